@@ -1,0 +1,122 @@
+"""The errors that a user can meet, each with its exit code.
+
+Every error names what is wrong (`field` and `value`), why (`message`) and what to do (`fix`).
+Anything that is not a `JobError` is a defect of this project and ends with exit code 70.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+OK, USAGE, INTERNAL, STOPPED = 0, 2, 70, 143
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: where it is, what is there, why it is wrong and how to mend it."""
+
+    field: str
+    """Where: a JSON path (`$.train.learning_rate`), a URI, or a row (`train.jsonl:12`)."""
+    message: str
+    """Why it is wrong, in a few words that follow the field: `must be greater than 0`."""
+    value: str | None = None
+    """What was found there, as the user wrote it; None where there is nothing to show."""
+    fix: str | None = None
+    """What to do about it, as an instruction."""
+
+    def __str__(self) -> str:
+        found = f" (found {_shorten(self.value)})" if self.value is not None else ""
+        fix = f"\n    fix: {self.fix}" if self.fix else ""
+        return f"{self.field}: {self.message}{found}{fix}"
+
+
+class JobError(Exception):
+    """An error with an exit code of its own and one or more problems to show."""
+
+    exit_code = INTERNAL
+    title = "error"
+
+    def __init__(
+        self,
+        field: str,
+        message: str,
+        *,
+        value: object = None,
+        fix: str | None = None,
+    ) -> None:
+        shown = None if value is None else str(value)
+        self.problems: tuple[Problem, ...] = (Problem(field, message, shown, fix),)
+        super().__init__(str(self.problems[0]))
+
+    @classmethod
+    def from_problems(cls, problems: Sequence[Problem]) -> "JobError":
+        """One error that reports every problem found, in the order found."""
+        assert problems, "an error needs at least one problem"
+        error = cls.__new__(cls)
+        error.problems = tuple(problems)
+        Exception.__init__(error, "\n".join(str(problem) for problem in problems))
+        return error
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class UsageError(JobError):
+    """The command line makes no sense."""
+
+    exit_code = USAGE
+    title = "usage"
+
+
+class SpecError(JobError):
+    """The spec is invalid."""
+
+    exit_code = 10
+    title = "invalid spec"
+
+
+class DataError(JobError):
+    """The data is invalid: too many bad rows, no rows, no trained token."""
+
+    exit_code = 11
+    title = "invalid data"
+
+
+class InputError(JobError):
+    """An input is missing, or access to it is denied."""
+
+    exit_code = 12
+    title = "input unavailable"
+
+
+class OutOfMemoryError(JobError):
+    """The work does not fit into the machine's memory."""
+
+    exit_code = 20
+    title = "out of memory"
+
+
+class StorageError(JobError):
+    """Storage failed after retries."""
+
+    exit_code = 21
+    title = "storage failed"
+
+
+class ProofError(JobError):
+    """What was exported is not what was trained."""
+
+    exit_code = 30
+    title = "export proof failed"
+
+
+class Stopped(JobError):
+    """SIGTERM arrived; what could be kept was stored."""
+
+    exit_code = STOPPED
+    title = "stopped"
+
+
+def _shorten(value: str, limit: int = 160) -> str:
+    """The value on one line, cut in the middle where it is longer than `limit` characters."""
+    line = " ".join(value.split()) or repr(value)
+    return line if len(line) <= limit else f"{line[: limit - 30]} … {line[-25:]}"

@@ -1,0 +1,209 @@
+"""What the job says while it runs, on standard error.
+
+A progress bar and short coloured lines on a terminal; elsewhere one structured line an event,
+as text (`12:00:01 INFO train step=3 loss=0.41`) or as JSON. Secrets are replaced by their names
+before anything is written.
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Format = Literal["auto", "text", "json"]
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+RANK: dict[str, int] = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
+STYLE: dict[str, str] = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold red"}
+
+_SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY)", re.I)
+_URL_USERINFO = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_SHORTEST_SECRET = 6  # anything shorter would redact half of every ordinary line
+
+
+@dataclass
+class _State:
+    format: Format = "auto"
+    threshold: int = RANK["INFO"]
+    secrets: dict[str, str] = field(default_factory=dict)
+    console: "Console | None" = None
+
+
+_state = _State()
+
+
+def configure(format: Format = "auto", level: Level = "INFO") -> None:
+    """Sets how and how much is said, and learns the environment's secrets."""
+    _state.format, _state.threshold, _state.console = format, RANK[level], None
+    for name, value in os.environ.items():
+        if is_secret_name(name):
+            add_secret(name, value)
+    # Libraries speak only of what a user must act on; their tracebacks still reach --debug.
+    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name is taken to hold a secret."""
+    return bool(_SECRET_NAME.search(name))
+
+
+def add_secret(name: str, value: str) -> None:
+    """From now on `value` is written as `${name}` wherever it would appear."""
+    if len(value) >= _SHORTEST_SECRET:
+        _state.secrets[value] = name
+
+
+def redact(text: str) -> str:
+    """`text` without secrets: known values by their names, and passwords in URLs."""
+    for value in sorted(_state.secrets, key=len, reverse=True):
+        text = text.replace(value, "${" + _state.secrets[value] + "}")
+    return _URL_USERINFO.sub("***", text)
+
+
+def on_terminal() -> bool:
+    """Whether a person is watching: standard error is a terminal and no format was asked for."""
+    return _state.format == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def debug(event: str, **fields: object) -> None:
+    _write("DEBUG", event, fields)
+
+
+def info(event: str, **fields: object) -> None:
+    _write("INFO", event, fields)
+
+
+def warn(event: str, **fields: object) -> None:
+    _write("WARNING", event, fields)
+
+
+def error(event: str, **fields: object) -> None:
+    _write("ERROR", event, fields)
+
+
+def _write(level: Level, event: str, fields: dict[str, object]) -> None:
+    if RANK[level] < _state.threshold:
+        return
+    if on_terminal():
+        shown = "  ".join(f"[dim]{key}[/] {_escape(_text(value))}" for key, value in fields.items())
+        style = STYLE[level]
+        head = f"[{style}]{_escape(redact(event))}[/]" if style else _escape(redact(event))
+        _console().print(f"{head}  {redact(shown)}".rstrip(), soft_wrap=True)
+        return
+    if _state.format == "json":
+        record = {"time": _utc("%Y-%m-%dT%H:%M:%SZ"), "level": level, "event": event, **fields}
+        line = json.dumps(record, ensure_ascii=False, default=str)
+    else:
+        pairs = "".join(f" {key}={_quote(_text(value))}" for key, value in fields.items())
+        line = f"{_utc('%H:%M:%S')} {level} {event}{pairs}"
+    print(redact(line), file=sys.stderr, flush=True)
+
+
+def _console() -> "Console":
+    if _state.console is None:
+        from rich.console import Console  # 60 ms that piped commands need not pay
+
+        _state.console = Console(stderr=True, highlight=False)
+    return _state.console
+
+
+def _utc(pattern: str) -> str:
+    return time.strftime(pattern, time.gmtime())
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[\s\"=]", text) or not text else text
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+class Progress(Protocol):
+    """A long piece of work of known length."""
+
+    def advance(self, done: int = 1, **fields: object) -> None:
+        """Another `done` units are finished; `fields` is what to show of them now."""
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+    """Shows how far a piece of work is: a bar on a terminal, a line every ten seconds elsewhere."""
+    if on_terminal():
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeRemainingColumn(compact=True),
+            TextColumn("[dim]{task.fields[shown]}[/]"),
+        )
+        with RichProgress(*columns, console=_console(), transient=True) as bars:
+            yield _Bar(bars, bars.add_task(label, total=total, shown=""))
+    else:
+        yield _Lines(label, total, unit)
+
+
+class _Bar:
+    def __init__(self, bars: "object", task: int) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, done: int = 1, **fields: object) -> None:
+        shown = "  ".join(f"{key} {_text(value)}" for key, value in fields.items())
+        self._bars.update(self._task, advance=done, shown=shown)  # type: ignore[attr-defined]
+
+
+class _Lines:
+    def __init__(self, label: str, total: int, unit: str, every_seconds: float = 10.0) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._every, self._done = every_seconds, 0
+        self._started = self._last = time.monotonic()
+
+    def advance(self, done: int = 1, **fields: object) -> None:
+        self._done += done
+        now = time.monotonic()
+        if now - self._last < self._every and self._done < self._total:
+            return
+        self._last = now
+        rate = self._done / max(now - self._started, 1e-9)
+        left = max(self._total - self._done, 0) / rate
+        info(
+            self._label,
+            done=f"{self._done}/{self._total}",
+            rate=f"{rate:.3g} {self._unit}/s",
+            left=duration(left),
+            **fields,
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: `8.2s`, `3m20s`, `2h05m`."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
+    return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: `812 B`, `3.4 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,178 @@
+"""The spec as frozen values, one class per section, one field per key of the JSON Schema.
+
+Defaults live in the schema alone; by the time these are built every key is present. A test
+proves that names and types here and in the schema agree. Names are those of Transformers, TRL
+and PEFT wherever those have one.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    model_name_or_path: str
+    revision: str | None
+    family: str
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"]
+    experts_implementation: Literal["auto", "grouped_mm", "batched_mm", "eager"]
+    trust_remote_code: bool
+    init: Literal["pretrained", "random"]
+    engine: Literal["auto", "transformers", "unsloth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsSpec:
+    """Which column of a source holds what; None leaves it to the names people use."""
+
+    image: str | None
+    text: str | None
+    messages: str | None
+    id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormulasSpec:
+    """How `builtin://formulas` draws: read only for that source."""
+
+    seed: int
+    math_fontfamily: Literal["cm", "dejavusans", "dejavuserif", "stix", "stixsans"]
+    font_size: float
+    dpi: int
+    width: int
+    height: int
+    max_tokens: int
+    noise: float
+    """Standard deviation of the grey noise, as a share of full scale, 0 to 1."""
+    rotation: float
+    """Largest rotation either way, in degrees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+    uri: str
+    format: Literal["auto", "jsonl", "parquet", "builtin"]
+    split: str | None
+    columns: ColumnsSpec
+    limit: int | None
+    shuffle_seed: int | None
+    formulas: FormulasSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    train: SourceSpec
+    eval: SourceSpec | None
+    instruction: str
+    min_pixels: int | None
+    max_pixels: int | None
+    truncation_strategy: Literal["delete", "left", "right"]
+    max_bad_rows: int
+    eval_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    method: Literal["lora", "full"]
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+    bias: Literal["none", "all", "lora_only"]
+    target_modules: str | tuple[str, ...] | None
+    """None takes the family's named targets by the toggles; a string is a regular expression."""
+    target_parameters: tuple[str, ...] | None
+    use_rslora: bool
+    use_dora: bool
+    finetune_vision_layers: bool
+    finetune_language_layers: bool
+    finetune_attention_modules: bool
+    finetune_mlp_modules: bool
+    finetune_experts: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    per_device_train_batch_size: int
+    per_device_eval_batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_steps: int
+    num_train_epochs: float
+    max_steps: int
+    optim: str
+    weight_decay: float
+    max_grad_norm: float
+    seed: int
+    logging_steps: int
+    save_steps: int
+    save_total_limit: int
+    gradient_checkpointing: bool
+    max_length: int
+    packing: Literal[False]
+    router_aux_loss_coef: float | None
+    """None takes the checkpoint's own; 0 turns the auxiliary loss off."""
+    dataloader_num_workers: int
+    report_to: tuple[str, ...]
+    resume_from_checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSpec:
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    min_p: float
+    enable_thinking: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSpec:
+    max_samples: int
+    metrics: tuple[str, ...]
+    generation: GenerationSpec
+    baseline: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedSpec:
+    enabled: bool
+    dtype: Literal["float16", "bfloat16"]
+    max_shard_size: str
+    layout: Literal["transformers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    adapter: Literal[True]
+    """The adapter is always stored, and before the merge starts."""
+    merged: MergedSpec
+    verify: Literal["reload", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSpec:
+    workdir: str | None
+    """None is `work` under `cache_dir`."""
+    cache_dir: str
+    accelerator: Literal["auto", "cpu", "cuda", "rocm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    version: int
+    name: str
+    model: ModelSpec
+    data: DataSpec
+    lora: LoraSpec
+    train: TrainSpec
+    eval: EvalSpec
+    export: ExportSpec
+    output: OutputSpec
+    runtime: RuntimeSpec

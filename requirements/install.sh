@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Installs the locked packages into the Python given as $PYTHON (a virtual environment's, or a
+# container's). Makefile and container builds both call this, so they hold the same packages.
+#
+#   PYTHON       the interpreter to install into (required)
+#   ACCELERATOR  default | cuda | cpu | rocm. default and cuda take the plain wheels, which run on
+#                a CPU and on CUDA; cpu and rocm take torch from TORCH_INDEX
+#   TORCH_INDEX  the package index that holds that torch build
+#   EXTRAS       any of: dev gpu unsloth trackers
+set -euo pipefail
+cd "$(dirname "$0")"
+
+PYTHON=${PYTHON:?set PYTHON to the interpreter to install into}
+ACCELERATOR=${ACCELERATOR:-default}
+PIP=("$PYTHON" -m pip --disable-pip-version-check)
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 2; }
+pin() { grep -E "^$1==" torch.txt; }
+
+"$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
+    die "$PYTHON is Python $("$PYTHON" -V | cut -d' ' -f2); this project needs 3.11 or 3.12. Fix: make setup PYTHON=python3.12"
+
+locks=(-r base.txt)
+for extra in ${EXTRAS:-}; do
+    [ -f "$extra.txt" ] || die "EXTRAS names '$extra'; known: dev gpu unsloth trackers"
+    locks+=(-r "$extra.txt")
+done
+
+# pip before 24 backtracks on a set of this size even where everything is pinned.
+"${PIP[@]}" install -qq "pip==26.3"
+
+# --no-deps throughout: the locks are complete, and nothing may bring a torch of its own.
+say "installing the locked packages"
+"${PIP[@]}" install -qq --no-deps "${locks[@]}"
+
+case "$ACCELERATOR" in
+default | cuda)
+    say "installing $(pin torch), $(pin torchvision) (CUDA wheels; they run on a CPU too)"
+    "${PIP[@]}" install -qq --no-deps -r torch.txt ;;
+cpu | rocm)
+    [ -n "${TORCH_INDEX:-}" ] ||
+        die "ACCELERATOR=$ACCELERATOR needs TORCH_INDEX=<package index with that torch build>"
+    say "installing $(pin torch), $(pin torchvision) from TORCH_INDEX"
+    # Both from the one index in one step, so that they are of the same build; what else this torch
+    # needs of its own (pytorch-triton-rocm) comes with it, the rest is there already.
+    "${PIP[@]}" install -qq --index-url "$TORCH_INDEX" "$(pin torch)" "$(pin torchvision)" ;;
+*) die "ACCELERATOR=$ACCELERATOR is unknown; known: default cuda cpu rocm" ;;
+esac
+
+"$PYTHON" - <<'PY'
+import torch, torchvision
+built = [module.__version__.partition("+")[2] for module in (torch, torchvision)]
+if built[0] != built[1]:
+    raise SystemExit(f"setup: torch is build {built[0]!r} and torchvision {built[1]!r}; both must be of one build")
+torchvision.ops.nms  # fails to resolve where the two do not belong together
+found = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
+print(f"torch {torch.__version__} ({found} build), torchvision {torchvision.__version__}, "
+      f"{torch.cuda.device_count()} GPU(s)")
+PY

@@ -1,0 +1,63 @@
+"""Writes the lock files of this folder from pyproject.toml: exact pins, no index addresses.
+
+    python requirements/lock.py            (needs uv on the PATH; `make lock` brings it)
+
+One resolution for Linux covers every extra, at the oldest Python supported (what it picks
+installs on 3.12 too), so that no extra can move a base package. It is then split by who installs what:
+
+    torch.txt      torch, torchvision and what only they need: replaced as a whole by
+                   `make setup ACCELERATOR=rocm|cpu TORCH_INDEX=...`
+    base.txt       everything else the job needs
+    <extra>.txt    what the extra adds to the two above
+
+All of them are installed with `pip --no-deps`, so nothing later can replace torch.
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ROOT / "requirements"
+TORCH_STACK = re.compile(r"^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==")
+HEADER = "# Made by requirements/lock.py from pyproject.toml; do not edit.\n"
+
+
+def resolve(extras: list[str], constraints: list[str]) -> list[str]:
+    """The pins, one a line with its environment marker, for the base and the extras named."""
+    command = ["uv", "pip", "compile", "--quiet", "--python-version", "3.11"]
+    command += ["--python-platform", "x86_64-manylinux_2_28"]
+    command += ["--no-header", "--no-annotate", "pyproject.toml"]
+    for extra in extras:
+        command += ["--extra", extra]
+    if constraints:
+        command += ["--constraint", "-"]
+    done = subprocess.run(
+        command, cwd=ROOT, input="\n".join(constraints), capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout.splitlines()
+
+
+def write(name: str, pins: list[str]) -> None:
+    (LOCKS / f"{name}.txt").write_text(HEADER + "\n".join(pins) + "\n", encoding="utf-8")
+    print(f"requirements/{name}.txt  {len(pins)} packages")
+
+
+def main() -> None:
+    extras = list(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    )
+    everything = resolve(extras, [])
+    base = resolve([], everything)
+    write("torch", [pin for pin in base if TORCH_STACK.match(pin)])
+    write("base", [pin for pin in base if not TORCH_STACK.match(pin)])
+    for extra in extras:
+        write(extra, [pin for pin in resolve([extra], everything) if pin not in base])
+
+
+if __name__ == "__main__":
+    main()
