@@ -33,7 +33,7 @@ class JobError(Exception):
     """An error with an exit code of its own and one or more problems to show."""
 
     exit_code = INTERNAL
-    title = "error"
+    title = "internal error"
 
     def __init__(
         self,

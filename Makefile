@@ -1,0 +1,71 @@
+# One command each; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON      ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,13))' 2>/dev/null && echo $$p && break; done)
+VENV        ?= .venv
+ACCELERATOR ?= default
+TORCH_INDEX ?=
+EXTRAS      ?=
+
+SPEC   ?= specs/latex.yaml
+OUTPUT ?=
+ARGS   ?=
+
+JOB   := $(VENV)/bin/python -m job
+LOCKS := $(wildcard requirements/*.txt) requirements/install.sh
+
+.PHONY: help run plan validate setup test test-slow test-gpu lint format lock clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.ready ## Run a job: make run SPEC=specs/latex.yaml [OUTPUT=URI] [ARGS="--set train.max_steps=5"]
+	$(JOB) run $(SPEC) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
+
+plan: $(VENV)/.ready ## Say what a run would do: make plan SPEC=...
+	$(JOB) plan $(SPEC) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
+
+validate: $(VENV)/.ready ## Check a spec: make validate SPEC=...
+	$(JOB) validate $(SPEC) $(ARGS)
+
+setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu unsloth trackers"]
+	@rm -f $(VENV)/.ready $(VENV)/.ready-dev
+	@$(MAKE) --no-print-directory $(VENV)/.ready
+
+# An environment that `make setup` made for another accelerator stays as it is: only a change of
+# the locks, or `make setup` itself, installs again.
+$(VENV)/.ready: $(LOCKS)
+	@test -n "$(PYTHON)" || { echo "setup: no Python 3.11 or 3.12 found. Fix: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@PYTHON=$(abspath $(VENV))/bin/python ACCELERATOR="$(ACCELERATOR)" TORCH_INDEX="$(TORCH_INDEX)" EXTRAS="$(EXTRAS)" requirements/install.sh
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt
+	@touch $@
+
+test: $(VENV)/.ready-dev lint ## Set up, lint and run the tests (no GPU, no network)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.ready-dev ## Run the tests that take minutes
+	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+
+test-gpu: $(VENV)/.ready-dev ## Run the tests that need a GPU
+	$(VENV)/bin/python -m pytest -m gpu $(ARGS)
+
+lint: $(VENV)/.ready-dev ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.ready-dev ## Format the code
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lock: $(VENV)/.ready ## Resolve the lock files anew from pyproject.toml
+	$(VENV)/bin/python -m pip install -qq uv
+	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,133 @@
+"""The seam between the job and a model family: what a family has to know, and nothing else.
+
+A family turns rows into tensors, names the modules that LoRA may adapt, and loads and writes its
+checkpoints. Everything else (training, evaluation, proofs) is written once, against this seam.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from job.prep.records import EncodedImage, Message, Row
+from job.spec.types import DataSpec, LoraSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+IGNORED = -100
+"""The label of a token that is not trained, as the cross-entropy of Transformers has it."""
+
+Batch = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model as the job starts from it."""
+
+    uri: str
+    directory: Path
+    config: dict[str, Any] = field(repr=False)
+    """The checkpoint's `config.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One row as tokens; images are still encoded bytes."""
+
+    id: str
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    """`IGNORED` for every token that is not part of an answer; as long as `input_ids`."""
+    images: tuple[EncodedImage, ...]
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTargets:
+    """What an adapter will adapt, by full module and parameter name."""
+
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    groups: dict[str, int]
+    """How many of them by group, for people: `{"language attention": 16, …}`."""
+
+
+class Family(Protocol):
+    """A model family bound to one checkpoint's processor."""
+
+    name: str
+    processor: Any
+    """The checkpoint's processor; its `tokenizer` decodes."""
+
+    @staticmethod
+    def recognises(config: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this `config.json` belongs to the family."""
+
+    @classmethod
+    def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Family":
+        """The family with the checkpoint's tokenizer and image processor."""
+
+    def load(
+        self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+    ) -> "PreTrainedModel":
+        """The checkpoint's model, in evaluation mode."""
+
+    def initialise(
+        self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+    ) -> "PreTrainedModel":
+        """A model of the checkpoint's architecture with seeded random weights."""
+
+    def skeleton(self) -> "PreTrainedModel":
+        """The architecture on the meta device: names and shapes, no weights."""
+
+    def encode(self, row: Row) -> Encoded:
+        """The whole conversation, with the answers' tokens as labels.
+
+        Raises DataError where the row cannot be told apart from the model's own control tokens.
+        """
+
+    def encode_prompt(
+        self,
+        row_id: str,
+        messages: Sequence[Message],
+        images: Sequence[EncodedImage],
+        *,
+        enable_thinking: bool = False,
+    ) -> Encoded:
+        """The conversation up to where the next answer begins; no labels."""
+
+    def protects(self, token: int) -> bool:
+        """Whether truncation must keep this token, as an image's tokens."""
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """A training batch: right-padded, with labels and every input that `forward` takes."""
+
+    def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
+        """A generation batch: left-padded, without labels."""
+
+    @staticmethod
+    def keeps_fp32(name: str) -> bool:
+        """Whether the parameter of this name stays fp32 in every precision."""
+
+    def lora_targets(self, model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
+        """The modules and parameters that the spec's toggles or names select in this model."""
+
+    @staticmethod
+    def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
+        """Adds the router's auxiliary loss to the loss; None is the model's own weight, 0 off."""
+
+    def save(
+        self,
+        model: "PreTrainedModel",
+        state: dict[str, "torch.Tensor"],
+        directory: Path,
+        *,
+        dtype: "torch.dtype",
+        max_shard_size: str,
+    ) -> None:
+        """Writes `state` as a checkpoint with config, processor and tokenizer."""

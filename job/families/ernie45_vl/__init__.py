@@ -1,0 +1,265 @@
+"""ERNIE-4.5-VL: the native `ernie4_5_vl_moe` classes of Transformers, without remote code."""
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.errors import DataError, InputError
+from job.families.base import IGNORED, Batch, Checkpoint, Encoded, LoraTargets
+from job.families.ernie45_vl import chat
+from job.prep.records import EncodedImage, Message, Row
+from job.spec.types import DataSpec, LoraSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+# Router gates and their correction bias decide by small differences; every layout keeps them fp32.
+_FP32 = re.compile(r"mlp\.(text_moe|vision_moe)\.gate\.")
+
+
+class Ernie45VL:
+    """The family bound to one checkpoint."""
+
+    name = "ernie45_vl"
+
+    def __init__(self, checkpoint: Checkpoint, processor: Any) -> None:
+        self._checkpoint = checkpoint
+        self.processor = processor
+        self._special = tuple(processor.tokenizer.all_special_tokens)
+
+    @staticmethod
+    def recognises(config: dict[str, Any]) -> bool:
+        return config.get("model_type") == "ernie4_5_vl_moe"
+
+    @classmethod
+    def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Ernie45VL":
+        from transformers import Ernie4_5_VLMoeProcessor
+
+        try:
+            processor = Ernie4_5_VLMoeProcessor.from_pretrained(checkpoint.directory)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(
+                checkpoint.uri,
+                f"its processor cannot be read: {error}",
+                fix="it needs processor_config.json, tokenizer.json and chat_template.jinja",
+            ) from error
+        size = dict(processor.image_processor.size)
+        if data.min_pixels is not None:
+            size["shortest_edge"] = data.min_pixels
+        if data.max_pixels is not None:
+            size["longest_edge"] = data.max_pixels
+        processor.image_processor.size = type(processor.image_processor.size)(**size)
+        return cls(checkpoint, processor)
+
+    # --- the model -------------------------------------------------------------------------
+
+    def load(
+        self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+    ) -> "PreTrainedModel":
+        from transformers import Ernie4_5_VLMoeForConditionalGeneration
+
+        directory = self._checkpoint.directory
+        if not any(directory.glob("*.safetensors")):
+            raise InputError(
+                self._checkpoint.uri,
+                "holds no .safetensors weights",
+                fix="name a checkpoint with weights, or start from random ones: model.init: random",
+            )
+        model, report = Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(
+            directory,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+        _refuse_incomplete(self._checkpoint.uri, report)
+        return model.eval()
+
+    def initialise(
+        self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+    ) -> "PreTrainedModel":
+        import torch
+        from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
+
+        config = Ernie4_5_VLMoeConfig.from_pretrained(self._checkpoint.directory)
+        # On the CPU in fp32 whatever the machine, so that a seed means one set of weights.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = Ernie4_5_VLMoeForConditionalGeneration._from_config(
+                config, dtype=torch.float32, **kwargs
+            )
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(device, None if self.keeps_fp32(name) else dtype)
+        return model.to(device).eval()
+
+    def skeleton(self) -> "PreTrainedModel":
+        import torch
+        from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
+
+        config = Ernie4_5_VLMoeConfig.from_pretrained(self._checkpoint.directory)
+        with torch.device("meta"):
+            return Ernie4_5_VLMoeForConditionalGeneration(config)
+
+    @staticmethod
+    def keeps_fp32(name: str) -> bool:
+        return bool(_FP32.search(name))
+
+    def lora_targets(self, model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
+        from job.families.ernie45_vl.targets import resolve
+
+        return resolve(model, lora)
+
+    @staticmethod
+    def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
+        if coefficient is not None:
+            model.router_aux_loss_coef = coefficient
+        model.config.text_config.output_router_logits = model.router_aux_loss_coef != 0
+
+    def save(
+        self,
+        model: "PreTrainedModel",
+        state: dict[str, "torch.Tensor"],
+        directory: Path,
+        *,
+        dtype: "torch.dtype",
+        max_shard_size: str,
+    ) -> None:
+        model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
+        self.processor.save_pretrained(directory)
+        # save_pretrained writes the dtype and the switches of the model in memory.
+        path = directory / "config.json"
+        config = json.loads(path.read_text())
+        name = str(dtype).removeprefix("torch.")
+        for section in (config, config["text_config"], config["vision_config"]):
+            section["dtype"] = name
+        config["text_config"].pop("output_router_logits", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    # --- rows ------------------------------------------------------------------------------
+
+    def encode(self, row: Row) -> Encoded:
+        self._refuse_control_tokens(row.id, row.messages)
+        images = _in_order(row.messages, row.images)
+        pending = iter(images)
+        ids: list[int] = []
+        labels: list[int] = []
+        for segment in chat.segments(self._template, row.messages):
+            tokens = self._tokenize(segment.text, pending)
+            ids += tokens
+            labels += tokens if segment.answer else [IGNORED] * len(tokens)
+        return Encoded(id=row.id, input_ids=tuple(ids), labels=tuple(labels), images=images)
+
+    def encode_prompt(
+        self,
+        row_id: str,
+        messages: Sequence[Message],
+        images: Sequence[EncodedImage],
+        *,
+        enable_thinking: bool = False,
+    ) -> Encoded:
+        self._refuse_control_tokens(row_id, messages)
+        ordered = _in_order(messages, images)
+        template = functools.partial(self._template, enable_thinking=enable_thinking)
+        ids = self._tokenize(chat.prompt(template, messages), iter(ordered))
+        return Encoded(
+            id=row_id, input_ids=tuple(ids), labels=(IGNORED,) * len(ids), images=ordered
+        )
+
+    def protects(self, token: int) -> bool:
+        """Whether truncation must keep this token: an image's tokens stay whole."""
+        processor = self.processor
+        return token in (
+            processor.image_token_id,
+            processor.image_start_token_id,
+            processor.image_end_token_id,
+        )
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        from job.families.ernie45_vl.collate import collate
+
+        return collate(rows, self.processor)
+
+    def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
+        from job.families.ernie45_vl.collate import collate_prompts
+
+        return collate_prompts(rows, self.processor)
+
+    def _template(
+        self,
+        turns: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        enable_thinking: bool = False,
+    ) -> str:
+        return self.processor.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
+        )
+
+    def _tokenize(self, text: str, images: Any) -> list[int]:
+        """The text's tokens, each image's placeholder as often as the image has tokens."""
+        image_token = self.processor.image_token_id
+        ids: list[int] = []
+        for token in self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]:
+            ids += [token] * (self._image_tokens(next(images)) if token == image_token else 1)
+        return ids
+
+    def _image_tokens(self, image: EncodedImage) -> int:
+        processor = self.processor.image_processor
+        limits = {
+            "min_pixels": processor.size["shortest_edge"],
+            "max_pixels": processor.size["longest_edge"],
+        }
+        patches = processor.get_number_of_image_patches(image.height, image.width, limits)
+        return int(patches // processor.merge_size**2)
+
+    def _refuse_control_tokens(self, row_id: str, messages: Sequence[Message]) -> None:
+        for message in messages:
+            for token in self._special:
+                if token in message.text:
+                    raise DataError(
+                        row_id,
+                        "the text holds a control token of the model",
+                        value=token,
+                        fix="remove it from the text; images are given as images",
+                    )
+
+
+def _in_order(
+    messages: Sequence[Message], images: Sequence[EncodedImage]
+) -> tuple[EncodedImage, ...]:
+    """The images in the order in which the conversation mentions them."""
+    return tuple(
+        images[part.image]
+        for message in messages
+        for part in message.parts
+        if part.image is not None
+    )
+
+
+def _refuse_incomplete(uri: str, report: dict[str, Any]) -> None:
+    kinds = {"missing_keys": "missing", "unexpected_keys": "not of this model"}
+    for key, meaning in kinds.items():
+        names = sorted(report.get(key) or ())
+        if names:
+            raise InputError(
+                uri,
+                f"{len(names)} tensors are {meaning}: {', '.join(names[:4])}"
+                + (" …" if len(names) > 4 else ""),
+                fix="check that the checkpoint was copied whole and belongs to its config.json",
+            )
+    mismatched = report.get("mismatched_keys") or ()
+    if mismatched:
+        raise InputError(
+            uri,
+            f"{len(mismatched)} tensors have another shape than config.json says: "
+            f"{sorted(str(item) for item in mismatched)[0]}",
+            fix="check that the weights belong to this config.json",
+        )

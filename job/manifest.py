@@ -1,0 +1,116 @@
+"""What is written down about files, stages and the run: digests, fingerprints, records."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["running", "succeeded", "failed", "preempted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """A file as it has to be: path relative to its tree, size in bytes, SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "FileDigest":
+        return cls(path=str(value["path"]), size=int(value["size"]), sha256=str(value["sha256"]))
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_tree(directory: Path) -> tuple[FileDigest, ...]:
+    """Every file under `directory`, sorted by path; read in parallel."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = list(pool.map(sha256_file, paths))
+    return tuple(
+        FileDigest(
+            path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=digest
+        )
+        for path, digest in zip(paths, digests, strict=True)
+    )
+
+
+def fingerprint(*parts: object) -> str:
+    """A digest of values that JSON can write; equal values, equal fingerprints."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """A finished stage: what it was made from, what it left, and when."""
+
+    name: str
+    fingerprint: str
+    started: str
+    seconds: float
+    files: tuple[FileDigest, ...]
+    """Paths relative to the output."""
+    summary: dict[str, Any]
+    """What later stages and readers need of it without its files."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "StageRecord":
+        return cls(
+            name=str(value["name"]),
+            fingerprint=str(value["fingerprint"]),
+            started=str(value["started"]),
+            seconds=float(value["seconds"]),
+            files=tuple(FileDigest.from_json(file) for file in value["files"]),
+            summary=dict(value["summary"]),
+        )
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """`run.json`: the state of the whole run, rewritten as it goes."""
+
+    name: str
+    command: str
+    status: Status
+    started: str
+    finished: str | None = None
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    throughput: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    error: list[dict[str, Any]] | None = None
+
+    def add(self, stage: StageRecord) -> None:
+        """Enters a finished stage, and what readers look for first of its summary."""
+        self.stages[stage.name] = stage
+        summary = stage.summary
+        if stage.name == "prep":
+            self.rows.update(summary["rows"])
+        elif stage.name == "baseline":
+            self.metrics["baseline"] = summary["metrics"]
+        elif stage.name == "eval":
+            self.metrics["final"] = summary["metrics"]
+        elif stage.name == "train":
+            self.rows["dropped_over_max_length"] = summary["dropped_rows"]
+            for key in ("tokens", "tokens_per_second", "seconds", "peak_memory_bytes"):
+                self.throughput[key] = summary[key]
+
+    def to_text(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
