@@ -1,0 +1,40 @@
+"""The seam between the job and what loads, adapts and trains a model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from job.families.base import Family, LoraTargets
+from job.spec.types import LoraSpec
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, Trainer
+
+
+class Engine(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> "torch.dtype": ...
+
+    @property
+    def device(self) -> "torch.device": ...
+
+    def load(self, family: Family) -> "PreTrainedModel":
+        """The family's checkpoint on this engine's device, frozen and in evaluation mode."""
+
+    def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
+        """The family's architecture with seeded random weights."""
+
+    def attach_adapter(
+        self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
+    ) -> "PeftModel":
+        """A new, seeded adapter on the model; only the adapter is trainable."""
+
+    def load_adapter(self, model: "PreTrainedModel", directory: Path) -> "PeftModel":
+        """A stored adapter on the model, in evaluation mode."""
+
+    def trainer_class(self) -> type["Trainer"]:
+        """The `Trainer` that runs this engine's step."""

@@ -1,0 +1,106 @@
+"""What the machine offers: a GPU by CUDA or ROCm, or a CPU."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from job.errors import SpecError
+from job.spec.types import ModelSpec, RuntimeSpec, TrainSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["cpu", "cuda", "rocm"]
+EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accelerator:
+    kind: Kind
+    name: str
+    memory_bytes: int
+    """Of one device; of the machine, for a CPU."""
+
+    @property
+    def device(self) -> "torch.device":
+        import torch
+
+        return torch.device("cpu" if self.kind == "cpu" else "cuda:0")
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory used so far: on the GPU, or by this process."""
+        import torch
+
+        if self.kind == "cpu":
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return int(torch.cuda.max_memory_reserved())
+
+
+def detect(runtime: RuntimeSpec) -> Accelerator:
+    """The accelerator to use.
+
+    Raises SpecError where the spec names one that this machine lacks.
+    """
+    import torch
+
+    found: Kind = "cpu"
+    if torch.cuda.is_available():
+        found = "rocm" if torch.version.hip else "cuda"
+    if runtime.accelerator not in ("auto", "cpu", found):
+        build = "ROCm" if torch.version.hip else "CUDA" if torch.version.cuda else "CPU"
+        raise SpecError(
+            "$.runtime.accelerator",
+            f"this machine has none; torch {torch.__version__} ({build} build) sees "
+            f"{torch.cuda.device_count()} GPUs",
+            value=runtime.accelerator,
+            fix="set it to auto, or install that build: make setup ACCELERATOR=…",
+        )
+    if found == "cpu" or runtime.accelerator == "cpu":
+        import platform
+
+        import psutil
+
+        name = platform.processor() or platform.machine()
+        return Accelerator(kind="cpu", name=name, memory_bytes=psutil.virtual_memory().total)
+    properties = torch.cuda.get_device_properties(0)
+    return Accelerator(kind=found, name=properties.name, memory_bytes=properties.total_memory)
+
+
+def resolve_dtype(model: ModelSpec, accelerator: Accelerator) -> "torch.dtype":
+    """The dtype of the weights: bf16 on a GPU and fp32 on a CPU, unless the spec says."""
+    import torch
+
+    if model.dtype != "auto":
+        return getattr(torch, model.dtype)
+    return torch.float32 if accelerator.kind == "cpu" else torch.bfloat16
+
+
+def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:
+    """The optimizer's name for Transformers.
+
+    Raises SpecError for one that the machine lacks, naming the one to take instead.
+    """
+    substitute = "adamw_torch" if accelerator.kind == "cpu" else "adamw_torch_fused"
+    eight_bit = accelerator.kind != "cpu" and _has_bitsandbytes()
+    if train.optim == "auto":
+        return "adamw_8bit" if eight_bit else substitute
+    if train.optim in EIGHT_BIT and not eight_bit:
+        reason = (
+            "8-bit optimizers need a GPU"
+            if accelerator.kind == "cpu"
+            else "8-bit optimizers need the package bitsandbytes (make setup EXTRAS=gpu)"
+        )
+        raise SpecError(
+            "$.train.optim",
+            reason,
+            value=train.optim,
+            fix=f"optim: {substitute} has the same update in fp32 state, or optim: auto chooses",
+        )
+    return train.optim
+
+
+def _has_bitsandbytes() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("bitsandbytes") is not None

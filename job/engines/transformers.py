@@ -1,0 +1,76 @@
+"""The plain engine: Transformers' native classes, PEFT and the Transformers `Trainer`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.families.base import Family, LoraTargets
+from job.spec.types import LoraSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersEngine:
+    model: ModelSpec
+    dtype: "torch.dtype"
+    device: "torch.device"
+    name: str = "transformers"
+
+    def load(self, family: Family) -> "PreTrainedModel":
+        model = family.load(dtype=self.dtype, device=self.device, **self._attention())
+        return self._prepared(model)
+
+    def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
+        model = family.initialise(
+            seed=seed, dtype=self.dtype, device=self.device, **self._attention()
+        )
+        return self._prepared(model)
+
+    def attach_adapter(
+        self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
+    ) -> "PeftModel":
+        import torch
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            bias=lora.bias,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            target_modules=list(targets.modules),
+            target_parameters=list(targets.parameters) or None,
+        )
+        # Drawn on the CPU whatever the device, so that a seed means one adapter.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
+
+    def load_adapter(self, model: "PreTrainedModel", directory: Path) -> "PeftModel":
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
+
+    def trainer_class(self) -> type["Trainer"]:
+        from transformers import Trainer
+
+        return Trainer
+
+    def _attention(self) -> dict[str, Any]:
+        chosen = self.model.attn_implementation
+        return {"attn_implementation": "sdpa" if chosen == "auto" else chosen}
+
+    def _prepared(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        chosen = self.model.experts_implementation
+        if chosen == "auto":
+            # One grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.
+            chosen = "eager" if self.device.type == "cpu" else "grouped_mm"
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation(chosen)
+        return model.requires_grad_(False)

@@ -1,0 +1,103 @@
+"""Predictions of a model on held-out rows: greedy or sampled answers, and the loss."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from job import log
+from job.families.base import IGNORED, Encoded, Family
+from job.prep.records import Row
+from job.spec.types import GenerationSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the model answered, in the rows' order, and how it did on the true answers."""
+
+    texts: tuple[str, ...]
+    loss: float
+    """Mean cross-entropy of an answer's token, over all answers' tokens."""
+    generated_tokens: int
+
+
+def answer_rows(
+    model: Any,
+    family: Family,
+    rows: Sequence[Row],
+    generation: GenerationSpec,
+    *,
+    batch_size: int,
+    label: str,
+) -> Answers:
+    """Answers every row and measures the loss of its true answer."""
+    model.eval()
+    texts: list[str] = []
+    nll, supervised, generated = 0.0, 0, 0
+    with log.progress(label, len(rows)) as bar:
+        for start in range(0, len(rows), batch_size):
+            part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+            prompts = [
+                family.encode_prompt(
+                    row.id,
+                    row.prompt,
+                    row.images,
+                    enable_thinking=generation.enable_thinking,
+                )
+                for row in part
+            ]
+            tokens = generate(model, family, prompts, generation)
+            generated += sum(len(row) for row in tokens)
+            texts += [
+                family.processor.tokenizer.decode(row, skip_special_tokens=True).strip()
+                for row in tokens
+            ]
+            part_nll, part_supervised = _loss(model, family, [family.encode(row) for row in part])
+            nll, supervised = nll + part_nll, supervised + part_supervised
+            bar.advance(len(part))
+    return Answers(
+        texts=tuple(texts),
+        loss=nll / supervised if supervised else math.nan,
+        generated_tokens=generated,
+    )
+
+
+def generate(
+    model: Any, family: Family, prompts: Sequence[Encoded], generation: GenerationSpec
+) -> list[list[int]]:
+    """The tokens that the model writes after each prompt, without the end token and padding."""
+    import torch
+
+    tokenizer = family.processor.tokenizer
+    batch = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
+    sampling: dict[str, Any] = {"do_sample": generation.do_sample}
+    if generation.do_sample:
+        sampling |= {"temperature": generation.temperature, "min_p": generation.min_p}
+    with torch.inference_mode():
+        output = model.generate(
+            **batch,
+            max_new_tokens=generation.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **sampling,
+        )
+    start = batch["input_ids"].shape[1]
+    return [_until_end(row, tokenizer.eos_token_id) for row in output[:, start:].tolist()]
+
+
+def _until_end(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def _loss(model: Any, family: Family, rows: Sequence[Encoded]) -> tuple[float, int]:
+    """The summed negative log-likelihood of the answers' tokens, and how many there are."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    batch = {k: v.to(model.device) for k, v in family.collate(rows).items()}
+    labels = batch.pop("labels")[:, 1:]  # (B, T-1)
+    with torch.inference_mode():
+        logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
+        chosen = labels != IGNORED
+        nll = cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
+    return float(nll), int(chosen.sum())

@@ -1,0 +1,184 @@
+"""The export stage: the stored adapter proven, then the merged weights written and proven."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job import log
+from job.engines.base import Engine
+from job.errors import ProofError
+from job.export.merged import digest, merge
+from job.export.proof import PROBES, Comparison, Outputs, compare, outputs, require_equal
+from job.families.base import Family
+from job.manifest import digest_tree
+from job.prep.records import Row
+from job.spec.types import JobSpec
+
+if TYPE_CHECKING:
+    import torch
+
+MERGED, PROOF = "merged", "export.json"
+Load = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was exported, and the figures that prove it; `export.json` holds the same."""
+
+    layout: str
+    dtype: str
+    tensors: int
+    adapted_tensors: int
+    changed_tensors: int
+    largest_change: float
+    bytes: int
+    seconds: float
+    verified: str
+    adapter_reloaded: Comparison | None
+    merged_reloaded: Comparison | None
+    trained_against_base: Comparison | None
+    tensors_checked: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def export(
+    spec: JobSpec,
+    engine: Engine,
+    family: Family,
+    probes: Sequence[Row],
+    adapter: Path | None,
+    directory: Path,
+    *,
+    load_trained: Load,
+    load_base: Load,
+    release: Callable[[], None],
+    bind_merged: Callable[[Path], Family],
+) -> ExportResult:
+    """Writes `merged/` under `directory` and proves it against the trained model.
+
+    `load_trained` gives the trained model, `load_base` the base without the adapter (for a full fine-tuning), `release` lets go of
+    the models in memory before the merged one is loaded. Raises ProofError where the merge equals
+    the base, differs from what was trained, or holds a value that is not finite.
+    """
+    import torch
+
+    started = time.monotonic()
+    verify = spec.export.verify != "none"
+    rows = list(probes[:PROBES])
+    dtype = getattr(torch, spec.export.merged.dtype)
+    expected = against_base = reloaded_adapter = None
+    trained = load_trained()
+    if verify:
+        expected = outputs(trained, family, rows)
+        against_base = compare(_base_outputs(trained, family, rows, load_base), expected)
+        if adapter is not None:
+            reloaded_adapter = _prove_adapter(trained, family, rows, adapter, expected)
+
+    result = merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
+    if adapter is not None and not result.changed:
+        raise ProofError(
+            "merged",
+            f"none of the {result.adapted} adapted tensors differs from the base after the cast "
+            f"to {spec.export.merged.dtype}: the training changed nothing that the export can hold",
+            fix="train for more steps or at a higher learning rate",
+        )
+    log.info(
+        "merged",
+        adapted=result.adapted,
+        changed=result.changed,
+        largest_change=result.largest_change,
+    )
+    target = directory / MERGED
+    family.save(
+        trained.get_base_model() if adapter is not None else trained,
+        result.state,
+        target,
+        dtype=dtype,
+        max_shard_size=spec.export.merged.max_shard_size,
+    )
+    digests, changed, adapted = result.digests, result.changed, result.adapted
+    largest = result.largest_change
+    del trained, result
+    release()
+
+    checked = 0
+    reloaded: Comparison | None = None
+    if expected is not None:
+        model = engine.load(bind_merged(target))
+        checked = _check_tensors(model, digests, dtype, family.keeps_fp32)
+        reloaded = compare(expected, outputs(model, family, rows))
+        del model
+        release()
+        require_equal("merged", reloaded, spec.export.merged.dtype)
+    files = digest_tree(target)
+    done = ExportResult(
+        layout=spec.export.merged.layout,
+        dtype=spec.export.merged.dtype,
+        tensors=len(digests),
+        adapted_tensors=adapted,
+        changed_tensors=changed,
+        largest_change=largest,
+        bytes=sum(file.size for file in files),
+        seconds=round(time.monotonic() - started, 3),
+        verified=spec.export.verify,
+        adapter_reloaded=reloaded_adapter,
+        merged_reloaded=reloaded,
+        trained_against_base=against_base,
+        tensors_checked=checked,
+    )
+    proof = json.dumps({**done.to_json(), "files": [f.to_json() for f in files]}, indent=2)
+    (target / PROOF).write_text(proof + "\n")
+    return done
+
+
+def _base_outputs(trained: Any, family: Family, rows: Sequence[Row], load_base: Load) -> Outputs:
+    if hasattr(trained, "disable_adapter"):
+        without: AbstractContextManager[Any] = trained.disable_adapter()
+        with without:
+            return outputs(trained, family, rows)
+    return outputs(load_base(), family, rows)
+
+
+def _prove_adapter(
+    trained: Any, family: Family, rows: Sequence[Row], adapter: Path, expected: Outputs
+) -> Comparison:
+    """Loads the stored adapter beside the trained one and compares what they say."""
+    trained.load_adapter(adapter, adapter_name="reloaded", is_trainable=False)
+    trained.set_adapter("reloaded")
+    try:
+        found = compare(expected, outputs(trained, family, rows))
+    finally:
+        trained.set_adapter("default")
+        trained.delete_adapter("reloaded")
+    require_equal("adapter", found, "float32")
+    return found
+
+
+def _check_tensors(
+    model: Any,
+    digests: dict[str, str],
+    dtype: "torch.dtype",
+    keeps_fp32: Callable[[str], bool],
+) -> int:
+    """Compares every reloaded tensor, bit by bit, with what the merge computed."""
+    import torch
+
+    checked = 0
+    for name, parameter in model.named_parameters():
+        stored = parameter.detach().to(torch.float32 if keeps_fp32(name) else dtype)
+        if digests.get(name) != digest(stored):
+            raise ProofError(
+                f"merged: {name}",
+                "the tensor on disk is not the one that was merged",
+                fix="check the disk; export again",
+            )
+        checked += 1
+    if checked != len(digests):
+        raise ProofError("merged", f"{len(digests) - checked} tensors were not written")
+    return checked

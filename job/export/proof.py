@@ -1,0 +1,127 @@
+"""Proof of what was exported: the reloaded model against the trained one and the base.
+
+A few held-out rows are the probes. On each, the logits at the answer's tokens and the greedy
+answer are compared. The tolerances are those of the arithmetic: what is stored with an 11-bit
+(fp16) or 8-bit (bf16) significand cannot give the same logits to the last digit, and may turn a
+greedy choice only where the trained model itself was undecided.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from job.errors import ProofError
+from job.families.base import IGNORED, Family
+from job.prep.records import Row
+
+if TYPE_CHECKING:
+    import torch
+
+PROBES = 4
+PROBE_TOKENS = 24
+
+# Relative RMS difference of logits that rounding the weights to the dtype may cause.
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """A model's outputs on the probes."""
+
+    logits: "torch.Tensor"
+    """(N, V): every answer token's logits, in fp32 on the CPU."""
+    answers: tuple[tuple[int, ...], ...]
+    margins: tuple[tuple[float, ...], ...]
+    """For each answer's token, how far its logit lies above the second best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How far one model's outputs are from another's."""
+
+    relative_rms: float
+    largest: float
+    same_top1: float
+    same_answers: int
+    decided_differently: int
+    """Answers that part at a token the reference chose by more than rounding."""
+    probes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
+    """What the model says on the probes."""
+    import torch
+
+    model.eval()
+    encoded = [family.encode(row) for row in rows]
+    batch = {k: v.to(model.device) for k, v in family.collate(encoded).items()}
+    labels = batch.pop("labels")[:, 1:]  # (B, T-1)
+    prompts = [family.encode_prompt(row.id, row.prompt, row.images) for row in rows]
+    asked = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
+    tokenizer = family.processor.tokenizer
+    with torch.inference_mode():
+        logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
+        written = model.generate(
+            **asked,
+            max_new_tokens=PROBE_TOKENS,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    top = torch.stack(written.logits, dim=1).float().topk(2).values  # (B, steps, 2)
+    margins = (top[..., 0] - top[..., 1]).cpu()  # (B, steps)
+    start = asked["input_ids"].shape[1]
+    return Outputs(
+        logits=logits[labels != IGNORED].float().cpu(),
+        answers=tuple(tuple(row) for row in written.sequences[:, start:].tolist()),
+        margins=tuple(tuple(row) for row in margins.tolist()),
+    )
+
+
+def compare(reference: Outputs, other: Outputs) -> Comparison:
+    """`other` against `reference`, both on the same probes."""
+    difference = other.logits - reference.logits  # (N, V)
+    scale = float(reference.logits.std()) or 1.0
+    largest = float(difference.abs().max())
+    same, decided = 0, 0
+    for expected, found, margins in zip(
+        reference.answers, other.answers, reference.margins, strict=True
+    ):
+        steps = min(len(expected), len(found))
+        parting = next((i for i in range(steps) if expected[i] != found[i]), None)
+        if parting is None:
+            same += 1
+        elif margins[parting] > 2 * largest:
+            decided += 1
+    return Comparison(
+        relative_rms=float(difference.pow(2).mean().sqrt()) / scale,
+        largest=largest,
+        same_top1=float((other.logits.argmax(-1) == reference.logits.argmax(-1)).float().mean()),
+        same_answers=same,
+        decided_differently=decided,
+        probes=len(reference.answers),
+    )
+
+
+def require_equal(what: str, found: Comparison, dtype: str) -> None:
+    """Raises ProofError where `found` is more than the rounding of `dtype` explains."""
+    limit = TOLERANCE[dtype]
+    if not found.relative_rms <= limit:
+        raise ProofError(
+            what,
+            f"its logits differ from the trained model's by {found.relative_rms:.2g} of their "
+            f"spread; rounding to {dtype} explains {limit:g}",
+            fix="do not serve it; export again, and report this with the run's export.json",
+        )
+    if found.decided_differently:
+        raise ProofError(
+            what,
+            f"{found.decided_differently} of {found.probes} greedy answers differ from the trained "
+            "model's at a token that it chose clearly",
+            fix="do not serve it; export again, and report this with the run's export.json",
+        )

@@ -1,0 +1,104 @@
+"""Checks on images as they come from data: read the bytes, never trust the name.
+
+The size is read from the header and checked before anything is decoded: a picture of a few
+kilobytes can unfold to gigabytes.
+"""
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+from job.prep.records import EncodedImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 64 * 2**20
+MAX_SIDE = 16_384
+MIN_SIDE = 2
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
+MAX_ASPECT_RATIO = 200  # the image processors of the Qwen and ERNIE families refuse more
+
+
+class ImageRefused(ValueError):
+    """The picture cannot be used; the text says why, for the list of rejects."""
+
+
+def inspect(data: bytes) -> EncodedImage:
+    """The bytes with the size that a decoder will give them.
+
+    Raises ImageRefused where the bytes are no whole picture of a known format within the limits.
+    """
+    import PIL.Image
+    from PIL import UnidentifiedImageError
+
+    if not data:
+        raise ImageRefused("image is empty (0 bytes)")
+    if len(data) > MAX_BYTES:
+        raise ImageRefused(f"image has {len(data)} bytes, more than {MAX_BYTES}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                _check_size(width, height)
+                # Decoded once here, to be sure: a truncated picture must not stop the training
+                # that comes hours later.
+                image.load()
+                if image.getexif().get(ORIENTATION, 1) in TURNED:
+                    width, height = height, width
+    except (UnidentifiedImageError, PIL.Image.DecompressionBombError) as error:
+        found = (
+            "too large"
+            if isinstance(error, PIL.Image.DecompressionBombError)
+            else _looks_like(data)
+        )
+        raise ImageRefused(f"image is not one of {', '.join(FORMATS)}: {found}") from error
+    except ImageRefused:
+        raise
+    except Exception as error:
+        raise ImageRefused(f"image is damaged: {error}") from error
+    return EncodedImage(data=data, width=width, height=height)
+
+
+def _check_size(width: int, height: int) -> None:
+    shape = f"image is {width}×{height} pixels"
+    if min(width, height) < MIN_SIDE:
+        raise ImageRefused(f"{shape}; the shorter side needs at least {MIN_SIDE}")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ImageRefused(
+            f"{shape}; at most {MAX_SIDE} a side and {MAX_PIXELS / 2**20:.0f} million in all"
+        )
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageRefused(f"{shape}; its sides differ by more than {MAX_ASPECT_RATIO} times")
+
+
+def _looks_like(data: bytes) -> str:
+    start = data[:256].lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        return "the bytes are an HTML page"
+    if start.startswith((b"<?xml", b"<svg")):
+        return "the bytes are XML or SVG"
+    return f"the bytes begin with {data[:8]!r}"
+
+
+def decode(image: EncodedImage) -> "Image":
+    """The pixels as an RGB `PIL.Image`, upright by EXIF and with transparency on white.
+
+    Raises ImageRefused where the pixels turn out to be damaged.
+    """
+    import PIL.Image
+    from PIL import ImageOps
+
+    try:
+        with PIL.Image.open(io.BytesIO(image.data), formats=FORMATS) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.has_transparency_data:
+                layer = upright.convert("RGBA")
+                flat = PIL.Image.new("RGBA", layer.size, "white")
+                return PIL.Image.alpha_composite(flat, layer).convert("RGB")
+            return upright.convert("RGB")
+    except Exception as error:
+        raise ImageRefused(f"image is damaged: {error}") from error

@@ -1,0 +1,223 @@
+"""The prep stage: sources in, checked rows in shards out."""
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from job import log
+from job.errors import DataError, Problem
+from job.inputs import StagedSource
+from job.prep import sources
+from job.prep.messages import Columns, RowRefused, to_row
+from job.prep.records import Reject, Row
+from job.prep.shards import Rows, ShardWriter, Split
+from job.prep.splits import content_key, held_out
+from job.spec.types import DataSpec, SourceSpec
+
+REJECTS, STATS = "rejects.jsonl", "stats.json"
+IN_FLIGHT = 64  # rows fetched ahead: enough to hide an object store's latency
+SHOWN_REJECTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """What prep leaves in `directory`: shards, `stats.json` and `rejects.jsonl`."""
+
+    directory: Path
+    train_rows: int
+    eval_rows: int
+    rejected_rows: int
+
+    def rows(self, split: Split) -> Rows:
+        return Rows(self.directory, split)
+
+
+class TooManyBadRows(DataError):
+    """More rows were refused than the spec allows; `rejects.jsonl` in `directory` lists them."""
+
+
+def prepare(
+    spec: DataSpec,
+    train: StagedSource,
+    evaluation: StagedSource | None,
+    directory: Path,
+    *,
+    seed: int,
+) -> PreparedData:
+    """Reads, checks and splits the sources into shards under `directory`.
+
+    Raises TooManyBadRows beyond `max_bad_rows`, and DataError where a split ends up empty or a
+    source has not the columns that the spec maps.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    rejects: list[Reject] = []
+    statistics = {"train": _Statistics(), "eval": _Statistics()}
+    writers: dict[Split, ShardWriter] = {
+        "train": ShardWriter(directory, "train"),
+        "eval": ShardWriter(directory, "eval"),
+    }
+
+    def keep(split: Split, row: Row) -> None:
+        writers[split].write(row)
+        statistics[split].add(row)
+
+    for row in _rows(spec, spec.train, train, rejects, "train"):
+        apart = evaluation is None and held_out(
+            content_key(row), fraction=spec.eval_fraction, seed=seed
+        )
+        keep("eval" if apart else "train", row)
+    if evaluation is not None:
+        assert spec.eval is not None
+        for row in _rows(spec, spec.eval, evaluation, rejects, "eval"):
+            keep("eval", row)
+    for writer in writers.values():
+        writer.close()
+
+    with (directory / REJECTS).open("w", encoding="utf-8") as lines:
+        for reject in rejects:
+            lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+    stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
+    stats["rejected"] = {
+        "rows": len(rejects),
+        "reasons": dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common()),
+    }
+    (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
+    _check(spec, rejects, writers["train"].rows, writers["eval"].rows)
+    return PreparedData(
+        directory=directory,
+        train_rows=writers["train"].rows,
+        eval_rows=writers["eval"].rows,
+        rejected_rows=len(rejects),
+    )
+
+
+def _check(spec: DataSpec, rejects: list[Reject], train_rows: int, eval_rows: int) -> None:
+    if len(rejects) > spec.max_bad_rows:
+        shown = [Problem(reject.id, reject.reason) for reject in rejects[:SHOWN_REJECTS]]
+        more = len(rejects) - len(shown)
+        summary = Problem(
+            "$.data.max_bad_rows",
+            f"{len(rejects)} of {len(rejects) + train_rows + eval_rows} rows cannot be used, "
+            f"more than the {spec.max_bad_rows} allowed",
+            fix=f"mend the rows listed in data/{REJECTS}, or allow them: "
+            f"--set data.max_bad_rows={len(rejects)}",
+        )
+        rest = [Problem("…", f"and {more} more")] if more else []
+        raise TooManyBadRows.from_problems([summary, *shown, *rest])
+    if not train_rows:
+        raise DataError(
+            "$.data.train", "has no usable row", fix="check `uri`, `limit` and the rows"
+        )
+    if not eval_rows:
+        raise DataError(
+            "$.data.eval" if spec.eval else "$.data.eval_fraction",
+            "leaves no row to evaluate on",
+            value=None if spec.eval else spec.eval_fraction,
+            fix="name a source in data.eval, or raise data.eval_fraction",
+        )
+
+
+def _rows(
+    spec: DataSpec,
+    source_spec: SourceSpec,
+    source: StagedSource,
+    rejects: list[Reject],
+    key: str,
+) -> Iterator[Row]:
+    """The source's rows in order; what cannot be one is appended to `rejects`."""
+    columns = _columns(source, source_spec, f"$.data.{key}")
+    total = sources.count(source, source_spec)
+
+    def fetch(path: str) -> bytes:
+        return sources.fetch_image(source, path)
+
+    def convert(record: sources.Record) -> Row | Reject:
+        if record.values is None:
+            return Reject(id=record.id, reason=record.problem or "unreadable")
+        named = record.values.get(columns.id) if columns.id else None
+        row_id = record.id if named is None else f"{record.id} ({named})"
+        try:
+            return to_row(
+                record.values,
+                columns,
+                row_id=row_id,
+                instruction=spec.instruction,
+                fetch=fetch,
+            )
+        except RowRefused as error:
+            return Reject(id=row_id, reason=str(error))
+
+    with log.progress(f"prep {key}", total) as bar:
+        for result in _ordered_map(convert, sources.read(source, source_spec)):
+            bar.advance()
+            if isinstance(result, Reject):
+                rejects.append(result)
+            else:
+                yield result
+
+
+def _columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
+    present = ("image", "text") if source.builtin else sources.columns(source, spec)
+    if not present:
+        raise DataError(field, "has no readable record", value=spec.uri, fix="check the file")
+    resolved = Columns.resolve(spec.columns, present)
+    if isinstance(resolved, str):
+        raise DataError(
+            f"{field}.columns",
+            f"there is no column `{resolved}`; the source has {', '.join(present)}",
+            value=spec.uri,
+            fix=f"map them, for example: columns: {{image: {present[0]}, text: {present[-1]}}}",
+        )
+    return resolved
+
+
+def _ordered_map(
+    convert: Callable[[sources.Record], Row | Reject], records: Iterator[sources.Record]
+) -> Iterator[Row | Reject]:
+    """Converts in threads, a bounded number ahead, and yields in order."""
+    pending: deque[Future[Row | Reject]] = deque()
+    with ThreadPoolExecutor(max_workers=8, thread_name_prefix="prep") as pool:
+        try:
+            for record in records:
+                pending.append(pool.submit(convert, record))
+                if len(pending) >= IN_FLIGHT:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+class _Statistics:
+    """Running figures of one split, without its rows in memory."""
+
+    def __init__(self) -> None:
+        self.rows = self.images = self.characters = self.longest = self.pixels = self.largest = 0
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.images += len(row.images)
+        self.characters += len(row.answer)
+        self.longest = max(self.longest, len(row.answer))
+        for image in row.images:
+            area = image.width * image.height
+            self.pixels += area
+            self.largest = max(self.largest, area)
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "rows": self.rows,
+            "images": self.images,
+            "answer_characters": {
+                "mean": round(self.characters / max(1, self.rows), 1),
+                "max": self.longest,
+            },
+            "image_pixels": {
+                "mean": round(self.pixels / max(1, self.images), 1),
+                "max": self.largest,
+            },
+        }

@@ -1,0 +1,116 @@
+"""A training row as the rest of the job sees it: a conversation and the pictures it mentions.
+
+Images stay encoded bytes and are decoded when a batch is made; the answer is what the assistant
+says in the last turn.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A piece of a message: text, or the row's image number `image`."""
+
+    text: str | None = None
+    image: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """The message's text without its images."""
+        return "".join(part.text for part in self.parts if part.text is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImage:
+    """An image file's bytes, with the size read from its header."""
+
+    data: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One example; `id` names where it came from (`train.jsonl:12`)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    images: tuple[EncodedImage, ...]
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """Everything before the last answer."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        """What the last turn, the assistant's, says."""
+        return self.messages[-1].text
+
+    def to_record(self) -> dict[str, object]:
+        """The row as the columns of a prepared shard."""
+        return {
+            "id": self.id,
+            "messages": json.dumps(
+                [
+                    {
+                        "role": message.role,
+                        "content": [
+                            {"type": "text", "text": part.text}
+                            if part.image is None
+                            else {"type": "image", "image": part.image}
+                            for part in message.parts
+                        ],
+                    }
+                    for message in self.messages
+                ],
+                ensure_ascii=False,
+            ),
+            "images": [
+                {"bytes": image.data, "width": image.width, "height": image.height}
+                for image in self.images
+            ],
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, object]) -> "Row":
+        """The row that `to_record` wrote."""
+        messages, images = record["messages"], record["images"]
+        assert isinstance(messages, str)
+        assert isinstance(images, list)
+        return cls(
+            id=str(record["id"]),
+            messages=tuple(
+                Message(
+                    role=message["role"],
+                    parts=tuple(
+                        Part(text=part.get("text"), image=part.get("image"))
+                        for part in message["content"]
+                    ),
+                )
+                for message in json.loads(messages)
+            ),
+            images=tuple(
+                EncodedImage(data=image["bytes"], width=image["width"], height=image["height"])
+                for image in images
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """A row that cannot be used, and why."""
+
+    id: str
+    reason: str

@@ -1,0 +1,99 @@
+"""Shows and records the training as it goes: loss, learning rate, tokens/s, memory, time left."""
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from job import log
+from job.engines.device import Accelerator
+
+
+class ProgressCallback(TrainerCallback):
+    """One bar on a terminal, structured lines elsewhere, and `history.jsonl` for the report."""
+
+    def __init__(self, accelerator: Accelerator, history: Path) -> None:
+        self._accelerator, self._history = accelerator, history
+        self._stack = ExitStack()
+        self._bar: log.Progress | None = None
+        self._started = self._logged = 0.0
+        self._tokens_at_log = 0
+        self._first_step = 0
+        self._shown: dict[str, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._first_step = state.global_step
+        # What a resumed training did before is in Trainer's own log, wherever that ran.
+        known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+        earlier = [entry for entry in state.log_history if "loss" in entry]
+        self._history.write_text(
+            "".join(json.dumps({k: e[k] for k in known if k in e}) + "\n" for e in earlier)
+        )
+        left = state.max_steps - state.global_step
+        self._bar = self._stack.enter_context(log.progress("train", left, "steps"))
+        self._started = self._logged = time.monotonic()
+        self._tokens_at_log = state.num_input_tokens_seen
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now = time.monotonic()
+        tokens = state.num_input_tokens_seen - self._tokens_at_log
+        record = {
+            "step": state.global_step,
+            "epoch": round(state.epoch or 0.0, 4),
+            "loss": float(logs["loss"]),
+            "learning_rate": float(logs["learning_rate"]),
+            "grad_norm": float(logs.get("grad_norm", 0.0)),
+            "tokens_per_second": round(tokens / max(now - self._logged, 1e-9), 1),
+            "memory_bytes": self._accelerator.peak_memory_bytes(),
+            "seconds": round(now - self._started, 3),
+        }
+        self._logged, self._tokens_at_log = now, state.num_input_tokens_seen
+        with self._history.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        done = state.global_step - self._first_step
+        left = (state.max_steps - state.global_step) * (now - self._started) / max(done, 1)
+        if not log.on_terminal():
+            log.info(
+                "train",
+                step=f"{state.global_step}/{state.max_steps}",
+                loss=record["loss"],
+                lr=record["learning_rate"],
+                tokens_s=record["tokens_per_second"],
+                memory=log.size(float(record["memory_bytes"])),
+                left=log.duration(left),
+            )
+        self._shown = {
+            "loss": record["loss"],
+            "lr": record["learning_rate"],
+            "tok/s": record["tokens_per_second"],
+            "mem": log.size(float(record["memory_bytes"])),
+        }
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._bar is not None and log.on_terminal():
+            self._bar.advance(1, **self._shown)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the bar; called too where training ends by an error."""
+        self._stack.close()

@@ -1,0 +1,105 @@
+"""Training checkpoints at the output: files first, `manifest.json` last.
+
+A checkpoint is believed only with its manifest, and only where every file has the size and
+digest that it names; `latest` passes over the others and says why.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from job import log, storage
+from job.errors import InputError, StorageError
+from job.manifest import FileDigest, digest_tree
+
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"^step-(\d+)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointStore:
+    """The checkpoints of one training, under `uri`, with its fingerprint."""
+
+    uri: str
+    fingerprint: str
+
+    def save(self, directory: Path, step: int) -> None:
+        """Stores the checkpoint in `directory` as `step-N`; visible only when whole."""
+        files = digest_tree(directory)
+        manifest = {
+            "step": step,
+            "fingerprint": self.fingerprint,
+            "files": [file.to_json() for file in files],
+        }
+        target = self._at(step)
+        storage.delete(storage.join(target, MANIFEST))
+        storage.upload_tree(directory, target)
+        storage.write_text(storage.join(target, MANIFEST), json.dumps(manifest, indent=2) + "\n")
+
+    def steps(self) -> tuple[int, ...]:
+        """The steps of which anything is stored, oldest first."""
+        found = {
+            int(match[1])
+            for entry in storage.list_files(self.uri)
+            if (match := _STEP.match(entry.path.split("/")[0]))
+        }
+        return tuple(sorted(found))
+
+    def latest(self, directory: Path) -> Path | None:
+        """Fetches the newest valid checkpoint of this training; None where there is none."""
+        for step in reversed(self.steps()):
+            problem = self._fetch(self._at(step), directory, any_fingerprint=False)
+            if problem is None:
+                return directory
+            log.warn("checkpoint skipped", step=step, reason=problem)
+        return None
+
+    def prune(self, keep: int) -> None:
+        """Removes all but the newest `keep` checkpoints, manifest first."""
+        for step in self.steps()[:-keep]:
+            storage.delete(storage.join(self._at(step), MANIFEST))
+            storage.delete_tree(self._at(step))
+
+    def fetch(self, uri: str, directory: Path) -> Path:
+        """Fetches the checkpoint at `uri`, which may be another training's.
+
+        Raises InputError where it is missing or damaged.
+        """
+        problem = self._fetch(uri, directory, any_fingerprint=True)
+        if problem is not None:
+            raise InputError(
+                "$.train.resume_from_checkpoint",
+                problem,
+                value=uri,
+                fix="name a folder checkpoints/step-N of a run, or use auto",
+            )
+        return directory
+
+    def _fetch(self, source: str, directory: Path, *, any_fingerprint: bool) -> str | None:
+        """Downloads a checkpoint; gives what is wrong with it, or None."""
+        try:
+            manifest = json.loads(storage.read_text(storage.join(source, MANIFEST)))
+            wanted = [FileDigest.from_json(file) for file in manifest["files"]]
+        except InputError:
+            return "it has no manifest, so it was not stored whole"
+        except (ValueError, KeyError, TypeError) as error:
+            return f"its manifest is unreadable: {error}"
+        if not any_fingerprint and manifest.get("fingerprint") != self.fingerprint:
+            return "it belongs to another spec, model or data set"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        try:
+            for file in wanted:
+                storage.download(storage.join(source, file.path), directory / file.path)
+        except (InputError, StorageError) as error:
+            return f"a file cannot be read: {error.problems[0].message}"
+        found = {file.path: file for file in digest_tree(directory)}
+        for file in wanted:
+            if found.get(file.path) != file:
+                return f"{file.path} is damaged: its digest is not the manifest's"
+        return None
+
+    def _at(self, step: int) -> str:
+        return storage.join(self.uri, f"step-{step}")

@@ -1,0 +1,130 @@
+"""Rows as Trainer sees them: encoded when asked for, and cut or dropped to fit `max_length`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from job import log
+from job.errors import DataError
+from job.families.base import IGNORED, Batch, Encoded, Family
+from job.prep.records import Row
+from job.spec.types import DataSpec, TrainSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The rows that fit, by their numbers, and how many do not."""
+
+    indices: tuple[int, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each row kept, after truncation."""
+    dropped: int
+
+
+def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -> Fitted:
+    """Which rows train, by their length in tokens; no image is decoded.
+
+    Raises DataError where a row holds control tokens of the model, or no row is left.
+    """
+    indices, lengths, dropped = [], [], 0
+    with log.progress("measure rows", len(rows)) as bar:
+        for index, row in enumerate(rows):
+            encoded = truncate(family.encode(row), family, data, train)
+            if encoded is None:
+                dropped += 1
+            else:
+                indices.append(index)
+                lengths.append(len(encoded.input_ids))
+            bar.advance()
+    if not indices:
+        raise DataError(
+            "$.train.max_length",
+            f"all {len(rows)} training rows are longer",
+            value=train.max_length,
+            fix="raise max_length, or lower data.max_pixels",
+        )
+    return Fitted(indices=tuple(indices), lengths=tuple(lengths), dropped=dropped)
+
+
+def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec) -> Encoded | None:
+    """The row within `max_length`; None where it has to be dropped.
+
+    Image tokens are never cut: an image with fewer tokens than pixels is another image.
+    """
+    excess = len(encoded.input_ids) - train.max_length
+    if excess <= 0:
+        return encoded
+    if data.truncation_strategy == "delete":
+        return None
+    cuttable = [i for i, token in enumerate(encoded.input_ids) if not family.protects(token)]
+    if len(cuttable) < excess:
+        return None
+    cut = set(cuttable[:excess] if data.truncation_strategy == "left" else cuttable[-excess:])
+    kept = [i for i in range(len(encoded.input_ids)) if i not in cut]
+    labels = tuple(encoded.labels[i] for i in kept)
+    if all(label == IGNORED for label in labels):
+        return None
+    return Encoded(
+        id=encoded.id,
+        input_ids=tuple(encoded.input_ids[i] for i in kept),
+        labels=labels,
+        images=encoded.images,
+    )
+
+
+class EncodedDataset:
+    """A map-style dataset of encoded rows; each is tokenized when it is asked for."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        fitted: Fitted,
+        encode: Callable[[Row], Encoded | None],
+    ) -> None:
+        self._rows, self._fitted, self._encode = rows, fitted, encode
+
+    def __len__(self) -> int:
+        return len(self._fitted.indices)
+
+    def __getitem__(self, index: int) -> Encoded:
+        encoded = self._encode(self._rows[self._fitted.indices[index]])
+        assert encoded is not None, "a row that fitted once fits again"
+        return encoded
+
+
+class Collator:
+    """The family's collator, with the check that every batch trains something."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+
+    def __call__(self, rows: list[Encoded]) -> Batch:
+        if not any(row.trained_tokens for row in rows):
+            raise DataError(
+                ", ".join(row.id for row in rows),
+                "a batch has no trained token",
+                fix="these rows have no answer left within max_length; "
+                "set data.truncation_strategy: delete",
+            )
+        return self._family.collate(rows)
+
+
+def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
+    """One row as text with its trained tokens marked, for people to check before step 1."""
+    tokenizer = family.processor.tokenizer
+    pieces: list[dict[str, Any]] = []
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        trained = label != IGNORED
+        if pieces and pieces[-1]["trained"] == trained:
+            pieces[-1]["tokens"].append(token)
+        else:
+            pieces.append({"trained": trained, "tokens": [token]})
+    for piece in pieces:
+        piece["text"] = tokenizer.decode(piece["tokens"], skip_special_tokens=False)
+    return {
+        "row": encoded.id,
+        "tokens": len(encoded.input_ids),
+        "trained_tokens": encoded.trained_tokens,
+        "pieces": pieces,
+        "marked": "".join(f"⟦{p['text']}⟧" if p["trained"] else p["text"] for p in pieces),
+    }

@@ -1,0 +1,286 @@
+"""The train stage: a model, its data and the spec in; a trained adapter (or model) out."""
+
+import functools
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job import log, signals
+from job.engines.base import Engine
+from job.engines.device import Accelerator, resolve_optim
+from job.errors import OutOfMemoryError, Stopped
+from job.families.base import Family
+from job.prep.prepare import PreparedData
+from job.spec.types import JobSpec, TrainSpec
+from job.train.checkpoints import CheckpointStore
+from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+ADAPTER, WEIGHTS, TRAIN = "adapter", "weights", "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training did; its files are under the stage's directory."""
+
+    steps: int
+    resumed_from_step: int
+    epochs: float
+    rows: int
+    dropped_rows: int
+    first_loss: float
+    final_loss: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    optim: str
+    lora_targets: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(
+    spec: JobSpec,
+    engine: Engine,
+    accelerator: Accelerator,
+    family: Family,
+    model: Any,
+    data: PreparedData,
+    directory: Path,
+    scratch: Path,
+    store: CheckpointStore,
+) -> tuple[Any, TrainResult]:
+    """Trains `model` and leaves the adapter (or the weights), proof and history in `directory`.
+
+    Gives the trained model and what was done. Raises DataError where a batch trains nothing,
+    OutOfMemoryError where a step does not fit, and Stopped after SIGTERM with the checkpoint
+    stored.
+    """
+    optim = resolve_optim(spec.train, accelerator)
+    rows = data.rows("train")
+    fitted = fit(rows, family, spec.data, spec.train)
+    encode = functools.partial(_encode, family=family, spec=spec)
+    dataset = EncodedDataset(rows, fitted, encode)
+    notes = directory / TRAIN
+    notes.mkdir(parents=True, exist_ok=True)
+    proof = label_proof(dataset[0], family)
+    (notes / "label_proof.json").write_text(json.dumps(proof, indent=2, ensure_ascii=False) + "\n")
+    log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
+
+    targets: dict[str, int] = {}
+    if spec.lora.method == "lora":
+        resolved = family.lora_targets(model, spec.lora)
+        targets = resolved.groups
+        model = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
+    else:
+        model.requires_grad_(True)
+    family.set_router_aux_loss(_base(model), spec.train.router_aux_loss_coef)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    log.info(
+        "training",
+        rows=len(dataset),
+        dropped=fitted.dropped,
+        trainable=f"{trainable:,} of {total:,} ({trainable / total:.2%})",
+        optim=optim,
+        device=accelerator.name,
+    )
+
+    arguments = _arguments(spec.train, optim, engine, scratch, fitted)
+    trainer, progress, storing = _trainer(
+        engine, accelerator, family, model, dataset, arguments, notes, store, spec.train
+    )
+    resumed = _resume_point(spec.train, store, scratch)
+    started = time.monotonic()
+    try:
+        with signals.deferred():
+            outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    except (RuntimeError, MemoryError) as error:
+        _raise_if_out_of_memory(error, spec.train, accelerator)
+        raise
+    finally:
+        progress.close()
+    seconds = time.monotonic() - started
+    if signals.received() and trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(
+            str(signals.received()),
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            f"the checkpoint of step {storing.stored_step} is stored",
+            fix="run the same spec again; it resumes from there",
+        )
+
+    history = [json.loads(line) for line in (notes / "history.jsonl").read_text().splitlines()]
+    done = [entry["step"] for entry in history]
+    first_step = _step_of(resumed)
+    tokens = trainer.state.num_input_tokens_seen
+    result = TrainResult(
+        steps=trainer.state.global_step,
+        resumed_from_step=first_step,
+        epochs=round(trainer.state.epoch or 0.0, 4),
+        rows=len(dataset),
+        dropped_rows=fitted.dropped,
+        first_loss=history[0]["loss"] if done else math.nan,
+        final_loss=history[-1]["loss"] if done else math.nan,
+        tokens=tokens,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(_speed(outcome, trainer, seconds), 1),
+        peak_memory_bytes=accelerator.peak_memory_bytes(),
+        trainable_parameters=trainable,
+        total_parameters=total,
+        optim=optim,
+        lora_targets=targets,
+    )
+    _store_weights(spec, family, model, directory)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return model.eval(), result
+
+
+def _encode(row: Any, *, family: Family, spec: JobSpec) -> Any:
+    return truncate(family.encode(row), family, spec.data, spec.train)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _arguments(
+    spec: TrainSpec, optim: str, engine: Engine, scratch: Path, fitted: Fitted
+) -> "TrainingArguments":
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=spec.per_device_train_batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=spec.lr_scheduler_type,
+        warmup_steps=spec.warmup_steps,
+        num_train_epochs=spec.num_train_epochs,
+        max_steps=spec.max_steps,
+        optim=optim,
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        logging_steps=spec.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=spec.save_steps,
+        save_total_limit=1,  # of the local copies; the stored ones are pruned by the store
+        gradient_checkpointing=spec.gradient_checkpointing,
+        bf16=engine.dtype == torch.bfloat16,
+        use_cpu=engine.device.type == "cpu",
+        dataloader_num_workers=spec.dataloader_num_workers,
+        dataloader_pin_memory=engine.device.type != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        include_num_input_tokens_seen="non_padding",
+        report_to=list(spec.report_to) or "none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _trainer(
+    engine: Engine,
+    accelerator: Accelerator,
+    family: Family,
+    model: Any,
+    dataset: EncodedDataset,
+    arguments: "TrainingArguments",
+    notes: Path,
+    store: CheckpointStore,
+    spec: TrainSpec,
+) -> tuple["Trainer", Any, Any]:
+    from transformers.trainer_callback import PrinterCallback
+
+    from job.train.callbacks.progress import ProgressCallback
+    from job.train.callbacks.store import StoreCallback
+
+    progress = ProgressCallback(accelerator, notes / "history.jsonl")
+    storing = StoreCallback(store, spec.save_total_limit)
+    trainer = engine.trainer_class()(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(family),
+        callbacks=[storing, progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, progress, storing
+
+
+def _resume_point(spec: TrainSpec, store: CheckpointStore, scratch: Path) -> Path | None:
+    """The checkpoint to go on from, fetched; None to start anew."""
+    if spec.resume_from_checkpoint == "never":
+        return None
+    if spec.resume_from_checkpoint == "auto":
+        found = store.latest(scratch / "resume")
+    else:
+        found = store.fetch(spec.resume_from_checkpoint, scratch / "resume")
+    if found is None:
+        return None
+    state = json.loads((found / "trainer_state.json").read_text())
+    named = found.with_name(f"checkpoint-{state['global_step']}")
+    shutil.rmtree(named, ignore_errors=True)
+    found.rename(named)
+    log.info("resuming", step=state["global_step"])
+    return named
+
+
+def _step_of(resumed: Path | None) -> int:
+    return int(resumed.name.rpartition("-")[2]) if resumed else 0
+
+
+def _speed(outcome: Any, trainer: Any, seconds: float) -> float:
+    """Tokens a second of this session, without what was trained before a resume."""
+    before = getattr(trainer, "_initial_num_input_tokens_seen", 0)
+    return float((trainer.state.num_input_tokens_seen - before) / max(seconds, 1e-9))
+
+
+def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -> None:
+    if spec.lora.method == "lora":
+        model.save_pretrained(directory / ADAPTER, safe_serialization=True)
+        return
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    family.save(
+        model,
+        state,
+        directory / WEIGHTS,
+        dtype=next(model.parameters()).dtype,
+        max_shard_size=spec.export.merged.max_shard_size,
+    )
+
+
+def _raise_if_out_of_memory(
+    error: BaseException, spec: TrainSpec, accelerator: Accelerator
+) -> None:
+    import torch
+
+    out = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+    if not out and "can't allocate memory" not in str(error).lower():
+        return
+    rows = spec.per_device_train_batch_size
+    raise OutOfMemoryError(
+        "$.train.per_device_train_batch_size",
+        f"a training step does not fit into the {log.size(accelerator.memory_bytes)} "
+        f"of {accelerator.name}",
+        value=rows,
+        fix=(
+            f"--set train.per_device_train_batch_size={max(1, rows // 2)} "
+            f"--set train.gradient_accumulation_steps={spec.gradient_accumulation_steps * 2}"
+            if rows > 1
+            else "--set train.gradient_checkpointing=true, or lower data.max_pixels"
+        ),
+    ) from error
