@@ -8,6 +8,17 @@ from job.spec.types import ModelSpec
 
 def create(model: ModelSpec, accelerator: Accelerator) -> Engine:
     """The engine that the spec names; `auto` is the plain one."""
+    _quiet_libraries()
     return TransformersEngine(
         model=model, dtype=resolve_dtype(model, accelerator), device=accelerator.device
     )
+
+
+def _quiet_libraries() -> None:
+    """The job has its own bars and log; the libraries' would break their lines."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()

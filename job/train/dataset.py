@@ -1,5 +1,6 @@
 """Rows as Trainer sees them: encoded when asked for, and cut or dropped to fit `max_length`."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from job.errors import DataError
 from job.families.base import IGNORED, Batch, Encoded, Family
 from job.prep.records import Row
 from job.spec.types import DataSpec, TrainSpec
+
+_REPEATED = re.compile(r"(<\|[^|]+\|>)\1+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,9 @@ def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
         else:
             pieces.append({"trained": trained, "tokens": [token]})
     for piece in pieces:
-        piece["text"] = tokenizer.decode(piece["tokens"], skip_special_tokens=False)
+        text = tokenizer.decode(piece["tokens"], skip_special_tokens=False)
+        # An image is hundreds of equal tokens; people want their number.
+        piece["text"] = _REPEATED.sub(lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
     return {
         "row": encoded.id,
         "tokens": len(encoded.input_ids),

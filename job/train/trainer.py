@@ -110,6 +110,8 @@ def train(
         raise
     finally:
         progress.close()
+        # Its shapes are training's: generation feeds one token at a time.
+        family.set_router_aux_loss(_base(model), 0)
     seconds = time.monotonic() - started
     if signals.received() and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(
@@ -251,7 +253,7 @@ def _speed(outcome: Any, trainer: Any, seconds: float) -> float:
 
 def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -> None:
     if spec.lora.method == "lora":
-        model.save_pretrained(directory / ADAPTER, safe_serialization=True)
+        _store_adapter(spec, model, directory / ADAPTER)
         return
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     family.save(
@@ -261,6 +263,19 @@ def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -
         dtype=next(model.parameters()).dtype,
         max_shard_size=spec.export.merged.max_shard_size,
     )
+
+
+def _store_adapter(spec: JobSpec, model: Any, directory: Path) -> None:
+    model.peft_config["default"].base_model_name_or_path = spec.model.model_name_or_path
+    model.save_pretrained(directory, safe_serialization=True)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+    # PEFT writes sets in the order of the day; equal adapters shall be equal files.
+    path = directory / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for key, value in config.items():
+        if isinstance(value, list):
+            config[key] = sorted(value)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _raise_if_out_of_memory(

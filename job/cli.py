@@ -1,0 +1,224 @@
+"""The command line: what each command does is in its help, what it means in `docs/`."""
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from job import __version__, log
+from job.errors import OK, USAGE, JobError, OutOfMemoryError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from job.spec.load import LoadedSpec
+
+TERMINATION_LOG = Path("/dev/termination-log")
+TERMINATION_LIMIT = 4096  # bytes that the kubelet reads of it
+DEBUG = "--debug"
+
+app = typer.Typer(
+    name="job",
+    help="Fine-tunes a vision-language model from a YAML spec: prep, train, eval, export.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Spec = Annotated[str, typer.Argument(help="The spec, a YAML file by path or URI.", metavar="SPEC")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Overrides a key: --set train.max_steps=5", metavar="KEY=VALUE"),
+]
+OutputUri = Annotated[
+    str | None, typer.Option("--output", "-o", help="Where results go, in place of output.uri.")
+]
+
+
+@app.callback()
+def _options(
+    log_format: Annotated[
+        str, typer.Option(help="auto (a bar on a terminal, else text), text or json.")
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+    if log_format not in ("auto", "text", "json"):
+        raise UsageError("--log-format", "must be auto, text or json", value=log_format)
+    level: log.Level = "WARNING" if quiet else "DEBUG" if verbose or debug else "INFO"
+    log.configure(log_format, level)  # type: ignore[arg-type]
+
+
+@app.command()
+def run(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+    """Run every stage: prep → train → eval → export. Complete stages are skipped.
+
+    [dim]Example:[/] python -m job run specs/latex.yaml --set train.max_steps=5 --output /tmp/out
+    """
+    _pipeline("run", spec, set, output)
+
+
+@app.command()
+def prep(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+    """Read, check and split the data."""
+    _pipeline("prep", spec, set, output)
+
+
+@app.command()
+def train(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+    """Train, after prep; leaves the adapter."""
+    _pipeline("train", spec, set, output)
+
+
+@app.command(name="eval")
+def evaluate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+    """Evaluate before and after training."""
+    _pipeline("eval", spec, set, output)
+
+
+@app.command()
+def export(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+    """Write the merged weights and prove them against the trained model."""
+    _pipeline("export", spec, set, output)
+
+
+@app.command()
+def validate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+    """Check the spec; every problem at once."""
+    loaded = _load(spec, set, output)
+    keys = len(loaded.changed)
+    log.info(
+        f"{spec} is valid", name=loaded.spec.name, keys_set=keys, output=loaded.spec.output.uri
+    )
+
+
+@app.command()
+def plan(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+    """Say what a run would do, without doing it."""
+    from job.plan import plan as make
+
+    print(make(_load(spec, set, output)))
+
+
+@app.command()
+def infer(
+    spec: Spec,
+    image: Annotated[Path, typer.Option(help="The picture to read.")],
+    weights: Annotated[str, typer.Option(help="base, adapter or merged.")] = "adapter",
+    set: Sets = None,
+    output: OutputUri = None,
+) -> None:
+    """Answer for one image with the base, the adapter or the merged weights."""
+    from job.infer import infer as answer
+
+    print(answer(_load(spec, set, output), image, weights))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: Python, packages, accelerator, disk."""
+    from job.doctor import doctor as check
+
+    raise typer.Exit(check())
+
+
+@app.command()
+def schema() -> None:
+    """Print the spec's JSON Schema."""
+    from job.spec.validate import schema_text
+
+    print(schema_text(), end="")
+
+
+@app.command()
+def reference(
+    field: Annotated[str | None, typer.Argument(help="A key, such as train.optim.")] = None,
+) -> None:
+    """Print what a key of the spec means; all keys without one."""
+    from job.spec.reference import reference as describe
+
+    print(describe(field))
+
+
+def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | None) -> None:
+    loaded = _load(spec, sets, output)
+    from job import pipeline, signals
+
+    signals.install()
+    record = pipeline.run(loaded, command)
+    before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
+    for name in after:
+        if name != "rows":
+            was = f"{before[name]:.4g} → " if name in before else ""
+            log.info(f"{name}: {was}{after[name]:.4g}")
+    log.info("done", output=loaded.spec.output.uri)
+
+
+def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec":
+    from job import storage
+    from job.spec.load import load_spec
+
+    overrides = [*(sets or []), *([f"output.uri={output}"] if output else [])]
+    return load_spec(storage.read_text(spec), spec, overrides)
+
+
+def main() -> NoReturn:
+    """Runs the command line and leaves with the exit code of what happened."""
+    from typer.rich_utils import rich_format_error
+
+    try:
+        code = app(standalone_mode=False) or OK
+    except typer.TyperException as error:
+        rich_format_error(error)  # type: ignore[arg-type]
+        code = getattr(error, "exit_code", USAGE)
+    except JobError as error:
+        code = _report(error)
+    except Exception as error:  # noqa: BLE001 - the last stop: no traceback reaches a user unasked
+        code = _report(_translated(error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _report(error: JobError) -> int:
+    """Says what is wrong and leaves it for the kubelet; gives the exit code."""
+    if DEBUG in sys.argv:
+        traceback.print_exception(error)
+    text = log.redact(str(error))
+    log.error(f"{error.title} (exit {error.exit_code})")
+    print(text, file=sys.stderr)
+    if TERMINATION_LOG.exists():
+        message = f"{error.title}\n{text}".encode()[:TERMINATION_LIMIT]
+        TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
+    return error.exit_code
+
+
+def _translated(error: Exception) -> JobError:
+    """What a library raised, as an error of the job; the original is its cause."""
+    message = f"{type(error).__name__}: {error}"
+    found: JobError
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        found = OutOfMemoryError(
+            "memory",
+            message,
+            fix="lower train.per_device_train_batch_size, train.per_device_eval_batch_size or "
+            "data.max_pixels, or turn on train.gradient_checkpointing",
+        )
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        found = StorageError(
+            str(error.filename or "disk"),
+            "no space is left",
+            fix="free space, or set runtime.workdir",
+        )
+    else:
+        found = JobError("job", message, fix=f"run again with {DEBUG} and report the traceback")
+    found.__cause__ = error
+    return found

@@ -1,0 +1,74 @@
+"""`job infer`: one image, one answer, from what a run left at its output."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from job import storage
+from job.errors import DataError, InputError, UsageError
+from job.manifest import StageRecord
+from job.outputs import STAGES
+from job.pipeline import Pipeline
+from job.prep.images import ImageRefused, inspect
+from job.prep.records import Message, Part, Row
+from job.spec.load import LoadedSpec
+
+Weights = Literal["base", "adapter", "merged"]
+
+
+def infer(loaded: LoadedSpec, image: Path, weights: str) -> str:
+    """The model's answer to the spec's instruction about the image.
+
+    Raises InputError where the image or the weights are missing.
+    """
+    if weights not in ("base", "adapter", "merged"):
+        raise UsageError("--weights", "must be base, adapter or merged", value=weights)
+    row = _row(loaded, image)
+    pipeline = Pipeline(loaded, "infer")
+    model, family = _model(pipeline, weights)
+    from job.evaluation.generate import generate
+
+    generation = loaded.spec.eval.generation
+    prompt = family.encode_prompt(
+        row.id, row.messages, row.images, enable_thinking=generation.enable_thinking
+    )
+    [tokens] = generate(model, family, [prompt], generation)
+    return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def _row(loaded: LoadedSpec, path: Path) -> Row:
+    try:
+        image = inspect(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError("--image", "there is no such file", value=path) from error
+    except (ImageRefused, OSError) as error:
+        raise DataError("--image", str(error), value=path, fix="use a PNG or JPEG") from error
+    question = Message(role="user", parts=(Part(image=0), Part(text=loaded.spec.data.instruction)))
+    return Row(id=str(path), messages=(question,), images=(image,))
+
+
+def _model(pipeline: Pipeline, weights: str) -> tuple[Any, Any]:
+    if weights == "base":
+        return pipeline.models.base(), pipeline.family
+    stage = "train" if weights == "adapter" else "export"
+    marker = pipeline.output.at(STAGES, f"{stage}.json")
+    try:
+        record = StageRecord.from_json(json.loads(storage.read_text(marker)))
+    except InputError as error:
+        raise InputError(
+            pipeline.output.uri,
+            f"holds no finished {stage} stage",
+            fix=f"python -m job {stage} SPEC first, or --weights base",
+        ) from error
+    if weights == "adapter" and pipeline.spec.lora.method == "lora":
+        return (
+            pipeline.engine.load_adapter(
+                pipeline.models.base(), pipeline.output.fetch(record) / "adapter"
+            ),
+            pipeline.family,
+        )
+    folder = "merged" if weights == "merged" else "weights"
+    if not any(file.path.startswith(f"{folder}/") for file in record.files):
+        raise InputError(pipeline.output.uri, f"holds no {folder}/", fix="--weights adapter")
+    family = pipeline.bind(pipeline.output.fetch(record) / folder)
+    return pipeline.engine.load(family), family

@@ -1,0 +1,197 @@
+"""Inputs by URI: what the spec names is found, identified and brought to this machine.
+
+`find_*` are cheap: they list, and read no weights, so that a run whose stages are complete needs
+no download. `fetch_model` brings the files when a stage asks for them.
+"""
+
+import fnmatch
+import hashlib
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from job import log, storage
+from job.errors import InputError
+from job.manifest import digest_tree, fingerprint, sha256_file
+from job.spec.types import ModelSpec, SourceSpec
+
+BUILTIN = "builtin://"
+MODELS = Path(__file__).parent / "builtin"
+FORMULAS = "builtin://formulas"
+
+# Weights come as safetensors alone: the other formats run code when they are read.
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+CODE_FILES = ("*.py",)
+COMPLETE = ".complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInput:
+    """A checkpoint found, not yet fetched."""
+
+    uri: str
+    files: tuple[storage.Entry, ...]
+    digest: str
+    """Of the contents for a local checkpoint, of names, sizes and versions for a remote one."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedSource:
+    """A data source whose lists are on this machine; its images are fetched as they are read."""
+
+    uri: str
+    root: str
+    """The folder that relative image paths are resolved in."""
+    files: tuple[tuple[str, Path], ...]
+    """Name for messages, and local path."""
+    digest: str
+    builtin: bool
+
+
+def find_model(model: ModelSpec) -> ModelInput:
+    """The checkpoint that the spec names.
+
+    Raises InputError where it is missing, empty or not accessible.
+    """
+    uri = model.model_name_or_path
+    if uri.startswith(BUILTIN):
+        directory = MODELS / uri.removeprefix(BUILTIN)
+        return ModelInput(uri=uri, files=_entries(directory), digest=_digest_of(directory))
+    if uri.startswith("hf://") and model.revision is not None:
+        organisation, _, name = uri.removeprefix("hf://").partition("/")
+        repository, slash, rest = name.partition("/")
+        uri = f"hf://{organisation}/{repository}@{model.revision}{slash}{rest}"
+    patterns = MODEL_FILES + (CODE_FILES if model.trust_remote_code else ())
+    files = tuple(
+        file
+        for file in storage.list_files(uri)
+        if any(fnmatch.fnmatch(file.path, pattern) for pattern in patterns)
+    )
+    if not any(file.path == "config.json" for file in files):
+        raise InputError(
+            "$.model.model_name_or_path",
+            "there is no model: config.json is missing",
+            value=uri,
+            fix="name the folder or repository that holds config.json and *.safetensors",
+        )
+    if storage.is_local(uri):
+        directory = storage.local_path(uri)
+        digest = fingerprint([(file.path, sha256_file(directory / file.path)) for file in files])
+    else:
+        digest = fingerprint(uri, [(file.path, file.size, file.version) for file in files])
+    return ModelInput(uri=uri, files=files, digest=digest)
+
+
+def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
+    """The checkpoint's folder on this machine; downloaded once, whole or not at all."""
+    if model.uri.startswith(BUILTIN):
+        return MODELS / model.uri.removeprefix(BUILTIN)
+    if storage.is_local(model.uri):
+        return storage.local_path(model.uri)
+    directory = cache_dir / "models" / model.digest[:16]
+    if (directory / COMPLETE).exists():
+        return directory
+    free = shutil.disk_usage(_existing(cache_dir)).free
+    if free < model.size_bytes:
+        raise InputError(
+            "$.runtime.cache_dir",
+            f"the checkpoint needs {log.size(model.size_bytes)} and {log.size(free)} are free",
+            value=str(cache_dir),
+            fix="name a folder on a larger disk",
+        )
+    log.info("download model", uri=model.uri, size=log.size(model.size_bytes))
+    with log.progress("download", len(model.files), "files") as bar:
+        for _ in _parallel(
+            (storage.join(model.uri, file.path), directory / file.path, file.size)
+            for file in model.files
+        ):
+            bar.advance()
+    (directory / COMPLETE).touch()
+    return directory
+
+
+def stage_source(source: SourceSpec, cache_dir: Path, field: str) -> StagedSource:
+    """The source's lists on this machine.
+
+    Raises InputError where nothing is found or access is denied.
+    """
+    if source.uri == FORMULAS:
+        return StagedSource(
+            uri=source.uri, root=source.uri, files=(), digest=FORMULAS, builtin=True
+        )
+    uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source)
+    if not uris:
+        raise InputError(
+            f"{field}.uri", "nothing is there", value=source.uri, fix="check the path and the split"
+        )
+    files = []
+    for uri in uris:
+        if storage.is_local(uri):
+            path = storage.local_path(uri)
+            if not path.is_file():
+                raise InputError(f"{field}.uri", "there is no such file", value=uri)
+        else:
+            path = cache_dir / "data" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+            path = path / storage.name(uri)
+            storage.download(uri, path)
+        files.append((storage.name(uri), path))
+    return StagedSource(
+        uri=source.uri,
+        root=storage.parent(uris[0]),
+        files=tuple(files),
+        digest=fingerprint([(name, sha256_file(path)) for name, path in files]),
+        builtin=False,
+    )
+
+
+def _members(source: SourceSpec) -> tuple[str, ...]:
+    """The list itself, or where the URI names a folder, the lists in it (of the split)."""
+    if storage.is_file(source.uri):
+        return (source.uri,)
+    wanted = {"jsonl": (".jsonl",), "parquet": (".parquet",)}.get(
+        source.format, (".jsonl", ".parquet")
+    )
+    return tuple(
+        storage.join(source.uri, file.path)
+        for file in storage.list_files(source.uri)
+        if file.path.endswith(wanted)
+        and (source.split is None or storage.name(file.path).startswith(source.split))
+    )
+
+
+def _entries(directory: Path) -> tuple[storage.Entry, ...]:
+    if not directory.is_dir():
+        raise InputError(
+            "$.model.model_name_or_path",
+            "there is no such builtin model",
+            value=BUILTIN + directory.name,
+            fix=f"known: {', '.join(BUILTIN + path.name for path in sorted(MODELS.iterdir()))}",
+        )
+    return storage.list_files(str(directory))
+
+
+def _digest_of(directory: Path) -> str:
+    return fingerprint([(file.path, file.sha256) for file in digest_tree(directory)])
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _parallel(wanted: Iterable[tuple[str, Path, int]]) -> Iterable[None]:
+    def fetch(item: tuple[str, Path, int]) -> None:
+        uri, path, size = item
+        # A file of the right size is whole: downloads become visible only when they are.
+        if not (path.exists() and path.stat().st_size == size):
+            storage.download(uri, path)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        yield from pool.map(fetch, wanted)

@@ -1,0 +1,174 @@
+"""What a run leaves at `output.uri`: stages published whole, records, checksums, `_SUCCESS`.
+
+Every stage is made in a local folder and published file by file; its marker in `.stages/` comes
+last and names every file with its digest. Without the marker nothing of the stage is believed.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from job import log, storage
+from job.errors import InputError, StorageError
+from job.manifest import FileDigest, RunRecord, StageRecord, digest_tree
+
+STAGES = ".stages"
+RUN, RESOLVED, SUMS, SUCCESS = "run.json", "spec.resolved.yaml", "SHA256SUMS", "_SUCCESS"
+
+
+def utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@dataclass(kw_only=True)
+class Output:
+    """The output of one run, at `uri`, with its local working folder."""
+
+    uri: str
+    workdir: Path
+    run: RunRecord
+    _local: set[str] = field(default_factory=set)
+    _stale: dict[str, StageRecord | None] = field(default_factory=dict)
+
+    def open(self, resolved_spec: str) -> None:
+        """Takes the output: `_SUCCESS` is withdrawn first, then the spec and `run.json` stored."""
+        storage.check_access(self.uri, "write")
+        storage.delete(self.at(SUCCESS))
+        storage.write_text(self.at(RESOLVED), resolved_spec)
+        self.save_run()
+
+    def at(self, *parts: str) -> str:
+        return storage.join(self.uri, *parts)
+
+    def save_run(self) -> None:
+        storage.write_text(self.at(RUN), self.run.to_text())
+
+    def completed(self, name: str, fingerprint: str) -> StageRecord | None:
+        """The stage's record where it is complete with this fingerprint, else None."""
+        record = self._marked(name)
+        if record is None:
+            return None
+        if record.fingerprint != fingerprint:
+            log.info("inputs changed; the stage runs again", stage=name)
+            return None
+        sizes = {entry.path: entry.size for entry in self._listing(record)}
+        for file in record.files:
+            if sizes.get(file.path) != file.size:
+                log.warn(
+                    "a file is missing or cut; the stage runs again", stage=name, file=file.path
+                )
+                return None
+        return record
+
+    def directory(self, name: str) -> Path:
+        """An empty local folder for the stage to write into, as it will be under `uri`."""
+        path = self.workdir / "stages" / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
+
+    def withdraw(self, name: str) -> None:
+        """Removes the stage's marker before anything of it is written anew."""
+        self._stale[name] = self._marked(name)
+        storage.delete(self._marker(name))
+
+    def publish(
+        self, name: str, fingerprint: str, started: str, seconds: float, summary: dict[str, Any]
+    ) -> StageRecord:
+        """Uploads the stage's folder, then its marker."""
+        directory = self.workdir / "stages" / name
+        files = digest_tree(directory)
+        storage.upload_tree(directory, self.uri)
+        record = StageRecord(
+            name=name,
+            fingerprint=fingerprint,
+            started=started,
+            seconds=round(seconds, 3),
+            files=files,
+            summary=summary,
+        )
+        storage.write_text(self._marker(name), json.dumps(record.to_json(), indent=2) + "\n")
+        self._local.add(name)
+        # What an earlier making left and this one did not write again would mislead a reader.
+        stale = self._stale.pop(name, None)
+        written = {file.path for file in files}
+        for file in stale.files if stale else ():
+            if file.path not in written:
+                storage.delete(self.at(file.path))
+        return record
+
+    def publish_file(self, name: str, path: str) -> None:
+        """Uploads one file of an unfinished stage, for people to see why it failed."""
+        storage.upload(self.workdir / "stages" / name / path, self.at(path))
+
+    def fetch(self, record: StageRecord) -> Path:
+        """The stage's files in a local folder, downloaded and checked where they are not there.
+
+        Raises StorageError where a file's digest is not the one that the marker names.
+        """
+        directory = self.workdir / "stages" / record.name
+        if record.name in self._local:
+            return directory
+        if directory.is_dir() and digest_tree(directory) == record.files:
+            return directory
+        shutil.rmtree(directory, ignore_errors=True)
+        for file in record.files:
+            storage.download(self.at(file.path), directory / file.path)
+        self._check(record, directory)
+        self._local.add(record.name)
+        return directory
+
+    def finish(self, *, complete: bool) -> None:
+        """Writes the final `run.json`; then, for a complete run, `SHA256SUMS` and `_SUCCESS`."""
+        self.run.status, self.run.finished = "succeeded", utc_now()
+        self.save_run()
+        if not complete:
+            return
+        lines = sorted(
+            f"{file.sha256}  {file.path}"
+            for record in self.run.stages.values()
+            for file in record.files
+        )
+        storage.write_text(self.at(SUMS), "\n".join(lines) + "\n")
+        storage.write_text(self.at(SUCCESS), "")
+
+    def _marker(self, name: str) -> str:
+        return self.at(STAGES, f"{name}.json")
+
+    def _marked(self, name: str) -> StageRecord | None:
+        """What the stage's marker says, whatever its fingerprint."""
+        uri = self._marker(name)
+        try:
+            if not storage.is_file(uri):
+                return None
+            return StageRecord.from_json(json.loads(storage.read_text(uri)))
+        except (ValueError, KeyError, TypeError, InputError) as error:
+            log.warn("stage marker unreadable; the stage runs again", stage=name, reason=error)
+            return None
+
+    def _listing(self, record: StageRecord) -> tuple[storage.Entry, ...]:
+        roots = sorted({file.path.split("/")[0] for file in record.files})
+        entries: list[storage.Entry] = []
+        for root in roots:
+            uri = self.at(root)
+            if storage.is_file(uri):
+                entries.append(storage.Entry(path=root, size=storage.size(uri)))
+            elif storage.exists(uri):
+                entries += [
+                    storage.Entry(path=f"{root}/{entry.path}", size=entry.size)
+                    for entry in storage.list_files(uri)
+                ]
+        return tuple(entries)
+
+    def _check(self, record: StageRecord, directory: Path) -> None:
+        found: dict[str, FileDigest] = {file.path: file for file in digest_tree(directory)}
+        for file in record.files:
+            if found.get(file.path) != file:
+                raise StorageError(
+                    self.at(file.path),
+                    "the file is not the one that the stage stored: its digest differs",
+                    fix=f"delete {STAGES}/{record.name}.json at the output to make it again",
+                )

@@ -1,0 +1,300 @@
+"""The job, stage by stage: prep → baseline → train → eval → export, each made once.
+
+A stage whose marker at the output has its fingerprint is skipped. A fingerprint covers the code's
+version, the stage's part of the spec, and the digests of what it reads. Models are loaded when
+the first stage that runs needs one.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from job import __version__, families, inputs, log, provenance
+from job.errors import JobError, Stopped
+from job.manifest import RunRecord, fingerprint
+from job.outputs import Output, utc_now
+from job.prep.prepare import PreparedData, TooManyBadRows, prepare
+from job.spec.load import LoadedSpec, dump_resolved
+
+Stage = Literal["prep", "baseline", "train", "eval", "export"]
+
+# The stages that each command needs, in order.
+COMMANDS: Mapping[str, tuple[Stage, ...]] = {
+    "prep": ("prep",),
+    "train": ("prep", "train"),
+    "eval": ("prep", "baseline", "train", "eval"),
+    "export": ("prep", "train", "export"),
+    "run": ("prep", "baseline", "train", "eval", "export"),
+}
+
+# What of the train section changes nothing in the trained weights.
+UNTRAINED_KEYS = (
+    "per_device_eval_batch_size",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "dataloader_num_workers",
+    "report_to",
+    "resume_from_checkpoint",
+)
+
+
+def run(loaded: LoadedSpec, command: str = "run") -> RunRecord:
+    """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`."""
+    job = Pipeline(loaded, command)
+    try:
+        job.open()
+        for stage in COMMANDS[command]:
+            job.make(stage)
+        job.finish()
+    except BaseException as error:
+        job.fail(error)
+        raise
+    return job.record
+
+
+class Pipeline:
+    """One run of a spec: its inputs, its output, and a method for each stage."""
+
+    def __init__(self, loaded: LoadedSpec, command: str) -> None:
+        self.loaded, self.command = loaded, command
+        self.spec = loaded.spec
+        self.record = RunRecord(
+            name=self.spec.name, command=command, status="running", started=utc_now()
+        )
+        workdir = self.cache_dir / "work"
+        if self.spec.runtime.workdir is not None:
+            workdir = Path(self.spec.runtime.workdir).expanduser()
+        place = f"{self.spec.name}-{fingerprint(self.spec.output.uri)[:8]}"
+        self.output = Output(uri=self.spec.output.uri, workdir=workdir / place, run=self.record)
+
+    # --- the course of a run ---------------------------------------------------------------
+
+    def open(self) -> None:
+        """Finds every input and proves access to the output before any work is done."""
+        self.record.versions = provenance.versions()
+        self.record.machine = provenance.machine()
+        self.record.inputs = {
+            "model": {"uri": self.model_input.uri, "digest": self.model_input.digest},
+            "train": {"uri": self.train_source.uri, "digest": self.train_source.digest},
+        }
+        if self.eval_source is not None:
+            found = {"uri": self.eval_source.uri, "digest": self.eval_source.digest}
+            self.record.inputs["eval"] = found
+        log.info("run", name=self.spec.name, output=self.spec.output.uri)
+        self.output.open(dump_resolved(self.loaded))
+
+    def make(self, stage: Stage) -> None:
+        """Makes a stage, or finds it complete."""
+        if stage == "baseline" and not self.spec.eval.baseline:
+            return
+        wanted = self.fingerprint(stage)
+        found = self.output.completed(stage, wanted)
+        if found is not None:
+            log.info(f"{stage}: complete, skipped", made=found.started)
+        else:
+            log.info(f"{stage}: started")
+            work: Callable[[Path], dict[str, Any]] = getattr(self, f"_{stage}")
+            started, clock = utc_now(), time.monotonic()
+            self.output.withdraw(stage)
+            summary = work(self.output.directory(stage))
+            seconds = time.monotonic() - clock
+            found = self.output.publish(stage, wanted, started, seconds, summary)
+            log.info(f"{stage}: done", took=log.duration(seconds))
+        self.record.add(found)
+        self.output.save_run()
+
+    def finish(self) -> None:
+        self.output.finish(complete=self.command == "run")
+
+    def fail(self, error: BaseException) -> None:
+        """Records why the run ended; storage that fails now must not hide the first error."""
+        preempted = isinstance(error, Stopped | KeyboardInterrupt)
+        self.record.status = "preempted" if preempted else "failed"
+        self.record.finished = utc_now()
+        if isinstance(error, JobError):
+            self.record.error = [asdict(problem) for problem in error.problems]
+        else:
+            self.record.error = [{"message": f"{type(error).__name__}: {error}"}]
+        try:
+            if isinstance(error, TooManyBadRows):
+                self.output.publish_file("prep", "data/rejects.jsonl")
+            self.output.save_run()
+        except JobError as failed:
+            log.warn("run.json could not be stored", reason=failed)
+
+    # --- the stages: each fills a folder and gives its summary -----------------------------
+
+    def _prep(self, directory: Path) -> dict[str, Any]:
+        data = prepare(
+            self.spec.data,
+            self.train_source,
+            self.eval_source,
+            directory / "data",
+            seed=self.spec.train.seed,
+        )
+        rows = {"train": data.train_rows, "eval": data.eval_rows, "rejected": data.rejected_rows}
+        log.info("data", **rows)
+        return {"rows": rows}
+
+    def _baseline(self, directory: Path) -> dict[str, Any]:
+        return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
+
+    def _train(self, directory: Path) -> dict[str, Any]:
+        from job.train.checkpoints import CheckpointStore
+        from job.train.trainer import train
+
+        store = CheckpointStore(
+            uri=self.output.at("checkpoints"), fingerprint=self.fingerprint("train")
+        )
+        model, result = train(
+            self.spec,
+            self.engine,
+            self.accelerator,
+            self.family,
+            self.models.base(),
+            self.data,
+            directory,
+            self.output.workdir / "trainer",
+            store,
+        )
+        self.models.keep_trained(model)
+        log.info(
+            "trained",
+            steps=result.steps,
+            loss=f"{result.first_loss:.4g} → {result.final_loss:.4g}",
+            took=log.duration(result.seconds),
+            tokens_s=result.tokens_per_second,
+            peak_memory=log.size(result.peak_memory_bytes),
+        )
+        return result.to_json()
+
+    def _eval(self, directory: Path) -> dict[str, Any]:
+        return self._evaluate(self._trained_model(), directory, "final", "predictions")
+
+    def _export(self, directory: Path) -> dict[str, Any]:
+        from job.export.export import export
+
+        if not self.spec.export.merged.enabled:
+            return {"merged": False}
+        result = export(
+            self.spec,
+            self.engine,
+            self.family,
+            self.data.rows("eval"),
+            self._adapter_path(),
+            directory,
+            load_trained=self._trained_model,
+            load_base=self.models.base,
+            release=self.models.release,
+            bind_merged=self.bind,
+        )
+        return result.to_json()
+
+    def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
+        from job.evaluation.evaluate import evaluate, write
+
+        evaluation = evaluate(
+            model,
+            self.family,
+            self.data.rows("eval"),
+            self.spec.eval,
+            batch_size=self.spec.train.per_device_eval_batch_size,
+            label=f"evaluate {name}",
+        )
+        write(evaluation, directory, name, f"{file}.jsonl")
+        log.info(f"{name}", rows=len(evaluation.predictions), **evaluation.metrics)
+        return evaluation.summary()
+
+    # --- what stages are made from ---------------------------------------------------------
+
+    def fingerprint(self, stage: Stage) -> str:
+        """The identity of the stage's result: equal fingerprints, equal results."""
+        spec, model = asdict(self.spec), self.spec.model
+        start: list[Any] = [self.model_input.digest, model.init, model.family, model.dtype]
+        if model.init == "random":
+            start.append(self.spec.train.seed)
+        if stage == "prep":
+            evaluation = self.eval_source.digest if self.eval_source else None
+            digests = [self.train_source.digest, evaluation]
+            parts: list[Any] = [spec["data"], digests, self.spec.train.seed]
+        elif stage == "baseline":
+            parts = [self.fingerprint("prep"), start, spec["eval"]]
+        elif stage == "train":
+            trained = {k: v for k, v in spec["train"].items() if k not in UNTRAINED_KEYS}
+            parts = [self.fingerprint("prep"), start, spec["model"], spec["lora"], trained]
+        elif stage == "eval":
+            parts = [self.fingerprint("train"), spec["eval"]]
+        else:
+            parts = [self.fingerprint("train"), spec["export"]]
+        return fingerprint(__version__, stage, parts)
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path(self.spec.runtime.cache_dir).expanduser()
+
+    @cached_property
+    def model_input(self) -> inputs.ModelInput:
+        return inputs.find_model(self.spec.model)
+
+    @cached_property
+    def train_source(self) -> inputs.StagedSource:
+        return inputs.stage_source(self.spec.data.train, self.cache_dir, "$.data.train")
+
+    @cached_property
+    def eval_source(self) -> inputs.StagedSource | None:
+        if self.spec.data.eval is None:
+            return None
+        return inputs.stage_source(self.spec.data.eval, self.cache_dir, "$.data.eval")
+
+    @cached_property
+    def data(self) -> PreparedData:
+        directory = self.output.fetch(self.record.stages["prep"]) / "data"
+        rows = self.record.stages["prep"].summary["rows"]
+        return PreparedData(
+            directory=directory,
+            train_rows=rows["train"],
+            eval_rows=rows["eval"],
+            rejected_rows=rows["rejected"],
+        )
+
+    @cached_property
+    def accelerator(self) -> Any:
+        from job.engines.device import detect
+
+        return detect(self.spec.runtime)
+
+    @cached_property
+    def engine(self) -> Any:
+        from job import engines
+
+        return engines.create(self.spec.model, self.accelerator)
+
+    @cached_property
+    def family(self) -> families.Family:
+        directory = inputs.fetch_model(self.model_input, self.cache_dir)
+        return self.bind(directory, self.model_input.uri)
+
+    @cached_property
+    def models(self) -> Any:
+        from job.engines.models import Models
+
+        return Models(self.spec, self.engine, self.family)
+
+    def bind(self, directory: Path, uri: str | None = None) -> families.Family:
+        checkpoint = families.read_checkpoint(uri or str(directory), directory)
+        return families.bind(checkpoint, self.spec.model, self.spec.data)
+
+    def _trained_model(self) -> Any:
+        return self.models.trained(self._adapter_path(), self._family_of_weights)
+
+    def _adapter_path(self) -> Path | None:
+        if self.spec.lora.method == "full":
+            return None
+        return self.output.fetch(self.record.stages["train"]) / "adapter"
+
+    def _family_of_weights(self) -> families.Family:
+        return self.bind(self.output.fetch(self.record.stages["train"]) / "weights")

@@ -1,0 +1,117 @@
+"""`job plan`: what a run would do, from headers and lists alone: no weights, no training."""
+
+import math
+from typing import Any
+
+from job import log
+from job.pipeline import COMMANDS, Pipeline
+from job.prep import sources
+from job.spec.load import LoadedSpec
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def plan(loaded: LoadedSpec) -> str:
+    """The plan as text: settings, data, model, stages.
+
+    Raises InputError where an input is missing.
+    """
+    pipeline = Pipeline(loaded, "plan")
+    sections = {
+        "settings that differ from the defaults": _settings(loaded),
+        "data": _data(pipeline),
+        "model": _model(pipeline),
+        "stages": _stages(pipeline),
+    }
+    lines = [f"plan of {loaded.spec.name} → {loaded.spec.output.uri}"]
+    for title, rows in sections.items():
+        width = max((len(name) for name, _ in rows), default=0)
+        lines += ["", title]
+        lines += [f"  {name:<{width}}  {value}" for name, value in rows]
+    return log.redact("\n".join(lines))
+
+
+def _settings(loaded: LoadedSpec) -> list[tuple[str, str]]:
+    def value(path: str) -> Any:
+        found: Any = loaded.resolved
+        for key in path.split("."):
+            found = found[key]
+        return found
+
+    return [(path, str(value(path))) for path in loaded.changed]
+
+
+def _data(pipeline: Pipeline) -> list[tuple[str, str]]:
+    spec = pipeline.spec
+    total = sources.count(pipeline.train_source, spec.data.train)
+    if pipeline.eval_source is not None:
+        assert spec.data.eval is not None
+        held_out = sources.count(pipeline.eval_source, spec.data.eval)
+        train_rows = total
+    else:
+        held_out = round(total * spec.data.eval_fraction)
+        train_rows = total - held_out
+    a_step = spec.train.per_device_train_batch_size * spec.train.gradient_accumulation_steps
+    an_epoch = math.ceil(train_rows / a_step)
+    steps = spec.train.max_steps
+    if steps < 0:
+        steps = math.ceil(an_epoch * spec.train.num_train_epochs)
+    about = "" if pipeline.eval_source is not None else "about "
+    return [
+        ("train rows", f"{about}{train_rows:,}  ({pipeline.train_source.uri})"),
+        (
+            "held-out rows",
+            f"{about}{held_out:,}, of which {spec.eval.max_samples} at most are asked",
+        ),
+        ("rows a step", f"{a_step}"),
+        ("steps", f"{steps:,} of {an_epoch:,} an epoch ({steps / max(1, an_epoch):.2f} epochs)"),
+    ]
+
+
+def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
+    spec = pipeline.spec
+    skeleton = pipeline.family.skeleton()
+    total = sum(parameter.numel() for parameter in skeleton.parameters())
+    rows = [
+        ("family", f"{pipeline.family.name}, {total / 1e6:,.1f} M parameters"),
+        ("checkpoint", f"{pipeline.model_input.uri} ({log.size(pipeline.model_input.size_bytes)})"),
+        ("device", f"{pipeline.accelerator.kind}: {pipeline.accelerator.name}"),
+        ("dtype", str(pipeline.engine.dtype).removeprefix("torch.")),
+    ]
+    if spec.lora.method == "lora":
+        targets = pipeline.family.lora_targets(skeleton, spec.lora)
+        trainable = _adapter_parameters(skeleton, targets.modules, targets.parameters, spec.lora.r)
+        rows += [(f"lora: {group}", f"{count} tensors") for group, count in targets.groups.items()]
+        rows += [
+            ("trainable", f"{trainable:,} ({trainable / total:.2%})"),
+            ("adapter/", log.size(trainable * 4)),
+        ]
+    if spec.export.merged.enabled:
+        dtype = spec.export.merged.dtype
+        rows.append(("merged/", f"{log.size(total * BYTES[dtype])} in {dtype}"))
+    return rows
+
+
+def _adapter_parameters(
+    skeleton: Any, modules: tuple[str, ...], parameters: tuple[str, ...], rank: int
+) -> int:
+    """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
+    named = dict(skeleton.named_modules())
+    count = sum(rank * (named[name].in_features + named[name].out_features) for name in modules)
+    tensors = dict(skeleton.named_parameters())
+    for name in parameters:
+        *experts, rows, columns = tensors[name].shape
+        count += math.prod(experts) * rank * (rows + columns)
+    return count
+
+
+def _stages(pipeline: Pipeline) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for stage in COMMANDS["run"]:
+        if stage == "baseline" and not pipeline.spec.eval.baseline:
+            state = "off (eval.baseline: false)"
+        else:
+            record = pipeline.output.completed(stage, pipeline.fingerprint(stage))
+            state = f"complete since {record.started}; will be skipped" if record else "will run"
+        rows.append((stage, state))
+    return rows

