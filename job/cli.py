@@ -1,6 +1,7 @@
 """The command line: what each command does is in its help, what it means in `docs/`."""
 
 import errno
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -185,6 +186,8 @@ def main() -> NoReturn:
         code = _report(_translated(error))
     sys.stdout.flush()
     sys.stderr.flush()
+    if code == OutOfMemoryError.exit_code:
+        os._exit(code)  # the libraries' farewells need memory too, and fail loudly without
     sys.exit(code)
 
 

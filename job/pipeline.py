@@ -206,7 +206,7 @@ class Pipeline:
             label=f"evaluate {name}",
         )
         write(evaluation, directory, name, f"{file}.jsonl")
-        log.info(f"{name}", rows=len(evaluation.predictions), **evaluation.metrics)
+        log.info(name, **evaluation.metrics)
         return evaluation.summary()
 
     # --- what stages are made from ---------------------------------------------------------

@@ -49,13 +49,11 @@ def inspect(data: bytes) -> EncodedImage:
                 image.load()
                 if image.getexif().get(ORIENTATION, 1) in TURNED:
                     width, height = height, width
-    except (UnidentifiedImageError, PIL.Image.DecompressionBombError) as error:
-        found = (
-            "too large"
-            if isinstance(error, PIL.Image.DecompressionBombError)
-            else _looks_like(data)
-        )
-        raise ImageRefused(f"image is not one of {', '.join(FORMATS)}: {found}") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageRefused(f"image is too large: {error}") from error
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise ImageRefused(f"image is not one of {known}: {_looks_like(data)}") from error
     except ImageRefused:
         raise
     except Exception as error:

@@ -266,12 +266,13 @@ def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -
 
 
 def _store_adapter(spec: JobSpec, model: Any, directory: Path) -> None:
-    model.peft_config["default"].base_model_name_or_path = spec.model.model_name_or_path
     model.save_pretrained(directory, safe_serialization=True)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     # PEFT writes sets in the order of the day; equal adapters shall be equal files.
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text())
+    # Named only now: PEFT would go and look the name up at the hub.
+    config["base_model_name_or_path"] = spec.model.model_name_or_path.removeprefix("hf://")
     for key, value in config.items():
         if isinstance(value, list):
             config[key] = sorted(value)

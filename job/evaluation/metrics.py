@@ -1,0 +1,118 @@
+"""How well a model reads formulas: exact match, edit rates and BLEU.
+
+| metric | unit | definition |
+|---|---|---|
+| `exact_match` | share of rows, 0 to 1 | prediction and label are the same text, but for white space around them |
+| `exact_match_normalized` | share of rows, 0 to 1 | both have the same normal form (`job.evaluation.latex`) |
+| `cer` | edits per character | Levenshtein distance in characters, summed over all rows, by the labels' characters; raw texts, white space around them aside |
+| `token_edit_distance` | edits per token | the same in LaTeX tokens, of the normal forms |
+| `bleu` | 0 to 100 | corpus BLEU-4 of the normal forms' tokens |
+
+Edit rates weigh a row by its length, as is usual for character error rates, and pass 1 where
+predictions run on far beyond their labels. Levenshtein distance counts insertions, deletions and
+substitutions, each as 1 (rapidfuzz). BLEU is sacreBLEU's with its own smoothing (`exp`: an order
+without a match counts as half, a quarter, … of one), orders 1 to 4 and the brevity penalty; the
+tokens are the model-independent ones of `latex.tokenize`, so values compare across models.
+"""  # noqa: E501  a table's row is one line
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from job.evaluation import latex
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """One prediction against its label."""
+
+    exact_match: bool
+    exact_match_normalized: bool
+    cer: float
+    """`edits` per character of the label; an empty label counts as one character."""
+    edits: int
+    characters: int
+    """The label's, without white space around it."""
+    token_edits: int
+    tokens: int
+    """The label's, in its normal form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """All rows together; None where a metric was not asked for, or where there are no rows."""
+
+    rows: int
+    exact_match: float | None = None
+    exact_match_normalized: float | None = None
+    cer: float | None = None
+    token_edit_distance: float | None = None
+    bleu: float | None = None
+
+
+NAMES = ("exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu")
+"""The metrics that `summarize` knows."""
+
+
+def score(prediction: str, label: str) -> RowScore:
+    """Compares one prediction with its label."""
+    from rapidfuzz.distance import Levenshtein
+
+    prediction, label = prediction.strip(), label.strip()
+    predicted, expected = latex.normalized_tokens(prediction), latex.normalized_tokens(label)
+    edits = Levenshtein.distance(prediction, label)
+    return RowScore(
+        exact_match=prediction == label,
+        exact_match_normalized=predicted == expected,
+        cer=_rate(edits, len(label)),
+        edits=edits,
+        characters=len(label),
+        token_edits=Levenshtein.distance(predicted, expected),
+        tokens=len(expected),
+    )
+
+
+def summarize(
+    rows: Sequence[RowScore],
+    predictions: Sequence[str],
+    labels: Sequence[str],
+    metrics: Sequence[str],
+) -> Metrics:
+    """The named metrics over all rows; predictions and labels are those that `rows` scored."""
+    assert len(rows) == len(predictions) == len(labels), "one score, prediction and label a row"
+    unknown = set(metrics) - set(NAMES)
+    assert not unknown, f"unknown metrics {sorted(unknown)}; the spec's schema names them"
+    if not rows:
+        return Metrics(rows=0)
+    values: dict[str, float] = {}
+    for name in metrics:
+        match name:
+            case "exact_match":
+                values[name] = sum(row.exact_match for row in rows) / len(rows)
+            case "exact_match_normalized":
+                values[name] = sum(row.exact_match_normalized for row in rows) / len(rows)
+            case "cer":
+                edits = sum(row.edits for row in rows)
+                values[name] = _rate(edits, sum(row.characters for row in rows))
+            case "token_edit_distance":
+                edits = sum(row.token_edits for row in rows)
+                values[name] = _rate(edits, sum(row.tokens for row in rows))
+            case "bleu":
+                values[name] = _bleu(predictions, labels)
+    return Metrics(rows=len(rows), **values)
+
+
+def _rate(edits: int, length: int) -> float:
+    return edits / max(1, length)
+
+
+def _bleu(predictions: Sequence[str], labels: Sequence[str]) -> float:
+    from sacrebleu.metrics import BLEU
+
+    # `force` takes text that is already split; `tokenize` must then not split it again.
+    # `effective_order` matters only where no row has four tokens: no 4-gram is not a wrong one.
+    bleu = BLEU(tokenize="none", force=True, smooth_method="exp", effective_order=True)
+    hypotheses, references = (
+        [" ".join(latex.normalized_tokens(text)) for text in texts]
+        for texts in (predictions, labels)
+    )
+    return min(100.0, bleu.corpus_score(hypotheses, [references]).score)  # 100.00000000000004

@@ -1,0 +1,187 @@
+r"""Random LaTeX formulas, as tokens, whose pictures and labels determine each other.
+
+A label can be learned from its picture only where no other label draws the same picture:
+
+- Of glyphs that look alike in one of mathtext's five fonts only one is here. Level changes size,
+  so look-alikes are judged with their sizes made equal: `l`, `I` and `1`; `o`, `O` and `0`; `C`,
+  `S`, `U`, `V`, `W`, `X`, `Z` and their small letters; `p` and `\rho`; `n` and `\eta`; `v` and
+  `\nu`; `w` and `\omega`; `x` and `\chi`; `\sum` and `\Sigma`; `e` and `\epsilon`; `h` and `\hbar`.
+- One spelling for each picture: scripts and arguments always in braces, `_` before `^`, never two
+  scripts of one kind, no empty group, `\leq` and `\rightarrow` but neither `\le` nor `\to`.
+- Sizes are reduced at most twice: what is smaller cannot be read.
+
+A formula is built to an exact length, so that lengths are spread evenly; cutting off or throwing
+away what grows too long would pile formulas up at the limit.
+"""
+
+from collections.abc import Callable
+from random import Random
+
+VARIABLES = tuple("abcdefghijkmnprstuvxyzABDEGHKLMNQRT")
+DIGITS = tuple("0123456789")
+GREEK = (
+    *(r"\alpha", r"\beta", r"\gamma", r"\delta", r"\theta", r"\lambda", r"\mu", r"\xi", r"\pi"),
+    *(r"\sigma", r"\tau", r"\phi", r"\psi", r"\omega"),
+    *(r"\Gamma", r"\Delta", r"\Phi", r"\Psi", r"\Omega", r"\partial", r"\nabla", r"\infty"),
+)
+OPERATORS = ("+", "-", r"\times", r"\cdot", r"\pm", "/", ",")
+RELATIONS = ("=", "<", ">", r"\leq", r"\geq", r"\neq", r"\sim", r"\approx", r"\equiv")
+ARROWS = (r"\rightarrow",)
+FUNCTIONS = (r"\sin", r"\cos", r"\tan", r"\exp", r"\log", r"\ln")
+SUMS = (r"\sum", r"\prod", r"\int")
+LIMITS = (r"\lim", r"\max", r"\min")
+STRUCTURE = ("^", "_", "{", "}", "(", ")", r"\frac", r"\sqrt")
+
+VOCABULARY: tuple[str, ...] = (
+    *(VARIABLES + DIGITS + GREEK + OPERATORS + RELATIONS + ARROWS),
+    *(FUNCTIONS + SUMS + LIMITS + STRUCTURE),
+)
+"""Every token that a formula can hold."""
+
+SHORTEST = 3
+_SMALLEST = 2  # how often a size can be reduced: scripts, limits and fractions each do it once
+_SCRIPT_LENGTHS = ((1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 5, 7), (1, 1, 1, 1, 2))  # by level
+_SPELT = tuple(name[1:] for name in FUNCTIONS + LIMITS)
+
+
+def generate(rng: Random, max_tokens: int) -> tuple[str, ...]:
+    """A random formula of 3 to `max_tokens` tokens, each length as likely as any other."""
+    return formula(rng, random_length(rng, max_tokens))
+
+
+def random_length(rng: Random, max_tokens: int) -> int:
+    """How long a formula is to be: 3 to `max_tokens`, or fewer than 3 where no more are allowed."""
+    return rng.randint(min(SHORTEST, max_tokens), max_tokens)
+
+
+def formula(rng: Random, length: int) -> tuple[str, ...]:
+    """A random formula of exactly `length` tokens."""
+    while True:
+        tokens = tuple(_expression(rng, length, 0))
+        # `t`, `a`, `n` side by side would be told from `\tan` by their slant alone.
+        if not any(name in "".join(tokens).replace("\\" + name, "\\") for name in _SPELT):
+            return tokens
+
+
+def to_latex(tokens: tuple[str, ...]) -> str:
+    r"""The label: tokens side by side, with a space only where a letter follows a command.
+
+    mathtext draws no script at all where a space stands before `^` or `_`, and the label of such
+    a picture would say more than the picture shows.
+    """
+    out: list[str] = []
+    for token, following in zip(tokens, (*tokens[1:], ""), strict=True):
+        out.append(token)
+        if len(token) > 1 and token[1:].isalpha() and following[:1].isalpha():
+            out.append(" ")
+    return "".join(out)
+
+
+def _expression(rng: Random, length: int, level: int) -> list[str]:
+    """Terms and what joins them, `length` tokens in all, drawn at size `level` (0 is full)."""
+    out: list[str] = []
+    related = False  # one relation is enough for one formula, as on paper
+    if length >= 2 and rng.random() < 0.06:
+        out.append("-")
+    while len(out) < length:
+        out += _term(rng, length - len(out), level)
+        left = length - len(out)
+        if left >= 2 and rng.random() < 0.62:
+            relate = not related and rng.random() < 0.4
+            related = related or relate
+            out.append(rng.choice(RELATIONS if relate else OPERATORS))
+    return out
+
+
+def _term(rng: Random, room: int, level: int) -> list[str]:
+    """One term of at most `room` tokens."""
+    kinds = [
+        (weight * (0.5 if reduces and level else 1), build)
+        for weight, shortest, reduces, build in _TERMS
+        if room >= shortest and level + reduces <= _SMALLEST
+    ]
+    weights = [weight for weight, _ in kinds]
+    build = rng.choices([build for _, build in kinds], weights)[0]
+    return build(rng, room, level)
+
+
+def _atom(rng: Random, room: int, level: int) -> list[str]:
+    kind = rng.random()
+    return [rng.choice(VARIABLES if kind < 0.5 else GREEK if kind < 0.75 else DIGITS)]
+
+
+def _one_script(rng: Random, room: int, level: int) -> list[str]:
+    script = _script(rng, room - 4, level)
+    return [*_atom(rng, 1, level), rng.choice("^_"), *script]
+
+
+def _both_scripts(rng: Random, room: int, level: int) -> list[str]:
+    below = _script(rng, room - 8, level)
+    above = _script(rng, room - 5 - len(below), level)
+    return [*_atom(rng, 1, level), "_", *below, "^", *above]
+
+
+def _fraction(rng: Random, room: int, level: int) -> list[str]:
+    longest = 9 if level == 0 else 3
+    above = _group(rng, rng.randint(1, min(longest, room - 6)), level + 1)
+    below = _group(rng, rng.randint(1, min(longest, room - 3 - len(above))), level + 1)
+    return [r"\frac", *above, *below]
+
+
+def _root(rng: Random, room: int, level: int) -> list[str]:
+    return [r"\sqrt", *_group(rng, rng.randint(1, min(9, room - 3)), level)]
+
+
+def _parenthesis(rng: Random, room: int, level: int) -> list[str]:
+    inner = ["(", ")"]
+    while inner[0] == "(" and inner[-1] == ")":  # nobody writes `((x))`
+        inner = _expression(rng, rng.randint(1, min(9, room - 2)), level)
+    closed = ["(", *inner, ")"]
+    left = room - len(closed)
+    if left >= 4 and level < _SMALLEST and rng.random() < 0.35:
+        closed += ["^", *_script(rng, left - 3, level)]
+    return closed
+
+
+def _function(rng: Random, room: int, level: int) -> list[str]:
+    name = [rng.choice(FUNCTIONS)]
+    if room >= 6 and level < _SMALLEST and rng.random() < 0.25:
+        name += ["^", "{", rng.choice(DIGITS[2:]), "}"]
+    argument = rng.choices((_atom, _one_script, _parenthesis), (5, 2, 3))[0]
+    left = room - len(name)
+    return [*name, *(argument if left >= 5 and level < _SMALLEST else _atom)(rng, left, level)]
+
+
+def _big_operator(rng: Random, room: int, level: int) -> list[str]:
+    out = [rng.choice(SUMS), "_", *_script(rng, room - 5, level)]
+    if room - len(out) >= 5 and rng.random() < 0.7:
+        out += ["^", *_group(rng, 1, level + 1)]
+    return [*out, *_atom(rng, 1, level)]
+
+
+def _limit(rng: Random, room: int, level: int) -> list[str]:
+    below = [*_atom(rng, 1, level), rng.choice(ARROWS), *_atom(rng, 1, level)]
+    return [rng.choice(LIMITS), "_", "{", *below, "}", *_atom(rng, 1, level)]
+
+
+def _group(rng: Random, length: int, level: int) -> list[str]:
+    return ["{", *_expression(rng, length, level), "}"]
+
+
+def _script(rng: Random, room: int, level: int) -> list[str]:
+    """A script in its braces: few tokens, as on paper, and at most `room` between the braces."""
+    return _group(rng, min(room, rng.choice(_SCRIPT_LENGTHS[level])), level + 1)
+
+
+# weight, shortest, how often its inner size is reduced, builder
+_TERMS: tuple[tuple[float, int, int, Callable[[Random, int, int], list[str]]], ...] = (
+    (36, 1, 0, _atom),
+    (24, 5, 1, _one_script),
+    (7, 9, 1, _both_scripts),
+    (11, 7, 1, _fraction),
+    (6, 4, 0, _root),
+    (6, 3, 0, _parenthesis),
+    (5, 2, 0, _function),
+    (5, 7, 1, _big_operator),
+    (2, 8, 1, _limit),
+)

@@ -1,0 +1,110 @@
+"""YAML 1.2 (core schema) on top of PyYAML: `2e-4` is a number and `on` is text."""
+
+import re
+from typing import Any
+
+import yaml
+
+from job import log
+from job.errors import SpecError
+
+TAG = "tag:yaml.org,2002:"
+_CORE = (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+)
+_LONGEST_NUMBER = 64  # longer ones are text: Python refuses to read them, or to print them
+
+_FIXES = {
+    "mapping values are not allowed here": "put the value in quotes: it holds a colon and a space",
+    "found unexpected end of stream": "close the quote that opens before this place",
+    "could not find expected ':'": "write `key: value`, with a colon and a space",
+}
+
+
+class CoreLoader(yaml.SafeLoader):
+    """Composes nodes whose tags are those of YAML 1.2."""
+
+
+CoreLoader.yaml_implicit_resolvers = {}  # none of YAML 1.1, which the base class brings
+for _name, _pattern, _first in _CORE:
+    CoreLoader.add_implicit_resolver(
+        TAG + _name,
+        re.compile(rf"(?:{_pattern})\Z"),
+        [*_first, ""] if _name == "null" else list(_first),
+    )
+
+
+def compose(text: str, origin: str) -> yaml.Node | None:
+    """The nodes of one document. Raises SpecError, with line and column, for anything else."""
+    try:
+        return CoreLoader(text).get_single_node()
+    except yaml.reader.ReaderError as error:
+        raise SpecError(
+            position(origin, text, error.position),
+            f"holds the character U+{error.character:04X}, which YAML does not allow",
+            fix="remove it, or write it as an escape in double quotes",
+        ) from None
+    except yaml.MarkedYAMLError as error:
+        raise _not_yaml(error, text, origin) from None
+    except RecursionError:
+        raise SpecError(origin, "is nested too deeply") from None
+    except (ValueError, OverflowError):  # an escape such as "\U00110000"
+        raise SpecError(
+            origin, "is not valid YAML: an escape names no character", fix="mend the escape"
+        ) from None
+
+
+def construct(kind: str, text: str) -> Any:
+    """The value of a scalar. Raises KeyError or ValueError where the kind or text is unknown."""
+    if kind in ("int", "float") and len(text) > _LONGEST_NUMBER:
+        return text
+    return {
+        "null": lambda: None,
+        "bool": lambda: text.lower() == "true",
+        "int": lambda: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
+        "float": lambda: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
+        "str": lambda: text,
+    }[kind]()
+
+
+def plain(text: str) -> object:
+    """The value of a scalar without quotes."""
+    for name, pattern, _ in _CORE:
+        if re.fullmatch(pattern, text):
+            return construct(name, text)
+    return text
+
+
+def _not_yaml(error: yaml.MarkedYAMLError, text: str, origin: str) -> SpecError:
+    mark = error.problem_mark or error.context_mark
+    where = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark else origin
+    problem = error.problem or "it cannot be read"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark and mark.line < len(lines) else ""
+    if "expected a single document" in (error.context or ""):
+        return SpecError(
+            where, "holds more than one YAML document", fix="put each job into a file of its own"
+        )
+    if "\\t" in problem or (mark and line[mark.column : mark.column + 1] == "\t"):
+        return SpecError(where, "holds a tab where YAML takes spaces only", fix="write spaces")
+    if problem.startswith("found undefined alias"):
+        fix = "put the anchor (&name) before the alias, or put the value in quotes"
+    elif "${" in line and "," in problem:
+        fix = "put ${…} in quotes where it stands inside [ ] or { }"
+    else:
+        fix = _FIXES.get(problem, "mend the YAML at this place")
+    found = log.redact(line.strip()) or None
+    return SpecError(where, f"is not valid YAML: {problem}", value=found, fix=fix)
+
+
+def position(origin: str, text: str, index: int) -> str:
+    before = text[:index]
+    column = index - (before.rfind("\n") + 1) + 1
+    return f"{origin}:{before.count(chr(10)) + 1}:{column}"

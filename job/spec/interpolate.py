@@ -1,0 +1,124 @@
+"""`${NAME}` and `${NAME,default}` in text replaced by values from the environment.
+
+A value without quotes that is one variable and nothing else is read as YAML after that, so
+`max_steps: ${STEPS,60}` is a number. `$${` stands for `${` itself. A variable that is set but
+empty counts as unset where there is a default.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from job import log
+from job.spec.finding import Finding
+from job.spec.keys import Path
+from job.spec.names import nearest, quoted
+from job.spec.parse import Document, Place, read_at
+
+_VARIABLE = re.compile(
+    r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?:,(?P<default>[^{}]*))?\}|\$\{"
+)
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A document with its variables replaced."""
+
+    document: Document
+    shown: Mapping[Path, str] = field(repr=False)
+    """Texts to show in place of values: secrets as `${NAME}`, a literal `${` as `$${`."""
+    findings: tuple[Finding, ...]
+
+
+def interpolate(document: Document, environ: Mapping[str, str]) -> Expanded:
+    """Replaces every variable; one that is missing is a finding, and its text stays."""
+    work = _Work(document.places, environ)
+    values = work.expand(document.values, ())
+    assert isinstance(values, dict)
+    expanded = Document(document.origin, values, document.places)
+    return Expanded(expanded, work.shown, tuple(work.findings))
+
+
+class _Work:
+    def __init__(self, places: Mapping[Path, Place], environ: Mapping[str, str]) -> None:
+        self.places, self.environ = places, environ
+        self.shown: dict[Path, str] = {}
+        self.findings: list[Finding] = []
+
+    def expand(self, value: Any, path: Path) -> Any:
+        if isinstance(value, dict):
+            return {key: self.expand(inner, (*path, key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.expand(inner, (*path, index)) for index, inner in enumerate(value)]
+        return self._text(value, path) if isinstance(value, str) and "${" in value else value
+
+    def _text(self, text: str, path: Path) -> Any:
+        place = self.places.get(path)
+        whole = _VARIABLE.fullmatch(text)
+        if whole and whole["name"] and place and place.plain and not log.is_secret_name(whole[1]):
+            found = self._look_up(whole, path)
+            if found is None:
+                return text
+            try:
+                value = read_at(path, found)
+            except ValueError as error:
+                self._find(path, f"the value of {whole['name']} {error}", found)
+                return text
+            if isinstance(value, str) and "${" in value:
+                self.shown[path] = _escape(value)
+            return value
+        before = len(self.findings)
+        value = _VARIABLE.sub(lambda match: self._replace(match, path, show=False), text)
+        if len(self.findings) > before:
+            return text
+        self.shown[path] = _VARIABLE.sub(lambda match: self._replace(match, path, show=True), text)
+        return value
+
+    def _replace(self, match: re.Match[str], path: Path, *, show: bool) -> str:
+        if match[0] == "$${":
+            return "$${" if show else "${"
+        if match["name"] is None:
+            rest = match.string[match.start() :]
+            self._find(
+                path,
+                "holds `${` that opens no variable",
+                rest,
+                "write ${NAME} or ${NAME,default}, or $${ for the characters themselves",
+            )
+            return match[0]
+        value = self._look_up(match, path)
+        if value is None:
+            return match[0]
+        if not show:
+            return value
+        secret = log.is_secret_name(match["name"]) and self.environ.get(match["name"])
+        return "${" + match["name"] + "}" if secret else _escape(value)
+
+    def _look_up(self, match: re.Match[str], path: Path) -> str | None:
+        name, default = match["name"], match["default"]
+        value = self.environ.get(name)
+        if value is not None and (value or default is None):
+            if log.is_secret_name(name):
+                log.add_secret(name, value)
+            return value
+        if default is None:
+            close = nearest(name, self.environ)
+            self._find(
+                path,
+                f"the environment variable {name} is not set",
+                match[0],
+                f"export {name}=…, or give a default: ${{{name},value}}"
+                + (f"; {close} is set" if close else ""),
+            )
+            return None
+        return str(default).strip()
+
+    def _find(self, path: Path, message: str, value: str, fix: str | None = None) -> None:
+        finding = Finding(path, message, fix, quoted(value))
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+
+def _escape(text: str) -> str:
+    return text.replace("${", "$${")

@@ -1,0 +1,81 @@
+"""Reading a spec: parse, override, interpolate, validate, resolve, each a step of its own."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from job import log
+from job.errors import SpecError
+from job.spec.core_yaml import CoreLoader
+from job.spec.interpolate import Expanded, interpolate
+from job.spec.keys import Path
+from job.spec.overrides import override
+from job.spec.parse import parse
+from job.spec.resolve import build, changed, fill
+from job.spec.types import JobSpec
+from job.spec.validate import problems
+
+
+@dataclass(frozen=True)
+class LoadedSpec:
+    """A spec that is valid, with what there is to show of it."""
+
+    spec: JobSpec
+    resolved: dict[str, Any]
+    """Every key with its value, as a spec would say it: secrets as `${NAME}`, `${` as `$${`."""
+    changed: tuple[str, ...]
+    """The dotted keys whose values are not the defaults, in the schema's order."""
+
+
+def load_spec(
+    text: str,
+    origin: str,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> LoadedSpec:
+    """The job that `text` describes; `origin` is what messages call it.
+
+    Bytes become text by `parse.decode`, which says where they are not UTF-8.
+
+    Raises SpecError with every problem found, and UsageError for an override without `=`.
+    """
+    document, misplaced = override(parse(text, origin), overrides)
+    expanded = interpolate(document, environ)
+    document = expanded.document
+    shown = _shown(expanded, document.values)
+    found = problems(document, shown=shown, known=(*misplaced, *expanded.findings))
+    if found:
+        raise SpecError.from_problems(found)
+    resolved = fill(shown)
+    return LoadedSpec(build(fill(document.values)), resolved, tuple(changed(resolved)))
+
+
+def dump_resolved(loaded: LoadedSpec) -> str:
+    """The spec as run, as YAML: it loads as the same job where it holds no secrets."""
+    body = yaml.dump(
+        loaded.resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+    return f"# The spec as run: every key, with its default where none was given.\n{body}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML version would read as something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _first, _resolvers in CoreLoader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
+
+
+def _shown(expanded: Expanded, value: Any, path: Path = ()) -> Any:
+    if isinstance(value, dict):
+        return {name: _shown(expanded, inner, (*path, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(expanded, inner, (*path, index)) for index, inner in enumerate(value)]
+    return log.redact(expanded.shown.get(path, value)) if isinstance(value, str) else value

@@ -1,0 +1,63 @@
+"""`--set a.b=c`: values from the command line put into a document, before interpolation."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from job.errors import UsageError
+from job.spec.finding import Finding
+from job.spec.keys import Path
+from job.spec.names import quoted
+from job.spec.parse import Document, Place, read_at
+
+
+def override(document: Document, overrides: Sequence[str]) -> tuple[Document, list[Finding]]:
+    """A copy of `document` with `overrides` put in, the last of each key winning.
+
+    Whether the keys and values mean anything is for validation to say; the findings here are of
+    overrides that have no place at all. Raises UsageError for one that is not `KEY=VALUE`.
+    """
+    values, places = copy.deepcopy(document.values), dict(document.places)
+    findings = []
+    for item in overrides:
+        dotted, equals, text = item.partition("=")
+        dotted = dotted.strip().removeprefix("$.")
+        if not equals:
+            raise UsageError(
+                "--set", "must be KEY=VALUE", value=item, fix="write --set train.max_steps=5"
+            )
+        path = tuple(dotted.split("."))
+        try:
+            value = _value(path, text)
+            _put(values, path, value)
+        except ValueError as error:
+            findings.append(Finding(path, str(error), value=quoted(item)))
+            value = None
+        for other in [p for p in places if p[: len(path)] == path]:
+            del places[other]
+        for depth in range(1, len(path)):
+            places.setdefault(path[:depth], Place(None))
+        places[path] = Place(None, plain=text.strip()[:1] not in ("'", '"'))
+    return Document(document.origin, values, places), findings
+
+
+def _value(path: Path, text: str) -> Any:
+    try:
+        return read_at(path, text)
+    except ValueError as error:
+        raise ValueError(f"value {error}") from None
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Raises ValueError where `path` is not one or leads through something without keys."""
+    if "" in path or len(path) > 8:
+        raise ValueError("takes a dotted key such as train.max_steps")
+    target = values
+    for depth, part in enumerate(path[:-1], start=1):
+        if target.get(part) is None:
+            target[part] = {}
+        if not isinstance(target[part], dict):
+            above = ".".join(map(str, path[:depth]))
+            raise ValueError(f"finds no keys in {above}, which is {quoted(target[part])}")
+        target = target[part]
+    target[path[-1]] = value

@@ -1,0 +1,211 @@
+"""YAML text to plain values that remember where they stood.
+
+Nothing is executed and nothing is interpolated. Merge keys (`<<: *base`) are the one thing kept
+from YAML 1.1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from job.errors import Problem, SpecError
+from job.spec.core_yaml import TAG, compose, construct, plain, position
+from job.spec.keys import Path, wants_text
+from job.spec.names import quoted
+
+MAX_BYTES = 1024 * 1024
+MAX_VALUES = 10_000  # what aliases expand to; the largest real spec has about 120
+MAX_DEPTH = 24
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value came from: a line of the text, or `--set` where there is none."""
+
+    line: int | None
+    plain: bool = False
+    """Whether it is a scalar without quotes."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A spec as it was written."""
+
+    origin: str
+    values: dict[str, Any] = field(repr=False)
+    places: Mapping[Path, Place] = field(repr=False)
+
+
+def decode(data: bytes, origin: str) -> str:
+    """The text in `data`. Raises SpecError where it is too large or not UTF-8."""
+    if len(data) > MAX_BYTES:
+        raise _too_large(origin, len(data))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8")
+        raise SpecError(
+            position(origin, before, len(before)),
+            f"is not UTF-8 text: byte 0x{data[error.start]:02x} makes no character",
+            fix="save the file as UTF-8",
+        ) from None
+
+
+def parse(text: str, origin: str) -> Document:
+    """Reads one YAML document.
+
+    Raises SpecError where the text is too large, is not YAML or is not one mapping, and where
+    a key is given twice.
+    """
+    if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
+        raise _too_large(origin, len(text.encode("utf-8", "replace")))
+    root = compose(text, origin)
+    if root is None:
+        raise SpecError(origin, "is empty", fix="start from a file in specs/")
+    reader = _Reader(origin)
+    values = reader.read(root, ())
+    if reader.problems:
+        raise SpecError.from_problems(reader.problems)
+    if not isinstance(values, dict):
+        line = root.start_mark.line + 1
+        raise SpecError(
+            f"{origin}:{line}",
+            "must be a mapping of keys",
+            value=quoted(values),
+            fix="start from a file in specs/",
+        )
+    return Document(origin, values, reader.places)
+
+
+def read_value(text: str) -> Any:
+    """What `text` means where one value is expected: a scalar, or `[…]` or `{…}`.
+
+    Raises ValueError where it opens a list, a mapping or a quote and goes wrong.
+    """
+    text = text.strip()
+    if text[:1] in ("[", "{", '"', "'"):
+        try:
+            root = compose(text, "value")
+            reader = _Reader("value")
+            value = reader.read(root, ()) if root is not None else None
+        except SpecError as error:
+            raise ValueError(error.problems[0].message) from None
+        if reader.problems:
+            raise ValueError(reader.problems[0].message)
+        return value
+    return plain(text)
+
+
+def read_at(path: Path, text: str) -> Any:
+    """`text` read as a value for `path`; where only text can stand there, `123` stays text.
+
+    Raises ValueError where it is no YAML value and something else than text is wanted.
+    """
+    try:
+        value = read_value(text)
+    except ValueError:
+        if wants_text(path):
+            return text
+        raise
+    return text if wants_text(path) and not isinstance(value, str | None) else value
+
+
+class _Reader:
+    """Turns nodes into values, in one walk that notes places and counts what aliases expand to."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.places: dict[Path, Place] = {}
+        self.problems: list[Problem] = []
+        self._count = 0
+
+    def read(self, node: yaml.Node, path: Path) -> Any:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise SpecError(
+                self.origin,
+                f"holds more than {MAX_VALUES:,} values once its aliases are expanded",
+                fix="write the values out, or remove the aliases",
+            )
+        if len(path) > MAX_DEPTH:  # an alias inside its own anchor ends here too
+            raise SpecError(
+                f"{self.origin}:{node.start_mark.line + 1}",
+                f"is nested deeper than {MAX_DEPTH} levels",
+            )
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        self.places.setdefault(path, Place(node.start_mark.line + 1, plain))
+        if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
+            return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return construct(node.tag.removeprefix(TAG), node.value)
+            except (KeyError, ValueError):
+                pass
+        self._problem(node, f"the YAML tag {node.tag.replace(TAG, '!!')} is not read here")
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key, value in node.value:  # first, so that places end up being those of what wins
+            if _is_merge(key):
+                merged = {**self._merged(value, path), **merged}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if _is_merge(key):
+                continue
+            if not isinstance(key, yaml.ScalarNode):
+                self._problem(key, "a key must be a single word")
+                continue
+            name = key.value
+            if name in values:
+                self._problem(
+                    key,
+                    f"the key {quoted(name)} is given twice, first on line {lines[name]}",
+                    "remove one of the two",
+                )
+                continue
+            if name in merged:
+                self._forget((*path, name))
+            lines[name] = line
+            values[name] = self.read(value, (*path, name))
+            self.places[(*path, name)] = Place(line, self.places[(*path, name)].plain)
+        return {**merged, **values}
+
+    def _merged(self, node: yaml.Node, path: Path) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            found = self.read(source, path)
+            if isinstance(found, dict):
+                merged = {**found, **merged}
+            else:
+                self._problem(source, "`<<` takes a mapping, as in `<<: *name`")
+        return merged
+
+    def _forget(self, path: Path) -> None:
+        for other in [p for p in self.places if p[: len(path)] == path]:
+            del self.places[other]
+
+    def _problem(self, node: yaml.Node, message: str, fix: str | None = None) -> None:
+        mark = node.start_mark
+        self.problems.append(
+            Problem(f"{self.origin}:{mark.line + 1}:{mark.column + 1}", message, None, fix)
+        )
+
+
+def _is_merge(key: yaml.Node) -> bool:
+    return isinstance(key, yaml.ScalarNode) and key.value == "<<" and key.style is None
+
+
+def _too_large(origin: str, size: int) -> SpecError:
+    return SpecError(
+        origin,
+        f"is larger than {MAX_BYTES:,} bytes",
+        value=f"{size:,} bytes",
+        fix="a spec holds settings; put data where data.train.uri points",
+    )

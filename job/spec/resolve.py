@@ -1,0 +1,64 @@
+"""A valid spec with every key present: as plain values, and as the frozen classes of `types`."""
+
+import copy
+import dataclasses
+import types
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin, get_type_hints
+
+from job.spec import keys
+from job.spec.keys import Path, Schema
+from job.spec.types import JobSpec
+
+
+def fill(values: Any, node: Schema | None = None) -> Any:
+    """`values` with defaults put in and numbers in the types that the schema gives them.
+
+    What the schema does not know, or holds no mapping for, is left as it is, so that a spec can
+    be looked at before it is known to be valid.
+    """
+    node = keys.schema() if node is None else node
+    if "properties" in node and isinstance(values, dict):
+        filled = {}
+        for name, inner in node["properties"].items():
+            inner = keys.follow(inner)
+            if name in values or "default" in inner:
+                value = values[name] if name in values else copy.deepcopy(inner["default"])
+                filled[name] = fill(value, inner)
+        return filled
+    kinds = keys.types(node)
+    if isinstance(values, float) and "integer" in kinds and values.is_integer():
+        return int(values)
+    if isinstance(values, int) and not isinstance(values, bool) and "number" in kinds:
+        return float(values)
+    return values
+
+
+def build(values: Any) -> JobSpec:
+    """The frozen spec for values that are valid and complete."""
+    spec = _build(JobSpec, values)
+    assert isinstance(spec, JobSpec)
+    return spec
+
+
+def changed(values: Any, node: Schema | None = None, path: Path = ()) -> Iterator[str]:
+    """The dotted keys of complete `values` that differ from their defaults, or have none."""
+    node = keys.schema() if node is None else node
+    for name, value in values.items():
+        inner = keys.follow(node["properties"][name])
+        if "properties" in inner and isinstance(value, dict):
+            yield from changed(value, inner, (*path, name))
+        elif "default" not in inner or value != inner["default"]:
+            yield ".".join(map(str, (*path, name)))
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        built = {name: _build(hints[name], inner) for name, inner in value.items()}
+        return kind(**built)  # type: ignore[operator]
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, dict) and get_origin(kind) is types.UnionType:
+        return _build(next(k for k in get_args(kind) if dataclasses.is_dataclass(k)), value)
+    return value

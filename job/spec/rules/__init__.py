@@ -1,0 +1,27 @@
+"""Combinations that make no sense, found before anything is downloaded.
+
+Each rule reads values by dotted key and yields what is wrong. A rule that meets a value that is
+missing or invalid stops there: that value has a problem of its own to show.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from job.spec.finding import Finding
+from job.spec.keys import Path
+from job.spec.rules import data, places, training, weights
+from job.spec.rules.view import Rule, Unread, View
+
+RULES: tuple[Rule, ...] = (*places.RULES, *data.RULES, *weights.RULES, *training.RULES)
+
+
+def broken(values: Any, invalid: Collection[Path]) -> list[Finding]:
+    """What every rule finds in `values`, of which those at `invalid` are not to be relied on."""
+    found: list[Finding] = []
+    at = View(values, invalid)
+    for rule in RULES:
+        try:
+            found += rule(at)
+        except Unread:
+            continue
+    return found

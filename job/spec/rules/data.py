@@ -1,0 +1,97 @@
+"""What is read to train and to evaluate on."""
+
+from collections.abc import Iterator
+
+from job.spec import keys
+from job.spec.finding import Finding
+from job.spec.rules.view import Rule, View, builtin, find
+
+BUILTIN_DATA = ("builtin://formulas",)
+
+
+def _something_is_evaluated(at: View) -> Iterator[Finding]:
+    if at("data.eval") is None and at("data.eval_fraction") == 0:
+        yield find(
+            "data.eval_fraction",
+            "must be greater than 0 where data.eval is null: nothing would be evaluated",
+            "set data.eval.uri, or data.eval_fraction: 0.1",
+        )
+
+
+def _pixels_have_a_range(at: View) -> Iterator[Finding]:
+    least, most = at("data.min_pixels"), at("data.max_pixels")
+    if least is not None and most is not None and least > most:
+        yield find(
+            "data.min_pixels",
+            f"must not be greater than data.max_pixels, which is {most}",
+            f"write {most} or less",
+        )
+
+
+def _sources_are_read_by_their_format(at: View) -> Iterator[Finding]:
+    for source in at.sources():
+        uri, format_ = at(f"{source}.uri"), at(f"{source}.format")
+        if uri.startswith("builtin://"):
+            yield from builtin(f"{source}.uri", uri, BUILTIN_DATA)
+            if format_ not in ("auto", "builtin"):
+                yield find(
+                    f"{source}.format", "must be auto for a builtin:// source", "remove the line"
+                )
+            continue
+        if format_ == "builtin":
+            yield find(
+                f"{source}.format",
+                "must not be builtin for a source that is not builtin://",
+                f"write auto, jsonl or parquet, or set {source}.uri: {BUILTIN_DATA[0]}",
+            )
+        for name, value in at(f"{source}.formulas").items():
+            if value != keys.default(f"{source}.formulas.{name}"):
+                yield find(
+                    f"{source}.formulas.{name}",
+                    f"is read for {BUILTIN_DATA[0]} only",
+                    "remove the line",
+                )
+
+
+def _formulas_end(at: View) -> Iterator[Finding]:
+    for source in at.sources():
+        if at(f"{source}.uri") in BUILTIN_DATA and at(f"{source}.limit") is None:
+            yield find(
+                f"{source}.limit",
+                f"must be given for {BUILTIN_DATA[0]}, which has no end",
+                f"set {source}.limit: 400",
+            )
+
+
+def _evaluation_is_unseen(at: View) -> Iterator[Finding]:
+    if set(at.sources()) == {"data.train", "data.eval"} and all(
+        at(f"{source}.uri") in BUILTIN_DATA for source in at.sources()
+    ):
+        seed = at("data.train.formulas.seed")
+        if at("data.eval.formulas.seed") == seed:
+            yield find(
+                "data.eval.formulas.seed",
+                "must differ from data.train.formulas.seed: the formulas would be the same",
+                f"set data.eval.formulas.seed: {seed + 1}",
+            )
+
+
+def _columns_say_one_thing(at: View) -> Iterator[Finding]:
+    for source in at.sources():
+        columns = at(f"{source}.columns")
+        if columns["messages"] is not None and columns["text"] is not None:
+            yield find(
+                f"{source}.columns.text",
+                "cannot stand beside messages, which hold the text",
+                "remove one of the two",
+            )
+
+
+RULES: tuple[Rule, ...] = (
+    _something_is_evaluated,
+    _pixels_have_a_range,
+    _sources_are_read_by_their_format,
+    _formulas_end,
+    _evaluation_is_unseen,
+    _columns_say_one_thing,
+)

@@ -1,0 +1,92 @@
+"""Where the model comes from and where the output goes."""
+
+import contextlib
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+
+from job.spec.finding import Finding
+from job.spec.rules.view import Rule, View, builtin, find
+
+BUILTIN_MODELS = ("builtin://ernie-vl-tiny",)
+_READ_ONLY = ("hf://", "builtin://", "http://", "https://")
+
+
+def _model_is_known(at: View) -> Iterator[Finding]:
+    uri = at("model.model_name_or_path")
+    if uri.startswith("builtin://"):
+        yield from builtin("model.model_name_or_path", uri, BUILTIN_MODELS)
+
+
+def _revision_is_said_once(at: View) -> Iterator[Finding]:
+    uri, revision = at("model.model_name_or_path"), at("model.revision")
+    if revision is None:
+        return
+    if not uri.startswith("hf://"):
+        yield find("model.revision", "is read for hf:// models only", "remove the line")
+    elif _revision(uri) not in (None, revision):
+        yield find(
+            "model.revision",
+            "is not the revision that model_name_or_path names",
+            "remove one of the two",
+        )
+
+
+def _remote_code_is_pinned(at: View) -> Iterator[Finding]:
+    uri = at("model.model_name_or_path")
+    if not at("model.trust_remote_code") or not uri.startswith("hf://"):
+        return
+    revision = at("model.revision") or _revision(uri) or ""
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        yield find(
+            "model.trust_remote_code",
+            "needs model.revision to be a commit of 40 hexadecimal digits: "
+            "code under any other name can change",
+            "set model.revision to a commit, or remove trust_remote_code",
+        )
+
+
+def _revision(uri: str) -> str | None:
+    found = re.search(r"@([^/@]+)", uri.removeprefix("hf://"))
+    return found[1] if found else None
+
+
+def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
+    output = at("output.uri")
+    if output.startswith(_READ_ONLY):
+        yield find(
+            "output.uri",
+            f"must be storage that can be written; {output.split('://')[0]}:// is read only",
+            "write a path or an s3:// URI",
+        )
+        return
+    inputs = ["model.model_name_or_path", *(f"{source}.uri" for source in at.sources())]
+    for dotted in inputs:
+        place = _place(at(dotted))
+        if f"{_place(output)}/".startswith(f"{place}/"):
+            yield find(
+                "output.uri",
+                f"must not be {dotted}, nor lie inside it",
+                "write the URI of a folder of its own",
+            )
+            return
+
+
+def _place(uri: str) -> str:
+    """One spelling for the URIs of one place."""
+    uri = uri.removeprefix("file://")
+    if "://" in uri:
+        scheme, _, rest = uri.partition("://")
+        return f"{scheme.lower()}://{posixpath.normpath(rest)}"
+    with contextlib.suppress(RuntimeError):  # no such user: then it is a folder of that name
+        uri = FilePath(uri).expanduser().as_posix()
+    return posixpath.normpath(posixpath.join(FilePath.cwd().as_posix(), uri))
+
+
+RULES: tuple[Rule, ...] = (
+    _model_is_known,
+    _revision_is_said_once,
+    _remote_code_is_pinned,
+    _output_overwrites_no_input,
+)

@@ -1,0 +1,67 @@
+"""How a run trains and answers: what of `train`, `runtime` and `eval` makes no sense together."""
+
+from collections.abc import Iterator
+
+from job.spec.finding import Finding
+from job.spec.rules.view import Rule, View, find
+
+
+def _training_has_a_length(at: View) -> Iterator[Finding]:
+    if at("train.max_steps") == 0:
+        yield find(
+            "train.max_steps", "must not be 0", "write -1 to leave it to train.num_train_epochs"
+        )
+    elif at("train.max_steps") == -1 and at("train.num_train_epochs") == 0:
+        yield find(
+            "train.num_train_epochs",
+            "must be greater than 0 where train.max_steps is -1: nothing would be trained",
+            "set train.num_train_epochs: 1, or train.max_steps",
+        )
+
+
+def _float16_does_not_train(at: View) -> Iterator[Finding]:
+    if at("model.dtype") == "float16":
+        yield find(
+            "model.dtype",
+            "must not be float16: training in it without loss scaling diverges",
+            "set model.dtype: bfloat16; export.merged.dtype: float16 still stores float16",
+        )
+
+
+def _cpu_has_what_it_needs(at: View) -> Iterator[Finding]:
+    if at("runtime.accelerator") != "cpu":
+        return
+    if at("train.optim").endswith("8bit"):
+        yield _cpu("train.optim", "adamw_torch")
+    if at("model.engine") == "unsloth":
+        yield _cpu("model.engine", "transformers")
+    if at("model.attn_implementation") == "flash_attention_2":
+        yield _cpu("model.attn_implementation", "sdpa")
+
+
+def _cpu(dotted: str, substitute: str) -> Finding:
+    return find(
+        dotted,
+        "does not run on a CPU, which runtime.accelerator asks for",
+        f"write {substitute}, or auto",
+    )
+
+
+def _greedy_does_not_sample(at: View) -> Iterator[Finding]:
+    if at("eval.generation.do_sample"):
+        return
+    for name, neutral in (("temperature", 1.0), ("min_p", 0.0)):
+        if at(f"eval.generation.{name}") != neutral:
+            yield find(
+                f"eval.generation.{name}",
+                "is not read where do_sample is false: greedy decoding always takes the likeliest",
+                "remove the line, or set eval.generation.do_sample: true",
+            )
+
+
+RULES: tuple[Rule, ...] = (
+    _training_has_a_length,
+    _float16_does_not_train,
+    _cpu_has_what_it_needs,
+    _greedy_does_not_sample,
+)

@@ -1,0 +1,197 @@
+"""Everything that is wrong with a spec, at once, in words for people.
+
+The JSON Schema says what each key may hold; `rules` says what makes no sense together.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterator
+from functools import cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from job import log
+from job.errors import Problem
+from job.spec import keys, rules
+from job.spec.core_yaml import plain
+from job.spec.finding import Finding, locate, place_of
+from job.spec.keys import Path, Schema
+from job.spec.names import instead_of, nearest, quoted
+from job.spec.parse import Document, read_value
+from job.spec.resolve import fill
+
+# Values by the names that other tools give them.
+_VALUES = {
+    "adamw": "adamw_torch",
+    "bf16": "bfloat16",
+    "flash_attn": "flash_attention_2",
+    "fp16": "float16",
+    "fp32": "float32",
+    "gpu": "cuda",
+    "half": "float16",
+    "hf": "transformers",
+    "json": "jsonl",
+}
+_TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
+
+
+def problems(
+    document: Document, *, shown: Any = None, known: Collection[Finding] = ()
+) -> list[Problem]:
+    """Every problem of a spec, those of `known` included, in the order of its lines.
+
+    `shown` is the document's values without secrets, to quote from. What `known` has a finding
+    for is not looked at again.
+    """
+    values = document.values
+    paths = {finding.path for finding in known}
+    found = list(known)
+    for finding in (*_schema_findings(values), *_scalar_findings(values, ())):
+        if not any(finding.path[: len(path)] == path for path in paths):
+            paths.add(finding.path)
+            found.append(finding)
+    found += rules.broken(fill(values), paths)
+    found.sort(key=lambda finding: _line(document, finding.path))
+    return [_problem(finding, document, values if shown is None else shown) for finding in found]
+
+
+def _line(document: Document, path: Path) -> float:
+    place = place_of(document, path)
+    if place is None:
+        return 0
+    return math.inf if place.line is None else place.line
+
+
+def _problem(finding: Finding, document: Document, shown: Any) -> Problem:
+    found = finding.value if finding.value is not None else _quote_at(shown, finding.path)
+    # A fix may spell the value in another way, under which no one would know a secret again.
+    secret = _quote_at(shown, finding.path) != _quote_at(document.values, finding.path)
+    return Problem(
+        field=locate(document, finding.path),
+        message=log.redact(finding.message),
+        value=None if found is None else log.redact(found),
+        fix=None if secret or finding.fix is None else log.redact(finding.fix),
+    )
+
+
+def _quote_at(values: Any, path: Path) -> str | None:
+    for part in path:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    if isinstance(values, str) and not isinstance(plain(values), str):
+        return f'"{values}"'  # text where a number or the like would be read without quotes
+    return quoted(values)
+
+
+def schema_text() -> str:
+    """The JSON Schema as it is shipped."""
+    return keys.SCHEMA_FILE.read_text(encoding="utf-8")
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    return Draft202012Validator(keys.schema())
+
+
+def _schema_findings(values: Any) -> Iterator[Finding]:
+    for error in _validator().iter_errors(values):
+        path: Path = tuple(error.absolute_path)
+        if error.validator == "additionalProperties":
+            for name in error.instance:
+                if name not in error.schema["properties"]:
+                    unknown = (*path, name)
+                    yield Finding(unknown, "is not a known key", instead_of(unknown))
+        elif error.validator == "required":
+            for name in error.validator_value:
+                if name not in error.instance:
+                    yield _missing((*path, name))
+        else:
+            node = keys.at(path)
+            assert node is not None, "the schema describes every value that it refuses"
+            yield Finding(path, _message(error, node), _fix(error, node))
+
+
+def _missing(path: Path) -> Finding:
+    node = keys.at(path)
+    assert node is not None, "the schema describes every key that it requires"
+    if "examples" in node:
+        return Finding(path, "is missing", f"add `{path[-1]}: {node['examples'][0]}`, or the like")
+    inner = ", ".join(node.get("required", ()))
+    return Finding(path, "is missing", f"add `{path[-1]}:` with at least {inner} below it")
+
+
+def _message(error: ValidationError, node: Schema) -> str:
+    if "errorMessage" in node:
+        return str(node["errorMessage"])
+    if error.validator == "pattern":
+        return str(node["patternErrorMessage"])
+    if error.validator in ("minLength", "minItems"):
+        return "must not be empty"
+    if error.validator == "uniqueItems":
+        return "must not hold the same item twice"
+    return f"must be {keys.describe(node)}"
+
+
+def _fix(error: ValidationError, node: Schema) -> str | None:
+    value, kinds = error.instance, keys.types(node)
+    if error.validator == "uniqueItems":
+        return "remove the second"
+    if "const" in node:
+        return f"write {quoted(node['const'])}"
+    if value is None and "default" in node:
+        return f"remove the line to take the default, {quoted(node['default'])}"
+    if "object" in kinds:
+        return "indent its keys below it"
+    if isinstance(value, str) and (fix := _fix_text(value, node, kinds)):
+        return fix
+    if "string" in kinds and isinstance(value, int | float) and "enum" not in node:
+        return "put it in quotes"
+    if kinds == ("boolean",) and value in (0, 1):
+        return f"write {quoted(bool(value))}"
+    if node.get("default") is not None:
+        return f"the default is {quoted(node['default'])}"
+    return f"for example {quoted(node['examples'][0])}" if "examples" in node else None
+
+
+def _fix_text(value: str, node: Schema, kinds: tuple[str, ...]) -> str | None:
+    choices = [str(choice) for choice in node.get("enum", ())]
+    meant = _VALUES.get(value.lower(), value.lower())
+    if close := meant if meant in choices else nearest(value, choices):
+        return f"write {close}"
+    if "integer" in kinds or "number" in kinds:
+        bare = value.strip().replace("_", "").replace(",", "")
+        if isinstance(read_value(bare) if bare[:1] not in ("[", "{") else None, int | float):
+            return f"write {bare} without quotes" if bare == value else f"write {bare}"
+    if kinds == ("boolean",) and value.lower() in (*_TRUE, *_FALSE):
+        return f"write {quoted(value.lower() in _TRUE)}"
+    if "array" in kinds and value:
+        return "write []" if value.lower() == "none" else f"write [{value}]"
+    if "maxLength" in node and (name := _as_name(value, node["maxLength"])):
+        return f"write {name}"
+    return None
+
+
+def _as_name(value: str, longest: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", value.lower())[:longest].strip("-")
+
+
+def _scalar_findings(value: Any, path: Path) -> Iterator[Finding]:
+    """What JSON has no word for and a schema so cannot refuse."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _scalar_findings(inner, (*path, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _scalar_findings(inner, (*path, index))
+    elif isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            yield Finding(path, "must be Unicode text", "save it as UTF-8")
+        elif path != ("data", "instruction") and re.search(r"^\s|\s$|[\x00-\x1f\x7f]", value):
+            message = "must not start or end with a space, nor hold a line break"
+            yield Finding(path, message, "remove the spaces and line breaks")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Finding(path, "must be a finite number")

@@ -1,0 +1,330 @@
+"""Combinations that make no sense are refused by name, and their neighbours are not."""
+
+import pytest
+
+from job.errors import Problem, SpecError
+from job.spec import rules
+from job.spec.load import load_spec
+from job.spec.overrides import override
+from job.spec.parse import parse
+from job.spec.resolve import fill
+from job.spec.rules.view import View
+from job.spec.types import JobSpec
+
+MINIMAL = """
+version: 1
+name: sample
+model: {model_name_or_path: models/base}
+data: {train: {uri: data/train.jsonl}}
+output: {uri: outputs/sample}
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FORMULAS = ("data.train.uri=builtin://formulas", "data.train.limit=9")
+
+
+def _load(*overrides: str) -> JobSpec:
+    return load_spec(MINIMAL, "job.yaml", overrides, {}).spec
+
+
+def _problems(*overrides: str) -> list[Problem]:
+    with pytest.raises(SpecError) as caught:
+        _load(*overrides)
+    return list(caught.value.problems)
+
+
+REFUSED: list[tuple[tuple[str, ...], str, str, str | None]] = [
+    (
+        ("lora.method=full", f"lora.{key}"),
+        f"lora.{key.split('=')[0]}",
+        "is not read where lora.method is full, which trains every weight",
+        "remove the line, or set lora.method: lora",
+    )
+    for key in (
+        "r=4",
+        "lora_dropout=0.1",
+        "bias=all",
+        "target_modules=[q_proj]",
+        "target_parameters=[experts.down_proj]",
+        "use_rslora=true",
+        "use_dora=true",
+        "finetune_vision_layers=false",
+        "finetune_experts=true",
+    )
+]
+REFUSED += [
+    (
+        ("lora.method=full", "export.merged.enabled=false"),
+        "export.merged.enabled",
+        "must be true where lora.method is full: nothing else would be exported",
+        "set export.merged.enabled: true",
+    ),
+    (
+        ("lora.finetune_vision_layers=false", "lora.finetune_language_layers=false"),
+        "lora.finetune_language_layers",
+        "must be true where finetune_vision_layers is false: nothing would be trained",
+        "set one of them to true",
+    ),
+    (
+        ("lora.finetune_attention_modules=false", "lora.finetune_mlp_modules=false"),
+        "lora.finetune_attention_modules",
+        "must be true where finetune_mlp_modules is false: nothing would be trained",
+        "set one of them to true",
+    ),
+    (
+        ("lora.target_modules=[q_proj]", "lora.finetune_mlp_modules=false"),
+        "lora.finetune_mlp_modules",
+        "is not read where lora.target_modules names the modules",
+        "remove one of the two",
+    ),
+    (
+        ("lora.target_parameters=[experts.down_proj]", "lora.finetune_experts=true"),
+        "lora.target_parameters",
+        "cannot stand beside finetune_experts, which names the family's own parameters",
+        "remove one of the two",
+    ),
+    (
+        ("lora.finetune_experts=true", "lora.use_dora=true"),
+        "lora.use_dora",
+        "must be false beside finetune_experts: PEFT adapts bare parameters without it",
+        "remove the line, or remove finetune_experts",
+    ),
+    (
+        ("lora.target_parameters=[experts.down_proj]", "lora.lora_dropout=0.1"),
+        "lora.lora_dropout",
+        "must be 0 beside target_parameters: PEFT adapts bare parameters without it",
+        "remove the line, or remove target_parameters",
+    ),
+    (
+        ("train.num_train_epochs=0",),
+        "train.num_train_epochs",
+        "must be greater than 0 where train.max_steps is -1: nothing would be trained",
+        "set train.num_train_epochs: 1, or train.max_steps",
+    ),
+    (
+        ("train.max_steps=0",),
+        "train.max_steps",
+        "must not be 0",
+        "write -1 to leave it to train.num_train_epochs",
+    ),
+    (
+        ("model.dtype=float16",),
+        "model.dtype",
+        "must not be float16: training in it without loss scaling diverges",
+        "set model.dtype: bfloat16; export.merged.dtype: float16 still stores float16",
+    ),
+    *(
+        (
+            ("runtime.accelerator=cpu", f"{key}={value}"),
+            key,
+            "does not run on a CPU, which runtime.accelerator asks for",
+            f"write {substitute}, or auto",
+        )
+        for key, value, substitute in (
+            ("train.optim", "adamw_8bit", "adamw_torch"),
+            ("train.optim", "paged_adamw_8bit", "adamw_torch"),
+            ("model.engine", "unsloth", "transformers"),
+            ("model.attn_implementation", "flash_attention_2", "sdpa"),
+        )
+    ),
+    *(
+        (
+            (f"eval.generation.{key}",),
+            f"eval.generation.{key.split('=')[0]}",
+            "is not read where do_sample is false: greedy decoding always takes the likeliest",
+            "remove the line, or set eval.generation.do_sample: true",
+        )
+        for key in ("temperature=0.7", "min_p=0.1")
+    ),
+    (
+        ("data.eval_fraction=0",),
+        "data.eval_fraction",
+        "must be greater than 0 where data.eval is null: nothing would be evaluated",
+        "set data.eval.uri, or data.eval_fraction: 0.1",
+    ),
+    (
+        ("data.min_pixels=10", "data.max_pixels=9"),
+        "data.min_pixels",
+        "must not be greater than data.max_pixels, which is 9",
+        "write 9 or less",
+    ),
+    (
+        ("data.train.format=builtin",),
+        "data.train.format",
+        "must not be builtin for a source that is not builtin://",
+        "write auto, jsonl or parquet, or set data.train.uri: builtin://formulas",
+    ),
+    (
+        (*FORMULAS, "data.train.format=jsonl"),
+        "data.train.format",
+        "must be auto for a builtin:// source",
+        "remove the line",
+    ),
+    (
+        ("data.train.uri=builtin://formula", "data.train.limit=9"),
+        "data.train.uri",
+        "names nothing that ships with the project",
+        "write builtin://formulas",
+    ),
+    (
+        ("data.eval.uri=builtin://ernie-vl-tiny",),
+        "data.eval.uri",
+        "names nothing that ships with the project",
+        "write builtin://formulas",
+    ),
+    (
+        ("model.model_name_or_path=builtin://ernie-tiny",),
+        "model.model_name_or_path",
+        "names nothing that ships with the project",
+        "write builtin://ernie-vl-tiny",
+    ),
+    (
+        ("data.train.formulas.width=224",),
+        "data.train.formulas.width",
+        "is read for builtin://formulas only",
+        "remove the line",
+    ),
+    (
+        ("data.eval.uri=builtin://formulas",),
+        "data.eval.limit",
+        "must be given for builtin://formulas, which has no end",
+        "set data.eval.limit: 400",
+    ),
+    (
+        (*FORMULAS, "data.eval.uri=builtin://formulas", "data.eval.limit=9"),
+        "data.eval.formulas.seed",
+        "must differ from data.train.formulas.seed: the formulas would be the same",
+        "set data.eval.formulas.seed: 3408",
+    ),
+    (
+        ("data.train.columns={messages: m, text: t}",),
+        "data.train.columns.text",
+        "cannot stand beside messages, which hold the text",
+        "remove one of the two",
+    ),
+    (
+        ("model.revision=main",),
+        "model.revision",
+        "is read for hf:// models only",
+        "remove the line",
+    ),
+    (
+        ("model.model_name_or_path=hf://a/b@v1", "model.revision=v2"),
+        "model.revision",
+        "is not the revision that model_name_or_path names",
+        "remove one of the two",
+    ),
+    *(
+        (
+            (*unpinned, "model.trust_remote_code=true"),
+            "model.trust_remote_code",
+            "needs model.revision to be a commit of 40 hexadecimal digits: code under any other "
+            "name can change",
+            "set model.revision to a commit, or remove trust_remote_code",
+        )
+        for unpinned in (
+            ("model.model_name_or_path=hf://a/b",),
+            ("model.model_name_or_path=hf://a/b@main",),
+            ("model.model_name_or_path=hf://a/b", f"model.revision={COMMIT[:12]}"),
+        )
+    ),
+    *(
+        (
+            (f"output.uri={scheme}://a/b",),
+            "output.uri",
+            f"must be storage that can be written; {scheme}:// is read only",
+            "write a path or an s3:// URI",
+        )
+        for scheme in ("hf", "builtin", "https")
+    ),
+    *(
+        (
+            (f"output.uri={output}", f"{dotted}={source}"),
+            "output.uri",
+            f"must not be {dotted}, nor lie inside it",
+            "write the URI of a folder of its own",
+        )
+        for output, dotted, source in (
+            ("models/base", "model.model_name_or_path", "models/base"),
+            ("./models//base/", "model.model_name_or_path", "models/base"),
+            ("models/base/x", "model.model_name_or_path", "models/base/"),
+            ("file:///m/x", "model.model_name_or_path", "/m"),
+            ("s3://b/data/out", "data.train.uri", "s3://b/data"),
+            ("S3://b/data/../data", "data.eval.uri", "s3://b/data"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "key", "message", "fix"), REFUSED)
+def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | None) -> None:
+    (problem,) = _problems(*overrides)
+    assert problem.field.endswith(f" $.{key}")
+    assert (problem.message, problem.fix) == (message, fix)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("lora.method=full",),
+        ("lora.method=full", "lora.r=8"),
+        ("export.merged.enabled=false",),
+        ("lora.finetune_vision_layers=false", "lora.finetune_mlp_modules=false"),
+        (
+            "lora.finetune_attention_modules=false",
+            "lora.finetune_mlp_modules=false",
+            "lora.finetune_experts=true",
+        ),
+        ("lora.target_modules=.*q_proj", "lora.finetune_experts=true"),
+        ("lora.target_parameters=[experts.down_proj]", "lora.use_rslora=true"),
+        ("lora.use_dora=true", "lora.lora_dropout=0.1"),
+        ("train.num_train_epochs=0", "train.max_steps=5"),
+        ("train.num_train_epochs=0.5",),
+        ("model.dtype=bfloat16", "export.merged.dtype=float16"),
+        ("runtime.accelerator=cuda", "train.optim=adamw_8bit", "model.engine=unsloth"),
+        ("runtime.accelerator=cpu", "train.optim=adamw_torch_fused"),
+        ("eval.generation.temperature=1", "eval.generation.min_p=0"),
+        ("eval.generation.do_sample=true", "eval.generation.temperature=1.5"),
+        ("data.eval_fraction=0", "data.eval.uri=data/eval.jsonl"),
+        ("data.min_pixels=9", "data.max_pixels=9"),
+        (*FORMULAS, "data.train.format=builtin", "data.train.formulas.noise=0.1"),
+        (*FORMULAS, "data.eval={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}"),
+        (*FORMULAS, "data.eval={uri: 'data/eval.jsonl'}"),
+        ("model.model_name_or_path=hf://a/b", "model.revision=main"),
+        ("model.model_name_or_path=hf://a/b@v1", "model.revision=v1"),
+        (f"model.model_name_or_path=hf://a/b@{COMMIT}", "model.trust_remote_code=true"),
+        ("model.trust_remote_code=true",),
+        ("output.uri=memory://a", "data.train.uri=memory://b"),
+        ("output.uri=s3://b/data2", "data.train.uri=s3://b/data"),
+        ("output.uri=models/base2",),
+        ("output.uri=models",),
+        ("output.uri=~nobody-of-this-name/x",),
+    ],
+)
+def test_allowed(overrides: tuple[str, ...]) -> None:
+    assert _load(*overrides).name == "sample"
+
+
+def test_every_rule_refuses_something_here() -> None:
+    silent = set(rules.RULES)
+    for overrides, *_ in REFUSED:
+        document, _ = override(parse(MINIMAL, "job.yaml"), overrides)
+        view = View(fill(document.values), ())
+        silent -= {rule for rule in silent if any(rule(view))}
+    assert silent == set()
+
+
+def test_a_rule_leaves_alone_what_is_wrong_in_itself() -> None:
+    problems = _problems("model.dtype=float16", "data.min_pixels=many", "data.max_pixels=1")
+    assert [problem.field for problem in problems] == [
+        "--set $.data.min_pixels",
+        "--set $.model.dtype",
+    ]
+
+
+def test_a_broken_section_hides_no_other_problem() -> None:
+    problems = _problems("lora=5", "model.dtype=float16", "train.max_steps=0")
+    assert {problem.field for problem in problems} == {
+        "--set $.lora",
+        "--set $.model.dtype",
+        "--set $.train.max_steps",
+    }
