@@ -166,9 +166,10 @@ def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | Non
 def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec":
     from job import storage
     from job.spec.load import load_spec
+    from job.spec.parse import decode
 
     overrides = [*(sets or []), *([f"output.uri={output}"] if output else [])]
-    return load_spec(storage.read_text(spec), spec, overrides)
+    return load_spec(decode(storage.read_bytes(spec), spec), spec, overrides)
 
 
 def main() -> NoReturn:

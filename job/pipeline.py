@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from job import __version__, families, inputs, log, provenance
 from job.errors import JobError, Stopped
+from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
@@ -135,8 +136,14 @@ class Pipeline:
             self.eval_source,
             directory / "data",
             seed=self.spec.train.seed,
+            label_key=latex.normalize,
         )
-        rows = {"train": data.train_rows, "eval": data.eval_rows, "rejected": data.rejected_rows}
+        rows = {
+            "train": data.train_rows,
+            "eval": data.eval_rows,
+            "rejected": data.rejected_rows,
+            "leaked": data.leaked_rows,
+        }
         log.info("data", **rows)
         return {"rows": rows}
 
@@ -259,6 +266,7 @@ class Pipeline:
             train_rows=rows["train"],
             eval_rows=rows["eval"],
             rejected_rows=rows["rejected"],
+            leaked_rows=rows["leaked"],
         )
 
     @cached_property
@@ -271,7 +279,7 @@ class Pipeline:
     def engine(self) -> Any:
         from job import engines
 
-        return engines.create(self.spec.model, self.accelerator)
+        return engines.create(self.spec.model, self.spec.lora, self.accelerator)
 
     @cached_property
     def family(self) -> families.Family:

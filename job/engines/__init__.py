@@ -1,16 +1,19 @@
 """Engines load, adapt and train a model; `create` chooses one for the machine."""
 
 from job.engines.base import Engine
-from job.engines.device import Accelerator, resolve_dtype
+from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
 from job.engines.transformers import TransformersEngine
-from job.spec.types import ModelSpec
+from job.spec.types import LoraSpec, ModelSpec
 
 
-def create(model: ModelSpec, accelerator: Accelerator) -> Engine:
+def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine:
     """The engine that the spec names; `auto` is the plain one."""
     _quiet_libraries()
     return TransformersEngine(
-        model=model, dtype=resolve_dtype(model, accelerator), device=accelerator.device
+        model=model,
+        dtype=resolve_dtype(model, lora, accelerator),
+        autocast=resolve_autocast(model, accelerator),
+        device=accelerator.device,
     )
 
 

@@ -20,6 +20,10 @@ class Engine(Protocol):
     def dtype(self) -> "torch.dtype": ...
 
     @property
+    def autocast(self) -> bool:
+        """Whether training computes in bf16 whatever the weights' dtype."""
+
+    @property
     def device(self) -> "torch.device": ...
 
     def load(self, family: Family) -> "PreTrainedModel":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from job.errors import SpecError
-from job.spec.types import ModelSpec, RuntimeSpec, TrainSpec
+from job.spec.types import LoraSpec, ModelSpec, RuntimeSpec, TrainSpec
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +67,22 @@ def detect(runtime: RuntimeSpec) -> Accelerator:
     return Accelerator(kind=found, name=properties.name, memory_bytes=properties.total_memory)
 
 
-def resolve_dtype(model: ModelSpec, accelerator: Accelerator) -> "torch.dtype":
-    """The dtype of the weights: bf16 on a GPU and fp32 on a CPU, unless the spec says."""
+def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> "torch.dtype":
+    """The dtype of the weights in memory, unless the spec says.
+
+    On a CPU fp32. On a GPU bf16 where they are frozen under an adapter; where they are trained
+    themselves fp32, because an update is often smaller than bf16 can add.
+    """
     import torch
 
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
-    return torch.float32 if accelerator.kind == "cpu" else torch.bfloat16
+    return torch.float32 if accelerator.kind == "cpu" or lora.method == "full" else torch.bfloat16
+
+
+def resolve_autocast(model: ModelSpec, accelerator: Accelerator) -> bool:
+    """Whether training computes in bf16: on a GPU, unless the spec asks for another dtype."""
+    return accelerator.kind != "cpu" and model.dtype in ("auto", "bfloat16")
 
 
 def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:

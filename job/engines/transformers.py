@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class TransformersEngine:
     model: ModelSpec
     dtype: "torch.dtype"
+    autocast: bool
     device: "torch.device"
     name: str = "transformers"
 

@@ -138,12 +138,10 @@ def _filter(tokens: tuple[str, ...]) -> list[str]:
         elif item in _DROPPED_WITH_LENGTH:
             length = _LENGTH.match("".join(tokens[at : at + 16]))
             at += length.end() if length else 0
-        elif item == r"\operatorname":
-            out.append(item)
-            while tokens[at : at + 1] == ("*",):
-                at += 1
         elif item not in _DROPPED:
-            out.append(_SYNONYMS.get(item, item))
+            name = _SYNONYMS.get(item, item)
+            if name != "*" or out[-1:] != [r"\operatorname"]:
+                out.append(name)
     return out
 
 
@@ -416,6 +414,8 @@ def _base(row: _Row) -> _Symbol | _Group | _Call | None:
     match row:
         case []:
             return None
+        case [_Symbol(tokens=[mark])] if mark in _CELL_ENDS:
+            return _Group(row)
         case [(_Symbol() | _Call() | _Group()) as only]:
             return only
     return _Group(row)

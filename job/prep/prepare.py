@@ -11,10 +11,11 @@ from job import log
 from job.errors import DataError, Problem
 from job.inputs import StagedSource
 from job.prep import sources
+from job.prep.leakage import LabelKey, drop_leaked
 from job.prep.messages import Columns, RowRefused, to_row
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split
-from job.prep.splits import content_key, held_out
+from job.prep.splits import held_out, split_key
 from job.spec.types import DataSpec, SourceSpec
 
 REJECTS, STATS = "rejects.jsonl", "stats.json"
@@ -30,6 +31,8 @@ class PreparedData:
     train_rows: int
     eval_rows: int
     rejected_rows: int
+    leaked_rows: int
+    """Training rows removed because a held-out row shows or says the same."""
 
     def rows(self, split: Split) -> Rows:
         return Rows(self.directory, split)
@@ -46,8 +49,11 @@ def prepare(
     directory: Path,
     *,
     seed: int,
+    label_key: LabelKey,
 ) -> PreparedData:
     """Reads, checks and splits the sources into shards under `directory`.
+
+    `label_key` gives a label's normal form, by which no held-out row stays in training.
 
     Raises TooManyBadRows beyond `max_bad_rows`, and DataError where a split ends up empty or a
     source has not the columns that the spec maps.
@@ -66,7 +72,7 @@ def prepare(
 
     for row in _rows(spec, spec.train, train, rejects, "train"):
         apart = evaluation is None and held_out(
-            content_key(row), fraction=spec.eval_fraction, seed=seed
+            split_key(row, label_key), fraction=spec.eval_fraction, seed=seed
         )
         keep("eval" if apart else "train", row)
     if evaluation is not None:
@@ -76,10 +82,12 @@ def prepare(
     for writer in writers.values():
         writer.close()
 
+    leaked = drop_leaked(directory, label_key)
     with (directory / REJECTS).open("w", encoding="utf-8") as lines:
         for reject in rejects:
             lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
     stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
+    stats["leaked"] = {"rows": leaked}
     stats["rejected"] = {
         "rows": len(rejects),
         "reasons": dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common()),
@@ -88,9 +96,10 @@ def prepare(
     _check(spec, rejects, writers["train"].rows, writers["eval"].rows)
     return PreparedData(
         directory=directory,
-        train_rows=writers["train"].rows,
+        train_rows=writers["train"].rows - leaked,
         eval_rows=writers["eval"].rows,
         rejected_rows=len(rejects),
+        leaked_rows=leaked,
     )
 
 

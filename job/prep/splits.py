@@ -2,25 +2,23 @@
 
 import hashlib
 
+from job.prep.leakage import LabelKey
 from job.prep.records import Row
 
 
-def content_key(row: Row) -> str:
-    """A digest of what the row shows and says; equal rows have equal keys."""
-    digest = hashlib.blake2b(digest_size=16)
-    for image in row.images:
-        digest.update(hashlib.sha256(image.data).digest())
-    for message in row.messages:
-        digest.update(message.role.encode())
-        digest.update(message.text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
+def split_key(row: Row, label_key: LabelKey) -> str:
+    """What decides the row's side: rows that say the same, in normal form, have the same key."""
+    said = [message.text for message in row.messages[:-1]] + [label_key(row.answer)]
+    return "\0".join(said)
 
 
 def held_out(key: str, *, fraction: float, seed: int) -> bool:
-    """Whether the row with this `content_key` belongs to the evaluation split.
+    """Whether the row with this `split_key` belongs to the evaluation split.
 
     By its content and not by its number: the split stays put when rows are appended, and
     duplicates fall on one side.
     """
-    place = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    place = hashlib.blake2b(
+        f"{seed}:{key}".encode("utf-8", "surrogatepass"), digest_size=8
+    ).digest()
     return int.from_bytes(place, "big") < fraction * 2**64

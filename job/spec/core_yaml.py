@@ -70,7 +70,8 @@ def construct(kind: str, text: str) -> Any:
         "bool": lambda: text.lower() == "true",
         "int": lambda: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
         "float": lambda: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
-        "str": lambda: text,
+        # JSON writes 😀 as two escapes, which PyYAML leaves as two halves.
+        "str": lambda: text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"),
     }[kind]()
 
 

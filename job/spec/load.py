@@ -1,6 +1,7 @@
 """Reading a spec: parse, override, interpolate, validate, resolve, each a step of its own."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +39,8 @@ def load_spec(
 ) -> LoadedSpec:
     """The job that `text` describes; `origin` is what messages call it.
 
-    Bytes become text by `parse.decode`, which says where they are not UTF-8.
-
-    Raises SpecError with every problem found, and UsageError for an override without `=`.
+    Bytes become text by `parse.decode`. Raises SpecError with every problem found, and
+    UsageError for an override without `=`.
     """
     document, misplaced = override(parse(text, origin), overrides)
     expanded = interpolate(document, environ)
@@ -68,6 +68,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML writes these line breaks bare unless it is told to quote, and reads them as others.
+    style = '"' if re.search(r"[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _first, _resolvers in CoreLoader.yaml_implicit_resolvers.items():
     for _tag, _pattern in _resolvers:
         _Dumper.add_implicit_resolver(_tag, _pattern, [_first])

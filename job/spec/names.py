@@ -10,7 +10,6 @@ from job.spec import keys
 
 # What other tools, and this one's neighbours in Transformers and PEFT, call the same thing.
 ALIASES = {
-    "adapter_path": "output.uri",
     "alpha": "lora.lora_alpha",
     "attn": "model.attn_implementation",
     "attention": "model.attn_implementation",
@@ -66,7 +65,6 @@ ALIASES = {
 
 # Sections under another name; their content is not looked at.
 SECTIONS = {
-    "adapter": "lora",
     "evaluation": "eval",
     "peft": "lora",
     "peft_config": "lora",

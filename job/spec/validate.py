@@ -34,6 +34,7 @@ _VALUES = {
     "hf": "transformers",
     "json": "jsonl",
 }
+_UNTIDY = re.compile(r"^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 
 
@@ -190,8 +191,10 @@ def _scalar_findings(value: Any, path: Path) -> Iterator[Finding]:
     elif isinstance(value, str):
         if any("\ud800" <= character <= "\udfff" for character in value):
             yield Finding(path, "must be Unicode text", "save it as UTF-8")
-        elif path != ("data", "instruction") and re.search(r"^\s|\s$|[\x00-\x1f\x7f]", value):
+        elif path != ("data", "instruction") and _UNTIDY.search(value):
             message = "must not start or end with a space, nor hold a line break"
             yield Finding(path, message, "remove the spaces and line breaks")
     elif isinstance(value, float) and not math.isfinite(value):
         yield Finding(path, "must be a finite number")
+    elif isinstance(value, int | float) and abs(value) >= 2**63:
+        yield Finding(path, "must be a number that fits into 64 bits")

@@ -158,7 +158,6 @@ def _base(model: Any) -> Any:
 def _arguments(
     spec: TrainSpec, optim: str, engine: Engine, scratch: Path, fitted: Fitted
 ) -> "TrainingArguments":
-    import torch
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -181,7 +180,7 @@ def _arguments(
         save_steps=spec.save_steps,
         save_total_limit=1,  # of the local copies; the stored ones are pruned by the store
         gradient_checkpointing=spec.gradient_checkpointing,
-        bf16=engine.dtype == torch.bfloat16,
+        bf16=engine.autocast,
         use_cpu=engine.device.type == "cpu",
         dataloader_num_workers=spec.dataloader_num_workers,
         dataloader_pin_memory=engine.device.type != "cpu",

@@ -4,6 +4,7 @@ import filecmp
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from job import families
 from job.errors import DataError, SpecError
 from job.families.base import IGNORED
-from job.families.ernie45_vl import Ernie45VL
+from job.families.ernie45_vl import Ernie45VL, attention
 from job.families.ernie45_vl.positions import rope_positions
 from job.families.ernie45_vl.tiny import build
 from job.prep.images import inspect
@@ -35,7 +36,7 @@ def family(spec: JobSpec) -> Ernie45VL:
 
 
 @pytest.fixture(scope="module")
-def model(family: Ernie45VL) -> torch.nn.Module:
+def model(family: Ernie45VL) -> Any:
     return family.initialise(seed=1, dtype=torch.float32, device=torch.device("cpu"))
 
 
@@ -131,10 +132,10 @@ def test_tokens_equal_those_of_the_processor(family: Ernie45VL, name: str) -> No
             assert torch.equal(batch[key], torch.as_tensor(expected[key])), key
 
 
-def test_positions_equal_those_of_the_model(family: Ernie45VL, model: torch.nn.Module) -> None:
+def test_positions_equal_those_of_the_model(family: Ernie45VL, model: Any) -> None:
     rows = [family.encode(c) for c in CONVERSATIONS.values() if c.images]
     batch = family.collate(rows)
-    expected, _ = model.model.get_rope_index(  # type: ignore[union-attr,operator]
+    expected, _ = model.model.get_rope_index(
         batch["input_ids"],
         batch["mm_token_type_ids"],
         batch["image_grid_thw"],
@@ -155,7 +156,7 @@ def test_images_next_to_each_other_keep_their_own_positions() -> None:
     ]
 
 
-def test_padding_changes_no_loss(family: Ernie45VL, model: torch.nn.Module) -> None:
+def test_padding_changes_no_loss(family: Ernie45VL, model: Any) -> None:
     short, long = CONVERSATIONS["one image"], CONVERSATIONS["many turns"]
     with torch.no_grad():
         alone = model(**family.collate([family.encode(short)])).logits[0]
@@ -170,9 +171,9 @@ def test_a_control_token_typed_in_a_text_is_refused(family: Ernie45VL, token: st
 
 
 def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
-    family: Ernie45VL, model: torch.nn.Module, spec: JobSpec
+    family: Ernie45VL, model: Any, spec: JobSpec
 ) -> None:
-    targets = family.lora_targets(model, spec.lora)  # type: ignore[arg-type]
+    targets = family.lora_targets(model, spec.lora)
     leaves = {name.rpartition(".")[2] for name in targets.modules}
     assert leaves == {
         *("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -188,11 +189,9 @@ def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
     assert targets.parameters == ()
 
 
-def test_each_toggle_selects_its_own_group(
-    family: Ernie45VL, model: torch.nn.Module, spec: JobSpec
-) -> None:
+def test_each_toggle_selects_its_own_group(family: Ernie45VL, model: Any, spec: JobSpec) -> None:
     def groups(**toggles: bool) -> set[str]:
-        return set(family.lora_targets(model, replace(spec.lora, **toggles)).groups)  # type: ignore[arg-type]
+        return set(family.lora_targets(model, replace(spec.lora, **toggles)).groups)
 
     assert groups(finetune_vision_layers=False) == {"language attention", "language mlp"}
     assert groups(finetune_language_layers=False) == {"vision mlp", "resampler"}
@@ -201,13 +200,13 @@ def test_each_toggle_selects_its_own_group(
 
 
 def test_a_target_that_selects_nothing_is_refused_by_name(
-    family: Ernie45VL, model: torch.nn.Module, spec: JobSpec
+    family: Ernie45VL, model: Any, spec: JobSpec
 ) -> None:
     with pytest.raises(SpecError, match=r"known names: .*q_proj"):
-        family.lora_targets(model, replace(spec.lora, target_modules=("query",)))  # type: ignore[arg-type]
+        family.lora_targets(model, replace(spec.lora, target_modules=("query",)))
 
 
-def test_a_seed_means_one_set_of_weights(family: Ernie45VL, model: torch.nn.Module) -> None:
+def test_a_seed_means_one_set_of_weights(family: Ernie45VL, model: Any) -> None:
     torch.manual_seed(99)
     again = family.initialise(seed=1, dtype=torch.float32, device=torch.device("cpu"))
     other = family.initialise(seed=2, dtype=torch.float32, device=torch.device("cpu"))
@@ -226,14 +225,36 @@ def test_router_gates_stay_fp32_in_half_precision(family: Ernie45VL) -> None:
 
 
 def test_the_auxiliary_loss_of_the_router_is_added_by_its_coefficient(
-    family: Ernie45VL, model: torch.nn.Module
+    family: Ernie45VL, model: Any
 ) -> None:
     batch = family.collate([family.encode(CONVERSATIONS["one image"])])
     with torch.no_grad():
-        family.set_router_aux_loss(model, 0)  # type: ignore[arg-type]
+        family.set_router_aux_loss(model, 0)
         plain = model(**batch).loss
-        family.set_router_aux_loss(model, 0.5)  # type: ignore[arg-type]
+        family.set_router_aux_loss(model, 0.5)
         added = model(**batch)
-        family.set_router_aux_loss(model, 0)  # type: ignore[arg-type]
+        family.set_router_aux_loss(model, 0)
     assert added.loss == pytest.approx(float(plain + 0.5 * added.aux_loss), rel=1e-5)
     assert float(added.aux_loss) > 0.5
+
+
+@pytest.mark.parametrize("name", ["one image", "two images", "many turns"])
+def test_packed_vision_attention_equals_one_call_an_image(
+    family: Ernie45VL, model: Any, name: str
+) -> None:
+    batch = family.collate([family.encode(CONVERSATIONS[name])] * 2)
+    vision = model.config.vision_config
+
+    def gradients(implementation: str) -> tuple[float, torch.Tensor]:
+        vision._attn_implementation_internal = implementation
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        tower = model.model.vision_tower
+        return float(loss), tower.blocks[0].attn.qkv.weight.grad.clone()
+
+    loss, gradient = gradients("sdpa")
+    packed_loss, packed_gradient = gradients(attention.NAME)
+    assert packed_loss == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(packed_gradient, gradient, atol=1e-6)
+    assert float(gradient.abs().max()) > 1e-4

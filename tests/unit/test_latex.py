@@ -191,6 +191,8 @@ def test_unreadable_text_keeps_its_tokens(latex: str) -> None:
 @example(r"\begin{array}\mathrm{}{ab}^2")
 @example(r"\sqrt[\left[x\right]]y")
 @example("x^{}^2")
+@example("{&}^2")
+@example(r"\left\text1")
 def test_normalizing_twice_changes_nothing_more(latex: str) -> None:
     once = normalize(latex)
     assert normalize(once) == once

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from job.errors import DataError
+from job.evaluation.latex import normalize
 from job.inputs import stage_source
 from job.prep.images import ImageRefused, decode, inspect
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
+from job.prep.shards import Split
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
 
@@ -29,7 +31,7 @@ def png(width: int = 40, height: int = 20, color: str = "white", mode: str = "RG
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "data" / "images").mkdir(parents=True)
-    for number in range(12):
+    for number in range(200):
         (tmp_path / "data" / "images" / f"{number}.png").write_bytes(png(40 + number))
     return tmp_path / "data"
 
@@ -54,7 +56,7 @@ def write_jsonl(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path
 
 def run(spec: DataSpec, tmp_path: Path) -> PreparedData:
     source = stage_source(spec.train, tmp_path / "cache", "$.data.train")
-    return prepare(spec, source, None, tmp_path / "prepared", seed=1)
+    return prepare(spec, source, None, tmp_path / "prepared", seed=1, label_key=normalize)
 
 
 def rejects(tmp_path: Path) -> dict[str, str]:
@@ -93,8 +95,9 @@ def test_parquet_with_bytes_gives_the_same_rows_as_jsonl_with_paths(
     pq.write_table(table, folder / "rows.parquet")
     tables = data_spec(folder / "rows.parquet", eval_fraction=0.3)
     a, b = run(lists, tmp_path / "a"), run(tables, tmp_path / "b")
-    for split in ("train", "eval"):
-        left, right = list(a.rows(split)), list(b.rows(split))  # type: ignore[arg-type]
+    splits: tuple[Split, ...] = ("train", "eval")
+    for split in splits:
+        left, right = list(a.rows(split)), list(b.rows(split))
         assert [r.images for r in left] == [r.images for r in right]
         assert [r.messages for r in left] == [r.messages for r in right]
 
@@ -120,8 +123,8 @@ def test_conversations_take_images_inline_and_from_the_column_in_order(
     }
     data = run(
         data_spec(
-            write_jsonl(folder, [conversation, *[pair_as_messages(n) for n in range(12)]]),
-            eval_fraction=0.5,
+            write_jsonl(folder, [conversation, *[pair_as_messages(n) for n in range(10, 30)]]),
+            eval_fraction=0.2,
         ),
         tmp_path,
     )
@@ -136,7 +139,7 @@ def pair_as_messages(number: int) -> dict[str, Any]:
     return {
         "messages": [
             {"role": "user", "content": question},
-            {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": f"a_{number}"}]},
         ]
     }
 
@@ -145,7 +148,7 @@ BAD = {
     "text of another type": ({"image": "images/1.png", "text": 5}, "must be text, found int"),
     "no text": ({"image": "images/1.png", "text": None}, "must be text, found NoneType"),
     "an empty answer": ({"image": "images/1.png", "text": " "}, "the answer is empty"),
-    "a missing image": ({"image": "images/99.png", "text": "x"}, "No such file"),
+    "a missing image": ({"image": "images/999.png", "text": "x"}, "No such file"),
     "no image": ({"image": None, "text": "x"}, "`image` is empty"),
     "a path out of the folder": ({"image": "../secret.png", "text": "x"}, "leaves the folder"),
     "an absolute path": ({"image": "/etc/passwd", "text": "x"}, "relative to the folder"),
@@ -202,7 +205,7 @@ def bomb(side: int) -> bytes:
 def test_more_bad_rows_than_allowed_end_prep_and_are_all_listed(
     folder: Path, tmp_path: Path
 ) -> None:
-    rows = [*[pair(n) for n in range(12)], pair(97), pair(98)]
+    rows = [*[pair(n) for n in range(12)], pair(997), pair(998)]
     with pytest.raises(TooManyBadRows) as caught:
         run(data_spec(write_jsonl(folder, rows), max_bad_rows=1), tmp_path)
     assert caught.value.exit_code == 11
@@ -214,7 +217,7 @@ def test_more_bad_rows_than_allowed_end_prep_and_are_all_listed(
 def test_the_held_out_rows_stay_the_same_when_rows_are_appended(
     folder: Path, tmp_path: Path
 ) -> None:
-    rows = [{"image": "images/0.png", "text": f"{n}"} for n in range(200)]
+    rows = [{"image": f"images/{n}.png", "text": f"{n}"} for n in range(200)]
     spec = data_spec(write_jsonl(folder, rows[:100]), eval_fraction=0.2)
     before = {row.answer for row in run(spec, tmp_path / "a").rows("eval")}
     write_jsonl(folder, rows)
@@ -224,23 +227,53 @@ def test_the_held_out_rows_stay_the_same_when_rows_are_appended(
 
 
 def test_duplicates_fall_on_one_side_of_the_split(folder: Path, tmp_path: Path) -> None:
-    rows = [{"image": f"images/{n % 12}.png", "text": f"{n % 12}"} for n in range(120)]
+    # The same label in two spellings and with two pictures.
+    spellings = (r"x \le {}", r"x\leq{}")
+    rows = [
+        {"image": f"images/{n}.png", "text": spellings[n % 2].format(n // 2)} for n in range(120)
+    ]
     data = run(data_spec(write_jsonl(folder, rows), eval_fraction=0.4), tmp_path)
-    train = {row.answer for row in data.rows("train")}
-    held_out = {row.answer for row in data.rows("eval")}
+    train = {normalize(row.answer) for row in data.rows("train")}
+    held_out = {normalize(row.answer) for row in data.rows("eval")}
+    assert len(train) + len(held_out) == 60
     assert not train & held_out
+    assert data.leaked_rows == 0
     assert data.train_rows + data.eval_rows == 120
+
+
+def test_what_is_held_out_by_name_is_removed_from_training(folder: Path, tmp_path: Path) -> None:
+    train = [pair(n) for n in range(10)]
+    held_out = [
+        {"image": "images/3.png", "text": "the picture of row 3"},
+        {"image": "images/11.png", "text": r"x_{ 5 }\,"},
+    ]
+    spec = data_spec(write_jsonl(folder, train))
+    spec = replace(
+        spec, eval=replace(spec.train, uri=str(write_jsonl(folder, held_out, "e.jsonl")))
+    )
+    assert spec.eval is not None
+    first = stage_source(spec.train, tmp_path / "cache", "$.data.train")
+    second = stage_source(spec.eval, tmp_path / "cache", "$.data.eval")
+    data = prepare(spec, first, second, tmp_path / "prepared", seed=1, label_key=normalize)
+    assert data.leaked_rows == 2
+    assert data.train_rows == len(data.rows("train")) == 8
+    assert {row.answer for row in data.rows("train")} == {
+        f"x_{{{n}}}" for n in range(10) if n not in (3, 5)
+    }
+    stats = json.loads((tmp_path / "prepared" / "stats.json").read_text())
+    assert stats["leaked"] == {"rows": 2}
 
 
 def test_a_limit_takes_the_first_rows_and_a_shuffle_seed_a_random_choice(
     folder: Path, tmp_path: Path
 ) -> None:
-    rows = [{"image": "images/0.png", "text": f"{n}"} for n in range(100)]
+    rows = [{"image": f"images/{n}.png", "text": f"{n}"} for n in range(100)]
     spec = data_spec(write_jsonl(folder, rows), eval_fraction=0.2)
 
     def numbers(place: str, **settings: Any) -> list[int]:
         data = run(replace(spec, train=replace(spec.train, **settings)), tmp_path / place)
-        return sorted(int(row.answer) for s in ("train", "eval") for row in data.rows(s))  # type: ignore[arg-type]
+        rows = [*data.rows("train"), *data.rows("eval")]
+        return sorted(int(row.answer) for row in rows)
 
     assert numbers("first", limit=30) == list(range(30))
     chosen = numbers("seed-5", limit=30, shuffle_seed=5)

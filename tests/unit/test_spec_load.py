@@ -118,6 +118,16 @@ def test_text_that_looks_like_something_else_survives_the_resolved_spec(text: st
     assert yaml.safe_load(dump_resolved(loaded))["runtime"]["cache_dir"] == text
 
 
+@pytest.mark.parametrize(
+    "text", ["a\x85b", "a\u2028b", " a\n b\r\n", "é\n\n", "😀", "\ta", "a\ufeffb"]
+)
+def test_any_instruction_survives_the_resolved_spec(text: str) -> None:
+    spec = MINIMAL.replace("jsonl}}", f"jsonl}}, instruction: {json.dumps(text)}}}")
+    loaded = load_spec(spec, "job.yaml", environ={})
+    assert loaded.spec.data.instruction == text
+    assert load_spec(dump_resolved(loaded), "again.yaml", environ={}) == loaded
+
+
 def test_the_resolved_spec_means_the_same_to_yaml_1_1() -> None:
     assert load_spec(COMPLETE, "job.yaml", environ={}).resolved == VALUES
 

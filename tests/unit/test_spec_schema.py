@@ -173,4 +173,4 @@ def test_aliases_lead_to_keys_that_exist(dotted: str) -> None:
 
 def test_no_alias_hides_a_key() -> None:
     names = {dotted.rpartition(".")[2] for dotted in KEYS}
-    assert names & {*ALIASES, *SECTIONS} == {"max_samples", "adapter"}
+    assert names & {*ALIASES, *SECTIONS} == {"max_samples"}

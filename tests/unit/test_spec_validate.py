@@ -150,6 +150,18 @@ def test_a_problem_reads_as_place_path_reason_value_and_fix() -> None:
         ("train: {learning_rate: .inf}", "must be a finite number", "Infinity", None),
         ("train: {learning_rate: .nan}", "must be a finite number", "NaN", None),
         (
+            "train: {save_steps: 1e20}",
+            "must be a number that fits into 64 bits",
+            "1e+20",
+            None,
+        ),
+        (
+            'runtime: {cache_dir: "a\\u2028b"}',
+            "must not start or end with a space, nor hold a line break",
+            "a\u2028b",
+            "remove the spaces and line breaks",
+        ),
+        (
             "export: {merged: {max_shard_size: 5GiB}}",
             "must be a number and a unit of KB, MB, GB or TB",
             "5GiB",

@@ -48,7 +48,7 @@ def row(answer: str, question: str = "Read.", images: int = 1) -> Row:
     )
 
 
-def cut(family: families.Family, spec: JobSpec, made: Row, strategy: str, length: int) -> Any:
+def cut(family: families.Family, spec: JobSpec, made: Row, strategy: Any, length: int) -> Any:
     return truncate(
         family.encode(made),
         family,

@@ -78,7 +78,7 @@ class Ernie45VL:
             **kwargs,
         )
         _refuse_incomplete(self._checkpoint.uri, report)
-        return model.eval()
+        return self._with_packed_vision(model.eval())
 
     def initialise(
         self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
@@ -95,7 +95,15 @@ class Ernie45VL:
             )
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(device, None if self.keeps_fp32(name) else dtype)
-        return model.to(device).eval()
+        return self._with_packed_vision(model.to(device).eval())
+
+    @staticmethod
+    def _with_packed_vision(model: "PreTrainedModel") -> "PreTrainedModel":
+        from job.families.ernie45_vl.attention import use_packed_vision_attention
+
+        if model.config.vision_config._attn_implementation == "sdpa":
+            use_packed_vision_attention(model)
+        return model
 
     def skeleton(self) -> "PreTrainedModel":
         import torch

@@ -3,9 +3,11 @@ r"""Random LaTeX formulas, as tokens, whose pictures and labels determine each o
 A label can be learned from its picture only where no other label draws the same picture:
 
 - Of glyphs that look alike in one of mathtext's five fonts only one is here. Level changes size,
-  so look-alikes are judged with their sizes made equal: `l`, `I` and `1`; `o`, `O` and `0`; `C`,
-  `S`, `U`, `V`, `W`, `X`, `Z` and their small letters; `p` and `\rho`; `n` and `\eta`; `v` and
-  `\nu`; `w` and `\omega`; `x` and `\chi`; `\sum` and `\Sigma`; `e` and `\epsilon`; `h` and `\hbar`.
+  so they are judged with their sizes made equal: no `l` or `I` (`1`, `i`), `o` or `O` (`0`), `q`
+  (`g`), `w` (`\omega`), `F` (`E`); of `C`, `J`, `P`, `S`, `U`, `V`, `X`, `Z` only the small letters;
+  no `\epsilon` (`e`), `\eta` (`n`), `\nu` (`v`), `\rho` (`p`), `\chi` (`x`), `\kappa` (`K`), `\zeta`
+  (`\xi`), `\varphi` (`\psi`), `\vartheta`, `\Theta`, `\Lambda` (`\Delta`), `\Xi` (`\equiv`), `\Pi`,
+  `\Sigma` (`\sum`), `\hbar` (`h`).
 - One spelling for each picture: scripts and arguments always in braces, `_` before `^`, never two
   scripts of one kind, no empty group, `\leq` and `\rightarrow` but neither `\le` nor `\to`.
 - Sizes are reduced at most twice: what is smaller cannot be read.
