@@ -3,7 +3,8 @@
     python requirements/lock.py            (needs uv on the PATH; `make lock` brings it)
 
 One resolution for Linux covers every extra, at the oldest Python supported (what it picks
-installs on 3.12 too), so that no extra can move a base package. It is then split by who installs what:
+installs on 3.12 too), so that no extra can move a base package. It is then split by who installs
+what:
 
     torch.txt      torch, torchvision and what only they need: replaced as a whole by
                    `make setup ACCELERATOR=rocm|cpu TORCH_INDEX=...`
@@ -34,7 +35,7 @@ def resolve(extras: list[str], constraints: list[str]) -> list[str]:
         command += ["--extra", extra]
     if constraints:
         command += ["--constraint", "-"]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - fixed words and the names of extras
         command, cwd=ROOT, input="\n".join(constraints), capture_output=True, text=True
     )
     if done.returncode:

@@ -59,9 +59,9 @@ class TransformersEngine:
         return PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
 
     def trainer_class(self) -> type["Trainer"]:
-        from transformers import Trainer
+        from job.engines.step import StepTrainer
 
-        return Trainer
+        return StepTrainer
 
     def _attention(self) -> dict[str, Any]:
         chosen = self.model.attn_implementation

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from job.evaluation import render_match
 from job.evaluation.generate import answer_rows
 from job.evaluation.metrics import RowScore, score, summarize
 from job.families.base import Family
@@ -24,6 +25,8 @@ class Prediction:
     label: str
     prediction: str
     score: RowScore
+    render: render_match.Outcome | None = None
+    """How the two pictures compare; None where the spec does not ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +66,21 @@ def evaluate(
     seconds = time.monotonic() - started
     labels = [row.answer for row in chosen]
     scores = [score(text, truth) for text, truth in zip(answers.texts, labels, strict=True)]
-    summary = summarize(scores, answers.texts, labels, spec.metrics)
-    metrics = {name: value for name, value in asdict(summary).items() if value is not None}
+    of_texts = [name for name in spec.metrics if name != render_match.NAME]
+    measured = asdict(summarize(scores, answers.texts, labels, of_texts))
+    renders: list[render_match.Outcome | None] = [None] * len(chosen)
+    if render_match.NAME in spec.metrics:
+        outcomes = [render_match.compare(*pair) for pair in zip(answers.texts, labels, strict=True)]
+        measured |= asdict(render_match.summarize(outcomes))
+        renders = list(outcomes)
+    metrics = {name: value for name, value in measured.items() if value is not None}
     return Evaluation(
         metrics={"loss": answers.loss, **metrics},
         predictions=tuple(
-            Prediction(id=row.id, label=row.answer, prediction=text, score=row_score)
-            for row, text, row_score in zip(chosen, answers.texts, scores, strict=True)
+            Prediction(id=row.id, label=row.answer, prediction=text, score=row_score, render=render)
+            for row, text, row_score, render in zip(
+                chosen, answers.texts, scores, renders, strict=True
+            )
         ),
         seconds=round(seconds, 3),
         tokens_per_second=round(answers.generated_tokens / max(seconds, 1e-9), 1),

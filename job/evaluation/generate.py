@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job import log
-from job.families.base import IGNORED, Encoded, Family
+from job.families.base import IGNORED, Encoded, Family, to_device
 from job.prep.records import Row
 from job.spec.types import GenerationSpec
 
@@ -69,7 +69,7 @@ def generate(
     import torch
 
     tokenizer = family.processor.tokenizer
-    batch = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
+    batch = to_device(family.collate_prompts(prompts), model.device)
     sampling: dict[str, Any] = {"do_sample": generation.do_sample}
     if generation.do_sample:
         sampling |= {"temperature": generation.temperature, "min_p": generation.min_p}
@@ -94,7 +94,7 @@ def _loss(model: Any, family: Family, rows: Sequence[Encoded]) -> tuple[float, i
     import torch
     from torch.nn.functional import cross_entropy
 
-    batch = {k: v.to(model.device) for k, v in family.collate(rows).items()}
+    batch = to_device(family.collate(rows), model.device)
     labels = batch.pop("labels")[:, 1:]  # (B, T-1)
     with torch.inference_mode():
         logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)

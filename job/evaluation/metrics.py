@@ -7,6 +7,7 @@
 | `cer` | edits per character | Levenshtein distance in characters, summed over all rows, by the labels' characters; raw texts, white space around them aside |
 | `token_edit_distance` | edits per token | the same in LaTeX tokens, of the normal forms |
 | `bleu` | 0 to 100 | corpus BLEU-4 of the normal forms' tokens |
+| `render_match` | share of rows, 0 to 1 | both draw the same picture (`job.evaluation.render_match`) |
 
 Edit rates weigh a row by its length, as is usual for character error rates, and pass 1 where
 predictions run on far beyond their labels. Levenshtein distance counts insertions, deletions and
@@ -50,7 +51,7 @@ class Metrics:
 
 
 NAMES = ("exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu")
-"""The metrics that `summarize` knows."""
+"""The metrics that `summarize` knows; `render_match` compares pictures and has its own."""
 
 
 def score(prediction: str, label: str) -> RowScore:

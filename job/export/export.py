@@ -63,8 +63,9 @@ def export(
     """Writes `merged/` under `directory` and proves it against the trained model.
 
     `load_trained` gives the trained model, `load_base` the base without the adapter (for a full
-    fine-tuning), `release` lets go of the models in memory before the merged one is loaded. Raises ProofError where the merge equals
-    the base, differs from what was trained, or holds a value that is not finite.
+    fine-tuning), `release` lets go of the models in memory before the merged one is loaded.
+    Raises ProofError where the merge equals the base, differs from what was trained, or holds a
+    value that is not finite.
     """
     import torch
 

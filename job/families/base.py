@@ -21,6 +21,14 @@ IGNORED = -100
 
 Batch = dict[str, "torch.Tensor"]
 
+HOST_KEYS = ("image_grid_thw",)
+"""What models read in Python, value by value: on a GPU each look would wait for the device."""
+
+
+def to_device(batch: Batch, device: "torch.device") -> Batch:
+    """The batch on the device, but for what belongs to the host."""
+    return {k: v if k in HOST_KEYS else v.to(device) for k, v in batch.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:

@@ -14,13 +14,15 @@ from job import families
 from job.errors import DataError, SpecError
 from job.families.base import IGNORED
 from job.families.ernie45_vl import Ernie45VL, attention
+from job.families.ernie45_vl.pixels import patches
 from job.families.ernie45_vl.positions import rope_positions
 from job.families.ernie45_vl.tiny import build
-from job.prep.images import inspect
+from job.prep.images import decode, inspect
 from job.prep.records import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
+VISION_INDICES = ("image_cu_seqlens", "image_position_ids")
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
 
 
@@ -121,7 +123,6 @@ def test_tokens_equal_those_of_the_processor(family: Ernie45VL, name: str) -> No
     conversation = CONVERSATIONS[name]
     encoded = family.encode_prompt("p", conversation.prompt, conversation.images)
     from job.families.ernie45_vl.chat import prompt as render
-    from job.prep.images import decode
 
     text = render(family._template, conversation.prompt)
     images = [decode(i) for i in encoded.images] or None
@@ -190,7 +191,7 @@ def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
 
 
 def test_each_toggle_selects_its_own_group(family: Ernie45VL, model: Any, spec: JobSpec) -> None:
-    def groups(**toggles: bool) -> set[str]:
+    def groups(**toggles: Any) -> set[str]:
         return set(family.lora_targets(model, replace(spec.lora, **toggles)).groups)
 
     assert groups(finetune_vision_layers=False) == {"language attention", "language mlp"}
@@ -258,3 +259,21 @@ def test_packed_vision_attention_equals_one_call_an_image(
     assert packed_loss == pytest.approx(loss, abs=1e-5)
     assert torch.allclose(packed_gradient, gradient, atol=1e-6)
     assert float(gradient.abs().max()) > 1e-4
+
+
+def test_patches_equal_those_of_the_image_processor(family: Ernie45VL) -> None:
+    processor = family.processor.image_processor
+    sizes = [(336, 56), (300, 50), (56, 56), (336, 56), (28, 28), (2000, 700)]
+    images = [decode(image(*size)) for size in sizes]
+    expected = processor(images=images, return_tensors="pt")
+    found, grids = patches(images, processor)
+    assert grids == [tuple(grid) for grid in expected["image_grid_thw"].tolist()]
+    assert torch.equal(found, expected["pixel_values"])
+
+
+def test_vision_indices_change_nothing(family: Ernie45VL, model: Any) -> None:
+    batch = family.collate([family.encode(c) for c in CONVERSATIONS.values() if c.images])
+    left_out = {k: v for k, v in batch.items() if k not in VISION_INDICES}
+    assert len(left_out) == len(batch) - 2
+    with torch.no_grad():
+        assert float(model(**batch).loss) == float(model(**left_out).loss)

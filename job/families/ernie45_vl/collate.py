@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import pad
 
 from job.families.base import IGNORED, Batch, Encoded
+from job.families.ernie45_vl.pixels import Grid, patches
 from job.families.ernie45_vl.positions import rope_positions
 from job.prep.images import decode
 
@@ -17,19 +19,21 @@ def collate(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Ba
     """A training batch of B rows, right-padded to the longest, T tokens.
 
     Gives `input_ids`, `labels`, `attention_mask`, `mm_token_type_ids`, `moe_mm_token_type_ids`
-    (B, T), `position_ids` (3, B, T), and where there are images `pixel_values` (patches, 588) and
-    `image_grid_thw` (images, 3).
+    (B, T), `position_ids` (3, B, T), and where there are images `pixel_values` (patches, 588),
+    `image_grid_thw` (images, 3) and the vision tower's own indices.
     """
     length = max(len(row.input_ids) for row in rows)
-    pad = processor.tokenizer.pad_token_id
+    filler = processor.tokenizer.pad_token_id
     batch: Batch = {
-        "input_ids": torch.tensor([_right(row.input_ids, length, pad) for row in rows]),
+        "input_ids": torch.tensor([_right(row.input_ids, length, filler) for row in rows]),
         "labels": torch.tensor([_right(row.labels, length, IGNORED) for row in rows]),
         "attention_mask": torch.tensor(
             [_right([1] * len(row.input_ids), length, 0) for row in rows]
         ),
     }
     grids = _add_images(batch, rows, processor)
+    if grids:
+        _add_vision_indices(batch, grids, processor.image_processor.merge_size)
     _add_token_types(batch, processor)
     image_token = processor.image_token_id
     batch["position_ids"] = rope_positions(
@@ -44,9 +48,9 @@ def collate(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Ba
 def collate_prompts(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch:
     """A generation batch: the same without labels and positions, padded on the left."""
     length = max(len(row.input_ids) for row in rows)
-    pad = processor.tokenizer.pad_token_id
+    filler = processor.tokenizer.pad_token_id
     batch: Batch = {
-        "input_ids": torch.tensor([_left(row.input_ids, length, pad) for row in rows]),
+        "input_ids": torch.tensor([_left(row.input_ids, length, filler) for row in rows]),
         "attention_mask": torch.tensor(
             [_left([1] * len(row.input_ids), length, 0) for row in rows]
         ),
@@ -58,14 +62,36 @@ def collate_prompts(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor
 
 def _add_images(
     batch: Batch, rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor"
-) -> list[tuple[int, int, int]]:
+) -> list[Grid]:
     images = [decode(image) for row in rows for image in row.images]
     if not images:
         return []
-    pixels = processor.image_processor(images=images, return_tensors="pt")
-    batch["pixel_values"] = pixels["pixel_values"]  # (patches, channels * patch_size**2)
-    batch["image_grid_thw"] = pixels["image_grid_thw"]  # (images, 3)
-    return [(int(t), int(h), int(w)) for t, h, w in pixels["image_grid_thw"].tolist()]
+    batch["pixel_values"], grids = patches(images, processor.image_processor)
+    batch["image_grid_thw"] = torch.tensor(grids)  # (images, 3)
+    return grids
+
+
+def _add_vision_indices(batch: Batch, grids: Sequence[Grid], merge: int) -> None:
+    """What the vision tower would work out from the grids, image by image, on the device.
+
+    `image_cu_seqlens` (images + 1) bounds each image's patches, `image_position_ids` (patches, 2)
+    holds each patch's row and column, in the order of merged blocks.
+    """
+    counts = torch.tensor([height * width for _, height, width in grids])
+    batch["image_cu_seqlens"] = pad(counts.cumsum(0), (1, 0)).int()
+    made: dict[Grid, torch.Tensor] = {}
+    for grid in grids:
+        if grid not in made:
+            made[grid] = _patch_places(grid, merge)
+    batch["image_position_ids"] = torch.cat([made[grid] for grid in grids])
+
+
+def _patch_places(grid: Grid, merge: int) -> torch.Tensor:
+    """Row and column of each patch of one image, (patches, 2), merged blocks one after another."""
+    _, height, width = grid
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    blocks = places.view(height // merge, merge, width // merge, merge, 2)
+    return blocks.transpose(1, 2).reshape(-1, 2)
 
 
 def _add_token_types(batch: Batch, processor: "Ernie4_5_VLMoeProcessor") -> None:

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-Grid = tuple[int, int, int]
-"""Temporal, height and width in patches, before merging."""
+from job.families.ernie45_vl.pixels import Grid
 
 
 def rope_positions(

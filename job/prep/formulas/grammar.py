@@ -4,10 +4,10 @@ A label can be learned from its picture only where no other label draws the same
 
 - Of glyphs that look alike in one of mathtext's five fonts only one is here. Level changes size,
   so they are judged with their sizes made equal: no `l` or `I` (`1`, `i`), `o` or `O` (`0`), `q`
-  (`g`), `w` (`\omega`), `F` (`E`); of `C`, `J`, `P`, `S`, `U`, `V`, `X`, `Z` only the small letters;
-  no `\epsilon` (`e`), `\eta` (`n`), `\nu` (`v`), `\rho` (`p`), `\chi` (`x`), `\kappa` (`K`), `\zeta`
-  (`\xi`), `\varphi` (`\psi`), `\vartheta`, `\Theta`, `\Lambda` (`\Delta`), `\Xi` (`\equiv`), `\Pi`,
-  `\Sigma` (`\sum`), `\hbar` (`h`).
+  (`g`), `w` (`\omega`), `F` (`E`); of `C`, `J`, `P`, `S`, `U`, `V`, `X`, `Z` the small letter only;
+  no `\epsilon` (`e`), `\eta` (`n`), `\nu` (`v`), `\rho` (`p`), `\chi` (`x`), `\kappa` (`K`),
+  `\zeta` (`\xi`), `\varphi` (`\psi`), `\vartheta`, `\Theta`, `\Lambda` (`\Delta`), `\Xi`
+  (`\equiv`), `\Pi`, `\Sigma` (`\sum`), `\hbar` (`h`).
 - One spelling for each picture: scripts and arguments always in braces, `_` before `^`, never two
   scripts of one kind, no empty group, `\leq` and `\rightarrow` but neither `\le` nor `\to`.
 - Sizes are reduced at most twice: what is smaller cannot be read.

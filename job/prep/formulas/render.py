@@ -192,7 +192,7 @@ def _encode(canvas: "np.ndarray") -> bytes:
 
 @lru_cache(maxsize=1)
 def _typesetter() -> Any:
-    """mathtext's parser, imported and built when the first formula is drawn: a fifth of a second."""
+    """mathtext's parser, imported and built with the first formula: a fifth of a second."""
     with _quiet():
         from matplotlib.mathtext import MathTextParser
 
