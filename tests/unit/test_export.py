@@ -1,0 +1,206 @@
+"""The merge and its proof: right by every kind of adapter, and wrong weights are found out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from job import engines, families
+from job.engines.device import Accelerator
+from job.errors import ProofError
+from job.export import export as stage
+from job.export.merged import digest, merge
+from job.export.proof import Comparison, compare, outputs, require_equal
+from job.prep import formulas
+from job.prep.images import inspect
+from job.prep.records import Message, Part, Row
+from job.spec.load import load_spec
+from job.spec.types import JobSpec
+
+TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
+
+KINDS: dict[str, dict[str, Any]] = {
+    "the reference targets": {},
+    "rank-stabilised": {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "with routed experts": {"finetune_experts": True},
+    "with trained biases": {"bias": "lora_only"},
+}
+
+
+@pytest.fixture(scope="module")
+def spec() -> JobSpec:
+    return load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
+
+
+@pytest.fixture(scope="module")
+def family(spec: JobSpec) -> families.Family:
+    return families.bind(families.read_checkpoint("tiny", TINY), spec.model, spec.data)
+
+
+@pytest.fixture(scope="module")
+def rows(spec: JobSpec) -> list[Row]:
+    samples = [formulas.sample(spec.data.train.formulas, index) for index in range(3)]
+    return [
+        Row(
+            id=str(number),
+            messages=(
+                Message(role="user", parts=(Part(image=0), Part(text="Read."))),
+                Message(role="assistant", parts=(Part(text=sample.latex),)),
+            ),
+            images=(inspect(sample.png),),
+        )
+        for number, sample in enumerate(samples)
+    ]
+
+
+def adapted(spec: JobSpec, family: families.Family, **lora: Any) -> Any:
+    """A model with an adapter that says something, as if it had been trained."""
+    engine = engines.create(spec.model, spec.lora, CPU)
+    settings = replace(spec.lora, **lora)
+    base = engine.initialise(family, 5)
+    model = engine.attach_adapter(base, family.lora_targets(base, settings), settings, 5)
+    generator = torch.Generator().manual_seed(9)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or (parameter.requires_grad and name.endswith("bias")):
+            parameter.data.normal_(std=0.03, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_weights_say_what_the_adapter_says(
+    spec: JobSpec, family: families.Family, rows: list[Row], kind: str
+) -> None:
+    model = adapted(spec, family, **KINDS[kind])
+    expected = outputs(model, family, rows)
+    with model.disable_adapter():
+        base = outputs(model, family, rows)
+    result = merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
+    assert result.changed == result.adapted > 0
+    plain = engines.create(spec.model, spec.lora, CPU).initialise(family, 5)
+    missing, unexpected = plain.load_state_dict(result.state, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])  # tied to the embeddings
+    found = compare(expected, outputs(plain, family, rows))
+    assert found.relative_rms < 1e-5
+    assert compare(expected, base).relative_rms > 1e-2
+
+
+def test_a_merge_that_does_not_fit_into_fp16_is_refused(
+    spec: JobSpec, family: families.Family
+) -> None:
+    model = adapted(spec, family)
+    name, parameter = next((n, p) for n, p in model.named_parameters() if "lora_B" in n)
+    parameter.data.fill_(1e7)
+    with pytest.raises(ProofError, match="do not fit into the dtype") as caught:
+        merge(model, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
+    assert "bfloat16" in str(caught.value)
+    assert merge(model, dtype=torch.bfloat16, keeps_fp32=family.keeps_fp32).changed, name
+
+
+def test_a_value_that_is_not_finite_is_refused(spec: JobSpec, family: families.Family) -> None:
+    model = adapted(spec, family)
+    next(p for n, p in model.named_parameters() if "base_layer" in n).data[0] = float("nan")
+    with pytest.raises(ProofError, match="not finite"):
+        merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
+
+
+class Export:
+    """The export stage on a small adapted model, with a hook between writing and proving."""
+
+    def __init__(
+        self, spec: JobSpec, family: families.Family, rows: list[Row], place: Path
+    ) -> None:
+        self.spec, self.family, self.rows, self.place = spec, family, rows, place
+        self.engine = engines.create(spec.model, spec.lora, CPU)
+        self.model = adapted(spec, family)
+        self.model.save_pretrained(place / "adapter")
+
+    def run(self, damage: Any = None) -> Any:
+        def bind(directory: Path) -> families.Family:
+            if damage is not None:
+                damage(directory)
+            checkpoint = families.read_checkpoint("merged", directory)
+            return families.bind(checkpoint, self.spec.model, self.spec.data)
+
+        return stage.export(
+            self.spec,
+            self.engine,
+            self.family,
+            self.rows,
+            self.place / "adapter",
+            self.place,
+            load_trained=lambda: self.model,
+            load_base=lambda: None,
+            release=lambda: None,
+            bind_merged=bind,
+        )
+
+
+@pytest.fixture
+def export(spec: JobSpec, family: families.Family, rows: list[Row], tmp_path: Path) -> Export:
+    return Export(spec, family, rows, tmp_path)
+
+
+def test_an_export_writes_its_proof(export: Export, tmp_path: Path) -> None:
+    result = export.run()
+    assert result.tensors_checked == result.tensors
+    proof = json.loads((tmp_path / "merged" / "export.json").read_text())
+    assert proof["adapter_reloaded"]["same_answers"] == proof["adapter_reloaded"]["probes"] == 3
+    assert {file["path"] for file in proof["files"]} >= {"config.json", "model.safetensors"}
+
+
+def test_one_changed_value_on_disk_is_found_out(export: Export) -> None:
+    def damage(directory: Path) -> None:
+        path = directory / "model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        tensors["model.norm.weight"][3] += 0.01
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+
+    with pytest.raises(ProofError, match=r"norm\.weight.*not the one that was merged") as caught:
+        export.run(damage)
+    assert caught.value.exit_code == 30
+
+
+def test_another_adapter_on_disk_is_found_out(export: Export, tmp_path: Path) -> None:
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = {name: t * 1.5 for name, t in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ProofError, match="adapter: its logits differ"):
+        export.run()
+
+
+def test_an_answer_that_parts_at_a_clear_choice_is_no_rounding() -> None:
+    found = Comparison(
+        relative_rms=1e-6,
+        largest=1e-6,
+        same_top1=1.0,
+        same_answers=2,
+        decided_differently=1,
+        probes=3,
+    )
+    with pytest.raises(ProofError, match="1 of 3 greedy answers"):
+        require_equal("merged", found, "float16")
+
+
+def test_a_difference_that_is_not_a_number_is_no_equality() -> None:
+    found = Comparison(
+        relative_rms=float("nan"),
+        largest=0.0,
+        same_top1=1.0,
+        same_answers=3,
+        decided_differently=0,
+        probes=3,
+    )
+    with pytest.raises(ProofError):
+        require_equal("merged", found, "float16")
+
+
+def test_digests_tell_bit_patterns_apart() -> None:
+    zero = torch.zeros(3)
+    assert digest(zero) == digest(torch.zeros(3))
+    assert digest(zero) != digest(-zero)

@@ -1,0 +1,67 @@
+"""What the job says: structured where nobody watches, and never a secret."""
+
+import json
+
+import pytest
+
+from job import log
+
+
+@pytest.fixture(autouse=True)
+def _plain() -> None:
+    log.configure("text")
+
+
+def test_text_lines_hold_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    log.info("train", step="1/4", loss=0.123456, note="two words")
+    assert capsys.readouterr().err.endswith(' INFO train step=1/4 loss=0.1235 note="two words"\n')
+
+
+def test_json_lines_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("json")
+    log.warn("retry", attempt=2, cause='a "quoted" cause')
+    record = json.loads(capsys.readouterr().err)
+    assert record.pop("time").endswith("Z")
+    assert record == {
+        "level": "WARNING",
+        "event": "retry",
+        "attempt": 2,
+        "cause": 'a "quoted" cause',
+    }
+
+
+def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("text", "WARNING")
+    log.info("hidden")
+    log.error("shown")
+    err = capsys.readouterr().err
+    assert "shown" in err
+    assert "hidden" not in err
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD", "MY_API_KEY"])
+def test_secrets_of_the_environment_are_written_by_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "planted-value-123")
+    log.configure("text")
+    log.info("fetch", uri="https://host/planted-value-123", note="planted-value-123")
+    err = capsys.readouterr().err
+    assert "planted" not in err
+    assert err.count("${" + name + "}") == 2
+
+
+def test_passwords_in_urls_are_hidden() -> None:
+    assert log.redact("s3 at https://user:pass@host/x") == "s3 at https://***@host/x"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(8.24, "8.2s"), (200, "3m20s"), (7500, "2h05m"), (59.96, "60.0s")]
+)
+def test_durations_read_as_people_say_them(seconds: float, shown: str) -> None:
+    assert log.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(("count", "shown"), [(812, "812 B"), (3.4 * 2**20, "3.4 MiB")])
+def test_sizes_read_as_people_say_them(count: float, shown: str) -> None:
+    assert log.size(count) == shown
