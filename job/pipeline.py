@@ -5,6 +5,7 @@ version, the stage's part of the spec, and the digests of what it reads. Models 
 the first stage that runs needs one.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from job import __version__, families, inputs, log, provenance
+from job import __version__, families, inputs, log, provenance, signals
 from job.errors import JobError, Stopped
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
@@ -107,6 +108,7 @@ class Pipeline:
             log.info(f"{stage}: done", took=log.duration(seconds))
         self.record.add(found)
         self.output.save_run()
+        signals.check()
 
     def finish(self) -> None:
         self.output.finish(complete=self.command == "run")
@@ -167,6 +169,7 @@ class Pipeline:
             directory,
             self.output.workdir / "trainer",
             store,
+            publish=functools.partial(self.output.publish_file, "train"),
         )
         self.models.keep_trained(model)
         log.info(
@@ -175,7 +178,8 @@ class Pipeline:
             loss=f"{result.first_loss:.4g} → {result.final_loss:.4g}",
             took=log.duration(result.seconds),
             tokens_s=result.tokens_per_second,
-            peak_memory=log.size(result.peak_memory_bytes),
+            peak_memory=f"{log.size(result.peak_memory_bytes)} of "
+            f"{log.size(self.accelerator.memory_bytes)}",
         )
         return result.to_json()
 

@@ -40,6 +40,12 @@ def received() -> str | None:
     return _state.received
 
 
+def check() -> None:
+    """Raises Stopped where a signal came while it was deferred and nothing has taken it up."""
+    if _state.received is not None:
+        raise _stopped(_state.received)
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Within, a signal is only remembered, for `received` to tell."""
@@ -59,4 +65,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _state.deferred:
         log.warn(f"{name} received: stopping after this step")
         return
-    raise Stopped(name, "the job was asked to stop", fix="run it again; finished stages are kept")
+    raise _stopped(name)
+
+
+def _stopped(name: str) -> Stopped:
+    return Stopped(name, "the job was asked to stop", fix="run it again; finished stages are kept")

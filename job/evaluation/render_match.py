@@ -14,7 +14,8 @@ What is trimmed away cannot be told apart: a lone `.` and a lone `\cdot` are one
 
 A row whose label cannot be drawn says nothing about the model: it is left out of the share and
 counted as `render_skipped`. A prediction that cannot be drawn does not match, and is counted as
-`render_failed`. mathtext knows no tables or line breaks (`\begin{array}`).
+`render_failed`. mathtext knows no tables or line breaks (`\begin{array}`), and text outside ASCII
+is not drawn: one box stands for all that the font lacks, and equal boxes would be a match.
 
 A row takes about 10 ms. Text of more than `LONGEST` characters is not drawn: that many take a
 fifth of a second, and the time grows with the length.
@@ -43,6 +44,7 @@ Outcome = Literal["match", "differs", "failed", "skipped"]
 
 _FONT, _SIZE, _DPI = "cm", 20, 144
 _DARK = 128  # grey below this is ink
+_DRAWABLE = re.compile(r"[\s -~]*", re.ASCII)
 _AROUND = re.compile(r"^(?:\$\$?|\\\[|\\\()(.*?)(?:\$\$?|\\\]|\\\))$", re.DOTALL)
 
 
@@ -83,7 +85,7 @@ def compare(prediction: str, label: str) -> Outcome:
 def draw(text: str, size: float = _SIZE, dpi: int = _DPI) -> "Image | None":
     """The picture that is compared; None where the text is too long or cannot be drawn."""
     text = text.strip()
-    if len(text) > LONGEST:
+    if len(text) > LONGEST or not _DRAWABLE.fullmatch(text):
         return None
     around = _AROUND.match(text)
     text = around[1] if around else text

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 ADAPTER, WEIGHTS, TRAIN = "adapter", "weights", "train"
+LABEL_PROOF = "label_proof.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,13 @@ def train(
     directory: Path,
     scratch: Path,
     store: CheckpointStore,
+    *,
+    publish: Callable[[str], None],
 ) -> tuple[Any, TrainResult]:
     """Trains `model` and leaves the adapter (or the weights), proof and history in `directory`.
 
-    Gives the trained model and what was done. Raises DataError where a batch trains nothing,
+    `publish` stores a file of `directory` at once: the label proof is there before step 1. Gives
+    the trained model and what was done. Raises DataError where a batch trains nothing,
     OutOfMemoryError where a step does not fit, and Stopped after SIGTERM with the checkpoint
     stored.
     """
@@ -74,7 +79,8 @@ def train(
     notes = directory / TRAIN
     notes.mkdir(parents=True, exist_ok=True)
     proof = label_proof(dataset[0], family)
-    (notes / "label_proof.json").write_text(json.dumps(proof, indent=2, ensure_ascii=False) + "\n")
+    (notes / LABEL_PROOF).write_text(json.dumps(proof, indent=2, ensure_ascii=False) + "\n")
+    publish(f"{TRAIN}/{LABEL_PROOF}")
     log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
 
     targets: dict[str, int] = {}

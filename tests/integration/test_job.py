@@ -187,6 +187,7 @@ def test_sigterm_in_training_stores_a_checkpoint_and_the_next_run_resumes(
     assert time.monotonic() - sent < 20
     stopped = read_json(output / "run.json")
     assert stopped["status"] == "preempted"
+    assert read_json(output / "train" / "label_proof.json")["trained_tokens"] > 0
     [checkpoint] = (output / "checkpoints").iterdir()
     step = read_json(checkpoint / "manifest.json")["step"]
     assert 3 <= step < 40

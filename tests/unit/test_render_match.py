@@ -1,52 +1,152 @@
-"""Render match: equal pictures match whatever their source, and what cannot be drawn is counted."""
+"""Render match: pictures of formulas, compared."""
 
+import time
+
+import numpy as np
 import pytest
 
-from job.evaluation.render_match import LONGEST, compare, summarize
-
-SAME = [
-    (r"x \le y", r"x\leq y"),
-    (r"x^2", r"{x}^{ 2 }"),
-    (r"$a+b$", r"a + b"),
-    (r"{a \over b}", r"\frac{a}{b}"),
-    (r"\left( x \right)", r"(x)"),
-    (r"a\,b", r"ab"),
-]
-DIFFERENT = [
-    ("x", "y"),
-    ("x^{2}", "x_{2}"),
-    ("a+b", "a-b"),
-    ("ab", "a"),
-    (r"\alpha", "a"),
-    (r"\frac{a}{b}", r"\frac{b}{a}"),
-]
-
-
-@pytest.mark.parametrize(("prediction", "label"), SAME)
-def test_the_same_picture_by_another_source_matches(prediction: str, label: str) -> None:
-    assert compare(prediction, label) == "match"
-
-
-@pytest.mark.parametrize(("prediction", "label"), DIFFERENT)
-def test_another_picture_does_not_match(prediction: str, label: str) -> None:
-    assert compare(prediction, label) == "differs"
-
-
-@pytest.mark.parametrize("prediction", ["", r"\frac{a", r"\begin{array}", "x" * (LONGEST + 1)])
-def test_a_prediction_that_cannot_be_drawn_is_no_match(prediction: str) -> None:
-    assert compare(prediction, "x") == "failed"
-
-
-def test_a_label_that_cannot_be_drawn_is_left_out_of_the_share_and_counted() -> None:
-    assert compare("x", r"\begin{array}") == "skipped"
-    counted = summarize(["match", "match", "differs", "failed", "skipped"])
-    assert counted.render_match == 0.5
-    assert (counted.render_skipped, counted.render_failed) == (1, 1)
-    assert summarize(["skipped"]).render_match is None
+from job.evaluation.render_match import (
+    LONGEST,
+    SLACK,
+    RenderMatch,
+    compare,
+    draw,
+    same_picture,
+    summarize,
+)
 
 
 @pytest.mark.parametrize(
-    "text", ["\0", "\ud800", "é" * 900, "{" * 900, r"\hspace{9999999in}xy", "$"]
+    ("prediction", "label"),
+    [
+        (r"a\le b", r"a\leq b"),
+        (r"x\to y", r"x \rightarrow y"),
+        ("x^2", "{x}^{ 2 }"),
+        ("x^2_1", "x_{1}^{2}"),
+        (r"a\,b \quad c", "abc"),
+        (r"{a \over b}", r"\frac{a}{b}"),
+        (r"\mathrm{sin}x", r"\sin x"),
+        ("$x+1$", "x+1"),
+        ("$$x+1$$", "x+1"),
+        (r"\[ x+1 \]", "x+1"),
+        (r"\(x+1\)", "x+1"),
+        ("  x+1\n", "x+1"),
+    ],
 )
-def test_nothing_that_a_model_writes_raises(text: str) -> None:
-    assert compare(text, "x") in ("failed", "differs")
+def test_one_picture_by_two_sources_is_a_match(prediction: str, label: str) -> None:
+    assert compare(prediction, label) == "match"
+    assert compare(label, prediction) == "match"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label"),
+    [
+        ("a.b", "a,b"),
+        (":", ";"),
+        ("1", "l"),
+        ("0", "o"),
+        ("c", "C"),
+        ("i", r"\imath"),
+        ("v", r"\nu"),
+        ("x-y", "x=y"),
+        ("x2", "x^{2}"),
+        ("x_{1}", "x_{l}"),
+        ("a", "a'"),
+        (r"\dot{a}", r"\ddot{a}"),
+        (r"\mathbf{x}", "x"),
+        (r"\Sigma", r"\sum"),
+        (r"\phi", r"\varphi"),
+        (r"\frac{a}{b}", r"\frac{b}{a}"),
+        ("a+b+c+d+e+f+g+1", "a+b+c+d+e+f+g+7"),
+    ],
+)
+def test_small_differences_are_seen(prediction: str, label: str) -> None:
+    assert compare(prediction, label) == "differs"
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "",
+        " ",
+        r"\frac{a",
+        "}" * 48,
+        r"\nosuchcommand",
+        "a & b",
+        "a$b",
+        "x\0",
+        "漢",
+        "\u202eab",
+        "\ud800",
+    ],
+)
+def test_a_prediction_that_cannot_be_drawn_fails(prediction: str) -> None:
+    assert compare(prediction, "x") == "failed"
+
+
+@pytest.mark.parametrize("label", ["", r"\begin{array}{c}x\end{array}", r"\frac{a", "字"])
+def test_a_label_that_cannot_be_drawn_is_skipped_whatever_the_prediction(label: str) -> None:
+    assert compare(label, label) == "skipped"
+    assert compare("x", label) == "skipped"
+
+
+def test_what_was_not_compared_is_counted() -> None:
+    outcomes = [compare(p, t) for p, t in [("x", "x"), ("y", "x"), ("{", "x"), ("x", "{")]]
+    assert summarize(outcomes) == RenderMatch(render_match=1 / 3, render_skipped=1, render_failed=1)
+    assert summarize(["skipped"]) == RenderMatch(
+        render_match=None, render_skipped=1, render_failed=0
+    )
+    assert summarize([]) == RenderMatch(render_match=None, render_skipped=0, render_failed=0)
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "x" * 5_000,
+        "x" * (LONGEST + 1),
+        "{" * 5_000,
+        r"\frac{" * 150,
+        r"\left(" * 160,
+        r"\sqrt{" * 120 + "x" + "}" * 120,
+        "x^{" * 200 + "}" * 200,
+        r"\hspace{10000000}" + "}",  # unreadable, so the space stays: gigabytes if it were drawn
+        "x" * LONGEST,
+    ],
+    ids=lambda text: f"{text[:12]}x{len(text)}",
+)
+def test_no_prediction_takes_a_second(prediction: str) -> None:
+    compare("x", "x")  # the first picture imports matplotlib
+    started = time.process_time()
+    assert compare(prediction, "x") in ("failed", "differs")
+    assert time.process_time() - started < 1
+
+
+def test_an_ordinary_row_takes_milliseconds() -> None:
+    label = r"\frac{\partial u}{\partial t}+\sum_{i=1}^{n}x_{i}^{2}=\sqrt{a+b}\leq\alpha"
+    compare(label, label)
+    started = time.process_time()
+    for _ in range(10):
+        assert compare(label, label) == "match"
+    assert (time.process_time() - started) / 10 < 0.2
+
+
+def test_the_tolerance_is_one_pixel_of_place_and_two_of_size() -> None:
+    block = np.ones((10, 10), bool)
+    assert same_picture(block, np.ones((11, 11), bool))
+    assert not same_picture(block, np.ones((10, 10 + SLACK), bool))  # its edge is two pixels off
+    assert not same_picture(block, np.ones((10, 11 + SLACK), bool))
+    hole = block.copy()
+    hole[4:6, 4:6] = False  # each pixel of it touches ink
+    assert same_picture(block, hole)
+    hole[3:6, 3:6] = False  # its middle does not
+    assert not same_picture(block, hole)
+    assert not same_picture(hole, block)
+
+
+def test_the_picture_is_given_for_people_too() -> None:
+    small, large = draw("x+1", 14, 110), draw("x+1")
+    assert small is not None
+    assert large is not None
+    assert small.width < large.width
+    assert draw("x" * 5_000) is None
