@@ -26,8 +26,11 @@ class Engine(Protocol):
     @property
     def device(self) -> "torch.device": ...
 
-    def load(self, family: Family) -> "PreTrainedModel":
-        """The family's checkpoint on this engine's device, frozen and in evaluation mode."""
+    def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+        """The family's checkpoint on this engine's device, frozen and in evaluation mode.
+
+        In this engine's dtype unless another is asked for.
+        """
 
     def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
         """The family's architecture with seeded random weights."""

@@ -21,8 +21,8 @@ class TransformersEngine:
     device: "torch.device"
     name: str = "transformers"
 
-    def load(self, family: Family) -> "PreTrainedModel":
-        model = family.load(dtype=self.dtype, device=self.device, **self._attention())
+    def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+        model = family.load(dtype=dtype or self.dtype, device=self.device, **self._attention())
         return self._prepared(model)
 
     def initialise(self, family: Family, seed: int) -> "PreTrainedModel":

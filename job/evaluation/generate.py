@@ -69,7 +69,7 @@ def generate(
     import torch
 
     tokenizer = family.processor.tokenizer
-    batch = to_device(family.collate_prompts(prompts), model.device)
+    batch = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
     sampling: dict[str, Any] = {"do_sample": generation.do_sample}
     if generation.do_sample:
         sampling |= {"temperature": generation.temperature, "min_p": generation.min_p}

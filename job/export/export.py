@@ -79,7 +79,7 @@ def export(
         expected = outputs(trained, family, rows)
         against_base = compare(_base_outputs(trained, family, rows, load_base), expected)
         if adapter is not None:
-            reloaded_adapter = _prove_adapter(trained, family, rows, adapter, expected)
+            reloaded_adapter = _prove_adapter(engine, trained, family, rows, adapter, expected)
 
     result = merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
     if adapter is not None and not result.changed:
@@ -111,12 +111,14 @@ def export(
     checked = 0
     reloaded: Comparison | None = None
     if expected is not None:
-        model = engine.load(bind_merged(target))
+        # In a dtype that holds every stored value: fp16's own where it is fast, else fp32.
+        exact = torch.float32 if engine.device.type == "cpu" else dtype
+        model = engine.load(bind_merged(target), exact)
         checked = _check_tensors(model, digests, dtype, family.keeps_fp32)
         reloaded = compare(expected, outputs(model, family, rows))
         del model
         release()
-        require_equal("merged", reloaded, spec.export.merged.dtype)
+        require_equal("merged", reloaded, spec.export.merged.dtype, _name(engine.dtype))
     files = digest_tree(target)
     done = ExportResult(
         layout=spec.export.merged.layout,
@@ -146,8 +148,17 @@ def _base_outputs(trained: Any, family: Family, rows: Sequence[Row], load_base: 
     return outputs(load_base(), family, rows)
 
 
+def _name(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _prove_adapter(
-    trained: Any, family: Family, rows: Sequence[Row], adapter: Path, expected: Outputs
+    engine: Engine,
+    trained: Any,
+    family: Family,
+    rows: Sequence[Row],
+    adapter: Path,
+    expected: Outputs,
 ) -> Comparison:
     """Loads the stored adapter beside the trained one and compares what they say."""
     trained.load_adapter(adapter, adapter_name="reloaded", is_trainable=False)
@@ -157,7 +168,7 @@ def _prove_adapter(
     finally:
         trained.set_adapter("default")
         trained.delete_adapter("reloaded")
-    require_equal("adapter", found, "float32")
+    require_equal("adapter", found, _name(engine.dtype))
     return found
 
 

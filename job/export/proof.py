@@ -60,7 +60,7 @@ def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
     batch = to_device(family.collate(encoded), model.device)
     labels = batch.pop("labels")[:, 1:]  # (B, T-1)
     prompts = [family.encode_prompt(row.id, row.prompt, row.images) for row in rows]
-    asked = to_device(family.collate_prompts(prompts), model.device)
+    asked = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
     tokenizer = family.processor.tokenizer
     with torch.inference_mode():
         logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
@@ -108,8 +108,9 @@ def compare(reference: Outputs, other: Outputs) -> Comparison:
     )
 
 
-def require_equal(what: str, found: Comparison, dtype: str) -> None:
-    """Raises ProofError where `found` is more than the rounding of `dtype` explains."""
+def require_equal(what: str, found: Comparison, *dtypes: str) -> None:
+    """Raises ProofError where `found` is more than rounding to the coarsest dtype explains."""
+    dtype = max(dtypes, key=TOLERANCE.__getitem__)
     limit = TOLERANCE[dtype]
     if not found.relative_rms <= limit:
         raise ProofError(

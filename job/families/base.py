@@ -26,7 +26,11 @@ HOST_KEYS = ("image_grid_thw",)
 
 
 def to_device(batch: Batch, device: "torch.device") -> Batch:
-    """The batch on the device, but for what belongs to the host."""
+    """A training batch on the device, but for what belongs to the host.
+
+    A generation batch goes there whole: without the indices that `collate` adds, the model works
+    them out where the grids are.
+    """
     return {k: v if k in HOST_KEYS else v.to(device) for k, v in batch.items()}
 
 

@@ -1,0 +1,26 @@
+"""The whole job on an accelerator: bf16 under an adapter, fp32 weights under bf16 arithmetic."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.jobs import job, read_json, small_run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator is seen by torch"),
+]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_whole_job_runs_and_its_export_is_proven(tmp_path: Path, method: str) -> None:
+    more = ("--set", f"lora.method={method}", "--set", "train.max_steps=20")
+    done = job(*small_run(str(tmp_path / "out"), *more, cache=tmp_path / "cache"))
+    assert done.code == 0, done.err
+    run = read_json(tmp_path / "out" / "run.json")
+    assert run["metrics"]["final"]["loss"] < run["metrics"]["baseline"]["loss"]
+    proof = read_json(tmp_path / "out" / "merged" / "export.json")
+    assert proof["tensors_checked"] == proof["tensors"]
+    assert proof["merged_reloaded"]["relative_rms"] < 5e-2
+    assert proof["trained_against_base"]["relative_rms"] > proof["merged_reloaded"]["relative_rms"]
