@@ -4,8 +4,9 @@ SHELL := /bin/bash
 
 PYTHON      ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,13))' 2>/dev/null && echo $$p && break; done)
 VENV        ?= .venv
-ACCELERATOR ?= default
-TORCH_INDEX ?=
+# What an environment was made with it keeps, so that newer locks never bring it another torch.
+ACCELERATOR ?= $(or $(shell sed -n 1p $(VENV)/.torch 2>/dev/null),default)
+TORCH_INDEX ?= $(shell sed -n 2p $(VENV)/.torch 2>/dev/null)
 EXTRAS      ?=
 
 SPEC   ?= specs/latex.yaml
@@ -33,12 +34,11 @@ setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gp
 	@rm -f $(VENV)/.ready $(VENV)/.ready-dev
 	@$(MAKE) --no-print-directory $(VENV)/.ready
 
-# An environment that `make setup` made for another accelerator stays as it is: only a change of
-# the locks, or `make setup` itself, installs again.
 $(VENV)/.ready: $(LOCKS)
 	@test -n "$(PYTHON)" || { echo "setup: no Python 3.11 or 3.12 found. Fix: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@PYTHON=$(abspath $(VENV))/bin/python ACCELERATOR="$(ACCELERATOR)" TORCH_INDEX="$(TORCH_INDEX)" EXTRAS="$(EXTRAS)" requirements/install.sh
+	@printf '%s\n' "$(ACCELERATOR)" "$(TORCH_INDEX)" > $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

@@ -21,6 +21,13 @@ pin() { grep -E "^$1==" torch.txt; }
 "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' ||
     die "$PYTHON is Python $("$PYTHON" -V | cut -d' ' -f2); this project needs 3.11 or 3.12. Fix: make setup PYTHON=python3.12"
 
+case "$ACCELERATOR" in
+default | cuda) ;;
+cpu | rocm) [ -n "${TORCH_INDEX:-}" ] ||
+    die "ACCELERATOR=$ACCELERATOR needs TORCH_INDEX=<package index with that torch build>" ;;
+*) die "ACCELERATOR=$ACCELERATOR is unknown; known: default cuda cpu rocm" ;;
+esac
+
 locks=(-r base.txt)
 for extra in ${EXTRAS:-}; do
     [ -f "$extra.txt" ] || die "EXTRAS names '$extra'; known: dev gpu unsloth trackers"
@@ -39,13 +46,10 @@ default | cuda)
     say "installing $(pin torch), $(pin torchvision) (CUDA wheels; they run on a CPU too)"
     "${PIP[@]}" install -qq --no-deps -r torch.txt ;;
 cpu | rocm)
-    [ -n "${TORCH_INDEX:-}" ] ||
-        die "ACCELERATOR=$ACCELERATOR needs TORCH_INDEX=<package index with that torch build>"
     say "installing $(pin torch), $(pin torchvision) from TORCH_INDEX"
     # Both from the one index in one step, so that they are of the same build; what else this torch
     # needs of its own (pytorch-triton-rocm) comes with it, the rest is there already.
     "${PIP[@]}" install -qq --index-url "$TORCH_INDEX" "$(pin torch)" "$(pin torchvision)" ;;
-*) die "ACCELERATOR=$ACCELERATOR is unknown; known: default cuda cpu rocm" ;;
 esac
 
 "$PYTHON" - <<'PY'
