@@ -122,7 +122,6 @@ REFUSED += [
         for key, value, substitute in (
             ("train.optim", "adamw_8bit", "adamw_torch"),
             ("train.optim", "paged_adamw_8bit", "adamw_torch"),
-            ("model.engine", "unsloth", "transformers"),
             ("model.attn_implementation", "flash_attention_2", "sdpa"),
         )
     ),
@@ -134,6 +133,12 @@ REFUSED += [
             "remove the line, or set eval.generation.do_sample: true",
         )
         for key in ("temperature=0.7", "min_p=0.1")
+    ),
+    (
+        ("model.engine=unsloth",),
+        "model.engine",
+        "is not offered by this version",
+        "write transformers, or auto",
     ),
     (
         ("data.eval_fraction=0",),
@@ -280,7 +285,7 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("train.num_train_epochs=0", "train.max_steps=5"),
         ("train.num_train_epochs=0.5",),
         ("model.dtype=bfloat16", "export.merged.dtype=float16"),
-        ("runtime.accelerator=cuda", "train.optim=adamw_8bit", "model.engine=unsloth"),
+        ("runtime.accelerator=cuda", "train.optim=adamw_8bit", "model.engine=transformers"),
         ("runtime.accelerator=cpu", "train.optim=adamw_torch_fused"),
         ("eval.generation.temperature=1", "eval.generation.min_p=0"),
         ("eval.generation.do_sample=true", "eval.generation.temperature=1.5"),

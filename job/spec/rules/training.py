@@ -33,8 +33,6 @@ def _cpu_has_what_it_needs(at: View) -> Iterator[Finding]:
         return
     if at("train.optim").endswith("8bit"):
         yield _cpu("train.optim", "adamw_torch")
-    if at("model.engine") == "unsloth":
-        yield _cpu("model.engine", "transformers")
     if at("model.attn_implementation") == "flash_attention_2":
         yield _cpu("model.attn_implementation", "sdpa")
 
@@ -45,6 +43,15 @@ def _cpu(dotted: str, substitute: str) -> Finding:
         "does not run on a CPU, which runtime.accelerator asks for",
         f"write {substitute}, or auto",
     )
+
+
+def _engine_is_offered(at: View) -> Iterator[Finding]:
+    if at("model.engine") == "unsloth":
+        yield find(
+            "model.engine",
+            "is not offered by this version",
+            "write transformers, or auto",
+        )
 
 
 def _greedy_does_not_sample(at: View) -> Iterator[Finding]:
@@ -63,5 +70,6 @@ RULES: tuple[Rule, ...] = (
     _training_has_a_length,
     _float16_does_not_train,
     _cpu_has_what_it_needs,
+    _engine_is_offered,
     _greedy_does_not_sample,
 )
