@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from job import log
@@ -11,6 +12,8 @@ from job.families.base import IGNORED, Batch, Encoded, Family
 from job.prep.records import Row
 from job.spec.types import DataSpec, TrainSpec
 
+_MEASURED_TOGETHER = 64
+_WORTH_WORKERS = 10_000  # fewer rows are measured sooner than processes start
 _REPEATED = re.compile(r"(<\|[^|]+\|>)\1+")
 
 
@@ -29,16 +32,25 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
 
     Raises DataError where a row holds control tokens of the model, or no row is left.
     """
-    indices, lengths, dropped = [], [], 0
+    from torch.utils.data import DataLoader
+
+    indices, lengths = [], []
+    every: Any = _Lengths(rows, lambda row: truncate(family.encode(row), family, data, train))
+    measured: Any = DataLoader(
+        every,
+        batch_size=_MEASURED_TOGETHER,
+        num_workers=train.dataloader_num_workers if len(rows) >= _WORTH_WORKERS else 0,
+        collate_fn=list,
+    )
     with log.progress("measure rows", len(rows)) as bar:
-        for index, row in enumerate(rows):
-            encoded = truncate(family.encode(row), family, data, train)
-            if encoded is None:
-                dropped += 1
-            else:
-                indices.append(index)
-                lengths.append(len(encoded.input_ids))
+        for number, length in enumerate(chain.from_iterable(measured)):
+            if isinstance(length, DataError):
+                raise length
+            if length:
+                indices.append(number)
+                lengths.append(length)
             bar.advance()
+    dropped = len(rows) - len(indices)
     if not indices:
         raise DataError(
             "$.train.max_length",
@@ -47,6 +59,26 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
             fix="raise max_length, or lower data.max_pixels",
         )
     return Fitted(indices=tuple(indices), lengths=tuple(lengths), dropped=dropped)
+
+
+class _Lengths:
+    """Each row's tokens after truncation: 0 where it is dropped, the error where it is refused.
+
+    A worker process can only hand an error back as a value: what it raises arrives as another.
+    """
+
+    def __init__(self, rows: Sequence[Row], encode: Callable[[Row], Encoded | None]) -> None:
+        self._rows, self._encode = rows, encode
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> int | DataError:
+        try:
+            encoded = self._encode(self._rows[index])
+        except DataError as error:
+            return error
+        return len(encoded.input_ids) if encoded else 0
 
 
 def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec) -> Encoded | None:
