@@ -103,13 +103,13 @@ def test_a_problem_reads_as_place_path_reason_value_and_fix() -> None:
         ),
         (
             "eval: {metrics: [cer, blue]}",
-            "must be one of exact_match, cer, token_edit_distance, bleu, render_match",
+            "must be one of exact_match, exact_match_normalized, cer, token_edit_distance, bleu, render_match",
             "blue",
             "write bleu",
         ),
         (
             "eval: {metrics: cer}",
-            "must be a non-empty list of exact_match, cer, token_edit_distance, bleu, render_match",
+            "must be a non-empty list of exact_match, exact_match_normalized, cer, token_edit_distance, bleu, render_match",
             "cer",
             "write [cer]",
         ),
@@ -117,7 +117,7 @@ def test_a_problem_reads_as_place_path_reason_value_and_fix() -> None:
             "eval: {metrics: []}",
             "must not be empty",
             "[]",
-            'the default is ["exact_match", "cer", "token_edit_distance", "bleu", "render_match"]',
+            'the default is ["exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu", "render_match"]',
         ),
         (
             "eval: {metrics: [cer, cer]}",

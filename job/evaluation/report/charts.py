@@ -5,11 +5,14 @@ are text in the page's own typeface; the same history gives the same bytes.
 """
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from markupsafe import Markup
 
 _MOST_POINTS = 300  # more cannot be told apart at the width of a page
 _SMOOTH_FROM = 24  # points; a shorter curve is its own trend
@@ -27,23 +30,21 @@ class Chart:
 
     title: str
     words: str
-    svg: str
+    svg: Markup
+    """Drawn from numbers and this module's own words, so that it needs no escaping."""
 
 
 def charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
     """The curves that the history has values for."""
-    wanted = (
-        ("Loss", "loss", 1.0, "", False),
-        ("Learning rate", "learning_rate", 1.0, "", True),
-        ("Tokens a second", "tokens_per_second", 1.0, "", True),
-        ("Peak memory, GiB", "memory_bytes", 2.0**-30, " GiB", True),
+    rate, memory = points(history, "learning_rate"), points(history, "memory_bytes", 2.0**-30)
+    speed = points(history, "tokens_per_second")
+    drawn = (
+        draw("Loss", points(history, "loss"), trend=True),
+        draw("Learning rate", rate, from_zero=True),
+        draw("Tokens a second", speed, trend=True, from_zero=True),
+        draw("Peak memory, GiB", memory, from_zero=True),
     )
-    found = []
-    for title, key, scale, unit, from_zero in wanted:
-        values = points(history, key, scale)
-        if values:
-            found.append(draw(title, values, unit=unit, from_zero=from_zero))
-    return tuple(found)
+    return tuple(chart for chart in drawn if chart is not None)
 
 
 def points(history: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> list[Point]:
@@ -61,7 +62,7 @@ def thin(values: Sequence[Point]) -> list[Point]:
     if len(values) <= _MOST_POINTS:
         return list(values)
     bounds = [i * len(values) // _MOST_POINTS for i in range(_MOST_POINTS + 1)]
-    parts = [values[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = [values[start:stop] for start, stop in itertools.pairwise(bounds)]
     return [(_mean([x for x, _ in part]), _mean([y for _, y in part])) for part in parts]
 
 
@@ -75,14 +76,17 @@ def smooth(values: Sequence[Point]) -> list[Point]:
     return out
 
 
-def draw(title: str, values: Sequence[Point], *, unit: str = "", from_zero: bool = False) -> Chart:
-    """A curve over steps, with its trend where it has many points."""
-    assert values, "a chart needs a point"
+def draw(
+    title: str, values: Sequence[Point], *, trend: bool = False, from_zero: bool = False
+) -> Chart | None:
+    """A curve over steps; one of many points is pale behind its trend. None without a point."""
+    if not values:
+        return None
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    words = _words(title, values, unit)
     curve = thin(values)
     style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}
     with matplotlib.rc_context(style):
@@ -91,7 +95,7 @@ def draw(title: str, values: Sequence[Point], *, unit: str = "", from_zero: bool
         figure.patch.set_visible(False)
         axes.patch.set_visible(False)
         x, y = zip(*curve, strict=True)
-        if len(curve) >= _SMOOTH_FROM and title != "Learning rate":
+        if trend and len(curve) >= _SMOOTH_FROM:
             axes.plot(x, y, color=_SOFT, linewidth=0.8, alpha=0.55)
             x, y = zip(*smooth(curve), strict=True)
         axes.plot(
@@ -103,14 +107,14 @@ def draw(title: str, values: Sequence[Point], *, unit: str = "", from_zero: bool
         axes.grid(axis="y", color=_LINE, linewidth=0.8)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labelcolor=_SOFT)
-        axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
-        axes.yaxis.get_major_locator().set_params(nbins=5)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(lambda value, _: number(value))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("step", color=_SOFT, loc="right", labelpad=1)
         out = io.StringIO()
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    return Chart(title=title, words=words, svg=_for_page(out.getvalue()))
+    return Chart(title=title, words=_words(title, values), svg=_for_page(out.getvalue()))
 
 
 def number(value: float) -> str:
@@ -126,7 +130,7 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _for_page(svg: str) -> str:
+def _for_page(svg: str) -> Markup:
     """The drawing alone, in the page's colours and type, at the width that the page gives it."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -140,16 +144,16 @@ def _for_page(svg: str) -> str:
     svg = re.sub(r" font-family: [^;]*;", "", svg)
     for stand_in, name in _COLOURS.items():
         svg = svg.replace(stand_in, name)
-    return re.sub(r"\n\s*", "\n", svg).strip()
+    return Markup(re.sub(r"\n\s*", "\n", svg).strip())  # noqa: S704
 
 
-def _words(title: str, values: Sequence[Point], unit: str) -> str:
+def _words(title: str, values: Sequence[Point]) -> str:
     low, high = min(values, key=lambda p: p[1]), max(values, key=lambda p: p[1])
     first, last = values[0], values[-1]
     return (
-        f"{title}: {number(first[1])}{unit} at step {first[0]:g}, "
-        f"{number(last[1])}{unit} at step {last[0]:g}; lowest {number(low[1])} at step "
-        f"{low[0]:g}, highest {number(high[1])} at step {high[0]:g}."
+        f"{title}: {number(first[1])} at step {first[0]:g}, {number(last[1])} at step "
+        f"{last[0]:g}; lowest {number(low[1])} at step {low[0]:g}, "
+        f"highest {number(high[1])} at step {high[0]:g}."
     )
 
 

@@ -99,9 +99,7 @@ class Setting:
     changed: bool
 
 
-def headline(
-    before: Mapping[str, float] | None, after: Mapping[str, float]
-) -> tuple[Metric, ...]:
+def headline(before: Mapping[str, float] | None, after: Mapping[str, float]) -> tuple[Metric, ...]:
     """A line for each metric that was measured, in a fixed order."""
     return tuple(
         _metric(key, kind, None if before is None else before.get(key), after)
@@ -135,7 +133,7 @@ def _metric(key: str, kind: _Kind, before: float | None, after: Mapping[str, flo
 def amount(value: float, unit: str = "") -> str:
     """A value as a table shows it: `6.28`, `0.412`, `0.002`, `12.5 %`."""
     if unit == "%":
-        return f"{100 * value:.1f}\u202f%"
+        return f"{100 * value:.{1 if value else 0}f}\u202f%"
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
@@ -233,4 +231,3 @@ def _spelled(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
-

@@ -68,7 +68,7 @@ def difference(answer: str, label: str, limit: int = LONGEST) -> Shown:
     if Levenshtein.normalized_similarity(expected, found) < LEAST_ALIKE:
         return Shown((Piece("extra", answer),) if answer else (), more)
     pieces: list[Piece] = []
-    for change in Levenshtein.editops(expected, found).as_opcodes():
+    for change in Levenshtein.opcodes(expected, found):
         lost = "".join(expected[change.src_start : change.src_end])
         won = "".join(found[change.dest_start : change.dest_end])
         if change.tag == "equal":
