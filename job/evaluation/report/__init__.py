@@ -23,7 +23,7 @@ from job.evaluation.report.rows import (
 )
 from job.evaluation.report.text import LEAST_ALIKE, LONGEST, visible
 from job.manifest import StageRecord
-from job.prep.shards import Rows
+from job.prep.records import Row
 
 REPORT = "report.html"
 LARGEST = 2_000_000
@@ -51,7 +51,7 @@ class Reported:
     before: Sequence[Prediction]
     """Empty where there is no baseline."""
     after: Sequence[Prediction]
-    rows: Rows | None
+    rows: Sequence[Row] | None
     """The held-out rows in the predictions' order, for their pictures."""
     rejects: Sequence[Mapping[str, str]]
 

@@ -10,7 +10,6 @@ from job.evaluation import render_match
 from job.evaluation.report.text import Shown, difference, plain
 from job.prep.images import ImageRefused, decode
 from job.prep.records import Row
-from job.prep.shards import Rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,7 +94,7 @@ def samples(
     chosen: Sequence[int],
     after: Sequence[Prediction],
     before: Mapping[str, Prediction],
-    rows: Rows | None,
+    rows: Sequence[Row] | None,
     album: Album,
 ) -> tuple[Sample, ...]:
     """The chosen rows of `after` with their pictures; `before` holds the baseline by row id.
@@ -114,7 +113,7 @@ def _sample(
     index: int,
     found: Prediction,
     before: Mapping[str, Prediction],
-    rows: Rows | None,
+    rows: Sequence[Row] | None,
     album: Album,
 ) -> Sample:
     label, answer, score = str(found["label"]), str(found["prediction"]), found.get("score", {})
@@ -138,11 +137,11 @@ def _sample(
     )
 
 
-def _input(index: int, name: str, rows: Rows | None) -> "Image | None":
+def _input(index: int, name: str, rows: Sequence[Row] | None) -> "Image | None":
     """The first picture of the row that was asked."""
     if rows is None or index >= len(rows):
         return None
-    row: Row = rows[index]
+    row = rows[index]
     if row.id != name or not row.images:
         return None
     try:
