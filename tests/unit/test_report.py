@@ -13,7 +13,7 @@ from job import log
 from job.evaluation.report import LARGEST, Reported, facts, make
 from job.evaluation.report.charts import charts, number, smooth, thin
 from job.evaluation.report.rows import Album, choose
-from job.evaluation.report.text import LONGEST, difference, visible
+from job.evaluation.report.text import LONGEST, LONGEST_UNLIKE, difference, visible
 from tests.reports import HOSTILE, METRICS, asked, png, prediction, results
 
 
@@ -25,7 +25,7 @@ def without(found: Reported, name: str) -> Reported:
 class Page(HTMLParser):
     """The elements of a page and its text; fails where tags do not match."""
 
-    VOID = ("meta", "link", "img", "line", "circle", "path", "use", "rect")
+    VOID = ("meta", "link", "img", "wbr", "line", "circle", "path", "use", "rect")
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -78,6 +78,8 @@ def test_the_pieces_hold_both_the_answer_and_the_label(seed: int) -> None:
 def test_an_answer_unlike_its_label_is_one_piece_in_excess() -> None:
     assert [piece.mark for piece in difference("}" * 50, r"\frac{a}{b}").pieces] == ["extra"]
     assert difference("", "x").pieces == ()
+    shown = difference("}" * 500, "x")
+    assert (len(shown.pieces[0].text), shown.more) == (LONGEST_UNLIKE, 500 - LONGEST_UNLIKE)
 
 
 def test_a_long_answer_is_cut_and_says_by_how_much() -> None:
@@ -104,7 +106,7 @@ def test_a_fall_is_better_for_errors_and_a_rise_for_matches() -> None:
 
 def test_rendering_says_what_was_not_compared() -> None:
     [metric] = facts.headline(None, {k: v for k, v in METRICS.items() if "render" in k})
-    assert metric.note == "1 labels cannot be drawn; 2 other rows’ answers cannot"
+    assert metric.note == "1 skipped (label cannot be drawn), 2 failed (answer cannot)"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])

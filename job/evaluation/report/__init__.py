@@ -13,15 +13,8 @@ from typing import Any
 from job import log
 from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
-from job.evaluation.report.rows import (
-    SAMPLES,
-    WORST,
-    Album,
-    Prediction,
-    choose,
-    samples,
-)
-from job.evaluation.report.text import LEAST_ALIKE, LONGEST, visible
+from job.evaluation.report.rows import Album, Prediction, choose, samples
+from job.evaluation.report.text import visible
 from job.manifest import StageRecord
 from job.prep.records import Row
 
@@ -31,6 +24,7 @@ LARGEST = 2_000_000
 
 _HERE = Path(__file__).parent
 _SECTIONS = ("model", "data", "lora", "train", "eval", "export")  # not where it ran
+_SAMPLES, _WORST = 12, 6
 _PICTURES = 1_000_000  # bytes of all pictures together; base64 adds a third
 _REJECTS = 20
 
@@ -58,7 +52,7 @@ class Reported:
 
 def make(results: Reported) -> str:
     """The page as HTML, of at most `LARGEST` bytes: samples are left out before it grows past."""
-    count, worst, pictures = SAMPLES, WORST, _PICTURES
+    count, worst, pictures = _SAMPLES, _WORST, _PICTURES
     while True:
         page = _page(results, count, worst, pictures)
         if len(page.encode()) <= LARGEST:
@@ -90,7 +84,6 @@ def _page(results: Reported, count: int, worst: int, pictures: int) -> str:
         settings=facts.settings(results.settings, results.changed, _SECTIONS),
         rejects=results.rejects[:_REJECTS],
         pictures_left_out=album.refused,
-        limits={"text": LONGEST, "alike": LEAST_ALIKE},
         **shown,
     )  # fmt: skip
 

@@ -67,8 +67,8 @@ def thin(values: Sequence[Point]) -> list[Point]:
 
 
 def smooth(values: Sequence[Point]) -> list[Point]:
-    """The running mean over about a tenth of the curve, started without a bias to zero."""
-    keep = 1 - 1 / max(1.0, len(values) / 10)
+    """The running mean over about a twentieth of the curve, started without a bias to zero."""
+    keep = 1 - 1 / max(1.0, len(values) / 20)
     out, total, weight = [], 0.0, 0.0
     for x, y in values:
         total, weight = keep * total + y, keep * weight + 1

@@ -123,7 +123,7 @@ def _metric(key: str, kind: _Kind, before: float | None, after: Mapping[str, flo
     note = None
     if key == "render_match":
         skipped, failed = int(after["render_skipped"]), int(after["render_failed"])
-        note = f"{skipped:,} labels cannot be drawn; {failed:,} other rows’ answers cannot"
+        note = f"{skipped:,} skipped (label cannot be drawn), {failed:,} failed (answer cannot)"
     return Metric(
         key=key, name=kind.name, words=kind.words, note=note,
         after=amount(value, kind.unit), after_at=_place(value, end), **found,

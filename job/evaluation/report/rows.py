@@ -14,7 +14,6 @@ from job.prep.records import Row
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SAMPLES, WORST = 16, 8
 DENSITY = 2  # pixels of a drawn answer per pixel of the page, for sharp screens
 _WIDEST, _TALLEST = 760, 480  # pixels of a picture in the report
 _WIDEST_DRAWN = 2_400  # an answer drawn wider would be a thread once it is scaled to the page

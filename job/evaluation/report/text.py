@@ -10,8 +10,8 @@ from typing import Literal
 
 LONGEST = 400
 """Characters of a text that are shown."""
-LEAST_ALIKE = 1 / 3
-"""Similarity below which differences are not marked one by one."""
+LONGEST_UNLIKE = 160
+"""Characters that are shown of an answer which shares little with its label."""
 
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _UNSEEN = re.compile(
@@ -62,11 +62,12 @@ def difference(answer: str, label: str, limit: int = LONGEST) -> Shown:
     """
     from rapidfuzz.distance import Levenshtein
 
-    more = max(0, len(answer.strip()) - limit)
-    answer, label = answer.strip()[:limit], label.strip()[:limit]
+    whole = answer.strip()
+    answer, label = whole[:limit], label.strip()[:limit]
     found, expected = _UNIT.findall(answer), _UNIT.findall(label)
-    if Levenshtein.normalized_similarity(expected, found) < LEAST_ALIKE:
-        return Shown((Piece("extra", answer),) if answer else (), more)
+    if Levenshtein.normalized_similarity(expected, found) < 1 / 3:
+        answer = answer[:LONGEST_UNLIKE]
+        return Shown((Piece("extra", answer),) if answer else (), len(whole) - len(answer))
     pieces: list[Piece] = []
     for change in Levenshtein.opcodes(expected, found):
         lost = "".join(expected[change.src_start : change.src_end])
@@ -78,4 +79,4 @@ def difference(answer: str, label: str, limit: int = LONGEST) -> Shown:
             pieces.append(Piece("missing", lost))
         if won:
             pieces.append(Piece("extra", won))
-    return Shown(tuple(pieces), more)
+    return Shown(tuple(pieces), len(whole) - len(answer))
