@@ -54,7 +54,7 @@ def run(loaded: LoadedSpec, command: str = "run") -> RunRecord:
     job = Pipeline(loaded, command)
     try:
         job.open()
-        for stage in job.stages:
+        for stage in COMMANDS[command]:
             job.make(stage)
         job.finish()
     except BaseException as error:
@@ -69,11 +69,6 @@ class Pipeline:
     def __init__(self, loaded: LoadedSpec, command: str) -> None:
         self.loaded, self.command = loaded, command
         self.spec = loaded.spec
-        self.stages = tuple(
-            stage
-            for stage in COMMANDS.get(command, COMMANDS["run"])
-            if stage != "baseline" or self.spec.eval.baseline
-        )
         self.record = RunRecord(
             name=self.spec.name, command=command, status="running", started=utc_now()
         )
@@ -101,6 +96,8 @@ class Pipeline:
 
     def make(self, stage: Stage) -> None:
         """Makes a stage, or finds it complete."""
+        if stage == "baseline" and not self.spec.eval.baseline:
+            return
         wanted = self.fingerprint(stage)
         found = self.output.completed(stage, wanted)
         if found is not None:
@@ -273,7 +270,10 @@ class Pipeline:
     # --- what stages are made from ---------------------------------------------------------
 
     def fingerprint(self, stage: Stage) -> str:
-        """The identity of the stage's result: equal fingerprints, equal results."""
+        """The identity of the stage's result: equal fingerprints, equal results.
+
+        The report's is known once the stages before it are in the record.
+        """
         spec, model = asdict(self.spec), self.spec.model
         start: list[Any] = [self.model_input.digest, model.init, model.family, model.dtype]
         if model.init == "random":
@@ -290,9 +290,9 @@ class Pipeline:
         elif stage == "eval":
             parts = [self.fingerprint("train"), spec["eval"]]
         elif stage == "report":
-            told = [self.fingerprint(other) for other in self.stages if other != "report"]
-            shown = {k: v for k, v in spec.items() if k not in ("output", "runtime")}
-            parts = [told, shown]
+            # It tells when stages were made and how long they took, so one made again counts.
+            told = [(made.fingerprint, made.started) for made in self.record.stages.values()]
+            parts = [told, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
         else:
             parts = [self.fingerprint("train"), spec["export"]]
         return fingerprint(__version__, stage, parts)

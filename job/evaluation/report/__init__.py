@@ -106,5 +106,5 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.globals["style"] = Markup((_HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704
-    environment.filters |= {"size": log.size, "took": log.duration, "amount": facts.amount}
+    environment.filters |= {"size": log.size, "amount": facts.amount}
     return environment
