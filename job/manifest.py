@@ -95,6 +95,8 @@ class RunRecord:
     inputs: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """What did not go as asked although the results are whole."""
     error: list[dict[str, Any]] | None = None
 
     def add(self, stage: StageRecord) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from job import log, storage
 from job.errors import InputError, StorageError
-from job.manifest import FileDigest, RunRecord, StageRecord, digest_tree
+from job.manifest import FileDigest, RunRecord, StageRecord, digest_tree, sha256_file
 
 STAGES = ".stages"
 RUN, RESOLVED, SUMS, SUCCESS = "run.json", "spec.resolved.yaml", "SHA256SUMS", "_SUCCESS"
@@ -121,6 +121,25 @@ class Output:
         self._local.add(record.name)
         return directory
 
+    def fetch_file(self, record: StageRecord, path: str) -> Path:
+        """One file of a stage, without the rest of it: weights may lie beside a few lines.
+
+        Raises StorageError where its digest is not the one that the marker names.
+        """
+        [file] = [file for file in record.files if file.path == path]
+        local = self.workdir / "stages" / record.name / path
+        if not (local.is_file() and sha256_file(local) == file.sha256):
+            storage.download(self.at(path), local)
+            if sha256_file(local) != file.sha256:
+                raise self._damaged(record, path)
+        return local
+
+    def discard(self, name: str) -> None:
+        """Removes what an earlier making of a withdrawn stage left: it is no longer true."""
+        stale = self._stale.pop(name, None)
+        for file in stale.files if stale else ():
+            storage.delete(self.at(file.path))
+
     def finish(self, *, complete: bool) -> None:
         """Writes the final `run.json`; then, for a complete run, `SHA256SUMS` and `_SUCCESS`."""
         self.run.status, self.run.finished = "succeeded", utc_now()
@@ -167,8 +186,11 @@ class Output:
         found: dict[str, FileDigest] = {file.path: file for file in digest_tree(directory)}
         for file in record.files:
             if found.get(file.path) != file:
-                raise StorageError(
-                    self.at(file.path),
-                    "the file is not the one that the stage stored: its digest differs",
-                    fix=f"delete {STAGES}/{record.name}.json at the output to make it again",
-                )
+                raise self._damaged(record, file.path)
+
+    def _damaged(self, record: StageRecord, path: str) -> StorageError:
+        return StorageError(
+            self.at(path),
+            "the file is not the one that the stage stored: its digest differs",
+            fix=f"delete {STAGES}/{record.name}.json at the output to make it again",
+        )

@@ -1,4 +1,4 @@
-"""The job, stage by stage: prep → baseline → train → eval → export, each made once.
+"""The job, stage by stage: prep → baseline → train → eval → export → report, each made once.
 
 A stage whose marker at the output has its fingerprint is skipped. A fingerprint covers the code's
 version, the stage's part of the spec, and the digests of what it reads. Models are loaded when
@@ -6,7 +6,9 @@ the first stage that runs needs one.
 """
 
 import functools
+import json
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -21,16 +23,19 @@ from job.outputs import Output, utc_now
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
-Stage = Literal["prep", "baseline", "train", "eval", "export"]
+Stage = Literal["prep", "baseline", "train", "eval", "export", "report"]
 
 # The stages that each command needs, in order.
 COMMANDS: Mapping[str, tuple[Stage, ...]] = {
     "prep": ("prep",),
     "train": ("prep", "train"),
-    "eval": ("prep", "baseline", "train", "eval"),
+    "eval": ("prep", "baseline", "train", "eval", "report"),
     "export": ("prep", "train", "export"),
-    "run": ("prep", "baseline", "train", "eval", "export"),
+    "run": ("prep", "baseline", "train", "eval", "export", "report"),
 }
+
+# Results are whole without it, so a defect in making it must not cost them.
+EXPENDABLE: tuple[Stage, ...] = ("report",)
 
 # What of the train section changes nothing in the trained weights.
 UNTRAINED_KEYS = (
@@ -102,7 +107,13 @@ class Pipeline:
             work: Callable[[Path], dict[str, Any]] = getattr(self, f"_{stage}")
             started, clock = utc_now(), time.monotonic()
             self.output.withdraw(stage)
-            summary = work(self.output.directory(stage))
+            try:
+                summary = work(self.output.directory(stage))
+            except Exception as error:
+                if stage not in EXPENDABLE or isinstance(error, JobError):
+                    raise
+                self._go_on_without(stage, error)
+                return
             seconds = time.monotonic() - clock
             found = self.output.publish(stage, wanted, started, seconds, summary)
             log.info(f"{stage}: done", took=log.duration(seconds))
@@ -128,6 +139,13 @@ class Pipeline:
             self.output.save_run()
         except JobError as failed:
             log.warn("run.json could not be stored", reason=failed)
+
+    def _go_on_without(self, stage: Stage, error: Exception) -> None:
+        self.output.discard(stage)
+        reason = f"{stage}: not made: {type(error).__name__}: {error}"
+        log.error(reason, fix="report this as a defect; the other results are whole")
+        log.debug("traceback", text="".join(traceback.format_exception(error)))
+        self.record.warnings.append(log.redact(reason))
 
     # --- the stages: each fills a folder and gives its summary -----------------------------
 
@@ -205,6 +223,35 @@ class Pipeline:
         )
         return result.to_json()
 
+    def _report(self, directory: Path) -> dict[str, Any]:
+        from job.evaluation import report
+
+        page = report.make(
+            report.Reported(
+                name=self.spec.name,
+                settings=self.loaded.resolved,
+                changed=self.loaded.changed,
+                stages=self.record.stages,
+                inputs=self.record.inputs,
+                versions=self.record.versions,
+                history=self._lines("train", "train/history.jsonl"),
+                before=self._lines("baseline", "eval/baseline.predictions.jsonl"),
+                after=self._lines("eval", "eval/predictions.jsonl"),
+                rows=self.data.rows("eval"),
+                rejects=self._lines("prep", "data/rejects.jsonl"),
+            )
+        )
+        (directory / report.REPORT).write_text(page, encoding="utf-8")
+        return {"bytes": len(page.encode())}
+
+    def _lines(self, stage: Stage, path: str) -> list[dict[str, Any]]:
+        """The JSON objects of a finished stage's file, one a line; none without the stage."""
+        if stage not in self.record.stages:
+            return []
+        file = self.output.fetch_file(self.record.stages[stage], path)
+        with file.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
     def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
         from job.evaluation.evaluate import evaluate, write
 
@@ -223,7 +270,10 @@ class Pipeline:
     # --- what stages are made from ---------------------------------------------------------
 
     def fingerprint(self, stage: Stage) -> str:
-        """The identity of the stage's result: equal fingerprints, equal results."""
+        """The identity of the stage's result: equal fingerprints, equal results.
+
+        The report's is known once the stages before it are in the record.
+        """
         spec, model = asdict(self.spec), self.spec.model
         start: list[Any] = [self.model_input.digest, model.init, model.family, model.dtype]
         if model.init == "random":
@@ -239,6 +289,10 @@ class Pipeline:
             parts = [self.fingerprint("prep"), start, spec["model"], spec["lora"], trained]
         elif stage == "eval":
             parts = [self.fingerprint("train"), spec["eval"]]
+        elif stage == "report":
+            # It tells when stages were made and how long they took, so one made again counts.
+            told = [(made.fingerprint, made.started) for made in self.record.stages.values()]
+            parts = [told, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
         else:
             parts = [self.fingerprint("train"), spec["export"]]
         return fingerprint(__version__, stage, parts)

@@ -112,6 +112,8 @@ def _stages(pipeline: Pipeline) -> list[tuple[str, str]]:
             state = "off (eval.baseline: false)"
         else:
             record = pipeline.output.completed(stage, pipeline.fingerprint(stage))
+            if record is not None:
+                pipeline.record.add(record)  # the report's fingerprint asks for them
             state = f"complete since {record.started}; will be skipped" if record else "will run"
         rows.append((stage, state))
     return rows

@@ -13,7 +13,7 @@ import torch
 
 from tests.jobs import job, read_json, small_run, start, sums
 
-STAGES = ("prep", "baseline", "train", "eval", "export")
+STAGES = ("prep", "baseline", "train", "eval", "export", "report")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def skipped(err: str) -> set[str]:
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     for path in (
-        *("run.json", "spec.resolved.yaml", "SHA256SUMS", "_SUCCESS"),
+        *("run.json", "spec.resolved.yaml", "report.html", "SHA256SUMS", "_SUCCESS"),
         *("data/stats.json", "data/rejects.jsonl", "data/train-00000.arrow"),
         *("eval/baseline.json", "eval/final.json", "eval/predictions.jsonl"),
         *("train/label_proof.json", "train/history.jsonl"),
@@ -54,7 +54,8 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         assert (finished / path).is_file(), path
     assert not list(finished.rglob("*.writing*"))
     listed = set(sums(finished))
-    assert {path.split("/")[0] for path in listed} == {"data", "eval", "train", "adapter", "merged"}
+    parts = {"data", "eval", "train", "adapter", "merged", "report.html"}
+    assert {path.split("/")[0] for path in listed} == parts
 
 
 def test_run_json_says_what_happened(finished: Path) -> None:

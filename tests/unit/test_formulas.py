@@ -41,7 +41,7 @@ def spec(**changes: object) -> FormulasSpec:
 
 
 def seeded(seed: int) -> Random:
-    return Random(seed)  # noqa: S311  formulas are no secrets
+    return Random(seed)
 
 
 def pixels(png: bytes) -> np.ndarray:

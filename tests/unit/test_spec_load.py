@@ -68,7 +68,7 @@ def test_defaults_are_filled_in_and_numbers_take_their_types() -> None:
     spec = load_spec(MINIMAL, "job.yaml", ["train.learning_rate=1", "train.seed=1e3"], {}).spec
     assert spec.name == "sample"
     assert spec.data.eval is None
-    texts = ("exact_match", "cer", "token_edit_distance", "bleu")
+    texts = ("exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu")
     assert spec.eval.metrics == (*texts, "render_match")
     assert (spec.train.learning_rate, type(spec.train.learning_rate)) == (1.0, float)
     assert (spec.train.seed, type(spec.train.seed)) == (1000, int)

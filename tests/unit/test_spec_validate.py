@@ -1,10 +1,20 @@
 """Every problem is told at once, in words that say what to write instead."""
 
+import json
+
 import pytest
 
 from job.errors import Problem, SpecError
 from job.spec.load import load_spec
 
+METRICS = [
+    "exact_match",
+    "exact_match_normalized",
+    "cer",
+    "token_edit_distance",
+    "bleu",
+    "render_match",
+]
 MINIMAL = """
 version: 1
 name: sample
@@ -103,13 +113,13 @@ def test_a_problem_reads_as_place_path_reason_value_and_fix() -> None:
         ),
         (
             "eval: {metrics: [cer, blue]}",
-            "must be one of exact_match, cer, token_edit_distance, bleu, render_match",
+            f"must be one of {', '.join(METRICS)}",
             "blue",
             "write bleu",
         ),
         (
             "eval: {metrics: cer}",
-            "must be a non-empty list of exact_match, cer, token_edit_distance, bleu, render_match",
+            f"must be a non-empty list of {', '.join(METRICS)}",
             "cer",
             "write [cer]",
         ),
@@ -117,7 +127,7 @@ def test_a_problem_reads_as_place_path_reason_value_and_fix() -> None:
             "eval: {metrics: []}",
             "must not be empty",
             "[]",
-            'the default is ["exact_match", "cer", "token_edit_distance", "bleu", "render_match"]',
+            f"the default is {json.dumps(METRICS)}",
         ),
         (
             "eval: {metrics: [cer, cer]}",

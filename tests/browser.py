@@ -1,0 +1,47 @@
+"""A headless Chromium for tests that look at pages."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+BROUGHT = Path(sys.prefix) / "chromium"
+"""Where `make test-slow` puts the one that it brings."""
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True)
+class Chromium:
+    program: str
+    libraries: Path | None = None
+
+
+def find() -> Chromium | None:
+    """The browser that `requirements/chromium.py` brought, or the machine's own."""
+    if (BROUGHT / ".ready").exists():
+        return Chromium(str(BROUGHT / "chromium"), BROUGHT / "lib")
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    return Chromium(program) if program else None
+
+
+@contextmanager
+def opened(chromium: Chromium) -> Iterator["Browser"]:
+    """The running browser."""
+    from playwright.sync_api import sync_playwright
+
+    environ: dict[str, str | float | bool] = {**os.environ}
+    if chromium.libraries is not None:
+        environ["LD_LIBRARY_PATH"] = str(chromium.libraries)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium.program, env=environ)
+        try:
+            yield browser
+        finally:
+            browser.close()

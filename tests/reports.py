@@ -1,0 +1,88 @@
+"""Results of runs that never were, to make reports from."""
+
+import io
+import random
+from typing import Any
+
+from job.evaluation.metrics import score
+from job.evaluation.report import Reported
+from job.manifest import StageRecord
+from job.prep.records import EncodedImage, Message, Part, Row
+from job.spec.load import load_spec
+from tests.jobs import ROOT
+
+METRICS = {
+    "loss": 1.5, "rows": 3, "cer": 0.25, "exact_match": 0.5, "exact_match_normalized": 0.75,
+    "token_edit_distance": 0.2, "bleu": 61.0, "render_match": 0.5, "render_skipped": 1,
+    "render_failed": 2,
+}  # fmt: skip
+HOSTILE = (
+    "</dd><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)>\u202e\x00\ud83d"
+)
+FORMULAS = [r"\frac{a}{b}", r"x^{2}", r"\alpha+1"]
+
+
+def stage(name: str, summary: dict[str, Any]) -> StageRecord:
+    return StageRecord(
+        name=name, fingerprint="f" * 64, started="2026-01-02T03:04:05Z", seconds=2.5, files=(),
+        summary=summary,
+    )  # fmt: skip
+
+
+def prediction(row: str, label: str, answer: str) -> dict[str, Any]:
+    found = score(answer, label)
+    return {
+        "id": row, "label": label, "prediction": answer, "render": "differs",
+        "score": {"cer": found.cer, "exact_match": found.exact_match,
+                  "exact_match_normalized": found.exact_match_normalized},
+    }  # fmt: skip
+
+
+def png(seed: int = 0, size: tuple[int, int] = (120, 40)) -> EncodedImage:
+    from PIL import Image
+
+    pixels = random.Random(seed).randbytes(size[0] * size[1] * 3)
+    out = io.BytesIO()
+    Image.frombytes("RGB", size, pixels).save(out, "PNG")
+    return EncodedImage(data=out.getvalue(), width=size[0], height=size[1])
+
+
+def asked(found: Reported, image: EncodedImage) -> list[Row]:
+    """The rows that the predictions answer, all with the one picture."""
+    question = Message(role="user", parts=(Part(image=0), Part(text="Read it.")))
+    answer = Message(role="assistant", parts=(Part(text="label"),))
+    return [
+        Row(id=str(row["id"]), messages=(question, answer), images=(image,)) for row in found.after
+    ]
+
+
+def results(predictions: list[dict[str, Any]] | None = None) -> Reported:
+    """A whole run's results, without pictures."""
+    text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
+    loaded = load_spec(text, "latex.yaml", environ={})
+    after = predictions or [prediction(f"rows.jsonl:{i}", f, f) for i, f in enumerate(FORMULAS)]
+    rows = {"train": 40, "eval": 3, "rejected": 1, "leaked": 2}
+    train = {
+        "steps": 4, "resumed_from_step": 0, "epochs": 0.5, "rows": 40, "dropped_rows": 0,
+        "first_loss": 6.0, "final_loss": 2.0, "tokens": 1234, "tokens_per_second": 99.0,
+        "peak_memory_bytes": 2**30, "trainable_parameters": 10, "total_parameters": 1000,
+    }  # fmt: skip
+    stages = {
+        "prep": stage("prep", {"rows": rows}),
+        "baseline": stage("baseline", {"metrics": {**METRICS, "loss": 6.0, "cer": 2.0}}),
+        "train": stage("train", train),
+        "eval": stage("eval", {"metrics": METRICS, "generated_tokens_per_second": 10.0}),
+    }
+    return Reported(
+        name="formulas",
+        settings=loaded.resolved,
+        changed=loaded.changed,
+        stages=stages,
+        inputs={"model": {"uri": "builtin://ernie-vl-tiny", "digest": "d" * 64}},
+        versions={"torch": "2"},
+        history=[{"step": i, "loss": 6 / i, "learning_rate": 1e-3 / i} for i in range(1, 40)],
+        before=[{**found, "prediction": "y", "score": {"cer": 1.0}} for found in after],
+        after=after,
+        rows=None,
+        rejects=[{"id": "rows.jsonl:9", "reason": "the answer is empty"}],
+    )

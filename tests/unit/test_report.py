@@ -1,0 +1,290 @@
+"""The report's page: what it marks, escapes, leaves out, and how large it may grow."""
+
+import json
+import math
+import random
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from job import log
+from job.evaluation.report import LARGEST, Reported, facts, make
+from job.evaluation.report.charts import charts, number, smooth, thin
+from job.evaluation.report.rows import Album, choose
+from job.evaluation.report.text import LONGEST, LONGEST_UNLIKE, difference, visible
+from tests.reports import HOSTILE, METRICS, asked, png, prediction, results
+
+
+def without(found: Reported, name: str) -> Reported:
+    stages = {key: value for key, value in found.stages.items() if key != name}
+    return replace(found, stages=stages, before=() if name == "baseline" else found.before)
+
+
+class Page(HTMLParser):
+    """The elements of a page and its text; fails where tags do not match."""
+
+    VOID = ("meta", "link", "img", "wbr", "line", "circle", "path", "use", "rect")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+# --- differences -------------------------------------------------------------------------------
+
+
+def test_a_wrong_command_is_marked_as_a_whole() -> None:
+    shown = difference(r"\frac{\beta}{b}", r"\frac{\alpha}{b}")
+    assert [(piece.mark, piece.text) for piece in shown.pieces] == [
+        ("same", r"\frac{"), ("missing", r"\alpha"), ("extra", r"\beta"), ("same", "}{b}"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_pieces_hold_both_the_answer_and_the_label(seed: int) -> None:
+    rng = random.Random(seed)
+    label = "".join(rng.choices([r"\alpha", r"\{", "x", " ", "12", "{", "}", "é"], k=40))
+    answer = "".join(sign for sign in label if rng.random() > 0.2) + "z"
+    pieces = difference(answer, label).pieces
+    assert "".join(p.text for p in pieces if p.mark != "missing") == answer.strip()
+    if any(p.mark == "same" for p in pieces):
+        assert "".join(p.text for p in pieces if p.mark != "extra") == label.strip()
+
+
+def test_an_answer_unlike_its_label_is_one_piece_in_excess() -> None:
+    assert [piece.mark for piece in difference("}" * 50, r"\frac{a}{b}").pieces] == ["extra"]
+    assert difference("", "x").pieces == ()
+    shown = difference("}" * 500, "x")
+    assert (len(shown.pieces[0].text), shown.more) == (LONGEST_UNLIKE, 500 - LONGEST_UNLIKE)
+
+
+def test_a_long_answer_is_cut_and_says_by_how_much() -> None:
+    shown = difference("x" * 1000, "x" * 1000)
+    assert (len(shown.pieces[0].text), shown.more) == (LONGEST, 1000 - LONGEST)
+
+
+def test_what_cannot_be_seen_is_made_visible() -> None:
+    assert visible("a\x00\u202eb\u200b\ud83d\n") == "a␀⟨U+202E⟩b⟨U+200B⟩\ufffd\n"
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def test_a_fall_is_better_for_errors_and_a_rise_for_matches() -> None:
+    before = {"cer": 0.5, "exact_match": 0.5, "loss": 1.0}
+    found = facts.headline(before, {"cer": 0.2, "exact_match": 0.25, "loss": 1.0})
+    assert [(m.key, m.change, m.verdict) for m in found] == [
+        ("loss", "±0", "equal"),
+        ("cer", "−0.300", "better"),
+        ("exact_match", "−25.0\u202fpp", "worse"),
+    ]
+
+
+def test_rendering_says_what_was_not_compared() -> None:
+    [metric] = facts.headline(None, {k: v for k, v in METRICS.items() if "render" in k})
+    assert metric.note == "1 skipped (label cannot be drawn), 2 failed (answer cannot)"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_value_off_every_scale_stays_on_the_page(value: float) -> None:
+    [metric] = facts.headline({"loss": 2.0}, {"loss": value})
+    assert 0 <= metric.after_at <= 1
+
+
+def test_every_row_is_in_one_band() -> None:
+    rows = [{"score": {"cer": value}} for value in (0, 0.05, 0.1, 0.2, 0.5, 1.0, 1.1, 30)]
+    assert [band.after for band in facts.bands([], rows)] == [1, 2, 1, 1, 1, 2]
+
+
+def test_changed_settings_are_marked() -> None:
+    found = results()
+    marked = facts.settings(found.settings, found.changed, ("train", "lora"))
+    changed = {setting.path for setting in marked if setting.changed}
+    assert "train.learning_rate" in changed
+    assert "lora.r" not in changed
+
+
+# --- curves ------------------------------------------------------------------------------------
+
+
+def test_curves_leave_out_what_is_no_number_and_say_their_ends() -> None:
+    history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": 1.0}]
+    [chart] = charts(history)
+    assert chart.words == (
+        "Loss: 3 at step 1, 1 at step 3; lowest 1 at step 3, highest 3 at step 1."
+    )
+    assert charts([]) == ()
+
+
+def test_curves_are_the_same_bytes_each_time_and_take_the_pages_colours() -> None:
+    history = results().history
+    assert charts(history) == charts(history)
+    svg = charts(history)[0].svg
+    assert "var(--accent)" in svg
+    assert not re.search(r"#[0-9a-f]{6}|<style|<metadata|font-family", svg)
+
+
+def test_long_curves_are_thinned_without_moving_their_mean() -> None:
+    curve = [(float(i), float(i % 7)) for i in range(10_000)]
+    short = thin(curve)
+    assert len(short) == 300
+    assert sum(y for _, y in short) / 300 == pytest.approx(3, abs=0.05)
+    assert smooth([(0, 5.0)] * 50)[0][1] == pytest.approx(5)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (2e-4, "2e-4"), (12_500, "12.5k")])
+def test_numbers_fit_an_axis(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+def test_samples_are_spread_and_no_worst_row_is_among_them() -> None:
+    found = [{"score": {"cer": 5.0 if i >= 90 else 0.1}} for i in range(100)]
+    evenly, worst = choose(found, 16, 8)
+    assert (len(evenly), worst) == (16, [90, 91, 92, 93, 94, 95, 96, 97])
+    assert not set(evenly) & set(worst)
+    assert max(evenly) - min(evenly) > 70
+
+
+def test_right_rows_are_never_the_worst() -> None:
+    assert choose([{"score": {"cer": 0.0}}] * 9, 16, 8) == (list(range(9)), [])
+    assert choose([], 16, 8) == ([], [])
+
+
+def test_an_album_stops_at_its_bytes() -> None:
+    from PIL import Image
+
+    album = Album(left=4_000)
+    noise = [Image.frombytes("L", (50, 50), random.Random(i).randbytes(2500)) for i in range(3)]
+    assert [album.add(image) is not None for image in noise] == [True, False, False]
+    assert album.refused == 2
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def test_a_page_is_well_formed_and_the_same_each_time() -> None:
+    html = make(results())
+    assert html == make(results())
+    page = Page(html)
+    ids = [str(a["id"]) for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids)) > 8
+    links = {str(a["href"])[1:] for a in page.all("a")}
+    assert links <= set(ids)
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(cell.get("scope") for cell in page.all("th"))
+    for word in ("Character error rate", "Exact match, normalised", "Render match", "rank 8"):
+        assert word in page.text
+
+
+def test_a_page_loads_nothing_and_runs_nothing() -> None:
+    page = Page(make(results()))
+    assert not page.all("script")
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href"):
+                assert str(value).startswith(("data:", "#"))
+    [policy] = [m for m in page.all("meta") if m.get("http-equiv")]
+    assert str(policy["content"]).startswith("default-src 'none'")
+
+
+def test_hostile_text_stays_text_wherever_it_stands() -> None:
+    found = replace(
+        results([prediction(HOSTILE, HOSTILE, HOSTILE + "x")]),
+        name=HOSTILE,
+        inputs={"model": {"uri": HOSTILE, "digest": HOSTILE}},
+        versions={HOSTILE: HOSTILE},
+        rejects=[{"id": HOSTILE, "reason": HOSTILE}],
+    )
+    html = make(found)
+    page = Page(html)
+    assert not page.all("script")
+    assert not page.all("img")
+    assert page.text.count("<script>alert(1)</script>") >= 6
+    assert not set("\u202e\x00\ud83d") & set(html)
+    assert html.encode()
+
+
+def test_a_page_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_state", log._State(secrets={"pass<word>123": "DATA_TOKEN"}))
+    inputs = {"model": {"uri": "s3://pass<word>123/x", "digest": "d"}}
+    html = make(replace(results(), inputs=inputs))
+    assert "word&gt;123" not in html
+    assert "${DATA_TOKEN}" in html
+
+
+def test_without_a_baseline_the_page_says_so_and_compares_nothing() -> None:
+    page = Page(make(without(results(), "baseline")))
+    assert "was not judged before training" in page.text
+    assert "Change" not in page.text
+    assert "6.00" not in page.text.split("Training")[0]
+
+
+def test_a_metric_that_was_not_asked_for_is_not_on_the_page() -> None:
+    found = results()
+    stages = dict(found.stages)
+    stages["eval"] = replace(
+        stages["eval"],
+        summary={"metrics": {"loss": 1.0, "bleu": 3.0}, "generated_tokens_per_second": 1.0},
+    )
+    page = Page(make(replace(found, stages=stages)))
+    assert "BLEU" in page.text
+    assert "Render match" not in page.text
+
+
+def test_full_fine_tuning_is_called_so() -> None:
+    found = results()
+    settings = json.loads(json.dumps(found.settings))
+    settings["lora"]["method"] = "full"
+    assert "Full fine-tuning of" in Page(make(replace(found, settings=settings))).text
+
+
+def test_pictures_stand_beside_the_drawn_answer() -> None:
+    found = results()
+    page = Page(make(replace(found, rows=asked(found, png()))))
+    alts = [str(image["alt"]) for image in page.all("img")]
+    assert alts[:2] == ["Input of row rows.jsonl:0", "The answer for row rows.jsonl:0, drawn"]
+    assert len(alts) == 6
+
+
+def test_ten_thousand_rows_of_long_text_and_noise_stay_under_two_megabytes() -> None:
+    rng = random.Random(1)
+    signs = ["\u202e", "<", "&", '"', "\\alpha", "x"]
+    after = []
+    for i in range(10_000):
+        label = "".join(rng.choices(signs, k=900)) if i % 100 == 0 else "x"
+        answer = "".join(sign for sign in label if rng.random() > 0.4)
+        after.append(prediction(f"rows.jsonl:{i}", label, answer))
+    rejects = [{"id": "r" * 9_000, "reason": "<" * 9_000}] * 10_000
+    found = replace(results(after), rejects=rejects)
+    html = make(replace(found, rows=asked(found, png(size=(760, 480)))))
+    assert len(html.encode()) < LARGEST
+    assert "of 10,000 rows" in html
+    assert "pictures are left out" in html
