@@ -6,6 +6,7 @@ Anything that is not a `JobError` is a defect of this project and ends with exit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 OK, USAGE, INTERNAL, STOPPED = 0, 2, 70, 143
 
@@ -55,6 +56,10 @@ class JobError(Exception):
         error.problems = tuple(problems)
         Exception.__init__(error, "\n".join(str(problem) for problem in problems))
         return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross from worker processes whole; pickle alone would pass the text only."""
+        return type(self).from_problems, (self.problems,)
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)

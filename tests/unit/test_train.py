@@ -16,6 +16,7 @@ from job.prep.images import inspect
 from job.prep.records import Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
+from job.train import dataset
 from job.train.checkpoints import MANIFEST, CheckpointStore
 from job.train.dataset import Collator, fit, label_proof, truncate
 
@@ -101,6 +102,22 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(
     assert (fitted.indices, fitted.dropped, fitted.lengths) == ((0, 2), 1, (length, length))
     with pytest.raises(DataError, match=r"all 1 training rows are longer .*max_length|longer"):
         fit(rows[1:2], family, spec.data, settings)
+
+
+def test_worker_processes_measure_as_the_job_itself_does_and_name_the_row_they_refuse(
+    family: families.Family, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "_WORTH_WORKERS", 1)
+    rows = [row("x" * (1 + i % 7)) for i in range(130)]
+    alone = fit(rows, family, spec.data, replace(spec.train, dataloader_num_workers=0))
+    settings = replace(spec.train, dataloader_num_workers=2)
+    assert fit(rows, family, spec.data, settings) == alone
+    control = row("y", question="<|IMAGE_PLACEHOLDER|>")
+    with pytest.raises(DataError) as alone_refused:
+        family.encode(control)
+    with pytest.raises(DataError) as refused:
+        fit([*rows, control], family, spec.data, settings)
+    assert refused.value.problems == alone_refused.value.problems
 
 
 def test_a_batch_with_no_trained_token_is_an_error_that_names_its_rows(
