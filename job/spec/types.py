@@ -103,6 +103,8 @@ class TrainSpec:
     max_steps: int
     optim: str
     weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
     max_grad_norm: float
     seed: int
     logging_steps: int
