@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from types import FrameType
 
 from job import log
-from job.errors import STOPPED, Stopped
+from job.errors import STOPPED, Stopped, UsageError
+
+GRACE_VARIABLE = "JOB_GRACE_SECONDS"
+"""The environment variable that tells how long after SIGTERM the job is left alive."""
+GRACE_SECONDS = 30.0
+"""Kubernetes' own, unless the pod says otherwise."""
 
 
 @dataclass
@@ -38,6 +43,17 @@ def install() -> None:
 def received() -> str | None:
     """The name of the signal that asked the job to stop, if one has."""
     return _state.received
+
+
+def grace_seconds() -> float:
+    """How long after SIGTERM the job is left alive. Raises UsageError for what is no number."""
+    text = os.environ.get(GRACE_VARIABLE, "").strip()
+    try:
+        return float(text) if text else GRACE_SECONDS
+    except ValueError:
+        raise UsageError(
+            GRACE_VARIABLE, "must be a number of seconds", value=text, fix="set it to 30, say"
+        ) from None
 
 
 def check() -> None:
