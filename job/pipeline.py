@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from job import __version__, families, inputs, log, provenance, signals
-from job.errors import JobError, Stopped
+from job.errors import JobError, Stopped, Told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
@@ -52,14 +52,16 @@ UNTRAINED_KEYS = (
 def run(loaded: LoadedSpec, command: str = "run") -> RunRecord:
     """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`."""
     job = Pipeline(loaded, command)
-    try:
-        job.open()
-        for stage in COMMANDS[command]:
-            job.make(stage)
-        job.finish()
-    except BaseException as error:
-        job.fail(error)
-        raise
+    with signals.telling(job.fail):
+        try:
+            job.open()
+            for stage in COMMANDS[command]:
+                job.make(stage)
+            job.finish()
+        except BaseException as error:
+            signals.taken()
+            job.fail(error)
+            raise
     return job.record
 
 
@@ -129,7 +131,7 @@ class Pipeline:
         preempted = isinstance(error, Stopped | KeyboardInterrupt)
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
-        if isinstance(error, JobError):
+        if isinstance(error, Told):
             self.record.error = [asdict(problem) for problem in error.problems]
         else:
             self.record.error = [{"message": f"{type(error).__name__}: {error}"}]

@@ -122,7 +122,7 @@ def train(
         # Its shapes are training's: generation feeds one token at a time.
         family.set_router_aux_loss(_base(model), 0)
     seconds = time.monotonic() - started
-    if signals.received() and trainer.state.global_step < trainer.state.max_steps:
+    if signals.received():
         raise Stopped(
             str(signals.received()),
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
