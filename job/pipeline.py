@@ -83,7 +83,8 @@ class Pipeline:
     # --- the course of a run ---------------------------------------------------------------
 
     def open(self) -> None:
-        """Finds every input and proves access to the output before any work is done."""
+        """Takes the output and finds every input before any work is done."""
+        self.output.take()
         self.record.versions = provenance.versions()
         self.record.machine = provenance.machine()
         self.record.inputs = {
@@ -125,6 +126,7 @@ class Pipeline:
 
     def finish(self) -> None:
         self.output.finish(complete=self.command == "run")
+        self.output.release()
 
     def fail(self, error: BaseException) -> None:
         """Records why the run ended; storage that fails now must not hide the first error."""
@@ -135,12 +137,15 @@ class Pipeline:
             self.record.error = [asdict(problem) for problem in error.problems]
         else:
             self.record.error = [{"message": f"{type(error).__name__}: {error}"}]
+        if not self.output.taken:
+            return
         try:
             if isinstance(error, TooManyBadRows):
                 self.output.publish_file("prep", "data/rejects.jsonl")
             self.output.save_run()
         except JobError as failed:
             log.warn("run.json could not be stored", reason=failed)
+        self.output.release()
 
     def _go_on_without(self, stage: Stage, error: Exception) -> None:
         self.output.discard(stage)
