@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, log
-from job.errors import OK, USAGE, JobError, OutOfMemoryError, StorageError, UsageError
+from job import __version__, log, signals
+from job.errors import (
+    OK,
+    STOPPED,
+    USAGE,
+    JobError,
+    OutOfMemoryError,
+    StorageError,
+    Told,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
@@ -151,9 +160,8 @@ def reference(
 
 def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | None) -> None:
     loaded = _load(spec, sets, output)
-    from job import pipeline, signals
+    from job import pipeline
 
-    signals.install()
     record = pipeline.run(loaded, command)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
     for name in after:
@@ -174,6 +182,7 @@ def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec"
 
 def main() -> NoReturn:
     """Runs the command line and leaves with the exit code of what happened."""
+    signals.install(_report)
     from typer.rich_utils import rich_format_error
 
     try:
@@ -181,7 +190,8 @@ def main() -> NoReturn:
     except typer.TyperException as error:
         rich_format_error(error)  # type: ignore[arg-type]
         code = getattr(error, "exit_code", USAGE)
-    except JobError as error:
+    except Told as error:
+        signals.taken()
         code = _report(error)
     except Exception as error:  # noqa: BLE001 - the last stop: no traceback reaches a user unasked
         code = _report(_translated(error))
@@ -189,10 +199,12 @@ def main() -> NoReturn:
     sys.stderr.flush()
     if code == OutOfMemoryError.exit_code:
         os._exit(code)  # the libraries' farewells need memory too, and fail loudly without
+    if code == STOPPED:
+        signals.leave(code)  # a transfer under way may take longer than there is
     sys.exit(code)
 
 
-def _report(error: JobError) -> int:
+def _report(error: Told) -> int:
     """Says what is wrong and leaves it for the kubelet; gives the exit code."""
     if DEBUG in sys.argv:
         traceback.print_exception(error)

@@ -6,7 +6,7 @@ Anything that is not a `JobError` is a defect of this project and ends with exit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 OK, USAGE, INTERNAL, STOPPED = 0, 2, 70, 143
 
@@ -30,8 +30,8 @@ class Problem:
         return f"{self.field}: {self.message}{found}{fix}"
 
 
-class JobError(Exception):
-    """An error with an exit code of its own and one or more problems to show."""
+class Told(BaseException):
+    """What ends the job with an exit code of its own and one or more problems to show."""
 
     exit_code = INTERNAL
     title = "internal error"
@@ -49,12 +49,12 @@ class JobError(Exception):
         super().__init__(str(self.problems[0]))
 
     @classmethod
-    def from_problems(cls, problems: Sequence[Problem]) -> "JobError":
+    def from_problems(cls, problems: Sequence[Problem]) -> Self:
         """One error that reports every problem found, in the order found."""
         assert problems, "an error needs at least one problem"
         error = cls.__new__(cls)
         error.problems = tuple(problems)
-        Exception.__init__(error, "\n".join(str(problem) for problem in problems))
+        BaseException.__init__(error, "\n".join(str(problem) for problem in problems))
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -63,6 +63,10 @@ class JobError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
+
+
+class JobError(Told, Exception):
+    """An error that the user can mend, or a defect of this project."""
 
 
 class UsageError(JobError):
@@ -114,8 +118,11 @@ class ProofError(JobError):
     title = "export proof failed"
 
 
-class Stopped(JobError):
-    """SIGTERM arrived; what could be kept was stored."""
+class Stopped(Told):
+    """SIGTERM arrived; what could be kept was stored.
+
+    No `Exception`: libraries catch those at places where a signal finds them.
+    """
 
     exit_code = STOPPED
     title = "stopped"

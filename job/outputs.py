@@ -8,15 +8,20 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from job import log, storage
-from job.errors import InputError, StorageError
+from job.errors import InputError, JobError, StorageError
+from job.lease import Lease
 from job.manifest import FileDigest, RunRecord, StageRecord, digest_tree, sha256_file
 
-STAGES = ".stages"
+STAGES, LEASES = ".stages", ".lease"
 RUN, RESOLVED, SUMS, SUCCESS = "run.json", "spec.resolved.yaml", "SHA256SUMS", "_SUCCESS"
+
+# The folders whose files may be large enough for uploads in parts.
+LARGE = ("data", "adapter", "weights", "merged", "checkpoints")
 
 
 def utc_now() -> str:
@@ -33,12 +38,45 @@ class Output:
     _local: set[str] = field(default_factory=set)
     _stale: dict[str, StageRecord | None] = field(default_factory=dict)
 
-    def open(self, resolved_spec: str) -> None:
-        """Takes the output: `_SUCCESS` is withdrawn first, then the spec and `run.json` stored."""
+    def take(self) -> None:
+        """Proves access to the output and takes its lease.
+
+        Raises StorageError where another job is writing there.
+        """
         storage.check_access(self.uri, "write")
+        self._lease.acquire()
+        self._abort_uploads()
+
+    def open(self, resolved_spec: str) -> None:
+        """Starts the run: `_SUCCESS` is withdrawn first, then the spec and `run.json` stored."""
         storage.delete(self.at(SUCCESS))
         storage.write_text(self.at(RESOLVED), resolved_spec)
         self.save_run()
+
+    @cached_property
+    def _lease(self) -> Lease:
+        return Lease(self.at(LEASES))
+
+    @property
+    def taken(self) -> bool:
+        """Whether this run, and no other, may write at the output."""
+        return self._lease.held
+
+    def release(self) -> None:
+        """Lets other jobs have the output."""
+        try:
+            self._lease.release()
+        except JobError as error:
+            log.warn("the output's lease was not given up; it expires", reason=error)
+
+    def _abort_uploads(self) -> None:
+        try:
+            count = storage.delete_unfinished(self.uri, LARGE)
+        except JobError as error:  # some keys may not; a lifecycle rule does it too
+            log.info("unfinished uploads were not looked for", reason=error)
+        else:
+            if count:
+                log.info("unfinished uploads of a killed job removed", count=count)
 
     def at(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
@@ -78,7 +116,11 @@ class Output:
     def publish(
         self, name: str, fingerprint: str, started: str, seconds: float, summary: dict[str, Any]
     ) -> StageRecord:
-        """Uploads the stage's folder, then its marker."""
+        """Uploads the stage's folder, then its marker.
+
+        Raises StorageError where another job has taken the output over.
+        """
+        self._lease.check()
         directory = self.workdir / "stages" / name
         files = digest_tree(directory)
         storage.upload_tree(directory, self.uri)

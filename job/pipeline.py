@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from job import __version__, families, inputs, log, provenance, signals
-from job.errors import JobError, Stopped
+from job.errors import JobError, Stopped, Told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
@@ -52,14 +52,16 @@ UNTRAINED_KEYS = (
 def run(loaded: LoadedSpec, command: str = "run") -> RunRecord:
     """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`."""
     job = Pipeline(loaded, command)
-    try:
-        job.open()
-        for stage in COMMANDS[command]:
-            job.make(stage)
-        job.finish()
-    except BaseException as error:
-        job.fail(error)
-        raise
+    with signals.telling(job.fail):
+        try:
+            job.open()
+            for stage in COMMANDS[command]:
+                job.make(stage)
+            job.finish()
+        except BaseException as error:
+            signals.taken()
+            job.fail(error)
+            raise
     return job.record
 
 
@@ -81,7 +83,8 @@ class Pipeline:
     # --- the course of a run ---------------------------------------------------------------
 
     def open(self) -> None:
-        """Finds every input and proves access to the output before any work is done."""
+        """Takes the output and finds every input before any work is done."""
+        self.output.take()
         self.record.versions = provenance.versions()
         self.record.machine = provenance.machine()
         self.record.inputs = {
@@ -123,22 +126,26 @@ class Pipeline:
 
     def finish(self) -> None:
         self.output.finish(complete=self.command == "run")
+        self.output.release()
 
     def fail(self, error: BaseException) -> None:
         """Records why the run ended; storage that fails now must not hide the first error."""
         preempted = isinstance(error, Stopped | KeyboardInterrupt)
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
-        if isinstance(error, JobError):
+        if isinstance(error, Told):
             self.record.error = [asdict(problem) for problem in error.problems]
         else:
             self.record.error = [{"message": f"{type(error).__name__}: {error}"}]
+        if not self.output.taken:
+            return
         try:
             if isinstance(error, TooManyBadRows):
                 self.output.publish_file("prep", "data/rejects.jsonl")
             self.output.save_run()
         except JobError as failed:
             log.warn("run.json could not be stored", reason=failed)
+        self.output.release()
 
     def _go_on_without(self, stage: Stage, error: Exception) -> None:
         self.output.discard(stage)

@@ -3,41 +3,82 @@
 Outside training the signal ends the work where it is, by an exception; what is stored is whole
 by the way it is stored. During training it is remembered, and the trainer stops after the step
 with a checkpoint. A second signal ends the process at once.
+
+Python runs handlers between two steps of the main thread only, which may be deep in a library or
+waiting for a transfer. So a thread watches too: work that has not ended within PATIENCE_SECONDS
+is left as it is. That loses nothing that a kill would not, and is told instead of silent.
 """
 
+import ctypes
+import multiprocessing
 import os
+import select
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
+from typing import NoReturn
 
 from job import log
-from job.errors import STOPPED, Stopped
+from job.errors import STOPPED, Stopped, UsageError
+
+GRACE_VARIABLE = "JOB_GRACE_SECONDS"
+"""The environment variable that tells how long after SIGTERM the job is left alive."""
+GRACE_SECONDS = 30.0
+"""Kubernetes' own, unless the pod says otherwise."""
+PATIENCE_SECONDS = 1.5
+"""How long the work may take to end by itself."""
+LAST_WORDS_SECONDS = 5.0
+"""How long it may then take to store why it ended."""
+
+_PR_SET_PDEATHSIG = 1
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass
 class _State:
     received: str | None = None
     deferred: bool = False
+    taken: bool = False
+    last_words: list[Callable[[Stopped], object]] = field(default_factory=list)
 
 
 _state = _State()
 
 
-def install() -> None:
-    """From now on SIGTERM and SIGINT are handled; a no-op outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    _state.received = None
-    for number in (signal.SIGTERM, signal.SIGINT):
+def install(*last_words: Callable[[Stopped], object]) -> None:
+    """From now on SIGTERM and SIGINT are handled; once for a process, in its main thread.
+
+    `last_words` are called, before those of `telling`, where the work has to be left as it is.
+    """
+    _state.last_words[:0] = last_words
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget)
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+    for number in _NUMBERS:
         signal.signal(number, _handle)
 
 
 def received() -> str | None:
     """The name of the signal that asked the job to stop, if one has."""
     return _state.received
+
+
+def grace_seconds() -> float:
+    """How long after SIGTERM the job is left alive. Raises UsageError for what is no number."""
+    text = os.environ.get(GRACE_VARIABLE, "").strip()
+    try:
+        return float(text) if text else GRACE_SECONDS
+    except ValueError:
+        raise UsageError(
+            GRACE_VARIABLE, "must be a number of seconds", value=text, fix="set it to 30, say"
+        ) from None
 
 
 def check() -> None:
@@ -56,16 +97,83 @@ def deferred() -> Iterator[None]:
         _state.deferred = False
 
 
+@contextmanager
+def telling(last_words: Callable[[Stopped], object]) -> Iterator[None]:
+    """Within, `last_words` is called where the work has to be left as it is."""
+    _state.last_words.insert(0, last_words)
+    try:
+        yield
+    finally:
+        _state.last_words.remove(last_words)
+
+
+def taken() -> None:
+    """Says that the work has ended and what is left is to tell of it."""
+    _state.taken = True
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process now: no thread is waited for, and no worker process stays behind."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def die_with_parent() -> None:
+    """For a worker process to call first: it then ends where the job is killed.
+
+    Linux only; elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
-    name = signal.Signals(number).name
     if _state.received is not None:
-        os.write(2, f"{name} again: leaving at once\n".encode())
-        os._exit(STOPPED)
-    _state.received = name
-    if _state.deferred:
-        log.warn(f"{name} received: stopping after this step")
-        return
-    raise _stopped(name)
+        return  # the watching thread has seen it too
+    _state.received = signal.Signals(number).name
+    if not _state.deferred:
+        raise _stopped(_state.received)
+
+
+def _watch(reader: int) -> None:
+    """Reads the numbers of signals as they come, and sees to it that the first one has effect."""
+    name, wait = "", None
+    while True:
+        if select.select([reader], [], [], wait)[0]:
+            number = os.read(reader, 1)[0]
+            if number not in _NUMBERS:
+                continue
+            if name:
+                os.write(2, f"{signal.Signals(number).name} again: leaving at once\n".encode())
+                os._exit(STOPPED)
+            name, wait = signal.Signals(number).name, PATIENCE_SECONDS
+            log.warn(f"{name} received: stopping " + ("after this step" * _state.deferred or "now"))
+        elif _state.taken:
+            time.sleep(LAST_WORDS_SECONDS - PATIENCE_SECONDS)
+            leave(STOPPED)
+        elif not _state.deferred:
+            _leave_with_last_words(name)
+
+
+def _leave_with_last_words(name: str) -> NoReturn:
+    stopped = _stopped(name)
+    for tell in _state.last_words:
+        # The store may be what the work is stuck on.
+        thread = threading.Thread(target=tell, args=(stopped,), daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_SECONDS)
+    leave(STOPPED)
+
+
+def _forget() -> None:
+    """In a forked worker: a signal to it is not one to the job."""
+    signal.set_wakeup_fd(-1)
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _stopped(name: str) -> Stopped:

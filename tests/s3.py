@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 READY_SECONDS = 30
+TRIES = 4
 
 WRITER = ("test-writer-key", "test-writer-secret")
 READER = ("test-reader-key", "test-reader-secret")
@@ -28,16 +30,19 @@ def binary() -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now, and 10,000 above too, where the server puts its gRPC ports."""
+    """Ports that are free now, and 10,000 above too, where the server puts its gRPC ports.
+
+    Below 32,768, where Linux takes the ports of outgoing connections from: one of those could
+    take a port between this look at it and the server's.
+    """
     with ExitStack() as held:
         found: list[int] = []
         while len(found) < count:
-            low, high = held.enter_context(socket.socket()), held.enter_context(socket.socket())
-            low.bind(("127.0.0.1", 0))
-            port = low.getsockname()[1]
+            port = random.randrange(10_000, 22_000)
             try:
-                high.bind(("127.0.0.1", port + 10_000))
-            except (OSError, OverflowError):
+                for number in (port, port + 10_000):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            except OSError:
                 continue
             found.append(port)
         return found
@@ -47,8 +52,7 @@ class S3Server:
     """One server with a directory of its own; `start` and `stop` it, or use it in a `with`."""
 
     def __init__(self) -> None:
-        self.port, self._master, self._volume, self._filer = free_ports(4)
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.port = self._master = self._volume = self._filer = 0
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -58,6 +62,11 @@ class S3Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address, once it has started."""
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def environ(self) -> dict[str, str]:
@@ -75,9 +84,22 @@ class S3Server:
         }
 
     def start(self) -> None:
-        """Starts the server and waits until it answers; RuntimeError with its log otherwise."""
+        """Starts the server and waits until it answers.
+
+        Each try takes other ports: who else is on the machine can take one first. RuntimeError
+        with the log of the last try where none succeeds.
+        """
+        for _ in range(TRIES):
+            log = self._try()
+            if log is None:
+                return
+        raise RuntimeError(f"the S3 server did not start in {TRIES} tries; it says:\n{log}")
+
+    def _try(self) -> str | None:
+        """Starts the server on fresh ports; the end of its log where it does not come up."""
         program = binary()
         assert program, "the S3 server is not installed"
+        self.port, self._master, self._volume, self._filer = free_ports(4)
         self._directory = Path(tempfile.mkdtemp(prefix="s3-server-"))
         config = self._directory / "s3.json"
         config.write_text(json.dumps({"identities": [_identity(*each) for each in _IDENTITIES]}))
@@ -111,8 +133,9 @@ class S3Server:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 text = log.read_text(errors="replace")[-4000:]
                 self.stop()
-                raise RuntimeError(f"the S3 server did not start:\n{text}")
+                return text
             time.sleep(0.1)
+        return None
 
     def stop(self) -> None:
         """Ends the server with all its processes and removes what it stored."""
@@ -124,6 +147,10 @@ class S3Server:
             process.wait(10)
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+        for port in (self.port, self._master, self._volume, self._filer):
+            for number in (port, port + 10_000):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                    left.unlink(missing_ok=True)
 
     def _answers(self) -> bool:
         """Whether the server takes requests, told by a refusal of one without keys."""

@@ -21,9 +21,16 @@ from job.storage.files import (
     size,
     upload,
     write_bytes,
+    write_new,
     write_text,
 )
-from job.storage.trees import copy_tree, delete_tree, download_tree, upload_tree
+from job.storage.trees import (
+    copy_tree,
+    delete_tree,
+    delete_unfinished,
+    download_tree,
+    upload_tree,
+)
 from job.storage.uri import (
     has_glob,
     is_local,
@@ -40,6 +47,7 @@ __all__ = [
     "copy_tree",
     "delete",
     "delete_tree",
+    "delete_unfinished",
     "download",
     "download_tree",
     "exists",
@@ -60,5 +68,6 @@ __all__ = [
     "upload",
     "upload_tree",
     "write_bytes",
+    "write_new",
     "write_text",
 ]

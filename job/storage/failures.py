@@ -132,6 +132,15 @@ def cause(error: BaseException | None) -> str:
     return _line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
+def code(error: BaseException) -> str:
+    """What a server calls the failure, or its HTTP status; empty where no server answered."""
+    for each in reversed(tuple(_chain(error))):
+        status, code, _ = _answer(each)
+        if status or code:
+            return code or str(status)
+    return ""
+
+
 def shown(text: str) -> str:
     """`text` without the secrets of the environment and without signatures in URLs."""
     for name, value in os.environ.items():

@@ -233,6 +233,18 @@ def write_text(uri: str, text: str) -> None:
     write_bytes(uri, text.encode("utf-8"))
 
 
+def write_new(uri: str, data: bytes) -> bool:
+    """Stores `data` as a file where there is none; False, and nothing done, where there is one.
+
+    Of several at once one succeeds, on local disks and S3. Other stores are looked at before,
+    and the last one wins. Raises StorageError for read-only protocols.
+    """
+    refuse_read_only(uri)
+    if is_local(uri):
+        return retry.call("write", uri, lambda: local.write_new(local_path(uri), data))
+    return remote.put_new(uri, data)
+
+
 def upload(path: Path, uri: str) -> None:
     """Stores the local file `path`, verified by its length. Raises InputError if it is missing."""
     refuse_read_only(uri)

@@ -46,6 +46,21 @@ def write(path: Path, data: bytes) -> None:
         unfinished.write_bytes(data)
 
 
+def write_new(path: Path, data: bytes) -> bool:
+    """Stores `data` at `path` where nothing is, whole or not at all; tells whether it did."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.parent / f"{WRITING}{secrets.token_hex(8)}"
+    try:
+        unfinished.write_bytes(data)
+        try:
+            os.link(unfinished, path)
+        except FileExistsError:
+            return False
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return True
+
+
 def read(path: Path, limit: int | None) -> bytes:
     """The content, or at most its first `limit` bytes."""
     with path.open("rb") as file:

@@ -121,6 +121,16 @@ def put(uri: str, source: bytes | Path) -> None:
     call("write", uri, store)
 
 
+def put_new(uri: str, data: bytes) -> bool:
+    """Stores an object where there is none; tells whether it did."""
+    if scheme(uri) in ("s3", "s3a"):
+        return s3.put_new(uri, data)
+    if call("read", uri, lambda filesystem, path: filesystem.exists(path)):
+        return False
+    put(uri, data)
+    return True
+
+
 class RemoteFile(io.RawIOBase):
     """An object open for reading anywhere in it; each read is tried again when it fails."""
 

@@ -4,6 +4,7 @@ A single put, or a multipart upload whose parts are tried again one by one; an u
 is aborted, because parts that nobody completes cost money and show in no listing.
 """
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,47 @@ def put(uri: str, source: bytes | Path) -> None:
         call("write", uri, put_once)
     else:
         _put_parts(uri, source, length)
+
+
+def put_new(uri: str, data: bytes) -> bool:
+    """Stores `data` where there is no object; tells whether it did, or an attempt before it."""
+
+    def put_once(filesystem: Any, path: str) -> bool:
+        bucket, key = _bucket_and_key(filesystem, path, uri)
+        try:
+            filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except Exception as error:
+            if failures.code(error) not in ("PreconditionFailed", "412"):
+                raise
+            # The answer to an attempt that succeeded may have been lost.
+            return bool(filesystem.cat_file(path) == data)
+        return True
+
+    return call("write", uri, put_once)
+
+
+def abort_uploads(uri: str, below: Collection[str]) -> int:
+    """Aborts the unfinished multipart uploads to the folders `below` `uri`; tells how many.
+
+    A process that was killed leaves its parts behind: they cost money and show in no listing.
+    """
+
+    def abort(filesystem: Any, path: str) -> int:
+        bucket, prefix, _ = filesystem.split_path(path)
+        prefix = f"{prefix.strip('/')}/".lstrip("/")
+        answer = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+        found = [
+            each
+            for each in answer.get("Uploads") or ()
+            if each["Key"].removeprefix(prefix).split("/")[0] in below
+        ]
+        for each in found:
+            filesystem.call_s3(
+                "abort_multipart_upload", Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"]
+            )
+        return len(found)
+
+    return call("delete", uri, abort)
 
 
 def _put_parts(uri: str, source: bytes | Path, length: int) -> None:

@@ -1,13 +1,13 @@
 """Whole directories and prefixes, a few files at a time."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from job import log
 from job.errors import InputError, Stopped, StorageError
-from job.storage import connect, local, remote, retry
+from job.storage import connect, local, remote, retry, s3
 from job.storage.files import Entry, download, list_files, nothing_there, refuse_read_only, upload
 from job.storage.uri import is_local, is_root, join, local_path, scheme
 
@@ -101,6 +101,14 @@ def delete_tree(uri: str) -> None:
     found = connect.call("list", uri, remote.listing)
     entries = [Entry(path, count) for path, count, _ in found]
     _each("delete", entries, lambda entry: remote.delete(f"{uri.rstrip('/')}/{entry.path}"))
+
+
+def delete_unfinished(uri: str, below: Collection[str]) -> int:
+    """Removes what killed uploads to the folders `below` `uri` left unseen; tells how many.
+
+    Only S3 keeps such parts. The caller must know that nobody is uploading there.
+    """
+    return s3.abort_uploads(uri, below) if scheme(uri) in ("s3", "s3a") else 0
 
 
 def _each(label: str, entries: Sequence[Entry], work: Callable[[Entry], None]) -> None:

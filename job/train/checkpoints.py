@@ -1,7 +1,8 @@
 """Training checkpoints at the output: files first, `manifest.json` last.
 
 A checkpoint is believed only with its manifest, and only where every file has the size and
-digest that it names; `latest` passes over the others and says why.
+digest that it names; `latest` passes over the others and says why. One with a pickle in it is
+refused: reading that runs code.
 """
 
 import json
@@ -9,6 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from job import log, storage
 from job.errors import InputError, StorageError
@@ -16,6 +18,7 @@ from job.manifest import FileDigest, digest_tree
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d+)$")
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +28,17 @@ class CheckpointStore:
     uri: str
     fingerprint: str
 
-    def save(self, directory: Path, step: int) -> None:
-        """Stores the checkpoint in `directory` as `step-N`; visible only when whole."""
+    def save(self, directory: Path, step: int, loss: float | None = None) -> None:
+        """Stores the checkpoint in `directory` as `step-N`; visible only when whole.
+
+        `loss` is what it is compared by where the best is kept: lower is better.
+        """
         files = digest_tree(directory)
         manifest = {
             "step": step,
             "fingerprint": self.fingerprint,
+            "loss": loss,
+            "size": sum(file.size for file in files),
             "files": [file.to_json() for file in files],
         }
         target = self._at(step)
@@ -57,10 +65,26 @@ class CheckpointStore:
         return None
 
     def prune(self, keep: int) -> None:
-        """Removes all but the newest `keep` checkpoints, manifest first."""
-        for step in self.steps()[:-keep]:
-            storage.delete(storage.join(self._at(step), MANIFEST))
-            storage.delete_tree(self._at(step))
+        """Removes all but the newest `keep` checkpoints and the best, each manifest first.
+
+        What is not whole, or another training's, goes too: nobody would resume from it here.
+        """
+        losses: dict[int, float] = {}
+        for step in (every := self.steps()):
+            try:
+                manifest = self._manifest(self._at(step))
+            except (InputError, ValueError):
+                continue
+            if manifest.get("fingerprint") == self.fingerprint:
+                loss = manifest.get("loss")
+                losses[step] = float("inf") if loss is None else float(loss)
+        kept = set(sorted(losses)[-keep:])
+        if losses:
+            kept.add(min(losses, key=lambda step: (losses[step], -step)))
+        for step in every:
+            if step not in kept:
+                storage.delete(storage.join(self._at(step), MANIFEST))
+                storage.delete_tree(self._at(step))
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """Fetches the checkpoint at `uri`, which may be another training's.
@@ -80,7 +104,7 @@ class CheckpointStore:
     def _fetch(self, source: str, directory: Path, *, any_fingerprint: bool) -> str | None:
         """Downloads a checkpoint; gives what is wrong with it, or None."""
         try:
-            manifest = json.loads(storage.read_text(storage.join(source, MANIFEST)))
+            manifest = self._manifest(source)
             wanted = [FileDigest.from_json(file) for file in manifest["files"]]
         except InputError:
             return "it has no manifest, so it was not stored whole"
@@ -88,6 +112,9 @@ class CheckpointStore:
             return f"its manifest is unreadable: {error}"
         if not any_fingerprint and manifest.get("fingerprint") != self.fingerprint:
             return "it belongs to another spec, model or data set"
+        for file in wanted:
+            if file.path.endswith(_PICKLES):
+                return f"{file.path} is a pickle, which runs code when it is read"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         try:
@@ -100,6 +127,14 @@ class CheckpointStore:
             if found.get(file.path) != file:
                 return f"{file.path} is damaged: its digest is not the manifest's"
         return None
+
+    @staticmethod
+    def _manifest(source: str) -> dict[str, Any]:
+        """The manifest of the checkpoint at `source`; ValueError where it is no JSON object."""
+        manifest = json.loads(storage.read_text(storage.join(source, MANIFEST)))
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no JSON object")
+        return manifest
 
     def _at(self, step: int) -> str:
         return storage.join(self.uri, f"step-{step}")

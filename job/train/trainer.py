@@ -19,6 +19,7 @@ from job.prep.prepare import PreparedData
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
+from job.train.uploads import BackgroundUploads
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -103,13 +104,15 @@ def train(
     )
 
     arguments = _arguments(spec.train, optim, engine, scratch, fitted)
-    trainer, progress, storing = _trainer(
-        engine, accelerator, family, model, dataset, arguments, notes, store, spec.train
+    uploads = BackgroundUploads()
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
+    trainer, progress = _trainer(
+        engine, accelerator, family, model, dataset, arguments, notes, store, spec.train, uploads
     )
     resumed = _resume_point(spec.train, store, scratch)
     started = time.monotonic()
     try:
-        with signals.deferred():
+        with signals.deferred(), uploads:
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         _raise_if_out_of_memory(error, spec.train, accelerator)
@@ -119,11 +122,11 @@ def train(
         # Its shapes are training's: generation feeds one token at a time.
         family.set_router_aux_loss(_base(model), 0)
     seconds = time.monotonic() - started
-    if signals.received() and trainer.state.global_step < trainer.state.max_steps:
+    if signals.received():
         raise Stopped(
             str(signals.received()),
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            f"the checkpoint of step {storing.stored_step} is stored",
+            f"the checkpoint of step {uploads.stored_step} is stored",
             fix="run the same spec again; it resumes from there",
         )
 
@@ -186,7 +189,6 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=spec.save_steps,
-        save_total_limit=1,  # of the local copies; the stored ones are pruned by the store
         gradient_checkpointing=spec.gradient_checkpointing,
         bf16=engine.autocast,
         use_cpu=engine.device.type == "cpu",
@@ -212,15 +214,17 @@ def _trainer(
     notes: Path,
     store: CheckpointStore,
     spec: TrainSpec,
-) -> tuple["Trainer", Any, Any]:
+    uploads: BackgroundUploads,
+) -> tuple["Trainer", Any]:
     from transformers.trainer_callback import PrinterCallback
 
     from job.train.callbacks.progress import ProgressCallback
     from job.train.callbacks.store import StoreCallback
+    from job.train.resumable import resumable
 
     progress = ProgressCallback(accelerator, notes / "history.jsonl")
-    storing = StoreCallback(store, spec.save_total_limit)
-    trainer = engine.trainer_class()(
+    storing = StoreCallback(store, spec.save_total_limit, uploads)
+    trainer = resumable(engine.trainer_class())(
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -228,7 +232,7 @@ def _trainer(
         callbacks=[storing, progress],
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, progress, storing
+    return trainer, progress
 
 
 def _resume_point(spec: TrainSpec, store: CheckpointStore, scratch: Path) -> Path | None:

@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "log", "signals"),
     ("spec",),
     ("storage",),
-    ("manifest", "provenance"),
+    ("manifest", "provenance", "lease"),
     ("inputs",),
     ("prep",),
     ("families",),

@@ -157,12 +157,14 @@ class TestCheckpoints:
     def store(self, tmp_path: Path) -> CheckpointStore:
         return CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
 
-    def save(self, store: CheckpointStore, tmp_path: Path, step: int) -> None:
+    def save(
+        self, store: CheckpointStore, tmp_path: Path, step: int, loss: float | None = None
+    ) -> None:
         directory = tmp_path / f"made-{step}"
         directory.mkdir(exist_ok=True)
         (directory / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         (directory / "weights").write_bytes(bytes([step]) * 1000)
-        store.save(directory, step)
+        store.save(directory, step, loss)
 
     def newest(self, store: CheckpointStore, tmp_path: Path) -> int | None:
         found = store.latest(tmp_path / "fetched")
@@ -215,6 +217,33 @@ class TestCheckpoints:
             self.save(store, tmp_path, step)
         store.prune(keep=2)
         assert store.steps() == (10, 15)
+
+    def test_the_best_is_kept_beside_the_newest(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0), (20, 2.5)):
+            self.save(store, tmp_path, step, loss)
+            store.prune(keep=1)
+        assert store.steps() == (10, 20)
+
+    def test_what_nobody_would_resume_from_is_pruned_and_takes_no_place(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        self.save(replace(store, fingerprint="g"), tmp_path, 100)
+        for step in (5, 10, 15):
+            self.save(store, tmp_path, step)
+        (tmp_path / "checkpoints" / "step-15" / MANIFEST).unlink()
+        store.prune(keep=2)
+        assert store.steps() == (5, 10)
+
+    def test_one_with_a_pickle_in_it_is_refused(
+        self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "made-5").mkdir()
+        (tmp_path / "made-5" / "optimizer.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+        self.save(store, tmp_path, 5)
+        assert self.newest(store, tmp_path) is None
+        assert "optimizer.pt is a pickle" in capsys.readouterr().err
 
 
 def test_encoded_rows_count_their_trained_tokens() -> None:

@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from job import signals
 from job.errors import SpecError
 from job.prep.formulas import grammar
 from job.spec.types import FormulasSpec
@@ -55,7 +56,9 @@ def samples(spec: FormulasSpec, count: int, workers: int) -> Iterator[FormulaSam
         return
     _typesetter()  # once, before the workers need it: it may build a cache of the machine's fonts
     starts = iter(range(0, count, _CHUNK))
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=signals.die_with_parent
+    )
     try:
         # A few chunks ahead and no more: pictures would pile up before a slow consumer.
         running: deque[Future[list[FormulaSample]]] = deque()

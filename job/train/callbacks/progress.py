@@ -30,10 +30,10 @@ class ProgressCallback(TrainerCallback):
         self._first_step = state.global_step
         # What a resumed training did before is in Trainer's own log, wherever that ran.
         known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-        earlier = [entry for entry in state.log_history if "loss" in entry]
-        self._history.write_text(
-            "".join(json.dumps({k: e[k] for k in known if k in e}) + "\n" for e in earlier)
-        )
+        earlier = [{k: e[k] for k in known if k in e} for e in state.log_history if "loss" in e]
+        with self._history.open("w", encoding="utf-8") as lines:
+            for entry in earlier:
+                lines.write(json.dumps({**entry, "epoch": round(entry["epoch"], 4)}) + "\n")
         left = state.max_steps - state.global_step
         self._bar = self._stack.enter_context(log.progress("train", left, "steps"))
         self._started = self._logged = time.monotonic()

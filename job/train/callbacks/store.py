@@ -1,5 +1,7 @@
 """Stores checkpoints at the output, and stops the training when the job is asked to."""
 
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,28 +9,75 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from job import log, signals
 from job.train.checkpoints import CheckpointStore
+from job.train.uploads import BackgroundUploads
 
 
 class StoreCallback(TrainerCallback):
-    """After Trainer has saved a checkpoint to the local disk, stores it at the output."""
+    """Takes each checkpoint that Trainer has written to the local disk, and stores it behind it."""
 
-    def __init__(self, store: CheckpointStore, keep: int) -> None:
-        self._store, self._keep = store, keep
-        self.stored_step: int | None = None
+    def __init__(self, store: CheckpointStore, keep: int, uploads: BackgroundUploads) -> None:
+        self._store, self._keep, self._uploads = store, keep, uploads
+        self._save_started = 0.0
+        self._last_saved = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._last_saved = state.global_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self._uploads.check()
         if signals.received():
             control.should_save = True
             control.should_training_stop = True
+        if control.should_save:
+            # Trainer averages losses between two logs, and forgets the sum when it resumes.
+            control.should_log = True
+            self._save_started = time.monotonic()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         assert args.output_dir is not None
-        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._store.save(directory, state.global_step)
-        self._store.prune(self._keep)
-        self.stored_step = state.global_step
-        log.debug("checkpoint stored", step=state.global_step)
+        step, started = state.global_step, self._save_started
+        written = Path(args.output_dir, f"checkpoint-{step}")
+        # Out of Trainer's sight, which removes its older ones while they are still uploaded.
+        directory = Path(args.output_dir, "uploads", f"step-{step}")
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.parent.mkdir(exist_ok=True)
+        written.rename(directory)
+        losses = [
+            e["loss"] for e in state.log_history if e["step"] > self._last_saved and "loss" in e
+        ]
+        loss = sum(losses) / len(losses) if losses else None
+        self._last_saved = step
+        local_seconds = time.monotonic() - started
+
+        def store() -> None:
+            clock = time.monotonic()
+            self._store.save(directory, step, loss)
+            stored_seconds = time.monotonic() - clock
+            shutil.rmtree(directory, ignore_errors=True)
+            self._store.prune(self._keep)
+            self._tell(step, local_seconds, stored_seconds)
+
+        self._uploads.submit(step, store, urgent=signals.received() is not None)
+
+    def _tell(self, step: int, local_seconds: float, stored_seconds: float) -> None:
+        log.info(
+            "checkpoint stored",
+            step=step,
+            written=log.duration(local_seconds),
+            uploaded=log.duration(stored_seconds),
+        )
+        grace = signals.grace_seconds()
+        if local_seconds + stored_seconds > grace:
+            log.warn(
+                "storing a checkpoint takes longer than the grace period after SIGTERM",
+                takes=log.duration(local_seconds + stored_seconds),
+                grace=log.duration(grace),
+                fix="raise terminationGracePeriodSeconds of the pod and set "
+                f"{signals.GRACE_VARIABLE} to the same seconds",
+            )

@@ -1,0 +1,61 @@
+"""A `Trainer` whose checkpoints hold safetensors and JSON only, so that reading one runs no code.
+
+Transformers pickles the optimizer, the scheduler, the generators and its own arguments. Here the
+same states go through `state_files`; the arguments are not read again, and left out.
+"""
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from job.train import state_files
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+OPTIMIZER, SCHEDULER, GENERATORS = "optimizer", "scheduler", "rng_state"
+
+
+def resumable(base: type["Trainer"]) -> type["Trainer"]:
+    """`base`, storing and restoring its states without pickles."""
+
+    class ResumableTrainer(base):
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            super()._save_checkpoint(model, trial)
+            directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (directory / "training_args.bin").unlink()
+
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            state_files.save(self.optimizer.state_dict(), Path(output_dir, OPTIMIZER))
+            state_files.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
+
+        def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+            if checkpoint is None:
+                return
+            self.optimizer.load_state_dict(state_files.load(Path(checkpoint, OPTIMIZER)))
+            self.lr_scheduler.load_state_dict(state_files.load(Path(checkpoint, SCHEDULER)))
+
+        def _save_rng_state(self, output_dir: str) -> None:
+            states: dict[str, Any] = {
+                "python": random.getstate(),
+                "numpy": np.random.get_state(),
+                "torch": torch.random.get_rng_state(),
+            }
+            if torch.cuda.is_available():  # on ROCm too, under the same name
+                states["cuda"] = torch.cuda.random.get_rng_state()
+            state_files.save(states, Path(output_dir, GENERATORS))
+
+        def _load_rng_state(self, checkpoint: str | None) -> None:
+            if checkpoint is None:
+                return
+            states = state_files.load(Path(checkpoint, GENERATORS))
+            random.setstate(states["python"])
+            np.random.set_state(states["numpy"])
+            torch.random.set_rng_state(states["torch"])
+            if torch.cuda.is_available() and "cuda" in states:
+                torch.cuda.random.set_rng_state(states["cuda"])
+
+    return ResumableTrainer

@@ -1,0 +1,76 @@
+"""States of optimizers, schedulers and generators as files that run no code when they are read.
+
+The tensors go into safetensors, everything around them into JSON: numbers, text, None, lists,
+tuples and dictionaries with any of these as keys. What is read back is equal, in value and type.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+TENSORS, STRUCTURE = ".safetensors", ".json"
+
+
+def save(state: Any, stem: Path) -> None:
+    """Stores `state` as `stem`.safetensors and `stem`.json.
+
+    Raises TypeError for a value that neither can hold.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _encode(state, "state", tensors)
+    save_file(tensors, stem.with_suffix(TENSORS))
+    text = json.dumps(structure, separators=(",", ":"))
+    stem.with_suffix(STRUCTURE).write_text(text + "\n", encoding="utf-8")
+
+
+def load(stem: Path) -> Any:
+    """What `save` stored, its tensors on the CPU."""
+    tensors = load_file(stem.with_suffix(TENSORS))
+    return _decode(json.loads(stem.with_suffix(STRUCTURE).read_text(encoding="utf-8")), tensors)
+
+
+def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """The JSON for `value`; every container and tensor is a pair of its kind and content."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case torch.Tensor():
+            # A copy: parts of one storage could not be told apart in the file.
+            tensors[name] = value.detach().cpu().clone().contiguous()
+            return ["tensor", name]
+        case np.ndarray():
+            tensors[name] = torch.from_numpy(value.copy())
+            return ["array", name]
+        case list() | tuple():
+            kind = "list" if isinstance(value, list) else "tuple"
+            return [kind, [_encode(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]]
+        case dict():
+            return [
+                "dict",
+                [
+                    [_encode(k, "", {}), _encode(v, f"{name}.{k}", tensors)]
+                    for k, v in value.items()
+                ],
+            ]
+        case _:
+            raise TypeError(f"{name}: a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if not isinstance(value, list):
+        return value
+    kind, content = value
+    match kind:
+        case "tensor":
+            return tensors[content]
+        case "array":
+            return tensors[content].numpy()
+        case "dict":
+            return {_decode(k, tensors): _decode(v, tensors) for k, v in content}
+        case _:
+            items = [_decode(each, tensors) for each in content]
+            return items if kind == "list" else tuple(items)

@@ -1,0 +1,15 @@
+"""What the job imports, for processes to be forked with it loaded; no threads are started."""
+
+import datasets
+import peft
+import torch
+import transformers
+from transformers import Trainer
+
+import job.export.export
+import job.families.ernie45_vl
+import job.pipeline
+import job.train.callbacks.progress
+import job.train.resumable
+
+__all__ = ["Trainer", "datasets", "job", "peft", "torch", "transformers"]

@@ -1,0 +1,143 @@
+"""Two jobs on one output: one writes, and a dead one's lease is taken over."""
+
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from job import lease as leases
+from job import storage
+from job.errors import StorageError
+from job.lease import Lease
+from tests.conftest import S3
+from tests.jobs import job, small_run, start
+
+SECONDS = 1.2  # of a lease, in these tests
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        s3: S3 = request.getfixturevalue("s3")
+        return s3.uri("run/.lease")
+    head = "memory://" if request.param == "memory" else ""
+    return f"{head}{tmp_path}/run/.lease"
+
+
+def elsewhere(lease: Lease) -> Lease:
+    """As if its job ran on another machine."""
+    lease._me = replace(lease._me, machine="another", host="another")
+    return lease
+
+
+def test_of_many_at_once_one_creates_a_file(uri: str) -> None:
+    if uri.startswith("memory"):
+        pytest.skip("it offers no conditional put")
+    won = list[int]()
+
+    def create(number: int) -> None:
+        if storage.write_new(storage.join(uri, "1.json"), str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read_text(storage.join(uri, "1.json")) == str(won[0])
+
+
+def test_a_lease_that_is_given_up_leaves_nothing_and_is_free(uri: str) -> None:
+    for _ in range(2):
+        lease = Lease(uri, SECONDS)
+        lease.acquire()
+        assert lease.held
+        lease.release()
+        assert storage.list_files(uri) == ()
+
+
+def test_a_living_holder_is_named_to_the_second(uri: str) -> None:
+    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
+    first.acquire()
+    with pytest.raises(StorageError, match=r"another job is running \(host another"):
+        second.acquire()
+    time.sleep(SECONDS)  # it goes on being renewed
+    with pytest.raises(StorageError, match="another job is running"):
+        second.acquire()
+    first.check()
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_the_lease_of_a_dead_holder_expires_and_the_dead_learns_of_it(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
+    with monkeypatch.context() as asleep:
+        asleep.setattr(Lease, "_renew", lambda self: None)
+        first.acquire()
+    started = time.monotonic()
+    second.acquire()
+    assert SECONDS <= time.monotonic() - started < 3 * SECONDS
+    first._renew()  # it wakes up
+    assert not first.held
+    with pytest.raises(StorageError, match="another job has taken the output over"):
+        first.check()
+    first.release()
+    assert second.held
+    assert len(storage.list_files(uri)) == 2
+    second.release()
+    assert storage.list_files(uri) == ()
+
+
+def test_a_holder_that_died_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    dead = replace(leases._myself(), process=2**22 - 1, process_started="1")
+    storage.write_text(f"{tmp_path}/1.json", dead.to_text())
+    lease = Lease(str(tmp_path))
+    started = time.monotonic()
+    lease.acquire()
+    assert time.monotonic() - started < 5
+    assert [entry.path for entry in storage.list_files(str(tmp_path))] == ["1.json", "2.json"]
+    lease.release()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "a"}'])
+def test_an_unreadable_lease_is_nobodys(tmp_path: Path, text: str) -> None:
+    storage.write_text(f"{tmp_path}/7.json", text)
+    lease = Lease(str(tmp_path))
+    lease.acquire()
+    assert lease.held
+    lease.release()
+
+
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_a_second_job_on_an_output_stops_with_a_clear_error_and_harms_nothing(
+    store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    if store == "s3":
+        output = request.getfixturevalue("s3").uri("out")
+    first = start(*small_run(output, "--set", "data.train.limit=100000", cache=tmp_path / "a"))
+    assert first.stderr is not None
+    for line in first.stderr:
+        if "prep: started" in line:
+            break
+    before = storage.read_text(storage.join(output, "run.json"))
+    second = job(*small_run(output, cache=tmp_path / "b"))
+    assert second.code == 21, second.err
+    assert f"{output}: another job is running (host " in second.err
+    assert "fix: wait for it, stop it, or name another output" in second.err
+    assert storage.read_text(storage.join(output, "run.json")) == before
+    first.kill()
+    first.communicate()
+
+    # What a killed job left on this machine is taken over at once.
+    third = job(*small_run(output, cache=tmp_path / "b"))
+    assert third.code == 0, third.err
+    assert not storage.list_files(storage.join(output, ".lease"))
+    assert json.loads(storage.read_text(storage.join(output, "run.json")))["status"] == "succeeded"

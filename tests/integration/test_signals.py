@@ -1,0 +1,175 @@
+"""A job that is asked to stop: in every stage, at once, with exit code 143."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import ROOT, job, read_json, small_run, start
+
+STAGES = ("prep", "baseline", "train", "eval", "export", "report")
+SECONDS = 2.0
+"""How soon the job has to end; a step of training, and its checkpoint, come on top."""
+BUSY = 3.0  # seconds that a machine with other work may take longer
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("run")
+    done = job(*small_run(str(place / "out"), cache=place / "cache"))
+    assert done.code == 0, done.err
+    return place
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Reads what the process says until `text` is in it; gives it all."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"the job ended before it said {text!r}:\n{said}")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.8])
+def test_sigterm_ends_every_stage_at_once_with_143(
+    finished: Path, tmp_path: Path, stage: str, part: float
+) -> None:
+    output = Path(shutil.copytree(finished / "out", tmp_path / "out"))
+    for name in STAGES[STAGES.index(stage) :]:
+        (output / ".stages" / f"{name}.json").unlink()
+    shutil.rmtree(output / "checkpoints")
+    seconds = read_json(output / "run.json")["stages"][stage]["seconds"]
+    process = start(*small_run(str(output), cache=tmp_path / "cache"))
+    wait_for(process, f"{stage}: started")
+    time.sleep(part * seconds)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    took = time.monotonic() - sent
+    assert process.returncode == 143, said
+    assert took < SECONDS + BUSY, said
+    assert "SIGTERM received: stopping" in said
+    assert "Traceback" not in said
+    run = read_json(output / "run.json")
+    assert run["status"] == "preempted"
+    assert run["error"][0]["field"] == "SIGTERM"
+    assert not (output / "_SUCCESS").exists()
+    if stage == "train" and "after this step" in said:
+        assert list((output / "checkpoints").glob("step-*/manifest.json"))
+
+
+SCRIPT = """
+import sys, threading, time
+from job import signals
+signals.install(lambda stopped: print("last words", stopped.exit_code, file=sys.stderr, flush=True))
+print("ready", file=sys.stderr, flush=True)
+{work}
+print("went on", file=sys.stderr)
+"""
+STUCK = {
+    "waits while it cleans up": """
+try:
+    time.sleep(60)
+finally:
+    threading.Event().wait(60)
+""",
+    "swallows exceptions": """
+while True:
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+""",
+    "stays in C code": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
+}
+
+
+def scripted(work: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(work=work)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    wait_for(process, "ready")
+    time.sleep(0.3)
+    return process
+
+
+@pytest.mark.parametrize("work", STUCK.values(), ids=STUCK.keys())
+def test_work_that_does_not_end_is_left_with_last_words(work: str) -> None:
+    process = scripted(work)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert time.monotonic() - sent < SECONDS + BUSY
+    assert said.count("last words 143") == 1
+    assert "went on" not in said
+
+
+def test_a_second_signal_ends_a_deferred_stop_at_once() -> None:
+    process = scripted("with signals.deferred(): time.sleep(60)")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert time.monotonic() - sent < 1
+    assert "SIGTERM again: leaving at once" in said
+
+
+def test_a_signal_to_a_forked_worker_does_not_stop_the_job() -> None:
+    fork = """
+import os, signal
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+time.sleep(0.2)
+os.kill(child, signal.SIGTERM)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+time.sleep(0.5)
+"""
+    process = scripted(fork)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "went on" in said
+
+
+@pytest.fixture
+def as_pid_1() -> list[str]:
+    """The command that runs another as the first process of a PID namespace of its own."""
+    command = ["unshare", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("this machine gives no PID namespace")
+    return command
+
+
+def test_sigterm_stops_a_job_that_is_pid_1(as_pid_1: list[str], tmp_path: Path) -> None:
+    arguments = small_run(str(tmp_path / "out"), "--set", "data.train.limit=100000", cache=tmp_path)
+    process = subprocess.Popen(
+        [*as_pid_1, sys.executable, "-m", "job", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    wait_for(process, "prep: started")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    [first] = [int(child) for child in children]
+    assert b"NSpid" in Path(f"/proc/{first}/status").read_bytes()
+    sent = time.monotonic()
+    os.kill(first, signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert time.monotonic() - sent < SECONDS + BUSY
+    assert read_json(tmp_path / "out" / "run.json")["status"] == "preempted"

@@ -1,0 +1,100 @@
+"""Checkpoints in the background: what runs beside training, what waits, what is raised when."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from job.errors import StorageError
+from job.train import state_files
+from job.train.uploads import BackgroundUploads
+
+WAIT = 10.0  # seconds; only a defect waits as long
+
+
+def test_training_goes_on_while_one_is_stored_and_one_waits() -> None:
+    gate, stored = threading.Event(), list[int]()
+
+    def store(step: int) -> None:
+        assert gate.wait(WAIT)
+        stored.append(step)
+
+    with BackgroundUploads() as uploads:
+        for step in (1, 2):
+            uploads.submit(step, lambda step=step: store(step))  # type: ignore[misc]
+        third = threading.Thread(target=lambda: uploads.submit(3, lambda: store(3)))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive(), "a third has to wait for a place"
+        assert stored == []
+        gate.set()
+        third.join(WAIT)
+    assert stored == [1, 2, 3]
+    assert uploads.stored_step == 3
+
+
+def test_an_urgent_one_takes_the_place_of_the_one_that_waits() -> None:
+    gate, stored = threading.Event(), list[int]()
+
+    def store(step: int) -> None:
+        assert gate.wait(WAIT)
+        stored.append(step)
+
+    with BackgroundUploads() as uploads:
+        for step in (1, 2, 3):
+            uploads.submit(step, lambda step=step: store(step), urgent=step == 3)  # type: ignore[misc]
+        gate.set()
+    assert stored == [1, 3]
+
+
+def test_a_failure_in_the_background_is_raised_at_the_next_check_once() -> None:
+    def fail() -> None:
+        raise StorageError("s3://bucket/checkpoints", "cannot write")
+
+    uploads = BackgroundUploads()
+    uploads.submit(1, fail)
+    with pytest.raises(StorageError, match="cannot write"):
+        uploads.finish()
+    uploads.check()
+    assert uploads.stored_step is None
+
+
+def test_a_failure_in_the_background_does_not_hide_why_training_ended() -> None:
+    def fail() -> None:
+        raise StorageError("s3://bucket/checkpoints", "cannot write")
+
+    def train() -> None:
+        with BackgroundUploads() as uploads:
+            uploads.submit(1, fail)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train()
+
+
+def test_states_come_back_from_their_files_equal_in_value_and_type(tmp_path: Path) -> None:
+    shared = torch.arange(4.0)
+    state = {
+        0: {"step": torch.tensor(3.0), "part": shared[:2], "rest": shared[2:]},
+        "groups": [{"lr": 0.1 + 0.2, "betas": (0.9, 0.999), "fused": None, "amsgrad": False}],
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "python": (3, (1, 2**40), None),
+        "numpy": np.array([2**32 - 1, 7], dtype=np.uint32),
+    }
+    state_files.save(state, tmp_path / "state")
+    back = state_files.load(tmp_path / "state")
+    assert back["groups"] == state["groups"]
+    assert isinstance(back["groups"][0]["betas"], tuple)
+    assert back["python"] == state["python"]
+    assert back[0].keys() == {"step", "part", "rest"}
+    assert torch.equal(back[0]["rest"], shared[2:])
+    assert back["half"].dtype is torch.bfloat16
+    assert back["numpy"].dtype == np.uint32
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_what_is_neither_a_tensor_nor_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"state\.a\.0: a checkpoint cannot hold a PosixPath"):
+        state_files.save({"a": [tmp_path]}, tmp_path / "state")
