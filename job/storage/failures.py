@@ -40,7 +40,12 @@ _DENIED_TYPES = {  # by name, so that nothing heavy is imported to look at an er
 }
 _PASSING_TYPES = {
     *("botocore.HTTPClientError", "botocore.ConnectionError", "botocore.IncompleteReadError"),
-    *("botocore.ChecksumError", "botocore.ResponseParserError", "http.IncompleteRead"),
+    *(
+        "botocore.ChecksumError",
+        "botocore.FlexibleChecksumError",
+        "botocore.ResponseParserError",
+        "http.IncompleteRead",
+    ),
     *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError"),
     *("requests.ConnectionError", "requests.Timeout", "urllib3.ProtocolError"),
 }
