@@ -228,9 +228,9 @@ def _translated(error: Exception) -> JobError:
             fix="lower train.per_device_train_batch_size, train.per_device_eval_batch_size or "
             "data.max_pixels, or turn on train.gradient_checkpointing",
         )
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        found = StorageError(
-            str(error.filename or "disk"),
+    elif getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in message:
+        found = StorageError(  # safetensors and Arrow say it in words only
+            str(getattr(error, "filename", None) or "disk"),
             "no space is left",
             fix="free space, or set runtime.workdir",
         )

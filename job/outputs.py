@@ -158,8 +158,7 @@ class Output:
             return directory
         shutil.rmtree(directory, ignore_errors=True)
         for file in record.files:
-            storage.download(self.at(file.path), directory / file.path)
-        self._check(record, directory)
+            self._download(record, file)
         self._local.add(record.name)
         return directory
 
@@ -171,9 +170,7 @@ class Output:
         [file] = [file for file in record.files if file.path == path]
         local = self.workdir / "stages" / record.name / path
         if not (local.is_file() and sha256_file(local) == file.sha256):
-            storage.download(self.at(path), local)
-            if sha256_file(local) != file.sha256:
-                raise self._damaged(record, path)
+            self._download(record, file)
         return local
 
     def discard(self, name: str) -> None:
@@ -224,11 +221,16 @@ class Output:
                 ]
         return tuple(entries)
 
-    def _check(self, record: StageRecord, directory: Path) -> None:
-        found: dict[str, FileDigest] = {file.path: file for file in digest_tree(directory)}
-        for file in record.files:
-            if found.get(file.path) != file:
-                raise self._damaged(record, file.path)
+    def _download(self, record: StageRecord, file: FileDigest) -> None:
+        """A file of a stage, fetched again where other bytes arrive than were stored."""
+        local = self.workdir / "stages" / record.name / file.path
+        for again in (True, False):
+            storage.download(self.at(file.path), local)
+            if sha256_file(local) == file.sha256:
+                return
+            if again:
+                log.warn("other bytes arrived than were stored; fetching again", file=file.path)
+        raise self._damaged(record, file.path)
 
     def _damaged(self, record: StageRecord, path: str) -> StorageError:
         return StorageError(

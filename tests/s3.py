@@ -19,8 +19,9 @@ READY_SECONDS = 30
 TRIES = 4
 
 WRITER = ("test-writer-key", "test-writer-secret")
+ROTATED = ("test-rotated-key", "test-rotated-secret")
 READER = ("test-reader-key", "test-reader-secret")
-"""Access and secret key of an identity that may do everything, and of one that may only read."""
+"""Access and secret key of two identities that may do everything, and of one that may only read."""
 
 
 def binary() -> str | None:
@@ -182,6 +183,7 @@ class S3Server:
 
 _IDENTITIES = (
     ("writer", WRITER, ("Admin", "Read", "Write", "List", "Tagging")),
+    ("rotated", ROTATED, ("Admin", "Read", "Write", "List", "Tagging")),
     ("reader", READER, ("Read", "List")),
 )
 

@@ -31,9 +31,11 @@ def call(
         filesystem = connect(uri)
         try:
             return function(filesystem, filesystem._strip_protocol(uri))
-        except Exception:
+        except Exception as error:
             # A listing that broke off halfway must not answer the next attempt from a cache.
             filesystem.invalidate_cache()
+            if failures.diagnose(error) == "expired":
+                _forget(filesystem)
             raise
 
     return retry.call(operation, uri, attempt)
@@ -53,6 +55,13 @@ def connect(uri: str) -> Any:
         if key not in _connections:
             _connections[key] = _connect(protocol, uri)
         return _connections[key]
+
+
+def _forget(filesystem: Any) -> None:
+    """Has the next call connect anew, with the keys that the environment gives then."""
+    with _lock:
+        for key in [key for key, known in _connections.items() if known is filesystem]:
+            del _connections[key]
 
 
 def _connect(protocol: str, uri: str) -> Any:

@@ -17,15 +17,17 @@ from job.storage.uri import scheme
 
 Operation = Literal["read", "write", "list", "delete", "copy"]
 Kind = Literal[
-    "missing", "denied", "passing", "full", "read-only", "untrusted", "invalid", "failed"
+    "missing", "denied", "expired", "passing", "full", "read-only", "untrusted", "invalid", "failed"
 ]
 
 _MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NoSuchVersion"}
 _DENIED = {
     *("AccessDenied", "AllAccessDisabled", "AccountProblem", "AuthorizationHeaderMalformed"),
-    *("ExpiredToken", "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "PermanentRedirect"),
-    *("RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired"),
+    *("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "PermanentRedirect"),
+    *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
 }
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+_FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioStorageQuotaExceeded"}
 _PASSING = {
     *("BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "RequestTimeout"),
     *("ConditionalRequestConflict", "ServiceUnavailable", "SlowDown", "ThrottlingException"),
@@ -38,7 +40,12 @@ _DENIED_TYPES = {  # by name, so that nothing heavy is imported to look at an er
 }
 _PASSING_TYPES = {
     *("botocore.HTTPClientError", "botocore.ConnectionError", "botocore.IncompleteReadError"),
-    *("botocore.ChecksumError", "botocore.ResponseParserError", "http.IncompleteRead"),
+    *(
+        "botocore.ChecksumError",
+        "botocore.FlexibleChecksumError",
+        "botocore.ResponseParserError",
+        "http.IncompleteRead",
+    ),
     *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError"),
     *("requests.ConnectionError", "requests.Timeout", "urllib3.ProtocolError"),
 }
@@ -92,7 +99,7 @@ def explain(
             return None
         case "missing":
             return InputError(field, f"{verb}, nothing is there: {why}", fix=fix_missing(uri))
-        case "denied":
+        case "denied" | "expired":
             return InputError(
                 field, f"{verb}, access is denied: {why}", fix=_fix_denied(uri, operation, why)
             )
@@ -181,6 +188,10 @@ def _kind_of_answer(error: BaseException) -> Kind | None:
         return None
     if code in _MISSING or status == 404:
         return "missing"
+    if code in _EXPIRED:
+        return "expired"
+    if code in _FULL or status == 507:
+        return "full"
     if code in _DENIED or status in (401, 403):
         return "denied"
     if code in _PASSING or status in (408, 409, 425, 429):

@@ -26,6 +26,8 @@ RETRIES_VARIABLE = "JOB_STORAGE_RETRIES"
 """The environment variable that overrides RETRIES."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
 """Seconds; the wait doubles from one to the other, plus up to FIRST_WAIT at random."""
+RETRIED = ("passing", "expired")
+"""Keys that expired are read anew: whoever issues them may have put fresh ones in their place."""
 TOTAL_SECONDS = 180.0
 """No attempt starts later than this after the first."""
 
@@ -102,7 +104,7 @@ def call(
     retrying = Retrying(
         stop=stop_after_attempt(limit + 1) | stop_after_delay(TOTAL_SECONDS),
         wait=wait_exponential_jitter(FIRST_WAIT, LONGEST_WAIT, jitter=FIRST_WAIT),
-        retry=retry_if_exception(lambda error: failures.diagnose(error) == "passing"),
+        retry=retry_if_exception(lambda error: failures.diagnose(error) in RETRIED),
         before_sleep=warn,
         sleep=sleep_using_event(stop),
         reraise=True,

@@ -158,6 +158,7 @@ def test_the_error_is_left_for_the_kubelet_within_its_limit(
     [
         (MemoryError(), 20),
         (OSError(28, "No space left on device", "/data/file"), 21),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 21),
         (ValueError("odd"), 70),
     ],
 )

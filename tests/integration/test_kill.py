@@ -90,8 +90,8 @@ class Runs:
 
     def digests(self) -> dict[str, str]:
         lines = storage.read_text(storage.join(self.output, "SHA256SUMS")).splitlines()
-        found = dict(reversed(line.split("  ", 1)) for line in lines)
-        return {path: each for path, each in found.items() if path.startswith(COMPARED)}
+        pairs = [line.split("  ", 1) for line in lines]
+        return {path: digest for digest, path in pairs if path.startswith(COMPARED)}
 
     def seconds(self) -> dict[str, float]:
         run = json.loads(storage.read_text(storage.join(self.output, "run.json")))

@@ -1,0 +1,233 @@
+"""Faults between the job and its store: what passes is ridden out, what does not is told."""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from job import storage
+from job.errors import InputError, JobError, StorageError
+from job.storage import connect, retry
+from tests.conftest import S3
+from tests.faults.proxy import Fault, Proxy
+from tests.jobs import job, small_run
+from tests.s3 import ROTATED, WRITER
+
+DATA = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def through(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Proxy]]:
+    """Puts a proxy with faults before the server, and takes short waits between attempts."""
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.05)
+    running = list[Proxy]()
+
+    def begin(*faults: Fault) -> Proxy:
+        proxy = Proxy(s3.server.endpoint, *faults)
+        running.append(proxy.__enter__())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        return proxy
+
+    yield begin
+    for proxy in running:
+        proxy.__exit__()
+
+
+PASSING = {
+    "500": Fault(kind="answer", times=3),
+    "503 slow down": Fault(kind="answer", status=503, code="SlowDown", times=3),
+    "reset": Fault(kind="reset", times=3),
+    "stall": Fault(kind="stall", seconds=2, times=2),
+    "truncated body": Fault(kind="truncate", matching="GET", times=2),
+    "wrong bytes sent": Fault(kind="flip", matching="PUT", times=2),
+    "wrong bytes received": Fault(kind="flip", matching="GET", times=2),
+    "expired keys": Fault(kind="answer", status=403, code="ExpiredToken", times=2),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
+def test_a_fault_that_passes_costs_time_and_nothing_else(
+    fault: Fault,
+    s3: S3,
+    through: Callable[..., Proxy],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect, "READ_SECONDS", 0.5)
+    through(fault)
+    storage.write_bytes(s3.uri("file"), DATA)
+    storage.download(s3.uri("file"), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == DATA
+    assert fault.hits == fault.times
+
+
+LASTING = {
+    "500": (Fault(kind="answer"), StorageError, "InternalError injected"),
+    "503 slow down": (Fault(kind="answer", status=503, code="SlowDown"), StorageError, "SlowDown"),
+    "reset": (Fault(kind="reset"), StorageError, "(?i)connection|disconnected"),
+    "wrong bytes sent": (Fault(kind="flip"), StorageError, "XAmzContentSHA256Mismatch|BadDigest"),
+    "full bucket": (
+        Fault(kind="answer", status=403, code="QuotaExceeded"),
+        StorageError,
+        "no space is left",
+    ),
+    "revoked key": (
+        Fault(kind="answer", status=403, code="InvalidAccessKeyId"),
+        InputError,
+        "access is denied: InvalidAccessKeyId",
+    ),
+    "expired keys": (
+        Fault(kind="answer", status=403, code="ExpiredToken"),
+        InputError,
+        "access is denied: ExpiredToken",
+    ),
+    "an hour's clock skew": (
+        Fault(kind="answer", status=403, code="RequestTimeTooSkewed"),
+        InputError,
+        "set this machine's clock",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "kind", "told"), LASTING.values(), ids=LASTING.keys())
+def test_a_fault_that_lasts_ends_as_one_error_that_names_operation_uri_and_cause(
+    fault: Fault, kind: type[JobError], told: str, s3: S3, through: Callable[..., Proxy]
+) -> None:
+    proxy = through(fault)
+    with pytest.raises(kind, match=told) as raised:
+        storage.write_bytes(s3.uri("file"), DATA)
+    [problem] = raised.value.problems
+    assert problem.field == s3.uri("file")
+    assert "cannot write" in problem.message
+    assert problem.fix
+    lasting = ("QuotaExceeded", "InvalidAccessKeyId", "RequestTimeTooSkewed")
+    attempts = 1 if fault.code in lasting else retry.RETRIES + 1
+    sent = 2 if fault.kind == "reset" else 1  # aiohttp tries a kept connection, then a new one
+    assert attempts <= len(proxy.requests) <= attempts * sent
+
+
+def test_waits_between_attempts_grow_and_differ(
+    s3: S3, through: Callable[..., Proxy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    through(Fault(kind="answer", times=4))
+    storage.write_bytes(s3.uri("file"), DATA)
+    said = capsys.readouterr().err
+    assert said.count("storage attempt failed operation=write") == 4
+
+
+def test_parts_of_a_killed_upload_are_removed_from_our_folders_only(s3: S3) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    for key in ("run/merged/a", "run/checkpoints/step-1/b", "run/other/merged/c", "d"):
+        upload = client.create_multipart_upload(Bucket=s3.bucket, Key=key)["UploadId"]
+        client.upload_part(
+            Bucket=s3.bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"x" * 100
+        )
+    assert storage.delete_unfinished(s3.uri("run"), ("merged", "checkpoints")) == 2
+    left = client.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]
+    assert {each["Key"] for each in left} == {"run/other/merged/c", "d"}
+
+
+@pytest.mark.slow
+def test_a_whole_job_survives_every_kind_of_fault_at_once(s3: S3, tmp_path: Path) -> None:
+    keys = tmp_path / "credentials"
+
+    def give(pair: tuple[str, str]) -> None:
+        lines = ("[default]", f"aws_access_key_id={pair[0]}", f"aws_secret_access_key={pair[1]}")
+        keys.write_text("\n".join(lines) + "\n")
+
+    give(WRITER)
+    faults = (
+        Fault(
+            kind="answer",
+            status=403,
+            code="ExpiredToken",
+            key=WRITER[0],
+            first=60,
+            then=lambda: give(ROTATED),
+        ),
+        Fault(kind="answer", every=11),
+        Fault(kind="answer", status=503, code="SlowDown", every=13),
+        Fault(kind="reset", every=17),
+        Fault(kind="truncate", matching="GET", every=5),
+        Fault(kind="flip", matching="PUT", every=23),
+    )
+    with Proxy(s3.server.endpoint, *faults) as proxy:
+        environ = {
+            "AWS_ENDPOINT_URL": proxy.endpoint,
+            "AWS_SHARED_CREDENTIALS_FILE": str(keys),
+            "AWS_ACCESS_KEY_ID": "",
+            "AWS_SECRET_ACCESS_KEY": "",
+            "JOB_STORAGE_RETRIES": "7",
+        }
+        done = job(*small_run(s3.uri("out"), cache=tmp_path / "cache"), environ=environ)
+    assert done.code == 0, done.err
+    assert all(fault.hits for fault in faults), [fault.hits for fault in faults]
+    assert storage.is_file(s3.uri("out/_SUCCESS"))
+    print(f"{sum(fault.hits for fault in faults)} faults in {len(proxy.requests)} requests")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 10**9])
+def test_other_bytes_than_were_stored_are_fetched_again_and_never_believed(
+    times: int, s3: S3, tmp_path: Path
+) -> None:
+    assert job(*small_run(s3.uri("out"), cache=tmp_path / "a")).code == 0
+    flip = Fault(kind="flip", matching=r"GET .*/data/train-.*arrow", times=times, checksums=False)
+    with Proxy(s3.server.endpoint, flip) as proxy:
+        environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
+        changed = ("--set", "train.learning_rate=3e-3")  # another machine goes on
+        done = job(*small_run(s3.uri("out"), *changed, cache=tmp_path / "b"), environ=environ)
+    assert "other bytes arrived than were stored" in done.err
+    if times == 1:
+        assert done.code == 0, done.err
+    else:
+        assert done.code == 21, done.err
+        assert "its digest differs" in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "exit_code", "told"),
+    [("InvalidAccessKeyId", 12, "access is denied"), ("QuotaExceeded", 21, "no space is left")],
+)
+def test_a_fault_that_comes_in_training_ends_the_job_with_its_code(
+    code: str, exit_code: int, told: str, s3: S3, tmp_path: Path
+) -> None:
+    fault = Fault(kind="answer", status=403, code=code, matching="PUT .*/checkpoints/")
+    with Proxy(s3.server.endpoint, fault) as proxy:
+        environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
+        done = job(*small_run(s3.uri("out"), cache=tmp_path / "cache"), environ=environ)
+    assert done.code == exit_code, done.err
+    assert told in done.err
+    assert "cannot write" in done.err
+    assert s3.uri("out/checkpoints/step-2/") in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("full", ["output", "cache"])
+def test_a_full_local_disk_is_exit_21_and_names_the_place(
+    full: str, small_disk: Path, tmp_path: Path
+) -> None:
+    output = small_disk / "out" if full == "output" else tmp_path / "out"
+    cache = small_disk / "cache" if full == "cache" else tmp_path / "cache"
+    done = job(*small_run(str(output), cache=cache))
+    assert done.code == 21, done.err
+    assert "no space is left" in done.err
+    assert "Traceback" not in done.err
