@@ -4,10 +4,10 @@ A family turns rows into tensors, names the modules that LoRA may adapt, and loa
 checkpoints. Everything else (training, evaluation, proofs) is written once, against this seam.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from job.prep.records import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token that is not trained, as the cross-entropy of Transformers has it."""
+
+Layout = Literal["transformers", "vllm"]
+"""How a checkpoint's files are laid out: for Transformers' own classes, or for vLLM."""
 
 Batch = dict[str, "torch.Tensor"]
 
@@ -136,10 +139,14 @@ class Family(Protocol):
     def save(
         self,
         model: "PreTrainedModel",
-        state: dict[str, "torch.Tensor"],
+        tensors: "Iterable[tuple[str, torch.Tensor]]",
         directory: Path,
         *,
         dtype: "torch.dtype",
         max_shard_size: str,
+        layout: Layout,
     ) -> None:
-        """Writes `state` as a checkpoint with config, processor and tokenizer."""
+        """Writes a checkpoint of the model's parameters, as they come, by their names in it.
+
+        With config, processor and tokenizer; `tensors` are on the CPU in the dtype to be stored.
+        """

@@ -260,13 +260,13 @@ def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -
     if spec.lora.method == "lora":
         _store_adapter(spec, model, directory / ADAPTER)
         return
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     family.save(
         model,
-        state,
+        ((name, parameter.detach().cpu()) for name, parameter in model.named_parameters()),
         directory / WEIGHTS,
         dtype=next(model.parameters()).dtype,
         max_shard_size=spec.export.merged.max_shard_size,
+        layout="transformers",
     )
 
 

@@ -3,12 +3,12 @@
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import DataError, InputError
-from job.families.base import IGNORED, Batch, Checkpoint, Encoded, LoraTargets
+from job.families.base import IGNORED, Batch, Checkpoint, Encoded, Layout, LoraTargets
 from job.families.ernie45_vl import chat
 from job.prep.records import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
@@ -131,22 +131,34 @@ class Ernie45VL:
     def save(
         self,
         model: "PreTrainedModel",
-        state: dict[str, "torch.Tensor"],
+        tensors: "Iterable[tuple[str, torch.Tensor]]",
         directory: Path,
         *,
         dtype: "torch.dtype",
         max_shard_size: str,
+        layout: Layout,
     ) -> None:
-        model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
-        self.processor.save_pretrained(directory)
-        # save_pretrained writes the dtype and the switches of the model in memory.
-        path = directory / "config.json"
-        config = json.loads(path.read_text())
+        from job.families import shards
+        from job.families.ernie45_vl.original import config, processor, weights
+
+        # Both layouts have the published names of weights, which Transformers reads and writes.
+        shards.write(weights.published(tensors), directory, max_shard_size=max_shard_size)
         name = str(dtype).removeprefix("torch.")
-        for section in (config, config["text_config"], config["vision_config"]):
-            section["dtype"] = name
-        config["text_config"].pop("output_router_logits", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if layout == "vllm":
+            written = {
+                **config.to_flat(self._checkpoint.config),
+                "auto_map": processor.AUTO_MAP,
+                "dtype": name,
+            }
+            processor.write(self.processor, directory)
+        else:
+            written = {**self._checkpoint.config, "dtype": name}
+            for section in ("text_config", "vision_config"):
+                written[section] = {**written[section], "dtype": name}
+            self.processor.save_pretrained(directory)
+        path = directory / "config.json"
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        model.generation_config.save_pretrained(directory)
 
     # --- rows ------------------------------------------------------------------------------
 
