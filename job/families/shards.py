@@ -2,9 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from job.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +65,79 @@ def write(
     metadata = {"total_parameters": parameters, "total_size": total_bytes}
     index = json.dumps({"metadata": metadata, "weight_map": places}, indent=2, sort_keys=True)
     (directory / INDEX).write_text(index + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor as a header describes it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it: `BF16`."""
+
+
+def headers(uri: str, directory: Path) -> dict[str, Stored]:
+    """Every tensor in the folder's safetensors files, without reading a weight.
+
+    Raises InputError where there is none, or a file that the index names is missing or cut off.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = {path.name for path in directory.glob("*.safetensors")}
+    index = directory / INDEX
+    if index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(named - files):
+            raise InputError(
+                uri,
+                f"{len(missing)} of {len(named)} weight files are missing: {first(missing)}",
+                fix="copy the checkpoint whole",
+            )
+        files = named
+    if not files:
+        raise InputError(
+            uri,
+            "holds no .safetensors weights",
+            fix="name a checkpoint with weights, or start from random ones: model.init: random",
+        )
+    found: dict[str, Stored] = {}
+    for name in sorted(files):
+        try:
+            with safe_open(directory / name, framework="pt") as file:
+                for tensor in file.keys():  # noqa: SIM118 - no mapping
+                    view = file.get_slice(tensor)
+                    found[tensor] = Stored(shape=tuple(view.get_shape()), dtype=view.get_dtype())
+        except SafetensorError as error:
+            raise InputError(
+                uri, f"its {name} cannot be read: {error}", fix="copy the file again"
+            ) from error
+    return found
+
+
+def require(uri: str, found: "dict[str, Stored]", wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raises one InputError that names what is missing, superfluous, or of another shape."""
+    shapes = [
+        f"{name} is {list(found[name].shape)} instead of {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name].shape != shape
+    ]
+    wrong = {
+        "are missing": [name for name in wanted if name not in found],
+        "are not of this model": [name for name in found if name not in wanted],
+        "have another shape": shapes,
+    }
+    said = [f"{len(names)} {what}: {first(names)}" for what, names in wrong.items() if names]
+    if said:
+        raise InputError(
+            uri,
+            f"its tensors are not those of its config.json: {'; '.join(said)}",
+            fix="check that the checkpoint was copied whole and belongs to its config.json",
+        )
+
+
+def first(names: Sequence[str], limit: int = 5) -> str:
+    """The first few of them, for people."""
+    return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")
 
 
 def _unnumbered(number: int) -> str:

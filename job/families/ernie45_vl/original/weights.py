@@ -6,8 +6,15 @@ model can be written without a second copy of it in memory. A test holds both eq
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+from job.families import shards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _RENAMED = (
     (re.compile(r"^model\.vision_tower\."), "vision_model."),
@@ -17,6 +24,8 @@ _RENAMED = (
     (re.compile(r"(spatial|temporal)_linear\.ln\."), r"\1_linear.3."),
 )
 _ROUTED = re.compile(r"^model\.language_model\.(layers\.\d+\.mlp)\.(text|vision)_moe\.(.+)$")
+
+EMBEDDING = "model.embed_tokens.weight"
 
 Named = tuple[str, torch.Tensor]
 
@@ -47,6 +56,29 @@ def published(tensors: Iterable[Named]) -> Iterator[Named]:
         else:
             yield from _experts(mlp, kind, part, tensor)
     assert not biases, f"layers with one correction bias: {sorted(biases)}"
+
+
+def require_complete(uri: str, directory: Path, skeleton: "PreTrainedModel") -> None:
+    """Raises InputError where the stored tensors are not those of the model, by name and shape.
+
+    Three spellings are read: the published one; Transformers' `save_pretrained`, which puts the
+    vision tower under `model.`; and the names of Transformers' classes themselves.
+    """
+    found = shards.headers(uri, directory)
+    own = [(name, parameter) for name, parameter in skeleton.named_parameters()]
+    if not any(name.startswith("model.language_model.") for name in found):
+        own = list(published(own))
+        if any(name.startswith("model.vision_model.") for name in found):
+            own = [
+                (f"model.{name}" if name.startswith("vision_model.") else name, parameter)
+                for name, parameter in own
+            ]
+    wanted = {name: tuple(parameter.shape) for name, parameter in own}
+    head = "lm_head.weight"
+    if head in found and head not in wanted and found[head].shape == wanted.get(EMBEDDING):
+        # Tied: the same weights, stored twice.
+        del found[head]
+    shards.require(uri, found, wanted)
 
 
 def rename(name: str) -> str:
