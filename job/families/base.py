@@ -63,13 +63,51 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraTargets:
-    """What an adapter will adapt, by full module and parameter name."""
+class TargetGroup:
+    """One kind of what an adapter adapts, by full names."""
 
-    modules: tuple[str, ...]
-    parameters: tuple[str, ...]
-    groups: dict[str, int]
-    """How many of them by group, for people: `{"language attention": 16, …}`."""
+    name: str
+    """For people: `language attention`."""
+    modules: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.modules) + len(self.parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTargets:
+    """What an adapter will adapt."""
+
+    groups: tuple[TargetGroup, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.modules)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.parameters)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of each kind: `{"language attention": 16, …}`."""
+        return {group.name: len(group) for group in self.groups}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterServing:
+    """What of an adapter vLLM serves as an adapter, beside the base."""
+
+    servable: tuple[str, ...]
+    """The kinds of targets that it does."""
+    merged_only: tuple[str, ...]
+    """The kinds, and settings, that only merged weights carry; any one of them is too many."""
+
+    def __str__(self) -> str:
+        if not self.merged_only:
+            return "as adapter-vllm/ beside the base, or as merged/"
+        return f"as merged/ only; vLLM serves no adapter with {', '.join(self.merged_only)}"
 
 
 class Family(Protocol):
@@ -131,6 +169,14 @@ class Family(Protocol):
 
     def lora_targets(self, model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
         """The modules and parameters that the spec's toggles or names select in this model."""
+
+    @staticmethod
+    def adapter_serving(lora: LoraSpec) -> AdapterServing:
+        """What of the spec's adapter vLLM can serve, from the spec alone."""
+
+    @staticmethod
+    def write_served_adapter(adapter: Path, directory: Path) -> None:
+        """Writes a stored adapter, all of it servable, under the names that vLLM reads."""
 
     @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:

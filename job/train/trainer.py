@@ -23,7 +23,7 @@ from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
-ADAPTER, WEIGHTS, TRAIN = "adapter", "weights", "train"
+ADAPTER, SERVED_ADAPTER, WEIGHTS, TRAIN = "adapter", "adapter-vllm", "weights", "train"
 LABEL_PROOF = "label_proof.json"
 
 
@@ -86,7 +86,7 @@ def train(
     targets: dict[str, int] = {}
     if spec.lora.method == "lora":
         resolved = family.lora_targets(model, spec.lora)
-        targets = resolved.groups
+        targets = resolved.counts
         model = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
     else:
         model.requires_grad_(True)
@@ -259,6 +259,8 @@ def _speed(outcome: Any, trainer: Any, seconds: float) -> float:
 def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -> None:
     if spec.lora.method == "lora":
         _store_adapter(spec, model, directory / ADAPTER)
+        if not family.adapter_serving(spec.lora).merged_only:
+            family.write_served_adapter(directory / ADAPTER, directory / SERVED_ADAPTER)
         return
     family.save(
         model,

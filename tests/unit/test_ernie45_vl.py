@@ -181,7 +181,7 @@ def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
         *("gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
     }
     # 4 layers × (4 attention + 3 MLP), 4 vision blocks × 2, two resampler MLPs × 2
-    assert targets.groups == {
+    assert targets.counts == {
         "language attention": 16,
         "language mlp": 12,
         "vision mlp": 8,
@@ -192,7 +192,7 @@ def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
 
 def test_each_toggle_selects_its_own_group(family: Ernie45VL, model: Any, spec: JobSpec) -> None:
     def groups(**toggles: Any) -> set[str]:
-        return set(family.lora_targets(model, replace(spec.lora, **toggles)).groups)
+        return set(family.lora_targets(model, replace(spec.lora, **toggles)).counts)
 
     assert groups(finetune_vision_layers=False) == {"language attention", "language mlp"}
     assert groups(finetune_language_layers=False) == {"vision mlp", "resampler"}

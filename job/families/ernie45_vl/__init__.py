@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import DataError, InputError
-from job.families.base import IGNORED, Batch, Checkpoint, Encoded, Layout, LoraTargets
+from job.families.base import (
+    IGNORED,
+    AdapterServing,
+    Batch,
+    Checkpoint,
+    Encoded,
+    Layout,
+    LoraTargets,
+)
 from job.families.ernie45_vl import chat
 from job.families.ernie45_vl.original.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE as NATIVE
@@ -125,6 +133,18 @@ class Ernie45VL:
         from job.families.ernie45_vl.targets import resolve
 
         return resolve(model, lora)
+
+    @staticmethod
+    def adapter_serving(lora: LoraSpec) -> AdapterServing:
+        from job.families.ernie45_vl.targets import serving
+
+        return serving(lora)
+
+    @staticmethod
+    def write_served_adapter(adapter: Path, directory: Path) -> None:
+        from job.families.ernie45_vl.original.adapter import write
+
+        write(adapter, directory)
 
     @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
