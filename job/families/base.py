@@ -117,6 +117,10 @@ class Family(Protocol):
     processor: Any
     """The checkpoint's processor; its `tokenizer` decodes."""
 
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens at which an answer ends, any of them."""
+
     @staticmethod
     def recognises(config: dict[str, Any]) -> bool:
         """Whether a checkpoint with this `config.json` belongs to the family."""

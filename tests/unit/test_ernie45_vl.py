@@ -112,6 +112,11 @@ def test_training_sees_the_tokens_that_generation_starts_from(family: Ernie45VL,
     assert whole.input_ids[: len(prompt.input_ids)] == prompt.input_ids
 
 
+def test_an_answer_ends_at_the_token_that_is_trained_as_its_end(family: Ernie45VL) -> None:
+    encoded = family.encode(CONVERSATIONS["one image"])
+    assert family.end_tokens == (encoded.labels[-1],) == (family.processor.tokenizer.eos_token_id,)
+
+
 def test_an_answer_follows_an_empty_thinking_block(family: Ernie45VL) -> None:
     encoded = family.encode(CONVERSATIONS["one image"])
     text = family.processor.tokenizer.decode(encoded.input_ids)

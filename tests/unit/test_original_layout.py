@@ -402,13 +402,18 @@ def test_a_published_folder_with_a_sentencepiece_model_is_read_and_written_again
     tokenizer = bind(copied).processor.tokenizer
     assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (2, 1)
     assert tokenizer.sep_token == "<|end_of_sentence|>"
+    # Answers end as the template ends them, and as the tokenizer says; servers are told both.
+    assert bind(copied).end_tokens == (2, tokenizer.sep_token_id)
     assert tokenizer.model_max_length == 8192
     digits = tokenizer("12", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(digits, skip_special_tokens=True) == "12"
     assert tokenizer.decode(tokenizer("".join(MARKS))["input_ids"], skip_special_tokens=True) == ""
     assert bind(copied).processor.image_processor.size["longest_edge"] == size["max_pixels"]
 
-    again = bind(write(bind(copied), model, tmp_path / "again", "vllm")).processor.tokenizer
+    written = write(bind(copied), model, tmp_path / "again", "vllm")
+    generation = json.loads((written / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2, tokenizer.sep_token_id]
+    again = bind(written).processor.tokenizer
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert again.all_special_tokens == tokenizer.all_special_tokens
 

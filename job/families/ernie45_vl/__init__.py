@@ -26,7 +26,7 @@ from job.families.ernie45_vl import chat
 from job.families.ernie45_vl.original.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.original.config import to_nested
-from job.prep.records import EncodedImage, Message, Row
+from job.prep.records import EncodedImage, Message, Part, Row
 from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:
@@ -67,6 +67,20 @@ class Ernie45VL:
                 fix="it needs processor_config.json, tokenizer.json and chat_template.jinja",
             ) from error
         return cls(checkpoint, _with_limits(processor, data))
+
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokenizer's own end token, and the one with which the template ends an answer.
+
+        They differ in the published checkpoints, where only the second is trained.
+        """
+        turns = [Message(role=r, parts=(Part(text="a"),)) for r in ("user", "assistant")]
+        tokenizer = self.processor.tokenizer
+        answer = tokenizer(chat.segments(self._template, turns)[-1].text, add_special_tokens=False)[
+            "input_ids"
+        ]
+        last = [token for token in answer if token in tokenizer.all_special_ids][-1:]
+        return tuple(dict.fromkeys([tokenizer.eos_token_id, *last]))
 
     # --- the model -------------------------------------------------------------------------
 
@@ -182,7 +196,10 @@ class Ernie45VL:
             self.processor.save_pretrained(directory)
         path = directory / "config.json"
         path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-        model.generation_config.save_pretrained(directory)
+        generation = copy.deepcopy(model.generation_config)
+        if len(self.end_tokens) > 1:  # servers stop where the configuration says
+            generation.eos_token_id = list(self.end_tokens)
+        generation.save_pretrained(directory)
 
     # --- rows ------------------------------------------------------------------------------
 
