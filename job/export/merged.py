@@ -57,18 +57,20 @@ class Merge:
         import torch
 
         target = torch.float32 if self._keeps_fp32(name) else self._dtype
-        before = parameter.detach().float()
-        value = before
+        value = parameter.detach()
         if name in self._deltas:
+            before = value.float()
             value = self._deltas.pop(name)(before)
             self.changed += not torch.equal(before.to(target), value.to(target))
             self.largest_change = max(self.largest_change, float((value - before).abs().max()))
-        finite = int(torch.isfinite(value).sum())
+            del before
+        finite = _finite(value)
         if finite < value.numel():
             self._broken.append(name)
             self._broken_values += value.numel() - finite
         cast = value.to(target).cpu().contiguous()
-        self._overflowed += finite - int(torch.isfinite(cast).sum())
+        del value
+        self._overflowed += finite - _finite(cast)
         self.digests[name] = digest(cast)
         return cast
 
@@ -93,7 +95,14 @@ def digest(tensor: "torch.Tensor") -> str:
     """SHA-256 of the tensor's bytes on the CPU."""
     import torch
 
-    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+def _finite(tensor: "torch.Tensor") -> int:
+    """How many values are finite; in pieces, as `isfinite` holds copies of what it looks at."""
+    import torch
+
+    return sum(int(torch.isfinite(piece).sum()) for piece in tensor.flatten().split(2**22))
 
 
 Delta = Callable[["torch.Tensor"], "torch.Tensor"]

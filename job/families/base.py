@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that is not trained, as the cross-entropy of Transformers has it."""
 
-Layout = Literal["transformers", "vllm"]
-"""How a checkpoint's files are laid out: for Transformers' own classes, or for vLLM."""
+Layout = Literal["vllm", "transformers"]
+"""How a checkpoint's files are laid out: for vLLM, or for the classes of Transformers."""
 
 Batch = dict[str, "torch.Tensor"]
 
