@@ -49,7 +49,9 @@ class Merge:
                 continue
             name = _WRAPPER.sub("", wrapped_name)
             with torch.no_grad():
-                yield name, self._merged(name, parameter)
+                merged = self._merged(name, parameter)
+            yield name, merged
+            del merged  # it may be large, and belongs to who asked for it
         assert not self._deltas, f"adapted but not in the model: {sorted(self._deltas)[:3]}"
         self._refuse_broken()
 

@@ -107,7 +107,10 @@ class AdapterServing:
     def __str__(self) -> str:
         if not self.merged_only:
             return "as adapter-vllm/ beside the base, or as merged/"
-        return f"as merged/ only; vLLM serves no adapter with {', '.join(self.merged_only)}"
+        served = (
+            f"serves {', '.join(self.servable)}, and not" if self.servable else "does not serve"
+        )
+        return f"as merged/ only; of an adapter vLLM {served} {', '.join(self.merged_only)}"
 
 
 class Family(Protocol):

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,17 +66,11 @@ def write(
     (directory / INDEX).write_text(index + "\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """A tensor as a header describes it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """As safetensors names it: `BF16`."""
+Shapes = dict[str, tuple[int, ...]]
 
 
-def headers(uri: str, directory: Path) -> dict[str, Stored]:
-    """Every tensor in the folder's safetensors files, without reading a weight.
+def shapes(uri: str, directory: Path) -> Shapes:
+    """Every tensor in the folder's safetensors files, by their headers alone.
 
     Raises InputError where there is none, or a file that the index names is missing or cut off.
     """
@@ -100,13 +93,12 @@ def headers(uri: str, directory: Path) -> dict[str, Stored]:
             "holds no .safetensors weights",
             fix="name a checkpoint with weights, or start from random ones: model.init: random",
         )
-    found: dict[str, Stored] = {}
+    found: Shapes = {}
     for name in sorted(files):
         try:
             with safe_open(directory / name, framework="pt") as file:
                 for tensor in file.keys():  # noqa: SIM118 - no mapping
-                    view = file.get_slice(tensor)
-                    found[tensor] = Stored(shape=tuple(view.get_shape()), dtype=view.get_dtype())
+                    found[tensor] = tuple(file.get_slice(tensor).get_shape())
         except SafetensorError as error:
             raise InputError(
                 uri, f"its {name} cannot be read: {error}", fix="copy the file again"
@@ -114,17 +106,17 @@ def headers(uri: str, directory: Path) -> dict[str, Stored]:
     return found
 
 
-def require(uri: str, found: "dict[str, Stored]", wanted: dict[str, tuple[int, ...]]) -> None:
+def require(uri: str, found: Shapes, wanted: Shapes) -> None:
     """Raises one InputError that names what is missing, superfluous, or of another shape."""
-    shapes = [
-        f"{name} is {list(found[name].shape)} instead of {list(shape)}"
+    misshapen = [
+        f"{name} is {list(found[name])} instead of {list(shape)}"
         for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
+        if name in found and found[name] != shape
     ]
     wrong = {
         "are missing": [name for name in wanted if name not in found],
         "are not of this model": [name for name in found if name not in wanted],
-        "have another shape": shapes,
+        "have another shape": misshapen,
     }
     said = [f"{len(names)} {what}: {first(names)}" for what, names in wrong.items() if names]
     if said:

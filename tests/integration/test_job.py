@@ -280,7 +280,8 @@ def test_what_vllm_can_serve_is_said_before_training(
 ) -> None:
     arguments = small_run(str(tmp_path), cache=cache)[1:]
     merged_only = job(command, *arguments)
-    assert "as merged/ only; vLLM serves no adapter with language mlp" in _said(merged_only)
+    said = "as merged/ only; of an adapter vLLM serves language attention, and not language mlp"
+    assert said in _said(merged_only)
     attention = job(command, *arguments, "--set", "lora.finetune_mlp_modules=false")
     assert "as adapter-vllm/ beside the base, or as merged/" in _said(attention)
 

@@ -156,7 +156,7 @@ def test_language_attention_alone_is_servable_as_an_adapter(spec: JobSpec, kind:
         assert (found.servable, found.merged_only) == ((kind,), ())
     else:
         assert (found.servable, found.merged_only) == ((), (kind,))
-        assert f"merged/ only; vLLM serves no adapter with {kind}" in str(found)
+        assert f"merged/ only; of an adapter vLLM does not serve {kind}" in str(found)
 
 
 @pytest.mark.parametrize(

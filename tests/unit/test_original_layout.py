@@ -418,6 +418,19 @@ def test_a_published_folder_with_a_sentencepiece_model_is_read_and_written_again
     assert again.all_special_tokens == tokenizer.all_special_tokens
 
 
+def test_digits_that_a_conversion_made_special_are_text_again(
+    copied: Path, bind: Callable[[Path], Ernie45VL]
+) -> None:
+    path = copied / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    digit = tokenizer["model"]["vocab"]["7"]
+    added = {**tokenizer["added_tokens"][-1], "id": digit, "content": "7", "special": True}
+    tokenizer["added_tokens"].append(added)
+    path.write_text(json.dumps(tokenizer))
+    read = bind(copied).processor.tokenizer
+    assert read.decode(read("x7")["input_ids"], skip_special_tokens=True) == "x7"
+
+
 def test_a_tokenizer_that_is_not_of_this_model_is_refused(
     copied: Path, bind: Callable[[Path], Ernie45VL], tmp_path: Path
 ) -> None:

@@ -52,14 +52,16 @@ def convert(path: Path) -> "Tokenizer":
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    # What looks like a mark is special; digits and the like are text, if in one piece.
+    # Digits and the like are whole pieces too, but text.
     backend.add_tokens(
-        [
-            AddedToken(text, normalized=False, special=text[0] == "<" and text[-1] == ">")
-            for text in whole
-        ]
+        [AddedToken(text, normalized=False, special=is_mark(text)) for text in whole]
     )
     return backend
+
+
+def is_mark(text: str) -> bool:
+    """Whether a whole piece is a mark of the model's own, which no text holds."""
+    return text.startswith("<") and text.endswith(">")
 
 
 def read_pieces(model: bytes) -> list[Piece]:

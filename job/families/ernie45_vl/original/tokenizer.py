@@ -4,13 +4,15 @@ Published is a sentencepiece model of byte-pair merges, `tokenizer.model`; a fol
 project has written holds `tokenizer.json`, which is read as it is.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
-from job.families.ernie45_vl.original.sentencepiece import convert
+from job.families.ernie45_vl.original.sentencepiece import convert, is_mark
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 # By these names the processor of Transformers asks its tokenizer for them.
@@ -45,7 +47,7 @@ def read(uri: str, directory: Path, config: dict[str, Any]) -> "PreTrainedTokeni
     fast, model = directory / "tokenizer.json", directory / "tokenizer.model"
     named = {key: text for key in _DEFAULTS if (text := _text(config.get(key))) is not None}
     if fast.is_file():
-        backend = Tokenizer.from_file(str(fast))
+        backend = _with_text_as_text(Tokenizer.from_file(str(fast)))
     elif model.is_file():
         named = {**_DEFAULTS, **named}
         try:
@@ -68,6 +70,17 @@ def read(uri: str, directory: Path, config: dict[str, Any]) -> "PreTrainedTokeni
         extra_special_tokens=dict(ROLES),
         **{key: token for key, token in named.items() if backend.token_to_id(token) is not None},
     )
+
+
+def _with_text_as_text(backend: "Tokenizer") -> "Tokenizer":
+    """The tokenizer with digits and the like as text, where a conversion made them special."""
+    written = json.loads(backend.to_str())
+    wrong = [t for t in written["added_tokens"] if t["special"] and not is_mark(t["content"])]
+    if not wrong:
+        return backend
+    for token in wrong:
+        token["special"] = False
+    return type(backend).from_str(json.dumps(written))
 
 
 def _text(token: Any) -> str | None:

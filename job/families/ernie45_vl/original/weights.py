@@ -25,8 +25,6 @@ _RENAMED = (
 )
 _ROUTED = re.compile(r"^model\.language_model\.(layers\.\d+\.mlp)\.(text|vision)_moe\.(.+)$")
 
-EMBEDDING = "model.embed_tokens.weight"
-
 Named = tuple[str, torch.Tensor]
 
 
@@ -64,8 +62,8 @@ def require_complete(uri: str, directory: Path, skeleton: "PreTrainedModel") -> 
     Three spellings are read: the published one; Transformers' `save_pretrained`, which puts the
     vision tower under `model.`; and the names of Transformers' classes themselves.
     """
-    found = shards.headers(uri, directory)
-    own = [(name, parameter) for name, parameter in skeleton.named_parameters()]
+    found = shards.shapes(uri, directory)
+    own: list[Named] = list(skeleton.named_parameters())
     if not any(name.startswith("model.language_model.") for name in found):
         own = list(published(own))
         if any(name.startswith("model.vision_model.") for name in found):
@@ -75,14 +73,13 @@ def require_complete(uri: str, directory: Path, skeleton: "PreTrainedModel") -> 
             ]
     wanted = {name: tuple(parameter.shape) for name, parameter in own}
     head = "lm_head.weight"
-    if head in found and head not in wanted and found[head].shape == wanted.get(EMBEDDING):
-        # Tied: the same weights, stored twice.
-        del found[head]
+    if head not in wanted and found.get(head) == tuple(skeleton.lm_head.weight.shape):
+        del found[head]  # tied: the embeddings, stored twice
     shards.require(uri, found, wanted)
 
 
 def rename(name: str) -> str:
-    """The published name of a tensor, or of a module, that is stored as it is."""
+    """The published name of a tensor that is stored as it is."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name
