@@ -103,11 +103,16 @@ def export(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
 @app.command()
 def validate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Check the spec; every problem at once."""
+    from job import families
+
     loaded = _load(spec, set, output)
     keys = len(loaded.changed)
     log.info(
         f"{spec} is valid", name=loaded.spec.name, keys_set=keys, output=loaded.spec.output.uri
     )
+    family = families.expected(loaded.spec.model)
+    if family is not None and loaded.spec.lora.method == "lora":
+        log.info(f"to be served {family.adapter_serving(loaded.spec.lora)}")
 
 
 @app.command()

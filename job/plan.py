@@ -1,9 +1,12 @@
 """`job plan`: what a run would do, from headers and lists alone: no weights, no training."""
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from job import log
+from job.families.base import TargetGroup
 from job.pipeline import COMMANDS, Pipeline
 from job.prep import sources
 from job.spec.load import LoadedSpec
@@ -80,9 +83,13 @@ def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
     ]
     if spec.lora.method == "lora":
         targets = pipeline.family.lora_targets(skeleton, spec.lora)
-        trainable = _adapter_parameters(skeleton, targets.modules, targets.parameters, spec.lora.r)
-        rows += [(f"lora: {group}", f"{count} tensors") for group, count in targets.groups.items()]
+        counts = [trainable_parameters(skeleton, group, spec.lora.r) for group in targets.groups]
+        trainable = sum(counts)
+        for group, count in zip(targets.groups, counts, strict=True):
+            rows.append((f"lora: {group.name}", f"{len(group)} tensors, {count:,} trainable"))
+            rows += [("", line) for line in patterns((*group.modules, *group.parameters))]
         rows += [
+            ("served", str(pipeline.family.adapter_serving(spec.lora))),
             ("trainable", f"{trainable:,} ({trainable / total:.2%})"),
             ("adapter/", log.size(trainable * 4)),
         ]
@@ -92,17 +99,36 @@ def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
     return rows
 
 
-def _adapter_parameters(
-    skeleton: Any, modules: tuple[str, ...], parameters: tuple[str, ...], rank: int
-) -> int:
+def trainable_parameters(skeleton: Any, group: TargetGroup, rank: int) -> int:
     """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
     named = dict(skeleton.named_modules())
-    count = sum(rank * (named[name].in_features + named[name].out_features) for name in modules)
+    count = sum(rank * (named[n].in_features + named[n].out_features) for n in group.modules)
     tensors = dict(skeleton.named_parameters())
-    for name in parameters:
+    for name in group.parameters:
         *experts, rows, columns = tensors[name].shape
         count += math.prod(experts) * rank * (rows + columns)
     return count
+
+
+def patterns(names: Sequence[str]) -> list[str]:
+    """Names that differ in one number as one line: `layers.0-3.self_attn.q_proj`."""
+    found: dict[str, list[int]] = {}
+    for name in names:
+        numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
+        found.setdefault(pattern, []).extend(map(int, numbers[:1]))
+    return [pattern.replace("{}", _ranges(numbers), 1) for pattern, numbers in found.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3,7` for 0, 1, 2, 3 and 7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _stages(pipeline: Pipeline) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Predictions of a model on held-out rows: greedy or sampled answers, and the loss."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,15 +79,15 @@ def generate(
             **batch,
             max_new_tokens=generation.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=list(family.end_tokens),
             **sampling,
         )
     start = batch["input_ids"].shape[1]
-    return [_until_end(row, tokenizer.eos_token_id) for row in output[:, start:].tolist()]
+    return [_until_end(row, family.end_tokens) for row in output[:, start:].tolist()]
 
 
-def _until_end(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end)] if end in tokens else tokens
+def _until_end(tokens: list[int], ends: Collection[int]) -> list[int]:
+    return list(itertools.takewhile(lambda token: token not in ends, tokens))
 
 
 def _loss(model: Any, family: Family, rows: Sequence[Encoded]) -> tuple[float, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from job import log
 from job.engines.base import Engine
 from job.errors import ProofError
-from job.export.merged import digest, merge
+from job.export.merged import Merge, digest
 from job.export.proof import PROBES, Comparison, Outputs, compare, outputs, require_equal
 from job.families.base import Family
 from job.manifest import digest_tree
@@ -81,31 +81,32 @@ def export(
         if adapter is not None:
             reloaded_adapter = _prove_adapter(engine, trained, family, rows, adapter, expected)
 
-    result = merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
-    if adapter is not None and not result.changed:
+    target = directory / MERGED
+    merge = Merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
+    family.save(
+        trained.get_base_model() if adapter is not None else trained,
+        merge.tensors(),
+        target,
+        dtype=dtype,
+        max_shard_size=spec.export.merged.max_shard_size,
+        layout=spec.export.merged.layout,
+    )
+    if adapter is not None and not merge.changed:
         raise ProofError(
             "merged",
-            f"none of the {result.adapted} adapted tensors differs from the base after the cast "
+            f"none of the {merge.adapted} adapted tensors differs from the base after the cast "
             f"to {spec.export.merged.dtype}: the training changed nothing that the export can hold",
             fix="train for more steps or at a higher learning rate",
         )
     log.info(
         "merged",
-        adapted=result.adapted,
-        changed=result.changed,
-        largest_change=result.largest_change,
+        adapted=merge.adapted,
+        changed=merge.changed,
+        largest_change=merge.largest_change,
     )
-    target = directory / MERGED
-    family.save(
-        trained.get_base_model() if adapter is not None else trained,
-        result.state,
-        target,
-        dtype=dtype,
-        max_shard_size=spec.export.merged.max_shard_size,
-    )
-    digests, changed, adapted = result.digests, result.changed, result.adapted
-    largest = result.largest_change
-    del trained, result
+    digests, changed, adapted = merge.digests, merge.changed, merge.adapted
+    largest = merge.largest_change
+    del trained, merge
     release()
 
     checked = 0

@@ -1,9 +1,11 @@
-"""The merge: every tensor of the trained model as `base + scaling · B·A`, in fp32, cast once."""
+"""The merge: every tensor of the trained model as `base + scaling · B·A`, in fp32, cast once.
+
+One tensor at a time, so that no second model is held beside the trained one.
+"""
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from job.errors import ProofError
@@ -15,75 +17,94 @@ _WRAPPER = re.compile(r"\.base_layer")
 _ADAPTER = re.compile(r"\.lora_")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Merged:
-    """The merged tensors on the CPU, and what the merge did to them."""
+class Merge:
+    """The merge of a PEFT model, or the cast of a fully trained one, and what it did."""
 
-    state: "dict[str, torch.Tensor]"
-    digests: dict[str, str]
-    """SHA-256 of each tensor's bytes as it is to be written."""
-    adapted: int
-    """Tensors that the adapter adapts."""
-    changed: int
-    """Of those, the ones that differ from the base after the cast."""
-    largest_change: float
+    def __init__(
+        self, model: Any, *, dtype: "torch.dtype", keeps_fp32: Callable[[str], bool]
+    ) -> None:
+        peft = hasattr(model, "get_base_model")
+        self._base = model.get_base_model() if peft else model
+        self._deltas = lora_deltas(model) if peft else {}
+        self._dtype, self._keeps_fp32 = dtype, keeps_fp32
+        self._broken: list[str] = []
+        self._broken_values = self._overflowed = 0
+        self.digests: dict[str, str] = {}
+        """SHA-256 of each tensor's bytes as it is to be written."""
+        self.adapted = len(self._deltas)
+        """Tensors that the adapter adapts."""
+        self.changed = 0
+        """Of those, the ones that differ from the base after the cast."""
+        self.largest_change = 0.0
 
+    def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Every merged tensor by its name in the model, on the CPU, made when it is asked for.
 
-def merge(model: Any, *, dtype: "torch.dtype", keeps_fp32: Callable[[str], bool]) -> Merged:
-    """Merges a PEFT model, or casts a fully trained one, one tensor at a time.
+        Raises ProofError after the last where values are not finite, or do not fit into the dtype.
+        """
+        import torch
 
-    Raises ProofError where a merged value is not finite.
-    """
-    import torch
-
-    deltas = lora_deltas(model) if hasattr(model, "get_base_model") else {}
-    adapted = len(deltas)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    state: dict[str, torch.Tensor] = {}
-    digests: dict[str, str] = {}
-    changed, overflowed, largest = 0, 0, 0.0
-    with torch.no_grad():
-        for wrapped_name, parameter in base.named_parameters():
+        for wrapped_name, parameter in self._base.named_parameters():
             if _ADAPTER.search(wrapped_name):
                 continue
             name = _WRAPPER.sub("", wrapped_name)
-            target = torch.float32 if keeps_fp32(name) else dtype
-            value = parameter.detach().float()
-            if not torch.isfinite(value).all():
-                raise ProofError(name, "the trained model holds values that are not finite")
-            if name in deltas:
-                before = value.to(target)
-                value = deltas.pop(name)(value)
-                changed += not torch.equal(before, value.to(target))
-                largest = max(largest, float((value - parameter.detach().float()).abs().max()))
-            cast = value.to(target).cpu().contiguous()
-            finite = torch.isfinite(cast)
-            if not finite.all():
-                overflowed += int((~finite).sum())
-            state[name] = cast
-            digests[name] = digest(cast)
-    assert not deltas, f"adapted tensors were not found in the model: {sorted(deltas)[:3]}"
-    if overflowed:
-        raise ProofError(
-            "$.export.merged.dtype",
-            f"{overflowed} values of the merged weights do not fit into the dtype",
-            value=str(dtype).removeprefix("torch."),
-            fix="--set export.merged.dtype=bfloat16",
-        )
-    return Merged(
-        state=state,
-        digests=digests,
-        adapted=adapted,
-        changed=changed,
-        largest_change=largest,
-    )
+            with torch.no_grad():
+                merged = self._merged(name, parameter)
+            yield name, merged
+            del merged  # it may be large, and belongs to who asked for it
+        assert not self._deltas, f"adapted but not in the model: {sorted(self._deltas)[:3]}"
+        self._refuse_broken()
+
+    def _merged(self, name: str, parameter: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        target = torch.float32 if self._keeps_fp32(name) else self._dtype
+        value = parameter.detach()
+        if name in self._deltas:
+            before = value.float()
+            value = self._deltas.pop(name)(before)
+            self.changed += not torch.equal(before.to(target), value.to(target))
+            self.largest_change = max(self.largest_change, float((value - before).abs().max()))
+            del before
+        finite = _finite(value)
+        if finite < value.numel():
+            self._broken.append(name)
+            self._broken_values += value.numel() - finite
+        cast = value.to(target).cpu().contiguous()
+        del value
+        self._overflowed += finite - _finite(cast)
+        self.digests[name] = digest(cast)
+        return cast
+
+    def _refuse_broken(self) -> None:
+        if self._broken:
+            raise ProofError(
+                self._broken[0],
+                f"the trained model holds {self._broken_values} values that are not finite, "
+                f"in {len(self._broken)} tensors",
+                fix="train again at a lower learning rate, or in bfloat16",
+            )
+        if self._overflowed:
+            raise ProofError(
+                "$.export.merged.dtype",
+                f"{self._overflowed} values of the merged weights do not fit into the dtype",
+                value=str(self._dtype).removeprefix("torch."),
+                fix="--set export.merged.dtype=bfloat16",
+            )
 
 
 def digest(tensor: "torch.Tensor") -> str:
     """SHA-256 of the tensor's bytes on the CPU."""
     import torch
 
-    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+def _finite(tensor: "torch.Tensor") -> int:
+    """How many values are finite; in pieces, as `isfinite` holds copies of what it looks at."""
+    import torch
+
+    return sum(int(torch.isfinite(piece).sum()) for piece in tensor.flatten().split(2**22))
 
 
 Delta = Callable[["torch.Tensor"], "torch.Tensor"]

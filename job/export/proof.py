@@ -71,7 +71,7 @@ def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
             return_dict_in_generate=True,
             output_logits=True,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=list(family.end_tokens),
         )
     top = torch.stack(written.logits, dim=1).float().topk(2).values  # (B, steps, 2)
     margins = (top[..., 0] - top[..., 1]).cpu()  # (B, steps)

@@ -26,6 +26,12 @@ def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
     return Checkpoint(uri=uri, directory=directory, config=config)
 
 
+def expected(model: ModelSpec) -> type[Ernie45VL] | None:
+    """The family, as far as the spec alone tells: it names one, or only one is known."""
+    known = [f for f in FAMILIES if model.family in ("auto", f.name)]
+    return known[0] if len(known) == 1 else None
+
+
 def bind(checkpoint: Checkpoint, model: ModelSpec, data: DataSpec) -> Family:
     """The checkpoint's family, by the spec or by its `model_type`."""
     known = {family.name: family for family in FAMILIES}

@@ -4,10 +4,10 @@ A family turns rows into tensors, names the modules that LoRA may adapt, and loa
 checkpoints. Everything else (training, evaluation, proofs) is written once, against this seam.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from job.prep.records import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token that is not trained, as the cross-entropy of Transformers has it."""
+
+Layout = Literal["vllm", "transformers"]
+"""How a checkpoint's files are laid out: for vLLM, or for the classes of Transformers."""
 
 Batch = dict[str, "torch.Tensor"]
 
@@ -60,13 +63,54 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraTargets:
-    """What an adapter will adapt, by full module and parameter name."""
+class TargetGroup:
+    """One kind of what an adapter adapts, by full names."""
 
-    modules: tuple[str, ...]
-    parameters: tuple[str, ...]
-    groups: dict[str, int]
-    """How many of them by group, for people: `{"language attention": 16, …}`."""
+    name: str
+    """For people: `language attention`."""
+    modules: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.modules) + len(self.parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraTargets:
+    """What an adapter will adapt."""
+
+    groups: tuple[TargetGroup, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.modules)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.parameters)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of each kind: `{"language attention": 16, …}`."""
+        return {group.name: len(group) for group in self.groups}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterServing:
+    """What of an adapter vLLM serves as an adapter, beside the base."""
+
+    servable: tuple[str, ...]
+    """The kinds of targets that it does."""
+    merged_only: tuple[str, ...]
+    """The kinds, and settings, that only merged weights carry; any one of them is too many."""
+
+    def __str__(self) -> str:
+        if not self.merged_only:
+            return "as adapter-vllm/ beside the base, or as merged/"
+        served = (
+            f"serves {', '.join(self.servable)}, and not" if self.servable else "does not serve"
+        )
+        return f"as merged/ only; of an adapter vLLM {served} {', '.join(self.merged_only)}"
 
 
 class Family(Protocol):
@@ -75,6 +119,10 @@ class Family(Protocol):
     name: str
     processor: Any
     """The checkpoint's processor; its `tokenizer` decodes."""
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens at which an answer ends, any of them."""
 
     @staticmethod
     def recognises(config: dict[str, Any]) -> bool:
@@ -130,16 +178,28 @@ class Family(Protocol):
         """The modules and parameters that the spec's toggles or names select in this model."""
 
     @staticmethod
+    def adapter_serving(lora: LoraSpec) -> AdapterServing:
+        """What of the spec's adapter vLLM can serve, from the spec alone."""
+
+    @staticmethod
+    def write_served_adapter(adapter: Path, directory: Path) -> None:
+        """Writes a stored adapter, all of it servable, under the names that vLLM reads."""
+
+    @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
         """Adds the router's auxiliary loss to the loss; None is the model's own weight, 0 off."""
 
     def save(
         self,
         model: "PreTrainedModel",
-        state: dict[str, "torch.Tensor"],
+        tensors: "Iterable[tuple[str, torch.Tensor]]",
         directory: Path,
         *,
         dtype: "torch.dtype",
         max_shard_size: str,
+        layout: Layout,
     ) -> None:
-        """Writes `state` as a checkpoint with config, processor and tokenizer."""
+        """Writes a checkpoint of the model's parameters, as they come, by their names in it.
+
+        With config, processor and tokenizer; `tensors` are on the CPU in the dtype to be stored.
+        """

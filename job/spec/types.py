@@ -142,7 +142,7 @@ class MergedSpec:
     enabled: bool
     dtype: Literal["float16", "bfloat16"]
     max_shard_size: str
-    layout: Literal["transformers"]
+    layout: Literal["vllm", "transformers"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from job.train.uploads import BackgroundUploads
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
-ADAPTER, WEIGHTS, TRAIN = "adapter", "weights", "train"
+ADAPTER, SERVED_ADAPTER, WEIGHTS, TRAIN = "adapter", "adapter-vllm", "weights", "train"
 LABEL_PROOF = "label_proof.json"
 
 
@@ -87,7 +87,7 @@ def train(
     targets: dict[str, int] = {}
     if spec.lora.method == "lora":
         resolved = family.lora_targets(model, spec.lora)
-        targets = resolved.groups
+        targets = resolved.counts
         model = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
     else:
         model.requires_grad_(True)
@@ -266,14 +266,16 @@ def _speed(outcome: Any, trainer: Any, seconds: float) -> float:
 def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -> None:
     if spec.lora.method == "lora":
         _store_adapter(spec, model, directory / ADAPTER)
+        if not family.adapter_serving(spec.lora).merged_only:
+            family.write_served_adapter(directory / ADAPTER, directory / SERVED_ADAPTER)
         return
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     family.save(
         model,
-        state,
+        ((name, parameter.detach().cpu()) for name, parameter in model.named_parameters()),
         directory / WEIGHTS,
         dtype=next(model.parameters()).dtype,
         max_shard_size=spec.export.merged.max_shard_size,
+        layout="transformers",
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.jobs import job, read_json, small_run, start, sums
+from tests.jobs import job, read_json, sets, small_run, start, sums
 
 STAGES = ("prep", "baseline", "train", "eval", "export", "report")
 
@@ -48,7 +48,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         *("train/label_proof.json", "train/history.jsonl"),
         *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
         *("merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"),
-        *("merged/processor_config.json", "merged/chat_template.jinja", "merged/export.json"),
+        *("merged/preprocessor_config.json", "merged/chat_template.jinja", "merged/export.json"),
         *("checkpoints/step-2/manifest.json", "checkpoints/step-4/manifest.json"),
     ):
         assert (finished / path).is_file(), path
@@ -250,3 +250,42 @@ def test_a_full_fine_tuning_runs_the_same_chain(tmp_path: Path, cache: Path) -> 
     assert proof["merged_reloaded"]["relative_rms"] < 1e-2
     assert not (tmp_path / "adapter").exists()
     assert (tmp_path / "weights" / "model.safetensors").is_file()
+
+
+def test_published_weights_are_trained_and_the_adapter_is_written_for_vllm_too(
+    finished: Path, tmp_path: Path, cache: Path
+) -> None:
+    """From what a first run merged: the published layout in, that of Transformers out."""
+    settings = {
+        "model.init": "pretrained",
+        "model.model_name_or_path": finished / "merged",
+        "lora.finetune_mlp_modules": "false",
+        "export.merged.layout": "transformers",
+    }
+    assert read_json(finished / "merged" / "config.json")["model_type"] == "ernie4_5_moe_vl"
+    assert not (finished / "adapter-vllm").exists()  # it adapts more than vLLM serves
+    done = job(*small_run(str(tmp_path), *sets(settings), cache=cache))
+    assert done.code == 0, done.err
+    assert read_json(tmp_path / "merged" / "config.json")["model_type"] == "ernie4_5_vl_moe"
+    proof = read_json(tmp_path / "merged" / "export.json")
+    assert (proof["layout"], proof["changed_tensors"]) == ("transformers", 16)
+    served = safetensors.torch.load_file(tmp_path / "adapter-vllm" / "adapter_model.safetensors")
+    assert "base_model.model.model.layers.3.self_attn.o_proj.lora_B.weight" in served
+    assert "adapter-vllm/adapter_model.safetensors" in sums(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_what_vllm_can_serve_is_said_before_training(
+    command: str, tmp_path: Path, cache: Path
+) -> None:
+    arguments = small_run(str(tmp_path), cache=cache)[1:]
+    merged_only = job(command, *arguments)
+    said = "as merged/ only; of an adapter vLLM serves language attention, and not language mlp"
+    assert said in _said(merged_only)
+    attention = job(command, *arguments, "--set", "lora.finetune_mlp_modules=false")
+    assert "as adapter-vllm/ beside the base, or as merged/" in _said(attention)
+
+
+def _said(done: Any) -> str:
+    assert done.code == 0, done.err
+    return f"{done.out}{done.err}"

@@ -112,6 +112,11 @@ def test_training_sees_the_tokens_that_generation_starts_from(family: Ernie45VL,
     assert whole.input_ids[: len(prompt.input_ids)] == prompt.input_ids
 
 
+def test_an_answer_ends_at_the_token_that_is_trained_as_its_end(family: Ernie45VL) -> None:
+    encoded = family.encode(CONVERSATIONS["one image"])
+    assert family.end_tokens == (encoded.labels[-1],) == (family.processor.tokenizer.eos_token_id,)
+
+
 def test_an_answer_follows_an_empty_thinking_block(family: Ernie45VL) -> None:
     encoded = family.encode(CONVERSATIONS["one image"])
     text = family.processor.tokenizer.decode(encoded.input_ids)
@@ -181,7 +186,7 @@ def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
         *("gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
     }
     # 4 layers × (4 attention + 3 MLP), 4 vision blocks × 2, two resampler MLPs × 2
-    assert targets.groups == {
+    assert targets.counts == {
         "language attention": 16,
         "language mlp": 12,
         "vision mlp": 8,
@@ -192,7 +197,7 @@ def test_the_reference_targets_leave_out_routed_experts_and_vision_attention(
 
 def test_each_toggle_selects_its_own_group(family: Ernie45VL, model: Any, spec: JobSpec) -> None:
     def groups(**toggles: Any) -> set[str]:
-        return set(family.lora_targets(model, replace(spec.lora, **toggles)).groups)
+        return set(family.lora_targets(model, replace(spec.lora, **toggles)).counts)
 
     assert groups(finetune_vision_layers=False) == {"language attention", "language mlp"}
     assert groups(finetune_language_layers=False) == {"vision mlp", "resampler"}

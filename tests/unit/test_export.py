@@ -13,7 +13,7 @@ from job import engines, families
 from job.engines.device import Accelerator
 from job.errors import ProofError
 from job.export import export as stage
-from job.export.merged import digest, merge
+from job.export.merged import Merge, digest
 from job.export.proof import Comparison, compare, outputs, require_equal
 from job.prep import formulas
 from job.prep.images import inspect
@@ -80,10 +80,11 @@ def test_merged_weights_say_what_the_adapter_says(
     expected = outputs(model, family, rows)
     with model.disable_adapter():
         base = outputs(model, family, rows)
-    result = merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
-    assert result.changed == result.adapted > 0
+    merge = Merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
+    state = dict(merge.tensors())
+    assert merge.changed == merge.adapted > 0
     plain = engines.create(spec.model, spec.lora, CPU).initialise(family, 5)
-    missing, unexpected = plain.load_state_dict(result.state, strict=False)
+    missing, unexpected = plain.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])  # tied to the embeddings
     found = compare(expected, outputs(plain, family, rows))
     assert found.relative_rms < 1e-5
@@ -96,17 +97,20 @@ def test_a_merge_that_does_not_fit_into_fp16_is_refused(
     model = adapted(spec, family)
     name, parameter = next((n, p) for n, p in model.named_parameters() if "lora_B" in n)
     parameter.data.fill_(1e7)
-    with pytest.raises(ProofError, match="do not fit into the dtype") as caught:
-        merge(model, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
+    with pytest.raises(ProofError, match=r"[0-9]+ values .* do not fit into the dtype") as caught:
+        list(Merge(model, dtype=torch.float16, keeps_fp32=family.keeps_fp32).tensors())
     assert "bfloat16" in str(caught.value)
-    assert merge(model, dtype=torch.bfloat16, keeps_fp32=family.keeps_fp32).changed, name
+    wider = Merge(model, dtype=torch.bfloat16, keeps_fp32=family.keeps_fp32)
+    assert dict(wider.tensors())
+    assert wider.changed, name
 
 
 def test_a_value_that_is_not_finite_is_refused(spec: JobSpec, family: families.Family) -> None:
     model = adapted(spec, family)
-    next(p for n, p in model.named_parameters() if "base_layer" in n).data[0] = float("nan")
-    with pytest.raises(ProofError, match="not finite"):
-        merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
+    weight = next(p for n, p in model.named_parameters() if "base_layer" in n)
+    weight.data[0] = float("nan")
+    with pytest.raises(ProofError, match=f"{weight.shape[1]} values that are not finite"):
+        list(Merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32).tensors())
 
 
 class Export:

@@ -162,7 +162,7 @@ def test_defaults_are_the_reference_workload() -> None:
         "enabled": True,
         "dtype": "float16",
         "max_shard_size": "5GB",
-        "layout": "transformers",
+        "layout": "vllm",
     }
 
 

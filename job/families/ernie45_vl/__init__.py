@@ -1,16 +1,32 @@
-"""ERNIE-4.5-VL: the native `ernie4_5_vl_moe` classes of Transformers, without remote code."""
+"""ERNIE-4.5-VL: the native `ernie4_5_vl_moe` classes of Transformers, without remote code.
 
+A checkpoint in the published layout is translated when it is bound; all else sees one kind.
+"""
+
+import copy
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import DataError, InputError
-from job.families.base import IGNORED, Batch, Checkpoint, Encoded, LoraTargets
+from job.families.base import (
+    IGNORED,
+    AdapterServing,
+    Batch,
+    Checkpoint,
+    Encoded,
+    Layout,
+    LoraTargets,
+)
 from job.families.ernie45_vl import chat
-from job.prep.records import EncodedImage, Message, Row
+from job.families.ernie45_vl.original.config import MODEL_TYPE as PUBLISHED
+from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE as NATIVE
+from job.families.ernie45_vl.original.config import to_nested
+from job.prep.records import EncodedImage, Message, Part, Row
 from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:
@@ -33,12 +49,15 @@ class Ernie45VL:
 
     @staticmethod
     def recognises(config: dict[str, Any]) -> bool:
-        return config.get("model_type") == "ernie4_5_vl_moe"
+        return config.get("model_type") in (PUBLISHED, NATIVE)
 
     @classmethod
     def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Ernie45VL":
         from transformers import Ernie4_5_VLMoeProcessor
 
+        if checkpoint.config.get("model_type") == PUBLISHED:
+            checkpoint, processor = _translated(checkpoint)
+            return cls(checkpoint, _with_limits(processor, data))
         try:
             processor = Ernie4_5_VLMoeProcessor.from_pretrained(checkpoint.directory)
         except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -47,13 +66,21 @@ class Ernie45VL:
                 f"its processor cannot be read: {error}",
                 fix="it needs processor_config.json, tokenizer.json and chat_template.jinja",
             ) from error
-        size = dict(processor.image_processor.size)
-        if data.min_pixels is not None:
-            size["shortest_edge"] = data.min_pixels
-        if data.max_pixels is not None:
-            size["longest_edge"] = data.max_pixels
-        processor.image_processor.size = type(processor.image_processor.size)(**size)
-        return cls(checkpoint, processor)
+        return cls(checkpoint, _with_limits(processor, data))
+
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokenizer's own end token, and the one with which the template ends an answer.
+
+        They differ in the published checkpoints, where only the second is trained.
+        """
+        turns = [Message(role=r, parts=(Part(text="a"),)) for r in ("user", "assistant")]
+        tokenizer = self.processor.tokenizer
+        answer = tokenizer(chat.segments(self._template, turns)[-1].text, add_special_tokens=False)[
+            "input_ids"
+        ]
+        last = [token for token in answer if token in tokenizer.all_special_ids][-1:]
+        return tuple(dict.fromkeys([tokenizer.eos_token_id, *last]))
 
     # --- the model -------------------------------------------------------------------------
 
@@ -62,36 +89,31 @@ class Ernie45VL:
     ) -> "PreTrainedModel":
         from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
+        from job.families.ernie45_vl.original.weights import require_complete
+
         directory = self._checkpoint.directory
-        if not any(directory.glob("*.safetensors")):
-            raise InputError(
-                self._checkpoint.uri,
-                "holds no .safetensors weights",
-                fix="name a checkpoint with weights, or start from random ones: model.init: random",
-            )
-        model, report = Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(
+        require_complete(self._checkpoint.uri, directory, self.skeleton())
+        model = Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(
             directory,
+            config=self._config(),
             dtype=dtype,
             device_map={"": device},
             use_safetensors=True,
-            output_loading_info=True,
             **kwargs,
         )
-        _refuse_incomplete(self._checkpoint.uri, report)
         return self._with_packed_vision(model.eval())
 
     def initialise(
         self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
     ) -> "PreTrainedModel":
         import torch
-        from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
+        from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
-        config = Ernie4_5_VLMoeConfig.from_pretrained(self._checkpoint.directory)
         # On the CPU in fp32 whatever the machine, so that a seed means one set of weights.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = Ernie4_5_VLMoeForConditionalGeneration._from_config(
-                config, dtype=torch.float32, **kwargs
+                self._config(), dtype=torch.float32, **kwargs
             )
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(device, None if self.keeps_fp32(name) else dtype)
@@ -107,11 +129,15 @@ class Ernie45VL:
 
     def skeleton(self) -> "PreTrainedModel":
         import torch
-        from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
+        from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
-        config = Ernie4_5_VLMoeConfig.from_pretrained(self._checkpoint.directory)
         with torch.device("meta"):
-            return Ernie4_5_VLMoeForConditionalGeneration(config)
+            return Ernie4_5_VLMoeForConditionalGeneration(self._config())
+
+    def _config(self) -> Any:
+        from transformers import Ernie4_5_VLMoeConfig
+
+        return Ernie4_5_VLMoeConfig.from_dict(copy.deepcopy(self._checkpoint.config))
 
     @staticmethod
     def keeps_fp32(name: str) -> bool:
@@ -123,6 +149,18 @@ class Ernie45VL:
         return resolve(model, lora)
 
     @staticmethod
+    def adapter_serving(lora: LoraSpec) -> AdapterServing:
+        from job.families.ernie45_vl.targets import serving
+
+        return serving(lora)
+
+    @staticmethod
+    def write_served_adapter(adapter: Path, directory: Path) -> None:
+        from job.families.ernie45_vl.original.adapter import write
+
+        write(adapter, directory)
+
+    @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
         if coefficient is not None:
             model.router_aux_loss_coef = coefficient
@@ -131,22 +169,37 @@ class Ernie45VL:
     def save(
         self,
         model: "PreTrainedModel",
-        state: dict[str, "torch.Tensor"],
+        tensors: "Iterable[tuple[str, torch.Tensor]]",
         directory: Path,
         *,
         dtype: "torch.dtype",
         max_shard_size: str,
+        layout: Layout,
     ) -> None:
-        model.save_pretrained(directory, state_dict=state, max_shard_size=max_shard_size)
-        self.processor.save_pretrained(directory)
-        # save_pretrained writes the dtype and the switches of the model in memory.
-        path = directory / "config.json"
-        config = json.loads(path.read_text())
+        from job.families import shards
+        from job.families.ernie45_vl.original import config, processor, weights
+
+        # Both layouts have the published names of weights, which Transformers reads and writes.
+        shards.write(weights.published(tensors), directory, max_shard_size=max_shard_size)
         name = str(dtype).removeprefix("torch.")
-        for section in (config, config["text_config"], config["vision_config"]):
-            section["dtype"] = name
-        config["text_config"].pop("output_router_logits", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if layout == "vllm":
+            written = {
+                **config.to_flat(self._checkpoint.config),
+                "auto_map": processor.AUTO_MAP,
+                "dtype": name,
+            }
+            processor.write(self.processor, directory)
+        else:
+            written = {**self._checkpoint.config, "dtype": name}
+            for section in ("text_config", "vision_config"):
+                written[section] = {**written[section], "dtype": name}
+            self.processor.save_pretrained(directory)
+        path = directory / "config.json"
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        generation = copy.deepcopy(model.generation_config)
+        if len(self.end_tokens) > 1:  # servers stop where the configuration says
+            generation.eos_token_id = list(self.end_tokens)
+        generation.save_pretrained(directory)
 
     # --- rows ------------------------------------------------------------------------------
 
@@ -252,22 +305,29 @@ def _in_order(
     )
 
 
-def _refuse_incomplete(uri: str, report: dict[str, Any]) -> None:
-    kinds = {"missing_keys": "missing", "unexpected_keys": "not of this model"}
-    for key, meaning in kinds.items():
-        names = sorted(report.get(key) or ())
-        if names:
-            raise InputError(
-                uri,
-                f"{len(names)} tensors are {meaning}: {', '.join(names[:4])}"
-                + (" …" if len(names) > 4 else ""),
-                fix="check that the checkpoint was copied whole and belongs to its config.json",
-            )
-    mismatched = report.get("mismatched_keys") or ()
-    if mismatched:
+def _translated(checkpoint: Checkpoint) -> tuple[Checkpoint, Any]:
+    """A published checkpoint with its config as Transformers has it, and its processor."""
+    from job.families.ernie45_vl.original import processor
+
+    try:
+        config = to_nested(checkpoint.config)
+    except (KeyError, ValueError, TypeError) as error:
         raise InputError(
-            uri,
-            f"{len(mismatched)} tensors have another shape than config.json says: "
-            f"{sorted(str(item) for item in mismatched)[0]}",
-            fix="check that the weights belong to this config.json",
-        )
+            checkpoint.uri,
+            f"its config.json cannot be read as ERNIE-4.5-VL: {type(error).__name__}: {error}",
+        ) from error
+    read = processor.read(checkpoint.uri, checkpoint.directory)
+    # The published form has no field for the video's placeholder; servers use the image's.
+    config.setdefault("video_token_id", read.video_token_id)
+    return replace(checkpoint, config=config), read
+
+
+def _with_limits(processor: Any, data: DataSpec) -> Any:
+    """The processor with the spec's limits on the size of pictures."""
+    size = dict(processor.image_processor.size)
+    if data.min_pixels is not None:
+        size["shortest_edge"] = data.min_pixels
+    if data.max_pixels is not None:
+        size["longest_edge"] = data.max_pixels
+    processor.image_processor.size = type(processor.image_processor.size)(**size)
+    return processor

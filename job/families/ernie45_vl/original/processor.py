@@ -1,0 +1,125 @@
+"""Tokenizer, picture settings and chat template in the published layout."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from job.errors import InputError
+from job.families.ernie45_vl.original import served, tokenizer
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_ernie45_vl.Ernie45VLConfig",
+    "AutoProcessor": "processing_ernie45_vl.Ernie45VLProcessor",
+}
+_MODULES = ("configuration_ernie45_vl.py", "processing_ernie45_vl.py")
+
+# What stands for a picture in a template, published and in Transformers; servers look for the
+# first and put the second in its place, as often as the picture has tokens.
+PLACEHOLDERS = (
+    ("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>"),
+    ("<|video@placeholder|>", "<|VIDEO_PLACEHOLDER|>"),
+)
+_IMAGE_KEYS = (
+    *("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "resample"),
+    *("image_mean", "image_std", "rescale_factor", "patch_size", "merge_size"),
+)
+_GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+
+
+def read(uri: str, directory: Path) -> Any:
+    """The checkpoint's processor, of Transformers' own class.
+
+    Raises InputError where a file is missing or cannot be read.
+    """
+    from transformers import (
+        Ernie4_5_VLMoeImageProcessor,
+        Ernie4_5_VLMoeProcessor,
+        Ernie4_5_VLMoeVideoProcessor,
+    )
+
+    config = _read_json(uri, directory, "tokenizer_config.json")
+    settings = _read_json(uri, directory, "preprocessor_config.json")
+    template = _template(uri, directory, config)
+    for published, native in PLACEHOLDERS:
+        template = template.replace(published, native)
+    given = {key: settings[key] for key in _IMAGE_KEYS if key in settings}
+    size = settings.get("size", {})
+    limits = {
+        "shortest_edge": settings.get("min_pixels", size.get("min_pixels")),
+        "longest_edge": settings.get("max_pixels", size.get("max_pixels")),
+    }
+    limits = {key: value for key, value in limits.items() if value is not None}
+    images = Ernie4_5_VLMoeImageProcessor(**given)
+    images.size = type(images.size)(**{**dict(images.size), **limits})
+    # The published settings hold none for videos; Transformers' defaults are the published code's.
+    # Timestamps are not drawn on frames: that takes a font, which no checkpoint holds.
+    videos = {**given, "draw_on_frames": False, **settings.get("video_processor", {})}
+    return Ernie4_5_VLMoeProcessor(
+        images,
+        tokenizer.read(uri, directory, config),
+        Ernie4_5_VLMoeVideoProcessor(**videos),
+        chat_template=template,
+    )
+
+
+def _template(uri: str, directory: Path, config: dict[str, Any]) -> str:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    if (directory / "chat_template.json").is_file():
+        config = _read_json(uri, directory, "chat_template.json")
+    if not isinstance(config.get("chat_template"), str):
+        raise InputError(uri, "holds no chat template", fix="add its chat_template.jinja")
+    return str(config["chat_template"])
+
+
+def _read_json(uri: str, directory: Path, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads((directory / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(uri, f"holds no {name}", fix="copy the checkpoint whole") from error
+    except ValueError as error:
+        raise InputError(uri, f"its {name} is not JSON: {error}") from error
+    assert isinstance(found, dict), name
+    return found
+
+
+def write(processor: Any, directory: Path) -> None:
+    """Writes everything of a checkpoint that is neither weights nor configuration of the model."""
+    processor.tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    # A class of the other layout, and where this process found its tokenizer.
+    for key in ("processor_class", "is_local", "local_files_only"):
+        config.pop(key, None)
+    _write_json(path, config)
+
+    template = _GENERATION_MARK.sub("", processor.chat_template)
+    for published, native in PLACEHOLDERS:
+        template = template.replace(native, published)
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+    images, videos = processor.image_processor.to_dict(), processor.video_processor.to_dict()
+    videos.pop("video_processor_type", None)
+    settings = {
+        "auto_map": AUTO_MAP,
+        "processor_class": AUTO_MAP["AutoProcessor"].partition(".")[2],
+        **{key: images[key] for key in _IMAGE_KEYS},
+        "min_pixels": images["size"]["shortest_edge"],
+        "max_pixels": images["size"]["longest_edge"],
+        "spatial_conv_size": images["merge_size"],
+        "temporal_conv_size": videos["temporal_patch_size"],
+        "video_processor": videos,
+    }
+    _write_json(directory / "preprocessor_config.json", settings)
+
+    assert served.__file__ is not None
+    for module in _MODULES:
+        shutil.copyfile(Path(served.__file__).parent / module, directory / module)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
