@@ -19,7 +19,7 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow test-gpu lint format lock clean
+.PHONY: help run plan validate setup test test-slow test-gpu lint format manifests lock clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ lint: $(VENV)/.ready-dev ## ruff and mypy
 format: $(VENV)/.ready-dev ## Format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+manifests: $(VENV)/.ready ## Make the files of k8s/ anew
+	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
 
 lock: $(VENV)/.ready ## Resolve the lock files anew from pyproject.toml
 	$(VENV)/bin/python -m pip install -qq uv

@@ -6,9 +6,8 @@ from typing import Any
 from job import log
 from job.pipeline import COMMANDS, Pipeline
 from job.prep import sources
+from job.sizes import BYTES, WEIGHTS, adapter_parameters
 from job.spec.load import LoadedSpec
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def plan(loaded: LoadedSpec) -> str:
@@ -80,29 +79,16 @@ def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
     ]
     if spec.lora.method == "lora":
         targets = pipeline.family.lora_targets(skeleton, spec.lora)
-        trainable = _adapter_parameters(skeleton, targets.modules, targets.parameters, spec.lora.r)
+        trainable = adapter_parameters(skeleton, targets.modules, targets.parameters, spec.lora.r)
         rows += [(f"lora: {group}", f"{count} tensors") for group, count in targets.groups.items()]
         rows += [
             ("trainable", f"{trainable:,} ({trainable / total:.2%})"),
-            ("adapter/", log.size(trainable * 4)),
+            ("adapter/", log.size(trainable * WEIGHTS)),
         ]
     if spec.export.merged.enabled:
         dtype = spec.export.merged.dtype
         rows.append(("merged/", f"{log.size(total * BYTES[dtype])} in {dtype}"))
     return rows
-
-
-def _adapter_parameters(
-    skeleton: Any, modules: tuple[str, ...], parameters: tuple[str, ...], rank: int
-) -> int:
-    """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
-    named = dict(skeleton.named_modules())
-    count = sum(rank * (named[name].in_features + named[name].out_features) for name in modules)
-    tensors = dict(skeleton.named_parameters())
-    for name in parameters:
-        *experts, rows, columns = tensors[name].shape
-        count += math.prod(experts) * rank * (rows + columns)
-    return count
 
 
 def _stages(pipeline: Pipeline) -> list[tuple[str, str]]:
