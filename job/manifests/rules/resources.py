@@ -62,9 +62,9 @@ def shared_memory_fits(pod: Pod) -> Iterator[str]:
                 yield f"volume {volume['name']} is memory without an end: it needs a sizeLimit"
                 continue
             shared += value(directory["sizeLimit"])
-    memory = sum(
-        value(container["resources"]["limits"].get("memory", 0))
-        for container in pod.spec["containers"]
-    )
+    limits = [
+        container["resources"]["limits"].get("memory", 0) for container in pod.spec["containers"]
+    ]
+    memory = sum(value(limit) for limit in limits if QUANTITY.fullmatch(str(limit)))
     if shared >= memory:
         yield "its volumes in memory are larger than its memory"
