@@ -87,8 +87,7 @@ format: $(VENV)/.ready-dev ## Format the code
 manifests: $(VENV)/.ready ## Make the files of k8s/ anew
 	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
 
-lock: $(VENV)/.ready ## Resolve the lock files anew from pyproject.toml
-	$(VENV)/bin/python -m pip install -qq uv
+lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml
 	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py
 
 clean: ## Remove the environment and caches

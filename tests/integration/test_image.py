@@ -1,6 +1,6 @@
 """The cpu image, built from a base made here, runs the whole job as the manifest tells it to.
 
-Needs root, buildah and mmdebstrap (Debian: apt-get install buildah mmdebstrap), and about 25 GB of
+Needs root, buildah and mmdebstrap (Debian: apt-get install buildah mmdebstrap), and about 42 GB of
 disk for the time of the test.
 """
 
@@ -19,7 +19,7 @@ import yaml
 from job.manifests import values
 from tests.jobs import ROOT, read_json, sums
 
-BASE, DISK = "localhost/debian:12", 25 * 2**30
+BASE, DISK = "localhost/debian:12", 42 * 2**30
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

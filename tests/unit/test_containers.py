@@ -107,6 +107,28 @@ def test_nothing_is_sent_to_an_engine_but_what_an_image_needs() -> None:
     assert sent == copied
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@each_file
+def test_the_packages_of_the_image_resolve_for_its_platform(
+    path: Path, python: str, tmp_path: Path
+) -> None:
+    """As wheels, so that no compiler is needed; torch itself where the package index has it."""
+    [extras] = re.findall(r"^ARG EXTRAS=(.*)$", path.read_text(), re.MULTILINE)
+    locks = ["base", *extras.split(), *(["torch"] if path.stem == "cuda" else [])]
+    command = [tool("uv"), "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:"]
+    command += [f"--target={tmp_path}", "--python-platform=x86_64-manylinux_2_28"]
+    command += [f"--python-version={python}"]
+    command += [f"--requirements={ROOT / 'requirements' / lock}.txt" for lock in locks]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resolved = set(re.findall(r"^ \+ (\S+)==", done.stderr, re.MULTILINE))
+    assert "transformers" in resolved
+    assert ("bitsandbytes" in resolved) == (path.stem != "cpu")
+    assert ("torch" in resolved) == (path.stem == "cuda")
+    assert path.stem == "cuda" or not any(name.startswith("nvidia-") for name in resolved)
+
+
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(CONTAINERS / "check.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
