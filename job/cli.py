@@ -155,7 +155,7 @@ def manifest(
     platform: Annotated[str, typer.Option(help="amd, nvidia or cpu.")] = "amd",
     nodes: Annotated[int, typer.Option(help="More than one make it a TrainJob.")] = 1,
     kind: Annotated[str, typer.Option(help="job, vllm or vllm-smoke.")] = "job",
-    registry: Annotated[str, typer.Option(help="Where the images are.")] = "registry.example.com",
+    registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="Write all manifests with their overlays into this folder.")
     ] = None,

@@ -35,11 +35,12 @@ def render(order: Order, on: str, nodes: int = 1, kind: str = "job") -> str:
 
 def folder(order: Order, nodes: int = 1, smoke: str | None = None) -> Mapping[str, str]:
     """All manifests of a spec with their overlays, by path; `smoke` names the spec of the test."""
+    test = replace(order, spec=smoke, sets=(), output=None) if smoke else None
     wanted = tree.Wanted(
         amd=order.request(PLATFORMS["amd"]),
         nvidia=order.request(PLATFORMS["nvidia"]),
         several=order.request(PLATFORMS["amd"], max(nodes, SEVERAL)),
-        smoke=replace(order, spec=smoke).request(PLATFORMS["cpu"]) if smoke else None,
+        smoke=test.request(PLATFORMS["cpu"]) if test else None,
     )
     return {path: text.dump(found, COMMENT) for path, found in tree.files(wanted).items()}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from job import log, storage
-from job.errors import UsageError
+from job.errors import SpecError, UsageError
 from job.manifests import values
 from job.manifests.platforms import Platform
 from job.manifests.request import Request
@@ -16,6 +16,9 @@ from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
 from job.spec.parse import decode, parse
 
+LONGEST = 63
+"""Characters of a pod's name that is a host's name too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -23,7 +26,7 @@ class Order:
     """Path or URI."""
     sets: tuple[str, ...] = ()
     output: str | None = None
-    registry: str = values.REGISTRY
+    registry: str | None = None
     environ: Mapping[str, str]
 
     def request(self, platform: Platform, nodes: int = 1) -> Request:
@@ -33,9 +36,8 @@ class Order:
         Raises SpecError, UsageError where several nodes would share such a folder, and
         InputError where the model's configuration cannot be read.
         """
-        if nodes < 1:
-            raise UsageError("--nodes", "must be 1 or more", value=nodes)
         spec, output = self.loaded.spec, self.output
+        _name_is_one_for_kubernetes(spec.name, nodes)
         if storage.is_local(spec.output.uri):
             if nodes > 1:
                 raise UsageError(
@@ -50,7 +52,7 @@ class Order:
             text=self.text,
             platform=platform,
             needs=needs(spec, self.sizes, platform),
-            registry=self.registry,
+            registry=self.registry or values.REGISTRY,
             nodes=nodes,
             sets=self.sets,
             output=output,
@@ -81,3 +83,19 @@ class Order:
             if not log.is_secret_name(name)
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def _name_is_one_for_kubernetes(name: str, nodes: int) -> None:
+    """Raises SpecError for names that a spec may have and an object made from it may not."""
+    if nodes < 1:
+        raise UsageError("--nodes", "must be 1 or more", value=nodes)
+    if not name[0].isalpha():
+        raise SpecError("$.name", "must begin with a letter for a Service of it", value=name)
+    pod = f"{name}-node-0-{nodes - 1}-abcde"
+    if nodes > 1 and len(pod) > LONGEST:
+        raise SpecError(
+            "$.name",
+            f"is too long for the pods of several nodes ({pod})",
+            value=name,
+            fix=f"use {len(name) - len(pod) + LONGEST} characters at most",
+        )

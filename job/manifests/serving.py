@@ -1,5 +1,7 @@
 """Serving what a job exported: vLLM behind a Service, and a Job that asks it a question."""
 
+from job import storage
+from job.errors import SpecError
 from job.manifests import batch, objects, pod, values
 from job.manifests.request import Object, Request
 from job.manifests.resources import quantity
@@ -11,7 +13,11 @@ UP_SECONDS = 30 * 60
 
 
 def deployment(request: Request) -> list[Object]:
-    """vLLM with the merged weights of the job's output, which it fetches and checks itself."""
+    """vLLM with the merged weights of the job's output, which it fetches and checks itself.
+
+    Raises SpecError where there will be no such weights, or none that another pod can reach.
+    """
+    _can_be_served(request)
     labels = request.labels(SERVER)
     return [
         objects.service_account(request, SERVER, "-vllm"),
@@ -91,6 +97,18 @@ def smoke_job(request: Request) -> list[Object]:
             "spec": batch.spec(template),
         },
     ]
+
+
+def _can_be_served(request: Request) -> None:
+    if not request.spec.export.merged.enabled:
+        raise SpecError("$.export.merged.enabled", "must be true for vLLM to serve", value=False)
+    if storage.is_local(request.output_uri):
+        raise SpecError(
+            "$.output.uri",
+            "must be a bucket, for the server to fetch the weights from it",
+            value=request.spec.output.uri,
+            fix="--output s3://bucket/prefix",
+        )
 
 
 def _server(request: Request) -> Object:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from job import __version__
 from job.manifests import values
 from job.manifests.platforms import PLATFORMS
 from tests.jobs import ROOT, tool
@@ -65,6 +66,26 @@ def test_a_base_without_tag_or_whole_digest_is_none(base: str) -> None:
 
 def test_all_images_have_one_base() -> None:
     assert len({line for path in FILES for line in lines(path) if "BASE_IMAGE=" in line}) == 1
+
+
+@each_file
+def test_make_names_the_image_that_the_manifests_ask_for(path: Path) -> None:
+    command = ["make", "-n", "image", f"ACCELERATOR={path.stem}", "ENGINE=podman", "REGISTRY=r.io"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert f"-t {values.image('r.io', path.stem)} " in done.stdout
+    assert done.stdout.lstrip().splitlines()[-1].rstrip().endswith(" .")
+
+
+def test_make_refuses_an_accelerator_without_an_image() -> None:
+    command = ["make", "image", "ACCELERATOR=tpu", "ENGINE=podman"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "must be rocm, cuda or cpu (found tpu)" in done.stderr
+
+
+def test_the_documents_name_the_images_of_this_version() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    assert set(re.findall(r"finetune-job:([\d.]+)-", pages)) == {__version__}
 
 
 @each_file

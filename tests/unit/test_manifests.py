@@ -255,6 +255,31 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -
         manifests.render(Order(spec=LATEX, environ={}), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("sets", "arguments", "message"),
+    [
+        (["name=4bit"], {}, "begin with a letter"),
+        (["name=" + "a" * 52], {"nodes": 2}, "use 48 characters at most"),
+        (["export.merged.enabled=false"], {"kind": "vllm"}, "must be true for vLLM"),
+        (["output.uri=/tmp/x"], {"kind": "vllm"}, "must be a bucket"),
+    ],
+)
+def test_a_spec_that_makes_no_such_object_is_refused(
+    sets: list[str], arguments: dict[str, Any], message: str
+) -> None:
+    order = Order(spec=LATEX, sets=("output.uri=s3://b/x", *sets), environ={})
+    with pytest.raises(SpecError, match=message):
+        manifests.render(order, "amd", **arguments)
+
+
+def test_the_longest_names_fit() -> None:
+    for length, nodes in ((52, 1), (48, 2)):
+        sets = ("output.uri=s3://b/x", "name=" + "a" * length)
+        order = Order(spec=LATEX, sets=sets, environ={})
+        for kind in manifests.KINDS:
+            manifests.render(order, "amd", nodes, kind)
+
+
 def test_an_invalid_spec_is_refused_before_anything_is_rendered() -> None:
     with pytest.raises(SpecError, match="learning_rate"):
         manifests.render(Order(spec=LATEX, sets=("train.learning_rate=-1",), environ={}), "amd")
