@@ -20,6 +20,9 @@ KINDS: Mapping[str, Callable[[Request], list[Object]]] = {
 SEVERAL = 2
 """Nodes of a folder's TrainJob where no number is given."""
 COMMENT = "Made by `python -m job manifest`: change the spec and make it again."
+REFUSED = (
+    "This version of the job trains in one process and refuses several nodes with exit code 2."
+)
 
 
 def render(order: Order, on: str, nodes: int = 1, kind: str = "job") -> str:
@@ -30,7 +33,7 @@ def render(order: Order, on: str, nodes: int = 1, kind: str = "job") -> str:
     if kind not in KINDS:
         raise UsageError("--kind", f"must be one of {', '.join(KINDS)}", value=kind)
     bundle = trainjob.bundle if kind == "job" and nodes > 1 else KINDS[kind]
-    return text.dump(_sound(bundle(order.request(platform(on), nodes))), COMMENT)
+    return _text(_sound(bundle(order.request(platform(on), nodes))))
 
 
 def folder(order: Order, nodes: int = 1, smoke: str | None = None) -> Mapping[str, str]:
@@ -42,7 +45,7 @@ def folder(order: Order, nodes: int = 1, smoke: str | None = None) -> Mapping[st
         several=order.request(PLATFORMS["amd"], max(nodes, SEVERAL)),
         smoke=test.request(PLATFORMS["cpu"]) if test else None,
     )
-    return {path: text.dump(found, COMMENT) for path, found in tree.files(wanted).items()}
+    return {path: _text(found) for path, found in tree.files(wanted).items()}
 
 
 def write(directory: Path, files: Mapping[str, str]) -> None:
@@ -56,3 +59,8 @@ def _sound(documents: list[Object]) -> list[Object]:
     problems = rules.problems(documents)
     assert not problems, "\n".join(problems)
     return documents
+
+
+def _text(documents: list[Object]) -> str:
+    refused = any(document["kind"] == "TrainJob" for document in documents)
+    return text.dump(documents, f"{COMMENT}\n{REFUSED}" if refused else COMMENT)
