@@ -16,10 +16,16 @@ ARGS   ?=
 JOB   := $(VENV)/bin/python -m job
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh
 
+# Images: what builds them, and where they are to be pushed.
+ENGINE   ?= $(shell for e in docker podman buildah; do command -v $$e >/dev/null && echo $$e && break; done)
+REGISTRY ?= localhost
+VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BASE_IMAGE ?=
+
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow test-gpu lint format lock clean
+.PHONY: help run plan validate setup test test-slow test-gpu image lint format manifests lock clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,17 +66,28 @@ test-slow: $(VENV)/.ready-dev $(CHROMIUM)/.ready ## Run the tests that take minu
 test-gpu: $(VENV)/.ready-dev ## Run the tests that need a GPU
 	$(VENV)/bin/python -m pytest -m gpu $(ARGS)
 
-lint: $(VENV)/.ready-dev ## ruff and mypy
+image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…]
+	@test -f containers/$(ACCELERATOR).Containerfile || { echo "image: ACCELERATOR must be rocm, cuda or cpu (found $(ACCELERATOR))" >&2; exit 2; }
+	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name it: ENGINE=…" >&2; exit 2; }
+	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \
+		-t $(REGISTRY)/finetune-job:$(VERSION)-$(ACCELERATOR) \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=12) \
+		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+
+lint: $(VENV)/.ready-dev ## ruff, mypy and hadolint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint containers/*.Containerfile
 
 format: $(VENV)/.ready-dev ## Format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-lock: $(VENV)/.ready ## Resolve the lock files anew from pyproject.toml
-	$(VENV)/bin/python -m pip install -qq uv
+manifests: $(VENV)/.ready ## Make the files of k8s/ anew
+	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
+
+lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml
 	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py
 
 clean: ## Remove the environment and caches

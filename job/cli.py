@@ -138,6 +138,65 @@ def infer(
 
 
 @app.command()
+def fetch(
+    uri: Annotated[str, typer.Argument(help="The output of a finished run.", metavar="URI")],
+    to: Annotated[Path, typer.Option(help="The folder to put the files into.")],
+    part: Annotated[str, typer.Option(help="adapter, merged, or another folder of it.")] = "merged",
+) -> None:
+    """Bring a part of a finished run here, checked by its digests."""
+    from job.fetch import fetch as bring
+
+    log.info(f"{part} is complete", files=bring(uri, part, to), folder=to)
+
+
+@app.command()
+def ask(
+    url: Annotated[str, typer.Argument(help="The server, without /v1.", metavar="URL")],
+    model: Annotated[str, typer.Option(help="The name that the server gives the model.")],
+    question: Annotated[str, typer.Option(help="What to ask about the image.")],
+    image: Annotated[Path | None, typer.Option(help="The image; a drawn formula without.")] = None,
+    wait: Annotated[int, typer.Option(help="Seconds to wait for the server to be ready.")] = 0,
+) -> None:
+    """Show an image to a server that speaks OpenAI's protocol, such as vLLM."""
+    from job.ask import ask as put
+
+    print(put(url, model, question, image, wait))
+
+
+@app.command()
+def manifest(
+    spec: Spec,
+    platform: Annotated[str, typer.Option(help="amd, nvidia or cpu.")] = "amd",
+    nodes: Annotated[int, typer.Option(help="More than one make it a TrainJob.")] = 1,
+    kind: Annotated[str, typer.Option(help="job, vllm or vllm-smoke.")] = "job",
+    registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Write all manifests with their overlays into this folder.")
+    ] = None,
+    smoke: Annotated[
+        str | None, typer.Option(help="With --directory, the spec of its test on a CPU.")
+    ] = None,
+    set: Sets = None,
+    output: OutputUri = None,
+) -> None:
+    """Print the Kubernetes manifest of a job, or write all of them.
+
+    [dim]Example:[/] python -m job manifest specs/latex.yaml --platform cpu | kubectl apply -f -
+    """
+    from job import manifests
+
+    order = manifests.Order(
+        spec=spec, sets=tuple(set or ()), output=output, registry=registry, environ=os.environ
+    )
+    if directory is not None:
+        written = manifests.folder(order, nodes, smoke)
+        manifests.write(directory, written)
+        log.info("written", files=len(written), folder=directory)
+    else:
+        print(manifests.render(order, platform, nodes, kind), end="")
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: Python, packages, accelerator, disk."""
     from job.doctor import doctor as check
@@ -164,6 +223,14 @@ def reference(
 
 
 def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | None) -> None:
+    for name in ("WORLD_SIZE", "PET_NNODES"):
+        if os.environ.get(name, "1") != "1":
+            raise UsageError(
+                name,
+                "this version trains in one process; several would overwrite each other's results",
+                value=os.environ[name],
+                fix="start one process on one node",
+            )
     loaded = _load(spec, sets, output)
     from job import pipeline
 
@@ -179,10 +246,10 @@ def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | Non
 def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec":
     from job import storage
     from job.spec.load import load_spec
+    from job.spec.overrides import with_output
     from job.spec.parse import decode
 
-    overrides = [*(sets or []), *([f"output.uri={output}"] if output else [])]
-    return load_spec(decode(storage.read_bytes(spec), spec), spec, overrides)
+    return load_spec(decode(storage.read_bytes(spec), spec), spec, with_output(sets or (), output))
 
 
 def main() -> NoReturn:

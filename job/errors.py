@@ -6,7 +6,7 @@ Anything that is not a `JobError` is a defect of this project and ends with exit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 OK, USAGE, INTERNAL, STOPPED = 0, 2, 70, 143
 
@@ -35,6 +35,8 @@ class Told(BaseException):
 
     exit_code = INTERNAL
     title = "internal error"
+    retry: Literal["never", "counted", "free"] = "counted"
+    """What a scheduler may do: another try is pointless, costs one of few, or costs nothing."""
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class UsageError(JobError):
 
     exit_code = USAGE
     title = "usage"
+    retry = "never"
 
 
 class SpecError(JobError):
@@ -81,6 +84,7 @@ class SpecError(JobError):
 
     exit_code = 10
     title = "invalid spec"
+    retry = "never"
 
 
 class DataError(JobError):
@@ -88,6 +92,7 @@ class DataError(JobError):
 
     exit_code = 11
     title = "invalid data"
+    retry = "never"
 
 
 class InputError(JobError):
@@ -95,6 +100,7 @@ class InputError(JobError):
 
     exit_code = 12
     title = "input unavailable"
+    retry = "never"
 
 
 class OutOfMemoryError(JobError):
@@ -102,6 +108,7 @@ class OutOfMemoryError(JobError):
 
     exit_code = 20
     title = "out of memory"
+    retry = "never"
 
 
 class StorageError(JobError):
@@ -116,6 +123,7 @@ class ProofError(JobError):
 
     exit_code = 30
     title = "export proof failed"
+    retry = "never"
 
 
 class Stopped(Told):
@@ -126,6 +134,7 @@ class Stopped(Told):
 
     exit_code = STOPPED
     title = "stopped"
+    retry = "free"
 
 
 def _shorten(value: str, limit: int = 160) -> str:

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from job import log
-from job.families.base import TargetGroup
 from job.pipeline import COMMANDS, Pipeline
 from job.prep import sources
+from job.sizes import BYTES, WEIGHTS, adapter_parameters
 from job.spec.load import LoadedSpec
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def plan(loaded: LoadedSpec) -> str:
@@ -83,7 +81,7 @@ def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
     ]
     if spec.lora.method == "lora":
         targets = pipeline.family.lora_targets(skeleton, spec.lora)
-        counts = [trainable_parameters(skeleton, group, spec.lora.r) for group in targets.groups]
+        counts = [adapter_parameters(skeleton, group, spec.lora.r) for group in targets.groups]
         trainable = sum(counts)
         for group, count in zip(targets.groups, counts, strict=True):
             rows.append((f"lora: {group.name}", f"{len(group)} tensors, {count:,} trainable"))
@@ -91,23 +89,12 @@ def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
         rows += [
             ("served", str(pipeline.family.adapter_serving(spec.lora))),
             ("trainable", f"{trainable:,} ({trainable / total:.2%})"),
-            ("adapter/", log.size(trainable * 4)),
+            ("adapter/", log.size(trainable * WEIGHTS)),
         ]
     if spec.export.merged.enabled:
         dtype = spec.export.merged.dtype
         rows.append(("merged/", f"{log.size(total * BYTES[dtype])} in {dtype}"))
     return rows
-
-
-def trainable_parameters(skeleton: Any, group: TargetGroup, rank: int) -> int:
-    """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
-    named = dict(skeleton.named_modules())
-    count = sum(rank * (named[n].in_features + named[n].out_features) for n in group.modules)
-    tensors = dict(skeleton.named_parameters())
-    for name in group.parameters:
-        *experts, rows, columns = tensors[name].shape
-        count += math.prod(experts) * rank * (rows + columns)
-    return count
 
 
 def patterns(names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Writes the lock files of this folder from pyproject.toml: exact pins, no index addresses.
 
-    python requirements/lock.py            (needs uv on the PATH; `make lock` brings it)
+    python requirements/lock.py            (needs uv on the PATH; `make lock` has it there)
 
 One resolution for Linux covers every extra, at the oldest Python supported (what it picks
 installs on 3.12 too), so that no extra can move a base package. It is then split by who installs

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -79,6 +80,14 @@ def small_run_of_rows(train: str, output: str, *more: str, cache: Path) -> list[
         "runtime.cache_dir": cache,
     }
     return ["run", "specs/im2latex.yaml", "--output", output, *sets(settings), *more]
+
+
+def tool(name: str) -> str:
+    """A program that the test environment brings, or else one of the machine's."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    assert found is not None, f"{name} is missing: make test"
+    return found
 
 
 def read_json(path: Path) -> Any:

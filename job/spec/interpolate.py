@@ -40,6 +40,16 @@ def interpolate(document: Document, environ: Mapping[str, str]) -> Expanded:
     return Expanded(expanded, work.shown, tuple(work.findings))
 
 
+def variables(text: str) -> dict[str, str | None]:
+    """The variables that a spec names, each with its default, or None where it has none."""
+    found: dict[str, str | None] = {}
+    for match in _VARIABLE.finditer(text):
+        name, default = match["name"], match["default"]
+        if name and found.get(name) is None:
+            found[name] = None if default is None else default.strip()
+    return found
+
+
 class _Work:
     def __init__(self, places: Mapping[Path, Place], environ: Mapping[str, str]) -> None:
         self.places, self.environ = places, environ

@@ -41,6 +41,11 @@ def override(document: Document, overrides: Sequence[str]) -> tuple[Document, li
     return Document(document.origin, values, places), findings
 
 
+def with_output(overrides: Sequence[str], output: str | None) -> list[str]:
+    """The overrides with `output.uri` last, where one is given."""
+    return [*overrides, *([f"output.uri={output}"] if output else [])]
+
+
 def _value(path: Path, text: str) -> Any:
     try:
         return read_at(path, text)

@@ -47,6 +47,13 @@ def test_10_an_invalid_spec_tells_every_problem_at_once(tmp_path: Path, cache: P
     assert not (tmp_path / "out").exists()
 
 
+def test_2_one_of_several_processes(tmp_path: Path, cache: Path) -> None:
+    for name in ("WORLD_SIZE", "PET_NNODES"):
+        done = job(*small_run(str(tmp_path / "out"), cache=cache), environ={name: "2"})
+        one_error(done, 2, name, "one process")
+    assert not (tmp_path / "out").exists()
+
+
 def test_10_an_optimizer_that_this_machine_lacks(tmp_path: Path, cache: Path) -> None:
     bad = ("--set", "train.optim=adamw_8bit")
     done = job(*small_run(str(tmp_path), *bad, cache=cache))

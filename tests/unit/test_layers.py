@@ -18,11 +18,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("inputs",),
     ("prep",),
     ("families",),
+    ("sizes",),
     ("engines",),
     ("train", "evaluation", "export"),
     ("outputs",),
     ("pipeline",),
-    ("plan", "infer", "doctor"),
+    ("plan", "infer", "doctor", "fetch", "ask", "manifests"),
     ("cli",),
     ("__main__",),
 )

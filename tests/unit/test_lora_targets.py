@@ -16,7 +16,8 @@ from job import engines, families
 from job.engines.device import Accelerator
 from job.export.merged import Merge
 from job.families.ernie45_vl.targets import serving
-from job.plan import patterns, trainable_parameters
+from job.plan import patterns
+from job.sizes import adapter_parameters
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
@@ -138,7 +139,7 @@ def test_the_plan_counts_what_peft_trains(
     [group] = family.lora_targets(family.skeleton(), replace(spec.lora, **KINDS[kind])).groups
     model = adapt(**KINDS[kind])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trainable_parameters(family.skeleton(), group, spec.lora.r) == trained
+    assert adapter_parameters(family.skeleton(), group, spec.lora.r) == trained
 
 
 def test_names_that_differ_in_a_number_are_one_line() -> None:

@@ -1,0 +1,109 @@
+"""Whether an image holds what it should, and nothing more; run while it is built.
+
+    check.py packages cpu|cuda|rocm|default    the environment is the locks', with that torch
+    check.py image                             no compiler, no installer is left
+
+Prints each problem and ends with exit code 1 where there is one.
+"""
+
+import base64
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+LOCKS = Path(__file__).resolve().parent.parent / "requirements"
+FORBIDDEN = ("cc", "gcc", "g++", "c++", "clang", "hipcc", "nvcc", "ld", "make", "pip", "pip3")
+OF_CUDA = re.compile(r"nvidia-|cuda-|triton$")
+"""Packages that belong to a CUDA build of torch, and to no other."""
+
+
+def packages(accelerator: str) -> Iterator[str]:
+    """What is wrong with the packages beside this interpreter."""
+    found = {str(package.name).lower().replace("_", "-"): package for package in distributions()}
+    for name, version in _pins("base").items():
+        yield from _installed(name, version, found)
+    for name in ("torch", "torchvision"):
+        # The build is behind a plus sign: 2.14.1+rocm7.2.
+        yield from _installed(name, _pins("torch")[name], found)
+    if "torch" in found:
+        yield from _build(accelerator, found)
+        yield from _changed(found["torch"])
+
+
+def _build(accelerator: str, found: dict[str, Distribution]) -> Iterator[str]:
+    import torch
+
+    builds = {"cuda": torch.version.cuda, "rocm": torch.version.hip}
+    if accelerator in builds and not builds[accelerator]:
+        yield f"torch {torch.__version__} is no {accelerator} build"
+    if accelerator == "cpu" and any(builds.values()):
+        yield f"torch {torch.__version__} is no cpu build"
+    if accelerator in ("rocm", "cpu"):
+        for name in sorted(filter(OF_CUDA.match, found)):
+            yield f"{name} belongs to a CUDA build of torch"
+    if "bitsandbytes" in found and accelerator != "default":
+        yield from _bitsandbytes(found["bitsandbytes"], builds)
+
+
+def _bitsandbytes(package: Distribution, builds: dict[str, str | None]) -> Iterator[str]:
+    """It has a library for each CUDA and ROCm release that it works with."""
+    for name, version in builds.items():
+        if version:
+            release = "".join(version.split(".")[:2])
+            library = f"bitsandbytes/libbitsandbytes_{name}{release}.so"
+            if not Path(str(package.locate_file(library))).exists():
+                yield f"bitsandbytes does not work here: it has no {Path(library).name}"
+    if not any(builds.values()):
+        yield "bitsandbytes does not work here: it needs a GPU"
+
+
+def _changed(package: Distribution) -> Iterator[str]:
+    """Files of a package that are not those that it was installed with."""
+    for file in package.files or ():
+        if file.hash is None or file.suffix == ".pyc":
+            continue
+        path = Path(str(package.locate_file(file)))
+        if not path.is_file():
+            yield f"{package.name} has lost {file}"
+            continue
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, file.hash.mode).digest()
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
+            yield f"{package.name} was replaced: {file} is another file"
+
+
+def _installed(name: str, version: str, found: dict[str, Distribution]) -> Iterator[str]:
+    there = found[name].version.partition("+")[0] if name in found else "missing"
+    if there != version:
+        yield f"{name} is {there}; the lock says {version}"
+
+
+def _pins(lock: str) -> dict[str, str]:
+    lines = (LOCKS / f"{lock}.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (re.match(r"([a-z0-9-]+)==([^ ;]+)", line.lower()) for line in lines)
+    return {pair[1]: pair[2] for pair in pairs if pair}
+
+
+def image() -> Iterator[str]:
+    """What is left that an image for running has no use for."""
+    for name in FORBIDDEN:
+        if path := shutil.which(name):
+            yield f"{path} is left"
+    if list(distributions(name="pip")):
+        yield "pip is left in the environment"
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["packages", accelerator]:
+            problems = list(packages(accelerator))
+        case ["image"]:
+            problems = list(image())
+        case _:
+            sys.exit(__doc__)
+    print("\n".join(problems) or "the image is as it should be")
+    sys.exit(bool(problems))

@@ -1,0 +1,101 @@
+"""`job ask`: shows an image to a server that speaks OpenAI's protocol, and prints its answer."""
+
+import base64
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from job.errors import InputError
+
+SECONDS = 600
+"""A first question may wait for kernels to be compiled."""
+FORMULA = r"\frac{a}{b} + x^{2}"
+"""What is drawn where no image is given."""
+
+
+def ask(url: str, model: str, question: str, image: Path | None, wait: float = 0) -> str:
+    """The answer to `question` about the picture, or about a drawn formula where none is given.
+
+    Raises InputError where the server is not ready within `wait` seconds, refuses, or answers
+    nothing.
+    """
+    url = url.rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise InputError(url, "must be an address with http:// or https://")
+    _wait(f"{url}/health", wait)
+    data = _drawn() if image is None else _read(image)
+    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
+    picture = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    content = [
+        {"type": "image_url", "image_url": {"url": picture}},
+        {"type": "text", "text": question},
+    ]
+    reply = _post(
+        f"{url}/v1/chat/completions",
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 256,
+            "temperature": 0,
+        },
+    )
+    try:
+        answer = str(reply["choices"][0]["message"]["content"] or "").strip()
+    except (KeyError, IndexError, TypeError) as error:
+        raise InputError(url, f"the reply is not a chat completion: {reply}") from error
+    if not answer:
+        raise InputError(url, "the server answered with nothing", fix="look at the server's log")
+    return answer
+
+
+def _wait(url: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10):  # noqa: S310
+                return
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise InputError(
+                    url,
+                    f"the server is not ready: {error}",
+                    fix="look at its log, or wait longer: --wait 1800",
+                ) from error
+        time.sleep(min(5.0, max(0.1, seconds / 10)))
+
+
+def _post(url: str, body: dict[str, Any]) -> Any:
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        said = error.read(500).decode(errors="replace")
+        raise InputError(url, f"the server refused: {error.code} {said}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(url, f"no answer: {error}", fix="look at the server's log") from error
+
+
+def _read(image: Path) -> bytes:
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise InputError("--image", "cannot be read", value=image) from error
+
+
+def _drawn() -> bytes:
+    from job.prep.formulas import render_latex
+
+    picture = render_latex(FORMULA)
+    assert picture is not None
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,101 @@
+"""What a user asks for: one spec, with what was said beside it on the command line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from job import log, storage
+from job.errors import SpecError, UsageError
+from job.manifests import values
+from job.manifests.platforms import Platform
+from job.manifests.request import Request
+from job.manifests.resources import needs
+from job.sizes import Sizes, measure
+from job.spec.interpolate import variables
+from job.spec.load import LoadedSpec, load_spec
+from job.spec.overrides import with_output
+from job.spec.parse import decode, parse
+
+LONGEST = 63
+"""Characters of a pod's name that is a host's name too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    spec: str
+    """Path or URI."""
+    sets: tuple[str, ...] = ()
+    output: str | None = None
+    registry: str | None = None
+    environ: Mapping[str, str]
+
+    def request(self, platform: Platform, nodes: int = 1) -> Request:
+        """The request for one platform.
+
+        Results that would go to a folder of the container go to the cache's volume instead.
+        Raises SpecError, UsageError where several nodes would share such a folder, and
+        InputError where the model's configuration cannot be read.
+        """
+        spec, output = self.loaded.spec, self.output
+        _name_is_one_for_kubernetes(spec.name, nodes)
+        if storage.is_local(spec.output.uri):
+            if nodes > 1:
+                raise UsageError(
+                    "--nodes",
+                    "several nodes need an output that all of them reach",
+                    value=spec.output.uri,
+                    fix="--output s3://bucket/prefix",
+                )
+            output = f"{values.CACHE}/outputs/{spec.name}"
+        return Request(
+            spec=spec,
+            text=self.text,
+            platform=platform,
+            needs=needs(spec, self.sizes, platform),
+            registry=self.registry or values.REGISTRY,
+            nodes=nodes,
+            sets=self.sets,
+            output=output,
+            environ=self._named(output is not None),
+        )
+
+    @cached_property
+    def text(self) -> str:
+        return decode(storage.read_bytes(self.spec), self.spec)
+
+    @cached_property
+    def loaded(self) -> LoadedSpec:
+        overrides = with_output(self.sets, self.output)
+        return load_spec(self.text, self.spec, overrides, self.environ)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return measure(self.loaded.spec)
+
+    def _named(self, replaced_output: bool) -> dict[str, str]:
+        """The variables that the spec names, secrets aside, with their values."""
+        text = self.text
+        if replaced_output:  # then its variables mean nothing any more
+            text = text.replace(str(parse(text, self.spec).values["output"]["uri"]), "")
+        found = {
+            name: self.environ.get(name) or default
+            for name, default in variables(text).items()
+            if not log.is_secret_name(name)
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _name_is_one_for_kubernetes(name: str, nodes: int) -> None:
+    """Raises SpecError for names that a spec may have and an object made from it may not."""
+    if nodes < 1:
+        raise UsageError("--nodes", "must be 1 or more", value=nodes)
+    if not name[0].isalpha():
+        raise SpecError("$.name", "must begin with a letter for a Service of it", value=name)
+    pod = f"{name}-node-0-{nodes - 1}-abcde"
+    if nodes > 1 and len(pod) > LONGEST:
+        raise SpecError(
+            "$.name",
+            f"is too long for the pods of several nodes ({pod})",
+            value=name,
+            fix=f"use {len(name) - len(pod) + LONGEST} characters at most",
+        )

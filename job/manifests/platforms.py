@@ -1,0 +1,79 @@
+"""What differs between the machines that a job can run on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from job.errors import UsageError
+from job.manifests import values
+
+VLLM = "0.32.0"
+"""The release of vLLM that serves; tags of both images carry it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platform:
+    name: str
+    accelerator: str
+    """As `runtime.accelerator`, and as `make image ACCELERATOR=` has it."""
+    resource: str | None
+    """The device plugin's resource, which is also the key of the taint on such nodes."""
+    groups: tuple[int, ...]
+    """Groups beside the user's own that may open the device."""
+    cpus: int
+    vllm_image: str
+
+    @property
+    def gpus(self) -> int:
+        """The job trains on one device a pod."""
+        return 0 if self.resource is None else 1
+
+    @property
+    def limits(self) -> dict[str, str]:
+        return {self.resource: str(self.gpus)} if self.resource else {}
+
+    @property
+    def tolerations(self) -> list[dict[str, Any]]:
+        if self.resource is None:
+            return []
+        return [{"key": self.resource, "operator": "Exists", "effect": "NoSchedule"}]
+
+
+PLATFORMS = {
+    platform.name: platform
+    for platform in (
+        Platform(
+            name="amd",
+            accelerator="rocm",
+            resource="amd.com/gpu",
+            groups=(values.VIDEO_GROUP, *values.RENDER_GROUPS),
+            cpus=8,
+            vllm_image=f"docker.io/vllm/vllm-openai-rocm:v{VLLM}",
+        ),
+        Platform(
+            name="nvidia",
+            accelerator="cuda",
+            resource="nvidia.com/gpu",
+            groups=(),
+            cpus=8,
+            vllm_image=f"docker.io/vllm/vllm-openai:v{VLLM}",
+        ),
+        Platform(
+            name="cpu",
+            accelerator="cpu",
+            resource=None,
+            groups=(),
+            cpus=2,
+            vllm_image=f"docker.io/vllm/vllm-openai-cpu:v{VLLM}",
+        ),
+    )
+}
+
+
+def platform(name: str) -> Platform:
+    """The platform of that name.
+
+    Raises UsageError for another name.
+    """
+    if name not in PLATFORMS:
+        raise UsageError("--platform", f"must be one of {', '.join(PLATFORMS)}", value=name)
+    return PLATFORMS[name]

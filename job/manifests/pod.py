@@ -1,0 +1,115 @@
+"""The pod that runs the job: what it may do, what it may write, what it is told."""
+
+from typing import Any
+
+from job.manifests import values
+from job.manifests.request import Object, Request
+from job.manifests.resources import quantity
+
+CONFIG = "spec"
+MOUNTS = {"cache": values.CACHE, "work": values.WORK, "tmp": values.TMP, "shm": values.SHM}
+
+
+def template(request: Request, component: str = "training", **pod: Any) -> Object:
+    """The pod template of the job; `pod` replaces keys of its spec."""
+    needs = request.needs
+    spec: Object = {
+        "restartPolicy": "Never",
+        "serviceAccountName": request.name,
+        # The job never speaks to the API server.
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": needs.grace_seconds,
+        "securityContext": pod_security(request.platform.groups),
+        "tolerations": request.platform.tolerations,
+        "containers": [container(request)],
+        "volumes": [
+            {"name": CONFIG, "configMap": {"name": f"{request.name}-spec"}},
+            {"name": "cache", "persistentVolumeClaim": {"claimName": f"{request.name}-cache"}},
+            scratch("work", needs.work),
+            scratch("tmp", needs.tmp),
+            memory("shm", needs.shared_memory),
+        ],
+        **pod,
+    }
+    return {
+        "metadata": {"labels": request.labels(component)},
+        "spec": {key: value for key, value in spec.items() if value != []},
+    }
+
+
+def container(request: Request, name: str = values.CONTAINER) -> Object:
+    """The container that runs the whole job."""
+    found: Object = {
+        "name": name,
+        "image": request.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": arguments(request),
+        "env": [{"name": key, "value": value} for key, value in sorted(request.environ.items())],
+        "envFrom": [{"secretRef": {"name": values.SECRET, "optional": True}}],
+        "resources": _resources(request),
+        "securityContext": container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": CONFIG, "mountPath": values.SPEC_DIR, "readOnly": True},
+            *({"name": name, "mountPath": path} for name, path in MOUNTS.items()),
+        ],
+    }
+    return {key: value for key, value in found.items() if value != []}
+
+
+def arguments(request: Request) -> list[str]:
+    """What the image's entrypoint is given."""
+    settings = {
+        # A pod without its device must fail, not train for weeks on the CPU.
+        "runtime.accelerator": request.platform.accelerator,
+        "runtime.cache_dir": values.CACHE,
+        "runtime.workdir": values.WORK,
+    }
+    sets = (*request.sets, *(f"{key}={value}" for key, value in settings.items()))
+    found = ["--log-format=json", "run", f"{values.SPEC_DIR}/{values.SPEC_FILE}"]
+    found += [f"--set={item}" for item in sets]
+    return [*found, f"--output={request.output}"] if request.output else found
+
+
+def pod_security(groups: tuple[int, ...] = ()) -> Object:
+    """What the Pod Security Standard `restricted` asks of a pod."""
+    found: Object = {
+        "runAsNonRoot": True,
+        "runAsUser": values.UID,
+        "runAsGroup": values.UID,
+        "fsGroup": values.UID,
+        # Without this every start would walk through all files of the cache.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    return {**found, "supplementalGroups": list(groups)} if groups else found
+
+
+def container_security() -> Object:
+    """What `restricted` asks of a container, and a root file system that nobody writes to."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def scratch(name: str, size: int) -> Object:
+    """A folder on the node that goes with the pod."""
+    return {"name": name, "emptyDir": {"sizeLimit": quantity(size)}}
+
+
+def memory(name: str, size: int) -> Object:
+    """A folder in memory; without one /dev/shm holds 64 MB, too little for data loaders."""
+    return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": quantity(size)}}
+
+
+def _resources(request: Request) -> Object:
+    platform, needs = request.platform, request.needs
+    # Memory and disk are given and limited alike: nothing is gained by being killed later.
+    fixed = {"memory": quantity(needs.memory), "ephemeral-storage": quantity(needs.ephemeral)}
+    return {
+        "requests": {"cpu": str(platform.cpus), **fixed, **platform.limits},
+        "limits": {**fixed, **platform.limits},
+    }

@@ -1,0 +1,31 @@
+"""What schemas do not see in manifests: values that contradict each other.
+
+Each rule looks at one pod template in its owner, or at all documents together.
+"""
+
+from collections.abc import Sequence
+
+from job.manifests.request import Object
+from job.manifests.rules import names, policies, references, resources, security
+from job.manifests.rules.pods import pods
+
+POD_RULES = (
+    names.images_are_pinned,
+    policies.restart_policy_fits,
+    policies.failure_policy_names_real_codes,
+    resources.quantities_are_sound,
+    resources.shared_memory_fits,
+    security.is_restricted,
+    security.caches_can_be_written,
+    references.mounts_name_volumes,
+    references.probes_name_ports,
+)
+RULES = (names.names_are_legal, references.objects_exist, references.selectors_select)
+
+
+def problems(documents: Sequence[Object]) -> list[str]:
+    """What is wrong with the documents, a line each; nothing where all is well."""
+    found = [line for rule in RULES for line in rule(documents)]
+    for pod in pods(documents):
+        found += [f"{pod.owner}: {line}" for rule in POD_RULES for line in rule(pod)]
+    return found

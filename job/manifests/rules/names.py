@@ -1,0 +1,33 @@
+"""Names, labels and images."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from job.manifests.request import Object
+from job.manifests.rules.pods import Pod
+
+DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+IMAGE = re.compile(r"\S+/\S+(:(?P<tag>[\w][\w.-]{0,127})|@sha256:[0-9a-f]{64})")
+
+
+def names_are_legal(documents: Sequence[Object]) -> Iterator[str]:
+    seen = set()
+    for document in documents:
+        name = document["metadata"]["name"]
+        where = f"{document['kind']}/{name}"
+        if not DNS_LABEL.fullmatch(name):
+            yield f"{where}: the name must be 1 to 63 lower-case letters, digits and hyphens"
+        if where in seen:
+            yield f"{where}: appears twice"
+        seen.add(where)
+        for key, value in document["metadata"].get("labels", {}).items():
+            if not isinstance(value, str) or not LABEL.fullmatch(value):
+                yield f"{where}: label {key} has the value {value!r}, which labels cannot have"
+
+
+def images_are_pinned(pod: Pod) -> Iterator[str]:
+    for container in pod.containers:
+        found = IMAGE.fullmatch(container["image"])
+        if found is None or found["tag"] == "latest":
+            yield f"image {container['image']} needs a registry, and a tag other than latest"

@@ -1,0 +1,53 @@
+"""Restarts and exit codes."""
+
+from collections.abc import Iterator
+
+from job import errors
+from job.manifests.rules.pods import Pod
+
+CODES = {errors.INTERNAL, *(kind.exit_code for kind in errors.JobError.__subclasses__())}
+NEVER = {kind.exit_code for kind in errors.JobError.__subclasses__() if kind.retry == "never"}
+
+
+def restart_policy_fits(pod: Pod) -> Iterator[str]:
+    policy = pod.spec.get("restartPolicy", "Always")
+    if pod.kind == "Deployment" and policy != "Always":
+        yield f"restartPolicy must be Always in a Deployment (found {policy})"
+    if pod.kind == "Job" and policy != "Never":
+        yield f"restartPolicy must be Never for a failure policy to be allowed (found {policy})"
+
+
+def failure_policy_names_real_codes(pod: Pod) -> Iterator[str]:
+    if pod.kind != "Job":
+        return
+    rules = pod.job.get("podFailurePolicy", {}).get("rules", [])
+    names = {container["name"] for container in pod.spec["containers"]}
+    failing: set[int] = set()
+    for index, rule in enumerate(rules):
+        exits = rule.get("onExitCodes")
+        if exits is None:
+            continue
+        codes = exits["values"]
+        if exits.get("containerName") not in names:
+            yield f"podFailurePolicy[{index}] names no container: {exits.get('containerName')}"
+        if unknown := sorted(set(codes) - CODES):
+            yield f"podFailurePolicy[{index}] names exit codes that the job never has: {unknown}"
+        if codes != sorted(set(codes)) or 0 in codes:
+            yield f"podFailurePolicy[{index}] must list codes once, in order, and never 0: {codes}"
+        if rule["action"] == "FailJob":
+            failing |= set(codes)
+        elif retried := sorted(NEVER & set(codes)):
+            yield f"podFailurePolicy[{index}] tries again what no try can mend: {retried}"
+    if missing := sorted(NEVER - failing):
+        yield f"podFailurePolicy tries again after exit codes that no try can mend: {missing}"
+    if not any(_ignores_disruption(rule) for rule in rules):
+        yield "podFailurePolicy counts a pod that its node lost as a failure of the job"
+    if not pod.job.get("backoffLimit"):
+        yield "backoffLimit must be 1 or more, so that what may pass by itself is tried again"
+
+
+def _ignores_disruption(rule: dict[str, object]) -> bool:
+    condition = {"type": "DisruptionTarget", "status": "True"}
+    conditions = rule.get("onPodConditions", [])
+    assert isinstance(conditions, list)
+    return rule["action"] == "Ignore" and condition in conditions

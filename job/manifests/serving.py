@@ -1,0 +1,205 @@
+"""Serving what a job exported: vLLM behind a Service, and a Job that asks it a question."""
+
+from job import storage
+from job.errors import SpecError
+from job.manifests import batch, objects, pod, values
+from job.manifests.request import Object, Request
+from job.manifests.resources import quantity
+
+SERVER, SMOKE = "serving", "smoke"
+HEALTH = {"httpGet": {"path": "/health", "port": "http"}}
+UP_SECONDS = 30 * 60
+"""Loading the weights and compiling kernels may take this long."""
+
+
+def deployment(request: Request) -> list[Object]:
+    """vLLM with the merged weights of the job's output, which it fetches and checks itself.
+
+    Raises SpecError where there will be no such weights, or none that another pod can reach.
+    """
+    _can_be_served(request)
+    labels = request.labels(SERVER)
+    return [
+        objects.service_account(request, SERVER, "-vllm"),
+        objects.network_policy(
+            request,
+            SERVER,
+            "-vllm",
+            ingress=({"from": [{"podSelector": {}}], "ports": [objects.tcp(values.VLLM_PORT)]},),
+        ),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": request.metadata(SERVER, "-vllm"),
+            "spec": {
+                "selector": request.selector(SERVER),
+                "ports": [{"name": "http", "port": values.VLLM_PORT, "targetPort": "http"}],
+            },
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": request.metadata(SERVER, "-vllm"),
+            "spec": {
+                "replicas": 1,
+                # Two at a time would ask for a second GPU during an update.
+                "strategy": {"type": "Recreate"},
+                "selector": {"matchLabels": request.selector(SERVER)},
+                "template": {"metadata": {"labels": labels}, "spec": _server(request)},
+            },
+        },
+    ]
+
+
+def smoke_job(request: Request) -> list[Object]:
+    """A Job that shows the server an image and fails unless it answers."""
+    needs = {"cpu": "500m", "memory": "2Gi", "ephemeral-storage": "1Gi"}
+    limits = {"memory": "2Gi", "ephemeral-storage": "1Gi"}
+    server = [{"podSelector": {"matchLabels": request.selector(SERVER)}}]
+    asks: Object = {
+        "name": values.CONTAINER,
+        "image": request.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": [
+            "--log-format=json",
+            "ask",
+            f"http://{request.name}-vllm:{values.VLLM_PORT}",
+            f"--model={request.name}",
+            f"--question={request.spec.data.instruction}",
+            f"--wait={UP_SECONDS}",
+        ],
+        "resources": {"requests": needs, "limits": limits},
+        "securityContext": pod.container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "cache", "mountPath": values.CACHE},
+            {"name": "tmp", "mountPath": values.TMP},
+        ],
+    }
+    template = {
+        "metadata": {"labels": request.labels(SMOKE)},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": pod.pod_security(),
+            "containers": [asks],
+            "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        },
+    }
+    egress = {"to": server, "ports": [objects.tcp(values.VLLM_PORT)]}
+    return [
+        objects.network_policy(request, SMOKE, "-vllm-smoke", egress=(egress,)),
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": request.metadata(SMOKE, "-vllm-smoke"),
+            "spec": batch.spec(template),
+        },
+    ]
+
+
+def _can_be_served(request: Request) -> None:
+    if not request.spec.export.merged.enabled:
+        raise SpecError("$.export.merged.enabled", "must be true for vLLM to serve", value=False)
+    if storage.is_local(request.output_uri):
+        raise SpecError(
+            "$.output.uri",
+            "must be a bucket, for the server to fetch the weights from it",
+            value=request.spec.output.uri,
+            fix="--output s3://bucket/prefix",
+        )
+
+
+def _server(request: Request) -> Object:
+    needs, platform = request.needs, request.platform
+    weights = {"name": "weights", "mountPath": values.WEIGHTS}
+    volumes = [
+        pod.scratch("weights", needs.weights),
+        pod.scratch("cache", needs.tmp),
+        pod.scratch("tmp", needs.tmp),
+        pod.memory("shm", needs.shared_memory),
+    ]
+    mounts = [
+        {"name": name, "mountPath": path} for name, path in pod.MOUNTS.items() if name != "work"
+    ]
+    disk = {"ephemeral-storage": quantity(needs.weights + 3 * needs.tmp)}
+    memory = {"memory": quantity(needs.server_memory + needs.shared_memory)}
+    found: Object = {
+        "automountServiceAccountToken": False,
+        "serviceAccountName": f"{request.name}-vllm",
+        "enableServiceLinks": False,
+        "securityContext": pod.pod_security(platform.groups),
+        "tolerations": platform.tolerations,
+        "initContainers": [
+            {
+                "name": "weights",
+                "image": request.image,
+                "imagePullPolicy": "IfNotPresent",
+                "args": [
+                    "--log-format=json",
+                    "fetch",
+                    request.output_uri,
+                    "--part=merged",
+                    f"--to={values.WEIGHTS}",
+                ],
+                "envFrom": [{"secretRef": {"name": values.SECRET, "optional": True}}],
+                "resources": {
+                    "requests": {"cpu": "1", "memory": "2Gi", **disk},
+                    "limits": {"memory": "2Gi", **disk},
+                },
+                "securityContext": pod.container_security(),
+                "volumeMounts": [weights, *mounts],
+            }
+        ],
+        "containers": [
+            {
+                "name": "vllm",
+                "image": platform.vllm_image,
+                "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+                "args": [
+                    f"--model={values.WEIGHTS}",
+                    f"--served-model-name={request.name}",
+                    f"--port={values.VLLM_PORT}",
+                    f"--dtype={request.spec.export.merged.dtype}",
+                    # Of the project's own few modules beside the weights, checked by digest.
+                    "--trust-remote-code",
+                ],
+                "env": [{"name": name, "value": value} for name, value in _ENVIRON.items()],
+                "ports": [{"name": "http", "containerPort": values.VLLM_PORT}],
+                "startupProbe": {
+                    **HEALTH,
+                    "periodSeconds": 10,
+                    "failureThreshold": UP_SECONDS // 10,
+                },
+                "readinessProbe": {**HEALTH, "periodSeconds": 5, "failureThreshold": 3},
+                "livenessProbe": {
+                    **HEALTH,
+                    "periodSeconds": 20,
+                    "timeoutSeconds": 10,
+                    "failureThreshold": 3,
+                },
+                "resources": {
+                    "requests": {"cpu": str(platform.cpus), **memory, **disk, **platform.limits},
+                    "limits": {**memory, **disk, **platform.limits},
+                },
+                "securityContext": pod.container_security(),
+                "volumeMounts": [{**weights, "readOnly": True}, *mounts],
+            }
+        ],
+        "volumes": volumes,
+    }
+    return {key: value for key, value in found.items() if value != []}
+
+
+# Another project's image: it knows nothing of this volume, nor has it a user of this number.
+_ENVIRON = {
+    "HOME": values.CACHE,
+    "USER": "vllm",
+    "HF_HOME": f"{values.CACHE}/huggingface",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CACHE_ROOT": f"{values.CACHE}/vllm",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHINDUCTOR_CACHE_DIR": f"{values.CACHE}/inductor",
+    "TRITON_CACHE_DIR": f"{values.CACHE}/triton",
+}

@@ -1,0 +1,33 @@
+"""Objects as YAML for people: block texts, keys in the order given, a comment on top."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from job.manifests.request import Object
+
+
+def dump(documents: Sequence[Object], comment: str = "") -> str:
+    """A YAML stream of the documents under the comment."""
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+    bodies = [
+        yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        for document in documents
+    ]
+    return head + "---\n".join(bodies)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)

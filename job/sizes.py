@@ -1,0 +1,94 @@
+"""How large a job is, from its spec and the model's architecture alone: no weights are read.
+
+What a plan tells, and what a manifest asks a cluster for, come from here.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from job import inputs, storage
+from job.errors import InputError, SpecError
+from job.families.base import TargetGroup
+from job.families.ernie45_vl import Ernie45VL, published
+from job.families.ernie45_vl.targets import resolve
+from job.spec.types import JobSpec, ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+WEIGHTS, OPTIMIZER = 4, 8
+"""Bytes that a trained parameter takes in a checkpoint: itself in fp32, and Adam's two moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Counts of parameters, and bytes."""
+
+    parameters: int
+    trainable: int
+    download: int
+    """The checkpoint that the job starts from, as fetched; 0 where the project ships it."""
+    adapter: int
+    """What training leaves: the adapter, or all weights where they are trained themselves."""
+    checkpoint: int
+    """One training checkpoint, with the optimizer's state."""
+    merged: int
+    """The merged weights; 0 where the spec asks for none."""
+
+
+def measure(spec: JobSpec) -> Sizes:
+    """The sizes of the job.
+
+    Raises InputError where the model's configuration cannot be read, and SpecError where it
+    belongs to no known family.
+    """
+    model = architecture(spec.model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trainable = parameters
+    if spec.lora.method == "lora":
+        groups = resolve(model, spec.lora).groups
+        trainable = sum(adapter_parameters(model, group, spec.lora.r) for group in groups)
+    shipped = spec.model.model_name_or_path.startswith(inputs.BUILTIN)
+    merged = spec.export.merged
+    return Sizes(
+        parameters=parameters,
+        trainable=trainable,
+        download=0 if shipped else parameters * BYTES["bfloat16"],
+        adapter=trainable * WEIGHTS,
+        checkpoint=trainable * (WEIGHTS + OPTIMIZER),
+        merged=parameters * BYTES[merged.dtype] if merged.enabled else 0,
+    )
+
+
+def architecture(model: ModelSpec) -> "PreTrainedModel":
+    """The model's architecture on the meta device; of a checkpoint only `config.json` is read."""
+    uri = model.model_name_or_path
+    if published.is_published(uri):
+        return published.skeleton(None)
+    if uri.startswith(inputs.BUILTIN):
+        uri = str(inputs.MODELS / uri.removeprefix(inputs.BUILTIN))
+    try:
+        config = json.loads(storage.read_text(storage.join(uri, "config.json")))
+    except ValueError as error:
+        raise InputError(uri, f"its config.json is not JSON: {error}") from error
+    if not Ernie45VL.recognises(config):
+        raise SpecError(
+            "$.model.model_name_or_path",
+            f"its model_type {config.get('model_type')!r} belongs to no family known here",
+            value=uri,
+        )
+    return published.skeleton(config)
+
+
+def adapter_parameters(model: Any, group: TargetGroup, rank: int) -> int:
+    """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
+    named = dict(model.named_modules())
+    count = sum(rank * (named[n].in_features + named[n].out_features) for n in group.modules)
+    tensors = dict(model.named_parameters())
+    for name in group.parameters:
+        *experts, rows, columns = tensors[name].shape
+        count += math.prod(experts) * rank * (rows + columns)
+    return count

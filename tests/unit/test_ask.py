@@ -1,0 +1,118 @@
+"""`job ask` speaks OpenAI's protocol to a real HTTP server, which stands in for vLLM."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from job.ask import ask
+from job.errors import InputError
+
+
+class Server(HTTPServer):
+    """Answers `answer`, after a number of health checks that fail."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer: Any = {"choices": [{"message": {"content": " x^{2} \n"}}]}
+        self.status, self.starting = 200, 0
+        self.asked: list[Any] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.starting -= 1
+        self._reply(503 if self.server.starting >= 0 else 200, {})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append((self.path, json.loads(body), self.headers["Authorization"]))
+        self._reply(self.server.status, self.server.answer)
+
+    def _reply(self, status: int, content: Any) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def test_the_answer_to_a_drawn_formula(server: Server) -> None:
+    assert ask(f"{server.url}/", "latex", "What is this?", None) == "x^{2}"
+    [(path, body, key)] = server.asked
+    assert (path, body["model"], key) == ("/v1/chat/completions", "latex", None)
+    picture, question = body["messages"][0]["content"]
+    assert question == {"type": "text", "text": "What is this?"}
+    head, _, data = picture["image_url"]["url"].partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert min(image.size) > 10
+
+
+def test_an_image_of_ones_own(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg")
+    ask(server.url, "latex", "?", tmp_path / "a.jpg")
+    [(_, body, key)] = server.asked
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/jpeg;base64,")
+    assert key == "Bearer sesame"
+
+
+def test_it_waits_for_a_server_that_is_starting(server: Server) -> None:
+    server.starting = 2
+    with pytest.raises(InputError, match="not ready"):
+        ask(server.url, "latex", "?", None)
+    assert ask(server.url, "latex", "?", None, wait=20) == "x^{2}"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "message"),
+    [
+        (404, {"error": "no such model"}, "refused: 404 .*no such model"),
+        (200, {"choices": [{"message": {"content": ""}}]}, "answered with nothing"),
+        (200, {"choices": []}, "not a chat completion"),
+    ],
+)
+def test_what_is_no_answer_is_an_error(
+    server: Server, status: int, answer: Any, message: str
+) -> None:
+    server.status, server.answer = status, answer
+    with pytest.raises(InputError, match=message):
+        ask(server.url, "latex", "?", None)
+
+
+def test_an_address_needs_its_protocol() -> None:
+    with pytest.raises(InputError, match="http"):
+        ask("localhost:8000", "latex", "?", None)
+
+
+def test_a_missing_image_is_named(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--image"):
+        ask(server.url, "latex", "?", tmp_path / "none.png")

@@ -1,0 +1,205 @@
+"""The Containerfiles lint, agree with the manifests, and the check that builds run finds faults."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from job import __version__
+from job.manifests import values
+from job.manifests.platforms import PLATFORMS
+from tests.jobs import ROOT, tool
+
+CONTAINERS = ROOT / "containers"
+FILES = sorted(CONTAINERS.glob("*.Containerfile"))
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+BASE = re.compile(r"ARG BASE_IMAGE=[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}")
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_every_accelerator_has_an_image() -> None:
+    accelerators = {platform.accelerator for platform in PLATFORMS.values()}
+    assert {path.stem for path in FILES} == accelerators
+
+
+@each_file
+def test_hadolint_finds_nothing(path: Path) -> None:
+    done = subprocess.run([tool("hadolint"), str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_hadolint_is_awake(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.Containerfile"
+    bad.write_text("FROM debian:latest\nENTRYPOINT python -m job\n")
+    done = subprocess.run([tool("hadolint"), str(bad)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0
+    assert "DL3007" in done.stdout
+    assert "DL3025" in done.stdout
+
+
+@each_file
+def test_the_base_is_named_by_tag_and_digest_as_a_build_argument(path: Path) -> None:
+    [base] = [line for line in lines(path) if line.startswith("ARG BASE_IMAGE=")]
+    assert BASE.fullmatch(base)
+    stages = [line for line in lines(path) if line.startswith("FROM ")]
+    assert stages == ["FROM ${BASE_IMAGE} AS build", "FROM ${BASE_IMAGE}"]
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "debian:12-slim",
+        "debian@sha256:" + "0" * 64,
+        "debian:12-slim@sha256:" + "0" * 63,
+        "debian:12-slim@sha256:" + "g" * 64,
+    ],
+)
+def test_a_base_without_tag_or_whole_digest_is_none(base: str) -> None:
+    assert not BASE.fullmatch(f"ARG BASE_IMAGE={base}")
+
+
+def test_all_images_have_one_base() -> None:
+    assert len({line for path in FILES for line in lines(path) if "BASE_IMAGE=" in line}) == 1
+
+
+@each_file
+def test_make_names_the_image_that_the_manifests_ask_for(path: Path) -> None:
+    command = ["make", "-n", "image", f"ACCELERATOR={path.stem}", "ENGINE=podman", "REGISTRY=r.io"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert f"-t {values.image('r.io', path.stem)} " in done.stdout
+    assert done.stdout.lstrip().splitlines()[-1].rstrip().endswith(" .")
+
+
+def test_make_refuses_an_accelerator_without_an_image() -> None:
+    command = ["make", "image", "ACCELERATOR=tpu", "ENGINE=podman"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "must be rocm, cuda or cpu (found tpu)" in done.stderr
+
+
+def test_the_documents_name_the_images_of_this_version() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    assert set(re.findall(r"finetune-job:([\d.]+)-", pages)) == {__version__}
+
+
+@each_file
+def test_the_image_is_what_the_manifests_take_it_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert f"USER {values.UID}:{values.UID}\n" in text
+    assert f"JOB_UID={values.UID} containers/setup.sh runtime" in text
+    assert f'VOLUME ["{values.CACHE}"]' in text
+    assert f"HOME={values.CACHE} " in text
+    assert 'ENTRYPOINT ["/opt/venv/bin/python", "-m", "job"]' in text
+
+
+@each_file
+def test_every_cache_is_on_the_volume(path: Path) -> None:
+    names = re.findall(
+        r"^\s*(?:ENV )?(\w*(?:HOME|CACHE|DIR|DB_PATH)\w*)=(\S+)", path.read_text(), re.M
+    )
+    assert len(names) >= 6
+    for name, place in names:
+        assert place.startswith(values.CACHE), name
+
+
+@each_file
+def test_the_labels_are_those_of_oci(path: Path) -> None:
+    found = set(re.findall(r"org\.opencontainers\.image\.([a-z.]+)=", path.read_text()))
+    assert found == {"title", "description", "licenses", "version", "revision", "base.name"}
+
+
+def test_nothing_is_sent_to_an_engine_but_what_an_image_needs() -> None:
+    ignored = lines(ROOT / ".dockerignore")
+    sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = {
+        source
+        for path in FILES
+        for line in lines(path)
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    }
+    assert "*" in ignored
+    assert sent == copied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@each_file
+def test_the_packages_of_the_image_resolve_for_its_platform(
+    path: Path, python: str, tmp_path: Path
+) -> None:
+    """As wheels, so that no compiler is needed; torch itself where the package index has it."""
+    [extras] = re.findall(r"^ARG EXTRAS=(.*)$", path.read_text(), re.MULTILINE)
+    locks = ["base", *extras.split(), *(["torch"] if path.stem == "cuda" else [])]
+    command = [tool("uv"), "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:"]
+    command += [f"--target={tmp_path}", "--python-platform=x86_64-manylinux_2_28"]
+    command += [f"--python-version={python}"]
+    command += [f"--requirements={ROOT / 'requirements' / lock}.txt" for lock in locks]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resolved = set(re.findall(r"^ \+ (\S+)==", done.stderr, re.MULTILINE))
+    assert "transformers" in resolved
+    assert ("bitsandbytes" in resolved) == (path.stem != "cpu")
+    assert ("torch" in resolved) == (path.stem == "cuda")
+    assert path.stem == "cuda" or not any(name.startswith("nvidia-") for name in resolved)
+
+
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(CONTAINERS / "check.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_check_tells_a_wrong_build_of_torch() -> None:
+    done = check("packages", "rocm")
+    assert done.returncode == 1
+    assert "is no rocm build" in done.stdout
+    assert "triton belongs to a CUDA build of torch" in done.stdout
+
+
+def test_the_check_finds_what_is_left() -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("this machine has no compiler to find")
+    done = check("image")
+    assert done.returncode == 1
+    assert "gcc is left" in done.stdout
+    assert "pip is left in the environment" in done.stdout
+
+
+@pytest.fixture
+def small_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package called torch, with a record of its one file."""
+    import base64
+    import hashlib
+
+    source = b"x = 1\n"
+    digest = base64.urlsafe_b64encode(hashlib.sha256(source).digest()).rstrip(b"=").decode()
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "file.py").write_bytes(source)
+    info = tmp_path / "torch-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.0\n")
+    (info / "RECORD").write_text(f"torch/file.py,sha256={digest},6\n")
+    monkeypatch.syspath_prepend(str(CONTAINERS))
+    return tmp_path
+
+
+def test_the_check_finds_a_torch_that_was_replaced(small_torch: Path) -> None:
+    from importlib.metadata import distributions
+
+    import check as checks
+
+    [package] = distributions(name="torch", path=[str(small_torch)])
+    assert list(checks._changed(package)) == []
+    (small_torch / "torch" / "file.py").write_text("x = 2\n")
+    assert list(checks._changed(package)) == ["torch was replaced: torch/file.py is another file"]
+    (small_torch / "torch" / "file.py").unlink()
+    assert list(checks._changed(package)) == ["torch has lost torch/file.py"]
+    assert list(checks._installed("torch", "2.1", {"torch": package})) == [
+        "torch is 2.0; the lock says 2.1"
+    ]

@@ -1,0 +1,198 @@
+"""Manifests pass the schemas of every supported Kubernetes and the rules that schemas miss.
+
+Each rule is shown a planted failure, and finds that alone.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from job.manifests import rules, trainjob, tree, values
+from job.manifests.rules.resources import value
+from tests.jobs import ROOT
+
+K8S = ROOT / "k8s"
+FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != tree.KUSTOMIZATION)
+CUSTOM = trainjob.API
+VERSIONS = (values.OLDEST_KUBERNETES, values.NEWEST_KUBERNETES)
+
+
+def documents(path: Path) -> list[Any]:
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+def checked(document: Any, version: str) -> None:
+    """Validates strictly; of the Trainer's objects the Jobs inside."""
+    if document["apiVersion"] != CUSTOM:
+        kubernetes_validate.validate(document, version, strict=True)
+    elif document["kind"] == "TrainingRuntime":
+        for replicated in document["spec"]["template"]["spec"]["replicatedJobs"]:
+            job = {**replicated["template"], "apiVersion": "batch/v1", "kind": "Job"}
+            kubernetes_validate.validate(job, version, strict=True)
+
+
+def test_the_newest_kubernetes_is_the_newest_that_the_checks_know() -> None:
+    assert kubernetes_validate.latest_version().startswith(f"{values.NEWEST_KUBERNETES}.")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(K8S)))
+def test_every_manifest_is_valid_by_the_schema(path: Path, version: str) -> None:
+    for document in documents(path):
+        checked(document, version)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(K8S)))
+def test_every_manifest_passes_the_rules(path: Path) -> None:
+    found = documents(path)
+    # The question needs the server, which is in a file of its own.
+    if path.name == tree.SMOKE:
+        found += documents(K8S / tree.SERVER)
+    assert rules.problems(found) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "wrong"),
+    [
+        ("Job", "spec.backofLimit", 3),
+        ("Job", "spec.backoffLimit", "three"),
+        ("Job", "spec.template.spec.containers.0.volumeMount", []),
+        ("NetworkPolicy", "spec.egres", []),
+        ("PersistentVolumeClaim", "spec.accessModes", "ReadWriteOnce"),
+        ("TrainingRuntime", "spec.template.spec.replicatedJobs.0.template.spec.backofLimit", 3),
+    ],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_schema_finds_wrong_names_and_types(
+    kind: str, key: str, wrong: object, version: str
+) -> None:
+    path = K8S / (tree.TRAINJOB if kind == "TrainingRuntime" else tree.JOB)
+    [document] = [found for found in documents(path) if found["kind"] == kind]
+    put(document, key, wrong)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        checked(document, version)
+
+
+# --- planted failures -----------------------------------------------------------------------
+
+
+def put(document: Any, key: str, value: object) -> None:
+    """Sets the value at a dotted key; deletes what is there where the value is None."""
+    *above, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    for part in above:
+        document = document[part]
+    if value is None:
+        del document[last]
+    elif isinstance(document, list) and last == len(document):
+        document.append(value)
+    else:
+        document[last] = value
+
+
+POD = "spec.template.spec"
+BOX = f"{POD}.containers.0"
+RULE = "spec.podFailurePolicy.rules"
+
+# file, kind, dotted key, planted value, what the message says
+PLANTED: list[tuple[str, str, str, object, str]] = [
+    (tree.JOB, "Job", f"{POD}.restartPolicy", "OnFailure", "restartPolicy must be Never"),
+    (tree.SERVER, "Deployment", f"{POD}.restartPolicy", "Never", "must be Always in a Deployment"),
+    (tree.JOB, "Job", "spec.backoffLimit", 0, "backoffLimit must be 1 or more"),
+    (
+        tree.JOB,
+        "Job",
+        f"{RULE}.2.onExitCodes.values",
+        [2, 10, 11, 12, 13, 20, 30],
+        "never has: [13]",
+    ),
+    (tree.JOB, "Job", f"{RULE}.2.onExitCodes.values", [2, 10, 11, 12, 20], "no try can mend: [30]"),
+    (tree.JOB, "Job", f"{RULE}.1.onExitCodes.values", [10, 143], "tries again what no try can"),
+    (tree.JOB, "Job", f"{RULE}.2.onExitCodes.values", [10, 2, 11, 12, 20, 30], "in order"),
+    (tree.JOB, "Job", f"{RULE}.2.onExitCodes.containerName", "main", "names no container: main"),
+    (tree.JOB, "Job", f"{RULE}.0.action", "Count", "that its node lost"),
+    (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "78GiB", "'78GiB' is no quantity"),
+    (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "70Gi", "requests more memory"),
+    (tree.JOB, "Job", f"{BOX}.resources.limits.memory", None, "memory needs a request and a limit"),
+    (tree.JOB, "Job", f"{BOX}.resources.limits.amd~com/gpu", "2", "in both alike"),
+    (tree.JOB, "Job", f"{POD}.tolerations.0.key", "nvidia.com/gpu", "does not tolerate the taint"),
+    (tree.JOB, "Job", f"{POD}.volumes.4.emptyDir.sizeLimit", "400Gi", "larger than its memory"),
+    (tree.JOB, "Job", f"{POD}.volumes.4.emptyDir.sizeLimit", None, "memory without an end"),
+    (tree.JOB, "Job", f"{BOX}.volumeMounts.1.name", "cash", "mounts cash, which is no volume"),
+    (tree.JOB, "Job", f"{BOX}.volumeMounts.1.mountPath", "/work", "two volumes at one path"),
+    (tree.JOB, "Job", f"{POD}.volumes.5", {"name": "x", "emptyDir": {}}, "nothing mounts: ['x']"),
+    (tree.JOB, "Job", f"{POD}.volumes.0.configMap.name", "other", "there is no ConfigMap/other"),
+    (tree.JOB, "Job", f"{POD}.serviceAccountName", "other", "there is no ServiceAccount/other"),
+    (tree.JOB, "Job", f"{POD}.securityContext.runAsNonRoot", None, "a user other than root"),
+    (tree.JOB, "Job", f"{POD}.securityContext.runAsUser", 0, "a user other than root"),
+    (tree.JOB, "Job", f"{POD}.securityContext.seccompProfile", None, "needs a seccompProfile"),
+    (tree.JOB, "Job", f"{POD}.hostNetwork", True, "hostNetwork is not allowed"),
+    (tree.JOB, "Job", f"{BOX}.securityContext.capabilities", {}, "keeps capabilities"),
+    (tree.JOB, "Job", f"{BOX}.securityContext.allowPrivilegeEscalation", True, "gain privileges"),
+    (tree.JOB, "Job", f"{BOX}.securityContext.readOnlyRootFilesystem", None, "write to its image"),
+    (
+        tree.JOB,
+        "Job",
+        f"{BOX}.env.0",
+        {"name": "HF_HOME", "value": "/root"},
+        "nothing can be written",
+    ),
+    (tree.JOB, "Job", f"{BOX}.image", "registry.example.com/job:latest", "other than latest"),
+    (tree.JOB, "Job", f"{BOX}.image", "finetune-job:1", "needs a registry"),
+    (tree.JOB, "Job", "metadata.name", "ERNIE_4.5", "lower-case letters"),
+    (tree.JOB, "Job", "metadata.labels.x", "a b", "labels cannot have"),
+    (tree.JOB, "NetworkPolicy", "spec.podSelector.matchLabels.x", "y", "selects no pod"),
+    (tree.SERVER, "Deployment", "spec.selector.matchLabels.x", "y", "select its own pods"),
+    (tree.SERVER, "Service", "spec.selector.x", "y", "selects no pod"),
+    (tree.SERVER, "Service", "spec.ports.0.targetPort", "web", "no pod has port web"),
+    (tree.SERVER, "Deployment", f"{BOX}.livenessProbe.httpGet.port", "web", "asks port web"),
+    (tree.TRAINJOB, "TrainJob", "spec.runtimeRef.name", "other", "no TrainingRuntime/other"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "key", "planted", "message"),
+    PLANTED,
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
+)
+def test_a_planted_failure_is_found(
+    name: str, kind: str, key: str, planted: object, message: str
+) -> None:
+    found = copy.deepcopy(documents(K8S / name))
+    [document] = [document for document in found if document["kind"] == kind]
+    # The dot in a resource's name is no step down.
+    if "amd~com" in key:
+        document["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"][
+            "amd.com/gpu"
+        ] = planted
+    else:
+        put(document, key, planted)
+    assert any(message in line for line in rules.problems(found)), rules.problems(found)
+
+
+def test_volumes_of_the_host_are_refused() -> None:
+    found = documents(K8S / tree.JOB)
+    volumes = found[-1]["spec"]["template"]["spec"]["volumes"]
+    volumes[2] = {"name": volumes[2]["name"], "hostPath": {"path": "/"}}
+    assert any("not allowed: ['hostPath']" in line for line in rules.problems(found))
+
+
+def test_two_objects_of_one_name_are_found() -> None:
+    found = documents(K8S / tree.JOB)
+    assert any("appears twice" in line for line in rules.problems([*found, found[0]]))
+
+
+@pytest.mark.parametrize(
+    ("quantity", "number"), [("500m", 0.5), ("2", 2), ("1Gi", 2**30), ("1.5k", 1500)]
+)
+def test_quantities_are_read(quantity: str, number: float) -> None:
+    assert value(quantity) == number
+
+
+@pytest.mark.parametrize("quantity", ["1GB", "-1", "1 Gi", "Gi", "1e3x", ""])
+def test_what_is_no_quantity_is_refused(quantity: str) -> None:
+    with pytest.raises(ValueError, match="is no quantity"):
+        value(quantity)

@@ -1,0 +1,297 @@
+"""The files of k8s/ are what `job manifest` writes, and say what the job is and does."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from job import errors, manifests
+from job.errors import SpecError, UsageError
+from job.manifests import features, patches, platforms, resources, values
+from job.manifests.order import Order
+from job.sizes import Sizes, measure
+from job.spec.load import load_spec
+from tests.jobs import ROOT, tool
+
+K8S = ROOT / "k8s"
+ERNIE, LATEX = "specs/ernie-4.5-vl-28b-latex.yaml", "specs/latex.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _from_the_root() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def ernie() -> Order:
+    return Order(spec=ERNIE, environ={})
+
+
+def documents(text: str) -> list[Any]:
+    return list(yaml.safe_load_all(text))
+
+
+def one(text: str, kind: str) -> Any:
+    [found] = [document for document in documents(text) if document["kind"] == kind]
+    return found
+
+
+def pod_of(text: str) -> Any:
+    return one(text, "Job")["spec"]["template"]["spec"]
+
+
+def container_of(text: str) -> Any:
+    return pod_of(text)["containers"][0]
+
+
+# --- the folder -----------------------------------------------------------------------------
+
+
+def test_the_folder_is_what_the_command_writes(ernie: Order) -> None:
+    written = manifests.folder(ernie, smoke=LATEX)
+    there = {str(path.relative_to(K8S)) for path in K8S.rglob("*.yaml")}
+    assert there == set(written), "make manifests"
+    for path, text in written.items():
+        assert (K8S / path).read_text(encoding="utf-8") == text, f"{path}: make manifests"
+
+
+def kustomized(path: str | Path) -> list[Any]:
+    done = subprocess.run([tool("kubectl"), "kustomize", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return sorted(documents(done.stdout), key=lambda found: str(found["kind"]))
+
+
+def rendered(*texts: str) -> list[Any]:
+    found = [document for text in texts for document in documents(text)]
+    return sorted(found, key=lambda document: str(document["kind"]))
+
+
+def test_overlays_give_what_the_command_renders(ernie: Order) -> None:
+    job = manifests.render(ernie, "amd")
+    assert kustomized(K8S / "base") == rendered(job)
+    assert kustomized(K8S / "overlays/nvidia") == rendered(manifests.render(ernie, "nvidia"))
+    served = manifests.render(ernie, "nvidia", kind="vllm")
+    assert kustomized(K8S / "overlays/vllm-nvidia") == rendered(served)
+    smoke = manifests.render(Order(spec=LATEX, environ={}), "cpu")
+    assert kustomized(K8S / "overlays/cpu-smoke") == rendered(smoke)
+    for name, feature in features.FEATURES.items():
+        wanted = features.apply(feature, rendered(job))
+        assert kustomized(K8S / "overlays" / name) == wanted
+
+
+def test_components_go_with_any_overlay(tmp_path: Path, ernie: Order) -> None:
+    (tmp_path / "k8s").mkdir()
+    manifests.write(tmp_path / "k8s", manifests.folder(ernie))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    parts = {
+        "resources": ["../k8s/overlays/nvidia", "../k8s/overlays/vllm-nvidia"],
+        "components": ["../k8s/components/kueue", "../k8s/components/s3-workload-identity"],
+    }
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    found = {document["kind"]: document for document in kustomized(mine)}
+    assert found["Job"]["spec"]["suspend"] is True
+    pod = found["Job"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    fetching = found["Deployment"]["spec"]["template"]["spec"]["initContainers"][0]
+    for container in (pod["containers"][0], fetching):
+        assert "envFrom" not in container
+        assert any(variable["name"] == "AWS_ROLE_ARN" for variable in container["env"])
+
+
+def test_patches_add_to_lists_at_their_end() -> None:
+    before = {"apiVersion": "v1", "kind": "X", "env": [{"a": 1}, {"b": 2}], "gone": 1}
+    after = {"apiVersion": "v1", "kind": "X", "env": [{"a": 9}, {"b": 2}, {"c": 3}], "a/b": 4}
+    [patch] = patches.between([before], [after])
+    assert patch["target"] == {"version": "v1", "kind": "X"}
+    assert patch["patch"] == [
+        {"op": "replace", "path": "/env/0/a", "value": 9},
+        {"op": "add", "path": "/env/-", "value": {"c": 3}},
+        {"op": "remove", "path": "/gone"},
+        {"op": "add", "path": "/a~1b", "value": 4},
+    ]
+
+
+# --- the job --------------------------------------------------------------------------------
+
+
+def test_each_exit_code_has_one_policy(ernie: Order) -> None:
+    job = one(manifests.render(ernie, "amd"), "Job")["spec"]
+    by_action: dict[str, list[int]] = {"Ignore": [], "FailJob": []}
+    for rule in job["podFailurePolicy"]["rules"]:
+        by_action[rule["action"]] += rule.get("onExitCodes", {}).get("values", [])
+    assert by_action == {"Ignore": [errors.STOPPED], "FailJob": [2, 10, 11, 12, 20, 30]}
+    counted = {errors.StorageError.exit_code, errors.INTERNAL}
+    assert not counted & {code for codes in by_action.values() for code in codes}
+    assert job["backoffLimit"] == values.RETRIES
+    disruption = {"type": "DisruptionTarget", "status": "True"}
+    assert job["podFailurePolicy"]["rules"][0] == {
+        "action": "Ignore",
+        "onPodConditions": [disruption],
+    }
+
+
+def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
+    sizes = ernie.sizes
+    assert sizes.parameters == 29_399_294_336
+    found = resources.needs(ernie.loaded.spec, sizes, platforms.PLATFORMS["amd"])
+    container = container_of(manifests.render(ernie, "amd"))
+    assert container["resources"]["requests"] == {
+        "cpu": "8",
+        "memory": resources.quantity(found.memory),
+        "ephemeral-storage": resources.quantity(found.ephemeral),
+        "amd.com/gpu": "1",
+    }
+    assert found.memory > sizes.merged + found.shared_memory
+    assert found.work > sizes.merged
+    assert found.cache > sizes.download
+
+
+@pytest.mark.parametrize("checkpoint", [2_000_000, 136_000_000, 350_000_000_000])
+def test_the_grace_period_is_longer_than_a_save(checkpoint: int) -> None:
+    spec = load_spec((ROOT / LATEX).read_text(), "latex", environ={}).spec
+    sizes = Sizes(parameters=1, trainable=1, download=0, adapter=4, checkpoint=checkpoint, merged=2)
+    found = resources.needs(spec, sizes, platforms.PLATFORMS["amd"])
+    assert found.grace_seconds > found.save_seconds + 60
+    assert found.save_seconds > checkpoint / resources.UPLOAD_RATE
+
+
+def test_the_spec_reaches_the_cluster_as_written_and_loads_there(ernie: Order) -> None:
+    text = manifests.render(ernie, "amd")
+    spec = one(text, "ConfigMap")["data"][values.SPEC_FILE]
+    assert spec == (ROOT / ERNIE).read_text(encoding="utf-8")
+    container = container_of(text)
+    environ = {variable["name"]: variable["value"] for variable in container["env"]}
+    sets = [arg.removeprefix("--set=") for arg in container["args"] if arg.startswith("--set=")]
+    loaded = load_spec(spec, "spec.yaml", sets, environ).spec
+    assert loaded.runtime.accelerator == "rocm"
+    assert (loaded.runtime.cache_dir, loaded.runtime.workdir) == (values.CACHE, values.WORK)
+    assert loaded.output.uri == "s3://my-bucket/ernie-4.5-vl-28b-latex"
+
+
+def test_the_environment_and_overrides_of_the_command_reach_the_pod() -> None:
+    order = Order(
+        spec=ERNIE, environ={"BUCKET": "mine", "HF_TOKEN": "secret-token"}, sets=("lora.r=4",)
+    )
+    text = manifests.render(order, "nvidia")
+    container = container_of(text)
+    assert {"name": "BUCKET", "value": "mine"} in container["env"]
+    assert "--set=lora.r=4" in container["args"]
+    assert "secret-token" not in text
+
+
+def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    spec = (
+        (ROOT / LATEX)
+        .read_text()
+        .replace("uri: ${OUTPUT,outputs/latex}", "uri: s3://b/${MY_TOKEN}")
+    )
+    path.write_text(spec)
+    order = Order(spec=str(path), environ={"MY_TOKEN": "abcdefgh"})
+    text = manifests.render(order, "cpu")
+    assert "abcdefgh" not in text
+    assert {"secretRef": {"name": values.SECRET, "optional": True}} in container_of(text)["envFrom"]
+
+
+def test_results_for_a_local_folder_go_to_the_volume() -> None:
+    container = container_of(manifests.render(Order(spec=LATEX, environ={}), "cpu"))
+    assert "--output=/cache/outputs/latex" in container["args"]
+    assert "env" not in container
+
+
+def test_a_cpu_pod_asks_for_no_device() -> None:
+    pod = pod_of(manifests.render(Order(spec=LATEX, environ={}), "cpu"))
+    assert "tolerations" not in pod
+    assert "supplementalGroups" not in pod["securityContext"]
+    assert not [name for name in pod["containers"][0]["resources"]["limits"] if "/" in name]
+
+
+def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
+    text = manifests.render(ernie, "amd", nodes=4)
+    assert one(text, "TrainJob")["spec"]["trainer"] == {"numNodes": 4, "numProcPerNode": 1}
+    runtime = one(text, "TrainingRuntime")["spec"]
+    assert runtime["mlPolicy"]["numNodes"] == 4
+    [replicated] = runtime["template"]["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    assert replicated["name"] == container["name"] == "node"
+    for rule in job["podFailurePolicy"]["rules"]:
+        assert rule.get("onExitCodes", {"containerName": "node"})["containerName"] == "node"
+    claim = one(text, "PersistentVolumeClaim")["spec"]
+    assert claim["accessModes"] == ["ReadWriteMany"]
+
+
+def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
+    served = one(manifests.render(ernie, "nvidia", kind="vllm"), "Deployment")
+    pod = served["spec"]["template"]["spec"]
+    assert ernie.loaded.spec.output.uri in pod["initContainers"][0]["args"]
+    assert pod["containers"][0]["image"].startswith("docker.io/vllm/vllm-openai:v")
+    smoke = container_of(manifests.render(ernie, "amd", kind="vllm-smoke"))
+    assert f"http://{served['metadata']['name']}:{values.VLLM_PORT}" in smoke["args"]
+    assert f"--served-model-name={ernie.loaded.spec.name}" in pod["containers"][0]["args"]
+    assert f"--model={ernie.loaded.spec.name}" in smoke["args"]
+
+
+# --- refusals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"on": "tpu"}, "--platform"),
+        ({"on": "amd", "kind": "pod"}, "--kind"),
+        ({"on": "amd", "nodes": 0}, "--nodes"),
+        ({"on": "cpu", "nodes": 2}, "--nodes"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(field)):
+        manifests.render(Order(spec=LATEX, environ={}), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("sets", "arguments", "message"),
+    [
+        (["name=4bit"], {}, "begin with a letter"),
+        (["name=" + "a" * 52], {"nodes": 2}, "use 48 characters at most"),
+        (["export.merged.enabled=false"], {"kind": "vllm"}, "must be true for vLLM"),
+        (["output.uri=/tmp/x"], {"kind": "vllm"}, "must be a bucket"),
+    ],
+)
+def test_a_spec_that_makes_no_such_object_is_refused(
+    sets: list[str], arguments: dict[str, Any], message: str
+) -> None:
+    order = Order(spec=LATEX, sets=("output.uri=s3://b/x", *sets), environ={})
+    with pytest.raises(SpecError, match=message):
+        manifests.render(order, "amd", **arguments)
+
+
+def test_the_longest_names_fit() -> None:
+    for length, nodes in ((52, 1), (48, 2)):
+        sets = ("output.uri=s3://b/x", "name=" + "a" * length)
+        order = Order(spec=LATEX, sets=sets, environ={})
+        for kind in manifests.KINDS:
+            manifests.render(order, "amd", nodes, kind)
+
+
+def test_an_invalid_spec_is_refused_before_anything_is_rendered() -> None:
+    with pytest.raises(SpecError, match="learning_rate"):
+        manifests.render(Order(spec=LATEX, sets=("train.learning_rate=-1",), environ={}), "amd")
+
+
+def test_a_checkpoint_needs_its_configuration_only(tmp_path: Path) -> None:
+    config = (ROOT / "job/builtin/ernie-vl-tiny/config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    sets = [f"model.model_name_or_path={tmp_path}"]
+    spec = load_spec((ROOT / LATEX).read_text(), "latex", sets, environ={}).spec
+    builtin = load_spec((ROOT / LATEX).read_text(), "latex", environ={}).spec
+    assert measure(spec).parameters == measure(builtin).parameters
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(SpecError, match="'llama'"):
+        measure(spec)
