@@ -1,7 +1,8 @@
 """A `Trainer` whose checkpoints hold safetensors and JSON only, so that reading one runs no code.
 
 Transformers pickles the optimizer, the scheduler, the generators and its own arguments. Here the
-same states go through `state_files`; the arguments are not read again, and left out.
+same states go through `state_files`; the arguments are not read again, and left out. Weights that
+are trained themselves are stored by their names in memory, and every one has to be there again.
 """
 
 import random
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors.torch import load_model, save_model
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from job.train import state_files
 
@@ -26,7 +30,24 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
             directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            (directory / "training_args.bin").unlink()
+            (directory / "training_args.bin").unlink(missing_ok=True)
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            if isinstance(self.model, PeftModel):
+                super()._save(output_dir, state_dict)
+                return
+            # By the names of the model in memory: `save_pretrained` writes those of the published
+            # layout, and what a resume then reads by name would silently miss most weights.
+            directory = Path(output_dir or self.args.output_dir)
+            directory.mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(directory / SAFE_WEIGHTS_NAME))
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if isinstance(self.model, PeftModel):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+                return
+            weights = Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)
+            load_model(self.model, weights, strict=True)
 
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
             state_files.save(self.optimizer.state_dict(), Path(output_dir, OPTIMIZER))

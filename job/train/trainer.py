@@ -151,6 +151,8 @@ def train(
         optim=optim,
         lora_targets=targets,
     )
+    # Autocast ends with training: what is compared with the stored weights computes as they do.
+    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     _store_weights(spec, family, model, directory)
     shutil.rmtree(scratch, ignore_errors=True)
     return model.eval(), result

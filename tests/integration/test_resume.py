@@ -22,8 +22,10 @@ SETTINGS = {
 COMPARED = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
 
-def train(output: Path, cache: Path) -> None:
-    sets = [item for key, value in SETTINGS.items() for item in ("--set", f"{key}={value}")]
+def train(output: Path, cache: Path, **settings: object) -> None:
+    values = {**SETTINGS, **settings}
+    given = [f"{key}={value}" for key, value in values.items() if value is not None]
+    sets = [item for each in given for item in ("--set", each)]
     app(["train", *small_run(str(output), *sets, cache=cache)[1:]], standalone_mode=False)
 
 
@@ -34,7 +36,7 @@ def history(output: Path) -> list[dict[str, float]]:
 
 def digests(output: Path) -> dict[str, str]:
     files = read_json(output / ".stages" / "train.json")["files"]
-    return {f["path"]: f["sha256"] for f in files if f["path"].startswith("adapter/")}
+    return {f["path"]: f["sha256"] for f in files if f["path"].startswith(("adapter/", "weights/"))}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def interrupted(undisturbed: Path, place: Path, step: int) -> Path:
     """What a training leaves that was killed after it had stored the checkpoint of `step`."""
     output = Path(shutil.copytree(undisturbed / "out", place / "out"))
     (output / ".stages" / "train.json").unlink()
-    shutil.rmtree(output / "adapter")
+    for trained in ("adapter", "weights"):
+        shutil.rmtree(output / trained, ignore_errors=True)
     for checkpoint in (output / "checkpoints").iterdir():
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
@@ -90,3 +93,16 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
     assert "adapter_model.safetensors is damaged" in said
     assert "resuming step=3" in said
     assert digests(output) == digests(undisturbed / "out")
+
+
+def test_a_resumed_full_fine_tuning_is_bit_equal_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = {"lora.method": "full", "lora.lora_dropout": None}
+    train(tmp_path / "out", tmp_path / "cache", **full)
+    output = interrupted(tmp_path, tmp_path / "again", 6)
+    train(output, tmp_path / "cache", **full)
+    assert "resuming step=6" in capsys.readouterr().err
+    assert history(output) == history(tmp_path / "out")
+    assert any(path.startswith("weights/") for path in digests(output))
+    assert digests(output) == digests(tmp_path / "out")
