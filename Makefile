@@ -13,8 +13,11 @@ SPEC   ?= specs/latex.yaml
 OUTPUT ?=
 ARGS   ?=
 
+# vLLM pins other versions than training does.
+SERVING := .venv-serving
+
 JOB   := $(VENV)/bin/python -m job
-LOCKS := $(wildcard requirements/*.txt) requirements/install.sh
+LOCKS := $(filter-out requirements/serving.txt,$(wildcard requirements/*.txt)) requirements/install.sh
 
 # Images: what builds them, and where they are to be pushed.
 ENGINE   ?= $(shell for e in docker podman buildah; do command -v $$e >/dev/null && echo $$e && break; done)
@@ -25,7 +28,7 @@ BASE_IMAGE ?=
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow test-gpu image lint format manifests lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu image lint format manifests lock clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +66,19 @@ $(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
 test-slow: $(VENV)/.ready-dev $(CHROMIUM)/.ready ## Run the tests that take minutes
 	$(VENV)/bin/python -m pytest -m slow $(ARGS)
 
+setup-serving: $(SERVING)/.ready ## Install vLLM for a CPU, in an environment of its own
+
+$(SERVING)/.ready: requirements/serving.txt $(wildcard tests/serving/plugin/*) | $(VENV)/.ready
+	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	@$(SERVING)/bin/python -m pip install -qq --upgrade pip
+	$(SERVING)/bin/python -m pip install -qq --no-deps -r requirements/serving.txt
+	@$(SERVING)/bin/python -m pip install -qq --no-deps --no-build-isolation --force-reinstall ./tests/serving/plugin
+	@rm -rf tests/serving/plugin/build tests/serving/plugin/*.egg-info
+	@touch $@
+
+test-serving: $(VENV)/.ready-dev $(SERVING)/.ready ## Serve what was exported with a real vLLM, and compare
+	JOB_VLLM_PYTHON=$(abspath $(SERVING))/bin/python $(VENV)/bin/python -m pytest -m serving $(ARGS)
+
 test-gpu: $(VENV)/.ready-dev ## Run the tests that need a GPU
 	$(VENV)/bin/python -m pytest -m gpu $(ARGS)
 
@@ -91,4 +107,4 @@ lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml
 	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SERVING) .pytest_cache .mypy_cache .ruff_cache

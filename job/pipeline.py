@@ -84,6 +84,10 @@ class Pipeline:
 
     def open(self) -> None:
         """Takes the output and finds every input before any work is done."""
+        if self.spec.export.verify == "vllm" and "export" in COMMANDS[self.command]:
+            from job.export.serving import require_vllm
+
+            require_vllm()
         self.output.take()
         self.record.versions = provenance.versions()
         self.record.machine = provenance.machine()

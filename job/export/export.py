@@ -13,6 +13,7 @@ from job.engines.base import Engine
 from job.errors import ProofError
 from job.export.merged import Merge, digest
 from job.export.proof import PROBES, Comparison, Outputs, compare, outputs, require_equal
+from job.export.serving import Served, prove, serve
 from job.families.base import Family
 from job.manifest import digest_tree
 from job.prep.records import Row
@@ -40,6 +41,7 @@ class ExportResult:
     verified: str
     adapter_reloaded: Comparison | None
     merged_reloaded: Comparison | None
+    merged_served: Served | None
     trained_against_base: Comparison | None
     tensors_checked: int
 
@@ -111,6 +113,7 @@ def export(
 
     checked = 0
     reloaded: Comparison | None = None
+    served: Served | None = None
     if expected is not None:
         # In a dtype that holds every stored value: fp16's own where it is fast, else fp32.
         exact = torch.float32 if engine.device.type == "cpu" else dtype
@@ -120,6 +123,9 @@ def export(
         del model
         release()
         require_equal("merged", reloaded, spec.export.merged.dtype, _name(engine.dtype))
+        if spec.export.verify == "vllm":
+            limit = 4 * reloaded.largest  # vLLM's arithmetic differs by about as much
+            served = _prove_served(family, rows, target, spec, expected, limit)
     files = digest_tree(target)
     done = ExportResult(
         layout=spec.export.merged.layout,
@@ -133,12 +139,29 @@ def export(
         verified=spec.export.verify,
         adapter_reloaded=reloaded_adapter,
         merged_reloaded=reloaded,
+        merged_served=served,
         trained_against_base=against_base,
         tensors_checked=checked,
     )
     proof = json.dumps({**done.to_json(), "files": [f.to_json() for f in files]}, indent=2)
     (target / PROOF).write_text(proof + "\n")
     return done
+
+
+def _prove_served(
+    family: Family,
+    rows: Sequence[Row],
+    target: Path,
+    spec: JobSpec,
+    expected: Outputs,
+    undecided: float,
+) -> Served:
+    log_file = target.with_name("vllm.log")
+    with serve(target, dtype=spec.export.merged.dtype, log_file=log_file) as server:
+        found = prove(server, family, rows, expected, undecided)
+    log_file.unlink()
+    log.info("served by vLLM", probes=found.probes, same=found.same_answers, tokens=found.tokens)
+    return found
 
 
 def _base_outputs(trained: Any, family: Family, rows: Sequence[Row], load_base: Load) -> Outputs:

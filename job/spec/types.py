@@ -150,7 +150,7 @@ class ExportSpec:
     adapter: Literal[True]
     """The adapter is always stored, and before the merge starts."""
     merged: MergedSpec
-    verify: Literal["reload", "none"]
+    verify: Literal["reload", "vllm", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)

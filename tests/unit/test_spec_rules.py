@@ -53,6 +53,18 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str | None]] = [
 ]
 REFUSED += [
     (
+        ("export.verify=vllm", "export.merged.layout=transformers"),
+        "export.merged.layout",
+        "must be vllm where export.verify is vllm, which serves that",
+        "remove the line, or set export.verify: reload",
+    ),
+    (
+        ("export.verify=vllm", "export.merged.enabled=false"),
+        "export.merged.enabled",
+        "must be true where export.verify is vllm, which serves that",
+        "remove the line, or set export.verify: reload",
+    ),
+    (
         ("lora.method=full", "export.merged.enabled=false"),
         "export.merged.enabled",
         "must be true where lora.method is full: nothing else would be exported",

@@ -87,6 +87,18 @@ def _parameters_take_plain_lora(at: View) -> Iterator[Finding]:
             )
 
 
+def _vllm_reads_its_layout(at: View) -> Iterator[Finding]:
+    if at("export.verify") != "vllm":
+        return
+    for name, needed in (("enabled", True), ("layout", "vllm")):
+        if at(f"export.merged.{name}") != needed:
+            yield find(
+                f"export.merged.{name}",
+                f"must be {quoted(needed)} where export.verify is vllm, which serves that",
+                "remove the line, or set export.verify: reload",
+            )
+
+
 RULES: tuple[Rule, ...] = (
     _full_reads_no_lora_key,
     _full_needs_merged,
@@ -94,4 +106,5 @@ RULES: tuple[Rule, ...] = (
     _targets_replace_toggles,
     _experts_are_named_once,
     _parameters_take_plain_lora,
+    _vllm_reads_its_layout,
 )
