@@ -154,13 +154,19 @@ def _prove_served(
     target: Path,
     spec: JobSpec,
     expected: Outputs,
-    undecided: float,
+    rounding: float,
 ) -> Served:
     log_file = target.with_name("vllm.log")
     with serve(target, dtype=spec.export.merged.dtype, log_file=log_file) as server:
-        found = prove(server, family, rows, expected, undecided)
+        found = prove(server, family, rows, expected, rounding)
     log_file.unlink()
-    log.info("served by vLLM", probes=found.probes, same=found.same_answers, tokens=found.tokens)
+    log.info(
+        "served by vLLM",
+        probes=found.probes,
+        same_answers=found.same_answers,
+        tokens=found.tokens,
+        logprobs_within=f"{found.largest_logprob_difference:.2g}",
+    )
     return found
 
 

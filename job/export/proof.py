@@ -33,6 +33,8 @@ class Outputs:
     answers: tuple[tuple[int, ...], ...]
     margins: tuple[tuple[float, ...], ...]
     """For each answer's token, how far its logit lies above the second best."""
+    logprobs: tuple[tuple[float, ...], ...]
+    """Each answer's token's log-probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +75,16 @@ def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(family.end_tokens),
         )
-    top = torch.stack(written.logits, dim=1).float().topk(2).values  # (B, steps, 2)
-    margins = (top[..., 0] - top[..., 1]).cpu()  # (B, steps)
+    steps = torch.stack(written.logits, dim=1).float()  # (B, steps, V)
+    top = steps.topk(2).values  # (B, steps, 2)
+    margins = top[..., 0] - top[..., 1]  # (B, steps)
+    logprobs = top[..., 0] - steps.logsumexp(-1)  # (B, steps): greedy, so of the largest
     start = asked["input_ids"].shape[1]
     return Outputs(
         logits=logits[labels != IGNORED].float().cpu(),
         answers=tuple(tuple(row) for row in written.sequences[:, start:].tolist()),
         margins=tuple(tuple(row) for row in margins.tolist()),
+        logprobs=tuple(tuple(row) for row in logprobs.tolist()),
     )
 
 

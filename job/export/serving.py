@@ -41,6 +41,7 @@ class Served:
     same_answers: int
     tokens: int
     """Greedy tokens compared, up to where an answer parts."""
+    largest_logprob_difference: float
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -53,6 +54,8 @@ class Reply:
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """The answer's tokens' log-probabilities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class Server:
             "messages": [_openai(message, images) for message in messages],
             "max_tokens": PROBE_TOKENS,
             "temperature": 0,
+            "logprobs": True,
             "return_token_ids": True,
         }
         request = urllib.request.Request(  # noqa: S310 - an address of our own
@@ -83,7 +87,11 @@ class Server:
             with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:  # noqa: S310
                 found = json.load(reply)
             choice = found["choices"][0]
-            return Reply(prompt=tuple(found["prompt_token_ids"]), answer=tuple(choice["token_ids"]))
+            return Reply(
+                prompt=tuple(found["prompt_token_ids"]),
+                answer=tuple(choice["token_ids"]),
+                logprobs=tuple(float(token["logprob"]) for token in choice["logprobs"]["content"]),
+            )
         except urllib.error.HTTPError as error:
             said = error.read(300).decode(errors="replace")
             raise _failed(f"vLLM refused a probe: {error.code} {said}", self.log) from error
@@ -122,17 +130,20 @@ def prove(
     family: Family,
     rows: Sequence[Row],
     expected: Outputs,
-    undecided: float,
+    rounding: float,
     model: str = BASE,
 ) -> Served:
     """Asks the probes and compares prompts and greedy answers, token by token.
 
-    An answer may part from the trained model's only at a token that it chose by a margin of less
-    than `undecided` (in logits). Raises ProofError where one parts elsewhere, or where vLLM saw
-    another prompt than was trained.
+    Up to where an answer parts from the trained model's, the log-probabilities may differ by
+    `rounding`, and it may part only at a token that the model chose by less than that margin (in
+    logits). Raises ProofError where either is more, or where vLLM saw another prompt than was
+    trained.
     """
-    started, same, tokens = time.monotonic(), 0, 0
-    for row, wanted, margins in zip(rows, expected.answers, expected.margins, strict=True):
+    started, same, tokens, largest = time.monotonic(), 0, 0, 0.0
+    for row, wanted, margins, logprobs in zip(
+        rows, expected.answers, expected.margins, expected.logprobs, strict=True
+    ):
         reply = server.ask(row.prompt, row.images, model)
         prompt = family.encode_prompt(row.id, row.prompt, row.images).input_ids
         if reply.prompt != tuple(prompt):
@@ -145,9 +156,18 @@ def prove(
         answer = _ended(wanted, family.end_tokens)
         at = _parting(reply.answer, answer)
         tokens += at
+        compared = zip(reply.logprobs[:at], logprobs, strict=False)
+        largest = max([largest, *(abs(one - other) for one, other in compared)])
+        if not largest <= rounding:
+            raise ProofError(
+                f"served {model}: {row.id}",
+                f"vLLM's log-probabilities differ from the trained model's by {largest:.2g}; "
+                f"rounding explains {rounding:.2g}",
+                fix="do not serve it; report this with the run's export.json",
+            )
         if at == max(len(answer), len(reply.answer)):
             same += 1
-        elif at >= len(margins) or margins[at] > undecided:
+        elif at >= len(margins) or margins[at] > rounding:
             raise ProofError(
                 f"served {model}: {row.id}",
                 f"vLLM's greedy answer parts from the trained model's at token {at}, which that "
@@ -155,7 +175,13 @@ def prove(
                 fix="do not serve it; report this with the run's export.json",
             )
     seconds = round(time.monotonic() - started, 3)
-    return Served(probes=len(rows), same_answers=same, tokens=tokens, seconds=seconds)
+    return Served(
+        probes=len(rows),
+        same_answers=same,
+        tokens=tokens,
+        largest_logprob_difference=largest,
+        seconds=seconds,
+    )
 
 
 @contextmanager
