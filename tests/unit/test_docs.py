@@ -49,5 +49,5 @@ def test_the_spec_in_the_readme_is_valid() -> None:
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     page = text(ROOT / "docs" / "02-results.md")
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
-    codes = {kind.exit_code for kind in (*errors.JobError.__subclasses__(), errors.Stopped)}
+    codes = {kind.exit_code for kind in errors.JobError.__subclasses__()} | {errors.STOPPED}
     assert listed == {errors.OK, errors.JobError.exit_code} | codes
