@@ -8,6 +8,7 @@ import base64
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from job.prep.records import EncodedImage, Message, Part, Row
 PYTHON = "JOB_VLLM_PYTHON"
 START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = 1800, 300, 20
 BASE, ADAPTER = "exported", "adapter"
+_ERROR = re.compile(r"\bERROR\b|^\S*Error: ")
 _TAIL = 6  # lines of the server's log in an error
 
 
@@ -282,5 +284,5 @@ def _free_port() -> int:
 
 def _failed(reason: str, log_file: Path) -> ProofError:
     lines = log_file.read_text(errors="replace").splitlines()
-    said = [line.strip() for line in lines if "Error" in line][-_TAIL:] or lines[-_TAIL:]
+    said = [line for line in lines if _ERROR.search(line)][-_TAIL:] or lines[-_TAIL:]
     return ProofError("served", f"{reason}\n" + "\n".join(said), fix=f"the whole log: {log_file}")

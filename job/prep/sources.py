@@ -75,6 +75,8 @@ def fetch_image(source: StagedSource, path: str) -> bytes:
     Raises OSError for a path that leaves the folder, and for one that cannot be read: the fault
     is the row's, not the job's.
     """
+    if "\0" in path:
+        raise OSError("the image's path holds a null byte")
     if "://" in path or path.startswith(("/", "\\", "~")) or "\\" in path:
         raise OSError("images are named by a path relative to the folder of their list")
     parts = path.split("/")
@@ -132,6 +134,8 @@ def _read_jsonl(name: str, path: Path) -> Iterator[Record]:
                 values = json.loads(line.decode("utf-8-sig"))
                 if not isinstance(values, dict):
                     raise ValueError(f"a line must be a JSON object, found {type(values).__name__}")
+                if b"\\u" in line:  # half of a surrogate pair is JSON, and no text
+                    json.dumps(values, ensure_ascii=False).encode("utf-8")
             except (ValueError, RecursionError) as error:
                 yield Record(id=row_id, values=None, problem=f"unreadable line: {error}")
             else:

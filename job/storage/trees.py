@@ -145,5 +145,6 @@ def _watch(label: str, futures: Sequence[Future[Entry]], entries: Sequence[Entry
         done = shown = 0
         for future in as_completed(futures):
             done += future.result().size
-            bar.advance(-(-done // 2**20) - shown)
-            shown = -(-done // 2**20)
+            if more := -(-done // 2**20) - shown:  # small files are no news
+                bar.advance(more)
+                shown += more

@@ -186,7 +186,7 @@ def test_a_directory_that_vllm_cannot_load_ends_in_one_clear_error(
     log_file = tmp_path / "vllm.log"
     (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
     with (
-        pytest.raises(ProofError, match=r"vLLM ended with 1 before it served\n.*nobody_knows"),
+        pytest.raises(ProofError, match=r"vLLM ended with 1 before it served\n(?s:.*)nobody_knows"),
         serving.serve(tmp_path, dtype="float16", log_file=log_file),
     ):
         pass

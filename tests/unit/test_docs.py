@@ -49,5 +49,15 @@ def test_the_spec_in_the_readme_is_valid() -> None:
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     page = text(ROOT / "docs" / "02-results.md")
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
-    codes = {kind.exit_code for kind in errors.JobError.__subclasses__()}
+    codes = {kind.exit_code for kind in errors.JobError.__subclasses__()} | {errors.STOPPED}
     assert listed == {errors.OK, errors.JobError.exit_code} | codes
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    known = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", text(file))
+    }
+    assert set(re.findall(r"`(test_\w+)`", text(page))) <= known

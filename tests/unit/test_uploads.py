@@ -6,9 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from job.errors import StorageError
+from job import signals
+from job.errors import StorageError, UsageError
 from job.train import state_files
+from job.train.callbacks.store import StoreCallback
+from job.train.checkpoints import CheckpointStore
 from job.train.uploads import BackgroundUploads
 
 WAIT = 10.0  # seconds; only a defect waits as long
@@ -98,3 +102,35 @@ def test_states_come_back_from_their_files_equal_in_value_and_type(tmp_path: Pat
 def test_what_is_neither_a_tensor_nor_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"state\.a\.0: a checkpoint cannot hold a PosixPath"):
         state_files.save({"a": [tmp_path]}, tmp_path / "state")
+
+
+@pytest.mark.parametrize(("grace", "warned"), [("0", True), ("30", False)])
+def test_a_grace_period_shorter_than_a_save_is_warned_about(
+    grace: str,
+    warned: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(signals.GRACE_VARIABLE, grace)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), use_cpu=True)
+    written = tmp_path / "trainer" / "checkpoint-3"
+    written.mkdir(parents=True)
+    (written / "trainer_state.json").write_text("{}")
+    state = TrainerState(global_step=3, log_history=[{"step": 3, "loss": 2.5}])
+    store = CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
+    with BackgroundUploads() as uploads:
+        callback = StoreCallback(store, 2, uploads)
+        control = TrainerControl(should_save=True)
+        callback.on_step_end(arguments, state, control)
+        callback.on_save(arguments, state, control)
+    said = capsys.readouterr().err
+    assert "checkpoint stored step=3 written=" in said
+    assert ("longer than the grace period" in said) is warned
+    assert ("terminationGracePeriodSeconds" in said) is warned
+
+
+def test_a_grace_period_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(signals.GRACE_VARIABLE, "soon")
+    with pytest.raises(UsageError, match="JOB_GRACE_SECONDS: must be a number of seconds"):
+        signals.grace_seconds()

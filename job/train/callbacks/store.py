@@ -43,7 +43,7 @@ class StoreCallback(TrainerCallback):
         assert args.output_dir is not None
         step, started = state.global_step, self._save_started
         written = Path(args.output_dir, f"checkpoint-{step}")
-        # Out of Trainer's sight, which removes its older ones while they are still uploaded.
+        # Away from Trainer's own: what is there is still to be uploaded, and goes when it is.
         directory = Path(args.output_dir, "uploads", f"step-{step}")
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(exist_ok=True)
