@@ -10,6 +10,9 @@ from typing import Any, Literal, Self
 
 OK, USAGE, INTERNAL, STOPPED = 0, 2, 70, 143
 
+Retry = Literal["never", "counted", "free"]
+RETRIES: tuple[Retry, ...] = ("never", "counted", "free")
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -35,7 +38,7 @@ class Told(BaseException):
 
     exit_code = INTERNAL
     title = "internal error"
-    retry: Literal["never", "counted", "free"] = "counted"
+    retry: Retry = "counted"
     """What a scheduler may do: another try is pointless, costs one of few, or costs nothing."""
 
     def __init__(
@@ -141,3 +144,9 @@ def _shorten(value: str, limit: int = 160) -> str:
     """The value on one line, cut in the middle where it is longer than `limit` characters."""
     line = " ".join(value.split()) or repr(value)
     return line if len(line) <= limit else f"{line[: limit - 30]} … {line[-25:]}"
+
+
+def exit_codes(retry: Retry) -> list[int]:
+    """The exit codes of the failures that are to be tried again so."""
+    kinds = {*Told.__subclasses__(), *JobError.__subclasses__()}
+    return sorted({kind.exit_code for kind in kinds if kind.retry == retry})

@@ -34,12 +34,8 @@ RETRIES = 3
 KEEP_SECONDS = 3 * 24 * 3600
 """A finished job stays this long, so that one from a Friday is there on Monday."""
 
-NEVER_RETRIED = tuple(
-    sorted({kind.exit_code for kind in errors.JobError.__subclasses__() if kind.retry == "never"})
-)
-RETRIED_FREE = tuple(
-    sorted({kind.exit_code for kind in errors.JobError.__subclasses__() if kind.retry == "free"})
-)
+NEVER_RETRIED = tuple(errors.exit_codes("never"))
+RETRIED_FREE = tuple(errors.exit_codes("free"))
 
 HTTPS, STORAGE_PORTS = 443, (9000, 8333)
 """The hub and S3; and MinIO and SeaweedFS in the cluster, whose ports policies see behind the

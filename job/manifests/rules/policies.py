@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from job import errors
 from job.manifests.rules.pods import Pod
 
-CODES = {errors.INTERNAL, *(kind.exit_code for kind in errors.JobError.__subclasses__())}
-NEVER = {kind.exit_code for kind in errors.JobError.__subclasses__() if kind.retry == "never"}
+CODES = {code for retry in errors.RETRIES for code in errors.exit_codes(retry)}
+NEVER = set(errors.exit_codes("never"))
 
 
 def restart_policy_fits(pod: Pod) -> Iterator[str]:
