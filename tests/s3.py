@@ -120,6 +120,9 @@ class S3Server:
                     "-master.telemetry=false",
                     "-volume.max=2000",  # every bucket takes several
                     "-s3",
+                    # Both would take one fixed port, of which a machine has one.
+                    "-s3.port.iceberg=0",
+                    "-s3.port.lance=0",
                     "-s3.iam=false",
                     f"-s3.port={self.port}",
                     f"-s3.config={config}",

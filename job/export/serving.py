@@ -137,7 +137,7 @@ def prove(
 ) -> Served:
     """Asks the probes and compares prompts and greedy answers, token by token.
 
-    Up to where an answer parts from the trained model's, the log-probabilities may differ by
+    Up to and where an answer parts from the trained model's, the log-probabilities may differ by
     `rounding`, and it may part only at a token that the model chose by less than that margin (in
     logits). Raises ProofError where either is more, or where vLLM saw another prompt than was
     trained.
@@ -158,7 +158,8 @@ def prove(
         answer = _ended(wanted, family.end_tokens)
         at = _parting(reply.answer, answer)
         tokens += at
-        compared = zip(reply.logprobs[:at], logprobs, strict=False)
+        # At the parting too: each took its own likeliest token, and these are as likely.
+        compared = zip(reply.logprobs[: at + 1], logprobs, strict=False)
         largest = max([largest, *(abs(one - other) for one, other in compared)])
         if not largest <= rounding:
             raise ProofError(
