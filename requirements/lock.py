@@ -10,6 +10,7 @@ what:
                    `make setup ACCELERATOR=rocm|cpu TORCH_INDEX=...`
     base.txt       everything else the job needs
     <extra>.txt    what the extra adds to the two above
+    serving.txt    the dependency group of that name: vLLM, in an environment of its own
 
 All of them are installed with `pip --no-deps`, so nothing later can replace torch.
 """
@@ -18,25 +19,34 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "requirements"
 TORCH_STACK = re.compile(r"^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==")
+# vLLM's wheel for a CPU asks for torch's build for one, which has an index of its own; the plain
+# build serves as well. Its audio and video packages, which nothing here uses, fail to import.
+SERVING = (
+    "torch==2.13.0",
+    "torchvision==0.28.0",
+    "torchaudio; python_version < '3'",
+    "torchcodec; python_version < '3'",
+)
 HEADER = "# Made by requirements/lock.py from pyproject.toml; do not edit.\n"
 
 
 def resolve(extras: list[str], constraints: list[str]) -> list[str]:
     """The pins, one a line with its environment marker, for the base and the extras named."""
+    what = ["pyproject.toml", *(word for extra in extras for word in ("--extra", extra))]
+    return _compile([*what, *(["--constraint", "-"] if constraints else [])], constraints)
+
+
+def _compile(what: list[str], lines: Sequence[str]) -> list[str]:
     command = ["uv", "pip", "compile", "--quiet", "--python-version", "3.11"]
-    command += ["--python-platform", "x86_64-manylinux_2_28"]
-    command += ["--no-header", "--no-annotate", "pyproject.toml"]
-    for extra in extras:
-        command += ["--extra", extra]
-    if constraints:
-        command += ["--constraint", "-"]
+    command += ["--python-platform", "x86_64-manylinux_2_28", "--no-header", "--no-annotate"]
     done = subprocess.run(  # noqa: S603 - fixed words and the names of extras
-        command, cwd=ROOT, input="\n".join(constraints), capture_output=True, text=True
+        [*command, *what], cwd=ROOT, input="\n".join(lines), capture_output=True, text=True
     )
     if done.returncode:
         sys.exit(done.stderr)
@@ -58,6 +68,7 @@ def main() -> None:
     write("base", [pin for pin in base if not TORCH_STACK.match(pin)])
     for extra in extras:
         write(extra, [pin for pin in resolve([extra], everything) if pin not in base])
+    write("serving", _compile(["--group", "serving", "--override", "-"], SERVING))
 
 
 if __name__ == "__main__":
