@@ -53,6 +53,21 @@ def start(
     )
 
 
+def make(*arguments: str) -> Finished:
+    """Runs `make`, as from a shell: what a `make` around the tests left in the environment is not
+    for this one.
+    """
+    environ = {
+        key: text
+        for key, text in os.environ.items()
+        if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    done = subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
 def job(
     *arguments: str,
     environ: Mapping[str, str] | None = None,

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from job.manifests import values
-from tests.jobs import ROOT, read_json, sums
+from tests.jobs import ROOT, make, read_json, sums
 
 BASE, DISK = "localhost/debian:12", 42 * 2**30
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -95,9 +95,8 @@ def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
         "BASE_IMAGE": BASE,
         "IMAGE_FLAGS": " ".join(flags),
     }
-    command = ["make", "image", *(f"{name}={value}" for name, value in arguments.items())]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    built = make("image", *(f"{name}={value}" for name, value in arguments.items()))
+    assert built.code == 0, built.out[-4000:] + built.err[-4000:]
     found = json.loads(buildah("images", "--json"))
     [name] = [name for entry in found for name in entry["names"] or () if "finetune-job" in name]
     return str(name)

@@ -11,7 +11,7 @@ import pytest
 from job import __version__
 from job.manifests import values
 from job.manifests.platforms import PLATFORMS
-from tests.jobs import ROOT, tool
+from tests.jobs import ROOT, make, tool
 
 CONTAINERS = ROOT / "containers"
 FILES = sorted(CONTAINERS.glob("*.Containerfile"))
@@ -70,17 +70,15 @@ def test_all_images_have_one_base() -> None:
 
 @each_file
 def test_make_names_the_image_that_the_manifests_ask_for(path: Path) -> None:
-    command = ["make", "-n", "image", f"ACCELERATOR={path.stem}", "ENGINE=podman", "REGISTRY=r.io"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert f"-t {values.image('r.io', path.stem)} " in done.stdout
-    assert done.stdout.lstrip().splitlines()[-1].rstrip().endswith(" .")
+    done = make("-n", "image", f"ACCELERATOR={path.stem}", "ENGINE=podman", "REGISTRY=r.io")
+    assert f"-t {values.image('r.io', path.stem)} " in done.out
+    assert done.out.rstrip().endswith(" .")
 
 
 def test_make_refuses_an_accelerator_without_an_image() -> None:
-    command = ["make", "image", "ACCELERATOR=tpu", "ENGINE=podman"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2
-    assert "must be rocm, cuda or cpu (found tpu)" in done.stderr
+    done = make("image", "ACCELERATOR=tpu", "ENGINE=podman")
+    assert done.code == 2
+    assert "must be rocm, cuda or cpu (found tpu)" in done.err
 
 
 def test_the_documents_name_the_images_of_this_version() -> None:
