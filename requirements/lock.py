@@ -68,7 +68,10 @@ def main() -> None:
     write("base", [pin for pin in base if not TORCH_STACK.match(pin)])
     for extra in extras:
         write(extra, [pin for pin in resolve([extra], everything) if pin not in base])
-    write("serving", _compile(["--group", "serving", "--override", "-"], SERVING))
+    serving = _compile(["--group", "serving", "--override", "-"], SERVING)
+    # Nothing but this build: where one for a CPU (2.13.0+cpu) is at hand, `==` takes it, and the
+    # plain torchvision does not load beside it.
+    write("serving", [re.sub(r"^torch==", "torch===", pin) for pin in serving])
 
 
 if __name__ == "__main__":
