@@ -20,6 +20,7 @@ from job.errors import JobError, Stopped, Told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
+from job.prep import find
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
@@ -317,14 +318,14 @@ class Pipeline:
         return inputs.find_model(self.spec.model)
 
     @cached_property
-    def train_source(self) -> inputs.StagedSource:
-        return inputs.stage_source(self.spec.data.train, self.cache_dir, "$.data.train")
+    def train_source(self) -> find.StagedSource:
+        return find.stage_source(self.spec.data.train, "$.data.train")
 
     @cached_property
-    def eval_source(self) -> inputs.StagedSource | None:
+    def eval_source(self) -> find.StagedSource | None:
         if self.spec.data.eval is None:
             return None
-        return inputs.stage_source(self.spec.data.eval, self.cache_dir, "$.data.eval")
+        return find.stage_source(self.spec.data.eval, "$.data.eval")
 
     @cached_property
     def data(self) -> PreparedData:

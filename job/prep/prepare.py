@@ -9,10 +9,10 @@ from pathlib import Path
 
 from job import log
 from job.errors import DataError, Problem
-from job.inputs import StagedSource
 from job.prep import sources
+from job.prep.convert import find_columns, to_result
+from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
-from job.prep.messages import Columns, RowRefused, to_row
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split
 from job.prep.splits import held_out, split_key
@@ -137,27 +137,11 @@ def _rows(
     key: str,
 ) -> Iterator[Row]:
     """The source's rows in order; what cannot be one is appended to `rejects`."""
-    columns = _columns(source, source_spec, f"$.data.{key}")
+    columns = find_columns(source, source_spec, f"$.data.{key}")
     total = sources.count(source, source_spec)
 
-    def fetch(path: str) -> bytes:
-        return sources.fetch_image(source, path)
-
     def convert(record: sources.Record) -> Row | Reject:
-        if record.values is None:
-            return Reject(id=record.id, reason=record.problem or "unreadable")
-        named = record.values.get(columns.id) if columns.id else None
-        row_id = record.id if named is None else f"{record.id} ({named})"
-        try:
-            return to_row(
-                record.values,
-                columns,
-                row_id=row_id,
-                instruction=spec.instruction,
-                fetch=fetch,
-            )
-        except RowRefused as error:
-            return Reject(id=row_id, reason=str(error))
+        return to_result(record, columns, spec)
 
     with log.progress(f"prep {key}", total) as bar:
         for result in _ordered_map(convert, sources.read(source, source_spec)):
@@ -166,21 +150,6 @@ def _rows(
                 rejects.append(result)
             else:
                 yield result
-
-
-def _columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
-    present = ("image", "text") if source.builtin else sources.columns(source, spec)
-    if not present:
-        raise DataError(field, "has no readable record", value=spec.uri, fix="check the file")
-    resolved = Columns.resolve(spec.columns, present)
-    if isinstance(resolved, str):
-        raise DataError(
-            f"{field}.columns",
-            f"there is no column `{resolved}`; the source has {', '.join(present)}",
-            value=spec.uri,
-            fix=f"map them, for example: columns: {{image: {present[0]}, text: {present[-1]}}}",
-        )
-    return resolved
 
 
 def _ordered_map(
