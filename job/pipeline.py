@@ -169,6 +169,7 @@ class Pipeline:
             directory / "data",
             seed=self.spec.train.seed,
             label_key=latex.normalize,
+            identity=self.fingerprint("prep"),
         )
         rows = {
             "train": data.train_rows,
@@ -293,7 +294,8 @@ class Pipeline:
         if stage == "prep":
             evaluation = self.eval_source.digest if self.eval_source else None
             digests = [self.train_source.digest, evaluation]
-            parts: list[Any] = [spec["data"], digests, self.spec.train.seed]
+            read = {k: v for k, v in spec["data"].items() if k != "num_proc"}
+            parts: list[Any] = [read, digests, self.spec.train.seed]
         elif stage == "baseline":
             parts = [self.fingerprint("prep"), start, spec["eval"]]
         elif stage == "train":

@@ -53,6 +53,12 @@ def count(source: StagedSource, spec: SourceSpec) -> int:
     return total if spec.limit is None else min(total, spec.limit)
 
 
+def known_count(source: StagedSource, spec: SourceSpec) -> int | None:
+    """How many records there are at most; None where to tell would take a download."""
+    cheap = all(storage.is_local(f.uri) or f.format == "imagefolder" for f in source.files)
+    return count(source, spec) if cheap else spec.limit
+
+
 def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
     """The bytes of a file that a record names, relative to the folder `base`; of a web URL if
     `urls` allows it.

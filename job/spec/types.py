@@ -83,6 +83,9 @@ class DataSpec:
     truncation_strategy: Literal["delete", "left", "right"]
     max_bad_rows: int
     eval_fraction: float
+    leakage: Literal["remove", "refuse"]
+    num_proc: int | None
+    """None takes the cores that the job may use."""
 
 
 @dataclass(frozen=True, kw_only=True)
