@@ -20,7 +20,7 @@ from job.errors import JobError, Stopped, Told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
-from job.prep import find
+from job.prep import find, pictures
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
@@ -293,7 +293,7 @@ class Pipeline:
             start.append(self.spec.train.seed)
         if stage == "prep":
             evaluation = self.eval_source.digest if self.eval_source else None
-            digests = [self.train_source.digest, evaluation]
+            digests = [self.train_source.digest, evaluation, self.pictures]
             read = {k: v for k, v in spec["data"].items() if k != "num_proc"}
             parts: list[Any] = [read, digests, self.spec.train.seed]
         elif stage == "baseline":
@@ -328,6 +328,14 @@ class Pipeline:
         if self.spec.data.eval is None:
             return None
         return find.stage_source(self.spec.data.eval, "$.data.eval")
+
+    @cached_property
+    def pictures(self) -> list[str]:
+        """Digests of the pictures that the sources' lists name."""
+        found = [pictures.digest(self.train_source, self.spec.data.train)]
+        if self.eval_source is not None and self.spec.data.eval is not None:
+            found.append(pictures.digest(self.eval_source, self.spec.data.eval))
+        return found
 
     @cached_property
     def data(self) -> PreparedData:

@@ -20,7 +20,7 @@ import pytest
 
 from job import storage
 from job.errors import DataError, InputError
-from job.prep import readers
+from job.prep import pictures, readers
 from job.prep.find import stage_source
 from job.prep.readers import tars
 from job.prep.records import Row
@@ -382,3 +382,18 @@ def test_a_changed_picture_of_a_folder_changes_the_digest(folder: Path) -> None:
     assert stage_source(spec, "x").digest == before, "dates do not count"
     (folder / "images" / "3.png").write_bytes(png(43, color="black"))
     assert stage_source(spec, "x").digest != before
+
+
+def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pictures(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(folder, plain())
+    storage.copy_tree(str(folder), f"memory://{tmp_path}")
+    for root in (str(folder), f"memory://{tmp_path}"):
+        spec = replace(data_spec(Path("x")).train, uri=f"{root}/rows.jsonl")
+        source = stage_source(spec, "x")
+        before = pictures.digest(source, spec)
+        assert pictures.digest(source, spec) == before
+        storage.write_bytes(f"{root}/images/5.png", png(99))
+        assert stage_source(spec, "x").digest == source.digest
+        assert pictures.digest(source, spec) != before
