@@ -1,11 +1,11 @@
-"""Inputs by URI: what the spec names is found, identified and brought to this machine.
+"""Models by URI: what the spec names is found, identified and brought to this machine.
 
-`find_*` are cheap: they list, and read no weights, so that a run whose stages are complete needs
-no download. `fetch_model` brings the files when a stage asks for them.
+`find_model` is cheap: it lists, and reads no remote weights, so that a run whose stages are
+complete needs no download. `fetch_model` brings the files when a stage asks for them. Data is
+found by `job.prep.find`.
 """
 
 import fnmatch
-import hashlib
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from pathlib import Path
 from job import log, storage
 from job.errors import InputError
 from job.manifest import digest_tree, fingerprint, sha256_file
-from job.spec.types import ModelSpec, SourceSpec
+from job.spec.types import ModelSpec
 
 BUILTIN = "builtin://"
 MODELS = Path(__file__).parent / "builtin"
@@ -39,19 +39,6 @@ class ModelInput:
     @property
     def size_bytes(self) -> int:
         return sum(file.size for file in self.files)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedSource:
-    """A data source whose lists are on this machine; its images are fetched as they are read."""
-
-    uri: str
-    root: str
-    """The folder that relative image paths are resolved in."""
-    files: tuple[tuple[str, Path], ...]
-    """Name for messages, and local path."""
-    digest: str
-    builtin: bool
 
 
 def find_model(model: ModelSpec) -> ModelInput:
@@ -114,55 +101,6 @@ def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
             bar.advance()
     (directory / COMPLETE).touch()
     return directory
-
-
-def stage_source(source: SourceSpec, cache_dir: Path, field: str) -> StagedSource:
-    """The source's lists on this machine.
-
-    Raises InputError where nothing is found or access is denied.
-    """
-    if source.uri == FORMULAS:
-        return StagedSource(
-            uri=source.uri, root=source.uri, files=(), digest=FORMULAS, builtin=True
-        )
-    uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source)
-    if not uris:
-        raise InputError(
-            f"{field}.uri", "nothing is there", value=source.uri, fix="check the path and the split"
-        )
-    files = []
-    for uri in uris:
-        if storage.is_local(uri):
-            path = storage.local_path(uri)
-            if not path.is_file():
-                raise InputError(f"{field}.uri", "there is no such file", value=uri)
-        else:
-            path = cache_dir / "data" / hashlib.sha256(uri.encode()).hexdigest()[:16]
-            path = path / storage.name(uri)
-            storage.download(uri, path)
-        files.append((storage.name(uri), path))
-    return StagedSource(
-        uri=source.uri,
-        root=storage.parent(uris[0]),
-        files=tuple(files),
-        digest=fingerprint([(name, sha256_file(path)) for name, path in files]),
-        builtin=False,
-    )
-
-
-def _members(source: SourceSpec) -> tuple[str, ...]:
-    """The list itself, or where the URI names a folder, the lists in it (of the split)."""
-    if storage.is_file(source.uri):
-        return (source.uri,)
-    wanted = {"jsonl": (".jsonl",), "parquet": (".parquet",)}.get(
-        source.format, (".jsonl", ".parquet")
-    )
-    return tuple(
-        storage.join(source.uri, file.path)
-        for file in storage.list_files(source.uri)
-        if file.path.endswith(wanted)
-        and (source.split is None or storage.name(file.path).startswith(source.split))
-    )
 
 
 def _entries(directory: Path) -> tuple[storage.Entry, ...]:

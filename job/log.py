@@ -132,14 +132,14 @@ def _escape(text: str) -> str:
 
 
 class Progress(Protocol):
-    """A long piece of work of known length."""
+    """A long piece of work, of known length or not."""
 
     def advance(self, done: int = 1, **fields: object) -> None:
         """Another `done` units are finished; `fields` is what to show of them now."""
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+def progress(label: str, total: int | None, unit: str = "rows") -> Iterator[Progress]:
     """Shows how far a piece of work is: a bar on a terminal, a line every ten seconds elsewhere."""
     if on_terminal():
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -150,26 +150,32 @@ def progress(label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
+            TextColumn("[dim]{task.fields[rate]}[/]"),
             TimeRemainingColumn(compact=True),
             TextColumn("[dim]{task.fields[shown]}[/]"),
         )
         with RichProgress(*columns, console=_console(), transient=True) as bars:
-            yield _Bar(bars, bars.add_task(label, total=total, shown=""))
+            yield _Bar(bars, unit, bars.add_task(label, total=total, shown="", rate=""))
     else:
         yield _Lines(label, total, unit)
 
 
 class _Bar:
-    def __init__(self, bars: "object", task: int) -> None:
-        self._bars, self._task = bars, task
+    def __init__(self, bars: "object", unit: str, task: int) -> None:
+        self._bars, self._unit, self._task = bars, unit, task
+        self._done, self._started = 0, time.monotonic()
 
     def advance(self, done: int = 1, **fields: object) -> None:
         shown = "  ".join(f"{key} {_text(value)}" for key, value in fields.items())
-        self._bars.update(self._task, advance=done, shown=shown)  # type: ignore[attr-defined]
+        self._done += done
+        rate = f"{self._done / max(time.monotonic() - self._started, 1e-9):.3g} {self._unit}/s"
+        self._bars.update(self._task, advance=done, shown=shown, rate=rate)  # type: ignore[attr-defined]
 
 
 class _Lines:
-    def __init__(self, label: str, total: int, unit: str, every_seconds: float = 10.0) -> None:
+    def __init__(
+        self, label: str, total: int | None, unit: str, every_seconds: float = 10.0
+    ) -> None:
         self._label, self._total, self._unit = label, total, unit
         self._every, self._done = every_seconds, 0
         self._started = self._last = time.monotonic()
@@ -177,18 +183,15 @@ class _Lines:
     def advance(self, done: int = 1, **fields: object) -> None:
         self._done += done
         now = time.monotonic()
-        if now - self._last < self._every and self._done < self._total:
+        if now - self._last < self._every and self._done != self._total:
             return
         self._last = now
         rate = self._done / max(now - self._started, 1e-9)
-        left = max(self._total - self._done, 0) / rate
-        info(
-            self._label,
-            done=f"{self._done}/{self._total}",
-            rate=f"{rate:.3g} {self._unit}/s",
-            left=duration(left),
-            **fields,
-        )
+        told = {"done": str(self._done), "rate": f"{rate:.3g} {self._unit}/s"}
+        if self._total is not None:
+            told["done"] = f"{self._done}/{self._total}"
+            told["left"] = duration(max(self._total - self._done, 0) / rate)
+        info(self._label, **told, **fields)
 
 
 def duration(seconds: float) -> str:

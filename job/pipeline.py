@@ -20,6 +20,7 @@ from job.errors import JobError, Stopped, Told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
+from job.prep import find, pictures
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
@@ -168,6 +169,7 @@ class Pipeline:
             directory / "data",
             seed=self.spec.train.seed,
             label_key=latex.normalize,
+            identity=self.fingerprint("prep"),
         )
         rows = {
             "train": data.train_rows,
@@ -291,8 +293,9 @@ class Pipeline:
             start.append(self.spec.train.seed)
         if stage == "prep":
             evaluation = self.eval_source.digest if self.eval_source else None
-            digests = [self.train_source.digest, evaluation]
-            parts: list[Any] = [spec["data"], digests, self.spec.train.seed]
+            digests = [self.train_source.digest, evaluation, self.pictures]
+            read = {k: v for k, v in spec["data"].items() if k != "num_proc"}
+            parts: list[Any] = [read, digests, self.spec.train.seed]
         elif stage == "baseline":
             parts = [self.fingerprint("prep"), start, spec["eval"]]
         elif stage == "train":
@@ -317,14 +320,22 @@ class Pipeline:
         return inputs.find_model(self.spec.model)
 
     @cached_property
-    def train_source(self) -> inputs.StagedSource:
-        return inputs.stage_source(self.spec.data.train, self.cache_dir, "$.data.train")
+    def train_source(self) -> find.StagedSource:
+        return find.stage_source(self.spec.data.train, "$.data.train")
 
     @cached_property
-    def eval_source(self) -> inputs.StagedSource | None:
+    def eval_source(self) -> find.StagedSource | None:
         if self.spec.data.eval is None:
             return None
-        return inputs.stage_source(self.spec.data.eval, self.cache_dir, "$.data.eval")
+        return find.stage_source(self.spec.data.eval, "$.data.eval")
+
+    @cached_property
+    def pictures(self) -> list[str]:
+        """Digests of the pictures that the sources' lists name."""
+        found = [pictures.digest(self.train_source, self.spec.data.train)]
+        if self.eval_source is not None and self.spec.data.eval is not None:
+            found.append(pictures.digest(self.eval_source, self.spec.data.eval))
+        return found
 
     @cached_property
     def data(self) -> PreparedData:

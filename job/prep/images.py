@@ -8,6 +8,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
+from job.prep.alike import look
 from job.prep.records import EncodedImage
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def inspect(data: bytes) -> EncodedImage:
                 # Decoded once here, to be sure: a truncated picture must not stop the training
                 # that comes hours later.
                 image.load()
+                seen = look(image)
                 if image.getexif().get(ORIENTATION, 1) in TURNED:
                     width, height = height, width
     except PIL.Image.DecompressionBombError as error:
@@ -58,7 +60,7 @@ def inspect(data: bytes) -> EncodedImage:
         raise
     except Exception as error:
         raise ImageRefused(f"image is damaged: {error}") from error
-    return EncodedImage(data=data, width=width, height=height)
+    return EncodedImage(data=data, width=width, height=height, look=seen)
 
 
 def _check_size(width: int, height: int) -> None:

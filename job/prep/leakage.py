@@ -3,42 +3,64 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job.prep.records import Row
-from job.prep.shards import Rows, ShardWriter
+from job.prep.shards import ShardWriter, Split, batches, shards
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LabelKey = Callable[[str], str]
 """The normal form of a label: labels that mean the same have the same."""
 
 
-def drop_leaked(directory: Path, label_key: LabelKey) -> int:
+def drop_leaked(directory: Path, *, remove: bool = True) -> int:
     """Removes from the training shards every row that shows or says what a held-out row does.
 
-    Gives how many were removed. The shards are read once; only digests are kept in memory.
+    Gives how many there are; `remove=False` only counts. Only digests are read, and in memory are
+    those of the held-out rows; a shard without such a row stays as it is.
     """
-    seen: set[bytes] = set()
-    for row in Rows(directory, "eval"):
-        seen.update(_keys(row, label_key))
-    train = Rows(directory, "train")
-    leaked = {i for i, row in enumerate(train) if not seen.isdisjoint(_keys(row, label_key))}
-    if not leaked:
-        return 0
-    cleaned = directory / "cleaned"
-    cleaned.mkdir()
-    writer = ShardWriter(cleaned, "train")
-    for index, row in enumerate(train):
-        if index not in leaked:
-            writer.write(row)
-    writer.close()
-    for old in directory.glob("train-*.arrow"):
-        old.unlink()
-    for new in cleaned.iterdir():
-        new.rename(directory / new.name)
-    cleaned.rmdir()
-    return len(leaked)
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute
+
+    held_out = np.unique(digests(directory, "eval", "keys"))
+    leaked = 0
+    for shard in shards(directory, "train"):
+        masks = []
+        for batch in batches(shard, ["keys"]):
+            keys = batch.column(0)
+            hit = np.isin(keys.flatten().to_numpy(zero_copy_only=False), held_out)
+            rows = pa.compute.list_parent_indices(keys).to_numpy(zero_copy_only=False)
+            mask = np.zeros(len(batch), dtype=bool)
+            mask[rows[hit]] = True
+            masks.append(mask)
+        found = sum(int(mask.sum()) for mask in masks)
+        leaked += found
+        if found and remove:
+            writer = ShardWriter(shard)
+            for batch, mask in zip(batches(shard), masks, strict=True):
+                writer.copy(batch.filter(pa.array(~mask)))
+            writer.close()
+    return leaked
 
 
-def _keys(row: Row, label_key: LabelKey) -> list[bytes]:
+def digests(directory: Path, split: Split, column: str) -> "np.ndarray":
+    """One column of digests of a whole split, flat: eight bytes each."""
+    import numpy as np
+    import pyarrow as pa
+
+    found = [np.empty(0, dtype=np.uint64)]
+    for shard in shards(directory, split):
+        for batch in batches(shard, [column]):
+            values = batch.column(0)
+            flat = values.flatten() if pa.types.is_list(values.type) else values
+            found.append(flat.to_numpy(zero_copy_only=False).copy())
+    return np.concatenate(found)
+
+
+def keys_of(row: Row, label_key: LabelKey) -> list[int]:
     """Digests of a row's pictures and of its label; of the whole conversation without pictures.
 
     A label counts only beside a picture that is to be read: `yes` answers many questions.
@@ -47,10 +69,18 @@ def _keys(row: Row, label_key: LabelKey) -> list[bytes]:
     if keys:
         keys.append(_digest(b"label", label_key(row.answer).encode("utf-8", "surrogatepass")))
     else:
-        said = "\0".join(message.text for message in row.messages)
-        keys.append(_digest(b"text", said.encode("utf-8", "surrogatepass")))
+        keys.append(_digest(b"text", _said(row)))
     return keys
 
 
-def _digest(kind: bytes, data: bytes) -> bytes:
-    return hashlib.blake2b(data, key=kind, digest_size=16).digest()
+def whole_of(row: Row) -> int:
+    """A digest of all that a row shows and says, and not of its id."""
+    return _digest(b"row", b"\0".join([*(image.data for image in row.images), _said(row)]))
+
+
+def _said(row: Row) -> bytes:
+    return "\0".join(message.text for message in row.messages).encode("utf-8", "surrogatepass")
+
+
+def _digest(kind: bytes, data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, key=kind, digest_size=8).digest(), "big")

@@ -1,23 +1,35 @@
-"""From a source's record to a row: `image` + `text` columns, or `messages`.
+"""From a source's record to a row: `image` + `text` columns, a conversation, or Alpaca columns.
 
 Accepted are the shapes people have: an OCR pair, where the instruction of the spec is the
-question and `text` the answer, and a conversation whose content is text or a list of parts
+question and `text` the answer; a conversation whose content is text or a list of parts
 (`{"type": "text", "text": …}`, `{"type": "image", "image": …}`), its images inline or in an
-`image`/`images` column, taken in order.
+`image`/`images` column, taken in order; ShareGPT's turns of `from` and `value`, and Alpaca's
+`instruction`, `input` and `output`, where `<image>` stands for the next image.
 """
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from job.prep.images import ImageRefused, inspect
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.records import EncodedImage, Message, Part, Role, Row
 from job.spec.types import ColumnsSpec
 
 MAX_TEXT = 100_000
 IMAGE_PARTS = ("image", "image_url")
-ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
+ROLES: dict[object, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+MARK = "<image>"
+"""Where ShareGPT's and Alpaca's texts have an image."""
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+_PICTURES = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 Fetch = Callable[[str], bytes]
 """The bytes of an image by the path or URI that a record names; raises JobError or OSError."""
@@ -29,12 +41,14 @@ class RowRefused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of one source by what they hold; `image` and `text`, or `messages`."""
+    """The columns of one source by what they hold; `image` and `text`, or `messages`, or neither
+    where `alpaca` says that its columns are there."""
 
     image: str | None
     text: str | None
     messages: str | None
     id: str | None
+    alpaca: bool = False
 
     @classmethod
     def resolve(cls, spec: ColumnsSpec, present: tuple[str, ...]) -> "Columns | str":
@@ -47,12 +61,13 @@ class Columns:
             return named or next((name for name in usual if name in present), None)
 
         columns = cls(
-            image=pick(spec.image, "image", "images"),
+            image=pick(spec.image, "image", "images", "file_name"),
             text=None if spec.messages else pick(spec.text, "text", "label", "answer"),
-            messages=None if spec.text else pick(spec.messages, "messages"),
+            messages=None if spec.text else pick(spec.messages, "messages", "conversations"),
             id=pick(spec.id, "id"),
+            alpaca=not spec.text and {"instruction", "output"} <= set(present),
         )
-        if columns.messages is not None:
+        if columns.messages is not None or columns.alpaca:
             return columns
         if columns.text is None:
             return "text"
@@ -74,6 +89,8 @@ def to_row(
     pictures = [_image(value, fetch) for value in _listed(record, columns.image)]
     if columns.messages is not None and record.get(columns.messages) is not None:
         messages, images = _conversation(record[columns.messages], pictures, fetch)
+    elif columns.alpaca and record.get("output") is not None:
+        messages, images = _conversation(_alpaca(record, len(pictures)), pictures, fetch)
     else:
         messages, images = _pair(record, columns, pictures, instruction)
     if messages[-1].role != "assistant":
@@ -89,7 +106,8 @@ def _pair(
     pictures: list[EncodedImage],
     instruction: str,
 ) -> tuple[list[Message], list[EncodedImage]]:
-    assert columns.text is not None
+    if columns.text is None:
+        raise RowRefused(f"`{columns.messages or 'output'}` is empty")
     if columns.image is not None and not pictures:
         raise RowRefused(f"`{columns.image}` is empty")
     answer = _text(record.get(columns.text), f"`{columns.text}`")
@@ -107,13 +125,20 @@ def _conversation(
         raise RowRefused("`messages` must be a list with at least one message")
     images: list[EncodedImage] = []
     waiting = iter(pictures)
+    marked = any(MARK in str(_said(message)) for message in value)
     messages = []
     for number, message in enumerate(value):
         where = f"messages[{number}]"
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise RowRefused(f"{where} needs a role of system, user or assistant")
         parts = []
-        content = message.get("content")
+        content = _said(message)
+        if isinstance(content, str) and pictures and ROLES[role] == "user":
+            if "from" in message and not marked and not images:
+                content = MARK * len(pictures) + content
+            if MARK in content:
+                content = _marked(content)
         for part in content if isinstance(content, list) else [content]:
             if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS:
                 inline = part.get("image", part.get("image_url"))
@@ -131,10 +156,49 @@ def _conversation(
             else:
                 text = part.get("text") if isinstance(part, Mapping) else part
                 parts.append(Part(text=_text(text, where)))
-        messages.append(Message(role=message["role"], parts=tuple(parts)))
+        messages.append(Message(role=ROLES[role], parts=tuple(parts)))
     if next(waiting, None) is not None:
         raise RowRefused(f"the row has {len(pictures)} images and its messages mention fewer")
     return messages, images
+
+
+def _said(message: object) -> object:
+    """A turn's content, as `content` or as ShareGPT's `value`."""
+    if not isinstance(message, Mapping):
+        return None
+    return message.get("content", message.get("value"))
+
+
+def _marked(text: str) -> list[object]:
+    """Text with marks as parts: what lies between them, and an image for each."""
+    first, *rest = text.split(MARK)
+    parts: list[object] = [first] if first.strip() else []
+    for each in rest:
+        parts.append({"type": "image"})
+        if each.strip():
+            parts.append(each.lstrip("\n"))
+    return parts
+
+
+def _alpaca(record: Mapping[str, object], pictures: int) -> list[object]:
+    """Alpaca's columns as turns: `system`, `history`, then `instruction` with `input` below it."""
+    turns: list[tuple[str, object]] = []
+    if record.get("system"):
+        turns.append(("system", record["system"]))
+    history = record.get("history")
+    for pair in history if isinstance(history, list) else []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise RowRefused("`history` must hold pairs of a question and its answer")
+        turns += [("user", pair[0]), ("assistant", pair[1])]
+    question, more = record.get("instruction"), record.get("input")
+    if isinstance(question, str) and isinstance(more, str) and more:
+        question = f"{question}\n{more}"
+    turns += [("user", question), ("assistant", record.get("output"))]
+    if pictures and not any(MARK in str(said) for _, said in turns):
+        first = next(i for i, (role, _) in enumerate(turns) if role == "user")
+        if isinstance(said := turns[first][1], str):
+            turns[first] = ("user", MARK * pictures + said)
+    return [{"role": role, "content": said} for role, said in turns]
 
 
 def _text(value: object, where: str) -> str:
@@ -153,7 +217,7 @@ def _listed(record: Mapping[str, object], column: str | None) -> list[object]:
 
 
 def _image(value: object, fetch: Fetch) -> EncodedImage:
-    """An image given as bytes, as `{"bytes", "path"}`, as a data URL, or as a path or URI."""
+    """An image given as bytes, as `{"bytes", "path"}`, as a data URL or base64, or as a path."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     try:
@@ -161,6 +225,8 @@ def _image(value: object, fetch: Fetch) -> EncodedImage:
             return inspect(value)
         if isinstance(value, str) and value.startswith("data:"):
             return inspect(base64.b64decode(value.partition(",")[2], validate=True))
+        if isinstance(value, str) and (packed := _base64(value)):
+            return inspect(packed)
         if isinstance(value, str) and value:
             return inspect(fetch(value))
     except (ImageRefused, OSError) as error:
@@ -169,3 +235,14 @@ def _image(value: object, fetch: Fetch) -> EncodedImage:
     except binascii.Error as error:
         raise RowRefused(f"the data URL of an image is not base64: {error}") from error
     raise RowRefused(f"an image must be a path or bytes, found {type(value).__name__}")
+
+
+def _base64(value: str) -> bytes | None:
+    """A picture written as bare base64; None where the text is anything else."""
+    if not _BASE64.fullmatch(value):
+        return None
+    try:
+        data = base64.b64decode(value)
+    except binascii.Error:
+        return None
+    return data if data.startswith(_PICTURES) else None

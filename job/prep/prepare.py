@@ -1,26 +1,30 @@
 """The prep stage: sources in, checked rows in shards out."""
 
 import json
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from job import log
 from job.errors import DataError, Problem
-from job.inputs import StagedSource
+from job.manifest import fingerprint
 from job.prep import sources
+from job.prep.alike import duplicates
+from job.prep.contact import SHEET, contact_sheet
+from job.prep.convert import find_columns
+from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
-from job.prep.messages import Columns, RowRefused, to_row
-from job.prep.records import Reject, Row
-from job.prep.shards import Rows, ShardWriter, Split
-from job.prep.splits import held_out, split_key
+from job.prep.records import Reject
+from job.prep.shards import Rows, ShardWriter, Split, shards
+from job.prep.statistics import Statistics
+from job.prep.work import Note, Task, available_workers, make
 from job.spec.types import DataSpec, SourceSpec
 
 REJECTS, STATS = "rejects.jsonl", "stats.json"
-IN_FLIGHT = 64  # rows fetched ahead: enough to hide an object store's latency
 SHOWN_REJECTS = 5
+MOST_REASONS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,69 +54,123 @@ def prepare(
     *,
     seed: int,
     label_key: LabelKey,
+    identity: str = "",
 ) -> PreparedData:
     """Reads, checks and splits the sources into shards under `directory`.
 
-    `label_key` gives a label's normal form, by which no held-out row stays in training.
+    `label_key` gives a label's normal form, by which no held-out row stays in training. What a
+    killed call left is used again where spec, sources and `identity` are the same.
 
     Raises TooManyBadRows beyond `max_bad_rows`, and DataError where a split ends up empty or a
     source has not the columns that the spec maps.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    rejects: list[Reject] = []
-    statistics = {"train": _Statistics(), "eval": _Statistics()}
-    writers: dict[Split, ShardWriter] = {
-        "train": ShardWriter(directory, "train"),
-        "eval": ShardWriter(directory, "eval"),
-    }
-
-    def keep(split: Split, row: Row) -> None:
-        writers[split].write(row)
-        statistics[split].add(row)
-
-    for row in _rows(spec, spec.train, train, rejects, "train"):
-        apart = evaluation is None and held_out(
-            split_key(row, label_key), fraction=spec.eval_fraction, seed=seed
-        )
-        keep("eval" if apart else "train", row)
+    work = _workplace(
+        directory, fingerprint(asdict(spec), _digests(train, evaluation), seed, identity)
+    )
+    reasons: Counter[str] = Counter()
+    shown: list[Reject] = []
+    statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
+    every: list[tuple[Split, StagedSource, SourceSpec]] = [("train", train, spec.train)]
     if evaluation is not None:
         assert spec.eval is not None
-        for row in _rows(spec, spec.eval, evaluation, rejects, "eval"):
-            keep("eval", row)
-    for writer in writers.values():
-        writer.close()
-
-    leaked = drop_leaked(directory, label_key)
-    with (directory / REJECTS).open("w", encoding="utf-8") as lines:
-        for reject in rejects:
-            lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+        every.append(("eval", evaluation, spec.eval))
+    with (work / REJECTS).open("w", encoding="utf-8") as lines:
+        for key, source, source_spec in every:
+            task = Task(
+                spec=spec,
+                source=key,
+                columns=find_columns(source, source_spec, f"$.data.{key}"),
+                directory=work,
+                seed=seed,
+                label_key=label_key,
+                splits=evaluation is None,
+            )
+            for note in _notes(task, source, source_spec):
+                for split, kept in note.statistics.items():
+                    statistics[split].merge(kept)
+                for reject in note.rejects:
+                    reasons[reject.reason.split(":")[0]] += 1
+                    shown += [reject] if len(shown) < SHOWN_REJECTS else []
+                    lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+    rejected = reasons.total()
+    _take(work, directory)
+    leaked = drop_leaked(directory, remove=spec.leakage == "remove")
+    kept_rows = statistics["train"].rows - leaked
     stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
     stats["leaked"] = {"rows": leaked}
-    stats["rejected"] = {
-        "rows": len(rejects),
-        "reasons": dict(Counter(reject.reason.split(":")[0] for reject in rejects).most_common()),
-    }
+    stats["duplicates"] = duplicates(directory)
+    stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
     (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
-    _check(spec, rejects, writers["train"].rows, writers["eval"].rows)
+    _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
+    contact_sheet(Rows(directory, "train"), directory / SHEET, seed)
     return PreparedData(
         directory=directory,
-        train_rows=writers["train"].rows - leaked,
-        eval_rows=writers["eval"].rows,
-        rejected_rows=len(rejects),
+        train_rows=kept_rows,
+        eval_rows=statistics["eval"].rows,
+        rejected_rows=rejected,
         leaked_rows=leaked,
     )
 
 
-def _check(spec: DataSpec, rejects: list[Reject], train_rows: int, eval_rows: int) -> None:
-    if len(rejects) > spec.max_bad_rows:
-        shown = [Problem(reject.id, reject.reason) for reject in rejects[:SHOWN_REJECTS]]
-        more = len(rejects) - len(shown)
+def _notes(task: Task, source: StagedSource, source_spec: SourceSpec) -> Iterator[Note]:
+    """Every chunk's note, with progress in rows."""
+    total = sources.known_count(source, source_spec)
+    workers = available_workers(task.spec.num_proc)
+    with log.progress(f"prep {task.source}", total) as bar:
+        for note in make(task, sources.read(source, source_spec), workers):
+            bar.advance(note.records)
+            yield note
+
+
+def _digests(train: StagedSource, evaluation: StagedSource | None) -> list[str | None]:
+    return [train.digest, evaluation.digest if evaluation else None]
+
+
+def _workplace(directory: Path, identity: str) -> Path:
+    """The folder for shards in the making: what a killed job left there of the same work stays."""
+    work = directory.parent.with_name(f"{directory.parent.name}.partial")
+    known = work / "identity"
+    if not known.exists() or known.read_text() != identity:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        known.write_text(identity)
+    elif found := len(list(work.glob("*-*.json"))):
+        log.info("prep goes on where it was interrupted", chunks_done=found)
+    return work
+
+
+def _take(work: Path, directory: Path) -> None:
+    """Moves what is made into `directory`; a split without rows gets one empty shard."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    (work / "identity").unlink()  # from here on the work is not whole
+    splits: tuple[Split, ...] = ("train", "eval")
+    for split in splits:
+        for shard in shards(work, split):
+            shard.rename(directory / shard.name)
+        if not shards(directory, split):
+            ShardWriter(directory / f"{split}-00000.arrow").close()
+    (work / REJECTS).rename(directory / REJECTS)
+    shutil.rmtree(work)
+
+
+def _check(
+    spec: DataSpec,
+    rejects: list[Reject],
+    rejected: int,
+    train_rows: int,
+    eval_rows: int,
+    leaked: int,
+) -> None:
+    if rejected > spec.max_bad_rows:
+        shown = [Problem(reject.id, reject.reason) for reject in rejects]
+        more = rejected - len(shown)
         summary = Problem(
             "$.data.max_bad_rows",
-            f"{len(rejects)} of {len(rejects) + train_rows + eval_rows} rows cannot be used, "
+            f"{rejected} of {rejected + train_rows + eval_rows} rows cannot be used, "
             f"more than the {spec.max_bad_rows} allowed",
             fix=f"mend the rows listed in data/{REJECTS}, or allow them: "
-            f"--set data.max_bad_rows={len(rejects)}",
+            f"--set data.max_bad_rows={rejected}",
         )
         rest = [Problem("…", f"and {more} more")] if more else []
         raise TooManyBadRows.from_problems([summary, *shown, *rest])
@@ -127,106 +185,16 @@ def _check(spec: DataSpec, rejects: list[Reject], train_rows: int, eval_rows: in
             value=None if spec.eval else spec.eval_fraction,
             fix="name a source in data.eval, or raise data.eval_fraction",
         )
-
-
-def _rows(
-    spec: DataSpec,
-    source_spec: SourceSpec,
-    source: StagedSource,
-    rejects: list[Reject],
-    key: str,
-) -> Iterator[Row]:
-    """The source's rows in order; what cannot be one is appended to `rejects`."""
-    columns = _columns(source, source_spec, f"$.data.{key}")
-    total = sources.count(source, source_spec)
-
-    def fetch(path: str) -> bytes:
-        return sources.fetch_image(source, path)
-
-    def convert(record: sources.Record) -> Row | Reject:
-        if record.values is None:
-            return Reject(id=record.id, reason=record.problem or "unreadable")
-        named = record.values.get(columns.id) if columns.id else None
-        row_id = record.id if named is None else f"{record.id} ({named})"
-        try:
-            return to_row(
-                record.values,
-                columns,
-                row_id=row_id,
-                instruction=spec.instruction,
-                fetch=fetch,
-            )
-        except RowRefused as error:
-            return Reject(id=row_id, reason=str(error))
-
-    with log.progress(f"prep {key}", total) as bar:
-        for result in _ordered_map(convert, sources.read(source, source_spec)):
-            bar.advance()
-            if isinstance(result, Reject):
-                rejects.append(result)
-            else:
-                yield result
-
-
-def _columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
-    present = ("image", "text") if source.builtin else sources.columns(source, spec)
-    if not present:
-        raise DataError(field, "has no readable record", value=spec.uri, fix="check the file")
-    resolved = Columns.resolve(spec.columns, present)
-    if isinstance(resolved, str):
+    if leaked and spec.leakage == "refuse":
         raise DataError(
-            f"{field}.columns",
-            f"there is no column `{resolved}`; the source has {', '.join(present)}",
-            value=spec.uri,
-            fix=f"map them, for example: columns: {{image: {present[0]}, text: {present[-1]}}}",
+            "$.data.leakage",
+            f"{leaked} training rows show or say what a held-out row does",
+            value=spec.leakage,
+            fix="take them out of one of the two, or set data.leakage: remove",
         )
-    return resolved
-
-
-def _ordered_map(
-    convert: Callable[[sources.Record], Row | Reject], records: Iterator[sources.Record]
-) -> Iterator[Row | Reject]:
-    """Converts in threads, a bounded number ahead, and yields in order."""
-    pending: deque[Future[Row | Reject]] = deque()
-    with ThreadPoolExecutor(max_workers=8, thread_name_prefix="prep") as pool:
-        try:
-            for record in records:
-                pending.append(pool.submit(convert, record))
-                if len(pending) >= IN_FLIGHT:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-class _Statistics:
-    """Running figures of one split, without its rows in memory."""
-
-    def __init__(self) -> None:
-        self.rows = self.images = self.characters = self.longest = self.pixels = self.largest = 0
-
-    def add(self, row: Row) -> None:
-        self.rows += 1
-        self.images += len(row.images)
-        self.characters += len(row.answer)
-        self.longest = max(self.longest, len(row.answer))
-        for image in row.images:
-            area = image.width * image.height
-            self.pixels += area
-            self.largest = max(self.largest, area)
-
-    def summary(self) -> dict[str, object]:
-        return {
-            "rows": self.rows,
-            "images": self.images,
-            "answer_characters": {
-                "mean": round(self.characters / max(1, self.rows), 1),
-                "max": self.longest,
-            },
-            "image_pixels": {
-                "mean": round(self.pixels / max(1, self.images), 1),
-                "max": self.largest,
-            },
-        }
+    if leaked == train_rows:
+        raise DataError(
+            "$.data.train",
+            f"all {train_rows} rows show or say what a held-out row does",
+            fix="evaluate on other rows than those that train",
+        )

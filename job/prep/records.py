@@ -6,7 +6,7 @@ says in the last turn.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -38,6 +38,8 @@ class EncodedImage:
     data: bytes
     width: int
     height: int
+    look: bytes = field(default=bytes(32), compare=False, repr=False)
+    """256 bits that hardly differ between pictures that look the same; see `job.prep.alike`."""
 
 
 @dataclass(frozen=True, kw_only=True)

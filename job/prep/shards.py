@@ -1,64 +1,88 @@
 """Prepared rows on disk: Arrow streams that training reads through a memory map."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 from job.prep.records import Row
 
 Split = Literal["train", "eval"]
-ROWS_A_BATCH = 256
-BYTES_A_SHARD = 512 * 2**20
+ROWS_A_BATCH, BYTES_A_BATCH = 256, 16 * 2**20
+COLUMNS = ["id", "messages", "images"]
+"""What makes a row; the other columns are digests, to find rows that are alike."""
 
 
-def _schema() -> Any:
+def schema() -> Any:
+    """The columns of a shard: a row's own, then digests of what it shows and says."""
     import pyarrow as pa
 
     image = pa.struct([("bytes", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
-    return pa.schema([("id", pa.string()), ("messages", pa.string()), ("images", pa.list_(image))])
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("messages", pa.string()),
+            ("images", pa.list_(image)),
+            ("keys", pa.list_(pa.uint64())),  # equal to a held-out row's: leaked
+            ("whole", pa.uint64()),  # equal: the same row
+            ("looks", pa.list_(pa.binary())),  # near: pictures that look the same
+        ]
+    )
 
 
 class ShardWriter:
-    """Writes one split as `<split>-00000.arrow` and on; memory stays at one batch."""
+    """Writes one shard; it is there, whole, once `close` was called, and memory holds a batch."""
 
-    def __init__(self, directory: Path, split: Split) -> None:
-        self._directory, self._split = directory, split
+    def __init__(self, path: Path) -> None:
+        import pyarrow as pa
+
+        self._path, self._partial = path, path.with_suffix(".partial")
         self._batch: list[dict[str, object]] = []
-        self._stream: Any = None
-        self._file: Any = None
-        self._shards = 0
-        self.rows = 0
+        self._bytes = self.rows = 0
+        self._schema = schema()
+        self._file = pa.OSFile(str(self._partial), "wb")
+        self._stream = pa.ipc.new_stream(self._file, self._schema)
 
-    def write(self, row: Row) -> None:
-        self._batch.append(row.to_record())
+    def write(self, row: Row, keys: list[int], whole: int) -> None:
+        looks = [image.look for image in row.images]
+        self._batch.append({**row.to_record(), "keys": keys, "whole": whole, "looks": looks})
+        self._bytes += sum(len(image.data) for image in row.images)
         self.rows += 1
-        if len(self._batch) >= ROWS_A_BATCH:
+        if len(self._batch) >= ROWS_A_BATCH or self._bytes >= BYTES_A_BATCH:
             self._flush()
+
+    def copy(self, batch: Any) -> None:
+        """Writes a batch of another shard as it is."""
+        self.rows += len(batch)
+        self._stream.write_batch(batch)
 
     def close(self) -> None:
-        """Writes what is left; a split without rows leaves one empty shard."""
-        if self._batch or not self._shards:
-            self._flush()
-        self._end_shard()
+        self._flush()
+        self._stream.close()
+        self._file.close()
+        self._partial.replace(self._path)
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        if self._stream is None:
-            path = self._directory / f"{self._split}-{self._shards:05d}.arrow"
-            self._file = pa.OSFile(str(path), "wb")
-            self._stream = pa.ipc.new_stream(self._file, _schema())
-            self._shards += 1
-        self._stream.write_batch(pa.RecordBatch.from_pylist(self._batch, schema=_schema()))
-        self._batch.clear()
-        if self._file.tell() >= BYTES_A_SHARD:
-            self._end_shard()
+        if self._batch:
+            self._stream.write_batch(pa.RecordBatch.from_pylist(self._batch, schema=self._schema))
+            self._batch.clear()
+            self._bytes = 0
 
-    def _end_shard(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._file.close()
-            self._stream = self._file = None
+
+def shards(directory: Path, split: Split) -> list[Path]:
+    return sorted(directory.glob(f"{split}-*.arrow"))
+
+
+def batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
+    """A shard's batches from the memory map; columns that are not asked for are not read."""
+    import pyarrow as pa
+
+    with ExitStack() as stack:
+        file = stack.enter_context(pa.memory_map(str(path)))
+        for batch in stack.enter_context(pa.ipc.open_stream(file)):
+            yield batch.select(columns) if columns else batch
 
 
 class Rows(Sequence[Row]):
@@ -67,11 +91,11 @@ class Rows(Sequence[Row]):
     def __init__(self, directory: Path, split: Split) -> None:
         import datasets
 
-        shards = sorted(directory.glob(f"{split}-*.arrow"))
-        assert shards, f"{directory} holds no shard of {split}"
+        found = shards(directory, split)
+        assert found, f"{directory} holds no shard of {split}"
         self._dataset = datasets.concatenate_datasets(
-            [datasets.Dataset.from_file(str(shard)) for shard in shards]
-        )
+            [datasets.Dataset.from_file(str(shard)) for shard in found]
+        ).select_columns(COLUMNS)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -1,33 +1,22 @@
-"""Reads a source's records one by one: jsonl and parquet files, and `builtin://formulas`.
+"""A source's records one by one: of all its files in order, the first or a random few of them.
 
 What is read here is still what the user wrote; `job.prep.messages` makes rows of it.
 """
 
-import json
 import os
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice
 
 from job import storage
-from job.errors import DataError, InputError
-from job.inputs import StagedSource
-from job.prep import formulas
+from job.errors import InputError
+from job.prep import formulas, readers
+from job.prep.find import StagedSource
+from job.prep.images import MAX_BYTES
+from job.prep.readers import Record
 from job.spec.types import SourceSpec
 
-MAX_LINE = 64 * 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """A record of a source: where it came from and what it says."""
-
-    id: str
-    values: Mapping[str, object] | None
-    """None where the line itself is unreadable; then `problem` says why."""
-    problem: str | None = None
+_HEAD = 32
 
 
 def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
@@ -37,12 +26,12 @@ def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
         workers = max(1, (os.cpu_count() or 1))
         for index, sample in enumerate(formulas.samples(spec.formulas, spec.limit, workers)):
             values = {"image": sample.png, "text": sample.latex}
-            yield Record(id=f"formulas:{index}", values=values)
+            yield Record(id=f"formulas:{index}", values=values, base="")
         return
     wanted = _chosen(source, spec)
     number = 0
-    for name, path in source.files:
-        for record in _read_file(name, path, spec.format):
+    for file in source.files:
+        for record in readers.read(file):
             if wanted is None or number in wanted:
                 yield record
             number += 1
@@ -50,46 +39,58 @@ def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
                 return
 
 
-def columns(source: StagedSource, spec: SourceSpec) -> tuple[str, ...]:
-    """The columns that the source's first readable record has."""
-    for name, path in source.files:
-        if _format(path, spec.format) == "parquet":
-            return tuple(_parquet(name, path).schema_arrow.names)
-        for record in _read_file(name, path, spec.format):
-            if record.values is not None:
-                return tuple(record.values)
-    return ()
+def head(source: StagedSource) -> list[Record]:
+    """The first readable records, a few: rows of one source need not all have the same columns."""
+    every = (record.parsed() for file in source.files for record in readers.read(file))
+    return list(islice((record for record in every if record.values is not None), _HEAD))
 
 
 def count(source: StagedSource, spec: SourceSpec) -> int:
-    """How many records `read` will give."""
+    """How many records `read` will give. Lists are read through for it, tables are not."""
     if source.builtin:
         return spec.limit or 0
-    total = sum(_count_file(name, path, spec.format) for name, path in source.files)
+    total = sum(map(readers.count, source.files))
     return total if spec.limit is None else min(total, spec.limit)
 
 
-def fetch_image(source: StagedSource, path: str) -> bytes:
-    """The bytes of an image that a record names, relative to its source's folder.
+def known_count(source: StagedSource, spec: SourceSpec) -> int | None:
+    """How many records there are at most; None where to tell would take a download."""
+    cheap = all(storage.is_local(f.uri) or f.format == "imagefolder" for f in source.files)
+    return count(source, spec) if cheap else spec.limit
+
+
+def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
+    """The bytes of a file that a record names, relative to the folder `base`; of a web URL if
+    `urls` allows it.
 
     Raises OSError for a path that leaves the folder, and for one that cannot be read: the fault
     is the row's, not the job's.
     """
     if "\0" in path:
         raise OSError("the image's path holds a null byte")
+    if urls and path.startswith(("http://", "https://")):
+        return _read(path)
     if "://" in path or path.startswith(("/", "\\", "~")) or "\\" in path:
         raise OSError("images are named by a path relative to the folder of their list")
-    parts = path.split("/")
-    if ".." in parts:
+    if ".." in path.split("/"):
         raise OSError("the image's path leaves the folder of its list")
-    if storage.is_local(source.root):
-        root = storage.local_path(source.root).resolve()
+    if not base:
+        raise OSError("rows of an archive hold their images; they name none")
+    if storage.is_local(base):
+        root = storage.local_path(base).resolve()
         file = (root / path).resolve()
         if not file.is_relative_to(root):
             raise OSError("the image is a link that leaves the folder of its list")
-        return file.read_bytes()
+        if not file.is_file() and file.exists() and not file.is_dir():
+            raise OSError("the image is no plain file")
+        with file.open("rb") as opened:
+            return opened.read(MAX_BYTES + 1)
+    return _read(storage.join(base, path))
+
+
+def _read(uri: str) -> bytes:
     try:
-        return storage.read_bytes(storage.join(source.root, path))
+        return storage.read_bytes(uri, MAX_BYTES + 1)
     except InputError as error:
         raise OSError(error.problems[0].message) from error
 
@@ -98,67 +99,6 @@ def _chosen(source: StagedSource, spec: SourceSpec) -> frozenset[int] | None:
     """The record numbers of a random subset, or None for all in order."""
     if spec.shuffle_seed is None or spec.limit is None:
         return None
-    total = sum(_count_file(name, path, spec.format) for name, path in source.files)
+    total = sum(map(readers.count, source.files))
     chooser = random.Random(spec.shuffle_seed)  # noqa: S311 - a sample, not a secret
     return frozenset(chooser.sample(range(total), min(spec.limit, total)))
-
-
-def _format(path: Path, asked: str) -> str:
-    if asked != "auto":
-        return asked
-    return "parquet" if path.suffix == ".parquet" else "jsonl"
-
-
-def _read_file(name: str, path: Path, asked: str) -> Iterator[Record]:
-    return (
-        _read_parquet(name, path) if _format(path, asked) == "parquet" else _read_jsonl(name, path)
-    )
-
-
-def _count_file(name: str, path: Path, asked: str) -> int:
-    if _format(path, asked) == "parquet":
-        return int(_parquet(name, path).metadata.num_rows)
-    with path.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
-
-
-def _read_jsonl(name: str, path: Path) -> Iterator[Record]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row_id = f"{name}:{number}"
-            try:
-                if len(line) > MAX_LINE:
-                    raise ValueError(f"the line has {len(line)} bytes, more than {MAX_LINE}")
-                values = json.loads(line.decode("utf-8-sig"))
-                if not isinstance(values, dict):
-                    raise ValueError(f"a line must be a JSON object, found {type(values).__name__}")
-                if b"\\u" in line:  # half of a surrogate pair is JSON, and no text
-                    json.dumps(values, ensure_ascii=False).encode("utf-8")
-            except (ValueError, RecursionError) as error:
-                yield Record(id=row_id, values=None, problem=f"unreadable line: {error}")
-            else:
-                yield Record(id=row_id, values=values)
-
-
-def _read_parquet(name: str, path: Path) -> Iterator[Record]:
-    number = 0
-    for batch in _parquet(name, path).iter_batches(batch_size=64):
-        for values in batch.to_pylist():
-            yield Record(id=f"{name}:{number}", values=values)
-            number += 1
-
-
-def _parquet(name: str, path: Path) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            name,
-            f"is not a readable parquet file: {error}",
-            fix="check that the file was copied whole, or set `format` to what it is",
-        ) from error

@@ -52,7 +52,19 @@ class FormulasSpec:
 @dataclass(frozen=True, kw_only=True)
 class SourceSpec:
     uri: str
-    format: Literal["auto", "jsonl", "parquet", "builtin"]
+    format: Literal[
+        "auto",
+        "jsonl",
+        "json",
+        "csv",
+        "tsv",
+        "parquet",
+        "arrow",
+        "imagefolder",
+        "webdataset",
+        "save_to_disk",
+        "builtin",
+    ]
     split: str | None
     columns: ColumnsSpec
     limit: int | None
@@ -65,11 +77,15 @@ class DataSpec:
     train: SourceSpec
     eval: SourceSpec | None
     instruction: str
+    allow_image_urls: bool
     min_pixels: int | None
     max_pixels: int | None
     truncation_strategy: Literal["delete", "left", "right"]
     max_bad_rows: int
     eval_fraction: float
+    leakage: Literal["remove", "refuse"]
+    num_proc: int | None
+    """None takes the cores that the job may use."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ _VALUES = {
     "gpu": "cuda",
     "half": "float16",
     "hf": "transformers",
-    "json": "jsonl",
+    "folder": "imagefolder",
+    "wds": "webdataset",
 }
 _UNTIDY = re.compile(r"^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")

@@ -1,9 +1,10 @@
 """Storage against a hub on loopback that speaks what the client of the real one asks for."""
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,6 +13,7 @@ import pytest
 
 from job import errors, storage
 from job.storage import retry
+from tests.unit.test_prep import data_spec, png, run
 
 FILES = {
     "main": {"config.json": b"{}", "weights/a.safetensors": b"main weights"},
@@ -243,3 +245,21 @@ def test_a_hub_that_is_down_is_a_storage_error(hub: Hub, monkeypatch: pytest.Mon
     for ask in (storage.list_files, storage.exists, storage.read_bytes):
         with pytest.raises(errors.StorageError, match="HF_ENDPOINT"):
             ask("hf://org/model/config.json")
+
+
+def test_rows_of_a_dataset_on_the_hub_are_read_by_split(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = [base64.b64encode(png(50 + n)).decode() for n in range(12)]
+    rows = [json.dumps({"image": image, "text": f"x_{n}"}) for n, image in enumerate(images)]
+    files = {
+        "README.md": b"",
+        "data/train-00000-of-00002.jsonl": "\n".join(rows[:7]).encode(),
+        "data/train-00001-of-00002.jsonl": "\n".join(rows[7:]).encode(),
+        "data/test-00000-of-00001.jsonl": rows[0].encode(),
+    }
+    monkeypatch.setitem(FILES, "main", files)
+    spec = replace(data_spec(Path("x")), eval_fraction=0.3)
+    uri = "hf://datasets/org/data"
+    data = run(replace(spec, train=replace(spec.train, uri=uri, split="train")), tmp_path)
+    assert data.train_rows + data.eval_rows == 12

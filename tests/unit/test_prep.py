@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from job.errors import DataError
 from job.evaluation.latex import normalize
-from job.inputs import stage_source
+from job.prep.find import stage_source
 from job.prep.images import ImageRefused, decode, inspect
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.prep.shards import Split
@@ -55,7 +55,7 @@ def write_jsonl(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path
 
 
 def run(spec: DataSpec, tmp_path: Path) -> PreparedData:
-    source = stage_source(spec.train, tmp_path / "cache", "$.data.train")
+    source = stage_source(spec.train, "$.data.train")
     return prepare(spec, source, None, tmp_path / "prepared", seed=1, label_key=normalize)
 
 
@@ -252,8 +252,8 @@ def test_what_is_held_out_by_name_is_removed_from_training(folder: Path, tmp_pat
         spec, eval=replace(spec.train, uri=str(write_jsonl(folder, held_out, "e.jsonl")))
     )
     assert spec.eval is not None
-    first = stage_source(spec.train, tmp_path / "cache", "$.data.train")
-    second = stage_source(spec.eval, tmp_path / "cache", "$.data.eval")
+    first = stage_source(spec.train, "$.data.train")
+    second = stage_source(spec.eval, "$.data.eval")
     data = prepare(spec, first, second, tmp_path / "prepared", seed=1, label_key=normalize)
     assert data.leaked_rows == 2
     assert data.train_rows == len(data.rows("train")) == 8

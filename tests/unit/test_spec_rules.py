@@ -168,7 +168,7 @@ REFUSED += [
         ("data.train.format=builtin",),
         "data.train.format",
         "must not be builtin for a source that is not builtin://",
-        "write auto, jsonl or parquet, or set data.train.uri: builtin://formulas",
+        "write auto, or set data.train.uri: builtin://formulas",
     ),
     (
         (*FORMULAS, "data.train.format=jsonl"),

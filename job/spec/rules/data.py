@@ -42,7 +42,7 @@ def _sources_are_read_by_their_format(at: View) -> Iterator[Finding]:
             yield find(
                 f"{source}.format",
                 "must not be builtin for a source that is not builtin://",
-                f"write auto, jsonl or parquet, or set {source}.uri: {BUILTIN_DATA[0]}",
+                f"write auto, or set {source}.uri: {BUILTIN_DATA[0]}",
             )
         for name, value in at(f"{source}.formulas").items():
             if value != keys.default(f"{source}.formulas.{name}"):

@@ -1,0 +1,139 @@
+"""Measures prep: rows a second and peak memory over the number of rows and of processes.
+
+    python benchmarks/prep.py --rows 1000 10000 100000 --workers 1 2
+
+Rows are synthetic: lines of JSON that name small PNG files, 1,000
+different ones, of which 4 are held out. Each measurement
+runs in a process of its own; peak memory is the largest resident set of the job's own process, and
+of one of its workers.
+"""
+
+import argparse
+import io
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from job.evaluation.latex import normalize
+from job.prep.find import stage_source
+from job.prep.prepare import prepare
+from job.spec.load import load_spec
+
+RESULT = Path(__file__).parent / "results" / "prep.json"
+PICTURES = 1000
+
+
+def write_rows(folder: Path, count: int) -> Path:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for n in range(PICTURES):
+        path = folder / "images" / f"{n}.png"
+        if not path.exists():
+            grey = np.kron(rng.integers(0, 256, (7, 42), dtype=np.uint8), np.ones((8, 8), np.uint8))
+            file = io.BytesIO()
+            Image.fromarray(grey).save(file, "PNG")
+            path.write_bytes(file.getvalue())
+    held_out = [{"image": f"images/{n}.png", "text": f"held out {n}"} for n in range(4)]
+    (folder / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    path = folder / f"rows-{count}.jsonl"
+    with path.open("w", encoding="utf-8") as lines:
+        for n in range(count):
+            row = {"image": f"images/{n % PICTURES}.png", "text": rf"\frac{{x_{{{n}}}}}{{y}}"}
+            lines.write(json.dumps(row) + "\n")
+    return path
+
+
+def measure(rows: Path, count: int, workers: int, directory: Path) -> dict[str, float]:
+    text = f"""
+version: 1
+name: benchmark
+model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
+data:
+  train: {{uri: "{rows}"}}
+  eval: {{uri: "{rows.parent}/held-out.jsonl"}}
+  num_proc: {workers}
+output: {{uri: out}}
+"""
+    spec = load_spec(text, "benchmark", environ={}).spec.data
+    clock = time.monotonic()
+    assert spec.eval is not None  # noqa: S101
+    data = prepare(
+        spec,
+        stage_source(spec.train, "$.data.train"),
+        stage_source(spec.eval, "$.data.eval"),
+        directory,
+        seed=2,
+        label_key=normalize,
+    )
+    seconds = time.monotonic() - clock
+    own, worker = (
+        resource.getrusage(who).ru_maxrss / 1024
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    assert data.train_rows + data.leaked_rows == count  # noqa: S101
+    return {
+        "rows": count,
+        "workers": workers,
+        "seconds": round(seconds, 2),
+        "rows_per_second": round(count / seconds, 1),
+        "peak_mib": round(own, 1),
+        "peak_worker_mib": round(worker, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        [count], [workers] = arguments.rows, arguments.workers
+        rows = arguments.one / f"rows-{count}.jsonl"
+        print(json.dumps(measure(rows, count, workers, arguments.one / "out" / "data")))
+        return
+    runs = []
+    with tempfile.TemporaryDirectory() as place:
+        for count in arguments.rows:
+            write_rows(Path(place), count)
+            for workers in arguments.workers:
+                command = [sys.executable, __file__, "--one", place]
+                command += ["--rows", str(count), "--workers", str(workers)]
+                done = subprocess.run(  # noqa: S603
+                    command, check=True, stdout=subprocess.PIPE, text=True
+                )
+                runs.append(json.loads(done.stdout.splitlines()[-1]))
+                print(runs[-1], file=sys.stderr)
+    packages = ("pyarrow", "pillow", "numpy", "datasets")
+    result = {
+        "name": "prep",
+        "device": f"{platform.machine()}, CPU",
+        "runs": runs,
+        "command": " ".join(["python", "benchmarks/prep.py", *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "source_revision": subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout.strip(),
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

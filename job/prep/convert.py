@@ -1,0 +1,74 @@
+"""One record to a row or to a reject, and which columns to read it by."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from job.errors import DataError
+from job.prep import sources
+from job.prep.find import StagedSource
+from job.prep.messages import Columns, RowRefused, to_row
+from job.prep.readers import Record
+from job.prep.records import Reject, Row
+from job.spec.types import DataSpec, SourceSpec
+
+_SHOWN = 40  # characters of a value in the sample of a row
+
+
+def find_columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
+    """The columns to read. Raises DataError, with a sample row, where the mapping cannot work."""
+    if source.builtin:
+        return Columns(image="image", text="text", messages=None, id=None)
+    records = sources.head(source)
+    if not records:
+        raise DataError(
+            field, "has no readable record", value=spec.uri, fix="check the file and `format`"
+        )
+    names = [name for record in records for name in record.values or ()]
+    names += ["text" for record in records if record.text_path]
+    present = tuple(dict.fromkeys(names))
+    resolved = Columns.resolve(spec.columns, present)
+    if isinstance(resolved, str):
+        raise DataError(
+            f"{field}.columns",
+            f"there is no column `{resolved}`; the source has {', '.join(present)}; "
+            f"{records[0].id} is {_sample(records[0].values or {})}",
+            value=spec.uri,
+            fix=f"map them, for example: columns: {{image: {present[0]}, text: {present[-1]}}}",
+        )
+    return resolved
+
+
+def to_result(record: Record, columns: Columns, spec: DataSpec) -> Row | Reject:
+    """The record's row, or why it is none."""
+    record = record.parsed()
+    if record.values is None:
+        return Reject(id=record.id, reason=record.problem or "unreadable")
+    named = record.values.get(columns.id) if columns.id else None
+    row_id = record.id if named is None else f"{record.id} ({named})"
+
+    def fetch(path: str) -> bytes:
+        return sources.fetch(record.base, path, urls=spec.allow_image_urls)
+
+    try:
+        if record.text_path is not None:
+            text = fetch(record.text_path).decode("utf-8-sig").strip()
+            record = replace(record, values={**record.values, "text": text})
+        assert record.values is not None
+        return to_row(
+            record.values, columns, row_id=row_id, instruction=spec.instruction, fetch=fetch
+        )
+    except (RowRefused, OSError, UnicodeDecodeError) as error:
+        return Reject(id=row_id, reason=str(error))
+
+
+def _sample(values: Mapping[str, object]) -> str:
+    return "{" + ", ".join(f"{name}: {_short(value)}" for name, value in values.items()) + "}"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, Mapping):
+        return _sample(value)
+    text = " ".join(str(value).split())
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -1,0 +1,198 @@
+"""Finds a data source by its URI: its files, how rows are stored in them, and what identifies it.
+
+Nothing is downloaded: files are read where they are, as a stream.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from job import storage
+from job.errors import InputError
+from job.inputs import FORMULAS
+from job.manifest import fingerprint, sha256_file
+from job.spec.types import SourceSpec
+
+Format = Literal[
+    "jsonl", "json", "csv", "tsv", "parquet", "arrow", "imagefolder", "webdataset", "builtin"
+]
+LISTS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
+}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+TEXTS = (".txt", ".tex", ".latex")
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SAMPLE = 4096  # bytes read from either end of a picture to tell it from another
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One file to read; for an `imagefolder`, one picture and where its text is."""
+
+    name: str
+    """For messages and row ids: relative to the folder that all files share."""
+    uri: str
+    format: Format
+    text_uri: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedSource:
+    """A data source found; its rows and images are read when asked for."""
+
+    uri: str
+    files: tuple[SourceFile, ...]
+    digest: str
+    """Of the contents of local lists; of names, sizes and versions where a store tells those."""
+    builtin: bool
+
+
+def stage_source(source: SourceSpec, field: str) -> StagedSource:
+    """Finds the source's files.
+
+    Raises InputError where nothing is found or access is denied.
+    """
+    if source.uri == FORMULAS:
+        return StagedSource(uri=source.uri, files=(), digest=FORMULAS, builtin=True)
+    uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source)
+    files = _files(source, uris)
+    if not files:
+        raise InputError(
+            f"{field}.uri",
+            "nothing is there that can be read as rows",
+            value=source.uri,
+            fix="check the path, `split` and `format`",
+        )
+    return StagedSource(
+        uri=source.uri,
+        files=files,
+        digest=fingerprint(_identities(source.uri, files)),
+        builtin=False,
+    )
+
+
+def suffix(name: str) -> str:
+    """The last ending in lower case, below `.gz`: `.jsonl` for `rows.jsonl.gz`."""
+    return "." + name.lower().removesuffix(".gz").rpartition(".")[2]
+
+
+def _members(source: SourceSpec) -> tuple[str, ...]:
+    """The file itself, or where the URI names a folder, what is in it (of the split)."""
+    if storage.is_file(source.uri):
+        return (source.uri,)
+    paths = [file.path for file in storage.list_files(source.uri)]
+    if source.split is not None:
+        paths = [path for path in paths if _in_split(path, source.split)]
+    return tuple(storage.join(source.uri, path) for path in paths)
+
+
+def _in_split(path: str, split: str) -> bool:
+    *folders, name = path.split("/")
+    return split in folders or name.startswith(split)
+
+
+def _files(source: SourceSpec, uris: tuple[str, ...]) -> tuple[SourceFile, ...]:
+    names = _names(uris)
+    if source.format == "imagefolder":
+        return _pairs(uris, names)
+    found = []
+    for uri, name in zip(uris, names, strict=True):
+        known = LISTS.get(suffix(name))
+        wanted = "arrow" if source.format == "save_to_disk" else source.format
+        if len(uris) > 1 and (
+            storage.name(uri) in _ABOUT or storage.name(uri).startswith("cache-")
+        ):
+            continue  # what `datasets` keeps beside its rows
+        if wanted == "auto":
+            # A single file of another name has always been taken for lines of JSON.
+            if known is None and len(uris) > 1:
+                continue
+            found.append(SourceFile(name=name, uri=uri, format=known or "jsonl"))
+        elif len(uris) == 1 or known == wanted or storage.has_glob(source.uri):
+            found.append(SourceFile(name=name, uri=uri, format=wanted))
+    if source.format == "auto" and not found:
+        return _pairs(uris, names)
+    kinds = {file.format for file in found}
+    if source.format == "auto" and "json" in kinds and len(kinds) > 1:
+        found = [file for file in found if file.format != "json"]  # those tell about the others
+    return tuple(found)
+
+
+def _pairs(uris: tuple[str, ...], names: tuple[str, ...]) -> tuple[SourceFile, ...]:
+    """A picture and the text of the same stem beside it make a row."""
+    texts = {uri.rpartition(".")[0]: uri for uri in uris if suffix(uri) in TEXTS}
+    return tuple(
+        SourceFile(
+            name=name, uri=uri, format="imagefolder", text_uri=texts.get(uri.rpartition(".")[0])
+        )
+        for uri, name in zip(uris, names, strict=True)
+        if suffix(uri) in PICTURES
+    )
+
+
+def _names(uris: tuple[str, ...]) -> tuple[str, ...]:
+    """Short names that differ: the files' own, or the paths below the folder that all share."""
+    short = tuple(storage.name(uri) for uri in uris)
+    if len(set(short)) == len(short):
+        return short
+    parts = [storage.parent(uri).split("/") for uri in uris]
+    shared = 0
+    while all(len(p) > shared and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    return tuple("/".join([*p[shared:], name]) for p, name in zip(parts, short, strict=True))
+
+
+def _identities(uri: str, files: tuple[SourceFile, ...]) -> list[object]:
+    if storage.is_local(files[0].uri):
+        return [(file.name, _local_identity(file)) for file in files]
+    entries = {}
+    for folder in {storage.parent(file.uri) for file in files}:
+        if not folder.startswith(("http://", "https://")):
+            for entry in storage.list_files(folder):
+                entries[storage.join(folder, entry.path)] = entry
+    found: list[object] = []
+    for file in files:
+        wanted = [file.uri, *([file.text_uri] if file.text_uri else [])]
+        known = [entries.get(each) for each in wanted]
+        if all(entry is not None and entry.version is not None for entry in known):
+            found.append([(e.path, e.size, e.version) for e in known if e is not None])
+        else:  # the store tells no versions: the contents have to
+            found.append([(file.name, _sha256(each)) for each in wanted])
+    return found
+
+
+def _local_identity(file: SourceFile) -> object:
+    path = storage.local_path(file.uri)
+    if not path.is_file():
+        raise InputError(file.uri, "there is no such file")
+    if file.format != "imagefolder":
+        return sha256_file(path)
+    text = sha256_file(storage.local_path(file.text_uri)) if file.text_uri else None
+    return [sample_digest(file.uri), text]
+
+
+def sample_digest(uri: str) -> str:
+    """A local file's size with its first and last 4 KiB, hashed: cheap, whatever its date.
+
+    Raises OSError where it cannot be read.
+    """
+    path = storage.local_path(uri)
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        head = file.read(_SAMPLE)
+        file.seek(max(0, size - _SAMPLE))
+        return hashlib.blake2b(b"%d " % size + head + file.read(), digest_size=16).hexdigest()
+
+
+def _sha256(uri: str) -> str:
+    with storage.open_read(uri) as file:
+        return hashlib.file_digest(cast(io.BufferedIOBase, file), "sha256").hexdigest()

@@ -1,0 +1,71 @@
+"""The identity of the pictures that a source's lists name, so that a changed one is noticed.
+
+Local pictures count by their size and their first and last 4 KiB: reading them whole would cost
+as much as prep, and dates change whenever data is copied. In a store it is its listing that
+counts: sizes, and versions where it tells them. Pictures by web URL do not count.
+"""
+
+from collections.abc import Iterator
+
+from job import storage
+from job.errors import InputError
+from job.manifest import fingerprint
+from job.prep import sources
+from job.prep.find import StagedSource, sample_digest
+from job.prep.readers import Record
+from job.spec.types import SourceSpec
+
+_COLUMNS = ("image", "images", "file_name")
+
+
+def digest(source: StagedSource, spec: SourceSpec) -> str:
+    """One digest of all pictures that the records to be read name by a path."""
+    if source.builtin or all(f.format in ("imagefolder", "webdataset") for f in source.files):
+        return ""  # the source's own digest covers them
+    digests: dict[tuple[str, str], object] = {}
+    folders: set[tuple[str, str]] = set()
+    for record in sources.read(source, spec):
+        for path in _paths(record.parsed(), spec):
+            if storage.is_local(record.base):
+                digests[record.base, path] = _local(record.base, path)
+            else:
+                folders.add((record.base, path.rpartition("/")[0]))
+    for base, folder in sorted(folders):
+        if not base.startswith(("http://", "https://")):
+            listed = storage.list_files(storage.join(base, folder))
+            digests[base, folder] = [(file.path, file.size, file.version) for file in listed]
+    # Where the lists lie is no part of it: the same data may be mounted elsewhere.
+    return fingerprint(sorted((path, str(found)) for (_, path), found in digests.items()))
+
+
+def _paths(record: Record, spec: SourceSpec) -> Iterator[str]:
+    values = record.values or {}
+    for name in (spec.columns.image,) if spec.columns.image else _COLUMNS:
+        yield from _named(values.get(name))
+    turns = values.get(spec.columns.messages or "messages")
+    for turn in turns if isinstance(turns, list) else []:
+        parts = turn.get("content") if isinstance(turn, dict) else None
+        for part in parts if isinstance(parts, list) else []:
+            if isinstance(part, dict):
+                yield from _named(part.get("image"))
+
+
+def _named(value: object) -> Iterator[str]:
+    """The relative paths among a column's values; what else is there is in the list itself."""
+    for each in value if isinstance(value, list) else [value]:
+        path = each
+        if isinstance(each, dict):
+            path = None if each.get("bytes") else each.get("path")
+        if isinstance(path, str) and 0 < len(path) < 1024 and _is_relative(path):
+            yield path
+
+
+def _is_relative(path: str) -> bool:
+    return not (".." in path or "\0" in path or ":" in path or path[0] in "/\\~")
+
+
+def _local(base: str, path: str) -> str | None:
+    try:
+        return sample_digest(storage.join(base, path))
+    except (OSError, InputError):
+        return None  # prep rejects the row, and notices when the picture is there

@@ -1,0 +1,75 @@
+"""Tables by pyarrow: parquet, and Arrow streams and files, which `save_to_disk` writes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from job import storage
+from job.errors import DataError
+from job.prep.find import SourceFile
+from job.prep.readers.record import Record
+
+_ROWS = 64  # converted together: pictures may lie in them
+
+
+def parquet(file: SourceFile) -> Iterator[Record]:
+    with _readable(file):
+        table = _parquet(file)
+        yield from _records(file, table.iter_batches(batch_size=_ROWS))
+
+
+def parquet_rows(file: SourceFile) -> int:
+    with _readable(file):
+        return int(_parquet(file).metadata.num_rows)
+
+
+def arrow(file: SourceFile) -> Iterator[Record]:
+    import pyarrow as pa
+
+    with _readable(file):
+        source = (
+            pa.memory_map(str(storage.local_path(file.uri)))
+            if storage.is_local(file.uri)
+            else pa.PythonFile(storage.open_read(file.uri), mode="r")
+        )
+        with source:
+            if source.read(6) == b"ARROW1":
+                whole = pa.ipc.open_file(source)
+                batches = (whole.get_batch(i) for i in range(whole.num_record_batches))
+            else:
+                source.seek(0)
+                batches = iter(pa.ipc.open_stream(source))
+            yield from _records(file, batches)
+
+
+def _records(file: SourceFile, batches: Iterator[Any]) -> Iterator[Record]:
+    base, number = storage.parent(file.uri), 0
+    for batch in batches:
+        for start in range(0, len(batch), _ROWS):
+            for values in batch.slice(start, _ROWS).to_pylist():
+                yield Record(id=f"{file.name}:{number}", base=base, values=values)
+                number += 1
+
+
+def _parquet(file: SourceFile) -> Any:
+    import pyarrow.parquet
+
+    source: Any = (
+        storage.local_path(file.uri) if storage.is_local(file.uri) else storage.open_read(file.uri)
+    )
+    # Read column chunks by the megabyte: a row group of pictures can be larger than the memory.
+    return pyarrow.parquet.ParquetFile(source, buffer_size=2**20, pre_buffer=False)
+
+
+@contextmanager
+def _readable(file: SourceFile) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            file.name,
+            f"is not a readable {file.format} file: {error}",
+            fix="check that the file was copied whole, or set `format` to what it is",
+        ) from error

@@ -1,0 +1,79 @@
+"""Figures of a split, added up shard by shard without its rows in memory."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from job.prep.records import Row
+
+
+@dataclass(kw_only=True)
+class Statistics:
+    """Running sums; histograms count by powers of two, keyed by the lower bound."""
+
+    rows: int = 0
+    images: int = 0
+    characters: int = 0
+    longest: int = 0
+    pixels: int = 0
+    largest: int = 0
+    by_characters: Counter[int] = field(default_factory=Counter)
+    by_pixels: Counter[int] = field(default_factory=Counter)
+
+    def add(self, row: Row) -> None:
+        length = len(row.answer)
+        self.rows += 1
+        self.images += len(row.images)
+        self.characters += length
+        self.longest = max(self.longest, length)
+        self.by_characters[_floor(length)] += 1
+        for image in row.images:
+            area = image.width * image.height
+            self.pixels += area
+            self.largest = max(self.largest, area)
+            self.by_pixels[_floor(area)] += 1
+
+    def merge(self, other: "Statistics") -> None:
+        for name in ("rows", "images", "characters", "pixels"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.longest = max(self.longest, other.longest)
+        self.largest = max(self.largest, other.largest)
+        self.by_characters += other.by_characters
+        self.by_pixels += other.by_pixels
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Statistics":
+        counters = {
+            name: Counter({int(bound): count for bound, count in value[name].items()})
+            for name in ("by_characters", "by_pixels")
+        }
+        return cls(**{**value, **counters})
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "rows": self.rows,
+            "images": self.images,
+            "answer_characters": {
+                "mean": round(self.characters / max(1, self.rows), 1),
+                "max": self.longest,
+                "histogram": _histogram(self.by_characters),
+            },
+            "image_pixels": {
+                "mean": round(self.pixels / max(1, self.images), 1),
+                "max": self.largest,
+                "histogram": _histogram(self.by_pixels),
+            },
+        }
+
+
+def _floor(value: int) -> int:
+    """The greatest power of two that is not above `value`."""
+    return 1 << max(0, value.bit_length() - 1)
+
+
+def _histogram(counted: Counter[int]) -> dict[str, int]:
+    """`{"64-127": 12}`, in order."""
+    return {f"{low}-{2 * low - 1}": counted[low] for low in sorted(counted)}

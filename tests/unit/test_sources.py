@@ -1,0 +1,399 @@
+"""Every way in which people keep rows is read, as a stream, from anywhere."""
+
+import base64
+import csv
+import gzip
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from job import storage
+from job.errors import DataError, InputError
+from job.prep import pictures, readers
+from job.prep.find import stage_source
+from job.prep.readers import tars
+from job.prep.records import Row
+from job.spec.types import DataSpec
+from tests.unit.test_prep import data_spec, png, rejects, run, write_jsonl
+
+COUNT = 12
+
+
+def rows_of(spec: DataSpec, tmp_path: Path) -> dict[str, Row]:
+    """The rows by what they say."""
+    data = run(replace(spec, eval_fraction=0.3), tmp_path)
+    return {row.answer: row for row in (*data.rows("train"), *data.rows("eval"))}
+
+
+def picture(number: int) -> bytes:
+    return png(40 + number)
+
+
+def text_of(number: int) -> str:
+    return f"x_{{{number}}}, y"
+
+
+def plain() -> list[dict[str, Any]]:
+    return [{"image": f"images/{n}.png", "text": text_of(n)} for n in range(COUNT)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    for n in range(COUNT):
+        (images / f"{n}.png").write_bytes(picture(n))
+    return images.parent
+
+
+def delimited(path: Path, delimiter: str) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["image", "text"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(plain())
+    return path
+
+
+def as_jsonl_gz(folder: Path) -> Path:
+    path = folder / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join(json.dumps(r).encode() + b"\n" for r in plain())))
+    return path
+
+
+def as_json(folder: Path) -> Path:
+    (folder / "rows.json").write_text(json.dumps(plain(), indent=1))
+    return folder / "rows.json"
+
+
+def as_parquet_of_structs(folder: Path) -> Path:
+    images = [{"bytes": picture(n), "path": None} for n in range(COUNT)]
+    table = pa.table({"image": images, "text": [text_of(n) for n in range(COUNT)]})
+    pq.write_table(table, folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def as_parquet_of_bytes(folder: Path) -> Path:
+    images, texts = [picture(n) for n in range(COUNT)], [text_of(n) for n in range(COUNT)]
+    pq.write_table(pa.table({"image": images, "text": texts}), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def as_arrow_file(folder: Path) -> Path:
+    table = pa.Table.from_pylist(plain())
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as w,
+    ):
+        w.write_table(table, max_chunksize=5)
+    return folder / "rows.arrow"
+
+
+def as_base64(folder: Path) -> Path:
+    rows = [
+        {"image": base64.b64encode(picture(n)).decode(), "text": text_of(n)} for n in range(COUNT)
+    ]
+    return write_jsonl(folder, rows)
+
+
+def as_pairs(folder: Path) -> Path:
+    for n in range(COUNT):
+        (folder / "images" / f"{n}.txt").write_text(text_of(n) + "\n")
+    return folder / "images"
+
+
+def as_metadata(folder: Path) -> Path:
+    rows = [{"file_name": f"{n}.png", "text": text_of(n)} for n in range(COUNT)]
+    write_jsonl(folder / "images", rows, "metadata.jsonl")
+    return folder / "images"
+
+
+def as_tar(folder: Path, mode: str = "w", name: str = "rows.tar") -> Path:
+    with tarfile.open(folder / name, mode) as archive:  # type: ignore[call-overload]
+        for n in range(COUNT):
+            add(archive, f"a/{n:03}.png", picture(n))
+            add(archive, f"a/{n:03}.txt", text_of(n).encode())
+    return folder / name
+
+
+def as_tar_gz(folder: Path) -> Path:
+    return as_tar(folder, "w:gz", "rows.tar.gz")
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **header: Any) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for key, value in header.items():
+        setattr(member, key, value)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def as_saved_dataset(folder: Path) -> Path:
+    images = [{"bytes": picture(n), "path": None} for n in range(COUNT)]
+    columns = {"image": images, "text": [text_of(n) for n in range(COUNT)]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    made = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_shards(folder: Path) -> Path:
+    for shard in range(3):
+        write_jsonl(folder, plain()[shard::3], f"train-{shard:05}-of-00003.jsonl")
+    write_jsonl(folder, plain(), "test-00000-of-00001.jsonl")
+    return folder
+
+
+KINDS: dict[str, Any] = {
+    "jsonl": lambda f: write_jsonl(f, plain()),
+    "jsonl.gz": as_jsonl_gz,
+    "json": as_json,
+    "csv": lambda f: delimited(f / "rows.csv", ","),
+    "tsv": lambda f: delimited(f / "rows.tsv", "\t"),
+    "parquet of structs": as_parquet_of_structs,
+    "parquet of bytes": as_parquet_of_bytes,
+    "arrow file": as_arrow_file,
+    "base64": as_base64,
+    "pairs of files": as_pairs,
+    "metadata beside images": as_metadata,
+    "webdataset": as_tar,
+    "webdataset, packed": as_tar_gz,
+    "save_to_disk": as_saved_dataset,
+    "shards of a split": as_shards,
+}
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_the_same_however_and_wherever_they_are_kept(
+    kind: str, where: str, folder: Path, tmp_path: Path
+) -> None:
+    path = KINDS[kind](folder)
+    uri = str(path)
+    if where == "memory":
+        storage.copy_tree(str(folder), f"memory://{tmp_path}")
+        uri = f"memory://{tmp_path}/{path.relative_to(folder)}".removesuffix("/.")
+    spec = data_spec(Path("x"))
+    split = "train" if kind in ("save_to_disk", "shards of a split") else None
+    rows = rows_of(replace(spec, train=replace(spec.train, uri=uri, split=split)), tmp_path)
+    assert rows.keys() == {text_of(n) for n in range(COUNT)}
+    for n in range(COUNT):
+        assert rows[text_of(n)].images[0].data == picture(n)
+
+
+def test_a_glob_reads_every_file_that_it_matches(folder: Path, tmp_path: Path) -> None:
+    as_shards(folder)
+    assert len(rows_of(data_spec(folder / "train-*.jsonl"), tmp_path)) == COUNT
+
+
+def test_files_of_one_name_in_two_folders_give_rows_of_different_ids(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        (tmp_path / "d" / part).mkdir(parents=True)
+        (tmp_path / "d" / part / "p.png").write_bytes(png(60 if part == "a" else 61))
+        row = [{"image": "p.png", "text": f"{part}{n}"} for n in range(6)]
+        write_jsonl(tmp_path / "d" / part, row)
+    rows = rows_of(data_spec(tmp_path / "d"), tmp_path)
+    assert {row.id.partition(":")[0] for row in rows.values()} == {"a/rows.jsonl", "b/rows.jsonl"}
+    assert rows["b0"].images[0].width == 61, "a path starts from the folder of its own list"
+
+
+def test_sharegpt_rows_are_conversations_with_images_at_their_marks(
+    folder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "Look:\n<image>\nWhat is it?"},
+                {"from": "gpt", "value": text_of(n)},
+            ],
+            "images": [f"images/{n}.png"],
+        }
+        for n in range(COUNT)
+    ]
+    row = rows_of(data_spec(write_jsonl(folder, rows)), tmp_path)[text_of(3)]
+    assert [message.role for message in row.messages] == ["system", "user", "assistant"]
+    assert [part.image for part in row.messages[1].parts] == [None, 0, None]
+    assert row.messages[1].text == "Look:\nWhat is it?"
+
+
+def test_sharegpt_without_marks_has_its_images_first(folder: Path, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": ""}]
+    rows = [
+        {"conversations": [turns[0], {**turns[1], "value": text_of(n)}], "image": f"images/{n}.png"}
+        for n in range(COUNT)
+    ]
+    row = rows_of(data_spec(write_jsonl(folder, rows)), tmp_path)[text_of(3)]
+    assert [part.image for part in row.messages[0].parts] == [0, None]
+
+
+def test_alpaca_rows_are_questions_with_and_without_input_history_and_image(
+    folder: Path, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"instruction": "Read it.", "input": "As LaTeX.", "output": text_of(n)}
+        for n in range(COUNT)
+    ]
+    rows[3] |= {"images": ["images/3.png"], "history": [["a", "b"]], "system": "S"}
+    found = rows_of(data_spec(write_jsonl(folder, rows)), tmp_path)
+    assert found[text_of(0)].messages[0].text == "Read it.\nAs LaTeX."
+    assert found[text_of(0)].images == ()
+    third = found[text_of(3)]
+    assert [m.role for m in third.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert third.messages[1].parts[0].image == 0
+
+
+def test_a_wrong_mapping_shows_a_sample_row(folder: Path, tmp_path: Path) -> None:
+    spec = data_spec(write_jsonl(folder, [{"picture": "images/1.png", "latex": "x" * 90}]))
+    with pytest.raises(DataError, match=r"picture, latex; rows\.jsonl:1 is \{picture: images/1"):
+        run(spec, tmp_path)
+
+
+def test_an_image_without_text_is_one_reject(folder: Path, tmp_path: Path) -> None:
+    as_pairs(folder)
+    (folder / "images" / "alone.png").write_bytes(png(90))
+    spec = data_spec(folder / "images", max_bad_rows=1)
+    assert len(rows_of(spec, tmp_path)) == COUNT
+    assert rejects(tmp_path) == {"alone.png": "has no text of the same name beside it"}
+
+
+def test_a_damaged_json_array_is_told_with_the_item_before_it(folder: Path, tmp_path: Path) -> None:
+    path = as_json(folder)
+    path.write_text(path.read_text()[:-60])
+    with pytest.raises(DataError, match=r"rows\.json: is not JSON after item 10"):
+        run(data_spec(path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [(b"a,b,c\n", "more values than"), (b"a,\xff\xfe\n", "not UTF-8"), (b"a\n", "must be text")],
+)
+def test_a_bad_csv_row_is_one_reject(row: bytes, reason: str, folder: Path, tmp_path: Path) -> None:
+    path = delimited(folder / "rows.csv", ",")
+    path.write_bytes(path.read_bytes() + row.replace(b"a", b"images/0.png"))
+    assert len(rows_of(data_spec(path, max_bad_rows=1), tmp_path)) == COUNT
+    [found] = rejects(tmp_path).values()
+    assert reason in found
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "a symbolic link": ({"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link"),
+    "a hard link": ({"type": tarfile.LNKTYPE, "linkname": "a/000.png"}, "is a link"),
+    "a device": ({"type": tarfile.CHRTYPE}, "no plain file"),
+    "a path upward": ({"name": "../../b.png"}, "leaves the archive"),
+    "an absolute path": ({"name": "/tmp/b.png"}, "leaves the archive"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_member_of_an_archive_is_one_reject(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    header, reason = HOSTILE[name]
+    with tarfile.open(as_tar(folder), "a") as archive:
+        add(archive, **{"name": "b.png", **header})
+    assert len(rows_of(data_spec(folder / "rows.tar", max_bad_rows=1), tmp_path)) == COUNT
+    [found] = rejects(tmp_path).values()
+    assert reason in found
+
+
+def test_a_member_that_is_too_large_is_refused_by_its_header(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "MAX_LINE", 5000)
+    with tarfile.open(as_tar(folder), "a") as archive:
+        add(archive, "b.png", bytes(5001))
+    assert len(rows_of(data_spec(folder / "rows.tar", max_bad_rows=1), tmp_path)) == COUNT
+    assert "5001 bytes, more than 5000" in rejects(tmp_path)["rows.tar:b"]
+
+
+def test_an_archive_with_endless_headers_or_cut_short_is_an_error(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = folder / "rows.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"x": "y" * 2**21}) as a:
+        add(a, "b.png", picture(1))
+    with pytest.raises(DataError, match="not a readable tar"):
+        list(readers.read(stage_source(data_spec(path).train, "x").files[0]))
+    as_tar(folder)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match="not a readable tar"):
+        list(readers.read(stage_source(data_spec(path).train, "x").files[0]))
+
+
+def test_a_packed_file_that_is_cut_is_an_error(folder: Path, tmp_path: Path) -> None:
+    path = as_jsonl_gz(folder)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"rows\.jsonl\.gz: cannot be read"):
+        run(data_spec(path), tmp_path)
+
+
+@pytest.fixture
+def web(folder: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Quiet(*a, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_images_by_url_are_fetched_only_where_the_spec_allows_it(
+    web: str, folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"image": f"{web}/images/{n}.png", "text": text_of(n)} for n in range(COUNT)]
+    spec = data_spec(write_jsonl(folder, rows), max_bad_rows=COUNT)
+    with pytest.raises(DataError, match="has no usable row"):
+        run(spec, tmp_path)
+    allowed = rows_of(replace(spec, allow_image_urls=True, max_bad_rows=0), tmp_path / "b")
+    assert allowed[text_of(3)].images[0].data == picture(3)
+
+
+def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) -> None:
+    as_json(folder)
+    spec = data_spec(Path("x"))
+    rows = rows_of(replace(spec, train=replace(spec.train, uri=f"{web}/rows.json")), tmp_path)
+    assert len(rows) == COUNT
+
+
+def test_a_split_that_is_not_there_is_an_input_error(folder: Path) -> None:
+    spec = data_spec(as_shards(folder)).train
+    with pytest.raises(InputError, match="nothing is there"):
+        stage_source(replace(spec, split="validation"), "$.data.train")
+
+
+def test_a_changed_picture_of_a_folder_changes_the_digest(folder: Path) -> None:
+    spec = data_spec(as_pairs(folder)).train
+    before = stage_source(spec, "x").digest
+    (folder / "images" / "3.png").touch()
+    assert stage_source(spec, "x").digest == before, "dates do not count"
+    (folder / "images" / "3.png").write_bytes(png(43, color="black"))
+    assert stage_source(spec, "x").digest != before
+
+
+def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pictures(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(folder, plain())
+    storage.copy_tree(str(folder), f"memory://{tmp_path}")
+    for root in (str(folder), f"memory://{tmp_path}"):
+        spec = replace(data_spec(Path("x")).train, uri=f"{root}/rows.jsonl")
+        source = stage_source(spec, "x")
+        before = pictures.digest(source, spec)
+        assert pictures.digest(source, spec) == before
+        storage.write_bytes(f"{root}/images/5.png", png(99))
+        assert stage_source(spec, "x").digest == source.digest
+        assert pictures.digest(source, spec) != before
