@@ -167,6 +167,13 @@ class Family(Protocol):
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """A training batch: right-padded, with labels and every input that `forward` takes."""
 
+    def pack(self, rows: Sequence[Encoded]) -> Batch:
+        """A training batch without padding, for a model that `use_packed_step` was given."""
+
+    @staticmethod
+    def use_packed_step(model: "PreTrainedModel") -> None:
+        """Lets the model take the batches of `pack` too; its weights and their names stay."""
+
     def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
         """A generation batch: left-padded, without labels."""
 

@@ -129,6 +129,7 @@ class TrainSpec:
     gradient_checkpointing: bool
     max_length: int
     packing: Literal[False]
+    padding_free: bool
     router_aux_loss_coef: float | None
     """None takes the checkpoint's own; 0 turns the auxiliary loss off."""
     dataloader_num_workers: int

@@ -130,8 +130,8 @@ class EncodedDataset:
 class Collator:
     """The family's collator, with the check that every batch trains something."""
 
-    def __init__(self, family: Family) -> None:
-        self._family = family
+    def __init__(self, family: Family, *, padding_free: bool) -> None:
+        self._collate = family.pack if padding_free else family.collate
 
     def __call__(self, rows: list[Encoded]) -> Batch:
         if not any(row.trained_tokens for row in rows):
@@ -141,7 +141,7 @@ class Collator:
                 fix="these rows have no answer left within max_length; "
                 "set data.truncation_strategy: delete",
             )
-        return self._family.collate(rows)
+        return self._collate(rows)
 
 
 def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:

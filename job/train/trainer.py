@@ -84,6 +84,8 @@ def train(
     publish(f"{TRAIN}/{LABEL_PROOF}")
     log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
 
+    if spec.train.padding_free:
+        family.use_packed_step(model)
     targets: dict[str, int] = {}
     if spec.lora.method == "lora":
         resolved = family.lora_targets(model, spec.lora)
@@ -199,7 +201,7 @@ def _arguments(
         dataloader_pin_memory=engine.device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="all" if spec.padding_free else "non_padding",
         report_to=list(spec.report_to) or "none",
         disable_tqdm=True,
         log_level="error",
@@ -230,7 +232,7 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(family),
+        data_collator=Collator(family, padding_free=spec.padding_free),
         callbacks=[storing, progress],
     )
     trainer.remove_callback(PrinterCallback)

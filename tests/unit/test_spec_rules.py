@@ -134,8 +134,26 @@ REFUSED += [
         for key, value, substitute in (
             ("train.optim", "adamw_8bit", "adamw_torch"),
             ("train.optim", "paged_adamw_8bit", "adamw_torch"),
-            ("model.attn_implementation", "flash_attention_2", "sdpa"),
         )
+    ),
+    (
+        (
+            "runtime.accelerator=cpu",
+            "train.padding_free=false",
+            "model.attn_implementation=flash_attention_2",
+        ),
+        "model.attn_implementation",
+        "does not run on a CPU, which runtime.accelerator asks for",
+        "write sdpa, or auto",
+    ),
+    *(
+        (
+            (f"model.attn_implementation={other}",),
+            "model.attn_implementation",
+            "must be auto or sdpa where train.padding_free is true: its step calls no other",
+            "set train.padding_free: false, or write auto",
+        )
+        for other in ("eager", "flash_attention_2")
     ),
     *(
         (

@@ -245,6 +245,17 @@ class Ernie45VL:
 
         return collate(rows, self.processor)
 
+    def pack(self, rows: Sequence[Encoded]) -> Batch:
+        from job.families.ernie45_vl.packed.batch import pack
+
+        return pack(rows, self.processor)
+
+    @staticmethod
+    def use_packed_step(model: "PreTrainedModel") -> None:
+        from job.families.ernie45_vl.packed.model import use_packed_step
+
+        use_packed_step(model)
+
     def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
         from job.families.ernie45_vl.collate import collate_prompts
 

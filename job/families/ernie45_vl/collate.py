@@ -79,11 +79,13 @@ def _add_vision_indices(batch: Batch, grids: Sequence[Grid], merge: int) -> None
     """
     counts = torch.tensor([height * width for _, height, width in grids])
     batch["image_cu_seqlens"] = pad(counts.cumsum(0), (1, 0)).int()
-    made: dict[Grid, torch.Tensor] = {}
-    for grid in grids:
-        if grid not in made:
-            made[grid] = _patch_places(grid, merge)
-    batch["image_position_ids"] = torch.cat([made[grid] for grid in grids])
+    batch["image_position_ids"] = patch_places(grids, merge)
+
+
+def patch_places(grids: Sequence[Grid], merge: int) -> torch.Tensor:
+    """Row and column of each patch of the images, (patches, 2), in the order of merged blocks."""
+    made = {grid: _patch_places(grid, merge) for grid in set(grids)}
+    return torch.cat([made[grid] for grid in grids])
 
 
 def _patch_places(grid: Grid, merge: int) -> torch.Tensor:

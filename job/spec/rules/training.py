@@ -45,6 +45,15 @@ def _cpu(dotted: str, substitute: str) -> Finding:
     )
 
 
+def _padding_free_has_its_attention(at: View) -> Iterator[Finding]:
+    if at("train.padding_free") and at("model.attn_implementation") not in ("auto", "sdpa"):
+        yield find(
+            "model.attn_implementation",
+            "must be auto or sdpa where train.padding_free is true: its step calls no other",
+            "set train.padding_free: false, or write auto",
+        )
+
+
 def _engine_is_offered(at: View) -> Iterator[Finding]:
     if at("model.engine") == "unsloth":
         yield find(
@@ -70,6 +79,7 @@ RULES: tuple[Rule, ...] = (
     _training_has_a_length,
     _float16_does_not_train,
     _cpu_has_what_it_needs,
+    _padding_free_has_its_attention,
     _engine_is_offered,
     _greedy_does_not_sample,
 )

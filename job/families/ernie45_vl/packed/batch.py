@@ -1,0 +1,65 @@
+"""Encoded rows to a batch without padding, with every index that the step needs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from job.families.base import IGNORED, Batch, Encoded
+from job.families.ernie45_vl.collate import patch_places
+from job.families.ernie45_vl.packed.experts import Modalities
+from job.families.ernie45_vl.packed.segments import Segments
+from job.families.ernie45_vl.pixels import Grid, patches
+from job.families.ernie45_vl.positions import rope_positions
+from job.prep.images import decode
+
+if TYPE_CHECKING:
+    from transformers import Ernie4_5_VLMoeProcessor
+
+
+def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch:
+    """A training batch of the rows one after another, T tokens in all.
+
+    `input_ids` (1, T), `position_ids` (3, 1, T), the places of each row's tokens, `supervised`
+    (S,) with the `targets` (S,) that the hidden states there foretell, the tokens of either
+    modality, and where there are images `pixel_values` (patches, 588), each patch's row and column
+    and the places of patches and image tokens.
+    """
+    ids = torch.tensor([token for row in rows for token in row.input_ids])  # (T,)
+    # Each row's first label is foretold by nothing.
+    labels = torch.tensor(
+        [label for row in rows for label in (*row.labels[1:], IGNORED)]
+    )  # (T,), of the token after
+    lengths = [len(row.input_ids) for row in rows]
+    supervised = (labels != IGNORED).nonzero()[:, 0]
+    image = ids == processor.image_token_id
+    brackets = (ids == processor.image_start_token_id) | (ids == processor.image_end_token_id)
+    modalities = Modalities.of(image | brackets)
+    segments = Segments.of(lengths)
+    batch: Batch = {
+        "input_ids": ids[None],
+        "supervised": supervised,
+        "targets": labels[supervised],
+        "row_places": segments.places,
+        "row_real": segments.real,
+        "text_tokens": modalities.text,
+        "vision_tokens": modalities.vision,
+        "token_order": modalities.order,
+    }
+    merge = processor.image_processor.merge_size
+    pictures = [decode(picture) for row in rows for picture in row.images]
+    grids: list[Grid] = []
+    if pictures:
+        batch["pixel_values"], grids = patches(pictures, processor.image_processor)
+        places = Segments.of([height * width for _, height, width in grids])
+        batch["patch_places"], batch["patch_real"] = places
+        batch["patch_position_ids"] = patch_places(grids, merge)
+        batch["image_places"] = image.nonzero()[:, 0]
+    positions = rope_positions(
+        [[token == processor.image_token_id for token in row.input_ids] for row in rows],
+        grids,
+        spatial_merge_size=merge,
+        length=max(lengths),
+    )  # (3, rows, L)
+    batch["position_ids"] = positions.flatten(1)[:, None, segments.places]
+    return batch

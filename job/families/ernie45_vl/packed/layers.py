@@ -1,0 +1,80 @@
+"""The decoder layer and the vision block over packed sequences.
+
+Subclasses of Transformers' own, put in their place by `use_packed_layers`: the same submodules,
+called on (T, H) with the boundaries given. Without boundaries they do what their parents do.
+"""
+
+from typing import Any
+
+import torch
+from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
+
+from job.families.ernie45_vl.packed.experts import Modalities, moe
+from job.families.ernie45_vl.packed.segments import Segments, attention
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine, (T, D) each."""
+
+
+class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotary,
+        *args: Any,
+        segments: Segments | None = None,
+        modalities: Modalities | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """(T, H) to (T, H), and the router's logits (T, experts) or None in a dense layer."""
+        if segments is None or modalities is None:
+            return super().forward(hidden_states, position_embeddings, *args, **kwargs)
+        hidden = hidden_states + self._attend(
+            self.input_layernorm(hidden_states), position_embeddings, segments
+        )
+        normed, logits = self.post_attention_layernorm(hidden), None
+        if isinstance(self.mlp, native.Ernie4_5_VLMoeMoeBlock):
+            output, logits = moe(self.mlp, normed, modalities)
+        else:
+            output = self.mlp(normed)
+        return hidden + output, logits
+
+    def _attend(self, hidden: torch.Tensor, rotary: Rotary, segments: Segments) -> torch.Tensor:
+        inner = self.self_attn
+        query, key, value = (
+            project(hidden).unflatten(-1, (-1, inner.head_dim))  # (T, heads, D)
+            for project in (inner.q_proj, inner.k_proj, inner.v_proj)
+        )
+        query, key = native.apply_rotary_pos_emb(query, key, *rotary, unsqueeze_dim=1)
+        out = attention(query, key, value, segments, causal=True, scale=inner.scaling)
+        return inner.o_proj(out.flatten(1))
+
+
+class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        position_embeddings: Rotary | None = None,
+        segments: Segments | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """(patches, H) to (patches, H)."""
+        if segments is None or position_embeddings is None:
+            return super().forward(
+                hidden_states, *args, position_embeddings=position_embeddings, **kwargs
+            )
+        inner, normed = self.attn, self.norm1(hidden_states)
+        query, key, value = inner.qkv(normed).unflatten(-1, (3, inner.num_heads, -1)).unbind(1)
+        query, key = native.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        out = attention(query, key, value, segments, causal=False, scale=inner.scaling)
+        hidden = hidden_states + inner.proj(out.flatten(1))
+        return hidden + self.mlp(self.norm2(hidden))
+
+
+def use_packed_layers(model: Any) -> None:
+    """Puts the packed layers in place of a native model's own; weights and names stay."""
+    for layer in model.model.language_model.layers:
+        layer.__class__ = PackedDecoderLayer
+    for block in model.model.vision_tower.blocks:
+        block.__class__ = PackedVisionBlock

@@ -1,0 +1,75 @@
+"""The model's training step over a packed batch, as a subclass of Transformers' class."""
+
+import functools
+from typing import Any
+
+import torch
+from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
+
+from job.families.ernie45_vl.packed.experts import Modalities
+from job.families.ernie45_vl.packed.layers import use_packed_layers
+from job.families.ernie45_vl.packed.loss import supervised_loss
+from job.families.ernie45_vl.packed.segments import Segments, take
+
+
+class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
+    """Takes batches of `packed.batch.pack`; given any other it is its parent."""
+
+    # Generation reads the names of arguments.
+    @functools.wraps(native.Ernie4_5_VLMoeForConditionalGeneration.forward)
+    def forward(
+        self, *args: Any, targets: torch.Tensor | None = None, **batch: Any
+    ) -> native.MoeCausalLMOutputWithPast:
+        """The loss alone of a packed batch (logits of no token are kept)."""
+        if targets is None:
+            return super().forward(*args, **batch)
+        hidden, logits = self._hidden(batch)
+        loss = supervised_loss(take(hidden, batch["supervised"]), targets, self.lm_head)
+        aux = None
+        if self.config.text_config.output_router_logits:
+            # With a mask it does not wait for the device.
+            everything = torch.ones(1, len(hidden), device=hidden.device)
+            aux = native.load_balancing_loss_func(
+                logits, self.num_experts, self.num_experts_per_tok, everything
+            )
+            loss = loss + self.router_aux_loss_coef * aux
+        return native.MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux)
+
+    def _hidden(self, batch: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Normed hidden states (T, H), and each sparse layer's router logits (T, experts)."""
+        text = self.model.language_model
+        hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
+        if "pixel_values" in batch:
+            pictures = self._pictures(batch).to(hidden.dtype)
+            hidden = hidden.index_copy(0, batch["image_places"], pictures)
+        cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D)
+        segments = Segments(batch["row_places"], batch["row_real"])
+        modalities = Modalities(batch["text_tokens"], batch["vision_tokens"], batch["token_order"])
+        routed = []
+        for layer in text.layers:
+            hidden, logits = layer(
+                hidden, (cos[0], sin[0]), segments=segments, modalities=modalities
+            )
+            if logits is not None:
+                routed.append(logits)
+        return text.norm(hidden), tuple(routed)
+
+    def _pictures(self, batch: Any) -> torch.Tensor:
+        """The embeddings of all image tokens in order, (image tokens, H)."""
+        tower, resampler = self.model.vision_tower, self.model.resampler_model
+        hidden = tower.patch_embed(batch["pixel_values"])  # (patches, vision H)
+        rotary = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])
+        segments = Segments(batch["patch_places"], batch["patch_real"])
+        for block in tower.blocks:
+            hidden = block(hidden, position_embeddings=rotary, segments=segments)
+        hidden = tower.ln(hidden).view(-1, resampler.spatial_dim)
+        hidden = resampler.spatial_linear(hidden)
+        # A picture is a video of one frame, which stands for both of a pair.
+        hidden = resampler.temporal_linear(torch.cat([hidden, hidden], dim=-1))
+        return resampler.after_norm(resampler.mlp(hidden))
+
+
+def use_packed_step(model: Any) -> None:
+    """Lets a native model take packed batches too; its weights and their names stay."""
+    model.__class__ = PackedErnie
+    use_packed_layers(model)

@@ -1,0 +1,207 @@
+"""The packed training step gives the losses and gradients of the plain one."""
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from job import families
+from job.families.ernie45_vl import Ernie45VL
+from job.families.ernie45_vl.packed import loss as loss_module
+from job.families.ernie45_vl.packed.batch import pack
+from job.families.ernie45_vl.packed.experts import NAME as SORTED
+from job.families.ernie45_vl.packed.experts import register
+from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock
+from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
+from job.families.ernie45_vl.packed.segments import Segments, take
+from job.prep.images import inspect
+from job.prep.records import EncodedImage, Message, Part, Row
+from job.spec.load import load_spec
+
+TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TARGETS = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "fc1",
+    "fc2",
+]
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+@pytest.fixture(scope="module")
+def family() -> Ernie45VL:
+    spec = load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
+    return Ernie45VL.bind(families.read_checkpoint("builtin://ernie-vl-tiny", TINY), spec.data)
+
+
+@pytest.fixture(scope="module")
+def plain(family: Ernie45VL) -> Any:
+    model = family.initialise(seed=3, dtype=torch.float32, device=torch.device("cpu"))
+    model.set_experts_implementation("eager")
+    return model
+
+
+def picture(width: int, height: int) -> EncodedImage:
+    file = io.BytesIO()
+    Image.effect_noise((width, height), 64).convert("RGB").save(file, "PNG")
+    return inspect(file.getvalue())
+
+
+def row(answer: str, *pictures: EncodedImage) -> Row:
+    parts = tuple(Part(image=number) for number in range(len(pictures)))
+    question = Message(role="user", parts=(*parts, Part(text="Read.")))
+    reply = Message(role="assistant", parts=(Part(text=answer),))
+    return Row(id=answer, messages=(question, reply), images=pictures)
+
+
+BATCHES = {
+    "one row": [row("x^{2}", picture(112, 56))],
+    "equal images": [row("a", picture(112, 56)), row(r"\frac{a}{b}+c", picture(112, 56))],
+    "mixed images": [
+        row("a+b", picture(170, 56)),
+        row(r"\int x", picture(60, 90)),
+        row("b", picture(56, 56)),
+    ],
+    "several images and none": [row("a", picture(60, 60), picture(200, 30)), row("no picture")],
+    "no image at all": [row("a"), row("b+c")],
+}
+
+
+def adapted(model: Any, *, packed: bool, experts: bool, checkpointing: bool = False) -> Any:
+    """The model with a LoRA adapter that already does something, ready to train."""
+    from peft import LoraConfig, get_peft_model
+
+    model = copy.deepcopy(model)
+    if packed:
+        use_packed_step(model)
+        register()
+        model.set_experts_implementation(SORTED)
+    torch.manual_seed(5)
+    config = LoraConfig(
+        r=4,
+        target_modules=TARGETS,
+        target_parameters=EXPERTS if experts else None,
+        init_lora_weights=False,
+    )
+    model = get_peft_model(model, config)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()
+
+
+def step(model: Any, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = model(**batch, use_cache=False).loss
+    loss.backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), grads
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    torch.testing.assert_close(
+        found, expected, rtol=1e-4, atol=1e-6, msg=lambda text: f"{what}: {text}"
+    )
+
+
+def same(models: list[Any], family: Ernie45VL, rows: list[Row]) -> None:
+    """The plain and the packed model take one step on the rows, with one outcome."""
+    plain, packed = models
+    encoded = [family.encode(each) for each in rows]
+    loss, grads = step(plain, family.collate(encoded))
+    packed_loss, packed_grads = step(packed, pack(encoded, family.processor))
+    near(packed_loss, loss, "loss")
+    # Transformers gives zeros, here nothing, to adapters of experts that no token asked for.
+    assert packed_grads.keys() <= grads.keys()
+    assert any(float(grad.abs().max()) > 1e-4 for grad in grads.values())
+    for name, grad in grads.items():
+        near(packed_grads.get(name, torch.zeros_like(grad)), grad, name)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("experts", [False, True], ids=["reference targets", "routed experts"])
+def test_losses_and_gradients_equal_the_plain_step(
+    family: Ernie45VL, plain: Any, name: str, experts: bool
+) -> None:
+    models = [adapted(plain, packed=packed, experts=experts) for packed in (False, True)]
+    same(models, family, BATCHES[name])
+
+
+def test_the_router_s_auxiliary_loss_equals_the_plain_one(family: Ernie45VL, plain: Any) -> None:
+    models = [adapted(plain, packed=packed, experts=False) for packed in (False, True)]
+    for model in models:
+        family.set_router_aux_loss(model.get_base_model(), 0.5)
+    same(models, family, BATCHES["mixed images"])
+
+
+def test_gradient_checkpointing_changes_nothing(family: Ernie45VL, plain: Any) -> None:
+    models = [
+        adapted(plain, packed=packed, experts=False, checkpointing=packed)
+        for packed in (False, True)
+    ]
+    same(models, family, BATCHES["mixed images"])
+
+
+def test_a_loss_in_chunks_equals_the_whole(
+    family: Ernie45VL, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK", 3)
+    models = [adapted(plain, packed=packed, experts=False) for packed in (False, True)]
+    same(models, family, BATCHES["mixed images"])
+
+
+def test_all_weights_of_a_full_fine_tuning_get_the_plain_gradients(
+    family: Ernie45VL, plain: Any
+) -> None:
+    models = [copy.deepcopy(plain).requires_grad_(True).train() for _ in range(2)]
+    use_packed_step(models[1])
+    same(models, family, BATCHES["several images and none"])
+
+
+def test_a_model_with_the_packed_step_still_answers_as_before(
+    family: Ernie45VL, plain: Any
+) -> None:
+    model = copy.deepcopy(plain)
+    use_packed_step(model)
+    assert isinstance(model, PackedErnie)
+    assert isinstance(model.model.language_model.layers[1], PackedDecoderLayer)
+    assert isinstance(model.model.vision_tower.blocks[0], PackedVisionBlock)
+    encoded = [family.encode(each) for each in BATCHES["mixed images"]]
+    prompts = family.collate_prompts(encoded)
+    answers = [
+        each.generate(**prompts, max_new_tokens=6, do_sample=False) for each in (plain, model)
+    ]
+    assert torch.equal(*answers)
+
+
+def test_rows_do_not_see_each_other(family: Ernie45VL, plain: Any) -> None:
+    model = copy.deepcopy(plain)
+    use_packed_step(model)
+    first, second = (family.encode(each) for each in BATCHES["mixed images"][:2])
+    alone = [float(model(**pack([each], family.processor)).loss) for each in (first, second)]
+    together = float(model(**pack([first, second], family.processor)).loss)
+    counts = [each.trained_tokens for each in (first, second)]
+    mean = sum(a * c for a, c in zip(alone, counts, strict=True)) / sum(counts)
+    assert together == pytest.approx(mean, rel=1e-5)
+
+
+def test_padding_and_packing_undo_each_other() -> None:
+    segments = Segments.of([2, 4, 1])
+    packed = torch.randn(7, 3, 5)
+    grid = segments.pad(packed)  # (3, 3, 4, 5)
+    assert grid.shape == (3, 3, 4, 5)
+    assert torch.equal(segments.pack(grid), packed)
+    assert float(grid[0, :, 2:].abs().max()) == 0
+
+
+def test_the_gradient_of_taking_is_that_of_an_index() -> None:
+    values = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    places = torch.tensor([4, 0, 5])
+    assert torch.autograd.gradcheck(lambda v: take(v, places), values)
