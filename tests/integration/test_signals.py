@@ -37,24 +37,34 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"the job ended before it said {text!r}:\n{said}")
 
 
+def stop_in(stage: str, after: float, output: Path, cache: Path) -> tuple[int, str, float]:
+    """Stops a run `after` seconds into the stage: its exit code, what it said, how long it took."""
+    process = start(*small_run(str(output), cache=cache))
+    said = wait_for(process, f"{stage}: started")
+    time.sleep(after)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, rest = process.communicate(timeout=30)
+    return process.returncode, said + rest, time.monotonic() - sent
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.8])
 def test_sigterm_ends_every_stage_at_once_with_143(
     finished: Path, tmp_path: Path, stage: str, part: float
 ) -> None:
-    output = Path(shutil.copytree(finished / "out", tmp_path / "out"))
-    for name in STAGES[STAGES.index(stage) :]:
-        (output / ".stages" / f"{name}.json").unlink()
-    shutil.rmtree(output / "checkpoints")
-    seconds = read_json(output / "run.json")["stages"][stage]["seconds"]
-    process = start(*small_run(str(output), cache=tmp_path / "cache"))
-    wait_for(process, f"{stage}: started")
-    time.sleep(part * seconds)
-    sent = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=30)
-    took = time.monotonic() - sent
-    assert process.returncode == 143, said
+    seconds = read_json(finished / "out" / "run.json")["stages"][stage]["seconds"]
+    # Measured on a machine with other work, a stage can be over sooner than its share of that.
+    for attempt in range(4):
+        output = Path(shutil.copytree(finished / "out", tmp_path / f"out-{attempt}"))
+        for name in STAGES[STAGES.index(stage) :]:
+            (output / ".stages" / f"{name}.json").unlink()
+        shutil.rmtree(output / "checkpoints")
+        after = part * seconds / 2**attempt
+        code, said, took = stop_in(stage, after, output, tmp_path / f"cache-{attempt}")
+        if "SIGTERM received" in said or f"done output={output}" not in said:
+            break
+    assert code == 143, said
     assert took < SECONDS + BUSY, said
     assert "SIGTERM received: stopping" in said
     assert "Traceback" not in said
