@@ -1,6 +1,6 @@
 """Measures prep: rows a second and peak memory over the number of rows and of processes.
 
-    python benchmarks/prep.py --rows 1000 10000 100000 --workers 1 2
+    python -m benchmarks.prep --rows 1000 10000 100000 --workers 1 2
 
 Rows are synthetic: lines of JSON that name small PNG files, 1,000
 different ones, of which 4 are held out. Each measurement
