@@ -107,7 +107,7 @@ def main() -> None:
         for count in arguments.rows:
             write_rows(Path(place), count)
             for workers in arguments.workers:
-                command = [sys.executable, __file__, "--one", place]
+                command = [sys.executable, "-m", "benchmarks.prep", "--one", place]
                 command += ["--rows", str(count), "--workers", str(workers)]
                 done = subprocess.run(  # noqa: S603
                     command, check=True, stdout=subprocess.PIPE, text=True
@@ -119,7 +119,7 @@ def main() -> None:
         "name": "prep",
         "device": f"{platform.machine()}, CPU",
         "runs": runs,
-        "command": " ".join(["python", "benchmarks/prep.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", "benchmarks.prep", *sys.argv[1:]]),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
