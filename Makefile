@@ -28,7 +28,7 @@ BASE_IMAGE ?=
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu bench image lint format manifests lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench image lint format manifests lock clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ test-serving: $(VENV)/.ready-dev $(SERVING)/.ready ## Serve what was exported wi
 
 test-gpu: $(VENV)/.ready-dev ## Run the tests that need a GPU
 	$(VENV)/bin/python -m pytest -m gpu $(ARGS)
+
+fuzz: $(VENV)/.ready-dev ## Run the property tests on examples that no run has drawn before
+	$(VENV)/bin/python -m pytest --hypothesis-profile=explore -m "" $$(grep -rl "from hypothesis" tests --include='test_*.py') $(ARGS)
 
 bench: $(VENV)/.ready ## Measure training on this machine: make bench [ARGS="--model 28b --rows 32"]
 	$(VENV)/bin/python -m benchmarks.training $(ARGS)

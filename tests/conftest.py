@@ -5,9 +5,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 
 from tests import s3 as s3_server
+
+# The same examples at every run: only a change turns a test red. `make fuzz` draws others.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("explore", print_blob=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @dataclass(frozen=True)

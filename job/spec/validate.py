@@ -19,7 +19,7 @@ from job.spec.core_yaml import plain
 from job.spec.finding import Finding, locate, place_of
 from job.spec.keys import Path, Schema
 from job.spec.names import instead_of, nearest, quoted
-from job.spec.parse import Document, read_value
+from job.spec.parse import Document
 from job.spec.resolve import fill
 
 # Values by the names that other tools give them.
@@ -166,7 +166,7 @@ def _fix_text(value: str, node: Schema, kinds: tuple[str, ...]) -> str | None:
         return f"write {close}"
     if "integer" in kinds or "number" in kinds:
         bare = value.strip().replace("_", "").replace(",", "")
-        if isinstance(read_value(bare) if bare[:1] not in ("[", "{") else None, int | float):
+        if isinstance(plain(bare), int | float):
             return f"write {bare} without quotes" if bare == value else f"write {bare}"
     if kinds == ("boolean",) and value.lower() in (*_TRUE, *_FALSE):
         return f"write {quoted(value.lower() in _TRUE)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from job.errors import SpecError, UsageError
@@ -153,6 +153,8 @@ def test_loading_imports_no_framework() -> None:
 
 
 @given(path=st.sampled_from([path for path, _ in keys.walk()]), value=anything)
+@example(path=("data", "train", "limit"), value="'")
+@example(path=("data", "train", "limit"), value="'\x1f0")
 @settings(max_examples=150, deadline=None)
 def test_any_value_at_any_key_loads_or_is_refused(path: tuple[str, ...], value: Any) -> None:
     values = json.loads(json.dumps(VALUES))
