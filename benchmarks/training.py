@@ -212,6 +212,8 @@ def _measure(
         synchronize()
         start = time.perf_counter()
         moved = to_device(batch, device)
+        if not way.indices:  # the tower makes its indices from the grid, where the grid is
+            moved["image_grid_thw"] = batch["image_grid_thw"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             loss = adapted(**moved, use_cache=False).loss
         loss.backward()
