@@ -73,6 +73,11 @@ def on_terminal() -> bool:
     return _state.format == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def is_json() -> bool:
+    """Whether lines are for machines to read."""
+    return _state.format == "json"
+
+
 def debug(event: str, **fields: object) -> None:
     _write("DEBUG", event, fields)
 

@@ -9,7 +9,7 @@ from job.errors import SpecError, UsageError
 from job.manifests import values
 from job.manifests.platforms import Platform
 from job.manifests.request import Request
-from job.manifests.resources import needs
+from job.needs import needs
 from job.sizes import Sizes, measure
 from job.spec.interpolate import variables
 from job.spec.load import LoadedSpec, load_spec
@@ -51,7 +51,7 @@ class Order:
             spec=spec,
             text=self.text,
             platform=platform,
-            needs=needs(spec, self.sizes, platform),
+            needs=needs(spec, self.sizes, gpus=platform.gpus),
             registry=self.registry or values.REGISTRY,
             nodes=nodes,
             sets=self.sets,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from job import signals
 from job.manifests import values
 from job.manifests.request import Object, Request
 from job.manifests.resources import quantity
@@ -22,6 +23,8 @@ def template(request: Request, component: str = "training", **pod: Any) -> Objec
         "terminationGracePeriodSeconds": needs.grace_seconds,
         "securityContext": pod_security(request.platform.groups),
         "tolerations": request.platform.tolerations,
+        # On the node and with the accounts of the job; a device that it is given, the job is given.
+        "initContainers": [container(request, values.DOCTOR, command="doctor")],
         "containers": [container(request)],
         "volumes": [
             {"name": CONFIG, "configMap": {"name": f"{request.name}-spec"}},
@@ -38,14 +41,14 @@ def template(request: Request, component: str = "training", **pod: Any) -> Objec
     }
 
 
-def container(request: Request, name: str = values.CONTAINER) -> Object:
-    """The container that runs the whole job."""
+def container(request: Request, name: str = values.CONTAINER, command: str = "run") -> Object:
+    """A container that runs the whole job, or another command with its spec."""
     found: Object = {
         "name": name,
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
-        "args": arguments(request),
-        "env": [{"name": key, "value": value} for key, value in sorted(request.environ.items())],
+        "args": arguments(request, command),
+        "env": [{"name": key, "value": value} for key, value in sorted(_environ(request).items())],
         "envFrom": [{"secretRef": {"name": values.SECRET, "optional": True}}],
         "resources": _resources(request),
         "securityContext": container_security(),
@@ -58,7 +61,12 @@ def container(request: Request, name: str = values.CONTAINER) -> Object:
     return {key: value for key, value in found.items() if value != []}
 
 
-def arguments(request: Request) -> list[str]:
+def _environ(request: Request) -> dict[str, str]:
+    # Else the job would warn of checkpoints that take longer than Kubernetes' own 30 seconds.
+    return {**request.environ, signals.GRACE_VARIABLE: str(request.needs.grace_seconds)}
+
+
+def arguments(request: Request, command: str) -> list[str]:
     """What the image's entrypoint is given."""
     settings = {
         # A pod without its device must fail, not train for weeks on the CPU.
@@ -67,7 +75,7 @@ def arguments(request: Request) -> list[str]:
         "runtime.workdir": values.WORK,
     }
     sets = (*request.sets, *(f"{key}={value}" for key, value in settings.items()))
-    found = ["--log-format=json", "run", f"{values.SPEC_DIR}/{values.SPEC_FILE}"]
+    found = ["--log-format=json", command, f"{values.SPEC_DIR}/{values.SPEC_FILE}"]
     found += [f"--set={item}" for item in sets]
     return [*found, f"--output={request.output}"] if request.output else found
 

@@ -49,7 +49,7 @@ def bundle(request: Request) -> list[Object]:
 
 def _runtime(request: Request) -> Object:
     template = pod.template(request, containers=[pod.container(request, NODE)])
-    job = batch.spec(template, container=NODE)
+    job = batch.spec(template)
     # The Trainer keeps and removes what it made by itself.
     del job["ttlSecondsAfterFinished"]
     ancestor = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}

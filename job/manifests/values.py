@@ -9,7 +9,10 @@ UID = 10001
 """The user and group of the image (`containers/*.Containerfile`)."""
 
 CONTAINER = "job"
-"""The container that a failure policy speaks of."""
+"""The container that runs the job."""
+
+DOCTOR = "doctor"
+"""The init container that looks at the node, the accounts and the storage before the job starts."""
 
 CACHE, WORK, TMP, SHM = "/cache", "/work", "/tmp", "/dev/shm"  # noqa: S108 - mounts, not files
 """What a container may write to; everything else is read only."""

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("prep",),
     ("families",),
     ("sizes",),
+    ("needs",),
     ("engines",),
     ("train", "evaluation", "export"),
     ("outputs",),
