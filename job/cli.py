@@ -167,7 +167,10 @@ def ask(
 def manifest(
     spec: Spec,
     platform: Annotated[str, typer.Option(help="amd, nvidia or cpu.")] = "amd",
-    nodes: Annotated[int, typer.Option(help="More than one make it a TrainJob.")] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(help="More than one make it a TrainJob, which this version refuses to run."),
+    ] = 1,
     kind: Annotated[str, typer.Option(help="job, vllm or vllm-smoke.")] = "job",
     registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
     directory: Annotated[
@@ -194,6 +197,8 @@ def manifest(
         log.info("written", files=len(written), folder=directory)
     else:
         print(manifests.render(order, platform, nodes, kind), end="")
+        if kind == "job" and nodes > 1:
+            log.warn(manifests.REFUSED, nodes=nodes)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from job.manifests.order import Order
 from job.manifests.platforms import PLATFORMS, platform
 from job.manifests.request import Object, Request
 
-__all__ = ["Order", "folder", "render", "write"]
+__all__ = ["REFUSED", "Order", "folder", "render", "write"]
 
 KINDS: Mapping[str, Callable[[Request], list[Object]]] = {
     "job": batch.bundle,

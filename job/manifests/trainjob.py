@@ -8,9 +8,10 @@ the Trainer sets.
 
 from job.manifests import batch, objects, pod
 from job.manifests.request import Object, Request
+from job.manifests.rules import trainer
 
 API = "trainer.kubeflow.org/v1alpha1"
-NODE = "node"
+NODE = trainer.CONTAINER
 """The name that the Trainer expects of the replicated job, and of its container."""
 
 
@@ -52,7 +53,7 @@ def _runtime(request: Request) -> Object:
     job = batch.spec(template)
     # The Trainer keeps and removes what it made by itself.
     del job["ttlSecondsAfterFinished"]
-    ancestor = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    ancestor = {trainer.ANCESTOR: "trainer"}
     return {
         "apiVersion": API,
         "kind": "TrainingRuntime",

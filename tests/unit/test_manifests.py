@@ -14,7 +14,7 @@ from job.manifests import features, patches, resources, values
 from job.manifests.order import Order
 from job.sizes import Sizes, measure
 from job.spec.load import load_spec
-from tests.jobs import ROOT, tool
+from tests.jobs import ROOT, job, tool
 
 K8S = ROOT / "k8s"
 ERNIE, LATEX = "specs/ernie-4.5-vl-28b-latex.yaml", "specs/latex.yaml"
@@ -245,6 +245,17 @@ def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
     assert named == {"node", values.DOCTOR}
     claim = one(text, "PersistentVolumeClaim")["spec"]
     assert claim["accessModes"] == ["ReadWriteMany"]
+
+
+def test_what_several_nodes_cannot_do_yet_is_said_in_the_file_and_beside_it() -> None:
+    arguments = ("manifest", LATEX, "--nodes", "2", "--output", "s3://bucket/out")
+    done = job(*arguments)
+    assert done.code == 0
+    refusal = "refuses several nodes with exit code 2"
+    assert refusal in done.out.partition("\n---")[0]
+    assert refusal in done.err
+    assert one(done.out, "TrainJob")
+    assert refusal not in manifests.render(Order(spec=LATEX, environ={}), "cpu")
 
 
 def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
