@@ -171,7 +171,7 @@ def manifest(
         int,
         typer.Option(help="More than one make it a TrainJob, which this version refuses to run."),
     ] = 1,
-    kind: Annotated[str, typer.Option(help="job, vllm or vllm-smoke.")] = "job",
+    kind: Annotated[str, typer.Option(help="job, trainjob, vllm or vllm-smoke.")] = "job",
     registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="Write all manifests with their overlays into this folder.")
@@ -197,7 +197,7 @@ def manifest(
         log.info("written", files=len(written), folder=directory)
     else:
         print(manifests.render(order, platform, nodes, kind), end="")
-        if kind == "job" and nodes > 1:
+        if kind in ("job", "trainjob") and nodes > 1:
             log.warn(manifests.REFUSED, nodes=nodes)
 
 

@@ -13,7 +13,7 @@ def bundle(request: Request) -> list[Object]:
         objects.service_account(request),
         objects.config_map(request),
         objects.cache(request),
-        objects.network_policy(request, "training"),
+        objects.network_policy(request, "training", ingress=objects.scraping(request)),
         {
             "apiVersion": "batch/v1",
             "kind": "Job",

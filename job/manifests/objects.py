@@ -49,6 +49,12 @@ STORAGE: tuple[Object, ...] = (
 metadata service of clouds is on port 80, so a node's own credentials are out of reach."""
 
 
+def scraping(request: Request) -> tuple[Object, ...]:
+    """Lets Prometheus in, from whatever namespace, where the job has a port for it."""
+    port = request.spec.runtime.metrics_port
+    return ({"from": [{"namespaceSelector": {}}], "ports": [tcp(port)]},) if port else ()
+
+
 def network_policy(
     request: Request,
     component: str,

@@ -16,9 +16,6 @@ from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
 from job.spec.parse import decode, parse
 
-LONGEST = 63
-"""Characters of a pod's name that is a host's name too."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -91,11 +88,3 @@ def _name_is_one_for_kubernetes(name: str, nodes: int) -> None:
         raise UsageError("--nodes", "must be 1 or more", value=nodes)
     if not name[0].isalpha():
         raise SpecError("$.name", "must begin with a letter for a Service of it", value=name)
-    pod = f"{name}-node-0-{nodes - 1}-abcde"
-    if nodes > 1 and len(pod) > LONGEST:
-        raise SpecError(
-            "$.name",
-            f"is too long for the pods of several nodes ({pod})",
-            value=name,
-            fix=f"use {len(name) - len(pod) + LONGEST} characters at most",
-        )

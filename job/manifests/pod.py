@@ -1,6 +1,6 @@
 """The pod that runs the job: what it may do, what it may write, what it is told."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from job import signals
 from job.manifests import values
@@ -11,8 +11,10 @@ CONFIG = "spec"
 MOUNTS = {"cache": values.CACHE, "work": values.WORK, "tmp": values.TMP, "shm": values.SHM}
 
 
-def template(request: Request, component: str = "training", **pod: Any) -> Object:
-    """The pod template of the job; `pod` replaces keys of its spec."""
+def template(
+    request: Request, name: str = values.CONTAINER, labels: Mapping[str, str] | None = None
+) -> Object:
+    """The pod template of the job, whose container is called `name`."""
     needs = request.needs
     spec: Object = {
         "restartPolicy": "Never",
@@ -25,7 +27,7 @@ def template(request: Request, component: str = "training", **pod: Any) -> Objec
         "tolerations": request.platform.tolerations,
         # On the node and with the accounts of the job; a device that it is given, the job is given.
         "initContainers": [container(request, values.DOCTOR, command="doctor")],
-        "containers": [container(request)],
+        "containers": [{**container(request, name), **_metrics(request)}],
         "volumes": [
             {"name": CONFIG, "configMap": {"name": f"{request.name}-spec"}},
             {"name": "cache", "persistentVolumeClaim": {"claimName": f"{request.name}-cache"}},
@@ -33,10 +35,9 @@ def template(request: Request, component: str = "training", **pod: Any) -> Objec
             scratch("tmp", needs.tmp),
             memory("shm", needs.shared_memory),
         ],
-        **pod,
     }
     return {
-        "metadata": {"labels": request.labels(component)},
+        "metadata": {"labels": {**request.labels("training"), **(labels or {})}},
         "spec": {key: value for key, value in spec.items() if value != []},
     }
 
@@ -111,6 +112,12 @@ def scratch(name: str, size: int) -> Object:
 def memory(name: str, size: int) -> Object:
     """A folder in memory; without one /dev/shm holds 64 MB, too little for data loaders."""
     return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": quantity(size)}}
+
+
+def _metrics(request: Request) -> Object:
+    """The port that Prometheus asks, where the spec names one."""
+    port = request.spec.runtime.metrics_port
+    return {"ports": [{"name": "metrics", "containerPort": port}]} if port else {}
 
 
 def _resources(request: Request) -> Object:

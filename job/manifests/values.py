@@ -44,6 +44,8 @@ HTTPS, STORAGE_PORTS = 443, (9000, 8333)
 """The hub and S3; and MinIO and SeaweedFS in the cluster, whose ports policies see behind the
 service's own."""
 DNS_PORT, VLLM_PORT = 53, 8000
+TRAINER_PORT = 10443
+"""Where Kubeflow Trainer takes the status of a TrainJob."""
 
 OLDEST_KUBERNETES, NEWEST_KUBERNETES = "1.31", "1.37"
 """Pod failure policies are stable since 1.31; 1.37 is the newest that the checks know."""

@@ -1,9 +1,8 @@
 """What the doctor finds on machines, in environments and at services that are well or ill."""
 
-import threading
+import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from job.doctor.check import Check, State, fail, failed, ok, warn
 from job.errors import InputError, OutOfMemoryError, StorageError
 from job.needs import GIB, Needs
 from job.sizes import Sizes
+from tests.servers import Answer, serving
 
 SIZES = Sizes(
     parameters=10**9,
@@ -243,8 +243,6 @@ def test_data_workers_need_shared_memory(total: int, workers: int, state: State)
 def test_disk_is_held_against_what_is_downloaded_and_made(
     tmp_path: Path, factor: int, state: State
 ) -> None:
-    import dataclasses
-
     sizes = dataclasses.replace(
         SIZES, download=SIZES.download * factor, merged=SIZES.merged * factor, adapter=0
     )
@@ -267,39 +265,12 @@ def test_scratch_on_another_disk_is_looked_at_apart(tmp_path: Path) -> None:
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAPLANTED1234", "AWS_SECRET_ACCESS_KEY": "planted-secret-value"}
 
 
-@contextmanager
-def serving(answers: dict[str, tuple[int, str]]) -> Iterator[str]:
-    """A server with an answer to each path, on loopback; gives its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if length := int(self.headers.get("Content-Length") or 0):
-                self.rfile.read(length)
-            status, body = answers.get(self.path, (404, ""))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body.encode())
-
-        do_HEAD = do_POST = do_GET  # noqa: N815 - the names that the server calls
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+def answers(known: dict[str, tuple[int, str]]) -> Answer:
+    return lambda path, body, headers: known.get(path, (404, ""))
 
 
 @pytest.fixture
 def no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    import os
-
     for name in [name for name in os.environ if name.startswith(("AWS_", "HF_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -343,7 +314,7 @@ def test_keys_for_a_store_of_ones_own_are_told_by_their_end(
 def test_amazon_says_whose_keys_they_are(
     no_accounts: pytest.MonkeyPatch, status: int, body: str, state: State, text: str
 ) -> None:
-    with serving({"/": (status, body)}) as address:
+    with serving(answers({"/": (status, body)})) as address:
         for name, value in {**KEYS, "AWS_ENDPOINT_URL_STS": address}.items():
             no_accounts.setenv(name, value)
         check = access.s3_identity()
@@ -355,7 +326,7 @@ def test_amazon_says_whose_keys_they_are(
 
 def test_the_hub_says_whose_token_it_is(no_accounts: pytest.MonkeyPatch) -> None:
     whoami = '{"type": "user", "name": "somebody"}'
-    with serving({"/": (200, ""), "/api/whoami-v2": (200, whoami)}) as address:
+    with serving(answers({"/": (200, ""), "/api/whoami-v2": (200, whoami)})) as address:
         no_accounts.setenv("HF_ENDPOINT", address)
         no_accounts.setenv("HF_TOKEN", "hf_planted")
         found = {check.name: check for check in access.hub_checks(needed=True)}
@@ -364,7 +335,7 @@ def test_the_hub_says_whose_token_it_is(no_accounts: pytest.MonkeyPatch) -> None
 
 
 def test_a_refused_token_is_a_warning(no_accounts: pytest.MonkeyPatch) -> None:
-    with serving({"/": (200, ""), "/api/whoami-v2": (401, "")}) as address:
+    with serving(answers({"/": (200, ""), "/api/whoami-v2": (401, "")})) as address:
         no_accounts.setenv("HF_ENDPOINT", address)
         no_accounts.setenv("HF_TOKEN", "hf_planted")
         found = {check.name: check for check in access.hub_checks(needed=True)}

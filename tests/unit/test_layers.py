@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "log", "signals"),
     ("spec",),
     ("storage",),
-    ("manifest", "provenance", "lease"),
+    ("manifest", "provenance", "lease", "telemetry"),
     ("inputs",),
     ("prep",),
     ("families",),

@@ -12,6 +12,7 @@ from job import errors, manifests, needs, signals
 from job.errors import SpecError, UsageError
 from job.manifests import features, patches, resources, values
 from job.manifests.order import Order
+from job.manifests.rules import trainer
 from job.sizes import Sizes, measure
 from job.spec.load import load_spec
 from tests.jobs import ROOT, job, tool
@@ -219,6 +220,31 @@ def test_the_job_knows_the_grace_period_of_its_pod(ernie: Order) -> None:
     assert {"name": signals.GRACE_VARIABLE, "value": seconds} in pod["containers"][0]["env"]
 
 
+def test_a_port_for_metrics_is_opened_to_prometheus_and_to_nobody_else(ernie: Order) -> None:
+    closed = manifests.render(ernie, "amd")
+    assert one(closed, "NetworkPolicy")["spec"]["ingress"] == []
+    assert "ports" not in container_of(closed)
+    order = Order(spec=LATEX, sets=("runtime.metrics_port=9464",), environ={})
+    text = manifests.render(order, "cpu")
+    assert container_of(text)["ports"] == [{"name": "metrics", "containerPort": 9464}]
+    assert "ports" not in pod_of(text)["initContainers"][0]
+    [rule] = one(text, "NetworkPolicy")["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 9464, "protocol": "TCP"}]
+
+
+def test_a_trainjob_of_one_node_runs_and_reaches_the_trainer() -> None:
+    order = Order(spec=LATEX, sets=("output.uri=s3://b/x",), environ={})
+    text = manifests.render(order, "cpu", kind="trainjob")
+    assert one(text, "TrainJob")["spec"]["trainer"]["numNodes"] == 1
+    assert manifests.REFUSED not in text
+    egress = one(text, "NetworkPolicy")["spec"]["egress"]
+    assert {"ports": [{"port": values.TRAINER_PORT, "protocol": "TCP"}]} in egress
+    # The Trainer hears pods that carry this label.
+    [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = replicated["template"]["spec"]["template"]["metadata"]["labels"]
+    assert labels[trainer.ANCESTOR] == "trainer"
+
+
 def test_results_for_a_local_folder_go_to_the_volume() -> None:
     container = container_of(manifests.render(Order(spec=LATEX, environ={}), "cpu"))
     assert "--output=/cache/outputs/latex" in container["args"]
@@ -291,6 +317,7 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -
     [
         (["name=4bit"], {}, "begin with a letter"),
         (["name=" + "a" * 52], {"nodes": 2}, "use 48 characters at most"),
+        (["name=" + "a" * 52], {"kind": "trainjob"}, "use 48 characters at most"),
         (["export.merged.enabled=false"], {"kind": "vllm"}, "must be true for vLLM"),
         (["output.uri=/tmp/x"], {"kind": "vllm"}, "must be a bucket"),
     ],
@@ -304,10 +331,13 @@ def test_a_spec_that_makes_no_such_object_is_refused(
 
 
 def test_the_longest_names_fit() -> None:
-    for length, nodes in ((52, 1), (48, 2)):
+    for length, nodes, kinds in (
+        (52, 1, {*manifests.KINDS} - {"trainjob"}),
+        (48, 2, manifests.KINDS),
+    ):
         sets = ("output.uri=s3://b/x", "name=" + "a" * length)
         order = Order(spec=LATEX, sets=sets, environ={})
-        for kind in manifests.KINDS:
+        for kind in kinds:
             manifests.render(order, "amd", nodes, kind)
 
 
