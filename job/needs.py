@@ -27,7 +27,7 @@ all rows are drawn by the project itself."""
 TMP = 2 * GIB
 LOGS = 1 * GIB
 UPLOAD_RATE = 50e6
-"""Bytes a second that storage takes at the least."""
+"""Bytes a second that storage takes, and gives, at the least."""
 LAST_STEP = 120
 """Seconds for the step under way when the signal comes."""
 

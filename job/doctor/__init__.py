@@ -23,7 +23,7 @@ def doctor(loaded: LoadedSpec | None = None) -> Iterator[Check]:
     Raises what `sizes.measure` does where the spec's model has no readable configuration.
     """
     subject = Subject.of(loaded)
-    yield from software.checks()
+    yield from software.checks(subject.spec)
     yield from device.checks(subject)
     yield from places.checks(subject)
     yield from access.checks(subject)

@@ -4,9 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 
 from job import inputs, log, storage
-from job.doctor.check import Check, fail, failed, note, ok, warn
+from job.doctor.check import Check, fail, note, ok, tried, warn
 from job.doctor.subject import Subject
-from job.errors import JobError
 from job.prep import find
 from job.storage import retry
 from job.storage.connect import CONNECT_SECONDS
@@ -125,8 +124,5 @@ def hub_checks(*, needed: bool) -> Iterator[Check]:
 
 
 def _tried(name: str, look: Callable[[], str]) -> Check:
-    try:
-        with retry.at_most(1):
-            return ok(name, look())
-    except JobError as error:
-        return failed(name, error)
+    with retry.at_most(1):
+        return tried(name, look)

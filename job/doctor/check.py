@@ -1,5 +1,6 @@
 """What one check found."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,14 @@ def warn(name: str, found: str, fix: str) -> Check:
 def fail(name: str, found: str, fix: str) -> Check:
     """A fault of this machine, or one that may pass."""
     return Check(name=name, state="fail", found=found, fix=fix)
+
+
+def tried(name: str, look: Callable[[], str]) -> Check:
+    """The check that finds what `look` gives, or the error that it ends in."""
+    try:
+        return ok(name, look())
+    except JobError as error:
+        return failed(name, error)
 
 
 def failed(name: str, error: JobError) -> Check:

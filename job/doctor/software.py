@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 
-from job.doctor.check import Check, fail, note, ok, warn
+from job.doctor.check import Check, fail, note, ok, tried, warn
+from job.spec.types import JobSpec
 
 LOCKS = Path(__file__).resolve().parents[2] / "requirements"
 REQUIRED = ("base", "torch")
@@ -15,13 +16,17 @@ SETUP = "make setup, or build the image anew"
 SHOWN = 4
 
 
-def checks() -> Iterator[Check]:
+def checks(spec: JobSpec | None) -> Iterator[Check]:
     version = sys.version.split()[0]
     if (3, 11) <= sys.version_info < (3, 13):
         yield ok("python", version)
     else:
         yield fail("python", version, "use Python 3.11 or 3.12")
     yield packages(LOCKS, installed())
+    if spec is not None and spec.train.report_to:
+        yield tried("trackers", lambda: _trackers(spec))
+    if spec is not None and spec.export.verify == "vllm":
+        yield tried("vllm", _vllm)
 
 
 def packages(locks: Path, found: Mapping[str, str]) -> Check:
@@ -46,6 +51,20 @@ def packages(locks: Path, found: Mapping[str, str]) -> Check:
     if other:
         return warn("packages", f"not as locked: {_some(other)}", SETUP)
     return ok("packages", f"{len(wanted)} as locked")
+
+
+def _trackers(spec: JobSpec) -> str:
+    from job.train import trackers
+
+    trackers.require(spec.train.report_to)
+    return ", ".join(spec.train.report_to)
+
+
+def _vllm() -> str:
+    from job.export import serving
+
+    serving.require_vllm()
+    return f"{serving.interpreter()} has it"
 
 
 def installed() -> dict[str, str]:

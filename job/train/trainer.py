@@ -71,10 +71,9 @@ def train(
     """Trains `model` and leaves the adapter (or the weights), proof and history in `directory`.
 
     `publish` stores a file of `directory` at once: the label proof is there before step 1; `tell`
-    hears of every step that is logged. Gives
-    the trained model and what was done. Raises DataError where a batch trains nothing,
-    OutOfMemoryError where a step does not fit, and Stopped after SIGTERM with the checkpoint
-    stored.
+    hears of every step that is logged. Gives the trained model and what was done. Raises DataError
+    where a batch trains nothing, OutOfMemoryError where a step does not fit, and Stopped after
+    SIGTERM with the checkpoint stored.
     """
     from job.train.callbacks.progress import ProgressCallback
     from job.train.callbacks.store import StoreCallback

@@ -13,6 +13,8 @@ from job.doctor.check import Check, State, fail, failed, ok, warn
 from job.errors import InputError, OutOfMemoryError, StorageError
 from job.needs import GIB, Needs
 from job.sizes import Sizes
+from job.spec.load import load_spec
+from tests.jobs import ROOT
 from tests.servers import Answer, serving
 
 SIZES = Sizes(
@@ -123,6 +125,18 @@ def test_without_a_lock_nothing_is_judged(tmp_path: Path) -> None:
 def test_the_packages_of_this_environment_are_locked() -> None:
     check = software.packages(software.LOCKS, software.installed())
     assert check.state == "ok", check.found
+
+
+def test_what_a_spec_asks_for_beside_the_base_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JOB_VLLM_PYTHON", "/no/such/python")
+    text = (ROOT / "specs/latex.yaml").read_text()
+    spec = load_spec(text, "latex.yaml", ["export.verify=vllm"], {}).spec
+    found = {check.name: check for check in software.checks(spec)}
+    assert found["vllm"].state == "fail"
+    assert found["vllm"].exit_code == InputError.exit_code
+    assert "JOB_VLLM_PYTHON" in found["vllm"].fix
 
 
 # --- the device -----------------------------------------------------------------------------

@@ -175,6 +175,13 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
     (tree.SERVER, "Service", "spec.selector.x", "y", "selects no pod"),
     (tree.SERVER, "Service", "spec.ports.0.targetPort", "web", "no pod has port web"),
     (tree.SERVER, "Deployment", f"{BOX}.livenessProbe.httpGet.port", "web", "asks port web"),
+    (
+        tree.SERVER,
+        "Deployment",
+        "spec.progressDeadlineSeconds",
+        None,
+        "600, and vllm may take 1800",
+    ),
     (tree.TRAINJOB, "TrainJob", "spec.runtimeRef.name", "other", "no TrainingRuntime/other"),
     (tree.TRAINJOB, "TrainJob", "spec.trainer.numNodes", 3, "3 nodes, and its runtime says 2"),
     (tree.TRAINJOB, "TrainingRuntime", f"{REPLICATED}.template.metadata.labels", {}, "no job has"),

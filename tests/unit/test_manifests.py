@@ -13,6 +13,7 @@ from job.errors import SpecError, UsageError
 from job.manifests import features, patches, resources, values
 from job.manifests.order import Order
 from job.manifests.rules import trainer
+from job.plan import plan
 from job.sizes import Sizes, measure
 from job.spec.load import load_spec
 from tests.jobs import ROOT, job, tool
@@ -153,6 +154,18 @@ def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
     assert found.memory > sizes.merged + found.shared_memory
     assert found.work > sizes.merged
     assert found.cache > sizes.download
+
+
+def test_the_plan_tells_what_a_manifest_asks_for() -> None:
+    order = Order(spec=LATEX, environ={})
+    lines = plan(order.loaded).splitlines()
+    for platform, name in (("amd", "with a GPU"), ("cpu", "on CPUs")):
+        [line] = [line for line in lines if line.startswith(f"  {name} ")]
+        text = manifests.render(order, platform)
+        asked = container_of(text)["resources"]["requests"]
+        volume = one(text, "PersistentVolumeClaim")["spec"]["resources"]["requests"]["storage"]
+        for quantity in (asked["memory"], asked["ephemeral-storage"], volume):
+            assert f" {quantity.removesuffix('Gi')}.0 GiB " in line, (quantity, line)
 
 
 @pytest.mark.parametrize("checkpoint", [2_000_000, 136_000_000, 350_000_000_000])

@@ -13,6 +13,7 @@ POD_RULES = (
     names.images_are_pinned,
     policies.restart_policy_fits,
     policies.failure_policy_names_real_codes,
+    policies.a_deployment_waits_for_its_probes,
     resources.quantities_are_sound,
     resources.shared_memory_fits,
     security.is_restricted,

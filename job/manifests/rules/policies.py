@@ -7,6 +7,8 @@ from job.manifests.rules.pods import Pod
 
 CODES = {code for retry in errors.RETRIES for code in errors.exit_codes(retry)}
 NEVER = set(errors.exit_codes("never"))
+DEADLINE = 600
+"""Seconds until Kubernetes calls a Deployment failed, unless it says otherwise."""
 
 
 def restart_policy_fits(pod: Pod) -> Iterator[str]:
@@ -15,6 +17,19 @@ def restart_policy_fits(pod: Pod) -> Iterator[str]:
         yield f"restartPolicy must be Always in a Deployment (found {policy})"
     if pod.kind == "Job" and policy != "Never":
         yield f"restartPolicy must be Never for a failure policy to be allowed (found {policy})"
+
+
+def a_deployment_waits_for_its_probes(pod: Pod) -> Iterator[str]:
+    if pod.kind != "Deployment":
+        return
+    deadline = pod.job.get("progressDeadlineSeconds", DEADLINE)
+    for container in pod.containers:
+        probe = container.get("startupProbe", {})
+        allowed = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        if probe and deadline <= allowed:
+            yield (
+                f"progressDeadlineSeconds is {deadline}, and {container['name']} may take {allowed}"
+            )
 
 
 def failure_policy_names_real_codes(pod: Pod) -> Iterator[str]:
