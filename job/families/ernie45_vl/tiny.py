@@ -83,6 +83,11 @@ TEXT = {
     },
 }
 
+# Paper is 0 and ink is -3.3, as nearly all of a formula's picture is paper. With the published mean
+# and deviation paper is the largest value of all, and a model from random weights takes several
+# times as many steps to see the ink: a loss of 2.43 after 600 steps of 512, 0.61 so.
+IMAGE_MEAN, IMAGE_STD = (1.0, 1.0, 1.0), (0.3, 0.3, 0.3)
+
 # Cheap for a laptop: an image of 56 × 336 pixels becomes 24 tokens, and none more than 256.
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 256 * 28 * 28
 
@@ -178,7 +183,9 @@ def build(directory: Path) -> None:
     )
     size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     processor = transformers.Ernie4_5_VLMoeProcessor(
-        transformers.Ernie4_5_VLMoeImageProcessor(size=size),
+        transformers.Ernie4_5_VLMoeImageProcessor(
+            size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD
+        ),
         wrapped,
         transformers.Ernie4_5_VLMoeVideoProcessor(draw_on_frames=False),
         chat_template=CHAT_TEMPLATE,
