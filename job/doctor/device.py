@@ -69,6 +69,10 @@ def checks(subject: Subject, root: Path = Path("/")) -> Iterator[Check]:
             else note("gpu", "none; the job runs on the CPU")
         )
         return
+    if subject.accelerator not in ("auto", built):
+        found = f"of {BUILDS[built]}, and runtime.accelerator is {subject.accelerator}"
+        yield fail("gpu", found, "set it to auto, or take the other image")
+        return
     architectures = torch.cuda.get_arch_list()
     for index in range(torch.cuda.device_count()):
         yield _compute(index, built, architectures)

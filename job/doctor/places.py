@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from job import log
@@ -121,4 +122,8 @@ def _device(path: Path) -> int:
 
 
 def _used(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    used = 0
+    for file in path.rglob("*"):
+        with suppress(OSError):  # another job may be at work there
+            used += file.stat().st_size if file.is_file() else 0
+    return used

@@ -1,6 +1,7 @@
 """What is to run: a spec's places and needs, or the defaults where there is no spec."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from job.needs import Needs, needs
@@ -42,5 +43,9 @@ class Subject:
         """Sizes and needs of the spec; None without one."""
         if self.spec is None:
             return None
-        sizes = measure(self.spec)
-        return sizes, needs(self.spec, sizes, gpus=gpus)
+        return self._sizes, needs(self.spec, self._sizes, gpus=gpus)
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        assert self.spec is not None
+        return measure(self.spec)

@@ -12,7 +12,14 @@ ROLE = "arn:aws:iam::111122223333:role/finetune-job"
 """Stands for the reader's own role; the account is the one of AWS's documentation."""
 TOKENS = "/var/run/secrets/finetune"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-OTHERS = ("AWS_REGION", "AWS_ENDPOINT_URL", "HF_TOKEN")
+OTHERS = (
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_TOKEN",
+    "WANDB_API_KEY",
+)
 """What the Secret may hold beside them."""
 
 Feature = Callable[[Object], None]

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from job import storage
 from job.errors import SpecError
@@ -74,7 +73,7 @@ class TextFile:
     every = 1.0
 
     def __init__(self, path: str) -> None:
-        self._path = str(Path(path).expanduser())
+        self._path = path
 
     def write(self, now: Snapshot) -> None:
         storage.write_text(self._path, exposition(now))
