@@ -50,7 +50,7 @@ metadata service of clouds is on port 80, so a node's own credentials are out of
 
 
 def scraping(request: Request) -> tuple[Object, ...]:
-    """Lets Prometheus in, from whatever namespace, where the job has a port for it."""
+    """Opens the port for metrics, if there is one: Prometheus may run in any namespace."""
     port = request.spec.runtime.metrics_port
     return ({"from": [{"namespaceSelector": {}}], "ports": [tcp(port)]},) if port else ()
 

@@ -233,7 +233,7 @@ def test_the_job_knows_the_grace_period_of_its_pod(ernie: Order) -> None:
     assert {"name": signals.GRACE_VARIABLE, "value": seconds} in pod["containers"][0]["env"]
 
 
-def test_a_port_for_metrics_is_opened_to_prometheus_and_to_nobody_else(ernie: Order) -> None:
+def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: Order) -> None:
     closed = manifests.render(ernie, "amd")
     assert one(closed, "NetworkPolicy")["spec"]["ingress"] == []
     assert "ports" not in container_of(closed)
