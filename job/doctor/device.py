@@ -42,8 +42,13 @@ def drivers(root: Path = Path("/")) -> list[Driver]:
     kfd = root / "dev/kfd"
     if kfd.exists():
         version_text = _text(root / "sys/module/amdgpu/version") or "of the kernel"
-        nodes = [kfd, *sorted((root / "dev/dri").glob("renderD*"))]
-        found.append(Driver(accelerator="rocm", version=version_text, closed=_closed(nodes)))
+        nodes = sorted((root / "dev/dri").glob("renderD*"))
+        closed = _closed(nodes)
+        if len(closed) < len(nodes):
+            closed = ()  # one of them is enough; others may be no GPU's, or another job's
+        found.append(
+            Driver(accelerator="rocm", version=version_text, closed=_closed([kfd]) + closed)
+        )
     return found
 
 
