@@ -53,8 +53,9 @@ $(VENV)/.ready: $(LOCKS)
 	@printf '%s\n' "$(ACCELERATOR)" "$(TORCH_INDEX)" > $(VENV)/.torch
 	@touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready
-	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt
+# The trackers are among what tests run. This file too decides what is installed.
+$(VENV)/.ready-dev: $(VENV)/.ready Makefile
+	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt
 	@touch $@
 
 test: $(VENV)/.ready-dev lint ## Set up, lint and run the tests (no GPU, no network)
@@ -88,13 +89,14 @@ fuzz: $(VENV)/.ready-dev ## Run the property tests on examples that no run has d
 bench: $(VENV)/.ready ## Measure training on this machine: make bench [ARGS="--model 28b --rows 32"]
 	$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
-image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…]
+image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…] [EXTRAS="gpu trackers"]
 	@test -f containers/$(ACCELERATOR).Containerfile || { echo "image: ACCELERATOR must be rocm, cuda or cpu (found $(ACCELERATOR))" >&2; exit 2; }
 	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name it: ENGINE=…" >&2; exit 2; }
 	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \
 		-t $(REGISTRY)/finetune-job:$(VERSION)-$(ACCELERATOR) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=12) \
-		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) .
+		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
+		$(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") .
 
 lint: $(VENV)/.ready-dev ## ruff, mypy and hadolint
 	$(VENV)/bin/ruff check .

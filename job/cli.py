@@ -167,8 +167,11 @@ def ask(
 def manifest(
     spec: Spec,
     platform: Annotated[str, typer.Option(help="amd, nvidia or cpu.")] = "amd",
-    nodes: Annotated[int, typer.Option(help="More than one make it a TrainJob.")] = 1,
-    kind: Annotated[str, typer.Option(help="job, vllm or vllm-smoke.")] = "job",
+    nodes: Annotated[
+        int,
+        typer.Option(help="More than one make it a TrainJob, which this version refuses to run."),
+    ] = 1,
+    kind: Annotated[str, typer.Option(help="job, trainjob, vllm or vllm-smoke.")] = "job",
     registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="Write all manifests with their overlays into this folder.")
@@ -194,14 +197,39 @@ def manifest(
         log.info("written", files=len(written), folder=directory)
     else:
         print(manifests.render(order, platform, nodes, kind), end="")
+        if kind in ("job", "trainjob") and nodes > 1:
+            log.warn(manifests.REFUSED, nodes=nodes)
 
 
 @app.command()
-def doctor() -> None:
-    """Check this machine: Python, packages, accelerator, disk."""
-    from job.doctor import doctor as check
+def doctor(
+    spec: Annotated[
+        str | None, typer.Argument(help="Look at what it names and needs too.", metavar="[SPEC]")
+    ] = None,
+    set: Sets = None,
+    output: OutputUri = None,
+) -> None:
+    """Check the machine and, for a spec, its inputs and its output, before anything is spent.
 
-    raise typer.Exit(check())
+    Ends with 0, with 12 where what the spec names is missing or denied, or with 70 where another
+    try, perhaps on another machine, may go better.
+    """
+    from job import doctor as checks
+
+    found = []
+    for check in checks.doctor(_load(spec, set, output) if spec else None):
+        found.append(check)
+        if log.is_json():
+            say = {"fail": log.error, "warn": log.warn}.get(check.state, log.info)
+            say("doctor", check=check.name, state=check.state, found=check.found, fix=check.fix)
+        else:
+            print(checks.screen(check), flush=True)
+    code = checks.exit_code(found)
+    if code:
+        _leave_for_the_kubelet(
+            "\n".join(checks.screen(check) for check in found if check.state == "fail")
+        )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -283,10 +311,15 @@ def _report(error: Told) -> int:
     text = log.redact(str(error))
     log.error(f"{error.title} (exit {error.exit_code})")
     print(text, file=sys.stderr)
-    if TERMINATION_LOG.exists():
-        message = f"{error.title}\n{text}".encode()[:TERMINATION_LIMIT]
-        TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
+    _leave_for_the_kubelet(f"{error.title}\n{text}")
     return error.exit_code
+
+
+def _leave_for_the_kubelet(text: str) -> None:
+    """Writes it to where `kubectl describe` shows it from, if there is such a place."""
+    if TERMINATION_LOG.exists():
+        message = text.encode()[:TERMINATION_LIMIT]
+        TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
 
 
 def _translated(error: Exception) -> JobError:

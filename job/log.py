@@ -7,11 +7,12 @@ before anything is written.
 
 import json
 import logging
+import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -35,6 +36,7 @@ class _State:
     threshold: int = RANK["INFO"]
     secrets: dict[str, str] = field(default_factory=dict)
     console: "Console | None" = None
+    stage: str | None = None
 
 
 _state = _State()
@@ -73,6 +75,48 @@ def on_terminal() -> bool:
     return _state.format == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def is_json() -> bool:
+    """Whether lines are for machines to read."""
+    return _state.format == "json"
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Within, each line for machines says that it is of this stage."""
+    before, _state.stage = _state.stage, name
+    try:
+        yield
+    finally:
+        _state.stage = before
+
+
+@dataclass(frozen=True)
+class Said:
+    """A value that people read in one way and machines in another."""
+
+    text: str
+    numbers: Mapping[str, float | None]
+    """By what is appended to the field's name."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def of(done: int, total: int | None) -> Said:
+    """`3/40`; to machines `step` and `step_total`."""
+    return Said(str(done) if total is None else f"{done}/{total}", {"": done, "_total": total})
+
+
+def amount(count: float) -> Said:
+    """`3.4 MiB`; to machines `memory_bytes`."""
+    return Said(size(count), {"_bytes": int(count)})
+
+
+def span(seconds: float) -> Said:
+    """`3m20s`; to machines `left_seconds`."""
+    return Said(duration(seconds), {"_seconds": round(seconds, 3)})
+
+
 def debug(event: str, **fields: object) -> None:
     _write("DEBUG", event, fields)
 
@@ -99,12 +143,24 @@ def _write(level: Level, event: str, fields: dict[str, object]) -> None:
         _console().print(f"{head}  {redact(shown)}".rstrip(), soft_wrap=True)
         return
     if _state.format == "json":
-        record = {"time": _utc("%Y-%m-%dT%H:%M:%SZ"), "level": level, "event": event, **fields}
-        line = json.dumps(record, ensure_ascii=False, default=str)
+        record = {"time": _utc("%Y-%m-%dT%H:%M:%SZ"), "level": level, "event": event}
+        stage = {} if _state.stage is None else {"stage": _state.stage}
+        line = json.dumps({**record, **stage, **_numbers(fields)}, ensure_ascii=False, default=str)
     else:
         pairs = "".join(f" {key}={_quote(_text(value))}" for key, value in fields.items())
         line = f"{_utc('%H:%M:%S')} {level} {event}{pairs}"
     print(redact(line), file=sys.stderr, flush=True)
+
+
+def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
+    """Fields for machines; JSON has no words for what is no number."""
+    found: dict[str, object] = {}
+    for key, value in fields.items():
+        numbers = value.numbers if isinstance(value, Said) else {"": value}
+        for ending, number in numbers.items():
+            known = not isinstance(number, float) or math.isfinite(number)
+            found[key + ending] = number if known else None
+    return found
 
 
 def _console() -> "Console":
@@ -187,10 +243,12 @@ class _Lines:
             return
         self._last = now
         rate = self._done / max(now - self._started, 1e-9)
-        told = {"done": str(self._done), "rate": f"{rate:.3g} {self._unit}/s"}
+        told = {
+            "done": of(self._done, self._total),
+            "rate": Said(f"{rate:.3g} {self._unit}/s", {"": rate}),
+        }
         if self._total is not None:
-            told["done"] = f"{self._done}/{self._total}"
-            told["left"] = duration(max(self._total - self._done, 0) / rate)
+            told["left"] = span(max(self._total - self._done, 0) / rate)
         info(self._label, **told, **fields)
 
 

@@ -89,6 +89,8 @@ class RunRecord:
     started: str
     finished: str | None = None
     stages: dict[str, StageRecord] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """When each stage of this run started, was skipped, done, stopped or failed, in order."""
     metrics: dict[str, Any] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Any] = field(default_factory=dict)

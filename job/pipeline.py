@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from job import __version__, families, inputs, log, provenance, signals
+from job import __version__, families, inputs, log, provenance, signals, telemetry
 from job.errors import JobError, Stopped, Told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
@@ -46,6 +46,7 @@ UNTRAINED_KEYS = (
     "save_total_limit",
     "dataloader_num_workers",
     "report_to",
+    "logging_dir",
     "resume_from_checkpoint",
 )
 
@@ -75,6 +76,8 @@ class Pipeline:
         self.record = RunRecord(
             name=self.spec.name, command=command, status="running", started=utc_now()
         )
+        self.status = telemetry.Status(self.spec.name, __version__)
+        self.reporting: telemetry.Reporting | None = None
         workdir = self.cache_dir / "work"
         if self.spec.runtime.workdir is not None:
             workdir = Path(self.spec.runtime.workdir).expanduser()
@@ -89,6 +92,11 @@ class Pipeline:
             from job.export.serving import require_vllm
 
             require_vllm()
+        if "train" in COMMANDS[self.command]:
+            from job.train import trackers
+
+            trackers.require(self.spec.train.report_to)
+        self.reporting = telemetry.Reporting(self.status, self.spec.runtime)
         self.output.take()
         self.record.versions = provenance.versions()
         self.record.machine = provenance.machine()
@@ -106,12 +114,22 @@ class Pipeline:
         """Makes a stage, or finds it complete."""
         if stage == "baseline" and not self.spec.eval.baseline:
             return
+        self.status.enter(stage)
+        with log.stage(stage):
+            self._make(stage)
+        signals.check()
+
+    def _make(self, stage: Stage) -> None:
         wanted = self.fingerprint(stage)
         found = self.output.completed(stage, wanted)
+        seconds = 0.0
         if found is not None:
             log.info(f"{stage}: complete, skipped", made=found.started)
+            self._event(stage, "skipped")
         else:
             log.info(f"{stage}: started")
+            self._event(stage, "started")
+            self.output.save_run()
             work: Callable[[Path], dict[str, Any]] = getattr(self, f"_{stage}")
             started, clock = utc_now(), time.monotonic()
             self.output.withdraw(stage)
@@ -124,14 +142,16 @@ class Pipeline:
                 return
             seconds = time.monotonic() - clock
             found = self.output.publish(stage, wanted, started, seconds, summary)
-            log.info(f"{stage}: done", took=log.duration(seconds))
+            log.info(f"{stage}: done", took=log.span(seconds))
+            self._event(stage, "done", seconds=found.seconds)
         self.record.add(found)
         self.output.save_run()
-        signals.check()
+        self.status.finish(stage, seconds, self.record.metrics)
 
     def finish(self) -> None:
         self.output.finish(complete=self.command == "run")
         self.output.release()
+        self._end()
 
     def fail(self, error: BaseException) -> None:
         """Records why the run ended; storage that fails now must not hide the first error."""
@@ -142,6 +162,12 @@ class Pipeline:
             self.record.error = [asdict(problem) for problem in error.problems]
         else:
             self.record.error = [{"message": f"{type(error).__name__}: {error}"}]
+        if (stage := self.status.now.stage) is not None:
+            self._event(stage, "stopped" if preempted else "failed")
+        self._store_failure(error)
+        self._end()
+
+    def _store_failure(self, error: BaseException) -> None:
         if not self.output.taken:
             return
         try:
@@ -152,10 +178,21 @@ class Pipeline:
             log.warn("run.json could not be stored", reason=failed)
         self.output.release()
 
+    def _event(self, stage: str, event: str, **more: Any) -> None:
+        entry = {"time": utc_now(), "stage": stage, "event": event, **more}
+        self.record.events.append(entry)
+
+    def _end(self) -> None:
+        """Tells who watches how the run ended."""
+        self.status.end(self.record.status)
+        if self.reporting is not None:
+            self.reporting.close()
+
     def _go_on_without(self, stage: Stage, error: Exception) -> None:
         self.output.discard(stage)
         reason = f"{stage}: not made: {type(error).__name__}: {error}"
         log.error(reason, fix="report this as a defect; the other results are whole")
+        self._event(stage, "failed")
         log.debug("traceback", text="".join(traceback.format_exception(error)))
         self.record.warnings.append(log.redact(reason))
 
@@ -185,6 +222,7 @@ class Pipeline:
 
     def _train(self, directory: Path) -> dict[str, Any]:
         from job.train.checkpoints import CheckpointStore
+        from job.train.trackers import TrackerFiles
         from job.train.trainer import train
 
         store = CheckpointStore(
@@ -201,16 +239,23 @@ class Pipeline:
             self.output.workdir / "trainer",
             store,
             publish=functools.partial(self.output.publish_file, "train"),
+            tell=self.status.tell,
+            trackers=TrackerFiles(
+                self.spec.train.report_to,
+                self.output.workdir / "logs",
+                self.spec.train.logging_dir or self.output.at("logs"),
+            ),
         )
         self.models.keep_trained(model)
         log.info(
             "trained",
-            steps=result.steps,
-            loss=f"{result.first_loss:.4g} → {result.final_loss:.4g}",
-            took=log.duration(result.seconds),
-            tokens_s=result.tokens_per_second,
-            peak_memory=f"{log.size(result.peak_memory_bytes)} of "
-            f"{log.size(self.accelerator.memory_bytes)}",
+            step=result.steps,
+            first_loss=result.first_loss,
+            loss=result.final_loss,
+            took=log.span(result.seconds),
+            tokens_per_second=result.tokens_per_second,
+            peak_memory=log.amount(result.peak_memory_bytes),
+            memory=log.amount(self.accelerator.memory_bytes),
         )
         return result.to_json()
 

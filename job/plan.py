@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from job import log
+from job.needs import needs
 from job.pipeline import COMMANDS, Pipeline
 from job.prep import sources
-from job.sizes import BYTES, WEIGHTS, adapter_parameters
+from job.sizes import BYTES, WEIGHTS, adapter_parameters, measure
 from job.spec.load import LoadedSpec
 
 
@@ -22,6 +23,7 @@ def plan(loaded: LoadedSpec) -> str:
         "settings that differ from the defaults": _settings(loaded),
         "data": _data(pipeline),
         "model": _model(pipeline),
+        "a pod asks a cluster for": _pods(pipeline),
         "stages": _stages(pipeline),
     }
     lines = [f"plan of {loaded.spec.name} → {loaded.spec.output.uri}"]
@@ -94,6 +96,21 @@ def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
     if spec.export.merged.enabled:
         dtype = spec.export.merged.dtype
         rows.append(("merged/", f"{log.size(total * BYTES[dtype])} in {dtype}"))
+    return rows
+
+
+def _pods(pipeline: Pipeline) -> list[tuple[str, str]]:
+    sizes = measure(pipeline.spec)
+    rows = []
+    for name, gpus in (("with a GPU", 1), ("on CPUs", 0)):
+        found = needs(pipeline.spec, sizes, gpus=gpus)
+        amounts = {
+            "memory": found.memory,
+            "of it shared": found.shared_memory,
+            "scratch disk": found.ephemeral,
+            "cache": found.cache,
+        }
+        rows.append((name, ", ".join(f"{log.size(n)} {what}" for what, n in amounts.items())))
     return rows
 
 

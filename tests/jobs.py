@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,14 +40,15 @@ def start(
     *arguments: str,
     environ: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
+    err: IO[str] | int = subprocess.PIPE,
 ) -> subprocess.Popen[str]:
-    """Starts `python -m job` with the arguments."""
+    """Starts `python -m job` with the arguments; what it says goes to `err`."""
     return subprocess.Popen(
         [sys.executable, "-m", "job", *arguments],
         cwd=ROOT,
         env={**os.environ, "JOB_STORAGE_RETRIES": "1", **(environ or {})},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=err,
         text=True,
         preexec_fn=before,
     )

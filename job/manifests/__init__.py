@@ -10,10 +10,11 @@ from job.manifests.order import Order
 from job.manifests.platforms import PLATFORMS, platform
 from job.manifests.request import Object, Request
 
-__all__ = ["Order", "folder", "render", "write"]
+__all__ = ["REFUSED", "Order", "folder", "render", "write"]
 
 KINDS: Mapping[str, Callable[[Request], list[Object]]] = {
     "job": batch.bundle,
+    "trainjob": trainjob.bundle,
     "vllm": serving.deployment,
     "vllm-smoke": serving.smoke_job,
 }
@@ -62,5 +63,6 @@ def _sound(documents: list[Object]) -> list[Object]:
 
 
 def _text(documents: list[Object]) -> str:
-    refused = any(document["kind"] == "TrainJob" for document in documents)
+    nodes = [d["spec"]["trainer"]["numNodes"] for d in documents if d["kind"] == "TrainJob"]
+    refused = any(number > 1 for number in nodes)
     return text.dump(documents, f"{COMMENT}\n{REFUSED}" if refused else COMMENT)

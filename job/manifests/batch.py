@@ -1,5 +1,6 @@
 """The job on one node: a `batch/v1` Job and what it needs beside it, in the order of creation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from job.manifests import objects, pod, values
@@ -12,7 +13,7 @@ def bundle(request: Request) -> list[Object]:
         objects.service_account(request),
         objects.config_map(request),
         objects.cache(request),
-        objects.network_policy(request, "training"),
+        objects.network_policy(request, "training", ingress=objects.scraping(request)),
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
@@ -22,35 +23,39 @@ def bundle(request: Request) -> list[Object]:
     ]
 
 
-def spec(template: Object, container: str = values.CONTAINER, **more: Any) -> Object:
+def spec(template: Object, **more: Any) -> Object:
     """A Job's spec around a pod template, with the policy that matches the exit codes."""
     return {
         "backoffLimit": values.RETRIES,
         # A new pod starts when the old one has stored its checkpoint and let go of the volume.
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": failure_policy(container),
+        "podFailurePolicy": failure_policy(_containers(template)),
         "ttlSecondsAfterFinished": values.KEEP_SECONDS,
         **more,
         "template": template,
     }
 
 
-def failure_policy(container: str) -> Object:
+def failure_policy(containers: Sequence[str]) -> Object:
     """Which ends of a pod are tried again.
 
     A node that goes away and a job that was stopped cost no try. What no try can mend ends the
     job. Everything else counts against `backoffLimit`.
     """
-    return {
-        "rules": [
-            {
-                "action": "Ignore",
-                "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-            },
-            _on_exit("Ignore", container, values.RETRIED_FREE),
-            _on_exit("FailJob", container, values.NEVER_RETRIED),
-        ]
-    }
+    rules: list[Object] = [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    ]
+    # By name: a sidecar that the cluster adds has exit codes of its own.
+    for container in containers:
+        rules.append(_on_exit("Ignore", container, values.RETRIED_FREE))
+        rules.append(_on_exit("FailJob", container, values.NEVER_RETRIED))
+    return {"rules": rules}
+
+
+def _containers(template: Object) -> list[str]:
+    """The names of a pod's containers, that of the work first."""
+    pod = template["spec"]
+    return [found["name"] for found in (*pod["containers"], *pod.get("initContainers", ()))]
 
 
 def _on_exit(action: str, container: str, codes: tuple[int, ...]) -> Object:

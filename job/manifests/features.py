@@ -12,7 +12,14 @@ ROLE = "arn:aws:iam::111122223333:role/finetune-job"
 """Stands for the reader's own role; the account is the one of AWS's documentation."""
 TOKENS = "/var/run/secrets/finetune"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-OTHERS = ("AWS_REGION", "AWS_ENDPOINT_URL", "HF_TOKEN")
+OTHERS = (
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_TOKEN",
+    "WANDB_API_KEY",
+)
 """What the Secret may hold beside them."""
 
 Feature = Callable[[Object], None]
@@ -28,8 +35,8 @@ def kueue(document: Object) -> None:
 
 def s3_static_keys(document: Object) -> None:
     """The keys must be there; without them the pod waits and says which is missing."""
-    _, container = _reader(document)
-    container["env"] = [*container.get("env", []), *(_from_secret(key) for key in KEYS)]
+    for container in _readers(document):
+        container["env"] = [*container.get("env", []), *(_from_secret(key) for key in KEYS)]
 
 
 def s3_workload_identity(document: Object) -> None:
@@ -37,25 +44,27 @@ def s3_workload_identity(document: Object) -> None:
 
     Whole Secrets are no longer read: keys among them would come before the role.
     """
-    spec, container = _reader(document)
-    del container["envFrom"]
-    container["env"] = [
-        *container.get("env", []),
-        {"name": "AWS_ROLE_ARN", "value": ROLE},
-        {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": f"{TOKENS}/token"},
-        *(_from_secret(key, optional=True) for key in OTHERS),
-    ]
-    container["volumeMounts"].append({"name": "identity", "mountPath": TOKENS, "readOnly": True})
+    for container in _readers(document):
+        del container["envFrom"]
+        container["env"] = [
+            *container.get("env", []),
+            {"name": "AWS_ROLE_ARN", "value": ROLE},
+            {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": f"{TOKENS}/token"},
+            *(_from_secret(key, optional=True) for key in OTHERS),
+        ]
+        mount = {"name": "identity", "mountPath": TOKENS, "readOnly": True}
+        container["volumeMounts"].append(mount)
     token = {"audience": "sts.amazonaws.com", "expirationSeconds": 3600, "path": "token"}
-    spec["volumes"].append(
+    document["spec"]["template"]["spec"]["volumes"].append(
         {"name": "identity", "projected": {"sources": [{"serviceAccountToken": token}]}}
     )
 
 
-def _reader(document: Object) -> tuple[Object, Object]:
-    """The pod's spec and its container that reads storage, first of its kind in both owners."""
+def _readers(document: Object) -> list[Object]:
+    """The containers that are given the Secret, which are those that speak to storage."""
     spec = document["spec"]["template"]["spec"]
-    return spec, spec.get("initContainers", spec["containers"])[0]
+    containers = [*spec.get("initContainers", []), *spec["containers"]]
+    return [container for container in containers if "envFrom" in container]
 
 
 FEATURES: dict[str, Feature] = {

@@ -49,6 +49,12 @@ STORAGE: tuple[Object, ...] = (
 metadata service of clouds is on port 80, so a node's own credentials are out of reach."""
 
 
+def scraping(request: Request) -> tuple[Object, ...]:
+    """Opens the port for metrics, if there is one: Prometheus may run in any namespace."""
+    port = request.spec.runtime.metrics_port
+    return ({"from": [{"namespaceSelector": {}}], "ports": [tcp(port)]},) if port else ()
+
+
 def network_policy(
     request: Request,
     component: str,

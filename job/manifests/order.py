@@ -9,15 +9,12 @@ from job.errors import SpecError, UsageError
 from job.manifests import values
 from job.manifests.platforms import Platform
 from job.manifests.request import Request
-from job.manifests.resources import needs
+from job.needs import needs
 from job.sizes import Sizes, measure
 from job.spec.interpolate import variables
 from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
 from job.spec.parse import decode, parse
-
-LONGEST = 63
-"""Characters of a pod's name that is a host's name too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,7 @@ class Order:
             spec=spec,
             text=self.text,
             platform=platform,
-            needs=needs(spec, self.sizes, platform),
+            needs=needs(spec, self.sizes, gpus=platform.gpus),
             registry=self.registry or values.REGISTRY,
             nodes=nodes,
             sets=self.sets,
@@ -91,11 +88,3 @@ def _name_is_one_for_kubernetes(name: str, nodes: int) -> None:
         raise UsageError("--nodes", "must be 1 or more", value=nodes)
     if not name[0].isalpha():
         raise SpecError("$.name", "must begin with a letter for a Service of it", value=name)
-    pod = f"{name}-node-0-{nodes - 1}-abcde"
-    if nodes > 1 and len(pod) > LONGEST:
-        raise SpecError(
-            "$.name",
-            f"is too long for the pods of several nodes ({pod})",
-            value=name,
-            fix=f"use {len(name) - len(pod) + LONGEST} characters at most",
-        )

@@ -1,7 +1,8 @@
 """The pod that runs the job: what it may do, what it may write, what it is told."""
 
-from typing import Any
+from collections.abc import Mapping
 
+from job import signals
 from job.manifests import values
 from job.manifests.request import Object, Request
 from job.manifests.resources import quantity
@@ -10,8 +11,10 @@ CONFIG = "spec"
 MOUNTS = {"cache": values.CACHE, "work": values.WORK, "tmp": values.TMP, "shm": values.SHM}
 
 
-def template(request: Request, component: str = "training", **pod: Any) -> Object:
-    """The pod template of the job; `pod` replaces keys of its spec."""
+def template(
+    request: Request, name: str = values.CONTAINER, labels: Mapping[str, str] | None = None
+) -> Object:
+    """The pod template of the job, whose container is called `name`."""
     needs = request.needs
     spec: Object = {
         "restartPolicy": "Never",
@@ -22,7 +25,9 @@ def template(request: Request, component: str = "training", **pod: Any) -> Objec
         "terminationGracePeriodSeconds": needs.grace_seconds,
         "securityContext": pod_security(request.platform.groups),
         "tolerations": request.platform.tolerations,
-        "containers": [container(request)],
+        # On the node and with the accounts of the job; a device that it is given, the job is given.
+        "initContainers": [container(request, values.DOCTOR, command="doctor")],
+        "containers": [{**container(request, name), **_metrics(request)}],
         "volumes": [
             {"name": CONFIG, "configMap": {"name": f"{request.name}-spec"}},
             {"name": "cache", "persistentVolumeClaim": {"claimName": f"{request.name}-cache"}},
@@ -30,22 +35,21 @@ def template(request: Request, component: str = "training", **pod: Any) -> Objec
             scratch("tmp", needs.tmp),
             memory("shm", needs.shared_memory),
         ],
-        **pod,
     }
     return {
-        "metadata": {"labels": request.labels(component)},
+        "metadata": {"labels": {**request.labels("training"), **(labels or {})}},
         "spec": {key: value for key, value in spec.items() if value != []},
     }
 
 
-def container(request: Request, name: str = values.CONTAINER) -> Object:
-    """The container that runs the whole job."""
+def container(request: Request, name: str = values.CONTAINER, command: str = "run") -> Object:
+    """A container that runs the whole job, or another command with its spec."""
     found: Object = {
         "name": name,
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
-        "args": arguments(request),
-        "env": [{"name": key, "value": value} for key, value in sorted(request.environ.items())],
+        "args": arguments(request, command),
+        "env": [{"name": key, "value": value} for key, value in sorted(_environ(request).items())],
         "envFrom": [{"secretRef": {"name": values.SECRET, "optional": True}}],
         "resources": _resources(request),
         "securityContext": container_security(),
@@ -58,7 +62,12 @@ def container(request: Request, name: str = values.CONTAINER) -> Object:
     return {key: value for key, value in found.items() if value != []}
 
 
-def arguments(request: Request) -> list[str]:
+def _environ(request: Request) -> dict[str, str]:
+    # Else the job would warn of checkpoints that take longer than Kubernetes' own 30 seconds.
+    return {**request.environ, signals.GRACE_VARIABLE: str(request.needs.grace_seconds)}
+
+
+def arguments(request: Request, command: str) -> list[str]:
     """What the image's entrypoint is given."""
     settings = {
         # A pod without its device must fail, not train for weeks on the CPU.
@@ -67,7 +76,7 @@ def arguments(request: Request) -> list[str]:
         "runtime.workdir": values.WORK,
     }
     sets = (*request.sets, *(f"{key}={value}" for key, value in settings.items()))
-    found = ["--log-format=json", "run", f"{values.SPEC_DIR}/{values.SPEC_FILE}"]
+    found = ["--log-format=json", command, f"{values.SPEC_DIR}/{values.SPEC_FILE}"]
     found += [f"--set={item}" for item in sets]
     return [*found, f"--output={request.output}"] if request.output else found
 
@@ -103,6 +112,12 @@ def scratch(name: str, size: int) -> Object:
 def memory(name: str, size: int) -> Object:
     """A folder in memory; without one /dev/shm holds 64 MB, too little for data loaders."""
     return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": quantity(size)}}
+
+
+def _metrics(request: Request) -> Object:
+    """The port that Prometheus asks, where the spec names one."""
+    port = request.spec.runtime.metrics_port
+    return {"ports": [{"name": "metrics", "containerPort": port}]} if port else {}
 
 
 def _resources(request: Request) -> Object:

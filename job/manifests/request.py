@@ -7,7 +7,7 @@ from typing import Any
 from job import __version__
 from job.manifests import values
 from job.manifests.platforms import Platform
-from job.manifests.resources import Needs
+from job.needs import Needs
 from job.spec.types import JobSpec
 
 Object = dict[str, Any]

@@ -1,86 +1,9 @@
-"""What a job asks a cluster for, worked out from the sizes of the job."""
+"""Bytes as Kubernetes writes them."""
 
-import math
-from dataclasses import dataclass
-
-from job.inputs import FORMULAS
-from job.manifests.platforms import Platform
-from job.sizes import Sizes
-from job.spec.types import JobSpec
-from job.storage.retry import TOTAL_SECONDS
-
-GIB = 2**30
-
-PROCESS = 4 * GIB
-"""Python with its libraries, and rows on their way."""
-WORKER = 2 * GIB
-"""Each data loading process."""
-ON_HOST = 1.2
-"""Host memory that a merge takes, as a multiple of the merged weights."""
-ON_CPU = 3 * 4
-"""Bytes a parameter where the CPU does the work: base, trained and merged model in fp32."""
-DATA, DRAWN = 20 * GIB, 2 * GIB
-"""Disk for lists and prepared rows, which nobody can know before they are read; the smaller where
-all rows are drawn by the project itself."""
-TMP = 2 * GIB
-LOGS = 1 * GIB
-UPLOAD_RATE = 50e6
-"""Bytes a second that storage takes at the least."""
-LAST_STEP = 120
-"""Seconds for the step under way when the signal comes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """Requests of one pod: bytes, but for `grace_seconds`."""
-
-    memory: int
-    """With shared memory, which is counted as the pod's."""
-    shared_memory: int
-    cache: int
-    """The volume that survives the pod: downloads, compiled kernels, results without a bucket."""
-    work: int
-    """Scratch on the node: what is made before it is published."""
-    tmp: int
-    weights: int
-    """A server's copy of the merged weights."""
-    server_memory: int
-    save_seconds: int
-    """The longest that storing a checkpoint may take."""
-    grace_seconds: int
-
-    @property
-    def ephemeral(self) -> int:
-        return self.work + self.tmp + LOGS
-
-
-def needs(spec: JobSpec, sizes: Sizes, platform: Platform) -> Needs:
-    """What a pod of the job needs on the platform."""
-    workers = spec.train.dataloader_num_workers
-    shared = (8 * GIB if platform.gpus else GIB) + workers * GIB
-    model = sizes.merged * ON_HOST if platform.gpus else sizes.parameters * ON_CPU
-    sources = [spec.data.train, *([spec.data.eval] if spec.data.eval else [])]
-    data = DRAWN if all(source.uri == FORMULAS for source in sources) else DATA
-    kept = (spec.train.save_total_limit + 1) * sizes.checkpoint
-    save = TOTAL_SECONDS + sizes.checkpoint / UPLOAD_RATE
-    return Needs(
-        memory=_gib(PROCESS + workers * WORKER + model + shared),
-        shared_memory=shared,
-        cache=_gib(sizes.download * 1.1 + sizes.merged + data),
-        work=_gib(sizes.merged + sizes.adapter + kept + data),
-        tmp=TMP,
-        weights=_gib(sizes.merged * 1.1),
-        server_memory=_gib(PROCESS + sizes.merged * ON_HOST + 8 * GIB),
-        save_seconds=math.ceil(save),
-        grace_seconds=math.ceil((LAST_STEP + save) / 60) * 60,
-    )
+from job.needs import GIB
 
 
 def quantity(count: int) -> str:
-    """Bytes as Kubernetes writes them."""
+    """`78Gi`. Asserts that it is whole GiB, as needs are."""
     assert count % GIB == 0, "needs are whole GiB"
     return f"{count // GIB}Gi"
-
-
-def _gib(count: float) -> int:
-    return max(1, math.ceil(count / GIB)) * GIB

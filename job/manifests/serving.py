@@ -1,10 +1,13 @@
 """Serving what a job exported: vLLM behind a Service, and a Job that asks it a question."""
 
+import math
+
 from job import storage
 from job.errors import SpecError
 from job.manifests import batch, objects, pod, values
 from job.manifests.request import Object, Request
 from job.manifests.resources import quantity
+from job.needs import UPLOAD_RATE
 
 SERVER, SMOKE = "serving", "smoke"
 HEALTH = {"httpGet": {"path": "/health", "port": "http"}}
@@ -18,6 +21,7 @@ def deployment(request: Request) -> list[Object]:
     Raises SpecError where there will be no such weights, or none that another pod can reach.
     """
     _can_be_served(request)
+    needs = request.needs
     labels = request.labels(SERVER)
     return [
         objects.service_account(request, SERVER, "-vllm"),
@@ -42,6 +46,8 @@ def deployment(request: Request) -> list[Object]:
             "metadata": request.metadata(SERVER, "-vllm"),
             "spec": {
                 "replicas": 1,
+                # Else Kubernetes calls it failed after ten minutes.
+                "progressDeadlineSeconds": UP_SECONDS + math.ceil(needs.weights / UPLOAD_RATE),
                 # Two at a time would ask for a second GPU during an update.
                 "strategy": {"type": "Recreate"},
                 "selector": {"matchLabels": request.selector(SERVER)},

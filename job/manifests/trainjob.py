@@ -1,4 +1,4 @@
-"""The job on several nodes: a TrainJob of Kubeflow Trainer (v2), with a runtime of its own.
+"""The job as a TrainJob of Kubeflow Trainer (v2), with a runtime of its own, for several nodes too.
 
 The runtime carries everything that the plain Job has, so that nothing has to be installed in the
 cluster but the Trainer. Each pod has one process for its one device, started as everywhere else:
@@ -6,16 +6,25 @@ a launcher between would turn every exit code into 1. Peers are told by the PET_
 the Trainer sets.
 """
 
-from job.manifests import batch, objects, pod
+from job.errors import SpecError
+from job.manifests import batch, objects, pod, values
 from job.manifests.request import Object, Request
+from job.manifests.rules import trainer
 
 API = "trainer.kubeflow.org/v1alpha1"
-NODE = "node"
+NODE = trainer.CONTAINER
 """The name that the Trainer expects of the replicated job, and of its container."""
+
+LONGEST = 63
+"""Characters of a pod's name that is a host's name too."""
 
 
 def bundle(request: Request) -> list[Object]:
-    """Everything that `kubectl apply` needs but the Secret and the Trainer."""
+    """Everything that `kubectl apply` needs but the Secret and the Trainer.
+
+    Raises SpecError where the job's name makes the names of its pods too long.
+    """
+    _names_fit(request)
     peers = [{"podSelector": {"matchLabels": request.selector("training")}}]
     return [
         objects.service_account(request),
@@ -24,8 +33,12 @@ def bundle(request: Request) -> list[Object]:
         objects.network_policy(
             request,
             "training",
-            ingress=({"from": peers},),
-            egress=(*objects.STORAGE, {"to": peers}),
+            ingress=({"from": peers}, *objects.scraping(request)),
+            egress=(
+                *objects.STORAGE,
+                {"to": peers},
+                {"ports": [objects.tcp(values.TRAINER_PORT)]},
+            ),
         ),
         _runtime(request),
         {
@@ -47,12 +60,24 @@ def bundle(request: Request) -> list[Object]:
     ]
 
 
+def _names_fit(request: Request) -> None:
+    name = request.name
+    pod = f"{name}-{NODE}-0-{request.nodes - 1}-abcde"
+    if len(pod) > LONGEST:
+        raise SpecError(
+            "$.name",
+            f"is too long for the pods of a TrainJob ({pod})",
+            value=name,
+            fix=f"use {len(name) - len(pod) + LONGEST} characters at most",
+        )
+
+
 def _runtime(request: Request) -> Object:
-    template = pod.template(request, containers=[pod.container(request, NODE)])
-    job = batch.spec(template, container=NODE)
+    ancestor = {trainer.ANCESTOR: "trainer"}
+    # On the pod too: by it the Trainer's own network policy knows whom it hears.
+    job = batch.spec(pod.template(request, NODE, ancestor))
     # The Trainer keeps and removes what it made by itself.
     del job["ttlSecondsAfterFinished"]
-    ancestor = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
     return {
         "apiVersion": API,
         "kind": "TrainingRuntime",

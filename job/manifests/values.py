@@ -9,7 +9,10 @@ UID = 10001
 """The user and group of the image (`containers/*.Containerfile`)."""
 
 CONTAINER = "job"
-"""The container that a failure policy speaks of."""
+"""The container that runs the job."""
+
+DOCTOR = "doctor"
+"""The init container that looks at the node, the accounts and the storage before the job starts."""
 
 CACHE, WORK, TMP, SHM = "/cache", "/work", "/tmp", "/dev/shm"  # noqa: S108 - mounts, not files
 """What a container may write to; everything else is read only."""
@@ -41,6 +44,8 @@ HTTPS, STORAGE_PORTS = 443, (9000, 8333)
 """The hub and S3; and MinIO and SeaweedFS in the cluster, whose ports policies see behind the
 service's own."""
 DNS_PORT, VLLM_PORT = 53, 8000
+TRAINER_PORT = 10443
+"""Where Kubeflow Trainer takes the status of a TrainJob."""
 
 OLDEST_KUBERNETES, NEWEST_KUBERNETES = "1.31", "1.37"
 """Pod failure policies are stable since 1.31; 1.37 is the newest that the checks know."""

@@ -134,6 +134,8 @@ class TrainSpec:
     """None takes the checkpoint's own; 0 turns the auxiliary loss off."""
     dataloader_num_workers: int
     report_to: tuple[str, ...]
+    logging_dir: str | None
+    """None is `logs` under the output."""
     resume_from_checkpoint: str
 
 
@@ -181,6 +183,8 @@ class RuntimeSpec:
     """None is `work` under `cache_dir`."""
     cache_dir: str
     accelerator: Literal["auto", "cpu", "cuda", "rocm"]
+    metrics_port: int | None
+    metrics_file: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

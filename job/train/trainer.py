@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job import log, signals
+from job import log, signals, telemetry
 from job.engines.base import Engine
 from job.engines.device import Accelerator, resolve_optim
 from job.errors import OutOfMemoryError, Stopped
@@ -19,10 +19,11 @@ from job.prep.prepare import PreparedData
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
+from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
 ADAPTER, SERVED_ADAPTER, WEIGHTS, TRAIN = "adapter", "adapter-vllm", "weights", "train"
 LABEL_PROOF = "label_proof.json"
@@ -64,14 +65,19 @@ def train(
     store: CheckpointStore,
     *,
     publish: Callable[[str], None],
+    tell: Callable[[telemetry.Step], None],
+    trackers: TrackerFiles,
 ) -> tuple[Any, TrainResult]:
     """Trains `model` and leaves the adapter (or the weights), proof and history in `directory`.
 
-    `publish` stores a file of `directory` at once: the label proof is there before step 1. Gives
-    the trained model and what was done. Raises DataError where a batch trains nothing,
-    OutOfMemoryError where a step does not fit, and Stopped after SIGTERM with the checkpoint
-    stored.
+    `publish` stores a file of `directory` at once: the label proof is there before step 1; `tell`
+    hears of every step that is logged. Gives the trained model and what was done. Raises DataError
+    where a batch trains nothing, OutOfMemoryError where a step does not fit, and Stopped after
+    SIGTERM with the checkpoint stored.
     """
+    from job.train.callbacks.progress import ProgressCallback
+    from job.train.callbacks.store import StoreCallback
+
     optim = resolve_optim(spec.train, accelerator)
     rows = data.rows("train")
     fitted = fit(rows, family, spec.data, spec.train)
@@ -105,16 +111,17 @@ def train(
         device=accelerator.name,
     )
 
-    arguments = _arguments(spec.train, optim, engine, scratch, fitted)
+    trackers.point()
+    arguments = _arguments(spec.name, spec.train, optim, engine, scratch, fitted)
     uploads = BackgroundUploads()
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
-    trainer, progress = _trainer(
-        engine, accelerator, family, model, dataset, arguments, notes, store, spec.train, uploads
-    )
+    progress = ProgressCallback(accelerator, notes / "history.jsonl", tell)
+    storing = StoreCallback(store, spec.train.save_total_limit, uploads)
+    trainer = _trainer(engine, family, model, dataset, arguments, spec.train, [storing, progress])
     resumed = _resume_point(spec.train, store, scratch)
     started = time.monotonic()
     try:
-        with signals.deferred(), uploads:
+        with signals.deferred(), trackers, uploads:
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         _raise_if_out_of_memory(error, spec.train, accelerator)
@@ -169,7 +176,7 @@ def _base(model: Any) -> Any:
 
 
 def _arguments(
-    spec: TrainSpec, optim: str, engine: Engine, scratch: Path, fitted: Fitted
+    name: str, spec: TrainSpec, optim: str, engine: Engine, scratch: Path, fitted: Fitted
 ) -> "TrainingArguments":
     from transformers import TrainingArguments
 
@@ -203,6 +210,7 @@ def _arguments(
         label_names=["labels"],
         include_num_input_tokens_seen="all" if spec.padding_free else "non_padding",
         report_to=list(spec.report_to) or "none",
+        run_name=name,
         disable_tqdm=True,
         log_level="error",
     )
@@ -210,33 +218,30 @@ def _arguments(
 
 def _trainer(
     engine: Engine,
-    accelerator: Accelerator,
     family: Family,
     model: Any,
     dataset: EncodedDataset,
     arguments: "TrainingArguments",
-    notes: Path,
-    store: CheckpointStore,
     spec: TrainSpec,
-    uploads: BackgroundUploads,
-) -> tuple["Trainer", Any]:
+    callbacks: "list[TrainerCallback]",
+) -> "Trainer":
+    from transformers.integrations import KubeflowCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from job.train.callbacks.progress import ProgressCallback
-    from job.train.callbacks.store import StoreCallback
     from job.train.resumable import resumable
 
-    progress = ProgressCallback(accelerator, notes / "history.jsonl")
-    storing = StoreCallback(store, spec.save_total_limit, uploads)
     trainer = resumable(engine.trainer_class())(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=Collator(family, padding_free=spec.padding_free),
-        callbacks=[storing, progress],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, progress
+    # It joins by itself in a TrainJob, waits for the Trainer in the middle of steps, and takes the
+    # end of training for that of the job. `telemetry` tells the Trainer.
+    trainer.remove_callback(KubeflowCallback)
+    return trainer
 
 
 def _resume_point(spec: TrainSpec, store: CheckpointStore, scratch: Path) -> Path | None:

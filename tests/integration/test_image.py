@@ -129,7 +129,8 @@ def test_the_whole_job_runs_in_it_as_the_manifest_says(
 ) -> None:
     manifest = ROOT / "k8s" / "overlays" / "cpu-smoke" / "finetune-job.yaml"
     documents = {found["kind"]: found for found in yaml.safe_load_all(manifest.read_text())}
-    [asked] = documents["Job"]["spec"]["template"]["spec"]["containers"]
+    pod = documents["Job"]["spec"]["template"]["spec"]
+    [doctor], [asked] = pod["initContainers"], pod["containers"]
     settings = tmp_path / "spec"
     settings.mkdir()
     spec = documents["ConfigMap"]["data"][values.SPEC_FILE]
@@ -144,6 +145,7 @@ def test_the_whole_job_runs_in_it_as_the_manifest_says(
     run = ("run", "--isolation=chroot", *mounts, container, "--")
 
     assert buildah(*run, "id", "-u") == str(values.UID)
+    buildah(*run, *config["Entrypoint"], *doctor["args"])
     buildah(*run, *config["Entrypoint"], *asked["args"])
 
     output = tmp_path / "cache" / "outputs" / documents["Job"]["metadata"]["name"]

@@ -75,6 +75,11 @@ def test_make_names_the_image_that_the_manifests_ask_for(path: Path) -> None:
     assert done.out.rstrip().endswith(" .")
 
 
+def test_make_passes_the_packages_that_are_asked_for_beside_the_base() -> None:
+    arguments = ("-n", "image", "ACCELERATOR=rocm", "ENGINE=podman", "EXTRAS=gpu trackers")
+    assert '--build-arg EXTRAS="gpu trackers" .' in make(*arguments).out
+
+
 def test_make_refuses_an_accelerator_without_an_image() -> None:
     done = make("image", "ACCELERATOR=tpu", "ENGINE=podman")
     assert done.code == 2

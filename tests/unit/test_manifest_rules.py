@@ -7,6 +7,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from tests.jobs import ROOT
 K8S = ROOT / "k8s"
 FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != tree.KUSTOMIZATION)
 CUSTOM = trainjob.API
+REPLICATED = "spec.template.spec.replicatedJobs.0"
 VERSIONS = (values.OLDEST_KUBERNETES, values.NEWEST_KUBERNETES)
 
 
@@ -25,11 +27,16 @@ def documents(path: Path) -> list[Any]:
     return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
 
 
+SCHEMAS = yaml.safe_load((ROOT / "tests/schemas" / f"{CUSTOM.replace('/', '.')}.yaml").read_text())
+
+
 def checked(document: Any, version: str) -> None:
-    """Validates strictly; of the Trainer's objects the Jobs inside."""
+    """Validates strictly; the Trainer's objects by its own schema, and the Jobs inside them."""
     if document["apiVersion"] != CUSTOM:
         kubernetes_validate.validate(document, version, strict=True)
-    elif document["kind"] == "TrainingRuntime":
+        return
+    jsonschema.validate(document, {**SCHEMAS, "$ref": f"#/$defs/{document['kind']}"})
+    if document["kind"] == "TrainingRuntime":
         for replicated in document["spec"]["template"]["spec"]["replicatedJobs"]:
             job = {**replicated["template"], "apiVersion": "batch/v1", "kind": "Job"}
             kubernetes_validate.validate(job, version, strict=True)
@@ -63,17 +70,29 @@ def test_every_manifest_passes_the_rules(path: Path) -> None:
         ("Job", "spec.template.spec.containers.0.volumeMount", []),
         ("NetworkPolicy", "spec.egres", []),
         ("PersistentVolumeClaim", "spec.accessModes", "ReadWriteOnce"),
-        ("TrainingRuntime", "spec.template.spec.replicatedJobs.0.template.spec.backofLimit", 3),
+        ("TrainingRuntime", f"{REPLICATED}.template.spec.backofLimit", 3),
+        ("TrainingRuntime", f"{REPLICATED}.name", "a-name-of-21-letters-x"),
+        ("TrainingRuntime", f"{REPLICATED}.template", None),
+        ("TrainingRuntime", "spec.mlPolicy.torch.numProcPerNode", 1),
+        ("TrainingRuntime", "spec.mlPolicy.numNodes", "2"),
+        ("TrainingRuntime", "spec.mlPolicies", {}),
+        ("TrainJob", "spec.trainer.numNode", 2),
+        ("TrainJob", "spec.trainer.numProcPerNode", "auto"),
+        ("TrainJob", "spec.trainer.numNodes", 2.5),
+        ("TrainJob", "spec.runtimeRef.name", None),
+        ("TrainJob", "spec.runtimeRef", None),
+        ("TrainJob", "spec.podTemplateOverrides", []),
+        ("TrainJob", "metadata.name", "4bit"),
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_schema_finds_wrong_names_and_types(
     kind: str, key: str, wrong: object, version: str
 ) -> None:
-    path = K8S / (tree.TRAINJOB if kind == "TrainingRuntime" else tree.JOB)
+    path = K8S / (tree.TRAINJOB if kind.startswith("Train") else tree.JOB)
     [document] = [found for found in documents(path) if found["kind"] == kind]
     put(document, key, wrong)
-    with pytest.raises(kubernetes_validate.ValidationError):
+    with pytest.raises((kubernetes_validate.ValidationError, jsonschema.ValidationError)):
         checked(document, version)
 
 
@@ -109,10 +128,17 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
         [2, 10, 11, 12, 13, 20, 30],
         "never has: [13]",
     ),
-    (tree.JOB, "Job", f"{RULE}.2.onExitCodes.values", [2, 10, 11, 12, 20], "no try can mend: [30]"),
+    (
+        tree.JOB,
+        "Job",
+        f"{RULE}.2.onExitCodes.values",
+        [2, 10, 11, 12, 20],
+        "job again after what no try can mend: [30]",
+    ),
     (tree.JOB, "Job", f"{RULE}.1.onExitCodes.values", [10, 143], "tries again what no try can"),
     (tree.JOB, "Job", f"{RULE}.2.onExitCodes.values", [10, 2, 11, 12, 20, 30], "in order"),
     (tree.JOB, "Job", f"{RULE}.2.onExitCodes.containerName", "main", "names no container: main"),
+    (tree.JOB, "Job", f"{RULE}.4", None, "doctor again after what no try can mend: [2, 10, 11"),
     (tree.JOB, "Job", f"{RULE}.0.action", "Count", "that its node lost"),
     (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "78GiB", "'78GiB' is no quantity"),
     (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "70Gi", "requests more memory"),
@@ -149,7 +175,23 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
     (tree.SERVER, "Service", "spec.selector.x", "y", "selects no pod"),
     (tree.SERVER, "Service", "spec.ports.0.targetPort", "web", "no pod has port web"),
     (tree.SERVER, "Deployment", f"{BOX}.livenessProbe.httpGet.port", "web", "asks port web"),
+    (
+        tree.SERVER,
+        "Deployment",
+        "spec.progressDeadlineSeconds",
+        None,
+        "600, and vllm may take 1800",
+    ),
     (tree.TRAINJOB, "TrainJob", "spec.runtimeRef.name", "other", "no TrainingRuntime/other"),
+    (tree.TRAINJOB, "TrainJob", "spec.trainer.numNodes", 3, "3 nodes, and its runtime says 2"),
+    (tree.TRAINJOB, "TrainingRuntime", f"{REPLICATED}.template.metadata.labels", {}, "no job has"),
+    (
+        tree.TRAINJOB,
+        "TrainingRuntime",
+        f"{REPLICATED}.template.spec.template.spec.containers.0.name",
+        "main",
+        "no container node",
+    ),
 ]
 
 

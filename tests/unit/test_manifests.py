@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from job import errors, manifests
+from job import errors, manifests, needs, signals
 from job.errors import SpecError, UsageError
-from job.manifests import features, patches, platforms, resources, values
+from job.manifests import features, patches, resources, values
 from job.manifests.order import Order
+from job.manifests.rules import trainer
+from job.plan import plan
 from job.sizes import Sizes, measure
 from job.spec.load import load_spec
-from tests.jobs import ROOT, tool
+from tests.jobs import ROOT, job, tool
 
 K8S = ROOT / "k8s"
 ERNIE, LATEX = "specs/ernie-4.5-vl-28b-latex.yaml", "specs/latex.yaml"
@@ -99,7 +101,7 @@ def test_components_go_with_any_overlay(tmp_path: Path, ernie: Order) -> None:
     pod = found["Job"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     fetching = found["Deployment"]["spec"]["template"]["spec"]["initContainers"][0]
-    for container in (pod["containers"][0], fetching):
+    for container in (pod["containers"][0], pod["initContainers"][0], fetching):
         assert "envFrom" not in container
         assert any(variable["name"] == "AWS_ROLE_ARN" for variable in container["env"])
 
@@ -122,12 +124,14 @@ def test_patches_add_to_lists_at_their_end() -> None:
 
 def test_each_exit_code_has_one_policy(ernie: Order) -> None:
     job = one(manifests.render(ernie, "amd"), "Job")["spec"]
-    by_action: dict[str, list[int]] = {"Ignore": [], "FailJob": []}
-    for rule in job["podFailurePolicy"]["rules"]:
-        by_action[rule["action"]] += rule.get("onExitCodes", {}).get("values", [])
-    assert by_action == {"Ignore": [errors.STOPPED], "FailJob": [2, 10, 11, 12, 20, 30]}
-    counted = {errors.StorageError.exit_code, errors.INTERNAL}
-    assert not counted & {code for codes in by_action.values() for code in codes}
+    by_container: dict[str, dict[str, list[int]]] = {values.CONTAINER: {}, values.DOCTOR: {}}
+    for rule in job["podFailurePolicy"]["rules"][1:]:
+        exits = rule["onExitCodes"]
+        by_container[exits["containerName"]][rule["action"]] = exits["values"]
+    for by_action in by_container.values():
+        assert by_action == {"Ignore": [errors.STOPPED], "FailJob": [2, 10, 11, 12, 20, 30]}
+        counted = {errors.StorageError.exit_code, errors.INTERNAL}
+        assert not counted & {code for codes in by_action.values() for code in codes}
     assert job["backoffLimit"] == values.RETRIES
     disruption = {"type": "DisruptionTarget", "status": "True"}
     assert job["podFailurePolicy"]["rules"][0] == {
@@ -139,7 +143,7 @@ def test_each_exit_code_has_one_policy(ernie: Order) -> None:
 def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
     sizes = ernie.sizes
     assert sizes.parameters == 29_399_294_336
-    found = resources.needs(ernie.loaded.spec, sizes, platforms.PLATFORMS["amd"])
+    found = needs.needs(ernie.loaded.spec, sizes, gpus=1)
     container = container_of(manifests.render(ernie, "amd"))
     assert container["resources"]["requests"] == {
         "cpu": "8",
@@ -152,13 +156,25 @@ def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
     assert found.cache > sizes.download
 
 
+def test_the_plan_tells_what_a_manifest_asks_for() -> None:
+    order = Order(spec=LATEX, environ={})
+    lines = plan(order.loaded).splitlines()
+    for platform, name in (("amd", "with a GPU"), ("cpu", "on CPUs")):
+        [line] = [line for line in lines if line.startswith(f"  {name} ")]
+        text = manifests.render(order, platform)
+        asked = container_of(text)["resources"]["requests"]
+        volume = one(text, "PersistentVolumeClaim")["spec"]["resources"]["requests"]["storage"]
+        for quantity in (asked["memory"], asked["ephemeral-storage"], volume):
+            assert f" {quantity.removesuffix('Gi')}.0 GiB " in line, (quantity, line)
+
+
 @pytest.mark.parametrize("checkpoint", [2_000_000, 136_000_000, 350_000_000_000])
 def test_the_grace_period_is_longer_than_a_save(checkpoint: int) -> None:
     spec = load_spec((ROOT / LATEX).read_text(), "latex", environ={}).spec
     sizes = Sizes(parameters=1, trainable=1, download=0, adapter=4, checkpoint=checkpoint, merged=2)
-    found = resources.needs(spec, sizes, platforms.PLATFORMS["amd"])
+    found = needs.needs(spec, sizes, gpus=1)
     assert found.grace_seconds > found.save_seconds + 60
-    assert found.save_seconds > checkpoint / resources.UPLOAD_RATE
+    assert found.save_seconds > checkpoint / needs.UPLOAD_RATE
 
 
 def test_the_spec_reaches_the_cluster_as_written_and_loads_there(ernie: Order) -> None:
@@ -199,10 +215,53 @@ def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> Non
     assert {"secretRef": {"name": values.SECRET, "optional": True}} in container_of(text)["envFrom"]
 
 
+def test_the_doctor_looks_at_what_the_job_will_use(ernie: Order) -> None:
+    for platform in ("amd", "nvidia", "cpu"):
+        pod = pod_of(manifests.render(ernie, platform))
+        [doctor], [container] = pod["initContainers"], pod["containers"]
+        assert doctor["args"][1] == "doctor"
+        assert [arg for arg in doctor["args"] if arg != "doctor"] == [
+            arg for arg in container["args"] if arg != "run"
+        ]
+        for key in ("image", "env", "envFrom", "resources", "securityContext", "volumeMounts"):
+            assert doctor[key] == container[key]
+
+
+def test_the_job_knows_the_grace_period_of_its_pod(ernie: Order) -> None:
+    pod = pod_of(manifests.render(ernie, "amd"))
+    seconds = str(pod["terminationGracePeriodSeconds"])
+    assert {"name": signals.GRACE_VARIABLE, "value": seconds} in pod["containers"][0]["env"]
+
+
+def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: Order) -> None:
+    closed = manifests.render(ernie, "amd")
+    assert one(closed, "NetworkPolicy")["spec"]["ingress"] == []
+    assert "ports" not in container_of(closed)
+    order = Order(spec=LATEX, sets=("runtime.metrics_port=9464",), environ={})
+    text = manifests.render(order, "cpu")
+    assert container_of(text)["ports"] == [{"name": "metrics", "containerPort": 9464}]
+    assert "ports" not in pod_of(text)["initContainers"][0]
+    [rule] = one(text, "NetworkPolicy")["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 9464, "protocol": "TCP"}]
+
+
+def test_a_trainjob_of_one_node_runs_and_reaches_the_trainer() -> None:
+    order = Order(spec=LATEX, sets=("output.uri=s3://b/x",), environ={})
+    text = manifests.render(order, "cpu", kind="trainjob")
+    assert one(text, "TrainJob")["spec"]["trainer"]["numNodes"] == 1
+    assert manifests.REFUSED not in text
+    egress = one(text, "NetworkPolicy")["spec"]["egress"]
+    assert {"ports": [{"port": values.TRAINER_PORT, "protocol": "TCP"}]} in egress
+    # The Trainer hears pods that carry this label.
+    [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = replicated["template"]["spec"]["template"]["metadata"]["labels"]
+    assert labels[trainer.ANCESTOR] == "trainer"
+
+
 def test_results_for_a_local_folder_go_to_the_volume() -> None:
     container = container_of(manifests.render(Order(spec=LATEX, environ={}), "cpu"))
     assert "--output=/cache/outputs/latex" in container["args"]
-    assert "env" not in container
+    assert [variable["name"] for variable in container["env"]] == [signals.GRACE_VARIABLE]
 
 
 def test_a_cpu_pod_asks_for_no_device() -> None:
@@ -221,10 +280,21 @@ def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
     job = replicated["template"]["spec"]
     [container] = job["template"]["spec"]["containers"]
     assert replicated["name"] == container["name"] == "node"
-    for rule in job["podFailurePolicy"]["rules"]:
-        assert rule.get("onExitCodes", {"containerName": "node"})["containerName"] == "node"
+    named = {rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"][1:]}
+    assert named == {"node", values.DOCTOR}
     claim = one(text, "PersistentVolumeClaim")["spec"]
     assert claim["accessModes"] == ["ReadWriteMany"]
+
+
+def test_what_several_nodes_cannot_do_yet_is_said_in_the_file_and_beside_it() -> None:
+    arguments = ("manifest", LATEX, "--nodes", "2", "--output", "s3://bucket/out")
+    done = job(*arguments)
+    assert done.code == 0
+    refusal = "refuses several nodes with exit code 2"
+    assert refusal in done.out.partition("\n---")[0]
+    assert refusal in done.err
+    assert one(done.out, "TrainJob")
+    assert refusal not in manifests.render(Order(spec=LATEX, environ={}), "cpu")
 
 
 def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
@@ -260,6 +330,7 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -
     [
         (["name=4bit"], {}, "begin with a letter"),
         (["name=" + "a" * 52], {"nodes": 2}, "use 48 characters at most"),
+        (["name=" + "a" * 52], {"kind": "trainjob"}, "use 48 characters at most"),
         (["export.merged.enabled=false"], {"kind": "vllm"}, "must be true for vLLM"),
         (["output.uri=/tmp/x"], {"kind": "vllm"}, "must be a bucket"),
     ],
@@ -273,10 +344,13 @@ def test_a_spec_that_makes_no_such_object_is_refused(
 
 
 def test_the_longest_names_fit() -> None:
-    for length, nodes in ((52, 1), (48, 2)):
+    for length, nodes, kinds in (
+        (52, 1, {*manifests.KINDS} - {"trainjob"}),
+        (48, 2, manifests.KINDS),
+    ):
         sets = ("output.uri=s3://b/x", "name=" + "a" * length)
         order = Order(spec=LATEX, sets=sets, environ={})
-        for kind in manifests.KINDS:
+        for kind in kinds:
             manifests.render(order, "amd", nodes, kind)
 
 

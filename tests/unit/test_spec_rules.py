@@ -262,14 +262,21 @@ REFUSED += [
             ("model.model_name_or_path=hf://a/b", f"model.revision={COMMIT[:12]}"),
         )
     ),
+    (
+        ("runtime.metrics_file=s3://a/b.prom",),
+        "runtime.metrics_file",
+        "must be a local file, for Prometheus' node exporter to read",
+        "write a path, or use metrics_port",
+    ),
     *(
         (
-            (f"output.uri={scheme}://a/b",),
-            "output.uri",
+            (f"{key}={scheme}://a/b",),
+            key,
             f"must be storage that can be written; {scheme}:// is read only",
             "write a path or an s3:// URI",
         )
         for scheme in ("hf", "builtin", "https")
+        for key in ("output.uri", "train.logging_dir")
     ),
     *(
         (
@@ -331,6 +338,7 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("output.uri=memory://a", "data.train.uri=memory://b"),
         ("output.uri=s3://b/data2", "data.train.uri=s3://b/data"),
         ("output.uri=models/base2",),
+        ("train.logging_dir=s3://b/logs", "runtime.metrics_file=file:///var/job.prom"),
         ("output.uri=models",),
         ("output.uri=~nobody-of-this-name/x",),
     ],

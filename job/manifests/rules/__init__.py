@@ -6,13 +6,14 @@ Each rule looks at one pod template in its owner, or at all documents together.
 from collections.abc import Sequence
 
 from job.manifests.request import Object
-from job.manifests.rules import names, policies, references, resources, security
+from job.manifests.rules import names, policies, references, resources, security, trainer
 from job.manifests.rules.pods import pods
 
 POD_RULES = (
     names.images_are_pinned,
     policies.restart_policy_fits,
     policies.failure_policy_names_real_codes,
+    policies.a_deployment_waits_for_its_probes,
     resources.quantities_are_sound,
     resources.shared_memory_fits,
     security.is_restricted,
@@ -20,7 +21,12 @@ POD_RULES = (
     references.mounts_name_volumes,
     references.probes_name_ports,
 )
-RULES = (names.names_are_legal, references.objects_exist, references.selectors_select)
+RULES = (
+    names.names_are_legal,
+    references.objects_exist,
+    references.selectors_select,
+    trainer.the_trainer_finds_its_parts,
+)
 
 
 def problems(documents: Sequence[Object]) -> list[str]:

@@ -7,6 +7,8 @@ from job.manifests.rules.pods import Pod
 
 CODES = {code for retry in errors.RETRIES for code in errors.exit_codes(retry)}
 NEVER = set(errors.exit_codes("never"))
+DEADLINE = 600
+"""Seconds until Kubernetes calls a Deployment failed, unless it says otherwise."""
 
 
 def restart_policy_fits(pod: Pod) -> Iterator[str]:
@@ -17,29 +19,43 @@ def restart_policy_fits(pod: Pod) -> Iterator[str]:
         yield f"restartPolicy must be Never for a failure policy to be allowed (found {policy})"
 
 
+def a_deployment_waits_for_its_probes(pod: Pod) -> Iterator[str]:
+    if pod.kind != "Deployment":
+        return
+    deadline = pod.job.get("progressDeadlineSeconds", DEADLINE)
+    for container in pod.containers:
+        probe = container.get("startupProbe", {})
+        allowed = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        if probe and deadline <= allowed:
+            yield (
+                f"progressDeadlineSeconds is {deadline}, and {container['name']} may take {allowed}"
+            )
+
+
 def failure_policy_names_real_codes(pod: Pod) -> Iterator[str]:
     if pod.kind != "Job":
         return
     rules = pod.job.get("podFailurePolicy", {}).get("rules", [])
-    names = {container["name"] for container in pod.spec["containers"]}
-    failing: set[int] = set()
+    failing: dict[str, set[int]] = {container["name"]: set() for container in pod.containers}
     for index, rule in enumerate(rules):
         exits = rule.get("onExitCodes")
         if exits is None:
             continue
         codes = exits["values"]
-        if exits.get("containerName") not in names:
+        if exits.get("containerName") not in failing:
             yield f"podFailurePolicy[{index}] names no container: {exits.get('containerName')}"
+            continue
         if unknown := sorted(set(codes) - CODES):
             yield f"podFailurePolicy[{index}] names exit codes that the job never has: {unknown}"
         if codes != sorted(set(codes)) or 0 in codes:
             yield f"podFailurePolicy[{index}] must list codes once, in order, and never 0: {codes}"
         if rule["action"] == "FailJob":
-            failing |= set(codes)
+            failing[exits["containerName"]] |= set(codes)
         elif retried := sorted(NEVER & set(codes)):
             yield f"podFailurePolicy[{index}] tries again what no try can mend: {retried}"
-    if missing := sorted(NEVER - failing):
-        yield f"podFailurePolicy tries again after exit codes that no try can mend: {missing}"
+    for name, codes in failing.items():
+        if missing := sorted(NEVER - codes):
+            yield f"podFailurePolicy tries {name} again after what no try can mend: {missing}"
     if not any(_ignores_disruption(rule) for rule in rules):
         yield "podFailurePolicy counts a pod that its node lost as a failure of the job"
     if not pod.job.get("backoffLimit"):

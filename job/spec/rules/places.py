@@ -55,11 +55,7 @@ def _revision(uri: str) -> str | None:
 def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
     output = at("output.uri")
     if output.startswith(_READ_ONLY):
-        yield find(
-            "output.uri",
-            f"must be storage that can be written; {output.split('://')[0]}:// is read only",
-            "write a path or an s3:// URI",
-        )
+        yield _read_only("output.uri", output)
         return
     inputs = ["model.model_name_or_path", *(f"{source}.uri" for source in at.sources())]
     for dotted in inputs:
@@ -71,6 +67,30 @@ def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
                 "write the URI of a folder of its own",
             )
             return
+
+
+def _trackers_can_write(at: View) -> Iterator[Finding]:
+    folder = at("train.logging_dir")
+    if folder is not None and folder.startswith(_READ_ONLY):
+        yield _read_only("train.logging_dir", folder)
+
+
+def _metrics_file_is_local(at: View) -> Iterator[Finding]:
+    file = at("runtime.metrics_file")
+    if file is not None and "://" in file and not file.startswith("file://"):
+        yield find(
+            "runtime.metrics_file",
+            "must be a local file, for Prometheus' node exporter to read",
+            "write a path, or use metrics_port",
+        )
+
+
+def _read_only(dotted: str, uri: str) -> Finding:
+    return find(
+        dotted,
+        f"must be storage that can be written; {uri.split('://')[0]}:// is read only",
+        "write a path or an s3:// URI",
+    )
 
 
 def _place(uri: str) -> str:
@@ -89,4 +109,6 @@ RULES: tuple[Rule, ...] = (
     _revision_is_said_once,
     _remote_code_is_pinned,
     _output_overwrites_no_input,
+    _trackers_can_write,
+    _metrics_file_is_local,
 )

@@ -2,21 +2,28 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from job import log
+from job import log, telemetry
 from job.engines.device import Accelerator
+
+UNWRITTEN = ("steps", "left_seconds")
+"""Of a step what history does not keep: it is known at the end."""
 
 
 class ProgressCallback(TrainerCallback):
     """One bar on a terminal, structured lines elsewhere, and `history.jsonl` for the report."""
 
-    def __init__(self, accelerator: Accelerator, history: Path) -> None:
-        self._accelerator, self._history = accelerator, history
+    def __init__(
+        self, accelerator: Accelerator, history: Path, tell: Callable[[telemetry.Step], None]
+    ) -> None:
+        self._accelerator, self._history, self._tell = accelerator, history, tell
         self._stack = ExitStack()
         self._bar: log.Progress | None = None
         self._started = self._logged = 0.0
@@ -51,36 +58,40 @@ class ProgressCallback(TrainerCallback):
             return
         now = time.monotonic()
         tokens = state.num_input_tokens_seen - self._tokens_at_log
-        record = {
-            "step": state.global_step,
-            "epoch": round(state.epoch or 0.0, 4),
-            "loss": float(logs["loss"]),
-            "learning_rate": float(logs["learning_rate"]),
-            "grad_norm": float(logs.get("grad_norm", 0.0)),
-            "tokens_per_second": round(tokens / max(now - self._logged, 1e-9), 1),
-            "memory_bytes": self._accelerator.peak_memory_bytes(),
-            "seconds": round(now - self._started, 3),
-        }
-        self._logged, self._tokens_at_log = now, state.num_input_tokens_seen
-        with self._history.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
         done = state.global_step - self._first_step
         left = (state.max_steps - state.global_step) * (now - self._started) / max(done, 1)
+        step = telemetry.Step(
+            step=state.global_step,
+            steps=state.max_steps,
+            epoch=round(state.epoch or 0.0, 4),
+            loss=float(logs["loss"]),
+            learning_rate=float(logs["learning_rate"]),
+            grad_norm=float(logs.get("grad_norm", 0.0)),
+            tokens_per_second=round(tokens / max(now - self._logged, 1e-9), 1),
+            memory_bytes=self._accelerator.peak_memory_bytes(),
+            seconds=round(now - self._started, 3),
+            left_seconds=round(left, 3),
+        )
+        self._logged, self._tokens_at_log = now, state.num_input_tokens_seen
+        record = {key: value for key, value in asdict(step).items() if key not in UNWRITTEN}
+        with self._history.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        self._tell(step)
         if not log.on_terminal():
             log.info(
                 "train",
-                step=f"{state.global_step}/{state.max_steps}",
-                loss=record["loss"],
-                lr=record["learning_rate"],
-                tokens_s=record["tokens_per_second"],
-                memory=log.size(float(record["memory_bytes"])),
-                left=log.duration(left),
+                step=log.of(step.step, step.steps),
+                loss=step.loss,
+                learning_rate=step.learning_rate,
+                tokens_per_second=step.tokens_per_second,
+                memory=log.amount(step.memory_bytes),
+                left=log.span(left),
             )
         self._shown = {
-            "loss": record["loss"],
-            "lr": record["learning_rate"],
-            "tok/s": record["tokens_per_second"],
-            "mem": log.size(float(record["memory_bytes"])),
+            "loss": step.loss,
+            "lr": step.learning_rate,
+            "tok/s": step.tokens_per_second,
+            "mem": log.size(step.memory_bytes),
         }
 
     def on_step_end(

@@ -1,0 +1,128 @@
+"""What is outside the machine: inputs, the output, and as whom the job asks for them."""
+
+import os
+from collections.abc import Callable, Iterator
+
+from job import inputs, log, storage
+from job.doctor.check import Check, fail, note, ok, tried, warn
+from job.doctor.subject import Subject
+from job.prep import find
+from job.storage import retry
+from job.storage.connect import CONNECT_SECONDS
+
+TAIL = 4
+"""Characters of a key's id that tell it from another and are of no use to anybody."""
+STS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL")
+
+
+def checks(subject: Subject) -> Iterator[Check]:
+    hub = any(uri.startswith("hf://") for uri in subject.uris)
+    s3 = any(uri.startswith(("s3://", "s3a://")) for uri in subject.uris)
+    if s3 or (subject.spec is None and "AWS_ACCESS_KEY_ID" in os.environ):
+        yield s3_identity()
+    yield from hub_checks(needed=hub)
+    if subject.spec is None:
+        yield note("inputs", "not looked at: doctor SPEC looks at those of a spec")
+        return
+    spec = subject.spec
+    sources = {"train rows": ("$.data.train", spec.data.train)}
+    if spec.data.eval is not None:
+        sources["eval rows"] = ("$.data.eval", spec.data.eval)
+
+    def model() -> str:
+        found = inputs.find_model(spec.model)
+        return f"{found.uri} ({log.size(found.size_bytes)})"
+
+    def output() -> str:
+        storage.check_access(spec.output.uri, "write")
+        return f"{spec.output.uri}: wrote an object and deleted it"
+
+    yield _tried("model", model)
+    for name, (field, source) in sources.items():
+
+        def rows(field: str = field, source: find.SourceSpec = source) -> str:
+            found = find.stage_source(source, field)
+            files = "" if found.builtin else f" ({len(found.files)} files)"
+            return f"{found.uri}{files}"
+
+        yield _tried(name, rows)
+    yield _tried("output", output)
+
+
+def s3_identity() -> Check:
+    """Whose keys are used for S3, by what they are called and never by what they are."""
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.session import get_session
+
+    name, session = "s3 identity", get_session()
+    try:
+        found = session.get_credentials()
+        frozen = found.get_frozen_credentials() if found else None
+    except (BotoCoreError, ClientError) as error:
+        return fail(name, f"no keys to be had: {error}", "check the role and its token")
+    if found is None or frozen is None:
+        return warn(
+            name,
+            "no keys: only public buckets can be read",
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role",
+        )
+    shown = f"key …{frozen.access_key[-TAIL:]} from {found.method}"
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint and STS[0] not in os.environ:
+        return ok(name, f"{shown}, for {endpoint}")
+    settings = Config(
+        connect_timeout=CONNECT_SECONDS, read_timeout=CONNECT_SECONDS, retries={"max_attempts": 1}
+    )
+    region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
+    try:
+        client = session.create_client("sts", region_name=region, config=settings)
+        return ok(name, f"{client.get_caller_identity()['Arn']} ({shown})")
+    except ClientError as error:
+        fix = "renew the keys; AWS_SESSION_TOKEN belongs to temporary ones"
+        return fail(name, f"{shown}: refused: {error.response['Error'].get('Code')}", fix)
+    except BotoCoreError as error:  # buckets may be reachable where this service is not
+        return warn(name, f"{shown}; who that is cannot be asked: {error}", "open TCP 443 to AWS")
+
+
+def hub_checks(*, needed: bool) -> Iterator[Check]:
+    """Whether the hub answers, and as whom; without need its silence is no failure."""
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, constants, get_session
+    from huggingface_hub.errors import HfHubHTTPError
+
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    token = os.environ.get("HF_TOKEN")
+    try:
+        answer = get_session().head(endpoint, timeout=CONNECT_SECONDS, follow_redirects=True)
+        if answer.status_code >= 500:
+            raise HTTPError(f"status {answer.status_code}")
+    except HTTPError as error:
+        if not needed:
+            yield note("hub", f"{endpoint} does not answer; no hf:// input needs it")
+            return
+        reason = str(error) or type(error).__name__
+        yield fail(
+            "hub",
+            f"{endpoint} does not answer: {reason}",
+            "open TCP 443 to it, set HF_ENDPOINT to a mirror, or keep the inputs in a bucket",
+        )
+        return
+    yield ok("hub", f"{endpoint} answers")
+    if not token:
+        if needed:
+            yield note("hub identity", "no HF_TOKEN: public repositories only")
+        return
+    try:
+        yield ok("hub identity", str(HfApi(endpoint=endpoint, token=token).whoami()["name"]))
+    except (HfHubHTTPError, HTTPError) as error:
+        yield warn(
+            "hub identity",
+            f"HF_TOKEN is refused: {error}".splitlines()[0],
+            "set a token that is valid",
+        )
+
+
+def _tried(name: str, look: Callable[[], str]) -> Check:
+    with retry.at_most(1):
+        return tried(name, look)

@@ -1,0 +1,51 @@
+"""What is to run: a spec's places and needs, or the defaults where there is no spec."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from job.needs import Needs, needs
+from job.sizes import Sizes, measure
+from job.spec import keys
+from job.spec.load import LoadedSpec
+from job.spec.types import JobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    spec: JobSpec | None
+    accelerator: str
+    cache_dir: Path
+    workdir: Path
+
+    @classmethod
+    def of(cls, loaded: LoadedSpec | None) -> "Subject":
+        spec = loaded.spec if loaded else None
+        cache = Path(spec.runtime.cache_dir if spec else keys.default("runtime.cache_dir"))
+        workdir = spec.runtime.workdir if spec else None
+        return cls(
+            spec=spec,
+            accelerator=spec.runtime.accelerator if spec else "auto",
+            cache_dir=cache.expanduser(),
+            workdir=(Path(workdir) if workdir else cache / "work").expanduser(),
+        )
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Everything that the spec names."""
+        if self.spec is None:
+            return ()
+        data = self.spec.data
+        sources = [data.train.uri, *([data.eval.uri] if data.eval else [])]
+        return (self.spec.model.model_name_or_path, *sources, self.spec.output.uri)
+
+    def measured(self, gpus: int) -> tuple[Sizes, Needs] | None:
+        """Sizes and needs of the spec; None without one."""
+        if self.spec is None:
+            return None
+        return self._sizes, needs(self.spec, self._sizes, gpus=gpus)
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        assert self.spec is not None
+        return measure(self.spec)

@@ -1,0 +1,80 @@
+"""The status of a TrainJob, which Kubeflow Trainer (2.2 and later) takes from the pod itself.
+
+Where its feature gate TrainJobStatus is on, it gives the pod an address, a certificate and a token
+of its own for it: https://github.com/kubeflow/trainer, docs/proposals/2779-trainjob-progress.
+"""
+
+import json
+import math
+import os
+import ssl
+import time
+import urllib.request
+from pathlib import Path
+
+from job.telemetry.status import Snapshot
+
+URL = "KUBEFLOW_TRAINER_SERVER_URL"
+CERTIFICATE = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+TOKEN = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the variable that names the token's file
+TIMEOUT = 3.0
+DONE, ALMOST = 100, 99
+
+
+class TrainerStatus:
+    """Posts the status to the Trainer, which asks for five seconds between two posts."""
+
+    every = 5.0
+
+    @classmethod
+    def of_environment(cls) -> "TrainerStatus | None":
+        """None where no Trainer has asked for it."""
+        return cls(os.environ[URL]) if os.environ.get(URL) else None
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def write(self, now: Snapshot) -> None:
+        """Raises OSError where the Trainer does not take it."""
+        # The kubelet renews the token, so it is read anew each time.
+        token = Path(os.environ[TOKEN]).read_text(encoding="utf-8").strip()
+        request = urllib.request.Request(  # noqa: S310 - the Trainer's own address
+            self._url,
+            data=json.dumps({"trainerStatus": trainer_status(now)}).encode(),
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        certificate = os.environ.get(CERTIFICATE)
+        context = ssl.create_default_context(cafile=certificate) if certificate else None
+        with urllib.request.urlopen(request, timeout=TIMEOUT, context=context):  # noqa: S310
+            return
+
+
+def trainer_status(now: Snapshot) -> dict[str, object]:
+    """`status.trainerStatus` of the TrainJob; 100 per cent only when the whole job is done."""
+    found: dict[str, object] = {
+        "lastUpdatedTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now.updated)),
+        "progressPercentage": _percentage(now),
+    }
+    # As text; one that is no number is left out, since not every reader knows NaN.
+    metrics: dict[str, object] = {"stage": now.stage or now.state}
+    if now.step is not None:
+        if now.stage == "train":
+            found["estimatedRemainingSeconds"] = max(0, round(now.step.left_seconds))
+        for name in ("step", "steps", "epoch", "loss", "learning_rate", "tokens_per_second"):
+            metrics[name] = getattr(now.step, name)
+    for when, values in now.metrics.items():
+        metrics.update({f"{when}_{metric}": value for metric, value in values.items()})
+    found["metrics"] = [
+        {"name": name, "value": str(value)}
+        for name, value in metrics.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    ]
+    return found
+
+
+def _percentage(now: Snapshot) -> int:
+    if now.state == "succeeded":
+        return DONE
+    if now.step is not None:
+        return min(ALMOST, now.step.step * 100 // max(1, now.step.steps))
+    return ALMOST if "train" in now.finished else 0

@@ -1,0 +1,117 @@
+"""The status in Prometheus' text format: in a file for its textfile collector, and at a port."""
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from job import storage
+from job.errors import SpecError
+from job.telemetry.status import Snapshot, Status
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "finetune_job"
+STATES = ("running", "succeeded", "failed", "preempted")
+STEP = {
+    "step": "Training step that was logged last.",
+    "steps": "Training step at which training ends.",
+    "epoch": "Epochs trained.",
+    "loss": "Mean training loss since the log before.",
+    "learning_rate": "Learning rate.",
+    "grad_norm": "Norm of the gradients before clipping.",
+    "tokens_per_second": "Tokens trained a second since the log before.",
+    "memory_bytes": "Peak memory of the device, or of the process on a CPU.",
+    "left_seconds": "Estimated seconds until training ends.",
+}
+
+Sample = tuple[dict[str, str], float]
+
+
+def exposition(now: Snapshot) -> str:
+    """The snapshot as gauges, each with its help; what is not known yet has no sample."""
+    lines: list[str] = []
+    for name, about, samples in _families(now):
+        if samples:
+            full = f"{PREFIX}_{name}"
+            lines += [f"# HELP {full} {about}", f"# TYPE {full} gauge"]
+            lines += [f"{full}{_labels({'name': now.name, **own})} {n!r}" for own, n in samples]
+    return "\n".join(lines) + "\n"
+
+
+def _families(now: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
+    yield "info", "The job and its version.", [({"version": now.version}, 1.0)]
+    states = [({"state": state}, float(state == now.state)) for state in STATES]
+    yield "state", "1 for the state that the job is in.", states
+    if now.stage is not None:
+        yield "stage", "The stage that is being made.", [({"stage": now.stage}, 1.0)]
+    seconds = [({"stage": name}, float(took)) for name, took in now.finished.items()]
+    yield "stage_seconds", "Seconds that a finished stage took.", seconds
+    if now.step is not None:
+        for name, about in STEP.items():
+            yield name, about, [({}, float(getattr(now.step, name)))]
+    metrics = [
+        ({"when": when, "metric": metric}, float(value))
+        for when, found in now.metrics.items()
+        for metric, value in found.items()
+    ]
+    yield "eval", "Metrics before training (baseline) and after it (final).", metrics
+    yield "updated_timestamp_seconds", "When any of this changed last.", [({}, now.updated)]
+
+
+def _labels(labels: dict[str, str]) -> str:
+    pairs = (f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    return "{" + ",".join(pairs) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+class TextFile:
+    """Writes the status to a file, whole or not at all."""
+
+    every = 1.0
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def write(self, now: Snapshot) -> None:
+        storage.write_text(self._path, exposition(now))
+
+
+class Port:
+    """Answers `GET /metrics` on every address of the machine."""
+
+    def __init__(self, port: int, status: Status) -> None:
+        """Raises SpecError where the port cannot be had."""
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                found = self.path.partition("?")[0] == "/metrics"
+                body = exposition(status.now).encode() if found else b"metrics are at /metrics\n"
+                self.send_response(200 if found else 404)
+                self.send_header("Content-Type", CONTENT_TYPE)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        try:
+            self._server = ThreadingHTTPServer(("", port), Handler)
+        except OSError as error:
+            raise SpecError(
+                "$.runtime.metrics_port",
+                f"cannot be listened on: {error.strerror}",
+                value=port,
+                fix="take a free port above 1023, or null for none",
+            ) from error
+        self._server.daemon_threads = True
+        # Looked at often, so that the end of the job need not wait for it.
+        serve = partial(self._server.serve_forever, poll_interval=0.05)
+        threading.Thread(target=serve, name="metrics", daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
