@@ -28,7 +28,7 @@ BASE_IMAGE ?=
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench image lint format manifests lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests lock clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ lint: $(VENV)/.ready-dev ## ruff, mypy and hadolint
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/hadolint containers/*.Containerfile
+
+audit: $(VENV)/.ready-dev ## Check the locks: exact pins, licences, known vulnerabilities
+	@$(VENV)/bin/python requirements/audit.py || [ $$? = 3 ]  # 3: nobody could be asked, and it says so
 
 format: $(VENV)/.ready-dev ## Format the code
 	$(VENV)/bin/ruff check --fix .

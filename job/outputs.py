@@ -18,7 +18,8 @@ from job.lease import Lease
 from job.manifest import FileDigest, RunRecord, StageRecord, digest_tree, sha256_file
 
 STAGES, LEASES = ".stages", ".lease"
-RUN, RESOLVED, SUMS, SUCCESS = "run.json", "spec.resolved.yaml", "SHA256SUMS", "_SUCCESS"
+RUN, RESOLVED, SBOM = "run.json", "spec.resolved.yaml", "sbom.cdx.json"
+SUMS, SUCCESS = "SHA256SUMS", "_SUCCESS"
 
 # The folders whose files may be large enough for uploads in parts.
 LARGE = ("data", "adapter", "weights", "merged", "checkpoints")
@@ -46,6 +47,10 @@ class Output:
         storage.check_access(self.uri, "write")
         self._lease.acquire()
         self._abort_uploads()
+
+    def describe(self, sbom: str) -> None:
+        """Stores what the run is made with: first of all, so that a run that fails has it too."""
+        storage.write_text(self.at(SBOM), sbom)
 
     def open(self, resolved_spec: str) -> None:
         """Starts the run: `_SUCCESS` is withdrawn first, then the spec and `run.json` stored."""

@@ -1,0 +1,77 @@
+"""What a run was made with: its environment's packages as a CycloneDX SBOM, in JSON.
+
+Version and licence are what each package says of itself; scanners look up the rest by its purl.
+"""
+
+import json
+import platform
+import re
+from collections.abc import Iterator
+from importlib.metadata import Distribution, distributions
+from typing import Any
+from urllib.parse import quote
+
+from job import __version__
+
+_NAME = "finetune-job"
+_LONGEST = 100  # more in a licence's field is its whole text
+
+
+def to_text() -> str:
+    """The SBOM of this process's environment: the same environment, the same bytes."""
+    bom = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": _component("application", _NAME, __version__, _NAME)},
+        "components": list(_components()),
+    }
+    return json.dumps(bom, indent=2, ensure_ascii=False) + "\n"
+
+
+def licence(package: Distribution) -> str | None:
+    """The licence as the package states it: an SPDX expression where it gives one."""
+    if expression := _expression(package):
+        return expression
+    stated = _said(package, "License") or ""
+    if stated and "\n" not in stated and len(stated) <= _LONGEST and stated != "UNKNOWN":
+        return stated
+    classifiers = package.metadata.get_all("Classifier") or []
+    named = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License :: ")]
+    return " OR ".join(sorted({*named} - {"OSI Approved"})) or None
+
+
+def _expression(package: Distribution) -> str | None:
+    return _said(package, "License-Expression")
+
+
+def _said(package: Distribution, key: str) -> str | None:
+    return next(iter(package.metadata.get_all(key) or ()), None)
+
+
+def normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _components() -> Iterator[dict[str, Any]]:
+    python = platform.python_version()
+    yield _component("platform", platform.python_implementation(), python, f"python@{python}")
+    found: dict[str, Distribution] = {}
+    for package in distributions():
+        name = _said(package, "Name")
+        if name is not None:  # what an interrupted installation left has none
+            found.setdefault(normal(name), package)  # the first is what is imported
+    for name, package in sorted(found.items()):
+        purl = f"pkg:pypi/{name}@{quote(package.version, safe='.-_~')}"
+        component = _component("library", name, package.version, purl)
+        if expression := _expression(package):
+            component["licenses"] = [{"expression": expression}]
+        elif stated := licence(package):
+            component["licenses"] = [{"license": {"name": stated}}]
+        yield {**component, "purl": purl}
+
+
+def _component(kind: str, name: str, version: str, reference: str) -> dict[str, Any]:
+    return {"type": kind, "bom-ref": reference, "name": name, "version": version}
