@@ -123,7 +123,7 @@ def leave(code: int) -> NoReturn:
 
 
 def die_with_parent() -> None:
-    """For a worker process to call first: it then ends where the job is killed.
+    """For a child process to call first: it then ends where the job is killed.
 
     Linux only; elsewhere nothing happens.
     """
@@ -141,7 +141,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 def _watch(reader: int) -> None:
     """Reads the numbers of signals as they come, and sees to it that the first one has effect."""
-    name, wait = "", None
+    name, wait, end = "", None, float("inf")
     while True:
         if select.select([reader], [], [], wait)[0]:
             number = os.read(reader, 1)[0]
@@ -150,13 +150,28 @@ def _watch(reader: int) -> None:
             if name:
                 os.write(2, f"{signal.Signals(number).name} again: leaving at once\n".encode())
                 os._exit(STOPPED)
-            name, wait = signal.Signals(number).name, PATIENCE_SECONDS
+            name, wait, end = signal.Signals(number).name, PATIENCE_SECONDS, _end()
             log.warn(f"{name} received: stopping " + ("after this step" * _state.deferred or "now"))
         elif _state.taken:
             time.sleep(LAST_WORDS_SECONDS - PATIENCE_SECONDS)
             leave(STOPPED)
-        elif not _state.deferred:
+        elif not _state.deferred or time.monotonic() > end:
+            if _state.deferred:
+                log.warn("the grace period ends before the checkpoint is stored")
             _leave_with_last_words(name)
+
+
+def _end() -> float:
+    """When a deferred stop is given up: in time to say so before the job is killed.
+
+    Never where nobody said when that is: then there may be all the time that a store needs.
+    """
+    if not os.environ.get(GRACE_VARIABLE):
+        return float("inf")
+    with suppress(UsageError):
+        left = grace_seconds() - LAST_WORDS_SECONDS - PATIENCE_SECONDS
+        return time.monotonic() + max(left, PATIENCE_SECONDS)
+    return float("inf")
 
 
 def _leave_with_last_words(name: str) -> NoReturn:

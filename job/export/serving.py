@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from job import log
+from job import log, signals
 from job.errors import ProofError, SpecError
 from job.export.proof import PROBE_TOKENS, Outputs
 from job.families.base import Family
@@ -209,7 +209,12 @@ def serve(
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log_file.open("wb") as out:
         process = subprocess.Popen(  # noqa: S603
-            command, stdout=out, stderr=subprocess.STDOUT, env=environ, start_new_session=True
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+            preexec_fn=signals.die_with_parent,  # it holds a GPU, and would outlive a killed job
         )
     try:
         server = Server(url=f"http://127.0.0.1:{port}", log=log_file)

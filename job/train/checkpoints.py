@@ -64,25 +64,32 @@ class CheckpointStore:
             log.warn("checkpoint skipped", step=step, reason=problem)
         return None
 
-    def prune(self, keep: int) -> None:
+    def prune(self, keep: int, reached: int) -> None:
         """Removes all but the newest `keep` checkpoints and the best, each manifest first.
 
-        What is not whole, or another training's, goes too: nobody would resume from it here.
+        What is not whole, or another training's, goes too: nobody would resume from it here. Those
+        past the step `reached` were there before a resume that could not take them. They stay until
+        they are written anew, and take no place: a damaged one must not displace a good one.
         """
         losses: dict[int, float] = {}
+        ahead = set[int]()
         for step in (every := self.steps()):
             try:
                 manifest = self._manifest(self._at(step))
             except (InputError, ValueError):
                 continue
-            if manifest.get("fingerprint") == self.fingerprint:
+            if manifest.get("fingerprint") != self.fingerprint:
+                continue
+            if step > reached:
+                ahead.add(step)
+            else:
                 loss = manifest.get("loss")
                 losses[step] = float("inf") if loss is None else float(loss)
         kept = set(sorted(losses)[-keep:])
         if losses:
             kept.add(min(losses, key=lambda step: (losses[step], -step)))
         for step in every:
-            if step not in kept:
+            if step not in kept | ahead:
                 storage.delete(storage.join(self._at(step), MANIFEST))
                 storage.delete_tree(self._at(step))
 

@@ -102,12 +102,13 @@ while True:
 }
 
 
-def scripted(work: str) -> subprocess.Popen[str]:
+def scripted(work: str, **environ: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(work=work)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={**os.environ, **environ},
     )
     wait_for(process, "ready")
     time.sleep(0.3)
@@ -126,6 +127,17 @@ def test_work_that_does_not_end_is_left_with_last_words(work: str) -> None:
     assert "went on" not in said
 
 
+def test_a_checkpoint_that_takes_longer_than_the_grace_period_is_left_with_last_words() -> None:
+    process = scripted("with signals.deferred(): time.sleep(60)", JOB_GRACE_SECONDS="8")
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert time.monotonic() - sent < 8
+    assert "the grace period ends before the checkpoint is stored" in said
+    assert said.count("last words 143") == 1
+
+
 def test_a_second_signal_ends_a_deferred_stop_at_once() -> None:
     process = scripted("with signals.deferred(): time.sleep(60)")
     process.send_signal(signal.SIGTERM)
@@ -137,6 +149,60 @@ def test_a_second_signal_ends_a_deferred_stop_at_once() -> None:
     assert process.returncode == 143
     assert time.monotonic() - sent < 1
     assert "SIGTERM again: leaving at once" in said
+
+
+IMPORTING = """
+import importlib.abc, runpy, sys, time
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "job.cli":
+            print("ready", file=sys.stderr, flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+runpy.run_module("job", run_name="__main__")
+"""
+
+
+def test_a_signal_that_comes_while_the_job_is_imported_ends_it() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert said == "SIGTERM: stopped before anything was begun\n"
+
+
+SERVING = """
+import sys
+from pathlib import Path
+from job.export import serving
+with serving.serve(Path("."), dtype="float16", log_file=Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_server_does_not_outlive_a_job_that_is_killed(tmp_path: Path) -> None:
+    server, said = tmp_path / "python", tmp_path / "log"
+    server.write_text("#!/bin/sh\necho $$\nexec sleep 60\n")
+    server.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVING, str(said)],
+        cwd=ROOT,
+        env={**os.environ, "JOB_VLLM_PYTHON": str(server)},
+    )
+    while not (said.exists() and said.read_text().endswith("\n")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    child = Path("/proc", said.read_text().strip())
+    assert child.exists()
+    process.kill()
+    process.wait(10)
+    deadline = time.monotonic() + 10
+    while child.exists() and "(sleep) Z" not in (child / "stat").read_text():
+        assert time.monotonic() < deadline, "the server is still there"
+        time.sleep(0.05)
 
 
 def test_a_signal_to_a_forked_worker_does_not_stop_the_job() -> None:

@@ -215,15 +215,39 @@ class TestCheckpoints:
     def test_the_oldest_are_pruned(self, store: CheckpointStore, tmp_path: Path) -> None:
         for step in (5, 10, 15):
             self.save(store, tmp_path, step)
-        store.prune(keep=2)
+        store.prune(keep=2, reached=15)
         assert store.steps() == (10, 15)
+
+    def test_one_that_a_resume_could_not_take_displaces_none_that_is_good(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        for step in (5, 10, 15):
+            self.save(store, tmp_path, step, loss=1 / step)
+        (tmp_path / "checkpoints" / "step-15" / "weights").write_bytes(b"damaged")
+        assert self.newest(store, tmp_path) == 10
+        for step in (11, 12):
+            self.save(store, tmp_path, step, loss=9)
+            store.prune(keep=1, reached=step)
+            assert self.newest(store, tmp_path) == step
+        assert store.steps() == (10, 12, 15)
+
+    @pytest.mark.parametrize("path", ["../planted", "a/../../planted", "/tmp/planted"])
+    def test_one_whose_files_lead_out_of_its_folder_is_refused(
+        self, store: CheckpointStore, tmp_path: Path, path: str
+    ) -> None:
+        self.save(store, tmp_path, 5)
+        manifest = tmp_path / "checkpoints" / "step-5" / MANIFEST
+        manifest.write_text(manifest.read_text().replace('"weights"', f'"{path}"'))
+        with pytest.raises(InputError, match="leads out of its folder"):
+            store.fetch(storage.join(store.uri, "step-5"), tmp_path / "fetched")
+        assert self.newest(store, tmp_path) is None
 
     def test_the_best_is_kept_beside_the_newest(
         self, store: CheckpointStore, tmp_path: Path
     ) -> None:
         for step, loss in ((5, 3.0), (10, 1.0), (15, 2.0), (20, 2.5)):
             self.save(store, tmp_path, step, loss)
-            store.prune(keep=1)
+            store.prune(keep=1, reached=step)
         assert store.steps() == (10, 20)
 
     def test_what_nobody_would_resume_from_is_pruned_and_takes_no_place(
@@ -233,7 +257,7 @@ class TestCheckpoints:
         for step in (5, 10, 15):
             self.save(store, tmp_path, step)
         (tmp_path / "checkpoints" / "step-15" / MANIFEST).unlink()
-        store.prune(keep=2)
+        store.prune(keep=2, reached=15)
         assert store.steps() == (5, 10)
 
     def test_one_with_a_pickle_in_it_is_refused(

@@ -60,7 +60,7 @@ class StoreCallback(TrainerCallback):
             self._store.save(directory, step, loss)
             stored_seconds = time.monotonic() - clock
             shutil.rmtree(directory, ignore_errors=True)
-            self._store.prune(self._keep)
+            self._store.prune(self._keep, step)
             self._tell(step, local_seconds, stored_seconds)
 
         self._uploads.submit(step, store, urgent=signals.received() is not None)
