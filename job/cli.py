@@ -1,24 +1,21 @@
 """The command line: what each command does is in its help, what it means in `docs/`."""
 
-import errno
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, log, signals
+from job import __version__, log, redaction, signals
 from job.errors import (
     OK,
     STOPPED,
     USAGE,
-    JobError,
     OutOfMemoryError,
-    StorageError,
     Told,
     UsageError,
+    told,
 )
 
 if TYPE_CHECKING:
@@ -275,26 +272,32 @@ def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec"
     from job import storage
     from job.spec.load import load_spec
     from job.spec.overrides import with_output
-    from job.spec.parse import decode
+    from job.spec.parse import MAX_BYTES, decode
 
-    return load_spec(decode(storage.read_bytes(spec), spec), spec, with_output(sets or (), output))
+    text = decode(storage.read_bytes(spec, MAX_BYTES + 1), spec)
+    return load_spec(text, spec, with_output(sets or (), output))
 
 
 def main() -> NoReturn:
     """Runs the command line and leaves with the exit code of what happened."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started the job
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the end
+    redaction.install()
     signals.install(_report)
     from typer.rich_utils import rich_format_error
 
     try:
         code = app(standalone_mode=False) or OK
     except typer.TyperException as error:
+        error.message = redaction.redact(error.message)
         rich_format_error(error)  # type: ignore[arg-type]
         code = getattr(error, "exit_code", USAGE)
     except Told as error:
         signals.taken()
         code = _report(error)
     except Exception as error:  # noqa: BLE001 - the last stop: no traceback reaches a user unasked
-        code = _report(_translated(error))
+        code = _report(told(error))
     sys.stdout.flush()
     sys.stderr.flush()
     if code == OutOfMemoryError.exit_code:
@@ -307,8 +310,8 @@ def main() -> NoReturn:
 def _report(error: Told) -> int:
     """Says what is wrong and leaves it for the kubelet; gives the exit code."""
     if DEBUG in sys.argv:
-        traceback.print_exception(error)
-    text = log.redact(str(error))
+        redaction.print_traceback(error)
+    text = str(error)
     log.error(f"{error.title} (exit {error.exit_code})")
     print(text, file=sys.stderr)
     _leave_for_the_kubelet(f"{error.title}\n{text}")
@@ -318,28 +321,5 @@ def _report(error: Told) -> int:
 def _leave_for_the_kubelet(text: str) -> None:
     """Writes it to where `kubectl describe` shows it from, if there is such a place."""
     if TERMINATION_LOG.exists():
-        message = text.encode()[:TERMINATION_LIMIT]
+        message = redaction.redact(text).encode()[:TERMINATION_LIMIT]
         TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
-
-
-def _translated(error: Exception) -> JobError:
-    """What a library raised, as an error of the job; the original is its cause."""
-    message = f"{type(error).__name__}: {error}"
-    found: JobError
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        found = OutOfMemoryError(
-            "memory",
-            message,
-            fix="lower train.per_device_train_batch_size, train.per_device_eval_batch_size or "
-            "data.max_pixels, or turn on train.gradient_checkpointing",
-        )
-    elif getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in message:
-        found = StorageError(  # safetensors and Arrow say it in words only
-            str(getattr(error, "filename", None) or "disk"),
-            "no space is left",
-            fix="free space, or set runtime.workdir",
-        )
-    else:
-        found = JobError("job", message, fix=f"run again with {DEBUG} and report the traceback")
-    found.__cause__ = error
-    return found

@@ -4,9 +4,13 @@ Every error names what is wrong (`field` and `value`), why (`message`) and what 
 Anything that is not a `JobError` is a defect of this project and ends with exit code 70.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+
+from job.redaction import printable, redact
 
 OK, USAGE, INTERNAL, STOPPED = 0, 2, 70, 143
 
@@ -50,7 +54,7 @@ class Told(BaseException):
         fix: str | None = None,
     ) -> None:
         shown = None if value is None else str(value)
-        self.problems: tuple[Problem, ...] = (Problem(field, message, shown, fix),)
+        self.problems: tuple[Problem, ...] = (_clean(Problem(field, message, shown, fix)),)
         super().__init__(str(self.problems[0]))
 
     @classmethod
@@ -58,8 +62,8 @@ class Told(BaseException):
         """One error that reports every problem found, in the order found."""
         assert problems, "an error needs at least one problem"
         error = cls.__new__(cls)
-        error.problems = tuple(problems)
-        BaseException.__init__(error, "\n".join(str(problem) for problem in problems))
+        error.problems = tuple(map(_clean, problems))
+        BaseException.__init__(error, str(error))
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,6 +142,45 @@ class Stopped(Told):
     exit_code = STOPPED
     title = "stopped"
     retry = "free"
+
+
+def told(error: BaseException) -> Told:
+    """The error itself where it is one to tell, else one for what a library raised, its cause."""
+    if isinstance(error, Told):
+        return error
+    message = f"{type(error).__name__}: {error}"
+    found: JobError
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        found = OutOfMemoryError(
+            "memory",
+            message,
+            fix="lower train.per_device_train_batch_size, train.per_device_eval_batch_size or "
+            "data.max_pixels, or turn on train.gradient_checkpointing",
+        )
+    elif getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in message:
+        found = StorageError(  # safetensors and Arrow say it in words only
+            str(getattr(error, "filename", None) or "disk"),
+            "no space is left",
+            fix="free space, or set runtime.workdir",
+        )
+    else:
+        found = JobError("job", message, fix="run again with --debug and report the traceback")
+    found.__cause__ = error
+    return found
+
+
+def _clean(problem: Problem) -> Problem:
+    """Without secrets from the start: whole, before a message is cut, and wherever it goes."""
+
+    def clean(text: str) -> str:
+        return printable(redact(text), keep="\n\t")
+
+    return Problem(
+        field=clean(problem.field),
+        message=clean(problem.message),
+        value=problem.value and clean(problem.value),
+        fix=problem.fix and clean(problem.fix),
+    )
 
 
 def _shorten(value: str, limit: int = 160) -> str:

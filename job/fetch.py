@@ -6,6 +6,7 @@ from job import log, storage
 from job.errors import InputError
 from job.manifest import sha256_file
 from job.outputs import SUCCESS, SUMS
+from job.storage.uri import safe_relative
 
 
 def fetch(uri: str, part: str, directory: Path) -> int:
@@ -24,7 +25,7 @@ def fetch(uri: str, part: str, directory: Path) -> int:
     for line in storage.read_text(storage.join(uri, SUMS)).splitlines():
         digest, _, path = line.partition("  ")
         if path.startswith(f"{part}/"):
-            wanted[path] = digest
+            wanted[safe_relative(path, uri)] = digest
     if not wanted:
         raise InputError(
             storage.join(uri, part), "the run has no such part", fix="adapter or merged are usual"

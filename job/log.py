@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from job.redaction import printable, redact, redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,16 +27,11 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 RANK: dict[str, int] = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 STYLE: dict[str, str] = {"DEBUG": "dim", "INFO": "", "WARNING": "yellow", "ERROR": "bold red"}
 
-_SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY)", re.I)
-_URL_USERINFO = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-_SHORTEST_SECRET = 6  # anything shorter would redact half of every ordinary line
-
 
 @dataclass
 class _State:
     format: Format = "auto"
     threshold: int = RANK["INFO"]
-    secrets: dict[str, str] = field(default_factory=dict)
     console: "Console | None" = None
     stage: str | None = None
 
@@ -43,31 +40,17 @@ _state = _State()
 
 
 def configure(format: Format = "auto", level: Level = "INFO") -> None:
-    """Sets how and how much is said, and learns the environment's secrets."""
+    """Sets how and how much is said."""
     _state.format, _state.threshold, _state.console = format, RANK[level], None
-    for name, value in os.environ.items():
-        if is_secret_name(name):
-            add_secret(name, value)
     # Libraries speak only of what a user must act on; their tracebacks still reach --debug.
-    logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(_Redacting("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.ERROR, handlers=[libraries])
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether a variable of this name is taken to hold a secret."""
-    return bool(_SECRET_NAME.search(name))
-
-
-def add_secret(name: str, value: str) -> None:
-    """From now on `value` is written as `${name}` wherever it would appear."""
-    if len(value) >= _SHORTEST_SECRET:
-        _state.secrets[value] = name
-
-
-def redact(text: str) -> str:
-    """`text` without secrets: known values by their names, and passwords in URLs."""
-    for value in sorted(_state.secrets, key=len, reverse=True):
-        text = text.replace(value, "${" + _state.secrets[value] + "}")
-    return _URL_USERINFO.sub("***", text)
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def on_terminal() -> bool:
@@ -140,16 +123,17 @@ def _write(level: Level, event: str, fields: dict[str, object]) -> None:
         shown = "  ".join(f"[dim]{key}[/] {_escape(_text(value))}" for key, value in fields.items())
         style = STYLE[level]
         head = f"[{style}]{_escape(redact(event))}[/]" if style else _escape(redact(event))
-        _console().print(f"{head}  {redact(shown)}".rstrip(), soft_wrap=True)
+        _console().print(f"{head}  {shown}".rstrip(), soft_wrap=True)
         return
     if _state.format == "json":
         record = {"time": _utc("%Y-%m-%dT%H:%M:%SZ"), "level": level, "event": event}
         stage = {} if _state.stage is None else {"stage": _state.stage}
-        line = json.dumps({**record, **stage, **_numbers(fields)}, ensure_ascii=False, default=str)
+        found = redacted({**record, **stage, **_numbers(fields)})
+        line = json.dumps(found, ensure_ascii=False, default=_text)
     else:
         pairs = "".join(f" {key}={_quote(_text(value))}" for key, value in fields.items())
-        line = f"{_utc('%H:%M:%S')} {level} {event}{pairs}"
-    print(redact(line), file=sys.stderr, flush=True)
+        line = f"{_utc('%H:%M:%S')} {level} {redact(event)}{pairs}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
@@ -176,7 +160,7 @@ def _utc(pattern: str) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(redact(str(value)), "\n\t")
 
 
 def _quote(text: str) -> str:

@@ -5,8 +5,10 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from job.redaction import redacted
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
 
@@ -24,6 +26,10 @@ class FileDigest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "FileDigest":
+        """Raises ValueError for a path that leaves its tree: whoever wrote it means harm."""
+        path = PurePosixPath(value["path"])
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"the path {str(path)!r} leads out of its folder")
         return cls(path=str(value["path"]), size=int(value["size"]), sha256=str(value["sha256"]))
 
 
@@ -88,6 +94,8 @@ class RunRecord:
     status: Status
     started: str
     finished: str | None = None
+    stage: str | None = "open"
+    """What is under way, or where the run ended: `open` before the first stage."""
     stages: dict[str, StageRecord] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     """When each stage of this run started, was skipped, done, stopped or failed, in order."""
@@ -117,4 +125,5 @@ class RunRecord:
                 self.throughput[key] = summary[key]
 
     def to_text(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """As it is stored: whatever errors, URIs and warnings hold, no secret."""
+        return json.dumps(redacted(asdict(self)), indent=2, ensure_ascii=False) + "\n"

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from job import __version__, families, inputs, log, provenance, signals, telemetry
-from job.errors import JobError, Stopped, Told
+from job import __version__, families, inputs, log, provenance, sbom, signals, telemetry
+from job.errors import JobError, Stopped, told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
@@ -88,6 +88,8 @@ class Pipeline:
 
     def open(self) -> None:
         """Takes the output and finds every input before any work is done."""
+        self.output.take()
+        self.output.describe(sbom.to_text())
         if self.spec.export.verify == "vllm" and "export" in COMMANDS[self.command]:
             from job.export.serving import require_vllm
 
@@ -97,7 +99,6 @@ class Pipeline:
 
             trackers.require(self.spec.train.report_to)
         self.reporting = telemetry.Reporting(self.status, self.spec.runtime)
-        self.output.take()
         self.record.versions = provenance.versions()
         self.record.machine = provenance.machine()
         self.record.inputs = {
@@ -114,6 +115,7 @@ class Pipeline:
         """Makes a stage, or finds it complete."""
         if stage == "baseline" and not self.spec.eval.baseline:
             return
+        self.record.stage = stage
         self.status.enter(stage)
         with log.stage(stage):
             self._make(stage)
@@ -149,6 +151,7 @@ class Pipeline:
         self.status.finish(stage, seconds, self.record.metrics)
 
     def finish(self) -> None:
+        self.record.stage = None
         self.output.finish(complete=self.command == "run")
         self.output.release()
         self._end()
@@ -158,10 +161,7 @@ class Pipeline:
         preempted = isinstance(error, Stopped | KeyboardInterrupt)
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
-        if isinstance(error, Told):
-            self.record.error = [asdict(problem) for problem in error.problems]
-        else:
-            self.record.error = [{"message": f"{type(error).__name__}: {error}"}]
+        self.record.error = [asdict(problem) for problem in told(error).problems]
         if (stage := self.status.now.stage) is not None:
             self._event(stage, "stopped" if preempted else "failed")
         self._store_failure(error)
@@ -194,7 +194,7 @@ class Pipeline:
         log.error(reason, fix="report this as a defect; the other results are whole")
         self._event(stage, "failed")
         log.debug("traceback", text="".join(traceback.format_exception(error)))
-        self.record.warnings.append(log.redact(reason))
+        self.record.warnings.append(reason)
 
     # --- the stages: each fills a folder and gives its summary -----------------------------
 

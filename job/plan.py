@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from job import log
+from job import log, redaction
 from job.needs import needs
 from job.pipeline import COMMANDS, Pipeline
 from job.prep import sources
@@ -31,7 +31,7 @@ def plan(loaded: LoadedSpec) -> str:
         width = max((len(name) for name, _ in rows), default=0)
         lines += ["", title]
         lines += [f"  {name:<{width}}  {value}" for name, value in rows]
-    return log.redact("\n".join(lines))
+    return redaction.redact("\n".join(lines))
 
 
 def _settings(loaded: LoadedSpec) -> list[tuple[str, str]]:

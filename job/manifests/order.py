@@ -4,17 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from job import log, storage
+from job import storage
 from job.errors import SpecError, UsageError
 from job.manifests import values
 from job.manifests.platforms import Platform
 from job.manifests.request import Request
 from job.needs import needs
+from job.redaction import is_secret_name
 from job.sizes import Sizes, measure
 from job.spec.interpolate import variables
 from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
-from job.spec.parse import decode, parse
+from job.spec.parse import MAX_BYTES, decode, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Order:
 
     @cached_property
     def text(self) -> str:
-        return decode(storage.read_bytes(self.spec), self.spec)
+        return decode(storage.read_bytes(self.spec, MAX_BYTES + 1), self.spec)
 
     @cached_property
     def loaded(self) -> LoadedSpec:
@@ -77,7 +78,7 @@ class Order:
         found = {
             name: self.environ.get(name) or default
             for name, default in variables(text).items()
-            if not log.is_secret_name(name)
+            if not is_secret_name(name)
         }
         return {name: value for name, value in found.items() if value is not None}
 

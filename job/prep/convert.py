@@ -9,6 +9,7 @@ from job.prep.find import StagedSource
 from job.prep.messages import Columns, RowRefused, to_row
 from job.prep.readers import Record
 from job.prep.records import Reject, Row
+from job.redaction import printable, redact
 from job.spec.types import DataSpec, SourceSpec
 
 _SHOWN = 40  # characters of a value in the sample of a row
@@ -42,9 +43,9 @@ def to_result(record: Record, columns: Columns, spec: DataSpec) -> Row | Reject:
     """The record's row, or why it is none."""
     record = record.parsed()
     if record.values is None:
-        return Reject(id=record.id, reason=record.problem or "unreadable")
+        return _reject(record.id, record.problem or "unreadable")
     named = record.values.get(columns.id) if columns.id else None
-    row_id = record.id if named is None else f"{record.id} ({named})"
+    row_id = printable(record.id if named is None else f"{record.id} ({named})")
 
     def fetch(path: str) -> bytes:
         return sources.fetch(record.base, path, urls=spec.allow_image_urls)
@@ -58,7 +59,12 @@ def to_result(record: Record, columns: Columns, spec: DataSpec) -> Row | Reject:
             record.values, columns, row_id=row_id, instruction=spec.instruction, fetch=fetch
         )
     except (RowRefused, OSError, UnicodeDecodeError) as error:
-        return Reject(id=row_id, reason=str(error))
+        return _reject(row_id, str(error))
+
+
+def _reject(row_id: str, reason: str) -> Reject:
+    """One line, whatever the row held, for its list and for a terminal."""
+    return Reject(id=printable(row_id), reason=printable(redact(reason)))
 
 
 def _sample(values: Mapping[str, object]) -> str:
@@ -70,5 +76,5 @@ def _short(value: object) -> str:
         return f"<{len(value)} bytes>"
     if isinstance(value, Mapping):
         return _sample(value)
-    text = " ".join(str(value).split())
+    text = " ".join(redact(str(value)).split())
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

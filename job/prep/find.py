@@ -30,6 +30,12 @@ LISTS: dict[str, Format] = {
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 TEXTS = (".txt", ".tex", ".latex")
+REFUSED = {
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"),
+        "is a pickle, which runs code when it is read"),
+    **dict.fromkeys((".npy", ".npz"), "may hold pickles, which run code when they are read"),
+    **dict.fromkeys((".zip", ".7z", ".rar"), "is an archive, which is not unpacked"),
+}  # fmt: skip
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SAMPLE = 4096  # bytes read from either end of a picture to tell it from another
 
@@ -64,6 +70,12 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
     if source.uri == FORMULAS:
         return StagedSource(uri=source.uri, files=(), digest=FORMULAS, builtin=True)
     uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source)
+    for uri in uris if len(uris) == 1 else ():
+        if reason := REFUSED.get(suffix(storage.name(uri))):
+            raise InputError(
+                f"{field}.uri", reason, value=uri,
+                fix="store the rows as parquet, as lines of JSON, or as a tar of pairs",
+            )  # fmt: skip
     files = _files(source, uris)
     if not files:
         raise InputError(

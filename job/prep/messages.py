@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from job.prep.images import ImageRefused, inspect
 from job.prep.records import EncodedImage, Message, Part, Role, Row
+from job.redaction import redact
 from job.spec.types import ColumnsSpec
 
 MAX_TEXT = 100_000
@@ -230,7 +231,7 @@ def _image(value: object, fetch: Fetch) -> EncodedImage:
         if isinstance(value, str) and value:
             return inspect(fetch(value))
     except (ImageRefused, OSError) as error:
-        named = f" ({value[:200]})" if isinstance(value, str) else ""
+        named = f" ({redact(value[:2000])[:200]})" if isinstance(value, str) else ""
         raise RowRefused(f"{error}{named}") from error
     except binascii.Error as error:
         raise RowRefused(f"the data URL of an image is not base64: {error}") from error

@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from job import log
 from job.errors import SpecError
 
 TAG = "tag:yaml.org,2002:"
@@ -101,8 +100,7 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, origin: str) -> SpecError:
         fix = "put ${…} in quotes where it stands inside [ ] or { }"
     else:
         fix = _FIXES.get(problem, "mend the YAML at this place")
-    found = log.redact(line.strip()) or None
-    return SpecError(where, f"is not valid YAML: {problem}", value=found, fix=fix)
+    return SpecError(where, f"is not valid YAML: {problem}", value=line.strip() or None, fix=fix)
 
 
 def position(origin: str, text: str, index: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from job import log
+from job.redaction import add_secret, is_secret_name
 from job.spec.finding import Finding
 from job.spec.keys import Path
 from job.spec.names import nearest, quoted
@@ -66,7 +66,7 @@ class _Work:
     def _text(self, text: str, path: Path) -> Any:
         place = self.places.get(path)
         whole = _VARIABLE.fullmatch(text)
-        if whole and whole["name"] and place and place.plain and not log.is_secret_name(whole[1]):
+        if whole and whole["name"] and place and place.plain and not is_secret_name(whole[1]):
             found = self._look_up(whole, path)
             if found is None:
                 return text
@@ -102,15 +102,15 @@ class _Work:
             return match[0]
         if not show:
             return value
-        secret = log.is_secret_name(match["name"]) and self.environ.get(match["name"])
+        secret = is_secret_name(match["name"]) and self.environ.get(match["name"])
         return "${" + match["name"] + "}" if secret else _escape(value)
 
     def _look_up(self, match: re.Match[str], path: Path) -> str | None:
         name, default = match["name"], match["default"]
         value = self.environ.get(name)
         if value is not None and (value or default is None):
-            if log.is_secret_name(name):
-                log.add_secret(name, value)
+            if is_secret_name(name):
+                add_secret(name, value)
             return value
         if default is None:
             close = nearest(name, self.environ)

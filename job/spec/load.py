@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from job import log
 from job.errors import SpecError
+from job.redaction import redact
 from job.spec.core_yaml import CoreLoader
 from job.spec.interpolate import Expanded, interpolate
 from job.spec.keys import Path
@@ -85,4 +85,4 @@ def _shown(expanded: Expanded, value: Any, path: Path = ()) -> Any:
         return {name: _shown(expanded, inner, (*path, name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [_shown(expanded, inner, (*path, index)) for index, inner in enumerate(value)]
-    return log.redact(expanded.shown.get(path, value)) if isinstance(value, str) else value
+    return redact(expanded.shown.get(path, value)) if isinstance(value, str) else value

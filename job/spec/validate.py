@@ -12,7 +12,6 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from job import log
 from job.errors import Problem
 from job.spec import keys, rules
 from job.spec.core_yaml import plain
@@ -72,9 +71,9 @@ def _problem(finding: Finding, document: Document, shown: Any) -> Problem:
     secret = _quote_at(shown, finding.path) != _quote_at(document.values, finding.path)
     return Problem(
         field=locate(document, finding.path),
-        message=log.redact(finding.message),
-        value=None if found is None else log.redact(found),
-        fix=None if secret or finding.fix is None else log.redact(finding.fix),
+        message=finding.message,
+        value=found,
+        fix=None if secret else finding.fix,
     )
 
 

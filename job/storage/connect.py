@@ -72,7 +72,7 @@ def _connect(protocol: str, uri: str) -> Any:
     except (ValueError, ImportError) as error:
         known = "is not known" if isinstance(error, ValueError) else "needs a package"
         raise InputError(
-            failures.shown(uri),
+            uri,
             f"the protocol {protocol}:// {known}: {error}",
             fix=f"use one of {', '.join(installed())}, or install the package in the image",
         ) from error

@@ -6,13 +6,12 @@ the user's to mend, at once, as InputError.
 
 import errno
 import os
-import re
 import socket
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from job import log
 from job.errors import InputError, JobError, StorageError
+from job.redaction import redact
 from job.storage.uri import scheme
 
 Operation = Literal["read", "write", "list", "delete", "copy"]
@@ -60,9 +59,6 @@ _KIND_OF_ERRNO: dict[int, Kind] = {
     errno.ENAMETOOLONG: "invalid",
     errno.ENOTEMPTY: "invalid",
 }
-_SIGNED = re.compile(
-    r"([?&](?:X-Amz-[\w-]+|Signature|sig|token|access_token|key)=)[^&\s\"']+", re.I
-)
 
 
 class Truncated(OSError):
@@ -92,7 +88,7 @@ def explain(
 ) -> JobError | None:
     """The error to show for `error`; None when it is no failure of storage."""
     kind = diagnose(error)
-    field, why = shown(uri), cause(error)
+    field, why = uri, cause(error)
     verb = f"cannot {operation}"
     match kind:
         case None:
@@ -146,14 +142,6 @@ def code(error: BaseException) -> str:
         if status or code:
             return code or str(status)
     return ""
-
-
-def shown(text: str) -> str:
-    """`text` without the secrets of the environment and without signatures in URLs."""
-    for name, value in os.environ.items():
-        if len(value) >= 6 and log.is_secret_name(name):
-            text = text.replace(value, "${" + name + "}")
-    return log.redact(_SIGNED.sub(r"\1***", text))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -227,13 +215,13 @@ def _is_certificate(error: BaseException) -> bool:
 
 
 def _line(text: str, limit: int = 300) -> str:
-    line = " ".join(shown(text).split())
+    line = " ".join(redact(text).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def _endpoint() -> str:
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return f"AWS_ENDPOINT_URL (now {shown(url)})" if url else "AWS_ENDPOINT_URL (now unset: AWS)"
+    return f"AWS_ENDPOINT_URL (now {redact(url)})" if url else "AWS_ENDPOINT_URL (now unset: AWS)"
 
 
 def fix_missing(uri: str) -> str:

@@ -55,9 +55,7 @@ def list_files(uri: str) -> tuple[Entry, ...]:
     else:
         found = connect.call("list", uri, remote.listing)
         if not found and is_file(uri):
-            raise InputError(
-                failures.shown(uri), "is a file, not a directory", fix="name the directory it is in"
-            )
+            raise InputError(uri, "is a file, not a directory", fix="name the directory it is in")
     entries = (Entry(safe_relative(path, uri), count, version) for path, count, version in found)
     return tuple(sorted((e for e in entries if not is_hidden(e.path)), key=lambda e: e.path))
 
@@ -115,9 +113,7 @@ def size(uri: str) -> int:
         return retry.call("read", uri, lambda: local.size(local_path(uri)))
     count = connect.call("read", uri, ask)
     if count is None:
-        raise InputError(
-            failures.shown(uri), "its server does not tell sizes", fix="download it first"
-        )
+        raise InputError(uri, "its server does not tell sizes", fix="download it first")
     return count
 
 
@@ -138,7 +134,7 @@ def check_access(uri: str, mode: Literal["read", "write"]) -> None:
             write_bytes(probe, b"probe")
             delete(probe)
         except JobError as error:
-            problems = [replace(each, field=failures.shown(uri)) for each in error.problems]
+            problems = [replace(each, field=uri) for each in error.problems]
             raise type(error).from_problems(problems) from error
 
 
@@ -175,9 +171,7 @@ def read_text(uri: str) -> str:
     try:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(
-            failures.shown(uri), f"is not UTF-8 text: {error}", fix="store it as UTF-8"
-        ) from error
+        raise InputError(uri, f"is not UTF-8 text: {error}", fix="store it as UTF-8") from error
 
 
 def open_read(uri: str) -> BinaryIO:
@@ -272,14 +266,14 @@ def delete(uri: str) -> None:
 def nothing_there(uri: str) -> InputError:
     """The error for a source that is empty."""
     fix = failures.fix_missing(uri)
-    return InputError(failures.shown(uri), "cannot read, nothing is there", fix=fix)
+    return InputError(uri, "cannot read, nothing is there", fix=fix)
 
 
 def refuse_read_only(uri: str) -> None:
     """Raises StorageError for `hf://`, `http://` and `https://`."""
     if is_read_only(uri):
         raise StorageError(
-            failures.shown(uri),
+            uri,
             f"cannot write, {scheme(uri)}:// is only ever read",
             fix="name a path, s3:// or another object store instead",
         )
@@ -287,7 +281,7 @@ def refuse_read_only(uri: str) -> None:
 
 def _no_listing(uri: str) -> InputError:
     return InputError(
-        failures.shown(uri),
+        uri,
         f"cannot list, {scheme(uri)}:// has no listings",
         fix="name each file, or use a protocol with listings such as s3:// or hf://",
     )

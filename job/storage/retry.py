@@ -95,7 +95,7 @@ def call(
         log.warn(
             "storage attempt failed",
             operation=operation,
-            uri=failures.shown(uri),
+            uri=uri,
             attempt=f"{state.attempt_number}/{limit + 1}",
             wait=f"{state.next_action.sleep:.1f}s",
             cause=failures.cause(state.outcome.exception()),

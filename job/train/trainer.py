@@ -16,6 +16,7 @@ from job.engines.device import Accelerator, resolve_optim
 from job.errors import OutOfMemoryError, Stopped
 from job.families.base import Family
 from job.prep.prepare import PreparedData
+from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
@@ -295,7 +296,7 @@ def _store_adapter(spec: JobSpec, model: Any, directory: Path) -> None:
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text())
     # Named only now: PEFT would go and look the name up at the hub.
-    config["base_model_name_or_path"] = spec.model.model_name_or_path.removeprefix("hf://")
+    config["base_model_name_or_path"] = redact(spec.model.model_name_or_path).removeprefix("hf://")
     for key, value in config.items():
         if isinstance(value, list):
             config[key] = sorted(value)

@@ -4,7 +4,6 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +77,9 @@ def test_12_a_missing_list(tmp_path: Path, cache: Path) -> None:
     done = job(*small_run_of_rows("/nowhere/rows.jsonl", str(tmp_path / "out"), cache=cache))
     one_error(done, 12, "/nowhere/rows.jsonl")
     assert not (tmp_path / "out" / "data").exists()
+    # Both are there after the earliest failure: what happened, and what it happened with.
+    assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
+    assert len(read_json(tmp_path / "out" / "sbom.cdx.json")["components"]) > 50
 
 
 def test_12_a_missing_model(tmp_path: Path, cache: Path) -> None:
@@ -127,6 +129,19 @@ def test_30_a_training_that_changed_nothing(tmp_path: Path, cache: Path) -> None
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_10_a_spec_without_end() -> None:
+    one_error(job("validate", "/dev/zero"), 10, "/dev/zero", "is larger than 1,048,576 bytes")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "> /dev/full"])
+@pytest.mark.parametrize(("spec", "code"), [("specs/latex.yaml", 0), ("specs/nothing.yaml", 12)])
+def test_nobody_needs_to_listen(closed: str, spec: str, code: int) -> None:
+    command = f"{sys.executable} -m job validate {spec} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)  # noqa: S602
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 def test_70_a_defect_shows_its_traceback_only_when_asked() -> None:
     code = """
 import sys
@@ -170,5 +185,7 @@ def test_the_error_is_left_for_the_kubelet_within_its_limit(
     ],
 )
 def test_what_a_library_raises_gets_the_code_of_its_kind(error: Exception, code: int) -> None:
-    translate: Callable[[Exception], errors.JobError] = cli._translated
-    assert translate(error).exit_code == code
+    found = errors.told(error)
+    assert found.exit_code == code
+    assert found.problems[0].fix
+    assert found.__cause__ is error

@@ -42,7 +42,14 @@ def skipped(err: str) -> set[str]:
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     for path in (
-        *("run.json", "spec.resolved.yaml", "report.html", "SHA256SUMS", "_SUCCESS"),
+        *(
+            "run.json",
+            "sbom.cdx.json",
+            "spec.resolved.yaml",
+            "report.html",
+            "SHA256SUMS",
+            "_SUCCESS",
+        ),
         *("data/stats.json", "data/rejects.jsonl", "data/train-00000.arrow"),
         *("eval/baseline.json", "eval/final.json", "eval/predictions.jsonl"),
         *("train/label_proof.json", "train/history.jsonl"),

@@ -11,10 +11,10 @@ JOB = Path(__file__).parents[2] / "job"
 
 # From the bottom up; a module may import what stands in an earlier row, or in its own package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "log", "signals"),
+    ("redaction", "errors", "log", "signals"),
     ("spec",),
     ("storage",),
-    ("manifest", "provenance", "lease", "telemetry"),
+    ("manifest", "provenance", "sbom", "lease", "telemetry"),
     ("inputs",),
     ("prep",),
     ("families",),

@@ -39,22 +39,6 @@ def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> 
     assert "hidden" not in err
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD", "MY_API_KEY"])
-def test_secrets_of_the_environment_are_written_by_name(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(name, "planted-value-123")
-    log.configure("text")
-    log.info("fetch", uri="https://host/planted-value-123", note="planted-value-123")
-    err = capsys.readouterr().err
-    assert "planted" not in err
-    assert err.count("${" + name + "}") == 2
-
-
-def test_passwords_in_urls_are_hidden() -> None:
-    assert log.redact("s3 at https://user:pass@host/x") == "s3 at https://***@host/x"
-
-
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(8.24, "8.2s"), (200, "3m20s"), (7500, "2h05m"), (59.96, "60.0s")]
 )

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 
 import pytest
 
-from job import log
 from job.evaluation.report import LARGEST, Reported, facts, make
 from job.evaluation.report.charts import charts, number, smooth, thin
 from job.evaluation.report.rows import Album, choose
@@ -233,7 +232,7 @@ def test_hostile_text_stays_text_wherever_it_stands() -> None:
 
 
 def test_a_page_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "_state", log._State(secrets={"pass<word>123": "DATA_TOKEN"}))
+    monkeypatch.setenv("DATA_TOKEN", "pass<word>123")
     inputs = {"model": {"uri": "s3://pass<word>123/x", "digest": "d"}}
     html = make(replace(results(), inputs=inputs))
     assert "word&gt;123" not in html

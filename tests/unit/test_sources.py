@@ -369,6 +369,19 @@ def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) 
     assert len(rows) == COUNT
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *(("rows.pkl", "is a pickle"), ("rows.pt", "is a pickle"), ("rows.pkl.gz", "is a pickle")),
+        *(("rows.npz", "may hold pickles"), ("rows.zip", "is an archive")),
+    ],
+)
+def test_pickles_and_archives_are_refused_by_name(name: str, reason: str, folder: Path) -> None:
+    (folder / name).write_bytes(b"\x80\x04\x95cos\nsystem\n")
+    with pytest.raises(InputError, match=reason):
+        stage_source(data_spec(folder / name).train, "$.data.train")
+
+
 def test_a_split_that_is_not_there_is_an_input_error(folder: Path) -> None:
     spec = data_spec(as_shards(folder)).train
     with pytest.raises(InputError, match="nothing is there"):

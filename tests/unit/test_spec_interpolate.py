@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from job import log
+from job import redaction
 from job.errors import SpecError
 from job.spec.load import LoadedSpec, dump_resolved, load_spec
 
@@ -33,7 +33,7 @@ def _cache_dir(text: str, **environ: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _forget_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log._state, "secrets", {})
+    monkeypatch.setattr(redaction, "_known", {})
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_secret_is_used_but_shown_by_its_name() -> None:
     assert loaded.spec.runtime.cache_dir == "/a/hunter-22/b"
     assert loaded.resolved["runtime"]["cache_dir"] == "/a/${API_TOKEN}/b"
     assert "hunter-22" not in dump_resolved(loaded)
-    assert log.redact("it is hunter-22") == "it is ${API_TOKEN}"
+    assert redaction.redact("it is hunter-22") == "it is ${API_TOKEN}"
 
 
 def test_a_secret_shown_by_its_name_loads_again_where_the_variable_is_set() -> None:
@@ -128,7 +128,7 @@ def test_a_secret_shown_by_its_name_loads_again_where_the_variable_is_set() -> N
 
 
 def test_a_secret_typed_into_the_spec_is_shown_by_its_name() -> None:
-    log.add_secret("API_TOKEN", "hunter-22")
+    redaction.add_secret("API_TOKEN", "hunter-22")
     loaded = _load('runtime: {cache_dir: "/a/hunter-22"}')
     assert loaded.resolved["runtime"]["cache_dir"] == "/a/${API_TOKEN}"
 

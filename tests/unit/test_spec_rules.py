@@ -248,6 +248,12 @@ REFUSED += [
         "is not the revision that model_name_or_path names",
         "remove one of the two",
     ),
+    (
+        ("model.model_name_or_path=s3://b/model", "model.trust_remote_code=true"),
+        "model.trust_remote_code",
+        "must be false for a model at s3://, where code can change under its name",
+        "remove the line, or name a commit at hf:// or a local folder that you have read",
+    ),
     *(
         (
             (*unpinned, "model.trust_remote_code=true"),
@@ -335,6 +341,7 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("model.model_name_or_path=hf://a/b@v1", "model.revision=v1"),
         (f"model.model_name_or_path=hf://a/b@{COMMIT}", "model.trust_remote_code=true"),
         ("model.trust_remote_code=true",),
+        ("model.model_name_or_path=file:///models/base", "model.trust_remote_code=true"),
         ("output.uri=memory://a", "data.train.uri=memory://b"),
         ("output.uri=s3://b/data2", "data.train.uri=s3://b/data"),
         ("output.uri=models/base2",),

@@ -168,7 +168,7 @@ def test_a_problem_reads_as_place_path_reason_value_and_fix() -> None:
         (
             'runtime: {cache_dir: "a\\u2028b"}',
             "must not start or end with a space, nor hold a line break",
-            "a\u2028b",
+            "a\\u2028b",
             "remove the spaces and line breaks",
         ),
         (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job import log
+from job import log, redaction
 from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
 from job.evaluation.report.rows import Album, Prediction, choose, samples
@@ -95,7 +95,7 @@ def _environment() -> Any:
 
     def safe(value: Any) -> Any:
         # Markup is what this package drew itself.
-        return visible(log.redact(value)) if type(value) is str else value
+        return visible(redaction.redact(value)) if type(value) is str else value
 
     environment = Environment(
         loader=FileSystemLoader(_HERE),

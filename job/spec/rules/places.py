@@ -35,7 +35,15 @@ def _revision_is_said_once(at: View) -> Iterator[Finding]:
 
 def _remote_code_is_pinned(at: View) -> Iterator[Finding]:
     uri = at("model.model_name_or_path")
-    if not at("model.trust_remote_code") or not uri.startswith("hf://"):
+    scheme, remote, _ = uri.partition("://")
+    if not at("model.trust_remote_code") or not remote or scheme in ("file", "local", "builtin"):
+        return
+    if scheme != "hf":
+        yield find(
+            "model.trust_remote_code",
+            f"must be false for a model at {scheme}://, where code can change under its name",
+            "remove the line, or name a commit at hf:// or a local folder that you have read",
+        )
         return
     revision = at("model.revision") or _revision(uri) or ""
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
