@@ -201,6 +201,18 @@ def test_the_environment_and_overrides_of_the_command_reach_the_pod() -> None:
     assert "secret-token" not in text
 
 
+def test_dollars_reach_the_job_as_they_were_written() -> None:
+    instruction = "Give $$x$$, not $(BUCKET) or \\$5 or $$$(y)."
+    escaped = "Give $$$$x$$$$, not $$(BUCKET) or \\$5 or $$$$$$(y)."
+    sets = (f"data.instruction={instruction}", "output.uri=s3://${BUCKET}/out")
+    order = Order(spec=LATEX, environ={"BUCKET": "a$(b)"}, sets=sets)
+    container = container_of(manifests.render(order, "cpu"))
+    assert f"--set=data.instruction={escaped}" in container["args"]
+    assert "--set=output.uri=s3://${BUCKET}/out" in container["args"]
+    asked = container_of(manifests.render(order, "cpu", kind="vllm-smoke"))
+    assert f"--question={escaped}" in asked["args"]
+
+
 def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     spec = (
