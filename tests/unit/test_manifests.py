@@ -337,6 +337,18 @@ def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -
         manifests.render(Order(spec=LATEX, environ={}), **arguments)
 
 
+@pytest.mark.parametrize("registry", ["https://x.com", "a b", "X.com/Team", "x.com/", "x.com:tag"])
+def test_a_registry_that_no_image_comes_from_is_refused(registry: str) -> None:
+    with pytest.raises(UsageError, match="--registry: must be a host"):
+        manifests.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+
+
+@pytest.mark.parametrize("registry", ["localhost:5000", "x.com/team/a_b", "10.0.0.1", "x.com:1/y"])
+def test_images_come_from_the_registry_that_is_named(registry: str) -> None:
+    text = manifests.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+    assert container_of(text)["image"].startswith(f"{registry}/{values.NAME}:")
+
+
 @pytest.mark.parametrize(
     ("sets", "arguments", "message"),
     [
