@@ -1,5 +1,6 @@
 """What a user asks for: one spec, with what was said beside it on the command line."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
 from job.spec.parse import MAX_BYTES, decode, parse
 
+REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -31,9 +34,18 @@ class Order:
         """The request for one platform.
 
         Results that would go to a folder of the container go to the cache's volume instead.
-        Raises SpecError, UsageError where several nodes would share such a folder, and
-        InputError where the model's configuration cannot be read.
+        Raises SpecError, UsageError for a registry that no image can come from and where several
+        nodes would share such a folder, and InputError where the model's configuration cannot be
+        read.
         """
+        registry = self.registry or values.REGISTRY
+        if not REGISTRY.fullmatch(registry):
+            raise UsageError(
+                "--registry",
+                "must be a host with a path or none, as image names begin",
+                value=registry,
+                fix="registry.example.com/team, in lower case and without https://",
+            )
         spec, output = self.loaded.spec, self.output
         _name_is_one_for_kubernetes(spec.name, nodes)
         if storage.is_local(spec.output.uri):
@@ -50,7 +62,7 @@ class Order:
             text=self.text,
             platform=platform,
             needs=needs(spec, self.sizes, gpus=platform.gpus),
-            registry=self.registry or values.REGISTRY,
+            registry=registry,
             nodes=nodes,
             sets=self.sets,
             output=output,

@@ -1,5 +1,6 @@
 """The pod that runs the job: what it may do, what it may write, what it is told."""
 
+import re
 from collections.abc import Mapping
 
 from job import signals
@@ -8,6 +9,7 @@ from job.manifests.request import Object, Request
 from job.manifests.resources import quantity
 
 CONFIG = "spec"
+_DOLLARS = re.compile(r"\${2,}|\$(?=\()")
 MOUNTS = {"cache": values.CACHE, "work": values.WORK, "tmp": values.TMP, "shm": values.SHM}
 
 
@@ -49,7 +51,10 @@ def container(request: Request, name: str = values.CONTAINER, command: str = "ru
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
         "args": arguments(request, command),
-        "env": [{"name": key, "value": value} for key, value in sorted(_environ(request).items())],
+        "env": [
+            {"name": key, "value": literal(value)}
+            for key, value in sorted(_environ(request).items())
+        ],
         "envFrom": [{"secretRef": {"name": values.SECRET, "optional": True}}],
         "resources": _resources(request),
         "securityContext": container_security(),
@@ -78,7 +83,17 @@ def arguments(request: Request, command: str) -> list[str]:
     sets = (*request.sets, *(f"{key}={value}" for key, value in settings.items()))
     found = ["--log-format=json", command, f"{values.SPEC_DIR}/{values.SPEC_FILE}"]
     found += [f"--set={item}" for item in sets]
-    return [*found, f"--output={request.output}"] if request.output else found
+    if request.output:
+        found.append(f"--output={request.output}")
+    return [literal(each) for each in found]
+
+
+def literal(text: str) -> str:
+    """`text` as an argument or variable that Kubernetes hands on as it is.
+
+    It puts variables in the place of `$(NAME)` there, and makes `$$` one `$`: LaTeX has both.
+    """
+    return _DOLLARS.sub(lambda found: 2 * found[0], text)
 
 
 def pod_security(groups: tuple[int, ...] = ()) -> Object:

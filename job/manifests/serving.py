@@ -71,7 +71,7 @@ def smoke_job(request: Request) -> list[Object]:
             "ask",
             f"http://{request.name}-vllm:{values.VLLM_PORT}",
             f"--model={request.name}",
-            f"--question={request.spec.data.instruction}",
+            pod.literal(f"--question={request.spec.data.instruction}"),
             f"--wait={UP_SECONDS}",
         ],
         "resources": {"requests": needs, "limits": limits},
@@ -145,7 +145,7 @@ def _server(request: Request) -> Object:
                 "args": [
                     "--log-format=json",
                     "fetch",
-                    request.output_uri,
+                    pod.literal(request.output_uri),
                     "--part=merged",
                     f"--to={values.WEIGHTS}",
                 ],

@@ -4,6 +4,7 @@ Each rule is shown a planted failure, and finds that alone.
 """
 
 import copy
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import yaml
 
 from job.manifests import rules, trainjob, tree, values
 from job.manifests.rules.resources import value
-from tests.jobs import ROOT
+from tests.jobs import ROOT, tool
 
 K8S = ROOT / "k8s"
 FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != tree.KUSTOMIZATION)
+OVERLAYS = sorted((K8S / "overlays").iterdir())
 CUSTOM = trainjob.API
 REPLICATED = "spec.template.spec.replicatedJobs.0"
 VERSIONS = (values.OLDEST_KUBERNETES, values.NEWEST_KUBERNETES)
@@ -59,6 +61,19 @@ def test_every_manifest_passes_the_rules(path: Path) -> None:
     # The question needs the server, which is in a file of its own.
     if path.name == tree.SMOKE:
         found += documents(K8S / tree.SERVER)
+    assert rules.problems(found) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_every_overlay_as_kustomize_builds_it_is_valid_and_passes_the_rules(overlay: Path) -> None:
+    done = subprocess.run(
+        [tool("kubectl"), "kustomize", str(overlay)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = list(yaml.safe_load_all(done.stdout))
+    for version in VERSIONS:
+        for document in found:
+            checked(document, version)
     assert rules.problems(found) == []
 
 
@@ -140,6 +155,9 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
     (tree.JOB, "Job", f"{RULE}.2.onExitCodes.containerName", "main", "names no container: main"),
     (tree.JOB, "Job", f"{RULE}.4", None, "doctor again after what no try can mend: [2, 10, 11"),
     (tree.JOB, "Job", f"{RULE}.0.action", "Count", "that its node lost"),
+    (tree.JOB, "Job", f"{RULE}.0.onPodConditions", None, "one of onExitCodes and onPodConditions"),
+    (tree.JOB, "Job", RULE, [{"action": "Ignore"}] * 21, "21 rules, and 20 are the most"),
+    (tree.JOB, "Job", "spec.podReplacementPolicy", "TerminatingOrFailed", "must be Failed beside"),
     (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "78GiB", "'78GiB' is no quantity"),
     (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "70Gi", "requests more memory"),
     (tree.JOB, "Job", f"{BOX}.resources.limits.memory", None, "memory needs a request and a limit"),
@@ -156,7 +174,18 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
     (tree.JOB, "Job", f"{POD}.securityContext.runAsUser", 0, "a user other than root"),
     (tree.JOB, "Job", f"{POD}.securityContext.seccompProfile", None, "needs a seccompProfile"),
     (tree.JOB, "Job", f"{POD}.hostNetwork", True, "hostNetwork is not allowed"),
+    (tree.JOB, "Job", f"{BOX}.securityContext.runAsUser", 0, "job must run as a user other than"),
+    (tree.JOB, "Job", f"{BOX}.securityContext.runAsNonRoot", False, "job must run as a user"),
+    (
+        tree.JOB,
+        "Job",
+        f"{BOX}.securityContext.seccompProfile",
+        {"type": "Unconfined"},
+        "job has no seccompProfile",
+    ),
+    (tree.JOB, "Job", f"{BOX}.securityContext.capabilities.add", ["SYS_PTRACE"], "adds capabil"),
     (tree.JOB, "Job", f"{BOX}.securityContext.capabilities", {}, "keeps capabilities"),
+    (tree.SERVER, "Deployment", f"{BOX}.ports.0.hostPort", 8000, "takes a port of its node"),
     (tree.JOB, "Job", f"{BOX}.securityContext.allowPrivilegeEscalation", True, "gain privileges"),
     (tree.JOB, "Job", f"{BOX}.securityContext.readOnlyRootFilesystem", None, "write to its image"),
     (
@@ -170,6 +199,20 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
     (tree.JOB, "Job", f"{BOX}.image", "finetune-job:1", "needs a registry"),
     (tree.JOB, "Job", "metadata.name", "ERNIE_4.5", "lower-case letters"),
     (tree.JOB, "Job", "metadata.labels.x", "a b", "labels cannot have"),
+    (tree.JOB, "Job", f"{BOX}.name", "Job", "container Job: the name must be"),
+    (tree.JOB, "Job", f"{BOX}.name", "doctor", "two of its containers have one name"),
+    (tree.JOB, "Job", f"{POD}.volumes.1.name", "work", "two of its volumes have one name"),
+    (tree.SERVER, "Deployment", f"{BOX}.ports.0.name", "openai-compatible", "port openai-compat"),
+    (tree.SERVER, "Service", "metadata.name", "4bit", "must begin with a letter"),
+    (tree.JOB, "PersistentVolumeClaim", "spec.accessModes", [], "accessModes must name one"),
+    (tree.JOB, "PersistentVolumeClaim", "spec.resources", {}, "needs a request for storage"),
+    (
+        tree.JOB,
+        "PersistentVolumeClaim",
+        "spec.resources.requests.storage",
+        "0Gi",
+        "asks for no storage",
+    ),
     (tree.JOB, "NetworkPolicy", "spec.podSelector.matchLabels.x", "y", "selects no pod"),
     (tree.SERVER, "Deployment", "spec.selector.matchLabels.x", "y", "select its own pods"),
     (tree.SERVER, "Service", "spec.selector.x", "y", "selects no pod"),

@@ -201,6 +201,18 @@ def test_the_environment_and_overrides_of_the_command_reach_the_pod() -> None:
     assert "secret-token" not in text
 
 
+def test_dollars_reach_the_job_as_they_were_written() -> None:
+    instruction = "Give $$x$$, not $(BUCKET) or \\$5 or $$$(y)."
+    escaped = "Give $$$$x$$$$, not $$(BUCKET) or \\$5 or $$$$$$(y)."
+    sets = (f"data.instruction={instruction}", "output.uri=s3://${BUCKET}/out")
+    order = Order(spec=LATEX, environ={"BUCKET": "a$(b)"}, sets=sets)
+    container = container_of(manifests.render(order, "cpu"))
+    assert f"--set=data.instruction={escaped}" in container["args"]
+    assert "--set=output.uri=s3://${BUCKET}/out" in container["args"]
+    asked = container_of(manifests.render(order, "cpu", kind="vllm-smoke"))
+    assert f"--question={escaped}" in asked["args"]
+
+
 def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     spec = (
@@ -323,6 +335,18 @@ def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(UsageError, match=re.escape(field)):
         manifests.render(Order(spec=LATEX, environ={}), **arguments)
+
+
+@pytest.mark.parametrize("registry", ["https://x.com", "a b", "X.com/Team", "x.com/", "x.com:tag"])
+def test_a_registry_that_no_image_comes_from_is_refused(registry: str) -> None:
+    with pytest.raises(UsageError, match="--registry: must be a host"):
+        manifests.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+
+
+@pytest.mark.parametrize("registry", ["localhost:5000", "x.com/team/a_b", "10.0.0.1", "x.com:1/y"])
+def test_images_come_from_the_registry_that_is_named(registry: str) -> None:
+    text = manifests.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+    assert container_of(text)["image"].startswith(f"{registry}/{values.NAME}:")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from job.manifests.rules.pods import pods
 
 POD_RULES = (
     names.images_are_pinned,
+    names.names_in_a_pod_are_legal,
     policies.restart_policy_fits,
     policies.failure_policy_names_real_codes,
     policies.a_deployment_waits_for_its_probes,
@@ -23,6 +24,7 @@ POD_RULES = (
 )
 RULES = (
     names.names_are_legal,
+    resources.claims_ask_for_a_disk,
     references.objects_exist,
     references.selectors_select,
     trainer.the_trainer_finds_its_parts,

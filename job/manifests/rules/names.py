@@ -7,6 +7,8 @@ from job.manifests.request import Object
 from job.manifests.rules.pods import Pod
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+PORT = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 IMAGE = re.compile(r"\S+/\S+(:(?P<tag>[\w][\w.-]{0,127})|@sha256:[0-9a-f]{64})")
 
@@ -18,6 +20,8 @@ def names_are_legal(documents: Sequence[Object]) -> Iterator[str]:
         where = f"{document['kind']}/{name}"
         if not DNS_LABEL.fullmatch(name):
             yield f"{where}: the name must be 1 to 63 lower-case letters, digits and hyphens"
+        if document["kind"] == "Service" and not DNS_1035.fullmatch(name):
+            yield f"{where}: the name of a Service must begin with a letter"
         if where in seen:
             yield f"{where}: appears twice"
         seen.add(where)
@@ -31,3 +35,17 @@ def images_are_pinned(pod: Pod) -> Iterator[str]:
         found = IMAGE.fullmatch(container["image"])
         if found is None or found["tag"] == "latest":
             yield f"image {container['image']} needs a registry, and a tag other than latest"
+
+
+def names_in_a_pod_are_legal(pod: Pod) -> Iterator[str]:
+    for what, found in (("container", pod.containers), ("volume", pod.spec.get("volumes", []))):
+        names = [each["name"] for each in found]
+        for name in names:
+            if not DNS_LABEL.fullmatch(name):
+                yield f"{what} {name}: the name must be lower-case letters, digits and hyphens"
+        if len(names) != len(set(names)):
+            yield f"two of its {what}s have one name: {names}"
+    for container in pod.containers:
+        for port in container.get("ports", []):
+            if not PORT.fullmatch(port["name"]):
+                yield f"port {port['name']}: the name must be 1 to 15 lower-case letters or digits"

@@ -7,6 +7,7 @@ from job.manifests.rules.pods import Pod
 
 CODES = {code for retry in errors.RETRIES for code in errors.exit_codes(retry)}
 NEVER = set(errors.exit_codes("never"))
+MOST_RULES = 20
 DEADLINE = 600
 """Seconds until Kubernetes calls a Deployment failed, unless it says otherwise."""
 
@@ -36,9 +37,15 @@ def failure_policy_names_real_codes(pod: Pod) -> Iterator[str]:
     if pod.kind != "Job":
         return
     rules = pod.job.get("podFailurePolicy", {}).get("rules", [])
+    if rules and pod.job.get("podReplacementPolicy", "Failed") != "Failed":
+        yield "podReplacementPolicy must be Failed beside a podFailurePolicy"
+    if len(rules) > MOST_RULES:
+        yield f"podFailurePolicy has {len(rules)} rules, and {MOST_RULES} are the most"
     failing: dict[str, set[int]] = {container["name"]: set() for container in pod.containers}
     for index, rule in enumerate(rules):
         exits = rule.get("onExitCodes")
+        if (exits is None) == (not rule.get("onPodConditions")):
+            yield f"podFailurePolicy[{index}] must have one of onExitCodes and onPodConditions"
         if exits is None:
             continue
         codes = exits["values"]

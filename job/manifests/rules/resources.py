@@ -1,9 +1,10 @@
 """Quantities, and what they add up to."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
+from job.manifests.request import Object
 from job.manifests.rules.pods import Pod
 
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
@@ -68,3 +69,17 @@ def shared_memory_fits(pod: Pod) -> Iterator[str]:
     memory = sum(value(limit) for limit in limits if QUANTITY.fullmatch(str(limit)))
     if shared >= memory:
         yield "its volumes in memory are larger than its memory"
+
+
+def claims_ask_for_a_disk(documents: Sequence[Object]) -> Iterator[str]:
+    for document in documents:
+        if document["kind"] != "PersistentVolumeClaim":
+            continue
+        where, spec = f"PersistentVolumeClaim/{document['metadata']['name']}", document["spec"]
+        if not spec.get("accessModes"):
+            yield f"{where}: accessModes must name one"
+        try:
+            if not value(spec["resources"]["requests"]["storage"]):
+                yield f"{where}: asks for no storage"
+        except (KeyError, ValueError) as error:
+            yield f"{where}: needs a request for storage: {error}"

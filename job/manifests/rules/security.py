@@ -36,6 +36,14 @@ def is_restricted(pod: Pod) -> Iterator[str]:
         own = container.get("securityContext", {})
         if own.get("privileged") or own.get("allowPrivilegeEscalation") is not False:
             yield f"container {container['name']} may gain privileges"
+        if own.get("runAsNonRoot") is False or own.get("runAsUser") == 0:
+            yield f"container {container['name']} must run as a user other than root"
+        if own.get("seccompProfile", {}).get("type") == "Unconfined":
+            yield f"container {container['name']} has no seccompProfile"
+        if any("hostPort" in port for port in container.get("ports", [])):
+            yield f"container {container['name']} takes a port of its node"
+        if set(own.get("capabilities", {}).get("add", ())) - {"NET_BIND_SERVICE"}:
+            yield f"container {container['name']} adds capabilities"
         if own.get("capabilities", {}).get("drop") != ["ALL"]:
             yield f"container {container['name']} keeps capabilities"
         if own.get("readOnlyRootFilesystem") is not True:
