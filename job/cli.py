@@ -164,10 +164,7 @@ def ask(
 def manifest(
     spec: Spec,
     platform: Annotated[str, typer.Option(help="amd, nvidia or cpu.")] = "amd",
-    nodes: Annotated[
-        int,
-        typer.Option(help="More than one make it a TrainJob, which this version refuses to run."),
-    ] = 1,
+    nodes: Annotated[int, typer.Option(help="More than one make it a TrainJob.")] = 1,
     kind: Annotated[str, typer.Option(help="job, trainjob, vllm or vllm-smoke.")] = "job",
     registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
     directory: Annotated[
@@ -194,8 +191,6 @@ def manifest(
         log.info("written", files=len(written), folder=directory)
     else:
         print(manifests.render(order, platform, nodes, kind), end="")
-        if kind in ("job", "trainjob") and nodes > 1:
-            log.warn(manifests.REFUSED, nodes=nodes)
 
 
 @app.command()
@@ -260,7 +255,8 @@ def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | Non
     together = None if here.alone else peers.Peers(here)
     if together is not None:
         shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
-        together.join(fingerprint(__version__, command, shared))
+        kind = loaded.spec.runtime.distributed
+        together.join(fingerprint(__version__, command, kind, shared))
         if not here.first:
             follower.follow(loaded, command, together)
     with peers.joined(together):

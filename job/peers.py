@@ -81,12 +81,7 @@ class Peers:
             )
         self._set(f"identity/{place.rank}", identity)
         self._wait_for_all()
-        if not place.first and self._get("identity/0") != identity:
-            raise PeerLost(
-                f"rank {place.rank}",
-                "has another spec or version of the job than rank 0",
-                fix="start the same command with the same environment on every node",
-            )
+        self._require_one_job()
         log.info("processes joined", processes=place.size)
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
@@ -132,9 +127,7 @@ class Peers:
             return
         with suppress(*GONE):
             self._set(END, code)
-            deadline = time.monotonic() + LEAVE_SECONDS
-            while self._store.add("left", 0) < self.place.size - 1 and time.monotonic() < deadline:
-                time.sleep(LOOK_SECONDS / 4)
+            self._wait_until("left", others=1)
         self._closed.set()
 
     def _wait_for_all(self) -> None:
@@ -154,6 +147,25 @@ class Peers:
             if isinstance(error, PeerLost):
                 raise
             raise _lost([0], str(error)) from error
+
+    def _require_one_job(self) -> None:
+        every = [self._get(f"identity/{rank}") for rank in range(self.place.size)]
+        self._store.add("compared", 1)
+        self._wait_until("compared")  # rank 0 may take the store with it
+        if other := [rank for rank, each in enumerate(every) if each != every[0]]:
+            raise PeerLost(
+                _names(other),
+                "has another spec or version of the job than rank 0",
+                fix="start the same command with the same environment on every node",
+            )
+
+    def _wait_until(self, counter: str, others: int = 0) -> None:
+        """Waits a moment until all processes but `others` have counted themselves."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while (
+            self._store.add(counter, 0) < self.place.size - others and time.monotonic() < deadline
+        ):
+            time.sleep(LOOK_SECONDS / 4)
 
     # --- the thread that looks after the others --------------------------------------------
 
@@ -238,12 +250,15 @@ def joined(peers: Peers | None) -> Iterator[None]:
 
 
 def _lost(ranks: list[int], why: str) -> PeerLost:
-    names = ", ".join(f"rank {rank}" for rank in ranks) or "a process"
     return PeerLost(
-        names,
+        _names(ranks),
         f"has died or cannot be reached ({why})",
         fix="look at its own log, then run the job again; it goes on from the last checkpoint",
     )
+
+
+def _names(ranks: list[int]) -> str:
+    return ", ".join(f"rank {rank}" for rank in ranks) or "a process"
 
 
 def _packed(error: Told, rank: int) -> dict[str, Any]:

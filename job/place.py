@@ -21,7 +21,6 @@ class Place:
     size: int = 1
     local_rank: int = 0
     """Among those of this machine: the number of its GPU."""
-    node: int = 0
     address: str = "127.0.0.1"
     port: int = PORT
     served: bool = False
@@ -32,6 +31,11 @@ class Place:
     @property
     def alone(self) -> bool:
         return self.size == 1
+
+    @property
+    def node(self) -> int:
+        """The rank of the first process on this machine, whose ranks follow each other."""
+        return self.rank - self.local_rank
 
     @property
     def first(self) -> bool:
@@ -66,7 +70,6 @@ def of(environ: Mapping[str, str]) -> Place:
                 rank=_number(environ, "RANK"),
                 size=_number(environ, "WORLD_SIZE"),
                 local_rank=_number(environ, "LOCAL_RANK", 0),
-                node=_number(environ, "GROUP_RANK", _number(environ, "RANK")),
                 address=_text(environ, "MASTER_ADDR"),
                 port=_number(environ, "MASTER_PORT", PORT),
                 served=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
@@ -82,12 +85,10 @@ def of(environ: Mapping[str, str]) -> Place:
             fix="start `torchrun -m job run SPEC`, which reads the same variables",
         )
     if _number(environ, "PET_NNODES", 1) > 1 and "RANK" not in environ:
-        node = _number(environ, "PET_NODE_RANK")
         return _checked(
             Place(
-                rank=node,
+                rank=_number(environ, "PET_NODE_RANK"),
                 size=_number(environ, "PET_NNODES"),
-                node=node,
                 address=_text(environ, "PET_MASTER_ADDR"),
                 port=_number(environ, "PET_MASTER_PORT", PORT),
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_model, save_model
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from job.engines import group, sharding
@@ -53,9 +53,6 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
             # layout, and what a resume then reads by name would silently miss most weights.
             directory = Path(output_dir or self.args.output_dir)
             directory.mkdir(parents=True, exist_ok=True)
-            if state_dict is not None:
-                save_file(state_dict, directory / SAFE_WEIGHTS_NAME)
-                return
             save_model(self.model, str(directory / SAFE_WEIGHTS_NAME))
 
         def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: Any) -> Any:

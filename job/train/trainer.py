@@ -36,6 +36,9 @@ class TrainResult:
     """What training did; its files are under the stage's directory."""
 
     steps: int
+    processes: int
+    rows_a_step: int
+    """At most, over all forward passes and processes."""
     resumed_from_step: int
     epochs: float
     rows: int
@@ -160,6 +163,10 @@ def train(
     tokens = trainer.state.num_input_tokens_seen
     result = TrainResult(
         steps=trainer.state.global_step,
+        processes=group.size(),
+        rows_a_step=spec.train.per_device_train_batch_size
+        * spec.train.gradient_accumulation_steps
+        * group.size(),
         resumed_from_step=first_step,
         epochs=round(trainer.state.epoch or 0.0, 4),
         rows=len(dataset),
@@ -348,16 +355,15 @@ def _speed(outcome: Any, trainer: Any, seconds: float) -> float:
 def _store_weights(
     spec: JobSpec, family: Family, model: Any, state: dict[str, Any] | None, directory: Path
 ) -> None:
-    """Stores what was trained: `state` where the model is in shares."""
+    """Stores what was trained; where the model is in shares `state` is the adapter, whole."""
     if spec.lora.method == "lora":
         _store_adapter(spec, model, state, directory / ADAPTER)
         if not family.adapter_serving(spec.lora).merged_only:
             family.write_served_adapter(directory / ADAPTER, directory / SERVED_ADAPTER)
         return
-    tensors = state.items() if state is not None else model.named_parameters()
     family.save(
         model,
-        ((name, tensor.detach().cpu()) for name, tensor in tensors),
+        ((name, parameter.detach().cpu()) for name, parameter in model.named_parameters()),
         directory / WEIGHTS,
         dtype=next(model.parameters()).dtype,
         max_shard_size=spec.export.merged.max_shard_size,

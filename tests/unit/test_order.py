@@ -1,5 +1,7 @@
 """One order of rows, however they are divided."""
 
+from itertools import chain
+
 import pytest
 
 from job.train.order import SPARE, SharedBatches
@@ -13,8 +15,8 @@ def steps(rows: int, width: int, passes: int, processes: int, epoch: int = 0) ->
         batches.sampler.set_epoch(epoch)
         shares.append(list(batches))
         assert len(shares[-1]) == len(batches)
-    pieces = [sum(found, []) for found in zip(*shares, strict=True)]
-    found = [sum(pieces[i : i + passes], []) for i in range(0, len(pieces), passes)]
+    pieces = [list(chain(*found)) for found in zip(*shares, strict=True)]
+    found = [chain(*pieces[i : i + passes]) for i in range(0, len(pieces), passes)]
     return [[row for row in step if row != SPARE] for step in found]
 
 
@@ -24,7 +26,7 @@ def test_the_rows_of_every_step_are_those_of_one_process(
     rows: int, divided: tuple[int, int, int]
 ) -> None:
     assert steps(rows, *divided) == steps(rows, 4, 1, 1)
-    assert sorted(sum(steps(rows, *divided), [])) == list(range(rows))
+    assert sorted(chain(*steps(rows, *divided))) == list(range(rows))
 
 
 def test_each_epoch_has_another_order() -> None:

@@ -9,7 +9,6 @@ TORCHRUN = {
     "RANK": "5",
     "WORLD_SIZE": "8",
     "LOCAL_RANK": "1",
-    "GROUP_RANK": "1",
     "MASTER_ADDR": "node-0",
     "MASTER_PORT": "29400",
     "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -36,7 +35,7 @@ def test_one_process_is_alone_and_leaves_nothing_for_the_libraries(environ: dict
 
 def test_torchrun_tells_rank_gpu_node_and_who_keeps_the_store() -> None:
     here = place.of(TORCHRUN)
-    assert (here.rank, here.size, here.local_rank, here.node) == (5, 8, 1, 1)
+    assert (here.rank, here.size, here.local_rank, here.node) == (5, 8, 1, 4)
     assert (here.address, here.port, here.served, here.attempt) == ("node-0", 29400, True, "2")
     assert not here.first
 

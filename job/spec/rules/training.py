@@ -62,6 +62,13 @@ def _shares_are_gathered_by_all(at: View) -> Iterator[Finding]:
             "no picture would leave the others waiting",
             "remove the line, or set runtime.distributed: ddp",
         )
+    if at("runtime.distributed") == "fsdp2" and at("lora.method") == "full":
+        yield find(
+            "runtime.distributed",
+            "must not be fsdp2 where lora.method is full: this version shares layers of frozen "
+            "weights alone",
+            "write ddp, or set lora.method: lora",
+        )
 
 
 def _engine_is_offered(at: View) -> Iterator[Finding]:
