@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, log, redaction, signals
+from job import __version__, log, peers, place, redaction, signals
 from job.errors import (
     OK,
     STOPPED,
@@ -197,10 +197,7 @@ def ask(
 def manifest(
     spec: Spec,
     platform: Annotated[str, typer.Option(help="amd, nvidia or cpu.")] = "amd",
-    nodes: Annotated[
-        int,
-        typer.Option(help="More than one make it a TrainJob, which this version refuses to run."),
-    ] = 1,
+    nodes: Annotated[int, typer.Option(help="More than one make it a TrainJob.")] = 1,
     kind: Annotated[str, typer.Option(help="job, trainjob, vllm or vllm-smoke.")] = "job",
     registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
     directory: Annotated[
@@ -227,8 +224,6 @@ def manifest(
         log.info("written", files=len(written), folder=directory)
     else:
         print(manifests.render(order, platform, nodes, kind), end="")
-        if kind in ("job", "trainjob") and nodes > 1:
-            log.warn(manifests.REFUSED, nodes=nodes)
 
 
 @app.command()
@@ -281,24 +276,47 @@ def reference(
 
 
 def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | None) -> None:
-    for name in ("WORLD_SIZE", "PET_NNODES"):
-        if os.environ.get(name, "1") != "1":
-            raise UsageError(
-                name,
-                "this version trains in one process; several would overwrite each other's results",
-                value=os.environ[name],
-                fix="start one process on one node",
-            )
+    here = place.of(os.environ)
+    if not here.first:
+        peers.silence()
     loaded = _load(spec, sets, output)
-    from job import pipeline
+    _require_processes(loaded.spec.runtime.distributed, here)
+    here.enter(os.environ)
+    from job import follower, pipeline
+    from job.manifest import fingerprint
 
-    record = pipeline.run(loaded, command)
+    together = None if here.alone else peers.Peers(here)
+    if together is not None:
+        shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
+        kind = loaded.spec.runtime.distributed
+        together.join(fingerprint(__version__, command, kind, shared))
+        if not here.first:
+            follower.follow(loaded, command, together)
+    with peers.joined(together):
+        record = pipeline.run(loaded, command, together)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
     for name in after:
         if name != "rows":
             was = f"{before[name]:.4g} → " if name in before else ""
             log.info(f"{name}: {was}{after[name]:.4g}")
     log.info("done", output=loaded.spec.output.uri)
+
+
+def _require_processes(distributed: str, here: place.Place) -> None:
+    """Raises UsageError where the job is not started as the spec wants it."""
+    if distributed == "none" and not here.alone:
+        raise UsageError(
+            "$.runtime.distributed",
+            f"is none, and the job is started as one of {here.size} processes",
+            fix="write auto, ddp or fsdp2, or start one process",
+        )
+    if distributed in ("ddp", "fsdp2") and here.alone:
+        raise UsageError(
+            "$.runtime.distributed",
+            "needs several processes, and the job is started as one",
+            value=distributed,
+            fix="start `torchrun --nproc-per-node 2 -m job run SPEC`, say, or write auto",
+        )
 
 
 def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec":

@@ -10,6 +10,16 @@ from typing import Any, Literal
 
 from job.redaction import redacted
 
+THROUGHPUT = (
+    "tokens",
+    "tokens_per_second",
+    "seconds",
+    "peak_memory_bytes",
+    "processes",
+    "rows_a_step",
+)
+"""What of the training's summary readers look for first."""
+
 Status = Literal["running", "succeeded", "failed", "preempted"]
 
 
@@ -121,7 +131,7 @@ class RunRecord:
             self.metrics["final"] = summary["metrics"]
         elif stage.name == "train":
             self.rows["dropped_over_max_length"] = summary["dropped_rows"]
-            for key in ("tokens", "tokens_per_second", "seconds", "peak_memory_bytes"):
+            for key in THROUGHPUT:
                 self.throughput[key] = summary[key]
 
     def to_text(self) -> str:

@@ -167,6 +167,10 @@ class Output:
         self._local.add(record.name)
         return directory
 
+    def find_fetched(self, record: StageRecord) -> None:
+        """Takes the stage's local files as another process of this machine has fetched them."""
+        self._local.add(record.name)
+
     def fetch_file(self, record: StageRecord, path: str) -> Path:
         """One file of a stage, without the rest of it: weights may lie beside a few lines.
 

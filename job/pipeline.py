@@ -13,16 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from job import __version__, families, inputs, log, provenance, sbom, signals, telemetry
 from job.errors import JobError, Stopped, told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
+from job.peers import Peers
 from job.prep import find, pictures
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
+
+if TYPE_CHECKING:
+    from job.train.trainer import TrainResult
 
 Stage = Literal["prep", "baseline", "train", "eval", "export", "report"]
 
@@ -51,9 +55,12 @@ UNTRAINED_KEYS = (
 )
 
 
-def run(loaded: LoadedSpec, command: str = "run") -> RunRecord:
-    """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`."""
-    job = Pipeline(loaded, command)
+def run(loaded: LoadedSpec, command: str = "run", peers: Peers | None = None) -> RunRecord:
+    """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`.
+
+    Where several processes train together this is rank 0; the others follow it by `peers`.
+    """
+    job = Pipeline(loaded, command, peers)
     with signals.telling(job.fail):
         try:
             job.open()
@@ -70,8 +77,8 @@ def run(loaded: LoadedSpec, command: str = "run") -> RunRecord:
 class Pipeline:
     """One run of a spec: its inputs, its output, and a method for each stage."""
 
-    def __init__(self, loaded: LoadedSpec, command: str) -> None:
-        self.loaded, self.command = loaded, command
+    def __init__(self, loaded: LoadedSpec, command: str, peers: Peers | None = None) -> None:
+        self.loaded, self.command, self.peers = loaded, command, peers
         self.spec = loaded.spec
         self.record = RunRecord(
             name=self.spec.name, command=command, status="running", started=utc_now()
@@ -82,6 +89,8 @@ class Pipeline:
         if self.spec.runtime.workdir is not None:
             workdir = Path(self.spec.runtime.workdir).expanduser()
         place = f"{self.spec.name}-{fingerprint(self.spec.output.uri)[:8]}"
+        if peers is not None and peers.place.node:  # the folder may be one for all machines
+            place += f"-node{peers.place.node}"
         self.output = Output(uri=self.spec.output.uri, workdir=workdir / place, run=self.record)
 
     # --- the course of a run ---------------------------------------------------------------
@@ -221,32 +230,19 @@ class Pipeline:
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def _train(self, directory: Path) -> dict[str, Any]:
-        from job.train.checkpoints import CheckpointStore
-        from job.train.trackers import TrackerFiles
-        from job.train.trainer import train
-
-        store = CheckpointStore(
-            uri=self.output.at("checkpoints"), fingerprint=self.fingerprint("train")
-        )
-        model, result = train(
-            self.spec,
-            self.engine,
-            self.accelerator,
-            self.family,
-            self.models.base(),
-            self.data,
-            directory,
-            self.output.workdir / "trainer",
-            store,
-            publish=functools.partial(self.output.publish_file, "train"),
-            tell=self.status.tell,
-            trackers=TrackerFiles(
-                self.spec.train.report_to,
-                self.output.workdir / "logs",
-                self.spec.train.logging_dir or self.output.at("logs"),
-            ),
-        )
-        self.models.keep_trained(model)
+        # A training may go on with its rows divided in another way: on fewer GPUs, say.
+        identity = fingerprint(__version__, "checkpoints", self._trained_parts())
+        if self.peers is not None:
+            # Fetched before the others look: on this machine they find it all there.
+            self.models.base()
+            self.output.fetch(prep := self.record.stages["prep"])
+            self.peers.tell("train", {"prep": prep.to_json(), "identity": identity})
+        model, result = self.train(directory, identity)
+        assert result is not None
+        if model is None:  # it was trained in shares
+            self.models.release()
+        else:
+            self.models.keep_trained(model)
         log.info(
             "trained",
             step=result.steps,
@@ -258,6 +254,33 @@ class Pipeline:
             memory=log.amount(self.accelerator.memory_bytes),
         )
         return result.to_json()
+
+    def train(self, directory: Path, identity: str) -> "tuple[Any, TrainResult | None]":
+        """The training itself, which every process takes part in; rank 0 gets the result."""
+        from job.engines import group
+        from job.train.checkpoints import CheckpointStore
+        from job.train.trackers import TrackerFiles
+        from job.train.trainer import train
+
+        with group.formed(self.peers, self.accelerator.kind):
+            return train(
+                self.spec,
+                self.engine,
+                self.accelerator,
+                self.family,
+                self.models.base(),
+                self.data,
+                directory,
+                self.output.workdir / "trainer",
+                CheckpointStore(uri=self.output.at("checkpoints"), fingerprint=identity),
+                publish=functools.partial(self.output.publish_file, "train"),
+                tell=self.status.tell,
+                trackers=TrackerFiles(
+                    self.spec.train.report_to,
+                    self.output.workdir / "logs",
+                    self.spec.train.logging_dir or self.output.at("logs"),
+                ),
+            )
 
     def _eval(self, directory: Path) -> dict[str, Any]:
         return self._evaluate(self._trained_model(), directory, "final", "predictions")
@@ -332,10 +355,7 @@ class Pipeline:
 
         The report's is known once the stages before it are in the record.
         """
-        spec, model = asdict(self.spec), self.spec.model
-        start: list[Any] = [self.model_input.digest, model.init, model.family, model.dtype]
-        if model.init == "random":
-            start.append(self.spec.train.seed)
+        spec, start = asdict(self.spec), self._start()
         if stage == "prep":
             evaluation = self.eval_source.digest if self.eval_source else None
             digests = [self.train_source.digest, evaluation, self.pictures]
@@ -344,8 +364,8 @@ class Pipeline:
         elif stage == "baseline":
             parts = [self.fingerprint("prep"), start, spec["eval"]]
         elif stage == "train":
-            trained = {k: v for k, v in spec["train"].items() if k not in UNTRAINED_KEYS}
-            parts = [self.fingerprint("prep"), start, spec["model"], spec["lora"], trained]
+            parts = [*self._trained_parts(), self.spec.train.per_device_train_batch_size]
+            parts.append(self.spec.train.gradient_accumulation_steps)
         elif stage == "eval":
             parts = [self.fingerprint("train"), spec["eval"]]
         elif stage == "report":
@@ -355,6 +375,34 @@ class Pipeline:
         else:
             parts = [self.fingerprint("train"), spec["export"]]
         return fingerprint(__version__, stage, parts)
+
+    def _start(self) -> list[Any]:
+        """What the model is before training."""
+        model = self.spec.model
+        start: list[Any] = [self.model_input.digest, model.init, model.family, model.dtype]
+        return [*start, self.spec.train.seed] if model.init == "random" else start
+
+    def _trained_parts(self) -> list[Any]:
+        """What a training goes by, however the rows of a step are divided."""
+        spec = asdict(self.spec)
+        divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        skipped = (*UNTRAINED_KEYS, *divided)
+        trained = {k: v for k, v in spec["train"].items() if k not in skipped}
+        trained["rows_a_step"] = self.rows_a_step
+        trained["sharded"] = self.spec.runtime.distributed == "fsdp2"
+        return [self.fingerprint("prep"), self._start(), spec["model"], spec["lora"], trained]
+
+    @property
+    def rows_a_step(self) -> int:
+        """The rows of one optimizer step, over all forward passes and processes."""
+        train = self.spec.train
+        passes = train.gradient_accumulation_steps * self.processes
+        return train.per_device_train_batch_size * passes
+
+    @property
+    def processes(self) -> int:
+        """How many train together."""
+        return 1 if self.peers is None else self.peers.place.size
 
     @property
     def cache_dir(self) -> Path:
@@ -398,7 +446,7 @@ class Pipeline:
     def accelerator(self) -> Any:
         from job.engines.device import detect
 
-        return detect(self.spec.runtime)
+        return detect(self.spec.runtime, self.peers.place.local_rank if self.peers else 0)
 
     @cached_property
     def engine(self) -> Any:

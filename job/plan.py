@@ -54,7 +54,7 @@ def _data(pipeline: Pipeline) -> list[tuple[str, str]]:
     else:
         held_out = round(total * spec.data.eval_fraction)
         train_rows = total - held_out
-    a_step = spec.train.per_device_train_batch_size * spec.train.gradient_accumulation_steps
+    a_step = pipeline.rows_a_step
     an_epoch = math.ceil(train_rows / a_step)
     steps = spec.train.max_steps
     if steps < 0:
@@ -66,7 +66,11 @@ def _data(pipeline: Pipeline) -> list[tuple[str, str]]:
             "held-out rows",
             f"{about}{held_out:,}, of which {spec.eval.max_samples} at most are asked",
         ),
-        ("rows a step", f"{a_step}"),
+        (
+            "rows a step",
+            f"{a_step} for each process: {spec.train.per_device_train_batch_size} a forward pass × "
+            f"{spec.train.gradient_accumulation_steps}",
+        ),
         ("steps", f"{steps:,} of {an_epoch:,} an epoch ({steps / max(1, an_epoch):.2f} epochs)"),
     ]
 

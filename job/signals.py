@@ -24,7 +24,7 @@ from types import FrameType
 from typing import NoReturn
 
 from job import log
-from job.errors import STOPPED, Stopped, UsageError
+from job.errors import STOPPED, Stopped, Told, UsageError
 
 GRACE_VARIABLE = "JOB_GRACE_SECONDS"
 """The environment variable that tells how long after SIGTERM the job is left alive."""
@@ -37,6 +37,8 @@ LAST_WORDS_SECONDS = 5.0
 
 _PR_SET_PDEATHSIG = 1
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_RELAYED = signal.SIGUSR1
+"""By which this process is told that another one of the job was asked to stop."""
 
 
 @dataclass
@@ -44,13 +46,13 @@ class _State:
     received: str | None = None
     deferred: bool = False
     taken: bool = False
-    last_words: list[Callable[[Stopped], object]] = field(default_factory=list)
+    last_words: list[Callable[[Told], object]] = field(default_factory=list)
 
 
 _state = _State()
 
 
-def install(*last_words: Callable[[Stopped], object]) -> None:
+def install(*last_words: Callable[[Told], object]) -> None:
     """From now on SIGTERM and SIGINT are handled; once for a process, in its main thread.
 
     `last_words` are called, before those of `telling`, where the work has to be left as it is.
@@ -61,8 +63,16 @@ def install(*last_words: Callable[[Stopped], object]) -> None:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
-    for number in _NUMBERS:
+    for number in (*_NUMBERS, _RELAYED):
         signal.signal(number, _handle)
+
+
+def relay() -> None:
+    """Has this process stop as another one of the job was asked to.
+
+    Its launcher may ask it too, before or after: that is no second signal.
+    """
+    os.kill(os.getpid(), _RELAYED)
 
 
 def received() -> str | None:
@@ -98,7 +108,7 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def telling(last_words: Callable[[Stopped], object]) -> Iterator[None]:
+def telling(last_words: Callable[[Told], object]) -> Iterator[None]:
     """Within, `last_words` is called where the work has to be left as it is."""
     _state.last_words.insert(0, last_words)
     try:
@@ -122,6 +132,16 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def give_up(error: Told) -> NoReturn:
+    """Leaves the work as it is, from any thread, and says why."""
+    for tell in _state.last_words:
+        # The store may be what the work is stuck on.
+        thread = threading.Thread(target=tell, args=(error,), daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_SECONDS)
+    leave(error.exit_code)
+
+
 def die_with_parent() -> None:
     """For a child process to call first: it then ends where the job is killed.
 
@@ -134,23 +154,26 @@ def die_with_parent() -> None:
 def _handle(number: int, frame: FrameType | None) -> None:
     if _state.received is not None:
         return  # the watching thread has seen it too
-    _state.received = signal.Signals(number).name
+    _state.received = _name(number)
     if not _state.deferred:
         raise _stopped(_state.received)
 
 
 def _watch(reader: int) -> None:
     """Reads the numbers of signals as they come, and sees to it that the first one has effect."""
-    name, wait, end = "", None, float("inf")
+    name, own, wait, end = "", False, None, float("inf")
     while True:
         if select.select([reader], [], [], wait)[0]:
             number = os.read(reader, 1)[0]
-            if number not in _NUMBERS:
+            if number not in (*_NUMBERS, _RELAYED):
                 continue
-            if name:
-                os.write(2, f"{signal.Signals(number).name} again: leaving at once\n".encode())
+            if own and number != _RELAYED:
+                os.write(2, f"{_name(number)} again: leaving at once\n".encode())
                 os._exit(STOPPED)
-            name, wait, end = signal.Signals(number).name, PATIENCE_SECONDS, _end()
+            own = own or number != _RELAYED
+            if name:
+                continue
+            name, wait, end = _name(number), PATIENCE_SECONDS, _end()
             log.warn(f"{name} received: stopping " + ("after this step" * _state.deferred or "now"))
         elif _state.taken:
             time.sleep(LAST_WORDS_SECONDS - PATIENCE_SECONDS)
@@ -158,7 +181,7 @@ def _watch(reader: int) -> None:
         elif not _state.deferred or time.monotonic() > end:
             if _state.deferred:
                 log.warn("the grace period ends before the checkpoint is stored")
-            _leave_with_last_words(name)
+            give_up(_stopped(name))
 
 
 def _end() -> float:
@@ -174,21 +197,15 @@ def _end() -> float:
     return float("inf")
 
 
-def _leave_with_last_words(name: str) -> NoReturn:
-    stopped = _stopped(name)
-    for tell in _state.last_words:
-        # The store may be what the work is stuck on.
-        thread = threading.Thread(target=tell, args=(stopped,), daemon=True)
-        thread.start()
-        thread.join(LAST_WORDS_SECONDS)
-    leave(STOPPED)
-
-
 def _forget() -> None:
     """In a forked worker: a signal to it is not one to the job."""
     signal.set_wakeup_fd(-1)
-    for number in _NUMBERS:
+    for number in (*_NUMBERS, _RELAYED):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _name(number: int) -> str:
+    return signal.Signals(signal.SIGTERM if number == _RELAYED else number).name
 
 
 def _stopped(name: str) -> Stopped:

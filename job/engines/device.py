@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from job.errors import SpecError
+from job.errors import SpecError, UsageError
 from job.spec.types import LoraSpec, ModelSpec, RuntimeSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ class Accelerator:
     name: str
     memory_bytes: int
     """Of one device; of the machine, for a CPU."""
+    index: int = 0
+    """Of the device among the machine's."""
 
     @property
     def device(self) -> "torch.device":
         import torch
 
-        return torch.device("cpu" if self.kind == "cpu" else "cuda:0")
+        return torch.device("cpu" if self.kind == "cpu" else f"cuda:{self.index}")
 
     def peak_memory_bytes(self) -> int:
         """The most memory used so far: on the GPU, or by this process."""
@@ -37,10 +39,11 @@ class Accelerator:
         return int(torch.cuda.max_memory_reserved())
 
 
-def detect(runtime: RuntimeSpec) -> Accelerator:
-    """The accelerator to use.
+def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
+    """The accelerator to use; `index` is the number of this process on its machine.
 
-    Raises SpecError where the spec names one that this machine lacks.
+    Raises SpecError where the spec names one that this machine lacks, and UsageError where there
+    are more processes than GPUs.
     """
     import torch
 
@@ -63,8 +66,18 @@ def detect(runtime: RuntimeSpec) -> Accelerator:
 
         name = platform.processor() or platform.machine()
         return Accelerator(kind="cpu", name=name, memory_bytes=psutil.virtual_memory().total)
-    properties = torch.cuda.get_device_properties(0)
-    return Accelerator(kind=found, name=properties.name, memory_bytes=properties.total_memory)
+    if index >= torch.cuda.device_count():
+        raise UsageError(
+            "LOCAL_RANK",
+            f"there are {torch.cuda.device_count()} GPUs, and each process needs one",
+            value=index,
+            fix="start as many processes on a node as it has GPUs: torchrun --nproc-per-node gpu",
+        )
+    torch.cuda.set_device(index)
+    properties = torch.cuda.get_device_properties(index)
+    return Accelerator(
+        kind=found, name=properties.name, memory_bytes=properties.total_memory, index=index
+    )
 
 
 def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> "torch.dtype":

@@ -1,14 +1,70 @@
 """The `Trainer` of the plain engine."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
-from job.families.base import HOST_KEYS
+from job.engines import group, sharding
+from job.families.base import COUNTED, HOST_KEYS
+
+if TYPE_CHECKING:
+    import torch
 
 
 class StepTrainer(Trainer):
-    """Transformers' own, which moves whole batches, but for what belongs to the host."""
+    """Transformers' own, with batches and a loss that several processes share.
+
+    Each forward pass weighs as much as it has supervised tokens among those of the whole optimizer
+    step, over all its passes and processes: the mean over tokens, however they are divided.
+    """
+
+    def __init__(self, *args: Any, batches: Any, **kwargs: Any) -> None:
+        """`batches` is the batch sampler of this process."""
+        super().__init__(*args, **kwargs)
+        self._batches = batches
+        self.model_accepts_loss_kwargs = True  # else the loss would be divided once more
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.args.device.type == "cpu":
+            sharding.use_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        model, loader = super()._prepare_for_training(*args)
+        if sharding.is_sharded(model):
+            sharding.keep_step(model)
+        return model, loader
+
+    def get_train_dataloader(self) -> DataLoaderShard:
+        args = self.args
+        return DataLoaderShard(
+            self.train_dataset,
+            device=args.device,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> "torch.Tensor":
+        assert num_items_in_batch is not None
+        assert not return_outputs
+        batch = {key: value for key, value in inputs.items() if key != COUNTED}
+        # Gradients are averaged over processes, where a sum is wanted.
+        share = inputs[COUNTED] * self.accelerator.num_processes / num_items_in_batch
+        return model(**batch).loss * share
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> int:
+        return group.total(sum(batch[COUNTED] for batch in batch_samples))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)

@@ -27,6 +27,9 @@ Batch = dict[str, "torch.Tensor"]
 HOST_KEYS = ("image_grid_thw",)
 """What models read in Python, value by value: on a GPU each look would wait for the device."""
 
+COUNTED = "counted_tokens"
+"""In a training batch, beside what the model takes: how many supervised tokens count, a number."""
+
 
 def to_device(batch: Batch, device: "torch.device") -> Batch:
     """A training batch on the device, but for what belongs to the host.

@@ -10,7 +10,7 @@ from job.manifests.order import Order
 from job.manifests.platforms import PLATFORMS, platform
 from job.manifests.request import Object, Request
 
-__all__ = ["REFUSED", "Order", "folder", "render", "write"]
+__all__ = ["Order", "folder", "render", "write"]
 
 KINDS: Mapping[str, Callable[[Request], list[Object]]] = {
     "job": batch.bundle,
@@ -21,9 +21,6 @@ KINDS: Mapping[str, Callable[[Request], list[Object]]] = {
 SEVERAL = 2
 """Nodes of a folder's TrainJob where no number is given."""
 COMMENT = "Made by `python -m job manifest`: change the spec and make it again."
-REFUSED = (
-    "This version of the job trains in one process and refuses several nodes with exit code 2."
-)
 
 
 def render(order: Order, on: str, nodes: int = 1, kind: str = "job") -> str:
@@ -63,6 +60,4 @@ def _sound(documents: list[Object]) -> list[Object]:
 
 
 def _text(documents: list[Object]) -> str:
-    nodes = [d["spec"]["trainer"]["numNodes"] for d in documents if d["kind"] == "TrainJob"]
-    refused = any(number > 1 for number in nodes)
-    return text.dump(documents, f"{COMMENT}\n{REFUSED}" if refused else COMMENT)
+    return text.dump(documents, COMMENT)

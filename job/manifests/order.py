@@ -48,6 +48,7 @@ class Order:
             )
         spec, output = self.loaded.spec, self.output
         _name_is_one_for_kubernetes(spec.name, nodes)
+        _nodes_are_what_the_spec_wants(spec.runtime.distributed, nodes)
         if storage.is_local(spec.output.uri):
             if nodes > 1:
                 raise UsageError(
@@ -93,6 +94,18 @@ class Order:
             if not is_secret_name(name)
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def _nodes_are_what_the_spec_wants(distributed: str, nodes: int) -> None:
+    """Raises UsageError for what the job itself would refuse in its pods."""
+    if (distributed == "none" and nodes > 1) or (distributed in ("ddp", "fsdp2") and nodes == 1):
+        raise UsageError(
+            "--nodes",
+            f"does not fit to runtime.distributed: {distributed}",
+            value=nodes,
+            fix="write runtime.distributed: auto, or ask for "
+            + ("one node" if distributed == "none" else "two nodes or more"),
+        )
 
 
 def _name_is_one_for_kubernetes(name: str, nodes: int) -> None:

@@ -2,8 +2,8 @@
 
 The runtime carries everything that the plain Job has, so that nothing has to be installed in the
 cluster but the Trainer. Each pod has one process for its one device, started as everywhere else:
-a launcher between would turn every exit code into 1. Peers are told by the PET_ variables that
-the Trainer sets.
+a launcher between would turn every exit code into 1. The processes find each other by the PET_
+variables that the Trainer sets.
 """
 
 from job.errors import SpecError
@@ -76,6 +76,8 @@ def _runtime(request: Request) -> Object:
     ancestor = {trainer.ANCESTOR: "trainer"}
     # On the pod too: by it the Trainer's own network policy knows whom it hears.
     job = batch.spec(pod.template(request, NODE, ancestor))
+    # One that is lost ends all of them, and each counts.
+    job["backoffLimit"] *= request.nodes
     # The Trainer keeps and removes what it made by itself.
     del job["ttlSecondsAfterFinished"]
     return {

@@ -183,6 +183,7 @@ class RuntimeSpec:
     """None is `work` under `cache_dir`."""
     cache_dir: str
     accelerator: Literal["auto", "cpu", "cuda", "rocm"]
+    distributed: Literal["auto", "none", "ddp", "fsdp2"]
     metrics_port: int | None
     metrics_file: str | None
 

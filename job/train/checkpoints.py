@@ -55,12 +55,12 @@ class CheckpointStore:
         }
         return tuple(sorted(found))
 
-    def latest(self, directory: Path) -> Path | None:
-        """Fetches the newest valid checkpoint of this training; None where there is none."""
+    def latest(self, directory: Path) -> str | None:
+        """Fetches the newest valid checkpoint of this training: its URI, or None without one."""
         for step in reversed(self.steps()):
             problem = self._fetch(self._at(step), directory, any_fingerprint=False)
             if problem is None:
-                return directory
+                return self._at(step)
             log.warn("checkpoint skipped", step=step, reason=problem)
         return None
 

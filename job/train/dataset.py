@@ -8,9 +8,10 @@ from typing import Any
 
 from job import log
 from job.errors import DataError
-from job.families.base import IGNORED, Batch, Encoded, Family
+from job.families.base import COUNTED, IGNORED, Encoded, Family
 from job.prep.records import Row
 from job.spec.types import DataSpec, TrainSpec
+from job.train.order import SPARE
 
 _MEASURED_TOGETHER = 64
 _WORTH_WORKERS = 10_000  # fewer rows are measured sooner than processes start
@@ -121,19 +122,43 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self._fitted.indices)
 
-    def __getitem__(self, index: int) -> Encoded:
+    def __getitem__(self, index: int) -> "Encoded | Spare":
+        """The row of that number; for `SPARE` the first one, not to be counted."""
+        if index == SPARE:
+            return Spare(self.row(0))
+        return self.row(index)
+
+    def row(self, index: int) -> Encoded:
         encoded = self._encode(self._rows[self._fitted.indices[index]])
         assert encoded is not None, "a row that fitted once fits again"
         return encoded
 
 
+@dataclass(frozen=True)
+class Spare:
+    """A row that is computed and does not count."""
+
+    row: Encoded
+
+
 class Collator:
-    """The family's collator, with the check that every batch trains something."""
+    """The family's collator, with the check that every batch trains something.
+
+    Adds `counted_tokens`, for the loss.
+    """
 
     def __init__(self, family: Family, *, padding_free: bool) -> None:
         self._collate = family.pack if padding_free else family.collate
 
-    def __call__(self, rows: list[Encoded]) -> Batch:
+    def __call__(self, picked: "list[Encoded | Spare]") -> dict[str, Any]:
+        rows = [each.row if isinstance(each, Spare) else each for each in picked]
+        # The first token is foretold by nothing.
+        counted = sum(
+            label != IGNORED
+            for each in picked
+            if isinstance(each, Encoded)
+            for label in each.labels[1:]
+        )
         if not any(row.trained_tokens for row in rows):
             raise DataError(
                 ", ".join(row.id for row in rows),
@@ -141,7 +166,7 @@ class Collator:
                 fix="these rows have no answer left within max_length; "
                 "set data.truncation_strategy: delete",
             )
-        return self._collate(rows)
+        return {**self._collate(rows), COUNTED: counted}
 
 
 def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:

@@ -15,12 +15,17 @@ from peft import PeftModel
 from safetensors.torch import load_model, save_model
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from job.engines import group, sharding
 from job.train import state_files
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 OPTIMIZER, SCHEDULER, GENERATORS = "optimizer", "scheduler", "rng_state"
+
+
+def _generators(rank: int) -> str:
+    return f"{GENERATORS}_{rank}" if rank else GENERATORS
 
 
 def resumable(base: type["Trainer"]) -> type["Trainer"]:
@@ -32,6 +37,14 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
             directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             (directory / "training_args.bin").unlink(missing_ok=True)
 
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            if not sharding.is_sharded(self.model):
+                super().save_model(output_dir, _internal_call)
+                return
+            state = sharding.trained_state(self.model)
+            if self.args.should_save:
+                self._save(output_dir, state)
+
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             if isinstance(self.model, PeftModel):
                 super()._save(output_dir, state_dict)
@@ -42,7 +55,15 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
             directory.mkdir(parents=True, exist_ok=True)
             save_model(self.model, str(directory / SAFE_WEIGHTS_NAME))
 
+        def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: Any) -> Any:
+            if checkpoint is not None and self.is_fsdp_enabled:
+                # While every process has the whole model; Transformers does it afterwards.
+                self._load_from_checkpoint(checkpoint)
+            return super()._prepare_for_training(max_steps, loader, checkpoint)
+
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if sharding.is_sharded(self.model):
+                return
             if isinstance(self.model, PeftModel):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
                 return
@@ -50,13 +71,22 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
             load_model(self.model, weights, strict=True)
 
         def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-            state_files.save(self.optimizer.state_dict(), Path(output_dir, OPTIMIZER))
-            state_files.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
+            if sharding.is_sharded(self.model):
+                state = sharding.optimizer_state(self.model, self.optimizer.optimizer)
+            else:
+                state = self.optimizer.state_dict()
+            if self.args.should_save:
+                state_files.save(state, Path(output_dir, OPTIMIZER))
+                state_files.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
 
         def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
             if checkpoint is None:
                 return
-            self.optimizer.load_state_dict(state_files.load(Path(checkpoint, OPTIMIZER)))
+            state = state_files.load(Path(checkpoint, OPTIMIZER))
+            if sharding.is_sharded(self.model):
+                sharding.restore_optimizer(self.model, self.optimizer.optimizer, state)
+            else:
+                self.optimizer.load_state_dict(state)
             self.lr_scheduler.load_state_dict(state_files.load(Path(checkpoint, SCHEDULER)))
 
         def _save_rng_state(self, output_dir: str) -> None:
@@ -67,12 +97,18 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
             }
             if torch.cuda.is_available():  # on ROCm too, under the same name
                 states["cuda"] = torch.cuda.random.get_rng_state()
-            state_files.save(states, Path(output_dir, GENERATORS))
+            every = group.gathered(states)
+            if self.args.should_save:
+                for rank, each in enumerate(every):
+                    state_files.save(each, Path(output_dir, _generators(rank)))
 
         def _load_rng_state(self, checkpoint: str | None) -> None:
             if checkpoint is None:
                 return
-            states = state_files.load(Path(checkpoint, GENERATORS))
+            own = Path(checkpoint, _generators(group.rank()))
+            if not own.with_suffix(state_files.STRUCTURE).exists():
+                return  # there were fewer processes, and this one is new
+            states = state_files.load(own)
             random.setstate(states["python"])
             np.random.set_state(states["numpy"])
             torch.random.set_rng_state(states["torch"])

@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from job.prep.prepare import PreparedData
 from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
-from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
+from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
@@ -35,6 +36,9 @@ class TrainResult:
     """What training did; its files are under the stage's directory."""
 
     steps: int
+    processes: int
+    rows_a_step: int
+    """At most, over all forward passes and processes."""
     resumed_from_step: int
     epochs: float
     rows: int
@@ -68,28 +72,33 @@ def train(
     publish: Callable[[str], None],
     tell: Callable[[telemetry.Step], None],
     trackers: TrackerFiles,
-) -> tuple[Any, TrainResult]:
+) -> tuple[Any, TrainResult | None]:
     """Trains `model` and leaves the adapter (or the weights), proof and history in `directory`.
 
     `publish` stores a file of `directory` at once: the label proof is there before step 1; `tell`
     hears of every step that is logged. Gives the trained model and what was done. Raises DataError
     where a batch trains nothing, OutOfMemoryError where a step does not fit, and Stopped after
     SIGTERM with the checkpoint stored.
+
+    Of several processes that form a group all have to call it; rank 0 alone writes, and is given
+    the result.
     """
+    from job.engines import group, sharding
     from job.train.callbacks.progress import ProgressCallback
+    from job.train.callbacks.stop import StopCallback
     from job.train.callbacks.store import StoreCallback
 
+    first = group.rank() == 0
     optim = resolve_optim(spec.train, accelerator)
     rows = data.rows("train")
     fitted = fit(rows, family, spec.data, spec.train)
     encode = functools.partial(_encode, family=family, spec=spec)
     dataset = EncodedDataset(rows, fitted, encode)
     notes = directory / TRAIN
-    notes.mkdir(parents=True, exist_ok=True)
-    proof = label_proof(dataset[0], family)
-    (notes / LABEL_PROOF).write_text(json.dumps(proof, indent=2, ensure_ascii=False) + "\n")
-    publish(f"{TRAIN}/{LABEL_PROOF}")
-    log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
+    if first:
+        notes.mkdir(parents=True, exist_ok=True)
+        _prove_labels(dataset, family, notes)
+        publish(f"{TRAIN}/{LABEL_PROOF}")
 
     if spec.train.padding_free:
         family.use_packed_step(model)
@@ -112,17 +121,21 @@ def train(
         device=accelerator.name,
     )
 
-    trackers.point()
-    arguments = _arguments(spec.name, spec.train, optim, engine, scratch, fitted)
     uploads = BackgroundUploads()
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell)
-    storing = StoreCallback(store, spec.train.save_total_limit, uploads)
-    trainer = _trainer(engine, family, model, dataset, arguments, spec.train, [storing, progress])
+    callbacks: list[TrainerCallback] = [StopCallback()]
+    if first:
+        trackers.point()
+        callbacks += [StoreCallback(store, spec.train.save_total_limit, uploads), progress]
+    if group.leads_machine():
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     resumed = _resume_point(spec.train, store, scratch)
+    shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
+    arguments = _arguments(spec, optim, engine, scratch, first, shares)
+    trainer = _trainer(engine, family, model, dataset, arguments, spec.train, callbacks)
     started = time.monotonic()
     try:
-        with signals.deferred(), trackers, uploads:
+        with signals.deferred(), trackers if first else nullcontext(), uploads:
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         _raise_if_out_of_memory(error, spec.train, accelerator)
@@ -139,6 +152,10 @@ def train(
             f"the checkpoint of step {uploads.stored_step} is stored",
             fix="run the same spec again; it resumes from there",
         )
+    model = _finish(spec, family, trainer, directory if first else None)
+    shutil.rmtree(scratch, ignore_errors=True)
+    if not first:
+        return None, None
 
     history = [json.loads(line) for line in (notes / "history.jsonl").read_text().splitlines()]
     done = [entry["step"] for entry in history]
@@ -146,6 +163,10 @@ def train(
     tokens = trainer.state.num_input_tokens_seen
     result = TrainResult(
         steps=trainer.state.global_step,
+        processes=group.size(),
+        rows_a_step=spec.train.per_device_train_batch_size
+        * spec.train.gradient_accumulation_steps
+        * group.size(),
         resumed_from_step=first_step,
         epochs=round(trainer.state.epoch or 0.0, 4),
         rows=len(dataset),
@@ -161,11 +182,30 @@ def train(
         optim=optim,
         lora_targets=targets,
     )
+    return model, result
+
+
+def _finish(spec: JobSpec, family: Family, trainer: "Trainer", directory: Path | None) -> Any:
+    """The trained model, stored in `directory` by who has one; None where it is in shares."""
+    from job.engines import sharding
+
+    model = trainer.model
+    if sharding.is_sharded(model):
+        state = sharding.trained_state(model)
+        if directory is not None:
+            _store_weights(spec, family, model, state, directory)
+        return None
     # Autocast ends with training: what is compared with the stored weights computes as they do.
     model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    _store_weights(spec, family, model, directory)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return model.eval(), result
+    if directory is not None:
+        _store_weights(spec, family, model, None, directory)
+    return model.eval()
+
+
+def _prove_labels(dataset: EncodedDataset, family: Family, notes: Path) -> None:
+    proof = label_proof(dataset.row(0), family)
+    (notes / LABEL_PROOF).write_text(json.dumps(proof, indent=2, ensure_ascii=False) + "\n")
+    log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
 
 
 def _encode(row: Any, *, family: Family, spec: JobSpec) -> Any:
@@ -177,10 +217,16 @@ def _base(model: Any) -> Any:
 
 
 def _arguments(
-    name: str, spec: TrainSpec, optim: str, engine: Engine, scratch: Path, fitted: Fitted
+    job: JobSpec,
+    optim: str,
+    engine: Engine,
+    scratch: Path,
+    first: bool,
+    fsdp_config: dict[str, Any] | None,
 ) -> "TrainingArguments":
     from transformers import TrainingArguments
 
+    spec = job.train
     return TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=spec.per_device_train_batch_size,
@@ -202,7 +248,12 @@ def _arguments(
         save_strategy="steps",
         save_steps=spec.save_steps,
         gradient_checkpointing=spec.gradient_checkpointing,
-        bf16=engine.autocast,
+        # A process whose rows have no picture uses no weights of the vision tower.
+        ddp_find_unused_parameters=True,
+        # The policy of FSDP2 would round the gates, which stay fp32, too.
+        bf16=engine.autocast and fsdp_config is None,
+        fsdp=fsdp_config is not None,
+        fsdp_config=fsdp_config,
         use_cpu=engine.device.type == "cpu",
         dataloader_num_workers=spec.dataloader_num_workers,
         dataloader_persistent_workers=spec.dataloader_num_workers > 0,
@@ -210,8 +261,8 @@ def _arguments(
         remove_unused_columns=False,
         label_names=["labels"],
         include_num_input_tokens_seen="all" if spec.padding_free else "non_padding",
-        report_to=list(spec.report_to) or "none",
-        run_name=name,
+        report_to=(list(spec.report_to) if first else []) or "none",
+        run_name=job.name,
         disable_tqdm=True,
         log_level="error",
     )
@@ -229,9 +280,18 @@ def _trainer(
     from transformers.integrations import KubeflowCallback
     from transformers.trainer_callback import PrinterCallback
 
+    from job.engines import group
+    from job.train.order import SharedBatches
     from job.train.resumable import resumable
 
     trainer = resumable(engine.trainer_class())(
+        batches=SharedBatches(
+            len(dataset),
+            spec.per_device_train_batch_size,
+            seed=spec.seed,
+            process=group.rank(),
+            processes=group.size(),
+        ),
         model=model,
         args=arguments,
         train_dataset=dataset,
@@ -246,21 +306,40 @@ def _trainer(
 
 
 def _resume_point(spec: TrainSpec, store: CheckpointStore, scratch: Path) -> Path | None:
-    """The checkpoint to go on from, fetched; None to start anew."""
-    if spec.resume_from_checkpoint == "never":
+    """The checkpoint to go on from, fetched once on every machine; None to start anew.
+
+    Rank 0 chooses it, for all.
+    """
+    from job.engines import group
+
+    uri = None
+    if group.rank() == 0:
+        uri = _checkpoint_to_take(spec, store, scratch / "resume")
+    uri = group.from_first(uri)
+    if uri is None:
         return None
-    if spec.resume_from_checkpoint == "auto":
-        found = store.latest(scratch / "resume")
-    else:
-        found = store.fetch(spec.resume_from_checkpoint, scratch / "resume")
-    if found is None:
-        return None
+    found = scratch / "resume"
+    if group.leads_machine() and group.rank() > 0:
+        store.fetch(uri, found)
+    group.barrier()
     state = json.loads((found / "trainer_state.json").read_text())
     named = found.with_name(f"checkpoint-{state['global_step']}")
-    shutil.rmtree(named, ignore_errors=True)
-    found.rename(named)
+    group.barrier()
+    if group.leads_machine():
+        found.rename(named)
+    group.barrier()
     log.info("resuming", step=state["global_step"])
     return named
+
+
+def _checkpoint_to_take(spec: TrainSpec, store: CheckpointStore, directory: Path) -> str | None:
+    """The URI of the checkpoint to go on from, which is fetched into `directory`."""
+    if spec.resume_from_checkpoint == "never":
+        return None
+    if spec.resume_from_checkpoint != "auto":
+        store.fetch(spec.resume_from_checkpoint, directory)
+        return spec.resume_from_checkpoint
+    return store.latest(directory)
 
 
 def _step_of(resumed: Path | None) -> int:
@@ -273,9 +352,12 @@ def _speed(outcome: Any, trainer: Any, seconds: float) -> float:
     return float((trainer.state.num_input_tokens_seen - before) / max(seconds, 1e-9))
 
 
-def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -> None:
+def _store_weights(
+    spec: JobSpec, family: Family, model: Any, state: dict[str, Any] | None, directory: Path
+) -> None:
+    """Stores what was trained; where the model is in shares `state` is the adapter, whole."""
     if spec.lora.method == "lora":
-        _store_adapter(spec, model, directory / ADAPTER)
+        _store_adapter(spec, model, state, directory / ADAPTER)
         if not family.adapter_serving(spec.lora).merged_only:
             family.write_served_adapter(directory / ADAPTER, directory / SERVED_ADAPTER)
         return
@@ -289,8 +371,10 @@ def _store_weights(spec: JobSpec, family: Family, model: Any, directory: Path) -
     )
 
 
-def _store_adapter(spec: JobSpec, model: Any, directory: Path) -> None:
-    model.save_pretrained(directory, safe_serialization=True)
+def _store_adapter(
+    spec: JobSpec, model: Any, state: dict[str, Any] | None, directory: Path
+) -> None:
+    model.save_pretrained(directory, safe_serialization=True, state_dict=state)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     # PEFT writes sets in the order of the day; equal adapters shall be equal files.
     path = directory / "adapter_config.json"

@@ -46,10 +46,25 @@ def test_10_an_invalid_spec_tells_every_problem_at_once(tmp_path: Path, cache: P
     assert not (tmp_path / "out").exists()
 
 
-def test_2_one_of_several_processes(tmp_path: Path, cache: Path) -> None:
-    for name in ("WORLD_SIZE", "PET_NNODES"):
-        done = job(*small_run(str(tmp_path / "out"), cache=cache), environ={name: "2"})
-        one_error(done, 2, name, "one process")
+@pytest.mark.parametrize(
+    ("environ", "distributed", "told"),
+    [
+        ({"WORLD_SIZE": "2"}, "auto", "RANK"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"},
+            "none",
+            "$.runtime.distributed: is none",
+        ),
+        ({}, "ddp", "$.runtime.distributed: needs several processes"),
+        ({"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"}, "auto", "PET_NPROC_PER_NODE"),
+    ],
+)
+def test_2_processes_that_are_not_what_the_spec_wants(
+    tmp_path: Path, cache: Path, environ: dict[str, str], distributed: str, told: str
+) -> None:
+    more = ("--set", f"runtime.distributed={distributed}")
+    done = job(*small_run(str(tmp_path / "out"), *more, cache=cache), environ=environ)
+    one_error(done, 2, told, "torchrun" if distributed != "none" else "auto, ddp or fsdp2")
     assert not (tmp_path / "out").exists()
 
 

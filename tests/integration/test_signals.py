@@ -151,6 +151,27 @@ def test_a_second_signal_ends_a_deferred_stop_at_once() -> None:
     assert "SIGTERM again: leaving at once" in said
 
 
+RELAYED = """
+import os, signal
+with signals.deferred():
+    signals.relay()
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
+    print("still here", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+def test_a_stop_that_another_process_relays_is_no_second_signal() -> None:
+    process = scripted(RELAYED)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert said.count("SIGTERM received: stopping after this step") == 1
+    assert said.index("still here") < said.index("SIGTERM again: leaving at once")
+
+
 IMPORTING = """
 import importlib.abc, runpy, sys, time
 class Slow(importlib.abc.MetaPathFinder):

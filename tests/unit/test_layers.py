@@ -12,6 +12,8 @@ JOB = Path(__file__).parents[2] / "job"
 # From the bottom up; a module may import what stands in an earlier row, or in its own package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("redaction", "errors", "log", "signals"),
+    ("place",),
+    ("peers",),
     ("spec",),
     ("storage",),
     ("manifest", "provenance", "sbom", "lease", "telemetry"),
@@ -24,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train", "evaluation", "export"),
     ("outputs",),
     ("pipeline",),
+    ("follower",),
     ("plan", "infer", "doctor", "fetch", "ask", "manifests"),
     ("cli",),
     ("__main__",),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from job import errors, manifests, needs, signals
+from job import errors, manifests, needs, place, signals
 from job.errors import SpecError, UsageError
 from job.manifests import features, patches, resources, values
 from job.manifests.order import Order
@@ -16,7 +16,7 @@ from job.manifests.rules import trainer
 from job.plan import plan
 from job.sizes import Sizes, measure
 from job.spec.load import load_spec
-from tests.jobs import ROOT, job, tool
+from tests.jobs import ROOT, tool
 
 K8S = ROOT / "k8s"
 ERNIE, LATEX = "specs/ernie-4.5-vl-28b-latex.yaml", "specs/latex.yaml"
@@ -261,7 +261,6 @@ def test_a_trainjob_of_one_node_runs_and_reaches_the_trainer() -> None:
     order = Order(spec=LATEX, sets=("output.uri=s3://b/x",), environ={})
     text = manifests.render(order, "cpu", kind="trainjob")
     assert one(text, "TrainJob")["spec"]["trainer"]["numNodes"] == 1
-    assert manifests.REFUSED not in text
     egress = one(text, "NetworkPolicy")["spec"]["egress"]
     assert {"ports": [{"port": values.TRAINER_PORT, "protocol": "TCP"}]} in egress
     # The Trainer hears pods that carry this label.
@@ -298,15 +297,35 @@ def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
     assert claim["accessModes"] == ["ReadWriteMany"]
 
 
-def test_what_several_nodes_cannot_do_yet_is_said_in_the_file_and_beside_it() -> None:
-    arguments = ("manifest", LATEX, "--nodes", "2", "--output", "s3://bucket/out")
-    done = job(*arguments)
-    assert done.code == 0
-    refusal = "refuses several nodes with exit code 2"
-    assert refusal in done.out.partition("\n---")[0]
-    assert refusal in done.err
-    assert one(done.out, "TrainJob")
-    assert refusal not in manifests.render(Order(spec=LATEX, environ={}), "cpu")
+def test_every_process_of_several_nodes_may_fail_as_often_as_one(ernie: Order) -> None:
+    for nodes in (1, 4):
+        text = manifests.render(ernie, "amd", nodes, "trainjob")
+        [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+        assert replicated["template"]["spec"]["backoffLimit"] == nodes * values.RETRIES
+
+
+def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(ernie: Order) -> None:
+    text = manifests.render(ernie, "amd", nodes=2)
+    [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
+    container = replicated["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert "command" not in container  # no launcher, so that exit codes reach the policy
+    # As the Trainer's torch plugin sets them for one process a node.
+    trainer_sets = {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": str(one(text, "TrainJob")["spec"]["trainer"]["numProcPerNode"]),
+        "PET_NODE_RANK": "1",
+        "PET_MASTER_ADDR": "job-node-0-0.job",
+        "PET_MASTER_PORT": "29400",
+    }
+    here = place.of({**{v["name"]: v.get("value", "") for v in container["env"]}, **trainer_sets})
+    assert (here.rank, here.size) == (1, 2)
+
+
+@pytest.mark.parametrize(("distributed", "nodes"), [("none", 2), ("ddp", 1), ("fsdp2", 1)])
+def test_nodes_that_the_job_would_refuse_are_not_rendered(distributed: str, nodes: int) -> None:
+    sets = ("output.uri=s3://b/x", f"runtime.distributed={distributed}")
+    with pytest.raises(UsageError, match=r"--nodes: does not fit to runtime\.distributed"):
+        manifests.render(Order(spec=LATEX, sets=sets, environ={}), "amd", nodes)
 
 
 def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:

@@ -119,6 +119,20 @@ REFUSED += [
         "write -1 to leave it to train.num_train_epochs",
     ),
     (
+        ("runtime.distributed=fsdp2", "train.padding_free=false"),
+        "train.padding_free",
+        "must be true where runtime.distributed is fsdp2: without it a process whose rows have "
+        "no picture would leave the others waiting",
+        "remove the line, or set runtime.distributed: ddp",
+    ),
+    (
+        ("runtime.distributed=fsdp2", "lora.method=full"),
+        "runtime.distributed",
+        "must not be fsdp2 where lora.method is full: this version shares layers of frozen "
+        "weights alone",
+        "write ddp, or set lora.method: lora",
+    ),
+    (
         ("model.dtype=float16",),
         "model.dtype",
         "must not be float16: training in it without loss scaling diverges",

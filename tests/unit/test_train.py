@@ -167,8 +167,9 @@ class TestCheckpoints:
         store.save(directory, step, loss)
 
     def newest(self, store: CheckpointStore, tmp_path: Path) -> int | None:
-        found = store.latest(tmp_path / "fetched")
-        return None if found is None else (found / "weights").read_bytes()[0]
+        if store.latest(tmp_path / "fetched") is None:
+            return None
+        return (tmp_path / "fetched" / "weights").read_bytes()[0]
 
     def test_the_newest_is_found(self, store: CheckpointStore, tmp_path: Path) -> None:
         assert self.newest(store, tmp_path) is None

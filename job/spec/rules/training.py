@@ -54,6 +54,23 @@ def _padding_free_has_its_attention(at: View) -> Iterator[Finding]:
         )
 
 
+def _shares_are_gathered_by_all(at: View) -> Iterator[Finding]:
+    if at("runtime.distributed") == "fsdp2" and not at("train.padding_free"):
+        yield find(
+            "train.padding_free",
+            "must be true where runtime.distributed is fsdp2: without it a process whose rows have "
+            "no picture would leave the others waiting",
+            "remove the line, or set runtime.distributed: ddp",
+        )
+    if at("runtime.distributed") == "fsdp2" and at("lora.method") == "full":
+        yield find(
+            "runtime.distributed",
+            "must not be fsdp2 where lora.method is full: this version shares layers of frozen "
+            "weights alone",
+            "write ddp, or set lora.method: lora",
+        )
+
+
 def _engine_is_offered(at: View) -> Iterator[Finding]:
     if at("model.engine") == "unsloth":
         yield find(
@@ -80,6 +97,7 @@ RULES: tuple[Rule, ...] = (
     _float16_does_not_train,
     _cpu_has_what_it_needs,
     _padding_free_has_its_attention,
+    _shares_are_gathered_by_all,
     _engine_is_offered,
     _greedy_does_not_sample,
 )

@@ -1,4 +1,4 @@
-"""Stores checkpoints at the output, and stops the training when the job is asked to."""
+"""Stores checkpoints at the output."""
 
 import shutil
 import time
@@ -29,12 +29,7 @@ class StoreCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._uploads.check()
-        if signals.received():
-            control.should_save = True
-            control.should_training_stop = True
         if control.should_save:
-            # Trainer averages losses between two logs, and forgets the sum when it resumes.
-            control.should_log = True
             self._save_started = time.monotonic()
 
     def on_save(

@@ -1,6 +1,7 @@
 """Cross-entropy of the supervised tokens alone."""
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -13,9 +14,10 @@ def supervised_loss(
 ) -> torch.Tensor:
     """The mean over S tokens, a scalar in fp32, from hidden states (S, H) and their targets (S,).
 
-    Where there is more than one chunk its logits are made again in the backward pass.
+    Where there is more than one chunk its logits are made again in the backward pass. A head in
+    shares is asked once: each time all processes gather it, and their numbers of chunks differ.
     """
-    if len(targets) <= CHUNK:
+    if len(targets) <= CHUNK or isinstance(head, FSDPModule):
         return _sum(hidden, targets, head) / len(targets)
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, wanted in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):

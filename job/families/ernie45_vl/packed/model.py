@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 from job.families.ernie45_vl.packed.experts import Modalities
@@ -42,6 +43,9 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         if "pixel_values" in batch:
             pictures = self._pictures(batch).to(hidden.dtype)
             hidden = hidden.index_copy(0, batch["image_places"], pictures)
+        elif isinstance(self.model.vision_tower.blocks[0], FSDPModule):
+            # In shares, weights are gathered by all processes or by none.
+            hidden = hidden + 0 * self._pictures(self._blank(hidden.device)).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D)
         segments = Segments(batch["row_places"], batch["row_real"])
         modalities = Modalities(batch["text_tokens"], batch["vision_tokens"], batch["token_order"])
@@ -53,6 +57,21 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             if logits is not None:
                 routed.append(logits)
         return text.norm(hidden), tuple(routed)
+
+    def _blank(self, device: torch.device) -> Any:
+        """What a batch has of its pictures, for one of a single token."""
+        vision = self.config.vision_config
+        count = vision.spatial_merge_size**2
+        places = torch.arange(count, device=device)
+        side = vision.spatial_merge_size
+        return {
+            "pixel_values": torch.zeros(
+                count, vision.in_channels * vision.patch_size**2, device=device
+            ),
+            "patch_position_ids": torch.stack([places // side, places % side], dim=1),
+            "patch_places": places,
+            "patch_real": torch.ones(1, count, dtype=torch.bool, device=device),
+        }
 
     def _pictures(self, batch: Any) -> torch.Tensor:
         """The embeddings of all image tokens in order, (image tokens, H)."""

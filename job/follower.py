@@ -1,0 +1,41 @@
+"""A process beside rank 0, where several train together: it takes part in the training alone.
+
+Everything else is rank 0's: the lease, prep, evaluation, export and every file at the output. This
+one waits until it is called to train, and leaves when rank 0 does, with its exit code.
+"""
+
+from typing import NoReturn
+
+from job import signals
+from job.manifest import StageRecord
+from job.peers import Peers
+from job.pipeline import Pipeline
+from job.spec.load import LoadedSpec
+
+
+def follow(loaded: LoadedSpec, command: str, peers: Peers) -> NoReturn:
+    """Follows rank 0 to its end."""
+    try:
+        # Rank 0 decides when the job stops, and hears of every signal.
+        with signals.deferred():
+            _train(loaded, command, peers)
+            peers.wait_for_end()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, rank 0 has to hear of it
+        peers.fail(error)
+
+
+def _train(loaded: LoadedSpec, command: str, peers: Peers) -> None:
+    call = peers.hear("train")
+    pipeline = Pipeline(loaded, command, peers)
+    record = StageRecord.from_json(call["prep"])
+    pipeline.record.add(record)
+    place = peers.place
+    if place.local_rank == 0:
+        pipeline.output.fetch(record)
+        pipeline.models.base()
+        peers.tell(f"fetched/{place.node}", True)
+    else:
+        if place.node > 0:
+            peers.hear(f"fetched/{place.node}")
+        pipeline.output.find_fetched(record)
+    pipeline.train(pipeline.output.workdir, call["identity"])

@@ -1,0 +1,24 @@
+"""Stops the training after a step, in all processes after the same one."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from job import signals
+from job.engines import group
+
+
+class StopCallback(TrainerCallback):
+    """Asks for a checkpoint and the end where a process has been asked to stop."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if group.any_of(signals.received() is not None):
+            if signals.received() is None:
+                signals.relay()
+            control.should_save = True
+            control.should_training_stop = True
+        if control.should_save:
+            # Trainer averages losses between two logs, and forgets the sum when it resumes.
+            control.should_log = True

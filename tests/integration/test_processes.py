@@ -1,0 +1,279 @@
+"""Several processes that train one job: what one trains, written by one, ended as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from job.cli import app
+from tests.jobs import ROOT, read_json, sets, small_run, start
+from tests.s3 import free_ports
+
+# Ten rows, four a step: the third step of an epoch leaves one of two processes without a row. The
+# balance of experts is a product of means over a forward pass, so it depends on how rows are cut.
+SETTINGS = {
+    "data.train.limit": 10,
+    "data.eval.limit": 2,
+    "eval.max_samples": 2,
+    "train.max_steps": 5,
+    "train.save_steps": 2,
+    "train.router_aux_loss_coef": 0,
+    "runtime.accelerator": "cpu",
+}
+LONG = {"train.max_steps": 500, "train.save_steps": 500, "train.num_train_epochs": 9}
+SECONDS = 240
+
+
+def arguments(output: Path, rows: int, passes: int, **more: object) -> list[str]:
+    settings = {
+        **SETTINGS,
+        "train.per_device_train_batch_size": rows,
+        "train.gradient_accumulation_steps": passes,
+        **more,
+    }
+    return small_run(str(output), *sets(settings), cache=output.parent / f"cache-{output.name}")
+
+
+def torchrun(command: str, given: list[str]) -> subprocess.Popen[str]:
+    [port] = free_ports(1)
+    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", "job", command, *given[1:]],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+class Pair:
+    """Two processes without a launcher, as in two pods of one process each."""
+
+    def __init__(self, *given: list[str]) -> None:
+        [port] = free_ports(1)
+        self.said = ["", ""]
+        self.processes = [
+            start(
+                *own,
+                environ={
+                    "PET_NNODES": "2",
+                    "PET_NODE_RANK": str(rank),
+                    "PET_MASTER_ADDR": "127.0.0.1",
+                    "PET_MASTER_PORT": str(port),
+                    "OMP_NUM_THREADS": "1",
+                },
+            )
+            for rank, own in enumerate(given)
+        ]
+
+    def wait_for(self, text: str) -> None:
+        """Reads what rank 0 says until the text is in it."""
+        for line in self.processes[0].stderr or ():
+            self.said[0] += line
+            if text in line:
+                return
+        raise AssertionError(f"rank 0 never said {text!r}:\n{self.said}")
+
+    def end(self) -> tuple[int, int]:
+        """The exit codes, once both have left."""
+        for rank, process in enumerate(self.processes):
+            self.said[rank] += process.communicate(timeout=SECONDS)[1]
+        first, second = (process.returncode for process in self.processes)
+        return first, second
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+@pytest.fixture
+def pair() -> Iterator[Any]:
+    started = []
+
+    def make(*given: list[str]) -> Pair:
+        started.append(Pair(*given))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.kill()
+
+
+def history(output: Path) -> list[dict[str, float]]:
+    lines = (output / "train" / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def adapter(output: Path) -> dict[str, Any]:
+    return dict(load_file(output / "adapter" / "adapter_model.safetensors"))
+
+
+def same_training(found: Path, expected: Path) -> None:
+    """The losses, the gradients' norms and the adapter are equal within fp32's rounding."""
+    assert len(history(expected)) == SETTINGS["train.max_steps"]
+    for mine, other in zip(history(found), history(expected), strict=True):
+        assert mine["step"] == other["step"]
+        assert mine["learning_rate"] == other["learning_rate"]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-5)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    mine, other = adapter(found), adapter(expected)
+    assert mine.keys() == other.keys()
+    for name, tensor in other.items():
+        assert mine[name].shape == tensor.shape
+        moved = float((mine[name] - tensor).abs().max())
+        assert moved < 2e-4, f"{name}: {moved}"  # a tenth of one step's learning rate
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process that takes the rows of a step at once."""
+    output = tmp_path_factory.mktemp("alone") / "out"
+    app(["train", *arguments(output, 4, 1)[1:]], standalone_mode=False)
+    return output
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole job of two processes, each of which takes a row at a time; and what it said."""
+    output = tmp_path_factory.mktemp("together") / "out"
+    process = torchrun("run", arguments(output, 1, 2))
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    return output, said
+
+
+def test_a_step_in_several_forward_passes_is_the_step_at_once(alone: Path, tmp_path: Path) -> None:
+    app(["train", *arguments(tmp_path / "out", 1, 4)[1:]], standalone_mode=False)
+    same_training(tmp_path / "out", alone)
+
+
+def test_two_processes_train_what_one_does(alone: Path, together: tuple[Path, str]) -> None:
+    same_training(together[0], alone)
+
+
+def test_two_processes_that_share_each_layer_train_what_one_does(
+    alone: Path, tmp_path: Path
+) -> None:
+    given = arguments(tmp_path / "out", 2, 1, **{"runtime.distributed": "fsdp2"})
+    process = torchrun("train", given)
+    _, said = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, said
+    same_training(tmp_path / "out", alone)
+
+
+def test_rank_0_alone_speaks_and_writes_a_whole_job(together: tuple[Path, str]) -> None:
+    output, said = together
+    for once in ("processes joined processes=2", "prep: done", "train: done", "done output="):
+        assert said.count(once) == 1, said
+    assert said.count("checkpoint stored step=4") == 1
+    assert "Warning" not in said
+    assert (output / "_SUCCESS").exists()
+    run = read_json(output / "run.json")
+    assert run["status"] == "succeeded"
+    assert run["throughput"]["processes"] == 2
+    assert run["throughput"]["rows_a_step"] == 4
+
+
+def test_a_resumed_training_of_two_is_bit_equal_and_one_process_may_go_on_with_it(
+    together: tuple[Path, str], tmp_path: Path
+) -> None:
+    import shutil
+
+    found = {}
+    for processes in (2, 1):
+        output = Path(shutil.copytree(together[0], tmp_path / f"out-{processes}"))
+        (output / ".stages" / "train.json").unlink()
+        shutil.rmtree(output / "adapter")
+        for step in (4, 5):
+            shutil.rmtree(output / "checkpoints" / f"step-{step}")
+        if processes == 2:
+            process = torchrun("train", arguments(output, 1, 2))
+            _, said = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, said
+            assert said.count("resuming step=2") == 1
+        else:
+            app(["train", *arguments(output, 2, 2)[1:]], standalone_mode=False)
+        found[processes] = output
+    for name, tensor in adapter(together[0]).items():
+        assert adapter(found[2])[name].equal(tensor), name
+    assert read_json(found[1] / "run.json")["stages"]["train"]["summary"]["resumed_from_step"] == 2
+    same_training(found[1], together[0])
+
+
+@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=["rank 0", "rank 1", "both"])
+def test_sigterm_to_any_process_stops_all_with_one_checkpoint(
+    pair: Any, tmp_path: Path, asked: tuple[int, ...]
+) -> None:
+    given = arguments(tmp_path / "out", 1, 2, **LONG)
+    both = pair(given, given)
+    both.wait_for("train step=2/")
+    for rank in asked:
+        both.processes[rank].send_signal(signal.SIGTERM)
+    assert both.end() == (143, 143), both.said
+    assert both.said[0].count("checkpoint stored") == 1
+    assert both.said[1] == ""
+    assert len(list((tmp_path / "out" / "checkpoints").glob("step-*/manifest.json"))) == 1
+    assert read_json(tmp_path / "out" / "run.json")["status"] == "preempted"
+
+
+def test_a_process_that_dies_ends_the_other_with_its_name(pair: Any, tmp_path: Path) -> None:
+    given = arguments(tmp_path / "out", 1, 2, **LONG)
+    both = pair(given, given)
+    both.wait_for("train step=2/")
+    both.processes[1].kill()
+    sent = time.monotonic()
+    assert both.end() == (70, -9), both.said
+    assert time.monotonic() - sent < 60
+    assert "rank 1: has died or cannot be reached" in both.said[0]
+    assert "fix: " in both.said[0]
+    assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
+
+
+def test_rank_0_that_dies_ends_the_other(pair: Any, tmp_path: Path) -> None:
+    given = arguments(tmp_path / "out", 1, 2, **LONG)
+    both = pair(given, given)
+    both.wait_for("prep: started")
+    both.processes[0].kill()
+    assert both.end() == (-9, 70), both.said
+    assert "rank 0: has died or cannot be reached" in both.said[1]
+
+
+def test_an_error_of_rank_0_is_told_once_and_ends_all_with_its_code(
+    pair: Any, tmp_path: Path
+) -> None:
+    missing = {"model.model_name_or_path": "/nowhere/model"}
+    given = arguments(tmp_path / "out", 1, 2, **missing)
+    both = pair(given, given)
+    assert both.end() == (12, 12), both.said
+    assert "/nowhere/model" in both.said[0]
+    assert both.said[1] == ""
+
+
+def test_an_error_of_another_rank_is_told_by_rank_0(pair: Any, tmp_path: Path) -> None:
+    both = pair(
+        arguments(tmp_path / "out", 1, 2),
+        arguments(tmp_path / "out", 1, 2, **{"runtime.accelerator": "rocm"}),
+    )
+    assert both.end() == (10, 10), both.said
+    assert "invalid spec, in rank 1" in both.said[0]
+    assert "$.runtime.accelerator" in both.said[0]
+    assert both.said[1] == ""
+    assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
+
+
+def test_processes_of_different_specs_do_not_train_together(pair: Any, tmp_path: Path) -> None:
+    both = pair(
+        arguments(tmp_path / "out", 1, 2),
+        arguments(tmp_path / "out", 1, 2, **{"train.learning_rate": 0.5}),
+    )
+    assert both.end() == (70, 70), both.said
+    assert "rank 1: has another spec or version of the job than rank 0" in "".join(both.said)
+    assert not (tmp_path / "out" / "adapter").exists()
