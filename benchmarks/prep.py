@@ -69,7 +69,7 @@ output: {{uri: out}}
     assert spec.eval is not None  # noqa: S101
     data = prepare(
         spec,
-        stage_source(spec.train, "$.data.train"),
+        [stage_source(spec.train[0], "$.data.train")],
         stage_source(spec.eval, "$.data.eval"),
         directory,
         seed=2,

@@ -118,7 +118,7 @@ def quoted(value: Any) -> str:
 
 
 def _move(section: keys.Path, targets: list[str]) -> str:
-    parent = ".".join(map(str, section))
+    parent = ".".join(part for part in section if isinstance(part, str))
     for target in targets:
         above, _, leaf = target.rpartition(".")
         if above == parent or _twin(above) == parent:

@@ -242,7 +242,7 @@ def test_infer_answers_with_each_of_the_weights(
 
     spec = load_spec(Path("specs/latex.yaml").read_text(), "latex", environ={}).spec
     image = tmp_path / "formula.png"
-    image.write_bytes(formulas.sample(spec.data.train.formulas, 7).png)
+    image.write_bytes(formulas.sample(spec.data.train[0].formulas, 7).png)
     arguments = small_run(str(output), cache=cache)[1:]
     done = job("infer", *arguments, "--image", str(image), "--weights", weights)
     assert done.code == 0, done.err

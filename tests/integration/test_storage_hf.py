@@ -13,7 +13,7 @@ import pytest
 
 from job import errors, storage
 from job.storage import retry
-from tests.unit.test_prep import data_spec, png, run
+from tests.unit.test_prep import data_spec, png, run, with_source
 
 FILES = {
     "main": {"config.json": b"{}", "weights/a.safetensors": b"main weights"},
@@ -261,5 +261,5 @@ def test_rows_of_a_dataset_on_the_hub_are_read_by_split(
     monkeypatch.setitem(FILES, "main", files)
     spec = replace(data_spec(Path("x")), eval_fraction=0.3)
     uri = "hf://datasets/org/data"
-    data = run(replace(spec, train=replace(spec.train, uri=uri, split="train")), tmp_path)
+    data = run(with_source(spec, uri=uri, split="train"), tmp_path)
     assert data.train_rows + data.eval_rows == 12

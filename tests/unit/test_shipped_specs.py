@@ -58,11 +58,11 @@ def test_says_nothing_that_is_not_a_key(path: Path) -> None:
 def test_latex_needs_no_network_and_trains_what_it_does_not_evaluate() -> None:
     spec = _load("latex").spec
     assert spec.data.eval is not None
-    uris = {spec.model.model_name_or_path, spec.data.train.uri, spec.data.eval.uri}
+    uris = {spec.model.model_name_or_path, spec.data.train[0].uri, spec.data.eval.uri}
     assert uris == {"builtin://ernie-vl-tiny", "builtin://formulas"}
     assert spec.model.init == "random"
-    assert spec.data.train.formulas.seed != spec.data.eval.formulas.seed
-    assert spec.data.train.formulas.max_tokens == spec.data.eval.formulas.max_tokens
+    assert spec.data.train[0].formulas.seed != spec.data.eval.formulas.seed
+    assert spec.data.train[0].formulas.max_tokens == spec.data.eval.formulas.max_tokens
     assert spec.train.max_steps <= 40
     assert spec.eval.generation.max_new_tokens <= 48
 
@@ -87,6 +87,6 @@ def test_ernie_is_the_reference_workload() -> None:
 def test_im2latex_reads_the_folder_that_its_variable_names() -> None:
     spec = _load("im2latex", IM2LATEX="s3://b/formulas").spec
     assert spec.data.eval is not None
-    assert spec.data.train.uri == "s3://b/formulas/train.jsonl"
+    assert spec.data.train[0].uri == "s3://b/formulas/train.jsonl"
     assert spec.data.eval.uri == "s3://b/formulas/validation.jsonl"
-    assert spec.data.eval.columns == spec.data.train.columns
+    assert spec.data.eval.columns == spec.data.train[0].columns

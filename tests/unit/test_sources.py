@@ -25,7 +25,7 @@ from job.prep.find import stage_source
 from job.prep.readers import tars
 from job.prep.records import Row
 from job.spec.types import DataSpec
-from tests.unit.test_prep import data_spec, png, rejects, run, write_jsonl
+from tests.unit.test_prep import data_spec, png, rejects, run, with_source, write_jsonl
 
 COUNT = 12
 
@@ -185,7 +185,7 @@ def test_rows_are_the_same_however_and_wherever_they_are_kept(
         uri = f"memory://{tmp_path}/{path.relative_to(folder)}".removesuffix("/.")
     spec = data_spec(Path("x"))
     split = "train" if kind in ("save_to_disk", "shards of a split") else None
-    rows = rows_of(replace(spec, train=replace(spec.train, uri=uri, split=split)), tmp_path)
+    rows = rows_of(with_source(spec, uri=uri, split=split), tmp_path)
     assert rows.keys() == {text_of(n) for n in range(COUNT)}
     for n in range(COUNT):
         assert rows[text_of(n)].images[0].data == picture(n)
@@ -324,11 +324,11 @@ def test_an_archive_with_endless_headers_or_cut_short_is_an_error(
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"x": "y" * 2**21}) as a:
         add(a, "b.png", picture(1))
     with pytest.raises(DataError, match="not a readable tar"):
-        list(readers.read(stage_source(data_spec(path).train, "x").files[0]))
+        list(readers.read(stage_source(data_spec(path).train[0], "x").files[0]))
     as_tar(folder)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="not a readable tar"):
-        list(readers.read(stage_source(data_spec(path).train, "x").files[0]))
+        list(readers.read(stage_source(data_spec(path).train[0], "x").files[0]))
 
 
 def test_a_packed_file_that_is_cut_is_an_error(folder: Path, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_images_by_url_are_fetched_only_where_the_spec_allows_it(
 def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) -> None:
     as_json(folder)
     spec = data_spec(Path("x"))
-    rows = rows_of(replace(spec, train=replace(spec.train, uri=f"{web}/rows.json")), tmp_path)
+    rows = rows_of(with_source(spec, uri=f"{web}/rows.json"), tmp_path)
     assert len(rows) == COUNT
 
 
@@ -379,17 +379,17 @@ def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) 
 def test_pickles_and_archives_are_refused_by_name(name: str, reason: str, folder: Path) -> None:
     (folder / name).write_bytes(b"\x80\x04\x95cos\nsystem\n")
     with pytest.raises(InputError, match=reason):
-        stage_source(data_spec(folder / name).train, "$.data.train")
+        stage_source(data_spec(folder / name).train[0], "$.data.train")
 
 
 def test_a_split_that_is_not_there_is_an_input_error(folder: Path) -> None:
-    spec = data_spec(as_shards(folder)).train
+    spec = data_spec(as_shards(folder)).train[0]
     with pytest.raises(InputError, match="nothing is there"):
         stage_source(replace(spec, split="validation"), "$.data.train")
 
 
 def test_a_changed_picture_of_a_folder_changes_the_digest(folder: Path) -> None:
-    spec = data_spec(as_pairs(folder)).train
+    spec = data_spec(as_pairs(folder)).train[0]
     before = stage_source(spec, "x").digest
     (folder / "images" / "3.png").touch()
     assert stage_source(spec, "x").digest == before, "dates do not count"
@@ -403,7 +403,7 @@ def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pic
     write_jsonl(folder, plain())
     storage.copy_tree(str(folder), f"memory://{tmp_path}")
     for root in (str(folder), f"memory://{tmp_path}"):
-        spec = replace(data_spec(Path("x")).train, uri=f"{root}/rows.jsonl")
+        spec = replace(data_spec(Path("x")).train[0], uri=f"{root}/rows.jsonl")
         source = stage_source(spec, "x")
         before = pictures.digest(source, spec)
         assert pictures.digest(source, spec) == before

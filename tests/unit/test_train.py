@@ -37,7 +37,7 @@ def family(spec: JobSpec) -> families.Family:
 
 def row(answer: str, question: str = "Read.", images: int = 1) -> Row:
     spec = load_spec(Path("specs/latex.yaml").read_text(), "s", environ={}).spec
-    picture = inspect(formulas.sample(spec.data.train.formulas, 0).png)
+    picture = inspect(formulas.sample(spec.data.train[0].formulas, 0).png)
     parts = [*[Part(image=i) for i in range(images)], Part(text=question)]
     return Row(
         id="rows.jsonl:1",
