@@ -11,7 +11,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from job.prep.images import ImageRefused, inspect
 from job.prep.records import EncodedImage, Message, Part, Role, Row
@@ -41,6 +41,14 @@ class RowRefused(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A column that rows are read by and that is not there; `key` is its place in `columns`."""
+
+    key: str
+    column: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Columns:
     """The columns of one source by what they hold; `image` and `text`, or `messages`, or neither
     where `alpaca` says that its columns are there."""
@@ -52,11 +60,11 @@ class Columns:
     alpaca: bool = False
 
     @classmethod
-    def resolve(cls, spec: ColumnsSpec, present: tuple[str, ...]) -> "Columns | str":
-        """The columns to read, or the name of what is missing where the mapping cannot work."""
-        for name in (spec.image, spec.text, spec.messages, spec.id):
+    def resolve(cls, spec: ColumnsSpec, present: tuple[str, ...]) -> "Columns | Missing":
+        """The columns to read, or what is missing where the mapping cannot work."""
+        for key, name in asdict(spec).items():
             if name is not None and name not in present:
-                return name
+                return Missing(key=key, column=name)
 
         def pick(named: str | None, *usual: str) -> str | None:
             return named or next((name for name in usual if name in present), None)
@@ -70,8 +78,9 @@ class Columns:
         )
         if columns.messages is not None or columns.alpaca:
             return columns
-        if columns.text is None:
-            return "text"
+        for key in ("text", "image"):  # a question about an image that no row shows trains nothing
+            if getattr(columns, key) is None:
+                return Missing(key=key, column=key)
         return columns
 
 

@@ -292,6 +292,9 @@ def test_a_wrong_column_mapping_shows_the_columns_that_exist(folder: Path, tmp_p
     spec = data_spec(write_jsonl(folder, [{"picture": "images/1.png", "latex": "x"}] * 3))
     with pytest.raises(DataError, match=r"no column `text`; the source has picture, latex"):
         run(spec, tmp_path)
+    columns = replace(spec.train[0].columns, text="latex")
+    with pytest.raises(DataError, match=r"(?s)columns\.image: there is no.*image: picture$"):
+        run(with_source(spec, columns=columns), tmp_path)
     columns = replace(spec.train[0].columns, image="picture", text="latexx")
     with pytest.raises(DataError, match="no column `latexx`"):
         run(with_source(spec, columns=columns), tmp_path)
