@@ -5,6 +5,7 @@ Nothing is downloaded: files are read where they are, as a stream.
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -36,6 +37,8 @@ REFUSED = {
     **dict.fromkeys((".npy", ".npz"), "may hold pickles, which run code when they are read"),
     **dict.fromkeys((".zip", ".7z", ".rar"), "is an archive, which is not unpacked"),
 }  # fmt: skip
+SPLITS = ("dev", "eval", "test", "train", "val", "validation")
+"""Names by which files that belong to different splits are told apart."""
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SAMPLE = 4096  # bytes read from either end of a picture to tell it from another
 
@@ -69,7 +72,7 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
     """
     if source.uri == FORMULAS:
         return StagedSource(uri=source.uri, files=(), digest=FORMULAS, builtin=True)
-    uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source)
+    uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source, field)
     for uri in uris if len(uris) == 1 else ():
         if reason := REFUSED.get(suffix(storage.name(uri))):
             raise InputError(
@@ -97,19 +100,42 @@ def suffix(name: str) -> str:
     return "." + name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def _members(source: SourceSpec) -> tuple[str, ...]:
-    """The file itself, or where the URI names a folder, what is in it (of the split)."""
+def _members(source: SourceSpec, field: str) -> tuple[str, ...]:
+    """The file itself, or where the URI names a folder, what is in it (of the split).
+
+    Raises InputError where the folder has not that split, or has several and none is named: whoever
+    trains on all of them has seen the rows of the test.
+    """
     if storage.is_file(source.uri):
         return (source.uri,)
     paths = [file.path for file in storage.list_files(source.uri)]
+    splits = sorted({split for path in paths for split in _splits_of(path)})
+    if source.split is None and len(splits) > 1:
+        raise InputError(
+            f"{field}.split", f"must name one of {', '.join(splits)}", value=source.uri,
+            fix=f"write split: {splits[-1]}; a glob reads files of several",
+        )  # fmt: skip
     if source.split is not None:
         paths = [path for path in paths if _in_split(path, source.split)]
+        if not paths and splits:
+            raise InputError(
+                f"{field}.split", f"is not there; the folder has {', '.join(splits)}",
+                value=source.split, fix=f"write split: {splits[-1]}",
+            )  # fmt: skip
     return tuple(storage.join(source.uri, path) for path in paths)
 
 
 def _in_split(path: str, split: str) -> bool:
+    """Whether a folder has the split's name, or the file's name has it as a word."""
     *folders, name = path.split("/")
-    return split in folders or name.startswith(split)
+    word = rf"(?<![0-9A-Za-z]){re.escape(split)}(?![0-9A-Za-z])"
+    return split in folders or re.search(word, name) is not None
+
+
+def _splits_of(path: str) -> list[str]:
+    if suffix(path) not in (*LISTS, *PICTURES):
+        return []
+    return [split for split in SPLITS if _in_split(path, split)]
 
 
 def _files(source: SourceSpec, uris: tuple[str, ...]) -> tuple[SourceFile, ...]:

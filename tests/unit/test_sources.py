@@ -384,8 +384,25 @@ def test_pickles_and_archives_are_refused_by_name(name: str, reason: str, folder
 
 def test_a_split_that_is_not_there_is_an_input_error(folder: Path) -> None:
     spec = data_spec(as_shards(folder)).train[0]
-    with pytest.raises(InputError, match="nothing is there"):
+    with pytest.raises(InputError, match=r"split: is not there; the folder has test, train"):
         stage_source(replace(spec, split="validation"), "$.data.train")
+
+
+def test_a_folder_of_several_splits_asks_which_one(folder: Path) -> None:
+    spec = data_spec(as_shards(folder)).train[0]
+    with pytest.raises(InputError, match=r"split: must name one of test, train"):
+        stage_source(spec, "$.data.train")
+    assert len(stage_source(replace(spec, split="train"), "x").files) == 3
+    assert len(stage_source(replace(spec, uri=f"{folder}/*.jsonl"), "x").files) == 4
+
+
+def test_a_split_is_a_word_of_the_name_and_not_its_beginning(folder: Path) -> None:
+    for name in ("train-0.jsonl", "pairs_train.jsonl", "trainer.jsonl", "test/train2.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_jsonl(folder, plain(), name)
+    spec = replace(data_spec(folder).train[0], split="train")
+    names = {file.name for file in stage_source(spec, "x").files}
+    assert names == {"train-0.jsonl", "pairs_train.jsonl"}
 
 
 def test_a_changed_picture_of_a_folder_changes_the_digest(folder: Path) -> None:
