@@ -20,6 +20,7 @@ from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
+from job.train.lengths import LENGTHS, lengths
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
@@ -89,6 +90,9 @@ def train(
     proof = label_proof(dataset[0], family)
     (notes / LABEL_PROOF).write_text(json.dumps(proof, indent=2, ensure_ascii=False) + "\n")
     publish(f"{TRAIN}/{LABEL_PROOF}")
+    measured = lengths(fitted.measured, spec.train.max_length)
+    (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
+    publish(f"{TRAIN}/{LENGTHS}")
     log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
 
     if spec.train.padding_free:
@@ -106,6 +110,9 @@ def train(
     log.info(
         "training",
         rows=len(dataset),
+        tokens_a_row=measured["tokens_a_row"]["mean"],
+        longest=measured["tokens_a_row"]["max"],
+        over_max_length=f"{measured['over_max_length']['share']:.2%}",
         dropped=fitted.dropped,
         trainable=f"{trainable:,} of {total:,} ({trainable / total:.2%})",
         optim=optim,

@@ -88,6 +88,12 @@ def test_the_loss_falls_and_every_step_is_recorded(finished: Path) -> None:
     assert all(entry["tokens_per_second"] > 0 for entry in history)
 
 
+def test_lengths_of_the_training_rows_are_told(finished: Path) -> None:
+    found = read_json(finished / "train" / "lengths.json")
+    assert found["rows"] == sum(found["tokens_a_row"]["histogram"].values()) <= 48
+    assert found["over_max_length"]["rows"] == 0 < found["tokens_a_row"]["median"]
+
+
 def test_predictions_stand_beside_their_labels(finished: Path) -> None:
     lines = (finished / "eval" / "predictions.jsonl").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]

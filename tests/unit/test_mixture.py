@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from job import pipeline
 from job.errors import DataError
 from job.evaluation.latex import normalize
 from job.manifest import digest_tree
 from job.prep import mixture
 from job.prep.find import stage_source
 from job.prep.prepare import PreparedData, prepare
+from job.spec.load import load_spec
 from job.spec.types import DataSpec
 from tests.unit.test_prep import data_spec, png, write_jsonl
 
@@ -143,6 +145,24 @@ def test_held_out_rows_are_kept_out_of_every_source(folder: Path, tmp_path: Path
     assert (data.leaked_rows, data.train_rows, data.eval_rows) == (2, 48, 2)
     assert [each["rows"] for each in stats(tmp_path)["sources"]] == [39, 9]
     assert not {"a_{3}", "b_{3}"} & {row.answer for row in data.rows("train")}
+
+
+def test_every_source_is_an_input_of_the_run(folder: Path, tmp_path: Path) -> None:
+    text = f"""
+version: 1
+name: test
+model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
+data:
+  train: [{{uri: "{folder}/a.jsonl", weight: 1}}, {{uri: "{folder}/b.jsonl", weight: 1}}]
+output: {{uri: "{tmp_path}/out"}}
+runtime: {{cache_dir: "{tmp_path}/cache"}}
+"""
+    record = pipeline.run(load_spec(text, "spec", environ={}), "prep")
+    assert list(record.inputs) == ["model", "train[0]", "train[1]"]
+    assert record.rows["train"] % 2 == 0
+    write_jsonl(folder, [{"image": "b1.png", "text": "b_0"}] * 4, "b.jsonl")
+    again = pipeline.run(load_spec(text, "spec", environ={}), "prep")
+    assert again.rows["train"] + again.rows["eval"] < record.rows["train"], "it was made again"
 
 
 def test_a_source_that_gives_no_row_ends_prep_and_is_named(folder: Path, tmp_path: Path) -> None:
