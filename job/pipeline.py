@@ -20,7 +20,7 @@ from job.errors import JobError, Stopped, told
 from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
-from job.prep import find, pictures
+from job.prep import cache, find, pictures
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
@@ -198,21 +198,27 @@ class Pipeline:
     # --- the stages: each fills a folder and gives its summary -----------------------------
 
     def _prep(self, directory: Path) -> dict[str, Any]:
-        data = prepare(
-            self.spec.data,
-            self.train_sources,
-            self.eval_source,
-            directory / "data",
-            seed=self.spec.train.seed,
-            label_key=latex.normalize,
-            identity=self.fingerprint("prep"),
-        )
-        rows = {
-            "train": data.train_rows,
-            "eval": data.eval_rows,
-            "rejected": data.rejected_rows,
-            "leaked": data.leaked_rows,
-        }
+        identity, kept = self.fingerprint("prep"), self.cache_dir / "prepared"
+        rows = cache.take(kept, identity, directory / "data")
+        if rows is not None:
+            log.info("the same rows were prepared before, and are used again", kept=kept)
+        else:
+            data = prepare(
+                self.spec.data,
+                self.train_sources,
+                self.eval_source,
+                directory / "data",
+                seed=self.spec.train.seed,
+                label_key=latex.normalize,
+                identity=identity,
+            )
+            rows = {
+                "train": data.train_rows,
+                "eval": data.eval_rows,
+                "rejected": data.rejected_rows,
+                "leaked": data.leaked_rows,
+            }
+            cache.keep(kept, identity, directory / "data", rows)
         log.info("data", **rows)
         return {"rows": rows}
 

@@ -20,7 +20,7 @@ _COLUMNS = ("image", "images", "file_name")
 
 def digest(source: StagedSource, spec: SourceSpec) -> str:
     """One digest of all pictures that the records to be read name by a path."""
-    if source.builtin or all(f.format in ("imagefolder", "webdataset") for f in source.files):
+    if source.builtin or _holds_its_pictures(source, spec):
         return ""  # the source's own digest covers them
     digests: dict[tuple[str, str], object] = {}
     folders: set[tuple[str, str]] = set()
@@ -36,6 +36,19 @@ def digest(source: StagedSource, spec: SourceSpec) -> str:
             digests[base, folder] = [(file.path, file.size, file.version) for file in listed]
     # Where the lists lie is no part of it: the same data may be mounted elsewhere.
     return fingerprint(sorted((path, str(found)) for (_, path), found in digests.items()))
+
+
+def _holds_its_pictures(source: StagedSource, spec: SourceSpec) -> bool:
+    """Whether pictures lie in the source's files; of tables, as far as the first rows tell.
+
+    A table that does is not read through: it would be downloaded only to find no name in it.
+    """
+    formats = {file.format for file in source.files}
+    if formats <= {"imagefolder", "webdataset"}:
+        return True
+    if not formats <= {"parquet", "arrow"}:
+        return False
+    return not any(any(_paths(record, spec)) for record in sources.head(source))
 
 
 def _paths(record: Record, spec: SourceSpec) -> Iterator[str]:

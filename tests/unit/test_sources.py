@@ -414,6 +414,33 @@ def test_a_changed_picture_of_a_folder_changes_the_digest(folder: Path) -> None:
     assert stage_source(spec, "x").digest != before
 
 
+def test_a_table_that_holds_its_pictures_is_not_read_through_for_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [{"bytes": picture(n), "path": f"{n}.png"} for n in range(400)]
+    pq.write_table(
+        pa.table({"image": images, "text": ["x"] * 400}), tmp_path / "a.parquet", row_group_size=50
+    )
+    pq.write_table(
+        pa.table({"image": [f"{n}.png" for n in range(400)], "text": ["x"] * 400}),
+        tmp_path / "b.parquet",
+    )
+    given: list[str] = []
+    read = readers.read
+
+    def counted(file: Any) -> Iterator[readers.Record]:
+        for record in read(file):
+            given.append(record.id)
+            yield record
+
+    monkeypatch.setattr(readers, "read", counted)
+    for name, expected in (("a", range(1, 65)), ("b", range(400, 500))):
+        spec = data_spec(tmp_path / f"{name}.parquet").train[0]
+        given.clear()
+        pictures.digest(stage_source(spec, "x"), spec)
+        assert len(given) in expected
+
+
 def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pictures(
     folder: Path, tmp_path: Path
 ) -> None:
