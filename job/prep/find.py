@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, cast
 
 from job import storage
@@ -39,6 +40,9 @@ REFUSED = {
 }  # fmt: skip
 SPLITS = ("dev", "eval", "test", "train", "val", "validation")
 """Names by which files that belong to different splits are told apart."""
+MOST_FILES = 100_000
+"""That a pattern with braces may stand for."""
+_BRACES = re.compile(r"\{(?:(\d{1,6})\.\.(\d{1,6})|([^{},]*(?:,[^{},]*)+))\}")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SAMPLE = 4096  # bytes read from either end of a picture to tell it from another
 
@@ -72,14 +76,19 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
     """
     if source.uri == FORMULAS:
         return StagedSource(uri=source.uri, files=(), digest=FORMULAS, builtin=True)
-    uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source, field)
+    patterns = braces(source.uri, field)
+    if len(patterns) > 1 or storage.has_glob(source.uri):
+        every = (storage.glob(one) if storage.has_glob(one) else (one,) for one in patterns)
+        uris = tuple(chain.from_iterable(every))
+    else:
+        uris = _members(source, field)
     for uri in uris if len(uris) == 1 else ():
         if reason := REFUSED.get(suffix(storage.name(uri))):
             raise InputError(
                 f"{field}.uri", reason, value=uri,
                 fix="store the rows as parquet, as lines of JSON, or as a tar of pairs",
             )  # fmt: skip
-    files = _files(source, uris)
+    files = _files(source, uris, chosen=len(patterns) > 1 or storage.has_glob(source.uri))
     if not files:
         raise InputError(
             f"{field}.uri",
@@ -98,6 +107,27 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
 def suffix(name: str) -> str:
     """The last ending in lower case, below `.gz`: `.jsonl` for `rows.jsonl.gz`."""
     return "." + name.lower().removesuffix(".gz").rpartition(".")[2]
+
+
+def braces(pattern: str, field: str) -> list[str]:
+    """What a pattern of shells stands for: `{00..12}` for numbers, `{a,b}` for each of the words.
+
+    Raises InputError where that is more than anyone means.
+    """
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last, words = found.groups()
+    parts = words.split(",") if words else []
+    if not words:
+        parts = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    expanded = list[str]()
+    for part in parts:
+        expanded += braces(pattern[: found.start()] + part + pattern[found.end() :], field)
+        if len(expanded) > MOST_FILES:
+            raise InputError(f"{field}.uri", f"stands for more than {MOST_FILES:,} files",
+                             value=pattern, fix="check the numbers in braces")  # fmt: skip
+    return expanded
 
 
 def _members(source: SourceSpec, field: str) -> tuple[str, ...]:
@@ -138,7 +168,8 @@ def _splits_of(path: str) -> list[str]:
     return [split for split in SPLITS if _in_split(path, split)]
 
 
-def _files(source: SourceSpec, uris: tuple[str, ...]) -> tuple[SourceFile, ...]:
+def _files(source: SourceSpec, uris: tuple[str, ...], *, chosen: bool) -> tuple[SourceFile, ...]:
+    """Those of the files that hold rows; all of them where they were `chosen` by a pattern."""
     names = _names(uris)
     if source.format == "imagefolder":
         return _pairs(uris, names)
@@ -155,7 +186,7 @@ def _files(source: SourceSpec, uris: tuple[str, ...]) -> tuple[SourceFile, ...]:
             if known is None and len(uris) > 1:
                 continue
             found.append(SourceFile(name=name, uri=uri, format=known or "jsonl"))
-        elif len(uris) == 1 or known == wanted or storage.has_glob(source.uri):
+        elif len(uris) == 1 or known == wanted or chosen:
             found.append(SourceFile(name=name, uri=uri, format=wanted))
     if source.format == "auto" and not found:
         return _pairs(uris, names)

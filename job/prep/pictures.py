@@ -54,23 +54,25 @@ def _holds_its_pictures(source: StagedSource, spec: SourceSpec) -> bool:
 def _paths(record: Record, spec: SourceSpec) -> Iterator[str]:
     values = record.values or {}
     for name in (spec.columns.image,) if spec.columns.image else _COLUMNS:
-        yield from _named(values.get(name))
+        yield from _named(values.get(name), record.base)
     turns = values.get(spec.columns.messages or "messages")
     for turn in turns if isinstance(turns, list) else []:
         parts = turn.get("content") if isinstance(turn, dict) else None
         for part in parts if isinstance(parts, list) else []:
             if isinstance(part, dict):
-                yield from _named(part.get("image"))
+                yield from _named(part.get("image"), record.base)
 
 
-def _named(value: object) -> Iterator[str]:
-    """The relative paths among a column's values; what else is there is in the list itself."""
+def _named(value: object, base: str) -> Iterator[str]:
+    """The paths in `base` among a column's values; what else is there is in the list itself."""
     for each in value if isinstance(value, list) else [value]:
         path = each
         if isinstance(each, dict):
             path = None if each.get("bytes") else each.get("path")
-        if isinstance(path, str) and 0 < len(path) < 1024 and _is_relative(path):
-            yield path
+        if isinstance(path, str) and 0 < len(path) < 1024:
+            path = sources.from_folder(base, path)
+            if path and _is_relative(path):
+                yield path
 
 
 def _is_relative(path: str) -> bool:

@@ -67,6 +67,8 @@ class SourceSpec:
     ]
     split: str | None
     columns: ColumnsSpec
+    image_folder: str | None
+    """None is the folder of the file that names the images."""
     limit: int | None
     shuffle_seed: int | None
     weight: float | None

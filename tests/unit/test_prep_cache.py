@@ -103,7 +103,7 @@ def test_without_hard_links_nothing_is_kept_and_nothing_fails(tmp_path: Path) ->
     made, other = tmp_path / "made", Path("/dev/shm")  # another file system
     made.mkdir()
     (made / "train-00000.arrow").write_bytes(b"rows")
-    if os.stat(other).st_dev == os.stat(tmp_path).st_dev:
+    if other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is one file system here")
     place = other / f"prepared-{os.getpid()}"
     try:

@@ -196,6 +196,71 @@ def test_a_glob_reads_every_file_that_it_matches(folder: Path, tmp_path: Path) -
     assert len(rows_of(data_spec(folder / "train-*.jsonl"), tmp_path)) == COUNT
 
 
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("train-{00000..00002}-of-00003.jsonl", [0, 1, 2]),
+        ("train-0000{0,2}-of-{00003,00003}.jsonl", [0, 0, 2, 2]),
+        ("train-0000{1..2}-*.jsonl", [1, 2]),
+    ],
+)
+def test_braces_stand_for_what_they_do_in_a_shell(
+    pattern: str, files: list[int], folder: Path
+) -> None:
+    as_shards(folder)
+    found = stage_source(data_spec(folder / pattern).train[0], "x").files
+    assert [int(file.uri.rpartition("train-")[2][:5]) for file in found] == files
+
+
+def test_braces_that_stand_for_too_much_or_for_nothing_are_refused(folder: Path) -> None:
+    as_shards(folder)
+    for pattern, reason in (
+        ("{000..999}-{000..999}.jsonl", "more than 100,000 files"),
+        ("train-{00000..00009}-of-00003.jsonl", "no such file"),
+        ("train-{3..1}.jsonl", "nothing is there"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            stage_source(data_spec(folder / pattern).train[0], "$.data.train")
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_images_can_lie_in_another_folder_than_their_list(
+    where: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "lists").mkdir()
+    images = str(folder / "images")
+    if where == "memory":
+        images = f"memory://{tmp_path}/images"
+        storage.copy_tree(str(folder / "images"), images)
+    rows = [{"image": f"{n}.png", "text": text_of(n)} for n in range(COUNT - 1)]
+    rows.append({"image": f"{images}/{COUNT - 1}.png", "text": text_of(COUNT - 1)})
+    spec = data_spec(write_jsonl(tmp_path / "lists", rows))
+    with pytest.raises(DataError, match=r"No such file|lie in the folder"):
+        run(spec, tmp_path)
+    spec = with_source(spec, image_folder=f"{images}/")
+    assert rows_of(spec, tmp_path)[text_of(3)].images[0].data == picture(3)
+    assert len(rows_of(spec, tmp_path)) == COUNT, "one of them is named in full"
+    source = stage_source(spec.train[0], "x")
+    before = pictures.digest(source, spec.train[0])
+    storage.write_bytes(f"{images}/{COUNT - 1}.png", png(99))
+    assert pictures.digest(source, spec.train[0]) != before
+
+
+def test_images_named_in_full_are_read_in_the_folder_of_their_list_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside.png").write_bytes(png(90))
+    rows = [{"image": str(folder / row["image"]), "text": row["text"]} for row in plain()]
+    rows.append({"image": str(tmp_path / "outside.png"), "text": "x"})
+    rows.append({"image": f"{folder}/../outside.png", "text": "y"})
+    write_jsonl(folder, rows)
+    monkeypatch.chdir(tmp_path)
+    assert len(rows_of(data_spec(Path("data/rows.jsonl"), max_bad_rows=2), tmp_path)) == COUNT
+    outside, upward = rejects(tmp_path).values()
+    assert "lie in the folder of their list" in outside
+    assert "leaves the folder" in upward
+
+
 def test_files_of_one_name_in_two_folders_give_rows_of_different_ids(tmp_path: Path) -> None:
     for part in ("a", "b"):
         (tmp_path / "d" / part).mkdir(parents=True)
