@@ -158,10 +158,8 @@ def test_a_stage_that_is_not_whole_is_made_again(output: Path, cache: Path, dama
     assert sums(output).keys() == before.keys()
 
 
-def test_two_runs_of_one_spec_give_the_same_weights(
-    finished: Path, tmp_path: Path, cache: Path
-) -> None:
-    done = job(*small_run(str(tmp_path / "again"), cache=cache))
+def test_two_runs_of_one_spec_give_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    done = job(*small_run(str(tmp_path / "again"), cache=tmp_path / "cache"))
     assert done.code == 0, done.err
     first, second = sums(finished), sums(tmp_path / "again")
     weights = [path for path in first if path.startswith(("adapter/", "data/"))]
