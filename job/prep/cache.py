@@ -28,8 +28,8 @@ def take(cache: Path, identity: str, directory: Path) -> dict[str, int] | None:
             _link(kept / _ROWS, directory)
             (kept / _MARK).touch()
             return dict(made["rows"])
-    except FileNotFoundError:
-        pass  # another job may remove it at any time
+    except (OSError, ValueError, KeyError) as error:  # another job may remove it at any time
+        log.debug("no rows were prepared before", reason=error)
     shutil.rmtree(directory, ignore_errors=True)
     shutil.rmtree(kept, ignore_errors=True)
     return None
@@ -38,19 +38,19 @@ def take(cache: Path, identity: str, directory: Path) -> dict[str, int] | None:
 def keep(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> None:
     """Keeps what is in `directory` under the identity of what it was made of."""
     kept = cache / identity[:32]
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    partial = kept.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
         _link(directory, partial / _ROWS)
         files = [[file.path, file.sha256] for file in digest_tree(partial / _ROWS)]
         (partial / _MARK).write_text(json.dumps({"rows": rows, "files": files}), encoding="utf-8")
         partial.rename(kept)
+        used = sorted(cache.glob(f"*/{_MARK}"), key=lambda mark: mark.stat().st_mtime)
+        for mark in used[:-KEPT]:
+            shutil.rmtree(mark.parent, ignore_errors=True)
     except OSError as error:
         log.debug("prepared rows are not kept for other runs", reason=error)
         shutil.rmtree(partial, ignore_errors=True)
-        return
-    used = sorted(cache.glob(f"*/{_MARK}"), key=lambda mark: mark.stat().st_mtime)
-    for mark in used[:-KEPT]:
-        shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 
 from job.errors import DataError
 from job.prep import sources
+from job.prep.columns import Columns, Missing
 from job.prep.find import StagedSource
-from job.prep.messages import Columns, Missing, RowRefused, to_row
+from job.prep.messages import RowRefused, to_row
 from job.prep.readers import Record
 from job.prep.records import Reject, Row
 from job.redaction import printable, redact

@@ -5,7 +5,6 @@ Nothing is downloaded: files are read where they are, as a stream.
 
 import hashlib
 import io
-import re
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, cast
@@ -14,6 +13,7 @@ from job import storage
 from job.errors import InputError
 from job.inputs import FORMULAS
 from job.manifest import fingerprint, sha256_file
+from job.prep.patterns import braces, in_split, splits_of
 from job.spec.types import SourceSpec
 
 Format = Literal[
@@ -38,11 +38,6 @@ REFUSED = {
     **dict.fromkeys((".npy", ".npz"), "may hold pickles, which run code when they are read"),
     **dict.fromkeys((".zip", ".7z", ".rar"), "is an archive, which is not unpacked"),
 }  # fmt: skip
-SPLITS = ("dev", "eval", "test", "train", "val", "validation")
-"""Names by which files that belong to different splits are told apart."""
-MOST_FILES = 100_000
-"""That a pattern with braces may stand for."""
-_BRACES = re.compile(r"\{(?:(\d{1,6})\.\.(\d{1,6})|([^{},]*(?:,[^{},]*)+))\}")
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SAMPLE = 4096  # bytes read from either end of a picture to tell it from another
 
@@ -109,27 +104,6 @@ def suffix(name: str) -> str:
     return "." + name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def braces(pattern: str, field: str) -> list[str]:
-    """What a pattern of shells stands for: `{00..12}` for numbers, `{a,b}` for each of the words.
-
-    Raises InputError where that is more than anyone means.
-    """
-    found = _BRACES.search(pattern)
-    if found is None:
-        return [pattern]
-    first, last, words = found.groups()
-    parts = words.split(",") if words else []
-    if not words:
-        parts = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    expanded = list[str]()
-    for part in parts:
-        expanded += braces(pattern[: found.start()] + part + pattern[found.end() :], field)
-        if len(expanded) > MOST_FILES:
-            raise InputError(f"{field}.uri", f"stands for more than {MOST_FILES:,} files",
-                             value=pattern, fix="check the numbers in braces")  # fmt: skip
-    return expanded
-
-
 def _members(source: SourceSpec, field: str) -> tuple[str, ...]:
     """The file itself, or where the URI names a folder, what is in it (of the split).
 
@@ -139,33 +113,21 @@ def _members(source: SourceSpec, field: str) -> tuple[str, ...]:
     if storage.is_file(source.uri):
         return (source.uri,)
     paths = [file.path for file in storage.list_files(source.uri)]
-    splits = sorted({split for path in paths for split in _splits_of(path)})
+    rows = [path for path in paths if suffix(path) in (*LISTS, *PICTURES)]
+    splits = sorted({split for path in rows for split in splits_of(path)})
     if source.split is None and len(splits) > 1:
         raise InputError(
             f"{field}.split", f"must name one of {', '.join(splits)}", value=source.uri,
             fix=f"write split: {splits[-1]}; a glob reads files of several",
         )  # fmt: skip
     if source.split is not None:
-        paths = [path for path in paths if _in_split(path, source.split)]
+        paths = [path for path in paths if in_split(path, source.split)]
         if not paths and splits:
             raise InputError(
                 f"{field}.split", f"is not there; the folder has {', '.join(splits)}",
                 value=source.split, fix=f"write split: {splits[-1]}",
             )  # fmt: skip
     return tuple(storage.join(source.uri, path) for path in paths)
-
-
-def _in_split(path: str, split: str) -> bool:
-    """Whether a folder has the split's name, or the file's name has it as a word."""
-    *folders, name = path.split("/")
-    word = rf"(?<![0-9A-Za-z]){re.escape(split)}(?![0-9A-Za-z])"
-    return split in folders or re.search(word, name) is not None
-
-
-def _splits_of(path: str) -> list[str]:
-    if suffix(path) not in (*LISTS, *PICTURES):
-        return []
-    return [split for split in SPLITS if _in_split(path, split)]
 
 
 def _files(source: SourceSpec, uris: tuple[str, ...], *, chosen: bool) -> tuple[SourceFile, ...]:

@@ -50,7 +50,7 @@ def mix(directory: Path, spec: DataSpec) -> list[Ingredient]:
             source=place.removeprefix("$."), uri=source.uri, weight=source.weight,
             rows=rows[n], trained=trained[n], held_out=held_out[n],
         )
-        for n, (place, source) in enumerate(spec.sources().items()) if n in parts
+        for n, (place, source) in zip(parts, spec.sources().items(), strict=False)
     ]  # fmt: skip
 
 

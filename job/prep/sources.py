@@ -97,8 +97,9 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
 def from_folder(base: str, path: str) -> str:
     """A path that is named in full, as one from the folder `base` where it lies there."""
     if base and storage.is_local(base) and path.startswith("/"):
-        path = path.removeprefix(f"{storage.local_path(base).resolve()}/")
-    return path.removeprefix(f"{base}/") if base else path
+        folder = storage.local_path(base)
+        return path.removeprefix(f"{folder.absolute()}/").removeprefix(f"{folder.resolve()}/")
+    return path.removeprefix(f"{base}/") if "://" in path else path
 
 
 def _read(uri: str) -> bytes:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from job import signals, storage
+from job.prep.columns import Columns
 from job.prep.convert import to_result
 from job.prep.leakage import LabelKey, keys_of, whole_of
-from job.prep.messages import Columns
 from job.prep.readers import Record
 from job.prep.records import Reject, Row
 from job.prep.shards import ShardWriter, Split

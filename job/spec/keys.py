@@ -53,8 +53,8 @@ def path_of(dotted: str) -> Path:
     """A key as people name it, in its parts: `data.train[0].uri`."""
     path: list[str | int] = []
     for part in dotted.split("."):
-        name, indices = re.fullmatch(r"(.*?)((?:\[\d{1,4}\])*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
-        path += [name, *map(int, re.findall(r"\d+", indices))]
+        name = re.sub(r"(\[\d{1,4}\])+\Z", "", part)
+        path += [name, *map(int, re.findall(r"\d+", part[len(name) :]))]
     return tuple(path)
 
 

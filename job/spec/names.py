@@ -32,6 +32,8 @@ ALIASES = {
     "grad_accum": "train.gradient_accumulation_steps",
     "gradient_clipping": "train.max_grad_norm",
     "grad_clip": "train.max_grad_norm",
+    "interleave_probs": "data.train.weight",
+    "probabilities": "data.train.weight",
     "learningrate": "train.learning_rate",
     "lora_r": "lora.r",
     "lora_rank": "lora.r",

@@ -20,7 +20,7 @@ import pytest
 
 from job import storage
 from job.errors import DataError, InputError
-from job.prep import pictures, readers
+from job.prep import pictures, readers, sources
 from job.prep.find import stage_source
 from job.prep.readers import tars
 from job.prep.records import Row
@@ -255,10 +255,16 @@ def test_images_named_in_full_are_read_in_the_folder_of_their_list_alone(
     rows.append({"image": f"{folder}/../outside.png", "text": "y"})
     write_jsonl(folder, rows)
     monkeypatch.chdir(tmp_path)
-    assert len(rows_of(data_spec(Path("data/rows.jsonl"), max_bad_rows=2), tmp_path)) == COUNT
+    (tmp_path / "link").symlink_to(folder)
+    rows[0]["image"] = f"{tmp_path}/link/images/0.png"
+    write_jsonl(folder, rows)
+    assert len(rows_of(data_spec(Path("link/rows.jsonl"), max_bad_rows=2), tmp_path)) == COUNT
     outside, upward = rejects(tmp_path).values()
     assert "lie in the folder of their list" in outside
     assert "leaves the folder" in upward
+    (folder / "data").mkdir()
+    (folder / "data" / "a.png").write_bytes(picture(3))
+    assert sources.fetch("data", "data/a.png") == picture(3), "no part of a relative path is cut"
 
 
 def test_files_of_one_name_in_two_folders_give_rows_of_different_ids(tmp_path: Path) -> None:
