@@ -1,21 +1,25 @@
-"""Measures prep: rows a second and peak memory over the number of rows and of processes.
+"""Measures prep: rows a second, peak memory and disk over the number of rows and of processes.
 
-    python -m benchmarks.prep --rows 1000 10000 100000 --workers 1 2
+    python -m benchmarks.prep --rows 1000 10000 100000 1000000 --workers 1 2
 
-Rows are synthetic: lines of JSON that name small PNG files, 1,000
-different ones, of which 4 are held out. Each measurement
-runs in a process of its own; peak memory is the largest resident set of the job's own process, and
-of one of its workers.
+Rows are synthetic: lines of JSON that name small PNG files, 1,000 different ones, of which 4 are
+held out. Each measurement runs in a process of its own; peak memory is the largest resident set of
+the job's own process, and of one of its workers. Peak disk is the most that prep's own files took,
+looked at four times a second, to be read beside the bytes of the pictures that they hold. `load` is
+that of the machine as the run began.
 """
 
 import argparse
+import contextlib
 import io
 import json
+import os
 import platform
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -65,17 +69,23 @@ data:
 output: {{uri: out}}
 """
     spec = load_spec(text, "benchmark", environ={}).spec.data
-    clock = time.monotonic()
+    load, clock = os.getloadavg()[0], time.monotonic()
     assert spec.eval is not None  # noqa: S101
+    ended, peak = threading.Event(), [0]
+    watcher = threading.Thread(target=watch, args=(directory.parent.parent, ended, peak))
+    watcher.start()
     data = prepare(
         spec,
-        stage_source(spec.train, "$.data.train"),
+        [stage_source(spec.train[0], "$.data.train")],
         stage_source(spec.eval, "$.data.eval"),
         directory,
         seed=2,
         label_key=normalize,
     )
     seconds = time.monotonic() - clock
+    ended.set()
+    watcher.join()
+    pictures = sum((rows.parent / "images" / f"{n}.png").stat().st_size for n in range(PICTURES))
     own, worker = (
         resource.getrusage(who).ru_maxrss / 1024
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -88,7 +98,20 @@ output: {{uri: out}}
         "rows_per_second": round(count / seconds, 1),
         "peak_mib": round(own, 1),
         "peak_worker_mib": round(worker, 1),
+        "peak_disk_mib": round(peak[0] / 2**20, 1),
+        "pictures_mib": round(pictures * count / PICTURES / 2**20, 1),
+        "load": round(load, 1),
     }
+
+
+def watch(place: Path, ended: threading.Event, peak: list[int]) -> None:
+    """Keeps the largest sum of what prep's own folders hold in `peak`."""
+    while not ended.wait(0.25):
+        total = 0
+        for path in place.glob("out*/**/*"):
+            with contextlib.suppress(FileNotFoundError):  # renamed while it is looked at
+                total += path.stat().st_size if path.is_file() else 0
+        peak[0] = max(peak[0], total)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def measure(count: int) -> Evaluation:
     family = families.bind(families.read_checkpoint(str(MODEL), MODEL), spec.model, spec.data)
     accelerator = Accelerator(kind="cpu", name=platform.machine(), memory_bytes=2**32)
     model = engines.create(spec.model, spec.lora, accelerator).load(family)
-    held_out = spec.data.eval or spec.data.train
+    held_out = spec.data.eval or spec.data.train[0]
     samples = [formulas.sample(held_out.formulas, index) for index in range(count)]
     rows = [_row(sample, spec.data.instruction) for sample in samples]
     return evaluate(model, family, rows, spec.eval, batch_size=BATCH, label="tiny base")

@@ -61,8 +61,8 @@ def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
     workers = spec.train.dataloader_num_workers
     shared = (8 * GIB if gpus else GIB) + workers * GIB
     model = sizes.merged * ON_HOST if gpus else sizes.parameters * ON_CPU
-    sources = [spec.data.train, *([spec.data.eval] if spec.data.eval else [])]
-    data = DRAWN if all(source.uri == FORMULAS for source in sources) else DATA
+    drawn = all(source.uri == FORMULAS for source in spec.data.sources().values())
+    data = DRAWN if drawn else DATA
     kept = (spec.train.save_total_limit + 1) * sizes.checkpoint
     save = TOTAL_SECONDS + sizes.checkpoint / UPLOAD_RATE
     return Needs(

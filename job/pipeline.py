@@ -21,7 +21,7 @@ from job.evaluation import latex
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
 from job.peers import Peers
-from job.prep import find, pictures
+from job.prep import cache, find, pictures
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
@@ -112,11 +112,10 @@ class Pipeline:
         self.record.machine = provenance.machine()
         self.record.inputs = {
             "model": {"uri": self.model_input.uri, "digest": self.model_input.digest},
-            "train": {"uri": self.train_source.uri, "digest": self.train_source.digest},
         }
-        if self.eval_source is not None:
-            found = {"uri": self.eval_source.uri, "digest": self.eval_source.digest}
-            self.record.inputs["eval"] = found
+        for place, source in self.sources.items():
+            found = {"uri": source.uri, "digest": source.digest}
+            self.record.inputs[place.removeprefix("$.data.")] = found
         log.info("run", name=self.spec.name, output=self.spec.output.uri)
         self.output.open(dump_resolved(self.loaded))
 
@@ -208,21 +207,27 @@ class Pipeline:
     # --- the stages: each fills a folder and gives its summary -----------------------------
 
     def _prep(self, directory: Path) -> dict[str, Any]:
-        data = prepare(
-            self.spec.data,
-            self.train_source,
-            self.eval_source,
-            directory / "data",
-            seed=self.spec.train.seed,
-            label_key=latex.normalize,
-            identity=self.fingerprint("prep"),
-        )
-        rows = {
-            "train": data.train_rows,
-            "eval": data.eval_rows,
-            "rejected": data.rejected_rows,
-            "leaked": data.leaked_rows,
-        }
+        identity, kept = self.fingerprint("prep"), self.cache_dir / "prepared"
+        rows = cache.take(kept, identity, directory / "data")
+        if rows is not None:
+            log.info("the same rows were prepared before, and are used again", kept=kept)
+        else:
+            data = prepare(
+                self.spec.data,
+                self.train_sources,
+                self.eval_source,
+                directory / "data",
+                seed=self.spec.train.seed,
+                label_key=latex.normalize,
+                identity=identity,
+            )
+            rows = {
+                "train": data.train_rows,
+                "eval": data.eval_rows,
+                "rejected": data.rejected_rows,
+                "leaked": data.leaked_rows,
+            }
+            cache.keep(kept, identity, directory / "data", rows)
         log.info("data", **rows)
         return {"rows": rows}
 
@@ -357,8 +362,7 @@ class Pipeline:
         """
         spec, start = asdict(self.spec), self._start()
         if stage == "prep":
-            evaluation = self.eval_source.digest if self.eval_source else None
-            digests = [self.train_source.digest, evaluation, self.pictures]
+            digests = [[source.digest for source in self.sources.values()], self.pictures]
             read = {k: v for k, v in spec["data"].items() if k != "num_proc"}
             parts: list[Any] = [read, digests, self.spec.train.seed]
         elif stage == "baseline":
@@ -413,22 +417,24 @@ class Pipeline:
         return inputs.find_model(self.spec.model)
 
     @cached_property
-    def train_source(self) -> find.StagedSource:
-        return find.stage_source(self.spec.data.train, "$.data.train")
+    def sources(self) -> dict[str, find.StagedSource]:
+        """What `data` names, found, by its place in the spec."""
+        named = self.spec.data.sources()
+        return {place: find.stage_source(source, place) for place, source in named.items()}
 
-    @cached_property
+    @property
+    def train_sources(self) -> tuple[find.StagedSource, ...]:
+        return tuple(s for place, s in self.sources.items() if place != "$.data.eval")
+
+    @property
     def eval_source(self) -> find.StagedSource | None:
-        if self.spec.data.eval is None:
-            return None
-        return find.stage_source(self.spec.data.eval, "$.data.eval")
+        return self.sources.get("$.data.eval")
 
     @cached_property
     def pictures(self) -> list[str]:
         """Digests of the pictures that the sources' lists name."""
-        found = [pictures.digest(self.train_source, self.spec.data.train)]
-        if self.eval_source is not None and self.spec.data.eval is not None:
-            found.append(pictures.digest(self.eval_source, self.spec.data.eval))
-        return found
+        named = self.spec.data.sources()
+        return [pictures.digest(source, named[place]) for place, source in self.sources.items()]
 
     @cached_property
     def data(self) -> PreparedData:

@@ -8,8 +8,9 @@ from typing import Any
 from job import log, redaction
 from job.needs import needs
 from job.pipeline import COMMANDS, Pipeline
-from job.prep import sources
+from job.prep import mixture, sources
 from job.sizes import BYTES, WEIGHTS, adapter_parameters, measure
+from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 
 
@@ -37,7 +38,7 @@ def plan(loaded: LoadedSpec) -> str:
 def _settings(loaded: LoadedSpec) -> list[tuple[str, str]]:
     def value(path: str) -> Any:
         found: Any = loaded.resolved
-        for key in path.split("."):
+        for key in path_of(path):
             found = found[key]
         return found
 
@@ -46,22 +47,27 @@ def _settings(loaded: LoadedSpec) -> list[tuple[str, str]]:
 
 def _data(pipeline: Pipeline) -> list[tuple[str, str]]:
     spec = pipeline.spec
-    total = sources.count(pipeline.train_source, spec.data.train)
+    places = spec.data.sources()
+    rows = [sources.count(found, places[place]) for place, found in pipeline.sources.items()]
     if pipeline.eval_source is not None:
-        assert spec.data.eval is not None
-        held_out = sources.count(pipeline.eval_source, spec.data.eval)
-        train_rows = total
+        held_out = rows.pop()
     else:
-        held_out = round(total * spec.data.eval_fraction)
-        train_rows = total - held_out
+        held_out = round(sum(rows) * spec.data.eval_fraction)
+        rows = [count - round(count * spec.data.eval_fraction) for count in rows]
+    weights = [source.weight for source in spec.data.train]
+    mixed = mixture.counts(rows, weights, spec.data.stopping_strategy)
+    train_rows = sum(mixed)
     a_step = pipeline.rows_a_step
     an_epoch = math.ceil(train_rows / a_step)
     steps = spec.train.max_steps
     if steps < 0:
         steps = math.ceil(an_epoch * spec.train.num_train_epochs)
     about = "" if pipeline.eval_source is not None else "about "
+    uris = [source.uri for source in spec.data.train]
+    shares = [("", f"{n:,} of {m:,}  ({uri})") for n, m, uri in zip(mixed, rows, uris, strict=True)]
     return [
-        ("train rows", f"{about}{train_rows:,}  ({pipeline.train_source.uri})"),
+        ("train rows", f"{about}{train_rows:,}" + (f"  ({uris[0]})" if len(uris) == 1 else "")),
+        *(shares if len(uris) > 1 else ()),
         (
             "held-out rows",
             f"{about}{held_out:,}, of which {spec.eval.max_samples} at most are asked",

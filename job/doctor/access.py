@@ -25,9 +25,6 @@ def checks(subject: Subject) -> Iterator[Check]:
         yield note("inputs", "not looked at: doctor SPEC looks at those of a spec")
         return
     spec = subject.spec
-    sources = {"train rows": ("$.data.train", spec.data.train)}
-    if spec.data.eval is not None:
-        sources["eval rows"] = ("$.data.eval", spec.data.eval)
 
     def model() -> str:
         found = inputs.find_model(spec.model)
@@ -38,14 +35,14 @@ def checks(subject: Subject) -> Iterator[Check]:
         return f"{spec.output.uri}: wrote an object and deleted it"
 
     yield _tried("model", model)
-    for name, (field, source) in sources.items():
+    for field, source in spec.data.sources().items():
 
         def rows(field: str = field, source: find.SourceSpec = source) -> str:
             found = find.stage_source(source, field)
             files = "" if found.builtin else f" ({len(found.files)} files)"
             return f"{found.uri}{files}"
 
-        yield _tried(name, rows)
+        yield _tried(f"{field.removeprefix('$.data.')} rows", rows)
     yield _tried("output", output)
 
 

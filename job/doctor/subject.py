@@ -35,8 +35,7 @@ class Subject:
         """Everything that the spec names."""
         if self.spec is None:
             return ()
-        data = self.spec.data
-        sources = [data.train.uri, *([data.eval.uri] if data.eval else [])]
+        sources = [source.uri for source in self.spec.data.sources().values()]
         return (self.spec.model.model_name_or_path, *sources, self.spec.output.uri)
 
     def measured(self, gpus: int) -> tuple[Sizes, Needs] | None:

@@ -1,15 +1,17 @@
 """One record to a row or to a reject, and which columns to read it by."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from job.errors import DataError
 from job.prep import sources
+from job.prep.columns import Columns, Missing
 from job.prep.find import StagedSource
-from job.prep.messages import Columns, RowRefused, to_row
+from job.prep.messages import RowRefused, to_row
 from job.prep.readers import Record
 from job.prep.records import Reject, Row
 from job.redaction import printable, redact
+from job.spec.names import nearest
 from job.spec.types import DataSpec, SourceSpec
 
 _SHOWN = 40  # characters of a value in the sample of a row
@@ -28,13 +30,16 @@ def find_columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
     names += ["text" for record in records if record.text_path]
     present = tuple(dict.fromkeys(names))
     resolved = Columns.resolve(spec.columns, present)
-    if isinstance(resolved, str):
+    if isinstance(resolved, Missing):
+        known = {"image", "text", *(name for name in asdict(spec.columns).values() if name)}
+        free = [name for name in present if name not in known] or list(present)
+        likely = nearest(resolved.column, free) or free[0]
         raise DataError(
-            f"{field}.columns",
-            f"there is no column `{resolved}`; the source has {', '.join(present)}; "
+            f"{field}.columns.{resolved.key}",
+            f"there is no column `{resolved.column}`; the source has {', '.join(present)}; "
             f"{records[0].id} is {_sample(records[0].values or {})}",
             value=spec.uri,
-            fix=f"map them, for example: columns: {{image: {present[0]}, text: {present[-1]}}}",
+            fix=f"name the column that holds it, for example {resolved.key}: {likely}",
         )
     return resolved
 

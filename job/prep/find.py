@@ -6,12 +6,14 @@ Nothing is downloaded: files are read where they are, as a stream.
 import hashlib
 import io
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, cast
 
 from job import storage
 from job.errors import InputError
 from job.inputs import FORMULAS
 from job.manifest import fingerprint, sha256_file
+from job.prep.patterns import braces, in_split, splits_of
 from job.spec.types import SourceSpec
 
 Format = Literal[
@@ -69,14 +71,19 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
     """
     if source.uri == FORMULAS:
         return StagedSource(uri=source.uri, files=(), digest=FORMULAS, builtin=True)
-    uris = storage.glob(source.uri) if storage.has_glob(source.uri) else _members(source)
+    patterns = braces(source.uri, field)
+    if len(patterns) > 1 or storage.has_glob(source.uri):
+        every = (storage.glob(one) if storage.has_glob(one) else (one,) for one in patterns)
+        uris = tuple(chain.from_iterable(every))
+    else:
+        uris = _members(source, field)
     for uri in uris if len(uris) == 1 else ():
         if reason := REFUSED.get(suffix(storage.name(uri))):
             raise InputError(
                 f"{field}.uri", reason, value=uri,
                 fix="store the rows as parquet, as lines of JSON, or as a tar of pairs",
             )  # fmt: skip
-    files = _files(source, uris)
+    files = _files(source, uris, chosen=len(patterns) > 1 or storage.has_glob(source.uri))
     if not files:
         raise InputError(
             f"{field}.uri",
@@ -97,22 +104,34 @@ def suffix(name: str) -> str:
     return "." + name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
-def _members(source: SourceSpec) -> tuple[str, ...]:
-    """The file itself, or where the URI names a folder, what is in it (of the split)."""
+def _members(source: SourceSpec, field: str) -> tuple[str, ...]:
+    """The file itself, or where the URI names a folder, what is in it (of the split).
+
+    Raises InputError where the folder has not that split, or has several and none is named: whoever
+    trains on all of them has seen the rows of the test.
+    """
     if storage.is_file(source.uri):
         return (source.uri,)
     paths = [file.path for file in storage.list_files(source.uri)]
+    rows = [path for path in paths if suffix(path) in (*LISTS, *PICTURES)]
+    splits = sorted({split for path in rows for split in splits_of(path)})
+    if source.split is None and len(splits) > 1:
+        raise InputError(
+            f"{field}.split", f"must name one of {', '.join(splits)}", value=source.uri,
+            fix=f"write split: {splits[-1]}; a glob reads files of several",
+        )  # fmt: skip
     if source.split is not None:
-        paths = [path for path in paths if _in_split(path, source.split)]
+        paths = [path for path in paths if in_split(path, source.split)]
+        if not paths and splits:
+            raise InputError(
+                f"{field}.split", f"is not there; the folder has {', '.join(splits)}",
+                value=source.split, fix=f"write split: {splits[-1]}",
+            )  # fmt: skip
     return tuple(storage.join(source.uri, path) for path in paths)
 
 
-def _in_split(path: str, split: str) -> bool:
-    *folders, name = path.split("/")
-    return split in folders or name.startswith(split)
-
-
-def _files(source: SourceSpec, uris: tuple[str, ...]) -> tuple[SourceFile, ...]:
+def _files(source: SourceSpec, uris: tuple[str, ...], *, chosen: bool) -> tuple[SourceFile, ...]:
+    """Those of the files that hold rows; all of them where they were `chosen` by a pattern."""
     names = _names(uris)
     if source.format == "imagefolder":
         return _pairs(uris, names)
@@ -129,7 +148,7 @@ def _files(source: SourceSpec, uris: tuple[str, ...]) -> tuple[SourceFile, ...]:
             if known is None and len(uris) > 1:
                 continue
             found.append(SourceFile(name=name, uri=uri, format=known or "jsonl"))
-        elif len(uris) == 1 or known == wanted or storage.has_glob(source.uri):
+        elif len(uris) == 1 or known == wanted or chosen:
             found.append(SourceFile(name=name, uri=uri, format=wanted))
     if source.format == "auto" and not found:
         return _pairs(uris, names)

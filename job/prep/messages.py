@@ -11,12 +11,11 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from job.prep.columns import Columns
 from job.prep.images import ImageRefused, inspect
 from job.prep.records import EncodedImage, Message, Part, Role, Row
 from job.redaction import redact
-from job.spec.types import ColumnsSpec
 
 MAX_TEXT = 100_000
 IMAGE_PARTS = ("image", "image_url")
@@ -38,41 +37,6 @@ Fetch = Callable[[str], bytes]
 
 class RowRefused(ValueError):
     """The record cannot become a row; the text says why, for the list of rejects."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """The columns of one source by what they hold; `image` and `text`, or `messages`, or neither
-    where `alpaca` says that its columns are there."""
-
-    image: str | None
-    text: str | None
-    messages: str | None
-    id: str | None
-    alpaca: bool = False
-
-    @classmethod
-    def resolve(cls, spec: ColumnsSpec, present: tuple[str, ...]) -> "Columns | str":
-        """The columns to read, or the name of what is missing where the mapping cannot work."""
-        for name in (spec.image, spec.text, spec.messages, spec.id):
-            if name is not None and name not in present:
-                return name
-
-        def pick(named: str | None, *usual: str) -> str | None:
-            return named or next((name for name in usual if name in present), None)
-
-        columns = cls(
-            image=pick(spec.image, "image", "images", "file_name"),
-            text=None if spec.messages else pick(spec.text, "text", "label", "answer"),
-            messages=None if spec.text else pick(spec.messages, "messages", "conversations"),
-            id=pick(spec.id, "id"),
-            alpaca=not spec.text and {"instruction", "output"} <= set(present),
-        )
-        if columns.messages is not None or columns.alpaca:
-            return columns
-        if columns.text is None:
-            return "text"
-        return columns
 
 
 def to_row(

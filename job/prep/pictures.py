@@ -20,7 +20,7 @@ _COLUMNS = ("image", "images", "file_name")
 
 def digest(source: StagedSource, spec: SourceSpec) -> str:
     """One digest of all pictures that the records to be read name by a path."""
-    if source.builtin or all(f.format in ("imagefolder", "webdataset") for f in source.files):
+    if source.builtin or _holds_its_pictures(source, spec):
         return ""  # the source's own digest covers them
     digests: dict[tuple[str, str], object] = {}
     folders: set[tuple[str, str]] = set()
@@ -38,26 +38,41 @@ def digest(source: StagedSource, spec: SourceSpec) -> str:
     return fingerprint(sorted((path, str(found)) for (_, path), found in digests.items()))
 
 
+def _holds_its_pictures(source: StagedSource, spec: SourceSpec) -> bool:
+    """Whether pictures lie in the source's files; of tables, as far as the first rows tell.
+
+    A table that does is not read through: it would be downloaded only to find no name in it.
+    """
+    formats = {file.format for file in source.files}
+    if formats <= {"imagefolder", "webdataset"}:
+        return True
+    if not formats <= {"parquet", "arrow"}:
+        return False
+    return not any(any(_paths(record, spec)) for record in sources.head(source))
+
+
 def _paths(record: Record, spec: SourceSpec) -> Iterator[str]:
     values = record.values or {}
     for name in (spec.columns.image,) if spec.columns.image else _COLUMNS:
-        yield from _named(values.get(name))
+        yield from _named(values.get(name), record.base)
     turns = values.get(spec.columns.messages or "messages")
     for turn in turns if isinstance(turns, list) else []:
         parts = turn.get("content") if isinstance(turn, dict) else None
         for part in parts if isinstance(parts, list) else []:
             if isinstance(part, dict):
-                yield from _named(part.get("image"))
+                yield from _named(part.get("image"), record.base)
 
 
-def _named(value: object) -> Iterator[str]:
-    """The relative paths among a column's values; what else is there is in the list itself."""
+def _named(value: object, base: str) -> Iterator[str]:
+    """The paths in `base` among a column's values; what else is there is in the list itself."""
     for each in value if isinstance(value, list) else [value]:
         path = each
         if isinstance(each, dict):
             path = None if each.get("bytes") else each.get("path")
-        if isinstance(path, str) and 0 < len(path) < 1024 and _is_relative(path):
-            yield path
+        if isinstance(path, str) and 0 < len(path) < 1024:
+            path = sources.from_folder(base, path)
+            if path and _is_relative(path):
+                yield path
 
 
 def _is_relative(path: str) -> bool:

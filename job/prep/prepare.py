@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from job.prep.contact import SHEET, contact_sheet
 from job.prep.convert import find_columns
 from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
+from job.prep.mixture import Ingredient, mix
 from job.prep.records import Reject
 from job.prep.shards import Rows, ShardWriter, Split, shards
 from job.prep.statistics import Statistics
@@ -33,6 +34,7 @@ class PreparedData:
 
     directory: Path
     train_rows: int
+    """Rows of an epoch: in a mixture some may stand in it more than once, or not at all."""
     eval_rows: int
     rejected_rows: int
     leaked_rows: int
@@ -48,7 +50,7 @@ class TooManyBadRows(DataError):
 
 def prepare(
     spec: DataSpec,
-    train: StagedSource,
+    train: Sequence[StagedSource],
     evaluation: StagedSource | None,
     directory: Path,
     *,
@@ -64,27 +66,30 @@ def prepare(
     Raises TooManyBadRows beyond `max_bad_rows`, and DataError where a split ends up empty or a
     source has not the columns that the spec maps.
     """
-    work = _workplace(
-        directory, fingerprint(asdict(spec), _digests(train, evaluation), seed, identity)
-    )
+    staged = [*train, *([evaluation] if evaluation else [])]
+    pairs = list(zip(staged, spec.sources().values(), strict=True))
+    digests = [source.digest for source in staged]
+    work = _workplace(directory, fingerprint(asdict(spec), digests, seed, identity))
+    tasks = [
+        Task(
+            spec=spec,
+            source="eval" if source is evaluation else "train",
+            columns=find_columns(source, source_spec, field),
+            directory=work,
+            seed=seed,
+            label_key=label_key,
+            splits=evaluation is None,
+            part=number if len(train) > 1 and source is not evaluation else None,
+        )
+        for number, (field, (source, source_spec)) in enumerate(
+            zip(spec.sources(), pairs, strict=True)
+        )
+    ]
     reasons: Counter[str] = Counter()
     shown: list[Reject] = []
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
-    every: list[tuple[Split, StagedSource, SourceSpec]] = [("train", train, spec.train)]
-    if evaluation is not None:
-        assert spec.eval is not None
-        every.append(("eval", evaluation, spec.eval))
     with (work / REJECTS).open("w", encoding="utf-8") as lines:
-        for key, source, source_spec in every:
-            task = Task(
-                spec=spec,
-                source=key,
-                columns=find_columns(source, source_spec, f"$.data.{key}"),
-                directory=work,
-                seed=seed,
-                label_key=label_key,
-                splits=evaluation is None,
-            )
+        for task, (source, source_spec) in zip(tasks, pairs, strict=True):
             for note in _notes(task, source, source_spec):
                 for split, kept in note.statistics.items():
                     statistics[split].merge(kept)
@@ -95,13 +100,19 @@ def prepare(
     rejected = reasons.total()
     _take(work, directory)
     leaked = drop_leaked(directory, remove=spec.leakage == "remove")
+    mixed = mix(directory, spec) if len(train) > 1 else []
     kept_rows = statistics["train"].rows - leaked
+    if mixed:
+        kept_rows = sum(each.trained for each in mixed)
     stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
     stats["leaked"] = {"rows": leaked}
     stats["duplicates"] = duplicates(directory)
     stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
+    if mixed:
+        stats["sources"] = [asdict(each) for each in mixed]
     (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
     _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
+    _tell(mixed)
     contact_sheet(Rows(directory, "train"), directory / SHEET, seed)
     return PreparedData(
         directory=directory,
@@ -116,14 +127,31 @@ def _notes(task: Task, source: StagedSource, source_spec: SourceSpec) -> Iterato
     """Every chunk's note, with progress in rows."""
     total = sources.known_count(source, source_spec)
     workers = available_workers(task.spec.num_proc)
-    with log.progress(f"prep {task.source}", total) as bar:
+    with log.progress(f"prep {task.label}", total) as bar:
         for note in make(task, sources.read(source, source_spec), workers):
             bar.advance(note.records)
             yield note
 
 
-def _digests(train: StagedSource, evaluation: StagedSource | None) -> list[str | None]:
-    return [train.digest, evaluation.digest if evaluation else None]
+def _tell(mixed: list[Ingredient]) -> None:
+    """Says what each source gives; raises DataError where one gives nothing."""
+    for empty in (each for each in mixed if not each.rows):
+        raise DataError(
+            f"$.{empty.source}",
+            "has no row to train on",
+            value=empty.uri,
+            fix="check its `limit` and rows, or take it off the list",
+        )
+    total = sum(each.trained for each in mixed)
+    for each in mixed:
+        log.info(
+            each.source,
+            uri=each.uri,
+            rows=each.rows,
+            trained=each.trained,
+            share=f"{each.trained / total:.1%}",
+            held_out=each.held_out,
+        )
 
 
 def _workplace(directory: Path, identity: str) -> Path:

@@ -71,8 +71,15 @@ class ShardWriter:
             self._bytes = 0
 
 
-def shards(directory: Path, split: Split) -> list[Path]:
-    return sorted(directory.glob(f"{split}-*.arrow"))
+def shards(directory: Path, split: Split, part: int | None = None) -> list[Path]:
+    """The split's shards in order; of one source alone where it is that of several."""
+    pattern = f"{split}-*.arrow" if part is None else f"{split}-{part:04d}-*.arrow"
+    return sorted(directory.glob(pattern))
+
+
+def order_file(directory: Path, split: Split) -> Path:
+    """Where the order of a split's rows is kept, if it is not that of its shards."""
+    return directory / f"{split}-order.npy"
 
 
 def batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
@@ -96,6 +103,10 @@ class Rows(Sequence[Row]):
         self._dataset = datasets.concatenate_datasets(
             [datasets.Dataset.from_file(str(shard)) for shard in found]
         ).select_columns(COLUMNS)
+        if (order := order_file(directory, split)).exists():
+            import numpy as np
+
+            self._dataset = self._dataset.select(np.load(order))
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -6,6 +6,7 @@ What is read here is still what the user wrote; `job.prep.messages` makes rows o
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from job import storage
@@ -33,6 +34,8 @@ def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
     for file in source.files:
         for record in readers.read(file):
             if wanted is None or number in wanted:
+                if spec.image_folder is not None and record.text_path is None:
+                    record = replace(record, base=spec.image_folder.rstrip("/"))
                 yield record
             number += 1
             if wanted is None and spec.limit is not None and number >= spec.limit:
@@ -60,8 +63,8 @@ def known_count(source: StagedSource, spec: SourceSpec) -> int | None:
 
 
 def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
-    """The bytes of a file that a record names, relative to the folder `base`; of a web URL if
-    `urls` allows it.
+    """The bytes of a file that a record names, in the folder `base`; of a web URL if `urls` allows
+    it.
 
     Raises OSError for a path that leaves the folder, and for one that cannot be read: the fault
     is the row's, not the job's.
@@ -70,8 +73,11 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
         raise OSError("the image's path holds a null byte")
     if urls and path.startswith(("http://", "https://")):
         return _read(path)
+    path = from_folder(base, path)
     if "://" in path or path.startswith(("/", "\\", "~")) or "\\" in path:
-        raise OSError("images are named by a path relative to the folder of their list")
+        raise OSError(
+            "images lie in the folder of their list, or in image_folder, and are named from there"
+        )
     if ".." in path.split("/"):
         raise OSError("the image's path leaves the folder of its list")
     if not base:
@@ -86,6 +92,14 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
         with file.open("rb") as opened:
             return opened.read(MAX_BYTES + 1)
     return _read(storage.join(base, path))
+
+
+def from_folder(base: str, path: str) -> str:
+    """A path that is named in full, as one from the folder `base` where it lies there."""
+    if base and storage.is_local(base) and path.startswith("/"):
+        folder = storage.local_path(base)
+        return path.removeprefix(f"{folder.absolute()}/").removeprefix(f"{folder.resolve()}/")
+    return path.removeprefix(f"{base}/") if "://" in path else path
 
 
 def _read(uri: str) -> bytes:

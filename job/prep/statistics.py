@@ -26,12 +26,12 @@ class Statistics:
         self.images += len(row.images)
         self.characters += length
         self.longest = max(self.longest, length)
-        self.by_characters[_floor(length)] += 1
+        self.by_characters[bucket(length)] += 1
         for image in row.images:
             area = image.width * image.height
             self.pixels += area
             self.largest = max(self.largest, area)
-            self.by_pixels[_floor(area)] += 1
+            self.by_pixels[bucket(area)] += 1
 
     def merge(self, other: "Statistics") -> None:
         for name in ("rows", "images", "characters", "pixels"):
@@ -59,21 +59,21 @@ class Statistics:
             "answer_characters": {
                 "mean": round(self.characters / max(1, self.rows), 1),
                 "max": self.longest,
-                "histogram": _histogram(self.by_characters),
+                "histogram": histogram(self.by_characters),
             },
             "image_pixels": {
                 "mean": round(self.pixels / max(1, self.images), 1),
                 "max": self.largest,
-                "histogram": _histogram(self.by_pixels),
+                "histogram": histogram(self.by_pixels),
             },
         }
 
 
-def _floor(value: int) -> int:
-    """The greatest power of two that is not above `value`."""
+def bucket(value: int) -> int:
+    """Where a histogram counts `value`: the greatest power of two that is not above it."""
     return 1 << max(0, value.bit_length() - 1)
 
 
-def _histogram(counted: Counter[int]) -> dict[str, int]:
+def histogram(counted: Counter[int]) -> dict[str, int]:
     """`{"64-127": 12}`, in order."""
     return {f"{low}-{2 * low - 1}": counted[low] for low in sorted(counted)}

@@ -11,14 +11,14 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from job import signals, storage
+from job.prep.columns import Columns
 from job.prep.convert import to_result
 from job.prep.leakage import LabelKey, keys_of, whole_of
-from job.prep.messages import Columns
 from job.prep.readers import Record
 from job.prep.records import Reject, Row
 from job.prep.shards import ShardWriter, Split
@@ -44,6 +44,17 @@ class Task:
     label_key: LabelKey
     splits: bool
     """Whether rows of this source are held out."""
+    part: int | None = None
+    """Which source of several to train on."""
+
+    @property
+    def label(self) -> str:
+        """The source as people know it: `train`, or `train[1]`."""
+        return self.source if self.part is None else f"{self.source}[{self.part}]"
+
+    def path(self, split: Split, number: int, ending: str) -> Path:
+        part = "" if self.part is None else f"{self.part:04d}-"
+        return self.directory / f"{split}-{part}{number:05d}.{ending}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +89,7 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
     waiting: tuple[int, list[Record]] | None = None
     try:
         for number, chunk in enumerate(chunks(records)):
-            if (task.directory / _name(task.source, number, "json")).exists():
+            if task.path(task.source, number, "json").exists():
                 running.append((number, None))
             elif workers <= 1:
                 convert(task, number, chunk)
@@ -120,7 +131,7 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
         )
         split: Split = "eval" if apart else task.source
         if split not in writers:
-            writers[split] = ShardWriter(task.directory / _name(split, number, "arrow"))
+            writers[split] = ShardWriter(task.path(split, number, "arrow"))
         writers[split].write(result, keys_of(result, task.label_key), whole_of(result))
         statistics[split].add(result)
     for writer in writers.values():
@@ -130,8 +141,7 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
         "statistics": {split: kept.to_json() for split, kept in statistics.items()},
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
-    name = _name(task.source, number, "json")
-    storage.write_text(str(task.directory / name), json.dumps(note))
+    storage.write_text(str(task.path(task.source, number, "json")), json.dumps(note))
 
 
 def available_workers(asked: int | None) -> int:
@@ -143,6 +153,8 @@ def available_workers(asked: int | None) -> int:
 
 def _results(task: Task, records: list[Record]) -> Iterator[Row | Reject]:
     def one(record: Record) -> Row | Reject:
+        if task.part is not None:
+            record = replace(record, id=f"{task.label}/{record.id}")
         return to_result(record, task.columns, task.spec)
 
     remote = any(record.base and not storage.is_local(record.base) for record in records)
@@ -157,17 +169,13 @@ def _results(task: Task, records: list[Record]) -> Iterator[Row | Reject]:
 def _done(task: Task, number: int, future: Future[None] | None) -> Note:
     if future is not None:
         future.result()
-    path = task.directory / _name(task.source, number, "json")
+    path = task.path(task.source, number, "json")
     note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return Note(
         records=note["records"],
         statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
         rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
     )
-
-
-def _name(split: Split, number: int, ending: str) -> str:
-    return f"{split}-{number:05d}.{ending}"
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

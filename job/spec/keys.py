@@ -1,6 +1,7 @@
 """What the JSON Schema says about each key: the one place that reads the schema file."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path as FilePath
@@ -48,6 +49,15 @@ def at(path: Path) -> Schema | None:
     return node
 
 
+def path_of(dotted: str) -> Path:
+    """A key as people name it, in its parts: `data.train[0].uri`."""
+    path: list[str | int] = []
+    for part in dotted.split("."):
+        name = re.sub(r"(\[\d{1,4}\])+\Z", "", part)
+        path += [name, *map(int, re.findall(r"\d+", part[len(name) :]))]
+    return tuple(path)
+
+
 def types(node: Schema) -> tuple[str, ...]:
     """The JSON types that a key takes."""
     given = node["type"]
@@ -76,7 +86,7 @@ def dotted_keys() -> tuple[str, ...]:
 
 def default(dotted: str) -> Any:
     """The default of a key that has one."""
-    node = at(tuple(dotted.split(".")))
+    node = at(path_of(dotted))
     assert node is not None, f"the schema knows no {dotted}"
     return node["default"]
 
@@ -96,6 +106,7 @@ def _describe_kind(node: Schema, kind: str) -> str:
     if kind == "array":
         least = "a non-empty list of " if node.get("minItems") else "a list of "
         inner = describe(follow(node["items"])).removeprefix("one of ")
+        inner = inner.replace("a mapping", "mappings")
         return f"{least}{inner}"
     if kind == "string" and "maxLength" in node:
         return f"text of at most {node['maxLength']} characters"

@@ -26,9 +26,14 @@ ALIASES = {
     "epochs": "train.num_train_epochs",
     "eval_batch_size": "train.per_device_eval_batch_size",
     "fp16": "model.dtype",
+    "image_dir": "data.train.image_folder",
+    "image_root": "data.train.image_folder",
+    "media_dir": "data.train.image_folder",
     "grad_accum": "train.gradient_accumulation_steps",
     "gradient_clipping": "train.max_grad_norm",
     "grad_clip": "train.max_grad_norm",
+    "interleave_probs": "data.train.weight",
+    "probabilities": "data.train.weight",
     "learningrate": "train.learning_rate",
     "lora_r": "lora.r",
     "lora_rank": "lora.r",
@@ -118,7 +123,7 @@ def quoted(value: Any) -> str:
 
 
 def _move(section: keys.Path, targets: list[str]) -> str:
-    parent = ".".join(map(str, section))
+    parent = ".".join(part for part in section if isinstance(part, str))
     for target in targets:
         above, _, leaf = target.rpartition(".")
         if above == parent or _twin(above) == parent:

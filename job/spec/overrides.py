@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from job.errors import UsageError
-from job.spec.finding import Finding
+from job.spec import keys
+from job.spec.finding import Finding, json_path
 from job.spec.keys import Path
 from job.spec.names import quoted
 from job.spec.parse import Document, Place, read_at
@@ -26,7 +27,7 @@ def override(document: Document, overrides: Sequence[str]) -> tuple[Document, li
             raise UsageError(
                 "--set", "must be KEY=VALUE", value=item, fix="write --set train.max_steps=5"
             )
-        path = tuple(dotted.split("."))
+        path = keys.path_of(dotted)
         try:
             value = _value(path, text)
             _put(values, path, value)
@@ -53,16 +54,23 @@ def _value(path: Path, text: str) -> Any:
         raise ValueError(f"value {error}") from None
 
 
-def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Raises ValueError where `path` is not one or leads through something without keys."""
+def _put(values: dict[str, Any], path: Path, value: Any) -> None:
+    """Raises ValueError where `path` is not one or leads through something without its parts."""
     if "" in path or len(path) > 8:
         raise ValueError("takes a dotted key such as train.max_steps")
-    target = values
-    for depth, part in enumerate(path[:-1], start=1):
-        if target.get(part) is None:
+    target: Any = values
+    for depth, part in enumerate(path):
+        above = json_path(path[:depth]).removeprefix("$.")
+        if isinstance(part, int):
+            if not isinstance(target, list) or part >= len(target):
+                held = f"a list of {len(target)}" if isinstance(target, list) else quoted(target)
+                raise ValueError(f"finds no item {part} in {above}, which is {held}")
+        elif isinstance(target, list) and all(isinstance(item, dict) for item in target):
+            raise ValueError(f"must say which item is meant, as in {above}[0].{part}")
+        elif not isinstance(target, dict):
+            raise ValueError(f"finds no keys in {above}, which is {quoted(target)}")
+        if depth == len(path) - 1:
+            target[part] = value
+        elif isinstance(part, str) and target.get(part) is None:
             target[part] = {}
-        if not isinstance(target[part], dict):
-            above = ".".join(map(str, path[:depth]))
-            raise ValueError(f"finds no keys in {above}, which is {quoted(target[part])}")
         target = target[part]
-    target[path[-1]] = value

@@ -26,6 +26,8 @@ def fill(values: Any, node: Schema | None = None) -> Any:
                 value = values[name] if name in values else copy.deepcopy(inner["default"])
                 filled[name] = fill(value, inner)
         return filled
+    if "properties" in node and "items" in node and isinstance(values, list):
+        return [fill(value, keys.follow(node["items"])) for value in values]
     kinds = keys.types(node)
     if isinstance(values, float) and "integer" in kinds and values.is_integer():
         return int(values)
@@ -48,6 +50,9 @@ def changed(values: Any, node: Schema | None = None, path: Path = ()) -> Iterato
         inner = keys.follow(node["properties"][name])
         if "properties" in inner and isinstance(value, dict):
             yield from changed(value, inner, (*path, name))
+        elif "properties" in inner and isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from changed(item, inner, (*path, f"{name}[{index}]"))
         elif "default" not in inner or value != inner["default"]:
             yield ".".join(map(str, (*path, name)))
 
@@ -57,6 +62,10 @@ def _build(kind: Any, value: Any) -> Any:
         hints = get_type_hints(kind)
         built = {name: _build(hints[name], inner) for name, inner in value.items()}
         return kind(**built)  # type: ignore[operator]
+    if get_origin(kind) is tuple and dataclasses.is_dataclass(inner := get_args(kind)[0]):
+        return tuple(
+            _build(inner, item) for item in (value if isinstance(value, list) else [value])
+        )
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, dict) and get_origin(kind) is types.UnionType:

@@ -67,14 +67,19 @@ class SourceSpec:
     ]
     split: str | None
     columns: ColumnsSpec
+    image_folder: str | None
+    """None is the folder of the file that names the images."""
     limit: int | None
     shuffle_seed: int | None
+    weight: float | None
     formulas: FormulasSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    train: SourceSpec
+    train: tuple[SourceSpec, ...]
+    """At least one; a spec that names one source alone means a list of one."""
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"]
     eval: SourceSpec | None
     instruction: str
     allow_image_urls: bool
@@ -86,6 +91,12 @@ class DataSpec:
     leakage: Literal["remove", "refuse"]
     num_proc: int | None
     """None takes the cores that the job may use."""
+
+    def sources(self) -> dict[str, SourceSpec]:
+        """Every source by its place: `$.data.train`, or `$.data.train[0]` and on where several."""
+        one = len(self.train) == 1
+        found = {f"$.data.train{'' if one else f'[{n}]'}": s for n, s in enumerate(self.train)}
+        return found | ({"$.data.eval": self.eval} if self.eval else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Rows as Trainer sees them: encoded when asked for, and cut or dropped to fit `max_length`."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +27,8 @@ class Fitted:
     lengths: tuple[int, ...]
     """Tokens of each row kept, after truncation."""
     dropped: int
+    measured: Counter[int]
+    """How many rows there are of each length in tokens, before any is cut."""
 
 
 def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -> Fitted:
@@ -36,17 +39,20 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
     from torch.utils.data import DataLoader
 
     indices, lengths = [], []
-    every: Any = _Lengths(rows, lambda row: truncate(family.encode(row), family, data, train))
-    measured: Any = DataLoader(
+    measured: Counter[int] = Counter()
+    every: Any = _Lengths(rows, family.encode, lambda row: truncate(row, family, data, train))
+    loader: Any = DataLoader(
         every,
         batch_size=_MEASURED_TOGETHER,
         num_workers=train.dataloader_num_workers if len(rows) >= _WORTH_WORKERS else 0,
         collate_fn=list,
     )
     with log.progress("measure rows", len(rows)) as bar:
-        for number, length in enumerate(chain.from_iterable(measured)):
-            if isinstance(length, DataError):
-                raise length
+        for number, found in enumerate(chain.from_iterable(loader)):
+            if isinstance(found, DataError):
+                raise found
+            whole, length = found
+            measured[whole] += 1
             if length:
                 indices.append(number)
                 lengths.append(length)
@@ -59,27 +65,39 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
             value=train.max_length,
             fix="raise max_length, or lower data.max_pixels",
         )
-    return Fitted(indices=tuple(indices), lengths=tuple(lengths), dropped=dropped)
+    return Fitted(
+        indices=tuple(indices),
+        lengths=tuple(lengths),
+        dropped=dropped,
+        measured=measured,
+    )
 
 
 class _Lengths:
-    """Each row's tokens after truncation: 0 where it is dropped, the error where it is refused.
+    """Each row's tokens before and after truncation: 0 after it where the row is dropped; the
+    error where it is refused.
 
     A worker process can only hand an error back as a value: what it raises arrives as another.
     """
 
-    def __init__(self, rows: Sequence[Row], encode: Callable[[Row], Encoded | None]) -> None:
-        self._rows, self._encode = rows, encode
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        encode: Callable[[Row], Encoded],
+        cut: Callable[[Encoded], Encoded | None],
+    ) -> None:
+        self._rows, self._encode, self._cut = rows, encode, cut
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> int | DataError:
+    def __getitem__(self, index: int) -> tuple[int, int] | DataError:
         try:
-            encoded = self._encode(self._rows[index])
+            whole = self._encode(self._rows[index])
         except DataError as error:
             return error
-        return len(encoded.input_ids) if encoded else 0
+        kept = self._cut(whole)
+        return len(whole.input_ids), len(kept.input_ids) if kept else 0
 
 
 def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec) -> Encoded | None:

@@ -21,6 +21,7 @@ from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
+from job.train.lengths import LENGTHS, lengths
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
@@ -99,6 +100,9 @@ def train(
         notes.mkdir(parents=True, exist_ok=True)
         _prove_labels(dataset, family, notes)
         publish(f"{TRAIN}/{LABEL_PROOF}")
+        measured = lengths(fitted.measured, spec.train.max_length)
+        (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
+        publish(f"{TRAIN}/{LENGTHS}")
 
     if spec.train.padding_free:
         family.use_packed_step(model)
@@ -115,6 +119,9 @@ def train(
     log.info(
         "training",
         rows=len(dataset),
+        tokens_a_row=measured["tokens_a_row"]["mean"],
+        longest=measured["tokens_a_row"]["max"],
+        over_max_length=f"{measured['over_max_length']['share']:.2%}",
         dropped=fitted.dropped,
         trainable=f"{trainable:,} of {total:,} ({trainable / total:.2%})",
         optim=optim,

@@ -90,6 +90,12 @@ def test_the_loss_falls_and_every_step_is_recorded(finished: Path) -> None:
     assert all(entry["tokens_per_second"] > 0 for entry in history)
 
 
+def test_lengths_of_the_training_rows_are_told(finished: Path) -> None:
+    found = read_json(finished / "train" / "lengths.json")
+    assert found["rows"] == sum(found["tokens_a_row"]["histogram"].values()) <= 48
+    assert found["over_max_length"]["rows"] == 0 < found["tokens_a_row"]["median"]
+
+
 def test_predictions_stand_beside_their_labels(finished: Path) -> None:
     lines = (finished / "eval" / "predictions.jsonl").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]
@@ -154,10 +160,8 @@ def test_a_stage_that_is_not_whole_is_made_again(output: Path, cache: Path, dama
     assert sums(output).keys() == before.keys()
 
 
-def test_two_runs_of_one_spec_give_the_same_weights(
-    finished: Path, tmp_path: Path, cache: Path
-) -> None:
-    done = job(*small_run(str(tmp_path / "again"), cache=cache))
+def test_two_runs_of_one_spec_give_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    done = job(*small_run(str(tmp_path / "again"), cache=tmp_path / "cache"))
     assert done.code == 0, done.err
     first, second = sums(finished), sums(tmp_path / "again")
     weights = [path for path in first if path.startswith(("adapter/", "data/"))]

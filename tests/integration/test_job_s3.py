@@ -21,7 +21,7 @@ def put_rows(root: str, count: int) -> None:
     spec = load_spec(Path("specs/latex.yaml").read_text(), "latex", environ={}).spec
     lines = []
     for number in range(count):
-        sample = formulas.sample(spec.data.train.formulas, number)
+        sample = formulas.sample(spec.data.train[0].formulas, number)
         storage.write_bytes(storage.join(root, "images", f"{number}.png"), sample.png)
         lines.append(json.dumps({"image": f"images/{number}.png", "text": sample.latex}))
     storage.write_text(storage.join(root, "train.jsonl"), "\n".join(lines) + "\n")

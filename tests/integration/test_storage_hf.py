@@ -1,6 +1,6 @@
 """Storage against a hub on loopback that speaks what the client of the real one asks for."""
 
-import base64
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -9,11 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from job import errors, storage
 from job.storage import retry
-from tests.unit.test_prep import data_spec, png, run
+from tests.unit.test_prep import data_spec, png, run, with_source
 
 FILES = {
     "main": {"config.json": b"{}", "weights/a.safetensors": b"main weights"},
@@ -250,16 +252,25 @@ def test_a_hub_that_is_down_is_a_storage_error(hub: Hub, monkeypatch: pytest.Mon
 def test_rows_of_a_dataset_on_the_hub_are_read_by_split(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    images = [base64.b64encode(png(50 + n)).decode() for n in range(12)]
-    rows = [json.dumps({"image": image, "text": f"x_{n}"}) for n, image in enumerate(images)]
+    def table(*numbers: int) -> bytes:
+        images = [{"bytes": png(50 + n), "path": f"{n}.png"} for n in numbers]
+        file = io.BytesIO()
+        rows = pa.table({"image": images, "text": [f"x_{n}" for n in numbers]})
+        pq.write_table(rows, file, row_group_size=3)
+        return file.getvalue()
+
     files = {
         "README.md": b"",
-        "data/train-00000-of-00002.jsonl": "\n".join(rows[:7]).encode(),
-        "data/train-00001-of-00002.jsonl": "\n".join(rows[7:]).encode(),
-        "data/test-00000-of-00001.jsonl": rows[0].encode(),
+        "data/train-00000-of-00002.parquet": table(*range(7)),
+        "data/train-00001-of-00002.parquet": table(*range(7, 12)),
+        "data/test-00000-of-00001.parquet": table(99),
     }
     monkeypatch.setitem(FILES, "main", files)
     spec = replace(data_spec(Path("x")), eval_fraction=0.3)
     uri = "hf://datasets/org/data"
-    data = run(replace(spec, train=replace(spec.train, uri=uri, split="train")), tmp_path)
-    assert data.train_rows + data.eval_rows == 12
+    data = run(with_source(spec, uri=uri, split="train"), tmp_path)
+    rows = [*data.rows("train"), *data.rows("eval")]
+    assert {row.answer for row in rows} == {f"x_{n}" for n in range(12)}
+    assert {row.images[0].width for row in rows} == set(range(50, 62))
+    with pytest.raises(errors.InputError, match="must name one of test, train"):
+        run(with_source(spec, uri=uri), tmp_path)

@@ -98,8 +98,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 def _rows(spec: JobSpec) -> list[Row]:
-    assert spec.data.train.formulas is not None
-    samples = [formulas.sample(spec.data.train.formulas, index) for index in range(4)]
+    assert spec.data.train[0].formulas is not None
+    samples = [formulas.sample(spec.data.train[0].formulas, index) for index in range(4)]
     return [
         Row(
             id=str(number),

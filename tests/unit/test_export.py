@@ -45,7 +45,7 @@ def family(spec: JobSpec) -> families.Family:
 
 @pytest.fixture(scope="module")
 def rows(spec: JobSpec) -> list[Row]:
-    samples = [formulas.sample(spec.data.train.formulas, index) for index in range(3)]
+    samples = [formulas.sample(spec.data.train[0].formulas, index) for index in range(3)]
     return [
         Row(
             id=str(number),

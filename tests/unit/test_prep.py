@@ -48,6 +48,11 @@ output: {{uri: out}}
     return replace(load_spec(spec, "spec", environ={}).spec.data, **settings)
 
 
+def with_source(spec: DataSpec, **settings: Any) -> DataSpec:
+    """The spec with other settings of its one source to train on."""
+    return replace(spec, train=(replace(spec.train[0], **settings),))
+
+
 def write_jsonl(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -55,8 +60,8 @@ def write_jsonl(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path
 
 
 def run(spec: DataSpec, tmp_path: Path) -> PreparedData:
-    source = stage_source(spec.train, "$.data.train")
-    return prepare(spec, source, None, tmp_path / "prepared", seed=1, label_key=normalize)
+    sources = [stage_source(source, "$.data.train") for source in spec.train]
+    return prepare(spec, sources, None, tmp_path / "prepared", seed=1, label_key=normalize)
 
 
 def rejects(tmp_path: Path) -> dict[str, str]:
@@ -151,8 +156,8 @@ BAD = {
     "a missing image": ({"image": "images/999.png", "text": "x"}, "No such file"),
     "no image": ({"image": None, "text": "x"}, "`image` is empty"),
     "a path out of the folder": ({"image": "../secret.png", "text": "x"}, "leaves the folder"),
-    "an absolute path": ({"image": "/etc/passwd", "text": "x"}, "relative to the folder"),
-    "a URI": ({"image": "file:///etc/passwd", "text": "x"}, "relative to the folder"),
+    "an absolute path": ({"image": "/etc/passwd", "text": "x"}, "lie in the folder"),
+    "a URI": ({"image": "file:///etc/passwd", "text": "x"}, "lie in the folder"),
     "a link out of the folder": ({"image": "images/link.png", "text": "x"}, "link that leaves"),
     "an empty file": ({"image": "images/empty.png", "text": "x"}, "empty (0 bytes)"),
     "a page called .png": ({"image": "images/page.png", "text": "x"}, "an HTML page"),
@@ -249,12 +254,12 @@ def test_what_is_held_out_by_name_is_removed_from_training(folder: Path, tmp_pat
     ]
     spec = data_spec(write_jsonl(folder, train))
     spec = replace(
-        spec, eval=replace(spec.train, uri=str(write_jsonl(folder, held_out, "e.jsonl")))
+        spec, eval=replace(spec.train[0], uri=str(write_jsonl(folder, held_out, "e.jsonl")))
     )
     assert spec.eval is not None
-    first = stage_source(spec.train, "$.data.train")
+    first = stage_source(spec.train[0], "$.data.train")
     second = stage_source(spec.eval, "$.data.eval")
-    data = prepare(spec, first, second, tmp_path / "prepared", seed=1, label_key=normalize)
+    data = prepare(spec, [first], second, tmp_path / "prepared", seed=1, label_key=normalize)
     assert data.leaked_rows == 2
     assert data.train_rows == len(data.rows("train")) == 8
     assert {row.answer for row in data.rows("train")} == {
@@ -271,7 +276,7 @@ def test_a_limit_takes_the_first_rows_and_a_shuffle_seed_a_random_choice(
     spec = data_spec(write_jsonl(folder, rows), eval_fraction=0.2)
 
     def numbers(place: str, **settings: Any) -> list[int]:
-        data = run(replace(spec, train=replace(spec.train, **settings)), tmp_path / place)
+        data = run(with_source(spec, **settings), tmp_path / place)
         rows = [*data.rows("train"), *data.rows("eval")]
         return sorted(int(row.answer) for row in rows)
 
@@ -287,16 +292,19 @@ def test_a_wrong_column_mapping_shows_the_columns_that_exist(folder: Path, tmp_p
     spec = data_spec(write_jsonl(folder, [{"picture": "images/1.png", "latex": "x"}] * 3))
     with pytest.raises(DataError, match=r"no column `text`; the source has picture, latex"):
         run(spec, tmp_path)
-    columns = replace(spec.train.columns, image="picture", text="latexx")
+    columns = replace(spec.train[0].columns, text="latex")
+    with pytest.raises(DataError, match=r"(?s)columns\.image: there is no.*image: picture$"):
+        run(with_source(spec, columns=columns), tmp_path)
+    columns = replace(spec.train[0].columns, image="picture", text="latexx")
     with pytest.raises(DataError, match="no column `latexx`"):
-        run(replace(spec, train=replace(spec.train, columns=columns)), tmp_path)
+        run(with_source(spec, columns=columns), tmp_path)
 
 
 def test_mapped_columns_are_read(folder: Path, tmp_path: Path) -> None:
     rows = [{"picture": f"images/{n}.png", "latex": f"{n}", "key": f"k{n}"} for n in range(12)]
     spec = data_spec(write_jsonl(folder, rows), eval_fraction=0.3)
-    columns = replace(spec.train.columns, image="picture", text="latex", id="key")
-    data = run(replace(spec, train=replace(spec.train, columns=columns)), tmp_path)
+    columns = replace(spec.train[0].columns, image="picture", text="latex", id="key")
+    data = run(with_source(spec, columns=columns), tmp_path)
     row = data.rows("train")[0]
     assert row.id == f"rows.jsonl:{int(row.answer) + 1} (k{row.answer})"
 

@@ -115,9 +115,9 @@ def test_what_was_made_of_other_rows_is_not_taken_over(rows: Path, tmp_path: Pat
 
 def test_a_worker_that_dies_does_not_hang_the_job(rows: Path, tmp_path: Path) -> None:
     spec = data_spec(rows, eval_fraction=0.3, max_bad_rows=1, num_proc=2)
-    source = stage_source(spec.train, "$.data.train")
+    source = stage_source(spec.train[0], "$.data.train")
     with pytest.raises(BrokenProcessPool):
-        prepare(spec, source, None, tmp_path / "x" / "y", seed=1, label_key=die)
+        prepare(spec, [source], None, tmp_path / "x" / "y", seed=1, label_key=die)
 
 
 def die(label: str) -> str:
@@ -127,13 +127,13 @@ def die(label: str) -> str:
 def with_eval(rows: Path, **settings: Any) -> DataSpec:
     held_out = write_jsonl(rows.parent, [pair(n) for n in (3, 4)], "eval.jsonl")
     spec = data_spec(rows, max_bad_rows=1, **settings)
-    return replace(spec, eval=replace(spec.train, uri=str(held_out)))
+    return replace(spec, eval=replace(spec.train[0], uri=str(held_out)))
 
 
 def prepared(spec: DataSpec, tmp_path: Path) -> PreparedData:
     assert spec.eval is not None
-    first, second = (stage_source(s, "$.data") for s in (spec.train, spec.eval))
-    return prepare(spec, first, second, tmp_path / "a" / "data", seed=1, label_key=normalize)
+    first, second = (stage_source(s, "$.data") for s in (*spec.train, spec.eval))
+    return prepare(spec, [first], second, tmp_path / "a" / "data", seed=1, label_key=normalize)
 
 
 def test_leakage_is_removed_or_refused_as_the_spec_says(rows: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_training_set_that_is_all_held_out_is_refused(rows: Path, tmp_path: Pa
     spec = with_eval(rows)
     assert spec.eval is not None
     with pytest.raises(DataError, match="all 2 rows show or say"):
-        prepared(replace(spec, train=spec.eval), tmp_path)
+        prepared(replace(spec, train=(spec.eval,)), tmp_path)
 
 
 def test_statistics_tell_histograms_duplicates_and_rejects(rows: Path, tmp_path: Path) -> None:

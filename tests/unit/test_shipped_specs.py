@@ -59,19 +59,19 @@ def test_says_nothing_that_is_not_a_key(path: Path) -> None:
 def test_latex_needs_no_network_and_trains_what_it_does_not_evaluate() -> None:
     spec = _load("latex").spec
     assert spec.data.eval is not None
-    uris = {spec.model.model_name_or_path, spec.data.train.uri, spec.data.eval.uri}
+    uris = {spec.model.model_name_or_path, spec.data.train[0].uri, spec.data.eval.uri}
     assert uris == {"builtin://ernie-vl-tiny", "builtin://formulas"}
     assert spec.model.init == "pretrained"
-    assert spec.data.train.formulas.seed != spec.data.eval.formulas.seed
-    assert spec.data.train.formulas == replace(
-        spec.data.eval.formulas, seed=spec.data.train.formulas.seed
+    assert spec.data.train[0].formulas.seed != spec.data.eval.formulas.seed
+    assert spec.data.train[0].formulas == replace(
+        spec.data.eval.formulas, seed=spec.data.train[0].formulas.seed
     )
     assert spec.eval.max_samples >= 200
 
 
 def test_latex_asks_for_another_typeface_than_the_base_was_trained_on() -> None:
-    learned = _load("tiny-base").spec.data.train.formulas
-    asked = _load("latex").spec.data.train.formulas
+    learned = _load("tiny-base").spec.data.train[0].formulas
+    asked = _load("latex").spec.data.train[0].formulas
     assert asked.math_fontfamily != learned.math_fontfamily
     assert asked.font_size != learned.font_size
     assert (learned.noise, learned.rotation) == (0, 0)
@@ -99,6 +99,6 @@ def test_ernie_is_the_reference_workload() -> None:
 def test_im2latex_reads_the_folder_that_its_variable_names() -> None:
     spec = _load("im2latex", IM2LATEX="s3://b/formulas").spec
     assert spec.data.eval is not None
-    assert spec.data.train.uri == "s3://b/formulas/train.jsonl"
+    assert spec.data.train[0].uri == "s3://b/formulas/train.jsonl"
     assert spec.data.eval.uri == "s3://b/formulas/validation.jsonl"
-    assert spec.data.eval.columns == spec.data.train.columns
+    assert spec.data.eval.columns == spec.data.train[0].columns

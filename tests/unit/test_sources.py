@@ -20,12 +20,12 @@ import pytest
 
 from job import storage
 from job.errors import DataError, InputError
-from job.prep import pictures, readers
+from job.prep import pictures, readers, sources
 from job.prep.find import stage_source
 from job.prep.readers import tars
 from job.prep.records import Row
 from job.spec.types import DataSpec
-from tests.unit.test_prep import data_spec, png, rejects, run, write_jsonl
+from tests.unit.test_prep import data_spec, png, rejects, run, with_source, write_jsonl
 
 COUNT = 12
 
@@ -185,7 +185,7 @@ def test_rows_are_the_same_however_and_wherever_they_are_kept(
         uri = f"memory://{tmp_path}/{path.relative_to(folder)}".removesuffix("/.")
     spec = data_spec(Path("x"))
     split = "train" if kind in ("save_to_disk", "shards of a split") else None
-    rows = rows_of(replace(spec, train=replace(spec.train, uri=uri, split=split)), tmp_path)
+    rows = rows_of(with_source(spec, uri=uri, split=split), tmp_path)
     assert rows.keys() == {text_of(n) for n in range(COUNT)}
     for n in range(COUNT):
         assert rows[text_of(n)].images[0].data == picture(n)
@@ -194,6 +194,77 @@ def test_rows_are_the_same_however_and_wherever_they_are_kept(
 def test_a_glob_reads_every_file_that_it_matches(folder: Path, tmp_path: Path) -> None:
     as_shards(folder)
     assert len(rows_of(data_spec(folder / "train-*.jsonl"), tmp_path)) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("train-{00000..00002}-of-00003.jsonl", [0, 1, 2]),
+        ("train-0000{0,2}-of-{00003,00003}.jsonl", [0, 0, 2, 2]),
+        ("train-0000{1..2}-*.jsonl", [1, 2]),
+    ],
+)
+def test_braces_stand_for_what_they_do_in_a_shell(
+    pattern: str, files: list[int], folder: Path
+) -> None:
+    as_shards(folder)
+    found = stage_source(data_spec(folder / pattern).train[0], "x").files
+    assert [int(file.uri.rpartition("train-")[2][:5]) for file in found] == files
+
+
+def test_braces_that_stand_for_too_much_or_for_nothing_are_refused(folder: Path) -> None:
+    as_shards(folder)
+    for pattern, reason in (
+        ("{000..999}-{000..999}.jsonl", "more than 100,000 files"),
+        ("train-{00000..00009}-of-00003.jsonl", "no such file"),
+        ("train-{3..1}.jsonl", "nothing is there"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            stage_source(data_spec(folder / pattern).train[0], "$.data.train")
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_images_can_lie_in_another_folder_than_their_list(
+    where: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "lists").mkdir()
+    images = str(folder / "images")
+    if where == "memory":
+        images = f"memory://{tmp_path}/images"
+        storage.copy_tree(str(folder / "images"), images)
+    rows = [{"image": f"{n}.png", "text": text_of(n)} for n in range(COUNT - 1)]
+    rows.append({"image": f"{images}/{COUNT - 1}.png", "text": text_of(COUNT - 1)})
+    spec = data_spec(write_jsonl(tmp_path / "lists", rows))
+    with pytest.raises(DataError, match=r"No such file|lie in the folder"):
+        run(spec, tmp_path)
+    spec = with_source(spec, image_folder=f"{images}/")
+    assert rows_of(spec, tmp_path)[text_of(3)].images[0].data == picture(3)
+    assert len(rows_of(spec, tmp_path)) == COUNT, "one of them is named in full"
+    source = stage_source(spec.train[0], "x")
+    before = pictures.digest(source, spec.train[0])
+    storage.write_bytes(f"{images}/{COUNT - 1}.png", png(99))
+    assert pictures.digest(source, spec.train[0]) != before
+
+
+def test_images_named_in_full_are_read_in_the_folder_of_their_list_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside.png").write_bytes(png(90))
+    rows = [{"image": str(folder / row["image"]), "text": row["text"]} for row in plain()]
+    rows.append({"image": str(tmp_path / "outside.png"), "text": "x"})
+    rows.append({"image": f"{folder}/../outside.png", "text": "y"})
+    write_jsonl(folder, rows)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    rows[0]["image"] = f"{tmp_path}/link/images/0.png"
+    write_jsonl(folder, rows)
+    assert len(rows_of(data_spec(Path("link/rows.jsonl"), max_bad_rows=2), tmp_path)) == COUNT
+    outside, upward = rejects(tmp_path).values()
+    assert "lie in the folder of their list" in outside
+    assert "leaves the folder" in upward
+    (folder / "data").mkdir()
+    (folder / "data" / "a.png").write_bytes(picture(3))
+    assert sources.fetch("data", "data/a.png") == picture(3), "no part of a relative path is cut"
 
 
 def test_files_of_one_name_in_two_folders_give_rows_of_different_ids(tmp_path: Path) -> None:
@@ -324,11 +395,11 @@ def test_an_archive_with_endless_headers_or_cut_short_is_an_error(
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"x": "y" * 2**21}) as a:
         add(a, "b.png", picture(1))
     with pytest.raises(DataError, match="not a readable tar"):
-        list(readers.read(stage_source(data_spec(path).train, "x").files[0]))
+        list(readers.read(stage_source(data_spec(path).train[0], "x").files[0]))
     as_tar(folder)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="not a readable tar"):
-        list(readers.read(stage_source(data_spec(path).train, "x").files[0]))
+        list(readers.read(stage_source(data_spec(path).train[0], "x").files[0]))
 
 
 def test_a_packed_file_that_is_cut_is_an_error(folder: Path, tmp_path: Path) -> None:
@@ -365,7 +436,7 @@ def test_images_by_url_are_fetched_only_where_the_spec_allows_it(
 def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) -> None:
     as_json(folder)
     spec = data_spec(Path("x"))
-    rows = rows_of(replace(spec, train=replace(spec.train, uri=f"{web}/rows.json")), tmp_path)
+    rows = rows_of(with_source(spec, uri=f"{web}/rows.json"), tmp_path)
     assert len(rows) == COUNT
 
 
@@ -379,22 +450,66 @@ def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) 
 def test_pickles_and_archives_are_refused_by_name(name: str, reason: str, folder: Path) -> None:
     (folder / name).write_bytes(b"\x80\x04\x95cos\nsystem\n")
     with pytest.raises(InputError, match=reason):
-        stage_source(data_spec(folder / name).train, "$.data.train")
+        stage_source(data_spec(folder / name).train[0], "$.data.train")
 
 
 def test_a_split_that_is_not_there_is_an_input_error(folder: Path) -> None:
-    spec = data_spec(as_shards(folder)).train
-    with pytest.raises(InputError, match="nothing is there"):
+    spec = data_spec(as_shards(folder)).train[0]
+    with pytest.raises(InputError, match=r"split: is not there; the folder has test, train"):
         stage_source(replace(spec, split="validation"), "$.data.train")
 
 
+def test_a_folder_of_several_splits_asks_which_one(folder: Path) -> None:
+    spec = data_spec(as_shards(folder)).train[0]
+    with pytest.raises(InputError, match=r"split: must name one of test, train"):
+        stage_source(spec, "$.data.train")
+    assert len(stage_source(replace(spec, split="train"), "x").files) == 3
+    assert len(stage_source(replace(spec, uri=f"{folder}/*.jsonl"), "x").files) == 4
+
+
+def test_a_split_is_a_word_of_the_name_and_not_its_beginning(folder: Path) -> None:
+    for name in ("train-0.jsonl", "pairs_train.jsonl", "trainer.jsonl", "test/train2.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_jsonl(folder, plain(), name)
+    spec = replace(data_spec(folder).train[0], split="train")
+    names = {file.name for file in stage_source(spec, "x").files}
+    assert names == {"train-0.jsonl", "pairs_train.jsonl"}
+
+
 def test_a_changed_picture_of_a_folder_changes_the_digest(folder: Path) -> None:
-    spec = data_spec(as_pairs(folder)).train
+    spec = data_spec(as_pairs(folder)).train[0]
     before = stage_source(spec, "x").digest
     (folder / "images" / "3.png").touch()
     assert stage_source(spec, "x").digest == before, "dates do not count"
     (folder / "images" / "3.png").write_bytes(png(43, color="black"))
     assert stage_source(spec, "x").digest != before
+
+
+def test_a_table_that_holds_its_pictures_is_not_read_through_for_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [{"bytes": picture(n), "path": f"{n}.png"} for n in range(400)]
+    pq.write_table(
+        pa.table({"image": images, "text": ["x"] * 400}), tmp_path / "a.parquet", row_group_size=50
+    )
+    pq.write_table(
+        pa.table({"image": [f"{n}.png" for n in range(400)], "text": ["x"] * 400}),
+        tmp_path / "b.parquet",
+    )
+    given: list[str] = []
+    read = readers.read
+
+    def counted(file: Any) -> Iterator[readers.Record]:
+        for record in read(file):
+            given.append(record.id)
+            yield record
+
+    monkeypatch.setattr(readers, "read", counted)
+    for name, expected in (("a", range(1, 65)), ("b", range(400, 500))):
+        spec = data_spec(tmp_path / f"{name}.parquet").train[0]
+        given.clear()
+        pictures.digest(stage_source(spec, "x"), spec)
+        assert len(given) in expected
 
 
 def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pictures(
@@ -403,7 +518,7 @@ def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pic
     write_jsonl(folder, plain())
     storage.copy_tree(str(folder), f"memory://{tmp_path}")
     for root in (str(folder), f"memory://{tmp_path}"):
-        spec = replace(data_spec(Path("x")).train, uri=f"{root}/rows.jsonl")
+        spec = replace(data_spec(Path("x")).train[0], uri=f"{root}/rows.jsonl")
         source = stage_source(spec, "x")
         before = pictures.digest(source, spec)
         assert pictures.digest(source, spec) == before

@@ -108,6 +108,23 @@ def test_changed_are_the_keys_that_differ_from_their_defaults_or_have_none() -> 
     )
 
 
+def test_a_list_of_sources_is_filled_in_and_changed_one_by_one() -> None:
+    sources = "data.train=[{uri: a.jsonl, weight: 1}, {uri: '${B,b}.jsonl', weight: 3, limit: 9}]"
+    loaded = load_spec(MINIMAL, "job.yaml", [sources], {})
+    assert [(s.uri, s.weight, s.limit) for s in loaded.spec.data.train] == [
+        ("a.jsonl", 1, None),
+        ("b.jsonl", 3, 9),
+    ]
+    assert list(loaded.spec.data.sources()) == ["$.data.train[0]", "$.data.train[1]"]
+    assert [path for path in loaded.changed if path.startswith("data.")] == [
+        *("data.train[0].uri", "data.train[0].weight"),
+        *("data.train[1].uri", "data.train[1].limit", "data.train[1].weight"),
+    ]
+    assert load_spec(dump_resolved(loaded), "again.yaml", environ={}) == loaded
+    listed = load_spec(MINIMAL, "job.yaml", ["data.train=[{uri: a}]"], {})
+    assert listed.spec == load_spec(MINIMAL, "job.yaml", ["data.train={uri: a}"], {}).spec
+
+
 @pytest.mark.parametrize(
     "text", ["2e-4", "0x1f", "on", "1:30", "2024-01-01", "null", "a: b", "# x"]
 )

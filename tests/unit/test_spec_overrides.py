@@ -64,6 +64,11 @@ def test_a_path_copied_from_a_message_works() -> None:
     assert _spec("$.train.seed=2").train.seed == 2
 
 
+def test_an_item_of_a_list_is_reached_by_its_number() -> None:
+    spec = _spec("data.train=[{uri: a}, {uri: b}]", "$.data.train[1].limit=5")
+    assert [source.limit for source in spec.data.train] == [None, 5]
+
+
 def test_variables_are_replaced() -> None:
     assert _spec("train.seed=${SEED}", SEED="9").train.seed == 9
 
@@ -116,6 +121,11 @@ def test_an_override_without_equals_is_a_usage_error(item: str) -> None:
             "train.report_to.0=mlflow",
             '--set $.train.report_to["0"]: finds no keys in train.report_to, which is ["wandb"]',
         ),
+        (
+            "train.report_to[1]=mlflow",
+            "--set $.train.report_to[1]: finds no item 1 in train.report_to, which is a list of 1",
+        ),
+        ("train.seed[0]=1", "--set $.train.seed[0]: finds no item 0 in train.seed, which is 1"),
         ("=1", '--set $[""]: takes a dotted key such as train.max_steps (found =1)'),
         ("a..b=1", '--set $.a[""].b: takes a dotted key such as train.max_steps (found a..b=1)'),
         ("train.seed=[1", "--set $.train.seed: value is not valid YAML: "),
@@ -125,6 +135,11 @@ def test_an_override_without_equals_is_a_usage_error(item: str) -> None:
 )
 def test_an_override_that_makes_no_sense_is_a_spec_error(item: str, message: str) -> None:
     assert _error(item).startswith(message)
+
+
+def test_a_key_of_a_list_of_sources_asks_which_one() -> None:
+    error = _error("data.train=[{uri: a}, {uri: b}]", "data.train.limit=5")
+    assert "must say which item is meant, as in data.train[0].limit" in error
 
 
 def test_every_override_that_makes_no_sense_is_told_at_once() -> None:

@@ -245,6 +245,37 @@ REFUSED += [
         "set data.eval.formulas.seed: 3408",
     ),
     (
+        ("data.train=[{uri: a}, {uri: 'builtin://formulas'}]",),
+        "data.train[1].limit",
+        "must be given for builtin://formulas, which has no end",
+        "set data.train[1].limit: 400",
+    ),
+    (
+        ("data.train=[{uri: a, weight: 1}, {uri: b}]",),
+        "data.train[1].weight",
+        "is missing, while data.train[0] has one",
+        "give every source of data.train a weight, or none",
+    ),
+    *(
+        (
+            overrides,
+            f"{source}.weight",
+            "is read only where data.train is a list of several sources",
+            "remove the line",
+        )
+        for source, overrides in {
+            "data.train": ("data.train.weight=1",),
+            "data.train[0]": ("data.train=[{uri: a, weight: 1}]",),
+            "data.eval": ("data.train=[{uri: a}, {uri: b}]", "data.eval={uri: c, weight: 2}"),
+        }.items()
+    ),
+    (
+        ("data.train=[{uri: a}, {uri: b}]", "data.stopping_strategy=all_exhausted"),
+        "data.stopping_strategy",
+        "is read only where the sources of data.train have weights",
+        "give each source a weight, or remove the line",
+    ),
+    (
         ("data.train.columns={messages: m, text: t}",),
         "data.train.columns.text",
         "cannot stand beside messages, which hold the text",
@@ -351,6 +382,8 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         (*FORMULAS, "data.train.format=builtin", "data.train.formulas.noise=0.1"),
         (*FORMULAS, "data.eval={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}"),
         (*FORMULAS, "data.eval={uri: 'data/eval.jsonl'}"),
+        ("data.train=[{uri: a, weight: 1}, {uri: b, weight: 0.1}]",),
+        ("data.train=[{uri: a, limit: 1}, {uri: b}]", "data.eval={uri: c}"),
         ("model.model_name_or_path=hf://a/b", "model.revision=main"),
         ("model.model_name_or_path=hf://a/b@v1", "model.revision=v1"),
         (f"model.model_name_or_path=hf://a/b@{COMMIT}", "model.trust_remote_code=true"),

@@ -29,7 +29,7 @@ REQUIRED = {
 
 
 def _dataclass_of(hint: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, tuple) else (hint,)
     return next((option for option in options if dataclasses.is_dataclass(option)), None)
 
 
@@ -49,7 +49,9 @@ def _json_types(hint: Any) -> set[str]:
     if get_origin(hint) is Literal:
         return set().union(*(_json_types(type(choice)) for choice in get_args(hint)))
     if get_origin(hint) is tuple:
-        assert get_args(hint) == (str, ...), "lists hold text alone"
+        if _dataclass_of(hint):
+            return {"object", "array"}  # one section means a list of one
+        assert get_args(hint) == (str, ...), "other lists hold text alone"
         return {"array"}
     if dataclasses.is_dataclass(hint):
         return {"object"}
@@ -87,7 +89,7 @@ def test_schema_and_dataclass_agree_on_the_type(dotted: str, hint: Any) -> None:
         allowed = node["enum"] if "enum" in node else [node["const"]]
         assert sorted(allowed) == sorted(get_args(hint))
     if "array" in keys.types(node):
-        assert node["items"]["type"] == "string"
+        assert node["items"]["type"] == ("object" if _dataclass_of(hint) else "string")
 
 
 @pytest.mark.parametrize(("dotted", "node"), KEYS.items())

@@ -1,6 +1,7 @@
 """Training's own parts: what fits, what is trained, what is stored and resumed."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from job.spec.types import JobSpec
 from job.train import dataset
 from job.train.checkpoints import MANIFEST, CheckpointStore
 from job.train.dataset import Collator, fit, label_proof, truncate
+from job.train.lengths import lengths
 
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
@@ -37,7 +39,7 @@ def family(spec: JobSpec) -> families.Family:
 
 def row(answer: str, question: str = "Read.", images: int = 1) -> Row:
     spec = load_spec(Path("specs/latex.yaml").read_text(), "s", environ={}).spec
-    picture = inspect(formulas.sample(spec.data.train.formulas, 0).png)
+    picture = inspect(formulas.sample(spec.data.train[0].formulas, 0).png)
     parts = [*[Part(image=i) for i in range(images)], Part(text=question)]
     return Row(
         id="rows.jsonl:1",
@@ -100,8 +102,25 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(
     settings = replace(spec.train, max_length=length)
     fitted = fit(rows, family, spec.data, settings)
     assert (fitted.indices, fitted.dropped, fitted.lengths) == ((0, 2), 1, (length, length))
+    assert fitted.measured == {length: 2, length + 89: 1}, "before they are cut or dropped"
     with pytest.raises(DataError, match=r"all 1 training rows are longer .*max_length|longer"):
         fit(rows[1:2], family, spec.data, settings)
+
+
+def test_lengths_tell_the_share_over_max_length_and_a_histogram() -> None:
+    found = lengths(Counter({60: 70, 64: 24, 200: 5, 3000: 1}), 128)
+    assert found == {
+        "rows": 100,
+        "tokens": 9736,
+        "tokens_a_row": {
+            "mean": 97.4,
+            "median": 60,
+            "p95": 200,
+            "max": 3000,
+            "histogram": {"32-63": 70, "64-127": 24, "128-255": 5, "2048-4095": 1},
+        },
+        "over_max_length": {"max_length": 128, "rows": 6, "share": 0.06},
+    }
 
 
 def test_worker_processes_measure_as_the_job_itself_does_and_name_the_row_they_refuse(

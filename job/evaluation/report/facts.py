@@ -217,6 +217,9 @@ def settings(
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(inner, f"{path}.{key}")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for number, inner in enumerate(value):
+                walk(inner, f"{path}[{number}]")
         else:
             out.append(Setting(path=path, value=_spelled(value), changed=path in marked))
 

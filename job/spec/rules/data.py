@@ -64,16 +64,16 @@ def _formulas_end(at: View) -> Iterator[Finding]:
 
 
 def _evaluation_is_unseen(at: View) -> Iterator[Finding]:
-    if set(at.sources()) == {"data.train", "data.eval"} and all(
-        at(f"{source}.uri") in BUILTIN_DATA for source in at.sources()
-    ):
-        seed = at("data.train.formulas.seed")
-        if at("data.eval.formulas.seed") == seed:
-            yield find(
-                "data.eval.formulas.seed",
-                "must differ from data.train.formulas.seed: the formulas would be the same",
-                f"set data.eval.formulas.seed: {seed + 1}",
-            )
+    if at("data.eval") is None or at("data.eval.uri") not in BUILTIN_DATA:
+        return
+    *train, _ = at.sources()
+    seeds = {at(f"{s}.formulas.seed"): s for s in train if at(f"{s}.uri") in BUILTIN_DATA}
+    if (seed := at("data.eval.formulas.seed")) in seeds:
+        yield find(
+            "data.eval.formulas.seed",
+            f"must differ from {seeds[seed]}.formulas.seed: the formulas would be the same",
+            f"set data.eval.formulas.seed: {max(seeds) + 1}",
+        )
 
 
 def _columns_say_one_thing(at: View) -> Iterator[Finding]:
@@ -87,6 +87,33 @@ def _columns_say_one_thing(at: View) -> Iterator[Finding]:
             )
 
 
+def _weights_mix_sources(at: View) -> Iterator[Finding]:
+    weights = {source: at(f"{source}.weight") for source in at.sources()}
+    several = [source for source in weights if source != "data.eval"]
+    mixed = several if len(several) > 1 else []
+    for source, weight in weights.items():
+        if weight is not None and source not in mixed:
+            yield find(
+                f"{source}.weight",
+                "is read only where data.train is a list of several sources",
+                "remove the line",
+            )
+    given = [source for source in mixed if weights[source] is not None]
+    if 0 < len(given) < len(mixed):
+        missing = next(source for source in mixed if weights[source] is None)
+        yield find(
+            f"{missing}.weight",
+            f"is missing, while {given[0]} has one",
+            "give every source of data.train a weight, or none",
+        )
+    if not given and at("data.stopping_strategy") != keys.default("data.stopping_strategy"):
+        yield find(
+            "data.stopping_strategy",
+            "is read only where the sources of data.train have weights",
+            "give each source a weight, or remove the line",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     _something_is_evaluated,
     _pixels_have_a_range,
@@ -94,4 +121,5 @@ RULES: tuple[Rule, ...] = (
     _formulas_end,
     _evaluation_is_unseen,
     _columns_say_one_thing,
+    _weights_mix_sources,
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from job.spec import keys
 from job.spec.finding import Finding
 from job.spec.keys import Path
 from job.spec.names import nearest
@@ -19,29 +20,33 @@ class View:
         self._values, self._invalid = values, invalid
 
     def __call__(self, dotted: str) -> Any:
-        path = tuple(dotted.split("."))
+        path = keys.path_of(dotted)
         if any(bad[: len(path)] == path or path[: len(bad)] == bad for bad in self._invalid):
             raise Unread
         value = self._values
         for part in path:
-            if not isinstance(value, dict) or part not in value:
-                raise Unread
-            value = value[part]
+            try:
+                value = value[part]
+            except (LookupError, TypeError):
+                raise Unread from None
         return value
 
     def sources(self) -> Iterator[str]:
         """The dotted keys of the data sources that there are."""
         data = self._values.get("data") if isinstance(self._values, dict) else None
         for name in ("train", "eval"):
-            if isinstance(data, dict) and isinstance(data.get(name), dict):
+            source = data.get(name) if isinstance(data, dict) else None
+            if isinstance(source, dict):
                 yield f"data.{name}"
+            elif isinstance(source, list):
+                yield from (f"data.{name}[{number}]" for number in range(len(source)))
 
 
 Rule = Callable[[View], Iterator[Finding]]
 
 
 def find(dotted: str, message: str, fix: str) -> Finding:
-    return Finding(tuple(dotted.split(".")), message, fix)
+    return Finding(keys.path_of(dotted), message, fix)
 
 
 def builtin(dotted: str, uri: str, known: tuple[str, ...]) -> Iterator[Finding]:

@@ -1,0 +1,115 @@
+"""Rows that were prepared once serve every output on the machine."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from job import pipeline
+from job.manifest import digest_tree
+from job.prep import cache
+from job.spec.load import load_spec
+from tests.unit.test_prep import pair, png, write_jsonl
+
+SPEC = """
+version: 1
+name: test
+model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
+data: {{train: {{uri: "{rows}"}}, eval_fraction: 0.3}}
+output: {{uri: "{place}/{output}"}}
+runtime: {{cache_dir: "{place}/cache"}}
+"""
+AGAIN = "prepared before"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for n in range(20):
+        (tmp_path / "data" / "images" / f"{n}.png").write_bytes(png(40 + n))
+    return write_jsonl(tmp_path / "data", [pair(n) for n in range(20)])
+
+
+def prep(rows: Path, place: Path, output: str) -> dict[str, int]:
+    text = SPEC.format(rows=rows, place=place, output=output)
+    return pipeline.run(load_spec(text, "spec", environ={}), "prep").rows
+
+
+def test_another_output_gets_the_same_bytes_without_preparing_again(
+    rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = prep(rows, tmp_path, "a")
+    assert AGAIN not in capfd.readouterr().err
+    assert prep(rows, tmp_path, "b") == first
+    told = capfd.readouterr().err
+    assert AGAIN in told
+    assert "prep train" not in told
+    assert digest_tree(tmp_path / "a" / "data") == digest_tree(tmp_path / "b" / "data")
+
+
+def test_keeping_rows_takes_no_room_beside_the_run_that_made_them(
+    rows: Path, tmp_path: Path
+) -> None:
+    prep(rows, tmp_path, "a")
+    kept = {f.stat().st_ino for f in (tmp_path / "cache" / "prepared").rglob("*.arrow")}
+    made = {f.stat().st_ino for f in (tmp_path / "cache" / "work").rglob("*.arrow")}
+    assert kept == made != set()
+
+
+def test_a_changed_row_or_picture_is_prepared_again(
+    rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prep(rows, tmp_path, "a")
+    (rows.parent / "images" / "3.png").write_bytes(png(43, color="black"))
+    prep(rows, tmp_path, "b")
+    write_jsonl(rows.parent, [pair(n) for n in range(19)])
+    prep(rows, tmp_path, "c")
+    assert AGAIN not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "mark cut", "unmarked"])
+def test_what_is_no_longer_as_it_was_made_is_not_used(
+    damage: str, rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = prep(rows, tmp_path, "a")
+    [shard] = (tmp_path / "cache" / "prepared").rglob("train-*.arrow")
+    whole = shard.read_bytes()
+    shard.unlink()
+    if damage == "cut":
+        shard.write_bytes(whole[:-100])
+    elif damage != "gone":
+        shard.write_bytes(whole)
+        mark = shard.parents[1] / "made.json"
+        mark.write_text(mark.read_text()[:-9]) if damage == "mark cut" else mark.unlink()
+    assert prep(rows, tmp_path, "b") == first
+    assert AGAIN not in capfd.readouterr().err
+    assert digest_tree(tmp_path / "a" / "data") == digest_tree(tmp_path / "b" / "data")
+
+
+def test_the_sets_used_last_are_kept(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "train-00000.arrow").write_bytes(b"rows")
+    kept = tmp_path / "cache"
+    for number in range(cache.KEPT):
+        cache.keep(kept, f"{number}", made, {"train": number})
+        os.utime(kept / f"{number}" / "made.json", (number, number))
+    assert cache.take(kept, "0", tmp_path / "out") == {"train": 0}
+    cache.keep(kept, "new", made, {"train": 9})
+    assert {path.name for path in kept.iterdir()} == {"0", "2", "3", "new"}
+
+
+def test_without_hard_links_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None:
+    made, other = tmp_path / "made", Path("/dev/shm")  # another file system
+    made.mkdir()
+    (made / "train-00000.arrow").write_bytes(b"rows")
+    if other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system here")
+    place = other / f"prepared-{os.getpid()}"
+    try:
+        cache.keep(place, "x", made, {})
+        assert not place.exists() or not list(place.iterdir())
+        assert cache.take(place, "x", tmp_path / "out") is None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
