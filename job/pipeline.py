@@ -166,6 +166,19 @@ class Pipeline:
             self._event(stage, "stopped" if preempted else "failed")
         self._store_failure(error)
         self._end()
+        if isinstance(error, Stopped):
+            self._tell_kept(error)
+
+    def _tell_kept(self, error: Stopped) -> None:
+        from job.kept import kept, same_command
+
+        stages = COMMANDS[self.command]
+        complete = [stage for stage in stages if stage in self.record.stages]
+        # Without prep the fingerprint of a checkpoint is not known yet.
+        training = "train" in stages and "train" not in complete and "prep" in complete
+        error.tell_kept(
+            kept(complete, self.checkpoints if training else None), same_command()
+        )
 
     def _store_failure(self, error: BaseException) -> None:
         if not self.output.taken:
@@ -221,13 +234,9 @@ class Pipeline:
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def _train(self, directory: Path) -> dict[str, Any]:
-        from job.train.checkpoints import CheckpointStore
         from job.train.trackers import TrackerFiles
         from job.train.trainer import train
 
-        store = CheckpointStore(
-            uri=self.output.at("checkpoints"), fingerprint=self.fingerprint("train")
-        )
         model, result = train(
             self.spec,
             self.engine,
@@ -237,7 +246,7 @@ class Pipeline:
             self.data,
             directory,
             self.output.workdir / "trainer",
-            store,
+            self.checkpoints,
             publish=functools.partial(self.output.publish_file, "train"),
             tell=self.status.tell,
             trackers=TrackerFiles(
@@ -392,6 +401,14 @@ class Pipeline:
             eval_rows=rows["eval"],
             rejected_rows=rows["rejected"],
             leaked_rows=rows["leaked"],
+        )
+
+    @property
+    def checkpoints(self) -> Any:
+        from job.train.checkpoints import CheckpointStore
+
+        return CheckpointStore(
+            uri=self.output.at("checkpoints"), fingerprint=self.fingerprint("train")
         )
 
     @cached_property

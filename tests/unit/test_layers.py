@@ -22,9 +22,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("needs",),
     ("engines",),
     ("train", "evaluation", "export"),
-    ("outputs",),
+    ("outputs", "kept"),
     ("pipeline",),
     ("plan", "infer", "doctor", "fetch", "ask", "manifests"),
+    ("help", "completion"),
     ("cli",),
     ("__main__",),
 )
