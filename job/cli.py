@@ -48,9 +48,7 @@ Sets = Annotated[
 ]
 OutputUri = Annotated[
     str | None,
-    typer.Option(
-        "--output", "-o", help="Where results go, in place of output.uri.", metavar="URI"
-    ),
+    typer.Option("--output", "-o", help="Where results go, in place of output.uri.", metavar="URI"),
 ]
 
 
@@ -385,7 +383,7 @@ def _report_usage(error: typer.TyperException) -> int:
 
         rich_format_error(error)  # type: ignore[arg-type]
     else:
-        error.show()
+        error.show()  # type: ignore[attr-defined]
     return getattr(error, "exit_code", USAGE)
 
 

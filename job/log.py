@@ -211,17 +211,15 @@ def progress(label: str, total: int | None, unit: str = "rows") -> Iterator[Prog
         from rich.table import Column
 
         # What must be read in full keeps its width; the bar and then the values give way.
-        whole = {"table_column": Column(no_wrap=True)}
+        whole = Column(no_wrap=True)
+        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description}", **whole),
+            TextColumn("{task.description}", table_column=whole),
             BarColumn(bar_width=min(40, max(8, _console().width - 72))),
-            MofNCompleteColumn(**whole),
-            TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", **whole),
-            TimeRemainingColumn(compact=True, **whole),
-            TextColumn(
-                "[dim]{task.fields[shown]}[/]",
-                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-            ),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", table_column=whole),
+            TimeRemainingColumn(compact=True, table_column=whole),
+            TextColumn("[dim]{task.fields[shown]}[/]", table_column=cut),
         )
         with RichProgress(*columns, console=_console(), transient=True, expand=True) as bars:
             yield _Bar(bars, bars.add_task(label, total=total, shown="", rate=""))

@@ -109,6 +109,9 @@ class Pipeline:
             found = {"uri": self.eval_source.uri, "digest": self.eval_source.digest}
             self.record.inputs["eval"] = found
         log.info("run", name=self.spec.name, output=self.spec.output.uri)
+        for name, found in self.record.inputs.items():
+            log.debug(f"input {name}", **found)
+        log.debug("versions", **self.record.versions)
         self.output.open(dump_resolved(self.loaded))
 
     def make(self, stage: Stage) -> None:
@@ -123,6 +126,7 @@ class Pipeline:
 
     def _make(self, stage: Stage) -> None:
         wanted = self.fingerprint(stage)
+        log.debug("fingerprint", of=stage, is_now=wanted)
         found = self.output.completed(stage, wanted)
         seconds = 0.0
         if found is not None:
@@ -176,9 +180,7 @@ class Pipeline:
         complete = [stage for stage in stages if stage in self.record.stages]
         # Without prep the fingerprint of a checkpoint is not known yet.
         training = "train" in stages and "train" not in complete and "prep" in complete
-        error.tell_kept(
-            kept(complete, self.checkpoints if training else None), same_command()
-        )
+        error.tell_kept(kept(complete, self.checkpoints if training else None), same_command())
 
     def _store_failure(self, error: BaseException) -> None:
         if not self.output.taken:

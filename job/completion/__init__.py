@@ -62,9 +62,12 @@ def current_shell() -> Shell:
     except shellingham.ShellDetectionFailure:
         name = Path(os.environ.get("SHELL", "")).name
     if name in get_args(Shell):
-        return name  # type: ignore[no-any-return]
+        return name
     raise UsageError(
-        "completion", "is made for bash, zsh and fish", value=name or "no shell", fix="call it there"
+        "completion",
+        "is made for bash, zsh and fish",
+        value=name or "no shell",
+        fix="call it there",
     )
 
 

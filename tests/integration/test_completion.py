@@ -87,9 +87,9 @@ def test_tab_completes_commands_files_options_keys_and_values(
 
     shown = on_terminal(SHELLS[shell], environ=home, type_in=type_in, seconds=60)
     for line, ran in LINES.items():
-        assert any(
-            f"ran python {ran}{end}" in shown.text for end in (".", "=.")
-        ), f"{line}:\n{shown.text}"
+        assert any(f"ran python {ran}{end}" in shown.text for end in (".", "=.")), (
+            f"{line}:\n{shown.text}"
+        )
 
 
 def test_the_script_is_printed_for_the_shell_that_asks(shell: str, home: dict[str, str]) -> None:
