@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.jobs import ROOT
 
@@ -38,6 +39,7 @@ def on_terminal(
     command: Sequence[str],
     *,
     columns: int = 80,
+    cwd: Path = ROOT,
     environ: Mapping[str, str] | None = None,
     interrupt_at: str | None = None,
     type_in: Callable[[str], str | None] = lambda _: None,
@@ -52,7 +54,7 @@ def on_terminal(
     known = {key: text for key, text in os.environ.items() if key not in _STEERING}
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
+        cwd=cwd,
         env={**known, "TERM": "xterm-256color", **(environ or {})},
         stdin=theirs,
         stdout=theirs,

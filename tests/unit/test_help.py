@@ -1,5 +1,6 @@
 """What `--help` teaches: examples of every command that run as they stand."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_no_color_takes_the_colours_away() -> None:
 
 def colours(text: str) -> list[str]:
     """The sequences in a terminal's output that set a colour."""
-    found = [part.partition("m")[0] for part in text.split("\x1b[")[1:]]
+    found = re.findall(r"\x1b\[([\d;]+)m", text)
     return [codes for codes in found if any(len(code) == 2 for code in codes.split(";"))]
 
 
