@@ -115,7 +115,7 @@ format: $(VENV)/.ready-dev ## Format the code
 manifests: $(VENV)/.ready ## Make the files of k8s/ anew
 	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
 
-session: $(VENV)/.ready-dev ## Record the terminal session of the README anew
+session: $(VENV)/.ready ## Record the terminal session of the README anew
 	$(VENV)/bin/python -m docs.images.session
 
 lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml

@@ -87,4 +87,4 @@ def on_terminal(
 
 
 # What of this process's environment would decide how a terminal is used.
-_STEERING = {"NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERM", "COLUMNS", "CI"}
+_STEERING = {"NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERM", "COLUMNS", "LINES"}

@@ -37,7 +37,7 @@ THEME = TerminalTheme(
 )  # fmt: skip
 
 # Rich's own frame fetches a font from the web; this one takes what the reader has.
-FRAME = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="A recorded terminal session">
+FRAME = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" xml:space="preserve" role="img" aria-label="A recorded terminal session">
   <style>
     .{unique_id}-matrix {{ font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: {char_height}px; line-height: {line_height}px; white-space: pre; }}
     .{unique_id}-title {{ font-family: system-ui, sans-serif; font-size: 15px; }}

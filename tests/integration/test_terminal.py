@@ -26,13 +26,18 @@ def test_ctrl_c_says_what_was_kept_and_the_command_that_it_names_goes_on(tmp_pat
     assert " ".join(command) in stopped.text
     kept = read_json(Path(checkpoint) / "manifest.json")["step"]
 
-    going_on = job_on_terminal(*command, environ={"NO_COLOR": "1"})
+    going_on = job_on_terminal(*command, "--verbose", environ={"NO_COLOR": "1"})
     assert going_on.code == 0, going_on.text
     run = read_json(output / "run.json")
     assert run["stages"]["train"]["summary"]["resumed_from_step"] == kept
     assert not colours(going_on.text)
-    loss = run["metrics"]["final"]["loss"]
-    assert re.search(rf"loss +[\d.]+ +{loss:.4g}", re.sub(r"\x1b\[[\d;]*m", "", going_on.text))
+    plain = re.sub(r"\x1b\[[\d;]*m", "", going_on.text)
+    assert (
+        f"input train  uri builtin://formulas  digest {run['inputs']['train']['digest']}" in plain
+    )
+    assert f"is_now {run['stages']['train']['fingerprint']}" in plain
+    assert "stored  file adapter/adapter_model.safetensors" in plain
+    assert re.search(rf"loss +[\d.]+ +{run['metrics']['final']['loss']:.4g}", plain)
 
 
 def test_ctrl_c_before_anything_is_complete_says_so(tmp_path: Path) -> None:
