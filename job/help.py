@@ -83,6 +83,9 @@ python -m job infer my.yaml --image formula.png
 
 # And the model before training?
 python -m job infer my.yaml --image formula.png --weights base
+
+# Sampled, the same at every call.
+python -m job infer my.yaml --image formula.png --temperature 1.5 --seed 1
 """,
     "fetch": """
 # Merged weights from a bucket, for a server here.

@@ -2,7 +2,7 @@
 
     make session
 
-A mistake in a spec, a run that Ctrl-C stops, the same command again. It takes as long as the run.
+A mistake in a spec, a run that Ctrl-C stops, the same command again: a short trial of the first job.
 """
 
 import io
@@ -20,10 +20,10 @@ from tests.jobs import ROOT
 from tests.terminal import on_terminal
 
 COLUMNS = 100
-RUN = "python -m job run specs/latex.yaml"
+RUN = "python -m job run specs/latex.yaml --set train.max_steps=40 --set data.train.limit=1000"
 SESSION = (
     ("python -m job validate specs/latex.yaml --set train.learning_rte=1 --set lora.r=0", None),
-    (RUN, "10/"),  # Ctrl-C when the bar is there
+    (RUN, "10/40"),  # Ctrl-C when the bar is there
     (RUN, None),
 )
 
