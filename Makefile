@@ -28,10 +28,11 @@ BASE_IMAGE ?=
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests session lock clean
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@bold= plain=; [ -t 1 ] && [ "$$TERM" != dumb ] && [ -z "$$NO_COLOR" ] && bold='\033[1m' plain='\033[0m'; \
+	awk -F':.*## ' "/^[a-z-]+:.*## / { printf \"  $$bold%-14s$$plain %s\\n\", \$$1, \$$2 }" $(MAKEFILE_LIST)
 
 run: $(VENV)/.ready ## Run a job: make run SPEC=specs/latex.yaml [OUTPUT=URI] [ARGS="--set train.max_steps=5"]
 	$(JOB) run $(SPEC) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
@@ -113,6 +114,9 @@ format: $(VENV)/.ready-dev ## Format the code
 
 manifests: $(VENV)/.ready ## Make the files of k8s/ anew
 	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
+
+session: $(VENV)/.ready ## Record the terminal session of the README anew
+	$(VENV)/bin/python -m docs.images.session
 
 lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml
 	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py

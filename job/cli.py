@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, log, peers, place, redaction, signals
+from job import __version__, completion, help, log, peers, place, redaction, signals
 from job.errors import (
     OK,
     STOPPED,
@@ -28,9 +28,10 @@ DEBUG = "--debug"
 
 app = typer.Typer(
     name="job",
+    cls=help.Commands,
     help="Fine-tunes a vision-language model from a YAML spec: prep, train, eval, export.",
     no_args_is_help=True,
-    add_completion=True,
+    add_completion=False,  # it would complete for every use of python
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,26 +40,79 @@ app = typer.Typer(
 Spec = Annotated[str, typer.Argument(help="The spec, a YAML file by path or URI.", metavar="SPEC")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Overrides a key: --set train.max_steps=5", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        help="Overrides a key of the spec; as often as you like.",
+        metavar="KEY=VALUE",
+        autocompletion=completion.settings,
+    ),
 ]
 OutputUri = Annotated[
-    str | None, typer.Option("--output", "-o", help="Where results go, in place of output.uri.")
+    str | None,
+    typer.Option("--output", "-o", help="Where results go, in place of output.uri.", metavar="URI"),
 ]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+def _show_completion(asked: bool) -> None:
+    if asked:
+        print(completion.script(completion.current_shell()), end="")
+        raise typer.Exit
+
+
+def _install_completion(asked: bool) -> None:
+    if asked:
+        shell = completion.current_shell()
+        place, start = completion.install(shell)
+        print(f"{place} is written, and {start} reads it: start a new {shell}")
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    log_format: Annotated[
-        str, typer.Option(help="auto (a bar on a terminal, else text), text or json.")
-    ] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also inputs, fingerprints, files stored.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="As --verbose, with the traceback of an error.")
+    ] = False,
+    log_format: Annotated[
+        str,
+        typer.Option(
+            help="auto (a bar on a terminal, else text), text or json.",
+            metavar="FORMAT",
+            autocompletion=completion.one_of("auto", "text", "json"),
+        ),
+    ] = "auto",
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            help="Set up completion for the shell that you call it from.",
+            callback=_install_completion,
+            is_eager=True,
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            help="Print that shell's completion, for you to place.",
+            callback=_show_completion,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit
     if log_format not in ("auto", "text", "json"):
         raise UsageError("--log-format", "must be auto, text or json", value=log_format)
     level: log.Level = "WARNING" if quiet else "DEBUG" if verbose or debug else "INFO"
@@ -67,10 +121,7 @@ def _options(
 
 @app.command()
 def run(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
-    """Run every stage: prep → train → eval → export. Complete stages are skipped.
-
-    [dim]Example:[/] python -m job run specs/latex.yaml --set train.max_steps=5 --output /tmp/out
-    """
+    """Run every stage: prep → train → eval → export. Complete ones are skipped."""
     _pipeline("run", spec, set, output)
 
 
@@ -125,7 +176,13 @@ def plan(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
 def infer(
     spec: Spec,
     image: Annotated[Path, typer.Option(help="The picture to read.")],
-    weights: Annotated[str, typer.Option(help="base, adapter or merged.")] = "adapter",
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="base, adapter or merged.",
+            autocompletion=completion.one_of("base", "adapter", "merged"),
+        ),
+    ] = "adapter",
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Sample, this freely.")] = None,
     min_p: Annotated[
@@ -143,9 +200,6 @@ def infer(
 
     What is not said is as eval.generation of the spec says, which takes the likeliest tokens
     unless it samples.
-
-    [dim]Example:[/] python -m job infer specs/latex.yaml --image formula.png --temperature 1.5
-    --min-p 0.1 --max-new-tokens 128
     """
     from job.infer import infer as answer
 
@@ -171,7 +225,13 @@ def infer(
 def fetch(
     uri: Annotated[str, typer.Argument(help="The output of a finished run.", metavar="URI")],
     to: Annotated[Path, typer.Option(help="The folder to put the files into.")],
-    part: Annotated[str, typer.Option(help="adapter, merged, or another folder of it.")] = "merged",
+    part: Annotated[
+        str,
+        typer.Option(
+            help="adapter, merged, or another folder of it.",
+            autocompletion=completion.one_of("adapter", "adapter-vllm", "merged"),
+        ),
+    ] = "merged",
 ) -> None:
     """Bring a part of a finished run here, checked by its digests."""
     from job.fetch import fetch as bring
@@ -196,9 +256,20 @@ def ask(
 @app.command()
 def manifest(
     spec: Spec,
-    platform: Annotated[str, typer.Option(help="amd, nvidia or cpu.")] = "amd",
+    platform: Annotated[
+        str,
+        typer.Option(
+            help="amd, nvidia or cpu.", autocompletion=completion.one_of("amd", "nvidia", "cpu")
+        ),
+    ] = "amd",
     nodes: Annotated[int, typer.Option(help="More than one make it a TrainJob.")] = 1,
-    kind: Annotated[str, typer.Option(help="job, trainjob, vllm or vllm-smoke.")] = "job",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="job, trainjob, vllm or vllm-smoke.",
+            autocompletion=completion.one_of("job", "trainjob", "vllm", "vllm-smoke"),
+        ),
+    ] = "job",
     registry: Annotated[str | None, typer.Option(help="Where your images are.")] = None,
     directory: Annotated[
         Path | None, typer.Option(help="Write all manifests with their overlays into this folder.")
@@ -209,10 +280,7 @@ def manifest(
     set: Sets = None,
     output: OutputUri = None,
 ) -> None:
-    """Print the Kubernetes manifest of a job, or write all of them.
-
-    [dim]Example:[/] python -m job manifest specs/latex.yaml --platform cpu | kubectl apply -f -
-    """
+    """Print the Kubernetes manifest of a job, or write all of them."""
     from job import manifests
 
     order = manifests.Order(
@@ -267,7 +335,10 @@ def schema() -> None:
 
 @app.command()
 def reference(
-    field: Annotated[str | None, typer.Argument(help="A key, such as train.optim.")] = None,
+    field: Annotated[
+        str | None,
+        typer.Argument(help="A key, such as train.optim.", autocompletion=completion.spec_keys),
+    ] = None,
 ) -> None:
     """Print what a key of the spec means; all keys without one."""
     from job.spec.reference import reference as describe
@@ -295,10 +366,7 @@ def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | Non
     with peers.joined(together):
         record = pipeline.run(loaded, command, together)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
-    for name in after:
-        if name != "rows":
-            was = f"{before[name]:.4g} → " if name in before else ""
-            log.info(f"{name}: {was}{after[name]:.4g}")
+    log.change({name: (before.get(name), after[name]) for name in after if name != "rows"})
     log.info("done", output=loaded.spec.output.uri)
 
 
@@ -336,14 +404,11 @@ def main() -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the end
     redaction.install()
     signals.install(_report)
-    from typer.rich_utils import rich_format_error
-
+    completion.prepare()
     try:
-        code = app(standalone_mode=False) or OK
+        code = app(standalone_mode=False, complete_var=completion.VARIABLE) or OK
     except typer.TyperException as error:
-        error.message = redaction.redact(error.message)
-        rich_format_error(error)  # type: ignore[arg-type]
-        code = getattr(error, "exit_code", USAGE)
+        code = _report_usage(error)
     except Told as error:
         signals.taken()
         code = _report(error)
@@ -356,6 +421,18 @@ def main() -> NoReturn:
     if code == STOPPED:
         signals.leave(code)  # a transfer under way may take longer than there is
     sys.exit(code)
+
+
+def _report_usage(error: typer.TyperException) -> int:
+    """Says what the command line lacks; gives the exit code."""
+    error.message = redaction.redact(error.message)
+    if log.is_terminal(sys.stderr):
+        from typer.rich_utils import rich_format_error  # 60 ms that valid commands need not pay
+
+        rich_format_error(error)  # type: ignore[arg-type]
+    else:
+        error.show()  # type: ignore[attr-defined]
+    return getattr(error, "exit_code", USAGE)
 
 
 def _report(error: Told) -> int:

@@ -7,7 +7,7 @@ Anything that is not a `JobError` is a defect of this project and ends with exit
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from job.redaction import printable, redact
@@ -142,6 +142,11 @@ class Stopped(Told):
     exit_code = STOPPED
     title = "stopped"
     retry = "free"
+
+    def tell_kept(self, what: str, command: str) -> None:
+        """Says what is kept and how to go on, in place of general advice."""
+        told = (replace(problem, fix=None) for problem in self.problems)
+        self.problems = (*told, _clean(Problem("kept", what, fix=f"go on with {command}")))
 
 
 def told(error: BaseException) -> Told:

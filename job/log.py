@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 from job.redaction import printable, redact, redacted
 
@@ -45,7 +45,9 @@ def configure(format: Format = "auto", level: Level = "INFO") -> None:
     # Libraries speak only of what a user must act on; their tracebacks still reach --debug.
     libraries = logging.StreamHandler(sys.stderr)
     libraries.setFormatter(_Redacting("%(name)s: %(message)s"))
-    logging.basicConfig(level=logging.ERROR, handlers=[libraries])
+    logging.basicConfig(
+        level=logging.WARNING if level == "DEBUG" else logging.ERROR, handlers=[libraries]
+    )
 
 
 class _Redacting(logging.Formatter):
@@ -53,9 +55,14 @@ class _Redacting(logging.Formatter):
         return redact(super().format(record))
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person reads it on a screen that can do more than show one line after another."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def on_terminal() -> bool:
     """Whether a person is watching: standard error is a terminal and no format was asked for."""
-    return _state.format == "auto" and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return _state.format == "auto" and is_terminal(sys.stderr)
 
 
 def is_json() -> bool:
@@ -136,6 +143,23 @@ def _write(level: Level, event: str, fields: dict[str, object]) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def change(metrics: Mapping[str, tuple[float | None, float]]) -> None:
+    """What became of each metric: a table on a terminal, a line each elsewhere."""
+    if not on_terminal():
+        for name, (before, after) in metrics.items():
+            info(f"{name}: " + ("" if before is None else f"{before:.4g} → ") + f"{after:.4g}")
+    elif metrics and RANK["INFO"] >= _state.threshold:
+        from rich import box
+        from rich.table import Table
+
+        table = Table("", box=box.SIMPLE_HEAD)
+        for title in ("before", "after"):
+            table.add_column(title, justify="right")
+        for name, (before, after) in metrics.items():
+            table.add_row(name, "" if before is None else f"{before:.4g}", f"{after:.4g}")
+        _console().print(table)
+
+
 def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
     """Fields for machines; JSON has no words for what is no number."""
     found: dict[str, object] = {}
@@ -181,34 +205,37 @@ class Progress(Protocol):
 @contextmanager
 def progress(label: str, total: int | None, unit: str = "rows") -> Iterator[Progress]:
     """Shows how far a piece of work is: a bar on a terminal, a line every ten seconds elsewhere."""
-    if on_terminal():
+    if on_terminal() and RANK["INFO"] >= _state.threshold:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
+        # What must be read in full keeps its width; the bar and then the values give way.
+        whole = Column(no_wrap=True)
+        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TextColumn("[dim]{task.fields[rate]}[/]"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("[dim]{task.fields[shown]}[/]"),
+            TextColumn("{task.description}", table_column=whole),
+            BarColumn(bar_width=min(40, max(8, _console().width - 72))),
+            MofNCompleteColumn(table_column=whole),
+            TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", table_column=whole),
+            TimeRemainingColumn(compact=True, table_column=whole),
+            TextColumn("[dim]{task.fields[shown]}[/]", table_column=cut),
         )
-        with RichProgress(*columns, console=_console(), transient=True) as bars:
-            yield _Bar(bars, unit, bars.add_task(label, total=total, shown="", rate=""))
+        with RichProgress(*columns, console=_console(), transient=True, expand=True) as bars:
+            yield _Bar(bars, bars.add_task(label, total=total, shown="", rate=""))
     else:
         yield _Lines(label, total, unit)
 
 
 class _Bar:
-    def __init__(self, bars: "object", unit: str, task: int) -> None:
-        self._bars, self._unit, self._task = bars, unit, task
+    def __init__(self, bars: "object", task: int) -> None:
+        self._bars, self._task = bars, task
         self._done, self._started = 0, time.monotonic()
 
     def advance(self, done: int = 1, **fields: object) -> None:
         shown = "  ".join(f"{key} {_text(value)}" for key, value in fields.items())
         self._done += done
-        rate = f"{self._done / max(time.monotonic() - self._started, 1e-9):.3g} {self._unit}/s"
+        rate = f"{self._done / max(time.monotonic() - self._started, 1e-9):.3g}/s"
         self._bars.update(self._task, advance=done, shown=shown, rate=rate)  # type: ignore[attr-defined]
 
 

@@ -129,6 +129,8 @@ class Output:
         directory = self.workdir / "stages" / name
         files = digest_tree(directory)
         storage.upload_tree(directory, self.uri)
+        for file in files:
+            log.debug("stored", file=file.path, size=log.amount(file.size))
         record = StageRecord(
             name=name,
             fingerprint=fingerprint,

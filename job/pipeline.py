@@ -26,6 +26,7 @@ from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
 if TYPE_CHECKING:
+    from job.train.checkpoints import CheckpointStore
     from job.train.trainer import TrainResult
 
 Stage = Literal["prep", "baseline", "train", "eval", "export", "report"]
@@ -117,6 +118,9 @@ class Pipeline:
             found = {"uri": source.uri, "digest": source.digest}
             self.record.inputs[place.removeprefix("$.data.")] = found
         log.info("run", name=self.spec.name, output=self.spec.output.uri)
+        for name, found in self.record.inputs.items():
+            log.debug(f"input {name}", **found)
+        log.debug("versions", **self.record.versions)
         self.output.open(dump_resolved(self.loaded))
 
     def make(self, stage: Stage) -> None:
@@ -131,6 +135,7 @@ class Pipeline:
 
     def _make(self, stage: Stage) -> None:
         wanted = self.fingerprint(stage)
+        log.debug("fingerprint", of=stage, is_now=wanted)
         found = self.output.completed(stage, wanted)
         seconds = 0.0
         if found is not None:
@@ -174,6 +179,18 @@ class Pipeline:
             self._event(stage, "stopped" if preempted else "failed")
         self._store_failure(error)
         self._end()
+        if isinstance(error, Stopped):
+            self._tell_kept(error)
+
+    def _tell_kept(self, error: Stopped) -> None:
+        from job.kept import kept, same_command
+
+        stages = COMMANDS[self.command]
+        complete = [stage for stage in stages if stage in self.record.stages]
+        # Without prep the fingerprint of a checkpoint is not known yet.
+        training = "train" in stages and "train" not in complete and "prep" in complete
+        store = self._checkpoints(self._identity_of_checkpoints()) if training else None
+        error.tell_kept(kept(complete, store), same_command())
 
     def _store_failure(self, error: BaseException) -> None:
         if not self.output.taken:
@@ -235,8 +252,7 @@ class Pipeline:
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def _train(self, directory: Path) -> dict[str, Any]:
-        # A training may go on with its rows divided in another way: on fewer GPUs, say.
-        identity = fingerprint(__version__, "checkpoints", self._trained_parts())
+        identity = self._identity_of_checkpoints()
         if self.peers is not None:
             # Fetched before the others look: on this machine they find it all there.
             self.models.base()
@@ -263,7 +279,6 @@ class Pipeline:
     def train(self, directory: Path, identity: str) -> "tuple[Any, TrainResult | None]":
         """The training itself, which every process takes part in; rank 0 gets the result."""
         from job.engines import group
-        from job.train.checkpoints import CheckpointStore
         from job.train.trackers import TrackerFiles
         from job.train.trainer import train
 
@@ -277,7 +292,7 @@ class Pipeline:
                 self.data,
                 directory,
                 self.output.workdir / "trainer",
-                CheckpointStore(uri=self.output.at("checkpoints"), fingerprint=identity),
+                self._checkpoints(identity),
                 publish=functools.partial(self.output.publish_file, "train"),
                 tell=self.status.tell,
                 trackers=TrackerFiles(
@@ -386,6 +401,10 @@ class Pipeline:
         start: list[Any] = [self.model_input.digest, model.init, model.family, model.dtype]
         return [*start, self.spec.train.seed] if model.init == "random" else start
 
+    def _identity_of_checkpoints(self) -> str:
+        """A training may go on with its rows divided in another way: on fewer GPUs, say."""
+        return fingerprint(__version__, "checkpoints", self._trained_parts())
+
     def _trained_parts(self) -> list[Any]:
         """What a training goes by, however the rows of a step are divided."""
         spec = asdict(self.spec)
@@ -447,6 +466,11 @@ class Pipeline:
             rejected_rows=rows["rejected"],
             leaked_rows=rows["leaked"],
         )
+
+    def _checkpoints(self, identity: str) -> "CheckpointStore":
+        from job.train.checkpoints import CheckpointStore
+
+        return CheckpointStore(uri=self.output.at("checkpoints"), fingerprint=identity)
 
     @cached_property
     def accelerator(self) -> Any:

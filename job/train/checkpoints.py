@@ -41,7 +41,7 @@ class CheckpointStore:
             "size": sum(file.size for file in files),
             "files": [file.to_json() for file in files],
         }
-        target = self._at(step)
+        target = self.at(step)
         storage.delete(storage.join(target, MANIFEST))
         storage.upload_tree(directory, target)
         storage.write_text(storage.join(target, MANIFEST), json.dumps(manifest, indent=2) + "\n")
@@ -55,12 +55,22 @@ class CheckpointStore:
         }
         return tuple(sorted(found))
 
+    def newest(self) -> int | None:
+        """The newest step that this training stored whole, by its manifest; no file is read."""
+        for step in reversed(self.steps()):
+            try:
+                if self._manifest(self.at(step)).get("fingerprint") == self.fingerprint:
+                    return step
+            except (InputError, ValueError):
+                continue
+        return None
+
     def latest(self, directory: Path) -> str | None:
         """Fetches the newest valid checkpoint of this training: its URI, or None without one."""
         for step in reversed(self.steps()):
-            problem = self._fetch(self._at(step), directory, any_fingerprint=False)
+            problem = self._fetch(self.at(step), directory, any_fingerprint=False)
             if problem is None:
-                return self._at(step)
+                return self.at(step)
             log.warn("checkpoint skipped", step=step, reason=problem)
         return None
 
@@ -75,7 +85,7 @@ class CheckpointStore:
         ahead = set[int]()
         for step in (every := self.steps()):
             try:
-                manifest = self._manifest(self._at(step))
+                manifest = self._manifest(self.at(step))
             except (InputError, ValueError):
                 continue
             if manifest.get("fingerprint") != self.fingerprint:
@@ -90,8 +100,8 @@ class CheckpointStore:
             kept.add(min(losses, key=lambda step: (losses[step], -step)))
         for step in every:
             if step not in kept | ahead:
-                storage.delete(storage.join(self._at(step), MANIFEST))
-                storage.delete_tree(self._at(step))
+                storage.delete(storage.join(self.at(step), MANIFEST))
+                storage.delete_tree(self.at(step))
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """Fetches the checkpoint at `uri`, which may be another training's.
@@ -143,5 +153,6 @@ class CheckpointStore:
             raise ValueError("it is no JSON object")
         return manifest
 
-    def _at(self, step: int) -> str:
+    def at(self, step: int) -> str:
+        """The URI of a step's checkpoint."""
         return storage.join(self.uri, f"step-{step}")

@@ -1,49 +1,184 @@
-"""What the documents name exists: links, targets, commands, keys, exit codes."""
+"""What the documents name exists: links, targets, commands, options, keys, files, messages."""
 
+import ast
 import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+import typer
+import yaml
 
-from job import errors
+from job import errors, help
 from job.cli import app
 from job.spec.load import load_spec
 from tests.jobs import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(DOCS / "zh").glob("*.md")])
+IMAGES = sorted((DOCS / "images").glob("*.svg"))
+GROUP: Any = typer.main.get_command(app)
+SECTIONS = {"model", "data", "lora", "train", "eval", "export", "output", "runtime"}
+FOLDERS = ("job", "specs", "containers", "k8s", "tests", "docs", "requirements", "benchmarks")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def text(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced code of a page in one of the languages."""
+    found = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
+    return [code for language, code in found if language in languages]
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub links to them."""
+    prose = re.sub(r"^```.*?^```", "", text(page), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ +(.+?) *$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_page
 def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)", text(page)):
-        if "://" not in link:
-            assert (page.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)", text(page)):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE))
-    assert set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text(page), re.MULTILINE)) <= {
-        pair for target in targets for pair in ((target, ""), ("", target))
+    named = re.findall(r"^\s*make ([a-z-]+)|`make ([a-z-]+)", text(page), re.MULTILINE)
+    assert {target for pair in named for target in pair if target} <= targets
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words behind each `python -m job` of a page, in blocks of commands and in prose."""
+    lines = [
+        line for code in blocks(page, "bash", "console") for line in _joined(code).splitlines()
+    ]
+    lines += re.findall(r"`([^`\n]*python -m job[^`\n]*)`", text(page))
+    for line in lines:
+        for command in re.split(r"\s(?:&&|[|;>&#])(?:\s|$)", line):
+            if (called := command.partition("python -m job ")[2]) and "…" not in called:
+                yield shlex.split(called)
+
+
+def _joined(code: str) -> str:
+    return re.sub(r"\\\n\s*", " ", code)
+
+
+@every_page
+def test_commands_and_their_options_exist(page: Path) -> None:
+    of_all = {option for parameter in GROUP.params for option in parameter.opts} | {"-h", "--help"}
+    for words in commands(page):
+        options = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        [command, *_] = [*(word for word in words if not word.startswith("-")), None]
+        if command is None or not re.fullmatch("[a-z]+", command):
+            assert options <= of_all or command is not None, words
+            continue
+        assert command in GROUP.commands, words
+        known = {o for parameter in GROUP.commands[command].params for o in parameter.opts}
+        assert options <= known | set(help.EVERYWHERE) | {"-h", "--help"}, words
+
+
+@every_page
+def test_specs_are_valid_whole_and_in_parts(page: Path) -> None:
+    least = {
+        "version": 1,
+        "name": "part",
+        "model": {"model_name_or_path": "models/x"},
+        "data": {"train": {"uri": "data/train.jsonl"}},
+        "output": {"uri": "outputs/part"},
+    }
+    for code in blocks(page, "yaml"):
+        found = next(yaml.safe_load_all(code))
+        if "version" in found:
+            load_spec(code, name_of(page), environ={})
+        elif set(found) <= SECTIONS:
+            load_spec(yaml.safe_dump({**least, **_with_required(found, least)}), "", environ={})
+
+
+def _with_required(part: dict[str, Any], least: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a part, with what each must have and the part leaves out."""
+    return {
+        name: {**least[name], **keys} if isinstance(least.get(name), dict) else keys
+        for name, keys in part.items()
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_exist(page: Path) -> None:
-    known = {
-        command.name or getattr(command.callback, "__name__", "")
-        for command in app.registered_commands
-    }
-    assert set(re.findall(r"python -m job ([a-z]+)", text(page))) <= known
+@every_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s…*]*)`", text(page))
+    for code in blocks(page, "bash", "console"):
+        named += re.findall(r"(?<![\w/.=])((?:specs|k8s)/[\w./-]+)", code)
+    assert not [path for path in named if not (ROOT / path).exists()]
 
 
-def test_the_spec_in_the_readme_is_valid() -> None:
-    [example] = re.findall(r"```yaml\n(.*?)```", text(ROOT / "README.md"), re.DOTALL)
-    assert load_spec(example, "README.md", environ={}).spec.train.max_steps == 60
+def test_the_index_names_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)#]+)", text(DOCS / "README.md")))
+    pages = {str(page.relative_to(DOCS)) for page in PAGES if page.is_relative_to(DOCS)}
+    assert pages - {"README.md"} <= linked
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "zh").glob("*.md")), ids=name_of)
+def test_a_translation_has_the_code_of_its_original(page: Path) -> None:
+    original = DOCS / page.name
+
+    def code(of: Path) -> list[str]:
+        found = blocks(of, "bash", "yaml", "python")
+        return [re.sub(r"\s*(?<!\S)#(?!\{).*$", "", each, flags=re.MULTILINE) for each in found]
+
+    assert code(page) == code(original)
+    headings = [len(re.findall(r"^## ", text(each), re.MULTILINE)) for each in (page, original)]
+    assert headings[0] == headings[1]
+
+
+@cache
+def messages() -> tuple[str, ...]:
+    """Every text in the code but docstrings, with `…` for each value that is put in."""
+    found = []
+    for file in (ROOT / "job").rglob("*.py"):
+        every = list(ast.walk(ast.parse(text(file))))
+        docstrings = [node.value for node in every if isinstance(node, ast.Expr)]
+        for node in every:
+            if node in docstrings:
+                continue
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "…"
+                        for part in node.values
+                    )
+                )
+    found.append(text(ROOT / "job" / "spec" / "schema" / "job.v1.json"))
+    return tuple(message.replace("`", "") for message in found)
+
+
+@pytest.mark.parametrize("page", ["11-your-own-data.md", "13-faq.md"])
+def test_quoted_messages_are_those_of_the_code(page: str) -> None:
+    rows = re.findall(r"^\| (`.+?) \|", text(DOCS / page), re.MULTILINE)
+    quoted = [quote for row in rows for quote in re.findall(r"`([^`]+)`", row) if " " in quote]
+    assert len(quoted) > 5
+    assert not [quote for quote in quoted if not any(quote in message for message in messages())]
 
 
 def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
@@ -53,7 +188,7 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     assert listed == {errors.OK, errors.JobError.exit_code} | codes
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_the_tests_that_a_page_names_exist(page: Path) -> None:
     known = {
         name
@@ -61,3 +196,13 @@ def test_the_tests_that_a_page_names_exist(page: Path) -> None:
         for name in re.findall(r"def (test_\w+)", text(file))
     }
     assert set(re.findall(r"`(test_\w+)`", text(page))) <= known
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=name_of)
+def test_a_diagram_is_whole_has_words_for_who_cannot_see_it_and_fetches_nothing(
+    image: Path,
+) -> None:
+    root = ElementTree.fromstring(text(image))  # noqa: S314 - our own files
+    assert root.get("role") == "img"
+    assert root.get("aria-label") or root.get("aria-labelledby")
+    assert not re.search(r"""(href|src|url\()\s*=?["'(]*https?:""", text(image))

@@ -24,10 +24,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("needs",),
     ("engines",),
     ("train", "evaluation", "export"),
-    ("outputs",),
+    ("outputs", "kept"),
     ("pipeline",),
     ("follower",),
     ("plan", "infer", "doctor", "fetch", "ask", "manifests"),
+    ("help", "completion"),
     ("cli",),
     ("__main__",),
 )

@@ -49,3 +49,16 @@ def test_durations_read_as_people_say_them(seconds: float, shown: str) -> None:
 @pytest.mark.parametrize(("count", "shown"), [(812, "812 B"), (3.4 * 2**20, "3.4 MiB")])
 def test_sizes_read_as_people_say_them(count: float, shown: str) -> None:
     assert log.size(count) == shown
+
+
+@pytest.mark.parametrize(("level", "shown"), [("INFO", True), ("WARNING", False)])
+def test_quiet_shows_no_bar_on_a_terminal(
+    level: log.Level, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "is_terminal", lambda _: True)
+        patch.setenv("FORCE_COLOR", "1")  # rich asks the stream itself, which is pytest's
+        log.configure("auto", level)
+        with log.progress("work", 2, "steps") as bar:
+            bar.advance()
+    assert ("work" in capsys.readouterr().err) == shown

@@ -1,0 +1,90 @@
+"""A command on a terminal: what it says to a person, byte by byte."""
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.jobs import ROOT
+
+
+@dataclass(frozen=True)
+class Shown:
+    code: int
+    text: str
+    """With its control sequences."""
+
+
+def job_on_terminal(
+    *arguments: str, environ: Mapping[str, str] | None = None, interrupt_at: str | None = None
+) -> Shown:
+    """Runs `python -m job` on a terminal of 80 columns; Ctrl-C where it says `interrupt_at`."""
+    return on_terminal(
+        [sys.executable, "-m", "job", *arguments],
+        environ={"JOB_STORAGE_RETRIES": "1", **(environ or {})},
+        interrupt_at=interrupt_at,
+    )
+
+
+def on_terminal(
+    command: Sequence[str],
+    *,
+    columns: int = 80,
+    cwd: Path = ROOT,
+    environ: Mapping[str, str] | None = None,
+    interrupt_at: str | None = None,
+    type_in: Callable[[str], str | None] = lambda _: None,
+    seconds: float = 300,
+) -> Shown:
+    """Runs the command on a terminal of its own.
+
+    `type_in` is asked for keys to press whenever something new was shown.
+    """
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    known = {key: text for key, text in os.environ.items() if key not in _STEERING}
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**known, "TERM": "xterm-256color", **(environ or {})},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C is a signal
+    )
+    os.close(theirs)
+    shown, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not select.select([ours], [], [], 1)[0]:
+            continue
+        try:
+            found = os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not found:
+            break
+        shown += found
+        text = shown.decode(errors="replace")
+        if interrupt_at is not None and interrupt_at in text:
+            interrupt_at = None
+            os.write(ours, b"\x03")
+        if keys := type_in(text):
+            os.write(ours, keys.encode())
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    os.close(ours)
+    return Shown(process.wait(), shown.decode(errors="replace").replace("\r\n", "\n"))
+
+
+# What of this process's environment would decide how a terminal is used.
+_STEERING = {"NO_COLOR", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "TERM", "COLUMNS", "LINES"}
