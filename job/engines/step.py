@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from job.families.base import HOST_KEYS
+from job.families.base import host_keys
 
 
 class StepTrainer(Trainer):
@@ -13,4 +13,5 @@ class StepTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)
         # One copy back; read on the device, each value would be one.
-        return {k: v.cpu() if k in HOST_KEYS else v for k, v in prepared.items()}
+        host = host_keys(prepared)
+        return {k: v.cpu() if k in host else v for k, v in prepared.items()}

@@ -19,7 +19,7 @@ from job.prep.prepare import PreparedData
 from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
-from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
+from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
@@ -91,8 +91,11 @@ def train(
     publish(f"{TRAIN}/{LABEL_PROOF}")
     log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
 
-    if spec.train.padding_free:
+    padding_free = spec.train.padding_free and family.packs
+    if padding_free:
         family.use_packed_step(model)
+    elif spec.train.padding_free:
+        log.info("rows are padded: the model's family has no padding-free step", family=family.name)
     targets: dict[str, int] = {}
     if spec.lora.method == "lora":
         resolved = family.lora_targets(model, spec.lora)
@@ -113,12 +116,13 @@ def train(
     )
 
     trackers.point()
-    arguments = _arguments(spec.name, spec.train, optim, engine, scratch, fitted)
+    arguments = _arguments(spec.name, spec.train, optim, engine, scratch, padding_free)
     uploads = BackgroundUploads()
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell)
     storing = StoreCallback(store, spec.train.save_total_limit, uploads)
-    trainer = _trainer(engine, family, model, dataset, arguments, spec.train, [storing, progress])
+    collator = Collator(family, padding_free=padding_free)
+    trainer = _trainer(engine, model, dataset, arguments, collator, [storing, progress])
     resumed = _resume_point(spec.train, store, scratch)
     started = time.monotonic()
     try:
@@ -177,7 +181,7 @@ def _base(model: Any) -> Any:
 
 
 def _arguments(
-    name: str, spec: TrainSpec, optim: str, engine: Engine, scratch: Path, fitted: Fitted
+    name: str, spec: TrainSpec, optim: str, engine: Engine, scratch: Path, padding_free: bool
 ) -> "TrainingArguments":
     from transformers import TrainingArguments
 
@@ -209,7 +213,7 @@ def _arguments(
         dataloader_pin_memory=engine.device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        include_num_input_tokens_seen="all" if spec.padding_free else "non_padding",
+        include_num_input_tokens_seen="all" if padding_free else "non_padding",
         report_to=list(spec.report_to) or "none",
         run_name=name,
         disable_tqdm=True,
@@ -219,11 +223,10 @@ def _arguments(
 
 def _trainer(
     engine: Engine,
-    family: Family,
     model: Any,
     dataset: EncodedDataset,
     arguments: "TrainingArguments",
-    spec: TrainSpec,
+    collator: Collator,
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
     from transformers.integrations import KubeflowCallback
@@ -235,7 +238,7 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(family, padding_free=spec.padding_free),
+        data_collator=collator,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

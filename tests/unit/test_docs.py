@@ -7,6 +7,7 @@ import pytest
 
 from job import errors
 from job.cli import app
+from job.families import FAMILIES
 from job.spec.load import load_spec
 from tests.jobs import ROOT
 
@@ -61,3 +62,15 @@ def test_the_tests_that_a_page_names_exist(page: Path) -> None:
         for name in re.findall(r"def (test_\w+)", text(file))
     }
     assert set(re.findall(r"`(test_\w+)`", text(page))) <= known
+
+
+def test_every_cell_of_the_families_table_names_its_test_or_says_that_there_is_none() -> None:
+    page = text(ROOT / "docs" / "10-model-families.md")
+    head, _, *rows = re.findall(r"^\| (.+) \|$", page.partition("Each cell")[2], re.MULTILINE)
+    names = [cell.strip("` ") for cell in head.split(" | ")[-3:]]
+    assert names == [family.name for family in FAMILIES]
+    wanted = {"load", "train", "LoRA targets", "merge", "vLLM, merged", "vLLM, adapter"}
+    assert wanted <= {row.split(" | ")[0] for row in rows}
+    for row in rows:
+        for cell in row.split(" | ")[1:]:
+            assert "`test_" in cell or cell.startswith(("not tested", "none: ")), cell
