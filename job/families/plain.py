@@ -6,6 +6,7 @@ the same files.
 
 import copy
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+GENERATION = "generation_config.json"
 _WRAPPER = re.compile(r"\.base_layer\b")
 
 
@@ -86,16 +88,20 @@ class PlainFamily:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 **kwargs,
             )
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:  # an attention that the model has not, say
             raise InputError(uri, f"Transformers cannot load it: {error}") from error
-        if missing := sorted(found["missing_keys"]):
-            raise InputError(
-                uri,
-                f"{len(missing)} tensors of its config.json are missing: {shards.first(missing)}",
-                fix="check that the checkpoint was copied whole and belongs to its config.json",
-            )
+        misshapen = [name for name, *_ in found["mismatched_keys"]]
+        for names, what in ((found["missing_keys"], "are missing"), (misshapen, "are misshapen")):
+            if names:
+                raise InputError(
+                    uri,
+                    f"{len(names)} tensors of its config.json {what}: "
+                    f"{shards.first(sorted(names))}",
+                    fix="check that the checkpoint was copied whole and belongs to its config.json",
+                )
         if superfluous := sorted(found["unexpected_keys"]):
             log.warn(
                 "tensors of the checkpoint that its architecture has not: merged/ lacks them",
@@ -175,10 +181,7 @@ class PlainFamily:
 
     @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
-        config = model.config.get_text_config()
-        if not hasattr(config, "router_aux_loss_coef") or not hasattr(
-            model, "router_aux_loss_coef"
-        ):
+        if not hasattr(model, "router_aux_loss_coef"):
             if coefficient:
                 raise SpecError(
                     "$.train.router_aux_loss_coef",
@@ -189,7 +192,7 @@ class PlainFamily:
             return
         if coefficient is not None:
             model.router_aux_loss_coef = coefficient
-        config.output_router_logits = model.router_aux_loss_coef != 0
+        model.config.get_text_config().output_router_logits = model.router_aux_loss_coef != 0
 
     def save(
         self,
@@ -212,9 +215,16 @@ class PlainFamily:
         path = directory / "config.json"
         path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
         self._writer.save_pretrained(directory)
-        generation = copy.deepcopy(model.generation_config)
-        generation.eos_token_id = list(self.end_tokens)  # servers stop where it says
-        generation.save_pretrained(directory)
+        # Servers stop where it says; all else stays as the checkpoint has it.
+        generation = {**self._generation(), "eos_token_id": list(self.end_tokens)}
+        path = directory / GENERATION
+        path.write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
+
+    def _generation(self) -> dict[str, Any]:
+        """The checkpoint's own `generation_config.json`; empty where it has none."""
+        path = self._checkpoint.directory / GENERATION
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
 
     # --- rows ------------------------------------------------------------------------------
 
@@ -222,8 +232,7 @@ class PlainFamily:
     def end_tokens(self) -> tuple[int, ...]:
         """Where the checkpoint's own settings say, and where its template ends an answer."""
         answer = self._segments("the chat template", chat.PROBE)[-1].text
-        stored = self._checkpoint.directory / "generation_config.json"
-        named = json.loads(stored.read_text()).get("eos_token_id") if stored.is_file() else None
+        named = self._generation().get("eos_token_id")
         own = named if isinstance(named, list) else [named]
         every = [self._tokens(answer)[-1], self.processor.tokenizer.eos_token_id, *own]
         return tuple(dict.fromkeys(token for token in every if token is not None))
@@ -231,10 +240,11 @@ class PlainFamily:
     def encode(self, row: Row) -> Encoded:
         images = self._accept(row.id, row.messages, row.images)
         pending = list(images)
-        ids: list[int] = []
-        labels: list[int] = []
+        text, ids, labels = "", list[int](), list[int]()
         for segment in self._segments(row.id, row.messages):
-            tokens = self._tokens(self._expanded(segment.text, pending))
+            piece = self._expanded(segment.text, pending)
+            tokens = self._continued(text, ids, piece)
+            text += piece
             ids += tokens
             labels += tokens if segment.answer else [IGNORED] * len(tokens)
         self._shown(row.id, pending)
@@ -292,6 +302,16 @@ class PlainFamily:
     def _tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def _continued(self, text: str, ids: list[int], piece: str) -> list[int]:
+        """The tokens of `piece` after `text`, whose tokens are `ids`.
+
+        As one text where that leaves those in front as they are: some tokenizers put a space before
+        a piece that stands alone. Where a token would reach over the cut, apart, as generation has it.
+        """
+        together = self._tokens(text + piece)
+        apart = together[: len(ids)] != ids
+        return self._tokens(piece) if apart else together[len(ids) :]
+
     # --- what a family that reads images does otherwise --------------------------------------
 
     def protects(self, token: int) -> bool:
@@ -336,14 +356,18 @@ def _stored(
 ) -> "Iterator[tuple[str, torch.Tensor]]":
     """The tensors under the names of published checkpoints, with the buffers that those hold.
 
-    Each is converted by itself, so that no second copy of the model is in memory.
+    Each is converted by itself, so that no second copy of the model is in memory; all at once only
+    where the checkpoint holds several of them as one.
     """
-    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 
-    for named in (tensors, _buffers(model)):
-        for name, tensor in named:
-            for stored, value in revert_weight_conversion(model, {name: tensor}).items():
-                yield stored, value.contiguous()
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    joined = any(isinstance(c, WeightConverter) and len(c.target_patterns) > 1 for c in conversions)
+    named = itertools.chain(tensors, _buffers(model))
+    pieces = (dict([pair]) for pair in named)
+    for piece in [dict(named)] if joined else pieces:
+        for name, value in revert_weight_conversion(model, piece).items():
+            yield name, value.contiguous()
 
 
 def _buffers(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
