@@ -87,7 +87,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         data = conversations(place / "data")
         settings |= {"data.train.uri": data / "train.jsonl", "data.eval_fraction": 0.2}
     else:
-        settings |= {**FORMULAS, "data.min_pixels": "null", "train.max_length": 512}
+        settings |= {**FORMULAS, "train.max_length": 512, "export.merged.layout": "transformers"}
     arguments = (SPECS[kind], "--output", str(place / "out"), *sets(settings))
     done = job("run", *arguments)
     assert done.code == 0, done.err

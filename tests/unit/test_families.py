@@ -11,6 +11,7 @@ import torch
 
 from job import engines, families, manifests, sizes
 from job.engines.device import Accelerator
+from job.engines.transformers import TransformersEngine
 from job.errors import DataError, InputError, SpecError
 from job.export.merged import Merge
 from job.families import FAMILIES, Family, chat
@@ -135,6 +136,16 @@ def test_a_checkpoint_with_a_tensor_missing_or_misshapen_is_refused(
         safetensors.torch.save_file(kept, weights, metadata={"format": "pt"})
         with pytest.raises(InputError, match=f"1 tensors of its config.json are {what}: .*q_proj"):
             engines.create(spec.model, spec.lora, CPU).load(family)
+
+
+def test_a_model_without_experts_is_prepared_for_a_gpu_and_has_no_choice_of_theirs(
+    model: Any, spec: JobSpec
+) -> None:
+    engine = cast(TransformersEngine, engines.create(spec.model, spec.lora, CPU))
+    replace(engine, device=torch.device("cuda"))._prepared(model)
+    asked = replace(spec.model, experts_implementation="grouped_mm")
+    with pytest.raises(SpecError, match="is not for this model"):
+        replace(engine, model=asked)._prepared(model)
 
 
 # --- rows -----------------------------------------------------------------------------------
