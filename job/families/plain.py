@@ -306,7 +306,8 @@ class PlainFamily:
         """The tokens of `piece` after `text`, whose tokens are `ids`.
 
         As one text where that leaves those in front as they are: some tokenizers put a space before
-        a piece that stands alone. Where a token would reach over the cut, apart, as generation has it.
+        a piece that stands alone. Where a token would reach over the cut they are apart, as they
+        are in generation.
         """
         together = self._tokens(text + piece)
         apart = together[: len(ids)] != ids

@@ -45,8 +45,10 @@ class Ernie45VL:
     name = "ernie45_vl"
     reads_images = True
     packs = True
-    served_with = ("--trust-remote-code",)  # of the two small modules that `save` writes
-    adapter_served_with = ("--lora-target-modules", "qkv_proj", "o_proj")
+    served_with: tuple[str, ...] = (
+        "--trust-remote-code",
+    )  # of the two small modules that `save` writes
+    adapter_served_with: tuple[str, ...] = ("--lora-target-modules", "qkv_proj", "o_proj")
 
     def __init__(self, checkpoint: Checkpoint, processor: Any) -> None:
         self._checkpoint = checkpoint
