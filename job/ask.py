@@ -1,4 +1,4 @@
-"""`job ask`: shows an image to a server that speaks OpenAI's protocol, and prints its answer."""
+"""`job ask`: asks a server that speaks OpenAI's protocol, about an image, and prints its answer."""
 
 import base64
 import io
@@ -18,8 +18,18 @@ FORMULA = r"\frac{a}{b} + x^{2}"
 """What is drawn where no image is given."""
 
 
-def ask(url: str, model: str, question: str, image: Path | None, wait: float = 0) -> str:
+def ask(
+    url: str,
+    model: str,
+    question: str,
+    image: Path | None,
+    wait: float = 0,
+    *,
+    shown: bool = True,
+) -> str:
     """The answer to `question` about the picture, or about a drawn formula where none is given.
+
+    `shown=False` asks without a picture, as models of text alone are asked.
 
     Raises InputError where the server is not ready within `wait` seconds, refuses, or answers
     nothing.
@@ -28,13 +38,12 @@ def ask(url: str, model: str, question: str, image: Path | None, wait: float = 0
     if not url.startswith(("http://", "https://")):
         raise InputError(url, "must be an address with http:// or https://")
     _wait(f"{url}/health", wait)
-    data = _drawn() if image is None else _read(image)
-    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
-    picture = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    content = [
-        {"type": "image_url", "image_url": {"url": picture}},
-        {"type": "text", "text": question},
-    ]
+    content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+    if shown:
+        data = _drawn() if image is None else _read(image)
+        kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
+        picture = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        content.insert(0, {"type": "image_url", "image_url": {"url": picture}})
     reply = _post(
         f"{url}/v1/chat/completions",
         {

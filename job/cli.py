@@ -175,7 +175,8 @@ def plan(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
 @app.command()
 def infer(
     spec: Spec,
-    image: Annotated[Path, typer.Option(help="The picture to read.")],
+    image: Annotated[Path | None, typer.Option(help="The picture to read.")] = None,
+    question: Annotated[str | None, typer.Option(help="Instead of data.instruction.")] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -196,7 +197,7 @@ def infer(
     set: Sets = None,
     output: OutputUri = None,
 ) -> None:
-    """Answer for one image with the base, the adapter or the merged weights, as it is written.
+    """Answer for one image or question, as it is written: base, adapter or merged weights.
 
     What is not said is as eval.generation of the spec says, which takes the likeliest tokens
     unless it samples.
@@ -217,7 +218,14 @@ def infer(
         if value is not None
     ]
     loaded = _load(spec, [*(set or ()), *chosen], output)
-    answer(loaded, image, weights, seed=seed, write=lambda text: print(text, end="", flush=True))
+    answer(
+        loaded,
+        image,
+        question,
+        weights,
+        seed=seed,
+        write=lambda text: print(text, end="", flush=True),
+    )
     print()
 
 
@@ -245,12 +253,13 @@ def ask(
     model: Annotated[str, typer.Option(help="The name that the server gives the model.")],
     question: Annotated[str, typer.Option(help="What to ask about the image.")],
     image: Annotated[Path | None, typer.Option(help="The image; a drawn formula without.")] = None,
+    no_image: Annotated[bool, typer.Option("--no-image", help="Ask about no image.")] = False,
     wait: Annotated[int, typer.Option(help="Seconds to wait for the server to be ready.")] = 0,
 ) -> None:
-    """Show an image to a server that speaks OpenAI's protocol, such as vLLM."""
+    """Ask a server that speaks OpenAI's protocol, such as vLLM, about an image."""
     from job.ask import ask as put
 
-    print(put(url, model, question, image, wait))
+    print(put(url, model, question, image, wait, shown=not no_image))
 
 
 @app.command()

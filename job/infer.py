@@ -1,4 +1,4 @@
-"""`job infer`: one image, one answer, from what a run left at its output."""
+"""`job infer`: one question, one answer, from what a run left at its output."""
 
 import json
 from collections.abc import Callable
@@ -49,20 +49,26 @@ class Stream:
 
 def infer(
     loaded: LoadedSpec,
-    image: Path,
+    image: Path | None,
+    question: str | None,
     weights: str,
     *,
     seed: int | None,
     write: Callable[[str], object],
 ) -> str:
-    """The model's answer to the spec's instruction about the image.
+    """The model's answer to the question, or to the spec's instruction, about the image if any.
 
     `write` is given it piece by piece as it is made; `seed` decides what is sampled. Raises
-    InputError where the image or the weights are missing.
+    InputError where the image or the weights are missing, DataError for an image that cannot be
+    read, and UsageError where nothing is asked.
     """
     if weights not in ("base", "adapter", "merged"):
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
-    row = _row(loaded, image)
+    if image is None and question is None:
+        raise UsageError(
+            "--image", "nothing is asked", fix="name an image, or write --question for text alone"
+        )
+    row = _row(image, question or loaded.spec.data.instruction)
     pipeline = Pipeline(loaded, "infer")
     model, family = _model(pipeline, weights)
     from transformers import set_seed
@@ -83,15 +89,18 @@ def infer(
     return decode(tokens).strip()
 
 
-def _row(loaded: LoadedSpec, path: Path) -> Row:
+def _row(path: Path | None, question: str) -> Row:
+    if path is None:
+        asked = Message(role="user", parts=(Part(text=question),))
+        return Row(id="--question", messages=(asked,), images=())
     try:
         image = inspect(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError("--image", "there is no such file", value=path) from error
     except (ImageRefused, OSError) as error:
         raise DataError("--image", str(error), value=path, fix="use a PNG or JPEG") from error
-    question = Message(role="user", parts=(Part(image=0), Part(text=loaded.spec.data.instruction)))
-    return Row(id=str(path), messages=(question,), images=(image,))
+    asked = Message(role="user", parts=(Part(image=0), Part(text=question)))
+    return Row(id=str(path), messages=(asked,), images=(image,))
 
 
 def _model(pipeline: Pipeline, weights: str) -> tuple[Any, Any]:

@@ -75,6 +75,11 @@ def find_model(model: ModelSpec) -> ModelInput:
     return ModelInput(uri=uri, files=files, digest=digest)
 
 
+def place(uri: str) -> str:
+    """Where the files of a model lie: a folder of this package for `builtin://`."""
+    return str(MODELS / uri.removeprefix(BUILTIN)) if uri.startswith(BUILTIN) else uri
+
+
 def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
     """The checkpoint's folder on this machine; downloaded once, whole or not at all."""
     if model.uri.startswith(BUILTIN):

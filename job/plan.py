@@ -91,6 +91,8 @@ def _model(pipeline: Pipeline) -> list[tuple[str, str]]:
         ("device", f"{pipeline.accelerator.kind}: {pipeline.accelerator.name}"),
         ("dtype", str(pipeline.engine.dtype).removeprefix("torch.")),
     ]
+    if spec.train.padding_free and not pipeline.family.packs:
+        rows.append(("batches", "padded: the family has no padding-free step"))
     if spec.lora.method == "lora":
         targets = pipeline.family.lora_targets(skeleton, spec.lora)
         counts = [adapter_parameters(skeleton, group, spec.lora.r) for group in targets.groups]

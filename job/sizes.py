@@ -3,20 +3,13 @@
 What a plan tells, and what a manifest asks a cluster for, come from here.
 """
 
-import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from job import inputs, storage
-from job.errors import InputError, SpecError
+from job import families, inputs
 from job.families.base import TargetGroup
-from job.families.ernie45_vl import Ernie45VL, published
-from job.families.ernie45_vl.targets import resolve
-from job.spec.types import JobSpec, ModelSpec
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from job.spec.types import JobSpec
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 WEIGHTS, OPTIMIZER = 4, 8
@@ -45,11 +38,11 @@ def measure(spec: JobSpec) -> Sizes:
     Raises InputError where the model's configuration cannot be read, and SpecError where it
     belongs to no known family.
     """
-    model = architecture(spec.model)
+    family, model = families.architecture(spec.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = parameters
     if spec.lora.method == "lora":
-        groups = resolve(model, spec.lora).groups
+        groups = family.lora_targets(model, spec.lora).groups
         trainable = sum(adapter_parameters(model, group, spec.lora.r) for group in groups)
     shipped = spec.model.model_name_or_path.startswith(inputs.BUILTIN)
     merged = spec.export.merged
@@ -61,26 +54,6 @@ def measure(spec: JobSpec) -> Sizes:
         checkpoint=trainable * (WEIGHTS + OPTIMIZER),
         merged=parameters * BYTES[merged.dtype] if merged.enabled else 0,
     )
-
-
-def architecture(model: ModelSpec) -> "PreTrainedModel":
-    """The model's architecture on the meta device; of a checkpoint only `config.json` is read."""
-    uri = model.model_name_or_path
-    if published.is_published(uri):
-        return published.skeleton(None)
-    if uri.startswith(inputs.BUILTIN):
-        uri = str(inputs.MODELS / uri.removeprefix(inputs.BUILTIN))
-    try:
-        config = json.loads(storage.read_text(storage.join(uri, "config.json")))
-    except ValueError as error:
-        raise InputError(uri, f"its config.json is not JSON: {error}") from error
-    if not Ernie45VL.recognises(config):
-        raise SpecError(
-            "$.model.model_name_or_path",
-            f"its model_type {config.get('model_type')!r} belongs to no family known here",
-            value=uri,
-        )
-    return published.skeleton(config)
 
 
 def adapter_parameters(model: Any, group: TargetGroup, rank: int) -> int:

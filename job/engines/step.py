@@ -6,7 +6,7 @@ from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
 from job.engines import group, sharding
-from job.families.base import COUNTED, HOST_KEYS
+from job.families.base import COUNTED, host_keys
 
 if TYPE_CHECKING:
     import torch
@@ -69,4 +69,5 @@ class StepTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)
         # One copy back; read on the device, each value would be one.
-        return {k: v.cpu() if k in HOST_KEYS else v for k, v in prepared.items()}
+        host = host_keys(prepared)
+        return {k: v.cpu() if k in host else v for k, v in prepared.items()}

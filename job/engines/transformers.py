@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from job.errors import SpecError
 from job.families.base import Family, LoraTargets
 from job.spec.types import LoraSpec, ModelSpec
 
@@ -72,6 +73,14 @@ class TransformersEngine:
         if chosen == "auto":
             # One grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.
             chosen = "eager" if self.device.type == "cpu" else "grouped_mm"
-        if hasattr(model, "set_experts_implementation"):
+        try:
             model.set_experts_implementation(chosen)
+        except ValueError as error:  # it has no experts; whoever asked for theirs is told
+            if self.model.experts_implementation != "auto":
+                raise SpecError(
+                    "$.model.experts_implementation",
+                    f"is not for this model: {error}",
+                    value=chosen,
+                    fix="remove the line; auto takes what the model has",
+                ) from error
         return model.requires_grad_(False)

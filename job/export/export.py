@@ -157,7 +157,7 @@ def _prove_served(
     rounding: float,
 ) -> Served:
     log_file = target.with_name("vllm.log")
-    with serve(target, dtype=spec.export.merged.dtype, log_file=log_file) as server:
+    with serve(target, family, dtype=spec.export.merged.dtype, log_file=log_file) as server:
         found = prove(server, family, rows, expected, rounding)
     log_file.unlink()
     log.info(

@@ -189,22 +189,22 @@ def prove(
 
 @contextmanager
 def serve(
-    directory: Path, *, dtype: str, log_file: Path, adapter: Path | None = None
+    directory: Path, family: Family, *, dtype: str, log_file: Path, adapter: Path | None = None
 ) -> Iterator[Server]:
-    """A vLLM on `directory`, stopped with all its processes on the way out, however that is.
+    """A vLLM on the family's weights in `directory`.
 
-    `adapter` is served beside it under the name `ADAPTER`. Raises ProofError where it does not
-    start.
+    It is stopped with all its processes on the way out, however that is. `adapter` is served
+    beside it under the name `ADAPTER`. Raises ProofError where it does not start.
     """
     port = _free_port()
     command = [interpreter(), "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(directory), "--served-model-name", BASE, "--trust-remote-code"]
+    command += ["--model", str(directory), "--served-model-name", BASE, *family.served_with]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--enforce-eager"]
     command += ["--max-num-seqs", "2", "--max-model-len", "4096"]
     if adapter is not None:
         command += ["--enable-lora", "--max-lora-rank", str(_rank(adapter))]
         command += ["--lora-modules", f"{ADAPTER}={adapter}"]
-        command += ["--lora-target-modules", "qkv_proj", "o_proj"]
+        command += family.adapter_served_with
     # What is served is on the disk; nothing is to be fetched, and nobody told of it.
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log_file.open("wb") as out:

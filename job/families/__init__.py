@@ -2,13 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from job import inputs, storage
 from job.errors import InputError, SpecError
 from job.families.base import Checkpoint, Family
 from job.families.ernie45_vl import Ernie45VL
+from job.families.llm import Llm
+from job.families.vlm import Vlm
 from job.spec.types import DataSpec, ModelSpec
 
-FAMILIES: tuple[type[Ernie45VL], ...] = (Ernie45VL,)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FAMILIES: tuple[type[Family], ...] = (Ernie45VL, Vlm, Llm)
+"""The first that recognises a checkpoint takes it."""
 
 
 def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
@@ -16,33 +24,72 @@ def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
 
     Raises InputError where there is no readable `config.json`.
     """
-    path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        config = _config(uri, str(directory))
+    except InputError as error:
         raise InputError(uri, "holds no config.json", fix="name a model's folder") from error
-    except ValueError as error:
-        raise InputError(uri, f"its config.json is not JSON: {error}") from error
     return Checkpoint(uri=uri, directory=directory, config=config)
 
 
-def expected(model: ModelSpec) -> type[Ernie45VL] | None:
-    """The family, as far as the spec alone tells: it names one, or only one is known."""
-    known = [f for f in FAMILIES if model.family in ("auto", f.name)]
-    return known[0] if len(known) == 1 else None
+def expected(model: ModelSpec) -> type[Family] | None:
+    """The family, as far as the spec and what lies on this machine tell."""
+    uri = model.model_name_or_path
+    known = [f for f in FAMILIES if model.family == f.name or f.known(uri) is not None]
+    if known:
+        return known[0]
+    place = inputs.place(uri)
+    if not storage.is_local(place):
+        return None
+    try:
+        config = _config(uri, place)
+    except InputError:
+        return None
+    return next((family for family in FAMILIES if family.recognises(config)), None)
 
 
 def bind(checkpoint: Checkpoint, model: ModelSpec, data: DataSpec) -> Family:
-    """The checkpoint's family, by the spec or by its `model_type`."""
+    """The checkpoint's family, by the spec or by its `config.json`."""
+    return _family(checkpoint.uri, checkpoint.config, model).bind(checkpoint, data)
+
+
+def find(model: ModelSpec) -> tuple[type[Family], dict[str, Any]]:
+    """The model's family and configuration; of the checkpoint only `config.json` is read.
+
+    Raises InputError where that cannot be read, and SpecError where no family knows it.
+    """
+    uri = model.model_name_or_path
+    config = next((found for f in FAMILIES if (found := f.known(uri)) is not None), None)
+    if config is None:
+        config = _config(uri, inputs.place(uri))
+    return _family(uri, config, model), config
+
+
+def architecture(model: ModelSpec) -> "tuple[type[Family], PreTrainedModel]":
+    """The model's family and its architecture on the meta device. Raises what `find` does."""
+    family, config = find(model)
+    return family, family.architecture(model.model_name_or_path, config)
+
+
+def _family(uri: str, config: dict[str, Any], model: ModelSpec) -> type[Family]:
     known = {family.name: family for family in FAMILIES}
     if model.family != "auto":
-        return known[model.family].bind(checkpoint, data)
+        return known[model.family]
     for family in FAMILIES:
-        if family.recognises(checkpoint.config):
-            return family.bind(checkpoint, data)
+        if family.recognises(config):
+            return family
     raise SpecError(
         "$.model.model_name_or_path",
-        f"its model_type {checkpoint.config.get('model_type')!r} belongs to no family known here",
-        value=checkpoint.uri,
+        f"its model_type {config.get('model_type')!r} belongs to no family known here",
+        value=uri,
         fix=f"known families: {', '.join(known)}; or name one in model.family",
     )
+
+
+def _config(uri: str, place: str) -> dict[str, Any]:
+    try:
+        config = json.loads(storage.read_text(storage.join(place, "config.json")))
+    except ValueError as error:
+        raise InputError(uri, f"its config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(uri, "its config.json holds no object")
+    return config

@@ -24,20 +24,24 @@ Layout = Literal["vllm", "transformers"]
 
 Batch = dict[str, "torch.Tensor"]
 
-HOST_KEYS = ("image_grid_thw",)
-"""What models read in Python, value by value: on a GPU each look would wait for the device."""
+
+def host_keys(batch: Batch) -> tuple[str, ...]:
+    """What the model reads in Python, value by value: on a GPU each look would wait for the device.
+
+    Only where the batch brings the vision tower's indices too: other towers work them out where
+    the grids are.
+    """
+    return ("image_grid_thw",) if "image_position_ids" in batch else ()
+
 
 COUNTED = "counted_tokens"
 """In a training batch, beside what the model takes: how many supervised tokens count, a number."""
 
 
 def to_device(batch: Batch, device: "torch.device") -> Batch:
-    """A training batch on the device, but for what belongs to the host.
-
-    A generation batch goes there whole: without the indices that `collate` adds, the model works
-    them out where the grids are.
-    """
-    return {k: v if k in HOST_KEYS else v.to(device) for k, v in batch.items()}
+    """A batch on the device, but for what belongs to the host."""
+    host = host_keys(batch)
+    return {k: v if k in host else v.to(device) for k, v in batch.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,13 @@ class Family(Protocol):
     name: str
     processor: Any
     """The checkpoint's processor; its `tokenizer` decodes."""
+    reads_images: bool
+    packs: bool
+    """Whether it trains without padding; else `pack` and `use_packed_step` are not called."""
+    served_with: tuple[str, ...]
+    """What vLLM has to be told to read its merged weights."""
+    adapter_served_with: tuple[str, ...]
+    """The same for an adapter of `write_served_adapter`, besides `--enable-lora`."""
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -129,7 +140,18 @@ class Family(Protocol):
 
     @staticmethod
     def recognises(config: dict[str, Any]) -> bool:
-        """Whether a checkpoint with this `config.json` belongs to the family."""
+        """Whether a checkpoint with this `config.json` is the family's; loads nothing heavy."""
+
+    @staticmethod
+    def known(uri: str) -> dict[str, Any] | None:
+        """The `config.json` of a checkpoint that the family knows by name; None of any other."""
+
+    @staticmethod
+    def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel":
+        """The model of a `config.json` on the meta device: names and shapes, no weights.
+
+        Raises InputError where the configuration cannot be read.
+        """
 
     @classmethod
     def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Family":
@@ -146,7 +168,7 @@ class Family(Protocol):
         """A model of the checkpoint's architecture with seeded random weights."""
 
     def skeleton(self) -> "PreTrainedModel":
-        """The architecture on the meta device: names and shapes, no weights."""
+        """The checkpoint's architecture on the meta device."""
 
     def encode(self, row: Row) -> Encoded:
         """The whole conversation, with the answers' tokens as labels.
@@ -184,7 +206,8 @@ class Family(Protocol):
     def keeps_fp32(name: str) -> bool:
         """Whether the parameter of this name stays fp32 in every precision."""
 
-    def lora_targets(self, model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
+    @staticmethod
+    def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
         """The modules and parameters that the spec's toggles or names select in this model."""
 
     @staticmethod

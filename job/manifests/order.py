@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from job import storage
+from job import families, storage
 from job.errors import SpecError, UsageError
 from job.manifests import values
 from job.manifests.platforms import Platform
@@ -63,6 +63,7 @@ class Order:
             text=self.text,
             platform=platform,
             needs=needs(spec, self.sizes, gpus=platform.gpus),
+            family=families.find(spec.model)[0],
             registry=registry,
             nodes=nodes,
             sets=self.sets,

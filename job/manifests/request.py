@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from job import __version__
+from job.families import Family
 from job.manifests import values
 from job.manifests.platforms import Platform
 from job.needs import Needs
@@ -21,6 +22,7 @@ class Request:
     """The spec as its author wrote it: it reaches the cluster with its comments and variables."""
     platform: Platform
     needs: Needs
+    family: type[Family]
     registry: str
     nodes: int
     sets: tuple[str, ...]

@@ -58,7 +58,7 @@ def deployment(request: Request) -> list[Object]:
 
 
 def smoke_job(request: Request) -> list[Object]:
-    """A Job that shows the server an image and fails unless it answers."""
+    """A Job that asks the server, about an image where it reads them; fails without an answer."""
     needs = {"cpu": "500m", "memory": "2Gi", "ephemeral-storage": "1Gi"}
     limits = {"memory": "2Gi", "ephemeral-storage": "1Gi"}
     server = [{"podSelector": {"matchLabels": request.selector(SERVER)}}]
@@ -72,6 +72,7 @@ def smoke_job(request: Request) -> list[Object]:
             f"http://{request.name}-vllm:{values.VLLM_PORT}",
             f"--model={request.name}",
             pod.literal(f"--question={request.spec.data.instruction}"),
+            *(() if request.family.reads_images else ("--no-image",)),
             f"--wait={UP_SECONDS}",
         ],
         "resources": {"requests": needs, "limits": limits},
@@ -168,8 +169,8 @@ def _server(request: Request) -> Object:
                     f"--served-model-name={request.name}",
                     f"--port={values.VLLM_PORT}",
                     f"--dtype={request.spec.export.merged.dtype}",
-                    # Of the project's own few modules beside the weights, checked by digest.
-                    "--trust-remote-code",
+                    # Code, if any, is of the project's own modules beside the weights.
+                    *request.family.served_with,
                 ],
                 "env": [{"name": name, "value": value} for name, value in _ENVIRON.items()],
                 "ports": [{"name": "http", "containerPort": values.VLLM_PORT}],

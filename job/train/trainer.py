@@ -96,16 +96,19 @@ def train(
     encode = functools.partial(_encode, family=family, spec=spec)
     dataset = EncodedDataset(rows, fitted, encode)
     notes = directory / TRAIN
+    measured = lengths(fitted.measured, spec.train.max_length)
     if first:
         notes.mkdir(parents=True, exist_ok=True)
         _prove_labels(dataset, family, notes)
         publish(f"{TRAIN}/{LABEL_PROOF}")
-        measured = lengths(fitted.measured, spec.train.max_length)
         (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
         publish(f"{TRAIN}/{LENGTHS}")
 
-    if spec.train.padding_free:
+    padding_free = spec.train.padding_free and family.packs
+    if padding_free:
         family.use_packed_step(model)
+    elif spec.train.padding_free:
+        log.info("rows are padded: the model's family has no padding-free step", family=family.name)
     targets: dict[str, int] = {}
     if spec.lora.method == "lora":
         resolved = family.lora_targets(model, spec.lora)
@@ -138,8 +141,9 @@ def train(
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     resumed = _resume_point(spec.train, store, scratch)
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
-    arguments = _arguments(spec, optim, engine, scratch, first, shares)
-    trainer = _trainer(engine, family, model, dataset, arguments, spec.train, callbacks)
+    arguments = _arguments(spec, optim, engine, scratch, padding_free, first, shares)
+    collator = Collator(family, padding_free=padding_free)
+    trainer = _trainer(engine, model, dataset, arguments, collator, spec.train, callbacks)
     started = time.monotonic()
     try:
         with signals.deferred(), trackers if first else nullcontext(), uploads:
@@ -228,6 +232,7 @@ def _arguments(
     optim: str,
     engine: Engine,
     scratch: Path,
+    padding_free: bool,
     first: bool,
     fsdp_config: dict[str, Any] | None,
 ) -> "TrainingArguments":
@@ -267,7 +272,7 @@ def _arguments(
         dataloader_pin_memory=engine.device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        include_num_input_tokens_seen="all" if spec.padding_free else "non_padding",
+        include_num_input_tokens_seen="all" if padding_free else "non_padding",
         report_to=(list(spec.report_to) if first else []) or "none",
         run_name=job.name,
         disable_tqdm=True,
@@ -277,10 +282,10 @@ def _arguments(
 
 def _trainer(
     engine: Engine,
-    family: Family,
     model: Any,
     dataset: EncodedDataset,
     arguments: "TrainingArguments",
+    collator: Collator,
     spec: TrainSpec,
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
@@ -302,7 +307,7 @@ def _trainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(family, padding_free=spec.padding_free),
+        data_collator=collator,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

@@ -122,7 +122,11 @@ def server(
         patch.setenv(name, value)
     log_file = tmp_path_factory.mktemp("log") / "vllm.log"
     with serving.serve(
-        exported.merged, dtype="float16", log_file=log_file, adapter=exported.adapter
+        exported.merged,
+        exported.family,
+        dtype="float16",
+        log_file=log_file,
+        adapter=exported.adapter,
     ) as running:
         yield running
     patch.undo()
@@ -174,7 +178,9 @@ def test_damaged_weights_are_found_out(exported: Exported, tmp_path: Path) -> No
     tensors[name] = tensors[name].roll(1, 0)
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
     with (
-        serving.serve(tmp_path, dtype="float16", log_file=tmp_path / "vllm.log") as running,
+        serving.serve(
+            tmp_path, exported.family, dtype="float16", log_file=tmp_path / "vllm.log"
+        ) as running,
         pytest.raises(ProofError, match=r"differ|parts from"),
     ):
         serving.prove(running, exported.family, exported.rows, exported.base_says, ROUNDING)
@@ -187,7 +193,7 @@ def test_a_directory_that_vllm_cannot_load_ends_in_one_clear_error(
     (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
     with (
         pytest.raises(ProofError, match=r"vLLM ended with 1 before it served\n(?s:.*)nobody_knows"),
-        serving.serve(tmp_path, dtype="float16", log_file=log_file),
+        serving.serve(tmp_path, exported.family, dtype="float16", log_file=log_file),
     ):
         pass
 

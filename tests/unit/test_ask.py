@@ -73,6 +73,12 @@ def test_the_answer_to_a_drawn_formula(server: Server) -> None:
         assert min(image.size) > 10
 
 
+def test_a_question_without_an_image(server: Server) -> None:
+    assert ask(server.url, "text", "What is this?", None, shown=False) == "x^{2}"
+    [(_, body, _)] = server.asked
+    assert body["messages"][0]["content"] == [{"type": "text", "text": "What is this?"}]
+
+
 def test_an_image_of_ones_own(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

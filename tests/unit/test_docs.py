@@ -15,6 +15,7 @@ import yaml
 
 from job import errors, help
 from job.cli import app
+from job.families import FAMILIES
 from job.spec.load import load_spec
 from tests.jobs import ROOT
 
@@ -206,3 +207,15 @@ def test_a_diagram_is_whole_has_words_for_who_cannot_see_it_and_fetches_nothing(
     assert root.get("role") == "img"
     assert root.get("aria-label") or root.get("aria-labelledby")
     assert not re.search(r"""(href|src|url\()\s*=?["'(]*https?:""", text(image))
+
+
+def test_every_cell_of_the_families_table_names_its_test_or_says_that_there_is_none() -> None:
+    page = text(ROOT / "docs" / "10-model-families.md")
+    head, *rows = re.findall(r"^\| (.+) \|$", page.partition("Each cell")[2], re.MULTILINE)
+    names = [cell.strip("` ") for cell in head.split(" | ")[-3:]]
+    assert names == [family.name for family in FAMILIES]
+    wanted = {"load", "train", "LoRA targets", "merge", "vLLM, merged", "vLLM, adapter"}
+    assert wanted <= {row.split(" | ")[0] for row in rows}
+    for row in rows:
+        for cell in row.split(" | ")[1:]:
+            assert "`test_" in cell or cell.startswith(("not tested", "none: ")), cell

@@ -12,8 +12,9 @@ from PIL import Image
 
 from job import families
 from job.errors import DataError, SpecError
+from job.families import chat
 from job.families.base import IGNORED
-from job.families.ernie45_vl import Ernie45VL, attention
+from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, attention
 from job.families.ernie45_vl.pixels import patches
 from job.families.ernie45_vl.positions import rope_positions
 from job.families.ernie45_vl.tiny import build
@@ -127,9 +128,8 @@ def test_an_answer_follows_an_empty_thinking_block(family: Ernie45VL) -> None:
 def test_tokens_equal_those_of_the_processor(family: Ernie45VL, name: str) -> None:
     conversation = CONVERSATIONS[name]
     encoded = family.encode_prompt("p", conversation.prompt, conversation.images)
-    from job.families.ernie45_vl.chat import prompt as render
-
-    text = render(family._template, conversation.prompt)
+    turns = chat.turns(conversation.prompt, reasoning_content=EMPTY_THOUGHT)
+    text = family._template(turns, add_generation_prompt=True)
     images = [decode(i) for i in encoded.images] or None
     expected = family.processor(text=[text], images=images, return_tensors="pt")
     batch = family.collate_prompts([encoded])

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.errors import DataError, InputError
+from job.errors import InputError
+from job.families import chat
 from job.families.base import (
     IGNORED,
     AdapterServing,
@@ -22,11 +23,10 @@ from job.families.base import (
     Layout,
     LoraTargets,
 )
-from job.families.ernie45_vl import chat
 from job.families.ernie45_vl.original.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.original.config import to_nested
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.records import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:
@@ -36,20 +36,44 @@ if TYPE_CHECKING:
 # Router gates and their correction bias decide by small differences; every layout keeps them fp32.
 _FP32 = re.compile(r"mlp\.(text_moe|vision_moe)\.gate\.")
 
+EMPTY_THOUGHT = "\n"
+
 
 class Ernie45VL:
     """The family bound to one checkpoint."""
 
     name = "ernie45_vl"
+    reads_images = True
+    packs = True
+    served_with: tuple[str, ...] = (
+        "--trust-remote-code",
+    )  # of the two small modules that `save` writes
+    adapter_served_with: tuple[str, ...] = ("--lora-target-modules", "qkv_proj", "o_proj")
 
     def __init__(self, checkpoint: Checkpoint, processor: Any) -> None:
         self._checkpoint = checkpoint
         self.processor = processor
-        self._special = tuple(processor.tokenizer.all_special_tokens)
+        self._control = chat.Control.of(processor.tokenizer)
 
     @staticmethod
     def recognises(config: dict[str, Any]) -> bool:
         return config.get("model_type") in (PUBLISHED, NATIVE)
+
+    @staticmethod
+    def known(uri: str) -> dict[str, Any] | None:
+        from job.families.ernie45_vl.published import config
+
+        return config(uri)
+
+    @staticmethod
+    def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel":
+        import torch
+        from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
+
+        with torch.device("meta"):
+            return Ernie4_5_VLMoeForConditionalGeneration(
+                Ernie4_5_VLMoeConfig.from_dict(_nested(uri, config))
+            )
 
     @classmethod
     def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Ernie45VL":
@@ -74,13 +98,10 @@ class Ernie45VL:
 
         They differ in the published checkpoints, where only the second is trained.
         """
-        turns = [Message(role=r, parts=(Part(text="a"),)) for r in ("user", "assistant")]
         tokenizer = self.processor.tokenizer
-        answer = tokenizer(chat.segments(self._template, turns)[-1].text, add_special_tokens=False)[
-            "input_ids"
-        ]
-        last = [token for token in answer if token in tokenizer.all_special_ids][-1:]
-        return tuple(dict.fromkeys([tokenizer.eos_token_id, *last]))
+        answer = self._segments("the chat template", chat.PROBE)[-1].text
+        last = tokenizer(answer, add_special_tokens=False)["input_ids"][-1]
+        return tuple(dict.fromkeys([tokenizer.eos_token_id, last]))
 
     # --- the model -------------------------------------------------------------------------
 
@@ -106,18 +127,20 @@ class Ernie45VL:
     def initialise(
         self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
     ) -> "PreTrainedModel":
-        import torch
         from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
-        # On the CPU in fp32 whatever the machine, so that a seed means one set of weights.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Ernie4_5_VLMoeForConditionalGeneration._from_config(
-                self._config(), dtype=torch.float32, **kwargs
-            )
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(device, None if self.keeps_fp32(name) else dtype)
-        return self._with_packed_vision(model.to(device).eval())
+        from job.families.initial import initialised
+
+        model = initialised(
+            Ernie4_5_VLMoeForConditionalGeneration._from_config,
+            self._config(),
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            keeps_fp32=self.keeps_fp32,
+            **kwargs,
+        )
+        return self._with_packed_vision(model)
 
     @staticmethod
     def _with_packed_vision(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -128,11 +151,7 @@ class Ernie45VL:
         return model
 
     def skeleton(self) -> "PreTrainedModel":
-        import torch
-        from transformers import Ernie4_5_VLMoeForConditionalGeneration
-
-        with torch.device("meta"):
-            return Ernie4_5_VLMoeForConditionalGeneration(self._config())
+        return self.architecture(self._checkpoint.uri, self._checkpoint.config)
 
     def _config(self) -> Any:
         from transformers import Ernie4_5_VLMoeConfig
@@ -143,7 +162,8 @@ class Ernie45VL:
     def keeps_fp32(name: str) -> bool:
         return bool(_FP32.search(name))
 
-    def lora_targets(self, model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
+    @staticmethod
+    def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
         from job.families.ernie45_vl.targets import resolve
 
         return resolve(model, lora)
@@ -204,12 +224,12 @@ class Ernie45VL:
     # --- rows ------------------------------------------------------------------------------
 
     def encode(self, row: Row) -> Encoded:
-        self._refuse_control_tokens(row.id, row.messages)
-        images = _in_order(row.messages, row.images)
+        self._control.refuse(row.id, row.messages)
+        images = chat.in_order(row.messages, row.images)
         pending = iter(images)
         ids: list[int] = []
         labels: list[int] = []
-        for segment in chat.segments(self._template, row.messages):
+        for segment in self._segments(row.id, row.messages):
             tokens = self._tokenize(segment.text, pending)
             ids += tokens
             labels += tokens if segment.answer else [IGNORED] * len(tokens)
@@ -223,10 +243,10 @@ class Ernie45VL:
         *,
         enable_thinking: bool = False,
     ) -> Encoded:
-        self._refuse_control_tokens(row_id, messages)
-        ordered = _in_order(messages, images)
+        self._control.refuse(row_id, messages)
+        ordered = chat.in_order(messages, images)
         template = functools.partial(self._template, enable_thinking=enable_thinking)
-        ids = self._tokenize(chat.prompt(template, messages), iter(ordered))
+        ids = self._tokenize(chat.prompt(row_id, template, _turns(messages)), iter(ordered))
         return Encoded(
             id=row_id, input_ids=tuple(ids), labels=(IGNORED,) * len(ids), images=ordered
         )
@@ -261,6 +281,9 @@ class Ernie45VL:
 
         return collate_prompts(rows, self.processor)
 
+    def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
+        return chat.segments(row_id, self._template, _turns(messages), self._control)
+
     def _template(
         self,
         turns: list[dict[str, Any]],
@@ -292,41 +315,30 @@ class Ernie45VL:
         patches = processor.get_number_of_image_patches(image.height, image.width, limits)
         return int(patches // processor.merge_size**2)
 
-    def _refuse_control_tokens(self, row_id: str, messages: Sequence[Message]) -> None:
-        for message in messages:
-            for token in self._special:
-                if token in message.text:
-                    raise DataError(
-                        row_id,
-                        "the text holds a control token of the model",
-                        value=token,
-                        fix="remove it from the text; images are given as images",
-                    )
+
+def _turns(messages: Sequence[Message]) -> chat.Turns:
+    """An answer follows an empty thinking block, as `enable_thinking: false` generates it."""
+    return chat.turns(messages, reasoning_content=EMPTY_THOUGHT)
 
 
-def _in_order(
-    messages: Sequence[Message], images: Sequence[EncodedImage]
-) -> tuple[EncodedImage, ...]:
-    """The images in the order in which the conversation mentions them."""
-    return tuple(
-        images[part.image]
-        for message in messages
-        for part in message.parts
-        if part.image is not None
-    )
+def _nested(uri: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as Transformers has it, from either layout."""
+    if config.get("model_type") != PUBLISHED:
+        return copy.deepcopy(config)
+    try:
+        return to_nested(config)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            uri,
+            f"its config.json cannot be read as ERNIE-4.5-VL: {type(error).__name__}: {error}",
+        ) from error
 
 
 def _translated(checkpoint: Checkpoint) -> tuple[Checkpoint, Any]:
     """A published checkpoint with its config as Transformers has it, and its processor."""
     from job.families.ernie45_vl.original import processor
 
-    try:
-        config = to_nested(checkpoint.config)
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            checkpoint.uri,
-            f"its config.json cannot be read as ERNIE-4.5-VL: {type(error).__name__}: {error}",
-        ) from error
+    config = _nested(checkpoint.uri, checkpoint.config)
     read = processor.read(checkpoint.uri, checkpoint.directory)
     # The published form has no field for the video's placeholder; servers use the image's.
     config.setdefault("video_token_id", read.video_token_id)

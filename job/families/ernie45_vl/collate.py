@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
-from job.families.base import IGNORED, Batch, Encoded
+from job.families import padding
+from job.families.base import Batch, Encoded
 from job.families.ernie45_vl.pixels import Grid, patches
 from job.families.ernie45_vl.positions import rope_positions
 from job.prep.images import decode
@@ -22,15 +23,7 @@ def collate(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Ba
     (B, T), `position_ids` (3, B, T), and where there are images `pixel_values` (patches, 588),
     `image_grid_thw` (images, 3) and the vision tower's own indices.
     """
-    length = max(len(row.input_ids) for row in rows)
-    filler = processor.tokenizer.pad_token_id
-    batch: Batch = {
-        "input_ids": torch.tensor([_right(row.input_ids, length, filler) for row in rows]),
-        "labels": torch.tensor([_right(row.labels, length, IGNORED) for row in rows]),
-        "attention_mask": torch.tensor(
-            [_right([1] * len(row.input_ids), length, 0) for row in rows]
-        ),
-    }
+    batch = padding.right(rows, processor.tokenizer.pad_token_id)
     grids = _add_images(batch, rows, processor)
     if grids:
         _add_vision_indices(batch, grids, processor.image_processor.merge_size)
@@ -40,21 +33,14 @@ def collate(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Ba
         [[token == image_token for token in row.input_ids] for row in rows],
         grids,
         spatial_merge_size=processor.image_processor.merge_size,
-        length=length,
+        length=batch["input_ids"].shape[1],
     )
     return batch
 
 
 def collate_prompts(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch:
     """A generation batch: the same without labels and positions, padded on the left."""
-    length = max(len(row.input_ids) for row in rows)
-    filler = processor.tokenizer.pad_token_id
-    batch: Batch = {
-        "input_ids": torch.tensor([_left(row.input_ids, length, filler) for row in rows]),
-        "attention_mask": torch.tensor(
-            [_left([1] * len(row.input_ids), length, 0) for row in rows]
-        ),
-    }
+    batch = padding.left(rows, processor.tokenizer.pad_token_id)
     _add_images(batch, rows, processor)
     _add_token_types(batch, processor)
     return batch
@@ -103,11 +89,3 @@ def _add_token_types(batch: Batch, processor: "Ernie4_5_VLMoeProcessor") -> None
     brackets = (ids == processor.image_start_token_id) | (ids == processor.image_end_token_id)
     batch["mm_token_type_ids"] = image.long()
     batch["moe_mm_token_type_ids"] = (image | brackets).long()
-
-
-def _right(values: Sequence[int], length: int, fill: int) -> list[int]:
-    return [*values, *[fill] * (length - len(values))]
-
-
-def _left(values: Sequence[int], length: int, fill: int) -> list[int]:
-    return [*[fill] * (length - len(values)), *values]

@@ -6,11 +6,11 @@ are fused 3-D parameters, not modules: `finetune_experts` adds them as PEFT targ
 """
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
+from job.families.targets import matching, merged_settings, named, selected, suffix
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
     groups: list[TargetGroup] = []
 
     if lora.target_modules is not None:
-        groups += _sorted_out(_named(linear, lora.target_modules), MODULES, "modules")
+        groups += _sorted_out(named(linear, lora.target_modules), MODULES, "modules")
     else:
         groups += [
-            TargetGroup(name=group, modules=tuple(_matching(linear, MODULES[group])))
+            TargetGroup(name=group, modules=tuple(matching(linear, MODULES[group])))
             for group in _toggled(lora)
         ]
     if lora.target_parameters is not None:
@@ -66,15 +66,10 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
             chosen += found
         groups += _sorted_out(chosen, PARAMETERS, "parameters")
     elif lora.finetune_experts:
-        found = _matching(parameters, PARAMETERS[EXPERTS])
+        found = matching(parameters, PARAMETERS[EXPERTS])
         groups.append(TargetGroup(name=EXPERTS, parameters=tuple(found)))
 
-    targets = LoraTargets(groups=tuple(groups))
-    if not targets.modules and not targets.parameters:
-        raise SpecError(
-            "$.lora", "selects no module of the model", fix="turn on a finetune_ toggle"
-        )
-    return targets
+    return selected(groups)
 
 
 def serving(lora: LoraSpec) -> AdapterServing:
@@ -87,21 +82,18 @@ def serving(lora: LoraSpec) -> AdapterServing:
         kinds = list(_toggled(lora))
     else:
         wanted = lora.target_modules
-        matcher = wanted if isinstance(wanted, str) else "|".join(map(_suffix, wanted))
-        kinds = [kind for kind, names in _examples().items() if _matching(names, matcher)]
+        matcher = wanted if isinstance(wanted, str) else "|".join(map(suffix, wanted))
+        kinds = [kind for kind, names in _examples().items() if matching(names, matcher)]
     if lora.finetune_experts:
         kinds.append(EXPERTS)
     for name in lora.target_parameters or ():
         routed = name.endswith(("gate_up_proj", "down_proj"))
         kinds.append(EXPERTS if routed else "other parameters")
-    settings = [
-        said
-        for said, on in (("DoRA", lora.use_dora), ("trained biases", lora.bias != "none"))
-        if on
-    ]
     return AdapterServing(
         servable=tuple(kind for kind in kinds if kind == ATTENTION),
-        merged_only=tuple(dict.fromkeys([k for k in kinds if k != ATTENTION] + settings)),
+        merged_only=tuple(
+            dict.fromkeys([*(k for k in kinds if k != ATTENTION), *merged_settings(lora)])
+        ),
     )
 
 
@@ -142,38 +134,3 @@ def _sorted_out(names: list[str], kinds: dict[str, str], field: str) -> list[Tar
     return [
         TargetGroup(name=kind, **{field: tuple(found[kind])}) for kind in kinds if kind in found
     ]
-
-
-def _matching(names: Sequence[str], pattern: str) -> list[str]:
-    return [name for name in names if re.fullmatch(pattern, name)]
-
-
-def _suffix(name: str) -> str:
-    return rf"(.*\.)?{re.escape(name)}"
-
-
-def _named(linear: list[str], wanted: str | tuple[str, ...]) -> list[str]:
-    """What PEFT would match: a regular expression on full names, or suffixes of them."""
-    if isinstance(wanted, str):
-        found = _matching(linear, wanted)
-        if not found:
-            raise SpecError(
-                "$.lora.target_modules",
-                "the regular expression matches no linear module's full name",
-                value=wanted,
-                fix=f"for example: '.*{re.escape(linear[0].rpartition('.')[2])}'",
-            )
-        return found
-    chosen: list[str] = []
-    for suffix in wanted:
-        found = _matching(linear, _suffix(suffix))
-        if not found:
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise SpecError(
-                "$.lora.target_modules",
-                "names no linear module of the model",
-                value=suffix,
-                fix=f"known names: {', '.join(known)}",
-            )
-        chosen += [name for name in found if name not in chosen]
-    return chosen

@@ -1,0 +1,70 @@
+"""Text-only models: what `AutoModelForCausalLM` of Transformers makes, with its tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from job.errors import DataError, InputError, SpecError
+from job.families import chat
+from job.families.base import Checkpoint
+from job.families.plain import PlainFamily
+from job.prep.records import EncodedImage, Message
+from job.spec.types import DataSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextProcessor:
+    """A tokenizer alone, where other families have a processor."""
+
+    tokenizer: Any
+
+
+class Llm(PlainFamily):
+    """A text-only model bound to its tokenizer."""
+
+    name = "llm"
+    auto = "AutoModelForCausalLM"
+    reads_images = False
+
+    @staticmethod
+    def recognises(config: dict[str, Any]) -> bool:
+        more = "vision_config" in config or "audio_config" in config
+        return "model_type" in config and not more and not config.get("is_encoder_decoder")
+
+    @classmethod
+    def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Llm":
+        from transformers import AutoTokenizer
+
+        cls._config(checkpoint.uri, checkpoint.config)
+        for key in ("min_pixels", "max_pixels"):
+            if getattr(data, key) is not None:
+                raise SpecError(
+                    f"$.data.{key}", "bounds images, which the model does not read", fix="remove it"
+                )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+            raise InputError(
+                checkpoint.uri,
+                f"its tokenizer cannot be read: {error}",
+                fix="it needs tokenizer.json and tokenizer_config.json",
+            ) from error
+        return cls(checkpoint, TextProcessor(tokenizer=tokenizer))
+
+    @property
+    def _writer(self) -> Any:
+        return self.processor.tokenizer
+
+    def _turns(self, messages: Sequence[Message]) -> chat.Turns:
+        return chat.turns(messages, as_text=True)
+
+    def _accept(
+        self, row_id: str, messages: Sequence[Message], images: Sequence[EncodedImage]
+    ) -> tuple[EncodedImage, ...]:
+        if images:
+            raise DataError(
+                row_id,
+                "has an image, and the model reads text alone",
+                fix="take rows without images, or a model that reads them",
+            )
+        return super()._accept(row_id, messages, images)

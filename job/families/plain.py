@@ -1,0 +1,379 @@
+"""What families share whose checkpoints Transformers reads and writes by its own `Auto` classes.
+
+Their published layout is that of Transformers, and vLLM reads it: both layouts of an export are
+the same files.
+"""
+
+import copy
+import functools
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job import log
+from job.errors import InputError, SpecError
+from job.families import chat, shards
+from job.families.base import (
+    IGNORED,
+    AdapterServing,
+    Batch,
+    Checkpoint,
+    Encoded,
+    Layout,
+    LoraTargets,
+)
+from job.prep.records import EncodedImage, Message, Row
+from job.spec.types import LoraSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+GENERATION = "generation_config.json"
+_WRAPPER = re.compile(r"\.base_layer\b")
+
+
+class PlainFamily:
+    """A model of Transformers bound to one checkpoint's processor."""
+
+    name: str
+    auto: str
+    """The `Auto` class of Transformers that makes its models."""
+    reads_images: bool
+    packs = False
+    served_with: tuple[str, ...] = ()
+    adapter_served_with: tuple[str, ...] = ()
+
+    def __init__(self, checkpoint: Checkpoint, processor: Any) -> None:
+        self._checkpoint = checkpoint
+        self.processor = processor
+        if self._writer.chat_template is None:
+            raise InputError(
+                checkpoint.uri,
+                "has no chat template, which says how its conversations are written",
+                fix="add the model's chat_template.jinja to its folder",
+            )
+        self._control = chat.Control.of(processor.tokenizer)
+
+    @staticmethod
+    def known(uri: str) -> dict[str, Any] | None:
+        return None
+
+    # --- the model -------------------------------------------------------------------------
+
+    @classmethod
+    def architecture(cls, uri: str, config: dict[str, Any]) -> "PreTrainedModel":
+        import torch
+
+        with torch.device("meta"):
+            return cls._auto().from_config(cls._config(uri, config), trust_remote_code=False)
+
+    def skeleton(self) -> "PreTrainedModel":
+        return self.architecture(self._checkpoint.uri, self._checkpoint.config)
+
+    def load(
+        self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+    ) -> "PreTrainedModel":
+        uri = self._checkpoint.uri
+        shards.shapes(uri, self._checkpoint.directory)  # no file is missing or cut off
+        try:
+            model, found = self._auto().from_pretrained(
+                self._checkpoint.directory,
+                dtype=dtype,
+                device_map={"": device},
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **kwargs,
+            )
+        except ValueError as error:  # an attention that the model has not, say
+            raise InputError(uri, f"Transformers cannot load it: {error}") from error
+        misshapen = [name for name, *_ in found["mismatched_keys"]]
+        for names, what in ((found["missing_keys"], "are missing"), (misshapen, "are misshapen")):
+            if names:
+                raise InputError(
+                    uri,
+                    f"{len(names)} tensors of its config.json {what}: "
+                    f"{shards.first(sorted(names))}",
+                    fix="check that the checkpoint was copied whole and belongs to its config.json",
+                )
+        if superfluous := sorted(found["unexpected_keys"]):
+            log.warn(
+                "tensors of the checkpoint that its architecture has not: merged/ lacks them",
+                count=len(superfluous),
+                names=shards.first(superfluous),
+            )
+        return model.eval()
+
+    def initialise(
+        self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+    ) -> "PreTrainedModel":
+        from job.families.initial import initialised
+
+        return initialised(
+            self._auto().from_config,
+            self._config(self._checkpoint.uri, self._checkpoint.config),
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            keeps_fp32=self.keeps_fp32,
+            **kwargs,
+        )
+
+    @classmethod
+    def _auto(cls) -> Any:
+        import transformers
+
+        return getattr(transformers, cls.auto)
+
+    @classmethod
+    def _config(cls, uri: str, config: dict[str, Any]) -> Any:
+        """The configuration as Transformers has it.
+
+        Raises SpecError where the model is none of this family, and InputError where it is stored
+        quantized, which a merge would have to undo.
+        """
+        from transformers import CONFIG_MAPPING
+
+        if "quantization_config" in config:
+            raise InputError(
+                uri, "holds quantized weights", fix="name the checkpoint that they were made from"
+            )
+        kind = config.get("model_type")
+        try:
+            found = CONFIG_MAPPING[kind]
+        except KeyError:
+            found = None
+        if found is None or found not in cls._auto()._model_mapping:
+            raise SpecError(
+                "$.model.model_name_or_path",
+                f"its model_type {kind!r} belongs to no family known here: {cls.auto} of "
+                "Transformers does not make it",
+                value=uri,
+            )
+        return found.from_dict(copy.deepcopy(config))
+
+    @staticmethod
+    def keeps_fp32(name: str) -> bool:
+        return False  # those that the classes of Transformers keep so are stored in the dtype
+
+    @staticmethod
+    def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
+        from job.families.targets import resolve
+
+        return resolve(model, lora)
+
+    @classmethod
+    def adapter_serving(cls, lora: LoraSpec) -> AdapterServing:
+        from job.families.targets import serving
+
+        return serving(lora, reads_images=cls.reads_images)
+
+    @staticmethod
+    def write_served_adapter(adapter: Path, directory: Path) -> None:
+        """The same files: vLLM reads the names that PEFT gives modules of these models."""
+        shutil.copytree(adapter, directory, dirs_exist_ok=True)
+
+    @staticmethod
+    def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
+        if not hasattr(model, "router_aux_loss_coef"):
+            if coefficient:
+                raise SpecError(
+                    "$.train.router_aux_loss_coef",
+                    "weighs a loss that the model has not",
+                    value=coefficient,
+                    fix="remove the line",
+                )
+            return
+        if coefficient is not None:
+            model.router_aux_loss_coef = coefficient
+        model.config.get_text_config().output_router_logits = model.router_aux_loss_coef != 0
+
+    def save(
+        self,
+        model: "PreTrainedModel",
+        tensors: "Iterable[tuple[str, torch.Tensor]]",
+        directory: Path,
+        *,
+        dtype: "torch.dtype",
+        max_shard_size: str,
+        layout: Layout,
+    ) -> None:
+        shards.write(_stored(model, tensors), directory, max_shard_size=max_shard_size)
+        name = str(dtype).removeprefix("torch.")
+        written = {k: v for k, v in self._checkpoint.config.items() if k != "torch_dtype"}
+        written |= {"dtype": name}
+        for section in ("text_config", "vision_config"):
+            if isinstance(written.get(section), dict):
+                inner = {k: v for k, v in written[section].items() if k != "torch_dtype"}
+                written[section] = {**inner, "dtype": name}
+        path = directory / "config.json"
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        self._writer.save_pretrained(directory)
+        # Servers stop where it says; all else stays as the checkpoint has it.
+        generation = {**self._generation(), "eos_token_id": list(self.end_tokens)}
+        path = directory / GENERATION
+        path.write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
+
+    def _generation(self) -> dict[str, Any]:
+        """The checkpoint's own `generation_config.json`; empty where it has none."""
+        path = self._checkpoint.directory / GENERATION
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    # --- rows ------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Where the checkpoint's own settings say, and where its template ends an answer."""
+        answer = self._segments("the chat template", chat.PROBE)[-1].text
+        named = self._generation().get("eos_token_id")
+        own = named if isinstance(named, list) else [named]
+        every = [self._tokens(answer)[-1], self.processor.tokenizer.eos_token_id, *own]
+        return tuple(dict.fromkeys(token for token in every if token is not None))
+
+    def encode(self, row: Row) -> Encoded:
+        images = self._accept(row.id, row.messages, row.images)
+        pending = list(images)
+        text, ids, labels = "", list[int](), list[int]()
+        for segment in self._segments(row.id, row.messages):
+            piece = self._expanded(segment.text, pending)
+            tokens = self._continued(text, ids, piece)
+            text += piece
+            ids += tokens
+            labels += tokens if segment.answer else [IGNORED] * len(tokens)
+        self._shown(row.id, pending)
+        return Encoded(id=row.id, input_ids=tuple(ids), labels=tuple(labels), images=images)
+
+    def encode_prompt(
+        self,
+        row_id: str,
+        messages: Sequence[Message],
+        images: Sequence[EncodedImage],
+        *,
+        enable_thinking: bool = False,
+    ) -> Encoded:
+        ordered = self._accept(row_id, messages, images)
+        pending = list(ordered)
+        template = functools.partial(self._template, enable_thinking=enable_thinking)
+        text = chat.prompt(row_id, template, self._turns(messages))
+        ids = self._tokens(self._expanded(text, pending))
+        self._shown(row_id, pending)
+        return Encoded(
+            id=row_id, input_ids=tuple(ids), labels=(IGNORED,) * len(ids), images=ordered
+        )
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        from job.families import padding
+
+        return self._with_images(padding.right(rows, self._filler), rows)
+
+    def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
+        from job.families import padding
+
+        return self._with_images(padding.left(rows, self._filler), rows)
+
+    def pack(self, rows: Sequence[Encoded]) -> Batch:
+        raise NotImplementedError("the family packs no rows")
+
+    @staticmethod
+    def use_packed_step(model: "PreTrainedModel") -> None:
+        raise NotImplementedError("the family has no packed step")
+
+    @property
+    def _writer(self) -> Any:
+        """What has the chat template: the processor, or the tokenizer alone."""
+        return self.processor
+
+    @property
+    def _filler(self) -> int:
+        """What fills a batch, unseen behind the mask; many checkpoints name no token for it."""
+        pad = self.processor.tokenizer.pad_token_id
+        return int(self.end_tokens[0] if pad is None else pad)
+
+    def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
+        return chat.segments(row_id, self._template, self._turns(messages), self._control)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _continued(self, text: str, ids: list[int], piece: str) -> list[int]:
+        """The tokens of `piece` after `text`, whose tokens are `ids`.
+
+        As one text where that leaves those in front as they are: some tokenizers put a space before
+        a piece that stands alone. Where a token would reach over the cut they are apart, as they
+        are in generation.
+        """
+        together = self._tokens(text + piece)
+        apart = together[: len(ids)] != ids
+        return self._tokens(piece) if apart else together[len(ids) :]
+
+    # --- what a family that reads images does otherwise --------------------------------------
+
+    def protects(self, token: int) -> bool:
+        return False
+
+    def _turns(self, messages: Sequence[Message]) -> chat.Turns:
+        return chat.turns(messages)
+
+    def _template(
+        self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
+    ) -> str:
+        # Processors take what their template does not read for settings of their own.
+        thinks = "enable_thinking" in str(self._writer.chat_template)
+        settings = {"enable_thinking": enable_thinking} if thinks else {}
+        return str(
+            self._writer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
+            )
+        )
+
+    def _accept(
+        self, row_id: str, messages: Sequence[Message], images: Sequence[EncodedImage]
+    ) -> tuple[EncodedImage, ...]:
+        """The images in the order in which the conversation mentions them; DataError for a row
+        that the model cannot read."""
+        self._control.refuse(row_id, messages)
+        return chat.in_order(messages, images)
+
+    def _expanded(self, text: str, pending: list[EncodedImage]) -> str:
+        """The text with each image's tokens in its place; takes the images from `pending`."""
+        return text
+
+    def _shown(self, row_id: str, pending: Sequence[EncodedImage]) -> None:
+        """Raises DataError for images that the template has not shown."""
+
+    def _with_images(self, batch: Batch, rows: Sequence[Encoded]) -> Batch:
+        return batch
+
+
+def _stored(
+    model: "PreTrainedModel", tensors: "Iterable[tuple[str, torch.Tensor]]"
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    """The tensors under the names of published checkpoints, with the buffers that those hold.
+
+    Each is converted by itself, so that no second copy of the model is in memory; all at once only
+    where the checkpoint holds several of them as one.
+    """
+    from transformers.core_model_loading import WeightConverter, revert_weight_conversion
+
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    joined = any(isinstance(c, WeightConverter) and len(c.target_patterns) > 1 for c in conversions)
+    named = itertools.chain(tensors, _buffers(model))
+    pieces = (dict([pair]) for pair in named)
+    for piece in [dict(named)] if joined else pieces:
+        for name, value in revert_weight_conversion(model, piece).items():
+            yield name, value.contiguous()
+
+
+def _buffers(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
+    """What is stored and not trained, such as a router's correction bias, as it is."""
+    kept = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            yield _WRAPPER.sub("", name), buffer.detach().cpu()

@@ -1,0 +1,150 @@
+"""Cutting conversations where answers begin and end, by any chat template."""
+
+from typing import Any
+
+import jinja2
+import pytest
+
+from job.errors import DataError
+from job.families import chat
+from job.prep.records import Message, Part
+from tests.models import LLAMA_TEMPLATE, QWEN_TEMPLATE, tokenizer
+
+SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>")
+CONTROL = chat.Control.of(tokenizer(SPECIAL, eos="</s>", pad=None, bos="<s>"))
+
+# No white space kept around turns, a space before the answer, and the end token after another.
+MISTRAL = """\
+{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}\
+{{ '[INST] ' + m.content | trim + ' [/INST]' }}{% else %}\
+{{ ' ' + m.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"""
+CHATML = """\
+{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}{% endif %}\
+{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+THINKS_ALOUD = CHATML.replace(
+    "assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}"
+)
+NO_END = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}" + (
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+SHOUTS = CHATML.replace("m.content", "m.content | upper")
+
+
+def template(source: str) -> chat.Template:
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - no HTML
+
+    def refuse(reason: str) -> None:
+        raise jinja2.TemplateError(reason)
+
+    def render(turns: chat.Turns, *, add_generation_prompt: bool) -> str:
+        return environment.from_string(source).render(
+            messages=turns,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=False,
+            bos_token="<s>",
+            eos_token="</s>",
+            raise_exception=refuse,
+        )
+
+    return render
+
+
+def said(*texts: str, system: str | None = None) -> list[Message]:
+    roles = ("user", "assistant")
+    found = [Message(role=roles[i % 2], parts=(Part(text=t),)) for i, t in enumerate(texts)]  # type: ignore[arg-type]
+    first = [Message(role="system", parts=(Part(text=system),))] if system else []
+    return [*first, *found]
+
+
+def cut(source: str, messages: list[Message]) -> tuple[chat.Segment, ...]:
+    turns = chat.turns(messages, as_text=True)
+    return chat.segments("row", template(source), turns, CONTROL)
+
+
+def answers(source: str, messages: list[Message]) -> list[str]:
+    return [segment.text for segment in cut(source, messages) if segment.answer]
+
+
+@pytest.mark.parametrize(
+    ("source", "end", "before"),
+    [
+        (CHATML, "<|im_end|>", ""),
+        (LLAMA_TEMPLATE, "<|eot_id|>", ""),
+        (MISTRAL, " </s>", " "),
+        (QWEN_TEMPLATE, "<|im_end|>", ""),
+    ],
+    ids=["chatml", "llama", "mistral", "qwen"],
+)
+def test_every_answer_with_its_end_token_is_cut_out_whole(
+    source: str, end: str, before: str
+) -> None:
+    assert answers(source, said("1?", "one")) == [f"{before}one{end}"]
+    many = said("1?", "one", "2?", "two two", "1?", "one")
+    last = [f"{before}one{end}", f"{before}two two{end}", f"{before}one{end}"]
+    assert answers(source, many) == last
+
+
+@pytest.mark.parametrize("source", [CHATML, LLAMA_TEMPLATE, MISTRAL, QWEN_TEMPLATE])
+def test_the_last_answer_begins_where_its_prompt_ends(source: str) -> None:
+    messages = said("1?", "one", "2?", "two")
+    segments = cut(source, messages)
+    asked = chat.prompt("row", template(source), chat.turns(messages[:-1], as_text=True))
+    assert "".join(segment.text for segment in segments[:-1]) == asked
+
+
+@pytest.mark.parametrize("source", [CHATML, LLAMA_TEMPLATE, MISTRAL, QWEN_TEMPLATE])
+def test_the_pieces_are_the_conversation_up_to_its_last_end_token(source: str) -> None:
+    messages = said("1?", " one \n", "2?", "two")
+    whole = template(source)(chat.turns(messages, as_text=True), add_generation_prompt=False)
+    text = "".join(segment.text for segment in cut(source, messages))
+    assert whole.startswith(text)
+    assert not whole[len(text) :].strip()
+
+
+def test_a_trimmed_answer_is_trained_as_the_template_writes_it() -> None:
+    assert answers(LLAMA_TEMPLATE, said("?", "\n a b \n")) == ["a b<|eot_id|>"]
+    assert answers(CHATML, said("?", "\n a b \n")) == ["\n a b \n<|im_end|>"]
+
+
+def test_a_default_system_prompt_is_asked_and_not_answered() -> None:
+    first = cut(CHATML, said("?", "a"))[0]
+    assert (first.answer, "Be kind." in first.text) == (False, True)
+    own = cut(CHATML, said("?", "a", system="Be brief."))[0]
+    assert "Be brief." in own.text
+    assert "Be kind." not in own.text
+
+
+def test_a_thinking_block_before_the_last_answer_alone_is_asked() -> None:
+    segments = cut(QWEN_TEMPLATE, said("1?", "one", "2?", "two"))
+    assert [s.text for s in segments if s.answer] == ["one<|im_end|>", "two<|im_end|>"]
+    assert segments[2].text.endswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "texts", "reason"),
+    [
+        (THINKS_ALOUD, ("?", "a"), "does not write an answer after its own generation prompt"),
+        (NO_END, ("?", "a"), "ends an answer without a control token"),
+        (SHOUTS, ("?", "a"), "does not write every answer as it is given"),
+        (QWEN_TEMPLATE, ("?", "<think>b</think>a"), "does not write every answer as it is given"),
+        (LLAMA_TEMPLATE, (), "begins with the user"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_by_name(
+    source: str, texts: tuple[str, ...], reason: str
+) -> None:
+    messages = said(*texts) or [Message(role="assistant", parts=(Part(text="a"),))]
+    with pytest.raises(DataError, match=reason) as caught:
+        cut(source, messages)
+    assert caught.value.problems[0].field == "row"
+    assert caught.value.problems[0].fix
+
+
+def test_an_answer_that_looks_like_a_mark_is_refused_or_cut_right() -> None:
+    for text in ("[[answer>>", "<<answer]]", "x[[answer>>y<<answer]]z"):
+        try:
+            found: Any = answers(CHATML, said("?", text))
+        except DataError:
+            continue
+        assert found == [f"{text}<|im_end|>"]

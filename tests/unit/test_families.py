@@ -1,0 +1,387 @@
+"""The families of what Transformers knows, on tiny models: tokens, tensors, targets, files."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import safetensors.torch
+import torch
+
+from job import engines, families, manifests, sizes
+from job.engines.device import Accelerator
+from job.engines.transformers import TransformersEngine
+from job.errors import DataError, InputError, SpecError
+from job.export.merged import Merge
+from job.families import FAMILIES, Family, chat
+from job.families.base import IGNORED, Encoded, host_keys
+from job.manifests.order import Order
+from job.prep.images import decode
+from job.prep.records import Row
+from job.spec import keys
+from job.spec.load import load_spec
+from job.spec.types import JobSpec
+from job.train.dataset import truncate
+from tests.models import BUILDERS
+from tests.unit.test_ernie45_vl import CONVERSATIONS, image, row, turn
+
+CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
+READERS = ("qwen_vl", "idefics3")
+ENDS = {"llama": "<|eot_id|>", "idefics3": "<end_of_utterance>"}
+TEXTS = {name: each for name, each in CONVERSATIONS.items() if not each.images}
+TEXTS["turns"] = row(
+    turn("system", "Count."),
+    turn("user", "1?"),
+    turn("assistant", "one"),
+    turn("user", "2?"),
+    turn("assistant", "two"),
+)
+
+
+@pytest.fixture(scope="module")
+def spec() -> JobSpec:
+    return load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
+
+
+@pytest.fixture(scope="module", params=list(BUILDERS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / kind
+    BUILDERS[kind](directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path, spec: JobSpec) -> Family:
+    checkpoint = families.read_checkpoint(str(folder), folder)
+    return families.bind(checkpoint, spec.model, spec.data)
+
+
+@pytest.fixture(scope="module")
+def model(family: Family, spec: JobSpec) -> Any:
+    return engines.create(spec.model, spec.lora, CPU).load(family)
+
+
+def conversations(family: Family) -> dict[str, Row]:
+    return CONVERSATIONS | TEXTS if family.reads_images else TEXTS
+
+
+def of_model(spec: JobSpec, folder: Path, **lora: Any) -> JobSpec:
+    model = replace(spec.model, model_name_or_path=str(folder), init="pretrained")
+    return replace(spec, model=model, lora=replace(spec.lora, **lora))
+
+
+# --- finding the family ---------------------------------------------------------------------
+
+
+def test_the_schema_offers_every_family() -> None:
+    offered = keys.at(("model", "family"))
+    assert offered is not None
+    assert offered["enum"] == ["auto", *(family.name for family in FAMILIES)]
+
+
+def test_a_checkpoint_is_recognised_by_its_config(kind: str, folder: Path, spec: JobSpec) -> None:
+    found = families.expected(of_model(spec, folder).model)
+    assert found is not None
+    assert found.name == ("vlm" if kind in READERS else "llm")
+
+
+def test_a_model_that_no_class_makes_is_refused_by_its_type(tmp_path: Path, spec: JobSpec) -> None:
+    configs: tuple[dict[str, Any], ...] = (
+        {"model_type": "vit"},
+        {"model_type": "no-such"},
+        {"vision_config": {}},
+    )
+    for config in configs:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SpecError, match="belongs to no family known here"):
+            families.architecture(of_model(spec, tmp_path).model)
+
+
+def test_quantized_weights_are_refused(folder: Path, tmp_path: Path, spec: JobSpec) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="quantized"):
+        families.architecture(of_model(spec, tmp_path).model)
+
+
+def test_a_checkpoint_without_a_chat_template_is_refused(
+    folder: Path, tmp_path: Path, spec: JobSpec
+) -> None:
+    for path in folder.iterdir():
+        if path.name != "chat_template.jinja":
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(InputError, match="has no chat template"):
+        families.bind(families.read_checkpoint("m", tmp_path), spec.model, spec.data)
+
+
+def test_a_checkpoint_with_a_tensor_missing_or_misshapen_is_refused(
+    folder: Path, tmp_path: Path, spec: JobSpec
+) -> None:
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).symlink_to(path)
+    family = families.bind(families.read_checkpoint("m", tmp_path), spec.model, spec.data)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("q_proj.weight") and "vis" not in name)
+    right, weights = tensors[name], tmp_path / "model.safetensors"
+    for wrong, what in ((None, "missing"), (right[:-1].clone(), "misshapen")):
+        kept = {k: v for k, v in {**tensors, name: wrong}.items() if v is not None}
+        safetensors.torch.save_file(kept, weights, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=f"1 tensors of its config.json are {what}: .*q_proj"):
+            engines.create(spec.model, spec.lora, CPU).load(family)
+
+
+def test_a_model_without_experts_is_prepared_for_a_gpu_and_has_no_choice_of_theirs(
+    model: Any, spec: JobSpec
+) -> None:
+    engine = cast(TransformersEngine, engines.create(spec.model, spec.lora, CPU))
+    replace(engine, device=torch.device("cuda"))._prepared(model)
+    asked = replace(spec.model, experts_implementation="grouped_mm")
+    with pytest.raises(SpecError, match="is not for this model"):
+        replace(engine, model=asked)._prepared(model)
+
+
+# --- rows -----------------------------------------------------------------------------------
+
+
+def test_the_trained_tokens_are_the_answers_and_their_end_tokens(kind: str, family: Family) -> None:
+    end, before = ENDS.get(kind, "<|im_end|>"), " " if kind == "idefics3" else ""
+    for said in conversations(family).values():
+        encoded = family.encode(said)
+        trained = [token for token in encoded.labels if token != IGNORED]
+        answers = [before + m.text + end for m in said.messages if m.role == "assistant"]
+        assert family.processor.tokenizer.decode(trained) == "".join(answers)
+        for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+            assert label in (IGNORED, token)
+        assert encoded.labels[-1] in family.end_tokens
+
+
+def test_training_sees_the_tokens_that_generation_starts_from(family: Family) -> None:
+    for said in conversations(family).values():
+        whole = family.encode(said)
+        prompt = family.encode_prompt("p", said.prompt, said.images)
+        assert whole.input_ids[: len(prompt.input_ids)] == prompt.input_ids
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_begins_no_answer_with_it(
+    tmp_path: Path, spec: JobSpec
+) -> None:
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    BUILDERS["llama"](tmp_path)
+    file = tmp_path / "tokenizer.json"
+    words = Tokenizer.from_file(str(file))
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), words.pre_tokenizer]
+    )
+    words.save(str(file))
+    family = families.bind(families.read_checkpoint("m", tmp_path), spec.model, spec.data)
+    tokenizer = family.processor.tokenizer
+    said = TEXTS["turns"]
+    encoded = family.encode(said)
+    turns = chat.turns(said.messages, as_text=True)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert len(tokenizer("two", add_special_tokens=False).input_ids) > len("two")
+    assert list(encoded.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
+
+
+def test_tokens_and_tensors_are_those_of_the_processor(family: Family) -> None:
+    if not family.reads_images:
+        pytest.skip("the model reads text alone")
+    for said in (each for each in CONVERSATIONS.values() if each.images):
+        encoded = family.encode_prompt("p", said.prompt, said.images)
+        text = cast(Any, family)._template(chat.turns(said.prompt), add_generation_prompt=True)
+        pictures = [[decode(i) for i in encoded.images]]
+        expected = family.processor(
+            text=[text], images=pictures, return_tensors="pt", add_special_tokens=False
+        )
+        batch = family.collate_prompts([encoded])
+        assert expected.keys() <= batch.keys()
+        for key, tensor in expected.items():
+            assert torch.equal(batch[key], tensor), key
+
+
+def test_padding_changes_no_logits(family: Family, model: Any) -> None:
+    every = list(conversations(family).values())
+    encoded = [family.encode(said) for said in every]
+    batch = family.collate(encoded)
+    assert host_keys(batch) == ()
+    with torch.no_grad():
+        together = model(**batch).logits
+        for number, one in enumerate(encoded):
+            alone = model(**family.collate([one])).logits[0]
+            assert torch.allclose(alone, together[number, : len(alone)], atol=1e-4), number
+
+
+def test_prompts_are_padded_on_the_left_and_answered_as_alone(family: Family, model: Any) -> None:
+    every = list(conversations(family).values())
+    prompts = [family.encode_prompt("p", said.prompt, said.images) for said in every]
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+
+    def answers(chosen: list[Encoded]) -> list[list[int]]:
+        written: Any = model.generate(**family.collate_prompts(chosen), **settings)
+        return [row[-5:] for row in written.tolist()]
+
+    assert answers(prompts) == [answers([prompt])[0] for prompt in prompts]
+
+
+def test_image_tokens_and_their_brackets_survive_truncation(
+    kind: str, family: Family, spec: JobSpec
+) -> None:
+    if not family.reads_images:
+        pytest.skip("the model reads text alone")
+    said = row(turn("user", 0, "long " * 40), turn("assistant", "x"), images=(image(90, 40),))
+    encoded = family.encode(said)
+    train = replace(spec.train, max_length=len(encoded.input_ids) - 60)
+    data = replace(spec.data, truncation_strategy="left")
+    cut = truncate(encoded, family, data, train)
+    assert cut is not None
+    tokenizer = family.processor.tokenizer
+    names = {
+        "qwen_vl": ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+        "idefics3": ("<image>", "<fake_token_around_image>", "<row_1_col_1>", "<global-img>"),
+    }[kind]
+    for token in tokenizer.convert_tokens_to_ids(list(names)):
+        assert cut.input_ids.count(token) == encoded.input_ids.count(token) > 0
+
+
+def test_control_tokens_and_images_that_a_model_cannot_read_are_refused(
+    kind: str, family: Family
+) -> None:
+    end = ENDS.get(kind, "<|im_end|>")
+    with pytest.raises(DataError, match="control token"):
+        family.encode(row(turn("user", f"a {end} b"), turn("assistant", "c")))
+    if not family.reads_images:
+        with pytest.raises(DataError, match="the model reads text alone"):
+            family.encode(CONVERSATIONS["one image"])
+
+
+def test_bounds_on_pixels_hold_or_are_refused(kind: str, folder: Path, spec: JobSpec) -> None:
+    checkpoint = families.read_checkpoint(str(folder), folder)
+    data = replace(spec.data, max_pixels=28 * 28 * 4)
+    if kind != "qwen_vl":
+        with pytest.raises(SpecError, match="max_pixels"):
+            families.bind(checkpoint, spec.model, data)
+        return
+    family = families.bind(checkpoint, spec.model, data)
+    said = row(turn("user", 0), turn("assistant", "x"), images=(image(300, 300),))
+    unbound = families.bind(checkpoint, spec.model, spec.data)
+    image_token = family.processor.image_token_id
+    assert 4 < unbound.encode(said).input_ids.count(image_token) <= 64
+    assert 0 < family.encode(said).input_ids.count(image_token) <= 4
+
+
+# --- LoRA, merging, files --------------------------------------------------------------------
+
+
+def test_each_toggle_selects_its_own_modules(kind: str, family: Family, spec: JobSpec) -> None:
+    skeleton = family.skeleton()
+
+    def groups(**lora: Any) -> dict[str, int]:
+        return family.lora_targets(skeleton, replace(spec.lora, **lora)).counts
+
+    language = {"language attention": 8, "language mlp": 6}
+    vision = {
+        "qwen_vl": {"vision attention": 4, "vision mlp": 6, "connector": 2},
+        "idefics3": {"vision attention": 8, "vision mlp": 4, "connector": 1},
+    }.get(kind, {})
+    assert groups() == language | vision
+    assert groups(finetune_vision_layers=False) == language
+    assert list(groups(finetune_mlp_modules=False)) == [k for k in language | vision if "att" in k]
+    if vision:
+        assert groups(finetune_language_layers=False) == vision
+    named = groups(target_modules=("q_proj",))
+    assert named == {k: n // 4 for k, n in (language | vision).items() if "att" in k and n == 8}
+
+
+def test_what_these_families_do_not_adapt_is_refused(family: Family, spec: JobSpec) -> None:
+    skeleton = family.skeleton()
+    for lora in ({"finetune_experts": True}, {"target_parameters": ("norm.weight",)}):
+        with pytest.raises(SpecError, match="bare parameters"):
+            family.lora_targets(skeleton, replace(spec.lora, **cast(Any, lora)))
+    with pytest.raises(SpecError, match="names no linear module"):
+        family.lora_targets(skeleton, replace(spec.lora, target_modules=("query",)))
+    with pytest.raises(SpecError, match="weighs a loss that the model has not"):
+        family.set_router_aux_loss(skeleton, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "images"),
+    [
+        ({}, (), ("vision attention", "vision mlp", "connector")),
+        ({"finetune_vision_layers": False}, (), ()),
+        ({"finetune_vision_layers": False, "use_dora": True}, ("DoRA",), ("DoRA",)),
+        ({"target_modules": ("q_proj", "down_proj")}, (), ("modules by name",)),
+        ({"target_modules": ("lm_head",)}, ("modules by name",), ("modules by name",)),
+    ],
+)
+def test_what_is_served_merged_only_is_known_from_the_spec(
+    spec: JobSpec, settings: dict[str, Any], text: tuple[str, ...], images: tuple[str, ...]
+) -> None:
+    lora = replace(spec.lora, **settings)
+    found = {f.name: f.adapter_serving(lora).merged_only for f in FAMILIES}
+    assert (found["llm"], found["vlm"]) == (text, images)
+
+
+def test_merged_weights_reload_tensor_by_tensor_under_the_names_of_the_checkpoint(
+    family: Family, folder: Path, spec: JobSpec, tmp_path: Path
+) -> None:
+    engine = engines.create(spec.model, spec.lora, CPU)
+    targets = family.lora_targets(family.skeleton(), spec.lora)
+    adapted: Any = engine.attach_adapter(engine.load(family), targets, spec.lora, 5)
+    generator = torch.Generator().manual_seed(9)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.05, generator=generator)
+    merge = Merge(adapted, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
+    family.save(
+        adapted.get_base_model(),
+        merge.tensors(),
+        tmp_path,
+        dtype=torch.float32,
+        max_shard_size="100KB",
+        layout="vllm",
+    )
+    assert merge.changed == merge.adapted == len(targets.modules)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    published = safetensors.torch.load_file(folder / "model.safetensors")
+    assert index["weight_map"].keys() == published.keys()
+    again = families.bind(families.read_checkpoint("m", tmp_path), spec.model, spec.data)
+    reloaded = dict(engine.load(again).named_parameters())
+    # PEFT's own merge says the same.
+    theirs = dict(adapted.merge_and_unload().named_parameters())
+    assert reloaded.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.allclose(reloaded[name], tensor, atol=1e-6), name
+
+
+# --- what is known before anything is loaded --------------------------------------------------
+
+
+def test_sizes_are_those_of_the_model(
+    family: Family, model: Any, folder: Path, spec: JobSpec
+) -> None:
+    found = sizes.measure(of_model(spec, folder))
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    targets = family.lora_targets(family.skeleton(), spec.lora)
+    assert 0 < found.trainable < found.parameters
+    groups = [sizes.adapter_parameters(model, group, spec.lora.r) for group in targets.groups]
+    assert found.trainable == sum(groups)
+
+
+def test_a_manifest_serves_weights_without_code_and_asks_as_the_model_reads(
+    kind: str, folder: Path
+) -> None:
+    sets = (f"model.model_name_or_path={folder}",)
+    order = Order(spec="specs/text.yaml", sets=sets, output="s3://bucket/x", environ={})
+    assert "--trust-remote-code" not in manifests.render(order, "nvidia", kind="vllm")
+    asked = manifests.render(order, "nvidia", kind="vllm-smoke")
+    assert ("--no-image" in asked) is (kind not in READERS)
