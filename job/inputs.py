@@ -89,19 +89,21 @@ def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
     directory = cache_dir / "models" / model.digest[:16]
     if (directory / COMPLETE).exists():
         return directory
+    # A file of the right size is whole: downloads become visible only when they are.
+    missing = [file for file in model.files if not _is_there(directory / file.path, file.size)]
+    needed = sum(file.size for file in missing)
     free = shutil.disk_usage(_existing(cache_dir)).free
-    if free < model.size_bytes:
+    if free < needed:
         raise InputError(
             "$.runtime.cache_dir",
-            f"the checkpoint needs {log.size(model.size_bytes)} and {log.size(free)} are free",
+            f"the checkpoint needs {log.size(needed)} and {log.size(free)} are free",
             value=str(cache_dir),
             fix="name a folder on a larger disk",
         )
     log.info("download model", uri=model.uri, size=log.size(model.size_bytes))
-    with log.progress("download", len(model.files), "files") as bar:
+    with log.progress("download", len(missing), "files") as bar:
         for _ in _parallel(
-            (storage.join(model.uri, file.path), directory / file.path, file.size)
-            for file in model.files
+            (storage.join(model.uri, file.path), directory / file.path) for file in missing
         ):
             bar.advance()
     (directory / COMPLETE).touch()
@@ -129,12 +131,10 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _parallel(wanted: Iterable[tuple[str, Path, int]]) -> Iterable[None]:
-    def fetch(item: tuple[str, Path, int]) -> None:
-        uri, path, size = item
-        # A file of the right size is whole: downloads become visible only when they are.
-        if not (path.exists() and path.stat().st_size == size):
-            storage.download(uri, path)
+def _is_there(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
 
+
+def _parallel(wanted: Iterable[tuple[str, Path]]) -> Iterable[None]:
     with ThreadPoolExecutor(max_workers=4) as pool:
-        yield from pool.map(fetch, wanted)
+        yield from pool.map(lambda item: storage.download(*item), wanted)

@@ -132,6 +132,8 @@ def cause(error: BaseException | None) -> str:
         status, code, message = _answer(each)
         if status or code:
             return _line(" ".join(filter(None, (code or f"HTTP {status}", message))))
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # fsspec calls every failure over HTTP so, and adds the URL only
     return _line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 

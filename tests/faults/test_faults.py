@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from job import storage
+from job import inputs, storage
 from job.errors import InputError, JobError, StorageError
+from job.spec.load import load_spec
 from job.storage import connect, retry
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
-from tests.jobs import job, small_run
+from tests.jobs import ROOT, job, small_run
 from tests.s3 import ROTATED, WRITER
 
 DATA = bytes(range(256)) * 400
@@ -231,3 +232,23 @@ def test_a_full_local_disk_is_exit_21_and_names_the_place(
     assert done.code == 21, done.err
     assert "no space is left" in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_download_that_was_killed_goes_on_where_only_the_rest_of_it_fits(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    model, weights = f"memory://{tmp_path.name}", bytes(5 * 2**19)
+    storage.write_bytes(f"{model}/config.json", b"{}")
+    storage.write_bytes(f"{model}/model.safetensors", weights)
+    spec = load_spec(
+        (ROOT / "specs/latex.yaml").read_text(),
+        "latex.yaml",
+        [f"model.model_name_or_path={model}"],
+        environ={},
+    ).spec
+    found = inputs.find_model(spec.model)
+    there = small_disk / "models" / found.digest[:16] / "model.safetensors"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(weights)
+    assert shutil.disk_usage(small_disk).free < found.size_bytes
+    assert (inputs.fetch_model(found, small_disk) / "config.json").read_bytes() == b"{}"
