@@ -2,7 +2,7 @@
 
     make session
 
-A mistake in a spec, a run that Ctrl-C stops, the same command again: a trial of the first job.
+A mistake in a spec; a short trial of the first job, stopped by Ctrl-C; the same command again.
 """
 
 import io
