@@ -124,11 +124,11 @@ def same_training(found: Path, expected: Path) -> None:
         assert mine["learning_rate"] == other["learning_rate"]
         assert mine["loss"] == pytest.approx(other["loss"], rel=2e-5)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
-    mine, other = adapter(found), adapter(expected)
-    assert mine.keys() == other.keys()
-    for name, tensor in other.items():
-        assert mine[name].shape == tensor.shape
-        moved = float((mine[name] - tensor).abs().max())
+    trained, wanted = adapter(found), adapter(expected)
+    assert trained.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert trained[name].shape == tensor.shape
+        moved = float((trained[name] - tensor).abs().max())
         assert moved < 2e-4, f"{name}: {moved}"  # a tenth of one step's learning rate
 
 
