@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from job import log, storage
-from job.errors import InputError, StorageError
+from job.errors import InputError
 from job.manifest import FileDigest, digest_tree
 
 MANIFEST = "manifest.json"
@@ -66,7 +66,11 @@ class CheckpointStore:
         return None
 
     def latest(self, directory: Path) -> str | None:
-        """Fetches the newest valid checkpoint of this training: its URI, or None without one."""
+        """Fetches the newest valid checkpoint of this training: its URI, or None without one.
+
+        Raises StorageError where the store is away or the disk is full: steps that are stored must
+        not be trained anew because of that.
+        """
         for step in reversed(self.steps()):
             problem = self._fetch(self.at(step), directory, any_fingerprint=False)
             if problem is None:
@@ -137,7 +141,7 @@ class CheckpointStore:
         try:
             for file in wanted:
                 storage.download(storage.join(source, file.path), directory / file.path)
-        except (InputError, StorageError) as error:
+        except InputError as error:
             return f"a file cannot be read: {error.problems[0].message}"
         found = {file.path: file for file in digest_tree(directory)}
         for file in wanted:

@@ -11,6 +11,7 @@ from job import inputs, storage
 from job.errors import InputError, JobError, StorageError
 from job.spec.load import load_spec
 from job.storage import connect, retry
+from job.train.checkpoints import CheckpointStore
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
 from tests.jobs import ROOT, job, small_run
@@ -252,3 +253,16 @@ def test_a_download_that_was_killed_goes_on_where_only_the_rest_of_it_fits(
     there.write_bytes(weights)
     assert shutil.disk_usage(small_disk).free < found.size_bytes
     assert (inputs.fetch_model(found, small_disk) / "config.json").read_bytes() == b"{}"
+
+
+def test_a_checkpoint_that_finds_no_room_is_not_taken_for_a_damaged_one(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "written"
+    written.mkdir()
+    (written / "model.safetensors").write_bytes(bytes(5 * 2**20))
+    store = CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
+    store.save(written, 4)
+    with pytest.raises(StorageError, match="no space is left"):
+        store.latest(small_disk / "resumed")
+    assert store.latest(tmp_path / "resumed") is not None
