@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import inputs, storage
-from job.errors import InputError, SpecError
+from job.errors import InputError, JobError, SpecError
 from job.families.base import Checkpoint, Family
 from job.families.ernie45_vl import Ernie45VL
 from job.families.llm import Llm
@@ -24,27 +24,22 @@ def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
 
     Raises InputError where there is no readable `config.json`.
     """
-    try:
-        config = _config(uri, str(directory))
-    except InputError as error:
-        raise InputError(uri, "holds no config.json", fix="name a model's folder") from error
-    return Checkpoint(uri=uri, directory=directory, config=config)
+    if not (directory / "config.json").is_file():
+        raise InputError(uri, "holds no config.json", fix="name a model's folder")
+    return Checkpoint(uri=uri, directory=directory, config=_config(uri, str(directory)))
 
 
 def expected(model: ModelSpec) -> type[Family] | None:
     """The family, as far as the spec and what lies on this machine tell."""
     uri = model.model_name_or_path
-    known = [f for f in FAMILIES if model.family == f.name or f.known(uri) is not None]
-    if known:
-        return known[0]
-    place = inputs.place(uri)
-    if not storage.is_local(place):
+    if model.family != "auto":
+        return _family(uri, {}, model)
+    if not storage.is_local(inputs.place(uri)) and not any(f.known(uri) for f in FAMILIES):
         return None
     try:
-        config = _config(uri, place)
-    except InputError:
+        return find(model)[0]
+    except JobError:  # whoever reads the model says what is wrong with it
         return None
-    return next((family for family in FAMILIES if family.recognises(config)), None)
 
 
 def bind(checkpoint: Checkpoint, model: ModelSpec, data: DataSpec) -> Family:
@@ -58,9 +53,8 @@ def find(model: ModelSpec) -> tuple[type[Family], dict[str, Any]]:
     Raises InputError where that cannot be read, and SpecError where no family knows it.
     """
     uri = model.model_name_or_path
-    config = next((found for f in FAMILIES if (found := f.known(uri)) is not None), None)
-    if config is None:
-        config = _config(uri, inputs.place(uri))
+    known = (family.known(uri) for family in FAMILIES)
+    config = next(filter(None, known), None) or _config(uri, inputs.place(uri))
     return _family(uri, config, model), config
 
 

@@ -1,7 +1,7 @@
 """Conversations as a checkpoint's own chat template writes them, cut before and after each answer.
 
-An answer is trained from where generation begins to write it to its end token. The pieces are
-tokenized apart: at inference the prompt is tokenized without the answer too, so training sees the
+An answer is trained from where generation begins to write it to its end token. Families tokenize
+piece by piece: at inference the prompt is tokenized without the answer too, so training sees the
 same tokens, and the response mask is right by construction.
 """
 
@@ -46,7 +46,9 @@ class Control:
     @classmethod
     def of(cls, tokenizer: Any) -> "Control":
         added = [
-            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special and not token.content.isalnum()  # some converters mark digits
         ]
         # The longest first, for a regular expression takes the first that fits.
         found = sorted(
@@ -106,8 +108,9 @@ def segments(row_id: str, template: Template, said: Turns, control: Control) -> 
         _fail(row_id, "does not write every answer as it is given", whole)
     for index, (start, end) in zip(places, spans, strict=True):
         asked = prompt(row_id, template, said[:index])
-        if whole.startswith(asked) and not whole[len(asked) : start].strip():
-            start = min(start, len(asked))
+        cut = len(asked)
+        if whole.startswith(asked) and cut <= end and not whole[cut:start].strip():
+            start = cut
         elif index == places[-1]:
             _fail(row_id, "does not write an answer after its own generation prompt", asked)
         last = control.ending.match(whole, end)

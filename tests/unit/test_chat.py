@@ -141,6 +141,21 @@ def test_what_cannot_be_cut_is_refused_by_name(
     assert caught.value.problems[0].fix
 
 
+def test_an_answer_begins_after_the_white_space_that_ends_its_prompt() -> None:
+    source = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content | trim + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    assert answers(source, said("?", "  a")) == ["a</s>"]
+    untrimmed = source.replace(" | trim", "").replace("': ' + m", "':' + m")
+    assert answers(untrimmed, said("?", " a")) == ["a</s>"]
+
+
+def test_digits_that_a_tokenizer_marks_special_are_text() -> None:
+    control = chat.Control.of(tokenizer((*SPECIAL, "7"), eos="</s>", pad=None))
+    control.refuse("row", said("7 + 7?", "14"))
+
+
 def test_an_answer_that_looks_like_a_mark_is_refused_or_cut_right() -> None:
     for text in ("[[answer>>", "<<answer]]", "x[[answer>>y<<answer]]z"):
         try:

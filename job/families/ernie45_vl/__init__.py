@@ -45,9 +45,8 @@ class Ernie45VL:
     name = "ernie45_vl"
     reads_images = True
     packs = True
-    served_with: tuple[str, ...] = (
-        "--trust-remote-code",
-    )  # of the two small modules that `save` writes
+    # The code is that of the two small modules that `save` writes.
+    served_with: tuple[str, ...] = ("--trust-remote-code",)
     adapter_served_with: tuple[str, ...] = ("--lora-target-modules", "qkv_proj", "o_proj")
 
     def __init__(self, checkpoint: Checkpoint, processor: Any) -> None:
