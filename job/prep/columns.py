@@ -15,11 +15,13 @@ class Missing:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of one source by what they hold; `image` and `text`, or `messages`, or neither
-    where `alpaca` says that its columns are there."""
+    """The columns of one source by what they hold; `text` with `image` or `question`, or
+    `messages`, or neither where `alpaca` says that its columns are there."""
 
     image: str | None
     text: str | None
+    question: str | None
+    """What is asked, in place of the instruction."""
     messages: str | None
     id: str | None
     alpaca: bool = False
@@ -36,14 +38,17 @@ class Columns:
 
         columns = cls(
             image=pick(spec.image, "image", "images", "file_name"),
-            text=None if spec.messages else pick(spec.text, "text", "label", "answer"),
+            text=None if spec.messages else pick(spec.text, "text", "label", "answer", "response"),
+            question=pick(spec.question, "question", "query", "prompt"),
             messages=None if spec.text else pick(spec.messages, "messages", "conversations"),
             id=pick(spec.id, "id"),
             alpaca=not spec.text and {"instruction", "output"} <= set(present),
         )
         if columns.messages is not None or columns.alpaca:
             return columns
-        for key in ("text", "image"):  # a question about an image that no row shows trains nothing
-            if getattr(columns, key) is None:
-                return Missing(key=key, column=key)
+        if columns.text is None:
+            return Missing(key="text", column="text")
+        if columns.image is None and columns.question is None:
+            # The instruction asks about an image: without one it trains nothing.
+            return Missing(key="image", column="image")
         return columns

@@ -20,7 +20,7 @@ _SHOWN = 40  # characters of a value in the sample of a row
 def find_columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
     """The columns to read. Raises DataError, with a sample row, where the mapping cannot work."""
     if source.builtin:
-        return Columns(image="image", text="text", messages=None, id=None)
+        return Columns(image="image", text="text", question=None, messages=None, id=None)
     records = sources.head(source)
     if not records:
         raise DataError(

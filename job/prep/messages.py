@@ -1,10 +1,10 @@
 """From a source's record to a row: `image` + `text` columns, a conversation, or Alpaca columns.
 
 Accepted are the shapes people have: an OCR pair, where the instruction of the spec is the
-question and `text` the answer; a conversation whose content is text or a list of parts
-(`{"type": "text", "text": …}`, `{"type": "image", "image": …}`), its images inline or in an
-`image`/`images` column, taken in order; ShareGPT's turns of `from` and `value`, and Alpaca's
-`instruction`, `input` and `output`, where `<image>` stands for the next image.
+question and `text` the answer; a `question` with its answer; a conversation whose content is text
+or a list of parts (`{"type": "text", "text": …}`, `{"type": "image", "image": …}`), its images
+inline or in an `image`/`images` column, taken in order; ShareGPT's turns of `from` and `value`, and
+Alpaca's `instruction`, `input` and `output`, where `<image>` stands for the next image.
 """
 
 import base64
@@ -56,6 +56,8 @@ def to_row(
         messages, images = _conversation(record[columns.messages], pictures, fetch)
     elif columns.alpaca and record.get("output") is not None:
         messages, images = _conversation(_alpaca(record, len(pictures)), pictures, fetch)
+    elif columns.question is not None and record.get(columns.question) is not None:
+        messages, images = _conversation(_asked(record, columns, len(pictures)), pictures, fetch)
     else:
         messages, images = _pair(record, columns, pictures, instruction)
     if messages[-1].role != "assistant":
@@ -164,6 +166,18 @@ def _alpaca(record: Mapping[str, object], pictures: int) -> list[object]:
         if isinstance(said := turns[first][1], str):
             turns[first] = ("user", MARK * pictures + said)
     return [{"role": role, "content": said} for role, said in turns]
+
+
+def _asked(record: Mapping[str, object], columns: Columns, pictures: int) -> list[object]:
+    """A question and its answer as turns, the images first where no mark says where."""
+    assert columns.question is not None
+    question = _text(record[columns.question], f"`{columns.question}`")
+    marks = "" if MARK in question else MARK * pictures
+    answer = _text(record.get(columns.text or ""), f"`{columns.text}`")
+    return [
+        {"role": "user", "content": marks + question},
+        {"role": "assistant", "content": answer},
+    ]
 
 
 def _text(value: object, where: str) -> str:

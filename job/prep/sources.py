@@ -89,6 +89,8 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
             raise OSError("the image is a link that leaves the folder of its list")
         if not file.is_file() and file.exists() and not file.is_dir():
             raise OSError("the image is no plain file")
+        if not file.exists():
+            raise OSError(f"No such file in {base or '.'}; image_folder can name another folder")
         with file.open("rb") as opened:
             return opened.read(MAX_BYTES + 1)
     return _read(storage.join(base, path))

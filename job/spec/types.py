@@ -28,6 +28,7 @@ class ColumnsSpec:
 
     image: str | None
     text: str | None
+    question: str | None
     messages: str | None
     id: str | None
 

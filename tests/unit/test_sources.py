@@ -308,6 +308,24 @@ def test_sharegpt_without_marks_has_its_images_first(folder: Path, tmp_path: Pat
     assert [part.image for part in row.messages[0].parts] == [0, None]
 
 
+def test_questions_with_answers_ask_what_their_rows_say(folder: Path, tmp_path: Path) -> None:
+    for question, answer in (("question", "answer"), ("query", "response")):
+        rows: list[dict[str, Any]] = [
+            {question: f"What is {n}?", answer: text_of(n), "image": f"images/{n}.png"}
+            for n in range(COUNT)
+        ]
+        rows[2][question] = "Before\n<image>\nafter"
+        rows[3] = {question: "No image?", answer: text_of(3)}
+        rows[4][question] = None
+        found = rows_of(data_spec(write_jsonl(folder, rows)), tmp_path)
+        asked = [found[text_of(n)].messages[0] for n in range(5)]
+        assert [part.image for part in asked[0].parts] == [0, None]
+        assert asked[0].text == "What is 0?"
+        assert [part.image for part in asked[2].parts] == [None, 0, None]
+        assert (asked[3].text, found[text_of(3)].images) == ("No image?", ())
+        assert asked[4].text == "Write the LaTeX representation for this image."
+
+
 def test_alpaca_rows_are_questions_with_and_without_input_history_and_image(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -275,11 +275,14 @@ REFUSED += [
         "is read only where the sources of data.train have weights",
         "give each source a weight, or remove the line",
     ),
-    (
-        ("data.train.columns={messages: m, text: t}",),
-        "data.train.columns.text",
-        "cannot stand beside messages, which hold the text",
-        "remove one of the two",
+    *(
+        (
+            (f"data.train.columns={{messages: m, {name}: t}}",),
+            f"data.train.columns.{name}",
+            f"cannot stand beside messages, which hold the {name}",
+            "remove one of the two",
+        )
+        for name in ("text", "question")
     ),
     (
         ("model.revision=main",),

@@ -79,12 +79,13 @@ def _evaluation_is_unseen(at: View) -> Iterator[Finding]:
 def _columns_say_one_thing(at: View) -> Iterator[Finding]:
     for source in at.sources():
         columns = at(f"{source}.columns")
-        if columns["messages"] is not None and columns["text"] is not None:
-            yield find(
-                f"{source}.columns.text",
-                "cannot stand beside messages, which hold the text",
-                "remove one of the two",
-            )
+        for name in ("text", "question"):
+            if columns["messages"] is not None and columns[name] is not None:
+                yield find(
+                    f"{source}.columns.{name}",
+                    f"cannot stand beside messages, which hold the {name}",
+                    "remove one of the two",
+                )
 
 
 def _weights_mix_sources(at: View) -> Iterator[Finding]:
