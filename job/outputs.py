@@ -139,6 +139,7 @@ class Output:
             files=files,
             summary=summary,
         )
+        self._lease.check()  # it may have been lost while files went up
         storage.write_text(self._marker(name), json.dumps(record.to_json(), indent=2) + "\n")
         self._local.add(name)
         # What an earlier making left and this one did not write again would mislead a reader.
@@ -191,7 +192,11 @@ class Output:
             storage.delete(self.at(file.path))
 
     def finish(self, *, complete: bool) -> None:
-        """Writes the final `run.json`; then, for a complete run, `SHA256SUMS` and `_SUCCESS`."""
+        """Writes the final `run.json`; then, for a complete run, `SHA256SUMS` and `_SUCCESS`.
+
+        Raises StorageError where another job has taken the output over.
+        """
+        self._lease.check()
         self.run.status, self.run.finished = "succeeded", utc_now()
         self.save_run()
         if not complete:

@@ -18,7 +18,7 @@ from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
 from job.spec.parse import MAX_BYTES, decode, parse
 
-REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
+_REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Order:
         read.
         """
         registry = self.registry or values.REGISTRY
-        if not REGISTRY.fullmatch(registry):
+        if not _REGISTRY.fullmatch(registry):
             raise UsageError(
                 "--registry",
                 "must be a host with a path or none, as image names begin",

@@ -12,6 +12,8 @@ from job import lease as leases
 from job import storage
 from job.errors import StorageError
 from job.lease import Lease
+from job.manifest import RunRecord
+from job.outputs import Output
 from tests.conftest import S3
 from tests.jobs import job, small_run, start
 
@@ -113,6 +115,31 @@ def test_an_unreadable_lease_is_nobodys(tmp_path: Path, text: str) -> None:
     lease.acquire()
     assert lease.held
     lease.release()
+
+
+def test_a_job_that_loses_its_output_while_it_stores_a_stage_calls_nothing_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunRecord(name="a", command="run", status="running", started="now")
+    output = Output(uri=str(tmp_path / "out"), workdir=tmp_path / "work", run=run)
+    output._lease = Lease(output.at(".lease"), SECONDS)
+    output.take()
+    (output.directory("prep") / "file").write_text("x")
+    upload = storage.upload_tree
+
+    def slowly(directory: Path, uri: str) -> None:
+        upload(directory, uri)
+        storage.write_text(output.at(".lease/2.json"), leases._myself().to_text())
+        while output.taken:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(storage, "upload_tree", slowly)
+    with pytest.raises(StorageError, match="another job has taken the output over"):
+        output.publish("prep", "f", "now", 1.0, {})
+    assert output.completed("prep", "f") is None
+    with pytest.raises(StorageError, match="another job has taken the output over"):
+        output.finish(complete=True)
+    assert not storage.exists(output.at("_SUCCESS"))
 
 
 @pytest.mark.parametrize("store", ["local", "s3"])
