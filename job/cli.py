@@ -191,7 +191,10 @@ def infer(
         typer.Option(help="Sample tokens at least this likely, as a share of the likeliest."),
     ] = None,
     enable_thinking: Annotated[
-        bool | None, typer.Option(help="Let the model think before it answers.")
+        bool | None,
+        typer.Option(
+            "--enable-thinking/--no-thinking", help="Let the model think before it answers."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Sample the same answer again.")] = None,
     set: Sets = None,
@@ -306,7 +309,7 @@ def manifest(
 @app.command()
 def doctor(
     spec: Annotated[
-        str | None, typer.Argument(help="Look at what it names and needs too.", metavar="[SPEC]")
+        str | None, typer.Argument(help="Look at what it names and needs too.", metavar="SPEC")
     ] = None,
     set: Sets = None,
     output: OutputUri = None,
@@ -346,7 +349,11 @@ def schema() -> None:
 def reference(
     field: Annotated[
         str | None,
-        typer.Argument(help="A key, such as train.optim.", autocompletion=completion.spec_keys),
+        typer.Argument(
+            help="A key, such as train.optim.",
+            metavar="FIELD",
+            autocompletion=completion.spec_keys,
+        ),
     ] = None,
 ) -> None:
     """Print what a key of the spec means; all keys without one."""

@@ -148,6 +148,8 @@ class Commands(TyperGroup):
         for name, command in self.commands.items():
             command.epilog = _epilog(EXAMPLES.get(name, ""), plain)
             command.rich_help_panel = panels.get(name)  # type: ignore[attr-defined]
+            # Lines are for the reader of the code; a paragraph is as wide as the terminal.
+            command.help = re.sub(r"(?<!\n)\n *(?! *\n)", " ", command.help or "")
         if plain:
             for each in (self, *self.commands.values()):
                 each.rich_markup_mode = None  # type: ignore[attr-defined]
