@@ -38,7 +38,8 @@ def duplicates(directory: Path) -> dict[str, int]:
 
     splits: tuple[Split, ...] = ("train", "eval")
     every = np.concatenate([digests(directory, split, "whole") for split in splits])
-    exact = len(every) - len(np.unique(every))
+    every.sort()  # in place: of a million rows it is the largest thing in memory
+    exact = int((every[1:] == every[:-1]).sum())
     looks = _looks(directory, splits)
     return {"exact_rows": exact, "near_images": near(looks), "near_compared": len(looks)}
 

@@ -22,13 +22,13 @@ def find_columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
     if source.builtin:
         return Columns(image="image", text="text", question=None, messages=None, id=None)
     records = sources.head(source)
-    if not records:
-        raise DataError(
-            field, "has no readable record", value=spec.uri, fix="check the file and `format`"
-        )
     names = [name for record in records for name in record.values or ()]
     names += ["text" for record in records if record.text_path]
     present = tuple(dict.fromkeys(names))
+    if not present:
+        raise DataError(
+            field, "has no readable record", value=spec.uri, fix="check the file and `format`"
+        )
     resolved = Columns.resolve(spec.columns, present)
     if isinstance(resolved, Missing):
         known = {"image", "text", *(name for name in asdict(spec.columns).values() if name)}

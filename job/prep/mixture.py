@@ -32,9 +32,9 @@ class Ingredient:
 
 
 def mix(directory: Path, spec: DataSpec) -> list[Ingredient]:
-    """Writes the order of both splits beside their shards and gives what each source has in it.
+    """Writes the order of what came of the sources beside the shards; gives each one's part in it.
 
-    There is no order of rows to train where a source has none left.
+    No row is in the order to train where a source has none left.
     """
     import numpy as np
 
@@ -44,7 +44,8 @@ def mix(directory: Path, spec: DataSpec) -> list[Ingredient]:
     )
     trained = counts(rows, [source.weight for source in spec.train], spec.stopping_strategy)
     np.save(order_file(directory, "train"), order(rows, trained))
-    np.save(order_file(directory, "eval"), order(held_out, held_out))
+    if spec.eval is None:
+        np.save(order_file(directory, "eval"), order(held_out, held_out))
     return [
         Ingredient(
             source=place.removeprefix("$."), uri=source.uri, weight=source.weight,

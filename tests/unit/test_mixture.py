@@ -143,6 +143,7 @@ def test_held_out_rows_are_kept_out_of_every_source(folder: Path, tmp_path: Path
     spec = mixed(folder, None, None)
     data = run(replace(spec, eval=replace(spec.train[0], uri=str(uri))), tmp_path)
     assert (data.leaked_rows, data.train_rows, data.eval_rows) == (2, 48, 2)
+    assert [row.answer for row in data.rows("eval")] == ["held out a", "held out b"]
     assert [each["rows"] for each in stats(tmp_path)["sources"]] == [39, 9]
     assert not {"a_{3}", "b_{3}"} & {row.answer for row in data.rows("train")}
 

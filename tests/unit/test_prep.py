@@ -300,6 +300,12 @@ def test_a_wrong_column_mapping_shows_the_columns_that_exist(folder: Path, tmp_p
         run(with_source(spec, columns=columns), tmp_path)
 
 
+@pytest.mark.parametrize("lines", [["{}"], [""], ["not JSON"]])
+def test_a_list_without_any_column_is_an_error(lines: list[str], folder: Path) -> None:
+    with pytest.raises(DataError, match="has no readable record"):
+        run(data_spec(write_jsonl(folder, lines)), folder)
+
+
 def test_mapped_columns_are_read(folder: Path, tmp_path: Path) -> None:
     rows = [{"picture": f"images/{n}.png", "latex": f"{n}", "key": f"k{n}"} for n in range(12)]
     spec = data_spec(write_jsonl(folder, rows), eval_fraction=0.3)
