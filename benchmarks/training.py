@@ -31,13 +31,14 @@ from PIL import Image
 
 from job import families, inputs
 from job.families.base import Batch, Encoded, to_device
-from job.families.ernie45_vl import Ernie45VL, published
+from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.experts import NAME as SORTED
 from job.families.ernie45_vl.packed.experts import register
 from job.prep.images import inspect
 from job.prep.records import Message, Part, Row
 from job.spec.load import load_spec
 
+PUBLISHED = "hf://baidu/ERNIE-4.5-VL-28B-A3B-PT"
 HERE = Path(__file__).parent
 SPEC = HERE.parent / "specs" / "latex.yaml"
 INDICES = ("image_cu_seqlens", "image_position_ids", "position_ids")
@@ -146,7 +147,7 @@ def _model(arguments: argparse.Namespace, family: Ernie45VL, device: torch.devic
         return family.initialise(
             seed=0, dtype=torch.float32, device=device, attn_implementation="sdpa"
         )
-    config = published.skeleton(None).config
+    config = Ernie45VL.architecture(PUBLISHED, Ernie45VL.known(PUBLISHED) or {}).config
     if arguments.layers:
         config.text_config.num_hidden_layers = arguments.layers
         config.text_config.mlp_layer_types = config.text_config.mlp_layer_types[: arguments.layers]

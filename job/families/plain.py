@@ -4,19 +4,15 @@ Their published layout is that of Transformers, and vLLM reads it: both layouts 
 the same files.
 """
 
-import copy
 import functools
-import itertools
 import json
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job import log
 from job.errors import InputError, SpecError
-from job.families import chat, shards
+from job.families import chat, native, shards
 from job.families.base import (
     IGNORED,
     AdapterServing,
@@ -34,7 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GENERATION = "generation_config.json"
-_WRAPPER = re.compile(r"\.base_layer\b")
 
 
 class PlainFamily:
@@ -78,37 +73,14 @@ class PlainFamily:
     def load(
         self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
     ) -> "PreTrainedModel":
-        uri = self._checkpoint.uri
-        shards.shapes(uri, self._checkpoint.directory)  # no file is missing or cut off
-        try:
-            model, found = self._auto().from_pretrained(
-                self._checkpoint.directory,
-                dtype=dtype,
-                device_map={"": device},
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                **kwargs,
-            )
-        except ValueError as error:  # an attention that the model has not, say
-            raise InputError(uri, f"Transformers cannot load it: {error}") from error
-        misshapen = [name for name, *_ in found["mismatched_keys"]]
-        for names, what in ((found["missing_keys"], "are missing"), (misshapen, "are misshapen")):
-            if names:
-                raise InputError(
-                    uri,
-                    f"{len(names)} tensors of its config.json {what}: "
-                    f"{shards.first(sorted(names))}",
-                    fix="check that the checkpoint was copied whole and belongs to its config.json",
-                )
-        if superfluous := sorted(found["unexpected_keys"]):
-            log.warn(
-                "tensors of the checkpoint that its architecture has not: merged/ lacks them",
-                count=len(superfluous),
-                names=shards.first(superfluous),
-            )
-        return model.eval()
+        return native.load(
+            self._auto(),
+            self._checkpoint.uri,
+            self._checkpoint.directory,
+            dtype=dtype,
+            device=device,
+            **kwargs,
+        )
 
     def initialise(
         self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
@@ -133,30 +105,7 @@ class PlainFamily:
 
     @classmethod
     def _config(cls, uri: str, config: dict[str, Any]) -> Any:
-        """The configuration as Transformers has it.
-
-        Raises SpecError where the model is none of this family, and InputError where it is stored
-        quantized, which a merge would have to undo.
-        """
-        from transformers import CONFIG_MAPPING
-
-        if "quantization_config" in config:
-            raise InputError(
-                uri, "holds quantized weights", fix="name the checkpoint that they were made from"
-            )
-        kind = config.get("model_type")
-        try:
-            found = CONFIG_MAPPING[kind]
-        except KeyError:
-            found = None
-        if found is None or found not in cls._auto()._model_mapping:
-            raise SpecError(
-                "$.model.model_name_or_path",
-                f"its model_type {kind!r} belongs to no family known here: {cls.auto} of "
-                "Transformers does not make it",
-                value=uri,
-            )
-        return found.from_dict(copy.deepcopy(config))
+        return native.configuration(cls._auto(), uri, config)
 
     @staticmethod
     def keeps_fp32(name: str) -> bool:
@@ -204,16 +153,8 @@ class PlainFamily:
         max_shard_size: str,
         layout: Layout,
     ) -> None:
-        shards.write(_stored(model, tensors), directory, max_shard_size=max_shard_size)
-        name = str(dtype).removeprefix("torch.")
-        written = {k: v for k, v in self._checkpoint.config.items() if k != "torch_dtype"}
-        written |= {"dtype": name}
-        for section in ("text_config", "vision_config"):
-            if isinstance(written.get(section), dict):
-                inner = {k: v for k, v in written[section].items() if k != "torch_dtype"}
-                written[section] = {**inner, "dtype": name}
-        path = directory / "config.json"
-        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        shards.write(native.stored(model, tensors), directory, max_shard_size=max_shard_size)
+        native.write_config(self._checkpoint.config, directory, dtype)
         self._writer.save_pretrained(directory)
         # Servers stop where it says; all else stays as the checkpoint has it.
         generation = {**self._generation(), "eos_token_id": list(self.end_tokens)}
@@ -350,30 +291,3 @@ class PlainFamily:
 
     def _with_images(self, batch: Batch, rows: Sequence[Encoded]) -> Batch:
         return batch
-
-
-def _stored(
-    model: "PreTrainedModel", tensors: "Iterable[tuple[str, torch.Tensor]]"
-) -> "Iterator[tuple[str, torch.Tensor]]":
-    """The tensors under the names of published checkpoints, with the buffers that those hold.
-
-    Each is converted by itself, so that no second copy of the model is in memory; all at once only
-    where the checkpoint holds several of them as one.
-    """
-    from transformers.core_model_loading import WeightConverter, revert_weight_conversion
-
-    conversions = getattr(model, "_weight_conversions", None) or ()
-    joined = any(isinstance(c, WeightConverter) and len(c.target_patterns) > 1 for c in conversions)
-    named = itertools.chain(tensors, _buffers(model))
-    pieces = (dict([pair]) for pair in named)
-    for piece in [dict(named)] if joined else pieces:
-        for name, value in revert_weight_conversion(model, piece).items():
-            yield name, value.contiguous()
-
-
-def _buffers(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
-    """What is stored and not trained, such as a router's correction bias, as it is."""
-    kept = model.state_dict().keys()
-    for name, buffer in model.named_buffers():
-        if name in kept:
-            yield _WRAPPER.sub("", name), buffer.detach().cpu()

@@ -49,13 +49,14 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
         if isinstance(module, nn.Linear) and f"{name}.weight" in own
     ]
     decoder = model.get_decoder()
-    inside = next(name for name, module in model.named_modules() if module is decoder)
+    place = next(name for name, module in model.named_modules() if module is decoder)
+    inside = f"{place}." if place else ""  # the model itself is one
     wanted, chosen = _toggled(lora), linear
     if lora.target_modules is not None:
         wanted, chosen = (*LANGUAGE, *VISION, OTHER), named(linear, lora.target_modules)
     kinds: dict[str, list[str]] = {}
     for name in chosen:
-        kinds.setdefault(_kind(name, inside), []).append(name)
+        kinds.setdefault(kind_of(name, inside), []).append(name)
     return selected([TargetGroup(name=k, modules=tuple(kinds[k])) for k in wanted if k in kinds])
 
 
@@ -91,13 +92,13 @@ def selected(groups: Sequence[TargetGroup]) -> LoraTargets:
     return LoraTargets(groups=tuple(groups))
 
 
-def _kind(name: str, inside: str) -> str:
-    """The kind of a linear module; `inside` is the language model's name."""
-    part = "language" if name.startswith(f"{inside}.") else "vision"
+def kind_of(name: str, inside: str) -> str:
+    """The kind of a linear module; names in the language model start with `inside`."""
+    part = "language" if name.startswith(inside) else "vision"
+    if "audio" in name or _ROUTER.search(name):
+        return OTHER
     if part == "vision" and _CONNECTOR.search(name):
         return "connector"
-    if _ROUTER.search(name):
-        return OTHER
     if _ATTENTION.search(name):
         return f"{part} attention"
     return f"{part} mlp" if _MLP.search(name) else OTHER

@@ -16,6 +16,7 @@ from job.errors import DataError, InputError, SpecError
 from job.export.merged import Merge
 from job.families import FAMILIES, Family, chat
 from job.families.base import IGNORED, Encoded, host_keys
+from job.families.targets import OTHER, kind_of
 from job.manifests.order import Order
 from job.prep.images import decode
 from job.prep.records import Row
@@ -299,6 +300,22 @@ def test_each_toggle_selects_its_own_modules(kind: str, family: Family, spec: Jo
         assert groups(finetune_language_layers=False) == vision
     named = groups(target_modules=("q_proj",))
     assert named == {k: n // 4 for k, n in (language | vision).items() if "att" in k and n == 8}
+
+
+def test_kinds_go_by_place_and_parent() -> None:
+    place = "model.language_model."
+    kinds = {
+        "model.language_model.layers.0.self_attn.q_proj": "language attention",
+        "model.language_model.layers.0.mlp.experts.3.down_proj": "language mlp",
+        "model.language_model.layers.0.mlp.gate": OTHER,
+        "model.language_model.layers.0.mixer.in_proj": OTHER,
+        "model.vision_tower.encoder.layers.0.attention.qkv": "vision attention",
+        "model.visual.merger.mlp.0": "connector",
+        "model.audio_tower.layers.0.self_attn.q_proj": OTHER,
+        "lm_head": OTHER,
+    }
+    assert {name: kind_of(name, place) for name in kinds} == kinds
+    assert kind_of("h.0.attn.c_proj", "") == "language attention"
 
 
 def test_what_these_families_do_not_adapt_is_refused(family: Family, spec: JobSpec) -> None:

@@ -14,6 +14,8 @@ from job.prep.images import decode
 from job.prep.records import EncodedImage, Message, Part
 from job.spec.types import DataSpec
 
+MOST_SIZES = 1024
+"""Sizes of images whose texts are kept; each may be a hundred kilobytes."""
 BOUNDS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 _AROUND = (
     Message(role="user", parts=(Part(text="a"), Part(image=0), Part(text="b"))),
@@ -71,6 +73,7 @@ class Vlm(PlainFamily):
                 raise InputError(
                     self._checkpoint.uri,
                     "its chat template shows more images than the conversation has",
+                    fix="use a checkpoint whose template shows each image once",
                 )
             image = pending.pop(0)
             pieces += [self._replacement(image.width, image.height), piece]
@@ -88,6 +91,8 @@ class Vlm(PlainFamily):
         """What the processor writes for an image of that size: a blank one tells as well."""
         found = self._replacements.get((width, height))
         if found is None:
+            if len(self._replacements) >= MOST_SIZES:
+                self._replacements.clear()
             found = self._replacements[width, height] = self._ask_processor(width, height)
             ids = set(self._tokens(found))
             tokenizer = self.processor.tokenizer
@@ -129,10 +134,10 @@ class Vlm(PlainFamily):
         processor = self.processor
         # One list for the whole batch: models take images in the order of their tokens.
         if images := [decode(image) for row in rows for image in row.images]:
-            batch |= dict(processor(images=[images], return_tensors="pt"))
+            batch = {**batch, **processor(images=[images], return_tensors="pt")}
         if "mm_token_type_ids" in processor.model_input_names:
             types = processor.create_mm_token_type_ids(batch["input_ids"].tolist())
-            batch["mm_token_type_ids"] = torch.tensor(types)  # (B, T)
+            batch = {**batch, "mm_token_type_ids": torch.tensor(types)}  # (B, T)
         return batch
 
 
