@@ -15,13 +15,13 @@ from job.spec.load import LoadedSpec
 
 def follow(loaded: LoadedSpec, command: str, peers: Peers) -> NoReturn:
     """Follows rank 0 to its end."""
-    try:
-        # Rank 0 decides when the job stops, and hears of every signal.
-        with signals.deferred():
+    # Rank 0 decides when the job stops, and hears of every signal.
+    with signals.deferred():
+        try:
             _train(loaded, command, peers)
             peers.wait_for_end()
-    except BaseException as error:  # noqa: BLE001 - whatever it is, rank 0 has to hear of it
-        peers.fail(error)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, rank 0 has to hear of it
+            peers.fail(error)
 
 
 def _train(loaded: LoadedSpec, command: str, peers: Peers) -> None:

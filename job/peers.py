@@ -21,7 +21,7 @@ from job.place import Place
 
 JOIN_SECONDS = 1800.0
 """How long a process waits for the others to start: images are pulled, nodes come up."""
-LOST_SECONDS = 60.0
+LOST_SECONDS = 120.0
 """How long a process may be silent before it is taken for dead."""
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 0.2
@@ -57,13 +57,7 @@ class Peers:
 
         place = self.place
         try:
-            store = dist.TCPStore(
-                place.address,
-                place.port,
-                is_master=place.first and not place.served,
-                timeout=timedelta(seconds=JOIN_SECONDS),
-                wait_for_workers=False,
-            )
+            store = self._connect(host=place.first and not place.served)
             self._store = dist.PrefixStore(f"job/{place.attempt}", store)
             again = self._store.add(f"joined/{place.rank}", 1) > 1
         except GONE as error:
@@ -101,10 +95,23 @@ class Peers:
             time.sleep(LOST_SECONDS)
 
     def store(self, name: str) -> Any:
-        """A part of the store for a process group."""
+        """A part of the store for a process group, which waits in it: by a connection of its own,
+        since one that waits keeps every other thread out.
+        """
         import torch.distributed as dist
 
-        return dist.PrefixStore(name, self._store)
+        return dist.PrefixStore(f"{name}/{self.place.attempt}", self._connect(host=False))
+
+    def _connect(self, *, host: bool) -> Any:
+        import torch.distributed as dist
+
+        return dist.TCPStore(
+            self.place.address,
+            self.place.port,
+            is_master=host,
+            timeout=timedelta(seconds=JOIN_SECONDS),
+            wait_for_workers=False,
+        )
 
     def lost(self, error: BaseException) -> PeerLost:
         """The error for a connection that broke, naming who is silent since."""
@@ -118,7 +125,9 @@ class Peers:
             if not isinstance(found, PeerLost) and found.exit_code != STOPPED:
                 self._set(ERROR, _packed(found, self.place.rank))
         # The thread leaves as soon as rank 0 has ended, or is dead.
-        self._closed.wait(2 * LOST_SECONDS)
+        if found.exit_code == STOPPED:
+            self.wait_for_end()  # rank 0 may still be storing the checkpoint
+        time.sleep(2 * LOST_SECONDS)
         signals.give_up(found)
 
     def end(self, code: int) -> None:

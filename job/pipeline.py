@@ -49,6 +49,7 @@ UNTRAINED_KEYS = (
     "logging_steps",
     "save_steps",
     "save_total_limit",
+    "fit",
     "dataloader_num_workers",
     "report_to",
     "logging_dir",

@@ -100,11 +100,11 @@ def check() -> None:
 @contextmanager
 def deferred() -> Iterator[None]:
     """Within, a signal is only remembered, for `received` to tell."""
-    _state.deferred = True
+    before, _state.deferred = _state.deferred, True
     try:
         yield
     finally:
-        _state.deferred = False
+        _state.deferred = before
 
 
 @contextmanager

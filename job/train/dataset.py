@@ -137,6 +137,11 @@ class EncodedDataset:
     ) -> None:
         self._rows, self._fitted, self._encode = rows, fitted, encode
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row."""
+        return self._fitted.lengths
+
     def __len__(self) -> int:
         return len(self._fitted.indices)
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from job import log, signals, telemetry
 from job.engines.base import Engine
 from job.engines.device import Accelerator, resolve_optim
 from job.errors import OutOfMemoryError, Stopped
-from job.families.base import Family
+from job.families.base import COUNTED, Family, to_device
 from job.prep.prepare import PreparedData
 from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
@@ -37,6 +37,9 @@ class TrainResult:
     """What training did; its files are under the stage's directory."""
 
     steps: int
+    fit: dict[str, Any] | None
+    """How the rows of a step were divided so that they fit, and what was too large; None where
+    nothing was tried."""
     processes: int
     rows_a_step: int
     """At most, over all forward passes and processes."""
@@ -131,6 +134,7 @@ def train(
         device=accelerator.name,
     )
 
+    spec, fit_record = _fitted_to_memory(spec, engine, accelerator, family, model, dataset)
     uploads = BackgroundUploads()
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell)
     callbacks: list[TrainerCallback] = [StopCallback()]
@@ -164,7 +168,9 @@ def train(
             fix="run the same spec again; it resumes from there",
         )
     model = _finish(spec, family, trainer, directory if first else None)
-    shutil.rmtree(scratch, ignore_errors=True)
+    group.barrier()
+    if group.leads_machine():
+        shutil.rmtree(scratch, ignore_errors=True)
     if not first:
         return None, None
 
@@ -174,6 +180,7 @@ def train(
     tokens = trainer.state.num_input_tokens_seen
     result = TrainResult(
         steps=trainer.state.global_step,
+        fit=fit_record,
         processes=group.size(),
         rows_a_step=spec.train.per_device_train_batch_size
         * spec.train.gradient_accumulation_steps
@@ -211,6 +218,49 @@ def _finish(spec: JobSpec, family: Family, trainer: "Trainer", directory: Path |
     if directory is not None:
         _store_weights(spec, family, model, None, directory)
     return model.eval()
+
+
+def _fitted_to_memory(
+    spec: JobSpec,
+    engine: Engine,
+    accelerator: Accelerator,
+    family: Family,
+    model: Any,
+    dataset: EncodedDataset,
+) -> tuple[JobSpec, dict[str, Any] | None]:
+    """The spec with its step divided so that it fits, and what there is to keep of the trial.
+
+    Raises OutOfMemoryError where nothing fits.
+    """
+    from job.train import fitting
+
+    wanted = spec.train.fit == "on" or (spec.train.fit == "auto" and accelerator.kind != "cpu")
+    if not wanted or spec.runtime.distributed == "fsdp2":  # which fits only once it is in shares
+        return spec, None
+    collate = Collator(family, padding_free=spec.train.padding_free)
+
+    def fits(division: fitting.Division) -> bool:
+        def make() -> dict[str, Any]:
+            rows = fitting.largest(dataset.lengths, division.per_device_train_batch_size)
+            batch = collate([dataset.row(row) for row in rows])
+            del batch[COUNTED]
+            return to_device(batch, engine.device)
+
+        return fitting.fits(model, make, engine, division)
+
+    start = fitting.Division.of(spec.train)
+    found, too_large = fitting.find(start, fits)
+    if found is None:
+        raise OutOfMemoryError(
+            "$.train.per_device_train_batch_size",
+            f"no step fits into the {log.size(accelerator.memory_bytes)} of {accelerator.name}: "
+            f"tried {'; '.join(map(str, too_large))}",
+            value=spec.train.per_device_train_batch_size,
+            fix="lower data.max_pixels or train.max_length",
+        )
+    log.info("a step fits into memory", tried=found)
+    train = replace(spec.train, **asdict(found))
+    return replace(spec, train=train), fitting.record(found, too_large)
 
 
 def _prove_labels(dataset: EncodedDataset, family: Family, notes: Path) -> None:
@@ -402,10 +452,9 @@ def _store_adapter(
 def _raise_if_out_of_memory(
     error: BaseException, spec: TrainSpec, accelerator: Accelerator
 ) -> None:
-    import torch
+    from job.train.fitting import is_out_of_memory
 
-    out = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
-    if not out and "can't allocate memory" not in str(error).lower():
+    if not is_out_of_memory(error):
         return
     rows = spec.per_device_train_batch_size
     raise OutOfMemoryError(

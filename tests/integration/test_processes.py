@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ SETTINGS = {
     "eval.max_samples": 2,
     "train.max_steps": 5,
     "train.save_steps": 2,
+    "train.save_total_limit": 5,
     "train.router_aux_loss_coef": 0,
     "runtime.accelerator": "cpu",
 }
@@ -62,7 +64,8 @@ class Pair:
         self.said = ["", ""]
         self.processes = [
             start(
-                *own,
+                "train",
+                *own[1:],
                 environ={
                     "PET_NNODES": "2",
                     "PET_NODE_RANK": str(rank),
@@ -185,8 +188,6 @@ def test_rank_0_alone_speaks_and_writes_a_whole_job(together: tuple[Path, str]) 
 def test_a_resumed_training_of_two_is_bit_equal_and_one_process_may_go_on_with_it(
     together: tuple[Path, str], tmp_path: Path
 ) -> None:
-    import shutil
-
     found = {}
     for processes in (2, 1):
         output = Path(shutil.copytree(together[0], tmp_path / f"out-{processes}"))
@@ -206,6 +207,27 @@ def test_a_resumed_training_of_two_is_bit_equal_and_one_process_may_go_on_with_i
         assert adapter(found[2])[name].equal(tensor), name
     assert read_json(found[1] / "run.json")["stages"]["train"]["summary"]["resumed_from_step"] == 2
     same_training(found[1], together[0])
+
+
+@pytest.mark.slow
+def test_a_resumed_training_in_shares_is_bit_equal(tmp_path: Path) -> None:
+    trained = dict[Path, dict[str, Any]]()
+    for output in (tmp_path / "out", tmp_path / "again"):
+        if trained:
+            shutil.copytree(tmp_path / "out", output)
+            (output / ".stages" / "train.json").unlink()
+            shutil.rmtree(output / "adapter")
+            for step in (4, 5):
+                shutil.rmtree(output / "checkpoints" / f"step-{step}")
+        given = arguments(output, 1, 2, **{"runtime.distributed": "fsdp2"})
+        process = torchrun("train", given)
+        _, said = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, said
+        assert said.count("resuming step=2") == len(trained)
+        trained[output] = adapter(output)
+    first, again = trained.values()
+    for name, tensor in first.items():
+        assert again[name].equal(tensor), name
 
 
 @pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=["rank 0", "rank 1", "both"])

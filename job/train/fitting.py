@@ -1,0 +1,130 @@
+"""Whether a step fits into memory, tried before the first one.
+
+The largest batch that the rows can make is computed forward and backward. Where it does not fit,
+the rows of a step are divided further, and then activations are computed again rather than kept;
+the step stays the same.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from job import log
+from job.engines import group
+from job.engines.base import Engine
+from job.spec.types import TrainSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """How a process computes its rows of a step. The names are those of the spec."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    gradient_checkpointing: bool
+
+    @classmethod
+    def of(cls, train: TrainSpec) -> "Division":
+        return cls(
+            per_device_train_batch_size=train.per_device_train_batch_size,
+            gradient_accumulation_steps=train.gradient_accumulation_steps,
+            gradient_checkpointing=train.gradient_checkpointing,
+        )
+
+    def smaller(self) -> "Division | None":
+        """The same rows with less memory at a time; None where that is not possible."""
+        rows = self.per_device_train_batch_size
+        if rows > 1:
+            part = max(n for n in range(1, rows // 2 + 1) if rows % n == 0)
+            return replace(
+                self,
+                per_device_train_batch_size=part,
+                gradient_accumulation_steps=self.gradient_accumulation_steps * (rows // part),
+            )
+        if not self.gradient_checkpointing:
+            return replace(self, gradient_checkpointing=True)
+        return None
+
+    def __str__(self) -> str:
+        rows, passes = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        kept = "checkpointing" if self.gradient_checkpointing else "all activations kept"
+        return f"{rows} × {passes}, {kept}"
+
+
+def find(
+    start: Division, fits: Callable[[Division], bool]
+) -> tuple[Division | None, list[Division]]:
+    """The first division from `start` on that fits every process, or None; and those too large."""
+    division: Division | None = start
+    too_large: list[Division] = []
+    while division is not None:
+        fitted = fits(division)
+        _release()  # what the step held: its error, and the frames of it, are gone by now
+        if not group.any_of(not fitted):
+            return division, too_large
+        too_large.append(division)
+        smaller = division.smaller()
+        log.warn("a step does not fit into memory", tried=division, next=smaller or "nothing")
+        division = smaller
+    return None, too_large
+
+
+def largest(lengths: Sequence[int], rows: int) -> list[int]:
+    """The numbers of the `rows` longest rows; their tokens are those of their pictures too."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    return order[:rows]
+
+
+def fits(
+    model: Any, make: Callable[[], dict[str, Any]], engine: Engine, division: Division
+) -> bool:
+    """Whether the batch can be made and computed forward and backward; leaves no trace.
+
+    Random numbers are drawn as if nothing had been tried.
+    """
+    was_training = model.training
+    model.train()
+    if division.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    devices = [engine.device] if engine.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), _autocast(engine):
+            model(**make()).loss.backward()
+        return True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        if division.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        model.train(was_training)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the machine, had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error).lower()
+
+
+def record(division: Division, too_large: Sequence[Division]) -> dict[str, Any]:
+    """What run.json keeps of the trial."""
+    return {**asdict(division), "too_large": [asdict(each) for each in too_large]}
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _autocast(engine: Engine) -> Any:
+    if not engine.autocast:
+        return nullcontext()
+    return torch.autocast(engine.device.type, torch.bfloat16)
