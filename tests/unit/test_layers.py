@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sizes",),
     ("needs",),
     ("engines",),
+    ("memory",),
     ("train", "evaluation", "export"),
     ("outputs",),
     ("pipeline",),
