@@ -28,7 +28,7 @@ BASE_IMAGE ?=
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests reference lock clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ format: $(VENV)/.ready-dev ## Format the code
 
 manifests: $(VENV)/.ready ## Make the files of k8s/ anew
 	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
+
+reference: $(VENV)/.ready ## Make docs/reference.md anew from the schema
+	$(JOB) reference --format markdown > docs/reference.md
 
 lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml
 	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py
