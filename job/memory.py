@@ -13,6 +13,7 @@ from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
 from job.families.base import RowSize, Step
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.targets import resolve
+from job.needs import PROCESS
 from job.sizes import adapter_parameters
 from job.spec.types import JobSpec
 
@@ -124,7 +125,7 @@ def estimate(
         attention=saved.attention,
         logits=saved.logits,
         working=saved.working + saved.made_again,
-        context=CONTEXT if on_gpu else 0,
+        context=CONTEXT if on_gpu else PROCESS,
     )
 
 

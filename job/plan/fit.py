@@ -26,9 +26,6 @@ class Change:
     settings: Mapping[str, Any]
     memory: Memory
 
-    def __str__(self) -> str:
-        return " ".join(f"--set {key}={_shown(value)}" for key, value in self.settings.items())
-
 
 def nearest_change(
     model: "PreTrainedModel", spec: JobSpec, sizes: Sequence[RowSize], accelerator: Accelerator
@@ -128,7 +125,3 @@ def _edited(spec: JobSpec, settings: Mapping[str, Any]) -> JobSpec:
         section, _, name = key.partition(".")
         spec = replace(spec, **{section: replace(getattr(spec, section), **{name: value})})
     return spec
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

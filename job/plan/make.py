@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 THIS = "this machine"
+ASK = "name one accelerator to see it: --accelerator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,11 +276,12 @@ def _time(
     steps: facts.Steps,
     measured: sizes.Sizes,
 ) -> tuple[facts.Duration | None, str | None]:
-    if len(memory.fits) != 1:
-        return None, "name one accelerator to see it: --accelerator"
+    own = [fit for fit in memory.fits if fit.accelerator == THIS]
+    if len(memory.fits) > 1 and not own:
+        return None, ASK
     if steps.total is None or data.tokens_a_row is None:
         return None, "the tokens of a row are not known"
-    [fit] = memory.fits
+    [fit] = own or memory.fits
     spec = order.loaded.spec
     found = speed.training_time(
         speed.measurements(),
@@ -289,6 +291,8 @@ def _time(
         tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
         tokens_a_pass=spec.train.per_device_train_batch_size * data.tokens_a_row,
     )
+    if found is None and len(memory.fits) > 1:
+        return None, ASK
     if found is None:
         return None, f"no measurement for this accelerator ({fit.title}) with a model of this size"
     hour = order.price_per_hour

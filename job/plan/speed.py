@@ -11,6 +11,9 @@ RESULTS = Path(job.__file__).parent.parent / "benchmarks" / "results"
 SAME_SIZE = 0.1
 """How far two models' numbers of parameters may differ for one's speed to stand for the other's."""
 
+SAME_PASS = 0.2
+"""The same for the tokens in a pass."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -81,9 +84,14 @@ def training_time(
     return Time(
         shortest=tokens / max(each.fastest for each in nearest),
         longest=tokens / min(each.slowest for each in nearest),
-        beyond=len(nearest) < 2,
+        beyond=len(nearest) == 1 and not _alike(nearest[0].tokens_a_pass, tokens_a_pass),
         sources=tuple(each.source for each in nearest),
     )
+
+
+def _alike(measured: float, wanted: float) -> bool:
+    """Whether passes are of one size, as far as speed can tell."""
+    return abs(wanted / measured - 1) <= SAME_PASS
 
 
 def _size(measurement: Measurement) -> int:

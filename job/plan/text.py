@@ -163,7 +163,8 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "not known", plan.time_unknown or ""
         return
     low, high = log.duration(time.shortest), log.duration(time.longest)
-    yield "training alone", low if low == high else f"{low} to {high}"
+    span = low if low == high else f"{low} to {high}"
+    yield "training alone", f"{span} on {time.accelerator}"
     if time.cost_from is not None and time.cost_to is not None:
         low, high = f"{time.cost_from:,.2f}", f"{time.cost_to:,.2f}"
         yield "cost", (low if low == high else f"{low} to {high}") + " at the price given"
@@ -174,7 +175,7 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
         (
             "no pass of this job's size was measured: take it for the order of magnitude"
             if time.beyond
-            else "the measured passes are the nearest in size to this job's on both sides"
+            else "from the slowest to the fastest of the measured passes nearest in size"
         ),
     )
 

@@ -238,7 +238,6 @@ def test_adapter_gradients_and_optimizer_weigh_what_those_of_a_step_do(
     assert found.adapter == sum(p.nbytes for p in trained)
     assert found.gradients == sum(p.grad.nbytes for p in trained if p.grad is not None)
     assert found.optimizer == sum(t.nbytes for t in states)
-    assert found.context == 0
 
 
 def test_every_optimizer_of_the_spec_has_its_size() -> None:
