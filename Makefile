@@ -28,7 +28,7 @@ BASE_IMAGE ?=
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests session lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests reference session lock clean
 
 help: ## List the targets
 	@bold= plain=; [ -t 1 ] && [ "$$TERM" != dumb ] && [ -z "$$NO_COLOR" ] && bold='\033[1m' plain='\033[0m'; \
@@ -117,6 +117,9 @@ manifests: $(VENV)/.ready ## Make the files of k8s/ anew
 
 session: $(VENV)/.ready ## Record the terminal session of the README anew
 	$(VENV)/bin/python -m docs.images.session
+
+reference: $(VENV)/.ready ## Make docs/16-reference.md anew from the schema
+	$(JOB) reference --format markdown > docs/16-reference.md
 
 lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml
 	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py

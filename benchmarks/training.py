@@ -66,6 +66,8 @@ WAYS = {
     "packed, sorted experts": Way(experts=SORTED, attention="sdpa", packed=True),
 }
 BASELINE = "transformers"
+JOB = "packed"
+"""The way of a job with default settings."""
 
 
 def main() -> None:
@@ -94,7 +96,9 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "rows_a_step": arguments.rows,
         "layers": model.config.text_config.num_hidden_layers,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "ways": measured,
+        "speeds": _speeds(measured, arguments.rows),
         **_headline(measured),
         "command": shlex.join(["python", "-m", "benchmarks.training", *sys.argv[1:]]),
         "versions": {n: version(n) for n in ("torch", "transformers", "peft")},
@@ -239,6 +243,21 @@ def _measure(
         "first_loss": round(losses[0], 4),
         "last_loss": round(losses[-1], 4),
     }
+
+
+def _speeds(measured: dict[str, dict[str, float]], rows: int) -> list[dict[str, object]]:
+    """The speed of the step that a job takes, as `job plan` reads it."""
+    if JOB not in measured:
+        return []
+    way = measured[JOB]
+    return [
+        {
+            "what": f"{rows} rows a pass, without gradient checkpointing",
+            "trained": "lora",
+            "tokens_a_pass": way["tokens_a_step"],
+            **{key: way[key] for key in ("tokens_per_second", "slowest", "fastest")},
+        }
+    ]
 
 
 def _headline(measured: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -165,11 +165,38 @@ def validate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
 
 
 @app.command()
-def plan(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
-    """Say what a run would do, without doing it."""
-    from job.plan import plan as make
+def plan(
+    spec: Spec,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(help="mi300x, h100, h200, a100-80gb, …; without, this machine's or all."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of the accelerator, to tell what training costs.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    set: Sets = None,
+    output: OutputUri = None,
+) -> None:
+    """Say what a run would do, take and cost, without doing it.
 
-    print(make(_load(spec, set, output)))
+    Ends with 20 where training fits none of the accelerators, naming the nearest change that does.
+
+    [dim]Example:[/] python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
+    """
+    from job import plan as plans
+
+    if format not in ("text", "json"):
+        raise UsageError("--format", "must be text or json", value=format)
+    made = plans.make(
+        plans.Order(
+            loaded=_load(spec, set, output),
+            accelerator=accelerator,
+            price_per_hour=price_per_hour,
+        )
+    )
+    print(plans.text(made) if format == "text" else plans.as_json(made))
+    plans.refuse_what_does_not_fit(made)
 
 
 @app.command()
@@ -355,11 +382,20 @@ def reference(
             autocompletion=completion.spec_keys,
         ),
     ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            help="text, or markdown for all keys.",
+            autocompletion=completion.one_of("text", "markdown"),
+        ),
+    ] = "text",
 ) -> None:
     """Print what a key of the spec means; all keys without one."""
-    from job.spec.reference import reference as describe
+    from job.spec import reference as spec_reference
 
-    print(describe(field))
+    if format not in ("text", "markdown") or (format == "markdown" and field is not None):
+        raise UsageError("--format", "must be text, or markdown without a key", value=format)
+    print(spec_reference.reference(field) if format == "text" else spec_reference.page())
 
 
 def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | None) -> None:

@@ -30,11 +30,14 @@ class Problem:
     """What was found there, as the user wrote it; None where there is nothing to show."""
     fix: str | None = None
     """What to do about it, as an instruction."""
+    key: str | None = None
+    """The key of the spec that it is about, which the reference explains."""
 
     def __str__(self) -> str:
         found = f" (found {_shorten(self.value)})" if self.value is not None else ""
         fix = f"\n    fix: {self.fix}" if self.fix else ""
-        return f"{self.field}: {self.message}{found}{fix}"
+        see = f"\n    see: python -m job reference {self.key}" if self.key else ""
+        return f"{self.field}: {self.message}{found}{fix}{see}"
 
 
 class Told(BaseException):
@@ -54,7 +57,8 @@ class Told(BaseException):
         fix: str | None = None,
     ) -> None:
         shown = None if value is None else str(value)
-        self.problems: tuple[Problem, ...] = (_clean(Problem(field, message, shown, fix)),)
+        key = field.removeprefix("$.") if field.startswith("$.") else None
+        self.problems: tuple[Problem, ...] = (_clean(Problem(field, message, shown, fix, key)),)
         super().__init__(str(self.problems[0]))
 
     @classmethod
@@ -185,6 +189,7 @@ def _clean(problem: Problem) -> Problem:
         message=clean(problem.message),
         value=problem.value and clean(problem.value),
         fix=problem.fix and clean(problem.fix),
+        key=problem.key,
     )
 
 

@@ -9,7 +9,7 @@ import fnmatch
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from job import log, storage
@@ -108,6 +108,16 @@ def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
             bar.advance()
     (directory / COMPLETE).touch()
     return directory
+
+
+def fetch_headers(model: ModelInput, cache_dir: Path) -> Path:
+    """A folder with all of the checkpoint but its weights, whose shapes the configuration tells."""
+    if model.uri.startswith(BUILTIN) or storage.is_local(model.uri):
+        return fetch_model(model, cache_dir)
+    small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
+    return fetch_model(
+        replace(model, files=small, digest=fingerprint(model.digest, "headers")), cache_dir
+    )
 
 
 def _entries(directory: Path) -> tuple[storage.Entry, ...]:

@@ -4,7 +4,7 @@ A family turns rows into tensors, names the modules that LoRA may adapt, and loa
 checkpoints. Everything else (training, evaluation, proofs) is written once, against this seam.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -67,6 +67,56 @@ class Encoded:
     @property
     def trained_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSize:
+    """What of a row decides how much memory it takes to train."""
+
+    tokens: int
+    image_tokens: int
+    """Of them those of pictures, their brackets included."""
+    trained: int
+    patches: tuple[int, ...]
+    """Of each picture, before they are merged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How a training step computes, as far as memory depends on it."""
+
+    width: int
+    """Bytes of an activation."""
+    autocast: bool
+    packed: bool
+    checkpointing: bool
+    attention: str
+    experts: str
+    rank: int
+    """Of the adapter; 0 where the weights are trained themselves."""
+    dropout: int = 0
+    """Bytes that dropout notes for each element: 1 on a GPU, on a CPU an element's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """Bytes that a step holds beside weights, gradients and optimizer."""
+
+    activations: int
+    attention: int
+    log_probabilities: int
+    """What of the logits the forward pass keeps."""
+    logits: int
+    """The logits with all that their backward pass adds."""
+    made_again: int
+    """The largest block that checkpointing computes again."""
+    working: int
+    """Temporary tensors of the widest layer."""
+
+    @property
+    def kept(self) -> int:
+        """What there is when the forward pass is over."""
+        return self.activations + self.attention + self.log_probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +238,19 @@ class Family(Protocol):
 
     def protects(self, token: int) -> bool:
         """Whether truncation must keep this token, as an image's tokens."""
+
+    def row_size(self, encoded: Encoded) -> RowSize:
+        """What of the row decides how much memory it takes; no image is decoded."""
+
+    @staticmethod
+    def saved(
+        config: Any, trained: Collection[str], rows: Sequence[RowSize], step: Step
+    ) -> Saved | None:
+        """Bytes that a training step over the rows holds beside weights and optimizer.
+
+        `trained` names the modules and parameters that are trained or adapted. None where the
+        family cannot tell.
+        """
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """A training batch: right-padded, with labels and every input that `forward` takes."""

@@ -58,6 +58,15 @@ def path_of(dotted: str) -> Path:
     return tuple(path)
 
 
+def nearest_known(path: Path) -> str | None:
+    """The dotted key at `path`, or else the nearest above it; None at the top."""
+    names = tuple(part for part in path if isinstance(part, str))
+    for end in range(len(names), 0, -1):
+        if (dotted := ".".join(names[:end])) in dotted_keys():
+            return dotted
+    return None
+
+
 def types(node: Schema) -> tuple[str, ...]:
     """The JSON types that a key takes."""
     given = node["type"]
@@ -89,6 +98,11 @@ def default(dotted: str) -> Any:
     node = at(path_of(dotted))
     assert node is not None, f"the schema knows no {dotted}"
     return node["default"]
+
+
+def since(node: Schema) -> str:
+    """The version of the project in which a key came; most came with the first."""
+    return str(node.get("since", schema()["since"]))
 
 
 def describe(node: Schema) -> str:

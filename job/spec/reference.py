@@ -1,4 +1,4 @@
-"""The spec reference as plain text, made from the schema."""
+"""The spec reference, made from the schema: as plain text, and as the page of the documentation."""
 
 import textwrap
 from collections.abc import Iterator
@@ -8,6 +8,25 @@ from job.spec import keys
 from job.spec.names import ALIASES, nearest, quoted
 
 _WIDTH = 92
+_WORDS = {"requires": "requires", "conflicts": "conflicts with"}
+
+PAGE = """\
+# The spec, key by key
+
+Made from the JSON Schema by `make reference`; `python -m job reference KEY` prints one entry.
+
+Editors complete and check a spec by the schema where its first line names it:
+
+```yaml
+# yaml-language-server: $schema=../job/spec/schema/job.v1.json
+```
+
+The path starts from the spec's folder; `python -m job schema > job.v1.json` writes a copy for specs
+that live elsewhere. VS Code needs the extension YAML by Red Hat, Neovim and others
+`yaml-language-server`; JetBrains' editors take the file under *JSON Schema Mappings*.
+
+A small spec for each feature is in [`specs/examples/`](../specs/examples).
+"""
 
 
 def reference(field: str | None = None) -> str:
@@ -22,6 +41,11 @@ def reference(field: str | None = None) -> str:
     return "\n\n".join(
         _entry(".".join(map(str, path)), str(path[-1]), node) for path, node in entries
     )
+
+
+def page() -> str:
+    """All of it as Markdown: a chapter for each top-level key, a heading for each key below."""
+    return "\n".join([PAGE, *("\n".join(_heading(path, node)) for path, node in keys.walk())])
 
 
 def _wanted(field: str) -> list[str]:
@@ -49,17 +73,37 @@ def _entry(dotted: str, name: str, node: keys.Schema) -> str:
 
 
 def _lines(name: str, node: keys.Schema) -> Iterator[str]:
-    for text in (_allowed(node), node["description"]):
+    allowed = f"{keys.describe(node)}; {_default(node)}; since {keys.since(node)}"
+    for text in (allowed, node["description"]):
         yield from textwrap.wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
+    for word in _WORDS:
+        for note in node.get(word, ()):
+            yield f"{_WORDS[word]}: {_about(note)}"
     for example in node.get("examples", ()):
         yield f"example: {name}: {quoted(example)}"
 
 
-def _allowed(node: keys.Schema) -> str:
+def _heading(path: keys.Path, node: keys.Schema) -> Iterator[str]:
+    dotted = ".".join(map(str, path))
+    yield f"{'##' if len(path) == 1 else '###'} {dotted}\n"
+    yield node["description"] + "\n"
+    yield f"- takes {keys.describe(node)}"
+    yield f"- {_default(node)}"
+    for word in _WORDS:
+        for note in node.get(word, ()):
+            yield f"- {_WORDS[word]} {_about(note, '`')}"
+    for example in node.get("examples", ()):
+        yield f"- example: `{path[-1]}: {quoted(example)}`"
+    yield f"- since {keys.since(node)}\n"
+
+
+def _about(note: keys.Schema, tick: str = "") -> str:
+    """The other key with its value, and for which value of this one that holds."""
+    when = f", for {tick}{note['value']}{tick}" if "value" in note else ""
+    return f"{tick}{note['with']}{tick}{when}"
+
+
+def _default(node: keys.Schema) -> str:
     if "default" not in node:
-        default = "required"
-    elif node["default"] == {}:
-        default = "optional"
-    else:
-        default = f"default {quoted(node['default'])}"
-    return f"{keys.describe(node)}; {default}"
+        return "required"
+    return "optional" if node["default"] == {} else f"default {quoted(node['default'])}"

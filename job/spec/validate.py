@@ -74,6 +74,7 @@ def _problem(finding: Finding, document: Document, shown: Any) -> Problem:
         message=finding.message,
         value=found,
         fix=None if secret else finding.fix,
+        key=keys.nearest_known(finding.path),
     )
 
 

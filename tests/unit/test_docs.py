@@ -1,6 +1,7 @@
 """What the documents name exists: links, targets, commands, options, keys, files, messages."""
 
 import ast
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ import yaml
 from job import errors, help
 from job.cli import app
 from job.families import FAMILIES
+from job.plan.accelerators import ACCELERATORS
+from job.plan.facts import Plan
+from job.spec import keys
 from job.spec.load import load_spec
 from tests.jobs import ROOT
 
@@ -109,7 +113,7 @@ def test_specs_are_valid_whole_and_in_parts(page: Path) -> None:
         "output": {"uri": "outputs/part"},
     }
     for code in blocks(page, "yaml"):
-        found = next(yaml.safe_load_all(code))
+        found = next(yaml.safe_load_all(code), {})  # nothing but a comment
         if "version" in found:
             load_spec(code, name_of(page), environ={})
         elif set(found) <= SECTIONS:
@@ -187,6 +191,26 @@ def test_the_table_of_exit_codes_is_that_of_the_errors() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
     codes = {kind.exit_code for kind in errors.JobError.__subclasses__()} | {errors.STOPPED}
     assert listed == {errors.OK, errors.JobError.exit_code} | codes
+
+
+@pytest.mark.parametrize("key", ["model.family", "model.engine", "data.train.format"])
+def test_the_support_matrix_has_every_choice(key: str) -> None:
+    node = keys.at(tuple(key.split(".")))
+    assert node is not None
+    page = text(ROOT / "docs" / "17-support.md")
+    assert [choice for choice in node["enum"] if f"`{choice}`" not in page] == []
+
+
+def test_the_accelerators_of_a_plan_are_those_of_its_page() -> None:
+    page = text(ROOT / "docs" / "15-plan.md")
+    [listed] = re.findall(r"all that are known:\n(.*?)\.\n", page, re.DOTALL)
+    assert re.findall(r"`([^`]+)`", listed) == list(ACCELERATORS)
+
+
+def test_the_keys_of_a_plan_s_json_are_on_its_page() -> None:
+    page = text(ROOT / "docs" / "15-plan.md").partition("## As JSON")[2]
+    top = {field.name for field in dataclasses.fields(Plan)} - {"name", "output", "stages_unknown"}
+    assert [name for name in sorted(top) if f"`{name}`" not in page] == []
 
 
 @every_page

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sizes",),
     ("needs",),
     ("engines",),
+    ("memory",),
     ("train", "evaluation", "export"),
     ("outputs", "kept"),
     ("pipeline",),

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from job import errors, manifests, needs, place, signals
+from job import errors, manifests, needs, place, plan, signals
 from job.errors import SpecError, UsageError
 from job.manifests import features, patches, resources, values
 from job.manifests.order import Order
 from job.manifests.rules import trainer
-from job.plan import plan
 from job.sizes import Sizes, measure
 from job.spec.load import load_spec
 from tests.jobs import ROOT, tool
@@ -158,7 +157,7 @@ def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
 
 def test_the_plan_tells_what_a_manifest_asks_for() -> None:
     order = Order(spec=LATEX, environ={})
-    lines = plan(order.loaded).splitlines()
+    lines = plan.text(plan.make(plan.Order(loaded=order.loaded))).splitlines()
     for platform, name in (("amd", "with a GPU"), ("cpu", "on CPUs")):
         [line] = [line for line in lines if line.startswith(f"  {name} ")]
         text = manifests.render(order, platform)

@@ -85,13 +85,14 @@ def test_a_missing_variable_is_named_with_the_fix() -> None:
     assert _error("train:\n  max_steps: ${STEPS}\n") == (
         "job.yaml:8 $.train.max_steps: the environment variable STEPS is not set "
         "(found ${STEPS})\n"
-        "    fix: export STEPS=…, or give a default: ${STEPS,value}"
+        "    fix: export STEPS=…, or give a default: ${STEPS,value}\n"
+        "    see: python -m job reference train.max_steps"
     )
 
 
 def test_a_missing_variable_with_a_neighbour_names_it() -> None:
     message = _error("train:\n  max_steps: ${STEPS}\n", {"STEP": "1"})
-    assert message.endswith("${STEPS,value}; STEP is set")
+    assert "${STEPS,value}; STEP is set\n" in message
 
 
 def test_every_missing_variable_is_told_at_once() -> None:

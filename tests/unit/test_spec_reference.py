@@ -1,10 +1,17 @@
-"""The reference says of every key what the schema says."""
+"""The reference says of every key what the schema says, and what it says of two keys is so."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import yaml
 
-from job.errors import UsageError
+from job.errors import SpecError, UsageError
 from job.spec import keys
-from job.spec.reference import reference
+from job.spec.load import load_spec
+from job.spec.reference import page, reference
+from tests.jobs import ROOT
 
 
 def _fix(field: str) -> str | None:
@@ -17,14 +24,14 @@ def _fix(field: str) -> str | None:
 def test_a_key_is_shown_with_what_it_takes_its_default_meaning_and_example() -> None:
     assert reference("train.max_steps") == (
         "train.max_steps\n"
-        "    a whole number of at least -1; default -1\n"
+        "    a whole number of at least -1; default -1; since 0.1.0\n"
         "    Optimizer steps to take; -1 leaves it to num_train_epochs.\n"
         "    example: max_steps: 60"
     )
 
 
 def test_a_required_key_says_so() -> None:
-    assert "\n    text; required\n" in reference("output.uri")
+    assert "\n    text; required; since 0.1.0\n" in reference("output.uri")
 
 
 def test_the_whole_reference_has_every_key_once_in_order() -> None:
@@ -69,3 +76,97 @@ def test_an_unknown_field_names_the_nearest(field: str, fix: str) -> None:
     found = _fix(field)
     assert found is not None
     assert found.startswith(fix)
+
+
+def test_the_page_of_the_documentation_is_what_the_schema_says() -> None:
+    assert (ROOT / "docs" / "16-reference.md").read_text(
+        encoding="utf-8"
+    ).rstrip() == page().rstrip()
+
+
+def test_the_page_has_a_heading_for_every_key() -> None:
+    heads = [line.split()[1] for line in page().splitlines() if line.startswith(("## ", "### "))]
+    assert heads == list(keys.dotted_keys())
+
+
+# --- what the reference says of two keys together -------------------------------------------
+
+MINIMAL: dict[str, Any] = {
+    "version": 1,
+    "name": "x",
+    "model": {"model_name_or_path": "models/ernie"},
+    "data": {"train": {"uri": "rows.jsonl"}},
+    "output": {"uri": "out"},
+}
+OTHERS = {
+    "hf://org/repo": "models/ernie",
+    "builtin://formulas": "rows.jsonl",
+    "vllm": "transformers",
+}
+"""In place of what is required, for keys that are not true or false."""
+
+
+def relations(word: str) -> Iterator[Any]:
+    """Each note of the schema: the key, the other key with its value, and a value of the first."""
+    for path, node in keys.walk():
+        dotted = ".".join(map(str, path))
+        for note in node.get(word, ()):
+            name, value = note["with"].split(": ", 1)
+            other = name if "." in name else ".".join([*map(str, path[:-1]), name])
+            own = note.get("value", unlike_default(node))
+            yield pytest.param(dotted, own, other, yaml.safe_load(value), id=f"{dotted}, {other}")
+
+
+def unlike_default(node: keys.Schema) -> Any:
+    """A value that the key can hold and that is not its default."""
+    if "object" in keys.types(node):
+        return {"seed": 7}
+    if keys.types(node) == ("boolean",):
+        return not node["default"]
+    found = [*node.get("examples", ()), *node.get("enum", ())]
+    return next((v for v in found if v != node["default"]), node.get("minimum"))
+
+
+def refused(settings: dict[str, Any]) -> set[str]:
+    """The keys with a problem in a minimal spec with these settings."""
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    if any(key.startswith("data.eval.") for key in settings):
+        overrides.insert(0, "data.eval.uri=held-out.jsonl")
+    try:
+        load_spec(yaml.safe_dump(MINIMAL), "x", overrides, {})
+    except SpecError as error:
+        return {problem.key or "" for problem in error.problems}
+    return set()
+
+
+@pytest.mark.parametrize(("key", "value", "other", "with_"), relations("conflicts"))
+def test_keys_that_conflict_are_refused_together(
+    key: str, value: Any, other: str, with_: Any
+) -> None:
+    assert {key, other} & refused({key: value, other: with_})
+
+
+@pytest.mark.parametrize(("key", "value", "other", "with_"), relations("requires"))
+def test_a_key_is_refused_without_what_it_requires(
+    key: str, value: Any, other: str, with_: Any
+) -> None:
+    without = not with_ if isinstance(with_, bool) else OTHERS[with_]
+    assert any(found.startswith((key, other)) for found in refused({key: value, other: without}))
+
+
+@pytest.mark.parametrize(("key", "value", "other", "with_"), relations("requires"))
+def test_a_key_is_taken_with_what_it_requires(key: str, value: Any, other: str, with_: Any) -> None:
+    found = refused({key: value, other: with_})
+    assert not any(name == key or name.startswith(f"{key}.") for name in found)
+
+
+def test_a_problem_of_a_spec_names_its_entry() -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(
+            yaml.safe_dump(MINIMAL), "x", ["lora.r=0", "eval.metrics=[ber]", "train.lr=1"], {}
+        )
+    assert [problem.key for problem in caught.value.problems] == ["lora.r", "train", "eval.metrics"]
+    assert "\n    see: python -m job reference lora.r" in str(caught.value)
+    for problem in caught.value.problems:
+        assert problem.key is not None
+        assert reference(problem.key).startswith(problem.key)

@@ -36,10 +36,11 @@ def _only(extra: str) -> Problem:
     return problem
 
 
-def test_a_problem_reads_as_place_path_reason_value_and_fix() -> None:
+def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
     assert str(_only("train:\n  seed: 1\n  learning_rate: -1\n")) == (
         "job.yaml:9 $.train.learning_rate: must be a number greater than 0 (found -1)\n"
-        "    fix: the default is 0.0002"
+        "    fix: the default is 0.0002\n"
+        "    see: python -m job reference train.learning_rate"
     )
 
 
@@ -250,7 +251,8 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         (
             "runtime",
             "zzz",
-            "remove it; known here: workdir, cache_dir, accelerator, metrics_port, metrics_file",
+            "remove it; known here: workdir, cache_dir, accelerator, distributed, metrics_port, "
+            "metrics_file",
         ),
     ],
 )
@@ -296,10 +298,13 @@ def test_missing_sections_and_keys_say_what_to_add() -> None:
     assert [
         str(problem) for problem in _problems("version: 1\nname: a\nmodel: {}\ndata: {}\n")
     ] == [
-        "job.yaml $.output: is missing\n    fix: add `output:` with at least uri below it",
+        "job.yaml $.output: is missing\n    fix: add `output:` with at least uri below it\n"
+        "    see: python -m job reference output",
         "job.yaml:3 $.model.model_name_or_path: is missing\n"
-        "    fix: add `model_name_or_path: hf://baidu/ERNIE-4.5-VL-28B-A3B-PT`, or the like",
-        "job.yaml:4 $.data.train: is missing\n    fix: add `train:` with at least uri below it",
+        "    fix: add `model_name_or_path: hf://baidu/ERNIE-4.5-VL-28B-A3B-PT`, or the like\n"
+        "    see: python -m job reference model.model_name_or_path",
+        "job.yaml:4 $.data.train: is missing\n    fix: add `train:` with at least uri below it\n"
+        "    see: python -m job reference data.train",
     ]
 
 

@@ -7,7 +7,7 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,9 @@ from job.families.base import (
     Encoded,
     Layout,
     LoraTargets,
+    RowSize,
+    Saved,
+    Step,
 )
 from job.families.ernie45_vl.original.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE as NATIVE
@@ -258,6 +261,21 @@ class Ernie45VL:
             processor.image_start_token_id,
             processor.image_end_token_id,
         )
+
+    def row_size(self, encoded: Encoded) -> RowSize:
+        merge = self.processor.image_processor.merge_size**2
+        return RowSize(
+            tokens=len(encoded.input_ids),
+            image_tokens=sum(map(self.protects, encoded.input_ids)),
+            trained=encoded.trained_tokens,
+            patches=tuple(self._image_tokens(image) * merge for image in encoded.images),
+        )
+
+    @staticmethod
+    def saved(config: Any, trained: Collection[str], rows: Sequence[RowSize], step: Step) -> Saved:
+        from job.families.ernie45_vl.saved import saved
+
+        return saved(config, trained, rows, step)
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         from job.families.ernie45_vl.collate import collate

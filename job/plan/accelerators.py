@@ -1,0 +1,41 @@
+"""The accelerators that a plan can be made for, whichever machine makes it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from job.engines.device import Accelerator, Kind
+
+GIB = 2**30
+
+USABLE = 0.98
+"""The share of the memory that programs get: drivers keep some, more with ECC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model of accelerator."""
+
+    title: str
+    kind: Kind
+    gigabytes: int
+    """Of memory, as the vendor states it; memory chips come in powers of two, so these are GiB."""
+
+    def device(self) -> Accelerator:
+        return Accelerator(
+            kind=self.kind, name=self.title, memory_bytes=int(self.gigabytes * GIB * USABLE)
+        )
+
+
+ACCELERATORS: Mapping[str, Model] = {
+    "a100-40gb": Model(title="NVIDIA A100 40 GB", kind="cuda", gigabytes=40),
+    "a100-80gb": Model(title="NVIDIA A100 80 GB", kind="cuda", gigabytes=80),
+    "h100": Model(title="NVIDIA H100", kind="cuda", gigabytes=80),
+    "h200": Model(title="NVIDIA H200", kind="cuda", gigabytes=141),
+    "b200": Model(title="NVIDIA B200", kind="cuda", gigabytes=180),
+    "l40s": Model(title="NVIDIA L40S", kind="cuda", gigabytes=48),
+    "mi210": Model(title="AMD Instinct MI210", kind="rocm", gigabytes=64),
+    "mi250x": Model(title="AMD Instinct MI250X, one of two dies", kind="rocm", gigabytes=64),
+    "mi300x": Model(title="AMD Instinct MI300X", kind="rocm", gigabytes=192),
+    "mi325x": Model(title="AMD Instinct MI325X", kind="rocm", gigabytes=256),
+    "mi355x": Model(title="AMD Instinct MI355X", kind="rocm", gigabytes=288),
+}

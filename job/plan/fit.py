@@ -1,0 +1,131 @@
+"""Whether training fits an accelerator, and the nearest change that would make it fit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from job.engines.device import Accelerator
+from job.families.base import Family, RowSize
+from job.memory import Memory, estimate
+from job.plan.sample import worst_batch
+from job.spec.types import JobSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHORTEST = 256
+"""Tokens: no shorter `max_length` is proposed."""
+SMALLEST = 56 * 56
+"""Pixels: in smaller pictures nothing can be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Settings that make training fit, with what it takes then."""
+
+    settings: Mapping[str, Any]
+    memory: Memory
+
+
+def nearest_change(
+    family: type[Family],
+    model: "PreTrainedModel",
+    spec: JobSpec,
+    sizes: Sequence[RowSize],
+    accelerator: Accelerator,
+) -> Change | None:
+    """The first change that fits, from those that leave the result as it is to those that do not.
+
+    Smaller passes with more accumulation come first, then gradient checkpointing, then smaller
+    pictures and shorter rows, and at last fewer trained weights. None where none is enough.
+    """
+    for settings, changed in _changes(model, spec, sizes):
+        edited = _edited(spec, settings)
+        memory = estimate(family, model, edited, changed, accelerator)
+        if memory is not None and memory.fits(accelerator.memory_bytes):
+            return Change(settings=settings, memory=memory)
+    return None
+
+
+def _changes(
+    model: "PreTrainedModel", spec: JobSpec, sizes: Sequence[RowSize]
+) -> Iterator[tuple[dict[str, Any], tuple[RowSize, ...]]]:
+    smaller = list(_smaller_passes(spec))
+    for settings in smaller:
+        yield settings, _batch(spec, sizes, settings)
+    least = smaller[-1] if smaller else {}
+    if not spec.train.gradient_checkpointing:
+        for settings in ({}, *smaller):
+            with_it = {**settings, "train.gradient_checkpointing": True}
+            yield with_it, _batch(spec, sizes, settings)
+        least = {**least, "train.gradient_checkpointing": True}
+    for key, value, changed in _less_of_each_row(model, spec, sizes):
+        yield {**least, key: value}, _batch(spec, changed, least)
+    for settings in _fewer_trained(spec):
+        yield settings, _batch(spec, sizes, {})
+        yield {**least, **settings}, _batch(spec, sizes, least)
+
+
+def _smaller_passes(spec: JobSpec) -> Iterator[dict[str, Any]]:
+    """Half the rows in a pass and twice the passes, as often as rows divide by two."""
+    rows, passes = spec.train.per_device_train_batch_size, spec.train.gradient_accumulation_steps
+    while rows > 1 and rows % 2 == 0:
+        rows, passes = rows // 2, passes * 2
+        yield {
+            "train.per_device_train_batch_size": rows,
+            "train.gradient_accumulation_steps": passes,
+        }
+
+
+def _less_of_each_row(
+    model: "PreTrainedModel", spec: JobSpec, sizes: Sequence[RowSize]
+) -> Iterator[tuple[str, int, list[RowSize]]]:
+    vision = model.config.vision_config
+    area, merge = vision.patch_size**2, vision.spatial_merge_size**2
+    pixels = max((count for size in sizes for count in size.patches), default=0) * area
+    while pixels // 2 >= SMALLEST:
+        pixels //= 2
+        yield "data.max_pixels", pixels, [_shrunk(size, pixels // area, merge) for size in sizes]
+    length = max(size.tokens for size in sizes)
+    while length // 2 >= SHORTEST:
+        length //= 2
+        short = [size for size in sizes if size.tokens <= length]
+        yield "train.max_length", length, short or [_cut(max(sizes, key=_tokens), length)]
+
+
+def _fewer_trained(spec: JobSpec) -> Iterator[dict[str, Any]]:
+    if spec.lora.method == "full":
+        yield {"lora.method": "lora"}
+    elif spec.lora.finetune_experts:
+        yield {"lora.finetune_experts": False}
+
+
+def _batch(
+    spec: JobSpec, sizes: Sequence[RowSize], settings: Mapping[str, Any]
+) -> tuple[RowSize, ...]:
+    key = "train.per_device_train_batch_size"
+    return worst_batch(sizes, settings.get(key, spec.train.per_device_train_batch_size))
+
+
+def _shrunk(size: RowSize, patches: int, merge: int) -> RowSize:
+    """The row with no picture of more patches than these."""
+    fewer = tuple(min(count, patches) for count in size.patches)
+    saved = (sum(size.patches) - sum(fewer)) // merge
+    return replace(
+        size, tokens=size.tokens - saved, image_tokens=size.image_tokens - saved, patches=fewer
+    )
+
+
+def _cut(size: RowSize, length: int) -> RowSize:
+    return replace(size, tokens=length, image_tokens=min(size.image_tokens, length))
+
+
+def _tokens(size: RowSize) -> int:
+    return size.tokens
+
+
+def _edited(spec: JobSpec, settings: Mapping[str, Any]) -> JobSpec:
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        spec = replace(spec, **{section: replace(getattr(spec, section), **{name: value})})
+    return spec

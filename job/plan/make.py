@@ -1,0 +1,353 @@
+"""Gathers a plan's facts: from the spec, the model's architecture, and the data's first rows."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from job import families, inputs, sizes
+from job.engines.device import Accelerator, detect, resolve_dtype
+from job.errors import StorageError, UsageError
+from job.families.base import RowSize
+from job.memory import UNCERTAINTY, estimate
+from job.needs import needs
+from job.pipeline import COMMANDS, Pipeline
+from job.plan import facts, sample, speed
+from job.plan.accelerators import ACCELERATORS
+from job.plan.fit import nearest_change
+from job.plan.patterns import patterns
+from job.prep import mixture, sources
+from job.spec.keys import path_of
+from job.spec.load import LoadedSpec
+from job.spec.names import nearest
+from job.spec.types import JobSpec
+from job.storage import retry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+THIS = "this machine"
+ASK = "name one accelerator to see it: --accelerator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a plan is made for."""
+
+    loaded: LoadedSpec
+    accelerator: str | None = None
+    """A name of ACCELERATORS; None is the machine's own, or all where it has none."""
+    price_per_hour: float | None = None
+
+
+def make(order: Order) -> facts.Plan:
+    """The plan.
+
+    Raises UsageError for an accelerator that is not known, and InputError where an input is missing
+    or denied. What cannot be reached is left unknown.
+    """
+    spec = order.loaded.spec
+    devices = _devices(order.accelerator, spec)
+    pipeline = Pipeline(order.loaded, "plan")
+    with retry.at_most(1):
+        family, no_family = _reach(lambda: _family(pipeline))
+        counts, no_counts = _reach(lambda: _count(pipeline))
+        taken, no_sample = None, no_family or no_counts
+        if family is not None and counts is not None:
+            taken, no_sample = _reach(lambda: _samples(pipeline, family))
+        stages, no_stages = _reach(lambda: dict(_stages(pipeline)))
+    kind, skeleton = families.architecture(spec.model)
+    data = _data(spec, counts, taken, no_counts or no_sample)
+    steps = _steps(pipeline, data)
+    measured = sizes.measure(spec)
+    weighed = tuple(size for each in taken or () for size in each.sizes)
+    memory = _memory(kind, skeleton, spec, weighed, devices)
+    time, no_time = _time(order, devices, data, steps, measured)
+    return facts.Plan(
+        name=spec.name,
+        output=spec.output.uri,
+        settings={path: _value(order.loaded, path) for path in order.loaded.changed},
+        data=data,
+        steps=steps,
+        model=_model(kind, skeleton, spec, measured),
+        memory=memory,
+        memory_unknown=None if memory else f"what a step of the family {kind.name} keeps",
+        disk=facts.Disk(
+            download=measured.download,
+            prepared=_prepared(data, taken),
+            checkpoints=(spec.train.save_total_limit + 1) * measured.checkpoint,
+            adapter=measured.adapter,
+            merged=measured.merged,
+        ),
+        pods=tuple(_pods(spec, measured)),
+        time=time,
+        time_unknown=no_time,
+        stages=stages or {},
+        stages_unknown=no_stages,
+    )
+
+
+def _reach(ask: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What storage says, or why it could not be asked."""
+    try:
+        return ask(), None
+    except StorageError as error:
+        problem = error.problems[0]
+        return None, f"{problem.field} {problem.message}"
+
+
+def _devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
+    """The accelerator to plan for: the named one, the machine's own, or all with its CPU."""
+    if name is not None:
+        if name not in ACCELERATORS:
+            close = nearest(name, ACCELERATORS)
+            raise UsageError(
+                "--accelerator",
+                "is not known",
+                value=name,
+                fix=f"{f'try {close}; ' if close else ''}known: {', '.join(ACCELERATORS)}",
+            )
+        return {name: ACCELERATORS[name].device()}
+    own = detect(replace(spec.runtime, accelerator="auto"))
+    if own.kind != "cpu" or spec.runtime.accelerator == "cpu":
+        return {THIS: own}
+    others = {
+        name: model.device()
+        for name, model in ACCELERATORS.items()
+        if spec.runtime.accelerator in ("auto", model.kind)
+    }
+    return {**({THIS: own} if spec.runtime.accelerator == "auto" else {}), **others}
+
+
+def _family(pipeline: Pipeline) -> families.Family:
+    """The family with its tokenizer, from the checkpoint's small files."""
+    directory = inputs.fetch_headers(pipeline.model_input, pipeline.cache_dir)
+    return pipeline.bind(directory, pipeline.model_input.uri)
+
+
+def _count(pipeline: Pipeline) -> tuple[list[int], int | None]:
+    """Rows of each training source, and of the evaluation source where there is one."""
+    places = pipeline.spec.data.sources()
+    rows = [sources.count(found, places[place]) for place, found in pipeline.sources.items()]
+    held_out = rows.pop() if pipeline.eval_source is not None else None
+    return rows, held_out
+
+
+def _samples(pipeline: Pipeline, family: families.Family) -> tuple[sample.Sample, ...]:
+    """The first rows of each training source."""
+    spec = pipeline.spec
+    places = list(spec.data.sources().items())[: len(spec.data.train)]
+    return tuple(
+        sample.take(pipeline.sources[place], given, place, family, spec) for place, given in places
+    )
+
+
+def _data(
+    spec: JobSpec,
+    counts: tuple[list[int], int | None] | None,
+    taken: Sequence[sample.Sample] | None,
+    unknown: str | None,
+) -> facts.Data:
+    rows: Sequence[int | None] = [None] * len(spec.data.train)
+    an_epoch: Sequence[int | None] = rows
+    train = held_out = tokens = None
+    if counts is not None:
+        found, held_out = counts
+        if held_out is None:
+            held_out = round(sum(found) * spec.data.eval_fraction)
+            found = [count - round(count * spec.data.eval_fraction) for count in found]
+        weights = [source.weight for source in spec.data.train]
+        mixed = mixture.counts(found, weights, spec.data.stopping_strategy)
+        rows, an_epoch, train = found, mixed, sum(mixed)
+        if taken is not None:
+            usable = sum(n * each.usable_share for n, each in zip(mixed, taken, strict=True))
+            tokens = sum(n * each.tokens for n, each in zip(mixed, taken, strict=True))
+    refused = [reject for each in taken or () for reject in each.refused]
+    lengths = [size.tokens for each in taken or () for size in each.sizes]
+    return facts.Data(
+        sources=tuple(
+            facts.Source(uri=source.uri, rows=n, rows_an_epoch=m)
+            for source, n, m in zip(spec.data.train, rows, an_epoch, strict=True)
+        ),
+        train_rows=train,
+        held_out_rows=held_out,
+        exact=spec.data.eval is not None,
+        asked=spec.eval.max_samples,
+        sampled=sum(each.read for each in taken or ()),
+        refused=len(refused),
+        first_refusal=f"{refused[0].id}: {refused[0].reason}" if refused else None,
+        too_long=sum(each.too_long for each in taken or ()),
+        tokens_a_row=round(tokens / usable, 1) if tokens else None,
+        longest_row=max(lengths, default=None),
+        tokens_an_epoch=None if tokens is None else round(tokens),
+        unknown=unknown,
+    )
+
+
+def _steps(pipeline: Pipeline, data: facts.Data) -> facts.Steps:
+    train, a_step = pipeline.spec.train, pipeline.rows_a_step
+    total: int | None = train.max_steps if train.max_steps > 0 else None
+    an_epoch = math.ceil(data.train_rows / a_step) if data.train_rows is not None else None
+    if total is None and an_epoch is not None:
+        total = math.ceil(an_epoch * train.num_train_epochs)
+    known = total is not None and an_epoch is not None
+    return facts.Steps(
+        rows_a_step=a_step,
+        total=total,
+        an_epoch=an_epoch,
+        epochs=round(total / max(1, an_epoch), 2) if known else None,  # type: ignore[operator, type-var]
+    )
+
+
+def _model(
+    family: type[families.Family],
+    skeleton: "PreTrainedModel",
+    spec: JobSpec,
+    measured: sizes.Sizes,
+) -> facts.Model:
+    groups = []
+    if spec.lora.method == "lora":
+        for group in family.lora_targets(skeleton, spec.lora).groups:
+            groups.append(
+                facts.Group(
+                    name=group.name,
+                    tensors=len(group),
+                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora.r),
+                    patterns=tuple(patterns((*group.modules, *group.parameters))),
+                )
+            )
+    return facts.Model(
+        family=family.name,
+        uri=spec.model.model_name_or_path,
+        parameters=measured.parameters,
+        trainable=measured.trainable,
+        groups=tuple(groups),
+        served=str(family.adapter_serving(spec.lora)) if groups else None,
+        padded=spec.train.padding_free and not family.packs,
+    )
+
+
+def _memory(
+    family: type[families.Family],
+    skeleton: "PreTrainedModel",
+    spec: JobSpec,
+    sampled: Sequence[RowSize],
+    devices: Mapping[str, Accelerator],
+) -> facts.Memory | None:
+    """What training takes on each device; None where the family cannot tell."""
+    rows = spec.train.per_device_train_batch_size
+    longest = sample.longest(skeleton, spec)
+    weighed = sampled or (longest,)
+    batch = sample.worst_batch(weighed, rows)
+    fits, largest = [], max(devices.values(), key=lambda device: device.memory_bytes)
+    for name, device in devices.items():
+        memory = estimate(family, skeleton, spec, batch, device)
+        at_longest = estimate(family, skeleton, spec, (longest,) * rows, device)
+        if memory is None or at_longest is None:
+            return None
+        fits.append(
+            facts.Fit(
+                accelerator=name,
+                title=device.name,
+                memory=device.memory_bytes,
+                fits=memory.fits(device.memory_bytes),
+                tight=memory.is_tight(device.memory_bytes),
+                dtype=str(resolve_dtype(spec.model, spec.lora, device)).removeprefix("torch."),
+                parts=vars(memory),
+                total=memory.total,
+                at_max_length=at_longest.total,
+            )
+        )
+    change = None
+    if not any(fit.fits for fit in fits):
+        change = nearest_change(family, skeleton, spec, weighed, largest)
+    return facts.Memory(
+        batch_rows=rows,
+        batch_tokens=sum(size.tokens for size in batch),
+        batch_patches=sum(sum(size.patches) for size in batch),
+        basis="sample" if sampled else "max_length",
+        uncertainty=UNCERTAINTY,
+        fits=tuple(fits),
+        change=change.settings if change else None,
+        change_total=change.memory.total if change else None,
+    )
+
+
+def _prepared(data: facts.Data, taken: Sequence[sample.Sample] | None) -> int | None:
+    """Prepared rows hold the pictures as they came; of each source once, however it is mixed."""
+    if taken is None or data.train_rows is None:
+        return None
+    each = [found.stored_bytes / max(1, found.read) for found in taken]
+    stored = sum(n * (source.rows or 0) for n, source in zip(each, data.sources, strict=True))
+    return round(stored + (data.held_out_rows or 0) * sum(each) / len(each))
+
+
+def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:
+    for name, gpus in (("with a GPU", 1), ("on CPUs", 0)):
+        found = needs(spec, measured, gpus=gpus)
+        yield facts.Pod(
+            name=name,
+            memory=found.memory,
+            shared_memory=found.shared_memory,
+            scratch=found.ephemeral,
+            cache=found.cache,
+        )
+
+
+def _time(
+    order: Order,
+    devices: Mapping[str, Accelerator],
+    data: facts.Data,
+    steps: facts.Steps,
+    measured: sizes.Sizes,
+) -> tuple[facts.Duration | None, str | None]:
+    own = [name for name in devices if name == THIS]
+    if len(devices) > 1 and not own:
+        return None, ASK
+    if steps.total is None or data.tokens_a_row is None:
+        return None, "the tokens of a row are not known"
+    [name] = own or devices
+    title = devices[name].name
+    spec = order.loaded.spec
+    found = speed.training_time(
+        speed.measurements(),
+        device=title,
+        parameters=measured.parameters,
+        trained=spec.lora.method,
+        tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
+        tokens_a_pass=spec.train.per_device_train_batch_size * data.tokens_a_row,
+    )
+    if found is None and len(devices) > 1:
+        return None, ASK
+    if found is None:
+        return None, f"no measurement for this accelerator ({title}) with a model of this size"
+    hour = order.price_per_hour
+    return facts.Duration(
+        accelerator=name,
+        shortest=round(found.shortest, 1),
+        longest=round(found.longest, 1),
+        cost_from=None if hour is None else round(found.shortest / 3600 * hour, 2),
+        cost_to=None if hour is None else round(found.longest / 3600 * hour, 2),
+        sources=found.sources,
+        beyond=found.beyond,
+    ), None
+
+
+def _stages(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+    for stage in COMMANDS["run"]:
+        if stage == "baseline" and not pipeline.spec.eval.baseline:
+            yield stage, "off (eval.baseline: false)"
+            continue
+        record = pipeline.output.completed(stage, pipeline.fingerprint(stage))
+        if record is not None:
+            pipeline.record.add(record)  # the report's fingerprint asks for them
+        yield stage, f"complete since {record.started}; will be skipped" if record else "will run"
+
+
+def _value(loaded: LoadedSpec, path: str) -> Any:
+    found: Any = loaded.resolved
+    for key in path_of(path):
+        found = found[key]
+    return found

@@ -1,0 +1,116 @@
+"""What rows weigh, from a sample of them: tokens, pixels, and what would be refused."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from job.errors import DataError
+from job.families.base import Family, RowSize
+from job.prep import sources
+from job.prep.convert import find_columns, to_result
+from job.prep.find import StagedSource
+from job.prep.records import Reject, Row
+from job.spec.types import JobSpec, SourceSpec
+from job.train.dataset import truncate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The first rows of a source, encoded as training would."""
+
+    read: int
+    refused: tuple[Reject, ...]
+    too_long: int
+    """Rows that training would leave out for their length."""
+    sizes: tuple[RowSize, ...]
+    """Of the rows that would train."""
+    stored_bytes: int
+    """What the rows read take in prepared shards: nearly all of it is pictures."""
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that a row of the source brings to training, those that do not train included."""
+        return sum(size.tokens for size in self.sizes) / max(1, self.read)
+
+    @property
+    def usable_share(self) -> float:
+        return len(self.sizes) / max(1, self.read)
+
+
+def take(
+    source: StagedSource, given: SourceSpec, place: str, family: Family, spec: JobSpec
+) -> Sample:
+    """Reads and encodes the sample; pictures are looked at, none is decoded for the model.
+
+    Raises DataError where the columns that the spec maps are not there.
+    """
+    few = replace(given, limit=min(ROWS, given.limit or ROWS), shuffle_seed=None)
+    columns = find_columns(source, few, place)
+    read = too_long = stored = 0
+    refused: list[Reject] = []
+    sizes: list[RowSize] = []
+    for record in sources.read(source, few):
+        read += 1
+        row = to_result(record, columns, spec.data)
+        found = _size(row, family, spec) if isinstance(row, Row) else row
+        if isinstance(row, Row):
+            stored += sum(len(image.data) for image in row.images)
+        if isinstance(found, Reject):
+            refused.append(found)
+        elif found is None:
+            too_long += 1
+        else:
+            sizes.append(found)
+    return Sample(
+        read=read,
+        refused=tuple(refused),
+        too_long=too_long,
+        sizes=tuple(sizes),
+        stored_bytes=stored,
+    )
+
+
+def _size(row: Row, family: Family, spec: JobSpec) -> RowSize | Reject | None:
+    try:
+        fitted = truncate(family.encode(row), family, spec.data, spec.train)
+    except DataError as error:
+        return Reject(id=row.id, reason=error.problems[0].message)
+    return family.row_size(fitted) if fitted else None
+
+
+def worst_batch(sizes: Sequence[RowSize], rows: int) -> tuple[RowSize, ...]:
+    """The batch to expect at worst: in an epoch of many, rows as heavy as the heaviest meet.
+
+    One is a token shorter, as no two rows of real data are of one length: packing them into a grid
+    then takes copies.
+    """
+    heaviest = RowSize(
+        tokens=max(size.tokens for size in sizes),
+        image_tokens=max(size.image_tokens for size in sizes),
+        trained=max(size.trained for size in sizes),
+        patches=max((size.patches for size in sizes), key=sum),
+    )
+    return (heaviest,) * (rows - 1) + (replace(heaviest, tokens=heaviest.tokens - (rows > 1)),)
+
+
+def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:
+    """The heaviest row that `train.max_length` lets through: nearly all of it a picture.
+
+    Where `data.max_pixels` bounds pictures the rest is text.
+    """
+    tokens = spec.train.max_length
+    vision: Any = getattr(model.config, "vision_config", None)
+    if not hasattr(vision, "spatial_merge_size"):  # text alone, or pictures cut in another way
+        return RowSize(tokens=tokens, image_tokens=0, trained=tokens, patches=())
+    merge, area = vision.spatial_merge_size**2, vision.patch_size**2
+    pictured = tokens
+    if spec.data.max_pixels is not None:
+        pictured = min(tokens, spec.data.max_pixels // area // merge)
+    return RowSize(
+        tokens=tokens, image_tokens=pictured, trained=tokens, patches=(pictured * merge,)
+    )

@@ -1,0 +1,202 @@
+"""A plan as text: for people within 100 columns, and for machines."""
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from job import log, redaction
+from job.plan.facts import Data, Fit, Plan
+
+WIDTH = 98
+_PARTS = {
+    "weights": "weights",
+    "adapter": "adapter",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "activations",
+    "attention": "attention",
+    "logits": "logits and loss",
+    "working": "working space",
+    "context": "runtime, allowance",
+}
+
+Lines = Iterable[tuple[str, str]]
+
+
+def text(plan: Plan) -> str:
+    """The plan, a section after another, names in a column of their own."""
+    sections: dict[str, Lines] = {
+        "settings that differ from the defaults": [
+            (path, str(value)) for path, value in plan.settings.items()
+        ],
+        "data": _data(plan),
+        "model": _model(plan),
+        _memory_title(plan): _memory(plan),
+        "time of training": _time(plan),
+        "disk": _disk(plan),
+        "a pod asks a cluster for": [
+            (
+                pod.name,
+                f"{log.size(pod.memory)} memory, {log.size(pod.shared_memory)} of it shared, "
+                f"{log.size(pod.scratch)} scratch disk, {log.size(pod.cache)} cache",
+            )
+            for pod in plan.pods
+        ],
+        "stages": plan.stages.items() or [("not known", plan.stages_unknown or "")],
+    }
+    lines = [f"plan of {plan.name} → {plan.output}"]
+    for title, rows in sections.items():
+        rows = list(rows)
+        width = max((len(name) for name, _ in rows), default=0)
+        lines += ["", title]
+        for name, value in rows:
+            lines += _wrapped(name, value, width)
+    return redaction.redact("\n".join(lines))
+
+
+def as_json(plan: Plan) -> str:
+    """The plan for machines; `facts` says what each key means."""
+    return redaction.redact(json.dumps(plan.to_json(), indent=2, ensure_ascii=False))
+
+
+def _wrapped(name: str, value: str, width: int) -> Iterator[str]:
+    room = WIDTH - width - 4
+    pieces = [value]
+    if len(value) > room:  # only then, as wrapping loses columns
+        pieces = textwrap.wrap(value, room, break_on_hyphens=False, break_long_words=False)
+    for number, piece in enumerate(pieces):
+        yield f"  {'' if number else name:<{width}}  {piece}".rstrip()
+
+
+def _data(plan: Plan) -> Iterator[tuple[str, str]]:
+    data, steps = plan.data, plan.steps
+    about = "" if data.exact else "about "
+    if data.train_rows is not None:
+        one = f"  ({data.sources[0].uri})" if len(data.sources) == 1 else ""
+        yield "train rows", f"{about}{data.train_rows:,}{one}"
+        for source in data.sources if len(data.sources) > 1 else ():
+            yield "", f"{source.rows_an_epoch:,} of {source.rows:,}  ({source.uri})"
+        yield (
+            "held-out rows",
+            f"{about}{data.held_out_rows:,}, of which {data.asked} at most are asked",
+        )
+    if data.sampled:
+        yield "sample", _sample(data)
+    if data.tokens_a_row is not None and data.tokens_an_epoch is not None:
+        yield (
+            "tokens",
+            f"{data.tokens_a_row:,.0f} a row ({data.longest_row:,} the longest), "
+            f"about {data.tokens_an_epoch:,} an epoch",
+        )
+    if data.unknown is not None:
+        yield "not known", data.unknown
+    yield "rows a step", f"{steps.rows_a_step} for each process"
+    if steps.total is not None and steps.an_epoch is not None:
+        yield (
+            "steps",
+            f"{steps.total:,} of {steps.an_epoch:,} an epoch ({steps.epochs:.2f} epochs)",
+        )
+    elif steps.total is not None:
+        yield "steps", f"{steps.total:,}"
+
+
+def _sample(data: Data) -> str:
+    said = f"the first {data.sampled} rows" + (" of all sources" if len(data.sources) > 1 else "")
+    if data.refused:
+        said += f"; {data.refused} cannot be used ({data.first_refusal})"
+    if data.too_long:
+        said += f"; {data.too_long} longer than train.max_length, which are left out"
+    return said
+
+
+def _model(plan: Plan) -> Iterator[tuple[str, str]]:
+    model = plan.model
+    yield "family", f"{model.family}, {model.parameters / 1e6:,.1f} M parameters"
+    yield "checkpoint", f"{model.uri} ({log.size(plan.disk.download)} to download)"
+    for group in model.groups:
+        yield f"lora: {group.name}", f"{group.tensors} tensors, {group.trainable:,} trainable"
+        for pattern in group.patterns:
+            yield "", pattern
+    share = model.trainable / model.parameters
+    yield "trainable", f"{model.trainable:,} ({share:.2%})"
+    if model.served is not None:
+        yield "served", model.served
+    if model.padded:
+        yield "batches", "padded: the family has no padding-free step"
+
+
+def _memory_title(plan: Plan) -> str:
+    memory = plan.memory
+    if memory is None:
+        return "memory of one device"
+    basis = (
+        "of the heaviest sampled" if memory.basis == "sample" else "as long as max_length allows"
+    )
+    return (
+        f"memory of one device: {memory.batch_rows} rows a pass {basis}, "
+        f"{memory.batch_tokens:,} tokens"
+    )
+
+
+def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
+    memory = plan.memory
+    if memory is None:
+        yield "not known", plan.memory_unknown or ""
+        return
+    if len(memory.fits) == 1:
+        [fit] = memory.fits
+        yield "device", f"{fit.title}, {fit.dtype}"
+        for part, name in _PARTS.items():
+            if fit.parts[part]:
+                yield name, f"{log.size(fit.parts[part]):>10}"
+        yield "in all", f"{log.size(fit.total):>10} of {log.size(fit.memory)}: {_verdict(fit)}"
+        if memory.basis == "sample":
+            yield "at max_length", f"{log.size(fit.at_max_length):>10} if every row were that long"
+        yield "uncertainty", f"{memory.uncertainty:.0%} of what the batch takes"
+        return
+    for fit in memory.fits:
+        yield (
+            fit.accelerator,
+            f"{log.size(fit.total):>10} of {log.size(fit.memory):>10}  {_verdict(fit)}",
+        )
+    yield "", "by component: --accelerator NAME"
+
+
+def _verdict(fit: Fit) -> str:
+    verdict = "fits" if fit.fits else "does not fit"
+    return f"{verdict}, barely: the estimate may be off by as much" if fit.tight else verdict
+
+
+def _time(plan: Plan) -> Iterator[tuple[str, str]]:
+    time = plan.time
+    if time is None:
+        yield "not known", plan.time_unknown or ""
+        return
+    low, high = log.duration(time.shortest), log.duration(time.longest)
+    span = low if low == high else f"{low} to {high}"
+    yield "training alone", f"{span} on {time.accelerator}"
+    if time.cost_from is not None and time.cost_to is not None:
+        low, high = f"{time.cost_from:,.2f}", f"{time.cost_to:,.2f}"
+        yield "cost", (low if low == high else f"{low} to {high}") + " at the price given"
+    for source in time.sources:
+        yield "measured", source
+    yield (
+        "uncertainty",
+        (
+            "no pass of this job's size was measured: take it for the order of magnitude"
+            if time.beyond
+            else "from the slowest to the fastest of the measured passes nearest in size"
+        ),
+    )
+
+
+def _disk(plan: Plan) -> Iterator[tuple[str, str]]:
+    disk = plan.disk
+    if disk.download:
+        yield "download", f"{log.size(disk.download)}, kept in the cache"
+    if disk.prepared is not None:
+        yield "prepared rows", f"about {log.size(disk.prepared)}"
+    yield "checkpoints", f"{log.size(disk.checkpoints)} at most at one time"
+    yield "adapter/" if plan.model.groups else "weights/", log.size(disk.adapter)
+    if disk.merged:
+        yield "merged/", log.size(disk.merged)

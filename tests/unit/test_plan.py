@@ -1,0 +1,256 @@
+"""A plan knows rows, tokens, memory, disk and time before a GPU is paid for."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from job import families, inputs, memory, plan, storage
+from job.engines.device import Accelerator
+from job.errors import OutOfMemoryError, UsageError
+from job.families.base import RowSize
+from job.families.ernie45_vl import Ernie45VL
+from job.plan import facts, speed
+from job.plan.accelerators import ACCELERATORS
+from job.plan.fit import nearest_change
+from job.plan.sample import worst_batch
+from job.spec.load import LoadedSpec, load_spec
+from job.spec.types import JobSpec, ModelSpec
+from tests.jobs import ROOT, job
+
+ROW = RowSize(tokens=400, image_tokens=202, trained=150, patches=(800,))
+PARAMETERS = 29_399_294_336
+
+
+def estimate(
+    model: Any, spec: JobSpec, rows: Sequence[RowSize], device: Accelerator
+) -> memory.Memory:
+    """The estimate of a family that can tell."""
+    found = memory.estimate(Ernie45VL, model, spec, rows, device)
+    assert found is not None
+    return found
+
+
+def loaded(name: str, *overrides: str) -> LoadedSpec:
+    return load_spec((ROOT / f"specs/{name}.yaml").read_text(), name, overrides, {})
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of 20 rows, of which one has no label and two are longer than 60 tokens."""
+    folder = tmp_path_factory.mktemp("rows")
+    Image.new("L", (112, 56)).save(folder / "a.png")
+    lines = [{"image": "a.png", "text": "x" * 10}] * 17 + [{"image": "a.png", "text": "y" * 50}] * 2
+    lines.insert(3, {"image": "a.png", "text": ""})
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "train.jsonl"
+
+
+@pytest.fixture(scope="module")
+def made(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> facts.Plan:
+    spec = loaded(
+        "im2latex",
+        f"data.train.uri={rows}",
+        "data.eval=null",
+        "data.eval_fraction=0.25",
+        "train.max_length=60",
+        f"output.uri={tmp_path_factory.mktemp('output')}",
+    )
+    return plan.make(plan.Order(loaded=spec, accelerator="mi300x"))
+
+
+def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None:
+    data = made.data
+    assert (data.train_rows, data.held_out_rows) == (15, 5)
+    assert (data.sampled, data.refused, data.too_long) == (20, 1, 2)
+    assert data.first_refusal is not None
+    assert data.first_refusal.startswith("train.jsonl:4")
+    assert data.longest_row == data.tokens_a_row
+    assert data.tokens_an_epoch == round(15 * 17 / 20 * data.longest_row)  # type: ignore[operator]
+
+
+def test_a_plan_fits_a_terminal(made: facts.Plan) -> None:
+    assert max(map(len, plan.text(made).splitlines())) <= 100
+
+
+def test_the_json_form_keeps_its_keys(made: facts.Plan) -> None:
+    """Keys are only ever added: whoever reads plans relies on these."""
+    found = json.loads(plan.as_json(made))
+    assert found["plan_version"] == 1
+    assert {
+        "name", "output", "settings", "data", "steps", "model", "memory", "disk", "pods", "time",
+        "time_unknown", "stages", "stages_unknown",
+    } <= found.keys()  # fmt: skip
+    [fit] = found["memory"]["fits"]
+    assert {
+        "accelerator",
+        "title",
+        "memory",
+        "fits",
+        "tight",
+        "dtype",
+        "parts",
+        "total",
+    } <= fit.keys()
+    assert fit["total"] == sum(fit["parts"].values())
+    assert (fit["accelerator"], fit["fits"]) == ("mi300x", True)
+
+
+def test_what_nobody_measured_is_not_told(made: facts.Plan) -> None:
+    assert made.time is None
+    assert made.time_unknown == (
+        "no measurement for this accelerator (AMD Instinct MI300X) with a model of this size"
+    )
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return families.architecture(ernie().model)[1]
+
+
+def ernie(*overrides: str) -> JobSpec:
+    return loaded("ernie-4.5-vl-28b-latex", "train.gradient_checkpointing=false", *overrides).spec
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "overrides", "changed"),
+    [
+        ("h200", ("train.per_device_train_batch_size=64",), {"train.per_device_train_batch_size"}),
+        (
+            "h100",
+            ("train.per_device_train_batch_size=1", "train.padding_free=false"),
+            None,
+        ),
+        (
+            "mi210",
+            ("train.per_device_train_batch_size=3",),
+            {"train.gradient_checkpointing"},
+        ),
+        ("mi300x", ("lora.method=full", "train.optim=adamw_torch"), {"lora.method"}),
+        ("a100-40gb", (), set()),
+    ],
+)
+def test_the_nearest_change_is_one_that_the_same_estimate_finds_to_fit(
+    model: Any, accelerator: str, overrides: tuple[str, ...], changed: set[str] | None
+) -> None:
+    spec, device = ernie(*overrides), ACCELERATORS[accelerator].device()
+    rows = spec.train.per_device_train_batch_size
+    now = estimate(model, spec, worst_batch([ROW], rows), device)
+    if changed is None:
+        assert now.fits(device.memory_bytes)
+        return
+    assert not now.fits(device.memory_bytes)
+    change = nearest_change(Ernie45VL, model, spec, [ROW], device)
+    if not changed:  # the weights alone are more than there is
+        assert change is None
+        return
+    assert change is not None
+    assert changed <= set(change.settings)
+    settings = [f"{key}={value}" for key, value in change.settings.items()]
+    edited = ernie(*overrides, *(s.lower() if "True" in s else s for s in settings))
+    batch = worst_batch([ROW], edited.train.per_device_train_batch_size)
+    assert estimate(model, edited, batch, device) == change.memory
+    assert change.memory.fits(device.memory_bytes)
+
+
+def test_smaller_passes_keep_the_rows_of_a_step(model: Any) -> None:
+    spec, device = ernie("train.per_device_train_batch_size=64"), ACCELERATORS["h200"].device()
+    change = nearest_change(Ernie45VL, model, spec, [ROW], device)
+    assert change is not None
+    rows, passes = change.settings.values()
+    assert rows * passes == 64 * spec.train.gradient_accumulation_steps
+    twice = replace(spec, train=replace(spec.train, per_device_train_batch_size=rows * 2))
+    larger = estimate(model, twice, worst_batch([ROW], rows * 2), device)
+    assert not larger.fits(device.memory_bytes), "no smaller pass than needed is proposed"
+
+
+def test_the_vendor_s_memory_is_not_all_there_is() -> None:
+    for known in ACCELERATORS.values():
+        assert known.device().memory_bytes < known.gigabytes * 2**30
+
+
+def test_an_unknown_accelerator_names_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        plan.make(plan.Order(loaded=loaded("latex"), accelerator="mi300"))
+    assert "try mi300x" in str(caught.value)
+
+
+def test_what_cannot_fit_ends_with_20_and_the_change_that_would(rows: Path, tmp_path: Path) -> None:
+    done = job(
+        "plan",
+        "specs/im2latex.yaml",
+        "--accelerator=a100-40gb",
+        f"--set=data.train.uri={rows}",
+        "--set=data.eval=null",
+        "--set=train.per_device_train_batch_size=65536",
+        f"--output={tmp_path}",
+    )
+    assert done.code == OutOfMemoryError.exit_code, done.err
+    assert "does not fit" in done.out
+    assert "fix: --set train.per_device_train_batch_size=" in done.err
+
+
+# --- time ------------------------------------------------------------------------------------
+
+
+def took(tokens_a_pass: float, device: str = "NVIDIA H200") -> speed.Time | None:
+    return speed.training_time(
+        speed.measurements(),
+        device=device,
+        parameters=PARAMETERS,
+        trained="lora",
+        tokens=1e6,
+        tokens_a_pass=tokens_a_pass,
+    )
+
+
+def test_time_lies_between_the_measured_passes_on_both_sides() -> None:
+    time = took(1000)
+    assert time is not None
+    assert (time.shortest, time.longest) == pytest.approx((1e6 / 12_581, 1e6 / 763))
+    assert not time.beyond
+    assert len(time.sources) == 2
+
+
+def test_a_pass_smaller_than_any_measured_says_so() -> None:
+    time = took(100)
+    assert time is not None
+    assert time.shortest == time.longest == pytest.approx(1e6 / 763)
+    assert time.beyond
+
+
+def test_there_is_no_time_for_another_device_or_model() -> None:
+    assert took(1000, "AMD Instinct MI355X") is None
+    assert took(1000, "NVIDIA H100") is None
+
+
+def test_a_measured_speed_names_its_file_and_its_model_s_size() -> None:
+    known = list(speed.measurements())
+    assert {each.source.split(":")[0] for each in known} >= {
+        "prototype-ladder-h200.json",
+        "training-tiny-cpu.json",
+    }
+    for each in known:
+        assert 0 < each.slowest <= each.fastest
+        assert each.parameters > 1e6
+
+
+# --- what is fetched -------------------------------------------------------------------------
+
+
+def test_no_weights_are_fetched_for_a_plan(tmp_path: Path) -> None:
+    uri = "memory://plan/model"
+    for name in ("config.json", "tokenizer.json", "model-1.safetensors"):
+        storage.write_bytes(storage.join(uri, name), b"{}")
+    spec = replace(loaded("latex").spec.model, model_name_or_path=uri)
+    assert isinstance(spec, ModelSpec)
+    directory = inputs.fetch_headers(inputs.find_model(spec), tmp_path)
+    found = {path.name for path in directory.iterdir()}
+    assert found == {"config.json", "tokenizer.json", inputs.COMPLETE}
