@@ -127,7 +127,7 @@ class PlainFamily:
 
     @staticmethod
     def write_served_adapter(adapter: Path, directory: Path) -> None:
-        """The same files: vLLM reads the names that PEFT gives modules of these models."""
+        """The same files, under PEFT's names; no server has been asked whether it takes them."""
         shutil.copytree(adapter, directory, dirs_exist_ok=True)
 
     @staticmethod

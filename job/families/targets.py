@@ -24,7 +24,7 @@ _MLP = re.compile(r"(^|\.)([a-z_]*mlp|feed_forward|ffn)\.")
 _CONNECTOR = re.compile(r"merger|connector|projector|modality_projection|resampler")
 _ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)$")
 _SERVED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Modules of language models that vLLM has under the same names."""
+"""The usual names of a language model's modules."""
 
 
 def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
