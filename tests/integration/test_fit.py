@@ -8,7 +8,14 @@ import pytest
 from job.cli import app
 from tests.jobs import job, read_json, sets, small_run
 
-DROPOUT = {"data.train.limit": 12, "train.max_steps": 3, "lora.lora_dropout": 0.1}
+SETTINGS = {
+    "data.train.limit": 12,
+    "train.per_device_train_batch_size": 2,
+    "train.gradient_accumulation_steps": 2,
+    "train.gradient_checkpointing": "true",
+    "train.max_steps": 3,
+    "lora.lora_dropout": 0.1,
+}
 
 
 def trained(output: Path) -> dict[str, str]:
@@ -18,7 +25,7 @@ def trained(output: Path) -> dict[str, str]:
 
 def test_a_trial_changes_nothing_in_what_is_trained(tmp_path: Path) -> None:
     for fit in ("on", "off"):
-        given = sets({**DROPOUT, "train.fit": fit})
+        given = sets({**SETTINGS, "train.fit": fit})
         app(
             ["train", *small_run(str(tmp_path / fit), *given, cache=tmp_path / "cache")[1:]],
             standalone_mode=False,
