@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import families, inputs, sizes
+from job import families, inputs, sizes, storage
 from job.engines.device import Accelerator, detect, resolve_dtype
 from job.errors import StorageError, UsageError
 from job.families.ernie45_vl import Ernie45VL
@@ -49,6 +49,7 @@ def make(order: Order) -> facts.Plan:
     or denied. What cannot be reached is left unknown.
     """
     spec = order.loaded.spec
+    uri = spec.model.model_name_or_path
     devices = _devices(order.accelerator, spec)
     pipeline = Pipeline(order.loaded, "plan")
     with retry.at_most(1):
@@ -74,7 +75,7 @@ def make(order: Order) -> facts.Plan:
         model=_model(skeleton, spec, measured),
         memory=memory,
         disk=facts.Disk(
-            download=measured.download,
+            download=0 if storage.is_local(uri) else measured.download,
             prepared=_prepared(data, taken),
             checkpoints=(spec.train.save_total_limit + 1) * measured.checkpoint,
             adapter=measured.adapter,
