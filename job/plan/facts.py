@@ -106,7 +106,7 @@ class Memory:
 @dataclass(frozen=True, kw_only=True)
 class Disk:
     download: int
-    """The checkpoint in the cache."""
+    """The checkpoint in the cache; 0 where it is on this machine."""
     prepared: int | None
     checkpoints: int
     """All that are kept at once at the output."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import families, inputs, sizes
+from job import families, inputs, sizes, storage
 from job.engines.device import Accelerator, detect, resolve_dtype
 from job.errors import StorageError, UsageError
 from job.families.base import RowSize
@@ -49,6 +49,7 @@ def make(order: Order) -> facts.Plan:
     or denied. What cannot be reached is left unknown.
     """
     spec = order.loaded.spec
+    uri = spec.model.model_name_or_path
     devices = _devices(order.accelerator, spec)
     pipeline = Pipeline(order.loaded, "plan")
     with retry.at_most(1):
@@ -75,7 +76,7 @@ def make(order: Order) -> facts.Plan:
         memory=memory,
         memory_unknown=None if memory else f"what a step of the family {kind.name} keeps",
         disk=facts.Disk(
-            download=measured.download,
+            download=0 if storage.is_local(uri) else measured.download,
             prepared=_prepared(data, taken),
             checkpoints=(spec.train.save_total_limit + 1) * measured.checkpoint,
             adapter=measured.adapter,

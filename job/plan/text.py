@@ -112,7 +112,8 @@ def _sample(data: Data) -> str:
 def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     model = plan.model
     yield "family", f"{model.family}, {model.parameters / 1e6:,.1f} M parameters"
-    yield "checkpoint", f"{model.uri} ({log.size(plan.disk.download)} to download)"
+    fetched = plan.disk.download
+    yield "checkpoint", model.uri + (f" ({log.size(fetched)} to download)" if fetched else "")
     for group in model.groups:
         yield f"lora: {group.name}", f"{group.tensors} tensors, {group.trainable:,} trainable"
         for pattern in group.patterns:

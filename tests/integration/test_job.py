@@ -326,4 +326,4 @@ def test_what_vllm_can_serve_is_said_before_training(
 
 def _said(done: Any) -> str:
     assert done.code == 0, done.err
-    return f"{done.out}{done.err}"
+    return " ".join(f"{done.out}{done.err}".split())  # whatever the width of lines
