@@ -1,5 +1,6 @@
 """The command line: what each command does is in its help, what it means in `docs/`."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -126,13 +127,52 @@ def infer(
     image: Annotated[Path | None, typer.Option(help="The picture to read.")] = None,
     question: Annotated[str | None, typer.Option(help="Instead of data.instruction.")] = None,
     weights: Annotated[str, typer.Option(help="base, adapter or merged.")] = "adapter",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample, this freely.")] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Sample tokens at least this likely, as a share of the likeliest."),
+    ] = None,
+    enable_thinking: Annotated[
+        bool | None, typer.Option(help="Let the model think before it answers.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Sample the same answer again.")] = None,
     set: Sets = None,
     output: OutputUri = None,
 ) -> None:
-    """Answer for one image or question with the base, the adapter or the merged weights."""
+    """Answer for an image or a question with the base, the adapter or the merged weights.
+
+    The answer is shown as it is written. What is not said is as eval.generation of the spec says,
+    which takes the likeliest tokens unless it samples.
+
+    [dim]Example:[/] python -m job infer specs/latex.yaml --image formula.png --temperature 1.5
+    --min-p 0.1 --max-new-tokens 128
+    """
     from job.infer import infer as answer
 
-    print(answer(_load(spec, set, output), image, question, weights))
+    samples = True if temperature is not None or min_p is not None else None
+    said = {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": samples,
+        "temperature": temperature,
+        "min_p": min_p,
+        "enable_thinking": enable_thinking,
+    }
+    chosen = [
+        f"eval.generation.{name}={json.dumps(value)}"
+        for name, value in said.items()
+        if value is not None
+    ]
+    loaded = _load(spec, [*(set or ()), *chosen], output)
+    answer(
+        loaded,
+        image,
+        question,
+        weights,
+        seed=seed,
+        write=lambda text: print(text, end="", flush=True),
+    )
+    print()
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """`job infer`: one question, one answer, from what a run left at its output."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,50 @@ from job.spec.load import LoadedSpec
 Weights = Literal["base", "adapter", "merged"]
 
 
-def infer(loaded: LoadedSpec, image: Path | None, question: str | None, weights: str) -> str:
+class Stream:
+    """What `generate` calls with each token, as a streamer of Transformers.
+
+    Theirs holds text back up to the next space, which a formula may not have at all.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], object]) -> None:
+        self._decode, self._write = decode, write
+        self._tokens: list[int] | None = None  # none before the prompt, which comes first
+        self._written = ""
+
+    def put(self, tokens: Any) -> None:
+        """Takes the prompt, of shape (1, T), then each new token, of shape (1,)."""
+        if self._tokens is None:
+            self._tokens = []
+            return
+        self._tokens += tokens.tolist()
+        self._show(self._text().removesuffix("\ufffd"))  # half a character may become a whole one
+
+    def end(self) -> None:
+        self._show(self._text())
+
+    def _text(self) -> str:
+        return self._decode(self._tokens or []).strip()
+
+    def _show(self, text: str) -> None:
+        self._write(text[len(self._written) :])
+        self._written = text
+
+
+def infer(
+    loaded: LoadedSpec,
+    image: Path | None,
+    question: str | None,
+    weights: str,
+    *,
+    seed: int | None,
+    write: Callable[[str], object],
+) -> str:
     """The model's answer to the question, or to the spec's instruction, about the image if any.
 
-    Raises InputError where the image or the weights are missing, DataError for an image that
-    cannot be read, and UsageError where nothing is asked.
+    `write` is given it piece by piece as it is made; `seed` decides what is sampled. Raises
+    InputError where the image or the weights are missing, DataError for an image that cannot be
+    read, and UsageError where nothing is asked.
     """
     if weights not in ("base", "adapter", "merged"):
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
@@ -31,14 +71,22 @@ def infer(loaded: LoadedSpec, image: Path | None, question: str | None, weights:
     row = _row(image, question or loaded.spec.data.instruction)
     pipeline = Pipeline(loaded, "infer")
     model, family = _model(pipeline, weights)
+    from transformers import set_seed
+
     from job.evaluation.generate import generate
 
+    if seed is not None:
+        set_seed(seed)
     generation = loaded.spec.eval.generation
     prompt = family.encode_prompt(
         row.id, row.messages, row.images, enable_thinking=generation.enable_thinking
     )
-    [tokens] = generate(model, family, [prompt], generation)
-    return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def decode(tokens: list[int]) -> str:
+        return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    [tokens] = generate(model, family, [prompt], generation, Stream(decode, write))
+    return decode(tokens).strip()
 
 
 def _row(path: Path | None, question: str) -> Row:

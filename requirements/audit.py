@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE.parent))
 from job.sbom import licence, normal  # noqa: E402
 
 CLEAN, FOUND, UNANSWERED = 0, 1, 3
+LONGEST = 300  # seconds that the service has for one set of pins
 _NAME, _VERSION = r"[a-z0-9][a-z0-9._-]*", r"[a-z0-9][a-z0-9.+!_-]*"
 _PIN = re.compile(f"(?P<name>{_NAME})={{2,3}}(?P<version>{_VERSION})")
 
@@ -113,11 +114,8 @@ def ask(locked: Iterable[Pin], policy: Mapping[str, Any], service: str | None) -
             command += ["--no-deps", "--disable-pip", "--progress-spinner", "off"]
             command += ["--format", "json", "--requirement", file.name]
             command += ["--osv-url", service] if service else []
-            done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
-        try:
-            answer = json.loads(done.stdout)["dependencies"]
-        except (ValueError, KeyError):  # it ends with a traceback, whose last line says why
-            reason = (done.stderr.strip() or "no output").splitlines()[-1]
+            answer, reason = _answer(command)
+        if answer is None:
             return Answer(found=tuple(found), unanswered=(f"the service gave no answer: {reason}",))
         for package in answer:
             if "skip_reason" in package:
@@ -129,6 +127,17 @@ def ask(locked: Iterable[Pin], policy: Mapping[str, Any], service: str | None) -
                         f"{package['name']} {package['version']}: {known['id']} (fixed in: {fixed})"
                     )
     return Answer(found=tuple(found), unanswered=tuple(unanswered))
+
+
+def _answer(command: Sequence[str]) -> tuple[list[dict[str, Any]] | None, str]:
+    """What pip-audit printed; or None and why."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)  # noqa: S603
+        return json.loads(done.stdout)["dependencies"], ""
+    except subprocess.TimeoutExpired:
+        return None, f"not within {LONGEST} seconds"
+    except (ValueError, KeyError):  # it ended with a traceback, whose last line says why
+        return None, (done.stderr.strip() or "no output").splitlines()[-1]
 
 
 def _batches(every: Sequence[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

@@ -18,6 +18,8 @@ SMALL = {
     "train.max_steps": 4,
     "train.save_steps": 2,
     "train.warmup_steps": 1,
+    "train.per_device_train_batch_size": 8,
+    "train.logging_steps": 1,
     "eval.max_samples": 6,
     "eval.generation.max_new_tokens": 8,
 }

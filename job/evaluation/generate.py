@@ -64,9 +64,16 @@ def answer_rows(
 
 
 def generate(
-    model: Any, family: Family, prompts: Sequence[Encoded], generation: GenerationSpec
+    model: Any,
+    family: Family,
+    prompts: Sequence[Encoded],
+    generation: GenerationSpec,
+    streamer: Any = None,
 ) -> list[list[int]]:
-    """The tokens that the model writes after each prompt, without the end token and padding."""
+    """The tokens that the model writes after each prompt, without the end token and padding.
+
+    A `streamer`, which Transformers calls with each token, takes one prompt only.
+    """
     import torch
 
     tokenizer = family.processor.tokenizer
@@ -80,6 +87,7 @@ def generate(
             max_new_tokens=generation.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(family.end_tokens),
+            streamer=streamer,
             **sampling,
         )
     start = batch["input_ids"].shape[1]

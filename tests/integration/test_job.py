@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
+from job.prep.formulas.render import render_latex
 from tests.jobs import job, read_json, sets, small_run, start, sums
 
 STAGES = ("prep", "baseline", "train", "eval", "export", "report")
@@ -226,7 +228,7 @@ def test_plan_names_steps_parameters_and_what_will_be_skipped(output: Path, cach
     done = job("plan", *arguments, "--set", "train.learning_rate=1e-3")
     assert done.code == 0, done.err
     assert "4 of 6 an epoch" in done.out
-    assert "201,216 (3.50%)" in done.out
+    assert "402,432 (7.00%)" in done.out
     lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
     assert "will be skipped" in lines["prep"]
     assert "will be skipped" in lines["baseline"]
@@ -237,16 +239,41 @@ def test_plan_names_steps_parameters_and_what_will_be_skipped(output: Path, cach
 def test_infer_answers_with_each_of_the_weights(
     output: Path, cache: Path, tmp_path: Path, weights: str
 ) -> None:
-    from job.prep import formulas
-    from job.spec.load import load_spec
-
-    spec = load_spec(Path("specs/latex.yaml").read_text(), "latex", environ={}).spec
-    image = tmp_path / "formula.png"
-    image.write_bytes(formulas.sample(spec.data.train.formulas, 7).png)
-    arguments = small_run(str(output), cache=cache)[1:]
-    done = job("infer", *arguments, "--image", str(image), "--weights", weights)
+    arguments = ["--image", drawn(tmp_path, "x^{2}+1"), "--weights", weights]
+    done = job("infer", *small_run(str(output), cache=cache)[1:], *arguments)
     assert done.code == 0, done.err
     assert done.out.strip()
+
+
+def test_infer_samples_as_its_options_say(output: Path, cache: Path, tmp_path: Path) -> None:
+    image = drawn(tmp_path, r"\frac{a}{b}=\alpha_{3}")
+    arguments = [*small_run(str(output), cache=cache)[1:], "--image", image, "--weights", "base"]
+    sampled = [*arguments, "--temperature", "8", "--min-p", "0.001", "--max-new-tokens", "24"]
+    first, again = (job("infer", *sampled, "--seed", "4") for _ in range(2))
+    assert first.code == 0, first.err
+    assert first.out == again.out
+    assert job("infer", *sampled, "--seed", "5").out != first.out
+    short = job("infer", *arguments, "--max-new-tokens", "3")
+    assert short.out == "\\frac{a\n"
+
+
+def test_infer_names_the_option_that_cannot_be(cache: Path, tmp_path: Path) -> None:
+    image = drawn(tmp_path, "x")
+    arguments = [*small_run(str(tmp_path), cache=cache)[1:], "--image", image]
+    done = job("infer", *arguments, "--temperature", "0")
+    assert done.code == 10
+    assert "eval.generation.temperature" in done.err
+
+
+def drawn(directory: Path, latex: str) -> str:
+    """The path of a picture of the formula, as the tiny base was trained to read them."""
+    picture = render_latex(latex)
+    assert picture is not None
+    canvas = Image.new("L", (224, 56), 255)
+    canvas.paste(picture, ((224 - picture.width) // 2, (56 - picture.height) // 2))
+    path = directory / "formula.png"
+    canvas.save(path)
+    return str(path)
 
 
 def test_a_full_fine_tuning_runs_the_same_chain(tmp_path: Path, cache: Path) -> None:

@@ -127,7 +127,8 @@ def test_a_second_job_on_an_output_stops_with_a_clear_error_and_harms_nothing(
     for line in first.stderr:
         if "prep: started" in line:
             break
-    before = storage.read_text(storage.join(output, "run.json"))
+    while '"stage": "prep"' not in (before := storage.read_text(storage.join(output, "run.json"))):
+        time.sleep(0.1)  # it is written right after that line
     second = job(*small_run(output, cache=tmp_path / "b"))
     assert second.code == 21, second.err
     assert f"{output}: another job is running (host " in second.err

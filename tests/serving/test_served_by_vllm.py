@@ -73,7 +73,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     engine = engines.create(
         spec.model, spec.lora, Accelerator(kind="cpu", name="test", memory_bytes=2**30)
     )
-    base = engine.initialise(family, 5)
+    base = engine.load(family)
     base_says = outputs(base, family, rows)
     merge = Merge(base, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
     family.save(

@@ -1,5 +1,6 @@
 """Every spec that ships is valid, names the schema, and is what its comments claim."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,22 @@ def test_latex_needs_no_network_and_trains_what_it_does_not_evaluate() -> None:
     assert spec.data.eval is not None
     uris = {spec.model.model_name_or_path, spec.data.train.uri, spec.data.eval.uri}
     assert uris == {"builtin://ernie-vl-tiny", "builtin://formulas"}
-    assert spec.model.init == "random"
+    assert spec.model.init == "pretrained"
     assert spec.data.train.formulas.seed != spec.data.eval.formulas.seed
-    assert spec.data.train.formulas.max_tokens == spec.data.eval.formulas.max_tokens
-    assert spec.train.max_steps <= 40
-    assert spec.eval.generation.max_new_tokens <= 48
+    assert spec.data.train.formulas == replace(
+        spec.data.eval.formulas, seed=spec.data.train.formulas.seed
+    )
+    assert spec.eval.max_samples >= 200
+
+
+def test_latex_asks_for_another_typeface_than_the_base_was_trained_on() -> None:
+    learned = _load("tiny-base").spec.data.train.formulas
+    asked = _load("latex").spec.data.train.formulas
+    assert asked.math_fontfamily != learned.math_fontfamily
+    assert asked.font_size != learned.font_size
+    assert (learned.noise, learned.rotation) == (0, 0)
+    assert asked.noise > 0
+    assert asked.rotation > 0
 
 
 def test_latex_writes_where_output_says() -> None:

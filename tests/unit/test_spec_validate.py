@@ -247,7 +247,11 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         ("train", "deepspeed", "remove it: a job runs on one device"),
         ("lora", "rank", "write r"),
         ("lora", "alpha", "write lora_alpha"),
-        ("runtime", "zzz", "remove it; known here: workdir, cache_dir, accelerator"),
+        (
+            "runtime",
+            "zzz",
+            "remove it; known here: workdir, cache_dir, accelerator, metrics_port, metrics_file",
+        ),
     ],
 )
 def test_an_unknown_key_leads_to_the_known_one(section: str, key: str, fix: str) -> None:

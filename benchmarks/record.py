@@ -1,0 +1,39 @@
+"""Where and with what something was measured, as every result of a benchmark says it."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(
+    name: str, module: str, device: str, measured: Mapping[str, Any], packages: Sequence[str]
+) -> None:
+    """Writes `results/NAME.json`: what was measured, then the command, versions and date."""
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"],  # noqa: S607
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=RESULTS,
+    ).stdout.strip()
+    record = {
+        "name": name,
+        "device": device,
+        **measured,
+        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in packages},
+        },
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "source_revision": revision,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
