@@ -1,8 +1,7 @@
 """The job, stage by stage: prep → baseline → train → eval → export → report, each made once.
 
-A stage whose marker at the output has its fingerprint is skipped. A fingerprint covers the code's
-version, the stage's part of the spec, and the digests of what it reads. Models are loaded when
-the first stage that runs needs one.
+A stage whose marker at the output has its fingerprint is skipped (`job.given`). Models are loaded
+when the first stage that runs needs one.
 """
 
 import functools
@@ -13,23 +12,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from job import __version__, families, inputs, log, provenance, sbom, signals, telemetry
 from job.errors import JobError, Stopped, told
 from job.evaluation import latex
+from job.given import Given, Stage
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
 from job.peers import Peers
-from job.prep import cache, find, pictures
+from job.prep import cache
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.spec.load import LoadedSpec, dump_resolved
 
 if TYPE_CHECKING:
     from job.train.checkpoints import CheckpointStore
     from job.train.trainer import TrainResult
-
-Stage = Literal["prep", "baseline", "train", "eval", "export", "report"]
 
 # The stages that each command needs, in order.
 COMMANDS: Mapping[str, tuple[Stage, ...]] = {
@@ -42,19 +40,6 @@ COMMANDS: Mapping[str, tuple[Stage, ...]] = {
 
 # Results are whole without it, so a defect in making it must not cost them.
 EXPENDABLE: tuple[Stage, ...] = ("report",)
-
-# What of the train section changes nothing in the trained weights.
-UNTRAINED_KEYS = (
-    "per_device_eval_batch_size",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "fit",
-    "dataloader_num_workers",
-    "report_to",
-    "logging_dir",
-    "resume_from_checkpoint",
-)
 
 
 def run(loaded: LoadedSpec, command: str = "run", peers: Peers | None = None) -> RunRecord:
@@ -94,6 +79,7 @@ class Pipeline:
         if peers is not None and peers.place.node:  # the folder may be one for all machines
             place += f"-node{peers.place.node}"
         self.output = Output(uri=self.spec.output.uri, workdir=workdir / place, run=self.record)
+        self.given = Given(self.spec, processes=1 if peers is None else peers.place.size)
 
     # --- the course of a run ---------------------------------------------------------------
 
@@ -113,9 +99,9 @@ class Pipeline:
         self.record.versions = provenance.versions()
         self.record.machine = provenance.machine()
         self.record.inputs = {
-            "model": {"uri": self.model_input.uri, "digest": self.model_input.digest},
+            "model": {"uri": self.given.model.uri, "digest": self.given.model.digest},
         }
-        for place, source in self.sources.items():
+        for place, source in self.given.sources.items():
             found = {"uri": source.uri, "digest": source.digest}
             self.record.inputs[place.removeprefix("$.data.")] = found
         log.info("run", name=self.spec.name, output=self.spec.output.uri)
@@ -190,7 +176,8 @@ class Pipeline:
         complete = [stage for stage in stages if stage in self.record.stages]
         # Without prep the fingerprint of a checkpoint is not known yet.
         training = "train" in stages and "train" not in complete and "prep" in complete
-        store = self._checkpoints(self._identity_of_checkpoints()) if training else None
+        identity = self.given.identity_of_checkpoints(self.record.stages) if training else None
+        store = self._checkpoints(identity) if identity else None
         error.tell_kept(kept(complete, store), same_command())
 
     def _store_failure(self, error: BaseException) -> None:
@@ -232,8 +219,8 @@ class Pipeline:
         else:
             data = prepare(
                 self.spec.data,
-                self.train_sources,
-                self.eval_source,
+                self.given.train_sources,
+                self.given.eval_source,
                 directory / "data",
                 seed=self.spec.train.seed,
                 label_key=latex.normalize,
@@ -253,7 +240,7 @@ class Pipeline:
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def _train(self, directory: Path) -> dict[str, Any]:
-        identity = self._identity_of_checkpoints()
+        identity = self.given.identity_of_checkpoints(self.record.stages)
         if self.peers is not None:
             # Fetched before the others look: on this machine they find it all there.
             self.models.base()
@@ -372,89 +359,11 @@ class Pipeline:
     # --- what stages are made from ---------------------------------------------------------
 
     def fingerprint(self, stage: Stage) -> str:
-        """The identity of the stage's result: equal fingerprints, equal results.
-
-        The report's is known once the stages before it are in the record.
-        """
-        spec, start = asdict(self.spec), self._start()
-        if stage == "prep":
-            digests = [[source.digest for source in self.sources.values()], self.pictures]
-            read = {k: v for k, v in spec["data"].items() if k != "num_proc"}
-            parts: list[Any] = [read, digests, self.spec.train.seed]
-        elif stage == "baseline":
-            parts = [self.fingerprint("prep"), start, spec["eval"]]
-        elif stage == "train":
-            parts = [*self._trained_parts(), self.spec.train.per_device_train_batch_size]
-            parts.append(self.spec.train.gradient_accumulation_steps)
-        elif stage == "eval":
-            parts = [self.fingerprint("train"), spec["eval"]]
-        elif stage == "report":
-            # It tells when stages were made and how long they took, so one made again counts.
-            told = [(made.fingerprint, made.started) for made in self.record.stages.values()]
-            parts = [told, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
-        else:
-            parts = [self.fingerprint("train"), spec["export"]]
-        return fingerprint(__version__, stage, parts)
-
-    def _start(self) -> list[Any]:
-        """What the model is before training."""
-        model = self.spec.model
-        start: list[Any] = [self.model_input.digest, model.init, model.family, model.dtype]
-        return [*start, self.spec.train.seed] if model.init == "random" else start
-
-    def _identity_of_checkpoints(self) -> str:
-        """A training may go on with its rows divided in another way: on fewer GPUs, say."""
-        return fingerprint(__version__, "checkpoints", self._trained_parts())
-
-    def _trained_parts(self) -> list[Any]:
-        """What a training goes by, however the rows of a step are divided."""
-        spec = asdict(self.spec)
-        divided = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        skipped = (*UNTRAINED_KEYS, *divided)
-        trained = {k: v for k, v in spec["train"].items() if k not in skipped}
-        trained["rows_a_step"] = self.rows_a_step
-        trained["sharded"] = self.spec.runtime.distributed == "fsdp2"
-        return [self.fingerprint("prep"), self._start(), spec["model"], spec["lora"], trained]
-
-    @property
-    def rows_a_step(self) -> int:
-        """The rows of one optimizer step, over all forward passes and processes."""
-        train = self.spec.train
-        passes = train.gradient_accumulation_steps * self.processes
-        return train.per_device_train_batch_size * passes
-
-    @property
-    def processes(self) -> int:
-        """How many train together."""
-        return 1 if self.peers is None else self.peers.place.size
+        return self.given.fingerprint(stage, self.record.stages)
 
     @property
     def cache_dir(self) -> Path:
         return Path(self.spec.runtime.cache_dir).expanduser()
-
-    @cached_property
-    def model_input(self) -> inputs.ModelInput:
-        return inputs.find_model(self.spec.model)
-
-    @cached_property
-    def sources(self) -> dict[str, find.StagedSource]:
-        """What `data` names, found, by its place in the spec."""
-        named = self.spec.data.sources()
-        return {place: find.stage_source(source, place) for place, source in named.items()}
-
-    @property
-    def train_sources(self) -> tuple[find.StagedSource, ...]:
-        return tuple(s for place, s in self.sources.items() if place != "$.data.eval")
-
-    @property
-    def eval_source(self) -> find.StagedSource | None:
-        return self.sources.get("$.data.eval")
-
-    @cached_property
-    def pictures(self) -> list[str]:
-        """Digests of the pictures that the sources' lists name."""
-        named = self.spec.data.sources()
-        return [pictures.digest(source, named[place]) for place, source in self.sources.items()]
 
     @cached_property
     def data(self) -> PreparedData:
@@ -487,8 +396,8 @@ class Pipeline:
 
     @cached_property
     def family(self) -> families.Family:
-        directory = inputs.fetch_model(self.model_input, self.cache_dir)
-        return self.bind(directory, self.model_input.uri)
+        directory = inputs.fetch_model(self.given.model, self.cache_dir)
+        return self.bind(directory, self.given.model.uri)
 
     @cached_property
     def models(self) -> Any:

@@ -124,25 +124,24 @@ def _devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
 
 def _family(pipeline: Pipeline) -> families.Family:
     """The family with its tokenizer, from the checkpoint's small files."""
-    directory = inputs.fetch_headers(pipeline.model_input, pipeline.cache_dir)
-    return pipeline.bind(directory, pipeline.model_input.uri)
+    directory = inputs.fetch_headers(pipeline.given.model, pipeline.cache_dir)
+    return pipeline.bind(directory, pipeline.given.model.uri)
 
 
 def _count(pipeline: Pipeline) -> tuple[list[int], int | None]:
     """Rows of each training source, and of the evaluation source where there is one."""
     places = pipeline.spec.data.sources()
-    rows = [sources.count(found, places[place]) for place, found in pipeline.sources.items()]
-    held_out = rows.pop() if pipeline.eval_source is not None else None
+    rows = [sources.count(found, places[place]) for place, found in pipeline.given.sources.items()]
+    held_out = rows.pop() if pipeline.given.eval_source is not None else None
     return rows, held_out
 
 
 def _samples(pipeline: Pipeline, family: families.Family) -> tuple[sample.Sample, ...]:
     """The first rows of each training source."""
     spec = pipeline.spec
-    places = list(spec.data.sources().items())[: len(spec.data.train)]
-    return tuple(
-        sample.take(pipeline.sources[place], given, place, family, spec) for place, given in places
-    )
+    named = list(spec.data.sources().items())[: len(spec.data.train)]
+    found = pipeline.given.sources
+    return tuple(sample.take(found[place], source, place, family, spec) for place, source in named)
 
 
 def _data(
@@ -188,7 +187,7 @@ def _data(
 
 
 def _steps(pipeline: Pipeline, data: facts.Data) -> facts.Steps:
-    train, a_step = pipeline.spec.train, pipeline.rows_a_step
+    train, a_step = pipeline.spec.train, pipeline.given.rows_a_step
     total: int | None = train.max_steps if train.max_steps > 0 else None
     an_epoch = math.ceil(data.train_rows / a_step) if data.train_rows is not None else None
     if total is None and an_epoch is not None:

@@ -113,7 +113,7 @@ def test_specs_are_valid_whole_and_in_parts(page: Path) -> None:
         "output": {"uri": "outputs/part"},
     }
     for code in blocks(page, "yaml"):
-        found = next(yaml.safe_load_all(code), {})  # nothing but a comment
+        found: Any = next(yaml.safe_load_all(code), {})  # nothing but a comment
         if "version" in found:
             load_spec(code, name_of(page), environ={})
         elif set(found) <= SECTIONS:

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     ("memory",),
     ("train", "evaluation", "export"),
-    ("outputs", "kept"),
+    ("outputs", "kept", "given"),
     ("pipeline",),
     ("follower",),
     ("plan", "infer", "doctor", "fetch", "ask", "manifests"),
