@@ -48,7 +48,7 @@ def test_a_trial_changes_nothing_in_what_is_trained(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_step_that_memory_does_not_hold_is_divided_until_it_does(tmp_path: Path) -> None:
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (2600 * 2**20, 2600 * 2**20))
+        resource.setrlimit(resource.RLIMIT_DATA, (3000 * 2**20, 3000 * 2**20))
 
     settings = {
         "train.per_device_train_batch_size": 600,
