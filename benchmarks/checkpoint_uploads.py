@@ -29,7 +29,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there to read it
 from job import storage  # noqa: E402
 from job.cli import app  # noqa: E402
 from job.train.uploads import BackgroundUploads  # noqa: E402
-from tests.jobs import sets  # noqa: E402
+from tests.jobs import FULL, sets  # noqa: E402
 from tests.s3 import S3Server  # noqa: E402
 
 STEPS, EVERY, SKIPPED, TURNS = 63, 10, 2, 3
@@ -45,7 +45,7 @@ def in_foreground(self: BackgroundUploads, step: int, store, *, urgent: bool = F
 def seconds_a_step(output: str, cache: str, every: int) -> tuple[float, float]:
     """The mean and the largest step time of a training, its first steps left out."""
     settings = {
-        "lora.method": "full",
+        **FULL,
         "data.train.limit": 400,
         "train.max_steps": STEPS,
         "train.save_steps": every,

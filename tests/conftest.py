@@ -8,12 +8,20 @@ from dataclasses import dataclass
 import hypothesis
 import pytest
 
+from job import log
 from tests import s3 as s3_server
 
 # The same examples at every run: only a change turns a test red. `make fuzz` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.register_profile("explore", print_blob=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_starts() -> Iterator[None]:
+    """Commands that a test runs in this process set how all of it speaks."""
+    yield
+    log.configure()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ SMALL = {
 }
 FORMULAS = {"data.train.limit": 48, "data.eval.limit": 6}
 
+# Of specs/latex.yaml, which sets keys of LoRA, a full fine-tuning.
+FULL = {"lora": "{method: full}"}
+
 
 def sets(settings: Mapping[str, object]) -> list[str]:
     """The command's arguments for the settings."""

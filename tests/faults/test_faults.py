@@ -223,7 +223,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("full", ["output", "cache"])
+@pytest.mark.parametrize("full", ["output", pytest.param("cache", marks=pytest.mark.slow)])
 def test_a_full_local_disk_is_exit_21_and_names_the_place(
     full: str, small_disk: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.jobs import job, read_json, small_run
+from tests.jobs import FULL, job, read_json, sets, small_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,7 +15,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_whole_job_runs_and_its_export_is_proven(tmp_path: Path, method: str) -> None:
-    more = ("--set", f"lora.method={method}", "--set", "train.max_steps=20")
+    more = sets({**(FULL if method == "full" else {}), "train.max_steps": 20})
     done = job(*small_run(str(tmp_path / "out"), *more, cache=tmp_path / "cache"))
     assert done.code == 0, done.err
     run = read_json(tmp_path / "out" / "run.json")

@@ -24,6 +24,7 @@ def trained(output: Path) -> dict[str, str]:
     return {f["path"]: f["sha256"] for f in files if f["path"].startswith("adapter/")}
 
 
+@pytest.mark.slow
 def test_a_trial_changes_nothing_in_what_is_trained(tmp_path: Path) -> None:
     for fit in ("on", "off"):
         given = sets({**SETTINGS, "train.fit": fit})

@@ -13,7 +13,7 @@ import torch
 
 from job.prep import formulas
 from job.spec.load import load_spec
-from tests.jobs import job, read_json, sets, small_run, start, sums
+from tests.jobs import FULL, job, read_json, sets, small_run, start, sums
 
 STAGES = ("prep", "baseline", "train", "eval", "export", "report")
 
@@ -144,7 +144,14 @@ def test_a_changed_learning_rate_makes_all_but_prep_and_baseline_again(
     assert after["data/train-00000.arrow"] == before["data/train-00000.arrow"]
 
 
-@pytest.mark.parametrize("damage", ["no marker", "missing file", "cut file"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("no marker", marks=pytest.mark.slow),
+        pytest.param("missing file", marks=pytest.mark.slow),
+        "cut file",
+    ],
+)
 def test_a_stage_that_is_not_whole_is_made_again(output: Path, cache: Path, damage: str) -> None:
     before = sums(output)
     if damage == "no marker":
@@ -160,6 +167,7 @@ def test_a_stage_that_is_not_whole_is_made_again(output: Path, cache: Path, dama
     assert sums(output).keys() == before.keys()
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_spec_give_the_same_weights(finished: Path, tmp_path: Path) -> None:
     done = job(*small_run(str(tmp_path / "again"), cache=tmp_path / "cache"))
     assert done.code == 0, done.err
@@ -282,7 +290,7 @@ def drawn(directory: Path) -> tuple[str, str]:
 
 
 def test_a_full_fine_tuning_runs_the_same_chain(tmp_path: Path, cache: Path) -> None:
-    done = job(*small_run(str(tmp_path), "--set", "lora.method=full", cache=cache))
+    done = job(*small_run(str(tmp_path), *sets(FULL), cache=cache))
     assert done.code == 0, done.err
     proof: dict[str, Any] = read_json(tmp_path / "merged" / "export.json")
     assert proof["trained_against_base"]["relative_rms"] > 1e-2

@@ -153,6 +153,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return output, said
 
 
+@pytest.mark.slow
 def test_a_step_in_several_forward_passes_is_the_step_at_once(alone: Path, tmp_path: Path) -> None:
     app(["train", *arguments(tmp_path / "out", 1, 4)[1:]], standalone_mode=False)
     same_training(tmp_path / "out", alone)
@@ -162,6 +163,7 @@ def test_two_processes_train_what_one_does(alone: Path, together: tuple[Path, st
     same_training(together[0], alone)
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_each_layer_train_what_one_does(
     alone: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_rank_0_alone_speaks_and_writes_a_whole_job(together: tuple[Path, str]) 
     assert run["throughput"]["rows_a_step"] == 4
 
 
+@pytest.mark.slow
 def test_a_resumed_training_of_two_is_bit_equal_and_one_process_may_go_on_with_it(
     together: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -230,7 +233,14 @@ def test_a_resumed_training_in_shares_is_bit_equal(tmp_path: Path) -> None:
         assert again[name].equal(tensor), name
 
 
-@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=["rank 0", "rank 1", "both"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param((0,), id="rank 0", marks=pytest.mark.slow),
+        pytest.param((1,), id="rank 1"),
+        pytest.param((0, 1), id="both", marks=pytest.mark.slow),
+    ],
+)
 def test_sigterm_to_any_process_stops_all_with_one_checkpoint(
     pair: Any, tmp_path: Path, asked: tuple[int, ...]
 ) -> None:
@@ -259,6 +269,7 @@ def test_a_process_that_dies_ends_the_other_with_its_name(pair: Any, tmp_path: P
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_rank_0_that_dies_ends_the_other(pair: Any, tmp_path: Path) -> None:
     given = arguments(tmp_path / "out", 1, 2, **LONG)
     both = pair(given, given)
@@ -291,6 +302,7 @@ def test_an_error_of_another_rank_is_told_by_rank_0(pair: Any, tmp_path: Path) -
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_processes_of_different_specs_do_not_train_together(pair: Any, tmp_path: Path) -> None:
     both = pair(
         arguments(tmp_path / "out", 1, 2),

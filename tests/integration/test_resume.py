@@ -8,7 +8,7 @@ import pytest
 
 from job.cli import app
 from job.train.checkpoints import MANIFEST
-from tests.jobs import read_json, small_run
+from tests.jobs import FULL, read_json, small_run
 
 # Three batches an epoch, steps logged in pairs, and dropout: what a resume can get wrong.
 SETTINGS = {
@@ -98,7 +98,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
 def test_a_resumed_full_fine_tuning_is_bit_equal_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    full = {"lora.method": "full", "lora.lora_dropout": None}
+    full = {**FULL, "lora.lora_dropout": None}
     train(tmp_path / "out", tmp_path / "cache", **full)
     output = interrupted(tmp_path, tmp_path / "again", 6)
     train(output, tmp_path / "cache", **full)

@@ -199,7 +199,8 @@ SERVING = """
 import sys
 from pathlib import Path
 from job.export import serving
-with serving.serve(Path("."), dtype="float16", log_file=Path(sys.argv[1])):
+from job.families.ernie45_vl import Ernie45VL
+with serving.serve(Path("."), Ernie45VL, dtype="float16", log_file=Path(sys.argv[1])):
     pass
 """
 

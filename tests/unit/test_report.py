@@ -124,7 +124,7 @@ def test_changed_settings_are_marked() -> None:
     marked = facts.settings(found.settings, found.changed, ("train", "lora"))
     changed = {setting.path for setting in marked if setting.changed}
     assert "train.learning_rate" in changed
-    assert "lora.r" not in changed
+    assert "lora.lora_dropout" not in changed
 
 
 # --- curves ------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_a_page_is_well_formed_and_the_same_each_time() -> None:
     assert links <= set(ids)
     assert all(image["alt"] for image in page.all("img"))
     assert all(cell.get("scope") for cell in page.all("th"))
-    for word in ("Character error rate", "Exact match, normalised", "Render match", "rank 8"):
+    for word in ("Character error rate", "Exact match, normalised", "Render match", "rank 16"):
         assert word in page.text
 
 

@@ -151,7 +151,7 @@ def test_a_batch_with_no_trained_token_is_an_error_that_names_its_rows(
 def test_the_label_proof_marks_exactly_the_answer(family: families.Family) -> None:
     proof = label_proof(family.encode(row("\\frac{a}{b}")), family)
     assert proof["marked"].endswith("</think>\n\n⟦\\frac{a}{b}<|end_of_sentence|>⟧")
-    assert "<|IMAGE_PLACEHOLDER|>×24<|IMAGE_END|>" in proof["marked"]
+    assert "<|IMAGE_PLACEHOLDER|>×16<|IMAGE_END|>" in proof["marked"]
     assert proof["trained_tokens"] == 8
 
 
