@@ -134,7 +134,8 @@ def train(
         device=accelerator.name,
     )
 
-    spec, fit_record = _fitted_to_memory(spec, engine, accelerator, family, model, dataset)
+    collator = Collator(family, padding_free=padding_free)
+    spec, fit_record = _fitted_to_memory(spec, engine, accelerator, collator, model, dataset)
     uploads = BackgroundUploads()
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell)
     callbacks: list[TrainerCallback] = [StopCallback()]
@@ -146,7 +147,6 @@ def train(
     resumed = _resume_point(spec.train, store, scratch)
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
     arguments = _arguments(spec, optim, engine, scratch, padding_free, first, shares)
-    collator = Collator(family, padding_free=padding_free)
     trainer = _trainer(engine, model, dataset, arguments, collator, spec.train, callbacks)
     started = time.monotonic()
     try:
@@ -224,7 +224,7 @@ def _fitted_to_memory(
     spec: JobSpec,
     engine: Engine,
     accelerator: Accelerator,
-    family: Family,
+    collate: Collator,
     model: Any,
     dataset: EncodedDataset,
 ) -> tuple[JobSpec, dict[str, Any] | None]:
@@ -237,7 +237,6 @@ def _fitted_to_memory(
     wanted = spec.train.fit == "on" or (spec.train.fit == "auto" and accelerator.kind != "cpu")
     if not wanted or spec.runtime.distributed == "fsdp2":  # which fits only once it is in shares
         return spec, None
-    collate = Collator(family, padding_free=spec.train.padding_free)
 
     def fits(division: fitting.Division) -> bool:
         def make() -> dict[str, Any]:

@@ -76,6 +76,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     BUILDERS[kind](place / "model")
     settings: dict[str, object] = {
         **SMALL,
+        "train.fit": "on",
         "train.learning_rate": 5e-3,
         "train.per_device_train_batch_size": 4,
         "train.gradient_checkpointing": "true",
