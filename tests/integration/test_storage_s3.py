@@ -339,7 +339,7 @@ def test_an_upload_that_a_signal_ends_is_aborted(
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
         with pytest.raises(errors.Stopped):
             storage.write_bytes(s3.uri("large"), bytes(60 * MIB))
     finally:

@@ -124,6 +124,11 @@ class Ernie45VL:
             use_safetensors=True,
             **kwargs,
         )
+        for parameter in model.parameters():
+            # Both sets of correction biases are stored as one tensor, and would be views of it:
+            # safetensors refuses to write those when all weights are trained.
+            if parameter.untyped_storage().nbytes() != parameter.nbytes:
+                parameter.data = parameter.data.clone()
         return self._with_packed_vision(model.eval())
 
     def initialise(
