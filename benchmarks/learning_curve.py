@@ -1,6 +1,6 @@
 """Draws the training loss of finished runs, a panel for each, for README and documents.
 
-python -m benchmarks.learning_curve docs/images/learning.svg outputs/latex [OUTPUT …]
+python -m benchmarks.learning_curve docs/images/learning.png outputs/latex [OUTPUT …]
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-LINE, FAINT, SMOOTHED = "#3b6fd4", "#9db7e8", 9
+LINE, FAINT = "#3b6fd4", "#9db7e8"
 
 
 def panel(axes: mpl.axes.Axes, output: Path) -> None:
@@ -18,7 +18,8 @@ def panel(axes: mpl.axes.Axes, output: Path) -> None:
     lines = (output / "train" / "history.jsonl").read_text().splitlines()
     entries = [entry for entry in map(json.loads, lines) if "loss" in entry]
     steps, losses = [e["step"] for e in entries], [e["loss"] for e in entries]
-    around = [losses[max(0, i - SMOOTHED // 2) : i + SMOOTHED // 2 + 1] for i in range(len(losses))]
+    reach = len(losses) // 100  # logged values are means over their steps already
+    around = [losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses))]
     axes.plot(steps, losses, color=FAINT, linewidth=0.8)
     axes.plot(steps, [sum(near) / len(near) for near in around], color=LINE, linewidth=1.8)
     run = json.loads((output / "run.json").read_text())
