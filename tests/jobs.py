@@ -78,10 +78,11 @@ def job(
     *arguments: str,
     environ: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
+    timeout: float = 300,
 ) -> Finished:
     """Runs `python -m job` to its end."""
     process = start(*arguments, environ=environ, before=before)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=timeout)
     return Finished(process.returncode, out, err)
 
 
