@@ -38,7 +38,7 @@ pytestmark = [
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
 ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 ATTENTION = "[q_proj, k_proj, v_proj, o_proj]"
-ROUNDING = 0.1  # of log-probabilities, by fp16 in all that is computed; 0.057 was seen
+ROUNDING = 0.05  # of log-probabilities, by fp16
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     engine = engines.create(
         spec.model, spec.lora, Accelerator(kind="cpu", name="test", memory_bytes=2**30)
     )
-    base = engine.load(family)
+    base = engine.initialise(family, 5)  # an adapter of noise makes trained weights overshoot
     base_says = outputs(base, family, rows)
     merge = Merge(base, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
     family.save(
