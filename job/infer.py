@@ -55,10 +55,10 @@ def infer(
     *,
     seed: int | None,
     write: Callable[[str], object],
-) -> str:
-    """The model's answer to the question, or to the spec's instruction, about the image if any.
+) -> None:
+    """Answers the question, or the spec's instruction, about the image if any.
 
-    `write` is given it piece by piece as it is made; `seed` decides what is sampled. Raises
+    `write` is given the answer piece by piece as it is made; `seed` decides what is sampled. Raises
     InputError where the image or the weights are missing, DataError for an image that cannot be
     read, and UsageError where nothing is asked.
     """
@@ -85,8 +85,7 @@ def infer(
     def decode(tokens: list[int]) -> str:
         return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    [tokens] = generate(model, family, [prompt], generation, Stream(decode, write))
-    return decode(tokens).strip()
+    generate(model, family, [prompt], generation, Stream(decode, write))
 
 
 def _row(path: Path | None, question: str) -> Row:
