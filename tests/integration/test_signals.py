@@ -147,7 +147,7 @@ def test_a_second_signal_ends_a_deferred_stop_at_once() -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert time.monotonic() - sent < 1
+    assert time.monotonic() - sent < BUSY
     assert "SIGTERM again: leaving at once" in said
 
 
