@@ -28,6 +28,8 @@ UNTRAINED_KEYS = (
     "resume_from_checkpoint",
     "fit",
 )
+# What of the data section changes nothing in the prepared rows.
+UNPREPARED_KEYS = ("num_proc", "shuffle_buffer_size")
 DIVIDING_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _EVAL = "$.data.eval"
 
@@ -75,7 +77,7 @@ class Given:
         spec = asdict(self._spec)
         if stage == "prep":
             digests = [[source.digest for source in self.sources.values()], self._pictures]
-            read = {k: v for k, v in spec["data"].items() if k != "num_proc"}
+            read = {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS}
             parts: list[Any] = [read, digests, self._spec.train.seed]
         elif stage == "baseline":
             parts = [self.fingerprint("prep", made), self._start, spec["eval"]]
@@ -101,6 +103,8 @@ class Given:
         skipped = (*UNTRAINED_KEYS, *DIVIDING_KEYS)
         trained = {k: v for k, v in spec["train"].items() if k not in skipped}
         trained["rows_a_step"] = self.rows_a_step
+        if self._spec.data.streaming:
+            trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
         trained["sharded"] = self._spec.runtime.distributed == "fsdp2"
         return [self.fingerprint("prep", made), self._start, spec["model"], spec["lora"], trained]
 

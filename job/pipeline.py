@@ -6,6 +6,7 @@ when the first stage that runs needs one.
 
 import functools
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from job.outputs import Output, utc_now
 from job.peers import Peers
 from job.prep import cache
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
+from job.prep.streaming import Pictures
 from job.spec.load import LoadedSpec, dump_resolved
 
 if TYPE_CHECKING:
@@ -328,6 +330,8 @@ class Pipeline:
                 after=self._lines("eval", "eval/predictions.jsonl"),
                 rows=self.data.rows("eval"),
                 rejects=self._lines("prep", "data/rejects.jsonl"),
+                statistics=self._figures("prep", "data/stats.json"),
+                lengths=self._figures("train", "train/lengths.json"),
             )
         )
         (directory / report.REPORT).write_text(page, encoding="utf-8")
@@ -340,6 +344,13 @@ class Pipeline:
         file = self.output.fetch_file(self.record.stages[stage], path)
         with file.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
+
+    def _figures(self, stage: Stage, path: str) -> dict[str, Any]:
+        """The JSON object that a finished stage left."""
+        found: dict[str, Any]
+        file = self.output.fetch_file(self.record.stages[stage], path)
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found
 
     def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
         from job.evaluation.evaluate import evaluate, write
@@ -375,7 +386,17 @@ class Pipeline:
             eval_rows=rows["eval"],
             rejected_rows=rows["rejected"],
             leaked_rows=rows["leaked"],
+            pictures=self._pictures(directory) if self.spec.data.streaming else None,
         )
+
+    def _pictures(self, directory: Path) -> Pictures:
+        place = self.output.workdir / "pictures"
+        identity = self.record.stages["prep"].fingerprint[:16]
+        for old in place.glob("*"):
+            if old.name != identity:
+                shutil.rmtree(old, ignore_errors=True)
+        sources = self.given.train_sources
+        return Pictures.of(self.spec.data, sources, directory, place / identity)
 
     def _checkpoints(self, identity: str) -> "CheckpointStore":
         from job.train.checkpoints import CheckpointStore

@@ -2,13 +2,16 @@
 
 import io
 import random
+from collections import Counter
 from typing import Any
 
 from job.evaluation.metrics import score
 from job.evaluation.report import Reported
 from job.manifest import StageRecord
 from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.statistics import Statistics
 from job.spec.load import load_spec
+from job.train.lengths import lengths
 from tests.jobs import ROOT
 
 METRICS = {
@@ -56,6 +59,15 @@ def asked(found: Reported, image: EncodedImage) -> list[Row]:
     ]
 
 
+def statistics() -> Statistics:
+    """Those of forty rows, one picture each."""
+    found = Statistics(rows=40, images=40, characters=500, longest=90, pixels=40 * 9000)
+    found.largest = 20_000
+    found.by_characters.update({4: 12, 8: 20, 16: 7, 64: 1})
+    found.by_pixels.update({4096: 10, 8192: 29, 16384: 1})
+    return found
+
+
 def results(predictions: list[dict[str, Any]] | None = None) -> Reported:
     """A whole run's results, without pictures."""
     text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
@@ -86,4 +98,6 @@ def results(predictions: list[dict[str, Any]] | None = None) -> Reported:
         after=after,
         rows=None,
         rejects=[{"id": "rows.jsonl:9", "reason": "the answer is empty"}],
+        statistics={"train": statistics().summary()},
+        lengths=lengths(Counter({60: 25, 64: 8, 131: 6, 4000: 1}), 512),
     )

@@ -6,7 +6,7 @@ from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
 from job.engines import group, sharding
-from job.families.base import COUNTED, host_keys
+from job.families.base import COUNTED, FAILED, host_keys
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,9 @@ class StepTrainer(Trainer):
         return model(**batch).loss * share
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> int:
+        for batch in batch_samples:
+            if FAILED in batch:
+                raise batch[FAILED]
         return group.total(sum(batch[COUNTED] for batch in batch_samples))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

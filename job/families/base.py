@@ -35,6 +35,7 @@ def host_keys(batch: Batch) -> tuple[str, ...]:
 
 
 COUNTED = "counted_tokens"
+FAILED = "failed"
 """In a training batch, beside what the model takes: how many supervised tokens count, a number."""
 
 

@@ -16,11 +16,12 @@ from job.plan import facts, sample, speed
 from job.plan.accelerators import ACCELERATORS
 from job.plan.fit import nearest_change
 from job.plan.patterns import patterns
-from job.prep import mixture, sources
+from job.prep import mixture, sources, work
+from job.prep.streaming import kept_shards
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.names import nearest
-from job.spec.types import JobSpec
+from job.spec.types import DataSpec, JobSpec
 from job.storage import retry
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def make(order: Order) -> facts.Plan:
         memory_unknown=None if memory else f"what a step of the family {kind.name} keeps",
         disk=facts.Disk(
             download=0 if storage.is_local(uri) else measured.download,
-            prepared=_prepared(data, taken),
+            prepared=_prepared(spec.data, data, taken),
             checkpoints=(spec.train.save_total_limit + 1) * measured.checkpoint,
             adapter=measured.adapter,
             merged=measured.merged,
@@ -275,13 +276,21 @@ def _memory(
     )
 
 
-def _prepared(data: facts.Data, taken: Sequence[sample.Sample] | None) -> int | None:
-    """Prepared rows hold the pictures as they came; of each source once, however it is mixed."""
+def _prepared(
+    spec: DataSpec, data: facts.Data, taken: Sequence[sample.Sample] | None
+) -> int | None:
+    """Prepared rows hold the pictures as they came; of each source once, however it is mixed.
+
+    Of those that are streamed only a part is there at a time.
+    """
     if taken is None or data.train_rows is None:
         return None
     each = [found.stored_bytes / max(1, found.read) for found in taken]
+    mean = sum(each) / len(each)
     stored = sum(n * (source.rows or 0) for n, source in zip(each, data.sources, strict=True))
-    return round(stored + (data.held_out_rows or 0) * sum(each) / len(each))
+    if spec.streaming:
+        stored = min(stored, kept_shards(spec, work.ROWS) * work.ROWS * mean)
+    return round(stored + (data.held_out_rows or 0) * mean)
 
 
 def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:

@@ -16,6 +16,7 @@ COMPARED = 200_000
 """Pictures compared by their looks at most, so that memory stays bounded."""
 _STEP = 8  # grey levels: less is noise of a scanner or of JPEG
 _BANDS = 8
+_AT_ONCE = 16_384  # pairs compared together
 
 
 def look(image: "Image") -> bytes:
@@ -40,6 +41,7 @@ def duplicates(directory: Path) -> dict[str, int]:
     every = np.concatenate([digests(directory, split, "whole") for split in splits])
     every.sort()  # in place: of a million rows it is the largest thing in memory
     exact = int((every[1:] == every[:-1]).sum())
+    del every
     looks = _looks(directory, splits)
     return {"exact_rows": exact, "near_images": near(looks), "near_compared": len(looks)}
 
@@ -58,9 +60,10 @@ def near(looks: "np.ndarray") -> int:
     for band in range(_BANDS):
         others = [words[:, (band + i) % _BANDS] for i in range(_BANDS)]
         order = np.lexsort(others[::-1])
-        left, right = order[:-1], order[1:]
-        distance = np.bitwise_count(looks[left] ^ looks[right]).sum(axis=1)
-        found[np.maximum(left, right)[distance <= NEAR_BITS]] = True
+        for start in range(0, len(order) - 1, _AT_ONCE):
+            left, right = order[:-1][start:][:_AT_ONCE], order[1:][start:][:_AT_ONCE]
+            distance = np.bitwise_count(looks[left] ^ looks[right]).sum(axis=1)
+            found[np.maximum(left, right)[distance <= NEAR_BITS]] = True
     return int(found.sum())
 
 

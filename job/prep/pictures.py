@@ -5,6 +5,7 @@ as much as prep, and dates change whenever data is copied. In a store it is its 
 counts: sizes, and versions where it tells them. Pictures by web URL do not count.
 """
 
+import hashlib
 from collections.abc import Iterator
 
 from job import storage
@@ -22,20 +23,22 @@ def digest(source: StagedSource, spec: SourceSpec) -> str:
     """One digest of all pictures that the records to be read name by a path."""
     if source.builtin or _holds_its_pictures(source, spec):
         return ""  # the source's own digest covers them
-    digests: dict[tuple[str, str], object] = {}
+    # Added up as the records come: a list of a million pictures would not fit into little memory.
+    # Where the lists lie is no part of it: the same data may be mounted elsewhere.
+    found = hashlib.sha256()
     folders: set[tuple[str, str]] = set()
     for record in sources.read(source, spec):
         for path in _paths(record.parsed(), spec):
             if storage.is_local(record.base):
-                digests[record.base, path] = _local(record.base, path)
+                found.update(f"{path}\0{_local(record.base, path)}\0".encode())
             else:
                 folders.add((record.base, path.rpartition("/")[0]))
     for base, folder in sorted(folders):
         if not base.startswith(("http://", "https://")):
-            listed = storage.list_files(storage.join(base, folder))
-            digests[base, folder] = [(file.path, file.size, file.version) for file in listed]
-    # Where the lists lie is no part of it: the same data may be mounted elsewhere.
-    return fingerprint(sorted((path, str(found)) for (_, path), found in digests.items()))
+            for file in storage.list_files(storage.join(base, folder)):
+                told = fingerprint(folder, file.path, file.size, file.version)
+                found.update(told.encode())
+    return found.hexdigest()
 
 
 def _holds_its_pictures(source: StagedSource, spec: SourceSpec) -> bool:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from job.prep.convert import find_columns
 from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
 from job.prep.mixture import Ingredient, mix
-from job.prep.records import Reject
+from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, shards
 from job.prep.statistics import Statistics
-from job.prep.work import Note, Task, available_workers, make
+from job.prep.streaming import CHUNKS, Pictures, StreamedRows
+from job.prep.work import SAMPLE, Note, Task, available_workers, make
 from job.spec.types import DataSpec, SourceSpec
 
 REJECTS, STATS = "rejects.jsonl", "stats.json"
@@ -39,9 +41,17 @@ class PreparedData:
     rejected_rows: int
     leaked_rows: int
     """Training rows removed because a held-out row shows or says the same."""
+    pictures: Pictures | None = None
+    """Where those of the rows to train come from, if prep does not keep them."""
 
-    def rows(self, split: Split) -> Rows:
-        return Rows(self.directory, split)
+    def rows(self, split: Split) -> Sequence[Row]:
+        if split == "train" and self.pictures is not None:
+            return StreamedRows(self.pictures)
+        return Rows.of(self.directory, split)
+
+    def measured_rows(self) -> Sequence[Row]:
+        """The rows to train with the sizes of their pictures, and perhaps not their bytes."""
+        return Rows.of(self.directory, "train")
 
 
 class TooManyBadRows(DataError):
@@ -88,17 +98,21 @@ def prepare(
     reasons: Counter[str] = Counter()
     shown: list[Reject] = []
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
-    with (work / REJECTS).open("w", encoding="utf-8") as lines:
+    with ExitStack() as files:
+        lines = files.enter_context((work / REJECTS).open("w", encoding="utf-8"))
+        chunks = files.enter_context((work / CHUNKS).open("w", encoding="utf-8"))
         for task, (source, source_spec) in zip(tasks, pairs, strict=True):
             for note in _notes(task, source, source_spec):
                 for split, kept in note.statistics.items():
                     statistics[split].merge(kept)
+                if note.chunk is not None:
+                    chunks.write(json.dumps(note.chunk.to_json()) + "\n")
                 for reject in note.rejects:
                     reasons[reject.reason.split(":")[0]] += 1
                     shown += [reject] if len(shown) < SHOWN_REJECTS else []
                     lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
     rejected = reasons.total()
-    _take(work, directory)
+    _take(work, directory, streamed=spec.streaming)
     leaked = drop_leaked(directory, remove=spec.leakage == "remove")
     mixed = mix(directory, spec) if len(train) > 1 else []
     kept_rows = statistics["train"].rows - leaked
@@ -113,7 +127,8 @@ def prepare(
     (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
     _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
     _tell(mixed)
-    contact_sheet(Rows(directory, "train"), directory / SHEET, seed)
+    contact_sheet(_whole_rows(directory, spec), directory / SHEET, seed)
+    (directory / SAMPLE).unlink(missing_ok=True)
     return PreparedData(
         directory=directory,
         train_rows=kept_rows,
@@ -131,6 +146,13 @@ def _notes(task: Task, source: StagedSource, source_spec: SourceSpec) -> Iterato
         for note in make(task, sources.read(source, source_spec), workers):
             bar.advance(note.records)
             yield note
+
+
+def _whole_rows(directory: Path, spec: DataSpec) -> Sequence[Row]:
+    """Rows to train with their pictures: all of them, or a sample."""
+    if spec.streaming:
+        return Rows([directory / SAMPLE])
+    return Rows.of(directory, "train")
 
 
 def _tell(mixed: list[Ingredient]) -> None:
@@ -167,7 +189,7 @@ def _workplace(directory: Path, identity: str) -> Path:
     return work
 
 
-def _take(work: Path, directory: Path) -> None:
+def _take(work: Path, directory: Path, *, streamed: bool) -> None:
     """Moves what is made into `directory`; a split without rows gets one empty shard."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -178,7 +200,8 @@ def _take(work: Path, directory: Path) -> None:
             shard.rename(directory / shard.name)
         if not shards(directory, split):
             ShardWriter(directory / f"{split}-00000.arrow").close()
-    (work / REJECTS).rename(directory / REJECTS)
+    for name in (REJECTS, *((CHUNKS, SAMPLE) if streamed else ())):
+        (work / name).rename(directory / name)
     shutil.rmtree(work)
 
 

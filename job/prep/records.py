@@ -6,7 +6,7 @@ says in the last turn.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -59,6 +59,10 @@ class Row:
     def answer(self) -> str:
         """What the last turn, the assistant's, says."""
         return self.messages[-1].text
+
+    def without_pictures(self) -> "Row":
+        """The row with the sizes of its images, and not their bytes."""
+        return replace(self, images=tuple(replace(image, data=b"") for image in self.images))
 
     def to_record(self) -> dict[str, object]:
         """The row as the columns of a prepared shard."""

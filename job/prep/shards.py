@@ -33,10 +33,12 @@ def schema() -> Any:
 class ShardWriter:
     """Writes one shard; it is there, whole, once `close` was called, and memory holds a batch."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, pictures: bool = True) -> None:
+        """Without `pictures` their sizes and digests are written, and not their bytes."""
         import pyarrow as pa
 
         self._path, self._partial = path, path.with_suffix(".partial")
+        self._pictures = pictures
         self._batch: list[dict[str, object]] = []
         self._bytes = self.rows = 0
         self._schema = schema()
@@ -45,6 +47,8 @@ class ShardWriter:
 
     def write(self, row: Row, keys: list[int], whole: int) -> None:
         looks = [image.look for image in row.images]
+        if not self._pictures:
+            row = row.without_pictures()
         self._batch.append({**row.to_record(), "keys": keys, "whole": whole, "looks": looks})
         self._bytes += sum(len(image.data) for image in row.images)
         self.rows += 1
@@ -93,20 +97,25 @@ def batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
 
 
 class Rows(Sequence[Row]):
-    """The rows of a split, read from the memory map when asked for."""
+    """The rows of shards, read from the memory map when asked for."""
 
-    def __init__(self, directory: Path, split: Split) -> None:
+    def __init__(self, found: Sequence[Path], order: Path | None = None) -> None:
         import datasets
 
-        found = shards(directory, split)
-        assert found, f"{directory} holds no shard of {split}"
         self._dataset = datasets.concatenate_datasets(
             [datasets.Dataset.from_file(str(shard)) for shard in found]
         ).select_columns(COLUMNS)
-        if (order := order_file(directory, split)).exists():
+        if order is not None:
             import numpy as np
 
             self._dataset = self._dataset.select(np.load(order))
+
+    @classmethod
+    def of(cls, directory: Path, split: Split) -> "Rows":
+        """The rows of a split, in its order."""
+        found, order = shards(directory, split), order_file(directory, split)
+        assert found, f"{directory} holds no shard of {split}"
+        return cls(found, order if order.exists() else None)
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -5,7 +5,7 @@ What is read here is still what the user wrote; `job.prep.messages` makes rows o
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -14,7 +14,7 @@ from job.errors import InputError
 from job.prep import formulas, readers
 from job.prep.find import StagedSource
 from job.prep.images import MAX_BYTES
-from job.prep.readers import Record
+from job.prep.readers import Place, Record
 from job.spec.types import SourceSpec
 
 _HEAD = 32
@@ -25,21 +25,52 @@ def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
     if source.builtin:
         assert spec.limit is not None, "the spec's validation asks for a limit"
         workers = max(1, (os.cpu_count() or 1))
-        for index, sample in enumerate(formulas.samples(spec.formulas, spec.limit, workers)):
-            values = {"image": sample.png, "text": sample.latex}
-            yield Record(id=f"formulas:{index}", values=values, base="")
+        for number, sample in enumerate(formulas.samples(spec.formulas, spec.limit, workers)):
+            yield _drawn(number, sample)
         return
     wanted = _chosen(source, spec)
-    number = 0
-    for file in source.files:
-        for record in readers.read(file):
-            if wanted is None or number in wanted:
-                if spec.image_folder is not None and record.text_path is None:
-                    record = replace(record, base=spec.image_folder.rstrip("/"))
-                yield record
+    for record in _from(source, spec, Place()):
+        assert record.place is not None, "its place is known"
+        if wanted is None and spec.limit is not None and record.place.number >= spec.limit:
+            return
+        if wanted is None or record.place.number in wanted:
+            yield record
+
+
+def read_again(
+    source: StagedSource, spec: SourceSpec, first: Place, numbers: Sequence[int]
+) -> Iterator[Record]:
+    """The records with these numbers, in rising order, that `read` gave before; `first` is the
+    place of the first."""
+    if source.builtin:
+        yield from (_drawn(n, formulas.sample(spec.formulas, n)) for n in numbers)
+        return
+    wanted = numbers if isinstance(numbers, range) else frozenset(numbers)
+    for record in _from(source, spec, first):
+        assert record.place is not None, "its place is known"
+        if record.place.number in wanted:
+            yield record
+        if record.place.number >= numbers[-1]:
+            return
+
+
+def _drawn(number: int, sample: formulas.FormulaSample) -> Record:
+    values = {"image": sample.png, "text": sample.latex}
+    return Record(id=f"formulas:{number}", values=values, base="", place=Place(number=number))
+
+
+def _from(source: StagedSource, spec: SourceSpec, start: Place) -> Iterator[Record]:
+    """Every record from `start` on, with its place."""
+    number, base = start.number, (spec.image_folder or "").rstrip("/")
+    for index, file in enumerate(source.files[start.file :], start.file):
+        skipped = start.in_file if index == start.file else 0
+        for in_file, record in enumerate(
+            readers.read(file, start if index == start.file else None), skipped
+        ):
+            place = Place(number=number, file=index, in_file=in_file, offset=record.offset)
+            moved = spec.image_folder is not None and record.text_path is None
+            yield replace(record, place=place, base=base if moved else record.base)
             number += 1
-            if wanted is None and spec.limit is not None and number >= spec.limit:
-                return
 
 
 def head(source: StagedSource) -> list[Record]:

@@ -10,26 +10,28 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from job import signals, storage
 from job.prep.columns import Columns
-from job.prep.convert import to_result
+from job.prep.convert import to_results
 from job.prep.leakage import LabelKey, keys_of, whole_of
 from job.prep.readers import Record
-from job.prep.records import Reject, Row
+from job.prep.records import Reject
 from job.prep.shards import ShardWriter, Split
 from job.prep.splits import held_out, split_key
 from job.prep.statistics import Statistics
+from job.prep.streaming import Chunk
 from job.spec.types import DataSpec
 
 ROWS, BYTES = 1024, 32 * 2**20
 """Where a chunk ends: the same rows end up in the same shard, whoever makes it."""
 MOST_WORKERS = 16
-_FETCHED_AHEAD = 8  # images asked for at once where they come over a network
+SAMPLE = "sample.arrow"
+"""A shard of whole rows to be looked at, where those to train are kept without pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class Note:
     records: int
     statistics: dict[Split, Statistics]
     rejects: list[Reject]
+    chunk: Chunk | None
+    """What its rows to train were made of, where their pictures are not kept."""
 
 
 def chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -85,7 +89,7 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
     At most two chunks a worker are in memory. A single chunk is made in this process.
     """
     running: deque[tuple[int, Future[None] | None]] = deque()
-    pool: ProcessPoolExecutor | None = None
+    processes: ProcessPoolExecutor | None = None
     waiting: tuple[int, list[Record]] | None = None
     try:
         for number, chunk in enumerate(chunks(records)):
@@ -96,13 +100,13 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
                 running.append((number, None))
             else:
                 if waiting is not None:
-                    pool = pool or _pool(workers)
-                    running.append((waiting[0], pool.submit(convert, task, *waiting)))
+                    processes = processes or pool(workers)
+                    running.append((waiting[0], processes.submit(convert, task, *waiting)))
                 waiting = (number, chunk)
             while len(running) > (2 * workers - 1 if workers > 1 else 0):
                 yield _done(task, *running.popleft())
         if waiting is not None:
-            future = pool.submit(convert, task, *waiting) if pool else None
+            future = processes.submit(convert, task, *waiting) if processes else None
             if future is None:
                 convert(task, *waiting)
             running.append((waiting[0], future))
@@ -113,8 +117,8 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
             child.kill()  # who is asked to stop has seconds
         raise
     finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        if processes is not None:
+            processes.shutdown(cancel_futures=True)
 
 
 def convert(task: Task, number: int, records: list[Record]) -> None:
@@ -122,7 +126,11 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
     writers: dict[Split, ShardWriter] = {}
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
     rejects = []
-    for result in _results(task, records):
+    sampled = task.spec.streaming and task.source == "train" and not task.part and number == 0
+    sample = ShardWriter(task.directory / SAMPLE) if sampled else None
+    if task.part is not None:
+        records = [replace(each, id=f"{task.label}/{each.id}") for each in records]
+    for result in to_results(records, task.columns, task.spec):
         if isinstance(result, Reject):
             rejects.append(result)
             continue
@@ -131,17 +139,29 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
         )
         split: Split = "eval" if apart else task.source
         if split not in writers:
-            writers[split] = ShardWriter(task.path(split, number, "arrow"))
-        writers[split].write(result, keys_of(result, task.label_key), whole_of(result))
+            writers[split] = _writer(task, split, number)
+        keys, whole = keys_of(result, task.label_key), whole_of(result)
+        writers[split].write(result, keys, whole)
         statistics[split].add(result)
-    for writer in writers.values():
+        if sample is not None and split == "train":
+            sample.write(result, keys, whole)
+    for writer in [*writers.values(), *([sample] if sample else [])]:
         writer.close()
+    chunk = None
+    if task.spec.streaming and "train" in writers:
+        chunk = Chunk.of(task.path("train", number, "arrow").name, task.part or 0, records)
     note = {
         "records": len(records),
+        "chunk": chunk.to_json() if chunk else None,
         "statistics": {split: kept.to_json() for split, kept in statistics.items()},
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
     storage.write_text(str(task.path(task.source, number, "json")), json.dumps(note))
+
+
+def _writer(task: Task, split: Split, number: int) -> ShardWriter:
+    pictures = split == "eval" or not task.spec.streaming
+    return ShardWriter(task.path(split, number, "arrow"), pictures=pictures)
 
 
 def available_workers(asked: int | None) -> int:
@@ -149,21 +169,6 @@ def available_workers(asked: int | None) -> int:
     if asked is not None:
         return asked
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-
-
-def _results(task: Task, records: list[Record]) -> Iterator[Row | Reject]:
-    def one(record: Record) -> Row | Reject:
-        if task.part is not None:
-            record = replace(record, id=f"{task.label}/{record.id}")
-        return to_result(record, task.columns, task.spec)
-
-    remote = any(record.base and not storage.is_local(record.base) for record in records)
-    if not remote and not task.spec.allow_image_urls:
-        yield from map(one, records)
-        return
-    with ThreadPoolExecutor(_FETCHED_AHEAD, thread_name_prefix="prep") as threads:
-        for start in range(0, len(records), 4 * _FETCHED_AHEAD):
-            yield from threads.map(one, records[start : start + 4 * _FETCHED_AHEAD])
 
 
 def _done(task: Task, number: int, future: Future[None] | None) -> Note:
@@ -175,10 +180,12 @@ def _done(task: Task, number: int, future: Future[None] | None) -> Note:
         records=note["records"],
         statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
         rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
+        chunk=Chunk.from_json(note["chunk"]) if note["chunk"] else None,
     )
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that end with this one."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
 

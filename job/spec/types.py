@@ -90,6 +90,9 @@ class DataSpec:
     max_bad_rows: int
     eval_fraction: float
     leakage: Literal["remove", "refuse"]
+    streaming: bool
+    shuffle_buffer_size: int
+    """Rows shuffled together where they are streamed."""
     num_proc: int | None
     """None takes the cores that the job may use."""
 

@@ -1,6 +1,7 @@
 """Rows as Trainer sees them: encoded when asked for, and cut or dropped to fit `max_length`."""
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from job import log
 from job.errors import DataError
-from job.families.base import COUNTED, IGNORED, Encoded, Family
+from job.families.base import COUNTED, FAILED, IGNORED, Encoded, Family
 from job.prep.records import Row
 from job.spec.types import DataSpec, TrainSpec
 from job.train.order import SPARE
@@ -29,6 +30,10 @@ class Fitted:
     dropped: int
     measured: Counter[int]
     """How many rows there are of each length in tokens, before any is cut."""
+
+    def starts(self, blocks: Sequence[int]) -> list[int]:
+        """Where blocks of all rows, by their first rows, begin among the rows kept."""
+        return [bisect_left(self.indices, first) for first in blocks]
 
 
 def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -> Fitted:
@@ -145,11 +150,15 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self._fitted.indices)
 
-    def __getitem__(self, index: int) -> "Encoded | Spare":
-        """The row of that number; for `SPARE` the first one, not to be counted."""
-        if index == SPARE:
-            return Spare(self.row(0))
-        return self.row(index)
+    def __getitem__(self, index: int) -> "Encoded | Spare | DataError":
+        """The row of that number; for `SPARE` the first one, not to be counted.
+
+        An error is a value: what a worker process raises arrives as another.
+        """
+        try:
+            return Spare(self.row(0)) if index == SPARE else self.row(index)
+        except DataError as error:
+            return error
 
     def row(self, index: int) -> Encoded:
         encoded = self._encode(self._rows[self._fitted.indices[index]])
@@ -167,13 +176,25 @@ class Spare:
 class Collator:
     """The family's collator, with the check that every batch trains something.
 
-    Adds `counted_tokens`, for the loss.
+    Adds `counted_tokens`, for the loss. A batch that cannot be made is its error, under `FAILED`.
     """
 
     def __init__(self, family: Family, *, padding_free: bool) -> None:
         self._collate = family.pack if padding_free else family.collate
 
-    def __call__(self, picked: "list[Encoded | Spare]") -> dict[str, Any]:
+    def __call__(self, picked: "list[Encoded | Spare | DataError]") -> dict[str, Any]:
+        found = []
+        for each in picked:
+            if isinstance(each, DataError):
+                return {FAILED: each}
+            found.append(each)
+        try:
+            return self.batch(found)
+        except DataError as error:
+            return {FAILED: error}
+
+    def batch(self, picked: "Sequence[Encoded | Spare]") -> dict[str, Any]:
+        """The batch of these rows. Raises DataError where none of them trains."""
         rows = [each.row if isinstance(each, Spare) else each for each in picked]
         # The first token is foretold by nothing.
         counted = sum(

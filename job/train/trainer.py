@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,16 +17,21 @@ from job.engines.device import Accelerator, resolve_optim
 from job.errors import OutOfMemoryError, Stopped
 from job.families.base import COUNTED, Family, to_device
 from job.prep.prepare import PreparedData
+from job.prep.records import Row
+from job.prep.streaming import StreamedRows
 from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
-from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
+from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
 from job.train.lengths import LENGTHS, lengths
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from job.train.ahead import Ahead
+    from job.train.order import SharedBatches
 
 ADAPTER, SERVED_ADAPTER, WEIGHTS, TRAIN = "adapter", "adapter-vllm", "weights", "train"
 LABEL_PROOF = "label_proof.json"
@@ -95,14 +100,15 @@ def train(
     first = group.rank() == 0
     optim = resolve_optim(spec.train, accelerator)
     rows = data.rows("train")
-    fitted = fit(rows, family, spec.data, spec.train)
+    fitted = fit(data.measured_rows(), family, spec.data, spec.train)
     encode = functools.partial(_encode, family=family, spec=spec)
     dataset = EncodedDataset(rows, fitted, encode)
     notes = directory / TRAIN
     measured = lengths(fitted.measured, spec.train.max_length)
     if first:
         notes.mkdir(parents=True, exist_ok=True)
-        _prove_labels(dataset, family, notes)
+        measured_only = EncodedDataset(data.measured_rows(), fitted, encode)
+        _prove_labels(measured_only, family, notes)
         publish(f"{TRAIN}/{LABEL_PROOF}")
         (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
         publish(f"{TRAIN}/{LENGTHS}")
@@ -147,7 +153,8 @@ def train(
     resumed = _resume_point(spec.train, store, scratch)
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
     arguments = _arguments(spec, optim, engine, scratch, padding_free, first, shares)
-    trainer = _trainer(engine, model, dataset, arguments, collator, spec.train, callbacks)
+    batches = _batches(spec, rows, fitted)
+    trainer = _trainer(engine, model, dataset, arguments, collator, batches, callbacks)
     started = time.monotonic()
     try:
         with signals.deferred(), trackers if first else nullcontext(), uploads:
@@ -241,7 +248,7 @@ def _fitted_to_memory(
     def fits(division: fitting.Division) -> bool:
         def make() -> dict[str, Any]:
             rows = fitting.largest(dataset.lengths, division.per_device_train_batch_size)
-            batch = collate([dataset.row(row) for row in rows])
+            batch = collate.batch([dataset.row(row) for row in rows])
             del batch[COUNTED]
             return to_device(batch, engine.device)
 
@@ -329,30 +336,43 @@ def _arguments(
     )
 
 
+def _batches(spec: JobSpec, rows: Sequence[Row], fitted: Fitted) -> "SharedBatches | Ahead":
+    """This process's batches of an epoch, in an order that suits how the rows are kept."""
+    from job.engines import group
+    from job.train.ahead import Ahead
+    from job.train.order import SharedBatches, Windows, shuffled
+
+    count, buffer = len(fitted.indices), spec.data.shuffle_buffer_size
+    streamed = rows if isinstance(rows, StreamedRows) else None
+    batches = SharedBatches(
+        Windows(count, fitted.starts(streamed.blocks()), buffer, seed=spec.train.seed)
+        if streamed
+        else shuffled(count, spec.train.seed),
+        spec.train.per_device_train_batch_size,
+        process=group.rank(),
+        processes=group.size(),
+    )
+    if streamed is None or not group.leads_machine():
+        return batches
+    return Ahead(batches, streamed, fitted.indices, buffer // group.size())
+
+
 def _trainer(
     engine: Engine,
     model: Any,
     dataset: EncodedDataset,
     arguments: "TrainingArguments",
     collator: Collator,
-    spec: TrainSpec,
+    batches: "SharedBatches | Ahead",
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
     from transformers.integrations import KubeflowCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from job.engines import group
-    from job.train.order import SharedBatches
     from job.train.resumable import resumable
 
     trainer = resumable(engine.trainer_class())(
-        batches=SharedBatches(
-            len(dataset),
-            spec.per_device_train_batch_size,
-            seed=spec.seed,
-            process=group.rank(),
-            processes=group.size(),
-        ),
+        batches=batches,
         model=model,
         args=arguments,
         train_dataset=dataset,

@@ -4,14 +4,14 @@ from itertools import chain
 
 import pytest
 
-from job.train.order import SPARE, SharedBatches
+from job.train.order import SPARE, SharedBatches, Windows, shuffled
 
 
 def steps(rows: int, width: int, passes: int, processes: int, epoch: int = 0) -> list[list[int]]:
     """The rows of each optimizer step, over all forward passes and processes."""
     shares = []
     for process in range(processes):
-        batches = SharedBatches(rows, width, seed=3, process=process, processes=processes)
+        batches = SharedBatches(shuffled(rows, 3), width, process=process, processes=processes)
         batches.sampler.set_epoch(epoch)
         shares.append(list(batches))
         assert len(shares[-1]) == len(batches)
@@ -36,8 +36,46 @@ def test_each_epoch_has_another_order() -> None:
 
 def test_processes_have_equally_many_batches_and_those_without_rows_keep_step() -> None:
     first, second = (
-        list(SharedBatches(5, 2, seed=3, process=process, processes=2)) for process in range(2)
+        list(SharedBatches(shuffled(5, 3), 2, process=process, processes=2)) for process in range(2)
     )
     assert [len(batch) for batch in first] == [2, 1]
     assert len(second[0]) == 2
     assert second[1] == [SPARE]
+
+
+def test_windows_give_every_row_once_and_shuffle_it_among_its_neighbours() -> None:
+    starts, buffer = range(0, 1000, 50), 200
+    windows = Windows(1000, starts, buffer, seed=3)
+    order = list(windows)
+    assert sorted(order) == list(range(1000))
+    assert len(windows) == 1000
+    assert list(windows) == order
+    for first in range(0, 1000, buffer):
+        window = order[first : first + buffer]
+        assert len({row // 50 for row in window}) == buffer // 50
+        assert window != sorted(window)
+    windows.set_epoch(1)
+    assert list(windows) != order
+
+
+@pytest.mark.parametrize("starts", [[0], [0, 0, 3], [3, 9, 12], [0, 1, 2, 11], [4, 4, 8]])
+def test_blocks_may_be_of_any_size_or_empty(starts: list[int]) -> None:
+    assert sorted(Windows(12, starts, 1, seed=0)) == list(range(12))
+
+
+def test_a_buffer_of_all_rows_shuffles_all_of_them_together() -> None:
+    order = list(Windows(1000, range(0, 1000, 50), 1000, seed=3))
+    assert len({row // 50 for row in order[:50]}) > 10
+
+
+def test_the_steps_of_windows_are_divided_as_any_order_is() -> None:
+    def of(width: int, processes: int) -> list[list[list[int]]]:
+        return [
+            list(SharedBatches(Windows(60, [0, 20, 40], 20, seed=1), width, process=process,
+                               processes=processes))
+            for process in range(processes)
+        ]  # fmt: skip
+
+    first, second = of(3, 2)
+    [alone] = of(6, 1)
+    assert [[*a, *b] for a, b in zip(first, second, strict=True)] == alone

@@ -12,6 +12,7 @@ import pytest
 from job.evaluation.report import LARGEST, Reported, facts, make
 from job.evaluation.report.charts import charts, number, smooth, thin
 from job.evaluation.report.rows import Album, choose
+from job.evaluation.report.spread import histograms
 from job.evaluation.report.text import LONGEST, LONGEST_UNLIKE, difference, visible
 from tests.reports import HOSTILE, METRICS, asked, png, prediction, results
 
@@ -237,6 +238,21 @@ def test_a_page_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     html = make(replace(results(), inputs=inputs))
     assert "word&gt;123" not in html
     assert "${DATA_TOKEN}" in html
+
+
+def test_how_rows_spread_is_drawn_from_the_figures_of_prep_and_training() -> None:
+    page = make(results())
+    for title in ("Tokens a row", "Characters of an answer", "Pixels of a picture"):
+        assert page.count(title) == 1
+    assert "1 of 40 rows (2.50%) are longer than train.max_length, 512" in page
+    tokens, letters, _ = histograms(results().statistics, results().lengths)
+    assert [(bar.name, bar.count) for bar in tokens.bars] == [
+        ("32 – 63", 25), ("64 – 127", 8), ("128 – 255", 6), ("256 – 511", 0),
+        ("512 – 1,023", 0), ("1,024 – 2,047", 0), ("2,048 – 4,095", 1),
+    ]  # fmt: skip
+    assert [bar.share for bar in letters.bars] == [0.6, 1.0, 0.35, 0, 0.05]
+    assert histograms(None, None) == ()
+    assert histograms({"train": {"image_pixels": {"histogram": {}}}}, None) == ()
 
 
 def test_without_a_baseline_the_page_says_so_and_compares_nothing() -> None:

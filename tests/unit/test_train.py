@@ -145,7 +145,7 @@ def test_a_batch_with_no_trained_token_is_an_error_that_names_its_rows(
     encoded = family.encode(row("x"))
     mute = replace(encoded, labels=(IGNORED,) * len(encoded.labels))
     with pytest.raises(DataError, match=r"rows\.jsonl:1: a batch has no trained token"):
-        Collator(family, padding_free=False)([mute])
+        Collator(family, padding_free=False).batch([mute])
 
 
 def test_the_label_proof_marks_exactly_the_answer(family: families.Family) -> None:

@@ -14,6 +14,7 @@ from job import log, redaction
 from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
 from job.evaluation.report.rows import Album, Prediction, choose, samples
+from job.evaluation.report.spread import histograms
 from job.evaluation.report.text import visible
 from job.manifest import StageRecord
 from job.prep.records import Row
@@ -48,6 +49,10 @@ class Reported:
     rows: Sequence[Row] | None
     """The held-out rows in the predictions' order, for their pictures."""
     rejects: Sequence[Mapping[str, str]]
+    statistics: Mapping[str, Any] | None = None
+    """Prep's, of all rows."""
+    lengths: Mapping[str, Any] | None = None
+    """In tokens, as training measured them."""
 
 
 def make(results: Reported) -> str:
@@ -83,6 +88,7 @@ def _page(results: Reported, count: int, worst: int, pictures: int) -> str:
         times=facts.times(stages),
         settings=facts.settings(results.settings, results.changed, _SECTIONS),
         rejects=results.rejects[:_REJECTS],
+        histograms=histograms(results.statistics, results.lengths),
         pictures_left_out=album.refused,
         **shown,
     )  # fmt: skip

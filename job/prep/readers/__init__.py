@@ -1,28 +1,38 @@
 """Readers of source files, one module for each kind: each gives records, one by one."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 from job.prep.find import SourceFile
 from job.prep.readers import tables, tars, texts
-from job.prep.readers.record import Record
+from job.prep.readers.record import Place, Record
 
-__all__ = ["Record", "count", "read"]
+__all__ = ["Place", "Record", "count", "read"]
 
 
-def read(file: SourceFile) -> Iterator[Record]:
-    """The file's records in order; memory stays at a few of them.
+def read(file: SourceFile, start: Place | None = None) -> Iterator[Record]:
+    """The file's records in order, from `start` on; memory stays at a few of them.
 
-    Raises DataError where the file as a whole is not what its format says.
+    Read from a start, ids may count from there. Raises DataError where the file as a whole is not
+    what its format says.
     """
+    start = start or Place()
     match file.format:
         case "jsonl":
-            return texts.jsonl(file)
+            return texts.jsonl(file, start.offset or 0)
+        case "parquet":
+            return tables.parquet(file, start.in_file)
+        case "webdataset" if start.offset:
+            return tars.webdataset(file, start.offset)
+    return islice(_every(file), start.in_file, None)
+
+
+def _every(file: SourceFile) -> Iterator[Record]:
+    match file.format:
         case "json":
             return texts.json_items(file)
         case "csv" | "tsv":
             return texts.delimited(file)
-        case "parquet":
-            return tables.parquet(file)
         case "arrow":
             return tables.arrow(file)
         case "webdataset":

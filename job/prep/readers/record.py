@@ -2,10 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_LINE = 64 * 2**20
 """Bytes of the longest line, item or archive member that is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a record begins in its source, to read on from there."""
+
+    number: int = 0
+    """Of the record in the source."""
+    file: int = 0
+    """Number of the source's file that holds it."""
+    in_file: int = 0
+    """Records of that file before it."""
+    offset: int | None = None
+    """Bytes of that file before it; None where the format cannot be entered there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +37,10 @@ class Record:
     """Why nothing can be read."""
     text_path: str | None = None
     """A file, in `base`, that holds the column `text`."""
+    offset: int | None = None
+    """Bytes of its file before it, where a reader can begin there."""
+    place: Place | None = None
+    """Where it is in its source, once that is read as a whole."""
 
     @property
     def size(self) -> int:
@@ -42,8 +60,8 @@ class Record:
             if b"\\u" in self.line:  # half of a surrogate pair is JSON, and no text
                 json.dumps(values, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
-            return Record(id=self.id, base=self.base, problem=f"unreadable line: {error}")
-        return Record(id=self.id, base=self.base, values=values)
+            return replace(self, line=None, problem=f"unreadable line: {error}")
+        return replace(self, line=None, values=values)
 
 
 def size_of(value: object) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from job import storage
@@ -12,10 +13,17 @@ from job.prep.readers.record import Record
 _ROWS = 64  # converted together: pictures may lie in them
 
 
-def parquet(file: SourceFile) -> Iterator[Record]:
+def parquet(file: SourceFile, skipped: int = 0) -> Iterator[Record]:
+    """The rows after the first `skipped`; row groups that hold none of them are not read."""
     with _readable(file):
         table = _parquet(file)
-        yield from _records(file, table.iter_batches(batch_size=_ROWS))
+        group = first = 0
+        while group < table.num_row_groups and first + _rows_in(table, group) <= skipped:
+            first += _rows_in(table, group)
+            group += 1
+        groups = range(group, table.num_row_groups)
+        batches = table.iter_batches(batch_size=_ROWS, row_groups=groups)
+        yield from islice(_records(file, batches, first), skipped - first, None)
 
 
 def parquet_rows(file: SourceFile) -> int:
@@ -42,13 +50,18 @@ def arrow(file: SourceFile) -> Iterator[Record]:
             yield from _records(file, batches)
 
 
-def _records(file: SourceFile, batches: Iterator[Any]) -> Iterator[Record]:
-    base, number = storage.parent(file.uri), 0
+def _records(file: SourceFile, batches: Iterator[Any], number: int = 0) -> Iterator[Record]:
+    """The batches' rows; `number` is that of the first."""
+    base = storage.parent(file.uri)
     for batch in batches:
         for start in range(0, len(batch), _ROWS):
             for values in batch.slice(start, _ROWS).to_pylist():
                 yield Record(id=f"{file.name}:{number}", base=base, values=values)
                 number += 1
+
+
+def _rows_in(table: Any, group: int) -> int:
+    return int(table.metadata.row_group(group).num_rows)
 
 
 def _parquet(file: SourceFile) -> Any:

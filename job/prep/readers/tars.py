@@ -7,6 +7,7 @@ Links, devices, sparse and oversized members are refused by their headers.
 import json
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 from job import storage
@@ -29,22 +30,27 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(archive)  # type: ignore[misc]
 
 
-def webdataset(file: SourceFile) -> Iterator[Record]:
-    """The archive's rows. Raises DataError where it is damaged."""
-    key, values, problem = None, dict[str, object](), None
+def webdataset(file: SourceFile, offset: int = 0) -> Iterator[Record]:
+    """The archive's rows. Raises DataError where it is damaged.
+
+    `offset` is where a row's first member begins; only plain archives tell it.
+    """
+    key, values, problem, begins = None, dict[str, object](), None, 0
     try:
-        with (
-            storage.open_read(file.uri) as stream,
-            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as archive,
-        ):
+        with ExitStack() as stack:
+            stream = stack.enter_context(storage.open_read(file.uri))
+            plain = stream.read(tarfile.BLOCKSIZE)[257:262] == b"ustar"  # else it is compressed
+            stream.seek(offset)
+            archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member))
             for member in archive:
                 if member.isdir():
                     continue
                 folder, _, name = member.name.rpartition("/")
                 stem, _, ending = name.partition(".")
-                if key is not None and key != (folder, stem):
-                    yield _record(file, key, values, problem)
-                    values, problem = {}, None
+                if key != (folder, stem):
+                    if key is not None:
+                        yield _record(file, key, values, problem, begins if plain else None)
+                    values, problem, begins = {}, None, offset + member.offset
                 key = (folder, stem)
                 reason = refused(member)
                 if reason:
@@ -55,7 +61,7 @@ def webdataset(file: SourceFile) -> Iterator[Record]:
                     values[ending.lower()] = content.read()
                 archive.members = []  # type: ignore[attr-defined]  # it would keep every header
             if key is not None:
-                yield _record(file, key, values, problem)
+                yield _record(file, key, values, problem, begins if plain else None)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
             file.name,
@@ -78,7 +84,11 @@ def refused(member: tarfile.TarInfo) -> str | None:
 
 
 def _record(
-    file: SourceFile, key: tuple[str, str], parts: dict[str, object], problem: str | None
+    file: SourceFile,
+    key: tuple[str, str],
+    parts: dict[str, object],
+    problem: str | None,
+    offset: int | None,
 ) -> Record:
     row_id, values = f"{file.name}:{'/'.join(filter(None, key))}", dict[str, object]()
     try:
@@ -96,5 +106,5 @@ def _record(
     except (ValueError, RecursionError) as error:
         problem = problem or f"member .{ending} cannot be read: {error}"
     if problem:
-        return Record(id=row_id, base="", problem=problem)
-    return Record(id=row_id, base="", values=values)
+        return Record(id=row_id, base="", problem=problem, offset=offset)
+    return Record(id=row_id, base="", values=values, offset=offset)

@@ -24,20 +24,29 @@ def open_text(file: SourceFile) -> BinaryIO:
     return stream
 
 
-def jsonl(file: SourceFile) -> Iterator[Record]:
-    """One record a line, parsed later; a line too long is skipped without being held."""
+def jsonl(file: SourceFile, offset: int = 0) -> Iterator[Record]:
+    """One record a line, parsed later; a line too long is skipped without being held.
+
+    `offset` is where a line begins, in the bytes of the unpacked file.
+    """
     base = storage.parent(file.uri)
     number = 0
     with open_text(file) as stream:
+        if offset:
+            _guarded(file, stream.seek, offset)
         while line := _guarded(file, stream.readline, MAX_LINE + 1):
             number += 1
+            row_id, begins = f"{file.name}:{number}", offset
+            offset += len(line)
             if len(line) > MAX_LINE and not line.endswith(b"\n"):
-                while (rest := stream.readline(_PIECE)) and not rest.endswith(b"\n"):
-                    pass
+                while rest := stream.readline(_PIECE):
+                    offset += len(rest)
+                    if rest.endswith(b"\n"):
+                        break
                 problem = f"unreadable line: it has more than {MAX_LINE} bytes"
-                yield Record(id=f"{file.name}:{number}", base=base, problem=problem)
+                yield Record(id=row_id, base=base, problem=problem, offset=begins)
             elif line.strip():
-                yield Record(id=f"{file.name}:{number}", base=base, line=line)
+                yield Record(id=row_id, base=base, line=line, offset=begins)
 
 
 def json_items(file: SourceFile) -> Iterator[Record]:

@@ -115,6 +115,16 @@ def _weights_mix_sources(at: View) -> Iterator[Finding]:
         )
 
 
+def _buffers_are_for_streams(at: View) -> Iterator[Finding]:
+    size = at("data.shuffle_buffer_size")
+    if not at("data.streaming") and size != keys.default("data.shuffle_buffer_size"):
+        yield find(
+            "data.shuffle_buffer_size",
+            "is read only where rows are streamed; else all of them are shuffled together",
+            "set data.streaming: true, or remove the line",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     _something_is_evaluated,
     _pixels_have_a_range,
@@ -123,4 +133,5 @@ RULES: tuple[Rule, ...] = (
     _evaluation_is_unseen,
     _columns_say_one_thing,
     _weights_mix_sources,
+    _buffers_are_for_streams,
 )
