@@ -4,7 +4,7 @@ Full fine-tuning of the tiny model on one core, with a checkpoint of 66 MiB ever
 server on loopback. The other cores are left to the uploads and the server, as beside a GPU. Run
 from the repository:
 
-    python benchmarks/checkpoint_uploads.py
+    python -m benchmarks.checkpoint_uploads
 
 writes benchmarks/results/checkpoint-uploads.json.
 """
@@ -14,23 +14,16 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from importlib.metadata import version
-from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there to read it
 
-from job import storage  # noqa: E402
-from job.cli import app  # noqa: E402
-from job.train.uploads import BackgroundUploads  # noqa: E402
-from tests.jobs import FULL, sets  # noqa: E402
-from tests.s3 import S3Server  # noqa: E402
+from benchmarks import record
+from job import storage
+from job.cli import app
+from job.train.uploads import BackgroundUploads
+from tests.jobs import FULL, ROOT, sets
+from tests.s3 import S3Server
 
 STEPS, EVERY, SKIPPED, TURNS = 63, 10, 2, 3
 in_background = BackgroundUploads.submit
@@ -78,16 +71,7 @@ def main() -> None:
                 output = f"s3://benchmark/{name}-{turn}"
                 found[name].append(seconds_a_step(output, f"{place}/{name}-{turn}", every))
     steps = {name: [mean for mean, _ in runs] for name, runs in found.items()}
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
     result = {
-        "name": "checkpoint-uploads",
-        "device": f"{platform.machine()} CPU, one of {os.cpu_count()} cores; store on the others",
         "seconds_per_step": {name: spread(means) for name, means in steps.items()},
         "longest_step_seconds": {
             name: spread([longest for _, longest in runs]) for name, runs in found.items()
@@ -102,13 +86,14 @@ def main() -> None:
         "steps_between_checkpoints": EVERY,
         "runs_each": TURNS,
         "load_average_before": round(load, 2),
-        "command": "python benchmarks/checkpoint_uploads.py",
-        "versions": {name: version(name) for name in ("torch", "transformers", "s3fs")},
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "source_revision": git.stdout.strip(),
     }
-    path = ROOT / "benchmarks" / "results" / "checkpoint-uploads.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    record.write(
+        "checkpoint-uploads",
+        "benchmarks.checkpoint_uploads",
+        f"{platform.machine()} CPU, one of {os.cpu_count()} cores; store on the others",
+        result,
+        ("torch", "transformers", "s3fs"),
+    )
     print(json.dumps(result, indent=2))
 
 

@@ -21,19 +21,17 @@ import sys
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks import record
 from job.evaluation.latex import normalize
 from job.prep.find import stage_source
 from job.prep.prepare import prepare
 from job.spec.load import load_spec
 
-RESULT = Path(__file__).parent / "results" / "prep.json"
 PICTURES = 1000
 
 
@@ -138,24 +136,7 @@ def main() -> None:
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
                 print(runs[-1], file=sys.stderr)
     packages = ("pyarrow", "pillow", "numpy", "datasets")
-    result = {
-        "name": "prep",
-        "device": f"{platform.machine()}, CPU",
-        "runs": runs,
-        "command": " ".join(["python", "-m", "benchmarks.prep", *sys.argv[1:]]),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in packages},
-        },
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "source_revision": subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        ).stdout.strip(),
-    }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    record.write("prep", "benchmarks.prep", f"{platform.machine()}, CPU", {"runs": runs}, packages)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(
-    name: str, module: str, device: str, measured: Mapping[str, Any], packages: Sequence[str]
+    name: str,
+    module: str,
+    device: str,
+    measured: Mapping[str, Any],
+    packages: Sequence[str],
+    results: Path = RESULTS,
 ) -> None:
-    """Writes `results/NAME.json`: what was measured, then the command, versions and date."""
+    """Writes `NAME.json`: what was measured, then the command, versions and date."""
     revision = subprocess.run(
         ["git", "rev-parse", "HEAD"],  # noqa: S607
         check=True,
@@ -28,7 +34,7 @@ def write(
         "name": name,
         "device": device,
         **measured,
-        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
@@ -36,4 +42,4 @@ def write(
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "source_revision": revision,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    (results / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

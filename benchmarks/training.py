@@ -13,15 +13,10 @@ import gc
 import io
 import json
 import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import record
 from job import families, inputs
 from job.families.base import Batch, Encoded, to_device
 from job.families.ernie45_vl import Ernie45VL
@@ -92,26 +88,21 @@ def main() -> None:
         measured[name] = _measure(family, model, targets.modules, way, batches, device)
         print(name, json.dumps(measured[name]), flush=True)
     result = {
-        "name": f"training-{arguments.model}-{device.type}",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
         "rows_a_step": arguments.rows,
         "layers": model.config.text_config.num_hidden_layers,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "ways": measured,
         "speeds": _speeds(measured, arguments.rows),
         **_headline(measured),
-        "command": shlex.join(["python", "-m", "benchmarks.training", *sys.argv[1:]]),
-        "versions": {n: version(n) for n in ("torch", "transformers", "peft")},
-        "date": datetime.now(UTC).date().isoformat(),
-        "source_revision": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607 - whichever git is at hand
-            capture_output=True,
-            text=True,
-            cwd=HERE,
-        ).stdout.strip(),
     }
-    path = arguments.results / f"{result['name']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    record.write(
+        f"training-{arguments.model}-{device.type}",
+        "benchmarks.training",
+        torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        result,
+        ("torch", "transformers", "peft"),
+        arguments.results,
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -121,7 +112,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
     parser.add_argument("--steps", type=int, default=8, help="steps, of which two are not counted")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder to write to")
+    parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder to write to")
     return parser.parse_args()
 
 

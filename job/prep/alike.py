@@ -1,5 +1,6 @@
 """Rows that are there twice: the same bytes, or pictures that look the same."""
 
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,9 @@ def look(image: "Image") -> bytes:
 
 def duplicates(directory: Path) -> dict[str, int]:
     """How many rows of both splits are there already, and how many pictures look like another."""
-    import numpy as np
 
     splits: tuple[Split, ...] = ("train", "eval")
-    every = np.concatenate([digests(directory, split, "whole") for split in splits])
+    every = digests(directory, splits, "whole")
     every.sort()  # in place: of a million rows it is the largest thing in memory
     exact = int((every[1:] == every[:-1]).sum())
     del every
@@ -70,12 +70,9 @@ def near(looks: "np.ndarray") -> int:
 def _looks(directory: Path, splits: tuple[Split, ...]) -> "np.ndarray":
     import numpy as np
 
-    parts, count = [np.empty((0, 32), dtype=np.uint8)], 0
-    for shard in (shard for split in splits for shard in shards(directory, split)):
-        for batch in batches(shard, ["looks"]):
-            data = b"".join(batch.column(0).flatten().to_pylist())
-            parts.append(np.frombuffer(data, dtype=np.uint8).reshape(-1, 32))
-            count += len(parts[-1])
-            if count >= COMPARED:
-                return np.concatenate(parts)[:COMPARED]
-    return np.concatenate(parts)
+    paths = (shard for split in splits for shard in shards(directory, split))
+    columns = (batch.column(0).flatten() for path in paths for batch in batches(path, ["looks"]))
+    found = bytearray()
+    for seen in islice(chain.from_iterable(columns), COMPARED):
+        found += seen.as_buffer()
+    return np.frombuffer(found, dtype=np.uint8).reshape(-1, 32)
