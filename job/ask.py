@@ -51,6 +51,8 @@ def ask(
             "messages": [{"role": "user", "content": content}],
             "max_tokens": 256,
             "temperature": 0,
+            # As it was trained; some chat templates let a model think unless told.
+            "chat_template_kwargs": {"enable_thinking": False},
         },
     )
     try:

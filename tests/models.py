@@ -68,8 +68,9 @@ QWEN_TEMPLATE = """\
 {%- endif %}
 {%- endif %}"""
 
+# Heads of 32: the smallest that vLLM computes on a CPU.
 _TEXT = {
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -118,7 +119,7 @@ def qwen3(directory: Path) -> None:
     words = tokenizer(special, eos="<|im_end|>", pad="<|endoftext|>")
     words.chat_template = QWEN_TEMPLATE
     config = transformers.Qwen3Config(
-        **_TEXT, head_dim=16, vocab_size=320, eos_token_id=2, tie_word_embeddings=True
+        **_TEXT, head_dim=32, vocab_size=320, eos_token_id=2, tie_word_embeddings=True
     )
     _write(directory, transformers.Qwen3ForCausalLM(config), words)
 
@@ -140,7 +141,7 @@ def qwen_vl(directory: Path) -> None:
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
-                "mrope_section": [2, 3, 3],
+                "mrope_section": [4, 6, 6],
             },
             "tie_word_embeddings": True,
             "bos_token_id": None,
@@ -151,7 +152,7 @@ def qwen_vl(directory: Path) -> None:
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_heads": 2,
-            "out_hidden_size": 64,
+            "out_hidden_size": 128,
             "fullatt_block_indexes": [1],
             "window_size": 56,
         },

@@ -30,6 +30,9 @@ from job.prep.records import EncodedImage, Message, Part, Row
 
 PYTHON = "JOB_VLLM_PYTHON"
 START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = 1800, 300, 20
+CONTEXT = 4096
+NO_THINKING = {"enable_thinking": False}
+"""Answers are trained behind an empty thinking block; some templates think unless told."""
 BASE, ADAPTER = "exported", "adapter"
 _ERROR = re.compile(r"\bERROR\b|^\S*Error: ")
 _TAIL = 6  # lines of the server's log in an error
@@ -79,6 +82,7 @@ class Server:
             "temperature": 0,
             "logprobs": True,
             "return_token_ids": True,
+            "chat_template_kwargs": NO_THINKING,
         }
         request = urllib.request.Request(  # noqa: S310 - an address of our own
             f"{self.url}/v1/chat/completions",
@@ -200,7 +204,7 @@ def serve(
     command = [interpreter(), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(directory), "--served-model-name", BASE, *family.served_with]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--enforce-eager"]
-    command += ["--max-num-seqs", "2", "--max-model-len", "4096"]
+    command += ["--max-num-seqs", "2", "--max-model-len", str(_context(directory))]
     if adapter is not None:
         command += ["--enable-lora", "--max-lora-rank", str(_rank(adapter))]
         command += ["--lora-modules", f"{ADAPTER}={adapter}"]
@@ -280,6 +284,15 @@ def _rank(adapter: Path) -> int:
     """vLLM's next larger rank: it knows 8, 16, 32 and so on."""
     rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
     return max(8, 1 << (rank - 1).bit_length())
+
+
+def _context(directory: Path) -> int:
+    """Tokens to serve for: probes are short, and vLLM refuses more than the model's positions."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config.get("text_config") or {}
+    known = text.get("max_position_embeddings", config.get("max_position_embeddings", CONTEXT))
+    return min(CONTEXT, int(known))
 
 
 def _free_port() -> int:
