@@ -17,6 +17,7 @@ from job.plan.accelerators import ACCELERATORS
 from job.plan.fit import nearest_change
 from job.plan.patterns import patterns
 from job.prep import mixture, sources, work
+from job.prep.shards import BESIDE_PICTURES
 from job.prep.streaming import kept_shards
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
@@ -290,7 +291,9 @@ def _prepared(
     stored = sum(n * (source.rows or 0) for n, source in zip(each, data.sources, strict=True))
     if spec.streaming:
         stored = min(stored, kept_shards(spec, work.ROWS) * work.ROWS * mean)
-    return round(stored + (data.held_out_rows or 0) * mean)
+    held_out = data.held_out_rows or 0
+    rows = held_out + sum(source.rows or 0 for source in data.sources)
+    return round(stored + held_out * mean + rows * BESIDE_PICTURES)
 
 
 def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:

@@ -9,6 +9,8 @@ from job.prep.records import Row
 
 Split = Literal["train", "eval"]
 ROWS_A_BATCH, BYTES_A_BATCH = 256, 16 * 2**20
+BESIDE_PICTURES = 512
+"""Bytes of a row beside its pictures, about, where its text is short."""
 COLUMNS = ["id", "messages", "images"]
 """What makes a row; the other columns are digests, to find rows that are alike."""
 

@@ -24,7 +24,7 @@ from job.prep.convert import find_columns, to_results
 from job.prep.find import StagedSource
 from job.prep.leakage import whole_of
 from job.prep.readers import Place, Record
-from job.prep.records import Row
+from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, batches, order_file, shards
 from job.spec.types import DataSpec
 
@@ -145,20 +145,10 @@ class Pictures:
         chunk = self.chunks[shard]
         source = self.sources[chunk.source]
         found = to_results(chunk.read(source, self.spec), self.columns[chunk.source], self.spec)
-        # What prep refused, held out or dropped stands between the rows of the shard.
-        rows = ((whole_of(row), row) for row in found if isinstance(row, Row))
         writer = ShardWriter(path)
         for batch in batches(self.directory / shard, ["id", "whole"]):
             for wanted in batch.to_pylist():
-                row = next((row for whole, row in rows if whole == wanted["whole"]), None)
-                if row is None:
-                    raise DataError(
-                        wanted["id"],
-                        "is not as it was when the rows were prepared",
-                        value=source.uri,
-                        fix="start the job again once the source no longer changes: it prepares "
-                        "the rows that are there then",
-                    )
+                row = _next(found, wanted["whole"], wanted["id"], source.uri)
                 writer.write(replace(row, id=wanted["id"]), [], wanted["whole"])
         writer.close()
         log.debug("read again", shard=shard, rows=writer.rows)
@@ -171,6 +161,23 @@ class Pictures:
                 used.append((path.stat().st_mtime, path))
         for _, path in sorted(used)[: -self.kept]:
             path.unlink(missing_ok=True)
+
+
+def _next(found: Iterator[Row | Reject], whole: int, row_id: str, uri: str) -> Row:
+    """The next row of that digest: what prep refused, held out or dropped stands before it."""
+    refused = ""
+    for each in found:
+        if isinstance(each, Reject):
+            refused = refused or f"; of its neighbours one is refused now: {each.reason}"
+        elif whole_of(each) == whole:
+            return each
+    raise DataError(
+        row_id,
+        f"is not as it was when the rows were prepared{refused}",
+        value=uri,
+        fix="start the job again once the source can be read and no longer changes: rows that "
+        "changed are prepared again",
+    )
 
 
 class StreamedRows(Sequence[Row]):

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from job import log
-from job.errors import DataError
+from job.errors import DataError, JobError
 from job.families.base import COUNTED, FAILED, IGNORED, Encoded, Family
 from job.prep.records import Row
 from job.spec.types import DataSpec, TrainSpec
@@ -150,14 +150,14 @@ class EncodedDataset:
     def __len__(self) -> int:
         return len(self._fitted.indices)
 
-    def __getitem__(self, index: int) -> "Encoded | Spare | DataError":
+    def __getitem__(self, index: int) -> "Encoded | Spare | JobError":
         """The row of that number; for `SPARE` the first one, not to be counted.
 
         An error is a value: what a worker process raises arrives as another.
         """
         try:
             return Spare(self.row(0)) if index == SPARE else self.row(index)
-        except DataError as error:
+        except JobError as error:
             return error
 
     def row(self, index: int) -> Encoded:
@@ -182,10 +182,10 @@ class Collator:
     def __init__(self, family: Family, *, padding_free: bool) -> None:
         self._collate = family.pack if padding_free else family.collate
 
-    def __call__(self, picked: "list[Encoded | Spare | DataError]") -> dict[str, Any]:
+    def __call__(self, picked: "list[Encoded | Spare | JobError]") -> dict[str, Any]:
         found = []
         for each in picked:
-            if isinstance(each, DataError):
+            if isinstance(each, JobError):
                 return {FAILED: each}
             found.append(each)
         try:

@@ -145,6 +145,9 @@ def test_a_picture_that_changed_ends_the_job_and_names_the_row(
     with pytest.raises(DataError, match="is not as it was when the rows were prepared") as error:
         fresh(rows)[4]
     assert error.value.problems[0].field == rows.measured(4).id
+    (folder / "images" / f"{number_of(rows[4])}.png").unlink()
+    with pytest.raises(DataError, match=r"one is refused now: No such file"):
+        fresh(rows)[4]
 
 
 def number_of(row: Row) -> int:
