@@ -60,7 +60,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready Makefile
 	@touch $@
 
 test: $(VENV)/.ready-dev lint ## Set up, lint and run the tests (no GPU, no network)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 $(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
 	@$(VENV)/bin/python requirements/chromium.py $(CHROMIUM)

@@ -289,6 +289,8 @@ def _rank(adapter: Path) -> int:
 def _context(directory: Path) -> int:
     """Tokens to serve for: probes are short, and vLLM refuses more than the model's positions."""
     path = directory / "config.json"
+    if not path.is_file():
+        return CONTEXT  # vLLM says what is missing
     config = json.loads(path.read_text(encoding="utf-8"))
     text = config.get("text_config") or {}
     known = text.get("max_position_embeddings", config.get("max_position_embeddings", CONTEXT))

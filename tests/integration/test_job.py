@@ -289,6 +289,7 @@ def drawn(directory: Path) -> tuple[str, str]:
     return str(path), sample.latex
 
 
+@pytest.mark.slow
 def test_a_full_fine_tuning_runs_the_same_chain(tmp_path: Path, cache: Path) -> None:
     done = job(*small_run(str(tmp_path), *sets(FULL), cache=cache))
     assert done.code == 0, done.err

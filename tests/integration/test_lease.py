@@ -142,7 +142,7 @@ def test_a_job_that_loses_its_output_while_it_stores_a_stage_calls_nothing_done(
     assert not storage.exists(output.at("_SUCCESS"))
 
 
-@pytest.mark.parametrize("store", ["local", "s3"])
+@pytest.mark.parametrize("store", ["local", pytest.param("s3", marks=pytest.mark.slow)])
 def test_a_second_job_on_an_output_stops_with_a_clear_error_and_harms_nothing(
     store: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

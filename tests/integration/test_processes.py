@@ -256,6 +256,7 @@ def test_sigterm_to_any_process_stops_all_with_one_checkpoint(
     assert read_json(tmp_path / "out" / "run.json")["status"] == "preempted"
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_other_with_its_name(pair: Any, tmp_path: Path) -> None:
     given = arguments(tmp_path / "out", 1, 2, **LONG)
     both = pair(given, given)

@@ -275,6 +275,12 @@ REFUSED += [
         "is read only where the sources of data.train have weights",
         "give each source a weight, or remove the line",
     ),
+    (
+        ("data.shuffle_buffer_size=500",),
+        "data.shuffle_buffer_size",
+        "is read only where rows are streamed",
+        "set data.streaming: true, or remove the line",
+    ),
     *(
         (
             (f"data.train.columns={{messages: m, {name}: t}}",),
@@ -387,6 +393,7 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         (*FORMULAS, "data.eval={uri: 'data/eval.jsonl'}"),
         ("data.train=[{uri: a, weight: 1}, {uri: b, weight: 0.1}]",),
         ("data.train=[{uri: a, limit: 1}, {uri: b}]", "data.eval={uri: c}"),
+        ("data.streaming=true", "data.shuffle_buffer_size=500"),
         ("model.model_name_or_path=hf://a/b", "model.revision=main"),
         ("model.model_name_or_path=hf://a/b@v1", "model.revision=v1"),
         (f"model.model_name_or_path=hf://a/b@{COMMIT}", "model.trust_remote_code=true"),
