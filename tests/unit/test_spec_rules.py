@@ -278,7 +278,7 @@ REFUSED += [
     (
         ("data.shuffle_buffer_size=500",),
         "data.shuffle_buffer_size",
-        "is read only where rows are streamed",
+        "is read only where rows are streamed; else all of them are shuffled together",
         "set data.streaming: true, or remove the line",
     ),
     *(
