@@ -74,8 +74,8 @@ def main() -> None:
         families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny"),
         spec.data,
     )
-    encoded = [family.encode(row) for row in _rows(arguments.steps * arguments.rows)]
-    model = _model(arguments, family, device)
+    encoded = encoded_rows(family, arguments.steps * arguments.rows)
+    model = random_model(arguments.model, arguments.layers, family, device)
     targets = family.lora_targets(model, spec.lora)
     measured = {}
     for name in arguments.ways:
@@ -136,16 +136,21 @@ def _rows(count: int) -> Iterator[Row]:
         )
 
 
-def _model(arguments: argparse.Namespace, family: Ernie45VL, device: torch.device) -> Any:
+def encoded_rows(family: Any, count: int) -> list[Encoded]:
+    """Rows with the sizes of real formulas, as tokens."""
+    return [family.encode(row) for row in _rows(count)]
+
+
+def random_model(name: str, layers: int | None, family: Any, device: torch.device) -> Any:
     """The model with random weights: fp32 on a CPU, bf16 on a GPU."""
-    if arguments.model == "tiny":
+    if name == "tiny":
         return family.initialise(
             seed=0, dtype=torch.float32, device=device, attn_implementation="sdpa"
         )
     config = Ernie45VL.architecture(PUBLISHED, Ernie45VL.known(PUBLISHED) or {}).config
-    if arguments.layers:
-        config.text_config.num_hidden_layers = arguments.layers
-        config.text_config.mlp_layer_types = config.text_config.mlp_layer_types[: arguments.layers]
+    if layers:
+        config.text_config.num_hidden_layers = layers
+        config.text_config.mlp_layer_types = config.text_config.mlp_layer_types[:layers]
     for kind in ("image_token_id", "image_start_token_id", "image_end_token_id"):
         setattr(
             config, kind, getattr(family.processor, kind)
