@@ -8,23 +8,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, completion, help, log, peers, place, redaction, signals
-from job.errors import (
-    OK,
-    STOPPED,
-    USAGE,
-    OutOfMemoryError,
-    Told,
-    UsageError,
-    told,
-)
+from job import __version__, completion, farewell, help, log, peers, place, redaction, signals
+from job.errors import OK, Told, UsageError, told
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
-
-TERMINATION_LOG = Path("/dev/termination-log")
-TERMINATION_LIMIT = 4096  # bytes that the kubelet reads of it
-DEBUG = "--debug"
 
 app = typer.Typer(
     name="job",
@@ -80,7 +68,7 @@ def _options(
         bool, typer.Option("--verbose", "-v", help="Also inputs, fingerprints, files stored.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option(DEBUG, help="As --verbose, with the traceback of an error.")
+        bool, typer.Option(farewell.DEBUG, help="As --verbose, with the traceback of an error.")
     ] = False,
     log_format: Annotated[
         str,
@@ -358,7 +346,7 @@ def doctor(
             print(checks.screen(check), flush=True)
     code = checks.exit_code(found)
     if code:
-        _leave_for_the_kubelet(
+        farewell.leave_for_the_kubelet(
             "\n".join(checks.screen(check) for check in found if check.state == "fail")
         )
     raise typer.Exit(code)
@@ -455,51 +443,15 @@ def main() -> NoReturn:
         if getattr(sys, name) is None:  # closed by who started the job
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the end
     redaction.install()
-    signals.install(_report)
+    signals.install(farewell.report)
     completion.prepare()
     try:
         code = app(standalone_mode=False, complete_var=completion.VARIABLE) or OK
     except typer.TyperException as error:
-        code = _report_usage(error)
+        code = farewell.report_usage(error)
     except Told as error:
         signals.taken()
-        code = _report(error)
+        code = farewell.report(error)
     except Exception as error:  # noqa: BLE001 - the last stop: no traceback reaches a user unasked
-        code = _report(told(error))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == OutOfMemoryError.exit_code:
-        os._exit(code)  # the libraries' farewells need memory too, and fail loudly without
-    if code == STOPPED:
-        signals.leave(code)  # a transfer under way may take longer than there is
-    sys.exit(code)
-
-
-def _report_usage(error: typer.TyperException) -> int:
-    """Says what the command line lacks; gives the exit code."""
-    error.message = redaction.redact(error.message)
-    if log.is_terminal(sys.stderr):
-        from typer.rich_utils import rich_format_error  # 60 ms that valid commands need not pay
-
-        rich_format_error(error)  # type: ignore[arg-type]
-    else:
-        error.show()  # type: ignore[attr-defined]
-    return getattr(error, "exit_code", USAGE)
-
-
-def _report(error: Told) -> int:
-    """Says what is wrong and leaves it for the kubelet; gives the exit code."""
-    if DEBUG in sys.argv:
-        redaction.print_traceback(error)
-    text = str(error)
-    log.error(f"{error.title} (exit {error.exit_code})")
-    print(text, file=sys.stderr)
-    _leave_for_the_kubelet(f"{error.title}\n{text}")
-    return error.exit_code
-
-
-def _leave_for_the_kubelet(text: str) -> None:
-    """Writes it to where `kubectl describe` shows it from, if there is such a place."""
-    if TERMINATION_LOG.exists():
-        message = redaction.redact(text).encode()[:TERMINATION_LIMIT]
-        TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
+        code = farewell.report(told(error))
+    farewell.leave(code)

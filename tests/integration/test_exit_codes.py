@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from job import cli, errors
+from job import errors, farewell
 from tests.conftest import S3
 from tests.jobs import ROOT, Finished, job, read_json, small_run, small_run_of_rows
 from tests.s3 import READER, free_ports
@@ -182,9 +182,9 @@ def test_the_error_is_left_for_the_kubelet_within_its_limit(
 ) -> None:
     target = tmp_path / "termination-log"
     target.touch()
-    monkeypatch.setattr(cli, "TERMINATION_LOG", target)
+    monkeypatch.setattr(farewell, "TERMINATION_LOG", target)
     problems = [errors.Problem(f"$.key{n}", "is ünknown", fix="remove it") for n in range(500)]
-    assert cli._report(errors.SpecError.from_problems(problems)) == 10
+    assert farewell.report(errors.SpecError.from_problems(problems)) == 10
     text = target.read_bytes()
     assert len(text) <= 4096
     assert text.decode().startswith("invalid spec\n$.key0: is ünknown")

@@ -92,8 +92,8 @@ def web() -> Iterator[Web]:
 COMMAND = """
 import sys
 from pathlib import Path
-from job import cli
-cli.TERMINATION_LOG = Path(sys.argv.pop(1))
+from job import cli, farewell
+farewell.TERMINATION_LOG = Path(sys.argv.pop(1))
 cli.main()
 """
 

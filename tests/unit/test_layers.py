@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("follower",),
     ("plan", "infer", "doctor", "fetch", "ask", "manifests"),
-    ("help", "completion"),
+    ("help", "completion", "farewell"),
     ("cli",),
     ("__main__",),
 )

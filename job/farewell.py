@@ -1,0 +1,56 @@
+"""The end of the job's process: what is said of an error, to whom, and the exit code."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from job import log, redaction, signals
+from job.errors import STOPPED, USAGE, OutOfMemoryError, Told
+
+TERMINATION_LOG = Path("/dev/termination-log")
+TERMINATION_LIMIT = 4096  # bytes that the kubelet reads of it
+DEBUG = "--debug"
+
+
+def report(error: Told) -> int:
+    """Says what is wrong and leaves it for the kubelet; gives the exit code."""
+    if DEBUG in sys.argv:
+        redaction.print_traceback(error)
+    text = str(error)
+    log.error(f"{error.title} (exit {error.exit_code})")
+    print(text, file=sys.stderr)
+    leave_for_the_kubelet(f"{error.title}\n{text}")
+    return error.exit_code
+
+
+def report_usage(error: typer.TyperException) -> int:
+    """Says what the command line lacks; gives the exit code."""
+    error.message = redaction.redact(error.message)
+    if log.is_terminal(sys.stderr):
+        from typer.rich_utils import rich_format_error  # 60 ms that valid commands need not pay
+
+        rich_format_error(error)  # type: ignore[arg-type]
+    else:
+        error.show()  # type: ignore[attr-defined]
+    return getattr(error, "exit_code", USAGE)
+
+
+def leave_for_the_kubelet(text: str) -> None:
+    """Writes it to where `kubectl describe` shows it from, if there is such a place."""
+    if TERMINATION_LOG.exists():
+        message = redaction.redact(text).encode()[:TERMINATION_LIMIT]
+        TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process, at once where its libraries' farewells would take time or fail."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == OutOfMemoryError.exit_code:
+        os._exit(code)  # they need memory too, and fail loudly without
+    if code == STOPPED:
+        signals.leave(code)  # a transfer under way may take longer than there is
+    sys.exit(code)
