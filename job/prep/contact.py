@@ -1,6 +1,5 @@
 """A contact sheet: a few prepared rows as one picture, to see at a glance what will be trained."""
 
-import random
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +12,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHEET = "contact_sheet.png"
-_ROWS = 10
+ROWS = 10
 _WIDTH, _PICTURE, _TEXT, _MARGIN = 460, 150, 62, 12  # pixels of a cell
 _LETTERS, _LINES = 68, 3
 
 
-def contact_sheet(rows: Sequence[Row], path: Path, seed: int) -> None:
-    """Draws ten rows, chosen by `seed`, two beside each other: the first picture and the answer."""
+def contact_sheet(rows: Sequence[Row], path: Path) -> None:
+    """Draws the rows, two beside each other: the first picture and the answer."""
     import PIL.Image
 
-    chooser = random.Random(seed)  # noqa: S311 - a sample, not a secret
-    chosen = sorted(chooser.sample(range(len(rows)), min(_ROWS, len(rows))))
     height = _PICTURE + _TEXT
-    sheet = PIL.Image.new("RGB", (2 * _WIDTH, -(-len(chosen) // 2) * height), "#d5d8dc")
-    for place, index in enumerate(chosen):
-        cell = _cell(rows[index], (_WIDTH - _MARGIN, height - _MARGIN))
+    sheet = PIL.Image.new("RGB", (2 * _WIDTH, -(-len(rows) // 2) * height), "#d5d8dc")
+    for place, row in enumerate(rows):
+        cell = _cell(row, (_WIDTH - _MARGIN, height - _MARGIN))
         left, top = (place % 2) * _WIDTH, (place // 2) * height
         sheet.paste(cell, (left + _MARGIN // 2, top + _MARGIN // 2))
     sheet.save(path)

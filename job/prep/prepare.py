@@ -11,7 +11,7 @@ from pathlib import Path
 from job import log
 from job.errors import DataError, Problem
 from job.manifest import fingerprint
-from job.prep import sources
+from job.prep import contact, sources
 from job.prep.alike import duplicates
 from job.prep.contact import SHEET, contact_sheet
 from job.prep.convert import find_columns
@@ -19,7 +19,7 @@ from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
 from job.prep.mixture import Ingredient, mix
 from job.prep.records import Reject, Row
-from job.prep.shards import Rows, ShardWriter, Split, shards
+from job.prep.shards import Rows, ShardWriter, Split, pick, shards
 from job.prep.statistics import Statistics
 from job.prep.streaming import CHUNKS, Pictures, StreamedRows
 from job.prep.work import SAMPLE, Note, Task, available_workers, make
@@ -127,7 +127,7 @@ def prepare(
     (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
     _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
     _tell(mixed)
-    contact_sheet(_whole_rows(directory, spec), directory / SHEET, seed)
+    contact_sheet(_some_rows(directory, spec, seed), directory / SHEET)
     (directory / SAMPLE).unlink(missing_ok=True)
     return PreparedData(
         directory=directory,
@@ -148,11 +148,12 @@ def _notes(task: Task, source: StagedSource, source_spec: SourceSpec) -> Iterato
             yield note
 
 
-def _whole_rows(directory: Path, spec: DataSpec) -> Sequence[Row]:
-    """Rows to train with their pictures: all of them, or a sample."""
+def _some_rows(directory: Path, spec: DataSpec, seed: int) -> list[Row]:
+    """A few rows to train, with pictures: of all, or of those that were kept to be seen."""
     if spec.streaming:
-        return Rows([directory / SAMPLE])
-    return Rows.of(directory, "train")
+        kept: list[Row] = Rows([directory / SAMPLE])[: contact.ROWS]
+        return kept
+    return pick(directory, "train", contact.ROWS, seed)
 
 
 def _tell(mixed: list[Ingredient]) -> None:

@@ -1,7 +1,10 @@
 """Prepared rows on disk: Arrow streams that training reads through a memory map."""
 
+import random
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +99,27 @@ def batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
         file = stack.enter_context(pa.memory_map(str(path)))
         for batch in stack.enter_context(pa.ipc.open_stream(file)):
             yield batch.select(columns) if columns else batch
+
+
+def starts(found: Sequence[Path]) -> list[int]:
+    """The number of each shard's first row among the rows of all, and last how many there are."""
+    return [0, *accumulate(sum(map(len, batches(shard, ["whole"]))) for shard in found)]
+
+
+def pick(directory: Path, split: Split, count: int, seed: int) -> list[Row]:
+    """At most `count` rows of a split, chosen by `seed`, in order; only their shards are mapped."""
+    import numpy as np
+
+    found, path = shards(directory, split), order_file(directory, split)
+    begins = starts(found)
+    order = np.load(path, mmap_mode="r") if path.exists() else range(begins[-1])
+    chooser = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    places = sorted(chooser.sample(range(len(order)), min(count, len(order))))
+    rows = []
+    for number in (int(order[place]) for place in places):
+        shard = bisect_right(begins, number) - 1
+        rows.append(Rows([found[shard]])[number - begins[shard]])
+    return rows
 
 
 class Rows(Sequence[Row]):

@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from job.prep.find import StagedSource
 from job.prep.leakage import whole_of
 from job.prep.readers import Place, Record
 from job.prep.records import Reject, Row
-from job.prep.shards import Rows, ShardWriter, batches, order_file, shards
+from job.prep.shards import Rows, ShardWriter, batches, order_file, shards, starts
 from job.spec.types import DataSpec
 
 CHUNKS = "chunks.jsonl"
@@ -188,10 +187,7 @@ class StreamedRows(Sequence[Row]):
 
         self.pictures = pictures
         self._shards = [path.name for path in shards(pictures.directory, "train")]
-        counts = [
-            sum(map(len, batches(pictures.directory / name, ["whole"]))) for name in self._shards
-        ]
-        self._starts = [0, *accumulate(counts)]
+        self._starts = starts([pictures.directory / name for name in self._shards])
         order = order_file(pictures.directory, "train")
         self._order = np.load(order) if order.exists() else None
         self._opened: OrderedDict[str, Rows] = OrderedDict()
