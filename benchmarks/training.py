@@ -78,7 +78,7 @@ def main() -> None:
         families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny"),
         spec.data,
     )
-    encoded = [family.encode(row) for row in _rows(arguments.steps * arguments.rows)]
+    encoded = [family.encode(row) for row in formula_rows(arguments.steps * arguments.rows)]
     model = _model(arguments, family, device)
     targets = family.lora_targets(model, spec.lora)
     measured = {}
@@ -125,7 +125,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _rows(count: int) -> Iterator[Row]:
+def formula_rows(count: int) -> Iterator[Row]:
     sizes = json.loads((HERE / "im2latex_sizes.json").read_text())["rows"]
     noise = np.random.default_rng(0)
     for number in range(count):

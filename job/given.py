@@ -28,7 +28,7 @@ UNTRAINED_KEYS = (
     "resume_from_checkpoint",
     "fit",
 )
-DIVIDING_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+DIVIDING_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "group_by_length")
 _EVAL = "$.data.eval"
 
 

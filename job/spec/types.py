@@ -143,6 +143,7 @@ class TrainSpec:
     max_length: int
     packing: Literal[False]
     padding_free: bool
+    group_by_length: bool
     router_aux_loss_coef: float | None
     """None takes the checkpoint's own; 0 turns the auxiliary loss off."""
     dataloader_num_workers: int

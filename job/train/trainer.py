@@ -19,9 +19,11 @@ from job.families.base import COUNTED, Family, to_device
 from job.prep.prepare import PreparedData
 from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
+from job.train import passes
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.lengths import LENGTHS, lengths
+from job.train.order import SharedBatches
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
@@ -147,7 +149,8 @@ def train(
     resumed = _resume_point(spec.train, store, scratch)
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
     arguments = _arguments(spec, optim, engine, scratch, padding_free, first, shares)
-    trainer = _trainer(engine, model, dataset, arguments, collator, spec.train, callbacks)
+    batches = _batches(spec.train, dataset, padding_free)
+    trainer = _trainer(engine, model, dataset, arguments, collator, batches, callbacks)
     started = time.monotonic()
     try:
         with signals.deferred(), trackers if first else nullcontext(), uploads:
@@ -329,30 +332,42 @@ def _arguments(
     )
 
 
+def _batches(spec: TrainSpec, dataset: EncodedDataset, padding_free: bool) -> SharedBatches:
+    """The batches of this process."""
+    from job.engines import group
+
+    width = spec.per_device_train_batch_size
+    cut = passes.in_order(width)
+    if spec.group_by_length:
+        grouped = passes.balanced if padding_free else passes.alike
+        cut = grouped(width, dataset.lengths)
+    return SharedBatches(
+        len(dataset),
+        width,
+        seed=spec.seed,
+        passes=spec.gradient_accumulation_steps,
+        process=group.rank(),
+        processes=group.size(),
+        cut=cut,
+    )
+
+
 def _trainer(
     engine: Engine,
     model: Any,
     dataset: EncodedDataset,
     arguments: "TrainingArguments",
     collator: Collator,
-    spec: TrainSpec,
+    batches: SharedBatches,
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
     from transformers.integrations import KubeflowCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from job.engines import group
-    from job.train.order import SharedBatches
     from job.train.resumable import resumable
 
     trainer = resumable(engine.trainer_class())(
-        batches=SharedBatches(
-            len(dataset),
-            spec.per_device_train_batch_size,
-            seed=spec.seed,
-            process=group.rank(),
-            processes=group.size(),
-        ),
+        batches=batches,
         model=model,
         args=arguments,
         train_dataset=dataset,
