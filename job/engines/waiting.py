@@ -6,20 +6,16 @@ from typing import Any
 
 
 class Waiting:
-    """A clock that runs while a batch is waited for."""
+    """A clock that runs while a batch is asked for and not there."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """In all, so far."""
+        """All that was waited so far, in this process."""
 
     def of(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches, the time until each of them counted."""
-        while True:
-            started = time.monotonic()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            finally:
-                self.seconds += time.monotonic() - started
+        """The same batches; the time until each of them counts."""
+        started = time.monotonic()
+        for batch in batches:
+            self.seconds += time.monotonic() - started
             yield batch
+            started = time.monotonic()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from job import log, signals, telemetry
 from job.engines.base import Engine
 from job.engines.device import Accelerator, resolve_optim
+from job.engines.waiting import Waiting
 from job.errors import OutOfMemoryError, Stopped
 from job.families.base import COUNTED, Family, to_device
 from job.prep.prepare import PreparedData
@@ -54,6 +55,10 @@ class TrainResult:
     tokens: int
     seconds: float
     tokens_per_second: float
+    data_wait_seconds: float
+    """A step that rank 0 waited for its batches, the mean of this session."""
+    data_wait_share: float
+    """Of `seconds`, 0 to 1."""
     peak_memory_bytes: int
     trainable_parameters: int
     total_parameters: int
@@ -138,8 +143,8 @@ def train(
 
     collator = Collator(family, padding_free=padding_free)
     spec, fit_record = _fitted_to_memory(spec, engine, accelerator, collator, model, dataset)
-    uploads = BackgroundUploads()
-    progress = ProgressCallback(accelerator, notes / "history.jsonl", tell)
+    uploads, waiting = BackgroundUploads(), Waiting()
+    progress = ProgressCallback(accelerator, notes / "history.jsonl", tell, waiting)
     callbacks: list[TrainerCallback] = [StopCallback()]
     if first:
         trackers.point()
@@ -150,7 +155,7 @@ def train(
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
     arguments = _arguments(spec, optim, engine, scratch, padding_free, first, shares)
     batches = _batches(spec.train, dataset, padding_free)
-    trainer = _trainer(engine, model, dataset, arguments, collator, batches, callbacks)
+    trainer = _trainer(engine, model, dataset, arguments, collator, batches, waiting, callbacks)
     started = time.monotonic()
     try:
         with signals.deferred(), trackers if first else nullcontext(), uploads:
@@ -180,6 +185,7 @@ def train(
     history = [json.loads(line) for line in (notes / "history.jsonl").read_text().splitlines()]
     done = [entry["step"] for entry in history]
     first_step = _step_of(resumed)
+    steps = trainer.state.global_step - first_step
     tokens = trainer.state.num_input_tokens_seen
     result = TrainResult(
         steps=trainer.state.global_step,
@@ -197,6 +203,8 @@ def train(
         tokens=tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(_speed(outcome, trainer, seconds), 1),
+        data_wait_seconds=round(waiting.seconds / max(steps, 1), 4),
+        data_wait_share=round(waiting.seconds / max(seconds, 1e-9), 4),
         peak_memory_bytes=accelerator.peak_memory_bytes(),
         trainable_parameters=trainable,
         total_parameters=total,
@@ -359,6 +367,7 @@ def _trainer(
     arguments: "TrainingArguments",
     collator: Collator,
     batches: SharedBatches,
+    waiting: Waiting,
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
     from transformers.integrations import KubeflowCallback
@@ -368,6 +377,7 @@ def _trainer(
 
     trainer = resumable(engine.trainer_class())(
         batches=batches,
+        waiting=waiting,
         model=model,
         args=arguments,
         train_dataset=dataset,
