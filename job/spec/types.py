@@ -139,6 +139,7 @@ class TrainSpec:
     save_steps: int
     save_total_limit: int
     gradient_checkpointing: bool
+    torch_compile: bool
     fit: Literal["auto", "on", "off"]
     max_length: int
     packing: Literal[False]

@@ -95,6 +95,7 @@ def train(
     the result.
     """
     from job.engines import group, sharding
+    from job.engines.compiling import compile_blocks, release_blocks
     from job.train.callbacks.progress import ProgressCallback
     from job.train.callbacks.stop import StopCallback
     from job.train.callbacks.store import StoreCallback
@@ -141,6 +142,8 @@ def train(
         device=accelerator.name,
     )
 
+    if spec.train.torch_compile:  # before the trial, which is to compute what will be trained
+        log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
     collator = Collator(family, padding_free=padding_free)
     spec, fit_record = _fitted_to_memory(spec, engine, accelerator, collator, model, dataset)
     uploads, waiting = BackgroundUploads(), Waiting()
@@ -165,6 +168,8 @@ def train(
         raise
     finally:
         progress.close()
+        if spec.train.torch_compile:
+            release_blocks(model)
         # Its shapes are training's: generation feeds one token at a time.
         family.set_router_aux_loss(_base(model), 0)
     seconds = time.monotonic() - started
