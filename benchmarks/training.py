@@ -116,7 +116,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _rows(count: int) -> Iterator[Row]:
+def formula_rows(count: int) -> Iterator[Row]:
     sizes = json.loads((HERE / "im2latex_sizes.json").read_text())["rows"]
     noise = np.random.default_rng(0)
     for number in range(count):
@@ -138,7 +138,7 @@ def _rows(count: int) -> Iterator[Row]:
 
 def encoded_rows(family: Any, count: int) -> list[Encoded]:
     """Rows with the sizes of real formulas, as tokens."""
-    return [family.encode(row) for row in _rows(count)]
+    return [family.encode(row) for row in formula_rows(count)]
 
 
 def random_model(name: str, layers: int | None, family: Any, device: torch.device) -> Any:

@@ -30,7 +30,13 @@ UNTRAINED_KEYS = (
 )
 # What of the data section changes nothing in the prepared rows.
 UNPREPARED_KEYS = ("num_proc", "shuffle_buffer_size")
-DIVIDING_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+# What changes how a step is computed, and nothing in what is computed.
+COMPUTING_KEYS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "group_by_length",
+    "torch_compile",
+)
 _EVAL = "$.data.eval"
 
 
@@ -82,7 +88,7 @@ class Given:
         elif stage == "baseline":
             parts = [self.fingerprint("prep", made), self._start, spec["eval"]]
         elif stage == "train":
-            parts = [*self._training(made), *(spec["train"][key] for key in DIVIDING_KEYS)]
+            parts = [*self._training(made), *(spec["train"][key] for key in COMPUTING_KEYS)]
         elif stage == "eval":
             parts = [self.fingerprint("train", made), spec["eval"]]
         elif stage == "report":
@@ -94,13 +100,13 @@ class Given:
         return fingerprint(__version__, stage, parts)
 
     def identity_of_checkpoints(self, made: Mapping[str, StageRecord]) -> str:
-        """A training may go on with its rows divided in another way: on fewer GPUs, say."""
+        """A training may go on with its steps computed in another way: on fewer GPUs, say."""
         return fingerprint(__version__, "checkpoints", self._training(made))
 
     def _training(self, made: Mapping[str, StageRecord]) -> list[Any]:
-        """What a training goes by, however the rows of a step are divided."""
+        """What a training goes by, however its steps are computed."""
         spec = asdict(self._spec)
-        skipped = (*UNTRAINED_KEYS, *DIVIDING_KEYS)
+        skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
         trained = {k: v for k, v in spec["train"].items() if k not in skipped}
         trained["rows_a_step"] = self.rows_a_step
         if self._spec.data.streaming:

@@ -14,6 +14,8 @@ THROUGHPUT = (
     "tokens",
     "tokens_per_second",
     "seconds",
+    "data_wait_seconds",
+    "data_wait_share",
     "peak_memory_bytes",
     "processes",
     "rows_a_step",

@@ -97,6 +97,10 @@ class Pipeline:
             from job.train import trackers
 
             trackers.require(self.spec.train.report_to)
+            if self.spec.train.torch_compile:
+                from job.engines import compiling
+
+                compiling.require(self.accelerator.device)
         self.reporting = telemetry.Reporting(self.status, self.spec.runtime)
         self.record.versions = provenance.versions()
         self.record.machine = provenance.machine()

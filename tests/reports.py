@@ -78,6 +78,7 @@ def results(predictions: list[dict[str, Any]] | None = None) -> Reported:
         "steps": 4, "processes": 1, "rows_a_step": 4, "resumed_from_step": 0, "epochs": 0.5,
         "rows": 40, "dropped_rows": 0, "first_loss": 6.0, "final_loss": 2.0,
         "tokens": 1234, "tokens_per_second": 99.0,
+        "data_wait_seconds": 0.02, "data_wait_share": 0.05,
         "peak_memory_bytes": 2**30, "trainable_parameters": 10, "total_parameters": 1000,
     }  # fmt: skip
     stages = {

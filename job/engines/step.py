@@ -1,11 +1,13 @@
 """The `Trainer` of the plain engine."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
 from job.engines import group, sharding
+from job.engines.waiting import Waiting
 from job.families.base import COUNTED, FAILED, host_keys
 
 if TYPE_CHECKING:
@@ -19,10 +21,10 @@ class StepTrainer(Trainer):
     step, over all its passes and processes: the mean over tokens, however they are divided.
     """
 
-    def __init__(self, *args: Any, batches: Any, **kwargs: Any) -> None:
-        """`batches` is the batch sampler of this process."""
+    def __init__(self, *args: Any, batches: Any, waiting: Waiting, **kwargs: Any) -> None:
+        """`batches` is the batch sampler of this process; `waiting` counts the time for them."""
         super().__init__(*args, **kwargs)
-        self._batches = batches
+        self._batches, self._waiting = batches, waiting
         self.model_accepts_loss_kwargs = True  # else the loss would be divided once more
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -48,6 +50,11 @@ class StepTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             pin_memory=args.dataloader_pin_memory,
         )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], Any]:
+        return super().get_batch_samples(self._waiting.of(epoch_iterator), num_batches, device)
 
     def compute_loss(
         self,

@@ -142,10 +142,12 @@ class TrainSpec:
     save_steps: int
     save_total_limit: int
     gradient_checkpointing: bool
+    torch_compile: bool
     fit: Literal["auto", "on", "off"]
     max_length: int
     packing: Literal[False]
     padding_free: bool
+    group_by_length: bool
     router_aux_loss_coef: float | None
     """None takes the checkpoint's own; 0 turns the auxiliary loss off."""
     dataloader_num_workers: int

@@ -20,6 +20,8 @@ STEP = {
     "learning_rate": "Learning rate.",
     "grad_norm": "Norm of the gradients before clipping.",
     "tokens_per_second": "Tokens trained a second since the log before.",
+    "data_wait_seconds": "Seconds a step that training waited for rows since the log before.",
+    "data_wait_share": "Share of the time since the log before that training waited for rows.",
     "memory_bytes": "Peak memory of the device, or of the process on a CPU.",
     "left_seconds": "Estimated seconds until training ends.",
 }

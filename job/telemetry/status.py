@@ -18,6 +18,10 @@ class Step:
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+    data_wait_seconds: float
+    """A step that the training waited for its batches, the mean since the log before."""
+    data_wait_share: float
+    """Of the time since the log before, 0 to 1."""
     memory_bytes: int
     seconds: float
     left_seconds: float

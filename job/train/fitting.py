@@ -74,7 +74,10 @@ def find(
 
 
 def largest(lengths: Sequence[int], rows: int) -> list[int]:
-    """The numbers of the `rows` longest rows; their tokens are those of their pictures too."""
+    """The numbers of the `rows` longest rows; their tokens are those of their pictures too.
+
+    No division of a step makes a larger pass (`job.train.passes`).
+    """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     return order[:rows]
 

@@ -1,7 +1,7 @@
 """The order of rows: one for the whole job, however many processes share it.
 
-A pass over the rows is one shuffled list. Each forward pass of all processes takes the next piece
-of it, and each process its part of the piece, so that the rows of an optimizer step are the same
+A pass over the rows is one shuffled list. Each optimizer step takes the next piece of it and
+divides it among its forward passes, over all processes, so that the rows of a step are the same
 whether they are taken by one process or by several, at once or one after another.
 """
 
@@ -11,6 +11,8 @@ from itertools import chain, pairwise
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
+from job.train.passes import Cut, in_order
+
 SPARE = -1
 """Stands for a row that is computed and not counted: a process without rows must keep step."""
 
@@ -18,7 +20,7 @@ SPARE = -1
 class SharedBatches:
     """A batch sampler: the batches, as lists of row numbers, of one of `processes`.
 
-    Every process has equally many. Where the rows of the last piece do not reach all of them, the
+    Every process has equally many. Where the rows of the last step do not reach all of them, the
     others have `[SPARE]`.
     """
 
@@ -27,24 +29,35 @@ class SharedBatches:
         sampler: "SeedableRandomSampler | Windows",
         batch_size: int,
         *,
+        passes: int = 1,
         process: int = 0,
         processes: int = 1,
+        cut: Cut | None = None,
     ) -> None:
-        """`sampler` gives the order of an epoch."""
+        """`sampler` gives the order of an epoch.
+
+        A step has `passes` batches of each process; `cut` divides its rows, by default in order. A
+        batch has `batch_size` rows, unless the cut gives it more or fewer.
+        """
         self.batch_size = batch_size
         # Trainer's loader sets the epoch of what it finds under this name.
         self.sampler = sampler
-        self._rows, self._process, self._processes = len(sampler), process, processes
+        self._rows, self._passes = len(sampler), passes
+        self._process, self._processes = process, processes
+        self._cut = cut or in_order(batch_size)
 
     def __len__(self) -> int:
         return -(-self._rows // (self.batch_size * self._processes))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.sampler)
-        width = self.batch_size
-        for start in range(0, len(order), width * self._processes):
-            first = start + width * self._process
-            yield order[first : first + width] or [SPARE]
+        at_once = self.batch_size * self._processes
+        for start in range(0, len(order), at_once * self._passes):
+            rows = order[start : start + at_once * self._passes]
+            passes = -(-len(rows) // at_once)
+            pieces = self._cut(rows, passes, self._processes)
+            for piece in pieces[self._process :: self._processes]:
+                yield piece or [SPARE]
 
 
 def shuffled(rows: int, seed: int) -> SeedableRandomSampler:

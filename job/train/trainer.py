@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from job import log, signals, telemetry
 from job.engines.base import Engine
 from job.engines.device import Accelerator, resolve_optim
+from job.engines.waiting import Waiting
 from job.errors import OutOfMemoryError, Stopped
 from job.families.base import COUNTED, Family, to_device
 from job.prep.prepare import PreparedData
@@ -21,9 +22,11 @@ from job.prep.records import Row
 from job.prep.streaming import StreamedRows
 from job.redaction import redact
 from job.spec.types import JobSpec, TrainSpec
+from job.train import passes
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, Fitted, fit, label_proof, truncate
 from job.train.lengths import LENGTHS, lengths
+from job.train.order import SharedBatches, Windows, shuffled
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
 
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from job.train.ahead import Ahead
-    from job.train.order import SharedBatches
 
 ADAPTER, SERVED_ADAPTER, WEIGHTS, TRAIN = "adapter", "adapter-vllm", "weights", "train"
 LABEL_PROOF = "label_proof.json"
@@ -57,6 +59,10 @@ class TrainResult:
     tokens: int
     seconds: float
     tokens_per_second: float
+    data_wait_seconds: float
+    """A step that rank 0 waited for its batches, the mean of this session."""
+    data_wait_share: float
+    """Of `seconds`, 0 to 1."""
     peak_memory_bytes: int
     trainable_parameters: int
     total_parameters: int
@@ -93,6 +99,7 @@ def train(
     the result.
     """
     from job.engines import group, sharding
+    from job.engines.compiling import compile_blocks, release_blocks
     from job.train.callbacks.progress import ProgressCallback
     from job.train.callbacks.stop import StopCallback
     from job.train.callbacks.store import StoreCallback
@@ -140,10 +147,12 @@ def train(
         device=accelerator.name,
     )
 
+    if spec.train.torch_compile:  # before the trial, which is to compute what will be trained
+        log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
     collator = Collator(family, padding_free=padding_free)
     spec, fit_record = _fitted_to_memory(spec, engine, accelerator, collator, model, dataset)
-    uploads = BackgroundUploads()
-    progress = ProgressCallback(accelerator, notes / "history.jsonl", tell)
+    uploads, waiting = BackgroundUploads(), Waiting()
+    progress = ProgressCallback(accelerator, notes / "history.jsonl", tell, waiting)
     callbacks: list[TrainerCallback] = [StopCallback()]
     if first:
         trackers.point()
@@ -153,8 +162,8 @@ def train(
     resumed = _resume_point(spec.train, store, scratch)
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
     arguments = _arguments(spec, optim, engine, scratch, padding_free, first, shares)
-    batches = _batches(spec, rows, fitted)
-    trainer = _trainer(engine, model, dataset, arguments, collator, batches, callbacks)
+    batches = _batches(spec, rows, fitted, padding_free=padding_free)
+    trainer = _trainer(engine, model, dataset, arguments, collator, batches, waiting, callbacks)
     started = time.monotonic()
     try:
         with signals.deferred(), trackers if first else nullcontext(), uploads:
@@ -164,6 +173,8 @@ def train(
         raise
     finally:
         progress.close()
+        if spec.train.torch_compile:
+            release_blocks(model)
         # Its shapes are training's: generation feeds one token at a time.
         family.set_router_aux_loss(_base(model), 0)
     seconds = time.monotonic() - started
@@ -184,6 +195,7 @@ def train(
     history = [json.loads(line) for line in (notes / "history.jsonl").read_text().splitlines()]
     done = [entry["step"] for entry in history]
     first_step = _step_of(resumed)
+    steps = trainer.state.global_step - first_step
     tokens = trainer.state.num_input_tokens_seen
     result = TrainResult(
         steps=trainer.state.global_step,
@@ -201,6 +213,8 @@ def train(
         tokens=tokens,
         seconds=round(seconds, 3),
         tokens_per_second=round(_speed(outcome, trainer, seconds), 1),
+        data_wait_seconds=round(waiting.seconds / max(steps, 1), 4),
+        data_wait_share=round(waiting.seconds / max(seconds, 1e-9), 4),
         peak_memory_bytes=accelerator.peak_memory_bytes(),
         trainable_parameters=trainable,
         total_parameters=total,
@@ -336,21 +350,29 @@ def _arguments(
     )
 
 
-def _batches(spec: JobSpec, rows: Sequence[Row], fitted: Fitted) -> "SharedBatches | Ahead":
+def _batches(
+    spec: JobSpec, rows: Sequence[Row], fitted: Fitted, *, padding_free: bool
+) -> "SharedBatches | Ahead":
     """This process's batches of an epoch, in an order that suits how the rows are kept."""
     from job.engines import group
     from job.train.ahead import Ahead
-    from job.train.order import SharedBatches, Windows, shuffled
 
     count, buffer = len(fitted.indices), spec.data.shuffle_buffer_size
     streamed = rows if isinstance(rows, StreamedRows) else None
+    width = spec.train.per_device_train_batch_size
+    cut = passes.in_order(width)
+    if spec.train.group_by_length:
+        grouped = passes.balanced if padding_free else passes.alike
+        cut = grouped(width, fitted.lengths)
     batches = SharedBatches(
         Windows(count, fitted.starts(streamed.blocks()), buffer, seed=spec.train.seed)
         if streamed
         else shuffled(count, spec.train.seed),
-        spec.train.per_device_train_batch_size,
+        width,
+        passes=spec.train.gradient_accumulation_steps,
         process=group.rank(),
         processes=group.size(),
+        cut=cut,
     )
     if streamed is None or not group.leads_machine():
         return batches
@@ -364,6 +386,7 @@ def _trainer(
     arguments: "TrainingArguments",
     collator: Collator,
     batches: "SharedBatches | Ahead",
+    waiting: Waiting,
     callbacks: "list[TrainerCallback]",
 ) -> "Trainer":
     from transformers.integrations import KubeflowCallback
@@ -373,6 +396,7 @@ def _trainer(
 
     trainer = resumable(engine.trainer_class())(
         batches=batches,
+        waiting=waiting,
         model=model,
         args=arguments,
         train_dataset=dataset,

@@ -78,6 +78,7 @@ def test_run_json_says_what_happened(finished: Path) -> None:
     assert rows["train"] + rows["leaked"] == 48
     assert (rows["eval"], rows["rejected"], rows["dropped_over_max_length"]) == (6, 0, 0)
     assert run["throughput"]["tokens_per_second"] > 0
+    assert 0 < run["throughput"]["data_wait_share"] < 1
     assert {"torch", "transformers", "peft", "python"} <= set(run["versions"])
     assert set(run["inputs"]) == {"model", "train", "eval"}
 
@@ -88,6 +89,7 @@ def test_the_loss_falls_and_every_step_is_recorded(finished: Path) -> None:
     assert [entry["step"] for entry in history] == [1, 2, 3, 4]
     assert history[-1]["loss"] < history[0]["loss"]
     assert all(entry["tokens_per_second"] > 0 for entry in history)
+    assert all(0 < entry["data_wait_share"] < 1 for entry in history)
 
 
 def test_lengths_of_the_training_rows_are_told(finished: Path) -> None:

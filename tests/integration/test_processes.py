@@ -154,8 +154,19 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-def test_a_step_in_several_forward_passes_is_the_step_at_once(alone: Path, tmp_path: Path) -> None:
-    app(["train", *arguments(tmp_path / "out", 1, 4)[1:]], standalone_mode=False)
+@pytest.mark.parametrize(
+    ("rows", "passes", "more"),
+    [
+        pytest.param(1, 4, {}, id="a row a pass"),
+        pytest.param(2, 2, {}, id="by length"),
+        pytest.param(2, 2, {"train.group_by_length": "false"}, id="in order"),
+        pytest.param(2, 2, {"train.padding_free": "false"}, id="by length, padded"),
+    ],
+)
+def test_a_step_in_several_forward_passes_is_the_step_at_once(
+    alone: Path, tmp_path: Path, rows: int, passes: int, more: dict[str, object]
+) -> None:
+    app(["train", *arguments(tmp_path / "out", rows, passes, **more)[1:]], standalone_mode=False)
     same_training(tmp_path / "out", alone)
 
 

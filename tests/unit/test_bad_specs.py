@@ -74,6 +74,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "train.report_to": ("wandbb", 5, [1]),
     "train.packing": (True, "yes"),
     "train.padding_free": ("yes", 1, None),
+    "train.group_by_length": ("yes", 1, None),
+    "train.torch_compile": ("reduce-overhead", 1, None),
     "train.save_steps": (0, -5, "often"),
     "train.resume_from_checkpoint": (True, "", 3),
     "eval.metrics": (["f1"], "cer", [3]),

@@ -21,6 +21,7 @@ from job.families.ernie45_vl.packed.segments import Segments, take
 from job.prep.images import inspect
 from job.prep.records import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
+from job.train.passes import Cut, alike, balanced, in_order
 
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
 TARGETS = [
@@ -190,6 +191,31 @@ def test_rows_do_not_see_each_other(family: Ernie45VL, plain: Any) -> None:
     counts = [each.trained_tokens for each in (first, second)]
     mean = sum(a * c for a, c in zip(alone, counts, strict=True)) / sum(counts)
     assert together == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_step_divided_by_length_has_the_loss_of_one_in_order(
+    family: Ernie45VL, plain: Any
+) -> None:
+    model = copy.deepcopy(plain)
+    use_packed_step(model)
+    answers = ["a", "b+c", "x" * 40, "y", "z" * 20, "c", "d" * 9, "e"]
+    encoded = [family.encode(row(answer, picture(84, 56))) for answer in answers]
+    lengths = [len(each.input_ids) for each in encoded]
+
+    def loss(cut: Cut) -> float:
+        """The mean over the supervised tokens of all passes."""
+        total, counted = 0.0, 0
+        for piece in cut(range(len(encoded)), 2, 2):
+            rows = [encoded[number] for number in piece]
+            tokens = sum(each.trained_tokens for each in rows)
+            with torch.no_grad():
+                total += float(model(**pack(rows, family.processor)).loss) * tokens
+            counted += tokens
+        return total / counted
+
+    assert balanced(2, lengths)(range(8), 2, 2) != in_order(2)(range(8), 2, 2)
+    for cut in (balanced(2, lengths), alike(2, lengths)):
+        assert loss(cut) == pytest.approx(loss(in_order(2)), abs=1e-5)
 
 
 def test_padding_and_packing_undo_each_other() -> None:

@@ -126,6 +126,13 @@ REFUSED += [
         "remove the line, or set runtime.distributed: ddp",
     ),
     (
+        ("runtime.distributed=fsdp2", "train.torch_compile=true"),
+        "train.torch_compile",
+        "must be false where runtime.distributed is fsdp2: this version does not compile blocks "
+        "that are in shares",
+        "remove the line, or set runtime.distributed: ddp",
+    ),
+    (
         ("runtime.distributed=fsdp2", "lora.method=full"),
         "runtime.distributed",
         "must not be fsdp2 where lora.method is full: this version shares layers of frozen "

@@ -33,6 +33,8 @@ STEP = Step(
     learning_rate=2e-4,
     grad_norm=0.5,
     tokens_per_second=1234.5,
+    data_wait_seconds=0.25,
+    data_wait_share=0.5,
     memory_bytes=2**30,
     seconds=12.0,
     left_seconds=4.2,
@@ -83,6 +85,8 @@ def test_the_exposition_has_stage_step_loss_and_speed(status: Status) -> None:
     assert found[f"steps{named}"] == 40
     assert found[f"loss{named}"] == 1.25
     assert found[f"tokens_per_second{named}"] == 1234.5
+    assert found[f"data_wait_seconds{named}"] == 0.25
+    assert found[f"data_wait_share{named}"] == 0.5
     assert found['stage{name="latex",stage="train"}'] == 1
     assert found['stage_seconds{name="latex",stage="baseline"}'] == 2.5
     assert found['eval{name="latex",when="baseline",metric="cer"}'] == 1.5

@@ -71,6 +71,16 @@ def _shares_are_gathered_by_all(at: View) -> Iterator[Finding]:
         )
 
 
+def _shares_are_not_compiled(at: View) -> Iterator[Finding]:
+    if at("train.torch_compile") and at("runtime.distributed") == "fsdp2":
+        yield find(
+            "train.torch_compile",
+            "must be false where runtime.distributed is fsdp2: this version does not compile "
+            "blocks that are in shares",
+            "remove the line, or set runtime.distributed: ddp",
+        )
+
+
 def _engine_is_offered(at: View) -> Iterator[Finding]:
     if at("model.engine") == "unsloth":
         yield find(
@@ -98,6 +108,7 @@ RULES: tuple[Rule, ...] = (
     _cpu_has_what_it_needs,
     _padding_free_has_its_attention,
     _shares_are_gathered_by_all,
+    _shares_are_not_compiled,
     _engine_is_offered,
     _greedy_does_not_sample,
 )

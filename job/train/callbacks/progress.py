@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,52 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from job import log, telemetry
 from job.engines.device import Accelerator
+from job.engines.waiting import Waiting
 
 UNWRITTEN = ("steps", "left_seconds")
 """Of a step what history does not keep: it is known at the end."""
+
+SLOW_DATA, WINDOW = 0.2, 20
+"""The share of the time that training may wait for its rows, over so many steps, unwarned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """How far the training was at a time, and how long it had waited for its batches."""
+
+    step: int
+    at: float
+    waited: float
+
+    def wait_a_step(self, before: "Mark") -> float:
+        """Seconds, since the mark before."""
+        return (self.waited - before.waited) / max(self.step - before.step, 1)
+
+    def wait_share(self, before: "Mark") -> float:
+        """Of the time since the mark before, 0 to 1."""
+        return (self.waited - before.waited) / max(self.at - before.at, 1e-9)
 
 
 class ProgressCallback(TrainerCallback):
     """One bar on a terminal, structured lines elsewhere, and `history.jsonl` for the report."""
 
     def __init__(
-        self, accelerator: Accelerator, history: Path, tell: Callable[[telemetry.Step], None]
+        self,
+        accelerator: Accelerator,
+        history: Path,
+        tell: Callable[[telemetry.Step], None],
+        waiting: Waiting,
     ) -> None:
         self._accelerator, self._history, self._tell = accelerator, history, tell
+        self._waiting = waiting
         self._stack = ExitStack()
         self._bar: log.Progress | None = None
-        self._started = self._logged = 0.0
+        self._started = 0.0
         self._tokens_at_log = 0
         self._first_step = 0
+        self._logged = Mark(step=0, at=0.0, waited=0.0)
+        self._window: Mark | None = None
+        self._warned = False
         self._shown: dict[str, Any] = {}
 
     def on_train_begin(
@@ -43,7 +72,8 @@ class ProgressCallback(TrainerCallback):
                 lines.write(json.dumps({**entry, "epoch": round(entry["epoch"], 4)}) + "\n")
         left = state.max_steps - state.global_step
         self._bar = self._stack.enter_context(log.progress("train", left, "steps"))
-        self._started = self._logged = time.monotonic()
+        self._started = time.monotonic()
+        self._logged = Mark(step=state.global_step, at=self._started, waited=0.0)
         self._tokens_at_log = state.num_input_tokens_seen
 
     def on_log(
@@ -56,7 +86,8 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        now = time.monotonic()
+        mark = Mark(step=state.global_step, at=time.monotonic(), waited=self._waiting.seconds)
+        now = mark.at
         tokens = state.num_input_tokens_seen - self._tokens_at_log
         done = state.global_step - self._first_step
         left = (state.max_steps - state.global_step) * (now - self._started) / max(done, 1)
@@ -67,12 +98,14 @@ class ProgressCallback(TrainerCallback):
             loss=float(logs["loss"]),
             learning_rate=float(logs["learning_rate"]),
             grad_norm=float(logs.get("grad_norm", 0.0)),
-            tokens_per_second=round(tokens / max(now - self._logged, 1e-9), 1),
+            tokens_per_second=round(tokens / max(now - self._logged.at, 1e-9), 1),
+            data_wait_seconds=round(mark.wait_a_step(self._logged), 4),
+            data_wait_share=round(mark.wait_share(self._logged), 4),
             memory_bytes=self._accelerator.peak_memory_bytes(),
             seconds=round(now - self._started, 3),
             left_seconds=round(left, 3),
         )
-        self._logged, self._tokens_at_log = now, state.num_input_tokens_seen
+        self._logged, self._tokens_at_log = mark, state.num_input_tokens_seen
         record = {key: value for key, value in asdict(step).items() if key not in UNWRITTEN}
         with self._history.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
@@ -84,6 +117,7 @@ class ProgressCallback(TrainerCallback):
                 loss=step.loss,
                 learning_rate=step.learning_rate,
                 tokens_per_second=step.tokens_per_second,
+                data_wait_share=step.data_wait_share,
                 memory=log.amount(step.memory_bytes),
                 left=log.span(left),
             )
@@ -93,6 +127,25 @@ class ProgressCallback(TrainerCallback):
             "tok/s": step.tokens_per_second,
             "mem": log.size(step.memory_bytes),
         }
+        if step.data_wait_share > SLOW_DATA:
+            self._shown["waits for data"] = f"{step.data_wait_share:.0%}"
+        self._warn_of_slow_data(mark, args.dataloader_num_workers)
+
+    def _warn_of_slow_data(self, mark: Mark, workers: int) -> None:
+        """Once; what came before the first log is in no window, as workers start then."""
+        begun = self._window = self._window or mark
+        if self._warned or mark.step - begun.step < WINDOW:
+            return
+        share, self._window = mark.wait_share(begun), mark
+        if share > SLOW_DATA:
+            self._warned = True
+            log.warn(
+                "training waits for its rows",
+                share=f"{share:.0%}",
+                steps=f"{begun.step + 1}-{mark.step}",
+                fix=f"raise train.dataloader_num_workers, which is {workers}, "
+                "up to the cores that the job may use",
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

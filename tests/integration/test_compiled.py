@@ -1,0 +1,46 @@
+"""A training with compiled blocks, from its spec to its adapter."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from job.cli import app
+from tests.jobs import sets, small_run
+
+SETTINGS = {
+    "train.per_device_train_batch_size": 2,
+    "train.max_steps": 3,
+    "train.learning_rate": 1e-4,
+    "train.fit": "on",
+}
+
+
+def train(output: Path, compiled: str) -> None:
+    given = sets({**SETTINGS, "train.torch_compile": compiled})
+    arguments = small_run(str(output), *given, cache=output.parent / "cache")
+    app(["train", *arguments[1:]], standalone_mode=False)
+
+
+def losses(output: Path) -> list[float]:
+    lines = (output / "train" / "history.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def names(output: Path, file: str) -> set[str]:
+    return set(load_file(output / file))
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_losses_and_the_names_of_one_that_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    train(plain, "false")
+    train(compiled, "true")
+    assert "blocks are compiled when they are first computed blocks=8" in capsys.readouterr().err
+    assert losses(compiled) == pytest.approx(losses(plain), abs=1e-4)
+    for file in ("adapter", "checkpoints/step-2"):
+        weights = f"{file}/adapter_model.safetensors"
+        assert names(compiled, weights) == names(plain, weights)

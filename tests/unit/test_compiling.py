@@ -1,0 +1,183 @@
+"""Compiled blocks give what blocks as they are written give, and are not compiled without end."""
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch._dynamo.utils import counters
+
+from job import families
+from job.cli import app
+from job.engines.compiling import MOST, compile_blocks, release_blocks, require
+from job.errors import SpecError
+from job.families.base import Encoded
+from job.prep.images import inspect
+from job.prep.records import EncodedImage, Message, Part, Row
+from job.spec.load import load_spec
+from tests.jobs import ROOT, small_run
+from tests.models import BUILDERS
+
+TINY = ROOT / "job" / "builtin" / "ernie-vl-tiny"
+SPEC = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def picture(width: int, height: int) -> EncodedImage:
+    file = io.BytesIO()
+    Image.effect_noise((width, height), 64).convert("RGB").save(file, "PNG")
+    return inspect(file.getvalue())
+
+
+def row(answer: str, *pictures: EncodedImage) -> Row:
+    parts = tuple(Part(image=number) for number in range(len(pictures)))
+    question = Message(role="user", parts=(*parts, Part(text="Read.")))
+    reply = Message(role="assistant", parts=(Part(text=answer),))
+    return Row(id=answer, messages=(question, reply), images=pictures)
+
+
+def batches(count: int, *, pictures: bool) -> list[list[Row]]:
+    """Of one row and of several, of every length, with pictures of every size."""
+    return [
+        [
+            row(
+                "x+" * (1 + (5 * n + 3 * k) % 11),
+                *([picture(56 + 28 * (n % 4), 56 + 28 * (k % 3))] if pictures else []),
+            )
+            for k in range(1 + n % 4)
+        ]
+        for n in range(count)
+    ]
+
+
+class Pair:
+    """A family's model with an adapter, as it is written and compiled."""
+
+    def __init__(
+        self, name: str, place: Path, *, backend: str = "inductor", checkpointing: bool = False
+    ) -> None:
+        family = self._family(name, place)
+        model = family.initialise(seed=3, dtype=torch.float32, device=CPU)
+        self._collate: Callable[[list[Encoded]], Any] = family.collate
+        if family.packs:
+            family.use_packed_step(model)
+            self._collate = family.pack
+        self.family = family
+        self.plain = self._adapted(model, checkpointing)
+        self.compiled = copy.deepcopy(self.plain)
+        assert compile_blocks(self.compiled, backend) > 1
+
+    def losses(self, rows: list[Row]) -> tuple[float, float]:
+        """Of either, each after a backward pass; the gradients are compared too."""
+        batch = self._collate([self.family.encode(each) for each in rows])
+        found, grads = [], []
+        for model in (self.plain, self.compiled):
+            model.zero_grad()
+            loss = model(**batch, use_cache=False).loss
+            loss.backward()
+            found.append(float(loss.detach()))
+            grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        assert grads[0].keys() == grads[1].keys()
+        for name, grad in grads[0].items():
+            torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-5)
+        return found[0], found[1]
+
+    @staticmethod
+    def _family(name: str, place: Path) -> families.Family:
+        if name == "ernie":
+            checkpoint = families.read_checkpoint("builtin://ernie-vl-tiny", TINY)
+        else:
+            BUILDERS[name](place)
+            checkpoint = families.read_checkpoint(str(place), place)
+        return families.bind(checkpoint, SPEC.model, SPEC.data)
+
+    def _adapted(self, model: Any, checkpointing: bool) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(5)
+        targets = self.family.lora_targets(model, replace(SPEC.lora, target_modules=None))
+        lora = LoraConfig(r=4, target_modules=list(targets.modules), init_lora_weights=False)
+        adapted = get_peft_model(model.requires_grad_(False), lora)
+        if checkpointing:
+            adapted.gradient_checkpointing_enable({"use_reentrant": False})
+        return adapted.train()
+
+
+def same(pair: Pair, rows: list[Row]) -> None:
+    plain, compiled = pair.losses(rows)
+    assert compiled == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        pytest.param("ernie", marks=pytest.mark.slow),
+        pytest.param("qwen_vl", marks=pytest.mark.slow),
+    ],
+)
+def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: Path) -> None:
+    pair = Pair(name, tmp_path, backend="eager")
+    many = batches(20, pictures=name != "llama")
+    for rows in many[:12]:
+        same(pair, rows)
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled <= MOST
+    for rows in many[12:]:
+        same(pair, [*rows, *rows])
+    # The tower of Qwen takes pictures one by one: each number of them is a kind of its own.
+    assert counters["stats"]["unique_graphs"] - compiled <= (8 if name == "qwen_vl" else 4)
+
+
+def test_names_stay_and_released_blocks_are_what_they_were(tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path, backend="eager")
+    same(pair, [row("a")])
+    assert list(pair.compiled.state_dict()) == list(pair.plain.state_dict())
+    compiled = counters["stats"]["unique_graphs"]
+    release_blocks(pair.compiled)
+    torch._dynamo.reset()
+    same(pair, [row("b+c")])
+    assert counters["stats"]["unique_graphs"] == compiled > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [("ernie", False), ("ernie", True), ("llama", False), ("llama", True), ("qwen_vl", True)],
+)
+def test_losses_and_gradients_are_those_of_blocks_as_they_are_written(
+    name: str, checkpointing: bool, tmp_path: Path
+) -> None:
+    pair = Pair(name, tmp_path, checkpointing=checkpointing)
+    for rows in batches(6, pictures=name != "llama")[1:]:
+        same(pair, rows)
+
+
+def test_a_machine_without_a_compiler_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-compiler-of-this-name"))
+    with pytest.raises(SpecError, match=r"\$\.train\.torch_compile: is not possible") as refused:
+        require(CPU)
+    [problem] = refused.value.problems
+    assert "No working C++ compiler found" in problem.message
+    assert "set train.torch_compile: false" in str(problem.fix)
+    given = small_run(
+        str(tmp_path / "out"), "--set", "train.torch_compile=true", cache=tmp_path / "cache"
+    )
+    with pytest.raises(SpecError, match=r"\$\.train\.torch_compile"):
+        app(given, standalone_mode=False)
+    assert not (tmp_path / "out" / "data").exists()

@@ -1,0 +1,113 @@
+"""The rows of a step divided by their length: the same rows, in passes of like size."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from job.train.fitting import largest
+from job.train.order import SPARE, SharedBatches, shuffled
+from job.train.passes import Cut, alike, balanced, in_order
+
+Grouped = Callable[[int, list[int]], Cut]
+CUTS: tuple[Grouped, ...] = (balanced, alike)
+DIVIDED = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)]
+"""Rows a pass, passes and processes: four rows a step."""
+
+every_cut = pytest.mark.parametrize("grouped", CUTS)
+sizes = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+
+
+def steps(
+    lengths: list[int], width: int, passes: int, processes: int, grouped: Grouped | None
+) -> list[list[list[int]]]:
+    """Every step's batches, over all passes and processes."""
+    shares = []
+    for process in range(processes):
+        batches = SharedBatches(
+            shuffled(len(lengths), 3),
+            width,
+            passes=passes,
+            process=process,
+            processes=processes,
+            cut=grouped(width, lengths) if grouped else None,
+        )
+        shares.append(list(batches))
+        assert len(shares[-1]) == len(batches)
+    together = list(chain.from_iterable(zip(*shares, strict=True)))
+    at_once = passes * processes
+    return [together[i : i + at_once] for i in range(0, len(together), at_once)]
+
+
+def rows_of(step: list[list[int]]) -> list[int]:
+    return sorted(row for row in chain(*step) if row != SPARE)
+
+
+@every_cut
+@settings(deadline=None)
+@given(lengths=sizes, divided=st.sampled_from(DIVIDED))
+def test_the_rows_of_every_step_are_those_of_the_plain_order(
+    grouped: Grouped, lengths: list[int], divided: tuple[int, int, int]
+) -> None:
+    plain = steps(lengths, 4, 1, 1, None)
+    found = steps(lengths, *divided, grouped)
+    assert [rows_of(step) for step in found] == [rows_of(step) for step in plain]
+    for batch in chain(*found):
+        assert batch == [SPARE] or (batch and SPARE not in batch)
+
+
+@every_cut
+@settings(deadline=None)
+@given(lengths=sizes, width=st.integers(1, 5), passes=st.integers(1, 4))
+def test_no_pass_is_larger_than_the_batch_that_the_trial_computes(
+    grouped: Grouped, lengths: list[int], width: int, passes: int
+) -> None:
+    tried = [lengths[row] for row in largest(lengths, width)]
+    for batch in chain(*steps(lengths, width, passes, 2, grouped)):
+        own = [lengths[row] for row in batch if row != SPARE] or [0]
+        assert sum(own) <= sum(tried)
+        assert len(own) * max(own) <= width * max(tried)
+
+
+@every_cut
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 300), min_size=24, max_size=24))
+def test_two_processes_take_the_passes_that_one_would(grouped: Grouped, lengths: list[int]) -> None:
+    one, two = steps(lengths, 3, 4, 1, grouped), steps(lengths, 3, 2, 2, grouped)
+    assert [sorted(step) for step in one] == [sorted(step) for step in two]
+
+
+@every_cut
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 300), min_size=24, max_size=24))
+def test_every_pass_of_a_whole_step_has_a_row(grouped: Grouped, lengths: list[int]) -> None:
+    for batch in chain(*steps(lengths, 2, 3, 2, grouped)):
+        assert batch
+        assert batch != [SPARE]
+
+
+def test_packed_passes_have_about_equally_many_tokens() -> None:
+    lengths = [100, 90, 20, 20, 20, 10, 10, 10]
+    assert balanced(4, lengths)(range(8), 2, 1) == [[0, 3, 5, 6], [1, 2, 4, 7]]
+    plain = in_order(4)(range(8), 2, 1)
+    assert [sum(lengths[row] for row in piece) for piece in plain] == [230, 50]
+
+
+def test_a_long_row_has_no_crowd_of_short_ones_beside_it() -> None:
+    lengths = [100, 50, *[1] * 10]
+    for piece in balanced(6, lengths)(range(12), 2, 1):
+        own = [lengths[row] for row in piece]
+        assert len(own) * max(own) <= 6 * 100
+
+
+def test_rows_of_padded_passes_are_of_like_length() -> None:
+    lengths = [5, 90, 7, 80, 6, 70, 8, 60]
+    assert alike(2, lengths)(range(8), 4, 1) == [[1, 3], [5, 7], [6, 2], [4, 0]]
+
+
+def test_no_process_has_the_longest_rows_of_every_pass() -> None:
+    lengths = [80, 70, 60, 50, 40, 30, 20, 10]
+    pieces = alike(2, lengths)(range(8), 2, 2)
+    assert pieces == [[0, 1], [2, 3], [6, 7], [4, 5]]

@@ -1,0 +1,159 @@
+"""What training waits for its rows: measured where they are taken, and warned of."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from job import log, telemetry
+from job.engines.device import Accelerator
+from job.engines.step import StepTrainer
+from job.engines.waiting import Waiting
+from job.families.base import COUNTED
+from job.train.callbacks import progress
+from job.train.callbacks.progress import WINDOW, ProgressCallback
+from job.train.order import SharedBatches, shuffled
+
+PAUSE = 0.02
+
+
+def slow(count: int) -> Iterator[int]:
+    for number in range(count):
+        time.sleep(PAUSE)
+        yield number
+
+
+def test_the_time_until_a_batch_counts_and_the_time_with_it_does_not() -> None:
+    slow_data, slow_steps = Waiting(), Waiting()
+    assert list(slow_data.of(slow(5))) == [0, 1, 2, 3, 4]
+    for _ in slow_steps.of(iter(range(5))):
+        time.sleep(PAUSE)
+    assert slow_data.seconds >= 5 * PAUSE
+    assert slow_steps.seconds < slow_data.seconds / 10
+
+
+def test_batches_that_are_left_are_there_for_the_next_step() -> None:
+    batches, waiting = slow(4), Waiting()
+    first = waiting.of(batches)
+    assert [next(first), next(first)] == [0, 1]
+    del first
+    assert list(waiting.of(batches)) == [2, 3]
+    assert waiting.seconds >= 4 * PAUSE
+
+
+class Line(torch.nn.Module):
+    """A model of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return SimpleNamespace(loss=((self.weight * x - 2) ** 2).mean())
+
+
+class Rows(list[float]):
+    """Numbers, each of which takes its time to be read."""
+
+    def __init__(self, pause: float) -> None:
+        super().__init__(float(n) for n in range(16))
+        self.pause = pause
+
+    def __getitem__(self, index: Any) -> Any:
+        time.sleep(self.pause)
+        return super().__getitem__(index)
+
+
+def waited(pause: float, place: Path) -> float:
+    """The seconds that a short training waits for rows that take so long each."""
+    waiting = Waiting()
+    trainer = StepTrainer(
+        batches=SharedBatches(shuffled(16, 0), 2, passes=2),
+        waiting=waiting,
+        model=Line(),
+        args=TrainingArguments(
+            output_dir=str(place),
+            use_cpu=True,
+            max_steps=4,
+            gradient_accumulation_steps=2,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=Rows(pause),
+        data_collator=lambda rows: {"x": torch.tensor(rows), COUNTED: len(rows)},
+    )
+    trainer.train()
+    return waiting.seconds
+
+
+def test_a_data_set_that_is_slow_is_waited_for_and_one_that_is_not_is_not(tmp_path: Path) -> None:
+    slow_rows, fast_rows = waited(PAUSE, tmp_path), waited(0, tmp_path)
+    assert slow_rows >= 16 * PAUSE
+    assert fast_rows < slow_rows / 5
+
+
+class Watched:
+    """A training whose every step takes a second, of which a share is waited."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[telemetry.Step] = []
+        self._waiting, self._now = Waiting(), 100.0
+        self._arguments = TrainingArguments(output_dir=str(place), dataloader_num_workers=3)
+        self._state = TrainerState(max_steps=10 * WINDOW, epoch=0.0)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self._now))
+        cpu = Accelerator(kind="cpu", name="CPU", memory_bytes=2**30)
+        history = place / "history.jsonl"
+        self._progress = ProgressCallback(cpu, history, self.told.append, self._waiting)
+        self._progress.on_train_begin(self._arguments, self._state, TrainerControl())
+
+    def steps(self, count: int, share: float) -> None:
+        for _ in range(count):
+            self._now += 1.0
+            self._waiting.seconds += share
+            self._state.global_step += 1
+            logs = {"loss": 1.0, "learning_rate": 1e-3}
+            self._progress.on_log(self._arguments, self._state, TrainerControl(), logs)
+
+
+def test_every_step_that_is_logged_tells_its_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(tmp_path, monkeypatch)
+    watched.steps(1, 0.25)
+    watched.steps(1, 0.5)
+    assert [(step.data_wait_seconds, step.data_wait_share) for step in watched.told] == [
+        (0.25, 0.25),
+        (0.5, 0.5),
+    ]
+    kept = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [entry["data_wait_share"] for entry in kept] == [0.25, 0.5]
+
+
+def test_waiting_that_lasts_is_warned_of_once_with_its_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("text")
+    watched = Watched(tmp_path, monkeypatch)
+    watched.steps(1 + WINDOW, 0.1)
+    assert "waits for its rows" not in capsys.readouterr().err
+    watched.steps(3 * WINDOW, 0.5)
+    said = capsys.readouterr().err
+    assert said.count("training waits for its rows share=50%") == 1
+    assert "raise train.dataloader_num_workers, which is 3" in said
+
+
+def test_workers_that_start_are_no_waiting_to_warn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("text")
+    watched = Watched(tmp_path, monkeypatch)
+    watched.steps(1, 60.0)
+    watched.steps(2 * WINDOW, 0.01)
+    assert "waits for its rows" not in capsys.readouterr().err
