@@ -16,7 +16,11 @@ import torch
 from job import log
 from job.engines import group
 from job.engines.base import Engine
-from job.spec.types import TrainSpec
+from job.engines.device import Accelerator
+from job.errors import OutOfMemoryError
+from job.families.base import COUNTED, to_device
+from job.spec.types import JobSpec, TrainSpec
+from job.train.dataset import Collator, EncodedDataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +135,61 @@ def _autocast(engine: Engine) -> Any:
     if not engine.autocast:
         return nullcontext()
     return torch.autocast(engine.device.type, torch.bfloat16)
+
+
+def fitted_to_memory(
+    spec: JobSpec,
+    engine: Engine,
+    accelerator: Accelerator,
+    collate: Collator,
+    model: Any,
+    dataset: EncodedDataset,
+) -> tuple[JobSpec, dict[str, Any] | None]:
+    """The spec with its step divided so that it fits, and what there is to keep of the trial.
+
+    Raises OutOfMemoryError where nothing fits.
+    """
+    wanted = spec.train.fit == "on" or (spec.train.fit == "auto" and accelerator.kind != "cpu")
+    if not wanted or spec.runtime.distributed == "fsdp2":  # which fits only once it is in shares
+        return spec, None
+
+    def fits_here(division: Division) -> bool:
+        def make() -> dict[str, Any]:
+            rows = largest(dataset.lengths, division.per_device_train_batch_size)
+            batch = collate.batch([dataset.row(row) for row in rows])
+            del batch[COUNTED]
+            return to_device(batch, engine.device)
+
+        return fits(model, make, engine, division)
+
+    start = Division.of(spec.train)
+    found, too_large = find(start, fits_here)
+    if found is None:
+        raise OutOfMemoryError(
+            "$.train.per_device_train_batch_size",
+            f"no step fits into the {log.size(accelerator.memory_bytes)} of {accelerator.name}: "
+            f"tried {'; '.join(map(str, too_large))}",
+            value=spec.train.per_device_train_batch_size,
+            fix="lower data.max_pixels or train.max_length",
+        )
+    log.info("a step fits into memory", tried=found)
+    train = replace(spec.train, **asdict(found))
+    return replace(spec, train=train), record(found, too_large)
+
+
+def raise_if_out_of_memory(error: BaseException, spec: TrainSpec, accelerator: Accelerator) -> None:
+    if not is_out_of_memory(error):
+        return
+    rows = spec.per_device_train_batch_size
+    raise OutOfMemoryError(
+        "$.train.per_device_train_batch_size",
+        f"a training step does not fit into the {log.size(accelerator.memory_bytes)} "
+        f"of {accelerator.name}",
+        value=rows,
+        fix=(
+            f"--set train.per_device_train_batch_size={max(1, rows // 2)} "
+            f"--set train.gradient_accumulation_steps={spec.gradient_accumulation_steps * 2}"
+            if rows > 1
+            else "--set train.gradient_checkpointing=true, or lower data.max_pixels"
+        ),
+    ) from error

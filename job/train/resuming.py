@@ -1,0 +1,49 @@
+"""The checkpoint that a training goes on from: chosen by rank 0, fetched once on each machine."""
+
+import json
+from pathlib import Path
+
+from job import log
+from job.spec.types import TrainSpec
+from job.train.checkpoints import CheckpointStore
+
+
+def resume_point(spec: TrainSpec, store: CheckpointStore, scratch: Path) -> Path | None:
+    """The checkpoint to go on from, fetched once on every machine; None to start anew.
+
+    Rank 0 chooses it, for all.
+    """
+    from job.engines import group
+
+    uri = None
+    if group.rank() == 0:
+        uri = _checkpoint_to_take(spec, store, scratch / "resume")
+    uri = group.from_first(uri)
+    if uri is None:
+        return None
+    found = scratch / "resume"
+    if group.leads_machine() and group.rank() > 0:
+        store.fetch(uri, found)
+    group.barrier()
+    state = json.loads((found / "trainer_state.json").read_text())
+    named = found.with_name(f"checkpoint-{state['global_step']}")
+    group.barrier()
+    if group.leads_machine():
+        found.rename(named)
+    group.barrier()
+    log.info("resuming", step=state["global_step"])
+    return named
+
+
+def _checkpoint_to_take(spec: TrainSpec, store: CheckpointStore, directory: Path) -> str | None:
+    """The URI of the checkpoint to go on from, which is fetched into `directory`."""
+    if spec.resume_from_checkpoint == "never":
+        return None
+    if spec.resume_from_checkpoint != "auto":
+        store.fetch(spec.resume_from_checkpoint, directory)
+        return spec.resume_from_checkpoint
+    return store.latest(directory)
+
+
+def step_of(resumed: Path | None) -> int:
+    return int(resumed.name.rpartition("-")[2]) if resumed else 0

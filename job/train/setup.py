@@ -1,0 +1,129 @@
+"""The spec as Transformers' `Trainer` takes it: arguments, batches, and the trainer itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.engines import group
+from job.engines.base import Engine
+from job.engines.waiting import Waiting
+from job.prep.records import Row
+from job.prep.streaming import StreamedRows
+from job.spec.types import JobSpec
+from job.train import passes
+from job.train.ahead import Ahead
+from job.train.dataset import Collator, EncodedDataset, Fitted
+from job.train.order import SharedBatches, Windows, shuffled
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+
+def training_arguments(
+    job: JobSpec,
+    optim: str,
+    engine: Engine,
+    scratch: Path,
+    padding_free: bool,
+    first: bool,
+    fsdp_config: dict[str, Any] | None,
+) -> "TrainingArguments":
+    from transformers import TrainingArguments
+
+    spec = job.train
+    return TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=spec.per_device_train_batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=spec.lr_scheduler_type,
+        warmup_steps=spec.warmup_steps,
+        num_train_epochs=spec.num_train_epochs,
+        max_steps=spec.max_steps,
+        optim=optim,
+        weight_decay=spec.weight_decay,
+        adam_beta1=spec.adam_beta1,
+        adam_beta2=spec.adam_beta2,
+        max_grad_norm=spec.max_grad_norm,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        logging_steps=spec.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=spec.save_steps,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        # A process whose rows have no picture uses no weights of the vision tower.
+        ddp_find_unused_parameters=True,
+        # The policy of FSDP2 would round the gates, which stay fp32, too.
+        bf16=engine.autocast and fsdp_config is None,
+        fsdp=fsdp_config is not None,
+        fsdp_config=fsdp_config,
+        use_cpu=engine.device.type == "cpu",
+        dataloader_num_workers=spec.dataloader_num_workers,
+        dataloader_persistent_workers=spec.dataloader_num_workers > 0,
+        dataloader_pin_memory=engine.device.type != "cpu",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        include_num_input_tokens_seen="all" if padding_free else "non_padding",
+        report_to=(list(spec.report_to) if first else []) or "none",
+        run_name=job.name,
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def batches_of(
+    spec: JobSpec, rows: Sequence[Row], fitted: Fitted, *, padding_free: bool
+) -> SharedBatches | Ahead:
+    """This process's batches of an epoch, in an order that suits how the rows are kept."""
+    count, buffer = len(fitted.indices), spec.data.shuffle_buffer_size
+    streamed = rows if isinstance(rows, StreamedRows) else None
+    width = spec.train.per_device_train_batch_size
+    cut = passes.in_order(width)
+    if spec.train.group_by_length:
+        grouped = passes.balanced if padding_free else passes.alike
+        cut = grouped(width, fitted.lengths)
+    batches = SharedBatches(
+        Windows(count, fitted.starts(streamed.blocks()), buffer, seed=spec.train.seed)
+        if streamed
+        else shuffled(count, spec.train.seed),
+        width,
+        passes=spec.train.gradient_accumulation_steps,
+        process=group.rank(),
+        processes=group.size(),
+        cut=cut,
+    )
+    if streamed is None or not group.leads_machine():
+        return batches
+    return Ahead(batches, streamed, fitted.indices, buffer // group.size())
+
+
+def make_trainer(
+    engine: Engine,
+    model: Any,
+    dataset: EncodedDataset,
+    arguments: "TrainingArguments",
+    collator: Collator,
+    batches: SharedBatches | Ahead,
+    waiting: Waiting,
+    callbacks: "list[TrainerCallback]",
+) -> "Trainer":
+    from transformers.integrations import KubeflowCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    from job.train.resumable import resumable
+
+    trainer = resumable(engine.trainer_class())(
+        batches=batches,
+        waiting=waiting,
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=collator,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    # It joins by itself in a TrainJob, waits for the Trainer in the middle of steps, and takes the
+    # end of training for that of the job. `telemetry` tells the Trainer.
+    trainer.remove_callback(KubeflowCallback)
+    return trainer
