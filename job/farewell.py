@@ -1,5 +1,6 @@
 """The end of the job's process: what is said of an error, to whom, and the exit code."""
 
+import atexit
 import os
 import sys
 from pathlib import Path
@@ -53,4 +54,8 @@ def leave(code: int) -> NoReturn:
         os._exit(code)  # they need memory too, and fail loudly without
     if code == STOPPED:
         signals.leave(code)  # a transfer under way may take longer than there is
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of torch's process groups can outlive these, and abort a process that is done.
+        atexit._run_exitfuncs()  # trackers'
+        signals.leave(code)
     sys.exit(code)
