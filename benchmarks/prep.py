@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,7 @@ def main() -> None:
         for count in arguments.rows:
             write_rows(Path(place), count)
             for workers in arguments.workers:
+                shutil.rmtree(Path(place, "out"), ignore_errors=True)  # it would count as disk
                 command = [sys.executable, "-m", "benchmarks.prep", "--one", place]
                 command += ["--rows", str(count), "--workers", str(workers)]
                 done = subprocess.run(  # noqa: S603
