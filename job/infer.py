@@ -95,7 +95,9 @@ def _row(path: Path | None, question: str) -> Row:
     try:
         image = inspect(path.read_bytes())
     except FileNotFoundError as error:
-        raise InputError("--image", "there is no such file", value=path) from error
+        raise InputError(
+            "--image", "there is no such file", value=path, fix="name a picture on this machine"
+        ) from error
     except (ImageRefused, OSError) as error:
         raise DataError("--image", str(error), value=path, fix="use a PNG or JPEG") from error
     asked = Message(role="user", parts=(Part(image=0), Part(text=question)))

@@ -38,6 +38,9 @@ class Output:
     run: RunRecord
     _local: set[str] = field(default_factory=set)
     _stale: dict[str, StageRecord | None] = field(default_factory=dict)
+    holds_finished_run: bool = False
+    """Whether an earlier run is there, whole: until this one opens, it is to stay as it is."""
+    _sbom: str = ""
 
     def take(self) -> None:
         """Proves access to the output and takes its lease.
@@ -46,15 +49,21 @@ class Output:
         """
         storage.check_access(self.uri, "write")
         self._lease.acquire()
+        self.holds_finished_run = storage.is_file(self.at(SUCCESS))
         self._abort_uploads()
 
     def describe(self, sbom: str) -> None:
         """Stores what the run is made with: first of all, so that a run that fails has it too."""
-        storage.write_text(self.at(SBOM), sbom)
+        self._sbom = sbom
+        if not self.holds_finished_run:
+            storage.write_text(self.at(SBOM), sbom)
 
     def open(self, resolved_spec: str) -> None:
         """Starts the run: `_SUCCESS` is withdrawn first, then the spec and `run.json` stored."""
         storage.delete(self.at(SUCCESS))
+        if self.holds_finished_run:
+            self.holds_finished_run = False
+            self.describe(self._sbom)
         storage.write_text(self.at(RESOLVED), resolved_spec)
         self.save_run()
 

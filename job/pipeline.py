@@ -192,7 +192,10 @@ class Pipeline:
         try:
             if isinstance(error, TooManyBadRows):
                 self.output.publish_file("prep", "data/rejects.jsonl")
-            self.output.save_run()
+            if self.output.holds_finished_run:
+                log.info("the finished run at the output stays as it is", output=self.output.uri)
+            else:
+                self.output.save_run()
         except JobError as failed:
             log.warn("run.json could not be stored", reason=failed)
         self.output.release()

@@ -124,6 +124,15 @@ def test_merged_weights_are_fp16_but_for_the_router_gates(finished: Path) -> Non
     assert read_json(finished / "merged" / "config.json")["dtype"] == "float16"
 
 
+def test_a_start_that_fails_leaves_a_finished_run_as_it_is(output: Path, cache: Path) -> None:
+    before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    assert "_SUCCESS" in before
+    done = job(*small_run(str(output), "--set", "model.model_name_or_path=/nowhere", cache=cache))
+    assert done.code == 12, done.err
+    assert "the finished run at the output stays as it is" in done.err
+    assert {p.name: p.read_bytes() for p in output.iterdir() if p.is_file()} == before
+
+
 def test_a_second_run_skips_every_stage_and_changes_nothing(output: Path, cache: Path) -> None:
     before = sums(output)
     done = job(*small_run(str(output), cache=cache))
