@@ -59,8 +59,9 @@ $(VENV)/.ready-dev: $(VENV)/.ready Makefile
 	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt
 	@touch $@
 
+# One thread a process: two processes that each use every core wait for each other.
 test: $(VENV)/.ready-dev lint ## Set up, lint and run the tests (no GPU, no network)
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 $(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
 	@$(VENV)/bin/python requirements/chromium.py $(CHROMIUM)
