@@ -16,6 +16,7 @@ import torch
 from job import log
 from job.engines import group
 from job.engines.base import Engine
+from job.engines.compiling import release_blocks
 from job.engines.device import Accelerator
 from job.errors import OutOfMemoryError
 from job.families.base import COUNTED, to_device
@@ -160,8 +161,11 @@ def fitted_to_memory(
             del batch[COUNTED]
             return to_device(batch, engine.device)
 
+        if compiled and division.gradient_checkpointing:
+            release_blocks(model)  # which cannot be computed again as they were
         return fits(model, make, engine, division)
 
+    compiled = spec.train.torch_compile
     start = Division.of(spec.train)
     found, too_large = find(start, fits_here)
     if found is None:
@@ -173,7 +177,8 @@ def fitted_to_memory(
             fix="lower data.max_pixels or train.max_length",
         )
     log.info("a step fits into memory", tried=found)
-    train = replace(spec.train, **asdict(found))
+    compiled = compiled and not found.gradient_checkpointing
+    train = replace(spec.train, **asdict(found), torch_compile=compiled)
     return replace(spec, train=train), record(found, too_large)
 
 

@@ -14,6 +14,7 @@ SETTINGS = {
     "train.max_steps": 3,
     "train.learning_rate": 1e-4,
     "train.fit": "on",
+    "train.gradient_checkpointing": "false",
 }
 
 

@@ -126,7 +126,18 @@ REFUSED += [
         "remove the line, or set runtime.distributed: ddp",
     ),
     (
-        ("runtime.distributed=fsdp2", "train.torch_compile=true"),
+        ("train.torch_compile=true",),
+        "train.torch_compile",
+        "must be false where train.gradient_checkpointing is true: a block that is computed again "
+        "may meet another of its compiled forms, and keeps other tensors then",
+        "set train.gradient_checkpointing: false, or remove the line",
+    ),
+    (
+        (
+            "runtime.distributed=fsdp2",
+            "train.torch_compile=true",
+            "train.gradient_checkpointing=false",
+        ),
         "train.torch_compile",
         "must be false where runtime.distributed is fsdp2: this version does not compile blocks "
         "that are in shares",
@@ -401,6 +412,7 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("data.train=[{uri: a, weight: 1}, {uri: b, weight: 0.1}]",),
         ("data.train=[{uri: a, limit: 1}, {uri: b}]", "data.eval={uri: c}"),
         ("data.streaming=true", "data.shuffle_buffer_size=500"),
+        ("train.torch_compile=true", "train.gradient_checkpointing=false"),
         ("model.model_name_or_path=hf://a/b", "model.revision=main"),
         ("model.model_name_or_path=hf://a/b@v1", "model.revision=v1"),
         (f"model.model_name_or_path=hf://a/b@{COMMIT}", "model.trust_remote_code=true"),

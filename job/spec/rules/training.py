@@ -81,6 +81,16 @@ def _shares_are_not_compiled(at: View) -> Iterator[Finding]:
         )
 
 
+def _activations_of_compiled_blocks_are_kept(at: View) -> Iterator[Finding]:
+    if at("train.torch_compile") and at("train.gradient_checkpointing"):
+        yield find(
+            "train.torch_compile",
+            "must be false where train.gradient_checkpointing is true: a block that is computed "
+            "again may meet another of its compiled forms, and keeps other tensors then",
+            "set train.gradient_checkpointing: false, or remove the line",
+        )
+
+
 def _engine_is_offered(at: View) -> Iterator[Finding]:
     if at("model.engine") == "unsloth":
         yield find(
@@ -109,6 +119,7 @@ RULES: tuple[Rule, ...] = (
     _padding_free_has_its_attention,
     _shares_are_gathered_by_all,
     _shares_are_not_compiled,
+    _activations_of_compiled_blocks_are_kept,
     _engine_is_offered,
     _greedy_does_not_sample,
 )
