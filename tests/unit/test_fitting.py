@@ -1,8 +1,14 @@
 """How a step is divided until it fits."""
 
+from typing import Any
+
 import pytest
 
-from job.train.fitting import Division, find, largest
+from job.engines.device import Accelerator
+from job.spec.load import load_spec
+from job.train import fitting
+from job.train.fitting import Division, find, fitted_to_memory, largest
+from tests.jobs import ROOT
 
 
 def division(rows: int, passes: int, checkpointing: bool) -> Division:
@@ -49,3 +55,24 @@ def test_the_first_that_fits_is_taken() -> None:
 def test_the_longest_rows_are_tried() -> None:
     assert largest([5, 9, 1, 9, 7], 3) == [1, 3, 4]
     assert largest([5, 9], 3) == [1, 0]
+
+
+def test_blocks_are_compiled_no_more_where_activations_have_to_be_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released: list[Any] = []
+
+    def fits(_model: Any, _make: Any, _engine: Any, division: Division) -> bool:
+        return division.gradient_checkpointing
+
+    monkeypatch.setattr(fitting, "fits", fits)
+    monkeypatch.setattr(fitting, "release_blocks", released.append)
+    sets = ["train.fit=on", "train.torch_compile=true", "train.gradient_checkpointing=false"]
+    text = (ROOT / "specs" / "latex.yaml").read_text()
+    spec = load_spec(text, "latex.yaml", sets, environ={}).spec
+    nothing: Any = None
+    accelerator = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
+    found, record = fitted_to_memory(spec, nothing, accelerator, nothing, "model", nothing)
+    assert record is not None
+    assert released == ["model"]
+    assert (found.train.gradient_checkpointing, found.train.torch_compile) == (True, False)
