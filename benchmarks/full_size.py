@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from benchmarks.training import encoded_rows, random_model
+from benchmarks.training import SPEC, encoded_rows, random_model
 from job import engines, families, inputs
 from job.engines.device import detect
 from job.export.merged import Merge
@@ -34,7 +34,6 @@ from job.families.base import Family, to_device
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
-SPEC = Path(__file__).parents[1] / "specs" / "latex.yaml"
 GIB = 2**30
 LAYOUTS = ("vllm", "transformers")
 
@@ -70,7 +69,7 @@ def main() -> None:
         for name in ("first step", "second step"):
             with timed(stages, name) as found:
                 found["loss"] = step(family, model, optimizer, arguments.rows, engine)
-        optimizer = None
+        del optimizer  # its moments are not the export's
         for layout in LAYOUTS:
             target = Path(place, layout)
             with timed(stages, f"merge and export, {layout} layout") as found:

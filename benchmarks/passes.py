@@ -19,7 +19,7 @@ from benchmarks.training import SPEC, formula_rows
 from job import families, inputs
 from job.families.ernie45_vl import Ernie45VL
 from job.spec.load import load_spec
-from job.train.order import SPARE, SharedBatches
+from job.train.order import SPARE, SharedBatches, shuffled
 from job.train.passes import Cut, alike, balanced, in_order
 
 ROWS, EPOCHS, SEED = 256, 20, 3407
@@ -100,9 +100,8 @@ def _steps(division: Division, rows: int, cut: Cut) -> Iterator[list[list[int]]]
     """The batches of every step, over all passes and processes."""
     every = [
         SharedBatches(
-            rows,
+            shuffled(rows, SEED),
             division.width,
-            seed=SEED,
             passes=division.passes,
             process=process,
             processes=division.processes,
