@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import InputError
+from job.export.serving import NO_THINKING
 
 SECONDS = 600
 """A first question may wait for kernels to be compiled."""
@@ -51,8 +52,7 @@ def ask(
             "messages": [{"role": "user", "content": content}],
             "max_tokens": 256,
             "temperature": 0,
-            # As it was trained; some chat templates let a model think unless told.
-            "chat_template_kwargs": {"enable_thinking": False},
+            "chat_template_kwargs": NO_THINKING,
         },
     )
     try:

@@ -35,8 +35,9 @@ def host_keys(batch: Batch) -> tuple[str, ...]:
 
 
 COUNTED = "counted_tokens"
-FAILED = "failed"
 """In a training batch, beside what the model takes: how many supervised tokens count, a number."""
+FAILED = "failed"
+"""In place of a training batch that cannot be made: the error, which is raised where it trains."""
 
 
 def to_device(batch: Batch, device: "torch.device") -> Batch:

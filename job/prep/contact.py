@@ -22,7 +22,7 @@ def contact_sheet(rows: Sequence[Row], path: Path) -> None:
     import PIL.Image
 
     height = _PICTURE + _TEXT
-    sheet = PIL.Image.new("RGB", (2 * _WIDTH, -(-len(rows) // 2) * height), "#d5d8dc")
+    sheet = PIL.Image.new("RGB", (2 * _WIDTH, max(1, -(-len(rows) // 2)) * height), "#d5d8dc")
     for place, row in enumerate(rows):
         cell = _cell(row, (_WIDTH - _MARGIN, height - _MARGIN))
         left, top = (place % 2) * _WIDTH, (place // 2) * height

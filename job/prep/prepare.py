@@ -11,9 +11,9 @@ from pathlib import Path
 from job import log
 from job.errors import DataError, Problem
 from job.manifest import fingerprint
-from job.prep import contact, sources
+from job.prep import sources
 from job.prep.alike import duplicates
-from job.prep.contact import SHEET, contact_sheet
+from job.prep.contact import ROWS, SHEET, contact_sheet
 from job.prep.convert import find_columns
 from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
@@ -151,9 +151,9 @@ def _notes(task: Task, source: StagedSource, source_spec: SourceSpec) -> Iterato
 def _some_rows(directory: Path, spec: DataSpec, seed: int) -> list[Row]:
     """A few rows to train, with pictures: of all, or of those that were kept to be seen."""
     if spec.streaming:
-        kept: list[Row] = Rows([directory / SAMPLE])[: contact.ROWS]
+        kept: list[Row] = Rows([directory / SAMPLE])[:ROWS]
         return kept
-    return pick(directory, "train", contact.ROWS, seed)
+    return pick(directory, "train", ROWS, seed)
 
 
 def _tell(mixed: list[Ingredient]) -> None:

@@ -106,6 +106,12 @@ def starts(found: Sequence[Path]) -> list[int]:
     return [0, *accumulate(sum(map(len, batches(shard, ["whole"]))) for shard in found)]
 
 
+def locate(begins: Sequence[int], number: int) -> tuple[int, int]:
+    """The number of the shard that holds a row, and the row's in it; `begins` is from `starts`."""
+    shard = bisect_right(begins, number) - 1
+    return shard, number - begins[shard]
+
+
 def pick(directory: Path, split: Split, count: int, seed: int) -> list[Row]:
     """At most `count` rows of a split, chosen by `seed`, in order; only their shards are mapped."""
     import numpy as np
@@ -115,11 +121,8 @@ def pick(directory: Path, split: Split, count: int, seed: int) -> list[Row]:
     order = np.load(path, mmap_mode="r") if path.exists() else range(begins[-1])
     chooser = random.Random(seed)  # noqa: S311 - a sample, not a secret
     places = sorted(chooser.sample(range(len(order)), min(count, len(order))))
-    rows = []
-    for number in (int(order[place]) for place in places):
-        shard = bisect_right(begins, number) - 1
-        rows.append(Rows([found[shard]])[number - begins[shard]])
-    return rows
+    located = [locate(begins, int(order[place])) for place in places]
+    return [Rows([found[shard]])[row] for shard, row in located]
 
 
 class Rows(Sequence[Row]):

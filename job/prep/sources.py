@@ -29,11 +29,12 @@ def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
             yield _drawn(number, sample)
         return
     wanted = _chosen(source, spec)
+    if wanted is None:
+        yield from islice(_from(source, spec, Place()), spec.limit)
+        return
     for record in _from(source, spec, Place()):
         assert record.place is not None, "its place is known"
-        if wanted is None and spec.limit is not None and record.place.number >= spec.limit:
-            return
-        if wanted is None or record.place.number in wanted:
+        if record.place.number in wanted:
             yield record
 
 

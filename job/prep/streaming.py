@@ -7,7 +7,6 @@ so many shards are kept as the shuffle buffer needs, and each row has to be what
 """
 
 import json
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,7 +23,7 @@ from job.prep.find import StagedSource
 from job.prep.leakage import whole_of
 from job.prep.readers import Place, Record
 from job.prep.records import Reject, Row
-from job.prep.shards import Rows, ShardWriter, batches, order_file, shards, starts
+from job.prep.shards import Rows, ShardWriter, batches, locate, order_file, shards, starts
 from job.spec.types import DataSpec
 
 CHUNKS = "chunks.jsonl"
@@ -201,11 +200,6 @@ class StreamedRows(Sequence[Row]):
         shard, row = self._find(index)
         return self._open(self._shards[shard])[row]
 
-    def measured(self, index: int) -> Row:
-        """A row with the size of its pictures, and not their bytes."""
-        measured: Row = Rows.of(self.pictures.directory, "train")[index]
-        return measured
-
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
 
@@ -222,9 +216,7 @@ class StreamedRows(Sequence[Row]):
 
     def _find(self, index: int) -> tuple[int, int]:
         """The number of the shard that holds a row, and the row's number in it."""
-        number = index if self._order is None else int(self._order[index])
-        shard = bisect_right(self._starts, number) - 1
-        return shard, number - self._starts[shard]
+        return locate(self._starts, index if self._order is None else int(self._order[index]))
 
     def _open(self, shard: str) -> Rows:
         while shard not in self._opened:

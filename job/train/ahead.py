@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,15 +80,6 @@ class Fetcher:
         if not future.cancelled():
             with self._lock:
                 self._go_on()
-
-    def wait(self) -> None:
-        """Returns when all that was asked for, and not dropped, was fetched or has failed."""
-        while (running := self._running) is not None:
-            wait([running])
-            with self._lock:
-                self._go_on()
-                if running is self._running:
-                    return
 
     def __enter__(self) -> "Fetcher":
         return self

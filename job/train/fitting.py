@@ -161,11 +161,10 @@ def fitted_to_memory(
             del batch[COUNTED]
             return to_device(batch, engine.device)
 
-        if compiled and division.gradient_checkpointing:
+        if spec.train.torch_compile and division.gradient_checkpointing:
             release_blocks(model)  # which cannot be computed again as they were
         return fits(model, make, engine, division)
 
-    compiled = spec.train.torch_compile
     start = Division.of(spec.train)
     found, too_large = find(start, fits_here)
     if found is None:
@@ -177,7 +176,7 @@ def fitted_to_memory(
             fix="lower data.max_pixels or train.max_length",
         )
     log.info("a step fits into memory", tried=found)
-    compiled = compiled and not found.gradient_checkpointing
+    compiled = spec.train.torch_compile and not found.gradient_checkpointing
     train = replace(spec.train, **asdict(found), torch_compile=compiled)
     return replace(spec, train=train), record(found, too_large)
 

@@ -104,16 +104,16 @@ def train(
 
     first = group.rank() == 0
     optim = resolve_optim(spec.train, accelerator)
-    rows = data.rows("train")
-    fitted = fit(data.measured_rows(), family, spec.data, spec.train)
+    measured_rows = data.measured_rows()
+    rows = data.rows("train") if data.pictures else measured_rows
+    fitted = fit(measured_rows, family, spec.data, spec.train)
     encode = functools.partial(_encode, family=family, spec=spec)
     dataset = EncodedDataset(rows, fitted, encode)
     notes = directory / TRAIN
     measured = lengths(fitted.measured, spec.train.max_length)
     if first:
         notes.mkdir(parents=True, exist_ok=True)
-        measured_only = EncodedDataset(data.measured_rows(), fitted, encode)
-        _prove_labels(measured_only, family, notes)
+        _prove_labels(EncodedDataset(measured_rows, fitted, encode), family, notes)
         publish(f"{TRAIN}/{LABEL_PROOF}")
         (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
         publish(f"{TRAIN}/{LENGTHS}")

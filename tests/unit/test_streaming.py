@@ -2,24 +2,25 @@
 
 import json
 import multiprocessing
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from job import storage
 from job.errors import DataError
 from job.prep import work
 from job.prep.find import stage_source
 from job.prep.prepare import PreparedData
 from job.prep.records import Row
+from job.prep.shards import Rows
 from job.prep.streaming import Pictures, StreamedRows
 from job.spec.types import DataSpec
 from job.train.ahead import Ahead, Fetcher
 from job.train.order import SharedBatches, Windows
 from tests.unit.test_prep import data_spec, pair, png, run, with_source, write_jsonl
-from tests.unit.test_sources import KINDS, folder, picture, plain, text_of
+from tests.unit.test_sources import KINDS, folder, kept_as, picture, plain, text_of
 
 __all__ = ["folder"]
 SMALL = 3  # records of a chunk
@@ -42,6 +43,11 @@ def streamed(spec: DataSpec, place: Path) -> tuple[PreparedData, StreamedRows]:
     return data, rows
 
 
+def known(rows: StreamedRows) -> Rows:
+    """What prep keeps of the rows."""
+    return Rows.of(rows.pictures.directory, "train")
+
+
 def same(found: list[Row], kept: list[Row]) -> bool:
     return [row.to_record() for row in found] == [row.to_record() for row in kept]
 
@@ -51,13 +57,7 @@ def same(found: list[Row], kept: list[Row]) -> bool:
 def test_streamed_rows_are_those_that_are_kept(
     kind: str, where: str, folder: Path, tmp_path: Path
 ) -> None:
-    path = KINDS[kind](folder)
-    uri = str(path)
-    if where == "memory":
-        storage.copy_tree(str(folder), f"memory://{tmp_path}")
-        uri = f"memory://{tmp_path}/{path.relative_to(folder)}".removesuffix("/.")
-    split = "train" if kind in ("save_to_disk", "shards of a split") else None
-    spec = with_source(data_spec(Path("x"), eval_fraction=0.3, num_proc=1), uri=uri, split=split)
+    spec = kept_as(kind, where, folder, tmp_path, eval_fraction=0.3, num_proc=1)
     kept = run(spec, tmp_path / "kept")
     data, rows = streamed(spec, tmp_path / "streamed")
     assert len(rows) == len(kept.rows("train")) > SMALL
@@ -144,7 +144,7 @@ def test_a_picture_that_changed_ends_the_job_and_names_the_row(
     (folder / "images" / f"{number_of(rows[4])}.png").write_bytes(picture(99))
     with pytest.raises(DataError, match="is not as it was when the rows were prepared") as error:
         fresh(rows)[4]
-    assert error.value.problems[0].field == rows.measured(4).id
+    assert error.value.problems[0].field == known(rows)[4].id
     (folder / "images" / f"{number_of(rows[4])}.png").unlink()
     with pytest.raises(DataError, match=r"one is refused now: No such file"):
         fresh(rows)[4]
@@ -175,7 +175,7 @@ def test_processes_share_what_is_read_again(folder: Path, tmp_path: Path) -> Non
     found = [answers.get(timeout=60) for _ in started]
     for process in started:
         process.join()
-    assert found == [[rows.measured(number).answer for number in numbers]] * 3
+    assert found == [[known(rows)[number].answer for number in numbers]] * 3
     assert not list(rows.pictures.place.glob("*.partial"))
 
 
@@ -188,7 +188,7 @@ def test_a_tar_is_entered_at_the_row_and_not_read_from_its_beginning(
     with archive.open("r+b") as file:  # whoever reads from the beginning meets no header
         file.write(b"\1" * 257 + b"ustar" + b"\1" * 250)
     last = len(rows) - 1
-    assert rows[last].answer == rows.measured(last).answer
+    assert rows[last].answer == known(rows)[last].answer
     with pytest.raises(DataError, match="not a readable tar"):
         rows[0]
 
@@ -201,10 +201,13 @@ def test_what_training_comes_to_is_fetched_before(folder: Path, tmp_path: Path) 
     ahead = Ahead(batches, rows, tuple(range(len(rows))), 4)
     assert len(ahead) == len(wanted)
     assert list(ahead) == wanted
+    made: set[str] = set()
+    end = time.monotonic() + 60
     with Fetcher(rows.pictures) as fetcher:
         fetcher.want(rows.shard_of(number) for number in range(len(rows)))
-        fetcher.wait()
-    made = {path.name for path in rows.pictures.place.glob("*.arrow")}
+        while made != set(rows.pictures.chunks) and time.monotonic() < end:
+            time.sleep(0.05)
+            made = {path.name for path in rows.pictures.place.glob("*.arrow")}
     assert made == set(rows.pictures.chunks)
 
 
