@@ -4,59 +4,39 @@
 `plugin/`, which is installed there and nowhere else.
 """
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-import torch
 
-from job import engines, families
-from job.engines.device import Accelerator
+from job import families
 from job.errors import ProofError
 from job.export import serving
-from job.export.merged import Merge
-from job.export.proof import Outputs, outputs
-from job.prep import formulas
-from job.prep.images import inspect
-from job.prep.records import Message, Part, Row
+from job.prep.records import Message, Part
 from job.spec.load import load_spec
-from job.spec.types import JobSpec
 from tests.jobs import FORMULAS, SMALL, job, read_json, sets
+from tests.serving.exported import (
+    MARKS,
+    ON_A_CPU,
+    ROUNDING,
+    Exported,
+    engine_for,
+    export,
+    served,
+)
 
-pytestmark = [
-    pytest.mark.serving,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        serving.PYTHON not in os.environ, reason="needs `make test-serving`, which has a vLLM"
-    ),
-]
+pytestmark = MARKS
 
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
-ON_A_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 ATTENTION = "[q_proj, k_proj, v_proj, o_proj]"
-ROUNDING = 0.05  # of log-probabilities, by fp16
 
 
 @pytest.fixture(autouse=True)
 def _cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in ON_A_CPU.items():
         monkeypatch.setenv(name, value)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A base in vLLM's layout, an adapter beside it, and what both say."""
-
-    family: families.Family
-    rows: list[Row]
-    merged: Path
-    adapter: Path
-    base_says: Outputs
-    adapter_says: Outputs
 
 
 @pytest.fixture(scope="module")
@@ -69,67 +49,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         environ={},
     ).spec
     family = families.bind(families.read_checkpoint("tiny", TINY), spec.model, spec.data)
-    rows = _rows(spec)
-    engine = engines.create(
-        spec.model, spec.lora, Accelerator(kind="cpu", name="test", memory_bytes=2**30)
-    )
-    base = engine.initialise(family, 5)  # an adapter of noise makes trained weights overshoot
-    base_says = outputs(base, family, rows)
-    merge = Merge(base, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
-    family.save(
-        base,
-        merge.tensors(),
-        directory / "merged",
-        dtype=torch.float16,
-        max_shard_size=spec.export.merged.max_shard_size,
-        layout="vllm",
-    )
-    model = engine.attach_adapter(base, family.lora_targets(base, spec.lora), spec.lora, 5)
-    generator = torch.Generator().manual_seed(9)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.3, generator=generator)
-    adapter_says = outputs(model.eval(), family, rows)
-    model.save_pretrained(directory / "adapter")
-    family.write_served_adapter(directory / "adapter", directory / "adapter-vllm")
-    return Exported(
-        family, rows, directory / "merged", directory / "adapter-vllm", base_says, adapter_says
-    )
-
-
-def _rows(spec: JobSpec) -> list[Row]:
-    assert spec.data.train[0].formulas is not None
-    samples = [formulas.sample(spec.data.train[0].formulas, index) for index in range(4)]
-    return [
-        Row(
-            id=str(number),
-            messages=(
-                Message(role="user", parts=(Part(image=0), Part(text=spec.data.instruction))),
-                Message(role="assistant", parts=(Part(text=sample.latex),)),
-            ),
-            images=(inspect(sample.png),),
-        )
-        for number, sample in enumerate(samples)
-    ]
+    # An adapter of noise makes trained weights overshoot.
+    return export(spec, family, engine_for(spec).initialise(family, 5), directory, noise=0.3)
 
 
 @pytest.fixture(scope="module")
 def server(
     exported: Exported, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[serving.Server]:
-    patch = pytest.MonkeyPatch()
-    for name, value in ON_A_CPU.items():
-        patch.setenv(name, value)
-    log_file = tmp_path_factory.mktemp("log") / "vllm.log"
-    with serving.serve(
-        exported.merged,
-        exported.family,
-        dtype="float16",
-        log_file=log_file,
-        adapter=exported.adapter,
-    ) as running:
+    with served(exported, tmp_path_factory.mktemp("log") / "vllm.log") as running:
         yield running
-    patch.undo()
 
 
 def test_exported_weights_answer_as_the_model_does(

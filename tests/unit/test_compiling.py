@@ -1,7 +1,6 @@
 """Compiled blocks give what blocks as they are written give, and are not compiled without end."""
 
 import copy
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch._dynamo.utils import counters
 
 from job import families
@@ -17,11 +15,11 @@ from job.cli import app
 from job.engines.compiling import MOST, compile_blocks, release_blocks, require
 from job.errors import SpecError
 from job.families.base import Encoded
-from job.prep.images import inspect
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.records import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
 from tests.models import BUILDERS
+from tests.unit.test_packed_step import picture, row
 
 TINY = ROOT / "job" / "builtin" / "ernie-vl-tiny"
 SPEC = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
@@ -34,19 +32,6 @@ def _nothing_compiled_before() -> Iterator[None]:
     counters.clear()
     yield
     torch._dynamo.reset()
-
-
-def picture(width: int, height: int) -> EncodedImage:
-    file = io.BytesIO()
-    Image.effect_noise((width, height), 64).convert("RGB").save(file, "PNG")
-    return inspect(file.getvalue())
-
-
-def row(answer: str, *pictures: EncodedImage) -> Row:
-    parts = tuple(Part(image=number) for number in range(len(pictures)))
-    question = Message(role="user", parts=(*parts, Part(text="Read.")))
-    reply = Message(role="assistant", parts=(Part(text=answer),))
-    return Row(id=answer, messages=(question, reply), images=pictures)
 
 
 def batches(count: int, *, pictures: bool) -> list[list[Row]]:

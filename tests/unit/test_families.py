@@ -24,7 +24,7 @@ from job.spec import keys
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train.dataset import truncate
-from tests.models import BUILDERS
+from tests.models import BUILDERS, add_noise
 from tests.unit.test_ernie45_vl import CONVERSATIONS, image, row, turn
 
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
@@ -353,10 +353,7 @@ def test_merged_weights_reload_tensor_by_tensor_under_the_names_of_the_checkpoin
     engine = engines.create(spec.model, spec.lora, CPU)
     targets = family.lora_targets(family.skeleton(), spec.lora)
     adapted: Any = engine.attach_adapter(engine.load(family), targets, spec.lora, 5)
-    generator = torch.Generator().manual_seed(9)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.05, generator=generator)
+    add_noise(adapted, 0.05)
     merge = Merge(adapted, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
     family.save(
         adapted.get_base_model(),

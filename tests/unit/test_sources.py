@@ -173,19 +173,23 @@ KINDS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("where", ["file", "memory"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_are_the_same_however_and_wherever_they_are_kept(
-    kind: str, where: str, folder: Path, tmp_path: Path
-) -> None:
+def kept_as(kind: str, where: str, folder: Path, tmp_path: Path, **settings: Any) -> DataSpec:
+    """The spec of rows that are kept so, in a folder or in a store."""
     path = KINDS[kind](folder)
     uri = str(path)
     if where == "memory":
         storage.copy_tree(str(folder), f"memory://{tmp_path}")
         uri = f"memory://{tmp_path}/{path.relative_to(folder)}".removesuffix("/.")
-    spec = data_spec(Path("x"))
     split = "train" if kind in ("save_to_disk", "shards of a split") else None
-    rows = rows_of(with_source(spec, uri=uri, split=split), tmp_path)
+    return with_source(data_spec(Path("x"), **settings), uri=uri, split=split)
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_the_same_however_and_wherever_they_are_kept(
+    kind: str, where: str, folder: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(kept_as(kind, where, folder, tmp_path), tmp_path)
     assert rows.keys() == {text_of(n) for n in range(COUNT)}
     for n in range(COUNT):
         assert rows[text_of(n)].images[0].data == picture(n)
