@@ -29,8 +29,14 @@ def call(
 
     def attempt() -> T:
         filesystem = connect(uri)
+        path = filesystem._strip_protocol(uri)
         try:
-            return function(filesystem, filesystem._strip_protocol(uri))
+            try:
+                return function(filesystem, path)
+            except Exception as error:
+                if failures.is_unexplained(error):
+                    _ask_why(filesystem, path)
+                raise
         except Exception as error:
             # A listing that broke off halfway must not answer the next attempt from a cache.
             filesystem.invalidate_cache()
@@ -55,6 +61,21 @@ def connect(uri: str) -> Any:
         if key not in _connections:
             _connections[key] = _connect(protocol, uri)
         return _connections[key]
+
+
+def _ask_why(filesystem: Any, path: str) -> None:
+    """Raises S3's reason for refusing a HEAD of `path`; returns where the store is another.
+
+    The answer to a HEAD has no body, and the reason stands in the body: keys that expired look
+    like keys that were never valid. A GET needs the same right and is told why not.
+    """
+    if hasattr(filesystem, "call_s3"):
+        bucket, key, _ = filesystem.split_path(path)
+        if key:
+            filesystem.call_s3("get_object", Bucket=bucket, Key=key, Range="bytes=0-0")
+        else:
+            filesystem.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        raise ConnectionError("refused one moment and granted the next")  # so it passes
 
 
 def _forget(filesystem: Any) -> None:

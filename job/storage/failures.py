@@ -146,6 +146,12 @@ def code(error: BaseException) -> str:
     return ""
 
 
+def is_unexplained(error: BaseException) -> bool:
+    """Whether a server refused without saying why, as the answer to a HEAD does."""
+    answers = [_answer(each) for each in _chain(error)]
+    return any(status in (400, 403) and not code for status, code, _ in answers)
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
