@@ -9,8 +9,8 @@ from typing import NoReturn
 from job import signals
 from job.manifest import StageRecord
 from job.peers import Peers
-from job.pipeline import Pipeline
 from job.spec.load import LoadedSpec
+from job.stages import Stages
 
 
 def follow(loaded: LoadedSpec, command: str, peers: Peers) -> NoReturn:
@@ -26,16 +26,16 @@ def follow(loaded: LoadedSpec, command: str, peers: Peers) -> NoReturn:
 
 def _train(loaded: LoadedSpec, command: str, peers: Peers) -> None:
     call = peers.hear("train")
-    pipeline = Pipeline(loaded, command, peers)
+    stages = Stages(loaded, command, peers)
     record = StageRecord.from_json(call["prep"])
-    pipeline.record.add(record)
+    stages.record.add(record)
     place = peers.place
     if place.local_rank == 0:
-        pipeline.output.fetch(record)
-        pipeline.models.base()
+        stages.output.fetch(record)
+        stages.models.base()
         peers.tell(f"fetched/{place.node}", True)
     else:
         if place.node > 0:
             peers.hear(f"fetched/{place.node}")
-        pipeline.output.find_fetched(record)
-    pipeline.train(pipeline.output.workdir, call["identity"])
+        stages.output.find_fetched(record)
+    stages.fit(stages.output.workdir, call["identity"])

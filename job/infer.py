@@ -9,10 +9,10 @@ from job import storage
 from job.errors import DataError, InputError, UsageError
 from job.manifest import StageRecord
 from job.outputs import STAGES
-from job.pipeline import Pipeline
 from job.prep.images import ImageRefused, inspect
 from job.prep.records import Message, Part, Row
 from job.spec.load import LoadedSpec
+from job.stages import Stages
 
 Weights = Literal["base", "adapter", "merged"]
 
@@ -69,8 +69,8 @@ def infer(
             "--image", "nothing is asked", fix="name an image, or write --question for text alone"
         )
     row = _row(image, question or loaded.spec.data.instruction)
-    pipeline = Pipeline(loaded, "infer")
-    model, family = _model(pipeline, weights)
+    stages = Stages(loaded, "infer")
+    model, family = _model(stages, weights)
     from transformers import set_seed
 
     from job.evaluation.generate import generate
@@ -104,28 +104,28 @@ def _row(path: Path | None, question: str) -> Row:
     return Row(id=str(path), messages=(asked,), images=(image,))
 
 
-def _model(pipeline: Pipeline, weights: str) -> tuple[Any, Any]:
+def _model(stages: Stages, weights: str) -> tuple[Any, Any]:
     if weights == "base":
-        return pipeline.models.base(), pipeline.family
+        return stages.models.base(), stages.family
     stage = "train" if weights == "adapter" else "export"
-    marker = pipeline.output.at(STAGES, f"{stage}.json")
+    marker = stages.output.at(STAGES, f"{stage}.json")
     try:
         record = StageRecord.from_json(json.loads(storage.read_text(marker)))
     except InputError as error:
         raise InputError(
-            pipeline.output.uri,
+            stages.output.uri,
             f"holds no finished {stage} stage",
             fix=f"python -m job {stage} SPEC first, or --weights base",
         ) from error
-    if weights == "adapter" and pipeline.spec.lora.method == "lora":
+    if weights == "adapter" and stages.spec.lora.method == "lora":
         return (
-            pipeline.engine.load_adapter(
-                pipeline.models.base(), pipeline.output.fetch(record) / "adapter"
+            stages.engine.load_adapter(
+                stages.models.base(), stages.output.fetch(record) / "adapter"
             ),
-            pipeline.family,
+            stages.family,
         )
     folder = "merged" if weights == "merged" else "weights"
     if not any(file.path.startswith(f"{folder}/") for file in record.files):
-        raise InputError(pipeline.output.uri, f"holds no {folder}/", fix="--weights adapter")
-    family = pipeline.bind(pipeline.output.fetch(record) / folder)
-    return pipeline.engine.load(family), family
+        raise InputError(stages.output.uri, f"holds no {folder}/", fix="--weights adapter")
+    family = stages.bind(stages.output.fetch(record) / folder)
+    return stages.engine.load(family), family

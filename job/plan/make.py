@@ -11,7 +11,7 @@ from job.errors import StorageError, UsageError
 from job.families.base import RowSize
 from job.memory import UNCERTAINTY, estimate
 from job.needs import needs
-from job.pipeline import COMMANDS, Pipeline
+from job.pipeline import COMMANDS
 from job.plan import facts, sample, speed
 from job.plan.accelerators import ACCELERATORS
 from job.plan.fit import nearest_change
@@ -23,6 +23,7 @@ from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.names import nearest
 from job.spec.types import DataSpec, JobSpec
+from job.stages import Stages
 from job.storage import retry
 
 if TYPE_CHECKING:
@@ -53,17 +54,17 @@ def make(order: Order) -> facts.Plan:
     spec = order.loaded.spec
     uri = spec.model.model_name_or_path
     devices = _devices(order.accelerator, spec)
-    pipeline = Pipeline(order.loaded, "plan")
+    job = Stages(order.loaded, "plan")
     with retry.at_most(1):
-        family, no_family = _reach(lambda: _family(pipeline))
-        counts, no_counts = _reach(lambda: _count(pipeline))
+        family, no_family = _reach(lambda: _family(job))
+        counts, no_counts = _reach(lambda: _count(job))
         taken, no_sample = None, no_family or no_counts
         if family is not None and counts is not None:
-            taken, no_sample = _reach(lambda: _samples(pipeline, family))
-        stages, no_stages = _reach(lambda: dict(_stages(pipeline)))
+            taken, no_sample = _reach(lambda: _samples(job, family))
+        stages, no_stages = _reach(lambda: dict(_stages(job)))
     kind, skeleton = families.architecture(spec.model)
     data = _data(spec, counts, taken, no_counts or no_sample)
-    steps = _steps(pipeline, data)
+    steps = _steps(job, data)
     measured = sizes.measure(spec)
     weighed = tuple(size for each in taken or () for size in each.sizes)
     memory = _memory(kind, skeleton, spec, weighed, devices)
@@ -124,25 +125,25 @@ def _devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
     return {**({THIS: own} if spec.runtime.accelerator == "auto" else {}), **others}
 
 
-def _family(pipeline: Pipeline) -> families.Family:
+def _family(job: Stages) -> families.Family:
     """The family with its tokenizer, from the checkpoint's small files."""
-    directory = inputs.fetch_headers(pipeline.given.model, pipeline.cache_dir)
-    return pipeline.bind(directory, pipeline.given.model.uri)
+    directory = inputs.fetch_headers(job.given.model, job.cache_dir)
+    return job.bind(directory, job.given.model.uri)
 
 
-def _count(pipeline: Pipeline) -> tuple[list[int], int | None]:
+def _count(job: Stages) -> tuple[list[int], int | None]:
     """Rows of each training source, and of the evaluation source where there is one."""
-    places = pipeline.spec.data.sources()
-    rows = [sources.count(found, places[place]) for place, found in pipeline.given.sources.items()]
-    held_out = rows.pop() if pipeline.given.eval_source is not None else None
+    places = job.spec.data.sources()
+    rows = [sources.count(found, places[place]) for place, found in job.given.sources.items()]
+    held_out = rows.pop() if job.given.eval_source is not None else None
     return rows, held_out
 
 
-def _samples(pipeline: Pipeline, family: families.Family) -> tuple[sample.Sample, ...]:
+def _samples(job: Stages, family: families.Family) -> tuple[sample.Sample, ...]:
     """The first rows of each training source."""
-    spec = pipeline.spec
+    spec = job.spec
     named = list(spec.data.sources().items())[: len(spec.data.train)]
-    found = pipeline.given.sources
+    found = job.given.sources
     return tuple(sample.take(found[place], source, place, family, spec) for place, source in named)
 
 
@@ -188,8 +189,8 @@ def _data(
     )
 
 
-def _steps(pipeline: Pipeline, data: facts.Data) -> facts.Steps:
-    train, a_step = pipeline.spec.train, pipeline.given.rows_a_step
+def _steps(job: Stages, data: facts.Data) -> facts.Steps:
+    train, a_step = job.spec.train, job.given.rows_a_step
     total: int | None = train.max_steps if train.max_steps > 0 else None
     an_epoch = math.ceil(data.train_rows / a_step) if data.train_rows is not None else None
     if total is None and an_epoch is not None:
@@ -347,14 +348,14 @@ def _time(
     ), None
 
 
-def _stages(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+def _stages(job: Stages) -> Iterator[tuple[str, str]]:
     for stage in COMMANDS["run"]:
-        if stage == "baseline" and not pipeline.spec.eval.baseline:
+        if stage == "baseline" and not job.spec.eval.baseline:
             yield stage, "off (eval.baseline: false)"
             continue
-        record = pipeline.output.completed(stage, pipeline.fingerprint(stage))
+        record = job.output.completed(stage, job.fingerprint(stage))
         if record is not None:
-            pipeline.record.add(record)  # the report's fingerprint asks for them
+            job.record.add(record)  # the report's fingerprint asks for them
         yield stage, f"complete since {record.started}; will be skipped" if record else "will run"
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from job import pipeline
 from job.cli import app
 from job.errors import DataError
 from job.prep import work
+from job.stages import Stages
 from tests.conftest import S3
 from tests.integration.test_job_s3 import put_rows
 from tests.jobs import read_json, small_run_of_rows
@@ -65,14 +65,14 @@ def test_a_source_that_changes_ends_the_training_and_names_the_row(
         f"train.dataloader_num_workers={loaders}",
     )
     app(["prep", *given], standalone_mode=False)
-    train = pipeline.Pipeline._train
+    train = Stages.train
 
-    def after_a_change(self: pipeline.Pipeline, directory: Path) -> object:
+    def after_a_change(self: Stages, directory: Path) -> object:
         for picture in (source / "images").iterdir():
             picture.write_bytes((source / "images" / "0.png").read_bytes())
         return train(self, directory)
 
-    monkeypatch.setattr(pipeline.Pipeline, "_train", after_a_change)
+    monkeypatch.setattr(Stages, "train", after_a_change)
     with pytest.raises(DataError, match="is not as it was when the rows were prepared"):
         app(["train", *given], standalone_mode=False)
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"

@@ -89,7 +89,7 @@ def test_an_unknown_metric_is_a_defect() -> None:
         judge([("a", "a")], ("wer",))
 
 
-@pytest.mark.timeout(5)
+@pytest.mark.timeout(60)  # far from what comparing each with each would take
 def test_twenty_thousand_characters_are_quick() -> None:
     result = judge([("x" * 20_000, "y" * 20_000), (r"\alpha^2" * 2_500, "{" * 20_000)])
     assert result.cer == pytest.approx(1)

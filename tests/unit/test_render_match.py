@@ -97,7 +97,7 @@ def test_what_was_not_compared_is_counted() -> None:
     assert summarize([]) == RenderMatch(render_match=None, render_skipped=0, render_failed=0)
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "prediction",
     [

@@ -1,0 +1,277 @@
+"""What each stage does, and what stages are made from: the spec, its inputs, models, the output.
+
+A stage fills a folder and gives its summary; `job.pipeline` says which are made and what becomes
+of them. Models are loaded when the first stage that runs needs one.
+"""
+
+import functools
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job import __version__, families, inputs, log, telemetry
+from job.evaluation import latex
+from job.given import Given, Stage
+from job.manifest import RunRecord, fingerprint
+from job.outputs import Output, utc_now
+from job.peers import Peers
+from job.prep import cache
+from job.prep.prepare import PreparedData, prepare
+from job.prep.streaming import Pictures
+from job.spec.load import LoadedSpec
+
+if TYPE_CHECKING:
+    from job.train.checkpoints import CheckpointStore
+    from job.train.trainer import TrainResult
+
+
+class Stages:
+    """The stages of one spec, for rank 0 or, with `peers`, for a process beside it."""
+
+    def __init__(self, loaded: LoadedSpec, command: str, peers: Peers | None = None) -> None:
+        self.loaded, self.peers = loaded, peers
+        self.spec = loaded.spec
+        self.record = RunRecord(
+            name=self.spec.name, command=command, status="running", started=utc_now()
+        )
+        self.status = telemetry.Status(self.spec.name, __version__)
+        workdir = self.cache_dir / "work"
+        if self.spec.runtime.workdir is not None:
+            workdir = Path(self.spec.runtime.workdir).expanduser()
+        place = f"{self.spec.name}-{fingerprint(self.spec.output.uri)[:8]}"
+        if peers is not None and peers.place.node:  # the folder may be one for all machines
+            place += f"-node{peers.place.node}"
+        self.output = Output(uri=self.spec.output.uri, workdir=workdir / place, run=self.record)
+        self.given = Given(self.spec, processes=1 if peers is None else peers.place.size)
+
+    # --- the stages ------------------------------------------------------------------------
+
+    def prep(self, directory: Path) -> dict[str, Any]:
+        identity, kept = self.fingerprint("prep"), self.cache_dir / "prepared"
+        rows = cache.take(kept, identity, directory / "data")
+        if rows is not None:
+            log.info("the same rows were prepared before, and are used again", kept=kept)
+        else:
+            data = prepare(
+                self.spec.data,
+                self.given.train_sources,
+                self.given.eval_source,
+                directory / "data",
+                seed=self.spec.train.seed,
+                label_key=latex.normalize,
+                identity=identity,
+            )
+            rows = {
+                "train": data.train_rows,
+                "eval": data.eval_rows,
+                "rejected": data.rejected_rows,
+                "leaked": data.leaked_rows,
+            }
+            cache.keep(kept, identity, directory / "data", rows)
+        log.info("data", **rows)
+        return {"rows": rows}
+
+    def baseline(self, directory: Path) -> dict[str, Any]:
+        return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
+
+    def train(self, directory: Path) -> dict[str, Any]:
+        identity = self.given.identity_of_checkpoints(self.record.stages)
+        if self.peers is not None:
+            # Fetched before the others look: on this machine they find it all there.
+            self.models.base()
+            self.output.fetch(prep := self.record.stages["prep"])
+            self.peers.tell("train", {"prep": prep.to_json(), "identity": identity})
+        model, result = self.fit(directory, identity)
+        assert result is not None
+        if model is None:  # it was trained in shares
+            self.models.release()
+        else:
+            self.models.keep_trained(model)
+        log.info(
+            "trained",
+            step=result.steps,
+            first_loss=result.first_loss,
+            loss=result.final_loss,
+            took=log.span(result.seconds),
+            tokens_per_second=result.tokens_per_second,
+            peak_memory=log.amount(result.peak_memory_bytes),
+            memory=log.amount(self.accelerator.memory_bytes),
+        )
+        return result.to_json()
+
+    def fit(self, directory: Path, identity: str) -> "tuple[Any, TrainResult | None]":
+        """The training itself, which every process takes part in; rank 0 gets the result."""
+        from job.engines import group
+        from job.train.trackers import TrackerFiles
+        from job.train.trainer import train
+
+        with group.formed(self.peers, self.accelerator.kind):
+            return train(
+                self.spec,
+                self.engine,
+                self.accelerator,
+                self.family,
+                self.models.base(),
+                self.data,
+                directory,
+                self.output.workdir / "trainer",
+                self.checkpoints(identity),
+                publish=functools.partial(self.output.publish_file, "train"),
+                tell=self.status.tell,
+                trackers=TrackerFiles(
+                    self.spec.train.report_to,
+                    self.output.workdir / "logs",
+                    self.spec.train.logging_dir or self.output.at("logs"),
+                ),
+            )
+
+    def eval(self, directory: Path) -> dict[str, Any]:
+        return self._evaluate(self._trained_model(), directory, "final", "predictions")
+
+    def export(self, directory: Path) -> dict[str, Any]:
+        from job.export.export import export
+
+        if not self.spec.export.merged.enabled:
+            return {"merged": False}
+        result = export(
+            self.spec,
+            self.engine,
+            self.family,
+            self.data.rows("eval"),
+            self._adapter_path(),
+            directory,
+            load_trained=self._trained_model,
+            load_base=self.models.base,
+            release=self.models.release,
+            bind_merged=self.bind,
+        )
+        return result.to_json()
+
+    def report(self, directory: Path) -> dict[str, Any]:
+        from job.evaluation import report
+
+        page = report.make(
+            report.Reported(
+                name=self.spec.name,
+                settings=self.loaded.resolved,
+                changed=self.loaded.changed,
+                stages=self.record.stages,
+                inputs=self.record.inputs,
+                versions=self.record.versions,
+                history=self._lines("train", "train/history.jsonl"),
+                before=self._lines("baseline", "eval/baseline.predictions.jsonl"),
+                after=self._lines("eval", "eval/predictions.jsonl"),
+                rows=self.data.rows("eval"),
+                rejects=self._lines("prep", "data/rejects.jsonl"),
+                statistics=self._figures("prep", "data/stats.json"),
+                lengths=self._figures("train", "train/lengths.json"),
+            )
+        )
+        (directory / report.REPORT).write_text(page, encoding="utf-8")
+        return {"bytes": len(page.encode())}
+
+    def _lines(self, stage: Stage, path: str) -> list[dict[str, Any]]:
+        """The JSON objects of a finished stage's file, one a line; none without the stage."""
+        if stage not in self.record.stages:
+            return []
+        file = self.output.fetch_file(self.record.stages[stage], path)
+        with file.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    def _figures(self, stage: Stage, path: str) -> dict[str, Any]:
+        """The JSON object that a finished stage left."""
+        found: dict[str, Any]
+        file = self.output.fetch_file(self.record.stages[stage], path)
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
+        from job.evaluation.evaluate import evaluate, write
+
+        evaluation = evaluate(
+            model,
+            self.family,
+            self.data.rows("eval"),
+            self.spec.eval,
+            batch_size=self.spec.train.per_device_eval_batch_size,
+            label=f"evaluate {name}",
+        )
+        write(evaluation, directory, name, f"{file}.jsonl")
+        log.info(name, **evaluation.metrics)
+        return evaluation.summary()
+
+    # --- what stages are made from ---------------------------------------------------------
+
+    def fingerprint(self, stage: Stage) -> str:
+        return self.given.fingerprint(stage, self.record.stages)
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path(self.spec.runtime.cache_dir).expanduser()
+
+    @cached_property
+    def data(self) -> PreparedData:
+        directory = self.output.fetch(self.record.stages["prep"]) / "data"
+        rows = self.record.stages["prep"].summary["rows"]
+        return PreparedData(
+            directory=directory,
+            train_rows=rows["train"],
+            eval_rows=rows["eval"],
+            rejected_rows=rows["rejected"],
+            leaked_rows=rows["leaked"],
+            pictures=self._pictures(directory) if self.spec.data.streaming else None,
+        )
+
+    def _pictures(self, directory: Path) -> Pictures:
+        place = self.output.workdir / "pictures"
+        identity = self.record.stages["prep"].fingerprint[:16]
+        for old in place.glob("*"):
+            if old.name != identity:
+                shutil.rmtree(old, ignore_errors=True)
+        sources = self.given.train_sources
+        return Pictures.of(self.spec.data, sources, directory, place / identity)
+
+    def checkpoints(self, identity: str) -> "CheckpointStore":
+        from job.train.checkpoints import CheckpointStore
+
+        return CheckpointStore(uri=self.output.at("checkpoints"), fingerprint=identity)
+
+    @cached_property
+    def accelerator(self) -> Any:
+        from job.engines.device import detect
+
+        return detect(self.spec.runtime, self.peers.place.local_rank if self.peers else 0)
+
+    @cached_property
+    def engine(self) -> Any:
+        from job import engines
+
+        return engines.create(self.spec.model, self.spec.lora, self.accelerator)
+
+    @cached_property
+    def family(self) -> families.Family:
+        directory = inputs.fetch_model(self.given.model, self.cache_dir)
+        return self.bind(directory, self.given.model.uri)
+
+    @cached_property
+    def models(self) -> Any:
+        from job.engines.models import Models
+
+        return Models(self.spec, self.engine, self.family)
+
+    def bind(self, directory: Path, uri: str | None = None) -> families.Family:
+        checkpoint = families.read_checkpoint(uri or str(directory), directory)
+        return families.bind(checkpoint, self.spec.model, self.spec.data)
+
+    def _trained_model(self) -> Any:
+        return self.models.trained(self._adapter_path(), self._family_of_weights)
+
+    def _adapter_path(self) -> Path | None:
+        if self.spec.lora.method == "full":
+            return None
+        return self.output.fetch(self.record.stages["train"]) / "adapter"
+
+    def _family_of_weights(self) -> families.Family:
+        return self.bind(self.output.fetch(self.record.stages["train"]) / "weights")
