@@ -24,6 +24,8 @@ ENGINE   ?= $(shell for e in docker podman buildah; do command -v $$e >/dev/null
 REGISTRY ?= localhost
 VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BASE_IMAGE ?=
+# The index that the environment here was made from is none for an image, unless it is asked for.
+IMAGE_TORCH_INDEX = $(if $(filter command environment,$(firstword $(origin TORCH_INDEX))),$(TORCH_INDEX))
 
 # The browser of the report's tests: from npm where there is one, else what the machine has.
 CHROMIUM := $(VENV)/chromium
@@ -97,7 +99,7 @@ image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|p
 	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \
 		-t $(REGISTRY)/finetune-job:$(VERSION)-$(ACCELERATOR) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=12) \
-		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
+		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(IMAGE_TORCH_INDEX),--build-arg TORCH_INDEX=$(IMAGE_TORCH_INDEX)) \
 		$(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") .
 
 lint: $(VENV)/.ready-dev ## ruff, mypy and hadolint

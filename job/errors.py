@@ -114,6 +114,14 @@ class InputError(JobError):
     retry = "never"
 
 
+class MissingInputError(InputError):
+    """Nothing is there: the one case in which work may go on without what was looked for.
+
+    What may not be read is another matter. Who takes it for missing makes anew, or removes, what
+    is stored.
+    """
+
+
 class OutOfMemoryError(JobError):
     """The work does not fit into the machine's memory."""
 

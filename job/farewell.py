@@ -3,6 +3,8 @@
 import atexit
 import os
 import sys
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +23,13 @@ def report(error: Told) -> int:
     if DEBUG in sys.argv:
         redaction.print_traceback(error)
     text = str(error)
-    log.error(f"{error.title} (exit {error.exit_code})")
-    print(text, file=sys.stderr)
+    if log.is_json():
+        for problem in error.problems:
+            known = {key: value for key, value in asdict(problem).items() if value is not None}
+            log.error(error.title, exit_code=error.exit_code, **known)
+    else:
+        log.error(f"{error.title} (exit {error.exit_code})")
+        print(text, file=sys.stderr)
     leave_for_the_kubelet(f"{error.title}\n{text}")
     return error.exit_code
 
@@ -30,20 +37,25 @@ def report(error: Told) -> int:
 def report_usage(error: typer.TyperException) -> int:
     """Says what the command line lacks; gives the exit code."""
     error.message = redaction.redact(error.message)
-    if log.is_terminal(sys.stderr):
+    code: int = getattr(error, "exit_code", USAGE)
+    leave_for_the_kubelet(f"usage\n{error.message}")
+    if log.is_json():
+        log.error("usage", exit_code=code, message=error.message)
+    elif log.is_terminal(sys.stderr):
         from typer.rich_utils import rich_format_error  # 60 ms that valid commands need not pay
 
         rich_format_error(error)  # type: ignore[arg-type]
     else:
         error.show()  # type: ignore[attr-defined]
-    return getattr(error, "exit_code", USAGE)
+    return code
 
 
 def leave_for_the_kubelet(text: str) -> None:
     """Writes it to where `kubectl describe` shows it from, if there is such a place."""
-    if TERMINATION_LOG.exists():
-        message = redaction.redact(text).encode()[:TERMINATION_LIMIT]
-        TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
+    message = redaction.redact(text).encode()[:TERMINATION_LIMIT]
+    with suppress(OSError):  # a full disk must not hide what happened, nor its exit code
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
 
 
 def leave(code: int) -> NoReturn:

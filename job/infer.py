@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from job import storage
-from job.errors import DataError, InputError, UsageError
+from job.errors import DataError, InputError, MissingInputError, UsageError
 from job.manifest import StageRecord
 from job.outputs import STAGES
 from job.prep.images import ImageRefused, inspect
@@ -110,8 +110,8 @@ def _model(stages: Stages, weights: str) -> tuple[Any, Any]:
     stage = "train" if weights == "adapter" else "export"
     marker = stages.output.at(STAGES, f"{stage}.json")
     try:
-        record = StageRecord.from_json(json.loads(storage.read_text(marker)))
-    except InputError as error:
+        record = StageRecord.from_json(json.loads(storage.read_bytes(marker)))
+    except MissingInputError as error:
         raise InputError(
             stages.output.uri,
             f"holds no finished {stage} stage",

@@ -17,12 +17,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from job import log, storage
-from job.errors import InputError, JobError, StorageError
+from job.errors import MissingInputError, StorageError
+from job.storage import retry
 
 LEASE_SECONDS = 60.0
 """How long a lease stays without being renewed."""
 RENEWALS = 6
 """How often it is renewed in that time."""
+LAST_SECONDS = 5.0
+"""How long giving a lease up waits for a renewal that is under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,11 @@ class Lease:
         self._uri, self._seconds = uri, seconds
         self._me = _myself()
         self._number = 0
-        self._lost: Holder | None = None
+        self._lost = False
         self._released = threading.Event()
+        self._looking = threading.Lock()
+        """Where a store shows half of what is written, this job must not see half of its own."""
+        self._renewing: threading.Thread | None = None
 
     def acquire(self) -> None:
         """Takes the lease and renews it from now on.
@@ -63,21 +69,32 @@ class Lease:
             if holder is not None and not self._is_dead(number, holder):
                 continue  # it changed hands meanwhile
             self._take(number + 1)
-        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+        self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._renewing.start()
 
     @property
     def held(self) -> bool:
-        """Whether this job has the lease."""
-        return self._number > 0 and self._lost is None
+        """Whether this job has the lease, as far as it has seen."""
+        return self._number > 0 and not self._lost
 
     def check(self) -> None:
-        """Raises StorageError where another job has taken the lease for lost."""
-        if self._lost is not None:
-            raise _held(self._uri, self._lost, "has taken the output over")
+        """Looks whether a lease that was taken is still held. Raises StorageError where not."""
+        if not self._number:
+            return
+        with self._looking:
+            holder = self._look()
+        if self._lost:
+            raise _held(self._uri, holder, "has taken the output over")
 
     def release(self) -> None:
         """Gives the lease up; nothing happens where it is not held."""
         self._released.set()
+        if self._renewing is not None:  # it could bring back what is removed here
+            self._renewing.join(LAST_SECONDS)
+        if not self.held:
+            return
+        with self._looking:
+            self._look()
         if not self.held:
             return
         for number in self._numbers():
@@ -124,16 +141,29 @@ class Lease:
 
     def _renew(self) -> None:
         mine = self._me
-        while not self._released.wait(self._seconds / RENEWALS):
-            mine = replace(mine, renewed=mine.renewed + 1)
-            try:
-                number, holder = self._current()
-                if number != self._number:
-                    self._lost = holder
+        with retry.abandoned_with(self._released):
+            while not self._released.wait(self._seconds / RENEWALS):
+                mine = replace(mine, renewed=mine.renewed + 1)
+                try:
+                    with self._looking:
+                        self._look()
+                        if self._lost:
+                            return
+                        storage.write_text(self._at(self._number), mine.to_text())
+                except retry.Abandoned:
                     return
-                storage.write_text(self._at(self._number), mine.to_text())
-            except JobError as error:
-                log.warn("the output's lease could not be renewed", reason=error)
+                except Exception as error:  # noqa: BLE001 - a lease that nobody renews is lost
+                    log.warn("the output's lease could not be renewed", reason=error)
+
+    def _look(self) -> Holder | None:
+        """Who holds the lease now; notes that it is lost where that is another, or nobody.
+
+        Whoever took it over may be done since, and the numbers begin anew then: the holder counts.
+        """
+        number, holder = self._current()
+        if number != self._number or holder is None or holder.id != self._me.id:
+            self._lost = True
+        return holder
 
     def _current(self) -> tuple[int, Holder | None]:
         """The highest number and its holder; zero and None where there is no lease."""
@@ -141,8 +171,8 @@ class Lease:
         if not number:
             return 0, None
         try:
-            return number, Holder(**json.loads(storage.read_text(self._at(number))))
-        except InputError:
+            return number, Holder(**json.loads(storage.read_bytes(self._at(number))))
+        except MissingInputError:
             return number, None  # released between the two looks
         except (ValueError, TypeError) as error:
             log.warn("the output's lease is unreadable, so nobody's", reason=error)
@@ -156,10 +186,13 @@ class Lease:
         return storage.join(self._uri, f"{number}.json")
 
 
-def _held(uri: str, holder: Holder, what: str) -> StorageError:
+def _held(uri: str, holder: Holder | None, what: str) -> StorageError:
+    who = "it is done since"
+    if holder is not None:
+        who = f"host {holder.host}, process {holder.process}, since {holder.since}"
     return StorageError(
         storage.parent(uri),
-        f"another job {what} (host {holder.host}, process {holder.process}, since {holder.since})",
+        f"another job {what} ({who})",
         fix="wait for it, stop it, or name another output",
     )
 

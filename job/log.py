@@ -44,15 +44,16 @@ def configure(format: Format = "auto", level: Level = "INFO") -> None:
     _state.format, _state.threshold, _state.console = format, RANK[level], None
     # Libraries speak only of what a user must act on; their tracebacks still reach --debug.
     libraries = logging.StreamHandler(sys.stderr)
-    libraries.setFormatter(_Redacting("%(name)s: %(message)s"))
+    libraries.setFormatter(_Libraries("%(name)s: %(message)s"))
     logging.basicConfig(
         level=logging.WARNING if level == "DEBUG" else logging.ERROR, handlers=[libraries]
     )
 
 
-class _Redacting(logging.Formatter):
+class _Libraries(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        text = redact(super().format(record))
+        return _json(record.levelname, text, {}) if is_json() else text
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -133,14 +134,20 @@ def _write(level: Level, event: str, fields: dict[str, object]) -> None:
         _console().print(f"{head}  {shown}".rstrip(), soft_wrap=True)
         return
     if _state.format == "json":
-        record = {"time": _utc("%Y-%m-%dT%H:%M:%SZ"), "level": level, "event": event}
-        stage = {} if _state.stage is None else {"stage": _state.stage}
-        found = redacted({**record, **stage, **_numbers(fields)})
-        line = json.dumps(found, ensure_ascii=False, default=_text)
+        line = _json(level, event, fields)
     else:
         pairs = "".join(f" {key}={_quote(_text(value))}" for key, value in fields.items())
         line = f"{_utc('%H:%M:%S')} {level} {redact(event)}{pairs}"
-    print(line, file=sys.stderr, flush=True)
+    # In one piece, for threads speak too.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _json(level: str, event: str, fields: Mapping[str, object]) -> str:
+    record = {"time": _utc("%Y-%m-%dT%H:%M:%SZ"), "level": level, "event": event}
+    stage = {} if _state.stage is None else {"stage": _state.stage}
+    found = redacted({**record, **stage, **_numbers(fields)})
+    return json.dumps(found, ensure_ascii=False, default=_text)
 
 
 def change(metrics: Mapping[str, tuple[float | None, float]]) -> None:

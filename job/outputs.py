@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from job import log, storage
-from job.errors import InputError, JobError, StorageError
+from job.errors import JobError, MissingInputError, StorageError
 from job.lease import Lease
 from job.manifest import FileDigest, RunRecord, StageRecord, digest_tree, sha256_file
 
@@ -76,6 +76,10 @@ class Output:
         """Whether this run, and no other, may write at the output."""
         return self._lease.held
 
+    def require(self) -> None:
+        """Raises StorageError where another job has taken the output over."""
+        self._lease.check()
+
     def release(self) -> None:
         """Lets other jobs have the output."""
         try:
@@ -134,7 +138,7 @@ class Output:
 
         Raises StorageError where another job has taken the output over.
         """
-        self._lease.check()
+        self.require()
         directory = self.workdir / "stages" / name
         files = digest_tree(directory)
         storage.upload_tree(directory, self.uri)
@@ -148,7 +152,7 @@ class Output:
             files=files,
             summary=summary,
         )
-        self._lease.check()  # it may have been lost while files went up
+        self.require()  # it may have been lost while files went up
         storage.write_text(self._marker(name), json.dumps(record.to_json(), indent=2) + "\n")
         self._local.add(name)
         # What an earlier making left and this one did not write again would mislead a reader.
@@ -205,7 +209,7 @@ class Output:
 
         Raises StorageError where another job has taken the output over.
         """
-        self._lease.check()
+        self.require()
         self.run.status, self.run.finished = "succeeded", utc_now()
         self.save_run()
         if not complete:
@@ -217,6 +221,7 @@ class Output:
         )
         storage.write_text(self.at(SUMS), "\n".join(lines) + "\n")
         storage.write_text(self.at(SUCCESS), "")
+        self.holds_finished_run = True  # whatever ends the process from here on, it stays whole
 
     def _marker(self, name: str) -> str:
         return self.at(STAGES, f"{name}.json")
@@ -227,8 +232,8 @@ class Output:
         try:
             if not storage.is_file(uri):
                 return None
-            return StageRecord.from_json(json.loads(storage.read_text(uri)))
-        except (ValueError, KeyError, TypeError, InputError) as error:
+            return StageRecord.from_json(json.loads(storage.read_bytes(uri)))
+        except (ValueError, KeyError, TypeError, MissingInputError) as error:
             log.warn("stage marker unreadable; the stage runs again", stage=name, reason=error)
             return None
 

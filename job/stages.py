@@ -119,6 +119,7 @@ class Stages:
                 self.output.workdir / "trainer",
                 self.checkpoints(identity),
                 publish=functools.partial(self.output.publish_file, "train"),
+                require=self.output.require,
                 tell=self.status.tell,
                 trackers=TrackerFiles(
                     self.spec.train.report_to,

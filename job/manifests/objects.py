@@ -30,7 +30,7 @@ def cache(request: Request) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": request.metadata("training", "-cache"),
+        "metadata": {"name": request.cache_claim, "labels": request.labels("training")},
         "spec": {
             "accessModes": ["ReadWriteOnce" if request.nodes == 1 else "ReadWriteMany"],
             "resources": {"requests": {"storage": quantity(request.needs.cache)}},

@@ -68,7 +68,8 @@ class Order:
             nodes=nodes,
             sets=self.sets,
             output=output,
-            environ=self._named(output is not None),
+            environ=self._named(output is not None, secret=False),
+            secrets=self._named(output is not None, secret=True),
         )
 
     @cached_property
@@ -84,15 +85,15 @@ class Order:
     def sizes(self) -> Sizes:
         return measure(self.loaded.spec)
 
-    def _named(self, replaced_output: bool) -> dict[str, str]:
-        """The variables that the spec names, secrets aside, with their values."""
+    def _named(self, replaced_output: bool, *, secret: bool) -> dict[str, str]:
+        """The variables that the spec names, with their values: the secrets, or all others."""
         text = self.text
         if replaced_output:  # then its variables mean nothing any more
             text = text.replace(str(parse(text, self.spec).values["output"]["uri"]), "")
         found = {
             name: self.environ.get(name) or default
             for name, default in variables(text).items()
-            if not is_secret_name(name)
+            if is_secret_name(name) == secret
         }
         return {name: value for name, value in found.items() if value is not None}
 

@@ -32,7 +32,7 @@ def template(
         "containers": [{**container(request, name), **_metrics(request)}],
         "volumes": [
             {"name": CONFIG, "configMap": {"name": f"{request.name}-spec"}},
-            {"name": "cache", "persistentVolumeClaim": {"claimName": f"{request.name}-cache"}},
+            {"name": "cache", "persistentVolumeClaim": {"claimName": request.cache_claim}},
             scratch("work", needs.work),
             scratch("tmp", needs.tmp),
             memory("shm", needs.shared_memory),

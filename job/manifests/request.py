@@ -31,6 +31,8 @@ class Request:
     """What replaces `output.uri`, if anything does."""
     environ: Mapping[str, str]
     """The variables that the spec names, secrets aside, with their values."""
+    secrets: Mapping[str, str] = field(repr=False)
+    """The others: the job is given them by a Secret, and no manifest may show them."""
 
     @property
     def name(self) -> str:
@@ -39,6 +41,11 @@ class Request:
     @property
     def image(self) -> str:
         return values.image(self.registry, self.platform.accelerator)
+
+    @property
+    def cache_claim(self) -> str:
+        """The claim for the cache's volume: its access modes can never change, so two names."""
+        return f"{self.name}-cache" if self.nodes == 1 else f"{self.name}-cache-shared"
 
     @property
     def output_uri(self) -> str:

@@ -71,7 +71,7 @@ def smoke_job(request: Request) -> list[Object]:
             "ask",
             f"http://{request.name}-vllm:{values.VLLM_PORT}",
             f"--model={request.name}",
-            pod.literal(f"--question={request.spec.data.instruction}"),
+            _literal(request, "data.instruction", f"--question={request.spec.data.instruction}"),
             *(() if request.family.reads_images else ("--no-image",)),
             f"--wait={UP_SECONDS}",
         ],
@@ -118,6 +118,18 @@ def _can_be_served(request: Request) -> None:
         )
 
 
+def _literal(request: Request, key: str, text: str) -> str:
+    """An argument made of a value of the spec. Raises SpecError where a secret is part of it."""
+    for name, secret in request.secrets.items():
+        if secret and secret in text:
+            raise SpecError(
+                f"$.{key}",
+                f"holds {name}, a secret, which the manifest would show",
+                fix=f"write it without, as in --set {key}=…",
+            )
+    return pod.literal(text)
+
+
 def _server(request: Request) -> Object:
     needs, platform = request.needs, request.platform
     weights = {"name": "weights", "mountPath": values.WEIGHTS}
@@ -146,7 +158,7 @@ def _server(request: Request) -> Object:
                 "args": [
                     "--log-format=json",
                     "fetch",
-                    pod.literal(request.output_uri),
+                    _literal(request, "output.uri", request.output_uri),
                     "--part=merged",
                     f"--to={values.WEIGHTS}",
                 ],

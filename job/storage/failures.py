@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from job.errors import InputError, JobError, StorageError
+from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.redaction import redact
 from job.storage.uri import scheme
 
@@ -94,7 +94,9 @@ def explain(
         case None:
             return None
         case "missing":
-            return InputError(field, f"{verb}, nothing is there: {why}", fix=fix_missing(uri))
+            return MissingInputError(
+                field, f"{verb}, nothing is there: {why}", fix=fix_missing(uri)
+            )
         case "denied" | "expired":
             return InputError(
                 field, f"{verb}, access is denied: {why}", fix=_fix_denied(uri, operation, why)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from job.errors import InputError, JobError, StorageError
+from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.storage import connect, failures, local, remote, retry
 from job.storage.uri import (
     PROBE,
@@ -121,7 +121,7 @@ def check_access(uri: str, mode: Literal["read", "write"]) -> None:
     """Proves early, before long work, that `uri` can be read or that files can be put below it.
 
     Reading needs something there, or a match where `uri` is a pattern. Writing puts a small
-    object under the prefix and removes it again; a local directory is made.
+    object under the prefix, reads it and removes it again; a local directory is made.
     Raises InputError or StorageError with what to mend.
     """
     with retry.at_most(CHECK_RETRIES):
@@ -132,7 +132,10 @@ def check_access(uri: str, mode: Literal["read", "write"]) -> None:
         probe = join(uri, f"{PROBE}{secrets.token_hex(8)}")
         try:
             write_bytes(probe, b"probe")
-            delete(probe)
+            try:
+                read_bytes(probe)  # a job reads what it stored, to go on from there
+            finally:
+                delete(probe)
         except JobError as error:
             problems = [replace(each, field=uri) for each in error.problems]
             raise type(error).from_problems(problems) from error
@@ -263,10 +266,10 @@ def delete(uri: str) -> None:
         remote.delete(uri)
 
 
-def nothing_there(uri: str) -> InputError:
+def nothing_there(uri: str) -> MissingInputError:
     """The error for a source that is empty."""
     fix = failures.fix_missing(uri)
-    return InputError(uri, "cannot read, nothing is there", fix=fix)
+    return MissingInputError(uri, "cannot read, nothing is there", fix=fix)
 
 
 def refuse_read_only(uri: str) -> None:

@@ -39,14 +39,21 @@ def put(uri: str, source: bytes | Path) -> None:
 
 
 def put_new(uri: str, data: bytes) -> bool:
-    """Stores `data` where there is no object; tells whether it did, or an attempt before it."""
+    """Stores `data` where there is no object; tells whether it did, or an attempt before it.
+
+    A store without conditional puts is looked at before, which leaves a moment for another.
+    """
 
     def put_once(filesystem: Any, path: str) -> bool:
         bucket, key = _bucket_and_key(filesystem, path, uri)
         try:
             filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except Exception as error:
-            if failures.code(error) not in ("PreconditionFailed", "412"):
+            code = failures.code(error)
+            if code in ("NotImplemented", "501") and not filesystem.exists(path):
+                filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data)
+                return True
+            if code not in ("PreconditionFailed", "412", "NotImplemented", "501"):
                 raise
             # The answer to an attempt that succeeded may have been lost.
             return bool(filesystem.cat_file(path) == data)

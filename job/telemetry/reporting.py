@@ -5,7 +5,6 @@ import time
 from typing import Protocol
 
 from job import log
-from job.errors import JobError
 from job.spec.types import RuntimeSpec
 from job.telemetry.kubeflow import TrainerStatus
 from job.telemetry.prometheus import Port, TextFile
@@ -20,7 +19,7 @@ class Watcher(Protocol):
     """Seconds between two writes, at the least."""
 
     def write(self, now: Snapshot) -> None:
-        """Raises OSError or JobError where it cannot."""
+        """Raises an error of whatever kind where it cannot."""
 
 
 class Reporting:
@@ -62,7 +61,7 @@ class Reporting:
             if now is not written:
                 try:
                     watcher.write(now)
-                except (OSError, JobError) as error:
+                except Exception as error:  # noqa: BLE001 - a watcher costs the job nothing
                     if not warned:
                         name = type(watcher).__name__
                         log.warn("the job's status cannot be told", watcher=name, reason=error)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from job import log, storage
-from job.errors import InputError
+from job.errors import InputError, MissingInputError
 from job.manifest import FileDigest, digest_tree
 
 MANIFEST = "manifest.json"
@@ -61,15 +61,15 @@ class CheckpointStore:
             try:
                 if self._manifest(self.at(step)).get("fingerprint") == self.fingerprint:
                     return step
-            except (InputError, ValueError):
+            except (MissingInputError, ValueError):
                 continue
         return None
 
     def latest(self, directory: Path) -> str | None:
         """Fetches the newest valid checkpoint of this training: its URI, or None without one.
 
-        Raises StorageError where the store is away or the disk is full: steps that are stored must
-        not be trained anew because of that.
+        Raises StorageError where the store is away or the disk is full, and InputError where what
+        is stored may not be read: steps must not be trained anew because of that.
         """
         for step in reversed(self.steps()):
             problem = self._fetch(self.at(step), directory, any_fingerprint=False)
@@ -84,13 +84,15 @@ class CheckpointStore:
         What is not whole, or another training's, goes too: nobody would resume from it here. Those
         past the step `reached` were there before a resume that could not take them. They stay until
         they are written anew, and take no place: a damaged one must not displace a good one.
+
+        Raises InputError where a manifest may not be read, before anything is removed.
         """
         losses: dict[int, float] = {}
         ahead = set[int]()
         for step in (every := self.steps()):
             try:
                 manifest = self._manifest(self.at(step))
-            except (InputError, ValueError):
+            except (MissingInputError, ValueError):
                 continue
             if manifest.get("fingerprint") != self.fingerprint:
                 continue
@@ -127,7 +129,7 @@ class CheckpointStore:
         try:
             manifest = self._manifest(source)
             wanted = [FileDigest.from_json(file) for file in manifest["files"]]
-        except InputError:
+        except MissingInputError:
             return "it has no manifest, so it was not stored whole"
         except (ValueError, KeyError, TypeError) as error:
             return f"its manifest is unreadable: {error}"
@@ -141,7 +143,7 @@ class CheckpointStore:
         try:
             for file in wanted:
                 storage.download(storage.join(source, file.path), directory / file.path)
-        except InputError as error:
+        except MissingInputError as error:
             return f"a file cannot be read: {error.problems[0].message}"
         found = {file.path: file for file in digest_tree(directory)}
         for file in wanted:
@@ -152,7 +154,7 @@ class CheckpointStore:
     @staticmethod
     def _manifest(source: str) -> dict[str, Any]:
         """The manifest of the checkpoint at `source`; ValueError where it is no JSON object."""
-        manifest = json.loads(storage.read_text(storage.join(source, MANIFEST)))
+        manifest = json.loads(storage.read_bytes(storage.join(source, MANIFEST)))
         if not isinstance(manifest, dict):
             raise ValueError("it is no JSON object")
         return manifest

@@ -83,13 +83,15 @@ def train(
     store: CheckpointStore,
     *,
     publish: Callable[[str], None],
+    require: Callable[[], None],
     tell: Callable[[telemetry.Step], None],
     trackers: TrackerFiles,
 ) -> tuple[Any, TrainResult | None]:
     """Trains `model` and leaves the adapter (or the weights), proof and history in `directory`.
 
-    `publish` stores a file of `directory` at once: the label proof is there before step 1; `tell`
-    hears of every step that is logged. Gives the trained model and what was done. Raises DataError
+    `publish` stores a file of `directory` at once: the label proof is there before step 1;
+    `require` raises where another job has taken the output; `tell` hears of every step that is
+    logged. Gives the trained model and what was done. Raises DataError
     where a batch trains nothing, OutOfMemoryError where a step does not fit, and Stopped after
     SIGTERM with the checkpoint stored.
 
@@ -154,7 +156,8 @@ def train(
     callbacks: list[TrainerCallback] = [StopCallback()]
     if first:
         trackers.point()
-        callbacks += [StoreCallback(store, spec.train.save_total_limit, uploads), progress]
+        keep = spec.train.save_total_limit
+        callbacks += [StoreCallback(store, keep, uploads, require), progress]
     if group.leads_machine():
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     resumed = resume_point(spec.train, store, scratch)

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from job import inputs, storage
 from job.errors import InputError, JobError, StorageError
+from job.lease import Lease
 from job.spec.load import load_spec
 from job.storage import connect, retry
 from job.train.checkpoints import CheckpointStore
@@ -128,13 +130,99 @@ def test_keys_refused_in_answer_to_a_head_are_told_with_the_reason(
     assert [each.split()[0] for each in proxy.requests] == ["PUT", "HEAD", "GET"]
 
 
-def test_waits_between_attempts_grow_and_differ(
-    s3: S3, through: Callable[..., Proxy], capsys: pytest.CaptureFixture[str]
+def refused(matching: str) -> Fault:
+    return Fault(kind="answer", status=403, code="AccessDenied", matching=matching)
+
+
+def test_checkpoints_that_may_not_be_read_are_neither_removed_nor_passed_over(
+    s3: S3, through: Callable[..., Proxy], tmp_path: Path
 ) -> None:
-    through(Fault(kind="answer", times=4))
-    storage.write_bytes(s3.uri("file"), DATA)
+    store = CheckpointStore(uri=s3.uri("checkpoints"), fingerprint="f")
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").write_text("{}")
+    for step in (10, 20, 30):
+        store.save(tmp_path / "step", step)
+    through(refused(r"GET .*step-(20|30)/manifest\.json"))
+    for ask in (
+        lambda: store.prune(1, 30),
+        lambda: store.latest(tmp_path / "resumed"),
+        lambda: store.newest(),
+    ):
+        with pytest.raises(InputError, match="access is denied: AccessDenied"):
+            ask()
+    assert store.steps() == (10, 20, 30)
+
+
+def test_a_lease_that_may_not_be_read_is_not_taken_for_a_free_one(
+    s3: S3, through: Callable[..., Proxy]
+) -> None:
+    first, second = Lease(s3.uri(".lease")), Lease(s3.uri(".lease"))
+    first.acquire()
+    proxy = through(refused(r"GET .*/1\.json"))
+    with pytest.raises(InputError, match="access is denied: AccessDenied"):
+        second.acquire()
+    proxy.faults.clear()
+    first.check()
+    first.release()
+
+
+def test_a_store_without_conditional_puts_is_looked_at_first(
+    s3: S3, through: Callable[..., Proxy]
+) -> None:
+    through(Fault(kind="answer", status=501, code="NotImplemented", matching="PUT", every=2))
+    assert storage.write_new(s3.uri("new"), DATA)
+    assert not storage.write_new(s3.uri("new"), b"other")
+    assert storage.read_bytes(s3.uri("new")) == DATA
+
+
+def test_keys_that_may_write_and_not_read_are_refused_before_any_work(
+    s3: S3, through: Callable[..., Proxy]
+) -> None:
+    through(refused(r"GET .*/out/\.write-probe"))
+    with pytest.raises(InputError, match="cannot read, access is denied: AccessDenied"):
+        storage.check_access(s3.uri("out"), "write")
+    assert storage.list_files(s3.uri("out")) == ()
+
+
+class Waits(threading.Event):
+    """Takes the waits between attempts down, and waits for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = list[float]()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.seconds.append(timeout)
+        return False
+
+
+def test_waits_between_attempts_grow_to_a_bound_and_differ(
+    s3: S3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(retry.RETRIES_VARIABLE, raising=False)
+    tried = list[list[float]]()
+    for _ in range(2):
+        waits = Waits()
+        with (
+            Proxy(s3.server.endpoint, Fault(kind="answer")) as proxy,
+            monkeypatch.context() as patch,
+        ):
+            patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            with (
+                retry.abandoned_with(waits),
+                pytest.raises(StorageError, match=f"after {retry.RETRIES + 1} attempts"),
+            ):
+                storage.write_bytes(s3.uri("file"), DATA)
+        tried.append(waits.seconds)
+    for seconds in tried:
+        doubled = [retry.FIRST_WAIT * 2**n for n in range(retry.RETRIES)]
+        for wait, least in zip(seconds, doubled, strict=True):
+            most = min(least + retry.FIRST_WAIT, retry.LONGEST_WAIT)
+            assert min(least, retry.LONGEST_WAIT) <= wait <= most
+    assert tried[0] != tried[1]
     said = capsys.readouterr().err
-    assert said.count("storage attempt failed operation=write") == 4
+    assert said.count("storage attempt failed operation=write") == 2 * retry.RETRIES
 
 
 def test_parts_of_a_killed_upload_are_removed_from_our_folders_only(s3: S3) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from job import errors, farewell
+from job import errors, farewell, log
 from tests.conftest import S3
 from tests.jobs import ROOT, Finished, job, read_json, small_run, small_run_of_rows
 from tests.s3 import READER, free_ports
@@ -188,6 +188,36 @@ def test_the_error_is_left_for_the_kubelet_within_its_limit(
     text = target.read_bytes()
     assert len(text) <= 4096
     assert text.decode().startswith("invalid spec\n$.key0: is ünknown")
+
+
+def test_a_termination_log_that_takes_nothing_hides_neither_the_error_nor_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(farewell, "TERMINATION_LOG", Path("/dev/full"))
+    assert farewell.report(errors.SpecError("$.name", "is missing")) == 10
+    assert "$.name: is missing" in capsys.readouterr().err
+
+
+def test_a_failure_is_json_where_lines_are(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("json")
+    problems = [errors.Problem(f"$.key{n}", "is unknown", value="1", fix="go") for n in range(2)]
+    try:
+        assert farewell.report(errors.SpecError.from_problems(problems)) == 10
+    finally:
+        log.configure("text")
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [each["field"] for each in told] == ["$.key0", "$.key1"]
+    for each in told:
+        assert each.pop("time")
+        assert each.pop("field")
+        assert each == {
+            "level": "ERROR",
+            "event": "invalid spec",
+            "exit_code": 10,
+            "message": "is unknown",
+            "value": "1",
+            "fix": "go",
+        }
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,7 @@ def test_a_living_holder_is_named_to_the_second(uri: str) -> None:
 def test_the_lease_of_a_dead_holder_expires_and_the_dead_learns_of_it(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
-    with monkeypatch.context() as asleep:
-        asleep.setattr(Lease, "_renew", lambda self: None)
-        first.acquire()
+    first, second = asleep(uri, monkeypatch), Lease(uri, SECONDS)
     started = time.monotonic()
     second.acquire()
     assert SECONDS <= time.monotonic() - started < 3 * SECONDS
@@ -95,6 +92,60 @@ def test_the_lease_of_a_dead_holder_expires_and_the_dead_learns_of_it(
     assert len(storage.list_files(uri)) == 2
     second.release()
     assert storage.list_files(uri) == ()
+
+
+def asleep(uri: str, monkeypatch: pytest.MonkeyPatch) -> Lease:
+    """A lease that was taken on another machine, whose job was then put to sleep."""
+    lease = elsewhere(Lease(uri, SECONDS))
+    with monkeypatch.context() as patched:
+        patched.setattr(Lease, "_renew", lambda self: None)
+        lease.acquire()
+    return lease
+
+
+def test_a_lease_that_another_took_and_gave_up_is_lost_all_the_same(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = asleep(uri, monkeypatch), Lease(uri, SECONDS)
+    second.acquire()
+    second.release()
+    first._renew()  # it wakes up
+    assert not first.held
+    with pytest.raises(StorageError, match=r"has taken the output over \(it is done since\)"):
+        first.check()
+
+
+def test_a_lease_of_the_same_number_is_anothers_where_its_holder_is(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = asleep(uri, monkeypatch), Lease(uri, SECONDS), Lease(uri, SECONDS)
+    second.acquire()
+    second.release()
+    third.acquire()
+    with pytest.raises(StorageError, match="has taken the output over"):
+        first.check()  # it wakes up
+    first.release()
+    third.check()
+    third.release()
+    assert storage.list_files(uri) == ()
+
+
+def test_what_is_given_up_is_not_brought_back_by_a_renewal_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, under_way = Lease(str(tmp_path), SECONDS), threading.Event()
+    lease.acquire()
+    write = storage.write_text
+
+    def slowly(uri: str, text: str) -> None:
+        under_way.set()
+        time.sleep(0.5)
+        write(uri, text)
+
+    monkeypatch.setattr(storage, "write_text", slowly)
+    assert under_way.wait(30)
+    lease.release()
+    assert storage.list_files(str(tmp_path)) == ()
 
 
 def test_a_holder_that_died_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A job that is asked to stop: in every stage, at once, with exit code 143."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from job import storage
+from tests.conftest import S3
+from tests.faults.proxy import Fault, Proxy
 from tests.jobs import ROOT, job, read_json, small_run, start
 
 STAGES = ("prep", "baseline", "train", "eval", "export", "report")
@@ -74,6 +78,30 @@ def test_sigterm_ends_every_stage_at_once_with_143(
     assert not (output / "_SUCCESS").exists()
     if stage == "train" and "after this step" in said:
         assert list((output / "checkpoints").glob("step-*/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    "request_under_way", ["GET .*/model/model.safetensors", "PUT .*/out/adapter/adapter_model"]
+)
+def test_sigterm_in_a_transfer_that_stands_still_ends_it_at_once(
+    request_under_way: str, s3: S3, tmp_path: Path
+) -> None:
+    storage.upload_tree(ROOT / "job" / "builtin" / "ernie-vl-tiny", s3.uri("model"))
+    fault = Fault(kind="stall", matching=request_under_way, seconds=120)
+    model = ("--set", f"model.model_name_or_path={s3.uri('model')}")
+    arguments = small_run(s3.uri("out"), *model, cache=tmp_path / "cache")
+    with Proxy(s3.server.endpoint, fault) as proxy:
+        process = start(*arguments, environ={"AWS_ENDPOINT_URL": proxy.endpoint})
+        while not fault.hits and process.poll() is None:
+            time.sleep(0.05)
+        assert fault.hits
+        sent = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert time.monotonic() - sent < SECONDS + BUSY, said
+    assert "Traceback" not in said
+    assert json.loads(storage.read_text(s3.uri("out/run.json")))["status"] == "preempted"
 
 
 SCRIPT = """

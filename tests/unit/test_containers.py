@@ -80,6 +80,14 @@ def test_make_passes_the_packages_that_are_asked_for_beside_the_base() -> None:
     assert '--build-arg EXTRAS="gpu trackers" .' in make(*arguments).out
 
 
+def test_an_image_is_not_made_from_the_index_of_the_environment_here(tmp_path: Path) -> None:
+    (tmp_path / ".torch").write_text("cpu\nhttps://index.example/cpu\n")
+    arguments = ("-n", "image", "ACCELERATOR=rocm", "ENGINE=podman", f"VENV={tmp_path}")
+    assert "TORCH_INDEX" not in make(*arguments).out
+    asked = make(*arguments, "TORCH_INDEX=https://index.example/rocm").out
+    assert "--build-arg TORCH_INDEX=https://index.example/rocm " in asked
+
+
 def test_make_refuses_an_accelerator_without_an_image() -> None:
     done = make("image", "ACCELERATOR=tpu", "ENGINE=podman")
     assert done.code == 2

@@ -1,6 +1,8 @@
 """What the job says: structured where nobody watches, and never a secret."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -28,6 +30,17 @@ def test_json_lines_are_json(capsys: pytest.CaptureFixture[str]) -> None:
         "attempt": 2,
         "cause": 'a "quoted" cause',
     }
+
+
+def test_what_libraries_say_is_json_too(capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import logging; from job import log; log.configure('json');"
+        "logging.getLogger('library').error('two\\nlines')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    record = json.loads(capfd.readouterr().err)
+    assert record["event"] == "library: two\nlines"
+    assert record["level"] == "ERROR"
 
 
 def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:

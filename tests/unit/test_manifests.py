@@ -226,6 +226,25 @@ def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> Non
     assert {"secretRef": {"name": values.SECRET, "optional": True}} in container_of(text)["envFrom"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "written", "with_a_secret"),
+    [
+        ("vllm", "output.uri", "uri: ${OUTPUT,outputs/latex}", "uri: s3://b/${MY_TOKEN}"),
+        ("vllm-smoke", "data.instruction", "  train:", "  instruction: say ${MY_TOKEN}\n  train:"),
+    ],
+)
+def test_what_would_show_a_secret_is_refused(
+    kind: str, key: str, written: str, with_a_secret: str, tmp_path: Path
+) -> None:
+    path, spec = tmp_path / "spec.yaml", (ROOT / LATEX).read_text()
+    assert spec.count(written) == 1
+    path.write_text(spec.replace(written, with_a_secret))
+    order = Order(spec=str(path), environ={"MY_TOKEN": "abcdefgh", "OUTPUT": "s3://b/run"})
+    with pytest.raises(SpecError, match=rf"\$\.{key}: holds MY_TOKEN, a secret") as raised:
+        manifests.render(order, "cpu", 1, kind)
+    assert "abcdefgh" not in str(raised.value)
+
+
 def test_the_doctor_looks_at_what_the_job_will_use(ernie: Order) -> None:
     for platform in ("amd", "nvidia", "cpu"):
         pod = pod_of(manifests.render(ernie, platform))

@@ -4,8 +4,10 @@ import json
 import math
 import re
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +151,38 @@ def test_a_watcher_that_fails_is_warned_of_once_and_costs_nothing(
     status.end("failed")
     reporting.close()
     assert capsys.readouterr().err.count("the job's status cannot be told") == 1
+
+
+@pytest.mark.parametrize("fault", ["an answer that is no HTTP", "a variable that is missing"])
+def test_a_trainer_that_cannot_be_told_is_warned_of_and_told_again(
+    fault: str, status: Status, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("text")
+    asked = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"garbage\r\n")
+                asked.set()
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv(kubeflow.URL, f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv(kubeflow.TOKEN, "/dev/null")
+        monkeypatch.delenv(kubeflow.CERTIFICATE, raising=False)
+        if fault == "a variable that is missing":
+            monkeypatch.delenv(kubeflow.TOKEN)
+        reporting = Reporting(status, runtime())
+        if fault == "an answer that is no HTTP":
+            assert asked.wait(30)
+        status.end("failed")
+        reporting.close()
+    said = capsys.readouterr().err
+    assert said.count("the job's status cannot be told") == 1
+    assert "Traceback" not in said
 
 
 # --- Kubeflow Trainer -----------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_a_grace_period_shorter_than_a_save_is_warned_about(
     state = TrainerState(global_step=3, log_history=[{"step": 3, "loss": 2.5}])
     store = CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
     with BackgroundUploads() as uploads:
-        callback = StoreCallback(store, 2, uploads)
+        callback = StoreCallback(store, 2, uploads, lambda: None)
         control = TrainerControl(should_save=True)
         callback.on_step_end(arguments, state, control)
         callback.on_save(arguments, state, control)
@@ -128,6 +128,27 @@ def test_a_grace_period_shorter_than_a_save_is_warned_about(
     assert "checkpoint stored step=3 written=" in said
     assert ("longer than the grace period" in said) is warned
     assert ("terminationGracePeriodSeconds" in said) is warned
+
+
+def test_a_job_that_lost_its_output_stores_no_checkpoint_and_removes_none(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), use_cpu=True)
+    written = tmp_path / "trainer" / "checkpoint-3"
+    written.mkdir(parents=True)
+    store = CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
+    (tmp_path / "another's").mkdir()
+    for step in (1, 2, 3):
+        store.save(tmp_path / "another's", step)
+
+    def lost() -> None:
+        raise StorageError("out", "another job has taken the output over")
+
+    uploads = BackgroundUploads()
+    callback = StoreCallback(store, 1, uploads, lost)
+    callback.on_save(arguments, TrainerState(global_step=3), TrainerControl())
+    with pytest.raises(StorageError, match="taken the output over"):
+        uploads.finish()
+    assert store.newest() == 3
+    assert store.steps() == (1, 2, 3)
 
 
 def test_a_grace_period_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

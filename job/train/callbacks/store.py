@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,19 @@ from job.train.uploads import BackgroundUploads
 
 
 class StoreCallback(TrainerCallback):
-    """Takes each checkpoint that Trainer has written to the local disk, and stores it behind it."""
+    """Takes each checkpoint that Trainer has written to the local disk, and stores it behind it.
 
-    def __init__(self, store: CheckpointStore, keep: int, uploads: BackgroundUploads) -> None:
-        self._store, self._keep, self._uploads = store, keep, uploads
+    `require` raises where the output is no longer this job's: another's checkpoints lie there.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        keep: int,
+        uploads: BackgroundUploads,
+        require: Callable[[], None],
+    ) -> None:
+        self._store, self._keep, self._uploads, self._require = store, keep, uploads, require
         self._save_started = 0.0
         self._last_saved = 0
 
@@ -52,9 +62,11 @@ class StoreCallback(TrainerCallback):
 
         def store() -> None:
             clock = time.monotonic()
+            self._require()
             self._store.save(directory, step, loss)
             stored_seconds = time.monotonic() - clock
             shutil.rmtree(directory, ignore_errors=True)
+            self._require()
             self._store.prune(self._keep, step)
             self._tell(step, local_seconds, stored_seconds)
 
