@@ -1,10 +1,11 @@
-"""Keeps held-out rows out of training: by the picture's digest and by the label's normal form."""
+"""Keeps held-out rows out of training: by pictures, and by what is asked and answered."""
 
 import hashlib
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from job.prep.records import Row
 from job.prep.shards import ShardWriter, Split, batches, shards
@@ -14,6 +15,36 @@ if TYPE_CHECKING:
 
 LabelKey = Callable[[str], str]
 """The normal form of a label: labels that mean the same have the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sameness:
+    """What makes two rows the same, as far as evaluation on one forbids training on the other."""
+
+    label_key: LabelKey
+    by: Literal["image_and_answer", "image"]
+
+    def keys_of(self, row: Row) -> list[int]:
+        """Digests, one of which is enough: of each picture, and of what is asked and answered.
+
+        An answer counts with its question: `yes` answers many.
+        """
+        keys = [_digest(b"image", image.data) for image in row.images]
+        if not keys:
+            keys.append(_digest(b"text", _said(row)))
+        elif self.by == "image_and_answer":
+            keys.append(_digest(b"label", _bytes(self._label(row))))
+        return keys
+
+    def group_of(self, row: Row) -> str:
+        """What rows have in common that must fall on one side of a split."""
+        if row.images and self.by == "image":
+            return "\0".join(f"{_digest(b'image', image.data):x}" for image in row.images)
+        return self._label(row)
+
+    def _label(self, row: Row) -> str:
+        asked = [message.text for message in row.messages[:-1]]
+        return "\0".join([*asked, self.label_key(row.answer)])
 
 
 def drop_leaked(directory: Path, *, remove: bool = True) -> int:
@@ -61,26 +92,17 @@ def digests(directory: Path, splits: Sequence[Split], column: str) -> "np.ndarra
     return np.frombuffer(found, dtype=np.uint64)
 
 
-def keys_of(row: Row, label_key: LabelKey) -> list[int]:
-    """Digests of a row's pictures and of its label; of the whole conversation without pictures.
-
-    A label counts only beside a picture that is to be read: `yes` answers many questions.
-    """
-    keys = [_digest(b"image", image.data) for image in row.images]
-    if keys:
-        keys.append(_digest(b"label", label_key(row.answer).encode("utf-8", "surrogatepass")))
-    else:
-        keys.append(_digest(b"text", _said(row)))
-    return keys
-
-
 def whole_of(row: Row) -> int:
     """A digest of all that a row shows and says, and not of its id."""
     return _digest(b"row", b"\0".join([*(image.data for image in row.images), _said(row)]))
 
 
 def _said(row: Row) -> bytes:
-    return "\0".join(message.text for message in row.messages).encode("utf-8", "surrogatepass")
+    return _bytes("\0".join(message.text for message in row.messages))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _digest(kind: bytes, data: bytes) -> int:

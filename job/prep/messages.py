@@ -10,7 +10,7 @@ Alpaca's `instruction`, `input` and `output`, where `<image>` stands for the nex
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from job.prep.columns import Columns
 from job.prep.images import ImageRefused, inspect
@@ -108,9 +108,7 @@ def _conversation(
                 content = _marked(content)
         for part in content if isinstance(content, list) else [content]:
             if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS:
-                inline = part.get("image", part.get("image_url"))
-                if isinstance(inline, Mapping) and "url" in inline:
-                    inline = inline["url"]
+                inline = _inline(part)
                 if inline is not None:
                     image = _image(inline, fetch)
                 else:
@@ -127,6 +125,23 @@ def _conversation(
     if next(waiting, None) is not None:
         raise RowRefused(f"the row has {len(pictures)} images and its messages mention fewer")
     return messages, images
+
+
+def named_images(record: Mapping[str, object], columns: Columns) -> Iterator[object]:
+    """What a record gives as images, in its column and its turns: paths, bytes or structs."""
+    yield from _listed(record, columns.image)
+    turns = record.get(columns.messages) if columns.messages is not None else None
+    for turn in turns if isinstance(turns, list) else []:
+        content = _said(turn)
+        for part in content if isinstance(content, list) else []:
+            if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS:
+                yield _inline(part)
+
+
+def _inline(part: Mapping[object, object]) -> object:
+    """The image that a part of a turn holds; None where it stands for the next of the column."""
+    inline = part.get("image", part.get("image_url"))
+    return inline["url"] if isinstance(inline, Mapping) and "url" in inline else inline
 
 
 def _said(message: object) -> object:

@@ -12,11 +12,11 @@ from job import storage
 from job.errors import InputError
 from job.manifest import fingerprint
 from job.prep import sources
+from job.prep.columns import Columns, Missing
 from job.prep.find import StagedSource, sample_digest
+from job.prep.messages import named_images
 from job.prep.readers import Record
 from job.spec.types import SourceSpec
-
-_COLUMNS = ("image", "images", "file_name")
 
 
 def digest(source: StagedSource, spec: SourceSpec) -> str:
@@ -55,25 +55,17 @@ def _holds_its_pictures(source: StagedSource, spec: SourceSpec) -> bool:
 
 
 def _paths(record: Record, spec: SourceSpec) -> Iterator[str]:
+    """The paths that a record names, in its list's folder; what else is there is in the list."""
     values = record.values or {}
-    for name in (spec.columns.image,) if spec.columns.image else _COLUMNS:
-        yield from _named(values.get(name), record.base)
-    turns = values.get(spec.columns.messages or "messages")
-    for turn in turns if isinstance(turns, list) else []:
-        parts = turn.get("content") if isinstance(turn, dict) else None
-        for part in parts if isinstance(parts, list) else []:
-            if isinstance(part, dict):
-                yield from _named(part.get("image"), record.base)
-
-
-def _named(value: object, base: str) -> Iterator[str]:
-    """The paths in `base` among a column's values; what else is there is in the list itself."""
-    for each in value if isinstance(value, list) else [value]:
+    columns = Columns.resolve(spec.columns, tuple(values))
+    if isinstance(columns, Missing):
+        return  # prep says so
+    for each in named_images(values, columns):
         path = each
         if isinstance(each, dict):
             path = None if each.get("bytes") else each.get("path")
         if isinstance(path, str) and 0 < len(path) < 1024:
-            path = sources.from_folder(base, path)
+            path = sources.from_folder(record.base, path)
             if path and _is_relative(path):
                 yield path
 

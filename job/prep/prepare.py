@@ -16,7 +16,7 @@ from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
 from job.prep.convert import find_columns
 from job.prep.find import StagedSource
-from job.prep.leakage import LabelKey, drop_leaked
+from job.prep.leakage import LabelKey, Sameness, drop_leaked
 from job.prep.mixture import Ingredient, mix
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, pick, shards
@@ -87,7 +87,7 @@ def prepare(
             columns=find_columns(source, source_spec, field),
             directory=work,
             seed=seed,
-            label_key=label_key,
+            sameness=Sameness(label_key=label_key, by=spec.leakage_by),
             splits=evaluation is None,
             part=number if len(train) > 1 and source is not evaluation else None,
         )
@@ -114,6 +114,12 @@ def prepare(
     rejected = reasons.total()
     _take(work, directory, streamed=spec.streaming)
     leaked = drop_leaked(directory, remove=spec.leakage == "remove")
+    if spec.leakage == "remove" and 2 * leaked > statistics["train"].rows:
+        log.warn(
+            "most rows to train show or say what a held-out row does, and are left out",
+            left_out=log.of(leaked, statistics["train"].rows),
+            fix="where many pictures share one answer, set data.leakage_by: image",
+        )
     mixed = mix(directory, spec) if len(train) > 1 else []
     kept_rows = statistics["train"].rows - leaked
     if mixed:
@@ -242,11 +248,13 @@ def _check(
             "$.data.leakage",
             f"{leaked} training rows show or say what a held-out row does",
             value=spec.leakage,
-            fix="take them out of one of the two, or set data.leakage: remove",
+            fix="take them out of one of the two, or set data.leakage: remove; where many pictures "
+            "share one answer, set data.leakage_by: image",
         )
     if leaked == train_rows:
         raise DataError(
             "$.data.train",
             f"all {train_rows} rows show or say what a held-out row does",
-            fix="evaluate on other rows than those that train",
+            fix="evaluate on other rows than those that train; where many pictures share one "
+            "answer, set data.leakage_by: image",
         )

@@ -18,11 +18,11 @@ from typing import Any
 from job import signals, storage
 from job.prep.columns import Columns
 from job.prep.convert import to_results
-from job.prep.leakage import LabelKey, keys_of, whole_of
+from job.prep.leakage import Sameness, whole_of
 from job.prep.readers import Record
 from job.prep.records import Reject
 from job.prep.shards import ShardWriter, Split
-from job.prep.splits import held_out, split_key
+from job.prep.splits import held_out
 from job.prep.statistics import Statistics
 from job.prep.streaming import Chunk
 from job.spec.types import DataSpec
@@ -43,7 +43,7 @@ class Task:
     columns: Columns
     directory: Path
     seed: int
-    label_key: LabelKey
+    sameness: Sameness
     splits: bool
     """Whether rows of this source are held out."""
     part: int | None = None
@@ -135,12 +135,12 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
             rejects.append(result)
             continue
         apart = task.splits and held_out(
-            split_key(result, task.label_key), fraction=task.spec.eval_fraction, seed=task.seed
+            task.sameness.group_of(result), fraction=task.spec.eval_fraction, seed=task.seed
         )
         split: Split = "eval" if apart else task.source
         if split not in writers:
             writers[split] = _writer(task, split, number)
-        keys, whole = keys_of(result, task.label_key), whole_of(result)
+        keys, whole = task.sameness.keys_of(result), whole_of(result)
         writers[split].write(result, keys, whole)
         statistics[split].add(result)
         if sample is not None and split == "train":

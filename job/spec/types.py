@@ -90,6 +90,7 @@ class DataSpec:
     max_bad_rows: int
     eval_fraction: float
     leakage: Literal["remove", "refuse"]
+    leakage_by: Literal["image_and_answer", "image"]
     streaming: bool
     shuffle_buffer_size: int
     """Rows shuffled together where they are streamed."""

@@ -143,6 +143,43 @@ def test_leakage_is_removed_or_refused_as_the_spec_says(rows: Path, tmp_path: Pa
         prepared(with_eval(rows, leakage="refuse"), tmp_path)
 
 
+YES_OR_NO = [("Is it red?", "yes"), ("Is it red?", "no"), ("Is it round?", "yes")]
+
+
+def asked(number: int, question: str, answer: str) -> dict[str, Any]:
+    return {**pair(number), "question": question, "text": answer}
+
+
+def test_an_answer_counts_with_its_question(rows: Path, tmp_path: Path) -> None:
+    spec = with_eval(rows)
+    assert spec.eval is not None
+    train = write_jsonl(rows.parent, [asked(n, *YES_OR_NO[n % 3]) for n in range(9)], "asked.jsonl")
+    held = write_jsonl(rows.parent, [asked(20, *YES_OR_NO[0])], "asked-of-others.jsonl")
+    spec = replace(
+        spec,
+        train=(replace(spec.train[0], uri=str(train)),),
+        eval=replace(spec.eval, uri=str(held)),
+    )
+    data = prepared(spec, tmp_path / "both")
+    assert (data.leaked_rows, data.train_rows) == (3, 6)
+    by_picture = prepared(replace(spec, leakage_by="image"), tmp_path / "image")
+    assert (by_picture.leaked_rows, by_picture.train_rows) == (0, 9)
+
+
+def test_the_picture_decides_the_split_where_it_alone_is_compared(
+    rows: Path, tmp_path: Path
+) -> None:
+    """Classes would fall on one side whole, by their few labels."""
+    source = write_jsonl(
+        rows.parent, [{**pair(n), "text": "ab"[n % 2]} for n in range(60)], "classes.jsonl"
+    )
+    spec = data_spec(source, eval_fraction=0.3, leakage_by="image")
+    data = run(spec, tmp_path)
+    sides = [{row.answer for row in data.rows(split)} for split in ("train", "eval")]
+    assert sides == [{"a", "b"}, {"a", "b"}]
+    assert data.leaked_rows == 0
+
+
 def test_a_training_set_that_is_all_held_out_is_refused(rows: Path, tmp_path: Path) -> None:
     spec = with_eval(rows)
     assert spec.eval is not None

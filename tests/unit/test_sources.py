@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -379,6 +379,34 @@ def test_a_bad_csv_row_is_one_reject(row: bytes, reason: str, folder: Path, tmp_
     assert reason in found
 
 
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_a_quote_that_is_never_closed_swallows_no_row(
+    delimiter: str, folder: Path, tmp_path: Path
+) -> None:
+    path = delimited(folder / ("rows.csv" if delimiter == "," else "rows.tsv"), delimiter)
+    lines = path.read_text().replace('"', "").splitlines()  # which would close it
+    lines[4] = f'images/3.png{delimiter}"x'
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"rows\..sv:4: a quote in line 5 is never closed"):
+        run(data_spec(path, max_bad_rows=9), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "reason"), [(",", "expected after '\"'"), ("\t", "a value has several lines")]
+)
+def test_a_quote_that_another_row_closes_is_a_reject(
+    delimiter: str, reason: str, folder: Path, tmp_path: Path
+) -> None:
+    path = delimited(folder / ("rows.csv" if delimiter == "," else "rows.tsv"), delimiter)
+    lines = path.read_text().splitlines()
+    lines[4], lines[6] = f'images/3.png{delimiter}"x', f'images/5.png{delimiter}"y"'
+    if delimiter == "\t":
+        lines[6] = f'images/5.png{delimiter}y"'
+    path.write_text("\n".join(lines) + "\n")
+    run(data_spec(path, max_bad_rows=9), tmp_path)
+    assert any(reason in told for told in rejects(tmp_path).values())
+
+
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a symbolic link": ({"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link"),
     "a hard link": ({"type": tarfile.LNKTYPE, "linkname": "a/000.png"}, "is a link"),
@@ -534,10 +562,37 @@ def test_a_table_that_holds_its_pictures_is_not_read_through_for_their_names(
         assert len(given) in expected
 
 
+def turns(picture: dict[str, object], answer: str, role: str, said: str) -> list[object]:
+    asked = [picture, {"type": "text", "text": "Read it."}]
+    return [
+        {role: "user" if role == "role" else "human", said: asked},
+        {role: "assistant" if role == "role" else "gpt", said: answer},
+    ]
+
+
+NAMING: dict[str, Callable[[str], dict[str, object]]] = {
+    "a pair": lambda path: {"image": path, "text": path},
+    "a list": lambda path: {"images": [path], "text": path},
+    "a part of a message": lambda path: {
+        "messages": turns({"type": "image", "image": path}, path, "role", "content")
+    },
+    "a URL of a message": lambda path: {
+        "messages": turns(
+            {"type": "image_url", "image_url": {"url": path}}, path, "role", "content"
+        )
+    },
+    "a part of a turn": lambda path: {
+        "conversations": turns({"type": "image", "image": path}, path, "from", "value")
+    },
+}
+
+
+@pytest.mark.parametrize("naming", NAMING)
 def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pictures(
-    folder: Path, tmp_path: Path
+    naming: str, folder: Path, tmp_path: Path
 ) -> None:
-    write_jsonl(folder, plain())
+    write_jsonl(folder, [NAMING[naming](str(row["image"])) for row in plain()])
+    assert len(rows_of(data_spec(folder / "rows.jsonl"), tmp_path / "read")) == COUNT
     storage.copy_tree(str(folder), f"memory://{tmp_path}")
     for root in (str(folder), f"memory://{tmp_path}"):
         spec = replace(data_spec(Path("x")).train[0], uri=f"{root}/rows.jsonl")

@@ -89,26 +89,39 @@ def _item(row_id: str, base: str, value: Any) -> Record:
 
 
 def delimited(file: SourceFile) -> Iterator[Record]:
-    """Rows under a line of names, by RFC 4180; `tsv` parts them by tabs."""
-    base = storage.parent(file.uri)
+    """Rows under a line of names, by RFC 4180; `tsv` parts them by tabs.
+
+    A quote that is never closed makes the rows behind it part of one value, so it ends the job. A
+    value of several lines is refused where tabs part values: there nothing else shows such a quote.
+    """
+    base, tabs = storage.parent(file.uri), file.format == "tsv"
     csv.field_size_limit(MAX_LINE)
     with open_text(file) as raw:
         lines = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.DictReader(lines, delimiter="\t" if file.format == "tsv" else ",")
+        rows = csv.DictReader(lines, delimiter="\t" if tabs else ",", strict=True)
         number = 0
         while True:
             number += 1
             row_id, problem = f"{file.name}:{number}", None
+            first = rows.line_num + 1
             try:
                 row = next(rows, None)
                 if row is None:
                     return
                 if None in row:
                     problem = "has more values than there are columns"
+                elif tabs and any("\n" in (value or "") for value in row.values()):
+                    problem = "a value has several lines; is a quote not closed?"
                 else:
                     "".join(value or "" for value in row.values()).encode()
             except csv.Error as error:
-                problem, row = str(error), {}
+                if "unexpected end of data" in str(error):
+                    raise DataError(
+                        row_id,
+                        f"a quote in line {first} is never closed",
+                        fix="close it, or write it twice where it is part of the value",
+                    ) from error
+                problem, row = f"{error} (lines {first} to {rows.line_num})", {}
             except UnicodeEncodeError:
                 problem = "is not UTF-8 text"
             if problem:
