@@ -5,7 +5,7 @@ One tensor at a time, so that no second model is held beside the trained one.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from job.errors import ProofError
@@ -63,8 +63,7 @@ class Merge:
         if name in self._deltas:
             before = value.float()
             value = self._deltas.pop(name)(before)
-            self.changed += not torch.equal(before.to(target), value.to(target))
-            self.largest_change = max(self.largest_change, float((value - before).abs().max()))
+            self._note_change(before, value, target)
             del before
         finite = _finite(value)
         if finite < value.numel():
@@ -75,6 +74,17 @@ class Merge:
         self._overflowed += finite - _finite(cast)
         self.digests[name] = digest(cast)
         return cast
+
+    def _note_change(
+        self, before: "torch.Tensor", after: "torch.Tensor", target: "torch.dtype"
+    ) -> None:
+        import torch
+
+        changed = False
+        for old, new in zip(_pieces(before), _pieces(after), strict=True):
+            changed |= not torch.equal(old.to(target), new.to(target))
+            self.largest_change = max(self.largest_change, float((new - old).abs().max()))
+        self.changed += changed
 
     def _refuse_broken(self) -> None:
         if self._broken:
@@ -101,10 +111,15 @@ def digest(tensor: "torch.Tensor") -> str:
 
 
 def _finite(tensor: "torch.Tensor") -> int:
-    """How many values are finite; in pieces, as `isfinite` holds copies of what it looks at."""
+    """How many values are finite."""
     import torch
 
-    return sum(int(torch.isfinite(piece).sum()) for piece in tensor.flatten().split(2**22))
+    return sum(int(torch.isfinite(piece).sum()) for piece in _pieces(tensor))
+
+
+def _pieces(tensor: "torch.Tensor") -> "Sequence[torch.Tensor]":
+    """The tensor in pieces: what looks at every value holds copies of what it looks at."""
+    return tensor.flatten().split(2**22)
 
 
 Delta = Callable[["torch.Tensor"], "torch.Tensor"]
@@ -138,7 +153,7 @@ def _linear(module: Any, adapter: str) -> Delta:
     def merged(weight: "torch.Tensor") -> "torch.Tensor":  # (out, in)
         a = module.lora_A[adapter].weight.float()  # (r, in)
         b = module.lora_B[adapter].weight.float()  # (out, r)
-        value = weight + module.scaling[adapter] * (b @ a)
+        value = (b @ a).mul_(module.scaling[adapter]).add_(weight)
         if module.use_dora[adapter]:
             magnitude = module.lora_magnitude_vector[adapter].weight.float()  # (out,)
             value = value * (magnitude / value.norm(dim=1))[:, None]
@@ -154,7 +169,6 @@ def _fused(module: Any, adapter: str) -> Delta:
         b = module.lora_B[adapter].weight.float()  # (out, r·E)
         a = a.reshape(experts, -1, a.shape[-1])  # (E, r, in)
         b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)  # (E, out, r)
-        # bmm needs no copy of every expert's delta besides the result
-        return weight + module.scaling[adapter] * (b @ a)
+        return (b @ a).mul_(module.scaling[adapter]).add_(weight)
 
     return merged
