@@ -7,13 +7,12 @@ found by `job.prep.find`.
 
 import fnmatch
 import shutil
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from job import log, storage
-from job.errors import InputError
+from job.errors import InputError, StorageError
 from job.manifest import digest_tree, fingerprint, sha256_file
 from job.spec.types import ModelSpec
 
@@ -101,10 +100,8 @@ def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
             fix="name a folder on a larger disk",
         )
     log.info("download model", uri=model.uri, size=log.size(model.size_bytes))
-    with log.progress("download", len(missing), "files") as bar:
-        for _ in _parallel(
-            (storage.join(model.uri, file.path), directory / file.path) for file in missing
-        ):
+    with log.progress("download", len(missing), "files") as bar, ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda file: _download(model.uri, file, directory), missing):
             bar.advance()
     (directory / COMPLETE).touch()
     return directory
@@ -145,6 +142,18 @@ def _is_there(path: Path, size: int) -> bool:
     return path.exists() and path.stat().st_size == size
 
 
-def _parallel(wanted: Iterable[tuple[str, Path]]) -> Iterable[None]:
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        yield from pool.map(lambda item: storage.download(*item), wanted)
+def _download(uri: str, file: storage.Entry, directory: Path) -> None:
+    """Brings a file, once more where other bytes arrive than the hub has."""
+    path = directory / file.path
+    for again in (True, False):
+        storage.download(storage.join(uri, file.path), path)
+        if file.sha256 is None or sha256_file(path) == file.sha256:
+            return
+        path.unlink()  # of the right size it would be taken for whole
+        if again:
+            log.warn("other bytes arrived than are stored; fetching again", file=file.path)
+    raise StorageError(
+        storage.join(uri, file.path),
+        "other bytes arrive than are stored: the SHA-256 differs",
+        fix="check the network and what is between here and there, then run again",
+    )

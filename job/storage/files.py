@@ -36,6 +36,8 @@ class Entry:
     """In bytes."""
     version: str | None = field(default=None, compare=False)
     """What the store calls the contents (an ETag, a blob's id), where it tells one."""
+    sha256: str | None = field(default=None, compare=False)
+    """Of the contents, where the store tells it, as the hub does for large files."""
 
 
 def list_files(uri: str) -> tuple[Entry, ...]:
@@ -49,14 +51,15 @@ def list_files(uri: str) -> tuple[Entry, ...]:
     if is_local(uri):
         root = local_path(uri)
         unversioned = retry.call("list", uri, lambda: local.listing(root))
-        found: list[tuple[str, int, str | None]] = [
-            (path, count, None) for path, count in unversioned
-        ]
+        found: list[remote.Listed] = [(path, count, None, None) for path, count in unversioned]
     else:
         found = connect.call("list", uri, remote.listing)
         if not found and is_file(uri):
             raise InputError(uri, "is a file, not a directory", fix="name the directory it is in")
-    entries = (Entry(safe_relative(path, uri), count, version) for path, count, version in found)
+    entries = (
+        Entry(safe_relative(path, uri), count, version, sha256)
+        for path, count, version, sha256 in found
+    )
     return tuple(sorted((e for e in entries if not is_hidden(e.path)), key=lambda e: e.path))
 
 

@@ -21,15 +21,24 @@ def info(filesystem: Any, path: str) -> dict[str, Any]:
     return found
 
 
-def listing(filesystem: Any, path: str) -> list[tuple[str, int, str | None]]:
-    """Every file below `path`: its name relative to that, size and version. Not sorted."""
+Listed = tuple[str, int, str | None, str | None]
+"""A file's name, size, version and SHA-256."""
+
+
+def listing(filesystem: Any, path: str) -> list[Listed]:
+    """Every file below `path`, by its name relative to that. Not sorted."""
     if hasattr(filesystem, "resolve_path"):  # the hub names what it lists by a revision
         filesystem.invalidate_cache()
         path = filesystem.resolve_path(path).unresolve()
     prefix = path.rstrip("/") + "/"
     found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
     return [
-        (name.removeprefix(prefix), each["size"], each.get("ETag") or each.get("blob_id"))
+        (
+            name.removeprefix(prefix),
+            each["size"],
+            each.get("ETag") or each.get("blob_id"),
+            (each.get("lfs") or {}).get("sha256"),
+        )
         for name, each in found.items()
         # A name that ends in a slash marks a directory for tools that want to see one.
         if name.startswith(prefix) and not name.endswith("/") and each["type"] == "file"

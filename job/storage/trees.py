@@ -99,7 +99,7 @@ def delete_tree(uri: str) -> None:
         retry.call("delete", uri, lambda: local.delete_tree(local_path(uri)))
         return
     found = connect.call("list", uri, remote.listing)
-    entries = [Entry(path, count) for path, count, _ in found]
+    entries = [Entry(path, count) for path, count, *_ in found]
     _each("delete", entries, lambda entry: remote.delete(f"{uri.rstrip('/')}/{entry.path}"))
 
 

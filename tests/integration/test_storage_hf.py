@@ -1,5 +1,6 @@
 """Storage against a hub on loopback that speaks what the client of the real one asks for."""
 
+import hashlib
 import io
 import json
 import threading
@@ -13,14 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import errors, storage
+from job import errors, inputs, storage
+from job.spec.load import load_spec
 from job.storage import retry
+from tests.jobs import ROOT
 from tests.unit.test_prep import data_spec, png, run, with_source
 
 FILES = {
     "main": {"config.json": b"{}", "weights/a.safetensors": b"main weights"},
     "v1.0": {"config.json": b'{"v": 1}', "weights/a.safetensors": b"old", "weights/b": b"x" * 70},
 }
+LATEX = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
 TOKEN = "hf_test-token-of-this-hub"
 
 
@@ -31,6 +35,8 @@ class Hub:
     endpoint: str = ""
     fail_first: int = 0
     truncate_first: int = 0
+    flip_first: int = 0
+    """Of the downloads of weights, so many bring another byte than is stored."""
     asked: list[str] = field(default_factory=list)
 
 
@@ -79,7 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif action == "tree":
             self._tree(files, path)
         elif action == "resolve" and path in files:
-            self._content(files[path])
+            content = files[path]
+            if path.endswith(".safetensors") and self.command == "GET" and self.hub.flip_first > 0:
+                self.hub.flip_first -= 1
+                content = bytes([content[0] ^ 1]) + content[1:]
+            self._content(content)
         else:
             self._refuse(404, "EntryNotFound")
 
@@ -97,6 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
             if recursive or len(parts) == 1:
                 size = len(content)
                 entries[name] = {"type": "file", "oid": "0" * 40, "size": size, "path": name}
+                if name.endswith(".safetensors"):
+                    digest = hashlib.sha256(content).hexdigest()
+                    entries[name]["lfs"] = {"oid": digest, "size": size, "pointerSize": 130}
         if not entries:
             self._refuse(404, "EntryNotFound")
             return
@@ -274,3 +287,21 @@ def test_rows_of_a_dataset_on_the_hub_are_read_by_split(
     assert {row.images[0].width for row in rows} == set(range(50, 62))
     with pytest.raises(errors.InputError, match="must name one of test, train"):
         run(with_source(spec, uri=uri), tmp_path)
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_weights_of_other_bytes_are_fetched_again_and_never_believed(
+    times: int, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_spec(LATEX, "spec", ["model.model_name_or_path=hf://org/model"], {}).spec.model
+    found = inputs.find_model(model)
+    hub.flip_first = times
+    if times == 1:
+        folder = inputs.fetch_model(found, tmp_path)
+        assert (folder / "weights" / "a.safetensors").read_bytes() == b"main weights"
+    else:
+        with pytest.raises(errors.StorageError, match="other bytes arrive than are stored"):
+            inputs.fetch_model(found, tmp_path)
+        assert not list(tmp_path.rglob("*.safetensors"))
+        assert not list(tmp_path.rglob(inputs.COMPLETE))
+    assert "fetching again" in capsys.readouterr().err
