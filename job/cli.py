@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, completion, farewell, help, log, peers, place, redaction, signals
+from job import __version__, completion, farewell, help, launch, log, redaction, signals
 from job.errors import OK, Told, UsageError, told
 
 if TYPE_CHECKING:
@@ -110,31 +111,31 @@ def _options(
 @app.command()
 def run(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Run every stage: prep → train → eval → export. Complete ones are skipped."""
-    _pipeline("run", spec, set, output)
+    _start("run", spec, set or (), output)
 
 
 @app.command()
 def prep(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Read, check and split the data."""
-    _pipeline("prep", spec, set, output)
+    _start("prep", spec, set or (), output)
 
 
 @app.command()
 def train(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Train, after prep; leaves the adapter."""
-    _pipeline("train", spec, set, output)
+    _start("train", spec, set or (), output)
 
 
 @app.command(name="eval")
 def evaluate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Evaluate before and after training."""
-    _pipeline("eval", spec, set, output)
+    _start("eval", spec, set or (), output)
 
 
 @app.command()
 def export(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Write the merged weights and prove them against the trained model."""
-    _pipeline("export", spec, set, output)
+    _start("export", spec, set or (), output)
 
 
 @app.command()
@@ -386,48 +387,12 @@ def reference(
     print(spec_reference.reference(field) if format == "text" else spec_reference.page())
 
 
-def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | None) -> None:
-    here = place.of(os.environ)
-    if not here.first:
-        peers.silence()
-    loaded = _load(spec, sets, output)
-    _require_processes(loaded.spec.runtime.distributed, here)
-    here.enter(os.environ)
-    from job import follower, pipeline
-    from job.manifest import fingerprint
-
-    together = None if here.alone else peers.Peers(here)
-    if together is not None:
-        shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
-        kind = loaded.spec.runtime.distributed
-        together.join(fingerprint(__version__, command, kind, shared))
-        if not here.first:
-            follower.follow(loaded, command, together)
-    with peers.joined(together):
-        record = pipeline.run(loaded, command, together)
-    before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
-    log.change({name: (before.get(name), after[name]) for name in after if name != "rows"})
-    log.info("done", output=loaded.spec.output.uri)
+def _start(command: str, spec: str, sets: Sequence[str], output: str | None) -> None:
+    launch.silence_all_but_the_first()
+    launch.launch(_load(spec, sets, output), command)
 
 
-def _require_processes(distributed: str, here: place.Place) -> None:
-    """Raises UsageError where the job is not started as the spec wants it."""
-    if distributed == "none" and not here.alone:
-        raise UsageError(
-            "$.runtime.distributed",
-            f"is none, and the job is started as one of {here.size} processes",
-            fix="write auto, ddp or fsdp2, or start one process",
-        )
-    if distributed in ("ddp", "fsdp2") and here.alone:
-        raise UsageError(
-            "$.runtime.distributed",
-            "needs several processes, and the job is started as one",
-            value=distributed,
-            fix="start `torchrun --nproc-per-node 2 -m job run SPEC`, say, or write auto",
-        )
-
-
-def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec":
+def _load(spec: str, sets: Sequence[str] | None, output: str | None) -> "LoadedSpec":
     from job import storage
     from job.spec.load import load_spec
     from job.spec.overrides import with_output
