@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -14,6 +14,7 @@ from job.errors import OK, Told, UsageError, told
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
+    from job.spec.overrides import Override
 
 app = typer.Typer(
     name="job",
@@ -133,9 +134,21 @@ def evaluate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
 
 
 @app.command()
-def export(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+def export(
+    spec: Spec,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help="none, reload or vllm: how to prove it, in place of export.verify.",
+            autocompletion=completion.one_of("none", "reload", "vllm"),
+        ),
+    ] = None,
+    set: Sets = None,
+    output: OutputUri = None,
+) -> None:
     """Write the merged weights and prove them against the trained model."""
-    _start("export", spec, set or (), output)
+    chosen = _settings({"--verify": ("export.verify", verify)})
+    _start("export", spec, [*(set or ()), *chosen], output)
 
 
 @app.command()
@@ -170,8 +183,6 @@ def plan(
     """Say what a run would do, take and cost, without doing it.
 
     Ends with 20 where training fits none of the accelerators, naming the nearest change that does.
-
-    [dim]Example:[/] python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
     """
     from job import plan as plans
 
@@ -224,18 +235,15 @@ def infer(
     from job.infer import infer as answer
 
     samples = True if temperature is not None or min_p is not None else None
-    said = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": samples,
-        "temperature": temperature,
-        "min_p": min_p,
-        "enable_thinking": enable_thinking,
-    }
-    chosen = [
-        f"eval.generation.{name}={json.dumps(value)}"
-        for name, value in said.items()
-        if value is not None
-    ]
+    chosen = _settings(
+        {
+            "--max-new-tokens": ("eval.generation.max_new_tokens", max_new_tokens),
+            "--temperature": ("eval.generation.temperature", temperature),
+            "--min-p": ("eval.generation.min_p", min_p),
+            "--temperature or --min-p": ("eval.generation.do_sample", samples),
+            "--enable-thinking": ("eval.generation.enable_thinking", enable_thinking),
+        }
+    )
     loaded = _load(spec, [*(set or ()), *chosen], output)
     answer(
         loaded,
@@ -387,12 +395,23 @@ def reference(
     print(spec_reference.reference(field) if format == "text" else spec_reference.page())
 
 
-def _start(command: str, spec: str, sets: Sequence[str], output: str | None) -> None:
+def _settings(said: Mapping[str, tuple[str, object]]) -> "list[Override]":
+    """What options say of the keys that they are for, without those that say nothing."""
+    from job.spec.overrides import Setting
+
+    return [
+        Setting(option, key, value if isinstance(value, str) else json.dumps(value))
+        for option, (key, value) in said.items()
+        if value is not None
+    ]
+
+
+def _start(command: str, spec: str, sets: "Sequence[Override]", output: str | None) -> None:
     launch.silence_all_but_the_first()
     launch.launch(_load(spec, sets, output), command)
 
 
-def _load(spec: str, sets: Sequence[str] | None, output: str | None) -> "LoadedSpec":
+def _load(spec: str, sets: "Sequence[Override] | None", output: str | None) -> "LoadedSpec":
     from job import storage
     from job.spec.load import load_spec
     from job.spec.overrides import with_output
