@@ -45,7 +45,7 @@ plan: $(VENV)/.ready ## Say what a run would do: make plan SPEC=...
 validate: $(VENV)/.ready ## Check a spec: make validate SPEC=...
 	$(JOB) validate $(SPEC) $(ARGS)
 
-setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu unsloth trackers"]
+setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu trackers"]
 	@rm -f $(VENV)/.ready $(VENV)/.ready-dev
 	@$(MAKE) --no-print-directory $(VENV)/.ready
 
