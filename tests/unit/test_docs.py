@@ -229,6 +229,15 @@ def test_the_readme_names_every_spec_that_ships() -> None:
     assert sorted(re.findall(r"\(specs/([\w.-]+\.yaml)\)", told)) == specs
 
 
+def test_the_plan_that_is_shown_is_of_the_spec_that_ships() -> None:
+    [plan] = [code for code in blocks(DOCS / "15-plan.md", "console") if "plan of " in code]
+    settings = plan.partition("from the defaults\n")[2].partition("\n\n")[0]
+    shown = dict(line.split(None, 1) for line in settings.splitlines())
+    loaded = load_spec(text(ROOT / "specs" / "ernie-4.5-vl-28b-latex.yaml"), "", environ={})
+    values = _flat(loaded.resolved)
+    assert shown == {key: str(values[key]) for key in loaded.changed}
+
+
 def test_the_accelerators_of_a_plan_are_those_of_its_page() -> None:
     page = text(ROOT / "docs" / "15-plan.md")
     [listed] = re.findall(r"all that are known:\n(.*?)\.\n", page, re.DOTALL)
