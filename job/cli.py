@@ -212,7 +212,9 @@ def infer(
         ),
     ] = "adapter",
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sample, this freely.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample, this freely; without, the likeliest tokens.")
+    ] = None,
     min_p: Annotated[
         float | None,
         typer.Option(help="Sample tokens at least this likely, as a share of the likeliest."),
