@@ -45,7 +45,7 @@ plan: $(VENV)/.ready ## Say what a run would do: make plan SPEC=...
 validate: $(VENV)/.ready ## Check a spec: make validate SPEC=...
 	$(JOB) validate $(SPEC) $(ARGS)
 
-setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu unsloth trackers"]
+setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu trackers"]
 	@rm -f $(VENV)/.ready $(VENV)/.ready-dev
 	@$(MAKE) --no-print-directory $(VENV)/.ready
 
@@ -118,8 +118,8 @@ format: $(VENV)/.ready-dev ## Format the code
 manifests: $(VENV)/.ready ## Make the files of k8s/ anew
 	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
 
-session: $(VENV)/.ready ## Record the terminal session of the README anew
-	$(VENV)/bin/python -m docs.images.session
+session: $(VENV)/.ready ## Record the terminal session of the README anew: make session [ARGS=1]
+	$(VENV)/bin/python -m docs.images.session $(ARGS)
 
 reference: $(VENV)/.ready ## Make docs/16-reference.md anew from the schema
 	$(JOB) reference --format markdown > docs/16-reference.md

@@ -3,16 +3,18 @@
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, completion, farewell, help, log, peers, place, redaction, signals
+from job import __version__, completion, farewell, help, launch, log, redaction, signals
 from job.errors import OK, Told, UsageError, told
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
+    from job.spec.overrides import Override
 
 app = typer.Typer(
     name="job",
@@ -110,31 +112,43 @@ def _options(
 @app.command()
 def run(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Run every stage: prep → train → eval → export. Complete ones are skipped."""
-    _pipeline("run", spec, set, output)
+    _start("run", spec, set or (), output)
 
 
 @app.command()
 def prep(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Read, check and split the data."""
-    _pipeline("prep", spec, set, output)
+    _start("prep", spec, set or (), output)
 
 
 @app.command()
 def train(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Train, after prep; leaves the adapter."""
-    _pipeline("train", spec, set, output)
+    _start("train", spec, set or (), output)
 
 
 @app.command(name="eval")
 def evaluate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Evaluate before and after training."""
-    _pipeline("eval", spec, set, output)
+    _start("eval", spec, set or (), output)
 
 
 @app.command()
-def export(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
+def export(
+    spec: Spec,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help="none, reload or vllm: how to prove it, in place of export.verify.",
+            autocompletion=completion.one_of("none", "reload", "vllm"),
+        ),
+    ] = None,
+    set: Sets = None,
+    output: OutputUri = None,
+) -> None:
     """Write the merged weights and prove them against the trained model."""
-    _pipeline("export", spec, set, output)
+    chosen = _settings({"--verify": ("export.verify", verify)})
+    _start("export", spec, [*(set or ()), *chosen], output)
 
 
 @app.command()
@@ -169,8 +183,6 @@ def plan(
     """Say what a run would do, take and cost, without doing it.
 
     Ends with 20 where training fits none of the accelerators, naming the nearest change that does.
-
-    [dim]Example:[/] python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
     """
     from job import plan as plans
 
@@ -200,7 +212,9 @@ def infer(
         ),
     ] = "adapter",
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Sample, this freely.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample, this freely; without, the likeliest tokens.")
+    ] = None,
     min_p: Annotated[
         float | None,
         typer.Option(help="Sample tokens at least this likely, as a share of the likeliest."),
@@ -223,18 +237,15 @@ def infer(
     from job.infer import infer as answer
 
     samples = True if temperature is not None or min_p is not None else None
-    said = {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": samples,
-        "temperature": temperature,
-        "min_p": min_p,
-        "enable_thinking": enable_thinking,
-    }
-    chosen = [
-        f"eval.generation.{name}={json.dumps(value)}"
-        for name, value in said.items()
-        if value is not None
-    ]
+    chosen = _settings(
+        {
+            "--max-new-tokens": ("eval.generation.max_new_tokens", max_new_tokens),
+            "--temperature": ("eval.generation.temperature", temperature),
+            "--min-p": ("eval.generation.min_p", min_p),
+            "--temperature or --min-p": ("eval.generation.do_sample", samples),
+            "--enable-thinking": ("eval.generation.enable_thinking", enable_thinking),
+        }
+    )
     loaded = _load(spec, [*(set or ()), *chosen], output)
     answer(
         loaded,
@@ -386,48 +397,23 @@ def reference(
     print(spec_reference.reference(field) if format == "text" else spec_reference.page())
 
 
-def _pipeline(command: str, spec: str, sets: list[str] | None, output: str | None) -> None:
-    here = place.of(os.environ)
-    if not here.first:
-        peers.silence()
-    loaded = _load(spec, sets, output)
-    _require_processes(loaded.spec.runtime.distributed, here)
-    here.enter(os.environ)
-    from job import follower, pipeline
-    from job.manifest import fingerprint
+def _settings(said: Mapping[str, tuple[str, object]]) -> "list[Override]":
+    """What options say of the keys that they are for, without those that say nothing."""
+    from job.spec.overrides import Setting
 
-    together = None if here.alone else peers.Peers(here)
-    if together is not None:
-        shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
-        kind = loaded.spec.runtime.distributed
-        together.join(fingerprint(__version__, command, kind, shared))
-        if not here.first:
-            follower.follow(loaded, command, together)
-    with peers.joined(together):
-        record = pipeline.run(loaded, command, together)
-    before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
-    log.change({name: (before.get(name), after[name]) for name in after if name != "rows"})
-    log.info("done", output=loaded.spec.output.uri)
+    return [
+        Setting(option, key, value if isinstance(value, str) else json.dumps(value))
+        for option, (key, value) in said.items()
+        if value is not None
+    ]
 
 
-def _require_processes(distributed: str, here: place.Place) -> None:
-    """Raises UsageError where the job is not started as the spec wants it."""
-    if distributed == "none" and not here.alone:
-        raise UsageError(
-            "$.runtime.distributed",
-            f"is none, and the job is started as one of {here.size} processes",
-            fix="write auto, ddp or fsdp2, or start one process",
-        )
-    if distributed in ("ddp", "fsdp2") and here.alone:
-        raise UsageError(
-            "$.runtime.distributed",
-            "needs several processes, and the job is started as one",
-            value=distributed,
-            fix="start `torchrun --nproc-per-node 2 -m job run SPEC`, say, or write auto",
-        )
+def _start(command: str, spec: str, sets: "Sequence[Override]", output: str | None) -> None:
+    launch.silence_all_but_the_first()
+    launch.launch(_load(spec, sets, output), command)
 
 
-def _load(spec: str, sets: list[str] | None, output: str | None) -> "LoadedSpec":
+def _load(spec: str, sets: "Sequence[Override] | None", output: str | None) -> "LoadedSpec":
     from job import storage
     from job.spec.load import load_spec
     from job.spec.overrides import with_output

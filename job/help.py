@@ -59,6 +59,9 @@ python -m job eval specs/latex.yaml --set eval.max_samples=500
 # Merged weights with their proof.
 python -m job export specs/latex.yaml
 
+# Proven by a vLLM that serves them, too.
+python -m job export specs/latex.yaml --verify vllm
+
 # In bfloat16, in files of 2 GB at most.
 python -m job export my.yaml --set export.merged.dtype=bfloat16 \\
     --set export.merged.max_shard_size=2GB
@@ -73,6 +76,9 @@ python -m job validate my.yaml --set lora.r=16 --set train.max_steps=100
     "plan": """
 # Rows, steps, trainable parameters, sizes, stages to come.
 python -m job plan specs/latex.yaml
+
+# Does it fit that accelerator, and what would training cost there?
+python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
 
 # What would a larger rank change?
 python -m job plan specs/latex.yaml --set lora.r=64

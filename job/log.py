@@ -154,7 +154,7 @@ def change(metrics: Mapping[str, tuple[float | None, float]]) -> None:
     """What became of each metric: a table on a terminal, a line each elsewhere."""
     if not on_terminal():
         for name, (before, after) in metrics.items():
-            info(f"{name}: " + ("" if before is None else f"{before:.4g} → ") + f"{after:.4g}")
+            info(f"{name}: " + ("" if before is None else f"{number(before)} → ") + number(after))
     elif metrics and RANK["INFO"] >= _state.threshold:
         from rich import box
         from rich.table import Table
@@ -163,7 +163,7 @@ def change(metrics: Mapping[str, tuple[float | None, float]]) -> None:
         for title in ("before", "after"):
             table.add_column(title, justify="right")
         for name, (before, after) in metrics.items():
-            table.add_row(name, "" if before is None else f"{before:.4g}", f"{after:.4g}")
+            table.add_row(name, "" if before is None else number(before), number(after))
         _console().print(table)
 
 
@@ -191,7 +191,7 @@ def _utc(pattern: str) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else printable(redact(str(value)), "\n\t")
+    return number(value) if isinstance(value, float) else printable(redact(str(value)), "\n\t")
 
 
 def _quote(text: str) -> str:
@@ -242,7 +242,7 @@ class _Bar:
     def advance(self, done: int = 1, **fields: object) -> None:
         shown = "  ".join(f"{key} {_text(value)}" for key, value in fields.items())
         self._done += done
-        rate = f"{self._done / max(time.monotonic() - self._started, 1e-9):.3g}/s"
+        rate = f"{number(self._done / max(time.monotonic() - self._started, 1e-9), 3)}/s"
         self._bars.update(self._task, advance=done, shown=shown, rate=rate)  # type: ignore[attr-defined]
 
 
@@ -263,11 +263,18 @@ class _Lines:
         rate = self._done / max(now - self._started, 1e-9)
         told = {
             "done": of(self._done, self._total),
-            "rate": Said(f"{rate:.3g} {self._unit}/s", {"": rate}),
+            "rate": Said(f"{number(rate, 3)} {self._unit}/s", {"": rate}),
         }
         if self._total is not None:
             told["left"] = span(max(self._total - self._done, 0) / rate)
         info(self._label, **told, **fields)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number as people read it: `0.1235`, `195,900`."""
+    if 999.5 <= abs(value) < math.inf:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
 
 
 def duration(seconds: float) -> str:

@@ -1,25 +1,31 @@
 """Records docs/images/session.svg: commands on a real terminal, and what they really say.
 
-    make session
+    make session             all of it, on a machine that does nothing else
+    make session ARGS=1      the first command alone, in seconds; the others stay as recorded
 
 A mistake in a spec; a short trial of the first job, stopped by Ctrl-C; the same command again.
 """
 
+import html
 import io
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from tests.jobs import ROOT
 from tests.terminal import on_terminal
 
+PICTURE = ROOT / "docs" / "images" / "session.svg"
 COLUMNS = 100
+CELL = 12.2  # width of a character in the picture
 RUN = "python -m job run specs/latex.yaml --set train.max_steps=40 --set data.train.limit=1000"
 SESSION = (
     ("python -m job validate specs/latex.yaml --set train.learning_rte=1 --set lora.r=0", None),
@@ -56,35 +62,69 @@ FRAME = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}
 """  # noqa: E501
 
 
-def main() -> None:
+def main(anew: Sequence[str]) -> None:
+    """Records the commands with these numbers, counted from 1; all of them without any."""
+    kept = recorded(PICTURE.read_text(encoding="utf-8")) if anew else []
+    with tempfile.TemporaryDirectory() as home:
+        (Path(home) / "specs").symlink_to(ROOT / "specs")
+        blocks = [
+            kept[number] if anew and str(number + 1) not in anew else record(*step, Path(home))
+            for number, step in enumerate(SESSION)
+        ]
+    PICTURE.write_text(drawn(blocks), encoding="utf-8")
+
+
+def record(command: str, interrupt_at: str | None, home: Path) -> list[Text]:
+    """The lines of the command and of what it says."""
+    shown = on_terminal(
+        command.split(),
+        columns=COLUMNS,
+        cwd=home,
+        environ={
+            "HOME": str(home),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        },
+        interrupt_at=interrupt_at,
+        seconds=1800,
+    )
+    typed = Text.assemble(("$ ", "bold green"), (command, "bold"))
+    return [typed, *map(Text.from_ansi, screen(shown.text)), Text()]
+
+
+def drawn(blocks: Sequence[Sequence[Text]]) -> str:
+    """The picture of the recorded commands, one below the other."""
     console = Console(
         record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, highlight=False
     )
-    with tempfile.TemporaryDirectory() as home:
-        (Path(home) / "specs").symlink_to(ROOT / "specs")
-        for command, interrupt_at in SESSION:
-            shown = on_terminal(
-                command.split(),
-                columns=COLUMNS,
-                cwd=Path(home),
-                environ={
-                    "HOME": home,
-                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                    "PYTHONPATH": str(ROOT),
-                },
-                interrupt_at=interrupt_at,
-                seconds=1800,
-            )
-            console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
-            for line in screen(shown.text):
-                console.print(Text.from_ansi(line), soft_wrap=False)
-            console.print()
+    for line in (line for block in blocks for line in block):
+        console.print(line, soft_wrap=False)
     picture = console.export_svg(
         title="finetune-job", theme=THEME, code_format=FRAME, unique_id="s"
     )
-    (ROOT / "docs" / "images" / "session.svg").write_text(
-        "\n".join(line.rstrip() for line in picture.splitlines()) + "\n", encoding="utf-8"
-    )
+    return "\n".join(line.rstrip() for line in picture.splitlines()) + "\n"
+
+
+def recorded(picture: str) -> list[list[Text]]:
+    """The lines that a picture shows, by command: what was recorded and is to stay."""
+    styles = {
+        name: Style(color=fill, bold="bold" in more)
+        for name, fill, more in re.findall(r"\.(s-r\d+) \{ fill: (#\w{6})(.*?) \}", picture)
+    }
+    rows: dict[str, Text] = {}
+    for name, x, y, shown in re.findall(
+        r'<text class="(s-r\d+)" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', picture
+    ):
+        row = rows.setdefault(y, Text())
+        if shown.strip("\n"):  # the line's end has an element of its own, and runs of spaces none
+            row.append(" " * (round(float(x) / CELL) - row.cell_len))
+            row.append(html.unescape(shown).replace("\xa0", " "), styles[name])
+    blocks: list[list[Text]] = []
+    for row in rows.values():
+        if row.plain.startswith("$ python"):
+            blocks.append([])
+        blocks[-1].append(row)
+    return blocks
 
 
 def screen(text: str) -> list[str]:
@@ -106,4 +146,4 @@ def screen(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -8,7 +8,7 @@ from job import storage
 from job.errors import DataError
 from job.prep import sources
 from job.prep.columns import Columns, Missing
-from job.prep.find import StagedSource
+from job.prep.find import PICTURES, StagedSource, suffix
 from job.prep.messages import RowRefused, to_row
 from job.prep.readers import Record
 from job.prep.records import Reject, Row
@@ -17,6 +17,8 @@ from job.spec.names import nearest
 from job.spec.types import DataSpec, SourceSpec
 
 _FETCHED_AHEAD = 8
+_ANSWERS = ("latex", "formula", "equation", "caption", "transcription", "ground_truth", "target")
+"""What data sets call the column `text`."""
 _SHOWN = 40  # characters of a value in the sample of a row
 
 
@@ -34,17 +36,50 @@ def find_columns(source: StagedSource, spec: SourceSpec, field: str) -> Columns:
         )
     resolved = Columns.resolve(spec.columns, present)
     if isinstance(resolved, Missing):
-        known = {"image", "text", *(name for name in asdict(spec.columns).values() if name)}
-        free = [name for name in present if name not in known] or list(present)
-        likely = nearest(resolved.column, free) or free[0]
         raise DataError(
             f"{field}.columns.{resolved.key}",
             f"there is no column `{resolved.column}`; the source has {', '.join(present)}; "
             f"{records[0].id} is {_sample(records[0].values or {})}",
             value=spec.uri,
-            fix=f"name the column that holds it, for example {resolved.key}: {likely}",
+            fix=_which_column(resolved, spec, records, present),
         )
     return resolved
+
+
+def _which_column(
+    missing: Missing, spec: SourceSpec, records: Sequence[Record], present: Sequence[str]
+) -> str:
+    """What to write, with the column that is likely meant by its name and by its values."""
+    taken = {"image", "text", "id", *(name for name in asdict(spec.columns).values() if name)}
+    values = {name: [(r.values or {}).get(name) for r in records] for name in present}
+    free = [name for name in present if name not in taken]
+    shown = [name for name in free if any(map(_is_picture, values[name]))]
+    if missing.key == "image":
+        fit = shown or free
+    else:
+        fit = [name for name in free if name not in shown]
+        fit.sort(key=lambda name: not any(map(_is_words, values[name])))
+    usual = [name for name in fit if missing.key == "text" and name.lower() in _ANSWERS]
+    likely = next((n for n in (nearest(missing.column, fit), *usual, *fit) if n), None)
+    if likely is None:
+        return "none of these looks like it: check `uri` and `format`"
+    return f"name the column that holds it, for example {missing.key}: {likely}"
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, str) and not value.strip().isdecimal()
+
+
+def _is_picture(value: object) -> bool:
+    """Whether a value is a picture, or names one."""
+    match value:
+        case bytes() | {"bytes": bytes()}:
+            return True
+        case {"path": inner} | [inner, *_]:
+            return _is_picture(inner)
+        case str():
+            return value.startswith("data:image/") or suffix(value) in PICTURES
+    return False
 
 
 def to_results(

@@ -41,8 +41,11 @@ def place_of(document: Document, path: Path) -> Place | None:
 
 
 def locate(document: Document, path: Path) -> str:
-    """`path` with its source: `specs/latex.yaml:12 $.train.seed`, or `--set $.train.seed`."""
+    """`path` with its source: `specs/latex.yaml:12 $.train.seed`, or `--set $.train.seed`.
+
+    Of what an option of its own sets, the option: its user need not know the key.
+    """
     place = place_of(document, path)
     if place and place.line is None:
-        return f"--set {json_path(path)}"
+        return place.option or f"--set {json_path(path)}"
     return f"{document.origin}{f':{place.line}' if place else ''} {json_path(path)}"

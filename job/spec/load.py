@@ -13,7 +13,7 @@ from job.redaction import redact
 from job.spec.core_yaml import CoreLoader
 from job.spec.interpolate import Expanded, interpolate
 from job.spec.keys import Path
-from job.spec.overrides import override
+from job.spec.overrides import Override, override
 from job.spec.parse import parse
 from job.spec.resolve import build, changed, fill
 from job.spec.types import JobSpec
@@ -34,7 +34,7 @@ class LoadedSpec:
 def load_spec(
     text: str,
     origin: str,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[Override] = (),
     environ: Mapping[str, str] = os.environ,
 ) -> LoadedSpec:
     """The job that `text` describes; `origin` is what messages call it.

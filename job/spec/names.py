@@ -68,6 +68,10 @@ ALIASES = {
     "wd": "train.weight_decay",
 }
 
+# What people call the place of a thing, whichever it is; it is a key of each of these sections.
+PLACES = ("dir", "directory", "file", "files", "folder", "location", "path", "source", "src", "url")
+PLACED = ("model.model_name_or_path", "data.train.uri", "output.uri")
+
 # Sections under another name; their content is not looked at.
 SECTIONS = {
     "evaluation": "eval",
@@ -80,8 +84,8 @@ SECTIONS = {
 
 # What has no counterpart, with the nearest thing there is.
 ABSENT = {
-    "deepspeed": "remove it: a job runs on one device",
-    "fsdp": "remove it: a job runs on one device",
+    "deepspeed": "write runtime.distributed: fsdp2, which shares the weights among processes",
+    "fsdp": "write runtime.distributed: fsdp2",
     "load_in_4bit": "remove it: quantized training is not offered by this version",
     "load_in_8bit": "remove it: quantized training is not offered by this version",
     "warmup_ratio": "write train.warmup_steps, the number of steps",
@@ -105,6 +109,8 @@ def instead_of(path: keys.Path) -> str:
     elsewhere = [dotted for dotted in keys.dotted_keys() if dotted.split(".")[-1] == name]
     if name in ALIASES or elsewhere:
         return _move(section, [ALIASES[name]] if name in ALIASES else elsewhere)
+    if name.lower() in PLACES and not nearest(name, here):
+        return _move(section, [at for at in PLACED if at.split(".")[0] in section[:1]] or [*PLACED])
     if not section and name in SECTIONS:
         return f"write {SECTIONS[name]}"
     if close := nearest(name, here):

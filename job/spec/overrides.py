@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from job.errors import UsageError
@@ -12,7 +13,22 @@ from job.spec.names import quoted
 from job.spec.parse import Document, Place, read_at
 
 
-def override(document: Document, overrides: Sequence[str]) -> tuple[Document, list[Finding]]:
+@dataclass(frozen=True)
+class Setting:
+    """A value for a key."""
+
+    option: str | None
+    """The option that is for this key alone, which messages then name; None for `--set`."""
+    key: str
+    text: str
+    """The value as YAML."""
+
+
+Override = str | Setting
+"""`KEY=VALUE`, or what an option of its own says."""
+
+
+def override(document: Document, overrides: Sequence[Override]) -> tuple[Document, list[Finding]]:
     """A copy of `document` with `overrides` put in, the last of each key winning.
 
     Whether the keys and values mean anything is for validation to say; the findings here are of
@@ -21,30 +37,36 @@ def override(document: Document, overrides: Sequence[str]) -> tuple[Document, li
     values, places = copy.deepcopy(document.values), dict(document.places)
     findings = []
     for item in overrides:
-        dotted, equals, text = item.partition("=")
-        dotted = dotted.strip().removeprefix("$.")
-        if not equals:
-            raise UsageError(
-                "--set", "must be KEY=VALUE", value=item, fix="write --set train.max_steps=5"
-            )
-        path = keys.path_of(dotted)
+        setting = _setting(item) if isinstance(item, str) else item
+        path, text = keys.path_of(setting.key), setting.text
         try:
             value = _value(path, text)
             _put(values, path, value)
         except ValueError as error:
-            findings.append(Finding(path, str(error), value=quoted(item)))
+            shown = item if isinstance(item, str) else text
+            findings.append(Finding(path, str(error), value=quoted(shown)))
             value = None
         for other in [p for p in places if p[: len(path)] == path]:
             del places[other]
         for depth in range(1, len(path)):
             places.setdefault(path[:depth], Place(None))
-        places[path] = Place(None, plain=text.strip()[:1] not in ("'", '"'))
+        unquoted = text.strip()[:1] not in ("'", '"')
+        places[path] = Place(None, plain=unquoted, option=setting.option)
     return Document(document.origin, values, places), findings
 
 
-def with_output(overrides: Sequence[str], output: str | None) -> list[str]:
+def with_output(overrides: Sequence[Override], output: str | None) -> list[Override]:
     """The overrides with `output.uri` last, where one is given."""
-    return [*overrides, *([f"output.uri={output}"] if output else [])]
+    return [*overrides, *([Setting("--output", "output.uri", output)] if output else [])]
+
+
+def _setting(item: str) -> Setting:
+    key, equals, text = item.partition("=")
+    if not equals:
+        raise UsageError(
+            "--set", "must be KEY=VALUE", value=item, fix="write --set train.max_steps=5"
+        )
+    return Setting(None, key.strip().removeprefix("$."), text)
 
 
 def _value(path: Path, text: str) -> Any:

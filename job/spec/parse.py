@@ -22,11 +22,13 @@ MAX_DEPTH = 24
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value came from: a line of the text, or `--set` where there is none."""
+    """Where a value came from: a line of the text, or an option where there is none."""
 
     line: int | None
     plain: bool = False
     """Whether it is a scalar without quotes."""
+    option: str | None = None
+    """The option that is for this key alone; None for `--set`."""
 
 
 @dataclass(frozen=True)

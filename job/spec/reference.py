@@ -99,7 +99,7 @@ def _heading(path: keys.Path, node: keys.Schema) -> Iterator[str]:
 
 def _about(note: keys.Schema, tick: str = "") -> str:
     """The other key with its value, and for which value of this one that holds."""
-    when = f", for {tick}{note['value']}{tick}" if "value" in note else ""
+    when = f", for {tick}{quoted(note['value'])}{tick}" if "value" in note else ""
     return f"{tick}{note['with']}{tick}{when}"
 
 

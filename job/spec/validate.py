@@ -35,6 +35,7 @@ _VALUES = {
     "wds": "webdataset",
 }
 _UNTIDY = re.compile(r"^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(?!\d|,)")
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 
 
@@ -165,8 +166,8 @@ def _fix_text(value: str, node: Schema, kinds: tuple[str, ...]) -> str | None:
     if close := meant if meant in choices else nearest(value, choices):
         return f"write {close}"
     if "integer" in kinds or "number" in kinds:
-        bare = value.strip().replace("_", "").replace(",", "")
-        if isinstance(plain(bare), int | float):
+        bare = _as_number(value)
+        if isinstance(plain(bare), int if kinds == ("integer",) else int | float):
             return f"write {bare} without quotes" if bare == value else f"write {bare}"
     if kinds == ("boolean",) and value.lower() in (*_TRUE, *_FALSE):
         return f"write {quoted(value.lower() in _TRUE)}"
@@ -175,6 +176,12 @@ def _fix_text(value: str, node: Schema, kinds: tuple[str, ...]) -> str | None:
     if "maxLength" in node and (name := _as_name(value, node["maxLength"])):
         return f"write {name}"
     return None
+
+
+def _as_number(value: str) -> str:
+    """The number that is meant: a comma parts thousands, or else stands for the dot."""
+    bare = value.strip().replace("_", "")
+    return bare.replace(",", "") if _THOUSANDS.match(bare) else bare.replace(",", ".")
 
 
 def _as_name(value: str, longest: int) -> str:

@@ -201,6 +201,43 @@ def test_the_support_matrix_has_every_choice(key: str) -> None:
     assert [choice for choice in node["enum"] if f"`{choice}`" not in page] == []
 
 
+@pytest.mark.parametrize("page", ["10-tutorial.md", "zh/10-tutorial.md"])
+def test_the_tutorial_says_in_what_its_spec_and_the_one_that_ships_differ(page: str) -> None:
+    [code] = [code for code in blocks(DOCS / page, "yaml") if code.startswith("version")]
+    shipped = text(ROOT / "specs" / "ernie-4.5-vl-28b-latex.yaml")
+    one, other = (_flat(load_spec(spec, "", environ={}).resolved) for spec in (code, shipped))
+    differ = {key.split(".")[-1] for key, value in one.items() if value != other[key]}
+    told = text(DOCS / page).partition("job run my.yaml\n```\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", told)) == differ
+    assert {str(each["train.max_steps"]) for each in (one, other)} <= set(re.findall(r"\d+", told))
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = value
+    return found
+
+
+def test_the_readme_names_every_spec_that_ships() -> None:
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven")
+    specs = sorted(path.name for path in (ROOT / "specs").glob("*.yaml"))
+    told = text(ROOT / "README.md").partition(f"{words[len(specs)].title()} specs ship:")[2]
+    assert sorted(re.findall(r"\(specs/([\w.-]+\.yaml)\)", told)) == specs
+
+
+def test_the_plan_that_is_shown_is_of_the_spec_that_ships() -> None:
+    [plan] = [code for code in blocks(DOCS / "15-plan.md", "console") if "plan of " in code]
+    settings = plan.partition("from the defaults\n")[2].partition("\n\n")[0]
+    shown = dict(line.split(None, 1) for line in settings.splitlines())
+    loaded = load_spec(text(ROOT / "specs" / "ernie-4.5-vl-28b-latex.yaml"), "", environ={})
+    values = _flat(loaded.resolved)
+    assert shown == {key: str(values[key]) for key in loaded.changed}
+
+
 def test_the_accelerators_of_a_plan_are_those_of_its_page() -> None:
     page = text(ROOT / "docs" / "15-plan.md")
     [listed] = re.findall(r"all that are known:\n(.*?)\.\n", page, re.DOTALL)

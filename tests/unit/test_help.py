@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from job import __version__, help
 from job.cli import app
@@ -43,6 +44,20 @@ def test_every_example_is_a_command_line_that_makes_sense(name: str) -> None:
         GROUP.commands[command].make_context(command, list(rest))
         for word in rest:
             assert not word.startswith("specs/") or (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("command", ["", *help.EXAMPLES])
+def test_no_help_shows_markup_and_each_shows_its_examples_once(command: str) -> None:
+    words = [command, "--help"] if command else ["--help"]
+    shown = CliRunner().invoke(app, words).output
+    assert not re.findall(r"\[/?(?:dim|bold)?\]", shown)
+    assert shown.count("Example") == 1
+
+
+def test_plan_shows_its_examples_once_on_a_terminal_and_no_markup() -> None:
+    shown = job_on_terminal("plan", "--help").text
+    assert "[dim]" not in shown
+    assert shown.count("Example") == 1
 
 
 def test_no_example_is_wider_than_a_terminal_of_80_columns() -> None:

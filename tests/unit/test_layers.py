@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("outputs", "kept", "given"),
     ("stages",),
     ("pipeline", "follower"),
-    ("plan", "infer", "doctor", "fetch", "ask", "manifests"),
+    ("launch", "plan", "infer", "doctor", "fetch", "ask", "manifests"),
     ("help", "completion", "farewell"),
     ("cli",),
     ("__main__",),

@@ -1,6 +1,7 @@
 """What the job says: structured where nobody watches, and never a secret."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -50,6 +51,45 @@ def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> 
     err = capsys.readouterr().err
     assert "shown" in err
     assert "hidden" not in err
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.123456, "0.1235"),
+        (2e-5, "2e-05"),
+        (999.4, "999.4"),
+        (999.7, "1,000"),
+        (195900.0, "195,900"),
+        (-1650.2, "-1,650"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers_read_as_people_write_them(
+    value: float, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.info("train", tokens_per_second=value)
+    log.change({"bleu": (value, value)})
+    said = capsys.readouterr().err
+    assert f" tokens_per_second={shown}\n" in said
+    assert f"bleu: {shown} → {shown}\n" in said
+
+
+def test_large_numbers_stay_numbers_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("json")
+    log.info("train", tokens_per_second=195900.25)
+    assert json.loads(capsys.readouterr().err)["tokens_per_second"] == 195900.25
+
+
+def test_a_fast_rate_has_no_exponent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.0, 1.0])
+    monkeypatch.setattr(log.time, "monotonic", lambda: next(seconds))
+    with log.progress("prep", 1650) as work:
+        work.advance(1650)
+    assert 'rate="1,650 rows/s"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

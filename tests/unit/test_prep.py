@@ -300,6 +300,38 @@ def test_a_wrong_column_mapping_shows_the_columns_that_exist(folder: Path, tmp_p
         run(with_source(spec, columns=columns), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("row", "named", "fix"),
+    [
+        ({"scan": "images/1.png", "latex": "x", "n": 1}, {}, "text: latex"),
+        ({"scan": "images/1.png", "n": "1", "Formula": "x"}, {}, "text: Formula"),
+        ({"scan": "data:image/png;base64,AAAA", "n": 1, "writing": "x"}, {}, "text: writing"),
+        ({"n": 1, "scan": ["images/1.png"], "caption": "x"}, {"text": "caption"}, "image: scan"),
+        ({"n": 1, "where": "1", "caption": "x"}, {"text": "caption"}, "image: n"),
+        ({"scan": "images/1.png"}, {}, "check `uri` and `format`"),
+    ],
+)
+def test_the_column_that_is_proposed_is_the_one_likely_meant(
+    row: dict[str, Any], named: dict[str, str], fix: str, folder: Path, tmp_path: Path
+) -> None:
+    spec = data_spec(write_jsonl(folder, [row] * 3))
+    columns = replace(spec.train[0].columns, **named)
+    with pytest.raises(DataError) as caught:
+        run(with_source(spec, columns=columns), tmp_path)
+    proposed = caught.value.problems[0].fix
+    assert proposed is not None
+    assert proposed.endswith(fix)
+
+
+def test_a_column_of_pictures_in_a_table_is_not_proposed_for_the_text(
+    folder: Path, tmp_path: Path
+) -> None:
+    picture = {"bytes": (folder / "images" / "1.png").read_bytes(), "path": None}
+    pq.write_table(pa.table({"scan": [picture], "tex_code": ["x"]}), folder / "rows.parquet")
+    with pytest.raises(DataError, match="for example text: tex_code"):
+        run(data_spec(folder / "rows.parquet"), tmp_path)
+
+
 @pytest.mark.parametrize("lines", [["{}"], [""], ["not JSON"]])
 def test_a_list_without_any_column_is_an_error(lines: list[str], folder: Path) -> None:
     with pytest.raises(DataError, match="has no readable record"):

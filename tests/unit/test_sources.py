@@ -368,6 +368,23 @@ def test_a_damaged_json_array_is_told_with_the_item_before_it(folder: Path, tmp_
 
 
 @pytest.mark.parametrize(
+    ("name", "delimiter", "message", "fix"),
+    [
+        ("rows.csv", ";", "parted by semicolons, where csv takes commas", "save it with commas"),
+        ("rows.csv", "\t", "parted by tabs, where csv takes commas", "set `format: tsv`"),
+        ("rows.tsv", ",", "parted by commas, where tsv takes tabs", "set `format: csv`"),
+        ("rows.csv", "|", "parted by vertical bars", "save it with commas"),
+    ],
+)
+def test_a_list_with_another_delimiter_is_told_which_one(
+    name: str, delimiter: str, message: str, fix: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        run(data_spec(delimited(folder / name, delimiter)), tmp_path)
+    assert str(caught.value.problems[0].fix).startswith(fix)
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [(b"a,b,c\n", "more values than"), (b"a,\xff\xfe\n", "not UTF-8"), (b"a\n", "must be text")],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from job.errors import SpecError, UsageError
 from job.spec.load import load_spec
-from job.spec.overrides import override
+from job.spec.overrides import Override, Setting, override
 from job.spec.parse import parse
 from job.spec.types import JobSpec
 
@@ -20,11 +20,11 @@ train:
 """
 
 
-def _spec(*overrides: str, **environ: str) -> JobSpec:
+def _spec(*overrides: Override, **environ: str) -> JobSpec:
     return load_spec(MINIMAL, "job.yaml", overrides, environ).spec
 
 
-def _error(*overrides: str) -> str:
+def _error(*overrides: Override) -> str:
     with pytest.raises(SpecError) as caught:
         _spec(*overrides)
     return str(caught.value)
@@ -58,6 +58,14 @@ def test_a_number_for_a_key_of_text_is_text() -> None:
 
 def test_the_last_of_several_wins() -> None:
     assert _spec("train.seed=2", "train.seed=3").train.seed == 3
+
+
+def test_an_option_of_a_key_s_own_is_named_in_place_of_a_set_that_nobody_wrote() -> None:
+    wrong = Setting("--temperature", "eval.generation.temperature", "0")
+    assert _error(wrong).startswith("--temperature: must be a number greater than 0")
+    both = _error("train.seed=x", Setting("--temperature", "eval.generation.temperature", "[1"))
+    assert "--set $.train.seed: " in both
+    assert "--temperature: value is not valid YAML" in both
 
 
 def test_a_path_copied_from_a_message_works() -> None:

@@ -1,6 +1,7 @@
 """The reference says of every key what the schema says, and what it says of two keys is so."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,10 @@ def test_a_key_is_shown_with_what_it_takes_its_default_meaning_and_example() -> 
         "    Optimizer steps to take; -1 leaves it to num_train_epochs.\n"
         "    example: max_steps: 60"
     )
+
+
+def test_values_are_written_as_a_spec_has_them() -> None:
+    assert not re.search(r"\b(True|False|None)\b", page() + reference())
 
 
 def test_a_required_key_says_so() -> None:

@@ -60,6 +60,30 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
             "write 1000",
         ),
         (
+            "train: {learning_rate: '0,0002'}",
+            "must be a number greater than 0",
+            "0,0002",
+            "write 0.0002",
+        ),
+        (
+            "train: {learning_rate: '2,5e-4'}",
+            "must be a number greater than 0",
+            "2,5e-4",
+            "write 2.5e-4",
+        ),
+        (
+            "train: {save_steps: '1,000,000'}",
+            "must be a whole number of at least 1",
+            "1,000,000",
+            "write 1000000",
+        ),
+        (
+            "train: {save_steps: '1,5'}",
+            "must be a whole number of at least 1",
+            "1,5",
+            "the default is 100",
+        ),
+        (
             "train: {save_steps: 1.5}",
             "must be a whole number of at least 1",
             "1.5",
@@ -245,7 +269,17 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         ("train", "uri", "move it to data.train.uri or output.uri"),
         ("train", "fp16", "move it to model.dtype"),
         ("train", "warmup_ratio", "write train.warmup_steps, the number of steps"),
-        ("train", "deepspeed", "remove it: a job runs on one device"),
+        (
+            "train",
+            "deepspeed",
+            "write runtime.distributed: fsdp2, which shares the weights among processes",
+        ),
+        ("train", "fsdp", "write runtime.distributed: fsdp2"),
+        (
+            "train",
+            "path",
+            "move it to model.model_name_or_path or data.train.uri or output.uri",
+        ),
         ("lora", "rank", "write r"),
         ("lora", "alpha", "write lora_alpha"),
         (
@@ -288,6 +322,23 @@ def test_an_unknown_key_of_the_evaluation_source_leads_to_its_own_keys() -> None
         "write limit",
         "move it to train.learning_rate",
     ]
+
+
+@pytest.mark.parametrize("name", ["url", "path", "location"])
+@pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("model: {model_name_or_path: models/base", "write model_name_or_path"),
+        ("data: {train: {uri: data/train.jsonl}", "move it to data.train.uri"),
+        ("data: {train: {uri: data/train.jsonl", "write uri"),
+        ("output: {uri: outputs/sample", "write uri"),
+    ],
+)
+def test_a_word_for_where_a_thing_lies_leads_to_the_key_of_its_section(
+    line: str, fix: str, name: str
+) -> None:
+    (problem,) = _problems(MINIMAL.replace(line, f"{line}, {name}: x"))
+    assert (problem.message, problem.fix) == ("is not a known key", fix)
 
 
 def test_a_path_that_is_no_word_is_quoted() -> None:

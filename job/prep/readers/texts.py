@@ -4,8 +4,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 from job import storage
@@ -14,6 +15,7 @@ from job.prep.find import SourceFile
 from job.prep.readers.record import MAX_LINE, Record
 
 _PIECE = 2**20
+_CALLED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def open_text(file: SourceFile) -> BinaryIO:
@@ -106,6 +108,8 @@ def delimited(file: SourceFile) -> Iterator[Record]:
             first = rows.line_num + 1
             try:
                 row = next(rows, None)
+                if number == 1:
+                    _require_delimiter(file, rows.fieldnames or ())
                 if row is None:
                     return
                 if None in row:
@@ -128,6 +132,21 @@ def delimited(file: SourceFile) -> Iterator[Record]:
                 yield Record(id=row_id, base=base, problem=f"unreadable row: {problem}")
             else:
                 yield Record(id=row_id, base=base, values=row)
+
+
+def _require_delimiter(file: SourceFile, names: Sequence[str]) -> None:
+    """Raises DataError where another character parts the values: all would be one column."""
+    own = {"csv": ",", "tsv": "\t"}
+    if len(names) != 1 or not (found := re.search(r"[;,\t|]", names[0])):
+        return
+    other = next((name for name, parts in own.items() if parts == found[0]), None)
+    raise DataError(
+        file.name,
+        f"its names are parted by {_CALLED[found[0]]}, where {file.format} takes "
+        f"{_CALLED[own[file.format]]}",
+        value=names[0],
+        fix=f"set `format: {other}`" if other else "save it with commas between the values",
+    )
 
 
 def _guarded(file: SourceFile, read: Any, size: int) -> Any:

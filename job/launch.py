@@ -1,0 +1,59 @@
+"""The start of a job's stages: in this process alone, or in this one among several."""
+
+import os
+from typing import TYPE_CHECKING
+
+from job import __version__, log, peers, place
+from job.errors import UsageError
+
+if TYPE_CHECKING:
+    from job.spec.load import LoadedSpec
+
+
+def silence_all_but_the_first() -> None:
+    """To be called before the spec is read: what there is to warn of is warned of once."""
+    if not place.of(os.environ).first:
+        peers.silence()
+
+
+def launch(loaded: "LoadedSpec", command: str) -> None:
+    """Runs the command's stages and says what became of the metrics.
+
+    In another process than the first it follows that one, and does not come back. Raises
+    UsageError where the job is not started as the spec wants it.
+    """
+    here = place.of(os.environ)
+    _require_processes(loaded.spec.runtime.distributed, here)
+    here.enter(os.environ)
+    # Only now: torch reads its variables when it is imported.
+    from job import follower, pipeline
+    from job.manifest import fingerprint
+
+    together = None if here.alone else peers.Peers(here)
+    if together is not None:
+        shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
+        kind = loaded.spec.runtime.distributed
+        together.join(fingerprint(__version__, command, kind, shared))
+        if not here.first:
+            follower.follow(loaded, command, together)
+    with peers.joined(together):
+        record = pipeline.run(loaded, command, together)
+    before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
+    log.change({name: (before.get(name), after[name]) for name in after if name != "rows"})
+    log.info("done", output=loaded.spec.output.uri)
+
+
+def _require_processes(distributed: str, here: place.Place) -> None:
+    if distributed == "none" and not here.alone:
+        raise UsageError(
+            "$.runtime.distributed",
+            f"is none, and the job is started as one of {here.size} processes",
+            fix="write auto, ddp or fsdp2, or start one process",
+        )
+    if distributed in ("ddp", "fsdp2") and here.alone:
+        raise UsageError(
+            "$.runtime.distributed",
+            "needs several processes, and the job is started as one",
+            value=distributed,
+            fix="start `torchrun --nproc-per-node 2 -m job run SPEC`, say, or write auto",
+        )
