@@ -9,7 +9,7 @@ from job import families, inputs, sizes, storage
 from job.engines.device import Accelerator, detect, resolve_dtype
 from job.errors import StorageError, UsageError
 from job.families.base import RowSize
-from job.memory import UNCERTAINTY, estimate
+from job.memory import UNCERTAINTY, estimate, longest
 from job.needs import needs
 from job.pipeline import COMMANDS
 from job.plan import facts, sample, speed
@@ -241,13 +241,13 @@ def _memory(
 ) -> facts.Memory | None:
     """What training takes on each device; None where the family cannot tell."""
     rows = spec.train.per_device_train_batch_size
-    longest = sample.longest(skeleton, spec)
-    weighed = sampled or (longest,)
+    longest_row = longest(skeleton, spec)
+    weighed = sampled or (longest_row,)
     batch = sample.worst_batch(weighed, rows)
     fits, largest = [], max(devices.values(), key=lambda device: device.memory_bytes)
     for name, device in devices.items():
         memory = estimate(family, skeleton, spec, batch, device)
-        at_longest = estimate(family, skeleton, spec, (longest,) * rows, device)
+        at_longest = estimate(family, skeleton, spec, (longest_row,) * rows, device)
         if memory is None or at_longest is None:
             return None
         fits.append(
