@@ -322,11 +322,12 @@ def _time(
     if steps.total is None or data.tokens_a_row is None:
         return None, "the tokens of a row are not known"
     [name] = own or devices
-    title = devices[name].name
+    device = devices[name]
     spec = order.loaded.spec
     found = speed.training_time(
         speed.measurements(),
-        device=title,
+        device=device.name,
+        cores=device.cores,
         parameters=measured.parameters,
         trained=spec.lora.method,
         tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
@@ -335,7 +336,8 @@ def _time(
     if found is None and len(devices) > 1:
         return None, ASK
     if found is None:
-        return None, f"no measurement for this accelerator ({title}) with a model of this size"
+        kind = "accelerator" if device.cores is None else f"CPU of {device.cores} cores"
+        return None, f"no measurement for this {kind} ({device.name}) with a model of this size"
     hour = order.price_per_hour
     return facts.Duration(
         accelerator=name,
