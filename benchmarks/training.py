@@ -12,7 +12,6 @@ import copy
 import gc
 import io
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from PIL import Image
 
 from benchmarks import record
 from job import families, inputs
+from job.engines import cpu
 from job.families.base import Batch, Encoded, to_device
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.experts import NAME as SORTED
@@ -88,6 +88,8 @@ def main() -> None:
         measured[name] = _measure(family, model, targets.modules, way, batches, device)
         print(name, json.dumps(measured[name]), flush=True)
     result = {
+        # A CPU's speed counts where there are as many cores; a GPU's name says all.
+        **({"cores": cpu.cores()} if device.type == "cpu" else {}),
         "rows_a_step": arguments.rows,
         "layers": model.config.text_config.num_hidden_layers,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -98,7 +100,7 @@ def main() -> None:
     record.write(
         f"training-{arguments.model}-{device.type}",
         "benchmarks.training",
-        torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        torch.cuda.get_device_name() if device.type == "cuda" else cpu.model(),
         result,
         ("torch", "transformers", "peft"),
         arguments.results,

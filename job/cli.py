@@ -182,7 +182,8 @@ def plan(
 ) -> None:
     """Say what a run would do, take and cost, without doing it.
 
-    Ends with 20 where training fits none of the accelerators, naming the nearest change that does.
+    Ends with 20 where training fits none of the accelerators, naming the nearest change that does,
+    and with 12 where data is missing; the rest is told all the same.
     """
     from job import plan as plans
 
@@ -196,6 +197,7 @@ def plan(
         )
     )
     print(plans.text(made) if format == "text" else plans.as_json(made))
+    plans.refuse_missing_data(made)
     plans.refuse_what_does_not_fit(made)
 
 

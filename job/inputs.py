@@ -8,7 +8,8 @@ found by `job.prep.find`.
 import fnmatch
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from job import log, storage
@@ -32,8 +33,19 @@ class ModelInput:
 
     uri: str
     files: tuple[storage.Entry, ...]
-    digest: str
-    """Of the contents for a local checkpoint, of names, sizes and versions for a remote one."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the contents for a local checkpoint, of names, sizes and versions for a remote one.
+
+        Local weights are read for it, so not before it is asked for.
+        """
+        if self.uri.startswith(BUILTIN):
+            return _digest_of(MODELS / self.uri.removeprefix(BUILTIN))
+        if storage.is_local(self.uri):
+            directory = storage.local_path(self.uri)
+            return fingerprint([(f.path, sha256_file(directory / f.path)) for f in self.files])
+        return fingerprint(self.uri, [(f.path, f.size, f.version) for f in self.files])
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +60,7 @@ def find_model(model: ModelSpec) -> ModelInput:
     uri = model.model_name_or_path
     if uri.startswith(BUILTIN):
         directory = MODELS / uri.removeprefix(BUILTIN)
-        return ModelInput(uri=uri, files=_entries(directory), digest=_digest_of(directory))
+        return ModelInput(uri=uri, files=_entries(directory))
     if uri.startswith("hf://") and model.revision is not None:
         organisation, _, name = uri.removeprefix("hf://").partition("/")
         repository, slash, rest = name.partition("/")
@@ -66,12 +78,7 @@ def find_model(model: ModelSpec) -> ModelInput:
             value=uri,
             fix="name the folder or repository that holds config.json and *.safetensors",
         )
-    if storage.is_local(uri):
-        directory = storage.local_path(uri)
-        digest = fingerprint([(file.path, sha256_file(directory / file.path)) for file in files])
-    else:
-        digest = fingerprint(uri, [(file.path, file.size, file.version) for file in files])
-    return ModelInput(uri=uri, files=files, digest=digest)
+    return ModelInput(uri=uri, files=files)
 
 
 def place(uri: str) -> str:
@@ -81,15 +88,30 @@ def place(uri: str) -> str:
 
 def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
     """The checkpoint's folder on this machine; downloaded once, whole or not at all."""
+    return _here(model) or _fetched(model.uri, model.files, model.digest, cache_dir)
+
+
+def fetch_headers(model: ModelInput, cache_dir: Path) -> Path:
+    """A folder with all of the checkpoint but its weights, whose shapes the configuration tells."""
+    if here := _here(model):
+        return here
+    small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
+    return _fetched(model.uri, small, fingerprint(model.digest, "headers"), cache_dir)
+
+
+def _here(model: ModelInput) -> Path | None:
+    """Where the checkpoint lies on this machine, if it need not be fetched."""
     if model.uri.startswith(BUILTIN):
         return MODELS / model.uri.removeprefix(BUILTIN)
-    if storage.is_local(model.uri):
-        return storage.local_path(model.uri)
-    directory = cache_dir / "models" / model.digest[:16]
+    return storage.local_path(model.uri) if storage.is_local(model.uri) else None
+
+
+def _fetched(uri: str, files: tuple[storage.Entry, ...], digest: str, cache_dir: Path) -> Path:
+    directory = cache_dir / "models" / digest[:16]
     if (directory / COMPLETE).exists():
         return directory
     # A file of the right size is whole: downloads become visible only when they are.
-    missing = [file for file in model.files if not _is_there(directory / file.path, file.size)]
+    missing = [file for file in files if not _is_there(directory / file.path, file.size)]
     needed = sum(file.size for file in missing)
     free = shutil.disk_usage(_existing(cache_dir)).free
     if free < needed:
@@ -99,22 +121,12 @@ def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
             value=str(cache_dir),
             fix="name a folder on a larger disk",
         )
-    log.info("download model", uri=model.uri, size=log.size(model.size_bytes))
+    log.info("download model", uri=uri, size=log.size(sum(file.size for file in files)))
     with log.progress("download", len(missing), "files") as bar, ThreadPoolExecutor(4) as pool:
-        for _ in pool.map(lambda file: _download(model.uri, file, directory), missing):
+        for _ in pool.map(lambda file: _download(uri, file, directory), missing):
             bar.advance()
     (directory / COMPLETE).touch()
     return directory
-
-
-def fetch_headers(model: ModelInput, cache_dir: Path) -> Path:
-    """A folder with all of the checkpoint but its weights, whose shapes the configuration tells."""
-    if model.uri.startswith(BUILTIN) or storage.is_local(model.uri):
-        return fetch_model(model, cache_dir)
-    small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
-    return fetch_model(
-        replace(model, files=small, digest=fingerprint(model.digest, "headers")), cache_dir
-    )
 
 
 def _entries(directory: Path) -> tuple[storage.Entry, ...]:

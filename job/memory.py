@@ -7,11 +7,10 @@ to backward, when all activations are there and the first gradients join them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
 from job.families.base import Family, RowSize, Step
-from job.needs import PROCESS
 from job.sizes import adapter_parameters
 from job.spec.types import JobSpec
 
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 FP32, BF16 = 4, 2
+
+PROCESS = 4 * GIB
+"""Python with its libraries, and rows on their way. An allowance, not a calculation."""
 
 CONTEXT = int(1.5 * GIB)
 """What a GPU's runtime takes for itself: its context with the loaded kernels (0.4 to 0.6 GiB on
@@ -138,4 +140,22 @@ def weight_bytes(family: type[Family], model: "PreTrainedModel", width: int) -> 
     return sum(
         parameter.numel() * (FP32 if family.keeps_fp32(name) else width)
         for name, parameter in model.named_parameters()
+    )
+
+
+def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:
+    """The heaviest row that `train.max_length` lets through: nearly all of it a picture.
+
+    Where `data.max_pixels` bounds pictures the rest is text.
+    """
+    tokens = spec.train.max_length
+    vision: Any = getattr(model.config, "vision_config", None)
+    if not hasattr(vision, "spatial_merge_size"):  # text alone, or pictures cut in another way
+        return RowSize(tokens=tokens, image_tokens=0, trained=tokens, patches=())
+    merge, area = vision.spatial_merge_size**2, vision.patch_size**2
+    pictured = tokens
+    if spec.data.max_pixels is not None:
+        pictured = min(tokens, spec.data.max_pixels // area // merge)
+    return RowSize(
+        tokens=tokens, image_tokens=pictured, trained=tokens, patches=(pictured * merge,)
     )

@@ -6,15 +6,16 @@
 import math
 from dataclasses import dataclass
 
+from job import families
+from job.engines.device import Accelerator
 from job.inputs import FORMULAS
+from job.memory import PROCESS, estimate, longest
 from job.sizes import Sizes
 from job.spec.types import JobSpec
 from job.storage.retry import TOTAL_SECONDS
 
 GIB = 2**30
 
-PROCESS = 4 * GIB
-"""Python with its libraries, and rows on their way."""
 WORKER = 2 * GIB
 """Each data loading process."""
 ON_HOST = 1.2
@@ -61,12 +62,13 @@ def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
     workers = spec.train.dataloader_num_workers
     shared = (8 * GIB if gpus else GIB) + workers * GIB
     model = sizes.merged * ON_HOST if gpus else sizes.parameters * ON_CPU
+    process = PROCESS + model if gpus else max(PROCESS + model, training_on_cpu(spec))
     drawn = all(source.uri == FORMULAS for source in spec.data.sources().values())
     data = DRAWN if drawn else DATA
     kept = (spec.train.save_total_limit + 1) * sizes.checkpoint
     save = TOTAL_SECONDS + sizes.checkpoint / UPLOAD_RATE
     return Needs(
-        memory=_gib(PROCESS + workers * WORKER + model + shared),
+        memory=_gib(process + workers * WORKER + shared),
         shared_memory=shared,
         cache=_gib(sizes.download * 1.1 + sizes.merged + data),
         work=_gib(sizes.merged + sizes.adapter + kept + data),
@@ -76,6 +78,19 @@ def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
         save_seconds=math.ceil(save),
         grace_seconds=math.ceil((LAST_STEP + save) / 60) * 60,
     )
+
+
+def training_on_cpu(spec: JobSpec) -> int:
+    """What training takes of a CPU's memory, its process included; 0 where nobody can tell.
+
+    All rows of a batch are as long as `train.max_length` allows: who asks a cluster for memory has
+    read no rows, and none may be killed for the ones that come.
+    """
+    family, model = families.architecture(spec.model)
+    rows = (longest(model, spec),) * spec.train.per_device_train_batch_size
+    nowhere = Accelerator(kind="cpu", name="CPU", memory_bytes=0)  # any: nothing is held against it
+    taken = estimate(family, model, spec, rows, nowhere)
+    return taken.total if taken else 0
 
 
 def _gib(count: float) -> int:

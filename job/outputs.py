@@ -102,6 +102,10 @@ class Output:
     def save_run(self) -> None:
         storage.write_text(self.at(RUN), self.run.to_text())
 
+    def has_marker(self, name: str) -> bool:
+        """Whether the stage was complete once, with whatever fingerprint."""
+        return storage.is_file(self._marker(name))
+
     def completed(self, name: str, fingerprint: str) -> StageRecord | None:
         """The stage's record where it is complete with this fingerprint, else None."""
         record = self._marked(name)

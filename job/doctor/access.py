@@ -28,6 +28,7 @@ def checks(subject: Subject) -> Iterator[Check]:
 
     def model() -> str:
         found = inputs.find_model(spec.model)
+        _ = found.digest  # reads what has to be readable
         return f"{found.uri} ({log.size(found.size_bytes)})"
 
     def output() -> str:
@@ -39,6 +40,7 @@ def checks(subject: Subject) -> Iterator[Check]:
 
         def rows(field: str = field, source: find.SourceSpec = source) -> str:
             found = find.stage_source(source, field)
+            _ = found.digest
             files = "" if found.builtin else f" ({len(found.files)} files)"
             return f"{found.uri}{files}"
 

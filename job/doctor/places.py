@@ -9,11 +9,11 @@ from pathlib import Path
 from job import log
 from job.doctor.check import Check, fail, note, ok, warn
 from job.doctor.subject import Subject
+from job.engines import cpu
 from job.errors import JobError
 from job.needs import GIB, Needs
 from job.sizes import Sizes
 
-CGROUPS = Path("/sys/fs/cgroup")
 SHM = Path("/dev/shm")  # noqa: S108 - a mount, not a file of ours
 DOCKERS_SHM = 64 * 2**20
 """What a container has of shared memory unless more is asked for; workers die of it."""
@@ -28,35 +28,22 @@ def checks(subject: Subject) -> Iterator[Check]:
     except JobError:
         measured = None  # the model's own check says why
     need = measured[1] if measured else None
-    yield memory(memory_limit(), need)
+    yield memory(cpu.memory_limit(), need)
     workers = subject.spec.train.dataloader_num_workers if subject.spec else 0
     yield shared_memory(shutil.disk_usage(SHM).total if SHM.exists() else 0, need, workers)
     yield from disks(subject.cache_dir, subject.workdir, measured)
 
 
-def memory_limit(cgroups: Path = CGROUPS) -> int:
-    """Bytes that this process may use: the machine's, or fewer where its container has a limit."""
-    import psutil
-
-    limits = [psutil.virtual_memory().total]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int((cgroups / name).read_text()))
-        except (OSError, ValueError):  # no such file, or `max`
-            continue
-    return min(limits)
-
-
 def memory(limit: int, need: Needs | None) -> Check:
-    cpus = len(os.sched_getaffinity(0))
-    shown = f"{log.size(limit)}, {cpus} CPUs"
+    shown = f"{log.size(limit)}, {cpu.cores()} CPUs"
     if need is None:
         return note("memory", shown)
     if limit < need.memory:
         return warn(
             "memory",
             f"{shown}; {log.size(need.memory)} are planned for",
-            "give it more, or lower train.dataloader_num_workers",
+            "give it more, or lower train.dataloader_num_workers; on a CPU also "
+            "train.per_device_train_batch_size or train.max_length",
         )
     return ok("memory", f"{shown}; {log.size(need.memory)} planned for")
 

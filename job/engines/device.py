@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from job.engines import cpu
 from job.errors import SpecError, UsageError
 from job.spec.types import LoraSpec, ModelSpec, RuntimeSpec, TrainSpec
 
@@ -18,7 +19,9 @@ class Accelerator:
     kind: Kind
     name: str
     memory_bytes: int
-    """Of one device; of the machine, for a CPU."""
+    """Of one device; for a CPU, what this process may use of the machine's."""
+    cores: int | None = None
+    """Of a CPU, as many as this process may use; None of a GPU, whose name tells them."""
     index: int = 0
     """Of the device among the machine's."""
 
@@ -60,12 +63,9 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
             fix="set it to auto, or install that build: make setup ACCELERATOR=…",
         )
     if found == "cpu" or runtime.accelerator == "cpu":
-        import platform
-
-        import psutil
-
-        name = platform.processor() or platform.machine()
-        return Accelerator(kind="cpu", name=name, memory_bytes=psutil.virtual_memory().total)
+        return Accelerator(
+            kind="cpu", name=cpu.model(), memory_bytes=cpu.memory_limit(), cores=cpu.cores()
+        )
     if index >= torch.cuda.device_count():
         raise UsageError(
             "LOCAL_RANK",

@@ -2,7 +2,15 @@
 
 from job.plan.make import Order, make
 from job.plan.patterns import patterns
-from job.plan.refusal import refuse_what_does_not_fit
+from job.plan.refusal import refuse_missing_data, refuse_what_does_not_fit
 from job.plan.text import as_json, text
 
-__all__ = ["Order", "as_json", "make", "patterns", "refuse_what_does_not_fit", "text"]
+__all__ = [
+    "Order",
+    "as_json",
+    "make",
+    "patterns",
+    "refuse_missing_data",
+    "refuse_what_does_not_fit",
+    "text",
+]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from job.errors import Problem
+
 VERSION = 1
 
 
@@ -27,8 +29,9 @@ class Data:
     """An epoch's, of all sources."""
     held_out_rows: int | None
     exact: bool
-    """Whether the rows are counted; where some are held back by their content they are estimated,
-    and what prep refuses is seen in the sample alone."""
+    """Whether the rows are counted. They are estimated where some are held back by their content,
+    and where a large list would have to be read through. What prep refuses, and what it removes as
+    leaked, still counts as rows: it is seen in the sample alone, or not at all."""
     asked: int
     """Held-out rows that are judged at most."""
     sampled: int
@@ -40,6 +43,10 @@ class Data:
     tokens_an_epoch: int | None
     unknown: str | None
     """Why rows could not be counted or encoded."""
+    missing: tuple[Problem, ...]
+    """What is not there, or denied: a run would end for it with exit code 12."""
+    warning: str | None
+    """Why training will refuse the data, as far as the sample tells."""
 
 
 @dataclass(frozen=True, kw_only=True)

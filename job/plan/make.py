@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import families, inputs, sizes, storage
 from job.engines.device import Accelerator, detect, resolve_dtype
-from job.errors import StorageError, UsageError
+from job.errors import InputError, JobError, StorageError, UsageError
 from job.families.base import RowSize
-from job.memory import UNCERTAINTY, estimate
+from job.memory import UNCERTAINTY, estimate, longest
 from job.needs import needs
 from job.pipeline import COMMANDS
 from job.plan import facts, sample, speed
@@ -48,8 +48,8 @@ class Order:
 def make(order: Order) -> facts.Plan:
     """The plan.
 
-    Raises UsageError for an accelerator that is not known, and InputError where an input is missing
-    or denied. What cannot be reached is left unknown.
+    Raises UsageError for an accelerator that is not known, and InputError where the model is
+    missing or denied. Data that is, and what cannot be reached, is left unknown.
     """
     spec = order.loaded.spec
     uri = spec.model.model_name_or_path
@@ -57,13 +57,17 @@ def make(order: Order) -> facts.Plan:
     job = Stages(order.loaded, "plan")
     with retry.at_most(1):
         family, no_family = _reach(lambda: _family(job))
-        counts, no_counts = _reach(lambda: _count(job))
+        counts, no_counts = _reach(lambda: _count(job), InputError)
         taken, no_sample = None, no_family or no_counts
         if family is not None and counts is not None:
-            taken, no_sample = _reach(lambda: _samples(job, family))
-        stages, no_stages = _reach(lambda: dict(_stages(job)))
+            taken, no_sample = _reach(lambda: _samples(job, family), InputError)
+        no_data = next((e for e in (no_counts, no_sample) if isinstance(e, InputError)), None)
+        # Their fingerprints ask for the data too; what else is missing is not for a plan to pass.
+        stages, no_stages = _reach(
+            lambda: dict(_stages(job)), *([InputError] if no_data is not None else [])
+        )
     kind, skeleton = families.architecture(spec.model)
-    data = _data(spec, counts, taken, no_counts or no_sample)
+    data = _data(spec, counts, taken, no_counts or no_sample, no_data)
     steps = _steps(job, data)
     measured = sizes.measure(spec)
     weighed = tuple(size for each in taken or () for size in each.sizes)
@@ -89,17 +93,21 @@ def make(order: Order) -> facts.Plan:
         time=time,
         time_unknown=no_time,
         stages=stages or {},
-        stages_unknown=no_stages,
+        stages_unknown=_said(no_stages),
     )
 
 
-def _reach(ask: Callable[[], T]) -> tuple[T | None, str | None]:
+def _reach(ask: Callable[[], T], *also: type[JobError]) -> tuple[T | None, JobError | None]:
     """What storage says, or why it could not be asked."""
+    unreached: tuple[type[JobError], ...] = (StorageError, *also)
     try:
         return ask(), None
-    except StorageError as error:
-        problem = error.problems[0]
-        return None, f"{problem.field} {problem.message}"
+    except unreached as error:
+        return None, error
+
+
+def _said(error: JobError | None) -> str | None:
+    return None if error is None else f"{error.problems[0].field} {error.problems[0].message}"
 
 
 def _devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
@@ -131,12 +139,14 @@ def _family(job: Stages) -> families.Family:
     return job.bind(directory, job.given.model.uri)
 
 
-def _count(job: Stages) -> tuple[list[int], int | None]:
-    """Rows of each training source, and of the evaluation source where there is one."""
+def _count(job: Stages) -> tuple[list[int], int | None, bool]:
+    """Rows of each training source, and of the evaluation source where there is one; at the end
+    whether all of them were counted."""
     places = job.spec.data.sources()
-    rows = [sources.count(found, places[place]) for place, found in job.given.sources.items()]
+    told = [sources.about(found, places[place]) for place, found in job.given.sources.items()]
+    rows, counted = [n for n, _ in told], all(counted for _, counted in told)
     held_out = rows.pop() if job.given.eval_source is not None else None
-    return rows, held_out
+    return rows, held_out, counted
 
 
 def _samples(job: Stages, family: families.Family) -> tuple[sample.Sample, ...]:
@@ -149,15 +159,17 @@ def _samples(job: Stages, family: families.Family) -> tuple[sample.Sample, ...]:
 
 def _data(
     spec: JobSpec,
-    counts: tuple[list[int], int | None] | None,
+    counts: tuple[list[int], int | None, bool] | None,
     taken: Sequence[sample.Sample] | None,
-    unknown: str | None,
+    unknown: JobError | None,
+    missing: InputError | None,
 ) -> facts.Data:
     rows: Sequence[int | None] = [None] * len(spec.data.train)
     an_epoch: Sequence[int | None] = rows
     train = held_out = tokens = None
+    counted = False
     if counts is not None:
-        found, held_out = counts
+        found, held_out, counted = counts
         if held_out is None:
             held_out = round(sum(found) * spec.data.eval_fraction)
             found = [count - round(count * spec.data.eval_fraction) for count in found]
@@ -176,7 +188,7 @@ def _data(
         ),
         train_rows=train,
         held_out_rows=held_out,
-        exact=spec.data.eval is not None,
+        exact=counted and spec.data.eval is not None,
         asked=spec.eval.max_samples,
         sampled=sum(each.read for each in taken or ()),
         refused=len(refused),
@@ -185,7 +197,19 @@ def _data(
         tokens_a_row=round(tokens / usable, 1) if tokens else None,
         longest_row=max(lengths, default=None),
         tokens_an_epoch=None if tokens is None else round(tokens),
-        unknown=unknown,
+        unknown=_said(unknown),
+        missing=missing.problems if missing else (),
+        warning=_warning(taken or ()),
+    )
+
+
+def _warning(taken: Sequence[sample.Sample]) -> str | None:
+    """Why training will refuse the data, if rows are all as those of the sample."""
+    if not any(each.too_long for each in taken) or any(each.sizes for each in taken):
+        return None
+    return (
+        "no sampled row would train, as rows are longer than train.max_length: training will "
+        "refuse them with exit code 11; raise max_length, or lower data.max_pixels"
     )
 
 
@@ -241,13 +265,13 @@ def _memory(
 ) -> facts.Memory | None:
     """What training takes on each device; None where the family cannot tell."""
     rows = spec.train.per_device_train_batch_size
-    longest = sample.longest(skeleton, spec)
-    weighed = sampled or (longest,)
+    longest_row = longest(skeleton, spec)
+    weighed = sampled or (longest_row,)
     batch = sample.worst_batch(weighed, rows)
     fits, largest = [], max(devices.values(), key=lambda device: device.memory_bytes)
     for name, device in devices.items():
         memory = estimate(family, skeleton, spec, batch, device)
-        at_longest = estimate(family, skeleton, spec, (longest,) * rows, device)
+        at_longest = estimate(family, skeleton, spec, (longest_row,) * rows, device)
         if memory is None or at_longest is None:
             return None
         fits.append(
@@ -322,11 +346,12 @@ def _time(
     if steps.total is None or data.tokens_a_row is None:
         return None, "the tokens of a row are not known"
     [name] = own or devices
-    title = devices[name].name
+    device = devices[name]
     spec = order.loaded.spec
     found = speed.training_time(
         speed.measurements(),
-        device=title,
+        device=device.name,
+        cores=device.cores,
         parameters=measured.parameters,
         trained=spec.lora.method,
         tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
@@ -335,7 +360,8 @@ def _time(
     if found is None and len(devices) > 1:
         return None, ASK
     if found is None:
-        return None, f"no measurement for this accelerator ({title}) with a model of this size"
+        kind = "accelerator" if device.cores is None else f"CPU of {device.cores} cores"
+        return None, f"no measurement for this {kind} ({device.name}) with a model of this size"
     hour = order.price_per_hour
     return facts.Duration(
         accelerator=name,
@@ -353,7 +379,9 @@ def _stages(job: Stages) -> Iterator[tuple[str, str]]:
         if stage == "baseline" and not job.spec.eval.baseline:
             yield stage, "off (eval.baseline: false)"
             continue
-        record = job.output.completed(stage, job.fingerprint(stage))
+        # Without a marker it will run; the fingerprint would read all data for nothing.
+        marked = job.output.has_marker(stage)
+        record = job.output.completed(stage, job.fingerprint(stage)) if marked else None
         if record is not None:
             job.record.add(record)  # the report's fingerprint asks for them
         yield stage, f"complete since {record.started}; will be skipped" if record else "will run"

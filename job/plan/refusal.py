@@ -1,8 +1,14 @@
-"""The end of a plan that no accelerator can carry out."""
+"""The end of a plan that nobody can carry out: its data is missing, or no accelerator suffices."""
 
 from job import log
-from job.errors import OutOfMemoryError
+from job.errors import InputError, OutOfMemoryError
 from job.plan.facts import Plan
+
+
+def refuse_missing_data(plan: Plan) -> None:
+    """Raises InputError, as a run would, where data is missing or denied."""
+    if plan.data.missing:
+        raise InputError.from_problems(plan.data.missing)
 
 
 def refuse_what_does_not_fit(plan: Plan) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 from job.errors import DataError
 from job.families.base import Family, RowSize
@@ -12,9 +11,6 @@ from job.prep.find import StagedSource
 from job.prep.records import Reject, Row
 from job.spec.types import JobSpec, SourceSpec
 from job.train.dataset import truncate
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ROWS = 64
 
@@ -96,21 +92,3 @@ def worst_batch(sizes: Sequence[RowSize], rows: int) -> tuple[RowSize, ...]:
         patches=max((size.patches for size in sizes), key=sum),
     )
     return (heaviest,) * (rows - 1) + (replace(heaviest, tokens=heaviest.tokens - (rows > 1)),)
-
-
-def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:
-    """The heaviest row that `train.max_length` lets through: nearly all of it a picture.
-
-    Where `data.max_pixels` bounds pictures the rest is text.
-    """
-    tokens = spec.train.max_length
-    vision: Any = getattr(model.config, "vision_config", None)
-    if not hasattr(vision, "spatial_merge_size"):  # text alone, or pictures cut in another way
-        return RowSize(tokens=tokens, image_tokens=0, trained=tokens, patches=())
-    merge, area = vision.spatial_merge_size**2, vision.patch_size**2
-    pictured = tokens
-    if spec.data.max_pixels is not None:
-        pictured = min(tokens, spec.data.max_pixels // area // merge)
-    return RowSize(
-        tokens=tokens, image_tokens=pictured, trained=tokens, patches=(pictured * merge,)
-    )

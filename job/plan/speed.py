@@ -22,6 +22,8 @@ class Measurement:
     source: str
     """The file under benchmarks/results/, with what was measured."""
     device: str
+    cores: int | None
+    """Of a CPU, as many as computed; None of a GPU."""
     parameters: int
     tokens_a_pass: int
     slowest: float
@@ -47,9 +49,12 @@ def measurements(folder: Path = RESULTS) -> Iterator[Measurement]:
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
         for each in found.get("speeds", ()):
+            cores = found.get("cores")
+            where = f", on {found['device']} with {cores} cores" if cores else ""
             yield Measurement(
-                source=f"{path.name}: {each['what']}",
+                source=f"{path.name}: {each['what']}{where}",
                 device=found["device"],
+                cores=cores,
                 parameters=found["parameters"],
                 tokens_a_pass=each["tokens_a_pass"],
                 slowest=each.get("slowest", each["tokens_per_second"]),
@@ -62,16 +67,21 @@ def training_time(
     known: Iterator[Measurement],
     *,
     device: str,
+    cores: int | None = None,
     parameters: int,
     trained: str,
     tokens: float,
     tokens_a_pass: float,
 ) -> Time | None:
-    """The time for so many tokens on the device of that name; None without a measurement."""
+    """The time for so many tokens on the GPU of that name, or on a CPU of so many `cores`.
+
+    None without a measurement. A CPU's model does not decide: the source names the one measured.
+    """
     alike = [
         each
         for each in known
-        if _same_device(each.device, device)
+        if each.cores == cores
+        and (cores is not None or _same_device(each.device, device))
         and each.trained == trained
         and abs(each.parameters / parameters - 1) <= SAME_SIZE
     ]
@@ -99,5 +109,5 @@ def _size(measurement: Measurement) -> int:
 
 
 def _same_device(measured: str, wanted: str) -> bool:
-    """Whether names mean one model: `NVIDIA H200` and `h200`."""
+    """Whether names mean one model of GPU: `NVIDIA H200` and `h200`."""
     return set(wanted.lower().split()) <= set(measured.lower().replace(",", " ").split())

@@ -70,18 +70,23 @@ def _wrapped(name: str, value: str, width: int) -> Iterator[str]:
 
 def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     data, steps = plan.data, plan.steps
-    about = "" if data.exact else "about "
+    # What leaks and what is refused is known when the rows are read, by prep.
+    about, train, held_out = "about ", "", ""
+    if data.exact:
+        about, train, held_out = "", " before leakage and refusals", " before refusals"
     if data.train_rows is not None:
         one = f"  ({data.sources[0].uri})" if len(data.sources) == 1 else ""
-        yield "train rows", f"{about}{data.train_rows:,}{one}"
+        yield "train rows", f"{about}{data.train_rows:,}{train}{one}"
         for source in data.sources if len(data.sources) > 1 else ():
             yield "", f"{source.rows_an_epoch:,} of {source.rows:,}  ({source.uri})"
         yield (
             "held-out rows",
-            f"{about}{data.held_out_rows:,}, of which {data.asked} at most are asked",
+            f"{about}{data.held_out_rows:,}{held_out}, of which {data.asked} at most are asked",
         )
     if data.sampled:
         yield "sample", _sample(data)
+    if data.warning is not None:
+        yield "warning", data.warning
     if data.tokens_a_row is not None and data.tokens_an_epoch is not None:
         yield (
             "tokens",
@@ -94,7 +99,7 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     if steps.total is not None and steps.an_epoch is not None:
         yield (
             "steps",
-            f"{steps.total:,} of {steps.an_epoch:,} an epoch ({steps.epochs:.2f} epochs)",
+            f"{steps.total:,} of {about}{steps.an_epoch:,} an epoch ({steps.epochs:.2f} epochs)",
         )
     elif steps.total is not None:
         yield "steps", f"{steps.total:,}"

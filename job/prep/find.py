@@ -6,6 +6,7 @@ Nothing is downloaded: files are read where they are, as a stream.
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Literal, cast
 
@@ -59,9 +60,15 @@ class StagedSource:
 
     uri: str
     files: tuple[SourceFile, ...]
-    digest: str
-    """Of the contents of local lists; of names, sizes and versions where a store tells those."""
     builtin: bool
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the contents of local lists; of names, sizes and versions where a store tells those.
+
+        Lists may be read through for it, so not before it is asked for.
+        """
+        return FORMULAS if self.builtin else fingerprint(_identities(self.files))
 
 
 def stage_source(source: SourceSpec, field: str) -> StagedSource:
@@ -70,7 +77,7 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
     Raises InputError where nothing is found or access is denied.
     """
     if source.uri == FORMULAS:
-        return StagedSource(uri=source.uri, files=(), digest=FORMULAS, builtin=True)
+        return StagedSource(uri=source.uri, files=(), builtin=True)
     patterns = braces(source.uri, field)
     if len(patterns) > 1 or storage.has_glob(source.uri):
         every = (storage.glob(one) if storage.has_glob(one) else (one,) for one in patterns)
@@ -91,12 +98,10 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
             value=source.uri,
             fix="check the path, `split` and `format`",
         )
-    return StagedSource(
-        uri=source.uri,
-        files=files,
-        digest=fingerprint(_identities(source.uri, files)),
-        builtin=False,
-    )
+    for file in files:
+        if storage.is_local(file.uri) and not storage.local_path(file.uri).is_file():
+            raise InputError(file.uri, "there is no such file")
+    return StagedSource(uri=source.uri, files=files, builtin=False)
 
 
 def suffix(name: str) -> str:
@@ -182,7 +187,7 @@ def _names(uris: tuple[str, ...]) -> tuple[str, ...]:
     return tuple("/".join([*p[shared:], name]) for p, name in zip(parts, short, strict=True))
 
 
-def _identities(uri: str, files: tuple[SourceFile, ...]) -> list[object]:
+def _identities(files: tuple[SourceFile, ...]) -> list[object]:
     if storage.is_local(files[0].uri):
         return [(file.name, _local_identity(file)) for file in files]
     entries = {}
@@ -203,8 +208,6 @@ def _identities(uri: str, files: tuple[SourceFile, ...]) -> list[object]:
 
 def _local_identity(file: SourceFile) -> object:
     path = storage.local_path(file.uri)
-    if not path.is_file():
-        raise InputError(file.uri, "there is no such file")
     if file.format != "imagefolder":
         return sha256_file(path)
     text = sha256_file(storage.local_path(file.text_uri)) if file.text_uri else None

@@ -18,6 +18,8 @@ from job.prep.readers import Place, Record
 from job.spec.types import SourceSpec
 
 _HEAD = 32
+LARGE = 64 * 2**20
+"""Bytes that are read through to count records, where about as many will do, at most."""
 
 
 def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
@@ -86,6 +88,21 @@ def count(source: StagedSource, spec: SourceSpec) -> int:
         return spec.limit or 0
     total = sum(map(readers.count, source.files))
     return total if spec.limit is None else min(total, spec.limit)
+
+
+def about(source: StagedSource, spec: SourceSpec) -> tuple[int, bool]:
+    """How many records `read` will give, and whether that is counted.
+
+    Where counting would read through many bytes it is estimated from the first of them.
+    """
+    large = [file for file in source.files if file.format in readers.READ_THROUGH]
+    if sum(storage.size(file.uri) for file in large) <= LARGE:
+        return count(source, spec), True
+    others = (file for file in source.files if file not in large)
+    total = readers.about(large) + sum(map(readers.count, others))
+    if spec.limit is not None and total > 2 * spec.limit:
+        return spec.limit, True  # however far off the estimate is
+    return total if spec.limit is None else min(total, spec.limit), False
 
 
 def known_count(source: StagedSource, spec: SourceSpec) -> int | None:

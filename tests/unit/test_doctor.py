@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from job import log
 from job.doctor import access, device, exit_code, places, screen, software
 from job.doctor.check import Check, State, fail, failed, ok, warn
+from job.engines import cpu
+from job.engines.device import detect
 from job.errors import InputError, OutOfMemoryError, StorageError
 from job.needs import GIB, Needs
 from job.sizes import Sizes
@@ -233,9 +236,47 @@ def test_a_gpu_that_is_asked_for_and_not_seen_is_a_failure() -> None:
 @pytest.mark.parametrize(("text", "limited"), [("1073741824\n", True), ("max\n", False)])
 def test_the_limit_of_the_container_counts(tmp_path: Path, text: str, limited: bool) -> None:
     (tmp_path / "memory.max").write_text(text)
-    found = places.memory_limit(tmp_path)
+    found = cpu.memory_limit(tmp_path)
     assert (found == GIB) is limited
-    assert (found < places.memory_limit(tmp_path / "none")) is limited
+    assert (found < cpu.memory_limit(tmp_path / "none")) is limited
+
+
+def test_a_cpu_has_the_memory_and_the_cores_of_its_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a plan is made for and what training names is what doctor looks at."""
+    monkeypatch.setattr(cpu, "memory_limit", lambda: 3 * GIB)
+    monkeypatch.setattr(cpu, "cores", lambda: 5)
+    spec = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex", environ={}).spec
+    found = detect(dataclasses.replace(spec.runtime, accelerator="cpu"))
+    assert (found.memory_bytes, found.cores) == (3 * GIB, 5)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "limit"),
+    [
+        ("cpu.max", "50000 100000\n", 1),
+        ("cpu.max", "100000 100000\n", 1),
+        ("cpu.max", "max 100000\n", None),
+        ("cpu/cpu.cfs_quota_us", "100000\n", 1),
+        ("cpu/cpu.cfs_quota_us", "-1\n", None),
+    ],
+)
+def test_a_quota_of_the_container_leaves_fewer_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, limit: int | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / file).write_text(text)
+    assert cpu.cores(tmp_path) == (limit or 64)
+
+
+def test_a_cpu_has_the_name_that_its_maker_gave_it(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nmodel name\t: A CPU 9000\n\nprocessor\t: 1\n")
+    assert cpu.model(told) == "A CPU 9000"
+    assert cpu.model(tmp_path / "none") == (platform.processor() or platform.machine())
 
 
 @pytest.mark.parametrize(("limit", "state"), [(8 * GIB, "ok"), (7 * GIB, "warn")])

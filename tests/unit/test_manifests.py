@@ -167,6 +167,21 @@ def test_the_plan_tells_what_a_manifest_asks_for() -> None:
             assert f" {quantity.removesuffix('Gi')}.0 GiB " in line, (quantity, line)
 
 
+@pytest.mark.parametrize("rows", [32, 1024])
+def test_a_pod_without_a_gpu_has_the_memory_that_training_takes(rows: int) -> None:
+    """Rows of a batch count: a pod with less is killed by the kernel, without a word."""
+    sets = ("runtime.accelerator=cpu", f"train.per_device_train_batch_size={rows}")
+    order = Order(spec=LATEX, sets=sets, environ={})
+    made = plan.make(plan.Order(loaded=order.loaded))
+    assert made.memory is not None
+    [training] = made.memory.fits
+    [pod] = [pod for pod in made.pods if pod.name == "on CPUs"]
+    assert pod.memory >= training.at_max_length + pod.shared_memory
+    assert training.at_max_length > training.total
+    asked = container_of(manifests.render(order, "cpu"))["resources"]["requests"]["memory"]
+    assert asked == resources.quantity(pod.memory)
+
+
 @pytest.mark.parametrize("checkpoint", [2_000_000, 136_000_000, 350_000_000_000])
 def test_the_grace_period_is_longer_than_a_save(checkpoint: int) -> None:
     spec = load_spec((ROOT / LATEX).read_text(), "latex", environ={}).spec

@@ -1,6 +1,7 @@
 """A plan knows rows, tokens, memory, disk and time before a GPU is paid for."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from job import families, inputs, memory, plan, storage
+from job.engines import cpu
 from job.engines.device import Accelerator
-from job.errors import OutOfMemoryError, UsageError
+from job.errors import InputError, OutOfMemoryError, UsageError
 from job.families.base import RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.plan import facts, speed
@@ -20,6 +22,7 @@ from job.plan.fit import nearest_change
 from job.plan.sample import worst_batch
 from job.spec.load import LoadedSpec, load_spec
 from job.spec.types import JobSpec, ModelSpec
+from job.stages import Stages
 from tests.jobs import ROOT, job
 
 ROW = RowSize(tokens=400, image_tokens=202, trained=150, patches=(800,))
@@ -200,11 +203,17 @@ def test_what_cannot_fit_ends_with_20_and_the_change_that_would(rows: Path, tmp_
 # --- time ------------------------------------------------------------------------------------
 
 
-def took(tokens_a_pass: float, device: str = "NVIDIA H200") -> speed.Time | None:
+def took(
+    tokens_a_pass: float,
+    device: str = "NVIDIA H200",
+    cores: int | None = None,
+    parameters: int = PARAMETERS,
+) -> speed.Time | None:
     return speed.training_time(
         speed.measurements(),
         device=device,
-        parameters=PARAMETERS,
+        cores=cores,
+        parameters=parameters,
         trained="lora",
         tokens=1e6,
         tokens_a_pass=tokens_a_pass,
@@ -231,6 +240,42 @@ def test_there_is_no_time_for_another_device_or_model() -> None:
     assert took(1000, "NVIDIA H100") is None
 
 
+TINY_PARAMETERS = 5_747_736
+
+
+@pytest.mark.parametrize("name", ["x86_64", "Another CPU"])
+def test_a_cpu_s_speed_stands_for_those_of_as_many_cores_and_says_what_was_measured(
+    name: str,
+) -> None:
+    time = took(1209, name, 2, TINY_PARAMETERS)
+    assert time is not None
+    [source] = time.sources
+    assert source.endswith(", on x86_64 with 2 cores")
+    assert took(1209, name, 64, TINY_PARAMETERS) is None
+    assert took(1209, name, None, TINY_PARAMETERS) is None, "no GPU has a CPU's speed"
+    assert took(1000, "NVIDIA H200", 2) is None, "no CPU has a GPU's speed"
+
+
+def test_a_plan_for_a_cpu_that_nobody_measured_tells_no_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The architecture's name is one for a laptop and for a server of 64 cores."""
+    monkeypatch.setattr(cpu, "model", lambda: "x86_64")
+    order = plan.Order(loaded=loaded("latex", "runtime.accelerator=cpu"))
+    for cores in (2, 64):
+        monkeypatch.setattr(cpu, "cores", lambda cores=cores: cores)
+        made = plan.make(order)
+        assert (made.time is not None) is (cores == 2)
+    assert made.time_unknown == (
+        "no measurement for this CPU of 64 cores (x86_64) with a model of this size"
+    )
+
+
+def test_every_record_of_a_cpu_s_speed_says_how_many_cores() -> None:
+    for each in speed.measurements():
+        assert (each.cores is None) is ("NVIDIA" in each.device), each.source
+
+
 def test_a_measured_speed_names_its_file_and_its_model_s_size() -> None:
     known = list(speed.measurements())
     assert {each.source.split(":")[0] for each in known} >= {
@@ -240,6 +285,106 @@ def test_a_measured_speed_names_its_file_and_its_model_s_size() -> None:
     for each in known:
         assert 0 < each.slowest <= each.fastest
         assert each.parameters > 1e6
+
+
+# --- what is read ----------------------------------------------------------------------------
+
+
+def read_by_this_process() -> int:
+    """Bytes that this process has asked the kernel for, pages in its cache included."""
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["rchar"])
+
+
+def large_rows(path: Path, size: int) -> int:
+    """Writes a list of about so many bytes; gives its number of rows."""
+    lines = [json.dumps({"image": "a.png", "text": "x" * n}) + "\n" for n in range(1, 1000)]
+    text = "".join(lines)
+    path.write_text(text * (size // len(text)))
+    return len(lines) * (size // len(text))
+
+
+def of(path: Path, *more: str) -> plan.Order:
+    output = f"output.uri={path.parent / 'output'}"
+    sets = (f"data.train.uri={path}", "data.eval=null", output, *more)
+    return plan.Order(loaded=loaded("im2latex", *sets), accelerator="mi300x")
+
+
+def test_a_large_list_is_not_read_through(made: facts.Plan, tmp_path: Path) -> None:
+    Image.new("L", (112, 56)).save(tmp_path / "a.png")
+    train, held_out = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    rows = large_rows(train, 80 * 2**20)
+    held_out.write_text(json.dumps({"image": "a.png", "text": "x"}) + "\n")
+    before = read_by_this_process()
+    found = plan.make(of(train, f"data.eval={{uri: {held_out}}}"))
+    assert read_by_this_process() - before < 40 * 2**20
+    assert found.data.train_rows == pytest.approx(rows, rel=0.01)
+    assert not found.data.exact
+    assert f"about {found.data.train_rows:,}" in plan.text(found)
+    assert set(found.stages.values()) == {"will run"}
+
+
+def test_weights_are_not_read_for_a_plan(made: facts.Plan, rows: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(inputs.MODELS / "ernie-vl-tiny", model)
+    with (model / "model.safetensors").open("ab") as weights:
+        weights.truncate(200 * 2**20)
+    order = of(rows, f"model.model_name_or_path={model}", f"output.uri={tmp_path}/output")
+    before = read_by_this_process()
+    plan.make(order)
+    assert read_by_this_process() - before < 40 * 2**20
+
+
+def test_a_stage_that_was_made_is_compared_with_what_it_would_be(
+    rows: Path, tmp_path: Path
+) -> None:
+    order = of(rows, f"output.uri={tmp_path}")
+    output = Stages(order.loaded, "run").output
+    fingerprint = Stages(order.loaded, "run").fingerprint("prep")
+    (output.directory("prep") / "file").write_text("made")
+    monkey = output.require
+    output.require = lambda: None  # type: ignore[method-assign]  # nobody else is at this output
+    output.publish("prep", fingerprint, "2026-01-01T00:00:00Z", 1.0, {"rows": {}})
+    output.require = monkey  # type: ignore[method-assign]
+    stages = plan.make(order).stages
+    assert stages["prep"].startswith("complete since 2026-01-01")
+    assert stages["train"] == "will run"
+    other = plan.make(of(rows, f"output.uri={tmp_path}", "data.instruction=Another"))
+    assert other.stages["prep"] == "will run"
+
+
+# --- what will not train ---------------------------------------------------------------------
+
+
+def test_rows_that_are_counted_are_those_before_leakage_and_refusals(rows: Path) -> None:
+    made = plan.make(of(rows, f"data.eval={{uri: {rows}}}"))
+    assert made.data.exact
+    assert "20 before leakage and refusals" in plan.text(made)
+    assert "20 before refusals, of which" in plan.text(made)
+
+
+def test_rows_that_are_all_too_long_are_told_before_training_refuses_them(rows: Path) -> None:
+    made = plan.make(of(rows, "train.max_length=16"))
+    assert made.data.too_long == 19
+    assert made.data.warning is not None
+    assert "training will refuse them" in " ".join(plan.text(made).split())
+    assert plan.make(of(rows, "train.max_length=60")).data.warning is None
+
+
+def test_missing_data_is_told_with_all_that_is_known_without_it(tmp_path: Path) -> None:
+    done = job(
+        "plan",
+        "specs/im2latex.yaml",
+        "--accelerator=mi300x",
+        f"--set=data.train.uri={tmp_path}/none.jsonl",
+        f"--output={tmp_path}/output",
+    )
+    assert done.code == InputError.exit_code, done.err
+    assert "none.jsonl" in done.err
+    for section in ("model", "disk", "a pod asks a cluster for"):
+        assert f"\n{section}\n" in done.out
+    assert "\nmemory of one device" in done.out
+    assert "not known" in done.out
 
 
 # --- what is fetched -------------------------------------------------------------------------

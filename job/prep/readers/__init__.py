@@ -5,9 +5,10 @@ from itertools import islice
 
 from job.prep.find import SourceFile
 from job.prep.readers import tables, tars, texts
+from job.prep.readers.amount import READ_THROUGH, about
 from job.prep.readers.record import Place, Record
 
-__all__ = ["Place", "Record", "count", "read"]
+__all__ = ["READ_THROUGH", "Place", "Record", "about", "count", "read"]
 
 
 def read(file: SourceFile, start: Place | None = None) -> Iterator[Record]:
@@ -47,6 +48,8 @@ def count(file: SourceFile) -> int:
     match file.format:
         case "parquet":
             return tables.parquet_rows(file)
+        case "arrow":
+            return tables.arrow_rows(file)
         case "imagefolder":
             return 1
     return sum(1 for _ in read(file))

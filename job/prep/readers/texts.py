@@ -18,22 +18,32 @@ _PIECE = 2**20
 _CALLED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def open_text(file: SourceFile) -> BinaryIO:
-    """The file as a stream, unpacked where its name ends in `.gz`."""
-    stream = storage.open_read(file.uri)
+def read(file: SourceFile, stream: BinaryIO) -> Iterator[Record]:
+    """The records in a stream of the file's bytes, which need not be all of them."""
+    match file.format:
+        case "jsonl":
+            return jsonl(file, stream=stream)
+        case "json":
+            return json_items(file, stream)
+    return delimited(file, stream)
+
+
+def open_text(file: SourceFile, stream: BinaryIO | None = None) -> BinaryIO:
+    """The file, or a `stream` of its bytes, unpacked where its name ends in `.gz`."""
+    stream = stream or storage.open_read(file.uri)
     if file.uri.lower().endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     return stream
 
 
-def jsonl(file: SourceFile, offset: int = 0) -> Iterator[Record]:
+def jsonl(file: SourceFile, offset: int = 0, stream: BinaryIO | None = None) -> Iterator[Record]:
     """One record a line, parsed later; a line too long is skipped without being held.
 
     `offset` is where a line begins, in the bytes of the unpacked file.
     """
     base = storage.parent(file.uri)
     number = 0
-    with open_text(file) as stream:
+    with open_text(file, stream) as stream:
         if offset:
             _guarded(file, stream.seek, offset)
         while line := _guarded(file, stream.readline, MAX_LINE + 1):
@@ -51,10 +61,10 @@ def jsonl(file: SourceFile, offset: int = 0) -> Iterator[Record]:
                 yield Record(id=row_id, base=base, line=line, offset=begins)
 
 
-def json_items(file: SourceFile) -> Iterator[Record]:
+def json_items(file: SourceFile, given: BinaryIO | None = None) -> Iterator[Record]:
     """The items of an array, or of objects one after the other, without holding the whole file."""
     base, decoder = storage.parent(file.uri), json.JSONDecoder()
-    with open_text(file) as raw:
+    with open_text(file, given) as raw:
         stream = io.TextIOWrapper(raw, encoding="utf-8-sig")
         text, at, number, piece, ended = "", 0, 0, _PIECE, False
         reason: Exception
@@ -90,7 +100,7 @@ def _item(row_id: str, base: str, value: Any) -> Record:
     return Record(id=row_id, base=base, line=json.dumps(value).encode())
 
 
-def delimited(file: SourceFile) -> Iterator[Record]:
+def delimited(file: SourceFile, given: BinaryIO | None = None) -> Iterator[Record]:
     """Rows under a line of names, by RFC 4180; `tsv` parts them by tabs.
 
     A quote that is never closed makes the rows behind it part of one value, so it ends the job. A
@@ -98,7 +108,7 @@ def delimited(file: SourceFile) -> Iterator[Record]:
     """
     base, tabs = storage.parent(file.uri), file.format == "tsv"
     csv.field_size_limit(MAX_LINE)
-    with open_text(file) as raw:
+    with open_text(file, given) as raw:
         lines = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
         rows = csv.DictReader(lines, delimiter="\t" if tabs else ",", strict=True)
         number = 0
