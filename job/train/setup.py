@@ -31,7 +31,7 @@ def training_arguments(
     from transformers import TrainingArguments
 
     spec = job.train
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=spec.per_device_train_batch_size,
         gradient_accumulation_steps=spec.gradient_accumulation_steps,
@@ -70,6 +70,10 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
     )
+    # A process trains on one GPU, however many it sees: with more the Trainer would divide each
+    # batch among copies of the model, and a packed batch is one sequence.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def batches_of(
