@@ -155,6 +155,14 @@ def random_model(name: str, layers: int | None, family: Any, device: torch.devic
         setattr(
             config, kind, getattr(family.processor, kind)
         )  # the rows' tokenizer is the tiny one
+    return drawn(config, family, device)
+
+
+def drawn(config: Any, family: Any, device: torch.device) -> Any:
+    """A model of the config in bf16: its matrices random, norms and routers' biases as made.
+
+    Random norms and biases would send all tokens to the same few experts.
+    """
     from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
     torch.set_default_dtype(torch.bfloat16)
@@ -162,7 +170,8 @@ def random_model(name: str, layers: int | None, family: Any, device: torch.devic
         model = Ernie4_5_VLMoeForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+        if parameter.dim() > 1 and ".moe_statics." not in name:
+            torch.nn.init.normal_(parameter, std=0.02)
         if family.keeps_fp32(name):
             parameter.data = parameter.data.float()
     return model
