@@ -62,6 +62,7 @@ class TrainResult:
     data_wait_share: float
     """Of `seconds`, 0 to 1."""
     peak_memory_bytes: int
+    """Of training alone, as `plan` estimates it."""
     trainable_parameters: int
     total_parameters: int
     optim: str
@@ -151,6 +152,7 @@ def train(
         log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
     collator = Collator(family, padding_free=padding_free)
     spec, fit_record = fitted_to_memory(spec, engine, accelerator, collator, model, dataset)
+    accelerator.reset_peak_memory()  # of training, not of an evaluation or a trial before it
     uploads, waiting = BackgroundUploads(), Waiting()
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell, waiting)
     callbacks: list[TrainerCallback] = [StopCallback()]

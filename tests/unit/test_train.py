@@ -293,6 +293,16 @@ class TestCheckpoints:
         assert "optimizer.pt is a pickle" in capsys.readouterr().err
 
 
+def test_the_peak_of_a_gpu_begins_anew_without_what_is_kept_unused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: done.append("emptied"))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", done.append)
+    replace(GPU, index=3).reset_peak_memory()
+    assert done == ["emptied", 3]
+
+
 def test_one_process_takes_one_gpu_of_a_machine_with_several(
     spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
