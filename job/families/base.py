@@ -36,8 +36,15 @@ def host_keys(batch: Batch) -> tuple[str, ...]:
 
 COUNTED = "counted_tokens"
 """In a training batch, beside what the model takes: how many supervised tokens count, a number."""
+TOKENS = "tokens"
+"""The same for all tokens of the rows that count, padding left out."""
 FAILED = "failed"
 """In place of a training batch that cannot be made: the error, which is raised where it trains."""
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What the model takes of a training batch."""
+    return {key: value for key, value in batch.items() if key not in (COUNTED, TOKENS)}
 
 
 def to_device(batch: Batch, device: "torch.device") -> Batch:

@@ -10,7 +10,7 @@ from typing import Any
 
 from job import log
 from job.errors import DataError, JobError
-from job.families.base import COUNTED, FAILED, IGNORED, Encoded, Family
+from job.families.base import COUNTED, FAILED, IGNORED, TOKENS, Encoded, Family
 from job.prep.records import Row
 from job.spec.types import DataSpec, TrainSpec
 from job.train.order import SPARE
@@ -176,7 +176,7 @@ class Spare:
 class Collator:
     """The family's collator, with the check that every batch trains something.
 
-    Adds `counted_tokens`, for the loss. A batch that cannot be made is its error, under `FAILED`.
+    Adds `counted_tokens`, for the loss, and `tokens`, for the speed. A batch that cannot be made is its error, under `FAILED`.
     """
 
     def __init__(self, family: Family, *, padding_free: bool) -> None:
@@ -196,13 +196,9 @@ class Collator:
     def batch(self, picked: "Sequence[Encoded | Spare]") -> dict[str, Any]:
         """The batch of these rows. Raises DataError where none of them trains."""
         rows = [each.row if isinstance(each, Spare) else each for each in picked]
+        own = [each for each in picked if isinstance(each, Encoded)]
         # The first token is foretold by nothing.
-        counted = sum(
-            label != IGNORED
-            for each in picked
-            if isinstance(each, Encoded)
-            for label in each.labels[1:]
-        )
+        counted = sum(label != IGNORED for row in own for label in row.labels[1:])
         if not any(row.trained_tokens for row in rows):
             raise DataError(
                 ", ".join(row.id for row in rows),
@@ -210,7 +206,8 @@ class Collator:
                 fix="these rows have no answer left within max_length; "
                 "set data.truncation_strategy: delete",
             )
-        return {**self._collate(rows), COUNTED: counted}
+        tokens = sum(len(row.input_ids) for row in own)
+        return {**self._collate(rows), COUNTED: counted, TOKENS: tokens}
 
 
 def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:

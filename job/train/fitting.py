@@ -19,7 +19,7 @@ from job.engines.base import Engine
 from job.engines.compiling import release_blocks
 from job.engines.device import Accelerator
 from job.errors import OutOfMemoryError
-from job.families.base import COUNTED, to_device
+from job.families.base import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
 from job.train.dataset import Collator, EncodedDataset
 
@@ -158,8 +158,7 @@ def fitted_to_memory(
         def make() -> dict[str, Any]:
             rows = largest(dataset.lengths, division.per_device_train_batch_size)
             batch = collate.batch([dataset.row(row) for row in rows])
-            del batch[COUNTED]
-            return to_device(batch, engine.device)
+            return to_device(model_inputs(batch), engine.device)
 
         if spec.train.torch_compile and division.gradient_checkpointing:
             release_blocks(model)  # which cannot be computed again as they were

@@ -24,7 +24,6 @@ def training_arguments(
     optim: str,
     engine: Engine,
     scratch: Path,
-    padding_free: bool,
     first: bool,
     fsdp_config: dict[str, Any] | None,
 ) -> "TrainingArguments":
@@ -64,7 +63,7 @@ def training_arguments(
         dataloader_pin_memory=engine.device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        include_num_input_tokens_seen="all" if padding_free else "non_padding",
+        include_num_input_tokens_seen="non_padding",
         report_to=(list(spec.report_to) if first else []) or "none",
         run_name=job.name,
         disable_tqdm=True,

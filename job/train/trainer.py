@@ -164,7 +164,7 @@ def train(
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     resumed = resume_point(spec.train, store, scratch)
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
-    arguments = training_arguments(spec, optim, engine, scratch, padding_free, first, shares)
+    arguments = training_arguments(spec, optim, engine, scratch, first, shares)
     batches = batches_of(spec, rows, fitted, padding_free=padding_free)
     trainer = make_trainer(engine, model, dataset, arguments, collator, batches, waiting, callbacks)
     started = time.monotonic()

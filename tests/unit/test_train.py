@@ -308,7 +308,7 @@ def test_one_process_takes_one_gpu_of_a_machine_with_several(
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     engine: Any = SimpleNamespace(autocast=False, device=torch.device("cuda:0"))
-    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, True, True, None)
+    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, True, None)
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == spec.train.per_device_train_batch_size
 
