@@ -84,8 +84,11 @@ def batches_of(
     width = spec.train.per_device_train_batch_size
     cut = passes.in_order(width)
     if spec.train.group_by_length:
-        grouped = passes.balanced if padding_free else passes.alike
-        cut = grouped(width, fitted.lengths)
+        cut = (
+            passes.balanced(width, fitted.lengths, fitted.patches)
+            if padding_free
+            else passes.alike(width, fitted.lengths)
+        )
     batches = SharedBatches(
         Windows(count, fitted.starts(streamed.blocks()), buffer, seed=spec.train.seed)
         if streamed

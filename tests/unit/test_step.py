@@ -69,7 +69,7 @@ def test_batches_are_copied_while_the_device_computes(
     trainer: StepTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied: list[bool] = []
-    to = torch.Tensor.to
+    to: Any = torch.Tensor.to
 
     def noted(tensor: Any, *given: Any, non_blocking: bool = False, **more: Any) -> Any:
         copied.append(non_blocking)

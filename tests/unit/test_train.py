@@ -106,6 +106,7 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(
     fitted = fit(rows, family, spec.data, settings)
     assert (fitted.indices, fitted.dropped, fitted.lengths) == ((0, 2), 1, (length, length))
     assert fitted.measured == {length: 2, length + 89: 1}, "before they are cut or dropped"
+    assert fitted.patches == (64, 64), "16 image tokens of four patches"
     with pytest.raises(DataError, match=r"all 1 training rows are longer .*max_length|longer"):
         fit(rows[1:2], family, spec.data, settings)
 
