@@ -172,6 +172,7 @@ def test_a_model_with_the_packed_step_still_answers_as_before(
 ) -> None:
     model = copy.deepcopy(plain)
     use_packed_step(model)
+    family.use_experts(model, SORTED_EXPERTS)
     assert isinstance(model, PackedErnie)
     assert isinstance(model.model.language_model.layers[1], PackedDecoderLayer)
     assert isinstance(model.model.vision_tower.blocks[0], PackedVisionBlock)
