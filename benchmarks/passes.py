@@ -47,8 +47,9 @@ def main() -> None:
     spec = load_spec(SPEC.read_text(), str(SPEC), environ={}).spec
     tiny = families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny")
     family = Ernie45VL.bind(tiny, spec.data)
-    lengths = [len(family.encode(row).input_ids) for row in formula_rows(ROWS)]
-    runs = [_measure(division, lengths) for division in DIVISIONS]
+    sizes = [family.row_size(family.encode(row)) for row in formula_rows(ROWS)]
+    lengths, patches = [size.tokens for size in sizes], [sum(size.patches) for size in sizes]
+    runs = [_measure(division, lengths, patches) for division in DIVISIONS]
     measured = {
         "rows": ROWS,
         "epochs": EPOCHS,
@@ -63,9 +64,11 @@ def main() -> None:
     record.write("passes", "benchmarks.passes", device, measured, ("transformers", "accelerate"))
 
 
-def _measure(division: Division, lengths: Sequence[int]) -> dict[str, object]:
+def _measure(
+    division: Division, lengths: Sequence[int], patches: Sequence[int]
+) -> dict[str, object]:
     plain, width = in_order(division.width), division.width
-    cuts = {"plain": plain, "grouped": balanced(width, lengths)}
+    cuts = {"plain": plain, "grouped": balanced(width, lengths, patches)}
     packed = {name: _figures(division, lengths, cut) for name, cut in cuts.items()}
     padded = {
         "plain": packed["plain"]["attention_padding"],

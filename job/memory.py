@@ -114,7 +114,9 @@ def estimate(
             packed=spec.train.padding_free,
             checkpointing=spec.train.gradient_checkpointing,
             attention="sdpa" if attention == "auto" else attention,
-            experts=("grouped_mm" if on_gpu else "eager") if experts == "auto" else experts,
+            experts=(family.experts_on_gpu if on_gpu else "eager")
+            if experts == "auto"
+            else experts,
             rank=0 if full else spec.lora.r,
             dropout=0 if not spec.lora.lora_dropout else 1 if on_gpu else FP32,
         ),

@@ -5,7 +5,7 @@ Counts and flags go over the CPU: asking for them never waits for a GPU.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -60,21 +60,21 @@ def leads_machine() -> bool:
     return size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def total(count: int) -> int:
-    """The sum of what all processes count."""
+def totals(counts: Sequence[int]) -> list[int]:
+    """Of each count, the sum over all processes."""
     import torch
     import torch.distributed as dist
 
     if size() == 1:
-        return count
-    found = torch.tensor(count)
+        return list(counts)
+    found = torch.tensor(counts)
     dist.all_reduce(found)
-    return int(found)
+    return [int(each) for each in found]
 
 
 def any_of(flag: bool) -> bool:
     """Whether it holds in any process."""
-    return total(int(flag)) > 0
+    return totals([int(flag)])[0] > 0
 
 
 def gathered(value: Any) -> list[Any]:

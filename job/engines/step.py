@@ -8,7 +8,7 @@ from transformers import Trainer
 
 from job.engines import group, sharding
 from job.engines.waiting import Waiting
-from job.families.base import COUNTED, FAILED, host_keys
+from job.families.base import COUNTED, FAILED, TOKENS, host_keys, model_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,8 @@ class StepTrainer(Trainer):
         """`batches` is the batch sampler of this process; `waiting` counts the time for them."""
         super().__init__(*args, **kwargs)
         self._batches, self._waiting = batches, waiting
+        self._unseen = 0
+        """The tokens of this step, over all its passes and processes, until they are counted."""
         self.model_accepts_loss_kwargs = True  # else the loss would be divided once more
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -49,6 +51,7 @@ class StepTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_persistent_workers,
             pin_memory=args.dataloader_pin_memory,
+            _non_blocking=True,
         )
 
     def get_batch_samples(
@@ -65,16 +68,27 @@ class StepTrainer(Trainer):
     ) -> "torch.Tensor":
         assert num_items_in_batch is not None
         assert not return_outputs
-        batch = {key: value for key, value in inputs.items() if key != COUNTED}
         # Gradients are averaged over processes, where a sum is wanted.
         share = inputs[COUNTED] * self.accelerator.num_processes / num_items_in_batch
-        return model(**batch).loss * share
+        return model(**model_inputs(inputs)).loss * share
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> int:
         for batch in batch_samples:
             if FAILED in batch:
                 raise batch[FAILED]
-        return group.total(sum(batch[COUNTED] for batch in batch_samples))
+        counted, self._unseen = group.totals(
+            [sum(batch[key] for batch in batch_samples) for key in (COUNTED, TOKENS)]
+        )
+        return counted
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Counted on the host: Transformers asks the device in every pass, and waits for it."""
+        self.state.num_input_tokens_seen += self._unseen
+        self._unseen = 0
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nothing reports it, and working it out walks through all modules in every pass."""
+        return 0
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)

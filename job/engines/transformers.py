@@ -24,13 +24,13 @@ class TransformersEngine:
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
         model = family.load(dtype=dtype or self.dtype, device=self.device, **self._attention())
-        return self._prepared(model)
+        return self._prepared(model, family)
 
     def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
         model = family.initialise(
             seed=seed, dtype=self.dtype, device=self.device, **self._attention()
         )
-        return self._prepared(model)
+        return self._prepared(model, family)
 
     def attach_adapter(
         self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
@@ -68,13 +68,13 @@ class TransformersEngine:
         chosen = self.model.attn_implementation
         return {"attn_implementation": "sdpa" if chosen == "auto" else chosen}
 
-    def _prepared(self, model: "PreTrainedModel") -> "PreTrainedModel":
-        chosen = self.model.experts_implementation
+    def _prepared(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
+        chosen: str = self.model.experts_implementation
         if chosen == "auto":
             # One grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.
-            chosen = "eager" if self.device.type == "cpu" else "grouped_mm"
+            chosen = "eager" if self.device.type == "cpu" else family.experts_on_gpu
         try:
-            model.set_experts_implementation(chosen)
+            family.use_experts(model, chosen)
         except ValueError as error:  # it has no experts; whoever asked for theirs is told
             if self.model.experts_implementation != "auto":
                 raise SpecError(

@@ -22,6 +22,9 @@ IGNORED = -100
 Layout = Literal["vllm", "transformers"]
 """How a checkpoint's files are laid out: for vLLM, or for the classes of Transformers."""
 
+SORTED_EXPERTS = "sorted_grouped_mm"
+"""This project's own implementation of routed experts, by its name among those of Transformers."""
+
 Batch = dict[str, "torch.Tensor"]
 
 
@@ -36,8 +39,15 @@ def host_keys(batch: Batch) -> tuple[str, ...]:
 
 COUNTED = "counted_tokens"
 """In a training batch, beside what the model takes: how many supervised tokens count, a number."""
+TOKENS = "tokens"
+"""The same for all tokens of the rows that count, padding left out."""
 FAILED = "failed"
 """In place of a training batch that cannot be made: the error, which is raised where it trains."""
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What the model takes of a training batch."""
+    return {key: value for key, value in batch.items() if key not in (COUNTED, TOKENS)}
 
 
 def to_device(batch: Batch, device: "torch.device") -> Batch:
@@ -181,6 +191,8 @@ class Family(Protocol):
     reads_images: bool
     packs: bool
     """Whether it trains without padding; else `pack` and `use_packed_step` are not called."""
+    experts_on_gpu: str
+    """The implementation of routed experts that is the fastest there, by its name in a spec."""
     served_with: tuple[str, ...]
     """What vLLM has to be told to read its merged weights."""
     adapter_served_with: tuple[str, ...]
@@ -259,6 +271,13 @@ class Family(Protocol):
 
     def pack(self, rows: Sequence[Encoded]) -> Batch:
         """A training batch without padding, for a model that `use_packed_step` was given."""
+
+    @staticmethod
+    def use_experts(model: "PreTrainedModel", name: str) -> None:
+        """Lets an implementation of that name compute the routed experts.
+
+        Raises ValueError where the model has none, or not so.
+        """
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel") -> None:

@@ -15,6 +15,7 @@ from job.errors import InputError, SpecError
 from job.families import chat, native, shards
 from job.families.base import (
     IGNORED,
+    SORTED_EXPERTS,
     AdapterServing,
     Batch,
     Checkpoint,
@@ -42,6 +43,7 @@ class PlainFamily:
     """The `Auto` class of Transformers that makes its models."""
     reads_images: bool
     packs = False
+    experts_on_gpu = "grouped_mm"
     served_with: tuple[str, ...] = ()
     adapter_served_with: tuple[str, ...] = ()
 
@@ -236,6 +238,12 @@ class PlainFamily:
 
     def pack(self, rows: Sequence[Encoded]) -> Batch:
         raise NotImplementedError("the family packs no rows")
+
+    @staticmethod
+    def use_experts(model: "PreTrainedModel", name: str) -> None:
+        if name == SORTED_EXPERTS:
+            raise ValueError("it is written for the experts of ERNIE-4.5-VL")
+        model.set_experts_implementation(name)
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel") -> None:

@@ -16,7 +16,9 @@ class ModelSpec:
     family: str
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"]
-    experts_implementation: Literal["auto", "grouped_mm", "batched_mm", "eager"]
+    experts_implementation: Literal[
+        "auto", "sorted_grouped_mm", "grouped_mm", "batched_mm", "eager"
+    ]
     trust_remote_code: bool
     init: Literal["pretrained", "random"]
     engine: Literal["auto", "transformers", "unsloth"]

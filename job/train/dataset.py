@@ -10,7 +10,7 @@ from typing import Any
 
 from job import log
 from job.errors import DataError, JobError
-from job.families.base import COUNTED, FAILED, IGNORED, Encoded, Family
+from job.families.base import COUNTED, FAILED, IGNORED, TOKENS, Encoded, Family
 from job.prep.records import Row
 from job.spec.types import DataSpec, TrainSpec
 from job.train.order import SPARE
@@ -27,6 +27,8 @@ class Fitted:
     indices: tuple[int, ...]
     lengths: tuple[int, ...]
     """Tokens of each row kept, after truncation."""
+    patches: tuple[int, ...]
+    """What the pictures of each are cut into; where a family cannot tell, their tokens."""
     dropped: int
     measured: Counter[int]
     """How many rows there are of each length in tokens, before any is cut."""
@@ -43,9 +45,9 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
     """
     from torch.utils.data import DataLoader
 
-    indices, lengths = [], []
+    indices, lengths, patches = [], [], []
     measured: Counter[int] = Counter()
-    every: Any = _Lengths(rows, family.encode, lambda row: truncate(row, family, data, train))
+    every: Any = _Lengths(rows, family, lambda row: truncate(row, family, data, train))
     loader: Any = DataLoader(
         every,
         batch_size=_MEASURED_TOGETHER,
@@ -56,11 +58,12 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
         for number, found in enumerate(chain.from_iterable(loader)):
             if isinstance(found, DataError):
                 raise found
-            whole, length = found
+            whole, length, pictured = found
             measured[whole] += 1
             if length:
                 indices.append(number)
                 lengths.append(length)
+                patches.append(pictured)
             bar.advance()
     dropped = len(rows) - len(indices)
     if not indices:
@@ -73,14 +76,15 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
     return Fitted(
         indices=tuple(indices),
         lengths=tuple(lengths),
+        patches=tuple(patches),
         dropped=dropped,
         measured=measured,
     )
 
 
 class _Lengths:
-    """Each row's tokens before and after truncation: 0 after it where the row is dropped; the
-    error where it is refused.
+    """Each row's tokens before and after truncation, and its pictures' patches: 0 after it where
+    the row is dropped; the error where it is refused.
 
     A worker process can only hand an error back as a value: what it raises arrives as another.
     """
@@ -88,21 +92,24 @@ class _Lengths:
     def __init__(
         self,
         rows: Sequence[Row],
-        encode: Callable[[Row], Encoded],
+        family: Family,
         cut: Callable[[Encoded], Encoded | None],
     ) -> None:
-        self._rows, self._encode, self._cut = rows, encode, cut
+        self._rows, self._family, self._cut = rows, family, cut
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[int, int] | DataError:
+    def __getitem__(self, index: int) -> tuple[int, int, int] | DataError:
         try:
-            whole = self._encode(self._rows[index])
+            whole = self._family.encode(self._rows[index])
         except DataError as error:
             return error
         kept = self._cut(whole)
-        return len(whole.input_ids), len(kept.input_ids) if kept else 0
+        if kept is None:
+            return len(whole.input_ids), 0, 0
+        size = self._family.row_size(kept)
+        return len(whole.input_ids), size.tokens, sum(size.patches) or size.image_tokens
 
 
 def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec) -> Encoded | None:
@@ -147,6 +154,11 @@ class EncodedDataset:
         """Tokens of each row."""
         return self._fitted.lengths
 
+    @property
+    def patches(self) -> tuple[int, ...]:
+        """What the pictures of each row are cut into."""
+        return self._fitted.patches
+
     def __len__(self) -> int:
         return len(self._fitted.indices)
 
@@ -176,7 +188,8 @@ class Spare:
 class Collator:
     """The family's collator, with the check that every batch trains something.
 
-    Adds `counted_tokens`, for the loss. A batch that cannot be made is its error, under `FAILED`.
+    Adds `counted_tokens`, for the loss, and `tokens`, for the speed. A batch that cannot be made is
+    its error, under `FAILED`.
     """
 
     def __init__(self, family: Family, *, padding_free: bool) -> None:
@@ -196,13 +209,9 @@ class Collator:
     def batch(self, picked: "Sequence[Encoded | Spare]") -> dict[str, Any]:
         """The batch of these rows. Raises DataError where none of them trains."""
         rows = [each.row if isinstance(each, Spare) else each for each in picked]
+        own = [each for each in picked if isinstance(each, Encoded)]
         # The first token is foretold by nothing.
-        counted = sum(
-            label != IGNORED
-            for each in picked
-            if isinstance(each, Encoded)
-            for label in each.labels[1:]
-        )
+        counted = sum(label != IGNORED for row in own for label in row.labels[1:])
         if not any(row.trained_tokens for row in rows):
             raise DataError(
                 ", ".join(row.id for row in rows),
@@ -210,7 +219,8 @@ class Collator:
                 fix="these rows have no answer left within max_length; "
                 "set data.truncation_strategy: delete",
             )
-        return {**self._collate(rows), COUNTED: counted}
+        tokens = sum(len(row.input_ids) for row in own)
+        return {**self._collate(rows), COUNTED: counted, TOKENS: tokens}
 
 
 def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:

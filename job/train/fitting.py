@@ -1,10 +1,12 @@
 """Whether a step fits into memory, tried before the first one.
 
-The largest batch that the rows can make is computed forward and backward. Where it does not fit,
+The largest batches that the rows can make, by tokens and by pictures, are computed forward and
+backward. Where one does not fit,
 the rows of a step are divided further, and then activations are computed again rather than kept;
 the step stays the same.
 """
 
+import functools
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +21,7 @@ from job.engines.base import Engine
 from job.engines.compiling import release_blocks
 from job.engines.device import Accelerator
 from job.errors import OutOfMemoryError
-from job.families.base import COUNTED, to_device
+from job.families.base import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
 from job.train.dataset import Collator, EncodedDataset
 
@@ -78,13 +80,20 @@ def find(
     return None, too_large
 
 
-def largest(lengths: Sequence[int], rows: int) -> list[int]:
-    """The numbers of the `rows` longest rows; their tokens are those of their pictures too.
+def largest(lengths: Sequence[int], patches: Sequence[int], rows: int) -> list[list[int]]:
+    """The numbers of the `rows` rows of most tokens, and those of the rows of most patches.
 
-    No division of a step makes a larger pass (`job.train.passes`).
+    Once where they are the same rows. No division of a step makes a pass of more tokens or more
+    patches (`job.train.passes`): a picture takes its memory in the vision tower, apart from that
+    of the tokens.
     """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    return order[:rows]
+    by_tokens, by_patches = (
+        sorted(range(len(lengths)), key=order, reverse=True)[:rows]
+        for order in (lambda n: (lengths[n], patches[n]), lambda n: (patches[n], lengths[n]))
+    )
+    if not any(patches) or set(by_tokens) == set(by_patches):
+        return [by_tokens]
+    return [by_tokens, by_patches]
 
 
 def fits(
@@ -155,15 +164,17 @@ def fitted_to_memory(
         return spec, None
 
     def fits_here(division: Division) -> bool:
-        def make() -> dict[str, Any]:
-            rows = largest(dataset.lengths, division.per_device_train_batch_size)
+        def make(rows: Sequence[int]) -> dict[str, Any]:
             batch = collate.batch([dataset.row(row) for row in rows])
-            del batch[COUNTED]
-            return to_device(batch, engine.device)
+            return to_device(model_inputs(batch), engine.device)
 
         if spec.train.torch_compile and division.gradient_checkpointing:
             release_blocks(model)  # which cannot be computed again as they were
-        return fits(model, make, engine, division)
+        width = division.per_device_train_batch_size
+        return all(
+            fits(model, functools.partial(make, rows), engine, division)
+            for rows in largest(dataset.lengths, dataset.patches, width)
+        )
 
     start = Division.of(spec.train)
     found, too_large = find(start, fits_here)

@@ -1,8 +1,8 @@
 """How the rows of an optimizer step are divided among its forward passes.
 
 A cut changes nothing in which rows a step has. Of none has a pass more tokens, or more rows times
-the longest of them, than the `width` longest rows of the step: a device that computes the `width`
-longest rows of all computes every pass.
+the longest of them, than the `width` longest rows of the step, nor more patches of pictures than
+the `width` rows of most patches: a device is tried with both (`job.train.fitting`).
 """
 
 from collections.abc import Callable, Sequence
@@ -35,29 +35,32 @@ def alike(width: int, lengths: Sequence[int]) -> Cut:
     return cut
 
 
-def balanced(width: int, lengths: Sequence[int]) -> Cut:
+def balanced(width: int, lengths: Sequence[int], patches: Sequence[int]) -> Cut:
     """About equally many tokens a piece, however many rows: for passes without padding.
 
     The longest row that is left goes to the piece with the fewest tokens. Attention still lays the
     rows of a pass in a grid as wide as the longest, so a piece takes no row that would make its
-    grid larger than `width` times the longest row of the step. One of fewer than `width` rows
-    always has room.
+    grid larger than `width` times the longest row of the step, nor its patches more than those of
+    the step's `width` rows of most patches. One of fewer than `width` rows always has room.
     """
 
     def cut(rows: Sequence[int], passes: int, processes: int) -> Pieces:
         longest_first = sorted(rows, key=lengths.__getitem__, reverse=True)
         room = width * lengths[longest_first[0]]
         pieces: Pieces = [[] for _ in range(passes * processes)]
-        tokens = [0] * len(pieces)
+        tokens, pictured = [0] * len(pieces), [0] * len(pieces)
+        most = sum(sorted(map(patches.__getitem__, rows))[-width:])
         for row in longest_first:
             with_room = (
                 n
                 for n, piece in enumerate(pieces)
-                if not piece or (len(piece) + 1) * lengths[piece[0]] <= room
+                if (len(piece) + 1) * lengths[(piece or [row])[0]] <= room
+                and pictured[n] + patches[row] <= most
             )
             fewest = min(with_room, key=tokens.__getitem__)
             pieces[fewest].append(row)
             tokens[fewest] += lengths[row]
+            pictured[fewest] += patches[row]
         order = sorted(range(len(pieces)), key=tokens.__getitem__, reverse=True)
         return _there_and_back([pieces[n] for n in order], processes)
 

@@ -24,14 +24,13 @@ def training_arguments(
     optim: str,
     engine: Engine,
     scratch: Path,
-    padding_free: bool,
     first: bool,
     fsdp_config: dict[str, Any] | None,
 ) -> "TrainingArguments":
     from transformers import TrainingArguments
 
     spec = job.train
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(scratch),
         per_device_train_batch_size=spec.per_device_train_batch_size,
         gradient_accumulation_steps=spec.gradient_accumulation_steps,
@@ -64,12 +63,16 @@ def training_arguments(
         dataloader_pin_memory=engine.device.type != "cpu",
         remove_unused_columns=False,
         label_names=["labels"],
-        include_num_input_tokens_seen="all" if padding_free else "non_padding",
+        include_num_input_tokens_seen="non_padding",
         report_to=(list(spec.report_to) if first else []) or "none",
         run_name=job.name,
         disable_tqdm=True,
         log_level="error",
     )
+    # A process trains on one GPU, however many it sees: with more the Trainer would divide each
+    # batch among copies of the model, and a packed batch is one sequence.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def batches_of(
@@ -81,8 +84,11 @@ def batches_of(
     width = spec.train.per_device_train_batch_size
     cut = passes.in_order(width)
     if spec.train.group_by_length:
-        grouped = passes.balanced if padding_free else passes.alike
-        cut = grouped(width, fitted.lengths)
+        cut = (
+            passes.balanced(width, fitted.lengths, fitted.patches)
+            if padding_free
+            else passes.alike(width, fitted.lengths)
+        )
     batches = SharedBatches(
         Windows(count, fitted.starts(streamed.blocks()), buffer, seed=spec.train.seed)
         if streamed

@@ -62,6 +62,7 @@ class TrainResult:
     data_wait_share: float
     """Of `seconds`, 0 to 1."""
     peak_memory_bytes: int
+    """Of training alone, as `plan` estimates it."""
     trainable_parameters: int
     total_parameters: int
     optim: str
@@ -151,6 +152,7 @@ def train(
         log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
     collator = Collator(family, padding_free=padding_free)
     spec, fit_record = fitted_to_memory(spec, engine, accelerator, collator, model, dataset)
+    accelerator.reset_peak_memory()  # of training, not of an evaluation or a trial before it
     uploads, waiting = BackgroundUploads(), Waiting()
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell, waiting)
     callbacks: list[TrainerCallback] = [StopCallback()]
@@ -162,7 +164,7 @@ def train(
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     resumed = resume_point(spec.train, store, scratch)
     shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
-    arguments = training_arguments(spec, optim, engine, scratch, padding_free, first, shares)
+    arguments = training_arguments(spec, optim, engine, scratch, first, shares)
     batches = batches_of(spec, rows, fitted, padding_free=padding_free)
     trainer = make_trainer(engine, model, dataset, arguments, collator, batches, waiting, callbacks)
     started = time.monotonic()

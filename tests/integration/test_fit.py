@@ -1,10 +1,13 @@
 """The trial of a step before the first one changes nothing of what is trained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from job.cli import app
+from job.engines.device import Accelerator
+from job.train import trainer
 from tests.jobs import read_json, sets, small_run
 
 SETTINGS = {
@@ -42,3 +45,21 @@ def test_a_trial_changes_nothing_in_what_is_trained(tmp_path: Path) -> None:
         "gradient_checkpointing": True,
         "too_large": [],
     }
+
+
+def test_the_peak_of_memory_is_that_of_training_and_not_of_a_trial_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks: list[int] = []
+
+    def hungry(spec: Any, _engine: Any, accelerator: Accelerator, *_: Any) -> Any:
+        tried = b"x" * 2**31
+        del tried
+        peaks.append(accelerator.peak_memory_bytes())
+        return spec, None
+
+    monkeypatch.setattr(trainer, "fitted_to_memory", hungry)
+    given = small_run(str(tmp_path / "out"), *sets(SETTINGS), cache=tmp_path / "cache")
+    app(["train", *given[1:]], standalone_mode=False)
+    summary = read_json(tmp_path / "out" / "run.json")["stages"]["train"]["summary"]
+    assert summary["peak_memory_bytes"] < peaks[0] - 2**30

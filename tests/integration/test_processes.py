@@ -172,6 +172,11 @@ def test_a_step_in_several_forward_passes_is_the_step_at_once(
 
 def test_two_processes_train_what_one_does(alone: Path, together: tuple[Path, str]) -> None:
     same_training(together[0], alone)
+    tokens = [
+        read_json(output / "run.json")["stages"]["train"]["summary"]["tokens"]
+        for output in (together[0], alone)
+    ]
+    assert tokens[0] == tokens[1] > 0
 
 
 @pytest.mark.slow

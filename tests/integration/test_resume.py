@@ -77,6 +77,11 @@ def test_a_resumed_training_is_bit_equal_to_an_undisturbed_one(
     assert f"resuming step={step}" in capsys.readouterr().err
     assert history(output) == history(undisturbed / "out")
     assert digests(output) == digests(undisturbed / "out")
+    tokens = [
+        read_json(each / "run.json")["stages"]["train"]["summary"]["tokens"]
+        for each in (output, undisturbed / "out")
+    ]
+    assert tokens[0] == tokens[1] > 0
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(

@@ -14,7 +14,7 @@ from job import families
 from job.cli import app
 from job.engines.compiling import MOST, compile_blocks, release_blocks, require
 from job.errors import SpecError
-from job.families.base import Encoded
+from job.families.base import SORTED_EXPERTS, Encoded
 from job.prep.records import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
@@ -120,6 +120,23 @@ def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: P
         same(pair, [*rows, *rows])
     # The tower of Qwen takes pictures one by one: each number of them is a kind of its own.
     assert counters["stats"]["unique_graphs"] - compiled <= (8 if name == "qwen_vl" else 4)
+
+
+def test_sorted_experts_are_compiled_in_fp32_too() -> None:
+    checkpoint = families.read_checkpoint("builtin://ernie-vl-tiny", TINY)
+    family = families.bind(checkpoint, SPEC.model, SPEC.data)
+    model: Any = family.initialise(seed=3, dtype=torch.float32, device=CPU)
+    family.use_experts(model, SORTED_EXPERTS)
+    sparse = model.model.language_model.layers[1].mlp.text_moe.requires_grad_(False)
+    tokens = torch.randn(9, model.config.text_config.hidden_size)
+    _, weights, chosen = sparse.gate(tokens)
+    found = []
+    for experts in (sparse.experts, torch.compile(sparse.experts, backend="aot_eager")):
+        given = tokens.clone().requires_grad_()
+        output = experts(given, chosen, weights)
+        output.square().sum().backward()
+        found.append((output, given.grad))
+    torch.testing.assert_close(*found)
 
 
 def test_names_stay_and_released_blocks_are_what_they_were(tmp_path: Path) -> None:

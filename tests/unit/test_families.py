@@ -140,13 +140,15 @@ def test_a_checkpoint_with_a_tensor_missing_or_misshapen_is_refused(
 
 
 def test_a_model_without_experts_is_prepared_for_a_gpu_and_has_no_choice_of_theirs(
-    model: Any, spec: JobSpec
+    model: Any, family: Family, spec: JobSpec
 ) -> None:
     engine = cast(TransformersEngine, engines.create(spec.model, spec.lora, CPU))
-    replace(engine, device=torch.device("cuda"))._prepared(model)
+    replace(engine, device=torch.device("cuda"))._prepared(model, family)
     asked = replace(spec.model, experts_implementation="grouped_mm")
-    with pytest.raises(SpecError, match="is not for this model"):
-        replace(engine, model=asked)._prepared(model)
+    ernies = replace(spec.model, experts_implementation="sorted_grouped_mm")
+    for chosen in (asked, ernies):
+        with pytest.raises(SpecError, match="is not for this model"):
+            replace(engine, model=chosen)._prepared(model, family)
 
 
 # --- rows -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from PIL import Image
 
 from job import families, memory
 from job.engines.device import Accelerator
-from job.families.base import RowSize, Saved, Step
+from job.families.base import SORTED_EXPERTS, RowSize, Saved, Step
 from job.families.ernie45_vl import Ernie45VL
 from job.memory import OPTIMIZER, weight_bytes
 from job.prep.images import inspect
@@ -95,6 +95,7 @@ CASES = {
     "large pictures": Case(rows=LARGE),
     "no picture": Case(rows=NO_PICTURE),
     "grouped experts": Case(rows=UNEQUAL, experts="grouped_mm"),
+    "sorted experts": Case(rows=UNEQUAL, experts=SORTED_EXPERTS),
     "padded": Case(rows=UNEQUAL, packed=False),
     "padded, grouped experts": Case(rows=LARGE, packed=False, experts="grouped_mm"),
     "eager attention": Case(rows=LARGE, packed=False, attention="eager"),
@@ -119,7 +120,7 @@ def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]
         device=torch.device("cpu"),
         attn_implementation=case.attention,
     )
-    model.set_experts_implementation(case.experts)
+    family.use_experts(model, case.experts)
     if case.packed:
         family.use_packed_step(model)
     targets = family.lora_targets(model, lora(spec, case).lora)

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from job import families
+from job.engines.transformers import TransformersEngine
+from job.families.base import SORTED_EXPERTS
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed import loss as loss_module
 from job.families.ernie45_vl.packed.batch import pack
-from job.families.ernie45_vl.packed.experts import NAME as SORTED
-from job.families.ernie45_vl.packed.experts import register
+from job.families.ernie45_vl.packed.experts import Modalities, moe
 from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock
 from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
 from job.families.ernie45_vl.packed.segments import Segments, take
@@ -84,8 +86,7 @@ def adapted(model: Any, *, packed: bool, experts: bool, checkpointing: bool = Fa
     model = copy.deepcopy(model)
     if packed:
         use_packed_step(model)
-        register()
-        model.set_experts_implementation(SORTED)
+        Ernie45VL.use_experts(model, SORTED_EXPERTS)
     torch.manual_seed(5)
     config = LoraConfig(
         r=4,
@@ -171,6 +172,7 @@ def test_a_model_with_the_packed_step_still_answers_as_before(
 ) -> None:
     model = copy.deepcopy(plain)
     use_packed_step(model)
+    family.use_experts(model, SORTED_EXPERTS)
     assert isinstance(model, PackedErnie)
     assert isinstance(model.model.language_model.layers[1], PackedDecoderLayer)
     assert isinstance(model.model.vision_tower.blocks[0], PackedVisionBlock)
@@ -213,9 +215,53 @@ def test_a_step_divided_by_length_has_the_loss_of_one_in_order(
             counted += tokens
         return total / counted
 
-    assert balanced(2, lengths)(range(8), 2, 2) != in_order(2)(range(8), 2, 2)
-    for cut in (balanced(2, lengths), alike(2, lengths)):
+    tokens_alike = balanced(2, lengths, [0] * 8)
+    assert tokens_alike(range(8), 2, 2) != in_order(2)(range(8), 2, 2)
+    for cut in (tokens_alike, alike(2, lengths)):
         assert loss(cut) == pytest.approx(loss(in_order(2)), abs=1e-5)
+
+
+def test_a_job_takes_the_sorted_experts_on_a_gpu_and_a_loop_on_a_cpu(
+    family: Ernie45VL, plain: Any
+) -> None:
+    spec = load_spec(Path("specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
+    for device, expected in (("cuda", SORTED_EXPERTS), ("cpu", "eager")):
+        engine = TransformersEngine(
+            model=spec.model, dtype=torch.float32, autocast=False, device=torch.device(device)
+        )
+        model = engine._prepared(copy.deepcopy(plain), family)
+        experts = model.model.language_model.layers[1].mlp.text_moe.experts
+        assert experts.config._experts_implementation == expected
+
+
+class Operations(TorchDispatchMode):
+    """The names of all that is computed, backwards too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_is_just_made_is_not_copied_and_gradients_of_distinct_places_do_not_add(
+    plain: Any,
+) -> None:
+    model = adapted(plain, packed=True, experts=False).get_base_model()
+    block = model.model.language_model.layers[1].mlp
+    hidden = torch.randn(7, 256, requires_grad=True)
+    modalities = Modalities.of(torch.tensor([False, True, True, False, True, False, False]))
+    with Operations() as operations:
+        output, logits = moe(block, hidden, modalities)
+        grid = Segments.of([2, 4, 1]).pad(output[:, None])
+        (grid.sum() + logits.square().sum()).backward()
+    assert "aten.index_copy_.default" in operations.names
+    costly = {"aten.index_copy.default", "aten.index.Tensor", "aten._index_put_impl_.default"}
+    assert not costly & operations.names
 
 
 def test_padding_and_packing_undo_each_other() -> None:

@@ -12,7 +12,18 @@ from job.train.order import SPARE, SharedBatches, shuffled
 from job.train.passes import Cut, alike, balanced, in_order
 
 Grouped = Callable[[int, list[int]], Cut]
-CUTS: tuple[Grouped, ...] = (balanced, alike)
+
+
+def pictures(lengths: list[int]) -> list[int]:
+    """Patches of each row, of which a short one may have more than a long one."""
+    return [4 * (37 * length % (length + 1)) for length in lengths]
+
+
+def packed(width: int, lengths: list[int]) -> Cut:
+    return balanced(width, lengths, pictures(lengths))
+
+
+CUTS: tuple[Grouped, ...] = (packed, alike)
 DIVIDED = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)]
 """Rows a pass, passes and processes: four rows a step."""
 
@@ -64,11 +75,16 @@ def test_the_rows_of_every_step_are_those_of_the_plain_order(
 def test_no_pass_is_larger_than_the_batch_that_the_trial_computes(
     grouped: Grouped, lengths: list[int], width: int, passes: int
 ) -> None:
-    tried = [lengths[row] for row in largest(lengths, width)]
+    patches = pictures(lengths)
+    trials = largest(lengths, patches, width)
+    tried = [lengths[row] for row in trials[0]]
+    most = sum(patches[row] for row in trials[-1])
     for batch in chain(*steps(lengths, width, passes, 2, grouped)):
-        own = [lengths[row] for row in batch if row != SPARE] or [0]
+        rows = [row for row in batch if row != SPARE]
+        own = [lengths[row] for row in rows] or [0]
         assert sum(own) <= sum(tried)
         assert len(own) * max(own) <= width * max(tried)
+        assert sum(patches[row] for row in rows) <= most
 
 
 @every_cut
@@ -90,14 +106,14 @@ def test_every_pass_of_a_whole_step_has_a_row(grouped: Grouped, lengths: list[in
 
 def test_packed_passes_have_about_equally_many_tokens() -> None:
     lengths = [100, 90, 20, 20, 20, 10, 10, 10]
-    assert balanced(4, lengths)(range(8), 2, 1) == [[0, 3, 5, 6], [1, 2, 4, 7]]
+    assert balanced(4, lengths, [0] * 8)(range(8), 2, 1) == [[0, 3, 5, 6], [1, 2, 4, 7]]
     plain = in_order(4)(range(8), 2, 1)
     assert [sum(lengths[row] for row in piece) for piece in plain] == [230, 50]
 
 
 def test_a_long_row_has_no_crowd_of_short_ones_beside_it() -> None:
     lengths = [100, 50, *[1] * 10]
-    for piece in balanced(6, lengths)(range(12), 2, 1):
+    for piece in balanced(6, lengths, [0] * 12)(range(12), 2, 1):
         own = [lengths[row] for row in piece]
         assert len(own) * max(own) <= 6 * 100
 

@@ -399,3 +399,18 @@ def test_no_weights_are_fetched_for_a_plan(tmp_path: Path) -> None:
     directory = inputs.fetch_headers(inputs.find_model(spec), tmp_path)
     found = {path.name for path in directory.iterdir()}
     assert found == {"config.json", "tokenizer.json", inputs.COMPLETE}
+
+
+def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    text = Path("specs/latex.yaml").read_text(encoding="utf-8")
+    overrides = ("output.uri=s3://somebody-elses/bucket", "data.train.limit=8")
+    made = plan.make(plan.Order(loaded=load_spec(text, "latex.yaml", overrides, {})))
+    assert made.memory is not None
+    assert made.data.train_rows
+    assert "access is denied" in (made.stages_unknown or "")

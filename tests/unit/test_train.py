@@ -4,9 +4,11 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from job import families, storage
 from job.engines.device import Accelerator, resolve_optim
@@ -21,6 +23,7 @@ from job.train import dataset
 from job.train.checkpoints import MANIFEST, CheckpointStore
 from job.train.dataset import Collator, fit, label_proof, truncate
 from job.train.lengths import lengths
+from job.train.setup import training_arguments
 
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
@@ -103,6 +106,7 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(
     fitted = fit(rows, family, spec.data, settings)
     assert (fitted.indices, fitted.dropped, fitted.lengths) == ((0, 2), 1, (length, length))
     assert fitted.measured == {length: 2, length + 89: 1}, "before they are cut or dropped"
+    assert fitted.patches == (64, 64), "16 image tokens of four patches"
     with pytest.raises(DataError, match=r"all 1 training rows are longer .*max_length|longer"):
         fit(rows[1:2], family, spec.data, settings)
 
@@ -288,6 +292,26 @@ class TestCheckpoints:
         self.save(store, tmp_path, 5)
         assert self.newest(store, tmp_path) is None
         assert "optimizer.pt is a pickle" in capsys.readouterr().err
+
+
+def test_the_peak_of_a_gpu_begins_anew_without_what_is_kept_unused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: done.append("emptied"))
+    monkeypatch.setattr("torch.cuda.reset_peak_memory_stats", done.append)
+    replace(GPU, index=3).reset_peak_memory()
+    assert done == ["emptied", 3]
+
+
+def test_one_process_takes_one_gpu_of_a_machine_with_several(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    engine: Any = SimpleNamespace(autocast=False, device=torch.device("cuda:0"))
+    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, True, None)
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == spec.train.per_device_train_batch_size
 
 
 def test_encoded_rows_count_their_trained_tokens() -> None:

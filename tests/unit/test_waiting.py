@@ -15,7 +15,7 @@ from job import log, telemetry
 from job.engines.device import Accelerator
 from job.engines.step import StepTrainer
 from job.engines.waiting import Waiting
-from job.families.base import COUNTED
+from job.families.base import COUNTED, TOKENS
 from job.train.callbacks import progress
 from job.train.callbacks.progress import WINDOW, ProgressCallback
 from job.train.order import SharedBatches, shuffled
@@ -87,7 +87,7 @@ def waited(pause: float, place: Path) -> float:
             disable_tqdm=True,
         ),
         train_dataset=Rows(pause),
-        data_collator=lambda rows: {"x": torch.tensor(rows), COUNTED: len(rows)},
+        data_collator=lambda rows: {"x": torch.tensor(rows), COUNTED: len(rows), TOKENS: 3},
     )
     trainer.train()
     return waiting.seconds

@@ -16,6 +16,7 @@ from job.errors import InputError
 from job.families import chat
 from job.families.base import (
     IGNORED,
+    SORTED_EXPERTS,
     AdapterServing,
     Batch,
     Checkpoint,
@@ -48,6 +49,7 @@ class Ernie45VL:
     name = "ernie45_vl"
     reads_images = True
     packs = True
+    experts_on_gpu = SORTED_EXPERTS
     # The code is that of the two small modules that `save` writes.
     served_with: tuple[str, ...] = ("--trust-remote-code",)
     adapter_served_with: tuple[str, ...] = ("--lora-target-modules", "qkv_proj", "o_proj")
@@ -291,6 +293,14 @@ class Ernie45VL:
         from job.families.ernie45_vl.packed.batch import pack
 
         return pack(rows, self.processor)
+
+    @staticmethod
+    def use_experts(model: "PreTrainedModel", name: str) -> None:
+        if name == SORTED_EXPERTS:
+            from job.families.ernie45_vl.packed.experts import register
+
+            register()
+        model.set_experts_implementation(name)
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel") -> None:

@@ -8,8 +8,10 @@ the backward pass.
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import grouped_mm
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import _grouped_mm as grouped_mm  # with a way for every dtype
 
+from job.families.base import SORTED_EXPERTS
 from job.families.ernie45_vl.packed.segments import take
 
 
@@ -47,18 +49,12 @@ def moe(
     output = take(torch.cat(outputs), modalities.order)
     if block.shared_experts is not None:
         output = output + block.shared_experts(hidden)
-    return output, torch.cat(logits)[modalities.order]
-
-
-NAME = "sorted_grouped_mm"
-"""The name of `sorted_experts` among Transformers' implementations of experts."""
+    return output, take(torch.cat(logits), modalities.order)
 
 
 def register() -> None:
     """Makes the implementation known to Transformers."""
-    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-    ALL_EXPERTS_FUNCTIONS.register(NAME, sorted_experts)
+    ALL_EXPERTS_FUNCTIONS.register(SORTED_EXPERTS, sorted_experts)
 
 
 def sorted_experts(
@@ -81,7 +77,7 @@ def sorted_experts(
     gate, up = grouped_mm(copies, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
     out = grouped_mm(module.act_fn(gate) * up, down.transpose(1, 2), offs=ends)  # (T·k, H)
     out = out * take(weights.flatten(), order)[:, None]
-    room = out.new_zeros(count * k, out.shape[-1]).index_copy(0, order, out)
+    room = torch.empty_like(out).index_copy_(0, order, out)  # which fills all of it
     return room.view(count, k, -1).sum(1).to(tokens.dtype)
 
 

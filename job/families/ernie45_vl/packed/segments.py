@@ -28,7 +28,7 @@ class Segments(NamedTuple):
             grid = packed
         else:
             grid = packed.new_zeros(count * longest, *packed.shape[1:])
-            grid = grid.index_copy(0, self.places, packed)
+            grid.index_copy_(0, self.places, packed)  # in place: else the room would be copied
         return grid.unflatten(0, (count, longest)).transpose(1, 2)
 
     def pack(self, grid: torch.Tensor) -> torch.Tensor:
