@@ -12,11 +12,8 @@ from tests.jobs import ROOT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["linear", "experts"])
-def test_a_merge_takes_less_than_a_fifth_of_the_weights_beside_the_model(
-    kind: str, tmp_path: Path
-) -> None:
-    command = ["-m", "tests.integration.peak_of_export", str(tmp_path / "model"), kind]
+def test_a_merge_takes_less_than_a_fifth_of_the_weights_beside_the_model(tmp_path: Path) -> None:
+    command = ["-m", "tests.integration.peak_of_export", str(tmp_path / "model")]
     # Tensors of full size are above any threshold under which malloc keeps what it is given back.
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
