@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import platform
-import resource
 import shutil
 import tempfile
 import time
@@ -28,6 +27,7 @@ import torch
 from benchmarks import record
 from benchmarks.training import SPEC, encoded_rows, random_model
 from job import engines, families, inputs
+from job.engines import cpu
 from job.engines.device import detect
 from job.export.merged import Merge
 from job.families.base import Family, to_device
@@ -103,7 +103,7 @@ def timed(stages: dict[str, dict[str, float]], name: str) -> Iterator[dict[str, 
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    reset = reset_host_peak()
+    reset = cpu.reset_peak_memory()
     found: dict[str, float] = {}
     started = time.monotonic()
     yield found
@@ -113,25 +113,9 @@ def timed(stages: dict[str, dict[str, float]], name: str) -> Iterator[dict[str, 
     if cuda:
         found["peak_device_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
     if reset:
-        found["peak_host_gib"] = round(host_peak() / GIB, 2)
+        found["peak_host_gib"] = round(cpu.peak_memory() / GIB, 2)
     stages[name] = found
     print(name, json.dumps(found), flush=True)
-
-
-def reset_host_peak() -> bool:
-    """Whether the kernel let the mark of this process's largest resident set be taken down."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def host_peak() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write_base(arguments: argparse.Namespace, device: torch.device, directory: Path) -> None:

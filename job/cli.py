@@ -112,25 +112,25 @@ def _options(
 @app.command()
 def run(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Run every stage: prep → train → eval → export. Complete ones are skipped."""
-    _start("run", spec, set or (), output)
+    _start("run", spec, set, output)
 
 
 @app.command()
 def prep(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Read, check and split the data."""
-    _start("prep", spec, set or (), output)
+    _start("prep", spec, set, output)
 
 
 @app.command()
 def train(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Train, after prep; leaves the adapter."""
-    _start("train", spec, set or (), output)
+    _start("train", spec, set, output)
 
 
 @app.command(name="eval")
 def evaluate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     """Evaluate before and after training."""
-    _start("eval", spec, set or (), output)
+    _start("eval", spec, set, output)
 
 
 @app.command()
@@ -410,7 +410,7 @@ def _settings(said: Mapping[str, tuple[str, object]]) -> "list[Override]":
     ]
 
 
-def _start(command: str, spec: str, sets: "Sequence[Override]", output: str | None) -> None:
+def _start(command: str, spec: str, sets: "Sequence[Override] | None", output: str | None) -> None:
     launch.silence_all_but_the_first()
     launch.launch(_load(spec, sets, output), command)
 

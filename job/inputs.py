@@ -14,7 +14,7 @@ from pathlib import Path
 
 from job import log, storage
 from job.errors import InputError, StorageError
-from job.manifest import digest_tree, fingerprint, sha256_file
+from job.manifest import digest_tree, download_verified, fingerprint, sha256_file
 from job.spec.types import ModelSpec
 
 BUILTIN = "builtin://"
@@ -155,17 +155,13 @@ def _is_there(path: Path, size: int) -> bool:
 
 
 def _download(uri: str, file: storage.Entry, directory: Path) -> None:
-    """Brings a file, once more where other bytes arrive than the hub has."""
+    """Brings a file; compared with its SHA-256 where the hub tells that."""
     path = directory / file.path
-    for again in (True, False):
+    if file.sha256 is None:
         storage.download(storage.join(uri, file.path), path)
-        if file.sha256 is None or sha256_file(path) == file.sha256:
-            return
-        path.unlink()  # of the right size it would be taken for whole
-        if again:
-            log.warn("other bytes arrived than are stored; fetching again", file=file.path)
-    raise StorageError(
-        storage.join(uri, file.path),
-        "other bytes arrive than are stored: the SHA-256 differs",
-        fix="check the network and what is between here and there, then run again",
-    )
+    elif not download_verified(uri, file.path, path, file.sha256):
+        raise StorageError(
+            storage.join(uri, file.path),
+            "other bytes arrive than are stored: the SHA-256 differs",
+            fix="check the network and what is between here and there, then run again",
+        )

@@ -91,10 +91,9 @@ class Lease:
         self._released.set()
         if self._renewing is not None:  # it could bring back what is removed here
             self._renewing.join(LAST_SECONDS)
-        if not self.held:
-            return
-        with self._looking:
-            self._look()
+        if self.held:
+            with self._looking:
+                self._look()
         if not self.held:
             return
         for number in self._numbers():

@@ -52,8 +52,8 @@ def configure(format: Format = "auto", level: Level = "INFO") -> None:
 
 class _Libraries(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = redact(super().format(record))
-        return _json(record.levelname, text, {}) if is_json() else text
+        text = super().format(record)
+        return _json(record.levelname, text, {}) if is_json() else redact(text)
 
 
 def is_terminal(stream: TextIO) -> bool:

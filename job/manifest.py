@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from job import log, storage
 from job.redaction import redacted
 
 THROUGHPUT = (
@@ -48,6 +49,21 @@ class FileDigest:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download_verified(root: str, file: str, target: Path, sha256: str) -> bool:
+    """Brings a file to `target`, once more where other bytes arrive; whether the right ones did.
+
+    Wrong ones are not left there: by their size alone they could be taken for the file.
+    """
+    for again in (True, False):
+        storage.download(storage.join(root, file), target)
+        if sha256_file(target) == sha256:
+            return True
+        target.unlink()
+        if again:
+            log.warn("other bytes arrived than were stored; fetching again", file=file)
+    return False
 
 
 def digest_tree(directory: Path) -> tuple[FileDigest, ...]:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
 from job.families.base import Family, RowSize, Step
-from job.sizes import adapter_parameters
+from job.sizes import GIB, adapter_parameters
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-GIB = 2**30
 FP32, BF16 = 4, 2
 
 PROCESS = 4 * GIB

@@ -10,11 +10,9 @@ from job import families
 from job.engines.device import Accelerator
 from job.inputs import FORMULAS
 from job.memory import PROCESS, estimate, longest
-from job.sizes import Sizes
+from job.sizes import GIB, Sizes
 from job.spec.types import JobSpec
 from job.storage.retry import TOTAL_SECONDS
-
-GIB = 2**30
 
 WORKER = 2 * GIB
 """Each data loading process."""

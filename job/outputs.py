@@ -15,7 +15,14 @@ from typing import Any
 from job import log, storage
 from job.errors import JobError, MissingInputError, StorageError
 from job.lease import Lease
-from job.manifest import FileDigest, RunRecord, StageRecord, digest_tree, sha256_file
+from job.manifest import (
+    FileDigest,
+    RunRecord,
+    StageRecord,
+    digest_tree,
+    download_verified,
+    sha256_file,
+)
 
 STAGES, LEASES = ".stages", ".lease"
 RUN, RESOLVED, SBOM = "run.json", "spec.resolved.yaml", "sbom.cdx.json"
@@ -234,10 +241,10 @@ class Output:
         """What the stage's marker says, whatever its fingerprint."""
         uri = self._marker(name)
         try:
-            if not storage.is_file(uri):
-                return None
             return StageRecord.from_json(json.loads(storage.read_bytes(uri)))
-        except (ValueError, KeyError, TypeError, MissingInputError) as error:
+        except MissingInputError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
             log.warn("stage marker unreadable; the stage runs again", stage=name, reason=error)
             return None
 
@@ -258,13 +265,8 @@ class Output:
     def _download(self, record: StageRecord, file: FileDigest) -> None:
         """A file of a stage, fetched again where other bytes arrive than were stored."""
         local = self.workdir / "stages" / record.name / file.path
-        for again in (True, False):
-            storage.download(self.at(file.path), local)
-            if sha256_file(local) == file.sha256:
-                return
-            if again:
-                log.warn("other bytes arrived than were stored; fetching again", file=file.path)
-        raise self._damaged(record, file.path)
+        if not download_verified(self.uri, file.path, local, file.sha256):
+            raise self._damaged(record, file.path)
 
     def _damaged(self, record: StageRecord, path: str) -> StorageError:
         return StorageError(

@@ -11,6 +11,7 @@ from job import families, inputs
 from job.families.base import TargetGroup
 from job.spec.types import JobSpec
 
+GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 WEIGHTS, OPTIMIZER = 4, 8
 """Bytes that a trained parameter takes in a checkpoint: itself in fp32, and Adam's two moments."""

@@ -1,8 +1,6 @@
 """What the machine offers: a GPU by CUDA or ROCm, or a CPU."""
 
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from job.engines import cpu
@@ -35,22 +33,19 @@ class Accelerator:
 
     def peak_memory_bytes(self) -> int:
         """The most memory used since `reset_peak_memory`: on the GPU, or by this process."""
+        if self.kind == "cpu":
+            return cpu.peak_memory()
         import torch
 
-        if self.kind == "cpu":
-            import resource
-
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return int(torch.cuda.max_memory_reserved(self.index))
 
     def reset_peak_memory(self) -> None:
         """Lets the peak begin with what is in use now; of a process, where its kernel can."""
+        if self.kind == "cpu":
+            cpu.reset_peak_memory()
+            return
         import torch
 
-        if self.kind == "cpu":
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
-            return
         torch.cuda.empty_cache()  # what is kept without use would count as used
         torch.cuda.reset_peak_memory_stats(self.index)
 

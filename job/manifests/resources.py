@@ -1,6 +1,6 @@
 """Bytes as Kubernetes writes them."""
 
-from job.needs import GIB
+from job.sizes import GIB
 
 
 def quantity(count: int) -> str:

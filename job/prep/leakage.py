@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,34 +17,44 @@ LabelKey = Callable[[str], str]
 """The normal form of a label: labels that mean the same have the same."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sameness:
-    """What makes two rows the same, as far as evaluation on one forbids training on the other."""
+class Compared:
+    """A row by what makes it the same as another, so that one must not train for the other's sake.
 
-    label_key: LabelKey
-    by: Literal["image_and_answer", "image"]
+    What it is compared by is worked out once, and where it is asked for.
+    """
 
-    def keys_of(self, row: Row) -> list[int]:
+    def __init__(
+        self, row: Row, label_key: LabelKey, by: Literal["image_and_answer", "image"]
+    ) -> None:
+        self._row, self._label_key, self._by = row, label_key, by
+
+    @property
+    def keys(self) -> list[int]:
         """Digests, one of which is enough: of each picture, and of what is asked and answered.
 
         An answer counts with its question: `yes` answers many.
         """
-        keys = [_digest(b"image", image.data) for image in row.images]
-        if not keys:
-            keys.append(_digest(b"text", _said(row)))
-        elif self.by == "image_and_answer":
-            keys.append(_digest(b"label", _bytes(self._label(row))))
-        return keys
+        if not self._pictures:
+            return [_digest(b"text", _said(self._row))]
+        if self._by == "image":
+            return self._pictures
+        return [*self._pictures, _digest(b"label", _bytes(self._label))]
 
-    def group_of(self, row: Row) -> str:
+    @property
+    def group(self) -> str:
         """What rows have in common that must fall on one side of a split."""
-        if row.images and self.by == "image":
-            return "\0".join(f"{_digest(b'image', image.data):x}" for image in row.images)
-        return self._label(row)
+        if self._pictures and self._by == "image":
+            return "\0".join(f"{picture:x}" for picture in self._pictures)
+        return self._label
 
-    def _label(self, row: Row) -> str:
-        asked = [message.text for message in row.messages[:-1]]
-        return "\0".join([*asked, self.label_key(row.answer)])
+    @cached_property
+    def _pictures(self) -> list[int]:
+        return [_digest(b"image", image.data) for image in self._row.images]
+
+    @cached_property
+    def _label(self) -> str:
+        asked = [message.text for message in self._row.messages[:-1]]
+        return "\0".join([*asked, self._label_key(self._row.answer)])
 
 
 def drop_leaked(directory: Path, *, remove: bool = True) -> int:

@@ -16,7 +16,7 @@ from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
 from job.prep.convert import find_columns
 from job.prep.find import StagedSource
-from job.prep.leakage import LabelKey, Sameness, drop_leaked
+from job.prep.leakage import LabelKey, drop_leaked
 from job.prep.mixture import Ingredient, mix
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, pick, shards
@@ -87,7 +87,7 @@ def prepare(
             columns=find_columns(source, source_spec, field),
             directory=work,
             seed=seed,
-            sameness=Sameness(label_key=label_key, by=spec.leakage_by),
+            label_key=label_key,
             splits=evaluation is None,
             part=number if len(train) > 1 and source is not evaluation else None,
         )

@@ -95,11 +95,12 @@ def about(source: StagedSource, spec: SourceSpec) -> tuple[int, bool]:
 
     Where counting would read through many bytes it is estimated from the first of them.
     """
-    large = [file for file in source.files if file.format in readers.READ_THROUGH]
-    if sum(storage.size(file.uri) for file in large) <= LARGE:
+    large = (file for file in source.files if file.format in readers.READ_THROUGH)
+    sizes = {file: storage.size(file.uri) for file in large}
+    if sum(sizes.values()) <= LARGE:
         return count(source, spec), True
-    others = (file for file in source.files if file not in large)
-    total = readers.about(large) + sum(map(readers.count, others))
+    others = (file for file in source.files if file not in sizes)
+    total = readers.about(sizes) + sum(map(readers.count, others))
     if spec.limit is not None and total > 2 * spec.limit:
         return spec.limit, True  # however far off the estimate is
     return total if spec.limit is None else min(total, spec.limit), False

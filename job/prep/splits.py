@@ -4,7 +4,7 @@ import hashlib
 
 
 def held_out(group: str, *, fraction: float, seed: int) -> bool:
-    """Whether the rows of this group (`Sameness.group_of`) belong to the evaluation split.
+    """Whether the rows of this group (`Compared.group`) belong to the evaluation split.
 
     By their content and not by their number: the split stays put when rows are appended, and
     duplicates fall on one side.

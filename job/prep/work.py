@@ -18,7 +18,7 @@ from typing import Any
 from job import signals, storage
 from job.prep.columns import Columns
 from job.prep.convert import to_results
-from job.prep.leakage import Sameness, whole_of
+from job.prep.leakage import Compared, LabelKey, whole_of
 from job.prep.readers import Record
 from job.prep.records import Reject
 from job.prep.shards import ShardWriter, Split
@@ -43,7 +43,7 @@ class Task:
     columns: Columns
     directory: Path
     seed: int
-    sameness: Sameness
+    label_key: LabelKey
     splits: bool
     """Whether rows of this source are held out."""
     part: int | None = None
@@ -134,13 +134,14 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
         if isinstance(result, Reject):
             rejects.append(result)
             continue
+        compared = Compared(result, task.label_key, task.spec.leakage_by)
         apart = task.splits and held_out(
-            task.sameness.group_of(result), fraction=task.spec.eval_fraction, seed=task.seed
+            compared.group, fraction=task.spec.eval_fraction, seed=task.seed
         )
         split: Split = "eval" if apart else task.source
         if split not in writers:
             writers[split] = _writer(task, split, number)
-        keys, whole = task.sameness.keys_of(result), whole_of(result)
+        keys, whole = compared.keys, whole_of(result)
         writers[split].write(result, keys, whole)
         statistics[split].add(result)
         if sample is not None and split == "train":

@@ -49,12 +49,15 @@ def put_new(uri: str, data: bytes) -> bool:
         try:
             filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
         except Exception as error:
-            code = failures.code(error)
-            if code in ("NotImplemented", "501") and not filesystem.exists(path):
-                filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data)
-                return True
-            if code not in ("PreconditionFailed", "412", "NotImplemented", "501"):
-                raise
+            match failures.code(error):
+                case "PreconditionFailed" | "412":
+                    pass
+                case "NotImplemented" | "501":
+                    if not filesystem.exists(path):
+                        filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=data)
+                        return True
+                case _:
+                    raise
             # The answer to an attempt that succeeded may have been lost.
             return bool(filesystem.cat_file(path) == data)
         return True

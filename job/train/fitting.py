@@ -1,9 +1,8 @@
 """Whether a step fits into memory, tried before the first one.
 
 The largest batches that the rows can make, by tokens and by pictures, are computed forward and
-backward. Where one does not fit,
-the rows of a step are divided further, and then activations are computed again rather than kept;
-the step stays the same.
+backward. Where one does not fit, the rows of a step are divided further, and then activations are
+computed again rather than kept; the step stays the same.
 """
 
 import functools

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import re
 import shutil
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from job import engines, families
+from job.engines import cpu
 from job.engines.device import Accelerator
 from job.export.merged import Merge
 from job.spec.load import load_spec
@@ -29,13 +29,6 @@ ARCHITECTURE = {
 SETTINGS = ["model.init=random", "model.dtype=bfloat16"]
 
 
-def status(key: str) -> int:
-    """Bytes that Linux tells of this process."""
-    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
-
-
 def main(place: Path) -> None:
     shutil.copytree(TINY, place, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((place / "config.json").read_text())
@@ -43,8 +36,8 @@ def main(place: Path) -> None:
     (place / "config.json").write_text(json.dumps(config))
     spec = load_spec(Path("specs/latex.yaml").read_text(), "latex.yaml", SETTINGS, {}).spec
     family = families.bind(families.read_checkpoint("place", place), spec.model, spec.data)
-    cpu = Accelerator(kind="cpu", name="test", memory_bytes=2**34)
-    engine = engines.create(spec.model, spec.lora, cpu)
+    device = Accelerator(kind="cpu", name="test", memory_bytes=2**34)
+    engine = engines.create(spec.model, spec.lora, device)
     lora = replace(spec.lora, finetune_experts=True)  # the largest tensors
     base = engine.initialise(family, 1)
     model = engine.attach_adapter(base, family.lora_targets(base, lora), lora, 1).eval()
@@ -53,8 +46,8 @@ def main(place: Path) -> None:
             parameter.data.normal_(std=0.03)
     weights = sum(p.nbytes for name, p in model.named_parameters() if "lora_" not in name)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    before = status("VmRSS")
+    assert cpu.reset_peak_memory()
+    before = cpu.peak_memory()
     merge = Merge(model, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
     family.save(
         model.get_base_model(),
@@ -65,7 +58,7 @@ def main(place: Path) -> None:
         layout="vllm",
     )
     shards = len(list((place / "merged").glob("*.safetensors")))
-    beside = status("VmHWM") - before
+    beside = cpu.peak_memory() - before
     print(json.dumps({"weights": weights, "beside": beside, "shards": shards}))
 
 

@@ -13,12 +13,11 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from job import log, telemetry
 from job.engines.device import Accelerator
-from job.engines.step import StepTrainer
 from job.engines.waiting import Waiting
 from job.families.base import COUNTED, TOKENS
 from job.train.callbacks import progress
 from job.train.callbacks.progress import WINDOW, ProgressCallback
-from job.train.order import SharedBatches, shuffled
+from tests.unit.short_training import ROWS, short_training
 
 PAUSE = 0.02
 
@@ -47,22 +46,11 @@ def test_batches_that_are_left_are_there_for_the_next_step() -> None:
     assert waiting.seconds >= 4 * PAUSE
 
 
-class Line(torch.nn.Module):
-    """A model of one weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(()))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return SimpleNamespace(loss=((self.weight * x - 2) ** 2).mean())
-
-
 class Rows(list[float]):
     """Numbers, each of which takes its time to be read."""
 
     def __init__(self, pause: float) -> None:
-        super().__init__(float(n) for n in range(16))
+        super().__init__(float(n) for n in range(ROWS))
         self.pause = pause
 
     def __getitem__(self, index: Any) -> Any:
@@ -73,21 +61,12 @@ class Rows(list[float]):
 def waited(pause: float, place: Path) -> float:
     """The seconds that a short training waits for rows that take so long each."""
     waiting = Waiting()
-    trainer = StepTrainer(
-        batches=SharedBatches(shuffled(16, 0), 2, passes=2),
-        waiting=waiting,
-        model=Line(),
-        args=TrainingArguments(
-            output_dir=str(place),
-            use_cpu=True,
-            max_steps=4,
-            gradient_accumulation_steps=2,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        train_dataset=Rows(pause),
-        data_collator=lambda rows: {"x": torch.tensor(rows), COUNTED: len(rows), TOKENS: 3},
+    trainer = short_training(
+        place,
+        Rows(pause),
+        lambda rows: {"input_ids": torch.tensor(rows), COUNTED: len(rows), TOKENS: 3},
+        waiting,
+        max_steps=4,
     )
     trainer.train()
     return waiting.seconds
@@ -95,7 +74,7 @@ def waited(pause: float, place: Path) -> float:
 
 def test_a_data_set_that_is_slow_is_waited_for_and_one_that_is_not_is_not(tmp_path: Path) -> None:
     slow_rows, fast_rows = waited(PAUSE, tmp_path), waited(0, tmp_path)
-    assert slow_rows >= 16 * PAUSE
+    assert slow_rows >= ROWS * PAUSE
     assert fast_rows < slow_rows / 5
 
 

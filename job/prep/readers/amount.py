@@ -1,7 +1,7 @@
 """About how many records large files hold: from the first of them and the bytes that these take."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import BinaryIO, cast
 
@@ -17,24 +17,25 @@ READ_THROUGH = (*TEXTS, "webdataset")
 """Formats whose records can be counted only by reading all of a file."""
 
 
-def about(files: Sequence[SourceFile]) -> int:
-    """Records of files of these formats, about as many a byte as the first have."""
-    kinds: dict[tuple[str, bool], list[SourceFile]] = {}
-    for file in files:
-        kinds.setdefault((file.format, file.uri.lower().endswith("gz")), []).append(file)
+def about(files: Mapping[SourceFile, int]) -> int:
+    """Records of files of these formats and sizes, about as many a byte as the first have."""
+    kinds: dict[tuple[str, bool], dict[SourceFile, int]] = {}
+    for file, size in files.items():
+        kinds.setdefault((file.format, file.uri.lower().endswith("gz")), {})[file] = size
     return sum(map(_about, kinds.values()))
 
 
-def _about(alike: Sequence[SourceFile]) -> int:
-    look: Callable[[SourceFile, int], tuple[int, int]]
-    look = _first_texts if alike[0].format in TEXTS else _first_members
+def _about(alike: Mapping[SourceFile, int]) -> int:
     records = seen = 0
-    for file in alike:
-        found, taken = look(file, SAMPLE - seen)
+    for file, size in alike.items():
+        if file.format in TEXTS:
+            found, taken = _first_texts(file, SAMPLE - seen)
+        else:
+            found, taken = _first_members(file, size, SAMPLE - seen)
         records, seen = records + found, seen + taken
         if seen >= SAMPLE:
             break
-    return round(records / max(1, seen) * sum(storage.size(file.uri) for file in alike))
+    return round(records / max(1, seen) * sum(alike.values()))
 
 
 def _first_texts(file: SourceFile, most: int) -> tuple[int, int]:
@@ -49,14 +50,14 @@ def _first_texts(file: SourceFile, most: int) -> tuple[int, int]:
     return records, head.given
 
 
-def _first_members(file: SourceFile, most: int) -> tuple[int, int]:
+def _first_members(file: SourceFile, size: int, most: int) -> tuple[int, int]:
     """The same of an archive; one that is compressed does not tell where its rows begin."""
     records = 0
     for record in tars.webdataset(file):
         if record.offset is not None and record.offset >= most:
             return records, record.offset
         records += 1
-    return records, storage.size(file.uri)
+    return records, size
 
 
 class _Head(io.RawIOBase):

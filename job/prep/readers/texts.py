@@ -22,7 +22,7 @@ def read(file: SourceFile, stream: BinaryIO) -> Iterator[Record]:
     """The records in a stream of the file's bytes, which need not be all of them."""
     match file.format:
         case "jsonl":
-            return jsonl(file, stream=stream)
+            return jsonl(file, given=stream)
         case "json":
             return json_items(file, stream)
     return delimited(file, stream)
@@ -36,14 +36,14 @@ def open_text(file: SourceFile, stream: BinaryIO | None = None) -> BinaryIO:
     return stream
 
 
-def jsonl(file: SourceFile, offset: int = 0, stream: BinaryIO | None = None) -> Iterator[Record]:
+def jsonl(file: SourceFile, offset: int = 0, given: BinaryIO | None = None) -> Iterator[Record]:
     """One record a line, parsed later; a line too long is skipped without being held.
 
     `offset` is where a line begins, in the bytes of the unpacked file.
     """
     base = storage.parent(file.uri)
     number = 0
-    with open_text(file, stream) as stream:
+    with open_text(file, given) as stream:
         if offset:
             _guarded(file, stream.seek, offset)
         while line := _guarded(file, stream.readline, MAX_LINE + 1):

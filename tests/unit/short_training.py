@@ -1,0 +1,54 @@
+"""A training of one weight on 16 rows, two a pass and two passes a step, for tests of its steps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from job.engines.step import StepTrainer
+from job.engines.waiting import Waiting
+from job.train.order import SharedBatches, shuffled
+
+ROWS = 16
+
+
+class Line(torch.nn.Module):
+    """A model of one weight, whose operations nobody is to count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, input_ids: torch.Tensor) -> Any:
+        return SimpleNamespace(loss=((self.weight * input_ids - 2) ** 2).mean())
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        raise AssertionError("walks through all modules")
+
+
+def short_training(
+    place: Path,
+    rows: Any,
+    collate: Callable[[list[Any]], dict[str, Any]],
+    waiting: Waiting,
+    **arguments: Any,
+) -> StepTrainer:
+    return StepTrainer(
+        batches=SharedBatches(shuffled(ROWS, 0), 2, passes=2),
+        waiting=waiting,
+        model=Line(),
+        args=TrainingArguments(
+            output_dir=str(place),
+            use_cpu=True,
+            gradient_accumulation_steps=2,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **arguments,
+        ),
+        train_dataset=rows,
+        data_collator=collate,
+    )
