@@ -3,13 +3,14 @@
 import json
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from job.provenance import source_revision
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -23,13 +24,6 @@ def write(
     results: Path = RESULTS,
 ) -> None:
     """Writes `NAME.json`: what was measured, then the command, versions and date."""
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=RESULTS,
-    ).stdout.strip()
     record = {
         "name": name,
         "device": device,
@@ -40,6 +34,6 @@ def write(
             **{package: version(package) for package in packages},
         },
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "source_revision": revision,
+        "source_revision": source_revision(),
     }
     (results / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

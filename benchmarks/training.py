@@ -1,10 +1,11 @@
 """Measures LoRA training: the product's step beside plain Transformers and the tutorial's way.
 
     python -m benchmarks.training                                   the tiny model, on this CPU
-    python -m benchmarks.training --model 28b --layers 28 --rows 32 the published one, on a GPU
+    python -m benchmarks.training --model 28b --rows 64             the published one, on a GPU
 
 Weights are random, rows have the sizes of real formulas (benchmarks/im2latex_sizes.json), and all
-ways train the same rows with the same adapter in one run. Tokens are counted without padding.
+ways train the same rows with the same adapter in one run. Tokens are counted without padding. The
+last way is the product's own train stage, with its data workers, trial, callbacks and optimizer.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import gc
 import io
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import record
-from job import families, inputs
+from benchmarks import arithmetic, record
+from job import engines, families, inputs
 from job.engines import cpu
+from job.engines.compiling import compile_blocks, release_blocks
+from job.engines.device import Accelerator, detect
+from job.engines.low_rank import use_low_rank_layers
 from job.families.base import SORTED_EXPERTS, Batch, Encoded, to_device
 from job.families.ernie45_vl import Ernie45VL
 from job.prep.images import inspect
+from job.prep.prepare import PreparedData
 from job.prep.records import Message, Part, Row
+from job.prep.shards import Split
 from job.spec.load import load_spec
+from job.spec.types import JobSpec
+from job.train.checkpoints import CheckpointStore
+from job.train.trackers import TrackerFiles
+from job.train.trainer import TrainResult, train
 
 PUBLISHED = "hf://baidu/ERNIE-4.5-VL-28B-A3B-PT"
 HERE = Path(__file__).parent
@@ -43,62 +54,82 @@ WARM_UP = 2
 class Way:
     """One way to train."""
 
-    experts: str
-    attention: str
-    packed: bool = False
+    experts: str = "grouped_mm"
+    attention: str = "sdpa"
     indices: bool = True
     """Whether positions and vision indices come with the batch."""
+    packed: bool = False
+    bounds: bool = False
+    """Whether attention takes the boundaries of sequences, where a kernel does."""
+    low_rank: bool = False
+    """Whether adapters compute in their layer's dtype; else as PEFT does."""
+    compiled: bool = False
     rows: int | None = None
     """Rows a step where it is not the run's own."""
 
 
+SORTED = Way(packed=True, experts=SORTED_EXPERTS)
 WAYS = {
     "tutorial": Way(experts="eager", attention="eager", indices=False, rows=2),
-    "transformers": Way(experts="grouped_mm", attention="sdpa", indices=False),
-    "padded": Way(experts="grouped_mm", attention="sdpa"),
-    "packed": Way(experts="grouped_mm", attention="sdpa", packed=True),
-    "packed, sorted experts": Way(experts=SORTED_EXPERTS, attention="sdpa", packed=True),
+    "transformers": Way(indices=False, rows=16),  # it keeps all logits, and padding's too
+    "padded": Way(rows=16),
+    "packed": Way(packed=True),
+    "+ sorted experts": SORTED,
+    "+ bounds": replace(SORTED, bounds=True),
+    "+ adapters in bf16": replace(SORTED, bounds=True, low_rank=True),
+    "+ torch.compile": replace(SORTED, bounds=True, low_rank=True, compiled=True),
 }
+JOB = "train stage"
 BASELINE = "transformers"
-JOB = "packed, sorted experts"
-"""The way of a job with default settings on a GPU; on a CPU the ways with experts differ little."""
 
 
 def main() -> None:
     arguments = _arguments()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = load_spec(SPEC.read_text(), str(SPEC), environ={}).spec
-    family = Ernie45VL.bind(
-        families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny"),
-        spec.data,
-    )
+    spec = _spec(arguments)
+    accelerator = detect(spec.runtime)
+    device = accelerator.device
+    family = bound(spec)
     encoded = encoded_rows(family, arguments.steps * arguments.rows)
     model = random_model(arguments.model, arguments.layers, family, device)
-    targets = family.lora_targets(model, spec.lora)
+    layers = model.config.text_config.num_hidden_layers
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     measured = {}
     for name in arguments.ways:
-        way = WAYS[name]
-        rows = min(way.rows or arguments.rows, arguments.rows)
-        batches = [
-            _batch(family, encoded[i : i + rows], way)
-            for i in range(0, arguments.steps * rows, rows)
-        ]
-        measured[name] = _measure(family, model, targets.modules, way, batches, device)
-        print(name, json.dumps(measured[name]), flush=True)
+        if name == JOB:
+            rows_of_all = list(formula_rows(arguments.steps * arguments.rows))
+            found = _measure_job(family, model, spec, accelerator, rows_of_all)
+        else:
+            way = WAYS[name]
+            rows = min(way.rows or arguments.rows, arguments.rows)
+            batches = [
+                _batch(family, encoded[i : i + rows], way)
+                for i in range(0, arguments.steps * rows, rows)
+            ]
+            last = [way for way in arguments.ways if way != JOB][-1]
+            profile = arguments.profile if name == last else None
+            try:
+                found = _measure(family, model, spec, way, batches, device, profile)
+            except torch.OutOfMemoryError as error:
+                print(name, "does not fit:", error, flush=True)
+                break  # what it held would be missing to those after it
+        measured[name] = found
+        print(name, json.dumps(found), flush=True)
     result = {
         # A CPU's speed counts where there are as many cores; a GPU's name says all.
         **({"cores": cpu.cores()} if device.type == "cpu" else {}),
         "rows_a_step": arguments.rows,
-        "layers": model.config.text_config.num_hidden_layers,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": layers,
+        "parameters": parameters,
+        "routed_experts_adapted": arguments.experts,
         "ways": measured,
+        **arithmetic.of(model.config, family, encoded, device, measured),
         "speeds": _speeds(measured, arguments.rows),
         **_headline(measured),
     }
     record.write(
-        f"training-{arguments.model}-{device.type}",
+        f"training-{arguments.model}-{device.type}{'-experts' if arguments.experts else ''}",
         "benchmarks.training",
-        torch.cuda.get_device_name() if device.type == "cuda" else cpu.model(),
+        accelerator.name,
         result,
         ("torch", "transformers", "peft"),
         arguments.results,
@@ -111,9 +142,38 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
     parser.add_argument("--steps", type=int, default=8, help="steps, of which two are not counted")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    ways = [*WAYS, JOB]
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
+    parser.add_argument("--experts", action="store_true", help="adapt the routed experts too")
+    parser.add_argument("--profile", type=Path, help="file for a profile of the last way")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder to write to")
     return parser.parse_args()
+
+
+def _spec(arguments: argparse.Namespace) -> JobSpec:
+    on_gpu = torch.cuda.is_available()
+    settings = {
+        "lora.r": 8,
+        "lora.lora_alpha": 16,
+        "lora.finetune_experts": arguments.experts,
+        "train.max_length": 2048,
+        "train.per_device_train_batch_size": arguments.rows,
+        "train.gradient_accumulation_steps": 1,
+        "train.max_steps": 5 * arguments.steps,
+        "train.logging_steps": arguments.steps,
+        "train.save_steps": 100 * arguments.steps,
+        "train.torch_compile": on_gpu,
+        "train.optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
+        "train.dataloader_num_workers": 8 if on_gpu else 0,
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return load_spec(SPEC.read_text(), str(SPEC), overrides, environ={}).spec
+
+
+def bound(spec: JobSpec) -> Ernie45VL:
+    """The family with the tiny model's tokenizer and processor."""
+    tiny = families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny")
+    return Ernie45VL.bind(tiny, spec.data)
 
 
 def formula_rows(count: int) -> Iterator[Row]:
@@ -165,6 +225,7 @@ def drawn(config: Any, family: Any, device: torch.device) -> Any:
     """
     from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
+    torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with device:
         model = Ernie4_5_VLMoeForConditionalGeneration(config)
@@ -187,29 +248,55 @@ def _batch(family: Ernie45VL, rows: list[Encoded], way: Way) -> Batch:
 def _measure(
     family: Ernie45VL,
     base: Any,
-    targets: tuple[str, ...],
+    spec: JobSpec,
     way: Way,
     batches: list[Batch],
     device: torch.device,
+    profile: Path | None,
 ) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
     cuda = device.type == "cuda"
     model = base if cuda else copy.deepcopy(base)  # there is no room for two on a GPU
-    native = type(model)
+    native = type(model), [type(block) for block in _blocks(model)]
+    targets = family.lora_targets(model, spec.lora)
     if way.packed:
-        family.use_packed_step(model)
+        family.use_packed_step(model, by_bounds=way.bounds)
     family.use_experts(model, way.experts)
     model.set_attn_implementation(way.attention)
     adapted = get_peft_model(
-        model.requires_grad_(False), LoraConfig(r=8, lora_alpha=16, target_modules=list(targets))
+        model.requires_grad_(False),
+        LoraConfig(
+            r=8,
+            lora_alpha=16,
+            target_modules=list(targets.modules),
+            target_parameters=list(targets.parameters) or None,
+        ),
     ).train()
+    if way.low_rank:
+        use_low_rank_layers(adapted)
+    if way.compiled and cuda:
+        compile_blocks(adapted)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=cuda)
     synchronize: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
     if cuda:
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+    def step(batch: Batch) -> torch.Tensor:
+        moved = to_device(batch, device)
+        if not way.indices:  # the tower makes its indices from the grid, where the grid is
+            moved["image_grid_thw"] = batch["image_grid_thw"].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            loss: torch.Tensor = adapted(**moved, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
     seconds, tokens, losses = [], [], []
     for batch in batches:
         real = (
@@ -220,20 +307,17 @@ def _measure(
         tokens.append(int(real))
         synchronize()
         start = time.perf_counter()
-        moved = to_device(batch, device)
-        if not way.indices:  # the tower makes its indices from the grid, where the grid is
-            moved["image_grid_thw"] = batch["image_grid_thw"].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            loss = adapted(**moved, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        losses.append(step(batch))
         synchronize()
         seconds.append(time.perf_counter() - start)
-        losses.append(loss.item())
+    if profile is not None and cuda:
+        arithmetic.write_profile(lambda: step(batches[-1]), profile)
+    release_blocks(adapted)
     adapted.unload()
-    model.__class__ = native
-    del adapted, trained, optimizer
+    model.__class__ = native[0]
+    for block, kind in zip(_blocks(model), native[1], strict=True):
+        block.__class__ = kind
+    optimizer.state.clear()
     gc.collect()
     each = [n / s for n, s in zip(tokens[WARM_UP:], seconds[WARM_UP:], strict=True)]
     return {
@@ -244,8 +328,82 @@ def _measure(
         "tokens_a_step": round(statistics.mean(tokens)),
         # A process on a CPU tells but one peak, of all ways together.
         **({"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)} if cuda else {}),
-        "first_loss": round(losses[0], 4),
-        "last_loss": round(losses[-1], 4),
+        "first_step_seconds": round(seconds[0], 2),
+        "first_loss": round(float(losses[0]), 4),
+        "last_loss": round(float(losses[-1]), 4),
+    }
+
+
+def _blocks(model: Any) -> list[Any]:
+    return [*model.model.language_model.layers, *model.model.vision_tower.blocks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held(PreparedData):
+    """Rows in memory, as if prep had left them."""
+
+    held: Sequence[Row]
+
+    def rows(self, split: Split) -> Sequence[Row]:
+        return self.held
+
+    def measured_rows(self) -> Sequence[Row]:
+        return self.held
+
+
+def train_stage(
+    spec: JobSpec, accelerator: Accelerator, family: Any, model: Any, rows: Sequence[Row]
+) -> tuple[TrainResult, Any, list[dict[str, Any]]]:
+    """The train stage as a job runs it: its result, the trained model, and its history."""
+    engine = engines.create(spec.model, spec.lora, accelerator)
+    engine.prepare(model, family)
+    data = Held(
+        directory=Path(),
+        train_rows=len(rows),
+        eval_rows=0,
+        rejected_rows=0,
+        leaked_rows=0,
+        held=rows,
+    )
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place, "stage")
+        trained, result = train(
+            spec,
+            engine,
+            accelerator,
+            family,
+            model,
+            data,
+            directory,
+            Path(place, "scratch"),
+            CheckpointStore(uri=str(Path(place, "checkpoints")), fingerprint="benchmark"),
+            publish=lambda _: None,
+            require=lambda: None,
+            tell=lambda _: None,
+            trackers=TrackerFiles((), Path(place, "logs"), str(Path(place, "logs"))),
+        )
+        lines = (directory / "train" / "history.jsonl").read_text().splitlines()
+    assert result is not None  # noqa: S101
+    return result, trained, [json.loads(line) for line in lines]
+
+
+def _measure_job(
+    family: Ernie45VL, model: Any, spec: JobSpec, accelerator: Accelerator, rows: list[Row]
+) -> dict[str, float]:
+    """Of the train stage: its first window of steps is not counted."""
+    result, _, history = train_stage(spec, accelerator, family, model, rows)
+    windows = history[1:]
+    each = [window["tokens_per_second"] for window in windows]
+    return {
+        "tokens_per_second": statistics.median(each),
+        "slowest": min(each),
+        "fastest": max(each),
+        "tokens_a_step": round(result.tokens / result.steps),
+        "data_wait_share": round(statistics.mean(w["data_wait_share"] for w in windows), 4),
+        "workers": spec.train.dataloader_num_workers,
+        "peak_gib": round(result.peak_memory_bytes / 2**30, 2),
+        "first_loss": round(result.first_loss, 4),
+        "last_loss": round(result.final_loss, 4),
     }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
-from job.families.base import Family, RowSize, Step
+from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_dtype
+from job.families.base import BY_BOUNDS, Family, RowSize, Step
 from job.sizes import GIB, adapter_parameters
 from job.spec.types import JobSpec
 
@@ -89,7 +89,7 @@ def estimate(
     """
     full = spec.lora.method == "full"
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
-    autocast = resolve_autocast(spec.model, accelerator)
+    autocast = resolve_autocast(spec.model, spec.lora, accelerator)
     on_gpu = accelerator.kind != "cpu"
     weights = weight_bytes(family, model, dtype.itemsize)
     if full:
@@ -102,21 +102,27 @@ def estimate(
         targets = family.lora_targets(model, spec.lora)
         trained = {*targets.modules, *targets.parameters}
         count = sum(adapter_parameters(model, group, spec.lora.r) for group in targets.groups)
-    experts, attention = spec.model.experts_implementation, spec.model.attn_implementation
+    width = BF16 if autocast else dtype.itemsize
+    experts = spec.model.experts_implementation
+    attention: str = spec.model.attn_implementation
+    if attention == "auto":
+        by_bounds = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
+        attention = BY_BOUNDS if by_bounds else "sdpa"
     saved = family.saved(
         model.config,
         trained,
         rows,
         Step(
-            width=BF16 if autocast else dtype.itemsize,
+            width=width,
             autocast=autocast,
             packed=spec.train.padding_free,
             checkpointing=spec.train.gradient_checkpointing,
-            attention="sdpa" if attention == "auto" else attention,
+            attention=attention,
             experts=(family.experts_on_gpu if on_gpu else "eager")
             if experts == "auto"
             else experts,
             rank=0 if full else spec.lora.r,
+            own_layers=is_plain(spec.lora),
             dropout=0 if not spec.lora.lora_dropout else 1 if on_gpu else FP32,
         ),
     )

@@ -12,7 +12,7 @@ def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine
     return TransformersEngine(
         model=model,
         dtype=resolve_dtype(model, lora, accelerator),
-        autocast=resolve_autocast(model, accelerator),
+        autocast=resolve_autocast(model, lora, accelerator),
         device=accelerator.device,
     )
 

@@ -35,6 +35,9 @@ class Engine(Protocol):
     def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
         """The family's architecture with seeded random weights."""
 
+    def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
+        """A model in hand as `load` gives it: frozen, with the experts that the spec names."""
+
     def attach_adapter(
         self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
     ) -> "PeftModel":

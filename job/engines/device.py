@@ -101,9 +101,20 @@ def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) ->
     return torch.float32 if accelerator.kind == "cpu" or lora.method == "full" else torch.bfloat16
 
 
-def resolve_autocast(model: ModelSpec, accelerator: Accelerator) -> bool:
-    """Whether training computes in bf16: on a GPU, unless the spec asks for another dtype."""
-    return accelerator.kind != "cpu" and model.dtype in ("auto", "bfloat16")
+def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> bool:
+    """Whether training computes in bf16 whatever the dtype of what it multiplies.
+
+    On a GPU, unless the spec asks for another dtype. Where an adapter is all that is trained, and
+    its layers compute in their base's bf16 (`job.engines.low_rank`), nothing needs it.
+    """
+    if accelerator.kind == "cpu" or model.dtype not in ("auto", "bfloat16"):
+        return False
+    return lora.method == "full" or not is_plain(lora)
+
+
+def is_plain(lora: LoraSpec) -> bool:
+    """Whether the adapter is two matrices a layer and nothing else."""
+    return not lora.use_dora and not lora.lora_dropout
 
 
 def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:

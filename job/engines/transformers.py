@@ -24,19 +24,21 @@ class TransformersEngine:
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
         model = family.load(dtype=dtype or self.dtype, device=self.device, **self._attention())
-        return self._prepared(model, family)
+        return self.prepare(model, family)
 
     def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
         model = family.initialise(
             seed=seed, dtype=self.dtype, device=self.device, **self._attention()
         )
-        return self._prepared(model, family)
+        return self.prepare(model, family)
 
     def attach_adapter(
         self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
     ) -> "PeftModel":
         import torch
         from peft import LoraConfig, TaskType, get_peft_model
+
+        from job.engines.low_rank import use_low_rank_layers
 
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
@@ -52,7 +54,9 @@ class TransformersEngine:
         # Drawn on the CPU whatever the device, so that a seed means one adapter.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
+        use_low_rank_layers(adapted)
+        return adapted
 
     def load_adapter(self, model: "PreTrainedModel", directory: Path) -> "PeftModel":
         from peft import PeftModel
@@ -68,7 +72,7 @@ class TransformersEngine:
         chosen = self.model.attn_implementation
         return {"attn_implementation": "sdpa" if chosen == "auto" else chosen}
 
-    def _prepared(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
+    def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
         chosen: str = self.model.experts_implementation
         if chosen == "auto":
             # One grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.

@@ -25,6 +25,9 @@ Layout = Literal["vllm", "transformers"]
 SORTED_EXPERTS = "sorted_grouped_mm"
 """This project's own implementation of routed experts, by its name among those of Transformers."""
 
+BY_BOUNDS = "by_bounds"
+"""PyTorch's attention for sequences of unequal length, beside the names that a spec may choose."""
+
 Batch = dict[str, "torch.Tensor"]
 
 
@@ -106,6 +109,8 @@ class Step:
     experts: str
     rank: int
     """Of the adapter; 0 where the weights are trained themselves."""
+    own_layers: bool
+    """Whether the adapter's layers are this project's, which copy nothing; else PEFT's."""
     dropout: int = 0
     """Bytes that dropout notes for each element: 1 on a GPU, on a CPU an element's own."""
 
@@ -280,8 +285,11 @@ class Family(Protocol):
         """
 
     @staticmethod
-    def use_packed_step(model: "PreTrainedModel") -> None:
-        """Lets the model take the batches of `pack` too; its weights and their names stay."""
+    def use_packed_step(model: "PreTrainedModel", *, by_bounds: bool = True) -> None:
+        """Lets the model take the batches of `pack` too; its weights and their names stay.
+
+        `by_bounds`: attention by a kernel for sequences of unequal length, where there is one.
+        """
 
     def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
         """A generation batch: left-padded, without labels."""

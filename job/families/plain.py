@@ -246,7 +246,7 @@ class PlainFamily:
         model.set_experts_implementation(name)
 
     @staticmethod
-    def use_packed_step(model: "PreTrainedModel") -> None:
+    def use_packed_step(model: "PreTrainedModel", *, by_bounds: bool = True) -> None:
         raise NotImplementedError("the family has no packed step")
 
     @property

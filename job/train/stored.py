@@ -24,11 +24,22 @@ def finish(spec: JobSpec, family: Family, trainer: "Trainer", directory: Path | 
         if directory is not None:
             _store_weights(spec, family, model, state, directory)
         return None
-    # Autocast ends with training: what is compared with the stored weights computes as they do.
-    model = trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    model = without_autocast(trainer.accelerator.unwrap_model(model))
     if directory is not None:
         _store_weights(spec, family, model, None, directory)
     return model.eval()
+
+
+def without_autocast(model: Any) -> Any:
+    """The model with its class's own `forward` again, in place of accelerate's around it.
+
+    Autocast ends with training: what is compared with the stored weights computes as they do.
+    Accelerate's own way back goes too far where `forward` is decorated, as those of Transformers
+    are: it takes their decorators off too, and the model no longer generates.
+    """
+    for name in ("forward", "_original_forward"):
+        vars(model).pop(name, None)
+    return model
 
 
 def _store_weights(

@@ -123,7 +123,7 @@ def train(
 
     padding_free = spec.train.padding_free and family.packs
     if padding_free:
-        family.use_packed_step(model)
+        family.use_packed_step(model, by_bounds=spec.model.attn_implementation == "auto")
     elif spec.train.padding_free:
         log.info("rows are padded: the model's family has no padding-free step", family=family.name)
     targets: dict[str, int] = {}

@@ -15,7 +15,7 @@ from job.errors import DataError, SpecError
 from job.families import chat
 from job.families.base import IGNORED
 from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, attention
-from job.families.ernie45_vl.pixels import patches
+from job.families.ernie45_vl.pixels import normalised, patches, scale
 from job.families.ernie45_vl.positions import rope_positions
 from job.families.ernie45_vl.tiny import build
 from job.prep.images import decode, inspect
@@ -273,7 +273,8 @@ def test_patches_equal_those_of_the_image_processor(family: Ernie45VL) -> None:
     expected = processor(images=images, return_tensors="pt")
     found, grids = patches(images, processor)
     assert grids == [tuple(grid) for grid in expected["image_grid_thw"].tolist()]
-    assert torch.equal(found, expected["pixel_values"])
+    assert found.dtype == torch.uint8
+    assert torch.equal(normalised(found, *scale(processor)), expected["pixel_values"])
 
 
 def test_vision_indices_change_nothing(family: Ernie45VL, model: Any) -> None:

@@ -143,12 +143,12 @@ def test_a_model_without_experts_is_prepared_for_a_gpu_and_has_no_choice_of_thei
     model: Any, family: Family, spec: JobSpec
 ) -> None:
     engine = cast(TransformersEngine, engines.create(spec.model, spec.lora, CPU))
-    replace(engine, device=torch.device("cuda"))._prepared(model, family)
+    replace(engine, device=torch.device("cuda")).prepare(model, family)
     asked = replace(spec.model, experts_implementation="grouped_mm")
     ernies = replace(spec.model, experts_implementation="sorted_grouped_mm")
     for chosen in (asked, ernies):
         with pytest.raises(SpecError, match="is not for this model"):
-            replace(engine, model=chosen)._prepared(model, family)
+            replace(engine, model=chosen).prepare(model, family)
 
 
 # --- rows -----------------------------------------------------------------------------------

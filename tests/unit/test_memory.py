@@ -14,6 +14,7 @@ from PIL import Image
 
 from job import families, memory
 from job.engines.device import Accelerator
+from job.engines.low_rank import use_low_rank_layers
 from job.families.base import SORTED_EXPERTS, RowSize, Saved, Step
 from job.families.ernie45_vl import Ernie45VL
 from job.memory import OPTIMIZER, weight_bytes
@@ -88,6 +89,10 @@ class Case:
     adapt_experts: bool = False
     dropout: float = 0
 
+    @property
+    def own_layers(self) -> bool:
+        return not self.dropout and not self.autocast
+
 
 CASES = {
     "rows of unequal length": Case(rows=UNEQUAL),
@@ -102,6 +107,8 @@ CASES = {
     "attention alone adapted": Case(rows=UNEQUAL, targets=ATTENTION),
     "the tower alone adapted": Case(rows=UNEQUAL, targets=("fc1", "fc2")),
     "routed experts adapted": Case(rows=UNEQUAL, adapt_experts=True),
+    "sorted experts adapted": Case(rows=UNEQUAL, adapt_experts=True, experts=SORTED_EXPERTS),
+    "bf16 weights, sorted experts": Case(rows=LARGE, dtype=torch.bfloat16, experts=SORTED_EXPERTS),
     "dropout": Case(rows=UNEQUAL, dropout=0.1),
     "all weights trained": Case(rows=UNEQUAL, method="full"),
     "bf16 weights": Case(rows=LARGE, dtype=torch.bfloat16),
@@ -137,6 +144,8 @@ def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]
                 target_parameters=list(targets.parameters) or None,
             ),
         )
+        if case.own_layers:
+            use_low_rank_layers(model)
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     known = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
@@ -193,6 +202,7 @@ def estimated(family: Ernie45VL, spec: JobSpec, case: Case) -> Saved:
         Step(
             width=case.dtype.itemsize,
             autocast=case.autocast,
+            own_layers=case.own_layers,
             packed=case.packed,
             checkpointing=case.checkpointing,
             attention=case.attention,

@@ -303,10 +303,10 @@ class Ernie45VL:
         model.set_experts_implementation(name)
 
     @staticmethod
-    def use_packed_step(model: "PreTrainedModel") -> None:
+    def use_packed_step(model: "PreTrainedModel", *, by_bounds: bool = True) -> None:
         from job.families.ernie45_vl.packed.model import use_packed_step
 
-        use_packed_step(model)
+        use_packed_step(model, by_bounds=by_bounds)
 
     def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
         from job.families.ernie45_vl.collate import collate_prompts

@@ -8,7 +8,7 @@ from torch.nn.functional import pad
 
 from job.families import padding
 from job.families.base import Batch, Encoded
-from job.families.ernie45_vl.pixels import Grid, patches
+from job.families.ernie45_vl.pixels import Grid, normalised, patches, scale
 from job.families.ernie45_vl.positions import rope_positions
 from job.prep.images import decode
 
@@ -52,7 +52,8 @@ def _add_images(
     images = [decode(image) for row in rows for image in row.images]
     if not images:
         return []
-    batch["pixel_values"], grids = patches(images, processor.image_processor)
+    found, grids = patches(images, processor.image_processor)
+    batch["pixel_values"] = normalised(found, *scale(processor.image_processor))
     batch["image_grid_thw"] = torch.tensor(grids)  # (images, 3)
     return grids
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from job.families.base import RowSize, Saved, Step
+from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
 from job.families.ernie45_vl.packed.loss import CHUNK
 
 FP32, INDEX = 4, 8
@@ -105,7 +105,8 @@ class _Walk:
             self._keep("attention", 5 * count * wide)
             self._probabilities(heads * sum(n * n for n in self.patches))
             return False
-        grid = len(self.patches) * max(self.patches)
+        whole = self.step.attention == BY_BOUNDS  # never a grid
+        grid = count if whole else len(self.patches) * max(self.patches)
         padded = grid != count  # images of unequal sizes: copies in a padded grid
         if self.step.packed or not padded:
             # Query and key after their rotation; the value is a view of all three before it.
@@ -145,8 +146,9 @@ class _Walk:
         text, step = self.text, self.step
         head = _head_dim(text)
         queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-        grid = len(self.rows) * self.longest
-        padded = grid != sum(row.tokens for row in self.rows)
+        tokens = sum(row.tokens for row in self.rows)
+        grid = tokens if step.attention == BY_BOUNDS else len(self.rows) * self.longest
+        padded = grid != tokens
         if step.attention == "eager":
             self._probabilities(text.num_attention_heads * len(self.rows) * self.longest**2)
             self._keep("attention", 3 * grid * queries)  # keys and values repeated for all heads
@@ -179,15 +181,19 @@ class _Walk:
             self.live = self.live or up or down
             self._keep("activations", count * (text.moe_num_experts + 3 * chosen), FP32)  # routing
             self._keep("activations", 3 * copies, INDEX)  # which copy goes where, and back
-            # Gate and up in one tensor; the activated gate; the output, by which the router learns.
-            self._keep("activations", copies * (3 * inner + wide))
+            own = step.experts == SORTED_EXPERTS
+            # Gate and up in one tensor, and the activated gate; then what the router learns by:
+            # the product of both, or what comes out.
+            self._keep("activations", copies * (4 * inner if own else 3 * inner + wide))
             if step.experts == "eager":  # adding up keeps what it adds
                 self._keep("activations", copies * wide)
             weights = text.moe_num_experts * wide * inner
             for on, inputs, size in ((up, wide, 2 * weights), (down, inner, weights)):
                 if on:
                     self._keep("activations", copies * inputs)
-                    if step.rank:  # PEFT adds the product to a copy of all experts' weights
+                    if step.rank and own:
+                        self._keep("activations", copies * step.rank)
+                    elif step.rank:  # PEFT adds the product to a copy of all experts' weights
                         self._keep("activations", size)
 
     def _gated_mlp(self, name: str, inner: int) -> None:
@@ -252,8 +258,9 @@ class _Walk:
         if not trained:
             return
         self.live = True
-        # An adapter is fp32. Where autocast does not bring its input back, that is cast to it.
-        width = FP32 if step.rank and not step.autocast else step.width
+        # PEFT's adapter is fp32. Where autocast does not bring its input back, that is cast to it.
+        by_peft = step.rank and not step.own_layers
+        width = FP32 if by_peft and not step.autocast else step.width
         apart = step.autocast or step.dropout > 0 or width != step.width
         self._keep("activations", (trained if apart else not held) * tokens * wide, width)
         self._keep("activations", trained * tokens * step.rank, width)  # between its two matrices

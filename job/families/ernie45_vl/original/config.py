@@ -11,6 +11,9 @@ ARCHITECTURE = "Ernie4_5_VLMoeForConditionalGeneration"
 NATIVE_MODEL_TYPE = "ernie4_5_vl_moe"
 
 # The same name and meaning in `text_config` and in the flat form.
+MROPE_SECTION = [22, 22, 20]
+"""Of the published checkpoints, and of Transformers where a configuration names none."""
+
 _TEXT = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
@@ -32,6 +35,7 @@ def to_flat(config: dict[str, Any]) -> dict[str, Any]:
     """The flat form of a nested config; `dtype` and `auto_map` are the caller's."""
     text, vision = config["text_config"], config["vision_config"]
     rope = text["rope_parameters"]
+    section = list(rope.get("mrope_section", MROPE_SECTION))
     sparse = [i for i, kind in enumerate(text["mlp_layer_types"]) if kind == "sparse"]
     interval = _interval(sparse, len(text["mlp_layer_types"]))
     return {
@@ -43,8 +47,8 @@ def to_flat(config: dict[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": config.get("tie_word_embeddings", True),
         "rope_3d": True,
         "rope_theta": rope["rope_theta"],
-        "rope_scaling": {"type": "default", "mrope_section": list(rope["mrope_section"])},
-        "freq_allocation": rope["mrope_section"][-1],
+        "rope_scaling": {"type": "default", "mrope_section": section},
+        "freq_allocation": section[-1],
         "use_moe": True,
         "moe_gate": "topk",
         "moe_use_aux_free": True,
@@ -79,7 +83,7 @@ def to_nested(flat: dict[str, Any]) -> dict[str, Any]:
     first = min(flat["moe_layer_start_index"])
     last = max(flat.get("moe_layer_end_index", [layers - 1]))
     interval = flat.get("moe_layer_interval", 1)
-    section = (flat.get("rope_scaling") or {}).get("mrope_section", [22, 22, 20])
+    section = (flat.get("rope_scaling") or {}).get("mrope_section", MROPE_SECTION)
     dtype = flat.get("dtype", flat.get("torch_dtype"))
     return {
         "architectures": [ARCHITECTURE],

@@ -9,7 +9,7 @@ from job.families.base import IGNORED, Batch, Encoded
 from job.families.ernie45_vl.collate import patch_places
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.segments import Segments
-from job.families.ernie45_vl.pixels import Grid, patches
+from job.families.ernie45_vl.pixels import Grid, patches, scale
 from job.families.ernie45_vl.positions import rope_positions
 from job.prep.images import decode
 
@@ -22,8 +22,8 @@ def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch
 
     `input_ids` (1, T), `position_ids` (3, 1, T), the places of each row's tokens, `supervised`
     (S,) with the `targets` (S,) that the hidden states there foretell, the tokens of either
-    modality, and where there are images `pixel_values` (patches, 588), each patch's row and column
-    and the places of patches and image tokens.
+    modality, and where there are images their `pixels` (patches, 588) as bytes, `pixel_mean` and
+    `pixel_std` (588,), every patch's row and column, and the places of patches and image tokens.
     """
     ids = torch.tensor([token for row in rows for token in row.input_ids])  # (T,)
     # Each row's first label is foretold by nothing.
@@ -42,6 +42,7 @@ def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch
         "targets": labels[supervised],
         "row_places": segments.places,
         "row_real": segments.real,
+        "row_bounds": segments.bounds,
         "text_tokens": modalities.text,
         "vision_tokens": modalities.vision,
         "token_order": modalities.order,
@@ -50,9 +51,11 @@ def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch
     pictures = [decode(picture) for row in rows for picture in row.images]
     grids: list[Grid] = []
     if pictures:
-        batch["pixel_values"], grids = patches(pictures, processor.image_processor)
+        batch["pixels"], grids = patches(pictures, processor.image_processor)
+        batch["pixel_mean"], batch["pixel_std"] = scale(processor.image_processor)
         places = Segments.of([height * width for _, height, width in grids])
-        batch["patch_places"], batch["patch_real"] = places
+        batch["patch_places"], batch["patch_real"] = places.places, places.real
+        batch["patch_bounds"] = places.bounds
         batch["patch_position_ids"] = patch_places(grids, merge)
         batch["image_places"] = image.nonzero()[:, 0]
     positions = rope_positions(

@@ -8,6 +8,7 @@ the backward pass.
 from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lora import ParamWrapper
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import _grouped_mm as grouped_mm  # with a way for every dtype
 
@@ -32,6 +33,49 @@ class Modalities(NamedTuple):
         return cls(text=text, vision=seen, order=torch.cat([text, seen]).argsort())
 
 
+class Adapter(NamedTuple):
+    """LoRA on one matrix of each of E experts, as PEFT keeps it: two matrices for all of them."""
+
+    down: torch.Tensor
+    """(E·r, in): one expert after another."""
+    up: torch.Tensor
+    """(out, r·E): the experts' columns take turns."""
+    scaling: float
+    experts: int
+
+    def in_dtype(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """(E, in, r) and (E, r, out), scaled."""
+        down = self.down.to(dtype).unflatten(0, (self.experts, -1)).transpose(1, 2)
+        up = self.up.unflatten(1, (-1, self.experts)).permute(2, 1, 0) * self.scaling
+        return down, up.to(dtype).contiguous()
+
+
+Adapters = dict[str, Adapter]
+"""By the name of the parameter that is adapted."""
+
+
+def adapters_of(experts: Any) -> Adapters:
+    """What a job's adapter adds to routed experts; nothing where their own way is to be taken.
+
+    PEFT would add the product of each pair to a copy of all experts' weights, and keep that copy
+    for the backward pass.
+    """
+    found: Adapters = {}
+    layer = experts
+    while isinstance(layer, ParamWrapper):
+        if layer.disable_adapters or layer.merged or len(layer.lora_A) != 1:
+            return {}
+        (name,) = layer.lora_A
+        found[layer.parameter_name] = Adapter(
+            layer.lora_A[name].weight,
+            layer.lora_B[name].weight,
+            layer.scaling[name],
+            layer.num_experts,
+        )
+        layer = layer.base_layer
+    return found if layer.config._experts_implementation == SORTED_EXPERTS else {}
+
+
 def moe(
     block: Any, hidden: torch.Tensor, modalities: Modalities
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,12 +88,21 @@ def moe(
         if len(places):
             tokens = take(hidden, places)
             routed, weights, chosen = sparse.gate(tokens)
-            outputs.append(sparse.experts(tokens, chosen, weights))
+            outputs.append(_experts(sparse.experts, tokens, chosen, weights))
             logits.append(routed)
     output = take(torch.cat(outputs), modalities.order)
     if block.shared_experts is not None:
         output = output + block.shared_experts(hidden)
     return output, take(torch.cat(logits), modalities.order)
+
+
+def _experts(
+    experts: Any, tokens: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    adapters = adapters_of(experts)
+    if not adapters:
+        return experts(tokens, chosen, weights)
+    return sorted_experts(experts.get_base_layer(), tokens, chosen, weights, adapters)
 
 
 def register() -> None:
@@ -58,12 +111,16 @@ def register() -> None:
 
 
 def sorted_experts(
-    module: Any, tokens: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    module: Any,
+    tokens: torch.Tensor,
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    adapters: Adapters | None = None,
 ) -> torch.Tensor:
     """The chosen experts' weighted sum, (T, H), of `tokens` (T, H).
 
-    `chosen` and `weights` are (T, k). Gathering the k copies of a token has a sum over k as its
-    gradient, not an atomic addition.
+    `chosen` and `weights` are (T, k). A token's weight for an expert is applied in the middle of
+    that, where rows are narrowest: what comes out need not be kept for the weight's gradient.
     """
     count, k = chosen.shape
     by_expert, order = chosen.flatten().sort()  # (T·k,): copy i of token t is at t·k + i
@@ -71,27 +128,58 @@ def sorted_experts(
     kind = torch.float if tokens.device.type == "cpu" else torch.int
     load = torch.histc(by_expert.to(kind), bins=module.num_experts, max=module.num_experts - 1)
     ends = load.cumsum(0, dtype=torch.int32)
+    rows = torch.arange(count * k, device=order.device)
+    places = torch.empty_like(order).index_copy_(0, order, rows)  # of copies in their new order
 
-    gate_up, down = module.gate_up_proj, module.down_proj  # (E, 2·I, H), (E, H, I)
-    copies = _Copies.apply(tokens.to(gate_up.dtype), order, k)
-    gate, up = grouped_mm(copies, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-    out = grouped_mm(module.act_fn(gate) * up, down.transpose(1, 2), offs=ends)  # (T·k, H)
-    out = out * take(weights.flatten(), order)[:, None]
-    room = torch.empty_like(out).index_copy_(0, order, out)  # which fills all of it
-    return room.view(count, k, -1).sum(1).to(tokens.dtype)
+    def project(name: str, copies: torch.Tensor) -> torch.Tensor:
+        """(T·k, in) to (T·k, out), each row by its expert's matrix."""
+        weight = getattr(module, name)  # (E, out, in)
+        out = grouped_mm(copies, weight.transpose(1, 2), offs=ends)
+        if adapters is None or name not in adapters:
+            return out
+        down, up = adapters[name].in_dtype(weight.dtype)
+        return out + grouped_mm(grouped_mm(copies, down, offs=ends), up, offs=ends)
+
+    copies = _Copies.apply(tokens.to(module.gate_up_proj.dtype), order, places, k)
+    gate, up = project("gate_up_proj", copies).chunk(2, dim=-1)
+    share = take(weights.flatten(), order)[:, None]
+    out = project("down_proj", module.act_fn(gate) * up * share)
+    return _Sums.apply(out, order, places, k).to(tokens.dtype)
 
 
 class _Copies(torch.autograd.Function):
-    """(T, H) to (T·k, H): row j is the token of copy `order[j]`."""
+    """(T, H) to (T·k, H): row j is the token of copy `order[j]`. Its gradient is a sum over k."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-        ctx.save_for_backward(order)
+    def forward(
+        ctx: Any, tokens: torch.Tensor, order: torch.Tensor, places: torch.Tensor, k: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(places)
         ctx.k = k
         return tokens.index_select(0, order // k)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (places,) = ctx.saved_tensors
+        return _summed(grad, places, ctx.k), None, None, None
+
+
+class _Sums(torch.autograd.Function):
+    """(T·k, H) to (T, H): the sum of each token's copies. Its gradient is those copies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, copies: torch.Tensor, order: torch.Tensor, places: torch.Tensor, k: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(order)
+        ctx.k = k
+        return _summed(copies, places, k)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (order,) = ctx.saved_tensors
-        room = torch.empty_like(grad).index_copy_(0, order, grad)
-        return room.view(-1, ctx.k, grad.shape[-1]).sum(1), None, None
+        return grad.index_select(0, order // ctx.k), None, None, None
+
+
+def _summed(copies: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:
+    return copies.index_select(0, places).unflatten(0, (-1, k)).sum(1)

@@ -11,10 +11,14 @@ from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
 from job.families.ernie45_vl.packed.loss import supervised_loss
 from job.families.ernie45_vl.packed.segments import Segments, take
+from job.families.ernie45_vl.pixels import normalised
 
 
 class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
     """Takes batches of `packed.batch.pack`; given any other it is its parent."""
+
+    by_bounds: bool
+    """Whether attention may take the kernel for sequences of unequal length."""
 
     # Generation reads the names of arguments.
     @functools.wraps(native.Ernie4_5_VLMoeForConditionalGeneration.forward)
@@ -40,14 +44,14 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         """Normed hidden states (T, H), and each sparse layer's router logits (T, experts)."""
         text = self.model.language_model
         hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
-        if "pixel_values" in batch:
+        if "pixels" in batch:
             pictures = self._pictures(batch).to(hidden.dtype)
             hidden = hidden.index_copy(0, batch["image_places"], pictures)
         elif isinstance(self.model.vision_tower.blocks[0], FSDPModule):
             # In shares, weights are gathered by all processes or by none.
             hidden = hidden + 0 * self._pictures(self._blank(hidden.device)).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D)
-        segments = Segments(batch["row_places"], batch["row_real"])
+        segments = self._segments(batch, "row")
         modalities = Modalities(batch["text_tokens"], batch["vision_tokens"], batch["token_order"])
         routed = []
         for layer in text.layers:
@@ -58,27 +62,34 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
                 routed.append(logits)
         return text.norm(hidden), tuple(routed)
 
+    def _segments(self, batch: Any, of: str) -> Segments:
+        places, real, bounds = (batch[f"{of}_{part}"] for part in ("places", "real", "bounds"))
+        return Segments(places, real, bounds, by_bounds=self.by_bounds)
+
     def _blank(self, device: torch.device) -> Any:
         """What a batch has of its pictures, for one of a single token."""
         vision = self.config.vision_config
         count = vision.spatial_merge_size**2
         places = torch.arange(count, device=device)
         side = vision.spatial_merge_size
+        area = vision.in_channels * vision.patch_size**2
         return {
-            "pixel_values": torch.zeros(
-                count, vision.in_channels * vision.patch_size**2, device=device
-            ),
+            "pixels": torch.zeros(count, area, dtype=torch.uint8, device=device),
+            "pixel_mean": torch.zeros(area, device=device),
+            "pixel_std": torch.ones(area, device=device),
             "patch_position_ids": torch.stack([places // side, places % side], dim=1),
             "patch_places": places,
             "patch_real": torch.ones(1, count, dtype=torch.bool, device=device),
+            "patch_bounds": torch.tensor([0, count], dtype=torch.int32, device=device),
         }
 
     def _pictures(self, batch: Any) -> torch.Tensor:
         """The embeddings of all image tokens in order, (image tokens, H)."""
         tower, resampler = self.model.vision_tower, self.model.resampler_model
-        hidden = tower.patch_embed(batch["pixel_values"])  # (patches, vision H)
+        pixels = normalised(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
+        hidden = tower.patch_embed(pixels)  # (patches, vision H)
         rotary = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])
-        segments = Segments(batch["patch_places"], batch["patch_real"])
+        segments = self._segments(batch, "patch")
         for block in tower.blocks:
             hidden = block(hidden, position_embeddings=rotary, segments=segments)
         hidden = tower.ln(hidden).view(-1, resampler.spatial_dim)
@@ -88,7 +99,8 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         return resampler.after_norm(resampler.mlp(hidden))
 
 
-def use_packed_step(model: Any) -> None:
+def use_packed_step(model: Any, *, by_bounds: bool = True) -> None:
     """Lets a native model take packed batches too; its weights and their names stay."""
     model.__class__ = PackedErnie
+    model.by_bounds = by_bounds
     use_packed_layers(model)

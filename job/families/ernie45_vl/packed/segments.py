@@ -1,9 +1,17 @@
 """Sequences of unequal length, one after another, and attention within each of them."""
 
+import inspect
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+_attend: Any = varlen_attn
+# Torch 2.11 takes fewer heads of keys without a word; later ones want to be told.
+_FEWER_KEYS = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 
 
 class Segments(NamedTuple):
@@ -13,13 +21,18 @@ class Segments(NamedTuple):
     """(T,): each token's place in the flattened grid, rising."""
     real: torch.Tensor
     """(N, L): whether a place holds a token."""
+    bounds: torch.Tensor
+    """(N + 1,), int32: where each sequence begins among the T tokens, and the end of the last."""
+    by_bounds: bool = True
+    """Whether attention may use the boundaries alone, where it has a kernel that does."""
 
     @classmethod
     def of(cls, lengths: list[int]) -> "Segments":
         """On the host, from the lengths of the N sequences."""
-        longest = max(lengths)
-        real = torch.arange(longest) < torch.tensor(lengths)[:, None]
-        return cls(places=real.flatten().nonzero()[:, 0], real=real)
+        counts = torch.tensor(lengths)
+        real = torch.arange(max(lengths)) < counts[:, None]
+        bounds = pad(counts.cumsum(0), (1, 0)).int()
+        return cls(places=real.flatten().nonzero()[:, 0], real=real, bounds=bounds)
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
         """(T, H, D) to (N, H, L, D), zeros where no token is."""
@@ -48,9 +61,23 @@ def attention(
 ) -> torch.Tensor:
     """Attention within each sequence: (T, H, D) from (T, H, D) and keys of as many or fewer heads.
 
-    Padding stands behind the tokens of its row, where causal attention never looks; without
-    causality it is masked.
+    On a GPU by one kernel that takes the boundaries. Elsewhere in a grid: padding stands behind the
+    tokens of its row, where causal attention never looks; without causality it is masked.
     """
+    if segments.by_bounds and _takes_boundaries(query):
+        longest = segments.real.shape[1]
+        return _attend(
+            query,
+            key,
+            value,
+            segments.bounds,
+            segments.bounds,
+            longest,
+            longest,
+            scale=scale,
+            window_size=(-1, 0) if causal else (-1, -1),
+            **(_FEWER_KEYS if query.shape[1] != key.shape[1] else {}),
+        )
     q, k, v = (segments.pad(tensor) for tensor in (query, key, value))  # (N, H, L, D)
     whole = len(query) == segments.real.numel()
     out = scaled_dot_product_attention(
@@ -63,6 +90,15 @@ def attention(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return segments.pack(out)
+
+
+def _takes_boundaries(query: torch.Tensor) -> bool:
+    """Whether PyTorch's kernel for sequences of unequal length can be used."""
+    return (
+        query.is_cuda
+        and torch.version.hip is None  # where it has not been tried
+        and query.dtype in (torch.bfloat16, torch.float16)
+    )
 
 
 def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,104 @@
+"""What a training step has to compute, and how near to the device's own speed it comes."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from job.families.base import Encoded
+
+SIDE = 8192
+"""Of the square matrices by whose product the device's speed is measured."""
+SHOWN = 40
+
+
+def of(
+    config: Any,
+    family: Any,
+    rows: Sequence[Encoded],
+    device: torch.device,
+    measured: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    """The operations of a LoRA step for each token; on a GPU each way's share of its speed.
+
+    Adds `mfu` to the ways: of the speed of a large bf16 product, measured here and now.
+    """
+    operations = flops(config, family, rows) / sum(len(row.input_ids) for row in rows)
+    found: dict[str, Any] = {"gflop_a_token": round(operations / 1e9, 2)}
+    if device.type != "cuda":
+        return found
+    peak = product_speed(device)
+    for way in measured.values():
+        way["mfu"] = round(way["tokens_per_second"] * operations / peak, 3)
+    return {**found, "bf16_product_tflops": round(peak / 1e12)}
+
+
+def flops(config: Any, family: Any, rows: Sequence[Encoded]) -> float:
+    """Operations of a LoRA step over the rows.
+
+    Twice the weights that a token meets, forwards, and the same again for its gradient; frozen
+    weights have none. What attention and the adapters compute is left out: less than 3%.
+    """
+    text, vision = config.text_config, config.vision_config
+    wide = text.hidden_size
+    head = getattr(text, "head_dim", None) or wide // text.num_attention_heads
+    attention = wide * head * 2 * (text.num_attention_heads + text.num_key_value_heads)
+    sparse = sum(kind == "sparse" for kind in text.mlp_layer_types)
+    dense = len(text.mlp_layer_types) - sparse
+    shared = 3 * wide * text.moe_intermediate_size[0] * text.moe_num_shared_experts
+    common = (
+        (sparse + dense) * attention
+        + dense * 3 * wide * text.intermediate_size
+        + sparse * (shared + wide * text.moe_num_experts)
+    )
+    routed = [sparse * text.moe_k * 3 * wide * inner for inner in text.moe_intermediate_size]
+    block = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+    joined = vision.hidden_size * vision.spatial_merge_size**2
+    resampler = joined * joined * 5 + joined * wide  # two, and two after the double width
+    total = 0.0
+    for row in rows:
+        size = family.row_size(row)
+        seen, patches = size.image_tokens, sum(size.patches)
+        total += (size.tokens - seen) * (common + routed[0]) + seen * (common + routed[1])
+        total += size.trained * wide * text.vocab_size
+        total += patches * vision.depth * block
+        total += patches / vision.spatial_merge_size**2 * resampler
+    return 4 * total
+
+
+def product_speed(device: torch.device) -> float:
+    """Operations a second of a large bf16 matrix product, the best of five."""
+    left, right = (torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        left @ right
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return float(2 * SIDE**3 / min(times[3:]))
+
+
+def write_profile(step: Callable[[], Any], path: Path) -> None:
+    """The kernels of one step by their time on the device, as JSON."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        step()
+        torch.cuda.synchronize()
+    events = [
+        e for e in profiled.key_averages() if e.self_device_time_total > 0 and "Cuda" not in e.key
+    ]
+    kernels = sorted(
+        (e for e in events if str(e.device_type).endswith("CUDA")),
+        key=lambda event: -event.self_device_time_total,
+    )
+    total = sum(event.self_device_time_total for event in kernels)
+    lines = [
+        {"ms": round(e.self_device_time_total / 1e3, 2), "calls": e.count, "kernel": e.key[:160]}
+        for e in kernels[:SHOWN]
+    ]
+    path.write_text(json.dumps({"device_ms": round(total / 1e3, 1), "kernels": lines}, indent=1))

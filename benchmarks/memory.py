@@ -1,0 +1,129 @@
+"""What training takes on a GPU, beside what `job plan` says that it will.
+
+    python -m benchmarks.memory --model 28b --layers 28
+
+Each configuration runs the product's train stage for a few steps, on the rows that need the most
+memory; weights are random, rows have the sizes of real formulas. The peak is what the allocator
+reserved, which is what a GPU lacks when it runs out.
+"""
+
+import argparse
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import record
+from benchmarks.training import SPEC, bound, formula_rows, random_model, train_stage
+from job.engines.device import Accelerator, detect
+from job.families.base import Family
+from job.memory import estimate
+from job.spec.load import load_spec
+from job.spec.types import JobSpec
+from job.train.fitting import largest
+
+STEPS, ROWS = 4, 192
+SETTINGS: dict[str, Any] = {
+    "lora.r": 8,
+    "lora.lora_alpha": 16,
+    "train.max_length": 2048,
+    "train.gradient_accumulation_steps": 1,
+    "train.max_steps": STEPS,
+    "train.logging_steps": 1,
+    "train.save_steps": 100,
+    "train.warmup_steps": 0,
+    "train.fit": "off",
+    "train.optim": "adamw_torch_fused",
+    "train.gradient_checkpointing": False,
+    "train.dataloader_num_workers": 2,
+}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "2 rows": {"train.per_device_train_batch_size": 2},
+    "16 rows": {"train.per_device_train_batch_size": 16},
+    "32 rows": {"train.per_device_train_batch_size": 32},
+    "64 rows, checkpointing": {
+        "train.per_device_train_batch_size": 64,
+        "train.gradient_checkpointing": True,
+    },
+    "16 rows, padded": {"train.per_device_train_batch_size": 16, "train.padding_free": False},
+    "8 rows, routed experts": {
+        "train.per_device_train_batch_size": 8,
+        "lora.finetune_experts": True,
+    },
+    "16 rows, language alone": {
+        "train.per_device_train_batch_size": 16,
+        "lora.finetune_vision_layers": False,
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=("tiny", "28b"), default="28b")
+    parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=list(CONFIGURATIONS))
+    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    arguments = parser.parse_args()
+    spec = settings({})
+    accelerator = detect(spec.runtime)
+    family = bound(spec)
+    model: Any = random_model(arguments.model, arguments.layers, family, accelerator.device)
+    native = type(model)
+    found = {}
+    for name in arguments.only:
+        spec = settings(CONFIGURATIONS[name])
+        found[name] = one(spec, accelerator, family, model)
+        print(name, json.dumps(found[name]), flush=True)
+        model.__class__ = native
+    record.write(
+        f"memory-{arguments.model}-{accelerator.kind}",
+        "benchmarks.memory",
+        accelerator.name,
+        {
+            "layers": model.config.text_config.num_hidden_layers,
+            "configurations": found,
+            "farthest_off": max((each["ratio"] for each in found.values()), key=off),
+        },
+        ("torch", "transformers", "peft"),
+        arguments.results,
+    )
+
+
+def off(ratio: float) -> float:
+    return abs(ratio - 1)
+
+
+def settings(more: dict[str, Any]) -> JobSpec:
+    overrides = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **more}.items()]
+    return load_spec(SPEC.read_text(), str(SPEC), overrides, environ={}).spec
+
+
+def one(spec: JobSpec, accelerator: Accelerator, family: Family, model: Any) -> dict[str, float]:
+    """Trains a few steps of the rows that need the most, and compares the peaks."""
+    encoded = [family.encode(row) for row in formula_rows(ROWS)]
+    sizes = [family.row_size(each) for each in encoded]
+    width = spec.train.per_device_train_batch_size
+    chosen = largest([s.tokens for s in sizes], [sum(s.patches) for s in sizes], width)[0]
+    planned = estimate(type(family), model, spec, [sizes[n] for n in chosen], accelerator)
+    assert planned is not None  # noqa: S101
+    rows = [row for number, row in enumerate(formula_rows(ROWS)) if number in set(chosen)]
+    spec = replace(spec, train=replace(spec.train, group_by_length=False))
+    result, trained, _ = train_stage(spec, accelerator, family, model, rows * STEPS)
+    trained.unload()
+    gc.collect()
+    torch.cuda.empty_cache()
+    measured = result.peak_memory_bytes
+    return {
+        "measured_gib": round(measured / 2**30, 2),
+        "planned_gib": round(planned.total / 2**30, 2),
+        "ratio": round(planned.total / measured, 3),
+        "tokens_a_pass": sum(sizes[n].tokens for n in chosen),
+        "patches_a_pass": sum(sum(sizes[n].patches) for n in chosen),
+    }
+
+
+if __name__ == "__main__":
+    main()
