@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import ParamWrapper
+from torch.nn.functional import pad
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import _grouped_mm as grouped_mm  # with a way for every dtype
 
@@ -33,6 +34,10 @@ class Modalities(NamedTuple):
         return cls(text=text, vision=seen, order=torch.cat([text, seen]).argsort())
 
 
+RANKS = 8
+"""A grouped product takes rows of whole 16 bytes: eight numbers in bf16."""
+
+
 class Adapter(NamedTuple):
     """LoRA on one matrix of each of E experts, as PEFT keeps it: two matrices for all of them."""
 
@@ -44,10 +49,37 @@ class Adapter(NamedTuple):
     experts: int
 
     def in_dtype(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """(E, in, r) and (E, r, out), scaled."""
-        down = self.down.to(dtype).unflatten(0, (self.experts, -1)).transpose(1, 2)
-        up = self.up.unflatten(1, (-1, self.experts)).permute(2, 1, 0) * self.scaling
-        return down, up.to(dtype).contiguous()
+        """(E, in, r) and (E, r, out), where r is filled up with zeros to what kernels take."""
+        down = self.down.to(dtype).unflatten(0, (self.experts, -1))  # (E, r, in)
+        up = by_expert(self.up.to(dtype), self.experts)
+        missing = -down.shape[1] % RANKS
+        if missing:
+            down, up = pad(down, (0, 0, 0, missing)), pad(up, (0, 0, 0, missing))
+        return down.transpose(1, 2), up
+
+
+@torch.library.custom_op("finetune_job::by_expert", mutates_args=())
+def by_expert(up: torch.Tensor, experts: int) -> torch.Tensor:
+    """(out, r·E), the experts' columns in turns, to (E, r, out) as it lies in memory.
+
+    An operation of its own, as the compiler would leave the matrix as it is and only look at it in
+    another way, which the grouped product refuses.
+    """
+    return (
+        up.unflatten(1, (-1, experts)).permute(2, 1, 0).clone(memory_format=torch.contiguous_format)
+    )
+
+
+@by_expert.register_fake
+def _(up: torch.Tensor, experts: int) -> torch.Tensor:
+    return up.new_empty(experts, up.shape[1] // experts, up.shape[0])
+
+
+def _gradient_by_expert(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    return grad.permute(2, 1, 0).flatten(1), None
+
+
+by_expert.register_autograd(_gradient_by_expert)
 
 
 Adapters = dict[str, Adapter]
@@ -137,8 +169,10 @@ def sorted_experts(
         out = grouped_mm(copies, weight.transpose(1, 2), offs=ends)
         if adapters is None or name not in adapters:
             return out
-        down, up = adapters[name].in_dtype(weight.dtype)
-        return out + grouped_mm(grouped_mm(copies, down, offs=ends), up, offs=ends)
+        adapter = adapters[name]
+        down, up = adapter.in_dtype(weight.dtype)
+        inner = grouped_mm(copies, down, offs=ends) * adapter.scaling
+        return out + grouped_mm(inner, up, offs=ends)
 
     copies = _Copies.apply(tokens.to(module.gate_up_proj.dtype), order, places, k)
     gate, up = project("gate_up_proj", copies).chunk(2, dim=-1)
