@@ -10,7 +10,6 @@ reserved, which is what a GPU lacks when it runs out.
 import argparse
 import gc
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import torch
 from benchmarks import record
 from benchmarks.training import SPEC, bound, formula_rows, random_model, train_stage
 from job.engines.device import Accelerator, detect
-from job.families.base import Family
+from job.families.base import RowSize
 from job.memory import estimate
+from job.prep.records import Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train.fitting import largest
@@ -101,17 +101,22 @@ def settings(more: dict[str, Any]) -> JobSpec:
     return load_spec(SPEC.read_text(), str(SPEC), overrides, environ={}).spec
 
 
-def one(spec: JobSpec, accelerator: Accelerator, family: Family, model: Any) -> dict[str, float]:
-    """Trains a few steps of the rows that need the most, and compares the peaks."""
-    encoded = [family.encode(row) for row in formula_rows(ROWS)]
-    sizes = [family.row_size(each) for each in encoded]
+def heaviest(spec: JobSpec, family: Any) -> tuple[list[Row], list[RowSize]]:
+    """The rows that make the heaviest pass of the spec, and what decides their memory."""
+    rows = list(formula_rows(ROWS))
+    sizes = [family.row_size(family.encode(row)) for row in rows]
     width = spec.train.per_device_train_batch_size
     chosen = largest([s.tokens for s in sizes], [sum(s.patches) for s in sizes], width)[0]
-    planned = estimate(type(family), model, spec, [sizes[n] for n in chosen], accelerator)
+    return [rows[n] for n in chosen], [sizes[n] for n in chosen]
+
+
+def one(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) -> dict[str, float]:
+    """Trains a few steps of the rows that need the most, and compares the peaks."""
+    rows, sizes = heaviest(spec, family)
+    planned = estimate(type(family), model, spec, sizes, accelerator)
     assert planned is not None  # noqa: S101
-    rows = [row for number, row in enumerate(formula_rows(ROWS)) if number in set(chosen)]
-    spec = replace(spec, train=replace(spec.train, group_by_length=False))
-    result, trained, _ = train_stage(spec, accelerator, family, model, rows * STEPS)
+    result, trained, _ = train_stage(spec, accelerator, family, model, rows)
+    trained.gradient_checkpointing_disable()
     trained.unload()
     gc.collect()
     torch.cuda.empty_cache()
@@ -120,8 +125,8 @@ def one(spec: JobSpec, accelerator: Accelerator, family: Family, model: Any) -> 
         "measured_gib": round(measured / 2**30, 2),
         "planned_gib": round(planned.total / 2**30, 2),
         "ratio": round(planned.total / measured, 3),
-        "tokens_a_pass": sum(sizes[n].tokens for n in chosen),
-        "patches_a_pass": sum(sum(sizes[n].patches) for n in chosen),
+        "tokens_a_pass": sum(size.tokens for size in sizes),
+        "patches_a_pass": sum(sum(size.patches) for size in sizes),
     }
 
 

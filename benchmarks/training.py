@@ -290,7 +290,7 @@ def _measure(
         moved = to_device(batch, device)
         if not way.indices:  # the tower makes its indices from the grid, where the grid is
             moved["image_grid_thw"] = batch["image_grid_thw"].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda and not way.low_rank):
             loss: torch.Tensor = adapted(**moved, use_cache=False).loss
         loss.backward()
         optimizer.step()

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import memory as benchmarks
+from benchmarks.training import bound
 from job import families, memory
 from job.engines.device import Accelerator
 from job.engines.low_rank import use_low_rank_layers
@@ -27,7 +29,7 @@ from tests.jobs import ROOT
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
 H200 = Accelerator(kind="cuda", name="NVIDIA H200", memory_bytes=140 * 2**30)
 CPU = Accelerator(kind="cpu", name="CPU", memory_bytes=2**34)
-LADDER = json.loads((ROOT / "benchmarks/results/prototype-ladder-h200.json").read_text())
+MEASURED = json.loads((ROOT / "benchmarks/results/memory-28b-h200.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -274,37 +276,10 @@ def test_every_optimizer_of_the_spec_has_its_size() -> None:
     assert set(OPTIMIZER) == set(node["enum"])
 
 
-def rungs() -> Iterator[Any]:
-    """The measured steps, with whether each is the padded step, and how near an estimate must be.
-
-    Compiled kernels keep less than those that run one by one, which is what is estimated.
-    """
-    packed = {
-        "bf16 adapters without autocast; logits of supervised tokens only": 0.03,
-        "torch.compile of decoder layers and vision blocks": 0.15,
-        "grouped experts without masks": 0.15,
-    }
-    padded = {"grouped_mm experts and sdpa attention": 0.03, "the same, more rows": 0.03}
-    for rung in LADDER["ladder"]:
-        for padding_free, known in ((True, packed), (False, padded)):
-            if rung["what"] in known:
-                yield pytest.param(rung, padding_free, known[rung["what"]], id=rung["what"])
-
-
-@pytest.mark.parametrize(("rung", "padding_free", "tolerance"), rungs())
-def test_peaks_that_a_gpu_measured_at_full_size_are_estimated(
-    rung: dict[str, Any], padding_free: bool, tolerance: float
-) -> None:
-    spec = load_spec(
-        (ROOT / "specs/ernie-4.5-vl-28b-latex.yaml").read_text(),
-        "ernie",
-        ["train.optim=adamw_torch_fused", "train.gradient_checkpointing=false"],
-        {},
-    ).spec
-    spec = replace(spec, train=replace(spec.train, padding_free=padding_free))
-    size = RowSize(**{**LADDER["row"], "patches": tuple(LADDER["row"]["patches"])})
-    found = estimate(published(), spec, [size] * rung["rows"], H200)
-    # What was measured is memory allocated, without the runtime's own.
-    peak = (found.total - found.context) / 2**30
-    assert peak == pytest.approx(rung["peak_gib"], rel=tolerance)
-    assert peak > rung["peak_gib"] * 0.99, "an estimate below the truth ends in a failed job"
+@pytest.mark.parametrize("name", MEASURED["configurations"])
+def test_peaks_of_training_on_a_gpu_at_full_size_are_estimated(name: str) -> None:
+    settings = benchmarks.settings(benchmarks.CONFIGURATIONS[name])
+    _, sizes = benchmarks.heaviest(settings, bound(settings))
+    found = estimate(published(), settings, sizes, H200)
+    peak = MEASURED["configurations"][name]["measured_gib"]
+    assert found.total / 2**30 == pytest.approx(peak, rel=0.15)

@@ -1,0 +1,82 @@
+"""Draws what was measured of training speed on a GPU: the ways side by side, and a step's kernels.
+
+python -m benchmarks.ladder docs/images/speed.svg
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.record import RESULTS
+
+LADDERS = ("training-28b-6-layers-h100.json", "training-28b-h200.json")
+PROFILE = "profile-28b-6-layers-h100.json"
+BAR, PALE = "#3b6fd4", "#9db7e8"
+
+KINDS = {
+    "routed experts": ("GroupProblem",),
+    "attention": ("flash",),
+    "matrix products": ("nvjet", "gemm"),
+    "fused by the compiler": ("triton",),
+}
+"""What a kernel belongs to, by a part of its name; the first that fits."""
+REST = "all else: loss, copies, sorting"
+
+
+def kind(kernel: str) -> str:
+    return next((k for k, marks in KINDS.items() if any(m in kernel for m in marks)), REST)
+
+
+def shares(profile: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds by kind; kernels that the profile does not list count as the rest."""
+    spent: Counter[str] = Counter(dict.fromkeys([*KINDS, REST], 0.0))
+    for kernel in profile["kernels"]:
+        spent[kind(kernel["kernel"])] += kernel["ms"]
+    spent[REST] += profile["device_ms"] - spent.total()
+    return dict(spent)
+
+
+def bars(axes: mpl.axes.Axes, values: dict[str, float], unit: str, color: str) -> None:
+    names = list(values)
+    axes.barh(names, list(values.values()), color=color)
+    axes.invert_yaxis()
+    for place, value in enumerate(values.values()):
+        axes.text(value, place, f" {value:,.0f}{unit}", va="center", fontsize=8)
+    axes.set_xlim(0, 1.18 * max(values.values()))
+    axes.set_xticks([])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(left=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draws the measured ways to train.")
+    parser.add_argument("picture", type=Path, help="the SVG or PNG to write")
+    given = parser.parse_args()
+    mpl.rcParams |= {"svg.hashsalt": "speed", "font.size": 9}
+    figure = Figure(figsize=(9.6, 5.4), layout="constrained")
+    first, second, third = figure.subplots(3, 1, height_ratios=(6, 5, 5))
+    for axes, name in zip((first, second), LADDERS, strict=True):
+        record = json.loads((RESULTS / name).read_text())
+        bars(axes, {k: w["tokens_per_second"] for k, w in record["ways"].items()}, "", BAR)
+        axes.set_title(
+            f"tokens a second, {record['layers']} of 28 decoder layers, {record['device']}",
+            fontsize=10,
+            loc="left",
+        )
+    profile = json.loads((RESULTS / PROFILE).read_text())
+    bars(third, shares(profile), " ms", PALE)
+    third.set_title(
+        f"one compiled step of 6 layers: {profile['device_ms']:.0f} ms on {profile['device']}",
+        fontsize=10,
+        loc="left",
+    )
+    figure.savefig(given.picture, facecolor="white", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
