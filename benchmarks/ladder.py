@@ -1,6 +1,6 @@
 """Draws what was measured of training speed on a GPU: the ways side by side, and a step's kernels.
 
-python -m benchmarks.ladder docs/images/speed.svg
+python -m benchmarks.ladder docs/images/speed.png
 """
 
 import argparse

@@ -31,7 +31,7 @@ class Curve:
         if run.is_file():
             record = json.loads(run.read_text())
             return cls(
-                name=f"{record['name']}, {record['device']}",
+                name=f"{record['run']} on one {record['device']}",
                 seconds=record["seconds"],
                 history=record["history"],
             )
