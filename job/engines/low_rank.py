@@ -18,7 +18,8 @@ class LowRankLinear(Linear):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(…, inputs) to (…, outputs)."""
         # Another adapter may join later, as the stored one does where it is proven.
-        if args or kwargs or self.disable_adapters or self.merged or len(self.lora_A) > 1:
+        alone = self.active_adapters == list(self.lora_A) and len(self.lora_A) == 1
+        if args or kwargs or self.disable_adapters or self.merged or not alone:
             return super().forward(x, *args, **kwargs)
         result: torch.Tensor = self.base_layer(x)
         dtype = result.dtype

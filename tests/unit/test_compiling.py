@@ -15,6 +15,7 @@ from job.cli import app
 from job.engines.compiling import MOST, compile_blocks, release_blocks, require
 from job.errors import SpecError
 from job.families.base import SORTED_EXPERTS, Encoded
+from job.families.ernie45_vl.packed.experts import compute_experts
 from job.prep.records import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
@@ -122,20 +123,32 @@ def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: P
     assert counters["stats"]["unique_graphs"] - compiled <= (8 if name == "qwen_vl" else 4)
 
 
-def test_sorted_experts_are_compiled_in_fp32_too() -> None:
+@pytest.mark.parametrize("adapted", [False, True], ids=["frozen", "with an adapter"])
+def test_sorted_experts_are_compiled_in_fp32_too(adapted: bool) -> None:
     checkpoint = families.read_checkpoint("builtin://ernie-vl-tiny", TINY)
     family = families.bind(checkpoint, SPEC.model, SPEC.data)
-    model: Any = family.initialise(seed=3, dtype=torch.float32, device=CPU)
+    model: Any = family.initialise(seed=3, dtype=torch.float32, device=CPU).requires_grad_(False)
     family.use_experts(model, SORTED_EXPERTS)
-    sparse = model.model.language_model.layers[1].mlp.text_moe.requires_grad_(False)
+    if adapted:
+        from peft import LoraConfig, get_peft_model
+
+        names = [f"experts.{each}_proj" for each in ("gate_up", "down")]
+        lora = LoraConfig(r=4, target_parameters=names, target_modules=[], init_lora_weights=False)
+        model = get_peft_model(model, lora).get_base_model()
+    sparse = model.model.language_model.layers[1].mlp.text_moe
+    trained = [p for p in sparse.parameters() if p.requires_grad]
+    assert len(trained) == (4 if adapted else 0)
     tokens = torch.randn(9, model.config.text_config.hidden_size)
     _, weights, chosen = sparse.gate(tokens)
     found = []
-    for experts in (sparse.experts, torch.compile(sparse.experts, backend="aot_eager")):
+    for compute in (compute_experts, torch.compile(compute_experts, backend="aot_eager")):
         given = tokens.clone().requires_grad_()
-        output = experts(given, chosen, weights)
+        sparse.zero_grad()
+        output = compute(sparse.experts, given, chosen, weights)
         output.square().sum().backward()
-        found.append((output, given.grad))
+        grads = [each.grad for each in trained]
+        assert all(grad is not None and float(grad.abs().max()) > 0 for grad in grads)
+        found.append((output, given.grad, *grads))
     torch.testing.assert_close(*found)
 
 
