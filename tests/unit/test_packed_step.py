@@ -162,6 +162,31 @@ def test_a_loss_in_chunks_equals_the_whole(
     same(models, family, BATCHES["mixed images"])
 
 
+@pytest.mark.parametrize("trained", [False, True], ids=["a frozen head", "a trained head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_of_a_head_is_the_cross_entropy_of_all_its_logits(
+    trained: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK", 3)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 40, bias=False, dtype=dtype).requires_grad_(trained)
+    hidden = torch.randn(8, 16).to(dtype).requires_grad_()
+    targets = torch.randint(40, (8,))
+    found = loss_module.supervised_loss(hidden, targets, head)
+    [gradient] = torch.autograd.grad(0.3 * found, hidden)
+    exact = hidden.detach().double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact @ head.weight.double().T, targets)
+    [wanted] = torch.autograd.grad(0.3 * expected, exact)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert found.dtype == torch.float32
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=tolerance)
+    assert float((gradient.double() - wanted).norm() / wanted.norm()) < tolerance
+    with torch.no_grad():
+        assert float(loss_module.supervised_loss(hidden, targets, head)) == pytest.approx(
+            float(found.detach()), rel=tolerance
+        )
+
+
 def test_all_weights_of_a_full_fine_tuning_get_the_plain_gradients(
     family: Ernie45VL, plain: Any
 ) -> None:

@@ -210,11 +210,15 @@ class _Walk:
         Log-probabilities are kept; the loss's gradient by them, and by the logits, come beside them
         before any layer's backward pass has freed a thing.
         """
-        supervised = sum(row.trained for row in self.rows)
-        if "lm_head" in self.trained:
+        step, supervised = self.step, sum(row.trained for row in self.rows)
+        trained = "lm_head" in self.trained
+        held = (min(supervised, CHUNK) if step.packed else self.tokens) * self.text.vocab_size
+        if step.packed and not trained:  # the gradient is made along, of one chunk after another
             self._keep("activations", supervised * self.text.hidden_size)
-        chunked = self.step.packed and supervised > CHUNK
-        held = (min(supervised, CHUNK) if self.step.packed else self.tokens) * self.text.vocab_size
+            return (2 * FP32 + step.width) * held, 0
+        if trained:
+            self._keep("activations", supervised * self.text.hidden_size)
+        chunked = step.packed and supervised > CHUNK
         return 3 * FP32 * held, 0 if chunked else FP32 * held
 
     def _working(self) -> int:
