@@ -50,7 +50,8 @@ class Memory:
     weights: int
     """The model's own, in the dtype that they are trained in; gates in fp32."""
     adapter: int
-    """In fp32, as are its gradients; 0 where the weights are trained themselves."""
+    """In fp32, as are its gradients, with the copy that its layers compute with; 0 where the
+    weights are trained themselves."""
     gradients: int
     optimizer: int
     activations: int
@@ -128,10 +129,11 @@ def estimate(
     )
     if saved is None:
         return None
+    copied = is_plain(spec.lora) and width != FP32  # its layers compute with a copy
     trained_width = dtype.itemsize if full else FP32
     return Memory(
         weights=weights,
-        adapter=0 if full else count * FP32,
+        adapter=0 if full else count * (FP32 + (width if copied else 0)),
         gradients=count * trained_width,
         optimizer=count * OPTIMIZER[spec.train.optim],
         activations=saved.activations,

@@ -17,30 +17,30 @@ class LowRankLinear(Linear):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(…, inputs) to (…, outputs)."""
-        # Another adapter may join later, as the stored one does where it is proven.
-        alone = self.active_adapters == list(self.lora_A) and len(self.lora_A) == 1
+        name = self.active_adapters[0]
+        alone = len(self.active_adapters) == 1 and _is_plain(self, name)
         if args or kwargs or self.disable_adapters or self.merged or not alone:
             return super().forward(x, *args, **kwargs)
         result: torch.Tensor = self.base_layer(x)
         dtype = result.dtype
-        (name,) = self.lora_A
         down, up = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
         return result + linear(linear(x.to(dtype), down) * self.scaling[name], up)
 
 
 def use_low_rank_layers(model: torch.nn.Module) -> int:
     """Puts them in the place of PEFT's, where those do nothing more; gives their number."""
-    layers = [module for module in model.modules() if type(module) is Linear and _is_plain(module)]
-    for layer in layers:
+    layers = [module for module in model.modules() if type(module) is Linear]
+    plain = [each for each in layers if all(_is_plain(each, name) for name in each.lora_A)]
+    for layer in plain:
         layer.__class__ = LowRankLinear
-    return len(layers)
+    return len(plain)
 
 
-def _is_plain(layer: Linear) -> bool:
-    """One adapter without dropout, bias, or a variant such as DoRA."""
+def _is_plain(layer: Linear, name: str) -> bool:
+    """Whether the layer has the adapter, without dropout, bias, or a variant such as DoRA."""
     return (
-        len(layer.lora_A) == 1
-        and not layer.lora_variant
-        and not any(layer.lora_bias.values())
-        and all(isinstance(drop, torch.nn.Identity) for drop in layer.lora_dropout.values())
+        name in layer.lora_A
+        and name not in layer.lora_variant
+        and not layer.lora_bias[name]
+        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
     )

@@ -352,6 +352,7 @@ def _time(
         cores=device.cores,
         parameters=measured.parameters,
         trained=spec.lora.method,
+        compiled=spec.train.torch_compile,
         tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
         tokens_a_pass=spec.train.per_device_train_batch_size * data.tokens_a_row,
     )

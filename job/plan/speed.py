@@ -31,6 +31,8 @@ class Measurement:
     """Tokens a second, of single steps where those were written down."""
     trained: str
     """`lora` or `full`."""
+    compiled: bool
+    """Whether `train.torch_compile` was on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ def measurements(folder: Path = RESULTS) -> Iterator[Measurement]:
                 slowest=each.get("slowest", each["tokens_per_second"]),
                 fastest=each.get("fastest", each["tokens_per_second"]),
                 trained=each["trained"],
+                compiled=each.get("compiled", False),
             )
 
 
@@ -70,6 +73,7 @@ def training_time(
     cores: int | None = None,
     parameters: int,
     trained: str,
+    compiled: bool,
     tokens: float,
     tokens_a_pass: float,
 ) -> Time | None:
@@ -82,7 +86,7 @@ def training_time(
         for each in known
         if each.cores == cores
         and (cores is not None or _same_device(each.device, device))
-        and each.trained == trained
+        and (each.trained, each.compiled) == (trained, compiled)
         and abs(each.parameters / parameters - 1) <= SAME_SIZE
     ]
     if not alike:

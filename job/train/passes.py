@@ -38,7 +38,7 @@ def alike(width: int, lengths: Sequence[int]) -> Cut:
 def balanced(width: int, lengths: Sequence[int], patches: Sequence[int]) -> Cut:
     """About equally many tokens a piece, however many rows: for passes without padding.
 
-    The longest row that is left goes to the piece with the fewest tokens. Attention still lays the
+    The longest row that is left goes to the piece with the fewest tokens. Attention may lay the
     rows of a pass in a grid as wide as the longest, so a piece takes no row that would make its
     grid larger than `width` times the longest row of the step, nor its patches more than those of
     the step's `width` rows of most patches. One of fewer than `width` rows always has room.

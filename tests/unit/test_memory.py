@@ -17,7 +17,7 @@ from benchmarks.training import bound
 from job import families, memory
 from job.engines.device import Accelerator
 from job.engines.low_rank import use_low_rank_layers
-from job.families.base import SORTED_EXPERTS, RowSize, Saved, Step
+from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
 from job.families.ernie45_vl import Ernie45VL
 from job.memory import OPTIMIZER, weight_bytes
 from job.prep.images import inspect
@@ -109,6 +109,9 @@ CASES = {
     "attention alone adapted": Case(rows=UNEQUAL, targets=ATTENTION),
     "the tower alone adapted": Case(rows=UNEQUAL, targets=("fc1", "fc2")),
     "routed experts adapted": Case(rows=UNEQUAL, adapt_experts=True),
+    "sorted experts adapted, padded": Case(
+        rows=UNEQUAL, packed=False, adapt_experts=True, experts=SORTED_EXPERTS
+    ),
     "sorted experts adapted": Case(rows=UNEQUAL, adapt_experts=True, experts=SORTED_EXPERTS),
     "bf16 weights, sorted experts": Case(rows=LARGE, dtype=torch.bfloat16, experts=SORTED_EXPERTS),
     "dropout": Case(rows=UNEQUAL, dropout=0.1),
@@ -283,3 +286,12 @@ def test_peaks_of_training_on_a_gpu_at_full_size_are_estimated(name: str) -> Non
     found = estimate(published(), settings, sizes, H200)
     peak = MEASURED["configurations"][name]["measured_gib"]
     assert found.total / 2**30 == pytest.approx(peak, rel=0.15)
+
+
+def test_attention_by_boundaries_keeps_no_grid(family: Ernie45VL, spec: JobSpec) -> None:
+    def attention(rows: list[Row], kernel: str) -> int:
+        case = Case(rows=rows, dtype=torch.bfloat16, attention=kernel)
+        return estimated(family, spec, case).attention
+
+    assert attention(EQUAL, BY_BOUNDS) == attention(EQUAL, "sdpa"), "which is no grid either"
+    assert attention(UNEQUAL, BY_BOUNDS) < 0.6 * attention(UNEQUAL, "sdpa")

@@ -215,6 +215,7 @@ def took(
         cores=cores,
         parameters=parameters,
         trained="lora",
+        compiled=False,
         tokens=1e6,
         tokens_a_pass=tokens_a_pass,
     )

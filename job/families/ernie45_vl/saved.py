@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
+from job.families.ernie45_vl.packed.expert_adapters import RANKS
 from job.families.ernie45_vl.packed.loss import CHUNK
 
 FP32, INDEX = 4, 8
@@ -191,8 +192,8 @@ class _Walk:
             for on, inputs, size in ((up, wide, 2 * weights), (down, inner, weights)):
                 if on:
                     self._keep("activations", copies * inputs)
-                    if step.rank and own:
-                        self._keep("activations", copies * step.rank)
+                    if step.rank and own and step.packed:
+                        self._keep("activations", copies * (step.rank + -step.rank % RANKS))
                     elif step.rank:  # PEFT adds the product to a copy of all experts' weights
                         self._keep("activations", size)
 

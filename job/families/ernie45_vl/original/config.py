@@ -10,10 +10,10 @@ MODEL_TYPE = "ernie4_5_moe_vl"
 ARCHITECTURE = "Ernie4_5_VLMoeForConditionalGeneration"
 NATIVE_MODEL_TYPE = "ernie4_5_vl_moe"
 
-# The same name and meaning in `text_config` and in the flat form.
 MROPE_SECTION = [22, 22, 20]
 """Of the published checkpoints, and of Transformers where a configuration names none."""
 
+# The same name and meaning in `text_config` and in the flat form.
 _TEXT = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),

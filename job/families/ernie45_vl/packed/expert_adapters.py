@@ -69,10 +69,10 @@ def adapters_of(experts: Any) -> Adapters:
     found: Adapters = {}
     layer = experts
     while isinstance(layer, ParamWrapper):
-        alone = layer.active_adapters == list(layer.lora_A) and len(layer.lora_A) == 1
+        name = layer.active_adapters[0]
+        alone = len(layer.active_adapters) == 1 and name in layer.lora_A
         if layer.disable_adapters or layer.merged or not alone:
             return {}
-        (name,) = layer.lora_A
         found[layer.parameter_name] = Adapter(
             layer.lora_A[name].weight,
             layer.lora_B[name].weight,

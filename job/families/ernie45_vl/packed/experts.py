@@ -81,10 +81,10 @@ def sorted_experts(
     that, where rows are narrowest: what comes out need not be kept for the weight's gradient.
     """
     count, k = chosen.shape
-    by_expert, order = chosen.flatten().sort()  # (T·k,): copy i of token t is at t·k + i
+    numbers, order = chosen.flatten().sort()  # (T·k,): copy i of token t is at t·k + i
     # histc, as bincount waits for the device.
     kind = torch.float if tokens.device.type == "cpu" else torch.int
-    load = torch.histc(by_expert.to(kind), bins=module.num_experts, max=module.num_experts - 1)
+    load = torch.histc(numbers.to(kind), bins=module.num_experts, max=module.num_experts - 1)
     ends = load.cumsum(0, dtype=torch.int32)
     rows = torch.arange(count * k, device=order.device)
     places = torch.empty_like(order).index_copy_(0, order, rows)  # of copies in their new order

@@ -17,8 +17,9 @@ def supervised_loss(
     """The mean over S tokens, a scalar in fp32, from hidden states (S, H) and their targets (S,).
 
     Of a head that is not trained no logits stay for the backward pass. Of one that is, they are
-    made again there where there is more than one chunk. A head in shares is asked once: each time
-    all processes gather it, and their numbers of chunks differ.
+    made again there where there is more than one chunk. A head in shares (FSDP2), trained or not,
+    is asked once and its logits are kept: each time all processes gather it, and their numbers of
+    chunks differ.
     """
     if is_frozen(head) and hidden.requires_grad:
         return _FrozenHead.apply(hidden, targets, head.weight) / len(targets)
@@ -39,6 +40,19 @@ def _sum(hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module) -> 
     return cross_entropy(head(hidden).float(), targets, reduction="sum")
 
 
+def _loss_and_gradient(
+    hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """The sum over a chunk; fills `gradient` (C, H). Its logits are gone when it returns."""
+    scores = linear(hidden.to(weight.dtype), weight).float().log_softmax(-1)  # (C, V)
+    places = targets[:, None]
+    loss = -scores.gather(1, places).sum()
+    probabilities = scores.exp_()
+    probabilities.scatter_add_(1, places, probabilities.new_full(places.shape, -1.0))
+    gradient.copy_(probabilities.to(weight.dtype) @ weight)
+    return loss
+
+
 class _FrozenHead(torch.autograd.Function):
     """The sum over S tokens from (S, H), (S,) and (V, H); its gradient is made along with it.
 
@@ -54,14 +68,7 @@ class _FrozenHead(torch.autograd.Function):
         gradient = torch.empty_like(hidden)
         parts = (tensor.split(CHUNK) for tensor in (hidden, targets, gradient))
         for part, wanted, room in zip(*parts, strict=True):
-            logits = linear(part.to(weight.dtype), weight).float()  # (C, V)
-            scores = logits.log_softmax(-1)
-            total += -scores.gather(1, wanted[:, None]).sum()
-            probabilities = scores.exp_()
-            probabilities.scatter_add_(
-                1, wanted[:, None], probabilities.new_full((len(wanted), 1), -1.0)
-            )
-            room.copy_(probabilities.to(weight.dtype) @ weight)
+            total += _loss_and_gradient(part, wanted, weight, room)
         ctx.save_for_backward(gradient)
         return total
 

@@ -10,7 +10,7 @@ from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as nati
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
 from job.families.ernie45_vl.packed.loss import supervised_loss
-from job.families.ernie45_vl.packed.segments import Segments, take
+from job.families.ernie45_vl.packed.segments import Segments, has_kernel, take
 from job.families.ernie45_vl.pixels import normalised
 
 
@@ -102,5 +102,5 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
 def use_packed_step(model: Any, *, by_bounds: bool = True) -> None:
     """Lets a native model take packed batches too; its weights and their names stay."""
     model.__class__ = PackedErnie
-    model.by_bounds = by_bounds
+    model.by_bounds = by_bounds and has_kernel(model.device)
     use_packed_layers(model)

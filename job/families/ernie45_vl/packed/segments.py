@@ -24,7 +24,7 @@ class Segments(NamedTuple):
     bounds: torch.Tensor
     """(N + 1,), int32: where each sequence begins among the T tokens, and the end of the last."""
     by_bounds: bool = True
-    """Whether attention may use the boundaries alone, where it has a kernel that does."""
+    """Whether attention may use the boundaries alone: the device `has_kernel` that does."""
 
     @classmethod
     def of(cls, lengths: list[int]) -> "Segments":
@@ -61,8 +61,9 @@ def attention(
 ) -> torch.Tensor:
     """Attention within each sequence: (T, H, D) from (T, H, D) and keys of as many or fewer heads.
 
-    On a GPU by one kernel that takes the boundaries. Elsewhere in a grid: padding stands behind the
-    tokens of its row, where causal attention never looks; without causality it is masked.
+    In bf16 or fp16 on an NVIDIA GPU by one kernel that takes the boundaries. Elsewhere in a grid:
+    padding stands behind the tokens of its row, where causal attention never looks; without
+    causality it is masked.
     """
     if segments.by_bounds and _takes_boundaries(query):
         longest = segments.real.shape[1]
@@ -92,13 +93,18 @@ def attention(
     return segments.pack(out)
 
 
+def has_kernel(device: torch.device) -> bool:
+    """Whether the device runs PyTorch's kernel for sequences of unequal length.
+
+    FlashAttention needs Ampere or later; of ROCm it has not been tried.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _takes_boundaries(query: torch.Tensor) -> bool:
-    """Whether PyTorch's kernel for sequences of unequal length can be used."""
-    return (
-        query.is_cuda
-        and torch.version.hip is None  # where it has not been tried
-        and query.dtype in (torch.bfloat16, torch.float16)
-    )
+    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
