@@ -1,5 +1,6 @@
 """The export stage: the stored adapter proven, then the merged weights written and proven."""
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import log
+from job.background import Background
 from job.engines.base import Engine
 from job.errors import ProofError
 from job.export.merged import Merge, digest
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 MERGED, PROOF = "merged", "export.json"
+CHECKED_AT_ONCE = 4
+"""Reloaded tensors whose digests are made together."""
 Load = Callable[[], Any]
 
 
@@ -218,11 +222,10 @@ def _check_tensors(
     dtype: "torch.dtype",
     keeps_fp32: Callable[[str], bool],
 ) -> int:
-    """Compares every reloaded tensor, bit by bit, with what the merge computed."""
+    """Compares every reloaded tensor, bit by bit, with what the merge computed; a few at once."""
     import torch
 
-    checked = 0
-    for name, parameter in model.named_parameters():
+    def check(name: str, parameter: "torch.Tensor") -> None:
         stored = parameter.detach().to(torch.float32 if keeps_fp32(name) else dtype)
         if digests.get(name) != digest(stored):
             raise ProofError(
@@ -230,7 +233,12 @@ def _check_tensors(
                 "the tensor on disk is not the one that was merged",
                 fix="check the disk; export again",
             )
-        checked += 1
+
+    checked = 0
+    with Background("check", threads=CHECKED_AT_ONCE, most=CHECKED_AT_ONCE) as checks:
+        for name, parameter in model.named_parameters():
+            checks.submit(functools.partial(check, name, parameter))
+            checked += 1
     if checked != len(digests):
         raise ProofError("merged", f"{len(digests) - checked} tensors were not written")
     return checked

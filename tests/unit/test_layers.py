@@ -11,7 +11,7 @@ JOB = Path(__file__).parents[2] / "job"
 
 # From the bottom up; a module may import what stands in an earlier row, or in its own package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("redaction", "errors", "log", "signals"),
+    ("redaction", "errors", "log", "signals", "background"),
     ("place",),
     ("peers",),
     ("spec",),
