@@ -99,7 +99,7 @@ def export(
     merge = Merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
     family.save(
         trained.get_base_model() if adapter is not None else trained,
-        merge.tensors(),
+        merge.weights(),
         target,
         dtype=dtype,
         max_shard_size=spec.export.merged.max_shard_size,

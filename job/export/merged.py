@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.background import Background
 from job.errors import ProofError
+from job.families.shards import Weights, raw
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,10 @@ class Merge:
         """Of those, the ones that differ from the base after the cast."""
         self.largest_change = 0.0
 
+    def weights(self) -> Weights:
+        """The merged model for a family to write."""
+        return Weights(outlines=self._outlines(), tensors=self.tensors())
+
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Every merged tensor by its name in the model, on the CPU, made when it is asked for.
 
@@ -59,6 +64,12 @@ class Merge:
                 del merged  # it may be large, and belongs to who asked for it
         assert not self._deltas, f"adapted but not in the model: {sorted(self._deltas)[:3]}"
         self._refuse_broken()
+
+    def _outlines(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        import torch
+
+        for name, parameter in self._parameters():
+            yield name, torch.empty(parameter.shape, dtype=self._target(name), device="meta")
 
     def _parameters(self) -> "Iterator[tuple[str, torch.nn.Parameter]]":
         """The model's own, by their names without the adapter's wrappers."""
@@ -122,10 +133,8 @@ class Merge:
 
 
 def digest(tensor: "torch.Tensor") -> str:
-    """SHA-256 of the tensor's bytes on the CPU."""
-    import torch
-
-    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+    """SHA-256 of the tensor's bytes."""
+    return hashlib.sha256(raw(tensor)).hexdigest()
 
 
 def fits(tensor: "torch.Tensor", target: "torch.dtype") -> bool:
