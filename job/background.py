@@ -41,11 +41,12 @@ class Background:
             self._asked.popleft().result()
 
     def finish(self) -> None:
-        """Waits until every call is done."""
+        """Waits until every call is done; there are no more."""
         while self._asked:
             self._asked.popleft().result()
+        self._pool.shutdown()
 
     def abandon(self, seconds: float) -> None:
         """Begins no further call, and waits so long at most for those that have begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        wait(self._asked, seconds)
+        wait([call for call in self._asked if not call.done()], seconds)

@@ -73,11 +73,13 @@ def export(
     load_base: Load,
     release: Callable[[], None],
     bind_merged: Callable[[Path], Family],
+    finished: Callable[[Path], None] | None = None,
 ) -> ExportResult:
     """Writes `merged/` under `directory` and proves it against the trained model.
 
     `load_trained` gives the trained model, `load_base` the base without the adapter (for a full
     fine-tuning), `release` lets go of the models in memory before the merged one is loaded.
+    `finished` is told of each shard of the weights when it is whole, long before it is proven.
     Raises ProofError where the merge equals the base, differs from what was trained, or holds a
     value that is not finite.
     """
@@ -104,6 +106,7 @@ def export(
         dtype=dtype,
         max_shard_size=spec.export.merged.max_shard_size,
         layout=spec.export.merged.layout,
+        finished=finished,
     )
     if adapter is not None and not merge.changed:
         raise ProofError(

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec",),
     ("storage",),
     ("manifest", "provenance", "sbom", "lease", "telemetry"),
-    ("inputs",),
+    ("inputs", "early"),
     ("prep",),
     ("families",),
     ("sizes",),
