@@ -112,7 +112,8 @@ class Merge:
         changed = False
         for old, new in zip(_pieces(before), _pieces(after), strict=True):
             changed = changed or not torch.equal(old.to(target), new.to(target))
-            self.largest_change = max(self.largest_change, float((new - old).abs().max()))
+            least, most = (new - old).aminmax()
+            self.largest_change = max(self.largest_change, float(most), -float(least))
         self.changed += changed
 
     def _refuse_broken(self) -> None:
