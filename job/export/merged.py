@@ -148,7 +148,8 @@ def fits(tensor: "torch.Tensor", target: "torch.dtype") -> bool:
 
     if not tensor.numel():
         return True
-    return bool(torch.isfinite(torch.stack(tensor.aminmax()).to(target)).all())
+    extremes = [each for piece in _pieces(tensor) for each in piece.aminmax()]
+    return bool(torch.isfinite(torch.stack(extremes).to(target)).all())
 
 
 def _finite(tensor: "torch.Tensor") -> int:

@@ -1,6 +1,7 @@
 """Files that go up before their stage is done: what readers see, and what becomes of them."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,25 @@ def output_at(place: Path) -> Output:
 def at(output: Output) -> dict[str, str]:
     """What a reader finds in `merged/`."""
     found = Path(output.uri, "merged")
-    return {f"merged/{path.name}": path.read_text() for path in sorted(found.glob("*"))}
+    return {f"merged/{path.name}": path.read_text() for path in sorted(found.glob("[!.]*"))}
 
 
-def make(output: Output, paths: list[str], text: str, *, early: bool = True) -> Path:
+def arrive(output: Output, paths: list[str]) -> None:
+    """Waits until the files are at the output."""
+    deadline = time.monotonic() + 10
+    while not at(output).keys() >= set(paths):
+        assert time.monotonic() < deadline, at(output)
+        time.sleep(0.01)
+
+
+def make(output: Output, paths: list[str], text: str) -> Path:
     """Begins an export and writes the files; shards are sent as they are written."""
     output.withdraw("export")
     directory = output.directory("export")
     (directory / "merged").mkdir()
     for path in paths:
         (directory / path).write_text(f"{path} {text}")
-        if early and path in SHARDS:
+        if path in SHARDS:
             output.send("export", directory / path)
     return directory
 
@@ -44,7 +53,7 @@ def publish(output: Output, fingerprint: str = "f") -> None:
 def test_shards_are_there_before_the_rest_and_the_marker(tmp_path: Path) -> None:
     output = output_at(tmp_path)
     make(output, SHARDS + REST, "one")
-    output._early["export"].finish()
+    arrive(output, SHARDS)
     assert list(at(output)) == SHARDS
     assert not output.has_marker("export")
     publish(output)
@@ -73,7 +82,7 @@ def test_what_went_up_is_not_uploaded_again(
 def test_a_shard_that_changed_after_it_went_up_is_refused(tmp_path: Path) -> None:
     output = output_at(tmp_path)
     directory = make(output, SHARDS + REST, "one")
-    output._early["export"].finish()
+    arrive(output, SHARDS)
     (directory / SHARDS[1]).write_text("other")
     with pytest.raises(StorageError, match=r"00002-of-00003.*is not what it was when"):
         publish(output)
@@ -91,7 +100,7 @@ def test_nobody_reads_of_two_exports(tmp_path: Path) -> None:
     assert list(at(output)) == sorted([*SHARDS, *REST, "merged/model.gguf"])
     (directory / SHARDS[0]).write_text("two")
     output.send("export", directory / SHARDS[0])
-    output._early["export"].finish()
+    arrive(output, SHARDS[:1])
     assert at(output) == {"merged/model.gguf": "somebody's own", SHARDS[0]: "two"}
 
 
