@@ -127,7 +127,7 @@ def write_base(arguments: argparse.Namespace, device: torch.device, directory: P
     )
     config = model.config.to_dict()
     family = families.bind(replace(tiny, config=config), spec.model, spec.data)
-    weights = Merge(model, dtype=torch.bfloat16, keeps_fp32=family.keeps_fp32).tensors()
+    weights = Merge(model, dtype=torch.bfloat16, keeps_fp32=family.keeps_fp32).weights()
     family.save(
         model, weights, directory, dtype=torch.bfloat16, max_shard_size="5GB", layout="vllm"
     )
@@ -154,7 +154,7 @@ def export(family: Family, model: Any, target: Path, layout: Any, spec: JobSpec)
     merge = Merge(model, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
     family.save(
         model.get_base_model(),
-        merge.tensors(),
+        merge.weights(),
         target,
         dtype=torch.float16,
         max_shard_size=spec.export.merged.max_shard_size,

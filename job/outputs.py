@@ -2,6 +2,7 @@
 
 Every stage is made in a local folder and published file by file; its marker in `.stages/` comes
 last and names every file with its digest. Without the marker nothing of the stage is believed.
+Shards of weights go up before their stage is done, and come down again where it fails.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from job import log, storage
+from job.early import Early
 from job.errors import JobError, MissingInputError, StorageError
 from job.lease import Lease
 from job.manifest import (
@@ -31,6 +33,11 @@ SUMS, SUCCESS = "SHA256SUMS", "_SUCCESS"
 # The folders whose files may be large enough for uploads in parts.
 LARGE = ("data", "adapter", "weights", "merged", "checkpoints")
 
+# The folders to which files of a stage go before it is done, and how those end that make up a
+# checkpoint there: a killed job leaves some that no marker names.
+EARLY = {"export": "merged"}
+CHECKPOINT = (".json", ".safetensors")
+
 
 def utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -45,6 +52,7 @@ class Output:
     run: RunRecord
     _local: set[str] = field(default_factory=set)
     _stale: dict[str, StageRecord | None] = field(default_factory=dict)
+    _early: dict[str, Early] = field(default_factory=dict)
     holds_finished_run: bool = False
     """Whether an earlier run is there, whole: until this one opens, it is to stay as it is."""
     _sbom: str = ""
@@ -142,17 +150,48 @@ class Output:
         self._stale[name] = self._marked(name)
         storage.delete(self._marker(name))
 
+    def send(self, name: str, path: Path) -> None:
+        """Has a file of an unfinished stage stored in the background, under its final name.
+
+        Before the first one goes what an earlier making left there, so that nobody reads of both.
+        Raises what an earlier upload failed with, and StorageError where another job has taken the
+        output over.
+        """
+        if name not in self._early:
+            self.require()
+            # What weights are loaded by goes before they do.
+            for left in sorted(self._left(name), key=lambda path: path.endswith(".safetensors")):
+                storage.delete(self.at(left))
+            directory = self.workdir / "stages" / name
+            self._early[name] = Early(directory, self.uri, self.require)
+        self._early[name].send(path)
+
+    def take_back(self, *, in_a_hurry: bool) -> None:
+        """Removes what went up of a stage that was not finished."""
+        for name in list(self._early):
+            self._early.pop(name).take_back(in_a_hurry=in_a_hurry)
+
     def publish(
         self, name: str, fingerprint: str, started: str, seconds: float, summary: dict[str, Any]
     ) -> StageRecord:
-        """Uploads the stage's folder, then its marker.
+        """Uploads what of the stage's folder is not there yet, then its marker.
 
-        Raises StorageError where another job has taken the output over.
+        Raises StorageError where another job has taken the output over, or a file changed after
+        it went up.
         """
         self.require()
         directory = self.workdir / "stages" / name
+        sent = self._early[name].finish() if name in self._early else {}
         files = digest_tree(directory)
-        storage.upload_tree(directory, self.uri)
+        digests = {file.path: file.sha256 for file in files}
+        for path, digest in sent.items():
+            if digests.get(path) != digest:
+                raise StorageError(
+                    str(directory / path),
+                    "is not what it was when it was uploaded",
+                    fix="check the disk; run again",
+                )
+        storage.upload_tree(directory, self.uri, without=sent)
         for file in files:
             log.debug("stored", file=file.path, size=log.amount(file.size))
         record = StageRecord(
@@ -164,14 +203,12 @@ class Output:
             summary=summary,
         )
         self.require()  # it may have been lost while files went up
-        storage.write_text(self._marker(name), json.dumps(record.to_json(), indent=2) + "\n")
-        self._local.add(name)
         # What an earlier making left and this one did not write again would mislead a reader.
-        stale = self._stale.pop(name, None)
-        written = {file.path for file in files}
-        for file in stale.files if stale else ():
-            if file.path not in written:
-                storage.delete(self.at(file.path))
+        for path in self._left(name) - digests.keys():
+            storage.delete(self.at(path))
+        storage.write_text(self._marker(name), json.dumps(record.to_json(), indent=2) + "\n")
+        self._early.pop(name, None)
+        self._local.add(name)
         return record
 
     def publish_file(self, name: str, path: str) -> None:
@@ -211,9 +248,8 @@ class Output:
 
     def discard(self, name: str) -> None:
         """Removes what an earlier making of a withdrawn stage left: it is no longer true."""
-        stale = self._stale.pop(name, None)
-        for file in stale.files if stale else ():
-            storage.delete(self.at(file.path))
+        for path in self._left(name):
+            storage.delete(self.at(path))
 
     def finish(self, *, complete: bool) -> None:
         """Writes the final `run.json`; then, for a complete run, `SHA256SUMS` and `_SUCCESS`.
@@ -247,6 +283,15 @@ class Output:
         except (ValueError, KeyError, TypeError) as error:
             log.warn("stage marker unreadable; the stage runs again", stage=name, reason=error)
             return None
+
+    def _left(self, name: str) -> set[str]:
+        """What earlier makings of a withdrawn stage left at the output."""
+        stale = self._stale.pop(name, None)
+        left = {file.path for file in stale.files} if stale else set()
+        if folder := EARLY.get(name):
+            entries = storage.list_files(self.at(folder))
+            left |= {f"{folder}/{e.path}" for e in entries if e.path.endswith(CHECKPOINT)}
+        return left
 
     def _listing(self, record: StageRecord) -> tuple[storage.Entry, ...]:
         roots = sorted({file.path.split("/")[0] for file in record.files})

@@ -179,6 +179,7 @@ class Pipeline:
                 self.output.save_run()
         except JobError as failed:
             log.warn("run.json could not be stored", reason=failed)
+        self.output.take_back(in_a_hurry=isinstance(error, Stopped | KeyboardInterrupt))
         self.output.release()
 
     def _event(self, stage: str, event: str, **more: Any) -> None:

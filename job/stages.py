@@ -147,6 +147,7 @@ class Stages:
             load_base=self.models.base,
             release=self.models.release,
             bind_merged=self.bind,
+            finished=functools.partial(self.output.send, "export"),
         )
         return result.to_json()
 

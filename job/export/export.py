@@ -1,5 +1,6 @@
 """The export stage: the stored adapter proven, then the merged weights written and proven."""
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import log
+from job.background import Background
 from job.engines.base import Engine
 from job.errors import ProofError
 from job.export.merged import Merge, digest
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 MERGED, PROOF = "merged", "export.json"
+CHECKED_AT_ONCE = 4
+"""Reloaded tensors whose digests are made together."""
 Load = Callable[[], Any]
 
 
@@ -69,11 +73,13 @@ def export(
     load_base: Load,
     release: Callable[[], None],
     bind_merged: Callable[[Path], Family],
+    finished: Callable[[Path], None] | None = None,
 ) -> ExportResult:
     """Writes `merged/` under `directory` and proves it against the trained model.
 
     `load_trained` gives the trained model, `load_base` the base without the adapter (for a full
     fine-tuning), `release` lets go of the models in memory before the merged one is loaded.
+    `finished` is told of each shard of the weights when it is whole, long before it is proven.
     Raises ProofError where the merge equals the base, differs from what was trained, or holds a
     value that is not finite.
     """
@@ -95,11 +101,12 @@ def export(
     merge = Merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
     family.save(
         trained.get_base_model() if adapter is not None else trained,
-        merge.tensors(),
+        merge.weights(),
         target,
         dtype=dtype,
         max_shard_size=spec.export.merged.max_shard_size,
         layout=spec.export.merged.layout,
+        finished=finished,
     )
     if adapter is not None and not merge.changed:
         raise ProofError(
@@ -218,11 +225,10 @@ def _check_tensors(
     dtype: "torch.dtype",
     keeps_fp32: Callable[[str], bool],
 ) -> int:
-    """Compares every reloaded tensor, bit by bit, with what the merge computed."""
+    """Compares every reloaded tensor, bit by bit, with what the merge computed; a few at once."""
     import torch
 
-    checked = 0
-    for name, parameter in model.named_parameters():
+    def check(name: str, parameter: "torch.Tensor") -> None:
         stored = parameter.detach().to(torch.float32 if keeps_fp32(name) else dtype)
         if digests.get(name) != digest(stored):
             raise ProofError(
@@ -230,7 +236,12 @@ def _check_tensors(
                 "the tensor on disk is not the one that was merged",
                 fix="check the disk; export again",
             )
-        checked += 1
+
+    checked = 0
+    with Background("check", threads=CHECKED_AT_ONCE, most=CHECKED_AT_ONCE) as checks:
+        for name, parameter in model.named_parameters():
+            checks.submit(functools.partial(check, name, parameter))
+            checked += 1
     if checked != len(digests):
         raise ProofError("merged", f"{len(digests) - checked} tensors were not written")
     return checked

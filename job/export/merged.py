@@ -1,20 +1,26 @@
 """The merge: every tensor of the trained model as `base + scaling · B·A`, in fp32, cast once.
 
-One tensor at a time, so that no second model is held beside the trained one.
+One tensor at a time, so that no second model is held beside the trained one. Values are looked at
+where the model is, and digests are made in the background: a GPU's merge must not wait for a CPU.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from job.background import Background
 from job.errors import ProofError
+from job.families.shards import Weights, raw
 
 if TYPE_CHECKING:
     import torch
 
 _WRAPPER = re.compile(r"\.base_layer")
 _ADAPTER = re.compile(r"\.lora_")
+DIGESTS_AT_ONCE = 2
+"""Tensors that are held for their digest while the next one is merged."""
 
 
 class Merge:
@@ -37,6 +43,10 @@ class Merge:
         """Of those, the ones that differ from the base after the cast."""
         self.largest_change = 0.0
 
+    def weights(self) -> Weights:
+        """The merged model for a family to write."""
+        return Weights(outlines=self._outlines(), tensors=self.tensors())
+
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Every merged tensor by its name in the model, on the CPU, made when it is asked for.
 
@@ -44,36 +54,55 @@ class Merge:
         """
         import torch
 
-        for wrapped_name, parameter in self._base.named_parameters():
-            if _ADAPTER.search(wrapped_name):
-                continue
-            name = _WRAPPER.sub("", wrapped_name)
-            with torch.no_grad():
-                merged = self._merged(name, parameter)
-            yield name, merged
-            del merged  # it may be large, and belongs to who asked for it
+        with Background("digest", threads=DIGESTS_AT_ONCE, most=DIGESTS_AT_ONCE) as digests:
+            for name, parameter in self._parameters():
+                with torch.no_grad():
+                    merged = self._merged(name, parameter)
+                self.digests[name] = ""  # in the order of the model, whichever is made first
+                digests.submit(partial(self._note_digest, name, merged))
+                yield name, merged
+                del merged  # it may be large, and belongs to who asked for it
         assert not self._deltas, f"adapted but not in the model: {sorted(self._deltas)[:3]}"
         self._refuse_broken()
 
-    def _merged(self, name: str, parameter: "torch.Tensor") -> "torch.Tensor":
+    def _outlines(self) -> "Iterator[tuple[str, torch.Tensor]]":
         import torch
 
-        target = torch.float32 if self._keeps_fp32(name) else self._dtype
+        for name, parameter in self._parameters():
+            yield name, torch.empty(parameter.shape, dtype=self._target(name), device="meta")
+
+    def _parameters(self) -> "Iterator[tuple[str, torch.nn.Parameter]]":
+        """The model's own, by their names without the adapter's wrappers."""
+        for wrapped_name, parameter in self._base.named_parameters():
+            if not _ADAPTER.search(wrapped_name):
+                yield _WRAPPER.sub("", wrapped_name), parameter
+
+    def _target(self, name: str) -> "torch.dtype":
+        import torch
+
+        return torch.float32 if self._keeps_fp32(name) else self._dtype
+
+    def _merged(self, name: str, parameter: "torch.Tensor") -> "torch.Tensor":
+        target = self._target(name)
         value = parameter.detach()
         if name in self._deltas:
             before = value.float()
             value = self._deltas.pop(name)(before)
             self._note_change(before, value, target)
             del before
+        if not fits(value, target):
+            self._note_broken(name, value, target)
+        return value.to(target).cpu().contiguous()
+
+    def _note_digest(self, name: str, merged: "torch.Tensor") -> None:
+        self.digests[name] = digest(merged)
+
+    def _note_broken(self, name: str, value: "torch.Tensor", target: "torch.dtype") -> None:
         finite = _finite(value)
         if finite < value.numel():
             self._broken.append(name)
             self._broken_values += value.numel() - finite
-        cast = value.to(target).cpu().contiguous()
-        del value
-        self._overflowed += finite - _finite(cast)
-        self.digests[name] = digest(cast)
-        return cast
+        self._overflowed += finite - _finite(value.to(target))
 
     def _note_change(
         self, before: "torch.Tensor", after: "torch.Tensor", target: "torch.dtype"
@@ -82,8 +111,9 @@ class Merge:
 
         changed = False
         for old, new in zip(_pieces(before), _pieces(after), strict=True):
-            changed |= not torch.equal(old.to(target), new.to(target))
-            self.largest_change = max(self.largest_change, float((new - old).abs().max()))
+            changed = changed or not torch.equal(old.to(target), new.to(target))
+            least, most = (new - old).aminmax()
+            self.largest_change = max(self.largest_change, float(most), -float(least))
         self.changed += changed
 
     def _refuse_broken(self) -> None:
@@ -104,10 +134,22 @@ class Merge:
 
 
 def digest(tensor: "torch.Tensor") -> str:
-    """SHA-256 of the tensor's bytes on the CPU."""
+    """SHA-256 of the tensor's bytes."""
+    return hashlib.sha256(raw(tensor)).hexdigest()
+
+
+def fits(tensor: "torch.Tensor", target: "torch.dtype") -> bool:
+    """Whether every value is finite, and stays so when it is cast.
+
+    Rounding keeps the order of values, so the least and the largest tell of all between them, and
+    both are NaN where one value is. Counting takes thirty times as long on a CPU.
+    """
     import torch
 
-    return hashlib.sha256(tensor.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+    if not tensor.numel():
+        return True
+    extremes = [each for piece in _pieces(tensor) for each in piece.aminmax()]
+    return bool(torch.isfinite(torch.stack(extremes).to(target)).all())
 
 
 def _finite(tensor: "torch.Tensor") -> int:

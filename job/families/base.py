@@ -4,11 +4,12 @@ A family turns rows into tensors, names the modules that LoRA may adapt, and loa
 checkpoints. Everything else (training, evaluation, proofs) is written once, against this seam.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from job.families.shards import Weights
 from job.prep.records import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
 
@@ -317,14 +318,16 @@ class Family(Protocol):
     def save(
         self,
         model: "PreTrainedModel",
-        tensors: "Iterable[tuple[str, torch.Tensor]]",
+        weights: Weights,
         directory: Path,
         *,
         dtype: "torch.dtype",
         max_shard_size: str,
         layout: Layout,
+        finished: Callable[[Path], None] | None = None,
     ) -> None:
         """Writes a checkpoint of the model's parameters, as they come, by their names in it.
 
-        With config, processor and tokenizer; `tensors` are on the CPU in the dtype to be stored.
+        With config, processor and tokenizer, after the weights; those are in the dtype to be
+        stored. `finished` is told of each shard, see `shards.write`.
         """

@@ -7,7 +7,7 @@ the same files.
 import functools
 import json
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from job.families.base import (
     RowSize,
     Step,
 )
+from job.families.shards import Weights
 from job.prep.records import EncodedImage, Message, Row
 from job.spec.types import LoraSpec
 
@@ -150,14 +151,20 @@ class PlainFamily:
     def save(
         self,
         model: "PreTrainedModel",
-        tensors: "Iterable[tuple[str, torch.Tensor]]",
+        weights: Weights,
         directory: Path,
         *,
         dtype: "torch.dtype",
         max_shard_size: str,
         layout: Layout,
+        finished: Callable[[Path], None] | None = None,
     ) -> None:
-        shards.write(native.stored(model, tensors), directory, max_shard_size=max_shard_size)
+        shards.write(
+            weights.through(functools.partial(native.stored, model)),
+            directory,
+            max_shard_size=max_shard_size,
+            finished=finished,
+        )
         native.write_config(self._checkpoint.config, directory, dtype)
         self._writer.save_pretrained(directory)
         # Servers stop where it says; all else stays as the checkpoint has it.

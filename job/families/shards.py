@@ -1,11 +1,14 @@
-"""Weights as safetensors files: written one shard at a time, and read by their headers alone."""
+"""Weights as safetensors files: written tensor by tensor, and read by their headers alone."""
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Self
 
+from job.background import Background
 from job.errors import InputError
 
 if TYPE_CHECKING:
@@ -13,6 +16,46 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_METADATA = {"format": "pt"}
+_WAITING = 2
+"""Tensors that are held for the disk while the next one is made."""
+
+Named = tuple[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The tensors of a checkpoint to be written: what each will be like, then each itself.
+
+    Both come by the same names in the same order, once.
+    """
+
+    outlines: Iterable[Named]
+    """Shapes and dtypes without values, on the meta device."""
+    tensors: Iterable[Named]
+    """On the CPU, each made when it is asked for."""
+
+    @classmethod
+    def of(cls, tensors: Iterable[Named]) -> Self:
+        """Those that are in memory."""
+        held = list(tensors)
+        return cls(
+            outlines=((name, tensor.detach().to("meta")) for name, tensor in held),
+            tensors=((name, tensor.detach().cpu()) for name, tensor in held),
+        )
+
+    def through(self, change: Callable[[Iterable[Named]], Iterable[Named]]) -> "Weights":
+        """What becomes of them by a change of names and shapes."""
+        return Weights(outlines=change(self.outlines), tensors=change(self.tensors))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A file of a checkpoint, known before any of its tensors is made."""
+
+    file: str
+    outlines: Mapping[str, "torch.Tensor"]
+    """In the order in which the tensors come."""
 
 
 def parse_size(text: str) -> int:
@@ -22,46 +65,110 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def write(
-    tensors: "Iterable[tuple[str, torch.Tensor]]", directory: Path, *, max_shard_size: str
-) -> None:
-    """Writes the tensors as they come, holding no more than one shard of them.
+def plan(outlines: Iterable[Named], max_shard_size: str) -> tuple[Shard, ...]:
+    """Which file each tensor goes to, so that every file has its final name from the start.
 
-    `model.safetensors` where one file is enough, else `model-00001-of-0000N.safetensors` and the
-    index, as Transformers names them. Tensors are stored where they are: contiguous, on the CPU.
+    `model.safetensors` where one is enough, else `model-00001-of-0000N.safetensors`, as
+    Transformers names and fills them.
     """
-    limit = parse_size(max_shard_size)
-    directory.mkdir(parents=True, exist_ok=True)
-    shard: dict[str, torch.Tensor] = {}
-    shards: list[list[str]] = []
-    held = total_bytes = parameters = 0
-
-    def close() -> None:
-        from safetensors.torch import save_file
-
-        shards.append(list(shard))
-        save_file(shard, directory / _unnumbered(len(shards)), metadata={"format": "pt"})
-        shard.clear()
-
-    for name, tensor in tensors:
-        if shard and held + tensor.nbytes > limit:
-            close()
+    limit, held = parse_size(max_shard_size), 0
+    groups: list[dict[str, torch.Tensor]] = [{}]
+    for name, outline in outlines:
+        if groups[-1] and held + outline.nbytes > limit:
+            groups.append({})
             held = 0
-        shard[name] = tensor
-        held += tensor.nbytes
-        total_bytes += tensor.nbytes
-        parameters += tensor.numel()
-    close()
+        groups[-1][name] = outline.to("meta")
+        held += outline.nbytes
+    if len(groups) == 1:
+        return (Shard(file="model.safetensors", outlines=groups[0]),)
+    return tuple(
+        Shard(file=f"model-{number:05}-of-{len(groups):05}.safetensors", outlines=group)
+        for number, group in enumerate(groups, start=1)
+    )
 
-    if len(shards) == 1:
-        (directory / _unnumbered(1)).rename(directory / "model.safetensors")
-        return
-    places: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        (directory / _unnumbered(number)).rename(directory / file)
-        places |= dict.fromkeys(names, file)
-    metadata = {"total_parameters": parameters, "total_size": total_bytes}
+
+def write(
+    weights: Weights,
+    directory: Path,
+    *,
+    max_shard_size: str,
+    finished: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes the tensors as they come, each to its place in its file; then the index, if any.
+
+    `finished` is told of each of several shards when it is whole, and the next one is made while
+    that is made use of. Not of a single file: whoever finds that may take it for a checkpoint.
+    """
+    shards = plan(weights.outlines, max_shard_size)
+    tensors = iter(weights.tensors)
+    directory.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        _write_shard(shard, tensors, directory)
+        if finished is not None and len(shards) > 1:
+            finished(directory / shard.file)
+    # Who makes them may have something to say at their end.
+    left = next(tensors, None)
+    assert left is None, f"not among the outlines: {left and left[0]}"
+    if len(shards) > 1:
+        _write_index(shards, directory)
+
+
+def raw(tensor: "torch.Tensor") -> memoryview:
+    """A tensor's bytes, as files hold them."""
+    import torch
+
+    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> None:
+    """Tensors wait for nothing but a place: they need not lie in the file as they come."""
+    header, starts = _header(shard.outlines)
+
+    def put(file: BinaryIO, start: int, tensor: "torch.Tensor") -> None:
+        file.seek(start)
+        file.write(raw(tensor))
+
+    with (directory / shard.file).open("wb") as file, Background("write", most=_WAITING) as writes:
+        file.write(header)
+        for name, outline in shard.outlines.items():
+            found, tensor = next(tensors)
+            expected = (name, outline.shape, outline.dtype)
+            assert (found, tensor.shape, tensor.dtype) == expected, f"{found} is not {expected}"
+            writes.submit(partial(put, file, starts[name], tensor))
+            del tensor  # it may be large, and belongs to who writes it
+
+
+def _header(outlines: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
+    """The head of a safetensors file, and where in the file each tensor begins.
+
+    The library says in which order tensors lie, and what it calls their dtypes, when it saves
+    tensors of no size under the same names.
+    """
+    import torch
+    from safetensors.torch import save
+
+    empty = {name: torch.empty(0, dtype=each.dtype) for name, each in outlines.items()}
+    saved = save(empty, metadata=_METADATA)
+    entries = json.loads(saved[8 : 8 + int.from_bytes(saved[:8], "little")])
+    starts, offset = dict[str, int](), 0
+    for name, entry in entries.items():
+        if name in outlines:
+            end = offset + outlines[name].nbytes
+            entry |= {"shape": list(outlines[name].shape), "data_offsets": [offset, end]}
+            starts[name], offset = offset, end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: len(head) + start for name, start in starts.items()}
+
+
+def _write_index(shards: Sequence[Shard], directory: Path) -> None:
+    outlines = [outline for shard in shards for outline in shard.outlines.values()]
+    metadata = {
+        "total_parameters": sum(outline.numel() for outline in outlines),
+        "total_size": sum(outline.nbytes for outline in outlines),
+    }
+    places = {name: shard.file for shard in shards for name in shard.outlines}
     index = json.dumps({"metadata": metadata, "weight_map": places}, indent=2, sort_keys=True)
     (directory / INDEX).write_text(index + "\n")
 
@@ -130,8 +237,3 @@ def require(uri: str, found: Shapes, wanted: Shapes) -> None:
 def first(names: Sequence[str], limit: int = 5) -> str:
     """The first few of them, for people."""
     return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")
-
-
-def _unnumbered(number: int) -> str:
-    """A shard's name until it is known how many there are."""
-    return f"model-{number:05}.safetensors.part"

@@ -32,14 +32,17 @@ def download_tree(uri: str, directory: Path) -> tuple[Entry, ...]:
     return entries
 
 
-def upload_tree(directory: Path, uri: str, *, last: Sequence[str] = ()) -> tuple[Entry, ...]:
-    """Stores every file below `directory` under `uri` and tells which.
+def upload_tree(
+    directory: Path, uri: str, *, last: Sequence[str] = (), without: Collection[str] = ()
+) -> tuple[Entry, ...]:
+    """Stores every file below `directory` under `uri`, but for those `without`; tells which.
 
     Files named in `last` follow when all others are stored, one after the other in that order,
     so that the last of them can mark the tree as complete. Raises InputError if one is missing.
     """
     refuse_read_only(uri)
-    entries = {entry.path: entry for entry in list_files(str(directory))}
+    found = list_files(str(directory))
+    entries = {entry.path: entry for entry in found if entry.path not in without}
     for path in last:
         if path not in entries:
             raise InputError(str(directory / path), "cannot upload, nothing is there")

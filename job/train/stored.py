@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.families.base import Family
+from job.families.shards import Weights
 from job.redaction import redact
 from job.spec.types import JobSpec
 
@@ -53,7 +54,7 @@ def _store_weights(
         return
     family.save(
         model,
-        ((name, parameter.detach().cpu()) for name, parameter in model.named_parameters()),
+        Weights.of(model.named_parameters()),
         directory / WEIGHTS,
         dtype=next(model.parameters()).dtype,
         max_shard_size=spec.export.merged.max_shard_size,

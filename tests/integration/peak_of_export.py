@@ -51,7 +51,7 @@ def main(place: Path) -> None:
     merge = Merge(model, dtype=torch.float16, keeps_fp32=family.keeps_fp32)
     family.save(
         model.get_base_model(),
-        merge.tensors(),
+        merge.weights(),
         place / "merged",
         dtype=torch.float16,
         max_shard_size=f"{weights // 11_000}KB",

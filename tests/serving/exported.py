@@ -58,7 +58,7 @@ def export(
     base_says = outputs(base, family, rows)
     family.save(
         base,
-        Merge(base, dtype=torch.float16, keeps_fp32=family.keeps_fp32).tensors(),
+        Merge(base, dtype=torch.float16, keeps_fp32=family.keeps_fp32).weights(),
         directory / "merged",
         dtype=torch.float16,
         max_shard_size=spec.export.merged.max_shard_size,

@@ -13,7 +13,7 @@ from job import engines, families
 from job.engines.device import Accelerator
 from job.errors import ProofError
 from job.export import export as stage
-from job.export.merged import Merge, digest
+from job.export.merged import Merge, digest, fits
 from job.export.proof import Comparison, compare, outputs, require_equal
 from job.prep import formulas
 from job.prep.images import inspect
@@ -111,6 +111,15 @@ def test_a_value_that_is_not_finite_is_refused(spec: JobSpec, family: families.F
     weight.data[0] = float("nan")
     with pytest.raises(ProofError, match=f"{weight.shape[1]} values that are not finite"):
         list(Merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32).tensors())
+
+
+@pytest.mark.parametrize("special", [0.0, 65503.0, 65519.0, 65521.0, -7e4, "nan", "inf", "-inf"])
+@pytest.mark.parametrize("target", [torch.float16, torch.bfloat16, torch.float32])
+def test_whether_values_fit_is_what_counting_says(special: Any, target: torch.dtype) -> None:
+    values = torch.tensor([1.5, float(special), -3.0])
+    counted = int(torch.isfinite(values.to(target)).sum()) == 3
+    assert fits(values, target) is counted
+    assert fits(values[:0], target)
 
 
 class Export:

@@ -359,7 +359,7 @@ def test_merged_weights_reload_tensor_by_tensor_under_the_names_of_the_checkpoin
     merge = Merge(adapted, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
     family.save(
         adapted.get_base_model(),
-        merge.tensors(),
+        merge.weights(),
         tmp_path,
         dtype=torch.float32,
         max_shard_size="100KB",

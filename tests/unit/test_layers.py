@@ -11,13 +11,13 @@ JOB = Path(__file__).parents[2] / "job"
 
 # From the bottom up; a module may import what stands in an earlier row, or in its own package.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("redaction", "errors", "log", "signals"),
+    ("redaction", "errors", "log", "signals", "background"),
     ("place",),
     ("peers",),
     ("spec",),
     ("storage",),
     ("manifest", "provenance", "sbom", "lease", "telemetry"),
-    ("inputs",),
+    ("inputs", "early"),
     ("prep",),
     ("families",),
     ("sizes",),

@@ -16,6 +16,7 @@ from job import families
 from job.errors import InputError
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.original import config as published_config
+from job.families.shards import Weights
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from tests.published import MARKS, train_sentencepiece
@@ -53,11 +54,11 @@ def model(bind: Callable[[Path], Ernie45VL]) -> Any:
 def write(
     family: Ernie45VL, model: Any, directory: Path, layout: Any, dtype: torch.dtype = torch.float32
 ) -> Path:
-    tensors = (
-        (name, parameter.detach().to(torch.float32 if family.keeps_fp32(name) else dtype))
+    weights = Weights.of(
+        (name, parameter.to(torch.float32 if family.keeps_fp32(name) else dtype))
         for name, parameter in model.named_parameters()
     )
-    family.save(model, tensors, directory, dtype=dtype, max_shard_size="5MB", layout=layout)
+    family.save(model, weights, directory, dtype=dtype, max_shard_size="5MB", layout=layout)
     return directory
 
 

@@ -7,7 +7,7 @@ import copy
 import functools
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from job.families.base import (
 from job.families.ernie45_vl.original.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.original.config import to_nested
+from job.families.shards import Weights
 from job.prep.records import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
 
@@ -198,18 +199,25 @@ class Ernie45VL:
     def save(
         self,
         model: "PreTrainedModel",
-        tensors: "Iterable[tuple[str, torch.Tensor]]",
+        weights: Weights,
         directory: Path,
         *,
         dtype: "torch.dtype",
         max_shard_size: str,
         layout: Layout,
+        finished: Callable[[Path], None] | None = None,
     ) -> None:
         from job.families import shards
-        from job.families.ernie45_vl.original import config, processor, weights
+        from job.families.ernie45_vl.original import config, processor
+        from job.families.ernie45_vl.original.weights import published
 
         # Both layouts have the published names of weights, which Transformers reads and writes.
-        shards.write(weights.published(tensors), directory, max_shard_size=max_shard_size)
+        shards.write(
+            weights.through(published),
+            directory,
+            max_shard_size=max_shard_size,
+            finished=finished,
+        )
         name = str(dtype).removeprefix("torch.")
         if layout == "vllm":
             written = {

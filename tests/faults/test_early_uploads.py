@@ -1,0 +1,160 @@
+"""Shards of weights that go up while the next is written, and what ends a job meanwhile."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from job import storage
+from job.families import shards
+from job.families.shards import Named, Weights
+from job.manifest import RunRecord
+from job.outputs import Output
+from tests.conftest import S3
+from tests.faults.proxy import Fault, Proxy
+from tests.jobs import Finished, job, small_run, start
+
+SHARDED = ("--set", "export.merged.max_shard_size=1MB")
+FIRST, THIRD = r"PUT .*/merged/model-00001-of-", r"PUT .*/merged/model-00003-of-"
+SHARD = re.compile(r"PUT .*/(merged/model-\d+-of-\d+\.safetensors)")
+
+
+def merged(output: str) -> set[str]:
+    """What a reader finds in `merged/`."""
+    return {f"merged/{entry.path}" for entry in storage.list_files(f"{output}/merged")}
+
+
+def sent(proxy: Proxy) -> list[str]:
+    """The shards that were put, in order."""
+    return [found[1] for request in proxy.requests if (found := SHARD.match(request))]
+
+
+def require_whole(output: str) -> None:
+    """Every file is what `SHA256SUMS` says, and `merged/` holds no other."""
+    sums = storage.read_text(f"{output}/SHA256SUMS").splitlines()
+    files = {path: digest for digest, path in (line.split("  ", 1) for line in sums)}
+    assert {path for path in files if path.startswith("merged/")} == merged(output)
+    for path in merged(output):
+        stored = storage.read_bytes(f"{output}/{path}")
+        assert hashlib.sha256(stored).hexdigest() == files[path], path
+    index = json.loads(storage.read_text(f"{output}/merged/{shards.INDEX}"))
+    assert {f"merged/{file}" for file in index["weight_map"].values()} <= merged(output)
+    assert storage.is_file(f"{output}/_SUCCESS")
+
+
+def test_a_shard_is_at_the_output_before_the_last_one_is_made(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {f"layer.{number}": torch.randn(64, 64) for number in range(5)}
+    run = RunRecord(name="r", command="run", status="running", started="now")
+    output = Output(uri=s3.uri("out"), workdir=tmp_path, run=run)
+    first = output.at("merged", "model-00001-of-00005.safetensors")
+
+    def tensors() -> Iterator[Named]:
+        for name, tensor in held.items():
+            if name == "layer.4":
+                deadline = time.monotonic() + 30
+                while not storage.is_file(first):
+                    assert time.monotonic() < deadline, "the first shard does not come"
+                    time.sleep(0.02)
+            yield name, tensor
+
+    with Proxy(s3.server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        output.take()
+        output.withdraw("export")
+        shards.write(
+            Weights(outlines=Weights.of(held.items()).outlines, tensors=tensors()),
+            output.directory("export") / "merged",
+            max_shard_size="17KB",
+            finished=lambda path: output.send("export", path),
+        )
+        output.publish("export", "f", "now", 1.0, {})
+        output.release()
+        assert sorted(sent(proxy)) == [
+            f"merged/model-{number:05}-of-00005.safetensors" for number in range(1, 6)
+        ]
+        puts = [request for request in proxy.requests if request.startswith("PUT")]
+    names = [request.split("/")[-1].split("?")[0] for request in puts]
+    assert names.index(shards.INDEX) > names.index("model-00005-of-00005.safetensors")
+    assert names[-1] == "export.json"
+    record = output.completed("export", "f")
+    assert record is not None
+    for file in record.files:
+        assert hashlib.sha256(storage.read_bytes(output.at(file.path))).hexdigest() == file.sha256
+
+
+def test_after_a_proof_that_failed_no_shard_is_left(s3: S3, tmp_path: Path) -> None:
+    output = s3.uri("out")
+    more = (*SHARDED, "--set", "train.learning_rate=1e-12")
+    with Proxy(s3.server.endpoint) as proxy:
+        environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
+        done = job(*small_run(output, *more, cache=tmp_path / "cache"), environ=environ)
+    assert done.code == 30, done.err
+    assert "none of the 40 adapted tensors differs" in done.err
+    assert len(sent(proxy)) > 3
+    assert merged(output) == set()
+    assert not storage.is_file(f"{output}/.stages/export.json")
+
+
+def run_until(request: str, end: Callable[..., None], output: str, s3: S3, cache: Path) -> Finished:
+    """A job that is ended in the moment in which it makes the request."""
+    fault = Fault(kind="stall", matching=request, seconds=0.5, times=1)
+    with Proxy(s3.server.endpoint, fault) as proxy:
+        environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
+        process = start(*small_run(output, *SHARDED, cache=cache), environ=environ)
+        fault.then = lambda: end(process)
+        out, err = process.communicate(timeout=300)
+        assert fault.hits, err
+    return Finished(process.returncode, out, err)
+
+
+@pytest.mark.slow
+def test_a_job_killed_between_shards_ends_proven_when_it_is_started_again(
+    s3: S3, tmp_path: Path
+) -> None:
+    output, cache = s3.uri("out"), tmp_path / "cache"
+    killed = run_until(THIRD, lambda process: process.kill(), output, s3, cache)
+    assert killed.code == -9
+    assert merged(output)
+    assert all("model-" in path for path in merged(output)), "nothing to load shards by"
+    # A killed job with other shards left these.
+    storage.write_text(f"{output}/merged/model-00001-of-00099.safetensors", "left")
+    done = job(*small_run(output, *SHARDED, cache=cache))
+    assert done.code == 0, done.err
+    require_whole(output)
+
+
+@pytest.mark.slow
+def test_a_job_asked_to_stop_between_shards_leaves_none(s3: S3, tmp_path: Path) -> None:
+    output, cache = s3.uri("out"), tmp_path / "cache"
+    stopped = run_until(THIRD, lambda process: process.terminate(), output, s3, cache)
+    assert stopped.code == 143, stopped.err
+    assert merged(output) == set(), stopped.err
+    done = job(*small_run(output, *SHARDED, cache=cache))
+    assert done.code == 0, done.err
+    require_whole(output)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "told"),
+    [("InvalidAccessKeyId", 12, "access is denied"), ("QuotaExceeded", 21, "no space is left")],
+)
+@pytest.mark.slow
+def test_a_store_that_refuses_a_shard_ends_the_job_with_its_code(
+    code: str, exit_code: int, told: str, s3: S3, tmp_path: Path
+) -> None:
+    fault = Fault(kind="answer", status=403, code=code, matching=FIRST)
+    with Proxy(s3.server.endpoint, fault) as proxy:
+        environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
+        done = job(*small_run(s3.uri("out"), *SHARDED, cache=tmp_path / "cache"), environ=environ)
+    assert done.code == exit_code, done.err
+    assert told in done.err
+    assert "model-00001-of-" in done.err
+    assert "Traceback" not in done.err
+    assert merged(s3.uri("out")) == set()

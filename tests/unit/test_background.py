@@ -1,0 +1,80 @@
+"""Calls in the background: what waits, and what is raised to whom."""
+
+import threading
+
+import pytest
+
+from job.background import Background
+
+WAIT = 10.0  # seconds; only a defect waits as long
+
+
+def fail(with_what: str) -> None:
+    raise ValueError(with_what)
+
+
+def test_who_asks_for_more_than_may_be_under_way_waits() -> None:
+    gate, done = threading.Event(), list[int]()
+
+    def call(number: int) -> None:
+        assert gate.wait(WAIT)
+        done.append(number)
+
+    with Background("test", most=2) as background:
+        for number in (1, 2):
+            background.submit(lambda number=number: call(number))  # type: ignore[misc]
+        third = threading.Thread(target=lambda: background.submit(lambda: call(3)))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive(), "a third has to wait for a place"
+        assert done == []
+        gate.set()
+        third.join(WAIT)
+    assert done == [1, 2, 3]
+
+
+def test_the_first_failure_in_the_order_of_asking_is_raised_whichever_comes_first() -> None:
+    second = threading.Event()
+
+    def first() -> None:
+        assert second.wait(WAIT)
+        fail("first")
+
+    def other() -> None:
+        second.set()
+        fail("second")
+
+    background = Background("test", threads=2)
+    background.submit(first)
+    background.submit(other)
+    with pytest.raises(ValueError, match="first"):
+        background.finish()
+
+
+def test_a_failure_is_raised_at_the_next_call_that_is_asked_for() -> None:
+    background, asked = Background("test", most=1), list[str]()
+    background.submit(lambda: fail("gone"))
+    with pytest.raises(ValueError, match="gone"):
+        background.submit(lambda: asked.append("the next"))
+    background.finish()
+    assert asked == []
+
+
+def test_an_error_on_its_way_out_waits_for_no_call_that_has_not_begun() -> None:
+    begun, gate, done = threading.Event(), threading.Event(), list[str]()
+
+    def call() -> None:
+        begun.set()
+        assert gate.wait(WAIT)
+
+    def work() -> None:
+        with Background("test") as background:
+            background.submit(call)
+            background.submit(lambda: done.append("second"))
+            assert begun.wait(WAIT)
+            threading.Timer(0.1, gate.set).start()
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        work()
+    assert done == []

@@ -1,0 +1,183 @@
+"""Files that go up before their stage is done: what readers see, and what becomes of them."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from job import storage
+from job.errors import StorageError
+from job.manifest import RunRecord
+from job.outputs import Output
+
+SHARDS = [f"merged/model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+REST = ["merged/config.json", "merged/model.safetensors.index.json"]
+
+
+def output_at(place: Path) -> Output:
+    run = RunRecord(name="r", command="run", status="running", started="now")
+    return Output(uri=str(place / "out"), workdir=place / "work", run=run)
+
+
+def at(output: Output) -> dict[str, str]:
+    """What a reader finds in `merged/`."""
+    found = Path(output.uri, "merged")
+    return {f"merged/{path.name}": path.read_text() for path in sorted(found.glob("[!.]*"))}
+
+
+def arrive(output: Output, paths: list[str]) -> None:
+    """Waits until the files are at the output."""
+    deadline = time.monotonic() + 10
+    while not at(output).keys() >= set(paths):
+        assert time.monotonic() < deadline, at(output)
+        time.sleep(0.01)
+
+
+def make(output: Output, paths: list[str], text: str) -> Path:
+    """Begins an export and writes the files; shards are sent as they are written."""
+    output.withdraw("export")
+    directory = output.directory("export")
+    (directory / "merged").mkdir()
+    for path in paths:
+        (directory / path).write_text(f"{path} {text}")
+        if path in SHARDS:
+            output.send("export", directory / path)
+    return directory
+
+
+def publish(output: Output, fingerprint: str = "f") -> None:
+    output.publish("export", fingerprint, "now", 1.0, {})
+
+
+def test_shards_are_there_before_the_rest_and_the_marker(tmp_path: Path) -> None:
+    output = output_at(tmp_path)
+    make(output, SHARDS + REST, "one")
+    arrive(output, SHARDS)
+    assert list(at(output)) == SHARDS
+    assert not output.has_marker("export")
+    publish(output)
+    assert list(at(output)) == sorted(SHARDS + REST)
+    assert output.completed("export", "f") is not None
+
+
+def test_what_went_up_is_not_uploaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploaded = list[str]()
+    upload = storage.files.upload
+
+    def noting(path: Path, uri: str) -> None:
+        uploaded.append(uri.removeprefix(f"{output.uri}/"))
+        upload(path, uri)
+
+    monkeypatch.setattr(storage, "upload", noting)
+    monkeypatch.setattr(storage.trees, "upload", noting)
+    output = output_at(tmp_path)
+    make(output, SHARDS + REST, "one")
+    publish(output)
+    assert sorted(uploaded) == sorted(SHARDS + REST)
+
+
+def test_a_shard_that_changed_after_it_went_up_is_refused(tmp_path: Path) -> None:
+    output = output_at(tmp_path)
+    directory = make(output, SHARDS + REST, "one")
+    arrive(output, SHARDS)
+    (directory / SHARDS[1]).write_text("other")
+    with pytest.raises(StorageError, match=r"00002-of-00003.*is not what it was when"):
+        publish(output)
+    assert not output.has_marker("export")
+    output.take_back(in_a_hurry=False)
+    assert not at(output)
+
+
+def test_nobody_reads_of_two_exports(tmp_path: Path) -> None:
+    output = output_at(tmp_path)
+    make(output, SHARDS + REST, "one")
+    publish(output)
+    (tmp_path / "out" / "merged" / "model.gguf").write_text("somebody's own")
+    directory = make(output, [], "two")
+    assert list(at(output)) == sorted([*SHARDS, *REST, "merged/model.gguf"])
+    (directory / SHARDS[0]).write_text("two")
+    output.send("export", directory / SHARDS[0])
+    arrive(output, SHARDS[:1])
+    assert at(output) == {"merged/model.gguf": "somebody's own", SHARDS[0]: "two"}
+
+
+@pytest.mark.parametrize("now", [SHARDS, ["merged/model.safetensors"]])
+def test_what_a_killed_job_left_is_removed_by_the_next(now: list[str], tmp_path: Path) -> None:
+    killed = output_at(tmp_path)
+    for path in ("merged/model-00001-of-00007.safetensors", SHARDS[0], "merged/config.json"):
+        storage.write_text(killed.at(path), "killed")
+    output = output_at(tmp_path)
+    make(output, now + REST[:1], "two")
+    publish(output)
+    assert at(output) == {path: f"{path} two" for path in sorted(now + REST[:1])}
+
+
+def test_an_export_that_fails_leaves_no_shard(tmp_path: Path) -> None:
+    output = output_at(tmp_path)
+    make(output, SHARDS, "one")
+    output.take_back(in_a_hurry=False)
+    assert not at(output)
+    make(output, SHARDS + REST, "again")
+    publish(output)
+    assert list(at(output)) == sorted(SHARDS + REST)
+
+
+def test_an_upload_that_fails_is_raised_at_the_next_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+
+    def refuse(path: Path, uri: str) -> None:
+        tried.set()
+        raise StorageError(uri, "cannot write")
+
+    monkeypatch.setattr(storage, "upload", refuse)
+    output = output_at(tmp_path)
+    directory = make(output, SHARDS[:1], "one")
+    assert tried.wait(10)
+    (directory / SHARDS[1]).write_text("two")
+
+    def go_on() -> None:
+        for _ in range(1000):  # the failure is on its way
+            output.send("export", directory / SHARDS[1])
+
+    with pytest.raises(StorageError, match=r"00001-of-00003.*cannot write"):
+        go_on()
+
+
+def test_a_job_that_lost_its_output_sends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = output_at(tmp_path)
+
+    def lost() -> None:
+        raise StorageError("out", "another job has taken the output over")
+
+    storage.write_text(output.at(REST[0]), "another job's")
+    monkeypatch.setattr(output, "require", lost)
+    with pytest.raises(StorageError, match="taken the output over"):
+        make(output, SHARDS, "one")
+    assert at(output) == {REST[0]: "another job's"}
+
+
+def test_an_upload_under_way_ends_with_the_stage_and_comes_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate = threading.Event(), threading.Event()
+    upload = storage.files.upload
+
+    def slow(path: Path, uri: str) -> None:
+        begun.set()
+        assert gate.wait(10)
+        upload(path, uri)
+
+    monkeypatch.setattr(storage, "upload", slow)
+    output = output_at(tmp_path)
+    make(output, SHARDS, "one")
+    assert begun.wait(10)
+    threading.Timer(0.2, gate.set).start()
+    output.take_back(in_a_hurry=False)
+    assert not at(output)
