@@ -29,7 +29,7 @@ class LowRankLinear(Linear):
 
 def use_low_rank_layers(model: torch.nn.Module) -> int:
     """Puts them in the place of PEFT's, where those do nothing more; gives their number."""
-    layers = [module for module in model.modules() if type(module) is Linear]
+    layers: list[Any] = [module for module in model.modules() if type(module) is Linear]
     plain = [each for each in layers if all(_is_plain(each, name) for name in each.lora_A)]
     for layer in plain:
         layer.__class__ = LowRankLinear
