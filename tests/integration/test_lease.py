@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,8 +179,8 @@ def test_a_job_that_loses_its_output_while_it_stores_a_stage_calls_nothing_done(
     (output.directory("prep") / "file").write_text("x")
     upload = storage.upload_tree
 
-    def slowly(directory: Path, uri: str) -> None:
-        upload(directory, uri)
+    def slowly(directory: Path, uri: str, **more: Any) -> None:
+        upload(directory, uri, **more)
         storage.write_text(output.at(".lease/2.json"), leases._myself().to_text())
         while output.taken:
             time.sleep(0.01)
