@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from job.families.base import Encoded
+from job.families.ernie45_vl.saved import head_dim
 
 SIDE = 8192
 """Of the square matrices by whose product the device's speed is measured."""
@@ -44,8 +45,7 @@ def flops(config: Any, family: Any, rows: Sequence[Encoded]) -> float:
     """
     text, vision = config.text_config, config.vision_config
     wide = text.hidden_size
-    head = getattr(text, "head_dim", None) or wide // text.num_attention_heads
-    attention = wide * head * 2 * (text.num_attention_heads + text.num_key_value_heads)
+    attention = wide * head_dim(text) * 2 * (text.num_attention_heads + text.num_key_value_heads)
     sparse = sum(kind == "sparse" for kind in text.mlp_layer_types)
     dense = len(text.mlp_layer_types) - sparse
     shared = 3 * wide * text.moe_intermediate_size[0] * text.moe_num_shared_experts
@@ -89,11 +89,12 @@ def write_profile(step: Callable[[], Any], path: Path) -> None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         step()
         torch.cuda.synchronize()
-    events = [
-        e for e in profiled.key_averages() if e.self_device_time_total > 0 and "Cuda" not in e.key
-    ]
     kernels = sorted(
-        (e for e in events if str(e.device_type).endswith("CUDA")),
+        (
+            event
+            for event in profiled.key_averages()
+            if str(event.device_type).endswith("CUDA") and "Cuda" not in event.key
+        ),
         key=lambda event: -event.self_device_time_total,
     )
     total = sum(event.self_device_time_total for event in kernels)

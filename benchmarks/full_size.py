@@ -31,10 +31,10 @@ from job.engines import cpu
 from job.engines.device import detect
 from job.export.merged import Merge
 from job.families.base import Family, to_device
+from job.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
-GIB = 2**30
 LAYOUTS = ("vllm", "transformers")
 
 

@@ -21,6 +21,7 @@ from job.engines.device import Accelerator, detect
 from job.families.base import RowSize
 from job.memory import estimate
 from job.prep.records import Row
+from job.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train.fitting import largest
@@ -122,8 +123,8 @@ def one(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) -> dic
     torch.cuda.empty_cache()
     measured = result.peak_memory_bytes
     return {
-        "measured_gib": round(measured / 2**30, 2),
-        "planned_gib": round(planned.total / 2**30, 2),
+        "measured_gib": round(measured / GIB, 2),
+        "planned_gib": round(planned.total / GIB, 2),
         "ratio": round(planned.total / measured, 3),
         "tokens_a_pass": sum(size.tokens for size in sizes),
         "patches_a_pass": sum(sum(size.patches) for size in sizes),

@@ -37,6 +37,7 @@ from job.prep.images import inspect
 from job.prep.prepare import PreparedData
 from job.prep.records import Message, Part, Row
 from job.prep.shards import Split
+from job.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train.checkpoints import CheckpointStore
@@ -97,6 +98,7 @@ def main() -> None:
     layers = model.config.text_config.num_hidden_layers
     parameters = sum(parameter.numel() for parameter in model.parameters())
     measured = {}
+    last = next((name for name in reversed(arguments.ways) if name != JOB), None)
     for name in arguments.ways:
         if name == JOB:
             rows_of_all = list(formula_rows(arguments.steps * arguments.rows))
@@ -108,7 +110,6 @@ def main() -> None:
                 _batch(family, encoded[i : i + rows], way)
                 for i in range(0, arguments.steps * rows, rows)
             ]
-            last = [way for way in arguments.ways if way != JOB][-1]
             profile = arguments.profile if name == last else None
             try:
                 found = _measure(family, model, spec, way, batches, device, profile)
@@ -126,7 +127,7 @@ def main() -> None:
         "routed_experts_adapted": arguments.experts,
         "ways": measured,
         **arithmetic.of(model.config, family, encoded, device, measured),
-        "speeds": _speeds(measured, arguments.rows),
+        "speeds": _speeds(measured, spec),
         **_headline(measured),
     }
     record.write(
@@ -272,8 +273,8 @@ def _measure(
     adapted = get_peft_model(
         model.requires_grad_(False),
         LoraConfig(
-            r=8,
-            lora_alpha=16,
+            r=spec.lora.r,
+            lora_alpha=spec.lora.lora_alpha,
             target_modules=list(targets.modules),
             target_parameters=list(targets.parameters) or None,
         ),
@@ -331,7 +332,7 @@ def _measure(
         "seconds_a_step": round(statistics.median(seconds[WARM_UP:]), 4),
         "tokens_a_step": round(statistics.mean(tokens)),
         # A process on a CPU tells but one peak, of all ways together.
-        **({"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)} if cuda else {}),
+        **({"peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2)} if cuda else {}),
         "first_step_seconds": round(seconds[0], 2),
         "first_loss": round(float(losses[0]), 4),
         "last_loss": round(float(losses[-1]), 4),
@@ -406,22 +407,23 @@ def _measure_job(
         "passes_a_step": result.fit["gradient_accumulation_steps"] if result.fit else 1,
         "data_wait_share": round(statistics.mean(w["data_wait_share"] for w in windows), 4),
         "workers": spec.train.dataloader_num_workers,
-        "peak_gib": round(result.peak_memory_bytes / 2**30, 2),
+        "peak_gib": round(result.peak_memory_bytes / GIB, 2),
         "first_loss": round(result.first_loss, 4),
         "last_loss": round(result.final_loss, 4),
     }
 
 
-def _speeds(measured: dict[str, dict[str, float]], rows: int) -> list[dict[str, object]]:
+def _speeds(measured: dict[str, dict[str, float]], spec: JobSpec) -> list[dict[str, object]]:
     """The speed of the step that a job takes, as `job plan` reads it."""
     if JOB not in measured:
         return []
     way = measured[JOB]
     return [
         {
-            "what": f"{rows} rows a step in {way['passes_a_step']} passes, by the train stage",
+            "what": f"{spec.train.per_device_train_batch_size} rows a step in "
+            f"{way['passes_a_step']} passes, by the train stage",
             "trained": "lora",
-            "compiled": torch.cuda.is_available(),  # as the spec of the run says
+            "compiled": spec.train.torch_compile,
             "tokens_a_pass": round(way["tokens_a_step"] / way["passes_a_step"]),
             **{key: way[key] for key in ("tokens_per_second", "slowest", "fastest")},
         }

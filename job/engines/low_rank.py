@@ -11,15 +11,16 @@ import torch
 from peft.tuners.lora import Linear
 from torch.nn.functional import linear
 
+from job.families.adapters import alone
+
 
 class LowRankLinear(Linear):
     """PEFT's own layer: names, files and merging are its parent's."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(…, inputs) to (…, outputs)."""
-        name = self.active_adapters[0]
-        alone = len(self.active_adapters) == 1 and _is_plain(self, name)
-        if args or kwargs or self.disable_adapters or self.merged or not alone:
+        name = alone(self)
+        if args or kwargs or name is None or not _is_plain(self, name):
             return super().forward(x, *args, **kwargs)
         result: torch.Tensor = self.base_layer(x)
         dtype = result.dtype
@@ -37,10 +38,9 @@ def use_low_rank_layers(model: torch.nn.Module) -> int:
 
 
 def _is_plain(layer: Linear, name: str) -> bool:
-    """Whether the layer has the adapter, without dropout, bias, or a variant such as DoRA."""
+    """Whether the adapter has no dropout, bias, or variant such as DoRA."""
     return (
-        name in layer.lora_A
-        and name not in layer.lora_variant
+        name not in layer.lora_variant
         and not layer.lora_bias[name]
         and isinstance(layer.lora_dropout[name], torch.nn.Identity)
     )

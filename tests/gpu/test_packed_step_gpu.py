@@ -90,8 +90,8 @@ def test_attention_by_boundaries_is_that_of_the_grid(causal: bool) -> None:
     torch.manual_seed(0)
     lengths = [3, 88, 1, 252, 40]
     made = Segments.of(lengths)
-    bounded = Segments(made.places.to(CUDA), made.real.to(CUDA), made.bounds.to(CUDA))
-    grid = bounded._replace(by_bounds=False)
+    grid = Segments(made.places.to(CUDA), made.real.to(CUDA), made.bounds.to(CUDA))
+    bounded = grid._replace(by_bounds=True)
     shapes = [(sum(lengths), heads, 64) for heads in (8, 2, 2)]
     tensors = [torch.randn(*shape, device=CUDA, dtype=torch.bfloat16) for shape in shapes]
     outcomes = []

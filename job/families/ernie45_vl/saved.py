@@ -120,7 +120,7 @@ class _Walk:
 
     def _language(self) -> None:
         text, tokens = self.text, self.tokens
-        wide, head = text.hidden_size, _head_dim(text)
+        wide, head = text.hidden_size, head_dim(text)
         for number, kind in enumerate(text.mlp_layer_types):
             name = f"model.language_model.layers.{number}"
             before = self._enter()
@@ -145,7 +145,7 @@ class _Walk:
     def _attend_to_tokens(self) -> bool:
         """Gives whether the output projection's input is the kept output itself."""
         text, step = self.text, self.step
-        head = _head_dim(text)
+        head = head_dim(text)
         queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
         tokens = sum(row.tokens for row in self.rows)
         grid = tokens if step.attention == BY_BOUNDS else len(self.rows) * self.longest
@@ -214,11 +214,10 @@ class _Walk:
         step, supervised = self.step, sum(row.trained for row in self.rows)
         trained = "lm_head" in self.trained
         held = (min(supervised, CHUNK) if step.packed else self.tokens) * self.text.vocab_size
-        if step.packed and not trained:  # the gradient is made along, of one chunk after another
+        if trained or step.packed:  # its input, or the gradient that is made along
             self._keep("activations", supervised * self.text.hidden_size)
+        if step.packed and not trained:
             return (2 * FP32 + step.width) * held, 0
-        if trained:
-            self._keep("activations", supervised * self.text.hidden_size)
         chunked = step.packed and supervised > CHUNK
         return 3 * FP32 * held, 0 if chunked else FP32 * held
 
@@ -288,5 +287,5 @@ class _Walk:
         self._keep("activations", 2 * tokens, FP32)
 
 
-def _head_dim(text: Any) -> int:
+def head_dim(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)

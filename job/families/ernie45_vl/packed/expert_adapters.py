@@ -10,6 +10,7 @@ import torch
 from peft.tuners.lora import ParamWrapper
 from torch.nn.functional import pad
 
+from job.families.adapters import alone
 from job.families.base import SORTED_EXPERTS
 
 RANKS = 8
@@ -69,9 +70,8 @@ def adapters_of(experts: Any) -> Adapters:
     found: Adapters = {}
     layer = experts
     while isinstance(layer, ParamWrapper):
-        name = layer.active_adapters[0]
-        alone = len(layer.active_adapters) == 1 and name in layer.lora_A
-        if layer.disable_adapters or layer.merged or not alone:
+        name = alone(layer)
+        if name is None:
             return {}
         found[layer.parameter_name] = Adapter(
             layer.lora_A[name].weight,

@@ -23,8 +23,8 @@ class Segments(NamedTuple):
     """(N, L): whether a place holds a token."""
     bounds: torch.Tensor
     """(N + 1,), int32: where each sequence begins among the T tokens, and the end of the last."""
-    by_bounds: bool = True
-    """Whether attention may use the boundaries alone: the device `has_kernel` that does."""
+    by_bounds: bool = False
+    """Whether attention may use the boundaries alone, on a device that `has_kernel`."""
 
     @classmethod
     def of(cls, lengths: list[int]) -> "Segments":
@@ -65,7 +65,7 @@ def attention(
     padding stands behind the tokens of its row, where causal attention never looks; without
     causality it is masked.
     """
-    if segments.by_bounds and _takes_boundaries(query):
+    if segments.by_bounds and query.dtype in (torch.bfloat16, torch.float16):
         longest = segments.real.shape[1]
         return _attend(
             query,
@@ -101,10 +101,6 @@ def has_kernel(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _takes_boundaries(query: torch.Tensor) -> bool:
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
