@@ -32,7 +32,13 @@ class Early:
         self._stored: dict[str, str] = {}
 
     def send(self, path: Path) -> None:
-        """Has the file stored in the background. Raises what an earlier one failed with."""
+        """Has the file stored in the background. Raises what an earlier one failed with.
+
+        Once what went up is taken back nothing follows it: the work may go on where another thread
+        has given it up.
+        """
+        if self._stop.is_set():
+            return
         relative = path.relative_to(self._directory).as_posix()
         self._uploads.submit(partial(self._store, path, relative))
 

@@ -168,8 +168,8 @@ class Output:
 
     def take_back(self, *, in_a_hurry: bool) -> None:
         """Removes what went up of a stage that was not finished."""
-        for name in list(self._early):
-            self._early.pop(name).take_back(in_a_hurry=in_a_hurry)
+        for early in self._early.values():
+            early.take_back(in_a_hurry=in_a_hurry)
 
     def publish(
         self, name: str, fingerprint: str, started: str, seconds: float, summary: dict[str, Any]
