@@ -24,7 +24,6 @@ from job.prep.records import Row
 from job.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
-from job.train.fitting import largest
 
 STEPS, ROWS = 4, 192
 SETTINGS: dict[str, Any] = {
@@ -107,7 +106,7 @@ def heaviest(spec: JobSpec, family: Any) -> tuple[list[Row], list[RowSize]]:
     rows = list(formula_rows(ROWS))
     sizes = [family.row_size(family.encode(row)) for row in rows]
     width = spec.train.per_device_train_batch_size
-    chosen = largest([s.tokens for s in sizes], [sum(s.patches) for s in sizes], width)[0]
+    chosen = sorted(range(ROWS), key=lambda n: sizes[n].tokens, reverse=True)[:width]
     return [rows[n] for n in chosen], [sizes[n] for n in chosen]
 
 

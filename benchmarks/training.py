@@ -101,7 +101,8 @@ def main() -> None:
     last = next((name for name in reversed(arguments.ways) if name != JOB), None)
     for name in arguments.ways:
         if name == JOB:
-            rows_of_all = list(formula_rows(arguments.steps * arguments.rows))
+            # As many as it takes: an epoch as short as this would begin anew with empty workers.
+            rows_of_all = list(formula_rows(spec.train.max_steps * arguments.rows))
             found = _measure_job(family, model, spec, accelerator, rows_of_all)
         else:
             way = WAYS[name]

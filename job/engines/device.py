@@ -1,5 +1,6 @@
 """What the machine offers: a GPU by CUDA or ROCm, or a CPU."""
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 Kind = Literal["cpu", "cuda", "rocm"]
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""The environment variables by which a user settles how PyTorch keeps a GPU's memory."""
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 
 
@@ -82,6 +85,9 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
             fix="start as many processes on a node as it has GPUs: torchrun --nproc-per-node gpu",
         )
     torch.cuda.set_device(index)
+    if found == "cuda" and not any(name in os.environ for name in ALLOCATOR):
+        # Passes of many sizes leave holes that no other pass fits into; so pages are put together.
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"  # read with the first allocation
     properties = torch.cuda.get_device_properties(index)
     return Accelerator(
         kind=found, name=properties.name, memory_bytes=properties.total_memory, index=index

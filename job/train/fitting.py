@@ -1,13 +1,13 @@
 """Whether a step fits into memory, tried before the first one.
 
-The largest batches that the rows can make, by tokens and by pictures, are computed forward and
-backward. Where one does not fit, the rows of a step are divided further, and then activations are
-computed again rather than kept; the step stays the same.
+The heaviest passes that the training will come to, by tokens and by pictures, are computed forward
+and backward. Where one does not fit, the rows of a step are divided further, and then activations
+are computed again rather than kept; the step stays the same.
 """
 
 import functools
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,6 +23,7 @@ from job.errors import OutOfMemoryError
 from job.families.base import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
 from job.train.dataset import Collator, EncodedDataset
+from job.train.heaviest import heaviest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +78,6 @@ def find(
         log.warn("a step does not fit into memory", tried=division, next=smaller or "nothing")
         division = smaller
     return None, too_large
-
-
-def largest(lengths: Sequence[int], patches: Sequence[int], rows: int) -> list[list[int]]:
-    """The numbers of the `rows` rows of most tokens, and those of the rows of most patches.
-
-    Once where they are the same rows. No division of a step makes a pass of more tokens or more
-    patches (`job.train.passes`): a picture takes its memory in the vision tower, apart from that
-    of the tokens.
-    """
-    by_tokens, by_patches = (
-        sorted(range(len(lengths)), key=order, reverse=True)[:rows]
-        for order in (lambda n: (lengths[n], patches[n]), lambda n: (patches[n], lengths[n]))
-    )
-    if not any(patches) or set(by_tokens) == set(by_patches):
-        return [by_tokens]
-    return [by_tokens, by_patches]
 
 
 def fits(
@@ -153,10 +138,12 @@ def fitted_to_memory(
     collate: Collator,
     model: Any,
     dataset: EncodedDataset,
+    order: Callable[[TrainSpec], Iterable[list[int]]],
 ) -> tuple[JobSpec, dict[str, Any] | None]:
     """The spec with its step divided so that it fits, and what there is to keep of the trial.
 
-    Raises OutOfMemoryError where nothing fits.
+    `order` gives the rows of each pass of this process, of the whole training. Raises
+    OutOfMemoryError where nothing fits.
     """
     wanted = spec.train.fit == "on" or (spec.train.fit == "auto" and accelerator.kind != "cpu")
     if not wanted or spec.runtime.distributed == "fsdp2":  # which fits only once it is in shares
@@ -169,10 +156,10 @@ def fitted_to_memory(
 
         if spec.train.torch_compile and division.gradient_checkpointing:
             release_blocks(model)  # which cannot be computed again as they were
-        width = division.per_device_train_batch_size
+        passes = order(replace(spec.train, **asdict(division)))
         return all(
             fits(model, functools.partial(make, rows), engine, division)
-            for rows in largest(dataset.lengths, dataset.patches, width)
+            for rows in heaviest(passes, dataset.lengths, dataset.patches)
         )
 
     start = Division.of(spec.train)

@@ -2,7 +2,7 @@
 
 A cut changes nothing in which rows a step has. Of none has a pass more tokens, or more rows times
 the longest of them, than the `width` longest rows of the step, nor more patches of pictures than
-the `width` rows of most patches: a device is tried with both (`job.train.fitting`).
+the `width` rows of most patches.
 """
 
 from collections.abc import Callable, Sequence

@@ -78,6 +78,17 @@ def training_arguments(
 def batches_of(
     spec: JobSpec, rows: Sequence[Row], fitted: Fitted, *, padding_free: bool
 ) -> SharedBatches | Ahead:
+    """This process's batches of an epoch; of streamed rows what is to come is fetched meanwhile."""
+    batches = order_of(spec, rows, fitted, padding_free=padding_free)
+    if not isinstance(rows, StreamedRows) or not group.leads_machine():
+        return batches
+    buffer = spec.data.shuffle_buffer_size // group.size()
+    return Ahead(batches, rows, fitted.indices, buffer)
+
+
+def order_of(
+    spec: JobSpec, rows: Sequence[Row], fitted: Fitted, *, padding_free: bool
+) -> SharedBatches:
     """This process's batches of an epoch, in an order that suits how the rows are kept."""
     count, buffer = len(fitted.indices), spec.data.shuffle_buffer_size
     streamed = rows if isinstance(rows, StreamedRows) else None
@@ -89,7 +100,7 @@ def batches_of(
             if padding_free
             else passes.alike(width, fitted.lengths)
         )
-    batches = SharedBatches(
+    return SharedBatches(
         Windows(count, fitted.starts(streamed.blocks()), buffer, seed=spec.train.seed)
         if streamed
         else shuffled(count, spec.train.seed),
@@ -99,9 +110,6 @@ def batches_of(
         processes=group.size(),
         cut=cut,
     )
-    if streamed is None or not group.leads_machine():
-        return batches
-    return Ahead(batches, streamed, fitted.indices, buffer // group.size())
 
 
 def make_trainer(

@@ -5,9 +5,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,14 @@ from job.engines.waiting import Waiting
 from job.errors import Stopped
 from job.families.base import Family
 from job.prep.prepare import PreparedData
-from job.spec.types import JobSpec
+from job.spec.types import JobSpec, TrainSpec
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.fitting import fitted_to_memory, raise_if_out_of_memory
+from job.train.heaviest import planned
 from job.train.lengths import LENGTHS, lengths
 from job.train.resuming import resume_point, step_of
-from job.train.setup import batches_of, make_trainer, training_arguments
+from job.train.setup import batches_of, make_trainer, order_of, training_arguments
 from job.train.stored import finish
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
@@ -151,7 +152,12 @@ def train(
     if spec.train.torch_compile:  # before the trial, which is to compute what will be trained
         log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
     collator = Collator(family, padding_free=padding_free)
-    spec, fit_record = fitted_to_memory(spec, engine, accelerator, collator, model, dataset)
+
+    def passes(train: TrainSpec) -> Iterator[list[int]]:
+        order = order_of(replace(spec, train=train), rows, fitted, padding_free=padding_free)
+        return planned(order, train)
+
+    spec, fit_record = fitted_to_memory(spec, engine, accelerator, collator, model, dataset, passes)
     accelerator.reset_peak_memory()  # of training, not of an evaluation or a trial before it
     uploads, waiting = BackgroundUploads(), Waiting()
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell, waiting)

@@ -8,8 +8,9 @@ import pytest
 from job.engines.device import Accelerator
 from job.families.base import COUNTED, TOKENS
 from job.spec.load import load_spec
+from job.spec.types import TrainSpec
 from job.train import fitting
-from job.train.fitting import Division, find, fitted_to_memory, largest
+from job.train.fitting import Division, find, fitted_to_memory
 from tests.jobs import ROOT
 
 
@@ -54,16 +55,6 @@ def test_the_first_that_fits_is_taken() -> None:
     assert too_large == [start, division(4, 2, True)]
 
 
-def test_the_longest_rows_are_tried() -> None:
-    assert largest([5, 9, 1, 9, 7], [0] * 5, 3) == [[1, 3, 4]]
-    assert largest([5, 9], [0] * 2, 3) == [[1, 0]]
-
-
-def test_the_rows_of_most_patches_are_tried_too_where_they_are_others() -> None:
-    assert largest([5, 9, 8, 7], [16, 4, 0, 8], 2) == [[1, 2], [0, 3]]
-    assert largest([5, 9, 8, 7], [4, 16, 8, 4], 2) == [[1, 2]]
-
-
 @pytest.mark.parametrize("too_large", [[0, 1], [2, 3]], ids=["the pictures", "the texts"])
 def test_a_step_fits_where_both_its_tokens_and_its_pictures_do(
     too_large: list[int], monkeypatch: pytest.MonkeyPatch
@@ -80,7 +71,12 @@ def test_a_step_fits_where_both_its_tokens_and_its_pictures_do(
     collate: Any = SimpleNamespace(batch=lambda picked: {"rows": picked, COUNTED: 1, TOKENS: 1})
     engine: Any = SimpleNamespace(device="cpu")
     accelerator = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
-    found, _ = fitted_to_memory(spec, engine, accelerator, collate, None, rows)
+
+    def order(train: TrainSpec) -> list[list[int]]:
+        width = train.per_device_train_batch_size
+        return [list(range(4))[start : start + width] for start in range(0, 4, width)]
+
+    found, _ = fitted_to_memory(spec, engine, accelerator, collate, None, rows, order)
     assert found.train.per_device_train_batch_size == 1
 
 
@@ -100,7 +96,9 @@ def test_blocks_are_compiled_no_more_where_activations_have_to_be_computed_again
     nothing: Any = None
     rows: Any = SimpleNamespace(lengths=(3, 2), patches=(0, 0))
     accelerator = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
-    found, record = fitted_to_memory(spec, nothing, accelerator, nothing, "model", rows)
+    found, record = fitted_to_memory(
+        spec, nothing, accelerator, nothing, "model", rows, lambda _: [[0, 1]]
+    )
     assert record is not None
     assert released == ["model"]
     assert (found.train.gradient_checkpointing, found.train.torch_compile) == (True, False)

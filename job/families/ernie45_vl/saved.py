@@ -129,6 +129,8 @@ class _Walk:
             self._projections([f"{attention}.{x}_proj" for x in "qkv"], tokens, wide)
             held = self._attend_to_tokens()
             heads = text.num_attention_heads * head
+            if number == len(text.mlp_layer_types) - 1 and self._ends_early(name):
+                held, tokens = False, self._supervised_alone()
             self._projections([f"{attention}.o_proj"], tokens, heads, held=held)
             self._rms_norm(tokens)
             if kind == "dense":
@@ -138,9 +140,20 @@ class _Walk:
                 shared = text.moe_intermediate_size[0] * text.moe_num_shared_experts
                 if shared:
                     self._gated_mlp(f"{name}.mlp.shared_experts", shared)
-            self._leave(before, tokens * wide)
-        self._keep("activations", 2 * tokens * head, FP32)  # cosine and sine, one pair for all
+            self._leave(before, self.tokens * wide)
+        every = sum(row.tokens for row in self.rows) if self.step.packed else tokens
+        self._keep("activations", 2 * every * head, FP32)  # cosine and sine, one pair for all
         self._rms_norm(tokens)
+
+    def _ends_early(self, last: str) -> bool:
+        """Whether the last layer goes on with supervised tokens alone; see `packed.model`."""
+        pictured = f"{last}.mlp.vision_moe"
+        return self.step.packed and not any(name.startswith(pictured) for name in self.trained)
+
+    def _supervised_alone(self) -> int:
+        self.tokens = sum(row.trained for row in self.rows)
+        self.by_experts = {"text_moe": self.tokens, "vision_moe": 0}
+        return self.tokens
 
     def _attend_to_tokens(self) -> bool:
         """Gives whether the output projection's input is the kept output itself."""
@@ -217,7 +230,7 @@ class _Walk:
         if trained or step.packed:  # its input, or the gradient that is made along
             self._keep("activations", supervised * self.text.hidden_size)
         if step.packed and not trained:
-            return (2 * FP32 + step.width) * held, 0
+            return (FP32 + step.width) * held, 0
         chunked = step.packed and supervised > CHUNK
         return 3 * FP32 * held, 0 if chunked else FP32 * held
 

@@ -22,8 +22,9 @@ def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch
 
     `input_ids` (1, T), `position_ids` (3, 1, T), the places of each row's tokens, `supervised`
     (S,) with the `targets` (S,) that the hidden states there foretell, the tokens of either
-    modality, and where there are images their `pixels` (patches, 588) as bytes, `pixel_mean` and
-    `pixel_std` (588,), every patch's row and column, and the places of patches and image tokens.
+    modality, among all and among the supervised, and where there are images their `pixels`
+    (patches, 588) as bytes, `pixel_mean` and `pixel_std` (588,), every patch's row and column, and
+    the places of patches and image tokens.
     """
     ids = torch.tensor([token for row in rows for token in row.input_ids])  # (T,)
     # Each row's first label is foretold by nothing.
@@ -34,7 +35,7 @@ def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch
     supervised = (labels != IGNORED).nonzero()[:, 0]
     image = ids == processor.image_token_id
     brackets = (ids == processor.image_start_token_id) | (ids == processor.image_end_token_id)
-    modalities = Modalities.of(image | brackets)
+    pictured = image | brackets
     segments = Segments.of(lengths)
     batch: Batch = {
         "input_ids": ids[None],
@@ -43,10 +44,11 @@ def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Batch
         "row_places": segments.places,
         "row_real": segments.real,
         "row_bounds": segments.bounds,
-        "text_tokens": modalities.text,
-        "vision_tokens": modalities.vision,
-        "token_order": modalities.order,
     }
+    for name, marks in (("token", pictured), ("supervised", pictured[supervised])):
+        modalities = Modalities.of(marks)
+        batch[f"{name}_text"], batch[f"{name}_vision"] = modalities.text, modalities.vision
+        batch[f"{name}_order"] = modalities.order
     merge = processor.image_processor.merge_size
     pictures = [decode(picture) for row in rows for picture in row.images]
     grids: list[Grid] = []

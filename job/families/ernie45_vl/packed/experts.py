@@ -13,7 +13,8 @@ from transformers.integrations.moe import _grouped_mm as grouped_mm  # with a wa
 
 from job.families.base import SORTED_EXPERTS
 from job.families.ernie45_vl.packed.expert_adapters import Adapters, adapters_of
-from job.families.ernie45_vl.packed.segments import take
+from job.families.ernie45_vl.packed.gated import gated
+from job.families.ernie45_vl.packed.routing import route
 
 
 class Modalities(NamedTuple):
@@ -23,34 +24,41 @@ class Modalities(NamedTuple):
     """(T_text,)"""
     vision: torch.Tensor
     """(T_vision,)"""
+    places: torch.Tensor
+    """(T,): the two one after the other."""
     order: torch.Tensor
-    """(T,): where each token is in text and vision one after the other."""
+    """(T,): where each token is in `places`."""
 
     @classmethod
     def of(cls, vision: torch.Tensor) -> "Modalities":
         """On the host, from (T,) marks of the tokens for the experts for pictures."""
         text, seen = (~vision).nonzero()[:, 0], vision.nonzero()[:, 0]
-        return cls(text=text, vision=seen, order=torch.cat([text, seen]).argsort())
+        return cls.ordered(text, seen, torch.cat([text, seen]).argsort())
+
+    @classmethod
+    def ordered(cls, text: torch.Tensor, vision: torch.Tensor, order: torch.Tensor) -> "Modalities":
+        return cls(text=text, vision=vision, places=torch.cat([text, vision]), order=order)
 
 
 def moe(
     block: Any, hidden: torch.Tensor, modalities: Modalities
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """An `Ernie4_5_VLMoeMoeBlock` on (T, H): its output (T, H) and router logits (T, experts)."""
+    """An `Ernie4_5_VLMoeMoeBlock` on (T, H): its output (T, H) and router logits (T, experts).
+
+    The logits are those of text, then those of pictures: they are only summed over.
+    """
     outputs, logits = [], []
-    for sparse, places in (
-        (block.text_moe, modalities.text),
-        (block.vision_moe, modalities.vision),
-    ):
-        if len(places):
-            tokens = take(hidden, places)
-            routed, weights, chosen = sparse.gate(tokens)
+    each = modalities.text, modalities.vision
+    parts = permute(hidden, modalities.places, modalities.order).split([len(own) for own in each])
+    for sparse, tokens in zip((block.text_moe, block.vision_moe), parts, strict=True):
+        if len(tokens):
+            routed, weights, chosen = route(sparse.gate, tokens)
             outputs.append(compute_experts(sparse.experts, tokens, chosen, weights))
             logits.append(routed)
-    output = take(torch.cat(outputs), modalities.order)
+    output = permute(torch.cat(outputs), modalities.order, modalities.places)
     if block.shared_experts is not None:
         output = output + block.shared_experts(hidden)
-    return output, take(torch.cat(logits), modalities.order)
+    return output, torch.cat(logits)
 
 
 def compute_experts(
@@ -81,7 +89,8 @@ def sorted_experts(
     that, where rows are narrowest: what comes out need not be kept for the weight's gradient.
     """
     count, k = chosen.shape
-    numbers, order = chosen.flatten().sort()  # (T·k,): copy i of token t is at t·k + i
+    # Few digits are soon sorted. (T·k,): copy i of token t is at t·k + i
+    numbers, order = chosen.flatten().to(torch.int16).sort(stable=True)
     # histc, as bincount waits for the device.
     kind = torch.float if tokens.device.type == "cpu" else torch.int
     load = torch.histc(numbers.to(kind), bins=module.num_experts, max=module.num_experts - 1)
@@ -101,10 +110,31 @@ def sorted_experts(
         return out + grouped_mm(inner, up, offs=ends)
 
     copies = _Copies.apply(tokens.to(module.gate_up_proj.dtype), order, places, k)
-    gate, up = project("gate_up_proj", copies).chunk(2, dim=-1)
-    share = take(weights.flatten(), order)[:, None]
-    out = project("down_proj", module.act_fn(gate) * up * share)
+    share = permute(weights.flatten(), order, places)
+    out = project("down_proj", gated(project("gate_up_proj", copies), share))
     return _Sums.apply(out, order, places, k).to(tokens.dtype)
+
+
+def permute(values: torch.Tensor, places: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """`values[places]`, (R, …) from (R, …), where every place is taken once.
+
+    The gradient is taken by the inverse; that of an index would be added up, place by place.
+    """
+    return _Permute.apply(values, places, inverse)
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: torch.Tensor, places: torch.Tensor, inverse: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return values.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
 
 
 class _Copies(torch.autograd.Function):

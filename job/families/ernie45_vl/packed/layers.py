@@ -10,7 +10,7 @@ import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 from job.families.ernie45_vl.packed.experts import Modalities, moe
-from job.families.ernie45_vl.packed.segments import Segments, attention
+from job.families.ernie45_vl.packed.segments import Segments, attention, take
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine, (T, D) each."""
@@ -24,14 +24,20 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         *args: Any,
         segments: Segments | None = None,
         modalities: Modalities | None = None,
+        only: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """(T, H) to (T, H), and the router's logits (T, experts) or None in a dense layer."""
+        """(T, H) to (T, H), and the router's logits (T, experts) or None in a dense layer.
+
+        All tokens are attended to; where `only` names some, (S,), the output is theirs alone,
+        (S, H), and `modalities` are theirs.
+        """
         if segments is None or modalities is None:
             return super().forward(hidden_states, position_embeddings, *args, **kwargs)
-        hidden = hidden_states + self._attend(
-            self.input_layernorm(hidden_states), position_embeddings, segments
-        )
+        out = self._attend(self.input_layernorm(hidden_states), position_embeddings, segments)
+        if only is not None:
+            hidden_states, out = take(hidden_states, only), take(out, only)
+        hidden = hidden_states + self.self_attn.o_proj(out)
         normed, logits = self.post_attention_layernorm(hidden), None
         if isinstance(self.mlp, native.Ernie4_5_VLMoeMoeBlock):
             output, logits = moe(self.mlp, normed, modalities)
@@ -40,14 +46,14 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         return hidden + output, logits
 
     def _attend(self, hidden: torch.Tensor, rotary: Rotary, segments: Segments) -> torch.Tensor:
+        """(T, H) to (T, heads · D), before the output projection."""
         inner = self.self_attn
         query, key, value = (
             project(hidden).unflatten(-1, (-1, inner.head_dim))  # (T, heads, D)
             for project in (inner.q_proj, inner.k_proj, inner.v_proj)
         )
         query, key = native.apply_rotary_pos_emb(query, key, *rotary, unsqueeze_dim=1)
-        out = attention(query, key, value, segments, causal=True, scale=inner.scaling)
-        return inner.o_proj(out.flatten(1))
+        return attention(query, key, value, segments, causal=True, scale=inner.scaling).flatten(1)
 
 
 class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, log_softmax
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 2048
@@ -44,13 +44,15 @@ def _loss_and_gradient(
     hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor
 ) -> torch.Tensor:
     """The sum over a chunk; fills `gradient` (C, H). Its logits are gone when it returns."""
-    scores = linear(hidden.to(weight.dtype), weight).float().log_softmax(-1)  # (C, V)
+    logits = linear(hidden.to(weight.dtype), weight)  # (C, V)
+    scores = log_softmax(logits, dim=-1, dtype=torch.float32)
     places = targets[:, None]
-    loss = -scores.gather(1, places).sum()
-    probabilities = scores.exp_()
-    probabilities.scatter_add_(1, places, probabilities.new_full(places.shape, -1.0))
-    gradient.copy_(probabilities.to(weight.dtype) @ weight)
-    return loss
+    wanted = scores.gather(1, places)
+    # The logits' room takes the probabilities: rounded by the way, not in a pass of its own.
+    slopes = torch.exp(scores, out=logits)
+    slopes.scatter_(1, places, wanted.expm1().to(slopes.dtype))
+    gradient.copy_(slopes @ weight)
+    return -wanted.sum()
 
 
 class _FrozenHead(torch.autograd.Function):

@@ -29,11 +29,11 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         if targets is None:
             return super().forward(*args, **batch)
         hidden, logits = self._hidden(batch)
-        loss = supervised_loss(take(hidden, batch["supervised"]), targets, self.lm_head)
+        loss = supervised_loss(hidden, targets, self.lm_head)
         aux = None
         if self.config.text_config.output_router_logits:
             # With a mask it does not wait for the device.
-            everything = torch.ones(1, len(hidden), device=hidden.device)
+            everything = torch.ones(batch["input_ids"].shape, device=hidden.device)
             aux = native.load_balancing_loss_func(
                 logits, self.num_experts, self.num_experts_per_tok, everything
             )
@@ -41,7 +41,9 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         return native.MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux)
 
     def _hidden(self, batch: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Normed hidden states (T, H), and each sparse layer's router logits (T, experts)."""
+        """Normed hidden states of the S supervised tokens (S, H), and each sparse layer's router
+        logits (T, experts).
+        """
         text = self.model.language_model
         hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
         if "pixels" in batch:
@@ -52,15 +54,31 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             hidden = hidden + 0 * self._pictures(self._blank(hidden.device)).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D)
         segments = self._segments(batch, "row")
-        modalities = Modalities(batch["text_tokens"], batch["vision_tokens"], batch["token_order"])
+        tokens = {"modalities": _modalities(batch, "token")}
         routed = []
-        for layer in text.layers:
-            hidden, logits = layer(
-                hidden, (cos[0], sin[0]), segments=segments, modalities=modalities
-            )
+        for number, layer in enumerate(text.layers, start=1):
+            if number == len(text.layers) and self._ends_early(layer):
+                tokens = {
+                    "modalities": _modalities(batch, "supervised"),
+                    "only": batch["supervised"],
+                }
+            hidden, logits = layer(hidden, (cos[0], sin[0]), segments=segments, **tokens)
             if logits is not None:
                 routed.append(logits)
+        if "only" not in tokens:
+            hidden = take(hidden, batch["supervised"])
         return text.norm(hidden), tuple(routed)
+
+    def _ends_early(self, last: Any) -> bool:
+        """Whether the last layer's output is made of supervised tokens alone, as no other is used.
+
+        Not where its router's logits of all tokens count, nor where its experts for pictures are
+        trained: their gradient is zero, and an optimizer makes of that something else than of none.
+        """
+        if self.config.text_config.output_router_logits:
+            return False
+        pictured = getattr(last.mlp, "vision_moe", None)
+        return pictured is None or not any(p.requires_grad for p in pictured.parameters())
 
     def _segments(self, batch: Any, of: str) -> Segments:
         places, real, bounds = (batch[f"{of}_{part}"] for part in ("places", "real", "bounds"))
@@ -97,6 +115,10 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         # A picture is a video of one frame, which stands for both of a pair.
         hidden = resampler.temporal_linear(torch.cat([hidden, hidden], dim=-1))
         return resampler.after_norm(resampler.mlp(hidden))
+
+
+def _modalities(batch: Any, of: str) -> Modalities:
+    return Modalities.ordered(*(batch[f"{of}_{part}"] for part in ("text", "vision", "order")))
 
 
 def use_packed_step(model: Any, *, by_bounds: bool = True) -> None:

@@ -67,6 +67,9 @@ def attention(
     """
     if segments.by_bounds and query.dtype in (torch.bfloat16, torch.float16):
         longest = segments.real.shape[1]
+        # A window as wide as all is none. It keeps later versions of torch from cuDNN's kernel,
+        # whose plan for the gradient is made anew at every call.
+        window = (-1, 0) if causal else (longest, longest)
         return _attend(
             query,
             key,
@@ -76,7 +79,7 @@ def attention(
             longest,
             longest,
             scale=scale,
-            window_size=(-1, 0) if causal else (-1, -1),
+            window_size=window,
             **(_FEWER_KEYS if query.shape[1] != key.shape[1] else {}),
         )
     q, k, v = (segments.pad(tensor) for tensor in (query, key, value))  # (N, H, L, D)

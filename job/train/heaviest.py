@@ -1,0 +1,52 @@
+"""The passes of a training that need most memory, found in its own order before it starts."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
+from statistics import fmean
+
+from job.spec.types import TrainSpec
+from job.train.order import SPARE, SharedBatches
+
+
+def planned(batches: SharedBatches, train: TrainSpec) -> Iterator[list[int]]:
+    """The rows of every pass of the training, in its order: what `Trainer` will ask for."""
+    passes = train.gradient_accumulation_steps
+    an_epoch = -(-len(batches) // passes)
+    left = train.max_steps if train.max_steps > 0 else -(-train.num_train_epochs * an_epoch // 1)
+    for epoch in count():
+        if left <= 0:
+            return
+        batches.sampler.set_epoch(epoch)
+        yield from islice(batches, int(left) * passes)
+        left -= an_epoch
+
+
+def heaviest(
+    passes: Iterable[list[int]], lengths: Sequence[int], patches: Sequence[int]
+) -> list[list[int]]:
+    """Those of most tokens, of most room for rows padded to the longest, of most patches of
+    pictures, and of most tokens and patches together; each once.
+
+    A picture takes its memory in the vision tower, apart from that of the tokens. `lengths` and
+    `patches` are those of the rows that the passes name.
+    """
+    token, patch = fmean(lengths), fmean(patches) or 1.0  # together, by their shares of the mean
+    weighs: tuple[Callable[[int, int, int], float], ...] = (
+        lambda tokens, _room, _patches: tokens,
+        lambda _tokens, room, _patches: room,
+        lambda _tokens, _room, patches: patches,
+        lambda tokens, _room, patches: tokens / token + patches / patch,
+    )
+    found: list[tuple[float, list[int]]] = [(0.0, []) for _ in weighs]
+    for named in passes:
+        rows = [max(row, 0) for row in named] if SPARE in named else named
+        own = [lengths[row] for row in rows]
+        sizes = sum(own), len(own) * max(own), sum(patches[row] for row in rows)
+        for number, weigh in enumerate(weighs):
+            if (weight := weigh(*sizes)) > found[number][0]:
+                found[number] = weight, rows
+    each: list[list[int]] = []
+    for _, rows in found:
+        if rows and rows not in each:
+            each.append(rows)
+    return each

@@ -1,0 +1,64 @@
+"""The heaviest passes of a training, found in the order in which they will come."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from job.engines.waiting import Waiting
+from job.families.base import COUNTED, TOKENS
+from job.train.heaviest import heaviest, planned
+from job.train.order import SPARE, SharedBatches, Windows, shuffled
+from tests.unit.short_training import ROWS, short_training
+
+
+class Noted:
+    """Rows that are their numbers, and the numbers that were asked for."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, number: int) -> int:
+        return number
+
+
+def train_spec(**settings: Any) -> Any:
+    defaults = {"gradient_accumulation_steps": 2, "max_steps": 0, "num_train_epochs": 1.0}
+    return SimpleNamespace(**{**defaults, **settings})
+
+
+@pytest.mark.parametrize(
+    "length", [{"max_steps": 3}, {"max_steps": 11}, {"num_train_epochs": 2.5}], ids=str
+)
+def test_the_passes_are_those_that_training_takes(length: dict[str, Any], tmp_path: Path) -> None:
+    taken: list[list[int]] = []
+
+    def collate(rows: list[int]) -> dict[str, Any]:
+        taken.append(rows)
+        return {"input_ids": torch.tensor(rows), COUNTED: len(rows), TOKENS: len(rows)}
+
+    short_training(tmp_path, Noted(), collate, Waiting(), **length).train()
+    batches = SharedBatches(shuffled(ROWS, 0), 2, passes=2)
+    found = list(planned(batches, train_spec(**length)))
+    assert found == taken[: len(found)]  # a loader may ask for one that is not trained any more
+    assert len(taken) - len(found) <= 1
+
+
+def test_a_last_step_of_an_epoch_may_have_fewer_passes() -> None:
+    batches = SharedBatches(Windows(5, [0], 5, seed=1), 2, passes=2)
+    found = list(planned(batches, train_spec(max_steps=4)))
+    assert [len(rows) for rows in found] == [2, 2, 1] * 2
+    assert found[:3] != found[3:]
+
+
+def test_those_of_most_tokens_room_and_patches_are_taken() -> None:
+    lengths, patches = [9, 9, 12, 1, 2, 8], [0, 0, 0, 0, 40, 32]
+    passes = [[0, 1], [2, 3], [4, 3], [5, 3], [0, 1]]
+    assert heaviest(passes, lengths, patches) == [[0, 1], [2, 3], [4, 3], [5, 3]]
+
+
+def test_one_pass_is_taken_once_and_a_spare_row_is_the_first() -> None:
+    assert heaviest([[1, 0], [SPARE]], [3, 4], [0, 0]) == [[1, 0]]
+    assert heaviest([[SPARE]], [3, 4], [16, 0]) == [[0]]
