@@ -25,7 +25,38 @@ class LowRankLinear(Linear):
         result: torch.Tensor = self.base_layer(x)
         dtype = result.dtype
         down, up = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
+        if torch.compiler.is_compiling():
+            return result + _Delta.apply(x.to(dtype), down, up, self.scaling[name])
         return result + linear(linear(x.to(dtype), down) * self.scaling[name], up)
+
+
+class _Delta(torch.autograd.Function):
+    """What an adapter adds, (…, out), from (…, in), (r, in) and (out, r), for compiled layers.
+
+    It is scaled last, and so is the input's gradient: with a factor between a product and a sum the
+    compiler lets whatever comes next take the sum along. Without one it adds in the product, for
+    which the library copies all that is added to.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        inner = linear(x, down)
+        ctx.save_for_backward(x, inner, down, up)
+        ctx.scaling = scaling
+        return linear(inner, up) * scaling
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        x, inner, down, up = ctx.saved_tensors
+        by_inner = grad @ up  # (…, r)
+        flat, rows = by_inner.flatten(0, -2), grad.flatten(0, -2)
+        by_down = (flat.t() @ x.flatten(0, -2)) * ctx.scaling
+        by_up = (rows.t() @ inner.flatten(0, -2)) * ctx.scaling
+        return (by_inner @ down) * ctx.scaling, by_down, by_up, None
 
 
 def use_low_rank_layers(model: torch.nn.Module) -> int:

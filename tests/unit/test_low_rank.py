@@ -32,9 +32,15 @@ def outcome(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"]
 )
-def test_values_and_gradients_are_those_of_peft(dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("compiled", [False, True], ids=["as written", "compiled"])
+def test_values_and_gradients_are_those_of_peft(
+    dtype: torch.dtype, tolerance: float, compiled: bool
+) -> None:
     peft, own = adapted(dtype), adapted(dtype)
     assert use_low_rank_layers(own) == 2
+    if compiled:
+        torch._dynamo.reset()
+        own.compile(backend="aot_eager", dynamic=True, fullgraph=True)
     x = torch.randn(5, 12, dtype=dtype)
     for found, expected in zip(outcome(own, x), outcome(peft, x), strict=True):
         assert found.dtype == expected.dtype
