@@ -1,7 +1,9 @@
 """What rows weigh, from a sample of them: tokens, pixels, and what would be refused."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from job.errors import DataError
 from job.families.base import Family, RowSize
@@ -13,6 +15,8 @@ from job.spec.types import JobSpec, SourceSpec
 from job.train.dataset import truncate
 
 ROWS = 64
+DRAWN = 1_000
+"""Passes: as many as a training of some length comes to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +84,17 @@ def _size(row: Row, family: Family, spec: JobSpec) -> RowSize | Reject | None:
 
 
 def worst_batch(sizes: Sequence[RowSize], rows: int) -> tuple[RowSize, ...]:
-    """The batch to expect at worst: in an epoch of many, rows as heavy as the heaviest meet.
+    """The heaviest of `DRAWN` passes of `rows` rows drawn from the sample, by its share of the mean
+    tokens and the mean patches. The same sample gives the same pass.
 
-    One is a token shorter, as no two rows of real data are of one length: packing them into a grid
-    then takes copies.
+    One row is a token shorter, as no two rows of real data are of one length: packing them into a
+    grid then takes copies.
     """
-    heaviest = RowSize(
-        tokens=max(size.tokens for size in sizes),
-        image_tokens=max(size.image_tokens for size in sizes),
-        trained=max(size.trained for size in sizes),
-        patches=max((size.patches for size in sizes), key=sum),
-    )
-    return (heaviest,) * (rows - 1) + (replace(heaviest, tokens=heaviest.tokens - (rows > 1)),)
+    token = fmean(size.tokens for size in sizes)
+    patch = fmean(sum(size.patches) for size in sizes) or 1.0
+    weights = [size.tokens / token + sum(size.patches) / patch for size in sizes]
+    draw, numbers = random.Random(0), range(len(sizes))  # noqa: S311 - nothing is secret here
+    passes = (draw.choices(numbers, k=rows) for _ in range(DRAWN))
+    *others, last = max(passes, key=lambda drawn: sum(weights[number] for number in drawn))
+    shorter = replace(sizes[last], tokens=sizes[last].tokens - (rows > 1))
+    return (*(sizes[number] for number in others), shorter)

@@ -136,7 +136,9 @@ def _memory_title(plan: Plan) -> str:
     if memory is None:
         return "memory of one device"
     basis = (
-        "of the heaviest sampled" if memory.basis == "sample" else "as long as max_length allows"
+        "of the sample at their heaviest"
+        if memory.basis == "sample"
+        else "as long as max_length allows"
     )
     return (
         f"memory of one device: {memory.batch_rows} rows a pass {basis}, "

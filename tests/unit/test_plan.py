@@ -415,3 +415,13 @@ def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(
     assert made.memory is not None
     assert made.data.train_rows
     assert "access is denied" in (made.stages_unknown or "")
+
+
+def test_the_worst_pass_is_one_that_training_may_come_to() -> None:
+    short = RowSize(tokens=100, image_tokens=50, trained=40, patches=(200,))
+    sampled = [*[short] * 31, RowSize(tokens=900, image_tokens=50, trained=40, patches=(200,))]
+    pair, many = worst_batch(sampled, 2), worst_batch(sampled, 64)
+    assert sum(row.tokens for row in pair) == 900 + 900 - 1, "in a thousand pairs they meet"
+    longest = sum(row.tokens >= 899 for row in many)
+    assert 2 < longest < 12, "64 of them never do"
+    assert many == worst_batch(sampled, 64)
