@@ -1,0 +1,36 @@
+"""Two GPUs train what one does: the same losses, within the rounding of bf16."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.test_processes import arguments, history, torchrun
+from tests.jobs import job
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs are seen"),
+]
+LIKE = {"runtime.accelerator": "auto", "train.logging_steps": 1, "train.max_steps": 8}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("alone") / "one"
+    done = job("train", *arguments(output, 4, 1, **LIKE)[1:])
+    assert done.code == 0, done.err
+    return output
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_have_the_losses_of_one(kind: str, alone: Path, tmp_path: Path) -> None:
+    output = tmp_path / kind
+    process = torchrun("train", arguments(output, 2, 1, **LIKE, **{"runtime.distributed": kind}))
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    found, expected = history(output), history(alone)
+    assert len(expected) == LIKE["train.max_steps"]
+    assert expected[-1]["loss"] < expected[0]["loss"]
+    for mine, other in zip(found, expected, strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-2)
