@@ -24,6 +24,12 @@ class Measured:
     transformers: float
     unsloth: float
 
+    def is_of(self, family: str | None, device: str) -> bool:
+        """Whether it was the family on such a device: `h200` stands for `NVIDIA H200`."""
+        return family == self.family and set(device.lower().split()) <= set(
+            self.device.lower().split()
+        )
+
 
 MEASURED: tuple[Measured, ...] = ()
 """Of each family and device, the newest. What is not here nobody has measured, and `transformers`
@@ -66,7 +72,9 @@ def choose(
         if hindrance is not None:
             raise hindrance
         return Choice(engine="unsloth", reason="the spec names it")
-    found = next((m for m in measured if (m.family, m.device) == (family, accelerator.name)), None)
+    if accelerator.kind == "cpu":
+        return Choice(engine="transformers", reason="auto; there is no GPU")
+    found = next((m for m in measured if m.is_of(family, accelerator.name)), None)
     if found is None:
         on = f"{family or 'this model'} on {accelerator.name}"
         return Choice(engine="transformers", reason=f"auto; unsloth is not measured for {on}")
