@@ -21,19 +21,20 @@ class Measured:
     family: str
     device: str
     """The GPU's name as torch has it."""
+    compiled: bool
+    """Whether `train.torch_compile` was on, for both."""
     transformers: float
     unsloth: float
 
-    def is_of(self, family: str | None, device: str) -> bool:
-        """Whether it was the family on such a device: `h200` stands for `NVIDIA H200`."""
-        return family == self.family and set(device.lower().split()) <= set(
-            self.device.lower().split()
-        )
+    def is_of(self, family: str | None, device: str, *, compiled: bool) -> bool:
+        """Whether it was such a step on such a device: `h200` stands for `NVIDIA H200`."""
+        words = set(device.lower().split()) <= set(self.device.lower().split())
+        return (family, compiled) == (self.family, self.compiled) and words
 
 
 MEASURED: tuple[Measured, ...] = ()
-"""Of each family and device, the newest. What is not here nobody has measured, and `transformers`
-trains it."""
+"""Of each family, device and way, the newest. What is not here nobody has measured, and
+`transformers` trains it."""
 
 UNCOMPILED = ("ernie45_vl",)
 """Families whose step Unsloth's compiled forward passes break off."""
@@ -74,7 +75,9 @@ def choose(
         return Choice(engine="unsloth", reason="the spec names it")
     if accelerator.kind == "cpu":
         return Choice(engine="transformers", reason="auto; there is no GPU")
-    found = next((m for m in measured if m.is_of(family, accelerator.name)), None)
+    compiled = spec.train.torch_compile
+    alike = (m for m in measured if m.is_of(family, accelerator.name, compiled=compiled))
+    found = next(alike, None)
     if found is None:
         on = f"{family or 'this model'} on {accelerator.name}"
         return Choice(engine="transformers", reason=f"auto; unsloth is not measured for {on}")

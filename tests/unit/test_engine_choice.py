@@ -17,7 +17,9 @@ from tests.jobs import ROOT, job, small_run
 
 CPU = Accelerator(kind="cpu", name="a CPU", memory_bytes=2**34)
 GPU = Accelerator(kind="cuda", name="NVIDIA H200", memory_bytes=2**37)
-FASTER = Measured(family="vlm", device="NVIDIA H200", transformers=10_000, unsloth=15_000)
+FASTER = Measured(
+    family="vlm", device="NVIDIA H200", compiled=False, transformers=10_000, unsloth=15_000
+)
 SLOWER = replace(FASTER, family="ernie45_vl", unsloth=9_000)
 
 
@@ -54,6 +56,9 @@ def test_auto_guesses_nothing(family: str | None) -> None:
     assert "unsloth is not measured" in reason
     other = replace(GPU, name="NVIDIA L4")
     assert chosen(spec(), "vlm", other)[0] == "transformers"
+    compiled = spec("train.torch_compile=true", "train.gradient_checkpointing=false")
+    assert chosen(compiled)[0] == "transformers"
+    assert chosen(spec(), "vlm", CPU) == ("transformers", "auto; there is no GPU")
 
 
 @pytest.mark.parametrize(
@@ -102,15 +107,11 @@ def test_what_the_spec_names_is_taken() -> None:
 
 
 def test_the_table_is_what_was_measured() -> None:
-    found = {
-        (line["family"], json.loads(path.read_text())["device"]): line
-        for path in sorted(record.RESULTS.glob("engines-*.json"))
-        for line in json.loads(path.read_text())["measured"]
-    }
-    for line in MEASURED:
-        measured = found[line.family, line.device]
-        assert (line.transformers, line.unsloth) == (measured["transformers"], measured["unsloth"])
-    assert len({(line.family, line.device) for line in MEASURED}) == len(MEASURED) == len(found)
+    results = [json.loads(path.read_text()) for path in record.RESULTS.glob("engines-*.json")]
+    found = [Measured(device=each["device"], **m) for each in results for m in each["measured"]]
+    assert set(MEASURED) == set(found)
+    kinds = {(line.family, line.device, line.compiled) for line in MEASURED}
+    assert len(kinds) == len(MEASURED)
 
 
 def test_a_job_that_asks_for_it_without_a_gpu_ends_before_its_work(tmp_path: Path) -> None:
