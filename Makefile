@@ -45,7 +45,7 @@ plan: $(VENV)/.ready ## Say what a run would do: make plan SPEC=...
 validate: $(VENV)/.ready ## Check a spec: make validate SPEC=...
 	$(JOB) validate $(SPEC) $(ARGS)
 
-setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu trackers"]
+setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu trackers unsloth"]
 	@rm -f $(VENV)/.ready $(VENV)/.ready-dev
 	@$(MAKE) --no-print-directory $(VENV)/.ready
 
@@ -93,7 +93,7 @@ fuzz: $(VENV)/.ready-dev ## Run the property tests on examples that no run has d
 bench: $(VENV)/.ready ## Measure training on this machine: make bench [ARGS="--model 28b --rows 32"]
 	$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
-image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…] [EXTRAS="gpu trackers"]
+image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…] [EXTRAS="gpu trackers unsloth"]
 	@test -f containers/$(ACCELERATOR).Containerfile || { echo "image: ACCELERATOR must be rocm, cuda or cpu (found $(ACCELERATOR))" >&2; exit 2; }
 	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name it: ENGINE=…" >&2; exit 2; }
 	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \

@@ -89,6 +89,7 @@ class Pipeline:
 
             require_vllm()
         if "train" in COMMANDS[self.command]:
+            self.stages.choose_engine()
             from job.train import trackers
 
             trackers.require(self.spec.train.report_to)

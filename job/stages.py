@@ -7,11 +7,14 @@ of them. Models are loaded when the first stage that runs needs one.
 import functools
 import json
 import shutil
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job import __version__, families, inputs, log, telemetry
+from job import __version__, engines, families, inputs, log, telemetry
+from job.errors import JobError
 from job.evaluation import latex
 from job.given import Given, Stage
 from job.manifest import RunRecord, fingerprint
@@ -44,7 +47,9 @@ class Stages:
         if peers is not None and peers.place.node:  # the folder may be one for all machines
             place += f"-node{peers.place.node}"
         self.output = Output(uri=self.spec.output.uri, workdir=workdir / place, run=self.record)
-        self.given = Given(self.spec, processes=1 if peers is None else peers.place.size)
+        self.processes = 1 if peers is None else peers.place.size
+        self.given = Given(self.spec, processes=self.processes)
+        self.trained_by: engines.Name = "transformers"
 
     # --- the stages ------------------------------------------------------------------------
 
@@ -248,9 +253,30 @@ class Stages:
 
     @cached_property
     def engine(self) -> Any:
-        from job import engines
+        model = replace(self.spec.model, engine=self.trained_by)
+        return engines.create(model, self.spec.lora, self.accelerator)
 
-        return engines.create(self.spec.model, self.spec.lora, self.accelerator)
+    def choose_engine(self) -> None:
+        """Says which engine trains; until it is called, and in a command that trains nothing, it is
+        the plain one.
+
+        Before anything of Transformers is imported, which Unsloth patches. Raises SpecError where
+        the spec names an engine that cannot train it here.
+        """
+        from job.engines import patched
+
+        family = self._family_name() if self.spec.model.engine != "transformers" else None
+        choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
+        log.info("engine", takes=choice.engine, reason=choice.reason)
+        if choice.engine == "unsloth":
+            patched.bring_in(self.cache_dir, compiled=self.spec.train.torch_compile)
+        self.trained_by = choice.engine
+
+    def _family_name(self) -> str | None:
+        """None where the model cannot be read: whoever needs it says what is wrong."""
+        with suppress(JobError):
+            return families.find(self.spec.model)[0].name
+        return None
 
     @cached_property
     def family(self) -> families.Family:

@@ -6,7 +6,7 @@
 #   ACCELERATOR  default | cuda | cpu | rocm. default and cuda take the plain wheels, which run on
 #                a CPU and on CUDA; cpu and rocm take torch from TORCH_INDEX
 #   TORCH_INDEX  the package index that holds that torch build
-#   EXTRAS       any of: dev gpu trackers
+#   EXTRAS       any of: dev gpu trackers unsloth
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -30,10 +30,10 @@ esac
 
 locks=(-r base.txt)
 for extra in ${EXTRAS:-}; do
-    # By name: a lock file may be there of what the job does not offer yet.
+    # By name: not every lock file is of an extra.
     case "$extra" in
-    dev | gpu | trackers) ;;
-    *) die "EXTRAS names '$extra'; known: dev gpu trackers" ;;
+    dev | gpu | trackers | unsloth) ;;
+    *) die "EXTRAS names '$extra'; known: dev gpu trackers unsloth" ;;
     esac
     locks+=(-r "$extra.txt")
 done

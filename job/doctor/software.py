@@ -38,7 +38,7 @@ def packages(locks: Path, found: Mapping[str, str]) -> Check:
     # Another build of torch brings other libraries than the one that the lock is of.
     if _build(found):
         wanted = {**pins["base"], **{name: wanted[name] for name in ("torch", "torchvision")}}
-    for lock in ("gpu", "trackers"):
+    for lock in ("gpu", "trackers", "unsloth"):
         wanted |= {name: pin for name, pin in pins.get(lock, {}).items() if name in found}
     missing = [name for name in wanted if name not in found]
     if missing:

@@ -1,20 +1,31 @@
-"""Engines load, adapt and train a model; `create` chooses one for the machine."""
+"""Engines load, adapt and train a model; `choose` says which one does, `create` makes it."""
 
 from job.engines.base import Engine
+from job.engines.choice import Choice, Name, choose
 from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
 from job.engines.transformers import TransformersEngine
 from job.spec.types import LoraSpec, ModelSpec
 
+__all__ = ["Choice", "Engine", "Name", "choose", "create"]
+
 
 def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine:
-    """The engine that the spec names; `auto` is the plain one."""
+    """The engine that the spec names; `auto`, which `choose` resolves, is the plain one.
+
+    Unsloth has to be in the process already, by `job.engines.patched`.
+    """
     _quiet_libraries()
-    return TransformersEngine(
-        model=model,
-        dtype=resolve_dtype(model, lora, accelerator),
-        autocast=resolve_autocast(model, lora, accelerator),
-        device=accelerator.device,
-    )
+    dtype = resolve_dtype(model, lora, accelerator)
+    autocast, device = resolve_autocast(model, lora, accelerator), accelerator.device
+    if model.engine == "unsloth":
+        import torch
+
+        from job.engines.unsloth import UnslothEngine
+
+        # Without autocast its LoRA layers compute in the adapter's fp32.
+        autocast = dtype == torch.bfloat16
+        return UnslothEngine(model=model, dtype=dtype, autocast=autocast, device=device)
+    return TransformersEngine(model=model, dtype=dtype, autocast=autocast, device=device)
 
 
 def _quiet_libraries() -> None:

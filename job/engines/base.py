@@ -26,6 +26,13 @@ class Engine(Protocol):
     @property
     def device(self) -> "torch.device": ...
 
+    @property
+    def brings_forward(self) -> bool:
+        """Whether it puts forward passes of its own into a model.
+
+        The family's packed step, and blocks that this project compiles, would take their place.
+        """
+
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
         """The family's checkpoint on this engine's device, frozen and in evaluation mode.
 

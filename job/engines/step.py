@@ -1,5 +1,6 @@
 """The `Trainer` of the plain engine."""
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,9 @@ class StepTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
     ) -> tuple[list[Any], Any]:
-        return super().get_batch_samples(self._waiting.of(epoch_iterator), num_batches, device)
+        # Whole, as libraries that patch the parent's count the tokens in their own way.
+        samples = list(itertools.islice(self._waiting.of(epoch_iterator), num_batches))
+        return samples, self._get_num_items_in_batch(samples, device)
 
     def compute_loss(
         self,

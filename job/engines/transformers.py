@@ -21,6 +21,7 @@ class TransformersEngine:
     autocast: bool
     device: "torch.device"
     name: str = "transformers"
+    brings_forward: bool = False
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
         model = family.load(dtype=dtype or self.dtype, device=self.device, **self._attention())

@@ -227,6 +227,9 @@ class Family(Protocol):
     def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Family":
         """The family with the checkpoint's tokenizer and image processor."""
 
+    def configuration(self) -> Any:
+        """The checkpoint's configuration as Transformers has it; no model class is looked up."""
+
     def load(
         self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
     ) -> "PreTrainedModel":

@@ -75,6 +75,9 @@ class PlainFamily:
     def skeleton(self) -> "PreTrainedModel":
         return self.architecture(self._checkpoint.uri, self._checkpoint.config)
 
+    def configuration(self) -> Any:
+        return self._config(self._checkpoint.uri, self._checkpoint.config)
+
     def load(
         self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
     ) -> "PreTrainedModel":
@@ -94,7 +97,7 @@ class PlainFamily:
 
         return initialised(
             self._auto().from_config,
-            self._config(self._checkpoint.uri, self._checkpoint.config),
+            self.configuration(),
             seed=seed,
             dtype=dtype,
             device=device,

@@ -75,6 +75,8 @@ class Model:
     groups: tuple[Group, ...]
     served: str | None
     """What vLLM can serve of the adapter; None where the weights are trained themselves."""
+    engine: str
+    """Which one trains; with the reason where the plan is for one accelerator."""
     padded: bool
     """Whether batches are padded though `train.padding_free` is on, as the family needs it."""
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import families, inputs, sizes, storage
+from job.engines.choice import choose
 from job.engines.device import Accelerator, detect, resolve_dtype
-from job.errors import InputError, JobError, StorageError, UsageError
+from job.errors import InputError, JobError, SpecError, StorageError, UsageError
 from job.families.base import RowSize
 from job.memory import UNCERTAINTY, estimate, longest
 from job.needs import needs
@@ -77,7 +78,7 @@ def make(order: Order) -> facts.Plan:
         settings={path: _value(order.loaded, path) for path in order.loaded.changed},
         data=data,
         steps=steps,
-        model=_model(kind, skeleton, spec, measured),
+        model=_model(kind, skeleton, spec, measured, devices),
         memory=memory,
         memory_unknown=None if memory else f"what a step of the family {kind.name} keeps",
         disk=facts.Disk(
@@ -231,6 +232,7 @@ def _model(
     skeleton: "PreTrainedModel",
     spec: JobSpec,
     measured: sizes.Sizes,
+    devices: Mapping[str, Accelerator],
 ) -> facts.Model:
     groups = []
     if spec.lora.method == "lora":
@@ -250,8 +252,25 @@ def _model(
         trainable=measured.trainable,
         groups=tuple(groups),
         served=str(family.adapter_serving(spec.lora)) if groups else None,
+        engine=_engine(spec, family.name, devices),
         padded=spec.train.padding_free and not family.packs,
     )
+
+
+def _engine(spec: JobSpec, family: str, devices: Mapping[str, Accelerator]) -> str:
+    try:
+        taken = {name: choose(spec, family, device) for name, device in devices.items()}
+    except SpecError as error:
+        return f"{spec.model.engine}, refused here: {error.problems[0].message}"
+    if len(taken) == 1:
+        [only] = taken.values()
+        return f"{only.engine}: {only.reason}"
+    by_engine: dict[str, list[str]] = {}
+    for name, choice in taken.items():
+        by_engine.setdefault(choice.engine, []).append(name)
+    if len(by_engine) == 1:
+        return next(iter(by_engine))
+    return "; ".join(f"{engine} on {', '.join(names)}" for engine, names in by_engine.items())
 
 
 def _memory(

@@ -127,6 +127,7 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "trainable", f"{model.trainable:,} ({share:.2%})"
     if model.served is not None:
         yield "served", model.served
+    yield "engine", model.engine
     if model.padded:
         yield "batches", "padded: the family has no padding-free step"
 

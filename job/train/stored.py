@@ -1,6 +1,7 @@
 """What training leaves: the adapter, for PEFT and for vLLM, or the weights."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,9 @@ def _store_adapter(
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     # PEFT writes sets in the order of the day; equal adapters shall be equal files.
     path = directory / "adapter_config.json"
-    config = json.loads(path.read_text())
+    # Libraries that patch PEFT add keys, of which it warns whoever reads them.
+    known = {field.name for field in fields(model.peft_config[model.active_adapter])}
+    config = {key: v for key, v in json.loads(path.read_text()).items() if key in known}
     # Named only now: PEFT would go and look the name up at the hub.
     config["base_model_name_or_path"] = redact(spec.model.model_name_or_path).removeprefix("hf://")
     for key, value in config.items():

@@ -122,11 +122,14 @@ def train(
         (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
         publish(f"{TRAIN}/{LENGTHS}")
 
-    padding_free = spec.train.padding_free and family.packs
+    padding_free = spec.train.padding_free and family.packs and not engine.brings_forward
     if padding_free:
         family.use_packed_step(model, by_bounds=spec.model.attn_implementation == "auto")
+    elif spec.train.padding_free and family.packs:
+        log.info("rows are padded: the engine has a step of its own", engine=engine.name)
     elif spec.train.padding_free:
         log.info("rows are padded: the model's family has no padding-free step", family=family.name)
+    compiles = spec.train.torch_compile and not engine.brings_forward
     targets: dict[str, int] = {}
     if spec.lora.method == "lora":
         resolved = family.lora_targets(model, spec.lora)
@@ -149,7 +152,7 @@ def train(
         device=accelerator.name,
     )
 
-    if spec.train.torch_compile:  # before the trial, which is to compute what will be trained
+    if compiles:  # before the trial, which is to compute what will be trained
         log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
     collator = Collator(family, padding_free=padding_free)
 
@@ -182,7 +185,7 @@ def train(
         raise
     finally:
         progress.close()
-        if spec.train.torch_compile:
+        if compiles:
             release_blocks(model)
         # Its shapes are training's: generation feeds one token at a time.
         family.set_router_aux_loss(_base(model), 0)

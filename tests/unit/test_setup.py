@@ -18,7 +18,7 @@ def offered() -> list[str]:
     return str(extras).split()
 
 
-@pytest.mark.parametrize("extra", ["unsloth", "base", "serving", "../dev", "nothing"])
+@pytest.mark.parametrize("extra", ["base", "serving", "../dev", "nothing"])
 def test_an_extra_that_is_not_offered_is_refused_before_anything_is_installed(extra: str) -> None:
     # A Python that does nothing, so that a test that fails installs nothing either.
     environ = {**os.environ, "PYTHON": "true", "EXTRAS": f"dev {extra}"}

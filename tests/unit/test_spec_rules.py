@@ -197,10 +197,25 @@ REFUSED += [
         for key in ("temperature=0.7", "min_p=0.1")
     ),
     (
-        ("model.engine=unsloth",),
+        ("model.engine=unsloth", "runtime.accelerator=cpu"),
         "model.engine",
-        "is not offered by this version",
+        "does not run on a CPU, which runtime.accelerator asks for",
         "write transformers, or auto",
+    ),
+    *(
+        (
+            ("model.engine=unsloth", f"{key}={value}"),
+            key,
+            f"must be {wanted} where model.engine is unsloth, {why}",
+            f"write {wanted}, or set model.engine: transformers",
+        )
+        for key, value, wanted, why in (
+            ("runtime.distributed", "ddp", "none", "which trains in one process"),
+            ("runtime.distributed", "fsdp2", "none", "which trains in one process"),
+            ("lora.method", "full", "lora", "which this version lets train adapters alone"),
+            ("lora.use_dora", "true", "false", "whose layers compute plain adapters"),
+            ("model.init", "random", "pretrained", "which reads weights and draws none"),
+        )
     ),
     (
         ("data.eval_fraction=0",),

@@ -121,7 +121,7 @@ class Ernie45VL:
         require_complete(self._checkpoint.uri, directory, self.skeleton())
         model = Ernie4_5_VLMoeForConditionalGeneration.from_pretrained(
             directory,
-            config=self._config(),
+            config=self.configuration(),
             dtype=dtype,
             device_map={"": device},
             use_safetensors=True,
@@ -143,7 +143,7 @@ class Ernie45VL:
 
         model = initialised(
             Ernie4_5_VLMoeForConditionalGeneration._from_config,
-            self._config(),
+            self.configuration(),
             seed=seed,
             dtype=dtype,
             device=device,
@@ -163,7 +163,7 @@ class Ernie45VL:
     def skeleton(self) -> "PreTrainedModel":
         return self.architecture(self._checkpoint.uri, self._checkpoint.config)
 
-    def _config(self) -> Any:
+    def configuration(self) -> Any:
         from transformers import Ernie4_5_VLMoeConfig
 
         return Ernie4_5_VLMoeConfig.from_dict(copy.deepcopy(self._checkpoint.config))

@@ -91,13 +91,27 @@ def _activations_of_compiled_blocks_are_kept(at: View) -> Iterator[Finding]:
         )
 
 
-def _engine_is_offered(at: View) -> Iterator[Finding]:
-    if at("model.engine") == "unsloth":
-        yield find(
-            "model.engine",
-            "is not offered by this version",
-            "write transformers, or auto",
-        )
+def _unsloth_trains_adapters_on_one_gpu(at: View) -> Iterator[Finding]:
+    if at("model.engine") != "unsloth":
+        return
+    if at("runtime.accelerator") == "cpu":
+        yield _cpu("model.engine", "transformers")
+    if at("runtime.distributed") in ("ddp", "fsdp2"):
+        yield _not_by_unsloth("runtime.distributed", "none", "which trains in one process")
+    if at("lora.method") == "full":
+        yield _not_by_unsloth("lora.method", "lora", "which this version lets train adapters alone")
+    if at("lora.use_dora"):
+        yield _not_by_unsloth("lora.use_dora", "false", "whose layers compute plain adapters")
+    if at("model.init") == "random":
+        yield _not_by_unsloth("model.init", "pretrained", "which reads weights and draws none")
+
+
+def _not_by_unsloth(dotted: str, wanted: str, why: str) -> Finding:
+    return find(
+        dotted,
+        f"must be {wanted} where model.engine is unsloth, {why}",
+        f"write {wanted}, or set model.engine: transformers",
+    )
 
 
 def _greedy_does_not_sample(at: View) -> Iterator[Finding]:
@@ -120,6 +134,6 @@ RULES: tuple[Rule, ...] = (
     _shares_are_gathered_by_all,
     _shares_are_not_compiled,
     _activations_of_compiled_blocks_are_kept,
-    _engine_is_offered,
+    _unsloth_trains_adapters_on_one_gpu,
     _greedy_does_not_sample,
 )
