@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
-from job.engines import group, sharding
+from job.engines import checkpointing, group, sharding
 from job.engines.waiting import Waiting
 from job.families.base import COUNTED, FAILED, TOKENS, host_keys, model_inputs
 
@@ -38,6 +38,8 @@ class StepTrainer(Trainer):
 
     def _prepare_for_training(self, *args: Any) -> Any:
         model, loader = super()._prepare_for_training(*args)
+        if self.args.gradient_checkpointing:
+            checkpointing.leave_frozen_parts(self.model)
         if sharding.is_sharded(model):
             sharding.keep_step(model)
         return model, loader

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from job import log
-from job.engines import group
+from job.engines import checkpointing, group
 from job.engines.base import Engine
 from job.engines.compiling import release_blocks
 from job.engines.device import Accelerator
@@ -90,7 +90,7 @@ def fits(
     was_training = model.training
     model.train()
     if division.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpointing.turn_on(model)
     devices = [engine.device] if engine.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), _autocast(engine):
