@@ -7,6 +7,10 @@ from statistics import fmean
 from job.spec.types import TrainSpec
 from job.train.order import SPARE, SharedBatches
 
+MOST_ROWS = 2_000_000
+"""That are looked through, in some ten seconds: what comes later in a long training is hardly
+heavier than all that came before."""
+
 
 def planned(batches: SharedBatches, train: TrainSpec) -> Iterator[list[int]]:
     """The rows of every pass of the training, in its order: what `Trainer` will ask for."""
@@ -38,7 +42,11 @@ def heaviest(
         lambda tokens, _room, patches: tokens / token + patches / patch,
     )
     found: list[tuple[float, list[int]]] = [(0.0, []) for _ in weighs]
+    looked_through = 0
     for named in passes:
+        if looked_through > MOST_ROWS:
+            break
+        looked_through += len(named)
         rows = [max(row, 0) for row in named] if SPARE in named else named
         own = [lengths[row] for row in rows]
         sizes = sum(own), len(own) * max(own), sum(patches[row] for row in rows)

@@ -9,6 +9,7 @@ import torch
 
 from job.engines.waiting import Waiting
 from job.families.base import COUNTED, TOKENS
+from job.train import heaviest as module
 from job.train.heaviest import heaviest, planned
 from job.train.order import SPARE, SharedBatches, Windows, shuffled
 from tests.unit.short_training import ROWS, short_training
@@ -62,3 +63,11 @@ def test_those_of_most_tokens_room_and_patches_are_taken() -> None:
 def test_one_pass_is_taken_once_and_a_spare_row_is_the_first() -> None:
     assert heaviest([[1, 0], [SPARE]], [3, 4], [0, 0]) == [[1, 0]]
     assert heaviest([[SPARE]], [3, 4], [16, 0]) == [[0]]
+
+
+def test_of_a_long_training_some_ten_seconds_are_looked_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MOST_ROWS", 3)
+    assert heaviest(iter([[0]] * 4 + [[1]]), [3, 4], [0, 0]) == [[0]]
+    assert heaviest(iter([[0]] * 3 + [[1]]), [3, 4], [0, 0]) == [[1]]
