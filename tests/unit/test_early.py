@@ -120,9 +120,12 @@ def test_an_export_that_fails_leaves_no_shard(tmp_path: Path) -> None:
     make(output, SHARDS, "one")
     output.take_back(in_a_hurry=False)
     assert not at(output)
-    make(output, SHARDS + REST, "again")
-    publish(output)
-    assert list(at(output)) == sorted(SHARDS + REST)
+    make(output, SHARDS, "another thread goes on")
+    assert not at(output)
+    next_run = output_at(tmp_path)
+    make(next_run, SHARDS + REST, "again")
+    publish(next_run)
+    assert list(at(next_run)) == sorted(SHARDS + REST)
 
 
 def test_an_upload_that_fails_is_raised_at_the_next_shard(
