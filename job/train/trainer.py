@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +160,10 @@ def train(
         order = order_of(replace(spec, train=train), rows, fitted, padding_free=padding_free)
         return planned(order, train)
 
-    spec, fit_record = fitted_to_memory(spec, engine, accelerator, collator, model, dataset, passes)
+    with _loss(spec, engine, model):
+        spec, fit_record = fitted_to_memory(
+            spec, engine, accelerator, collator, model, dataset, passes
+        )
     accelerator.reset_peak_memory()  # of training, not of an evaluation or a trial before it
     uploads, waiting = BackgroundUploads(), Waiting()
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell, waiting)
@@ -178,7 +181,8 @@ def train(
     trainer = make_trainer(engine, model, dataset, arguments, collator, batches, waiting, callbacks)
     started = time.monotonic()
     try:
-        with signals.deferred(), trackers if first else nullcontext(), uploads:
+        told = trackers if first else nullcontext()
+        with signals.deferred(), told, uploads, _loss(spec, engine, model):
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error, spec.train, accelerator)
@@ -244,6 +248,16 @@ def _prove_labels(dataset: EncodedDataset, family: Family, notes: Path) -> None:
 
 def _encode(row: Any, *, family: Family, spec: JobSpec) -> Any:
     return truncate(family.encode(row), family, spec.data, spec.train)
+
+
+def _loss(spec: JobSpec, engine: Engine, model: Any) -> AbstractContextManager[Any]:
+    """Within, the loss is made of supervised tokens alone where that is not so by itself."""
+    from job.families.heads import supervised_alone
+
+    # A head in shares is gathered by its own forward pass.
+    if engine.brings_forward or spec.runtime.distributed == "fsdp2":
+        return nullcontext()
+    return supervised_alone(_base(model))
 
 
 def _base(model: Any) -> Any:

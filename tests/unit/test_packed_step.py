@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from job import families
 from job.engines.low_rank import use_low_rank_layers
 from job.engines.transformers import TransformersEngine
+from job.families import loss as loss_module
 from job.families.base import SORTED_EXPERTS
 from job.families.ernie45_vl import Ernie45VL
-from job.families.ernie45_vl.packed import loss as loss_module
 from job.families.ernie45_vl.packed.batch import pack
 from job.families.ernie45_vl.packed.experts import Modalities, moe
 from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock

@@ -9,9 +9,9 @@ from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as nati
 
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
-from job.families.ernie45_vl.packed.loss import supervised_loss
 from job.families.ernie45_vl.packed.segments import Segments, has_kernel, take
 from job.families.ernie45_vl.pixels import normalised
+from job.families.loss import supervised_loss
 
 
 class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
