@@ -119,8 +119,10 @@ def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: P
     assert compiled <= MOST
     for rows in many[12:]:
         same(pair, [*rows, *rows])
-    # The tower of Qwen takes pictures one by one: each number of them is a kind of its own.
-    assert counters["stats"]["unique_graphs"] - compiled <= (8 if name == "qwen_vl" else 4)
+    # The tower of Qwen takes pictures one by one: each number of them is a kind of its own. So is
+    # ERNIE's last layer, which goes on with supervised tokens alone.
+    more = {"llama": 4, "ernie": 5, "qwen_vl": 8}[name]
+    assert counters["stats"]["unique_graphs"] - compiled <= more
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["frozen", "with an adapter"])
