@@ -121,6 +121,7 @@ class _Walk:
     def _language(self) -> None:
         text, tokens = self.text, self.tokens
         wide, head = text.hidden_size, head_dim(text)
+        every, by_experts = tokens, self.by_experts
         for number, kind in enumerate(text.mlp_layer_types):
             name = f"model.language_model.layers.{number}"
             before = self._enter()
@@ -140,8 +141,8 @@ class _Walk:
                 shared = text.moe_intermediate_size[0] * text.moe_num_shared_experts
                 if shared:
                     self._gated_mlp(f"{name}.mlp.shared_experts", shared)
-            self._leave(before, self.tokens * wide)
-        every = sum(row.tokens for row in self.rows) if self.step.packed else tokens
+            self._leave(before, every * wide)
+        self.tokens, self.by_experts = every, by_experts
         self._keep("activations", 2 * every * head, FP32)  # cosine and sine, one pair for all
         self._rms_norm(tokens)
 
