@@ -110,7 +110,7 @@ def _start(arguments: argparse.Namespace, *more: str, check: bool = True) -> int
 
 
 def _compared(ways: dict[str, Any]) -> dict[str, Any]:
-    """The losses of each way against the plain one's, and how much faster Unsloth is."""
+    """The losses of each way against the plain one's."""
     plain = ways["transformers"].get("losses")
     differences = {
         name: max(abs(a - b) / abs(b) for a, b in zip(way["losses"], plain, strict=True))
@@ -244,6 +244,7 @@ def _exported(
 ) -> dict[str, Any]:
     """What `trained` holds, which is let go of, exported and proven as by a job."""
     from job import families
+    from job.engines.device import release_memory
     from job.export.export import export
 
     adapter = place / "adapter"
@@ -262,22 +263,12 @@ def _exported(
         place,
         load_trained=trained.pop,
         load_base=lambda: engine.load(family),
-        release=_release,
+        release=release_memory,
         bind_merged=bind_merged,
     ).to_json()
     proof = ("tensors", "tensors_checked", "changed_tensors", "largest_change", "seconds")
     compared = ("adapter_reloaded", "merged_reloaded", "trained_against_base")
     return {key: result[key] for key in (*proof, *compared)}
-
-
-def _release() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -293,13 +284,15 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
         for model in found.values()
         for compiled, pair in _pairs(model["ways"])
     ]
-    last = measured[-1] if measured else {}
-    headline = {
-        "tokens_per_second": last["unsloth"],
-        "baseline_tokens_per_second": last["transformers"],
-        "ratio": round(last["unsloth"] / last["transformers"], 2),
-        "peak_gib": every[-1]["peak_gib"],
-    }
+    headline = {}
+    if measured:  # where an engine failed, what the other did is kept all the same
+        last = measured[-1]
+        headline = {
+            "tokens_per_second": last["unsloth"],
+            "baseline_tokens_per_second": last["transformers"],
+            "ratio": round(last["unsloth"] / last["transformers"], 2),
+            "peak_gib": every[-1]["peak_gib"],
+        }
     record.write(
         f"engines-{'-'.join(device.lower().split())}",
         "benchmarks.engines",

@@ -1,5 +1,6 @@
 """What the machine offers: a GPU by CUDA or ROCm, or a CPU."""
 
+import gc
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -92,6 +93,15 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
     return Accelerator(
         kind=found, name=properties.name, memory_bytes=properties.total_memory, index=index
     )
+
+
+def release_memory() -> None:
+    """Gives back to the GPU what nothing refers to any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> "torch.dtype":

@@ -1,12 +1,12 @@
 """The model in memory: loaded when a stage first asks for it, shared by the stages after."""
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from job import log
 from job.engines.base import Engine
+from job.engines.device import release_memory
 from job.families.base import Family
 from job.spec.types import JobSpec
 
@@ -46,9 +46,5 @@ class Models:
 
     def release(self) -> None:
         """Lets go of every model, and of the GPU memory they held."""
-        import torch
-
         self._base = self._trained = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()

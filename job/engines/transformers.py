@@ -43,13 +43,8 @@ class TransformersEngine:
 
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            bias=lora.bias,
-            use_rslora=lora.use_rslora,
+            **adapter_settings(targets, lora),
             use_dora=lora.use_dora,
-            target_modules=list(targets.modules),
             target_parameters=list(targets.parameters) or None,
         )
         # Drawn on the CPU whatever the device, so that a seed means one adapter.
@@ -89,3 +84,15 @@ class TransformersEngine:
                     fix="remove the line; auto takes what the model has",
                 ) from error
         return model.requires_grad_(False)
+
+
+def adapter_settings(targets: LoraTargets, lora: LoraSpec) -> dict[str, Any]:
+    """What every engine asks PEFT for, by the names that PEFT has for it."""
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "bias": lora.bias,
+        "use_rslora": lora.use_rslora,
+        "target_modules": list(targets.modules),
+    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from job.engines.patched import quiet
-from job.engines.transformers import TransformersEngine
+from job.engines.transformers import TransformersEngine, adapter_settings
 from job.families.base import Family, LoraTargets
 from job.spec.types import LoraSpec
 
@@ -60,12 +60,7 @@ class UnslothEngine(TransformersEngine):
         with torch.random.fork_rng(devices=[]), quiet():
             adapted: PeftModel = FastModel.get_peft_model(
                 model,
-                r=lora.r,
-                lora_alpha=lora.lora_alpha,
-                lora_dropout=lora.lora_dropout,
-                bias=lora.bias,
-                use_rslora=lora.use_rslora,
-                target_modules=list(targets.modules),
+                **adapter_settings(targets, lora),
                 target_parameters=list(targets.parameters),  # None would let it add experts
                 use_gradient_checkpointing=False,
                 random_state=seed,

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import families, inputs, sizes, storage
-from job.engines.choice import choose
 from job.engines.device import Accelerator, detect, resolve_dtype
-from job.errors import InputError, JobError, SpecError, StorageError, UsageError
+from job.errors import InputError, JobError, StorageError, UsageError
 from job.families.base import RowSize
 from job.memory import UNCERTAINTY, estimate, longest
 from job.needs import needs
 from job.pipeline import COMMANDS
 from job.plan import facts, sample, speed
 from job.plan.accelerators import ACCELERATORS
+from job.plan.engine import engine_of
 from job.plan.fit import nearest_change
 from job.plan.patterns import patterns
 from job.prep import mixture, sources, work
@@ -252,25 +252,9 @@ def _model(
         trainable=measured.trainable,
         groups=tuple(groups),
         served=str(family.adapter_serving(spec.lora)) if groups else None,
-        engine=_engine(spec, family.name, devices),
+        engine=engine_of(spec, family.name, devices),
         padded=spec.train.padding_free and not family.packs,
     )
-
-
-def _engine(spec: JobSpec, family: str, devices: Mapping[str, Accelerator]) -> str:
-    try:
-        taken = {name: choose(spec, family, device) for name, device in devices.items()}
-    except SpecError as error:
-        return f"{spec.model.engine}, refused here: {error.problems[0].message}"
-    if len(taken) == 1:
-        [only] = taken.values()
-        return f"{only.engine}: {only.reason}"
-    by_engine: dict[str, list[str]] = {}
-    for name, choice in taken.items():
-        by_engine.setdefault(choice.engine, []).append(name)
-    if len(by_engine) == 1:
-        return next(iter(by_engine))
-    return "; ".join(f"{engine} on {', '.join(names)}" for engine, names in by_engine.items())
 
 
 def _memory(

@@ -6,7 +6,6 @@ are computed again rather than kept; the step stays the same.
 """
 
 import functools
-import gc
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from job import log
 from job.engines import checkpointing, group
 from job.engines.base import Engine
 from job.engines.compiling import release_blocks
-from job.engines.device import Accelerator
+from job.engines.device import Accelerator, release_memory
 from job.errors import OutOfMemoryError
 from job.families.base import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
@@ -70,7 +69,7 @@ def find(
     too_large: list[Division] = []
     while division is not None:
         fitted = fits(division)
-        _release()  # what the step held: its error, and the frames of it, are gone by now
+        release_memory()  # what the step held: its error, and the frames of it, are gone by now
         if not group.any_of(not fitted):
             return division, too_large
         too_large.append(division)
@@ -117,12 +116,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 def record(division: Division, too_large: Sequence[Division]) -> dict[str, Any]:
     """What run.json keeps of the trial."""
     return {**asdict(division), "too_large": [asdict(each) for each in too_large]}
-
-
-def _release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _autocast(engine: Engine) -> Any:

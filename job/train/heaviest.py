@@ -1,6 +1,6 @@
 """The passes of a training that need most memory, found in its own order before it starts."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
 from statistics import fmean
 
@@ -35,13 +35,7 @@ def heaviest(
     `patches` are those of the rows that the passes name.
     """
     token, patch = fmean(lengths), fmean(patches) or 1.0  # together, by their shares of the mean
-    weighs: tuple[Callable[[int, int, int], float], ...] = (
-        lambda tokens, _room, _patches: tokens,
-        lambda _tokens, room, _patches: room,
-        lambda _tokens, _room, patches: patches,
-        lambda tokens, _room, patches: tokens / token + patches / patch,
-    )
-    found: list[tuple[float, list[int]]] = [(0.0, []) for _ in weighs]
+    found: list[tuple[float, list[int]]] = [(0.0, [])] * 4
     looked_through = 0
     for named in passes:
         if looked_through > MOST_ROWS:
@@ -49,9 +43,10 @@ def heaviest(
         looked_through += len(named)
         rows = [max(row, 0) for row in named] if SPARE in named else named
         own = [lengths[row] for row in rows]
-        sizes = sum(own), len(own) * max(own), sum(patches[row] for row in rows)
-        for number, weigh in enumerate(weighs):
-            if (weight := weigh(*sizes)) > found[number][0]:
+        tokens, pictured = sum(own), sum(patches[row] for row in rows)
+        together = tokens / token + pictured / patch
+        for number, weight in enumerate((tokens, len(own) * max(own), pictured, together)):
+            if weight > found[number][0]:
                 found[number] = weight, rows
     each: list[list[int]] = []
     for _, rows in found:
