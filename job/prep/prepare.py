@@ -220,9 +220,10 @@ def _check(
     eval_rows: int,
     leaked: int,
 ) -> None:
+    shown = [Problem(reject.id, reject.reason) for reject in rejects]
+    if rejected > len(shown):
+        shown.append(Problem("…", f"and {rejected - len(shown)} more"))
     if rejected > spec.max_bad_rows:
-        shown = [Problem(reject.id, reject.reason) for reject in rejects]
-        more = rejected - len(shown)
         summary = Problem(
             "$.data.max_bad_rows",
             f"{rejected} of {rejected + train_rows + eval_rows} rows cannot be used, "
@@ -230,12 +231,12 @@ def _check(
             fix=f"mend the rows listed in data/{REJECTS}, or allow them: "
             f"--set data.max_bad_rows={rejected}",
         )
-        rest = [Problem("…", f"and {more} more")] if more else []
-        raise TooManyBadRows.from_problems([summary, *shown, *rest])
+        raise TooManyBadRows.from_problems([summary, *shown])
     if not train_rows:
-        raise DataError(
+        nothing = Problem(
             "$.data.train", "has no usable row", fix="check `uri`, `limit` and the rows"
         )
+        raise DataError.from_problems([nothing, *shown])
     if not eval_rows:
         raise DataError(
             "$.data.eval" if spec.eval else "$.data.eval_fraction",

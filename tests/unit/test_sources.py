@@ -494,8 +494,10 @@ def test_images_by_url_are_fetched_only_where_the_spec_allows_it(
 ) -> None:
     rows = [{"image": f"{web}/images/{n}.png", "text": text_of(n)} for n in range(COUNT)]
     spec = data_spec(write_jsonl(folder, rows), max_bad_rows=COUNT)
-    with pytest.raises(DataError, match="has no usable row"):
+    with pytest.raises(DataError, match="has no usable row") as caught:
         run(spec, tmp_path)
+    rows_named = [problem.field for problem in caught.value.problems[1:]]
+    assert rows_named[0].endswith(":1"), "why none of them can be used"
     allowed = rows_of(replace(spec, allow_image_urls=True, max_bad_rows=0), tmp_path / "b")
     assert allowed[text_of(3)].images[0].data == picture(3)
 
