@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from job import storage
+from job.cli import app
+from job.errors import ProofError
+from job.export.merged import Merge
 from job.families import shards
 from job.families.shards import Named, Weights
 from job.manifest import RunRecord
@@ -94,14 +97,24 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
         assert hashlib.sha256(storage.read_bytes(output.at(file.path))).hexdigest() == file.sha256
 
 
-def test_after_a_proof_that_failed_no_shard_is_left(s3: S3, tmp_path: Path) -> None:
+def test_after_a_proof_that_failed_no_shard_is_left(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = s3.uri("out")
     more = (*SHARDED, "--set", "train.learning_rate=1e-12")
+    prove = Merge._refuse_broken
     with Proxy(s3.server.endpoint) as proxy:
-        environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
-        done = job(*small_run(output, *more, cache=tmp_path / "cache"), environ=environ)
-    assert done.code == 30, done.err
-    assert "none of the 40 adapted tensors differs" in done.err
+
+        def late(merge: Merge) -> None:  # weights as small as these are proven before they are sent
+            wait_for(lambda: len(sent(proxy)) > 3)
+            prove(merge)
+
+        monkeypatch.setattr(Merge, "_refuse_broken", late)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with pytest.raises(ProofError) as caught:
+            app(small_run(output, *more, cache=tmp_path / "cache"), standalone_mode=False)
+    assert caught.value.exit_code == 30
+    assert "none of the 40 adapted tensors differs" in str(caught.value)
     assert len(sent(proxy)) > 3
     assert merged(output) == set()
     assert not storage.is_file(f"{output}/.stages/export.json")
