@@ -437,9 +437,7 @@ def main() -> NoReturn:
         code = app(standalone_mode=False, complete_var=completion.VARIABLE) or OK
     except typer.TyperException as error:
         code = farewell.report_usage(error)
-    except Told as error:
+    except (Told, Exception) as error:  # noqa: BLE001 - no traceback reaches a user unasked
         signals.taken()
-        code = farewell.report(error)
-    except Exception as error:  # noqa: BLE001 - the last stop: no traceback reaches a user unasked
-        code = farewell.report(told(error))
+        code = farewell.report(told(signals.end_of(error)))
     farewell.leave(code)

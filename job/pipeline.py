@@ -46,10 +46,11 @@ def run(loaded: LoadedSpec, command: str = "run", peers: Peers | None = None) ->
             for stage in COMMANDS[command]:
                 job.make(stage)
             job.finish()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again, as what it is
             signals.taken()
-            job.fail(error)
-            raise
+            end = signals.end_of(error)
+            job.fail(end)
+            raise end from end.__cause__
     return job.record
 
 

@@ -44,6 +44,7 @@ _RELAYED = signal.SIGUSR1
 @dataclass
 class _State:
     received: str | None = None
+    raised: bool = False
     deferred: bool = False
     taken: bool = False
     last_words: list[Callable[[Told], object]] = field(default_factory=list)
@@ -95,6 +96,19 @@ def check() -> None:
     """Raises Stopped where a signal came while it was deferred and nothing has taken it up."""
     if _state.received is not None:
         raise _stopped(_state.received)
+
+
+def end_of(error: BaseException) -> BaseException:
+    """Why the work ended where `error` ended it: the stop, if one was raised before.
+
+    Libraries make errors of their own of what is raised within them, and so does Python: in an
+    import, say.
+    """
+    if _state.raised and _state.received and not isinstance(error, Stopped):
+        stopped = _stopped(_state.received)
+        stopped.__cause__ = error
+        return stopped
+    return error
 
 
 @contextmanager
@@ -156,6 +170,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         return  # the watching thread has seen it too
     _state.received = _name(number)
     if not _state.deferred:
+        _state.raised = True
         raise _stopped(_state.received)
 
 

@@ -155,6 +155,40 @@ def test_work_that_does_not_end_is_left_with_last_words(work: str) -> None:
     assert "went on" not in said
 
 
+MADE_ANOTHER = """
+import os, signal, sys, time
+from job import cli
+from job.stages import Stages
+
+def prep(stages, directory):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except BaseException:
+        raise ModuleNotFoundError("Could not import module 'X'")
+
+Stages.prep = prep
+sys.argv = ["job", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_a_stop_of_which_a_library_made_another_error_is_told_as_a_stop(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = small_run(str(output), cache=tmp_path / "cache")
+    done = subprocess.run(
+        [sys.executable, "-c", MADE_ANOTHER, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 143, done.stderr
+    assert "stopped (exit 143)" in done.stderr
+    assert "internal error" not in done.stderr
+    assert read_json(output / "run.json")["status"] == "preempted"
+
+
 def test_a_checkpoint_that_takes_longer_than_the_grace_period_is_left_with_last_words() -> None:
     process = scripted("with signals.deferred(): time.sleep(60)", JOB_GRACE_SECONDS="8")
     sent = time.monotonic()
