@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config
 
 from job import families
 from job.cli import app
@@ -175,10 +176,9 @@ def test_losses_and_gradients_are_those_of_blocks_as_they_are_written(
         same(pair, rows)
 
 
-def test_a_machine_without_a_compiler_is_told_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-compiler-of-this-name"))
+# Torch puts its settings back itself; pytest would leave this one unset, for every test after it.
+@config.patch("cpp.cxx", (None, "no-compiler-of-this-name"))
+def test_a_machine_without_a_compiler_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"\$\.train\.torch_compile: is not possible") as refused:
         require(CPU)
     [problem] = refused.value.problems
