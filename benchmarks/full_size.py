@@ -10,7 +10,6 @@ other. At 28 layers that takes 60 GB of disk.
 """
 
 import argparse
-import gc
 import json
 import platform
 import shutil
@@ -28,7 +27,7 @@ from benchmarks import record
 from benchmarks.training import SPEC, encoded_rows, random_model
 from job import engines, families, inputs
 from job.engines import cpu
-from job.engines.device import detect
+from job.engines.device import detect, release_memory
 from job.export.merged import Merge
 from job.families.base import Family, to_device
 from job.sizes import GIB
@@ -99,11 +98,10 @@ def main() -> None:
 @contextmanager
 def timed(stages: dict[str, dict[str, float]], name: str) -> Iterator[dict[str, float]]:
     """Notes the time of what is done in it, and the peaks of memory meanwhile."""
-    gc.collect()
+    release_memory()
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     reset = cpu.reset_peak_memory()
     found: dict[str, float] = {}

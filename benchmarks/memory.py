@@ -8,16 +8,13 @@ reserved, which is what a GPU lacks when it runs out.
 """
 
 import argparse
-import gc
 import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import record
 from benchmarks.training import SPEC, bound, formula_rows, random_model, train_stage
-from job.engines.device import Accelerator, detect
+from job.engines.device import Accelerator, detect, release_memory
 from job.families.base import RowSize
 from job.memory import estimate
 from job.prep.records import Row
@@ -118,8 +115,7 @@ def one(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) -> dic
     result, trained, _ = train_stage(spec, accelerator, family, model, rows)
     trained.gradient_checkpointing_disable()
     trained.unload()
-    gc.collect()
-    torch.cuda.empty_cache()
+    release_memory()
     measured = result.peak_memory_bytes
     return {
         "measured_gib": round(measured / GIB, 2),

@@ -36,4 +36,5 @@ def write(
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "source_revision": source_revision(),
     }
+    results.mkdir(parents=True, exist_ok=True)  # what took minutes is not to be lost for a folder
     (results / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

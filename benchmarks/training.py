@@ -10,7 +10,6 @@ last way is the product's own train stage, with its data workers, trial, callbac
 
 import argparse
 import copy
-import gc
 import io
 import json
 import statistics
@@ -29,7 +28,7 @@ from benchmarks import arithmetic, record
 from job import engines, families, inputs
 from job.engines import cpu
 from job.engines.compiling import compile_blocks, release_blocks
-from job.engines.device import Accelerator, detect
+from job.engines.device import Accelerator, detect, release_memory
 from job.engines.low_rank import use_low_rank_layers
 from job.families.base import SORTED_EXPERTS, Batch, Encoded, to_device
 from job.families.ernie45_vl import Ernie45VL
@@ -288,8 +287,7 @@ def _measure(
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=cuda)
     synchronize: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
     if cuda:
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_memory()
         torch.cuda.reset_peak_memory_stats()
 
     def step(batch: Batch) -> torch.Tensor:
@@ -324,7 +322,7 @@ def _measure(
     for block, kind in zip(_blocks(model), native[1], strict=True):
         block.__class__ = kind
     optimizer.state.clear()
-    gc.collect()
+    release_memory()
     each = [n / s for n, s in zip(tokens[WARM_UP:], seconds[WARM_UP:], strict=True)]
     return {
         "tokens_per_second": round(statistics.median(each), 1),
