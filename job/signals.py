@@ -39,12 +39,17 @@ _PR_SET_PDEATHSIG = 1
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 _RELAYED = signal.SIGUSR1
 """By which this process is told that another one of the job was asked to stop."""
+_LOST = 0
+"""No signal's number: by which the watching thread is told to have the stop raised again."""
+_AGAIN_SECONDS = 0.01
+"""How long it waits before, for what lost the stop to be over."""
 
 
 @dataclass
 class _State:
     received: str | None = None
     raised: bool = False
+    lost: bool = False
     deferred: bool = False
     taken: bool = False
     last_words: list[Callable[[Told], object]] = field(default_factory=list)
@@ -62,6 +67,7 @@ def install(*last_words: Callable[[Told], object]) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    sys.unraisablehook = _raising_again(writer, sys.unraisablehook)
     os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
     for number in (*_NUMBERS, _RELAYED):
@@ -166,12 +172,30 @@ def die_with_parent() -> None:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if _state.received is not None:
+    if _state.received is not None and (not _state.lost or _state.taken):
         return  # the watching thread has seen it too
-    _state.received = _name(number)
+    _state.received, _state.lost = _state.received or _name(number), False
     if not _state.deferred:
         _state.raised = True
         raise _stopped(_state.received)
+
+
+def _raising_again(
+    writer: int, otherwise: Callable[["sys.UnraisableHookArgs"], object]
+) -> Callable[["sys.UnraisableHookArgs"], object]:
+    """A hook that has a stop raised again where Python could not raise it: in a finalizer, say.
+
+    It takes no lock and starts no thread: a finalizer runs wherever its object is let go.
+    """
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, Stopped):
+            _state.lost = True
+            os.write(writer, bytes([_LOST]))
+        else:
+            otherwise(unraisable)
+
+    return hook
 
 
 def _watch(reader: int) -> None:
@@ -180,6 +204,9 @@ def _watch(reader: int) -> None:
     while True:
         if select.select([reader], [], [], wait)[0]:
             number = os.read(reader, 1)[0]
+            if number == _LOST:
+                time.sleep(_AGAIN_SECONDS)
+                relay()
             if number not in (*_NUMBERS, _RELAYED):
                 continue
             if own and number != _RELAYED:

@@ -155,6 +155,38 @@ def test_work_that_does_not_end_is_left_with_last_words(work: str) -> None:
     assert "went on" not in said
 
 
+FINALIZED = """
+import os, signal, weakref
+
+class Let: pass
+
+def stop(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+let = Let()
+gone = weakref.ref(let, stop)
+try:
+    del let
+    print("the finalizer ended", file=sys.stderr)
+    time.sleep(60)
+except signals.Stopped:
+    print("stopped", file=sys.stderr)
+    os._exit(3)
+"""
+
+
+def test_a_stop_that_is_lost_in_a_finalizer_is_raised_again() -> None:
+    script = SCRIPT.format(work=FINALIZED)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.index("the finalizer ended") < done.stderr.rindex("stopped")
+    assert "last words" not in done.stderr
+    assert "ignored" not in done.stderr
+
+
 MADE_ANOTHER = """
 import os, signal, sys, time
 from job import cli
