@@ -111,6 +111,7 @@ def test_quiet_shows_no_bar_on_a_terminal(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log, "is_terminal", lambda _: True)
         patch.setenv("FORCE_COLOR", "1")  # rich asks the stream itself, which is pytest's
+        patch.setenv("TERM", "xterm")
         log.configure("auto", level)
         with log.progress("work", 2, "steps") as bar:
             bar.advance()
