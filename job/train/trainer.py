@@ -19,6 +19,7 @@ from job.errors import Stopped
 from job.families.base import Family
 from job.prep.prepare import PreparedData
 from job.spec.types import JobSpec, TrainSpec
+from job.train.adapting import adapted, base_of
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.fitting import fitted_to_memory, raise_if_out_of_memory
@@ -122,24 +123,9 @@ def train(
         (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
         publish(f"{TRAIN}/{LENGTHS}")
 
-    padding_free = spec.train.padding_free and family.packs and not engine.brings_forward
-    if padding_free:
-        family.use_packed_step(model, by_bounds=spec.model.attn_implementation == "auto")
-    elif spec.train.padding_free and family.packs:
-        log.info("rows are padded: the engine has a step of its own", engine=engine.name)
-    elif spec.train.padding_free:
-        log.info("rows are padded: the model's family has no padding-free step", family=family.name)
-    compiles = spec.train.torch_compile and not engine.brings_forward
-    targets: dict[str, int] = {}
-    if spec.lora.method == "lora":
-        resolved = family.lora_targets(model, spec.lora)
-        targets = resolved.counts
-        model = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
-    else:
-        model.requires_grad_(True)
-    family.set_router_aux_loss(_base(model), spec.train.router_aux_loss_coef)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    ready = adapted(spec, engine, family, model)
+    model, padding_free = ready.model, ready.padding_free
+    trainable, total = ready.trainable_parameters, ready.total_parameters
     log.info(
         "training",
         rows=len(dataset),
@@ -152,6 +138,7 @@ def train(
         device=accelerator.name,
     )
 
+    compiles = spec.train.torch_compile and not engine.brings_forward
     if compiles:  # before the trial, which is to compute what will be trained
         log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
     collator = Collator(family, padding_free=padding_free)
@@ -175,7 +162,7 @@ def train(
     if group.leads_machine():
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     resumed = resume_point(spec.train, store, scratch)
-    shares = sharding.config(_base(model)) if spec.runtime.distributed == "fsdp2" else None
+    shares = sharding.config(ready.base) if spec.runtime.distributed == "fsdp2" else None
     arguments = training_arguments(spec, optim, engine, scratch, first, shares)
     batches = batches_of(spec, rows, fitted, padding_free=padding_free)
     trainer = make_trainer(engine, model, dataset, arguments, collator, batches, waiting, callbacks)
@@ -192,7 +179,7 @@ def train(
         if compiles:
             release_blocks(model)
         # Its shapes are training's: generation feeds one token at a time.
-        family.set_router_aux_loss(_base(model), 0)
+        family.set_router_aux_loss(ready.base, 0)
     seconds = time.monotonic() - started
     if signals.received():
         raise Stopped(
@@ -235,7 +222,7 @@ def train(
         trainable_parameters=trainable,
         total_parameters=total,
         optim=optim,
-        lora_targets=targets,
+        lora_targets=ready.targets,
     )
     return model, result
 
@@ -257,11 +244,7 @@ def _loss(spec: JobSpec, engine: Engine, model: Any) -> AbstractContextManager[A
     # A head in shares is gathered by its own forward pass.
     if engine.brings_forward or spec.runtime.distributed == "fsdp2":
         return nullcontext()
-    return supervised_alone(_base(model))
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return supervised_alone(base_of(model))
 
 
 def _speed(outcome: Any, trainer: Any, seconds: float) -> float:

@@ -1,0 +1,62 @@
+"""What of the model is trained, and the step by which it is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from job import log
+from job.engines.base import Engine
+from job.families.base import Family
+from job.spec.types import JobSpec
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model that is ready to be trained."""
+
+    model: Any
+    targets: dict[str, int]
+    """How many layers each target of `lora` adapts; of full fine-tuning none."""
+    padding_free: bool
+    """Whether it takes the rows of a batch as one sequence."""
+
+    @property
+    def base(self) -> Any:
+        """The model itself, which an adapter is around."""
+        return base_of(self.model)
+
+    @property
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def base_of(model: Any) -> Any:
+    """The model that an adapter is around, or `model` itself where there is none."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapted:
+    """Gives the model its adapter, or has all of it trained, and the step that the spec asks for.
+
+    Raises SpecError where `lora` names what the model has not.
+    """
+    packs = spec.train.padding_free and family.packs
+    padding_free = packs and not engine.brings_forward
+    if padding_free:
+        family.use_packed_step(model, by_bounds=spec.model.attn_implementation == "auto")
+    elif packs:
+        log.info("rows are padded: the engine has a step of its own", engine=engine.name)
+    elif spec.train.padding_free:
+        log.info("rows are padded: the model's family has no padding-free step", family=family.name)
+    targets: dict[str, int] = {}
+    if spec.lora.method == "lora":
+        resolved = family.lora_targets(model, spec.lora)
+        targets = resolved.counts
+        model = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
+    else:
+        model.requires_grad_(True)
+    family.set_router_aux_loss(base_of(model), spec.train.router_aux_loss_coef)
+    return Adapted(model, targets, padding_free)
