@@ -150,7 +150,7 @@ def test_the_packages_of_the_image_resolve_for_its_platform(
     locks = ["base", *extras.split(), *(["torch"] if path.stem == "cuda" else [])]
     command = [tool("uv"), "pip", "install", "--dry-run", "--no-deps", "--only-binary=:all:"]
     command += [f"--target={tmp_path}", "--python-platform=x86_64-manylinux_2_28"]
-    command += [f"--python-version={python}"]
+    command += [f"--python-version={python}", "--system-certs"]
     command += [f"--requirements={ROOT / 'requirements' / lock}.txt" for lock in locks]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
