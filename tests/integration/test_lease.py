@@ -83,7 +83,7 @@ def test_the_lease_of_a_dead_holder_expires_and_the_dead_learns_of_it(
     first, second = asleep(uri, monkeypatch), Lease(uri, SECONDS)
     started = time.monotonic()
     second.acquire()
-    assert time.monotonic() - started >= SECONDS
+    assert SECONDS <= time.monotonic() - started < 3 * SECONDS
     first._renew()  # it wakes up
     assert not first.held
     with pytest.raises(StorageError, match="another job has taken the output over"):
