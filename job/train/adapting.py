@@ -9,33 +9,19 @@ from job.families.base import Family
 from job.spec.types import JobSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapted:
     """A model that is ready to be trained."""
 
     model: Any
+    base: Any
+    """The model itself, which an adapter is around; without an adapter the same."""
     targets: dict[str, int]
     """How many layers each target of `lora` adapts; of full fine-tuning none."""
     padding_free: bool
     """Whether it takes the rows of a batch as one sequence."""
-
-    @property
-    def base(self) -> Any:
-        """The model itself, which an adapter is around."""
-        return base_of(self.model)
-
-    @property
-    def trainable_parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-
-    @property
-    def total_parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
-
-
-def base_of(model: Any) -> Any:
-    """The model that an adapter is around, or `model` itself where there is none."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    trainable_parameters: int
+    total_parameters: int
 
 
 def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapted:
@@ -58,5 +44,13 @@ def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapte
         model = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
     else:
         model.requires_grad_(True)
-    family.set_router_aux_loss(base_of(model), spec.train.router_aux_loss_coef)
-    return Adapted(model, targets, padding_free)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    family.set_router_aux_loss(base, spec.train.router_aux_loss_coef)
+    return Adapted(
+        model=model,
+        base=base,
+        targets=targets,
+        padding_free=padding_free,
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total_parameters=sum(p.numel() for p in model.parameters()),
+    )

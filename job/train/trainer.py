@@ -19,7 +19,7 @@ from job.errors import Stopped
 from job.families.base import Family
 from job.prep.prepare import PreparedData
 from job.spec.types import JobSpec, TrainSpec
-from job.train.adapting import adapted, base_of
+from job.train.adapting import adapted
 from job.train.checkpoints import CheckpointStore
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.fitting import fitted_to_memory, raise_if_out_of_memory
@@ -147,7 +147,7 @@ def train(
         order = order_of(replace(spec, train=train), rows, fitted, padding_free=padding_free)
         return planned(order, train)
 
-    with _loss(spec, engine, model):
+    with _loss(spec, engine, ready.base):
         spec, fit_record = fitted_to_memory(
             spec, engine, accelerator, collator, model, dataset, passes
         )
@@ -169,7 +169,7 @@ def train(
     started = time.monotonic()
     try:
         told = trackers if first else nullcontext()
-        with signals.deferred(), told, uploads, _loss(spec, engine, model):
+        with signals.deferred(), told, uploads, _loss(spec, engine, ready.base):
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error, spec.train, accelerator)
@@ -237,14 +237,14 @@ def _encode(row: Any, *, family: Family, spec: JobSpec) -> Any:
     return truncate(family.encode(row), family, spec.data, spec.train)
 
 
-def _loss(spec: JobSpec, engine: Engine, model: Any) -> AbstractContextManager[Any]:
+def _loss(spec: JobSpec, engine: Engine, base: Any) -> AbstractContextManager[Any]:
     """Within, the loss is made of supervised tokens alone where that is not so by itself."""
     from job.families.heads import supervised_alone
 
     # A head in shares is gathered by its own forward pass.
     if engine.brings_forward or spec.runtime.distributed == "fsdp2":
         return nullcontext()
-    return supervised_alone(base_of(model))
+    return supervised_alone(base)
 
 
 def _speed(outcome: Any, trainer: Any, seconds: float) -> float:
