@@ -200,9 +200,11 @@ def _raising_again(
 
 def _watch(reader: int) -> None:
     """Reads the numbers of signals as they come, and sees to it that the first one has effect."""
-    name, own, wait, end = "", False, None, float("inf")
+    name, own, due, end = "", False, float("inf"), float("inf")
     while True:
-        if select.select([reader], [], [], wait)[0]:
+        wait = max(due - time.monotonic(), 0) if name else None
+        # Stops that are lost again and again come faster than they are read.
+        if select.select([reader], [], [], wait)[0] and time.monotonic() < due:
             number = os.read(reader, 1)[0]
             if number == _LOST:
                 time.sleep(_AGAIN_SECONDS)
@@ -215,7 +217,7 @@ def _watch(reader: int) -> None:
             own = own or number != _RELAYED
             if name:
                 continue
-            name, wait, end = _name(number), PATIENCE_SECONDS, _end()
+            name, due, end = _name(number), time.monotonic() + PATIENCE_SECONDS, _end()
             log.warn(f"{name} received: stopping " + ("after this step" * _state.deferred or "now"))
         elif _state.taken:
             time.sleep(LAST_WORDS_SECONDS - PATIENCE_SECONDS)
@@ -224,6 +226,8 @@ def _watch(reader: int) -> None:
             if _state.deferred:
                 log.warn("the grace period ends before the checkpoint is stored")
             give_up(_stopped(name))
+        else:
+            due = time.monotonic() + PATIENCE_SECONDS
 
 
 def _end() -> float:

@@ -126,6 +126,14 @@ while True:
     except BaseException:
         pass
 """,
+    "loses exceptions in one finalizer after another": """
+class Let:
+    def __del__(self):
+        time.sleep(1)
+
+many = [Let() for _ in range(10_000)]
+many.clear()
+""",
     "stays in C code": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
 }
 
