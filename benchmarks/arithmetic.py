@@ -13,7 +13,7 @@ from job.families.ernie45_vl.saved import head_dim
 
 SIDE = 8192
 """Of the square matrices by whose product the device's speed is measured."""
-SHOWN = 40
+SHOWN = 80
 
 
 def of(
@@ -82,8 +82,8 @@ def product_speed(device: torch.device) -> float:
     return float(2 * SIDE**3 / min(times[3:]))
 
 
-def write_profile(step: Callable[[], Any], path: Path) -> None:
-    """The kernels of one step by their time on the device, as JSON."""
+def write_profile(step: Callable[[], Any], path: Path, way: str, rows: int) -> None:
+    """The kernels of one step of that many rows by their time on the device, as JSON."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
@@ -102,4 +102,11 @@ def write_profile(step: Callable[[], Any], path: Path) -> None:
         {"ms": round(e.self_device_time_total / 1e3, 2), "calls": e.count, "kernel": e.key[:160]}
         for e in kernels[:SHOWN]
     ]
-    path.write_text(json.dumps({"device_ms": round(total / 1e3, 1), "kernels": lines}, indent=1))
+    found = {
+        "device": torch.cuda.get_device_name(),
+        "way": way,
+        "rows": rows,
+        "device_ms": round(total / 1e3, 1),
+        "kernels": lines,
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")

@@ -74,7 +74,8 @@ def main() -> None:
     profile = json.loads((RESULTS / PROFILE).read_text())
     bars(third, shares(profile), " ms", PALE)
     third.set_title(
-        f"one compiled step of 80 rows: {profile['device_ms']:.0f} ms on {profile['device']}",
+        f"one compiled step of {profile['rows']} rows: {profile['device_ms']:.0f} ms on "
+        f"{profile['device']}",
         fontsize=10,
         loc="left",
     )

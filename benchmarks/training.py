@@ -29,9 +29,9 @@ from job import engines, families, inputs
 from job.engines import cpu
 from job.engines.compiling import compile_blocks, release_blocks
 from job.engines.device import Accelerator, detect, release_memory
-from job.engines.low_rank import use_low_rank_layers
 from job.families.base import SORTED_EXPERTS, Batch, Encoded, to_device
 from job.families.ernie45_vl import Ernie45VL
+from job.families.low_rank import use_low_rank_layers
 from job.prep.images import inspect
 from job.prep.prepare import PreparedData
 from job.prep.records import Message, Part, Row
@@ -64,6 +64,8 @@ class Way:
     low_rank: bool = False
     """Whether adapters compute in their layer's dtype; else as PEFT does."""
     compiled: bool = False
+    wide: bool = False
+    """Whether a compiled layer and its adapter are one matrix."""
     rows: int | None = None
     """Rows a step where it is not the run's own."""
 
@@ -79,8 +81,9 @@ WAYS = {
     "+ bounds": BOUNDS,
     "+ adapters in bf16": replace(BOUNDS, low_rank=True),
     "+ torch.compile": replace(BOUNDS, low_rank=True, compiled=True),
+    "+ one product": replace(BOUNDS, low_rank=True, compiled=True, wide=True),
 }
-ON_GPU = ("+ bounds", "+ adapters in bf16", "+ torch.compile")
+ON_GPU = ("+ bounds", "+ adapters in bf16", "+ torch.compile", "+ one product")
 """Of these a CPU does the same as before, or nothing that pays."""
 JOB = "train stage"
 BASELINE = "transformers"
@@ -112,7 +115,7 @@ def main() -> None:
             ]
             profile = arguments.profile if name == last else None
             try:
-                found = _measure(family, model, spec, way, batches, device, profile)
+                found = _measure(family, model, spec, name, batches, device, profile)
             except torch.OutOfMemoryError as error:
                 print(name, "does not fit:", error, flush=True)
                 break  # what it held would be missing to those after it
@@ -254,7 +257,7 @@ def _measure(
     family: Ernie45VL,
     base: Any,
     spec: JobSpec,
-    way: Way,
+    name: str,
     batches: list[Batch],
     device: torch.device,
     profile: Path | None,
@@ -262,7 +265,7 @@ def _measure(
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    cuda = device.type == "cuda"
+    way, cuda = WAYS[name], device.type == "cuda"
     model = base if cuda else copy.deepcopy(base)  # there is no room for two on a GPU
     native = type(model), [type(block) for block in _blocks(model)]
     targets = family.lora_targets(model, spec.lora)
@@ -282,7 +285,7 @@ def _measure(
     if way.low_rank:
         use_low_rank_layers(adapted)
     if way.compiled and cuda:
-        compile_blocks(adapted)
+        compile_blocks(adapted, wide=way.wide)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=cuda)
     synchronize: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
@@ -315,7 +318,8 @@ def _measure(
         synchronize()
         seconds.append(time.perf_counter() - start)
     if profile is not None and cuda:
-        arithmetic.write_profile(lambda: step(batches[-1]), profile)
+        rows = len(batches[-1]["row_bounds"]) - 1 if way.packed else len(batches[-1]["input_ids"])
+        arithmetic.write_profile(lambda: step(batches[-1]), profile, name, rows)
     release_blocks(adapted)
     adapted.unload()
     model.__class__ = native[0]

@@ -11,6 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.utils import fresh_cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from job.engines.laying import Laying, lay
 from job.errors import SpecError
 
 FIELD = "$.train.torch_compile"
@@ -41,10 +42,18 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
     return x + x
 
 
-def compile_blocks(model: Any, backend: str = "inductor") -> int:
-    """Compiles each block when it is first called, adapters and all; gives their number."""
+def compile_blocks(model: Any, backend: str = "inductor", *, wide: bool = True) -> int:
+    """Compiles each block when it is first called, adapters and all; gives their number.
+
+    `wide` says whether adapters may be laid into their layers' own matrices: not where weights are
+    to be divided, nor where autocast chooses what is computed in which dtype.
+    """
     torch._dynamo.config.recompile_limit = MOST
+    # An adapter's scaling is one number; as an input of blocks it would be a kernel in each.
+    torch._dynamo.config.specialize_float = True
     blocks = _blocks(model)
+    if wide:
+        model.laying = lay(model, blocks)
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
     return len(blocks)
@@ -54,6 +63,10 @@ def release_blocks(model: Any) -> None:
     """Lets the blocks run as they are written again: generation would ask for shapes of its own."""
     for block in _blocks(model):
         block._compiled_call_impl = None
+    laying: Laying | None = getattr(model, "laying", None)
+    if laying is not None:
+        laying.release()
+        model.laying = None
 
 
 def _blocks(model: Any) -> list[Any]:

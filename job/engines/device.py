@@ -85,10 +85,11 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
             value=index,
             fix="start as many processes on a node as it has GPUs: torchrun --nproc-per-node gpu",
         )
-    torch.cuda.set_device(index)
     if found == "cuda" and not any(name in os.environ for name in ALLOCATOR):
         # Passes of many sizes leave holes that no other pass fits into; so pages are put together.
-        os.environ[ALLOCATOR[0]] = "expandable_segments:True"  # read with the first allocation
+        # PyTorch reads it when it first touches a device, and never again.
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+    torch.cuda.set_device(index)
     properties = torch.cuda.get_device_properties(index)
     return Accelerator(
         kind=found, name=properties.name, memory_bytes=properties.total_memory, index=index
@@ -121,7 +122,7 @@ def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator)
     """Whether training computes in bf16 whatever the dtype of what it multiplies.
 
     On a GPU, unless the spec asks for another dtype. Where an adapter is all that is trained, and
-    its layers compute in their base's bf16 (`job.engines.low_rank`), nothing needs it.
+    its layers compute in their base's bf16 (`job.families.low_rank`), nothing needs it.
     """
     if accelerator.kind == "cpu" or model.dtype not in ("auto", "bfloat16"):
         return False

@@ -39,7 +39,7 @@ class TransformersEngine:
         import torch
         from peft import LoraConfig, TaskType, get_peft_model
 
-        from job.engines.low_rank import use_low_rank_layers
+        from job.families.low_rank import use_low_rank_layers
 
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,

@@ -140,7 +140,9 @@ def train(
 
     compiles = spec.train.torch_compile and not engine.brings_forward
     if compiles:  # before the trial, which is to compute what will be trained
-        log.info("blocks are compiled when they are first computed", blocks=compile_blocks(model))
+        wide = spec.runtime.distributed != "fsdp2" and not engine.autocast
+        blocks = compile_blocks(model, wide=wide)
+        log.info("blocks are compiled when they are first computed", blocks=blocks)
     collator = Collator(family, padding_free=padding_free)
 
     def passes(train: TrainSpec) -> Iterator[list[int]]:

@@ -17,6 +17,7 @@ from job.engines.compiling import MOST, compile_blocks, release_blocks, require
 from job.errors import SpecError
 from job.families.base import SORTED_EXPERTS, Encoded
 from job.families.ernie45_vl.packed.experts import compute_experts
+from job.families.low_rank import use_low_rank_layers
 from job.prep.records import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
@@ -95,7 +96,9 @@ class Pair:
         torch.manual_seed(5)
         targets = self.family.lora_targets(model, replace(SPEC.lora, target_modules=None))
         lora = LoraConfig(r=4, target_modules=list(targets.modules), init_lora_weights=False)
-        return get_peft_model(model.requires_grad_(False), lora).train()
+        adapted = get_peft_model(model.requires_grad_(False), lora).train()
+        assert use_low_rank_layers(adapted)
+        return adapted
 
 
 def same(pair: Pair, rows: list[Row]) -> None:

@@ -1,11 +1,13 @@
 """What the machine decides where the spec leaves it open."""
 
+import os
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 import torch
 
-from job.engines.device import Accelerator, Kind, resolve_dtype
+from job.engines.device import ALLOCATOR, Accelerator, Kind, detect, resolve_dtype
 from job.spec import keys
 from job.spec.load import load_spec
 
@@ -51,3 +53,30 @@ def test_a_dtype_that_is_named_is_taken(named: str) -> None:
     spec = load_spec(SPEC, "", [f"model.dtype={named}"], {}).spec
     device = Accelerator(kind="cpu", name="some", memory_bytes=2**30)
     assert resolve_dtype(spec.model, spec.lora, device) == getattr(torch, named)
+
+
+@pytest.mark.parametrize("given", [None, "max_split_size_mb:128"], ids=str)
+def test_how_memory_is_kept_is_settled_before_a_gpu_is_touched(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ALLOCATOR:
+        monkeypatch.setenv(name, "")  # so that it is put back whatever the job makes of it
+        monkeypatch.delenv(name)
+    if given:
+        monkeypatch.setenv(ALLOCATOR[1], given)
+    seen: list[str | None] = []
+
+    def touch(_: int) -> None:
+        seen.extend(map(os.environ.get, ALLOCATOR))
+
+    monkeypatch.setattr(torch.version, "hip", None)
+    for name, found in {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "set_device": touch,
+        "get_device_properties": lambda _: SimpleNamespace(name="a GPU", total_memory=2**30),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, found)
+    spec = load_spec(SPEC, "", environ={}).spec
+    assert detect(spec.runtime).kind == "cuda"
+    assert seen == ([None, given] if given else ["expandable_segments:True", None])

@@ -16,9 +16,9 @@ from benchmarks import memory as benchmarks
 from benchmarks.training import bound
 from job import families, memory
 from job.engines.device import Accelerator
-from job.engines.low_rank import use_low_rank_layers
 from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
 from job.families.ernie45_vl import Ernie45VL
+from job.families.low_rank import use_low_rank_layers
 from job.memory import OPTIMIZER, weight_bytes
 from job.prep.images import inspect
 from job.prep.records import Message, Part, Row

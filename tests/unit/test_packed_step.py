@@ -11,7 +11,6 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from job import families
-from job.engines.low_rank import use_low_rank_layers
 from job.engines.transformers import TransformersEngine
 from job.families import loss as loss_module
 from job.families.base import SORTED_EXPERTS
@@ -21,6 +20,7 @@ from job.families.ernie45_vl.packed.experts import Modalities, moe
 from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock
 from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
 from job.families.ernie45_vl.packed.segments import Segments, take
+from job.families.low_rank import use_low_rank_layers
 from job.prep.images import inspect
 from job.prep.records import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec

@@ -13,6 +13,7 @@ from transformers.integrations.moe import _grouped_mm as grouped_mm  # with a wa
 
 from job.families.base import SORTED_EXPERTS
 from job.families.ernie45_vl.packed.expert_adapters import Adapters, adapters_of
+from job.families.ernie45_vl.packed.feed_forward import feed_forward
 from job.families.ernie45_vl.packed.gated import gated
 from job.families.ernie45_vl.packed.routing import route
 
@@ -57,7 +58,7 @@ def moe(
             logits.append(routed)
     output = permute(torch.cat(outputs), modalities.order, modalities.places)
     if block.shared_experts is not None:
-        output = output + block.shared_experts(hidden)
+        output = output + feed_forward(block.shared_experts, hidden)
     return output, torch.cat(logits)
 
 

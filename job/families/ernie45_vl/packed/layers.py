@@ -10,17 +10,17 @@ import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 from job.families.ernie45_vl.packed.experts import Modalities, moe
+from job.families.ernie45_vl.packed.feed_forward import feed_forward
+from job.families.ernie45_vl.packed.rotary import Angles, halves, neighbours, rotated
 from job.families.ernie45_vl.packed.segments import Segments, attention, take
-
-Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosine and sine, (T, D) each."""
+from job.families.low_rank import in_parts, side_by_side
 
 
 class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: Rotary,
+        position_embeddings: Any,
         *args: Any,
         segments: Segments | None = None,
         modalities: Modalities | None = None,
@@ -37,22 +37,28 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         out = self._attend(self.input_layernorm(hidden_states), position_embeddings, segments)
         if only is not None:
             hidden_states, out = take(hidden_states, only), take(out, only)
-        hidden = hidden_states + self.self_attn.o_proj(out)
+        [attended] = side_by_side((self.self_attn.o_proj,), out, kept=only is None)
+        hidden = hidden_states + attended
         normed, logits = self.post_attention_layernorm(hidden), None
         if isinstance(self.mlp, native.Ernie4_5_VLMoeMoeBlock):
             output, logits = moe(self.mlp, normed, modalities)
         else:
-            output = self.mlp(normed)
+            output = feed_forward(self.mlp, normed)
         return hidden + output, logits
 
-    def _attend(self, hidden: torch.Tensor, rotary: Rotary, segments: Segments) -> torch.Tensor:
+    def read_together(self) -> list[tuple[torch.nn.Module, ...]]:
+        inner, dense = self.self_attn, getattr(self.mlp, "shared_experts", self.mlp)
+        attention = (inner.q_proj, inner.k_proj, inner.v_proj)
+        return [attention] if dense is None else [attention, (dense.gate_proj, dense.up_proj)]
+
+    def _attend(self, hidden: torch.Tensor, angles: Angles, segments: Segments) -> torch.Tensor:
         """(T, H) to (T, heads · D), before the output projection."""
         inner = self.self_attn
         query, key, value = (
-            project(hidden).unflatten(-1, (-1, inner.head_dim))  # (T, heads, D)
-            for project in (inner.q_proj, inner.k_proj, inner.v_proj)
+            each.unflatten(-1, (-1, inner.head_dim))  # (T, heads, D)
+            for each in side_by_side((inner.q_proj, inner.k_proj, inner.v_proj), hidden)
         )
-        query, key = native.apply_rotary_pos_emb(query, key, *rotary, unsqueeze_dim=1)
+        query, key = (rotated(each, angles, neighbours) for each in (query, key))
         return attention(query, key, value, segments, causal=True, scale=inner.scaling).flatten(1)
 
 
@@ -61,7 +67,7 @@ class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):
         self,
         hidden_states: torch.Tensor,
         *args: Any,
-        position_embeddings: Rotary | None = None,
+        position_embeddings: Any = None,
         segments: Segments | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
@@ -71,10 +77,13 @@ class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):
                 hidden_states, *args, position_embeddings=position_embeddings, **kwargs
             )
         inner, normed = self.attn, self.norm1(hidden_states)
-        query, key, value = inner.qkv(normed).unflatten(-1, (3, inner.num_heads, -1)).unbind(1)
-        query, key = native.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key, value = (
+            each.unflatten(-1, (inner.num_heads, -1)) for each in in_parts(inner.qkv, normed, 3)
+        )  # (patches, heads, D)
+        query, key = (rotated(each, position_embeddings, halves) for each in (query, key))
         out = attention(query, key, value, segments, causal=False, scale=inner.scaling)
-        hidden = hidden_states + inner.proj(out.flatten(1))
+        [attended] = side_by_side((inner.proj,), out.flatten(1), kept=True)
+        hidden = hidden_states + attended
         return hidden + self.mlp(self.norm2(hidden))
 
 

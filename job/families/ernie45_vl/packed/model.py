@@ -9,6 +9,7 @@ from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as nati
 
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
+from job.families.ernie45_vl.packed.rotary import Angles, halves, neighbours
 from job.families.ernie45_vl.packed.segments import Segments, has_kernel, take
 from job.families.ernie45_vl.pixels import normalised
 from job.families.loss import supervised_loss
@@ -53,6 +54,7 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             # In shares, weights are gathered by all processes or by none.
             hidden = hidden + 0 * self._pictures(self._blank(hidden.device)).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D)
+        angles = Angles.of(cos[0], sin[0], neighbours)
         segments = self._segments(batch, "row")
         tokens = {"modalities": _modalities(batch, "token")}
         routed = []
@@ -62,7 +64,7 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
                     "modalities": _modalities(batch, "supervised"),
                     "only": batch["supervised"],
                 }
-            hidden, logits = layer(hidden, (cos[0], sin[0]), segments=segments, **tokens)
+            hidden, logits = layer(hidden, angles, segments=segments, **tokens)
             if logits is not None:
                 routed.append(logits)
         if "only" not in tokens:
@@ -106,10 +108,11 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         tower, resampler = self.model.vision_tower, self.model.resampler_model
         pixels = normalised(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
         hidden = tower.patch_embed(pixels)  # (patches, vision H)
-        rotary = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])
+        cos, sin = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])
+        angles = Angles.of(cos, sin, halves)
         segments = self._segments(batch, "patch")
         for block in tower.blocks:
-            hidden = block(hidden, position_embeddings=rotary, segments=segments)
+            hidden = block(hidden, position_embeddings=angles, segments=segments)
         hidden = tower.ln(hidden).view(-1, resampler.spatial_dim)
         hidden = resampler.spatial_linear(hidden)
         # A picture is a video of one frame, which stands for both of a pair.

@@ -1,0 +1,91 @@
+"""Lays frozen linear layers and their adapters into one matrix each, for blocks that are compiled.
+
+The weights move: a layer's own become a part of the matrix, so that nothing is held twice. What is
+trained stays where it is, and is copied into the matrix before each forward pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from job.families.adapters import alone
+from job.families.low_rank import LowRankLinear, ReadTogether, is_plain
+from job.families.wide import Wide
+
+
+@dataclass(frozen=True)
+class Laying:
+    """The matrices of a model, with the layers of each."""
+
+    laid: tuple[tuple[Wide, tuple[LowRankLinear, ...]], ...]
+    refreshing: RemovableHandle
+
+    def release(self) -> None:
+        """Gives each layer weights of its own again."""
+        self.refreshing.remove()
+        for _, layers in self.laid:
+            for layer in layers:
+                layer.wide = None
+                weight = layer.get_base_layer().weight
+                weight.data = weight.data.contiguous()
+
+
+def lay(model: nn.Module, blocks: Sequence[nn.Module]) -> Laying:
+    """Lays what is adapted in the model's blocks; each forward pass of the model begins with the
+    adapters as they are then.
+    """
+    laid = tuple((_laid(layers), layers) for layers in _groups(blocks))
+
+    def refresh(*_: Any) -> None:
+        with torch.no_grad():
+            for wide, layers in laid:
+                for layer, (down, up) in zip(layers, wide.adapters(), strict=True):
+                    name = wide.adapter
+                    torch.mul(layer.lora_A[name].weight, layer.scaling[name], out=down)
+                    up.copy_(layer.lora_B[name].weight)
+
+    return Laying(laid, model.register_forward_pre_hook(refresh))
+
+
+def _laid(layers: tuple[LowRankLinear, ...]) -> Wide:
+    name, bases = str(alone(layers[0])), [layer.get_base_layer() for layer in layers]
+    ranks = [layer.r[name] for layer in layers]
+    # Several have no biases.
+    wide = Wide.of([base.weight.data for base in bases], bases[0].bias, ranks, name)
+    for layer, base, weight in zip(layers, bases, wide.weights(), strict=True):
+        base.weight.data = weight
+        layer.wide = wide
+    return wide
+
+
+def _groups(blocks: Sequence[nn.Module]) -> Iterator[tuple[LowRankLinear, ...]]:
+    """The adapted layers that can be laid, with those that read the same."""
+    for block in blocks:
+        grouped = set()
+        for group in block.read_together() if isinstance(block, ReadTogether) else ():
+            if _go_together(group):
+                yield group
+                grouped |= {id(layer) for layer in group}
+        for layer in block.modules():
+            if id(layer) not in grouped and _can_be_laid(layer):
+                yield (layer,)
+
+
+def _can_be_laid(layer: Any) -> TypeGuard[LowRankLinear]:
+    if not isinstance(layer, LowRankLinear) or (name := alone(layer)) is None:
+        return False
+    base = layer.get_base_layer()
+    frozen = not any(parameter.requires_grad for parameter in base.parameters())
+    return frozen and type(base) is nn.Linear and is_plain(layer, name)
+
+
+def _go_together(layers: tuple[Any, ...]) -> TypeGuard[tuple[LowRankLinear, ...]]:
+    if not all(_can_be_laid(layer) for layer in layers):
+        return False
+    bases = [layer.get_base_layer() for layer in layers]
+    kinds = {(alone(layer), base.weight.dtype) for layer, base in zip(layers, bases, strict=True)}
+    return len(kinds) == 1 and all(base.bias is None for base in bases)

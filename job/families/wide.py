@@ -1,0 +1,159 @@
+"""Frozen linear layers and their adapters as one matrix, so that one product computes both.
+
+What an adapter adds is a product of its own: it reads the layer's input again and writes as much as
+the layer does, for few operations. Beside the frozen weights its two small matrices are some rows
+and columns more:
+
+    [ weights  up ]
+    [ down      0 ]
+
+The upper part multiplies inputs that have at their end what `down` makes of them; the left part
+multiplies gradients that have at their end what `up` makes of them. Layers that read the same input
+stand one below the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from job.families.parts import ALIGNED, joined
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Wide:
+    """Layers of one input and their adapters, laid into one matrix."""
+
+    matrix: torch.Tensor
+    """(out + R, in + R), where R is all adapters' ranks, filled up to what kernels take."""
+    bias: torch.Tensor | None
+    """(out,)"""
+    outputs: tuple[int, ...]
+    """How many of `out` are each layer's."""
+    ranks: tuple[int, ...]
+    adapter: str
+    """The adapter's name."""
+
+    @classmethod
+    def of(
+        cls,
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor | None,
+        ranks: Sequence[int],
+        adapter: str,
+    ) -> "Wide":
+        """A copy of the frozen weights, (out, in) each, with zeros for the adapters."""
+        rank = sum(ranks) + -sum(ranks) % ALIGNED
+        outputs = tuple(len(weight) for weight in weights)
+        width = weights[0].shape[1]
+        matrix = weights[0].new_zeros(sum(outputs) + rank, width + rank)
+        # Compiled blocks are made for any number of rows, but for matrices of one size.
+        torch._dynamo.mark_static(matrix)
+        made = cls(matrix=matrix, bias=bias, outputs=outputs, ranks=tuple(ranks), adapter=adapter)
+        for own, weight in zip(made.weights(), weights, strict=True):
+            own.copy_(weight)
+        return made
+
+    def weights(self) -> list[torch.Tensor]:
+        """Each layer's frozen weights, (out, in), as they lie in the matrix."""
+        out, width = self._corner()
+        return list(self.matrix[:out, :width].split(self.outputs))
+
+    def adapters(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each layer's `down` (r, in), which holds the scaling, and `up` (out, r)."""
+        out, width = self._corner()
+        rank = sum(self.ranks)
+        downs = self.matrix[out : out + rank, :width].split(self.ranks)
+        columns = self.matrix[:out, width : width + rank].split(self.ranks, dim=1)
+        ups = [column.split(self.outputs)[n] for n, column in enumerate(columns)]
+        return list(zip(downs, ups, strict=True))
+
+    def _corner(self) -> tuple[int, int]:
+        """The frozen weights' rows and columns."""
+        out = sum(self.outputs)
+        return out, self.matrix.shape[1] - (self.matrix.shape[0] - out)
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        downs: Sequence[torch.Tensor],
+        ups: Sequence[torch.Tensor],
+        *,
+        parts: Sequence[int] | None = None,
+        kept: bool = False,
+    ) -> list[torch.Tensor]:
+        """(…, out) of each layer from (…, in), or in `parts` of other widths.
+
+        Of the adapters' own matrices no value is read: gradients go to them. `kept` says that
+        whatever made x keeps it for its own gradient.
+        """
+        made: Sequence[torch.Tensor] = _Product.apply(
+            x.flatten(0, -2),
+            self.matrix,
+            self.bias,
+            self.outputs,
+            self.outputs if parts is None else tuple(parts),
+            kept,
+            *downs,
+            *ups,
+        )
+        return [each.unflatten(0, x.shape[:-1]) for each in made]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        matrix: torch.Tensor,
+        bias: torch.Tensor | None,
+        outputs: tuple[int, ...],
+        parts: tuple[int, ...],
+        kept: bool,
+        *adapters: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        out, width = sum(outputs), x.shape[1]
+        downs = matrix[out:, :width]  # (R, in)
+        if kept:
+            inner = linear(x, downs)  # (T, R)
+            both = torch.cat([x, inner], dim=1)
+            ctx.save_for_backward(x, inner, matrix)
+        else:
+            both = torch.cat([x, x.new_zeros(len(x), len(downs))], dim=1)
+            fill(both, downs.t())
+            ctx.save_for_backward(both[:, :width], both[:, width:], matrix)
+        ctx.outputs, ctx.ranks = outputs, [len(down) for down in adapters[: len(outputs)]]
+        ctx.dtype = adapters[0].dtype
+        return linear(both, matrix[:out], bias).split(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, inner, matrix = ctx.saved_tensors
+        out, width = sum(ctx.outputs), x.shape[1]
+        whole = joined(grads, inner)  # (T, out + R)
+        fill(whole, matrix[:out, width:])
+        by_downs = whole[:, out:].t() @ x  # (R, in)
+        by_ups = whole[:, :out].t() @ inner  # (out, R), the adapters' own along its diagonal
+        downs, ups, row, rank = [], [], 0, 0
+        for rows, ranks in zip(ctx.outputs, ctx.ranks, strict=True):
+            downs.append(by_downs[rank : rank + ranks].to(ctx.dtype))
+            ups.append(by_ups[row : row + rows, rank : rank + ranks].to(ctx.dtype))
+            row, rank = row + rows, rank + ranks
+        return whole @ matrix[:, :width], *(5 * [None]), *downs, *ups
+
+
+@torch.library.custom_op("finetune_job::fill", mutates_args=("both",))
+def fill(both: torch.Tensor, right: torch.Tensor) -> None:
+    """Fills the end of each row of (T, n + R) with the product of its beginning and (n, R).
+
+    An operation of its own, as the compiler would write the product elsewhere and copy all of it.
+    """
+    left, room = both.split([len(right), right.shape[1]], dim=1)
+    torch.mm(left, right, out=room)
+
+
+@fill.register_fake
+def _(both: torch.Tensor, right: torch.Tensor) -> None:
+    return None

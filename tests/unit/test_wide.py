@@ -1,0 +1,204 @@
+"""A layer and its adapter as one matrix: values and gradients of PEFT, and weights come back."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from job.engines.compiling import compile_blocks, release_blocks
+from job.engines.laying import lay
+from job.families.low_rank import LowRankLinear, in_parts, side_by_side, use_low_rank_layers
+from job.families.wide import ALIGNED, Wide
+
+ALL = ["q", "k", "v", "qkv", "o", "fc"]
+
+
+class Block(nn.Module):
+    """Three layers that read the same, one in parts, one whose input is kept, and one by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(12, width, bias=False) for width in (16, 8, 8))
+        self.qkv, self.o, self.fc = nn.Linear(32, 24), nn.Linear(8, 20), nn.Linear(20, 12)
+
+    def read_together(self) -> list[tuple[nn.Module, ...]]:
+        return [(self.q, self.k, self.v)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = side_by_side((self.q, self.k, self.v), x)
+        first, second, third = in_parts(self.qkv, torch.cat([q.sin(), k.cos(), v], dim=-1), 3)
+        [out] = side_by_side((self.o,), first.tanh() * second + third, kept=True)
+        result: torch.Tensor = x + self.fc(out.sin())
+        return result
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def adapted(
+    targets: list[str] = ALL, dtype: torch.dtype = torch.float32, r: int = 4, **settings: Any
+) -> Any:
+    torch.manual_seed(0)
+    model = Model().to(dtype).requires_grad_(False)
+    config = LoraConfig(
+        r=r, lora_alpha=2, target_modules=targets, init_lora_weights=False, **settings
+    )
+    return get_peft_model(model, config)
+
+
+def pair(*args: Any, **settings: Any) -> tuple[Any, Any]:
+    """PEFT's own model, and the same laid and compiled."""
+    peft = adapted(*args, **settings)
+    own = copy.deepcopy(peft)
+    use_low_rank_layers(own)
+    blocks = list(own.base_model.model.blocks)
+    own.laying = lay(own, blocks)
+    for block in blocks:
+        block.compile(backend="aot_eager", dynamic=True, fullgraph=True)
+    return peft, own
+
+
+def outcome(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    given = x.clone().requires_grad_()
+    out = model(given)
+    out.float().square().sum().backward()
+    grads = [p.grad for p in model.parameters() if p.requires_grad]
+    assert grads
+    return [out.detach(), given.grad, *grads]
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def same(models: tuple[Any, Any], x: torch.Tensor) -> None:
+    """In fp32 they are equal; in bf16 the second is as near to fp32 as the first is."""
+    theirs, own = (outcome(model, x) for model in models)
+    assert [(t.dtype, t.shape) for t in own] == [(t.dtype, t.shape) for t in theirs]
+    if x.dtype == torch.float32:
+        for found, expected in zip(own, theirs, strict=True):
+            assert off(found, expected) < 1e-4
+        return
+    exact = outcome(copy.deepcopy(models[0]).float(), x.float())
+    true, near, found = (
+        torch.cat([t.float().flatten() for t in each]) for each in (exact, theirs, own)
+    )
+    assert off(found, true) <= 1.5 * off(near, true)
+
+
+def laid(model: Any) -> list[int]:
+    """How many layers each matrix holds."""
+    return [len(layers) for _, layers in model.laying.laid]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("r", "shape"), [(3, (5,)), (8, (2, 3))], ids=["packed", "padded"])
+def test_values_and_gradients_are_those_of_peft(
+    dtype: torch.dtype, r: int, shape: tuple[int, ...]
+) -> None:
+    models = pair(dtype=dtype, r=r)
+    assert laid(models[1]) == 2 * [3, 1, 1, 1]
+    for rows in (1, 4):
+        same(models, torch.randn(rows, *shape, 12, dtype=dtype).squeeze(0))
+
+
+@pytest.mark.parametrize(
+    ("targets", "matrices"),
+    [(["q", "v", "o"], [1, 1, 1]), (["k", "fc"], [1, 1]), (["qkv"], [1]), (["o"], [1])],
+    ids=str,
+)
+def test_what_is_adapted_alone_is_laid_alone(targets: list[str], matrices: list[int]) -> None:
+    models = pair(targets)
+    assert laid(models[1]) == 2 * matrices
+    same(models, torch.randn(7, 12))
+
+
+def test_each_pass_computes_with_the_adapter_as_it_is_then() -> None:
+    models = pair()
+    x = torch.randn(5, 12)
+    same(models, x)
+    for model in models:
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2).step()
+    same(models, x)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}], ids=str
+)
+def test_what_does_more_than_two_matrices_is_not_laid(settings: dict[str, Any]) -> None:
+    _, own = pair(["qkv", "o", "fc"], **settings)
+    assert laid(own) == []
+
+
+def test_another_adapter_is_computed_by_its_own_matrices() -> None:
+    models = pair()
+    x = torch.randn(5, 12)
+    same(models, x)
+    for model in models:
+        torch.manual_seed(1)
+        config = LoraConfig(r=2, target_modules=["q", "fc"], init_lora_weights=False)
+        model.add_adapter("other", config)
+        model.set_adapter("other")
+    same(models, x)
+
+
+def test_released_blocks_have_weights_of_their_own_under_the_names_they_had() -> None:
+    model = adapted()
+    use_low_rank_layers(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(5, 12)
+    expected = model(x)
+    model.laying = lay(model, list(model.base_model.model.blocks))
+    layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
+    assert not any(layer.get_base_layer().weight.is_contiguous() for layer in layers)
+    assert {n: t.shape for n, t in model.state_dict().items()} == {
+        n: t.shape for n, t in before.items()
+    }
+    release_blocks(model)
+    assert not any(layer.wide for layer in layers)
+    for name, tensor in model.state_dict().items():
+        assert tensor.is_contiguous()
+        assert torch.equal(tensor, before[name])
+    torch.testing.assert_close(model(x), expected)
+    assert not model._forward_pre_hooks
+
+
+def test_weights_that_are_to_be_divided_stay_where_they_are() -> None:
+    model = adapted()
+    use_low_rank_layers(model)
+    compile_blocks(model, wide=False)
+    layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
+    assert all(layer.get_base_layer().weight.is_contiguous() for layer in layers)
+
+
+def test_ranks_are_filled_up_with_zeros_to_what_fast_products_take() -> None:
+    weights = [torch.randn(6, 10), torch.randn(4, 10)]
+    wide = Wide.of(weights, None, [3, 3], "default")
+    assert wide.matrix.shape == (10 + ALIGNED, 10 + ALIGNED)
+    for own, weight in zip(wide.weights(), weights, strict=True):
+        assert torch.equal(own, weight)
+    for down, up in wide.adapters():
+        down.fill_(1)
+        up.fill_(1)
+    assert int(wide.matrix[10:].sum()) == 2 * 3 * 10
+    assert int(wide.matrix[:, 10:].sum()) == 3 * 6 + 3 * 4
