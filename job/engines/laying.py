@@ -34,19 +34,27 @@ class Laying:
                 weight.data = weight.data.contiguous()
 
 
-def lay(model: nn.Module, blocks: Sequence[nn.Module]) -> Laying:
-    """Lays what is adapted in the model's blocks; each forward pass of the model begins with the
-    adapters as they are then.
+def lay(model: nn.Module, blocks: Sequence[nn.Module]) -> Laying | None:
+    """Lays what is adapted in the model's blocks, if anything is; each forward pass of the model
+    begins with the adapters as they are then.
     """
     laid = tuple((_laid(layers), layers) for layers in _groups(blocks))
+    each = [
+        (layer, wide.adapter, *parts)
+        for wide, layers in laid
+        for layer, parts in zip(layers, wide.adapters(), strict=True)
+    ]
+    if not each:
+        return None
+    downs, ups = [down for *_, down, _ in each], [up for *_, up in each]
 
     def refresh(*_: Any) -> None:
+        """All at once, as the device waits for it."""
         with torch.no_grad():
-            for wide, layers in laid:
-                for layer, (down, up) in zip(layers, wide.adapters(), strict=True):
-                    name = wide.adapter
-                    torch.mul(layer.lora_A[name].weight, layer.scaling[name], out=down)
-                    up.copy_(layer.lora_B[name].weight)
+            own = [layer.lora_A[name].weight for layer, name, *_ in each]
+            scaled = torch._foreach_mul(own, [layer.scaling[name] for layer, name, *_ in each])
+            torch._foreach_copy_(downs, scaled)
+            torch._foreach_copy_(ups, [layer.lora_B[name].weight for layer, name, *_ in each])
 
     return Laying(laid, model.register_forward_pre_hook(refresh))
 

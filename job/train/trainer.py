@@ -21,6 +21,7 @@ from job.prep.prepare import PreparedData
 from job.spec.types import JobSpec, TrainSpec
 from job.train.adapting import adapted
 from job.train.checkpoints import CheckpointStore
+from job.train.collector import spared
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.fitting import fitted_to_memory, raise_if_out_of_memory
 from job.train.heaviest import planned
@@ -171,7 +172,7 @@ def train(
     started = time.monotonic()
     try:
         told = trackers if first else nullcontext()
-        with signals.deferred(), told, uploads, _loss(spec, engine, ready.base):
+        with signals.deferred(), told, uploads, spared(), _loss(spec, engine, ready.base):
             outcome = trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error, spec.train, accelerator)
