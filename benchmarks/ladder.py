@@ -44,13 +44,22 @@ def shares(profile: dict[str, Any]) -> dict[str, float]:
     return dict(spent)
 
 
-def bars(axes: mpl.axes.Axes, values: dict[str, float], unit: str, color: str) -> None:
-    names = list(values)
+def bars(
+    axes: mpl.axes.Axes,
+    values: dict[str, float],
+    unit: str,
+    color: str,
+    most: dict[str, float] | None = None,
+) -> None:
+    """A bar for each value; where there is a `most`, a pale one behind it reaches that."""
+    names, most = list(values), most or values
+    axes.barh(names, [most[name] for name in names], color=PALE)
     axes.barh(names, list(values.values()), color=color)
     axes.invert_yaxis()
     for place, value in enumerate(values.values()):
-        axes.text(value, place, f" {value:,.0f}{unit}", va="center", fontsize=8)
-    axes.set_xlim(0, 1.18 * max(values.values()))
+        end = most[names[place]]
+        axes.text(end, place, f" {value:,.0f}{unit}", va="center", fontsize=8)
+    axes.set_xlim(0, 1.18 * max(most.values()))
     axes.set_xticks([])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(left=False)
@@ -65,9 +74,14 @@ def main() -> None:
     first, second, third = figure.subplots(3, 1, height_ratios=(10, 3, 5))
     for axes, (name, what) in zip((first, second), LADDERS.items(), strict=True):
         record = json.loads((RESULTS / name).read_text())
-        bars(axes, {k: w["tokens_per_second"] for k, w in record["ways"].items()}, "", BAR)
+        median, fastest = (
+            {name: way[key] for name, way in record["ways"].items()}
+            for key in ("tokens_per_second", "fastest")
+        )
+        bars(axes, median, "", BAR, fastest)
         axes.set_title(
-            f"tokens a second, {record['layers']} layers, {record['device']}: {what}",
+            f"tokens a second, the median (pale: the fastest), {record['layers']} layers, "
+            f"{record['device']}: {what}",
             fontsize=10,
             loc="left",
         )

@@ -45,8 +45,8 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
 def compile_blocks(model: Any, backend: str = "inductor", *, wide: bool = True) -> int:
     """Compiles each block when it is first called, adapters and all; gives their number.
 
-    `wide` says whether adapters may be laid into their layers' own matrices: not where weights are
-    to be divided, nor where autocast chooses what is computed in which dtype.
+    `wide` says whether adapters may be laid into their layers' own matrices: not where autocast
+    chooses what is computed in which dtype.
     """
     torch._dynamo.config.recompile_limit = MOST
     # An adapter's scaling is one number; as an input of blocks it would be a kernel in each.

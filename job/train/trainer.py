@@ -141,8 +141,7 @@ def train(
 
     compiles = spec.train.torch_compile and not engine.brings_forward
     if compiles:  # before the trial, which is to compute what will be trained
-        wide = spec.runtime.distributed != "fsdp2" and not engine.autocast
-        blocks = compile_blocks(model, wide=wide)
+        blocks = compile_blocks(model, wide=not engine.autocast)
         log.info("blocks are compiled when they are first computed", blocks=blocks)
     collator = Collator(family, padding_free=padding_free)
 

@@ -1,0 +1,21 @@
+"""The collector of cycles leaves alone what is there, as long as training takes."""
+
+import gc
+
+import pytest
+
+from job.train.collector import spared
+
+
+def _stopped(counts: list[int]) -> None:
+    with spared():
+        counts.append(gc.get_freeze_count())
+        raise KeyboardInterrupt
+
+
+def test_what_is_there_is_left_alone_and_given_back() -> None:
+    counts: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        _stopped(counts)
+    assert counts[0] > 0
+    assert gc.get_freeze_count() == 0
