@@ -30,7 +30,7 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         """(T, H) to (T, H), and the router's logits (T, experts) or None in a dense layer.
 
         All tokens are attended to; where `only` names some, (S,), the output is theirs alone,
-        (S, H), and `modalities` are theirs.
+        (S, H), and `modalities` are theirs. With `segments`, `position_embeddings` are `Angles`.
         """
         if segments is None or modalities is None:
             return super().forward(hidden_states, position_embeddings, *args, **kwargs)
@@ -71,7 +71,7 @@ class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):
         segments: Segments | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """(patches, H) to (patches, H)."""
+        """(patches, H) to (patches, H). With `segments`, `position_embeddings` are `Angles`."""
         if segments is None or position_embeddings is None:
             return super().forward(
                 hidden_states, *args, position_embeddings=position_embeddings, **kwargs
