@@ -178,9 +178,6 @@ def train(
         raise
     finally:
         progress.close()
-        if compiles:
-            release_blocks(model)
-        # Its shapes are training's: generation feeds one token at a time.
         family.set_router_aux_loss(ready.base, 0)
     seconds = time.monotonic() - started
     if signals.received():
@@ -190,6 +187,8 @@ def train(
             f"the checkpoint of step {uploads.stored_step} is stored",
             fix="run the same spec again; it resumes from there",
         )
+    if compiles:  # their shapes are training's: generation feeds one token at a time
+        release_blocks(model)
     model = finish(spec, family, trainer, directory if first else None)
     group.barrier()
     if group.leads_machine():

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from job.cli import app
+from job.engines.laying import Laying
+from job.engines.step import StepTrainer
+from job.errors import OutOfMemoryError
 from tests.jobs import sets, small_run
 
 SETTINGS = {
@@ -18,8 +22,8 @@ SETTINGS = {
 }
 
 
-def train(output: Path, compiled: str) -> None:
-    given = sets({**SETTINGS, "train.torch_compile": compiled})
+def train(output: Path, compiled: str, **more: object) -> None:
+    given = sets({**SETTINGS, "train.torch_compile": compiled, **more})
     arguments = small_run(str(output), *given, cache=output.parent / "cache")
     app(["train", *arguments[1:]], standalone_mode=False)
 
@@ -45,3 +49,17 @@ def test_a_compiled_training_has_the_losses_and_the_names_of_one_that_is_not(
     for file in ("adapter", "checkpoints/step-2"):
         weights = f"{file}/adapter_model.safetensors"
         assert names(compiled, weights) == names(plain, weights)
+
+
+def test_a_full_gpu_is_not_asked_for_more_once_training_has_failed_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("of no room")
+
+    monkeypatch.setattr(StepTrainer, "training_step", full)
+    monkeypatch.setattr(Laying, "release", full)
+    with pytest.raises(OutOfMemoryError, match="does not fit into") as refused:
+        train(tmp_path / "out", "true", **{"train.fit": "off"})
+    [problem] = refused.value.problems
+    assert problem.field == "$.train.per_device_train_batch_size"
