@@ -10,6 +10,7 @@ last way is the product's own train stage, with its data workers, trial, callbac
 
 import argparse
 import copy
+import functools
 import io
 import json
 import statistics
@@ -113,9 +114,13 @@ def main() -> None:
                 _batch(family, encoded[i : i + rows], way)
                 for i in range(0, arguments.steps * rows, rows)
             ]
-            profile = arguments.profile if name == last else None
+            profile = None
+            if arguments.profile is not None and name == last:
+                profile = functools.partial(
+                    arithmetic.write_profile, path=arguments.profile, way=name, rows=rows
+                )
             try:
-                found = _measure(family, model, spec, name, batches, device, profile)
+                found = _measure(family, model, spec, way, batches, device, profile)
             except torch.OutOfMemoryError as error:
                 print(name, "does not fit:", error, flush=True)
                 break  # what it held would be missing to those after it
@@ -257,15 +262,15 @@ def _measure(
     family: Ernie45VL,
     base: Any,
     spec: JobSpec,
-    name: str,
+    way: Way,
     batches: list[Batch],
     device: torch.device,
-    profile: Path | None,
+    profile: Callable[[Callable[[], Any]], None] | None,
 ) -> dict[str, float]:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    way, cuda = WAYS[name], device.type == "cuda"
+    cuda = device.type == "cuda"
     model = base if cuda else copy.deepcopy(base)  # there is no room for two on a GPU
     native = type(model), [type(block) for block in _blocks(model)]
     targets = family.lora_targets(model, spec.lora)
@@ -318,8 +323,7 @@ def _measure(
         synchronize()
         seconds.append(time.perf_counter() - start)
     if profile is not None and cuda:
-        rows = len(batches[-1]["row_bounds"]) - 1 if way.packed else len(batches[-1]["input_ids"])
-        arithmetic.write_profile(lambda: step(batches[-1]), profile, name, rows)
+        profile(lambda: step(batches[-1]))
     release_blocks(adapted)
     adapted.unload()
     model.__class__ = native[0]

@@ -28,8 +28,8 @@ class LowRankLinear(Linear):
         name = alone(self)
         if args or kwargs or name is None or not is_plain(self, name):
             return super().forward(x, *args, **kwargs)
-        if wide := _matrix_of([self]):
-            return wide(x, *_adapters([self], name))[0]
+        if made := _by_matrix([self], x):
+            return made[0]
         result: torch.Tensor = self.base_layer(x)
         dtype = result.dtype
         down, up = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
@@ -51,30 +51,35 @@ def side_by_side(
 
     `kept` says that whatever made x keeps it for its own gradient, as attention does.
     """
-    if wide := _matrix_of(layers):
-        return wide(x, *_adapters(layers, wide.adapter), kept=kept)
-    return [layer(x) for layer in layers]
+    return _by_matrix(layers, x, kept=kept) or [layer(x) for layer in layers]
 
 
 def in_parts(layer: Any, x: torch.Tensor, count: int) -> list[torch.Tensor]:
     """What the layer makes of x (…, inputs), in equal parts, (…, outputs / count) each."""
-    if wide := _matrix_of([layer]):
-        parts = count * [sum(wide.outputs) // count]
-        return wide(x, *_adapters([layer], wide.adapter), parts=parts)
+    if made := _by_matrix([layer], x, parts=count):
+        return made
     if torch.compiler.is_compiling() and _is_frozen(layer) and _as_it_is(x, layer):
         return frozen_in_parts(x, layer.weight, layer.bias, count)
     return list(layer(x).unflatten(-1, (count, -1)).unbind(-2))
 
 
-def _matrix_of(layers: Sequence[Any]) -> Wide | None:
-    """The matrix of just these layers, where it is to be used."""
+def _by_matrix(
+    layers: Sequence[Any], x: torch.Tensor, *, parts: int | None = None, kept: bool = False
+) -> list[torch.Tensor] | None:
+    """What these layers make of x, by the matrix that just they lie in.
+
+    None where there is none, or another adapter is active.
+    """
     first = layers[0]
     if not torch.compiler.is_compiling() or not isinstance(first, LowRankLinear):
         return None
-    wide = first.wide
-    if wide is None or len(wide.outputs) != len(layers) or alone(first) != wide.adapter:
+    wide, name = first.wide, alone(first)
+    if wide is None or len(wide.outputs) != len(layers) or name != wide.adapter:
         return None
-    return wide
+    # For gradients alone; in the matrix the scaling is there already.
+    downs = [layer.lora_A[name].weight * layer.scaling[name] for layer in layers]
+    ups = [layer.lora_B[name].weight for layer in layers]
+    return wide(x, downs, ups, parts=parts, kept=kept)
 
 
 def _is_frozen(layer: torch.nn.Module) -> bool:
@@ -86,12 +91,6 @@ def _is_frozen(layer: torch.nn.Module) -> bool:
 def _as_it_is(x: torch.Tensor, layer: Any) -> bool:
     """Whether the layer computes in the dtype of its input."""
     return x.dtype == layer.weight.dtype and not torch.is_autocast_enabled(x.device.type)
-
-
-def _adapters(layers: Sequence[Any], name: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What is trained, for gradients: the scaling is in the matrix already."""
-    downs = [layer.lora_A[name].weight * layer.scaling[name] for layer in layers]
-    return downs, [layer.lora_B[name].weight for layer in layers]
 
 
 def use_low_rank_layers(model: torch.nn.Module) -> int:

@@ -64,11 +64,7 @@ class Wide:
     def adapters(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Each layer's `down` (r, in), which holds the scaling, and `up` (out, r)."""
         out, width = self._corner()
-        rank = sum(self.ranks)
-        downs = self.matrix[out : out + rank, :width].split(self.ranks)
-        columns = self.matrix[:out, width : width + rank].split(self.ranks, dim=1)
-        ups = [column.split(self.outputs)[n] for n, column in enumerate(columns)]
-        return list(zip(downs, ups, strict=True))
+        return _each(self.matrix[out:, :width], self.matrix[:out, width:], self.outputs, self.ranks)
 
     def _corner(self) -> tuple[int, int]:
         """The frozen weights' rows and columns."""
@@ -81,20 +77,22 @@ class Wide:
         downs: Sequence[torch.Tensor],
         ups: Sequence[torch.Tensor],
         *,
-        parts: Sequence[int] | None = None,
+        parts: int | None = None,
         kept: bool = False,
     ) -> list[torch.Tensor]:
-        """(…, out) of each layer from (…, in), or in `parts` of other widths.
+        """(…, out) of each layer from (…, in), or so many equal parts of a single one's.
 
         Of the adapters' own matrices no value is read: gradients go to them. `kept` says that
         whatever made x keeps it for its own gradient.
         """
+        widths = parts * (sum(self.outputs) // parts,) if parts else self.outputs
         made: Sequence[torch.Tensor] = _Product.apply(
             x.flatten(0, -2),
             self.matrix,
             self.bias,
             self.outputs,
-            self.outputs if parts is None else tuple(parts),
+            self.ranks,
+            widths,
             kept,
             *downs,
             *ups,
@@ -110,7 +108,8 @@ class _Product(torch.autograd.Function):
         matrix: torch.Tensor,
         bias: torch.Tensor | None,
         outputs: tuple[int, ...],
-        parts: tuple[int, ...],
+        ranks: tuple[int, ...],
+        widths: tuple[int, ...],
         kept: bool,
         *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
@@ -124,9 +123,8 @@ class _Product(torch.autograd.Function):
             both = torch.cat([x, x.new_zeros(len(x), len(downs))], dim=1)
             fill(both, downs.t())
             ctx.save_for_backward(both[:, :width], both[:, width:], matrix)
-        ctx.outputs, ctx.ranks = outputs, [len(down) for down in adapters[: len(outputs)]]
-        ctx.dtype = adapters[0].dtype
-        return linear(both, matrix[:out], bias).split(parts, dim=1)
+        ctx.outputs, ctx.ranks, ctx.dtype = outputs, ranks, adapters[0].dtype
+        return linear(both, matrix[:out], bias).split(widths, dim=1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -135,13 +133,21 @@ class _Product(torch.autograd.Function):
         whole = joined(grads, inner)  # (T, out + R)
         fill(whole, matrix[:out, width:])
         by_downs = whole[:, out:].t() @ x  # (R, in)
-        by_ups = whole[:, :out].t() @ inner  # (out, R), the adapters' own along its diagonal
-        downs, ups, row, rank = [], [], 0, 0
-        for rows, ranks in zip(ctx.outputs, ctx.ranks, strict=True):
-            downs.append(by_downs[rank : rank + ranks].to(ctx.dtype))
-            ups.append(by_ups[row : row + rows, rank : rank + ranks].to(ctx.dtype))
-            row, rank = row + rows, rank + ranks
-        return whole @ matrix[:, :width], *(5 * [None]), *downs, *ups
+        by_ups = whole[:, :out].t() @ inner  # (out, R)
+        each = _each(by_downs, by_ups, ctx.outputs, ctx.ranks)
+        downs, ups = ([part.to(ctx.dtype) for part in parts] for parts in zip(*each, strict=True))
+        return whole @ matrix[:, :width], *(6 * [None]), *downs, *ups
+
+
+def _each(
+    downs: torch.Tensor, ups: torch.Tensor, outputs: Sequence[int], ranks: Sequence[int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Each layer's (r, in) of all (R, in), and (out, r) along the diagonal of all (out, R)."""
+    rank = sum(ranks)
+    rows = downs[:rank].split(list(ranks))
+    columns = ups[:, :rank].split(list(ranks), dim=1)
+    blocks = [column.split(list(outputs))[n] for n, column in enumerate(columns)]
+    return list(zip(rows, blocks, strict=True))
 
 
 def _fill(both: torch.Tensor, right: torch.Tensor) -> None:

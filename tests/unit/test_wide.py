@@ -183,7 +183,7 @@ def test_released_blocks_have_weights_of_their_own_under_the_names_they_had() ->
     assert not model._forward_pre_hooks
 
 
-def test_under_autocast_weights_stay_where_they_are() -> None:
+def test_blocks_are_compiled_with_weights_where_they_are_if_that_is_asked_for() -> None:
     model = adapted()
     use_low_rank_layers(model)
     compile_blocks(model, wide=False)
