@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from job.cli import app
+from job.engines import compiling
 from job.engines.laying import Laying
 from job.engines.step import StepTrainer
 from job.errors import OutOfMemoryError
@@ -57,6 +58,7 @@ def test_a_full_gpu_is_not_asked_for_more_once_training_has_failed_for_it(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("of no room")
 
+    monkeypatch.setattr(compiling, "require", lambda _: None)  # no block gets as far
     monkeypatch.setattr(StepTrainer, "training_step", full)
     monkeypatch.setattr(Laying, "release", full)
     with pytest.raises(OutOfMemoryError, match="does not fit into") as refused:
