@@ -55,15 +55,20 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _components() -> Iterator[dict[str, Any]]:
-    python = platform.python_version()
-    yield _component("platform", platform.python_implementation(), python, f"python@{python}")
+def packages() -> dict[str, Distribution]:
+    """What is installed, by normal name."""
     found: dict[str, Distribution] = {}
     for package in distributions():
         name = _said(package, "Name")
         if name is not None:  # what an interrupted installation left has none
             found.setdefault(normal(name), package)  # the first is what is imported
-    for name, package in sorted(found.items()):
+    return found
+
+
+def _components() -> Iterator[dict[str, Any]]:
+    python = platform.python_version()
+    yield _component("platform", platform.python_implementation(), python, f"python@{python}")
+    for name, package in sorted(packages().items()):
         purl = f"pkg:pypi/{name}@{quote(package.version, safe='.-_~')}"
         component = _component("library", name, package.version, purl)
         if expression := _expression(package):

@@ -3,9 +3,9 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import distributions
 from pathlib import Path
 
+from job import sbom
 from job.doctor.check import Check, fail, note, ok, tried, warn
 from job.spec.types import JobSpec
 
@@ -69,22 +69,18 @@ def _vllm() -> str:
 
 def installed() -> dict[str, str]:
     """Version by package, as names are compared."""
-    return {_plain(package.name): package.version for package in distributions()}
+    return {name: package.version for name, package in sbom.packages().items()}
 
 
 def _pins(lock: Path) -> dict[str, str]:
     lines = lock.read_text(encoding="utf-8").splitlines()
     pairs = (re.match(r"([\w.-]+)==([^ ;]+)", line) for line in lines)
-    return {_plain(pair[1]): pair[2] for pair in pairs if pair}
+    return {sbom.normal(pair[1]): pair[2] for pair in pairs if pair}
 
 
 def _build(found: Mapping[str, str]) -> str:
     """The build of torch behind its version's plus sign: `rocm7.2`; empty for the plain wheels."""
     return found.get("torch", "").partition("+")[2]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _some(names: list[str]) -> str:

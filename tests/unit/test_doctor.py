@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -128,6 +129,17 @@ def test_without_a_lock_nothing_is_judged(tmp_path: Path) -> None:
 def test_the_packages_of_this_environment_are_locked() -> None:
     check = software.packages(software.LOCKS, software.installed())
     assert check.state == "ok", check.found
+
+
+def test_of_two_copies_the_one_that_is_imported_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = software.installed()
+    second = tmp_path / "torch-0.1.dist-info"
+    second.mkdir()
+    (second / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert software.installed() == found
 
 
 def test_what_a_spec_asks_for_beside_the_base_is_looked_for(
