@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from job import log, storage
+from job import log
 from job.background import Background
 from job.errors import JobError
 from job.manifest import sha256_file
 from job.storage import retry, trees
+from job.writer import Writer
 
 LAST_SECONDS = 1.0
 """How long taking back waits for uploads under way, where the job was asked to stop."""
@@ -22,10 +23,13 @@ PATIENCE_SECONDS = 60.0
 
 
 class Early:
-    """Uploads of files below `directory` to the same places below `uri`, a few at once."""
+    """Uploads of files below `directory` to the same places at the output, a few at once.
 
-    def __init__(self, directory: Path, uri: str, require: Callable[[], None]) -> None:
-        self._directory, self._uri, self._require = directory, uri, require
+    `announce` is told of each path before anything of it goes up.
+    """
+
+    def __init__(self, directory: Path, writer: Writer, announce: Callable[[str], None]) -> None:
+        self._directory, self._writer, self._announce = directory, writer, announce
         self._uploads = Background("early", threads=trees.FILES_AT_ONCE)
         self._stop = threading.Event()
         self._begun: list[str] = []
@@ -50,14 +54,14 @@ class Early:
     def take_back(self, *, in_a_hurry: bool) -> None:
         """Ends the uploads and removes what went up, as far as the store lets it.
 
-        What stays is overwritten, or removed, when the stage is made again.
+        What stays is removed when the stage is made again: its names are written down.
         """
         self._stop.set()
         self._uploads.abandon(LAST_SECONDS if in_a_hurry else PATIENCE_SECONDS)
         try:
             with retry.at_most(1):
                 for relative in self._begun:
-                    storage.delete(storage.join(self._uri, relative))
+                    self._writer.delete(relative)
         except JobError as error:
             log.warn("what went up of an unfinished stage could not be removed", reason=error)
         else:
@@ -66,9 +70,10 @@ class Early:
 
     def _store(self, path: Path, relative: str) -> None:
         with retry.abandoned_with(self._stop):
-            self._require()
+            self._writer.ensure()
             digest = sha256_file(path)
+            self._announce(relative)
             self._begun.append(relative)
-            storage.upload(path, storage.join(self._uri, relative))
+            self._writer.upload(path, relative)
         self._stored[relative] = digest
         log.debug("stored early", file=relative, size=log.amount(path.stat().st_size))

@@ -161,6 +161,9 @@ class Stopped(Told):
         self.problems = (*told, _clean(Problem("kept", what, fix=f"go on with {command}")))
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def told(error: BaseException) -> Told:
     """The error itself where it is one to tell, else one for what a library raised, its cause."""
     if isinstance(error, Told):
@@ -174,16 +177,27 @@ def told(error: BaseException) -> Told:
             fix="lower train.per_device_train_batch_size, train.per_device_eval_batch_size or "
             "data.max_pixels, or turn on train.gradient_checkpointing",
         )
-    elif getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in message:
-        found = StorageError(  # safetensors and Arrow say it in words only
-            str(getattr(error, "filename", None) or "disk"),
-            "no space is left",
-            fix="free space, or set runtime.workdir",
-        )
+    elif is_full(error):
+        found = full(error, "disk")
     else:
         found = JobError("job", message, fix="run again with --debug and report the traceback")
     found.__cause__ = error
     return found
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk is full, or a quota used up: safetensors and Arrow say it in words only."""
+    number = getattr(error, "errno", None)
+    return number in _FULL or any(os.strerror(each) in str(error) for each in _FULL)
+
+
+def full(error: BaseException, place: object) -> StorageError:
+    """The error for a full disk: the file that `error` names, else what is on that disk."""
+    return StorageError(
+        str(getattr(error, "filename", None) or place),
+        f"no space is left there: {type(error).__name__}: {error}",
+        fix="free some space there, or set runtime.workdir to a folder on a larger volume",
+    )
 
 
 def _clean(problem: Problem) -> Problem:

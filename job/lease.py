@@ -5,72 +5,100 @@ only one of several can do where the store has conditional puts (S3, local disks
 holder watches it: one that renews its lease is alive, and one that does not for LEASE_SECONDS is
 dead. No clock is compared with another machine's. A holder that ran on this machine is looked up
 among its processes, so that a restart after a crash need not wait.
+
+A job that was stopped or cut off for so long may go on when another has taken over. So it makes
+sure of its lease right before each thing that it writes (`Lease.writing`). Nobody can take over
+earlier than LEASE_SECONDS after the last renewal: well before that it need not look. What happens
+between the look and the write is closed in three ways:
+
+- On a local disk both are made under a shared lock of a file that a takeover locks for itself.
+- S3 refuses what was sent if the object has changed since before the look.
+- Elsewhere the job looks once more afterwards, and says what it wrote over (`Slipped`).
 """
 
-import json
-import os
-import secrets
-import socket
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 from job import log, storage
 from job.errors import MissingInputError, StorageError
-from job.storage import retry
+from job.holder import Holder, life, myself
+from job.storage import local, retry
+from job.storage.uri import LOCK
 
 LEASE_SECONDS = 60.0
 """How long a lease stays without being renewed."""
 RENEWALS = 6
 """How often it is renewed in that time."""
+UNSEEN = 0.5
+"""For what part of that time after a renewal the holder writes without another look."""
 LAST_SECONDS = 5.0
 """How long giving a lease up waits for a renewal that is under way."""
+ROUNDS = 5
+"""How often taking a lease begins anew, as it changed hands or is not listed, until it fails."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """Who holds a lease, as its file says."""
+class TakenOver(StorageError):
+    """The output is another job's by now."""
 
-    id: str
-    machine: str
-    """This boot of this machine, and the namespace that `process` is a number of."""
-    process: int
-    process_started: str
-    host: str
-    since: str
-    renewed: int = 0
-    """How often; only that it changes counts."""
 
-    def to_text(self) -> str:
-        return json.dumps(asdict(self)) + "\n"
+class Slipped(TakenOver):
+    """And something was written in the moment in which it became another's."""
 
 
 class Lease:
-    """The lease of the output whose folder for leases is `uri`."""
+    """The lease of the output whose folder for leases is `uri`; a `storage.Guard` of what is there.
 
-    def __init__(self, uri: str, seconds: float = LEASE_SECONDS) -> None:
-        self._uri, self._seconds = uri, seconds
-        self._me = _myself()
+    `seconds` is LEASE_SECONDS unless it is given.
+    """
+
+    def __init__(self, uri: str, seconds: float | None = None) -> None:
+        self._uri = uri
+        self._seconds = LEASE_SECONDS if seconds is None else seconds
+        self._me = myself()
         self._number = 0
         self._lost = False
+        self._confirmed = 0.0
+        """When the last renewal that is known to be stored was begun."""
         self._released = threading.Event()
         self._looking = threading.Lock()
         """Where a store shows half of what is written, this job must not see half of its own."""
         self._renewing: threading.Thread | None = None
+        self.conditions = storage.Conditions()
 
     def acquire(self) -> None:
         """Takes the lease and renews it from now on.
 
-        Raises StorageError where another job holds it and is alive.
+        Raises StorageError where another job holds it and is alive, or the store does not show
+        what was just stored there.
         """
-        while not self._number:
+        if storage.is_local(self._uri):
+            folder = storage.local_path(self._uri)
+            retry.call("write", self._uri, lambda: folder.mkdir(parents=True, exist_ok=True))
+        self.conditions = storage.conditions(self._uri)
+        for _ in range(ROUNDS):
             number, holder = self._current()
             if holder is not None and not self._is_dead(number, holder):
-                continue  # it changed hands meanwhile
-            self._take(number + 1)
+                log.info("the output's lease changed hands; looking again", output=self._output)
+                continue
+            if self._take(number, holder):
+                break
+        else:
+            raise StorageError(
+                self._output,
+                "its lease cannot be taken: what is stored there is not listed, or changes hands",
+                fix="write the URI without empty, . or .. parts, or name an output that no other "
+                "job starts on",
+            )
         self._renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._renewing.start()
+
+    @property
+    def fence(self) -> str:
+        """What tells this holding of the lease from every other."""
+        return f"{self._number}-{self._me.id}"
 
     @property
     def held(self) -> bool:
@@ -78,49 +106,90 @@ class Lease:
         return self._number > 0 and not self._lost
 
     def check(self) -> None:
-        """Looks whether a lease that was taken is still held. Raises StorageError where not."""
-        if not self._number:
-            return
+        """Looks whether the lease is still held. Raises TakenOver where not."""
+        self._require_taken()
         with self._looking:
             holder = self._look()
         if self._lost:
-            raise _held(self._uri, holder, "has taken the output over")
+            raise self._taken_over(holder)
+
+    def ensure(self) -> None:
+        """As `check`, but looks only if the lease may have expired since its last renewal."""
+        self._require_taken()
+        if self._lost or self._age() > UNSEEN * self._seconds:
+            self.check()
+
+    @contextmanager
+    def writing(self, uri: str, *, conditional: bool = False) -> Iterator[None]:
+        """Within, one file at the output may be written or removed.
+
+        Raises TakenOver if the output is another job's: before, so that nothing is written; or
+        Slipped afterwards, if it became so meanwhile and the store let it through.
+        """
+        with self._locked(exclusive=False) as locked:
+            if locked:
+                self.check()
+            else:
+                self.ensure()
+            try:
+                yield
+            finally:
+                if not (locked or conditional) and self._age() > self._seconds:
+                    self._look_back(uri)
 
     def release(self) -> None:
         """Gives the lease up; nothing happens where it is not held."""
         self._released.set()
         if self._renewing is not None:  # it could bring back what is removed here
             self._renewing.join(LAST_SECONDS)
-        if self.held:
-            with self._looking:
-                self._look()
         if not self.held:
             return
-        for number in self._numbers():
-            if number <= self._number:
-                storage.delete(self._at(number))
+        try:
+            with self._looking:
+                for number in sorted(self._numbers()):
+                    if number <= self._number:
+                        storage.delete(self._at(number), _Own(self))
+        except TakenOver:
+            return
         self._number = 0
 
-    def _take(self, number: int) -> None:
-        text = self._me.to_text()
-        if storage.write_new(self._at(number), text.encode()):
-            # Who released the lease meanwhile removed the numbers below; then this one is alone.
-            if max(self._numbers(), default=0) == number:
-                self._number = number
-            else:
-                storage.delete(self._at(number))
+    def _take(self, number: int, seen: Holder | None) -> bool:
+        """Takes the lease after `number`, unless its holder `seen` has moved."""
+        mine, started = self._at(number + 1), _now()
+        try:
+            with self._locked(exclusive=True):
+                if self._current() != (number, seen):
+                    return False
+                if not storage.write_new(mine, self._me.to_text().encode()):
+                    return False
+                # A renewal may have been under way, where nothing is locked. And who released the
+                # lease meanwhile removed the numbers below; then this one is alone.
+                moved = seen is not None and self._read(number) not in (seen, None)
+                if moved or max(self._numbers(), default=0) != number + 1:
+                    storage.delete(mine)
+                    return False
+        except TimeoutError:
+            raise _held(
+                self._uri, seen, "was stopped in the middle of a write", "continue it, or end it"
+            ) from None
+        self._number, self._confirmed = number + 1, started
+        return True
 
     def _is_dead(self, number: int, holder: Holder) -> bool:
         """Whether the holder has died; False where the lease changed hands while it was watched.
 
         Raises StorageError where it is alive.
         """
-        if holder.machine == self._me.machine:
-            started = _process_started(holder.process)
-            if started != holder.process_started:
+        match life(holder, self._me.machine):
+            case "dead":
                 log.info("the job that held the output has died", process=holder.process)
                 return True
-            raise _held(self._uri, holder, "is running")
+            case "running":
+                raise _held(self._uri, holder, "is running")
+            case "stopped":
+                raise _held(self._uri, holder, "is stopped", "continue it, or end it")
+            case "unknown":
+                pass
         log.info(
             "the output is held; waiting to see whether its job is alive",
             host=holder.host,
@@ -143,16 +212,36 @@ class Lease:
         with retry.abandoned_with(self._released):
             while not self._released.wait(self._seconds / RENEWALS):
                 mine = replace(mine, renewed=mine.renewed + 1)
+                started, own = _now(), _Own(self)
                 try:
                     with self._looking:
-                        self._look()
-                        if self._lost:
-                            return
-                        storage.write_text(self._at(self._number), mine.to_text())
-                except retry.Abandoned:
+                        storage.write_text(self._at(self._number), mine.to_text(), own)
+                        self._confirm(started, exact=own.exact)
+                except (retry.Abandoned, TakenOver):
                     return
                 except Exception as error:  # noqa: BLE001 - a lease that nobody renews is lost
                     log.warn("the output's lease could not be renewed", reason=error)
+
+    def _confirm(self, started: float, *, exact: bool) -> None:
+        """Notes a renewal. One that came too late may have crossed a takeover: looks again.
+
+        Where the store may have let it through although another job had come and gone, the lease
+        is given up: what is there is no proof.
+        """
+        if self._age() > self._seconds:
+            holder = self._look()
+            if not exact and not self._lost:
+                self._lost = True
+                storage.delete(self._at(self._number))
+            if self._lost:
+                raise self._taken_over(holder)
+        self._confirmed = started
+
+    def _look_back(self, uri: str) -> None:
+        try:
+            self.check()
+        except TakenOver as error:
+            raise Slipped.from_problems(error.problems) from error
 
     def _look(self) -> Holder | None:
         """Who holds the lease now; notes that it is lost where that is another, or nobody.
@@ -167,62 +256,85 @@ class Lease:
     def _current(self) -> tuple[int, Holder | None]:
         """The highest number and its holder; zero and None where there is no lease."""
         number = max(self._numbers(), default=0)
-        if not number:
-            return 0, None
+        return number, self._read(number) if number else None
+
+    def _read(self, number: int) -> Holder | None:
+        """The holder of a number; None where it was released since it was listed."""
         try:
-            return number, Holder(**json.loads(storage.read_bytes(self._at(number))))
+            return Holder.from_text(storage.read_bytes(self._at(number)).decode(errors="replace"))
         except MissingInputError:
-            return number, None  # released between the two looks
-        except (ValueError, TypeError) as error:
-            log.warn("the output's lease is unreadable, so nobody's", reason=error)
-            return number, None
+            return None
 
     def _numbers(self) -> tuple[int, ...]:
         names = (entry.path.removesuffix(".json") for entry in storage.list_files(self._uri))
         return tuple(int(name) for name in names if name.isdecimal())
 
+    def _locked(self, *, exclusive: bool) -> AbstractContextManager[bool]:
+        """On a local disk, the lock that a write shares and a takeover has alone; else False."""
+        if not storage.is_local(self._uri):
+            return nullcontext(False)
+        path = storage.local_path(self._uri) / LOCK
+        return local.locked(path, exclusive=exclusive, seconds=self._seconds)
+
+    def _age(self) -> float:
+        return _now() - self._confirmed
+
     def _at(self, number: int) -> str:
         return storage.join(self._uri, f"{number}.json")
 
+    @property
+    def _output(self) -> str:
+        return storage.parent(self._uri)
 
-def _held(uri: str, holder: Holder | None, what: str) -> StorageError:
+    def _require_taken(self) -> None:
+        if not self._number:
+            raise StorageError(
+                self._output,
+                "nothing is written without the output's lease, which this job does not hold",
+                fix="take the output first",
+            )
+
+    def _taken_over(self, holder: Holder | None) -> TakenOver:
+        found = _held(self._uri, holder, "has taken the output over")
+        return TakenOver.from_problems(found.problems)
+
+
+class _Own:
+    """The guard of the lease's own file: looks before every write, and says if that was exact."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self.exact = False
+
+    @property
+    def conditions(self) -> storage.Conditions:
+        return self._lease.conditions
+
+    def ensure(self) -> None:
+        pass
+
+    @contextmanager
+    def writing(self, uri: str, *, conditional: bool = False) -> Iterator[None]:
+        with self._lease._locked(exclusive=False) as locked:
+            self.exact = locked or conditional
+            holder = self._lease._look()
+            if self._lease._lost:
+                raise self._lease._taken_over(holder)
+            yield
+
+
+def _held(
+    uri: str,
+    holder: Holder | None,
+    what: str,
+    fix: str = "wait for it, stop it, or name another output",
+) -> StorageError:
     who = "it is done since"
     if holder is not None:
         who = f"host {holder.host}, process {holder.process}, since {holder.since}"
-    return StorageError(
-        storage.parent(uri),
-        f"another job {what} ({who})",
-        fix="wait for it, stop it, or name another output",
-    )
+    return StorageError(storage.parent(uri), f"another job {what} ({who})", fix=fix)
 
 
-def _myself() -> Holder:
-    process = os.getpid()
-    return Holder(
-        id=secrets.token_hex(8),
-        machine=f"{_text('/proc/sys/kernel/random/boot_id')} {_namespace()}",
-        process=process,
-        process_started=_process_started(process),
-        host=socket.gethostname(),
-        since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
-
-
-def _process_started(process: int) -> str:
-    """When the process started, in ticks since boot; empty where there is none, or a dead one."""
-    state, *rest = _text(f"/proc/{process}/stat").rpartition(")")[2].split() or ["Z"]
-    return rest[18] if state not in "ZX" else ""
-
-
-def _namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return secrets.token_hex(8)  # unknown, so no other's
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
+def _now() -> float:
+    """Seconds that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -3,11 +3,16 @@
 Every stage is made in a local folder and published file by file; its marker in `.stages/` comes
 last and names every file with its digest. Without the marker nothing of the stage is believed.
 Shards of weights go up before their stage is done, and come down again where it fails.
+
+All of it goes through `job.writer`, under the lease. What is removed are files that this output's
+own records name: before a file goes up, its name is in the stage's list of unfinished files.
 """
 
+import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,18 +30,19 @@ from job.manifest import (
     download_verified,
     sha256_file,
 )
+from job.nesting import RESOLVED, RUN, refuse_nested
+from job.spec.rules.places import place
+from job.unfinished import SUFFIX, UnfinishedFiles
+from job.writer import LEASES, SUCCESS, Writer
 
-STAGES, LEASES = ".stages", ".lease"
-RUN, RESOLVED, SBOM = "run.json", "spec.resolved.yaml", "sbom.cdx.json"
-SUMS, SUCCESS = "SHA256SUMS", "_SUCCESS"
+__all__ = ["LEASES", "RESOLVED", "RUN", "SBOM", "STAGES", "SUCCESS", "SUMS", "Output", "utc_now"]
+
+STAGES = ".stages"
+CHANGED = "inputs changed"
+SBOM, SUMS = "sbom.cdx.json", "SHA256SUMS"
 
 # The folders whose files may be large enough for uploads in parts.
 LARGE = ("data", "adapter", "weights", "merged", "checkpoints")
-
-# The folders to which files of a stage go before it is done, and how those end that make up a
-# checkpoint there: a killed job leaves some that no marker names.
-EARLY = {"export": "merged"}
-CHECKPOINT = (".json", ".safetensors")
 
 
 def utc_now() -> str:
@@ -51,19 +57,22 @@ class Output:
     workdir: Path
     run: RunRecord
     _local: set[str] = field(default_factory=set)
-    _stale: dict[str, StageRecord | None] = field(default_factory=dict)
     _early: dict[str, Early] = field(default_factory=dict)
     holds_finished_run: bool = False
     """Whether an earlier run is there, whole: until this one opens, it is to stay as it is."""
     _sbom: str = ""
+    _resolved: str = ""
 
     def take(self) -> None:
         """Proves access to the output and takes its lease.
 
-        Raises StorageError where another job is writing there.
+        Raises StorageError where another job is writing there, SpecError where it lies in the
+        output of another run.
         """
+        refuse_nested(self.uri)
         storage.check_access(self.uri, "write")
         self._lease.acquire()
+        self._distrust_overwritten()
         self.holds_finished_run = storage.is_file(self.at(SUCCESS))
         self._abort_uploads()
 
@@ -71,16 +80,40 @@ class Output:
         """Stores what the run is made with: first of all, so that a run that fails has it too."""
         self._sbom = sbom
         if not self.holds_finished_run:
-            storage.write_text(self.at(SBOM), sbom)
+            self.writer.write_text(SBOM, sbom)
 
     def open(self, resolved_spec: str) -> None:
-        """Starts the run: `_SUCCESS` is withdrawn first, then the spec and `run.json` stored."""
-        storage.delete(self.at(SUCCESS))
-        if self.holds_finished_run:
-            self.holds_finished_run = False
-            self.describe(self._sbom)
-        storage.write_text(self.at(RESOLVED), resolved_spec)
-        self.save_run()
+        """Starts the run: stores its spec and `run.json`; a finished run stays as it is for now."""
+        self._resolved = resolved_spec
+        if not self.holds_finished_run:
+            self.writer.write_text(RESOLVED, resolved_spec)
+            self.save_run()
+
+    def reopen(self, reason: str) -> None:
+        """Withdraws `_SUCCESS` of a finished run, and says so, before any of it changes."""
+        if not self.holds_finished_run:
+            return
+        log.info(f"the run was finished; {SUCCESS} is withdrawn until it is again", reason=reason)
+        self.writer.delete(SUCCESS)
+        self.holds_finished_run = False
+        self.describe(self._sbom)
+        self.open(self._resolved)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """The one way to write at the output, or to remove anything there."""
+        return Writer(self.uri, self._lease)
+
+    def uploads_to(self, uri: str) -> Callable[[Path, str], None]:
+        """What stores a file at a path below `uri`: under the lease where that is in the output."""
+        root, folder = place(self.uri), place(uri)
+        if folder != root and not folder.startswith(f"{root}/"):
+            return lambda file, path: storage.upload(file, storage.join(uri, path))
+        return self.writer.inside(folder.removeprefix(root)).upload
+
+    @cached_property
+    def _unfinished(self) -> UnfinishedFiles:
+        return UnfinishedFiles(self.writer, STAGES)
 
     @cached_property
     def _lease(self) -> Lease:
@@ -104,7 +137,7 @@ class Output:
 
     def _abort_uploads(self) -> None:
         try:
-            count = storage.delete_unfinished(self.uri, LARGE)
+            count = self.writer.delete_unfinished(LARGE)
         except JobError as error:  # some keys may not; a lifecycle rule does it too
             log.info("unfinished uploads were not looked for", reason=error)
         else:
@@ -115,28 +148,39 @@ class Output:
         return storage.join(self.uri, *parts)
 
     def save_run(self) -> None:
-        storage.write_text(self.at(RUN), self.run.to_text())
+        """Stores `run.json`, but not over a finished run's."""
+        if not self.holds_finished_run:
+            self.writer.write_text(RUN, self.run.to_text())
 
     def has_marker(self, name: str) -> bool:
         """Whether the stage was complete once, with whatever fingerprint."""
-        return storage.is_file(self._marker(name))
+        return storage.is_file(self.at(self._marker(name)))
 
     def completed(self, name: str, fingerprint: str) -> StageRecord | None:
-        """The stage's record where it is complete with this fingerprint, else None."""
+        """The stage's record where it is complete with this fingerprint, else None and says why."""
+        record, problem = self._whole(name, fingerprint)
+        if problem == CHANGED:
+            log.info(f"{problem}; the stage runs again", stage=name)
+        elif problem is not None:
+            log.warn(f"{problem}; the stage runs again", stage=name)
+        return record
+
+    def found_complete(self, name: str, fingerprint: str) -> StageRecord | None:
+        """As `completed`, without a word: for a stage that is not to be made now."""
+        return self._whole(name, fingerprint)[0]
+
+    def _whole(self, name: str, fingerprint: str) -> tuple[StageRecord | None, str | None]:
+        """The record of a stage that is complete; else None, and why not where it once was."""
         record = self._marked(name)
         if record is None:
-            return None
+            return None, None
         if record.fingerprint != fingerprint:
-            log.info("inputs changed; the stage runs again", stage=name)
-            return None
+            return None, CHANGED
         sizes = {entry.path: entry.size for entry in self._listing(record)}
         for file in record.files:
             if sizes.get(file.path) != file.size:
-                log.warn(
-                    "a file is missing or cut; the stage runs again", stage=name, file=file.path
-                )
-                return None
-        return record
+                return None, f"a file is missing or cut: {file.path}"
+        return record, None
 
     def directory(self, name: str) -> Path:
         """An empty local folder for the stage to write into, as it will be under `uri`."""
@@ -146,9 +190,13 @@ class Output:
         return path
 
     def withdraw(self, name: str) -> None:
-        """Removes the stage's marker before anything of it is written anew."""
-        self._stale[name] = self._marked(name)
-        storage.delete(self._marker(name))
+        """Removes the stage's marker before anything of it is written anew.
+
+        The files that it names are noted first: some may not be written again, and go then.
+        """
+        marked = self._marked(name)
+        self._unfinished.begin(name, [file.path for file in marked.files] if marked else ())
+        self.writer.delete(self._marker(name))
 
     def send(self, name: str, path: Path) -> None:
         """Has a file of an unfinished stage stored in the background, under its final name.
@@ -160,10 +208,14 @@ class Output:
         if name not in self._early:
             self.require()
             # What weights are loaded by goes before they do.
-            for left in sorted(self._left(name), key=lambda path: path.endswith(".safetensors")):
-                storage.delete(self.at(left))
-            directory = self.workdir / "stages" / name
-            self._early[name] = Early(directory, self.uri, self.require)
+            left = self._unfinished.of(name)
+            for each in sorted(left, key=lambda path: path.endswith(".safetensors")):
+                self.writer.delete(each)
+            self._early[name] = Early(
+                self.workdir / "stages" / name,
+                self.writer,
+                lambda each: self._unfinished.announce(name, [each]),
+            )
         self._early[name].send(path)
 
     def take_back(self, *, in_a_hurry: bool) -> None:
@@ -191,7 +243,8 @@ class Output:
                     "is not what it was when it was uploaded",
                     fix="check the disk; run again",
                 )
-        storage.upload_tree(directory, self.uri, without=sent)
+        self._unfinished.announce(name, digests)
+        self.writer.upload_tree(directory, without=sent)
         for file in files:
             log.debug("stored", file=file.path, size=log.amount(file.size))
         record = StageRecord(
@@ -202,18 +255,20 @@ class Output:
             files=files,
             summary=summary,
         )
-        self.require()  # it may have been lost while files went up
         # What an earlier making left and this one did not write again would mislead a reader.
-        for path in self._left(name) - digests.keys():
-            storage.delete(self.at(path))
-        storage.write_text(self._marker(name), json.dumps(record.to_json(), indent=2) + "\n")
+        for path in self._unfinished.of(name) - digests.keys():
+            self.writer.delete(path)
+        text = json.dumps(record.to_json(), indent=2) + "\n"
+        self.writer.write_text(self._marker(name), text)
+        self._unfinished.end(name)
         self._early.pop(name, None)
         self._local.add(name)
         return record
 
     def publish_file(self, name: str, path: str) -> None:
         """Uploads one file of an unfinished stage, for people to see why it failed."""
-        storage.upload(self.workdir / "stages" / name / path, self.at(path))
+        self._unfinished.announce(name, [path])
+        self.writer.upload(self.workdir / "stages" / name / path, path)
 
     def fetch(self, record: StageRecord) -> Path:
         """The stage's files in a local folder, downloaded and checked where they are not there.
@@ -248,34 +303,71 @@ class Output:
 
     def discard(self, name: str) -> None:
         """Removes what an earlier making of a withdrawn stage left: it is no longer true."""
-        for path in self._left(name):
-            storage.delete(self.at(path))
+        for path in self._unfinished.of(name):
+            self.writer.delete(path)
+        self._unfinished.end(name)
 
     def finish(self, *, complete: bool) -> None:
         """Writes the final `run.json`; then, for a complete run, `SHA256SUMS` and `_SUCCESS`.
 
+        A finished run in which nothing was made keeps both as they are; and its `run.json`, unless
+        this run is as complete. `_SUCCESS` holds the digest of `SHA256SUMS`, and which holding of
+        the lease wrote it.
         Raises StorageError where another job has taken the output over.
         """
         self.require()
         self.run.status, self.run.finished = "succeeded", utc_now()
-        self.save_run()
         if not complete:
+            self.save_run()
             return
         lines = sorted(
             f"{file.sha256}  {file.path}"
             for record in self.run.stages.values()
             for file in record.files
         )
-        storage.write_text(self.at(SUMS), "\n".join(lines) + "\n")
-        storage.write_text(self.at(SUCCESS), "")
+        sums = "\n".join(lines) + "\n"
+        if self.holds_finished_run and self._read(SUMS) != sums:
+            self.reopen("other files belong to it")
+        self.writer.write_text(RUN, self.run.to_text())
+        if not self.holds_finished_run:
+            self.writer.write_text(SUMS, sums)
+            digest = hashlib.sha256(sums.encode()).hexdigest()
+            success = {"sha256sums": digest, "lease": self._lease.fence}
+            self.writer.write_text(SUCCESS, json.dumps(success) + "\n")
+        for path in self.writer.overwritten().values():
+            self.writer.delete(SUCCESS)
+            raise StorageError(
+                self.at(path),
+                "another job wrote over it when this one took the output over",
+                fix="run again: the stage that it belongs to is made anew",
+            )
         self.holds_finished_run = True  # whatever ends the process from here on, it stays whole
 
+    def _read(self, path: str) -> str | None:
+        try:
+            return storage.read_text(self.at(path))
+        except MissingInputError:
+            return None
+
+    def _distrust_overwritten(self) -> None:
+        """Has stages made again of which another job, too late, wrote over a file."""
+        for note, path in self.writer.overwritten().items():
+            for entry in storage.list_files(self.at(STAGES)):
+                if entry.path.endswith(SUFFIX):
+                    continue
+                record = self._marked(entry.path.removesuffix(".json"))
+                if record is not None and path in {file.path for file in record.files}:
+                    log.warn("a file was written over; its stage runs again", file=path)
+                    self.withdraw(record.name)
+            self.writer.delete(SUCCESS)
+            self.writer.delete(note)
+
     def _marker(self, name: str) -> str:
-        return self.at(STAGES, f"{name}.json")
+        return f"{STAGES}/{name}.json"
 
     def _marked(self, name: str) -> StageRecord | None:
         """What the stage's marker says, whatever its fingerprint."""
-        uri = self._marker(name)
+        uri = self.at(self._marker(name))
         try:
             return StageRecord.from_json(json.loads(storage.read_bytes(uri)))
         except MissingInputError:
@@ -283,15 +375,6 @@ class Output:
         except (ValueError, KeyError, TypeError) as error:
             log.warn("stage marker unreadable; the stage runs again", stage=name, reason=error)
             return None
-
-    def _left(self, name: str) -> set[str]:
-        """What earlier makings of a withdrawn stage left at the output."""
-        stale = self._stale.pop(name, None)
-        left = {file.path for file in stale.files} if stale else set()
-        if folder := EARLY.get(name):
-            entries = storage.list_files(self.at(folder))
-            left |= {f"{folder}/{e.path}" for e in entries if e.path.endswith(CHECKPOINT)}
-        return left
 
     def _listing(self, record: StageRecord) -> tuple[storage.Entry, ...]:
         roots = sorted({file.path.split("/")[0] for file in record.files})

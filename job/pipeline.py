@@ -6,13 +6,13 @@ skipped (`job.given`).
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from job import log, provenance, sbom, signals, telemetry
-from job.errors import JobError, Stopped, told
+from job.errors import JobError, Stopped, full, is_full, told
 from job.given import Stage
 from job.manifest import RunRecord
 from job.outputs import utc_now
@@ -63,10 +63,13 @@ class Pipeline:
         self.given, self.output = self.stages.given, self.stages.output
         self.record, self.status = self.stages.record, self.stages.status
         self.reporting: telemetry.Reporting | None = None
+        self.was_finished = False
+        """Whether the output held a finished run when this one took it."""
 
     def open(self) -> None:
         """Takes the output and finds every input before any work is done."""
         self.output.take()
+        self.was_finished = self.output.holds_finished_run
         self.output.describe(sbom.to_text())
         self._require_what_it_needs()
         self.reporting = telemetry.Reporting(self.status, self.spec.runtime)
@@ -103,6 +106,8 @@ class Pipeline:
         """Makes a stage, or finds it complete."""
         if stage == "baseline" and not self.spec.eval.baseline:
             return
+        if stage == "report":
+            self._take_in_complete(COMMANDS["run"][:-1])
         self.record.stage = stage
         self.status.enter(stage)
         with log.stage(stage):
@@ -120,6 +125,7 @@ class Pipeline:
         else:
             log.info(f"{stage}: started")
             self._event(stage, "started")
+            self.output.reopen(f"{stage} is to be made")
             self.output.save_run()
             work: Callable[[Path], dict[str, Any]] = getattr(self.stages, stage)
             started, clock = utc_now(), time.monotonic()
@@ -127,6 +133,8 @@ class Pipeline:
             try:
                 summary = work(self.output.directory(stage))
             except Exception as error:
+                if not isinstance(error, JobError) and is_full(error):
+                    raise full(error, self.output.workdir) from error
                 if stage not in EXPENDABLE or isinstance(error, JobError):
                     raise
                 self._go_on_without(stage, error)
@@ -140,10 +148,42 @@ class Pipeline:
         self.status.finish(stage, seconds, self.record.metrics)
 
     def finish(self) -> None:
+        """Ends the run; it is finished if every stage of a whole run is complete."""
         self.record.stage = None
-        self.output.finish(complete=self.command == "run")
+        missing = self._take_in_complete(COMMANDS["run"])
+        made = not self.output.holds_finished_run
+        complete = self.command == "run" or (made and not missing)
+        self.output.finish(complete=complete)
+        if not made:
+            log.info("nothing was to be made; the run at the output is finished as it was")
+        elif not complete and self.was_finished:
+            log.warn(
+                "the run at the output is not finished any more",
+                to_be_made=", ".join(missing),
+                fix="the command run, with the same spec and settings, finishes it again",
+            )
         self.output.release()
         self._end()
+
+    def _take_in_complete(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Enters those of the stages that others made; gives those that are not complete.
+
+        They are a part of the run that is at the output, and the report tells of them.
+        """
+        missing: list[Stage] = []
+        for stage in stages:
+            if stage in self.record.stages or (stage == "baseline" and not self.spec.eval.baseline):
+                continue
+            found = None
+            if stage != "report" or not missing:  # it is made from all others
+                found = self.output.found_complete(stage, self.stages.fingerprint(stage))
+            if found is None:
+                missing.append(stage)
+                continue
+            self.record.add(found)
+            made = self.record.stages
+            self.record.stages = {each: made[each] for each in COMMANDS["run"] if each in made}
+        return missing
 
     def fail(self, error: BaseException) -> None:
         """Records why the run ended; storage that fails now must not hide the first error."""

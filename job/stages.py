@@ -24,6 +24,7 @@ from job.prep import cache
 from job.prep.prepare import PreparedData, prepare
 from job.prep.streaming import Pictures
 from job.spec.load import LoadedSpec
+from job.spec.rules.places import LOGS
 
 if TYPE_CHECKING:
     from job.train.checkpoints import CheckpointStore
@@ -112,6 +113,7 @@ class Stages:
         from job.train.trackers import TrackerFiles
         from job.train.trainer import train
 
+        logs = self.spec.train.logging_dir or self.output.at(LOGS)
         with group.formed(self.peers, self.accelerator.kind):
             return train(
                 self.spec,
@@ -129,7 +131,8 @@ class Stages:
                 trackers=TrackerFiles(
                     self.spec.train.report_to,
                     self.output.workdir / "logs",
-                    self.spec.train.logging_dir or self.output.at("logs"),
+                    logs,
+                    self.output.uploads_to(logs),
                 ),
             )
 
@@ -243,7 +246,11 @@ class Stages:
     def checkpoints(self, identity: str) -> "CheckpointStore":
         from job.train.checkpoints import CheckpointStore
 
-        return CheckpointStore(uri=self.output.at("checkpoints"), fingerprint=identity)
+        return CheckpointStore(
+            uri=self.output.at("checkpoints"),
+            fingerprint=identity,
+            writer=self.output.writer.inside("checkpoints"),
+        )
 
     @cached_property
     def accelerator(self) -> Any:

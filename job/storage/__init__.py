@@ -24,7 +24,9 @@ from job.storage.files import (
     write_new,
     write_text,
 )
+from job.storage.guard import UNGUARDED, Conditions, Guard
 from job.storage.trees import (
+    conditions,
     copy_tree,
     delete_tree,
     delete_unfinished,
@@ -42,8 +44,12 @@ from job.storage.uri import (
 )
 
 __all__ = [
+    "UNGUARDED",
+    "Conditions",
     "Entry",
+    "Guard",
     "check_access",
+    "conditions",
     "copy_tree",
     "delete",
     "delete_tree",

@@ -65,6 +65,10 @@ class Truncated(OSError):
     """Fewer or more bytes than there should be: a transfer to repeat."""
 
 
+class Changed(OSError):
+    """An object is not the one that was looked at before it was written: a request to repeat."""
+
+
 def diagnose(error: BaseException | None) -> Kind | None:
     """What kind of failure this is; None when it is no failure of storage.
 
@@ -201,7 +205,7 @@ def _kind_of_type(error: BaseException) -> Kind | None:
     names = {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(error).__mro__}
     if names & _DENIED_TYPES:
         return "denied"
-    passing = (Truncated, TimeoutError, ConnectionError, socket.gaierror)
+    passing = (Truncated, Changed, TimeoutError, ConnectionError, socket.gaierror)
     if names & _PASSING_TYPES or isinstance(error, passing):
         return "passing"
     if isinstance(error, FileNotFoundError):

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.storage import connect, failures, local, remote, retry
+from job.storage.guard import UNGUARDED, Guard
 from job.storage.uri import (
     PROBE,
     WEB,
@@ -216,21 +217,26 @@ def download(uri: str, path: Path) -> None:
     retry.call("read" if is_local(uri) else "write", uri if is_local(uri) else str(path), copy)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes, guard: Guard = UNGUARDED) -> None:
     """Stores `data` as a file, replacing what was there; its directory is made.
 
-    Raises StorageError for read-only protocols.
+    Raises StorageError for read-only protocols, and what the guard raises.
     """
     refuse_read_only(uri)
     if is_local(uri):
-        retry.call("write", uri, lambda: local.write(local_path(uri), data))
+
+        def write() -> None:
+            with local.whole_file(local_path(uri), lambda: guard.writing(uri)) as unfinished:
+                unfinished.write_bytes(data)
+
+        retry.call("write", uri, write)
     else:
-        remote.put(uri, data)
+        remote.put(uri, data, guard)
 
 
-def write_text(uri: str, text: str) -> None:
+def write_text(uri: str, text: str, guard: Guard = UNGUARDED) -> None:
     """Stores `text` as a UTF-8 file; see `write_bytes`."""
-    write_bytes(uri, text.encode("utf-8"))
+    write_bytes(uri, text.encode("utf-8"), guard)
 
 
 def write_new(uri: str, data: bytes) -> bool:
@@ -245,28 +251,33 @@ def write_new(uri: str, data: bytes) -> bool:
     return remote.put_new(uri, data)
 
 
-def upload(path: Path, uri: str) -> None:
+def upload(path: Path, uri: str, guard: Guard = UNGUARDED) -> None:
     """Stores the local file `path`, verified by its length. Raises InputError if it is missing."""
     refuse_read_only(uri)
     retry.call("read", str(path), lambda: local.size(path))
     if is_local(uri):
 
         def copy() -> None:
-            with local.whole_file(local_path(uri)) as unfinished:
+            with local.whole_file(local_path(uri), lambda: guard.writing(uri)) as unfinished:
                 shutil.copyfile(path, unfinished)
 
         retry.call("write", uri, copy)
     else:
-        remote.put(uri, path)
+        remote.put(uri, path, guard)
 
 
-def delete(uri: str) -> None:
+def delete(uri: str, guard: Guard = UNGUARDED) -> None:
     """Removes a file; nothing happens where there is none."""
     refuse_read_only(uri)
     if is_local(uri):
-        retry.call("delete", uri, lambda: local_path(uri).unlink(missing_ok=True))
+
+        def remove() -> None:
+            with guard.writing(uri):
+                local_path(uri).unlink(missing_ok=True)
+
+        retry.call("delete", uri, remove)
     else:
-        remote.delete(uri)
+        remote.delete(uri, guard)
 
 
 def nothing_there(uri: str) -> MissingInputError:

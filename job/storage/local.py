@@ -1,27 +1,32 @@
 """The local file system, where a file appears under its name only when it is whole."""
 
+import errno
 import fcntl
 import os
 import secrets
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from job.storage.uri import WRITING, is_hidden
 
 _ABANDONED_SECONDS = 60  # younger ones may belong to a writer that has not locked its file yet
 
+_LOOK_SECONDS = 0.005  # between two looks at a lock that another holds
+
 _swept: set[Path] = set()
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(
+    path: Path, placing: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Path]:
     """Gives a temporary path beside `path` that takes its place when the block ends well.
 
     The content is on the disk before the name is, so that not even a power cut leaves half a
-    file. Where the block fails, nothing stays. OSError as the system raises it.
+    file. Where the block fails, nothing stays. OSError as the system raises it. `placing` is
+    entered for the moment in which the file takes its place, when all that is slow is done.
     """
     directory = path.parent
     directory.mkdir(parents=True, exist_ok=True)
@@ -33,17 +38,12 @@ def whole_file(path: Path) -> Iterator[Path]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield unfinished
             os.fsync(file.fileno())
-            unfinished.replace(path)
+            with placing():
+                unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
     _sync_directory(directory)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Stores `data` at `path`, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(data)
 
 
 def write_new(path: Path, data: bytes) -> bool:
@@ -111,12 +111,76 @@ def listing(root: Path) -> list[tuple[str, int]]:
     return found
 
 
-def delete_tree(path: Path) -> None:
-    """Removes a directory with all it holds, or the link to one; nothing where none is."""
+def delete_tree(
+    path: Path, removing: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> None:
+    """Removes a directory with all it holds, or the link to one; nothing where none is.
+
+    `removing` is entered for each file. A directory that somebody fills meanwhile stays.
+    """
     if path.is_symlink():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
+        with removing():
+            path.unlink(missing_ok=True)
+        return
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, not a directory")
+
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for directory, below, names in os.walk(path, topdown=False, onerror=stop):
+        links = [each for each in below if Path(directory, each).is_symlink()]
+        for each in (*names, *links):
+            with removing():
+                Path(directory, each).unlink(missing_ok=True)
+        try:
+            Path(directory).rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+
+
+@contextmanager
+def locked(path: Path, *, exclusive: bool, seconds: float) -> Iterator[bool]:
+    """Within, this holds a lock on the file, which is made if its directory is there.
+
+    Many may share a lock that is not exclusive; a process that dies gives up its own. Gives False,
+    and holds nothing, if the file system knows no locks or has no such directory. Raises
+    TimeoutError if others hold it for longer than `seconds`.
+    """
+    descriptor = _lock(path, exclusive=exclusive, seconds=seconds)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            # By name, as a process forked meanwhile has the descriptor too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _lock(path: Path, *, exclusive: bool, seconds: float) -> int | None:
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None  # whoever writes there is told why not
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise TimeoutError(f"{path} is locked") from None
+            time.sleep(_LOOK_SECONDS)
+        except OSError:
+            os.close(descriptor)
+            return None
+        os.close(descriptor)  # it was removed, or is another's for now
 
 
 def _sweep(directory: Path) -> None:

@@ -2,12 +2,13 @@
 
 import io
 import secrets
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from job.storage import failures, retry, s3
 from job.storage.connect import call
+from job.storage.guard import UNGUARDED, Guard
 from job.storage.uri import WRITING, scheme
 
 BLOCK = 4 * 2**20
@@ -81,12 +82,16 @@ def copy(source: str, target: str, length: int) -> None:
     call("copy", source, move)
 
 
-def delete(uri: str) -> None:
+def delete(uri: str, guard: Guard = UNGUARDED) -> None:
     """Removes an object; nothing happens where there is none."""
+    if scheme(uri) in ("s3", "s3a") and guard.conditions.deletes:
+        s3.delete_unchanged(uri, guard)
+        return
 
     def remove(filesystem: Any, path: str) -> None:
         try:
-            filesystem.rm_file(path)
+            with guard.writing(uri):
+                filesystem.rm_file(path)
         except FileNotFoundError as error:
             if failures.diagnose(error) != "missing":
                 raise
@@ -94,32 +99,37 @@ def delete(uri: str) -> None:
     call("delete", uri, remove)
 
 
-def put(uri: str, source: bytes | Path) -> None:
+def put(uri: str, source: bytes | Path, guard: Guard = UNGUARDED) -> None:
     """Stores bytes or a local file as one object, visible when it is whole.
 
     Raises StorageError when the object's length is not that of the source.
     """
     protocol = scheme(uri)
     if protocol in ("s3", "s3a"):
-        s3.put(uri, source)
+        s3.put(uri, source, guard)
         return
 
     def store(filesystem: Any, path: str) -> None:
         if protocol == "memory":  # it shows a file from its first byte on
-            filesystem.pipe_file(path, source if isinstance(source, bytes) else source.read_bytes())
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            with guard.writing(uri):
+                filesystem.pipe_file(path, data)
             return
         direct = protocol in _PUTS_WHOLE
         parent, _, _ = path.rpartition("/")
         target = path if direct else f"{parent}/{WRITING}{secrets.token_hex(8)}"
         if not direct:
             filesystem.makedirs(parent, exist_ok=True)
+        guard.ensure()
         try:
-            if isinstance(source, bytes):
-                filesystem.pipe_file(target, source)
-            else:
-                filesystem.put_file(str(source), target)
+            with guard.writing(uri) if direct else nullcontext():
+                if isinstance(source, bytes):
+                    filesystem.pipe_file(target, source)
+                else:
+                    filesystem.put_file(str(source), target)
             if not direct:
-                filesystem.mv(target, path)
+                with guard.writing(uri):
+                    filesystem.mv(target, path)
         except BaseException:
             if not direct:
                 with suppress(Exception):

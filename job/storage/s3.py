@@ -4,15 +4,19 @@ A single put, or a multipart upload whose parts are tried again one by one; an u
 is aborted, because parts that nobody completes cost money and show in no listing.
 """
 
-from collections.abc import Collection
+import secrets
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from job.errors import InputError, StorageError
+from job import log
+from job.errors import InputError, JobError, StorageError
 from job.storage import failures, retry
 from job.storage.connect import call, connect
+from job.storage.guard import UNGUARDED, Conditions, Guard
+from job.storage.uri import PROBE, join
 
 PART = 16 * 2**20
 """Bytes in one part of a multipart upload; anything that fits into one part is put at once."""
@@ -20,22 +24,126 @@ PARTS_AT_ONCE = 4
 """Parts of one object under way together."""
 MOST_PARTS = 10_000
 """What S3 allows in one upload."""
+_REFUSED = ("PreconditionFailed", "412")
+_UNKNOWN = ("NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400")
+_NO_OBJECT = {"IfMatch": '"00000000000000000000000000000000"'}
+"""A condition that no object meets."""
 
 
-def put(uri: str, source: bytes | Path) -> None:
-    """Stores bytes or a local file as one object and checks its length. Errors: `retry.call`."""
+def put(uri: str, source: bytes | Path, guard: Guard = UNGUARDED) -> None:
+    """Stores bytes or a local file as one object and checks its length. Errors: `retry.call`.
+
+    Under a guard the object is looked at first, then the guard is asked, and the store is told to
+    refuse the object if it is another by then, as far as the store can.
+    """
     length = length_of(source)
 
     def put_once(filesystem: Any, path: str) -> None:
         bucket, key = _bucket_and_key(filesystem, path, uri)
         body = _part(source, 0, length)
-        filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=body)
+        wanted = _unchanged(filesystem, bucket, key) if guard.conditions.puts else {}
+        with guard.writing(uri, conditional=guard.conditions.puts), _noticing_changes():
+            filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=body, **wanted)
         check_length(filesystem, path, length)
 
     if length <= PART:
         call("write", uri, put_once)
     else:
-        _put_parts(uri, source, length)
+        _put_parts(uri, source, length, guard)
+
+
+def delete_unchanged(uri: str, guard: Guard) -> None:
+    """Removes the object that is there when the guard is asked, and none that came since."""
+
+    def remove(filesystem: Any, path: str) -> None:
+        bucket, key = _bucket_and_key(filesystem, path, uri)
+        wanted = _unchanged(filesystem, bucket, key)
+        if "IfMatch" in wanted:
+            with guard.writing(uri, conditional=True), _noticing_changes():
+                filesystem.call_s3("delete_object", Bucket=bucket, Key=key, **wanted)
+
+    call("delete", uri, remove)
+
+
+def conditions(uri: str) -> Conditions:
+    """Tries with a hidden object below `uri` which conditional requests the store refuses.
+
+    Some stores do not know them and say so; others take no notice, which nothing tells but this.
+    """
+    place = join(uri, f"{PROBE}{secrets.token_hex(8)}")
+
+    def refuses(method: str, **arguments: object) -> bool:
+        def ask(filesystem: Any, path: str) -> bool:
+            bucket, key = _bucket_and_key(filesystem, path, uri)
+            try:
+                filesystem.call_s3(method, Bucket=bucket, Key=key, **arguments)
+            except Exception as error:
+                code = failures.code(error)
+                if code in _REFUSED or code in _UNKNOWN:
+                    return code in _REFUSED
+                raise
+            return False
+
+        return call("write", place, ask)
+
+    try:
+        put(place, b"probe")
+        try:
+            puts = refuses("put_object", Body=b"other", **_NO_OBJECT)
+            puts = puts and refuses("put_object", Body=b"other", IfNoneMatch="*")
+            completes = puts and _refuses_completion(place)
+            deletes = refuses("delete_object", **_NO_OBJECT)
+        finally:
+            call("delete", place, lambda filesystem, path: filesystem.rm_file(path))
+    except JobError as error:
+        log.debug("conditional requests could not be tried", reason=error)
+        return Conditions()
+    return Conditions(puts=puts, completes=completes, deletes=deletes)
+
+
+def _refuses_completion(uri: str) -> bool:
+    """Whether an upload in parts is refused whose object is there already."""
+
+    def ask(filesystem: Any, path: str) -> bool:
+        bucket, key = _bucket_and_key(filesystem, path, uri)
+        place: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        place["UploadId"] = filesystem.call_s3("create_multipart_upload", **place)["UploadId"]
+        try:
+            answer = filesystem.call_s3("upload_part", **place, PartNumber=1, Body=b"other")
+            parts = {"Parts": [{"PartNumber": 1, "ETag": answer["ETag"]}]}
+            filesystem.call_s3(
+                "complete_multipart_upload", **place, MultipartUpload=parts, IfNoneMatch="*"
+            )
+        except Exception as error:
+            code = failures.code(error)
+            if code not in _REFUSED and code not in _UNKNOWN:
+                raise
+            with suppress(Exception):
+                filesystem.call_s3("abort_multipart_upload", **place)
+            return code in _REFUSED
+        return False
+
+    return call("write", uri, ask)
+
+
+def _unchanged(filesystem: Any, bucket: str, key: str) -> dict[str, str]:
+    """The condition that the object is as it is now, or is not there."""
+    try:
+        found = filesystem.call_s3("head_object", Bucket=bucket, Key=key)
+    except FileNotFoundError:
+        return {"IfNoneMatch": "*"}
+    return {"IfMatch": found["ETag"]}
+
+
+@contextmanager
+def _noticing_changes() -> Iterator[None]:
+    """Within, a refused condition is a failure to try again: then the guard is asked anew."""
+    try:
+        yield
+    except Exception as error:
+        if failures.code(error) in _REFUSED:
+            raise failures.Changed("the object changed while it was written") from None
+        raise
 
 
 def put_new(uri: str, data: bytes) -> bool:
@@ -65,7 +173,7 @@ def put_new(uri: str, data: bytes) -> bool:
     return call("write", uri, put_once)
 
 
-def abort_uploads(uri: str, below: Collection[str]) -> int:
+def abort_uploads(uri: str, below: Collection[str], guard: Guard = UNGUARDED) -> int:
     """Aborts the unfinished multipart uploads to the folders `below` `uri`; tells how many.
 
     A process that was killed leaves its parts behind: they cost money and show in no listing.
@@ -81,6 +189,7 @@ def abort_uploads(uri: str, below: Collection[str]) -> int:
             if each["Key"].removeprefix(prefix).split("/")[0] in below
         ]
         for each in found:
+            guard.ensure()
             filesystem.call_s3(
                 "abort_multipart_upload", Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"]
             )
@@ -89,13 +198,14 @@ def abort_uploads(uri: str, below: Collection[str]) -> int:
     return call("delete", uri, abort)
 
 
-def _put_parts(uri: str, source: bytes | Path, length: int) -> None:
+def _put_parts(uri: str, source: bytes | Path, length: int, guard: Guard) -> None:
     step = max(PART, -(-length // MOST_PARTS))
     count = -(-length // step)
 
     def request(method: str, **arguments: object) -> dict[str, Any]:
         def send(filesystem: Any, path: str) -> dict[str, Any]:
             bucket, key = _bucket_and_key(filesystem, path, uri)
+            guard.ensure()
             answer: dict[str, Any] = filesystem.call_s3(method, Bucket=bucket, Key=key, **arguments)
             return answer
 
@@ -113,14 +223,18 @@ def _put_parts(uri: str, source: bytes | Path, length: int) -> None:
 
     def complete(filesystem: Any, path: str) -> None:
         bucket, key = _bucket_and_key(filesystem, path, uri)
+        conditional = guard.conditions.completes
+        wanted = _unchanged(filesystem, bucket, key) if conditional else {}
         try:
-            filesystem.call_s3(
-                "complete_multipart_upload",
-                Bucket=bucket,
-                Key=key,
-                UploadId=upload,
-                MultipartUpload={"Parts": parts},
-            )
+            with guard.writing(uri, conditional=conditional), _noticing_changes():
+                filesystem.call_s3(
+                    "complete_multipart_upload",
+                    Bucket=bucket,
+                    Key=key,
+                    UploadId=upload,
+                    MultipartUpload={"Parts": parts},
+                    **wanted,
+                )
         except FileNotFoundError:
             # No such upload: an earlier attempt completed it and its answer was lost, or not.
             tag = filesystem.info(path).get("ETag", "").strip('"')

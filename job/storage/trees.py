@@ -8,7 +8,15 @@ from pathlib import Path
 from job import log
 from job.errors import InputError, Stopped, StorageError
 from job.storage import connect, local, remote, retry, s3
-from job.storage.files import Entry, download, list_files, nothing_there, refuse_read_only, upload
+from job.storage.files import (
+    Entry,
+    download,
+    list_files,
+    nothing_there,
+    refuse_read_only,
+    upload,
+)
+from job.storage.guard import UNGUARDED, Conditions, Guard
 from job.storage.uri import is_local, is_root, join, local_path, scheme
 
 FILES_AT_ONCE = 4
@@ -33,7 +41,12 @@ def download_tree(uri: str, directory: Path) -> tuple[Entry, ...]:
 
 
 def upload_tree(
-    directory: Path, uri: str, *, last: Sequence[str] = (), without: Collection[str] = ()
+    directory: Path,
+    uri: str,
+    *,
+    last: Sequence[str] = (),
+    without: Collection[str] = (),
+    guard: Guard = UNGUARDED,
 ) -> tuple[Entry, ...]:
     """Stores every file below `directory` under `uri`, but for those `without`; tells which.
 
@@ -48,7 +61,7 @@ def upload_tree(
             raise InputError(str(directory / path), "cannot upload, nothing is there")
 
     def copy(entry: Entry) -> None:
-        upload(directory / entry.path, join(uri, entry.path))
+        upload(directory / entry.path, join(uri, entry.path), guard)
 
     _each("upload", [entry for path, entry in entries.items() if path not in last], copy)
     for path in last:
@@ -87,10 +100,11 @@ def copy_tree(source_uri: str, target_uri: str) -> tuple[Entry, ...]:
     return entries
 
 
-def delete_tree(uri: str) -> None:
+def delete_tree(uri: str, guard: Guard = UNGUARDED) -> None:
     """Removes everything below a directory or prefix; nothing happens where there is nothing.
 
-    A marker that makes the tree count as complete is for the caller to delete first.
+    A marker that makes the tree count as complete is for the caller to delete first. Files go
+    one by one, each under the guard.
     Raises StorageError for a whole bucket or file system.
     """
     refuse_read_only(uri)
@@ -99,19 +113,29 @@ def delete_tree(uri: str) -> None:
             uri, "is a whole bucket or file system, which is never deleted", fix="name a directory"
         )
     if is_local(uri):
-        retry.call("delete", uri, lambda: local.delete_tree(local_path(uri)))
+        root_path = local_path(uri)
+        retry.call("delete", uri, lambda: local.delete_tree(root_path, lambda: guard.writing(uri)))
         return
     found = connect.call("list", uri, remote.listing)
     entries = [Entry(path, count) for path, count, *_ in found]
-    _each("delete", entries, lambda entry: remote.delete(f"{uri.rstrip('/')}/{entry.path}"))
+    root = uri.rstrip("/")
+    _each("delete", entries, lambda entry: remote.delete(f"{root}/{entry.path}", guard))
 
 
-def delete_unfinished(uri: str, below: Collection[str]) -> int:
+def delete_unfinished(uri: str, below: Collection[str], guard: Guard = UNGUARDED) -> int:
     """Removes what killed uploads to the folders `below` `uri` left unseen; tells how many.
 
     Only S3 keeps such parts. The caller must know that nobody is uploading there.
     """
-    return s3.abort_uploads(uri, below) if scheme(uri) in ("s3", "s3a") else 0
+    return s3.abort_uploads(uri, below, guard) if scheme(uri) in ("s3", "s3a") else 0
+
+
+def conditions(uri: str) -> Conditions:
+    """What the store does with conditional requests below `uri`, as it is seen to do it.
+
+    Only S3 has them.
+    """
+    return s3.conditions(uri) if scheme(uri) in ("s3", "s3a") else Conditions()
 
 
 def _each(label: str, entries: Sequence[Entry], work: Callable[[Entry], None]) -> None:

@@ -15,6 +15,8 @@ WEB = frozenset({"http", "https"})
 
 WRITING, PROBE = ".writing-", ".write-probe-"
 """How the names of files begin that are not there yet, or only to try access; never listed."""
+LOCK = ".lease-lock"
+"""The file that writers of a local output lock; never listed, and never removed."""
 
 
 def scheme(uri: str) -> str:
@@ -102,8 +104,8 @@ def safe_relative(path: str, uri: str) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file is still being written or only tries access."""
-    return path.rpartition("/")[2].startswith((WRITING, PROBE))
+    """Whether a file is still being written, only tries access, or is there to be locked."""
+    return path.rpartition("/")[2].startswith((WRITING, PROBE, LOCK))
 
 
 def _rest(uri: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from job import log, storage
 from job.errors import InputError, MissingInputError
 from job.manifest import FileDigest, digest_tree
+from job.writer import Writer
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d+)$")
@@ -27,6 +28,8 @@ class CheckpointStore:
 
     uri: str
     fingerprint: str
+    writer: Writer | None = None
+    """What stores and removes them; without it, at a place that no other job writes to."""
 
     def save(self, directory: Path, step: int, loss: float | None = None) -> None:
         """Stores the checkpoint in `directory` as `step-N`; visible only when whole.
@@ -41,10 +44,10 @@ class CheckpointStore:
             "size": sum(file.size for file in files),
             "files": [file.to_json() for file in files],
         }
-        target = self.at(step)
-        storage.delete(storage.join(target, MANIFEST))
-        storage.upload_tree(directory, target)
-        storage.write_text(storage.join(target, MANIFEST), json.dumps(manifest, indent=2) + "\n")
+        files_of = self._writer.inside(_name(step))
+        files_of.delete(MANIFEST)
+        files_of.upload_tree(directory)
+        files_of.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
     def steps(self) -> tuple[int, ...]:
         """The steps of which anything is stored, oldest first."""
@@ -106,8 +109,8 @@ class CheckpointStore:
             kept.add(min(losses, key=lambda step: (losses[step], -step)))
         for step in every:
             if step not in kept | ahead:
-                storage.delete(storage.join(self.at(step), MANIFEST))
-                storage.delete_tree(self.at(step))
+                self._writer.delete(f"{_name(step)}/{MANIFEST}")
+                self._writer.delete_tree(_name(step))
 
     def fetch(self, uri: str, directory: Path) -> Path:
         """Fetches the checkpoint at `uri`, which may be another training's.
@@ -161,4 +164,12 @@ class CheckpointStore:
 
     def at(self, step: int) -> str:
         """The URI of a step's checkpoint."""
-        return storage.join(self.uri, f"step-{step}")
+        return storage.join(self.uri, _name(step))
+
+    @property
+    def _writer(self) -> Writer:
+        return Writer(self.uri, lease=None) if self.writer is None else self.writer
+
+
+def _name(step: int) -> str:
+    return f"step-{step}"

@@ -9,11 +9,11 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from job import log, storage
+from job import log
 from job.errors import JobError, SpecError
 from job.storage import retry
 
@@ -35,10 +35,20 @@ def require(report_to: Sequence[str]) -> None:
 
 
 class TrackerFiles:
-    """What the trackers of one training write: in `directory`, and under `uri`."""
+    """What the trackers of one training write: in `directory`, and under `uri`.
 
-    def __init__(self, report_to: Sequence[str], directory: Path, uri: str) -> None:
+    `upload` stores a file at a path below `uri`: where that is in the output, under its lease.
+    """
+
+    def __init__(
+        self,
+        report_to: Sequence[str],
+        directory: Path,
+        uri: str,
+        upload: Callable[[Path, str], None],
+    ) -> None:
         self._report_to, self._directory, self._uri = tuple(report_to), directory, uri
+        self._upload = upload
         self._stored: dict[Path, tuple[int, int]] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="trackers", daemon=True)
@@ -110,8 +120,7 @@ class TrackerFiles:
             try:
                 # A store that stays away must not hold up a job that was asked to stop.
                 with retry.at_most(1):
-                    relative = path.relative_to(self._directory).as_posix()
-                    storage.upload(path, storage.join(self._uri, relative))
+                    self._upload(path, path.relative_to(self._directory).as_posix())
             except JobError as error:
                 if not self._warned:
                     log.warn("the trackers' files could not be stored", reason=error)

@@ -1,6 +1,10 @@
 """Two jobs on one output: one writes, and a dead one's lease is taken over."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -9,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from job import lease as leases
-from job import storage
+from job import holder, storage
 from job.errors import StorageError
+from job.holder import myself
 from job.lease import Lease
 from job.manifest import RunRecord
 from job.outputs import Output
@@ -138,10 +142,10 @@ def test_what_is_given_up_is_not_brought_back_by_a_renewal_under_way(
     lease.acquire()
     write = storage.write_text
 
-    def slowly(uri: str, text: str) -> None:
+    def slowly(uri: str, text: str, guard: Any) -> None:
         under_way.set()
         time.sleep(0.5)
-        write(uri, text)
+        write(uri, text, guard)
 
     monkeypatch.setattr(storage, "write_text", slowly)
     assert under_way.wait(30)
@@ -150,7 +154,7 @@ def test_what_is_given_up_is_not_brought_back_by_a_renewal_under_way(
 
 
 def test_a_holder_that_died_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
-    dead = replace(leases._myself(), process=2**22 - 1, process_started="1")
+    dead = replace(myself(), process=2**22 - 1, process_started="1")
     storage.write_text(f"{tmp_path}/1.json", dead.to_text())
     lease = Lease(str(tmp_path))
     started = time.monotonic()
@@ -160,13 +164,74 @@ def test_a_holder_that_died_on_this_machine_is_not_waited_for(tmp_path: Path) ->
     lease.release()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "a"}'])
-def test_an_unreadable_lease_is_nobodys(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": 3}', '{"id": "a"}'])
+def test_an_unreadable_lease_is_somebodys_until_it_expires(tmp_path: Path, text: str) -> None:
     storage.write_text(f"{tmp_path}/7.json", text)
-    lease = Lease(str(tmp_path))
+    lease = Lease(str(tmp_path), 0.4)
+    started = time.monotonic()
     lease.acquire()
+    assert time.monotonic() - started >= 0.4
     assert lease.held
     lease.release()
+
+
+def test_an_unreadable_lease_that_changes_is_a_living_jobs(tmp_path: Path) -> None:
+    lease, text = Lease(str(tmp_path), 5.0), "{"
+    storage.write_text(f"{tmp_path}/7.json", text)
+    threading.Timer(0.3, lambda: storage.write_text(f"{tmp_path}/7.json", "{{")).start()
+    with pytest.raises(StorageError, match="another job is running"):
+        lease.acquire()
+
+
+def test_a_lease_with_keys_of_a_later_version_is_its_holders(tmp_path: Path) -> None:
+    later = {**json.loads(myself().to_text()), "color": "blue", "since": 7}
+    storage.write_text(f"{tmp_path}/1.json", json.dumps(later))
+    with pytest.raises(StorageError, match=rf"is running \(host {later['host']}, process "):
+        Lease(str(tmp_path), 30).acquire()
+
+
+def test_a_living_job_that_proc_hides_is_not_called_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with hidepid=2: another user's process can be asked for, and not looked at."""
+    storage.write_text(f"{tmp_path}/1.json", myself().to_text())
+    lease = Lease(str(tmp_path), 0.6)
+    monkeypatch.setattr(holder, "_text", lambda path: "")
+
+    def denied(process: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", denied)
+    assert holder.life(myself_of(tmp_path), lease._me.machine) == "unknown"
+    started = time.monotonic()
+    lease.acquire()  # nobody renews it, so it expires
+    assert time.monotonic() - started >= 0.6
+    lease.release()
+
+
+def myself_of(folder: Path) -> holder.Holder:
+    return holder.Holder.from_text((folder / "1.json").read_text())
+
+
+def test_a_stopped_holder_on_this_machine_is_named_as_such(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        os.kill(process.pid, signal.SIGSTOP)
+        while (state := holder._state_and_start(process.pid))[0] != "T":
+            time.sleep(0.01)
+        stopped = replace(myself(), process=process.pid, process_started=state[1])
+        storage.write_text(f"{tmp_path}/1.json", stopped.to_text())
+        with pytest.raises(StorageError, match=r"(?s)another job is stopped.*continue it, or end it"):
+            Lease(str(tmp_path), 30).acquire()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_store_that_does_not_list_what_is_stored_ends_with_an_error(s3: S3) -> None:
+    lease = Lease(s3.uri("o//c/.lease"), SECONDS)
+    with pytest.raises(StorageError, match=r"(?s)its lease cannot be taken.*without empty"):
+        lease.acquire()
 
 
 def test_a_job_that_loses_its_output_while_it_stores_a_stage_calls_nothing_done(
@@ -181,7 +246,7 @@ def test_a_job_that_loses_its_output_while_it_stores_a_stage_calls_nothing_done(
 
     def slowly(directory: Path, uri: str, **more: Any) -> None:
         upload(directory, uri, **more)
-        storage.write_text(output.at(".lease/2.json"), leases._myself().to_text())
+        storage.write_text(output.at(".lease/2.json"), myself().to_text())
         while output.taken:
             time.sleep(0.01)
 

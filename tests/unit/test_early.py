@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,15 @@ REST = ["merged/config.json", "merged/model.safetensors.index.json"]
 
 def output_at(place: Path) -> Output:
     run = RunRecord(name="r", command="run", status="running", started="now")
-    return Output(uri=str(place / "out"), workdir=place / "work", run=run)
+    output = Output(uri=str(place / "out"), workdir=place / "work", run=run)
+    output.take()
+    return output
+
+
+def kill(output: Output) -> None:
+    """As if its job had been killed: it neither tidies up nor gives its lease up."""
+    for lease in Path(output.uri, ".lease").glob("*.json"):
+        lease.unlink()
 
 
 def at(output: Output) -> dict[str, str]:
@@ -67,9 +76,9 @@ def test_what_went_up_is_not_uploaded_again(
     uploaded = list[str]()
     upload = storage.files.upload
 
-    def noting(path: Path, uri: str) -> None:
+    def noting(path: Path, uri: str, *guard: Any, **more: Any) -> None:
         uploaded.append(uri.removeprefix(f"{output.uri}/"))
-        upload(path, uri)
+        upload(path, uri, *guard, **more)
 
     monkeypatch.setattr(storage, "upload", noting)
     monkeypatch.setattr(storage.trees, "upload", noting)
@@ -107,12 +116,30 @@ def test_nobody_reads_of_two_exports(tmp_path: Path) -> None:
 @pytest.mark.parametrize("now", [SHARDS, ["merged/model.safetensors"]])
 def test_what_a_killed_job_left_is_removed_by_the_next(now: list[str], tmp_path: Path) -> None:
     killed = output_at(tmp_path)
-    for path in ("merged/model-00001-of-00007.safetensors", SHARDS[0], "merged/config.json"):
-        storage.write_text(killed.at(path), "killed")
+    others = ["merged/model-00001-of-00007.safetensors", SHARDS[0]]
+    directory = make(killed, [], "killed")
+    for path in others:
+        (directory / path).write_text("killed")
+        killed.send("export", directory / path)
+    arrive(killed, others)
+    kill(killed)
     output = output_at(tmp_path)
     make(output, now + REST[:1], "two")
     publish(output)
     assert at(output) == {path: f"{path} two" for path in sorted(now + REST[:1])}
+    assert not list(Path(output.uri, ".stages").glob("*.unfinished.json"))
+
+
+def test_files_that_no_record_names_stay_whatever_they_are_called(tmp_path: Path) -> None:
+    output = output_at(tmp_path)
+    own = {"merged/config.json": "mine", "merged/sub/model.safetensors": "mine"}
+    for path, text in own.items():
+        storage.write_text(output.at(path), text)
+    for text in ("one", "two"):
+        make(output, SHARDS + REST[1:], text)
+        publish(output)
+    for path, text in own.items():
+        assert storage.read_text(output.at(path)) == text
 
 
 def test_an_export_that_fails_leaves_no_shard(tmp_path: Path) -> None:
@@ -122,6 +149,7 @@ def test_an_export_that_fails_leaves_no_shard(tmp_path: Path) -> None:
     assert not at(output)
     make(output, SHARDS, "another thread goes on")
     assert not at(output)
+    output.release()
     next_run = output_at(tmp_path)
     make(next_run, SHARDS + REST, "again")
     publish(next_run)
@@ -133,7 +161,7 @@ def test_an_upload_that_fails_is_raised_at_the_next_shard(
 ) -> None:
     tried = threading.Event()
 
-    def refuse(path: Path, uri: str) -> None:
+    def refuse(path: Path, uri: str, guard: Any) -> None:
         tried.set()
         raise StorageError(uri, "cannot write")
 
@@ -151,16 +179,10 @@ def test_an_upload_that_fails_is_raised_at_the_next_shard(
         go_on()
 
 
-def test_a_job_that_lost_its_output_sends_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_lost_its_output_sends_nothing(tmp_path: Path) -> None:
     output = output_at(tmp_path)
-
-    def lost() -> None:
-        raise StorageError("out", "another job has taken the output over")
-
     storage.write_text(output.at(REST[0]), "another job's")
-    monkeypatch.setattr(output, "require", lost)
+    storage.write_text(output.at(".lease/9.json"), "{}")
     with pytest.raises(StorageError, match="taken the output over"):
         make(output, SHARDS, "one")
     assert at(output) == {REST[0]: "another job's"}
@@ -172,10 +194,10 @@ def test_an_upload_under_way_ends_with_the_stage_and_comes_down(
     begun, gate = threading.Event(), threading.Event()
     upload = storage.files.upload
 
-    def slow(path: Path, uri: str) -> None:
+    def slow(path: Path, uri: str, guard: Any) -> None:
         begun.set()
         assert gate.wait(10)
-        upload(path, uri)
+        upload(path, uri, guard)
 
     monkeypatch.setattr(storage, "upload", slow)
     output = output_at(tmp_path)

@@ -1,15 +1,24 @@
 """Where the model comes from and where the output goes."""
 
 import contextlib
+import os
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from job.spec.finding import Finding
-from job.spec.rules.view import Rule, View, builtin, find
+from job.spec.rules.view import Rule, Unread, View, builtin, find
 
 BUILTIN_MODELS = ("builtin://ernie-vl-tiny",)
+INPUTS = ("model.model_name_or_path", "model.adapter_name_or_path")
+LOGS = "logs"
+FOLDERS = (
+    *("data", "checkpoints", "train", "eval", "adapter", "adapter-vllm", "weights", "merged"),
+    *(LOGS, ".stages", ".lease"),
+)
+"""The folders that a run writes at its output."""
+_UNUSABLE = ("", ".", "..")
 _READ_ONLY = ("hf://", "builtin://", "http://", "https://")
 
 
@@ -61,26 +70,59 @@ def _revision(uri: str) -> str | None:
 
 
 def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
+    """Neither holds the other, as links lead: what is read would be overwritten, or removed."""
     output = at("output.uri")
     if output.startswith(_READ_ONLY):
         yield _read_only("output.uri", output)
         return
-    inputs = ["model.model_name_or_path", *(f"{source}.uri" for source in at.sources())]
-    for dotted in inputs:
-        place = _place(at(dotted))
-        if f"{_place(output)}/".startswith(f"{place}/"):
-            yield find(
-                "output.uri",
-                f"must not be {dotted}, nor lie inside it",
-                "write the URI of a folder of its own",
-            )
-            return
+    for dotted in (*INPUTS, *(f"{source}.uri" for source in at.sources())):
+        with contextlib.suppress(Unread):
+            uri = at(dotted)
+            if uri is not None and (problem := _overlap(output, uri, dotted)):
+                yield find("output.uri", problem, "write the URI of a folder of its own")
+                return
+    if problem := unusable(output):
+        parts = [part for part in output.partition("://")[2].split("/") if part not in _UNUSABLE]
+        fix = f"write {output.partition('://')[0]}://{'/'.join(parts)}"
+        yield find("output.uri", problem, fix)
+
+
+def _overlap(output: str, uri: str, dotted: str) -> str | None:
+    """What is wrong with an output beside the input of the key `dotted`."""
+    pattern = re.search(r"[*?\[]", uri)
+    if pattern is not None:  # the folder that it looks into: its files may lie beside the output
+        uri = posixpath.dirname(uri[: pattern.start()]) or "."
+    read, written = place(uri), place(output)
+    if _holds(read, written) and pattern is None:
+        return f"must not be {dotted}, nor lie inside it"
+    if _holds(written, read):
+        return f"must not hold {dotted}, which the run could overwrite"
+    for folder in FOLDERS if _is_local(output) else ():
+        inside = place(f"{output.rstrip('/')}/{folder}")
+        if _holds(inside, read) or (_holds(read, inside) and pattern is None):
+            return f"its folder {folder}/ leads to {dotted}, which the run would overwrite"
+    return None
+
+
+def _holds(folder: str, path: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _trackers_can_write(at: View) -> Iterator[Finding]:
     folder = at("train.logging_dir")
-    if folder is not None and folder.startswith(_READ_ONLY):
+    if folder is None:
+        return
+    if folder.startswith(_READ_ONLY):
         yield _read_only("train.logging_dir", folder)
+        return
+    output = at("output.uri")
+    for own in FOLDERS:
+        if own != LOGS and _holds(place(f"{output.rstrip('/')}/{own}"), place(folder)):
+            yield find(
+                "train.logging_dir",
+                f"must not lie in {own}/ of the output, whose files the run checks and removes",
+                f"remove the line: trackers write to {LOGS}/ there",
+            )
 
 
 def _metrics_file_is_local(at: View) -> Iterator[Finding]:
@@ -90,6 +132,12 @@ def _metrics_file_is_local(at: View) -> Iterator[Finding]:
             "runtime.metrics_file",
             "must be a local file, for Prometheus' node exporter to read",
             "write a path, or use metrics_port",
+        )
+    elif file is not None and _holds(place(at("output.uri")), place(file)):
+        yield find(
+            "runtime.metrics_file",
+            "must not lie in the output, where a run writes only what it was made sure of",
+            "write a path outside, in the folder that the node exporter reads",
         )
 
 
@@ -101,15 +149,36 @@ def _read_only(dotted: str, uri: str) -> Finding:
     )
 
 
-def _place(uri: str) -> str:
-    """One spelling for the URIs of one place."""
-    uri = uri.removeprefix("file://")
-    if "://" in uri:
+def unusable(uri: str) -> str | None:
+    """What makes a place unusable to write to: the store may keep it under another name.
+
+    Object stores take empty, `.` and `..` parts as they are, or drop them, each in its own way:
+    what is stored then is not listed where it was stored.
+    """
+    if _is_local(uri) or uri.lower().startswith("memory://"):
+        return None
+    parts = uri.partition("://")[2].rstrip("/").split("/")
+    if "" in parts:
+        return "has an empty part: two slashes one after the other"
+    dots = [part for part in parts if part in (".", "..")]
+    return f"has the part {dots[0]!r}, which object stores do not resolve" if dots else None
+
+
+def _is_local(uri: str) -> bool:
+    return "://" not in uri or uri.lower().startswith(("file://", "local://"))
+
+
+def place(uri: str) -> str:
+    """One spelling for the URIs of one place; of a local one, where its links lead."""
+    if not _is_local(uri):
         scheme, _, rest = uri.partition("://")
-        return f"{scheme.lower()}://{posixpath.normpath(rest)}"
+        scheme = "s3" if scheme.lower() == "s3a" else scheme.lower()
+        path = posixpath.normpath(re.sub("/+", "/", rest))
+        return f"{scheme}://{path}"
+    uri = uri.partition("://")[2] if "://" in uri else uri
     with contextlib.suppress(RuntimeError):  # no such user: then it is a folder of that name
         uri = FilePath(uri).expanduser().as_posix()
-    return posixpath.normpath(posixpath.join(FilePath.cwd().as_posix(), uri))
+    return os.path.realpath(uri)
 
 
 RULES: tuple[Rule, ...] = (
