@@ -279,6 +279,26 @@ def fetch(
 
 
 @app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="The output of a finished run.", metavar="OUTPUT")],
+) -> None:
+    """Check every file of a finished run against its records; reads all, writes nothing.
+
+    Ends with 11 where a file differs, is missing or is too many, and names each; with 12 where
+    the run is not finished or may not be read.
+    """
+    from job.verify import verify as check
+
+    found = check(output)
+    log.info(
+        "the run is whole",
+        files=found.files,
+        checkpoints=found.checkpoints,
+        read=log.amount(found.bytes),
+    )
+
+
+@app.command()
 def ask(
     url: Annotated[str, typer.Argument(help="The server, without /v1.", metavar="URL")],
     model: Annotated[str, typer.Option(help="The name that the server gives the model.")],

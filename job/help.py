@@ -100,6 +100,10 @@ python -m job fetch s3://results/my-run --to weights
 # The adapter alone.
 python -m job fetch outputs/latex --part adapter --to adapter
 """,
+    "verify": """
+# Is every byte of a run still what the run wrote?
+python -m job verify s3://results/my-run
+""",
     "ask": """
 # Wait until vLLM is ready, then ask it about a picture.
 python -m job ask http://localhost:8000 --model my-model --wait 600 \\
@@ -136,7 +140,7 @@ python -m job reference | less
 PANELS: Mapping[str, Sequence[str]] = {
     "Before a run": ("validate", "plan", "doctor", "reference", "schema"),
     "Run a spec": ("run", "prep", "train", "eval", "export"),
-    "After a run": ("infer", "fetch", "ask", "manifest"),
+    "After a run": ("infer", "fetch", "verify", "ask", "manifest"),
 }
 
 EVERYWHERE = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")

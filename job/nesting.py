@@ -21,7 +21,9 @@ def refuse_nested(output: str) -> None:
     below = {storage.join(output, folder): folder for folder in FOLDERS}
     with ThreadPoolExecutor(8, "nesting") as pool:
         places = [*above, *below]
-        runs = {place for place, found in zip(places, pool.map(_is_run, places), strict=True) if found}
+        runs = {
+            place for place, found in zip(places, pool.map(_is_run, places), strict=True) if found
+        }
     for place in above:
         if place in runs:
             raise SpecError(

@@ -50,9 +50,11 @@ class Writer:
         storage.upload_tree(directory, self.at(""), without=without, guard=self)
 
     def delete(self, path: str) -> None:
+        self.ensure()  # also where nothing is there
         storage.delete(self.at(path), guard=self)
 
     def delete_tree(self, path: str) -> None:
+        self.ensure()
         storage.delete_tree(self.at(path), guard=self)
 
     def delete_unfinished(self, below: Collection[str]) -> int:

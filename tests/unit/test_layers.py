@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("outputs", "kept", "given"),
     ("stages",),
     ("pipeline", "follower"),
-    ("launch", "plan", "infer", "doctor", "fetch", "ask", "manifests"),
+    ("launch", "plan", "infer", "doctor", "fetch", "verify", "ask", "manifests"),
     ("help", "completion", "farewell"),
     ("cli",),
     ("__main__",),

@@ -1,5 +1,7 @@
 """Combinations that make no sense are refused by name, and their neighbours are not."""
 
+from pathlib import Path
+
 import pytest
 
 from job.errors import Problem, SpecError
@@ -385,7 +387,52 @@ REFUSED += [
             ("file:///m/x", "model.model_name_or_path", "/m"),
             ("s3://b/data/out", "data.train.uri", "s3://b/data"),
             ("S3://b/data/../data", "data.eval.uri", "s3://b/data"),
+            ("s3a://b/data/out", "data.train.uri", "s3://b//data/"),
         )
+    ),
+    *(
+        (
+            (f"output.uri={output}", f"{dotted}={source}"),
+            "output.uri",
+            f"must not hold {dotted}, which the run could overwrite",
+            "write the URI of a folder of its own",
+        )
+        for output, dotted, source in (
+            ("models", "model.model_name_or_path", "models/base"),
+            ("out", "model.model_name_or_path", "out/merged"),
+            ("s3://b/out", "model.model_name_or_path", "s3a://b/out/merged/"),
+            ("/data", "data.train.uri", "file:///data/rows/../data/*.jsonl"),
+            ("s3://b/out", "data.eval.uri", "s3://b/out/data/*.parquet"),
+        )
+    ),
+    *(
+        (
+            (f"output.uri={uri}",),
+            "output.uri",
+            message,
+            f"write {fix}",
+        )
+        for uri, message, fix in (
+            ("s3://b/o//c", "has an empty part: two slashes one after the other", "s3://b/o/c"),
+            ("s3://b//c/", "has an empty part: two slashes one after the other", "s3://b/c"),
+            (
+                "gs://b/o/../c",
+                "has the part '..', which object stores do not resolve",
+                "gs://b/o/c",
+            ),
+        )
+    ),
+    (
+        ("output.uri=out", "train.logging_dir=out/merged/logs"),
+        "train.logging_dir",
+        "must not lie in merged/ of the output, whose files the run checks and removes",
+        "remove the line: trackers write to logs/ there",
+    ),
+    (
+        ("output.uri=out", "runtime.metrics_file=out/job.prom"),
+        "runtime.metrics_file",
+        "must not lie in the output, where a run writes only what it was made sure of",
+        "write a path outside, in the folder that the node exporter reads",
     ),
 ]
 
@@ -437,8 +484,12 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("output.uri=s3://b/data2", "data.train.uri=s3://b/data"),
         ("output.uri=models/base2",),
         ("train.logging_dir=s3://b/logs", "runtime.metrics_file=file:///var/job.prom"),
-        ("output.uri=models",),
         ("output.uri=~nobody-of-this-name/x",),
+        ("output.uri=runs/b", "model.model_name_or_path=runs/a/merged"),
+        ("output.uri=data/out", "data.train.uri=data/*.jsonl"),
+        ("output.uri=s3://b/o/c/",),
+        ("output.uri=out", "train.logging_dir=out/logs/tensorboard"),
+        ("output.uri=outputs//x",),
     ],
 )
 def test_allowed(overrides: tuple[str, ...]) -> None:
@@ -469,3 +520,17 @@ def test_a_broken_section_hides_no_other_problem() -> None:
         "--set $.model.dtype",
         "--set $.train.max_steps",
     }
+
+
+def test_a_link_does_not_hide_that_the_output_is_an_input(tmp_path: Path) -> None:
+    model, output = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    (tmp_path / "link").symlink_to(model)
+    (problem,) = _problems(f"model.model_name_or_path={model}", f"output.uri={tmp_path}/link/out")
+    assert problem.message == "must not be model.model_name_or_path, nor lie inside it"
+    output.mkdir()
+    (output / "merged").symlink_to(model)
+    (problem,) = _problems(f"model.model_name_or_path={model}", f"output.uri={output}")
+    assert problem.message == (
+        "its folder merged/ leads to model.model_name_or_path, which the run would overwrite"
+    )
