@@ -5,13 +5,19 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from job import inputs, storage
+from job import inputs, pipeline, storage
 from job.errors import InputError, JobError, StorageError
+from job.families import shards
+from job.families.shards import Weights
 from job.lease import Lease
 from job.spec.load import load_spec
+from job.stages import Stages
 from job.storage import connect, retry
 from job.train.checkpoints import CheckpointStore
 from tests.conftest import S3
@@ -339,6 +345,31 @@ def test_a_full_local_disk_is_exit_21_and_names_the_place(
     assert done.code == 21, done.err
     assert "no space is left" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("writer", ["shards", "safetensors"])
+def test_a_full_disk_without_a_name_names_the_working_folder(
+    writer: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's error names no file where a library writes to one that is open."""
+    tensors = {f"{number}": torch.zeros(2**18) for number in range(8)}
+
+    def fill(self: Stages, directory: Path) -> dict[str, Any]:
+        if writer == "shards":
+            shards.write(Weights.of(tensors.items()), directory, max_shard_size="1GB")
+        else:
+            save_file(tensors, directory / "model.safetensors")
+        return {}
+
+    monkeypatch.setattr(Stages, "prep", fill)
+    settings = [f"runtime.workdir={small_disk}", f"output.uri={tmp_path}/out"]
+    text = (ROOT / "specs/latex.yaml").read_text()
+    loaded = load_spec(text, "latex.yaml", [*settings, f"runtime.cache_dir={tmp_path}/cache"])
+    with pytest.raises(StorageError, match="no space is left there") as caught:
+        pipeline.run(loaded, "prep")
+    [problem] = caught.value.problems
+    assert problem.field.startswith(str(small_disk))
+    assert "set runtime.workdir to a folder on a larger volume" in str(problem.fix)
 
 
 def test_a_download_that_was_killed_goes_on_where_only_the_rest_of_it_fits(

@@ -1,0 +1,118 @@
+"""Commands of fewer stages beside a finished run, and runs that would lie in another."""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from job import pipeline
+from job.errors import SpecError
+from job.spec.load import LoadedSpec, load_spec
+from job.verify import verify
+from tests.jobs import ROOT, job, read_json, small_run, sums
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    output = tmp_path_factory.mktemp("run") / "out"
+    done = job(*small_run(str(output), cache=cache))
+    assert done.code == 0, done.err
+    return output
+
+
+@pytest.fixture
+def output(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished output, for a test to change."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def loaded(output: Path, cache: Path, *more: str) -> LoadedSpec:
+    """The spec of the small run, for a run in this process."""
+    arguments = small_run(str(output), cache=cache)
+    settings = [value for name, value in itertools.pairwise(arguments) if name == "--set"]
+    text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
+    return load_spec(text, "specs/latex.yaml", [*settings, f"output.uri={output}", *more])
+
+
+def files(output: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file() and ".lease" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("command", ["prep", "train", "eval", "export"])
+def test_a_smaller_command_with_nothing_to_make_leaves_a_finished_run_as_it_is(
+    command: str, output: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(output)
+    pipeline.run(loaded(output, cache), command)
+    assert files(output) == before
+    said = capsys.readouterr().err
+    assert "nothing was to be made; the run at the output is finished as it was" in said
+    assert "withdrawn" not in said
+
+
+def test_a_smaller_command_that_made_something_says_what_is_left_to_make(
+    output: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.run(loaded(output, cache, "eval.max_samples=5"), "eval")
+    said = capsys.readouterr().err
+    assert "the run was finished; _SUCCESS is withdrawn until it is again" in said
+    assert (output / "_SUCCESS").is_file()  # the export is as complete as before
+    assert verify(str(output)).files > 10
+
+    capsys.readouterr()
+    pipeline.run(loaded(output, cache, "export.merged.max_shard_size=4GB"), "export")
+    said = capsys.readouterr().err
+    assert "the run at the output is not finished any more" in said
+    assert 'to_be_made="baseline, eval, report"' in said
+    assert "the command run, with the same spec and settings, finishes it again" in said
+    assert not (output / "_SUCCESS").exists()
+    run = read_json(output / "run.json")
+    assert (run["command"], run["status"]) == ("export", "succeeded")
+    assert set(run["stages"]) == {"prep", "train", "export"}
+
+
+def test_a_smaller_command_that_makes_the_run_whole_finishes_it(output: Path, cache: Path) -> None:
+    before = sums(output)
+    (output / "eval" / "final.json").unlink()
+    (output / "report.html").unlink()
+    pipeline.run(loaded(output, cache), "eval")
+    assert sums(output).keys() == before.keys()
+    run = read_json(output / "run.json")
+    assert list(run["stages"]) == ["prep", "baseline", "train", "eval", "export", "report"]
+    assert json.loads((output / "_SUCCESS").read_text())["sha256sums"]
+    verify(str(output))
+    again = pipeline.run(loaded(output, cache))
+    assert {event["event"] for event in again.events} == {"skipped"}
+
+
+@pytest.mark.parametrize("nested", ["merged/mine", "deep/er"])
+def test_an_output_in_another_run_is_refused(
+    nested: str, output: Path, cache: Path, tmp_path: Path
+) -> None:
+    before = files(output)
+    (tmp_path / "link").symlink_to(output)
+    for place in (output / nested, tmp_path / "link" / nested):
+        with pytest.raises(SpecError, match=f"lies in the output of another run, {output}"):
+            pipeline.run(loaded(place, cache))
+    assert files(output) == before
+
+
+def test_an_output_whose_folder_is_another_run_is_refused(
+    output: Path, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "outer").mkdir()
+    output.rename(tmp_path / "outer" / "merged")
+    with pytest.raises(SpecError, match="its folder merged/, which this run writes, is the output"):
+        pipeline.run(loaded(tmp_path / "outer", cache))
+    assert sums(tmp_path / "outer" / "merged")

@@ -1,0 +1,144 @@
+"""Jobs that are stopped anywhere, taken over and continued: the run of the last one stays as it is.
+
+Stopped (SIGSTOP) as a frozen container or a machine that sleeps is: they do not know of it. The
+moments are drawn with a seed; JOB_KILL_SEED draws others.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job import storage
+from job.verify import verify
+from tests.conftest import S3
+from tests.jobs import small_run
+
+SEED = int(os.environ.get("JOB_KILL_SEED", "20"))
+SECONDS = 3.0
+"""Of a lease here, instead of a minute."""
+LONGEST_SECONDS = 0.5
+"""How far behind the line of its log a job is stopped."""
+SAID = (
+    *("run name=", "prep: started", "baseline: started", "train step=2", "checkpoint stored"),
+    *("eval: started", "export: started", "stored early", "report: started", "report: done"),
+)
+SETTINGS = {"data.train.limit": 24, "eval.max_samples": 4, "export.merged.max_shard_size": "1MB"}
+
+# Forked from a process that has the libraries loaded: starting anew takes most of a small run.
+context = get_context("forkserver")
+context.set_forkserver_preload(["tests.integration.preload"])
+
+
+def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str) -> None:
+    """The job, in a process of its own, as if on a machine of its own."""
+    os.environ.update(environ)
+    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 2)
+    from job import holder, lease
+    from job.cli import app
+    from job.errors import Told
+    from job.storage import s3
+
+    s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
+    lease.LEASE_SECONDS = SECONDS
+    lease.myself = lambda: replace(holder.myself(), machine=machine, host=machine)  # type: ignore[attr-defined]
+    from job import farewell, signals
+
+    signals.install(farewell.report)
+    try:
+        app(arguments, standalone_mode=False)
+    except Told as error:
+        os.write(2, f"ended with {error}\n".encode())
+        os._exit(error.exit_code)
+    os._exit(0)
+
+
+class Job:
+    """One start of the job on the output that all share, with a cache of its own."""
+
+    def __init__(self, output: str, place: Path, environ: dict[str, str], number: int) -> None:
+        sets = [item for key, value in SETTINGS.items() for item in ("--set", f"{key}={value}")]
+        arguments = small_run(output, *sets, "--verbose", cache=place / f"cache-{number}")
+        self._said = place / f"said-{number}.txt"
+        self.process: Any = context.Process(
+            target=_run, args=(arguments, environ, str(self._said), f"machine-{number}")
+        )
+        self.process.start()
+
+    def said(self) -> str:
+        return self._said.read_text() if self._said.exists() else ""
+
+    def stop_at(self, line: str, after: float) -> bool:
+        """Stops it behind the line; False where it ended before, or never came there."""
+        while line not in self.said():
+            if not self.process.is_alive():
+                return False
+            time.sleep(0.005)
+        time.sleep(after)
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGSTOP)
+        return bool(self.process.is_alive())
+
+    def finish(self, seconds: float = 240) -> int | None:
+        self.process.join(seconds)
+        return self.process.exitcode  # type: ignore[no-any-return]
+
+
+def bytes_at(output: str) -> dict[str, bytes]:
+    """All that is at the output but for the leases."""
+    return {
+        entry.path: storage.read_bytes(storage.join(output, entry.path))
+        for entry in storage.list_files(output)
+        if not entry.path.startswith(".lease/")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_what_the_last_job_finished_stays_when_those_it_took_over_from_go_on(
+    store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    output, environ = str(tmp_path / "out"), dict[str, str]()
+    if store == "s3":
+        s3: S3 = request.getfixturevalue("s3")
+        output, environ = s3.uri("out"), s3.environ
+    draw, stopped = random.Random(f"{SEED} {store}"), list[Job]()
+    try:
+        for number, line in enumerate(SAID):
+            job = Job(output, tmp_path, environ, number)
+            if job.stop_at(line, draw.random() * LONGEST_SECONDS):
+                stopped.append(job)
+            elif line != SAID[-1]:  # the one that was to be stopped at its end may have come to it
+                assert job.finish() == 0, job.said()
+        assert len(stopped) >= len(SAID) - 2
+        last = Job(output, tmp_path, environ, len(SAID))
+        assert last.finish() == 0, last.said()
+        assert verify(output).files > 10
+        before = bytes_at(output)
+        run = json.loads(before["run.json"])
+        assert run["status"] == "succeeded"
+        for number, job in enumerate(stopped):
+            if number % 2:  # Kubernetes asks it to stop before it goes on
+                os.kill(job.process.pid, signal.SIGTERM)
+            os.kill(job.process.pid, signal.SIGCONT)
+        codes = [job.finish() for job in stopped]
+        for job, code in zip(stopped, codes, strict=True):
+            assert code in (21, 143), job.said()
+        assert {"another job has taken the output over" in job.said() for job in stopped} == {True}
+        assert bytes_at(output) == before
+        assert verify(output).files > 10
+        print(f"{store}: {len(stopped)} jobs stopped and taken over, ended with {codes}")
+    finally:
+        for job in stopped:
+            with suppress(ProcessLookupError, AttributeError):
+                os.kill(job.process.pid, signal.SIGKILL)
