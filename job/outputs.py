@@ -108,7 +108,7 @@ class Output:
         """What stores a file at a path below `uri`: under the lease where that is in the output."""
         root, folder = place(self.uri), place(uri)
         if folder != root and not folder.startswith(f"{root}/"):
-            return lambda file, path: storage.upload(file, storage.join(uri, path))
+            return Writer(uri, lease=None).upload
         return self.writer.inside(folder.removeprefix(root)).upload
 
     @cached_property

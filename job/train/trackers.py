@@ -16,6 +16,7 @@ from types import TracebackType
 from job import log
 from job.errors import JobError, SpecError
 from job.storage import retry
+from job.writer import Writer
 
 KEPT = ".keep"
 EVERY_SECONDS = 30.0
@@ -38,6 +39,7 @@ class TrackerFiles:
     """What the trackers of one training write: in `directory`, and under `uri`.
 
     `upload` stores a file at a path below `uri`: where that is in the output, under its lease.
+    Without it no other job writes there.
     """
 
     def __init__(
@@ -45,10 +47,10 @@ class TrackerFiles:
         report_to: Sequence[str],
         directory: Path,
         uri: str,
-        upload: Callable[[Path, str], None],
+        upload: Callable[[Path, str], None] | None = None,
     ) -> None:
         self._report_to, self._directory, self._uri = tuple(report_to), directory, uri
-        self._upload = upload
+        self._upload = upload or Writer(uri, lease=None).upload
         self._stored: dict[Path, tuple[int, int]] = {}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="trackers", daemon=True)

@@ -9,7 +9,6 @@ from job import log, storage
 from job.errors import SpecError
 from job.train import trackers
 from job.train.trackers import TrackerFiles
-from job.writer import Writer
 
 
 @pytest.fixture
@@ -19,12 +18,6 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     return tmp_path / "logs"
-
-
-def tracker_files(report_to: list[str], directory: Path, uri: str) -> TrackerFiles:
-    """Stored at a place that no other job writes to."""
-    writer = Writer(uri, lease=None)
-    return TrackerFiles(report_to, directory, uri, writer.upload)
 
 
 def write(path: Path, text: str) -> None:
@@ -37,7 +30,7 @@ def test_files_are_stored_as_they_grow_and_at_the_end(
 ) -> None:
     uri = "memory://trackers/growing"
     monkeypatch.setattr(trackers, "EVERY_SECONDS", 0.01)
-    files = tracker_files(["tensorboard"], directory, uri)
+    files = TrackerFiles(["tensorboard"], directory, uri)
     files.point()
     with files:
         events = Path(os.environ["TENSORBOARD_LOGGING_DIR"]) / "events"
@@ -55,7 +48,7 @@ def test_a_training_that_fails_leaves_its_trackers_files(directory: Path) -> Non
     uri = "memory://trackers/failed"
 
     def training() -> None:
-        with tracker_files(["tensorboard"], directory, uri):
+        with TrackerFiles(["tensorboard"], directory, uri):
             write(directory / "tensorboard" / "events", "last words")
             raise RuntimeError
 
@@ -69,14 +62,14 @@ def test_a_store_that_refuses_is_a_warning_and_the_files_stay(
 ) -> None:
     log.configure("text")
     (tmp_path / "file").touch()
-    with tracker_files(["tensorboard"], directory, f"{tmp_path}/file/logs"):
+    with TrackerFiles(["tensorboard"], directory, f"{tmp_path}/file/logs"):
         write(directory / "tensorboard" / "events", "x")
     assert "the trackers' files could not be stored" in capsys.readouterr().err
     assert (directory / "tensorboard" / "events").read_text() == "x"
 
 
 def test_an_empty_folder_is_kept(directory: Path) -> None:
-    with tracker_files(["mlflow"], directory, "memory://trackers/empty"):
+    with TrackerFiles(["mlflow"], directory, "memory://trackers/empty"):
         (directory / "mlflow" / "artifacts").mkdir(parents=True)
     assert storage.exists("memory://trackers/empty/mlflow/artifacts/.keep")
 
@@ -86,14 +79,14 @@ def test_servers_that_the_user_names_come_first(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     monkeypatch.setenv("WANDB_API_KEY", "planted-key")
-    tracker_files(["mlflow", "wandb"], directory, "memory://trackers/servers").point()
+    TrackerFiles(["mlflow", "wandb"], directory, "memory://trackers/servers").point()
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert "WANDB_MODE" not in os.environ
 
 
 def test_without_trackers_nothing_happens(directory: Path) -> None:
     before = dict(os.environ)
-    files = tracker_files([], directory, "memory://trackers/none")
+    files = TrackerFiles([], directory, "memory://trackers/none")
     files.point()
     with files:
         assert dict(os.environ) == before

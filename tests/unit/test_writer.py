@@ -1,6 +1,7 @@
 """Nothing is written or removed at an output but through its writer, under its lease."""
 
 import ast
+import functools
 import json
 import os
 import signal
@@ -29,67 +30,88 @@ from tests.jobs import ROOT
 JOB = ROOT / "job"
 WRITING = ("write_bytes", "write_text", "write_new", "upload", "upload_tree", "copy_tree", "delete")
 WRITING += ("delete_tree", "delete_unfinished")
+STORAGE = ("storage", "files", "trees", "local", "remote", "s3")
 ALLOWED = {
     "writer.py": "it is the way",
     "lease.py": "the lease itself, each write of which looks first",
-    "outputs.py": "a tracker's files at a place outside of the output",
     "prep/work.py": "this machine's working folder",
     "telemetry/prometheus.py": "a local file, which may not lie in the output",
 }
 SECONDS = 0.8  # of a lease
 
 
-def calls(path: Path) -> list[str]:
-    """The functions of `storage` that write, as they are named in a file, called or handed on."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id in ("storage", "remote", "s3", "local", "files", "trees")
-        and node.attr in WRITING
-    ]
+@functools.cache
+def nodes() -> dict[str, tuple[ast.AST, ...]]:
+    """Everything in the code of the job but for `storage` itself, by file."""
+    return {
+        path.relative_to(JOB).as_posix(): tuple(ast.walk(ast.parse(path.read_text("utf-8"))))
+        for path in sorted(JOB.rglob("*.py"))
+        if "storage" not in path.relative_to(JOB).parts
+    }
 
 
 def test_only_the_writer_and_the_lease_write_to_storage() -> None:
+    """By name: a function of `storage` that writes is called, handed on or imported."""
     found = {
-        path.relative_to(JOB).as_posix(): calls(path)
-        for path in JOB.rglob("*.py")
-        if "storage" not in path.relative_to(JOB).parts
-    }
-    assert {path for path, names in found.items() if names} == set(ALLOWED)
-    assert found["outputs.py"] == ["upload"]
-    imported = [
         path
-        for path in JOB.rglob("*.py")
-        if "storage" not in path.relative_to(JOB).parts
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, every in nodes().items()
+        for node in every
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in STORAGE
+        and node.attr in WRITING
+    }
+    assert found == set(ALLOWED)
+    imported = {
+        alias.name
+        for every in nodes().values()
+        for node in every
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("job.storage")
-        if {alias.name for alias in node.names} & {*WRITING, "files", "remote", "s3", "connect"}
-    ]
-    assert imported == []
+        for alias in node.names
+    }
+    assert imported.isdisjoint({*WRITING, "files", "remote", "s3"})
 
 
-def test_every_checkpoint_store_of_the_job_writes_under_the_lease() -> None:
-    made = [
-        {keyword.arg for keyword in node.keywords}
-        for path in JOB.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "CheckpointStore"
+def calls_of(name: str) -> list[tuple[str, ast.Call]]:
+    """Where in the job something of that name is made."""
+    return [
+        (path, node)
+        for path, every in nodes().items()
+        for node in every
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == name
     ]
-    assert made
-    assert all("writer" in keywords for keywords in made)
-    writers = [
-        ast.unparse(node)
-        for path in JOB.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Writer"
+
+
+def test_what_the_job_stores_at_an_output_has_the_writer_of_the_output() -> None:
+    [(_, store)] = calls_of("CheckpointStore")
+    assert "writer=self.output.writer.inside('checkpoints')" in ast.unparse(store)
+    [(_, trackers)] = calls_of("TrackerFiles")
+    assert "self.output.uploads_to(logs)" in ast.unparse(trackers)
+    without = [path for path, made in calls_of("Writer") if "lease=None" in ast.unparse(made)]
+    assert without == [
+        "outputs.py",  # a tracker's files at a place outside of the output
+        *("train/checkpoints.py", "train/trackers.py"),  # made without a writer, as benchmarks do
     ]
-    # Without a lease only where nobody asks for one: a store of checkpoints made without a writer.
-    assert sorted(text for text in writers if "lease=None" in text) == [
-        "Writer(self.uri, lease=None)"
-    ]
+
+
+def test_trackers_files_in_the_output_go_under_its_lease_however_it_is_spelled(
+    tmp_path: Path,
+) -> None:
+    run = RunRecord(name="r", command="run", status="running", started="now")
+    output = Output(uri=str(tmp_path / "out"), workdir=tmp_path / "work", run=run)
+    output.take()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "events").write_text("events")
+    inside = [output.at("logs"), f"file://{tmp_path}/out/../out/mine", f"{tmp_path}/link/other"]
+    outside = f"{tmp_path}/out-logs"
+    for uri in (*inside, outside):
+        output.uploads_to(uri)(tmp_path / "events", "tensorboard/events")
+        assert storage.read_text(f"{uri}/tensorboard/events") == "events"
+    output.release()
+    output.uploads_to(outside)(tmp_path / "events", "again")
+    for uri in inside:
+        with pytest.raises(StorageError, match="nothing is written without the output's lease"):
+            output.uploads_to(uri)(tmp_path / "events", "again")
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
