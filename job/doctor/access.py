@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from job import inputs, log, storage
 from job.doctor.check import Check, fail, note, ok, tried, warn
 from job.doctor.subject import Subject
+from job.nesting import refuse_nested
 from job.prep import find
 from job.storage import retry
 from job.storage.connect import CONNECT_SECONDS
@@ -32,6 +33,7 @@ def checks(subject: Subject) -> Iterator[Check]:
         return f"{found.uri} ({log.size(found.size_bytes)})"
 
     def output() -> str:
+        refuse_nested(spec.output.uri)
         storage.check_access(spec.output.uri, "write")
         return f"{spec.output.uri}: wrote an object and deleted it"
 

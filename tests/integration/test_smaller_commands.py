@@ -61,6 +61,7 @@ def test_a_smaller_command_with_nothing_to_make_leaves_a_finished_run_as_it_is(
     assert "withdrawn" not in said
 
 
+@pytest.mark.slow
 def test_a_smaller_command_that_made_something_says_what_is_left_to_make(
     output: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

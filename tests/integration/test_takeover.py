@@ -51,7 +51,7 @@ def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str)
 
     s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
     lease.LEASE_SECONDS = SECONDS
-    lease.myself = lambda: replace(holder.myself(), machine=machine, host=machine)  # type: ignore[attr-defined]
+    lease.myself = lambda: replace(holder.myself(), machine=machine, host=machine)
     from job import farewell, signals
 
     signals.install(farewell.report)
@@ -91,7 +91,7 @@ class Job:
 
     def finish(self, seconds: float = 240) -> int | None:
         self.process.join(seconds)
-        return self.process.exitcode  # type: ignore[no-any-return]
+        return self.process.exitcode
 
 
 def bytes_at(output: str) -> dict[str, bytes]:

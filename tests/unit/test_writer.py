@@ -28,8 +28,10 @@ from tests.conftest import S3
 from tests.jobs import ROOT
 
 JOB = ROOT / "job"
-WRITING = ("write_bytes", "write_text", "write_new", "upload", "upload_tree", "copy_tree", "delete")
-WRITING += ("delete_tree", "delete_unfinished")
+WRITING = (
+    *("write_bytes", "write_text", "write_new", "upload", "upload_tree", "copy_tree"),
+    *("delete", "delete_tree", "delete_unfinished"),
+)
 STORAGE = ("storage", "files", "trees", "local", "remote", "s3")
 ALLOWED = {
     "writer.py": "it is the way",
