@@ -17,7 +17,9 @@ from job import log, storage
 from job.early import Early
 from job.errors import JobError, MissingInputError, StorageError
 from job.lease import Lease
+from job.local.work import WorkFolder
 from job.manifest import (
+    STAGES,
     FileDigest,
     RunRecord,
     StageRecord,
@@ -26,7 +28,7 @@ from job.manifest import (
     sha256_file,
 )
 
-STAGES, LEASES = ".stages", ".lease"
+LEASES = ".lease"
 RUN, RESOLVED, SBOM = "run.json", "spec.resolved.yaml", "sbom.cdx.json"
 SUMS, SUCCESS = "SHA256SUMS", "_SUCCESS"
 
@@ -48,7 +50,7 @@ class Output:
     """The output of one run, at `uri`, with its local working folder."""
 
     uri: str
-    workdir: Path
+    workdir: Path | WorkFolder
     run: RunRecord
     _local: set[str] = field(default_factory=set)
     _stale: dict[str, StageRecord | None] = field(default_factory=dict)

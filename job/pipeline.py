@@ -40,7 +40,7 @@ def run(loaded: LoadedSpec, command: str = "run", peers: Peers | None = None) ->
     Where several processes train together this is rank 0; the others follow it by `peers`.
     """
     job = Pipeline(loaded, command, peers)
-    with signals.telling(job.fail):
+    with job.stages.work, signals.telling(job.fail):
         try:
             job.open()
             for stage in COMMANDS[command]:
@@ -144,6 +144,7 @@ class Pipeline:
         self.output.finish(complete=self.command == "run")
         self.output.release()
         self._end()
+        self.stages.work.remove()
 
     def fail(self, error: BaseException) -> None:
         """Records why the run ended; storage that fails now must not hide the first error."""

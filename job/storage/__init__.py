@@ -24,6 +24,7 @@ from job.storage.files import (
     write_new,
     write_text,
 )
+from job.storage.identity import identity
 from job.storage.trees import (
     copy_tree,
     delete_tree,
@@ -53,6 +54,7 @@ __all__ = [
     "exists",
     "glob",
     "has_glob",
+    "identity",
     "is_file",
     "is_local",
     "is_read_only",
