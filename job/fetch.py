@@ -27,7 +27,8 @@ LOST_AND_FOUND = "lost+found"
 """A disk's own folder, where one is mounted."""
 SHOWN = 5
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_LOADED_BY = re.compile(r"(^|/)(config\.json|adapter_config\.json|[^/]*\.index\.json)$")
+_LOADED_BY = (re.compile(r"\.index\.json$"), re.compile(r"(^|/)(adapter_)?config\.json$"))
+"""What names the weights, and what names the model: come in this order, go in the other."""
 
 
 def fetch(uri: str, part: str, directory: Path) -> int:
@@ -151,13 +152,14 @@ class Target:
             # A call that is cut off here is to know everything that it finds.
             both = {path: [*self._known.get(path, ()), each] for path, each in wanted.items()}
             self._note({**self._known, **both})
-            last = sorted(path for path in wanted if _LOADED_BY.search(path))
-            for path in last:  # without these nobody loads the rest
-                if path not in missing:
+            for path in sorted(
+                wanted, key=_turn, reverse=True
+            ):  # without these nobody loads the rest
+                if _turn(path) and path not in missing:
                     self._move(self._directory / path, self._waiting(path))
-            for path in sorted(old | {*missing}, key=lambda each: each not in last):
+            for path in sorted(old | {*missing}, key=_turn, reverse=True):
                 (self._directory / path).unlink(missing_ok=True)
-            for path in [*sorted({*missing} - {*last}), *last]:
+            for path in sorted([p for p in wanted if p in missing or _turn(p)], key=_turn):
                 self._move(self._waiting(path), self._directory / path)
             for path in old:
                 self._remove_empty((self._directory / path).parent)
@@ -201,3 +203,8 @@ class Target:
 
     def _waiting(self, path: str) -> Path:
         return self._directory / OWN / "files" / path
+
+
+def _turn(path: str) -> int:
+    """When a file comes to its place: zero, unless the others are loaded by it."""
+    return next((turn for turn, name in enumerate(_LOADED_BY, 1) if name.search(path)), 0)
