@@ -299,6 +299,36 @@ def verify(
 
 
 @app.command()
+def clean(
+    spec: Annotated[
+        str | None, typer.Argument(help="Look where it keeps its files.", metavar="SPEC")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="The cache, in place of runtime.cache_dir.")
+    ] = None,
+    unused_days: Annotated[
+        float, typer.Option(min=0, help="Cache entries not used for so long go.")
+    ] = 30,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove what goes; without, it is only listed.")
+    ] = False,
+    set: Sets = None,
+) -> None:
+    """List what runs and downloads left on this machine, and remove it.
+
+    What a living process holds stays, and so does everything that is not the job's.
+    """
+    from job import clean as cleaning
+
+    cleaning.clean(
+        _load(spec, set, None) if spec else None,
+        cache_dir,
+        unused_days=unused_days,
+        remove=remove,
+    )
+
+
+@app.command()
 def ask(
     url: Annotated[str, typer.Argument(help="The server, without /v1.", metavar="URL")],
     model: Annotated[str, typer.Option(help="The name that the server gives the model.")],

@@ -4,6 +4,7 @@ Everything else is rank 0's: the lease, prep, evaluation, export and every file 
 one waits until it is called to train, and leaves when rank 0 does, with its exit code.
 """
 
+from pathlib import Path
 from typing import NoReturn
 
 from job import signals
@@ -33,9 +34,12 @@ def _train(loaded: LoadedSpec, command: str, peers: Peers) -> None:
     if place.local_rank == 0:
         stages.output.fetch(record)
         stages.models.base()
-        peers.tell(f"fetched/{place.node}", True)
+        peers.tell(f"fetched/{place.node}", str(stages.work.path))
     else:
-        if place.node > 0:
-            peers.hear(f"fetched/{place.node}")
+        # The folder of this machine's first process, which holds it for all.
+        there = peers.hear(f"fetched/{place.node}") if place.node > 0 else call["work"]
+        stages.work.share(Path(there))
         stages.output.find_fetched(record)
-    stages.fit(stages.output.workdir, call["identity"])
+    stages.fit(stages.work.path, call["identity"])
+    if place.local_rank == 0:  # what this machine had of the training is needed no more
+        stages.work.remove()

@@ -104,6 +104,13 @@ python -m job fetch outputs/latex --part adapter --to adapter
 # Is every byte of a run still what the run wrote?
 python -m job verify s3://results/my-run
 """,
+    "clean": """
+# What is left on this machine, how large and how old; nothing is removed.
+python -m job clean
+
+# Remove it, where a spec keeps its files; models unused for a week too.
+python -m job clean my.yaml --unused-days 7 --remove
+""",
     "ask": """
 # Wait until vLLM is ready, then ask it about a picture.
 python -m job ask http://localhost:8000 --model my-model --wait 600 \\
@@ -140,7 +147,7 @@ python -m job reference | less
 PANELS: Mapping[str, Sequence[str]] = {
     "Before a run": ("validate", "plan", "doctor", "reference", "schema"),
     "Run a spec": ("run", "prep", "train", "eval", "export"),
-    "After a run": ("infer", "fetch", "verify", "ask", "manifest"),
+    "After a run": ("infer", "fetch", "verify", "clean", "ask", "manifest"),
 }
 
 EVERYWHERE = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")

@@ -1,14 +1,11 @@
 """`job infer`: one question, one answer, from what a run left at its output."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from job import storage
-from job.errors import DataError, InputError, MissingInputError, UsageError
-from job.manifest import StageRecord
-from job.outputs import STAGES
+from job.errors import DataError, InputError, UsageError
+from job.local import results
 from job.prep.images import ImageRefused, inspect
 from job.prep.records import Message, Part, Row
 from job.spec.load import LoadedSpec
@@ -108,24 +105,10 @@ def _model(stages: Stages, weights: str) -> tuple[Any, Any]:
     if weights == "base":
         return stages.models.base(), stages.family
     stage = "train" if weights == "adapter" else "export"
-    marker = stages.output.at(STAGES, f"{stage}.json")
-    try:
-        record = StageRecord.from_json(json.loads(storage.read_bytes(marker)))
-    except MissingInputError as error:
-        raise InputError(
-            stages.output.uri,
-            f"holds no finished {stage} stage",
-            fix=f"python -m job {stage} SPEC first, or --weights base",
-        ) from error
-    if weights == "adapter" and stages.spec.lora.method == "lora":
-        return (
-            stages.engine.load_adapter(
-                stages.models.base(), stages.output.fetch(record) / "adapter"
-            ),
-            stages.family,
-        )
-    folder = "merged" if weights == "merged" else "weights"
-    if not any(file.path.startswith(f"{folder}/") for file in record.files):
-        raise InputError(stages.output.uri, f"holds no {folder}/", fix="--weights adapter")
-    family = stages.bind(stages.output.fetch(record) / folder)
+    adapted = weights == "adapter" and stages.spec.lora.method == "lora"
+    folder = "adapter" if adapted else "merged" if weights == "merged" else "weights"
+    found = results.fetch(stages.output.uri, stage, folder, stages.cache_dir, stages.cache_limit)
+    if adapted:
+        return stages.engine.load_adapter(stages.models.base(), found), stages.family
+    family = stages.bind(found)
     return stages.engine.load(family), family

@@ -6,15 +6,14 @@ found by `job.prep.find`.
 """
 
 import fnmatch
-import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from job import log, storage
-from job.errors import InputError, StorageError
-from job.manifest import digest_tree, download_verified, fingerprint, sha256_file
+from job import storage
+from job.errors import InputError
+from job.local import cache, room
+from job.manifest import digest_tree, fingerprint, sha256_file
 from job.spec.types import ModelSpec
 
 BUILTIN = "builtin://"
@@ -24,7 +23,6 @@ FORMULAS = "builtin://formulas"
 # Weights come as safetensors alone: the other formats run code when they are read.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 CODE_FILES = ("*.py",)
-COMPLETE = ".complete"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +84,21 @@ def place(uri: str) -> str:
     return str(MODELS / uri.removeprefix(BUILTIN)) if uri.startswith(BUILTIN) else uri
 
 
-def fetch_model(model: ModelInput, cache_dir: Path) -> Path:
-    """The checkpoint's folder on this machine; downloaded once, whole or not at all."""
-    return _here(model) or _fetched(model.uri, model.files, model.digest, cache_dir)
+def fetch_model(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
+    """The checkpoint's folder on this machine; downloaded once, and looked at before each use.
+
+    `limit` is what the cache may take, in bytes; zero for no limit. For errors see `cache.bring`.
+    """
+    return _here(model) or _fetched(model.uri, model.files, model.digest, cache_dir, limit)
 
 
-def fetch_headers(model: ModelInput, cache_dir: Path) -> Path:
+def fetch_headers(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
     """A folder with all of the checkpoint but its weights, whose shapes the configuration tells."""
     if here := _here(model):
         return here
     small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
-    return _fetched(model.uri, small, fingerprint(model.digest, "headers"), cache_dir)
+    digest = fingerprint(model.digest, "headers")
+    return _fetched(model.uri, small, digest, cache_dir, limit)
 
 
 def _here(model: ModelInput) -> Path | None:
@@ -106,27 +108,15 @@ def _here(model: ModelInput) -> Path | None:
     return storage.local_path(model.uri) if storage.is_local(model.uri) else None
 
 
-def _fetched(uri: str, files: tuple[storage.Entry, ...], digest: str, cache_dir: Path) -> Path:
-    directory = cache_dir / "models" / digest[:16]
-    if (directory / COMPLETE).exists():
-        return directory
-    # A file of the right size is whole: downloads become visible only when they are.
-    missing = [file for file in files if not _is_there(directory / file.path, file.size)]
-    needed = sum(file.size for file in missing)
-    free = shutil.disk_usage(_existing(cache_dir)).free
-    if free < needed:
-        raise InputError(
-            "$.runtime.cache_dir",
-            f"the checkpoint needs {log.size(needed)} and {log.size(free)} are free",
-            value=str(cache_dir),
-            fix="name a folder on a larger disk",
-        )
-    log.info("download model", uri=uri, size=log.size(sum(file.size for file in files)))
-    with log.progress("download", len(missing), "files") as bar, ThreadPoolExecutor(4) as pool:
-        for _ in pool.map(lambda file: _download(uri, file, directory), missing):
-            bar.advance()
-    (directory / COMPLETE).touch()
-    return directory
+def _fetched(
+    uri: str, files: tuple[storage.Entry, ...], digest: str, cache_dir: Path, limit: int
+) -> Path:
+    wanted = [cache.Wanted(path=f.path, size=f.size, sha256=f.sha256) for f in files]
+
+    def download(file: cache.Wanted, path: Path) -> None:
+        storage.download(storage.join(uri, file.path), path)
+
+    return cache.bring(cache_dir, room.MODELS, digest[:32], wanted, download, of=uri, limit=limit)
 
 
 def _entries(directory: Path) -> tuple[storage.Entry, ...]:
@@ -142,26 +132,3 @@ def _entries(directory: Path) -> tuple[storage.Entry, ...]:
 
 def _digest_of(directory: Path) -> str:
     return fingerprint([(file.path, file.sha256) for file in digest_tree(directory)])
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _is_there(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
-
-
-def _download(uri: str, file: storage.Entry, directory: Path) -> None:
-    """Brings a file; compared with its SHA-256 where the hub tells that."""
-    path = directory / file.path
-    if file.sha256 is None:
-        storage.download(storage.join(uri, file.path), path)
-    elif not download_verified(uri, file.path, path, file.sha256):
-        raise StorageError(
-            storage.join(uri, file.path),
-            "other bytes arrive than are stored: the SHA-256 differs",
-            fix="check the network and what is between here and there, then run again",
-        )

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from job import log, storage
+from job.errors import InputError
 from job.redaction import redacted
 
 THROUGHPUT = (
@@ -22,6 +23,9 @@ THROUGHPUT = (
     "rows_a_step",
 )
 """What of the training's summary readers look for first."""
+
+STAGES = ".stages"
+"""The folder of an output that holds a marker for each finished stage."""
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
 
@@ -111,6 +115,22 @@ class StageRecord:
             files=tuple(FileDigest.from_json(file) for file in value["files"]),
             summary=dict(value["summary"]),
         )
+
+
+def read_stage(uri: str) -> StageRecord:
+    """The record that a stage's marker at `uri` holds.
+
+    Raises MissingInputError if there is none, and InputError if it is cut or was changed.
+    """
+    try:
+        return StageRecord.from_json(json.loads(storage.read_bytes(uri)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            uri,
+            f"is no record of a stage; it is cut or was changed: {reason}",
+            fix="run the job again: it makes the stage of an unreadable marker anew",
+        ) from error
 
 
 @dataclass(kw_only=True)

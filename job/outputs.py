@@ -22,7 +22,9 @@ from job import log, storage
 from job.early import Early
 from job.errors import JobError, MissingInputError, StorageError
 from job.lease import Lease
+from job.local.work import WorkFolder
 from job.manifest import (
+    STAGES,
     FileDigest,
     RunRecord,
     StageRecord,
@@ -37,7 +39,6 @@ from job.writer import LEASES, SUCCESS, Writer
 
 __all__ = ["LEASES", "RESOLVED", "RUN", "SBOM", "STAGES", "SUCCESS", "SUMS", "Output", "utc_now"]
 
-STAGES = ".stages"
 CHANGED = "inputs changed"
 SBOM, SUMS = "sbom.cdx.json", "SHA256SUMS"
 
@@ -54,7 +55,7 @@ class Output:
     """The output of one run, at `uri`, with its local working folder."""
 
     uri: str
-    workdir: Path
+    workdir: Path | WorkFolder
     run: RunRecord
     _local: set[str] = field(default_factory=set)
     _early: dict[str, Early] = field(default_factory=dict)

@@ -40,7 +40,7 @@ def run(loaded: LoadedSpec, command: str = "run", peers: Peers | None = None) ->
     Where several processes train together this is rank 0; the others follow it by `peers`.
     """
     job = Pipeline(loaded, command, peers)
-    with signals.telling(job.fail):
+    with job.stages.work, signals.telling(job.fail):
         try:
             job.open()
             for stage in COMMANDS[command]:
@@ -164,6 +164,7 @@ class Pipeline:
             )
         self.output.release()
         self._end()
+        self.stages.work.remove()
 
     def _take_in_complete(self, stages: Sequence[Stage]) -> list[Stage]:
         """Enters those of the stages that others made; gives those that are not complete.

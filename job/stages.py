@@ -17,7 +17,9 @@ from job import __version__, engines, families, inputs, log, telemetry
 from job.errors import JobError
 from job.evaluation import latex
 from job.given import Given, Stage
-from job.manifest import RunRecord, fingerprint
+from job.local import room
+from job.local.work import WorkFolder
+from job.manifest import RunRecord, StageRecord
 from job.outputs import Output, utc_now
 from job.peers import Peers
 from job.prep import cache
@@ -41,13 +43,8 @@ class Stages:
             name=self.spec.name, command=command, status="running", started=utc_now()
         )
         self.status = telemetry.Status(self.spec.name, __version__)
-        workdir = self.cache_dir / "work"
-        if self.spec.runtime.workdir is not None:
-            workdir = Path(self.spec.runtime.workdir).expanduser()
-        place = f"{self.spec.name}-{fingerprint(self.spec.output.uri)[:8]}"
-        if peers is not None and peers.place.node:  # the folder may be one for all machines
-            place += f"-node{peers.place.node}"
-        self.output = Output(uri=self.spec.output.uri, workdir=workdir / place, run=self.record)
+        self.work = self._work_folder()
+        self.output = Output(uri=self.spec.output.uri, workdir=self.work, run=self.record)
         self.processes = 1 if peers is None else peers.place.size
         self.given = Given(self.spec, processes=self.processes)
         self.trained_by: engines.Name = "transformers"
@@ -55,7 +52,7 @@ class Stages:
     # --- the stages ------------------------------------------------------------------------
 
     def prep(self, directory: Path) -> dict[str, Any]:
-        identity, kept = self.fingerprint("prep"), self.cache_dir / "prepared"
+        identity, kept = self.fingerprint("prep"), self.cache_dir / room.PREPARED
         rows = cache.take(kept, identity, directory / "data")
         if rows is not None:
             log.info("the same rows were prepared before, and are used again", kept=kept)
@@ -76,6 +73,8 @@ class Stages:
                 "leaked": data.leaked_rows,
             }
             cache.keep(kept, identity, directory / "data", rows)
+            if self.cache_limit:
+                room.make_room(self.cache_dir, self.cache_limit, keep=kept / identity[:32])
         log.info("data", **rows)
         return {"rows": rows}
 
@@ -87,8 +86,10 @@ class Stages:
         if self.peers is not None:
             # Fetched before the others look: on this machine they find it all there.
             self.models.base()
-            self.output.fetch(prep := self.record.stages["prep"])
-            self.peers.tell("train", {"prep": prep.to_json(), "identity": identity})
+            prep = self.record.stages["prep"]
+            self._fetch_rows(prep)
+            told = {"prep": prep.to_json(), "identity": identity, "work": str(self.work.path)}
+            self.peers.tell("train", told)
         model, result = self.fit(directory, identity)
         assert result is not None
         if model is None:  # it was trained in shares
@@ -221,10 +222,23 @@ class Stages:
     def cache_dir(self) -> Path:
         return Path(self.spec.runtime.cache_dir).expanduser()
 
+    @property
+    def cache_limit(self) -> int:
+        """What the caches may take, in bytes; zero for no limit."""
+        return room.in_bytes(self.spec.runtime.cache_limit)
+
+    def _work_folder(self) -> WorkFolder:
+        runtime = self.spec.runtime
+        root, field = self.cache_dir / "work", "$.runtime.cache_dir"
+        if runtime.workdir is not None:
+            root, field = Path(runtime.workdir).expanduser(), "$.runtime.workdir"
+        node = self.peers.place.node if self.peers is not None else 0
+        return WorkFolder(root, self.spec.name, self.spec.output.uri, node=node, field=field)
+
     @cached_property
     def data(self) -> PreparedData:
-        directory = self.output.fetch(self.record.stages["prep"]) / "data"
-        rows = self.record.stages["prep"].summary["rows"]
+        prep = self.record.stages["prep"]
+        directory, rows = self._fetch_rows(prep) / "data", prep.summary["rows"]
         return PreparedData(
             directory=directory,
             train_rows=rows["train"],
@@ -233,6 +247,13 @@ class Stages:
             leaked_rows=rows["leaked"],
             pictures=self._pictures(directory) if self.spec.data.streaming else None,
         )
+
+    def _fetch_rows(self, prep: StageRecord) -> Path:
+        """What prep left; from the cache rather than from the output where that has the same."""
+        place = self.work / "stages" / "prep" / "data"
+        if not place.exists():
+            cache.take(self.cache_dir / room.PREPARED, prep.fingerprint, place)
+        return self.output.fetch(prep)
 
     def _pictures(self, directory: Path) -> Pictures:
         place = self.output.workdir / "pictures"
@@ -276,7 +297,7 @@ class Stages:
         choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
         log.info("engine", takes=choice.engine, reason=choice.reason)
         if choice.engine == "unsloth":
-            patched.bring_in(self.cache_dir, compiled=self.spec.train.torch_compile)
+            patched.bring_in(self.work.path, compiled=self.spec.train.torch_compile)
         self.trained_by = choice.engine
 
     def _family_name(self) -> str | None:
@@ -287,7 +308,7 @@ class Stages:
 
     @cached_property
     def family(self) -> families.Family:
-        directory = inputs.fetch_model(self.given.model, self.cache_dir)
+        directory = inputs.fetch_model(self.given.model, self.cache_dir, self.cache_limit)
         return self.bind(directory, self.given.model.uri)
 
     @cached_property

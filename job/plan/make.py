@@ -134,7 +134,7 @@ def _devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
 
 def _family(job: Stages) -> families.Family:
     """The family with its tokenizer, from the checkpoint's small files."""
-    directory = inputs.fetch_headers(job.given.model, job.cache_dir)
+    directory = inputs.fetch_headers(job.given.model, job.cache_dir, job.cache_limit)
     return job.bind(directory, job.given.model.uri)
 
 

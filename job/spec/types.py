@@ -203,6 +203,8 @@ class RuntimeSpec:
     workdir: str | None
     """None is `work` under `cache_dir`."""
     cache_dir: str
+    cache_limit: str | None
+    """A number with its unit, as in `200GB`; None is no limit."""
     accelerator: Literal["auto", "cpu", "cuda", "rocm"]
     distributed: Literal["auto", "none", "ddp", "fsdp2"]
     metrics_port: int | None

@@ -25,6 +25,7 @@ from job.storage.files import (
     write_text,
 )
 from job.storage.guard import UNGUARDED, Conditions, Guard
+from job.storage.identity import identity
 from job.storage.trees import (
     conditions,
     copy_tree,
@@ -59,6 +60,7 @@ __all__ = [
     "exists",
     "glob",
     "has_glob",
+    "identity",
     "is_file",
     "is_local",
     "is_read_only",

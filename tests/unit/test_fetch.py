@@ -1,6 +1,7 @@
 """`job fetch` brings what a run wrote, and nothing else."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,21 +28,43 @@ def run(tmp_path: Path) -> Path:
     return output
 
 
+def files(directory: Path) -> dict[str, bytes]:
+    """What a loader finds: all but hidden files."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.relative_to(directory).as_posix().startswith(".")
+    }
+
+
+def another_run(place: Path, **content: bytes) -> str:
+    """A finished run with other merged weights: three files, none in a folder below."""
+    names = ("config.json", "model.safetensors.index.json", "model-1.safetensors")
+    made = {name: content.get(name.partition(".")[0], b"new " + name.encode()) for name in names}
+    (place / "merged").mkdir(parents=True)
+    for name, each in made.items():
+        (place / "merged" / name).write_bytes(each)
+    sums = [f"{hashlib.sha256(each).hexdigest()}  merged/{name}" for name, each in made.items()]
+    (place / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    (place / "_SUCCESS").touch()
+    return str(place)
+
+
 def test_a_part_comes_whole_and_alone(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "weights"
     assert fetch(str(run), "merged", target) == 2
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    assert found == {"config.json", "sub/model.safetensors"}
+    assert files(target).keys() == {"config.json", "sub/model.safetensors"}
     assert (target / "sub/model.safetensors").read_bytes() == b"weights"
 
 
 def test_what_is_there_and_whole_is_not_brought_again(run: Path, tmp_path: Path) -> None:
-    fetch(str(run), "merged", tmp_path)
-    before = (tmp_path / "config.json").stat().st_mtime_ns
-    (tmp_path / "sub/model.safetensors").write_bytes(b"broken!")
-    fetch(str(run), "merged", tmp_path)
-    assert (tmp_path / "config.json").stat().st_mtime_ns == before
-    assert (tmp_path / "sub/model.safetensors").read_bytes() == b"weights"
+    target = tmp_path / "weights"
+    fetch(str(run), "merged", target)
+    before = (target / "config.json").stat().st_mtime_ns
+    (target / "sub/model.safetensors").write_bytes(b"broken!")
+    fetch(str(run), "merged", target)
+    assert (target / "config.json").stat().st_mtime_ns == before
+    assert (target / "sub/model.safetensors").read_bytes() == b"weights"
 
 
 def test_a_file_that_the_run_did_not_write_is_refused(run: Path, tmp_path: Path) -> None:
@@ -60,3 +83,98 @@ def test_an_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
 def test_a_missing_part_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such part"):
         fetch(str(run), "merged-vllm", tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    "there", ["config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"]
+)
+def test_a_folder_with_another_model_is_refused_and_left_as_it_is(
+    there: str, run: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "weights"
+    target.mkdir()
+    (target / there).write_bytes(b"of another model")
+    with pytest.raises(InputError, match="neither of this run") as raised:
+        fetch(str(run), "merged", target)
+    assert there in str(raised.value)
+    assert "name an empty or a new folder" in str(raised.value)
+    assert files(target) == {there: b"of another model"}
+
+
+def test_what_belongs_to_the_disk_and_hidden_files_are_nobodys_model(
+    run: Path, tmp_path: Path
+) -> None:
+    for each in ("lost+found/x", ".gitignore", ".cache/x"):
+        (tmp_path / "disk" / each).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "disk" / each).touch()
+    assert fetch(str(run), "merged", tmp_path / "disk") == 2
+
+
+def test_what_an_earlier_fetch_brought_is_replaced_and_nothing_of_it_stays(
+    run: Path, tmp_path: Path
+) -> None:
+    target, other = tmp_path / "weights", another_run(tmp_path / "other")
+    fetch(str(run), "merged", target)
+    assert fetch(other, "merged", target) == 3
+    assert files(target) == files(tmp_path / "other" / "merged")
+    assert not (target / "sub").exists()
+    fetch(str(run), "merged", target)
+    assert files(target) == files(run / "merged")
+
+
+def test_what_was_changed_since_it_was_fetched_is_not_lost(run: Path, tmp_path: Path) -> None:
+    target, other = tmp_path / "weights", another_run(tmp_path / "other")
+    fetch(str(run), "merged", target)
+    (target / "sub" / "model.safetensors").write_bytes(b"mended by hand")
+    with pytest.raises(InputError, match=r"sub/model\.safetensors"):
+        fetch(other, "merged", target)
+    assert (target / "sub" / "model.safetensors").read_bytes() == b"mended by hand"
+
+
+def test_a_fetch_that_fails_leaves_the_earlier_one_whole(run: Path, tmp_path: Path) -> None:
+    target, other = tmp_path / "weights", another_run(tmp_path / "other")
+    fetch(str(run), "merged", target)
+    (tmp_path / "other" / "merged" / "model-1.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        fetch(other, "merged", target)
+    assert files(target) == files(run / "merged")
+
+
+class Killed(BaseException):
+    """As a kill would, at a moment of the test's choice."""
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_fetch_that_is_killed_while_files_move_is_loadable_whole_or_not_at_all_and_goes_on(
+    moves: int, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = (run / "merged" / "config.json").read_bytes()
+    target, other = tmp_path / "weights", another_run(tmp_path / "other", config=same)
+    fetch(str(run), "merged", target)
+    replace, left = Path.replace, iter(range(moves))
+
+    def dies(path: Path, to: Path) -> Path:
+        if ".writing-" not in path.name and next(left, None) is None:
+            raise Killed
+        return replace(path, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", dies)
+        with suppress(Killed):
+            fetch(other, "merged", target)
+    found = files(target)
+    if "config.json" in found:
+        assert found in (files(run / "merged"), files(tmp_path / "other" / "merged"))
+    fetch(other, "merged", target)
+    assert files(target) == files(tmp_path / "other" / "merged")
+
+
+@pytest.mark.parametrize("cut", ["in a line", "at the end"])
+def test_sums_that_are_cut_are_not_taken_for_fewer_files(
+    cut: str, run: Path, tmp_path: Path
+) -> None:
+    sums = run / "SHA256SUMS"
+    text = sums.read_text()
+    sums.write_text(text[: 70 if cut == "in a line" else -1])
+    with pytest.raises(InputError, match="is cut or was changed"):
+        fetch(str(run), "merged", tmp_path / "weights")

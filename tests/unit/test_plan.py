@@ -16,6 +16,7 @@ from job.engines.device import Accelerator
 from job.errors import InputError, OutOfMemoryError, UsageError
 from job.families.base import RowSize
 from job.families.ernie45_vl import Ernie45VL
+from job.local import room
 from job.plan import facts, speed
 from job.plan.accelerators import ACCELERATORS
 from job.plan.fit import nearest_change
@@ -399,7 +400,7 @@ def test_no_weights_are_fetched_for_a_plan(tmp_path: Path) -> None:
     assert isinstance(spec, ModelSpec)
     directory = inputs.fetch_headers(inputs.find_model(spec), tmp_path)
     found = {path.name for path in directory.iterdir()}
-    assert found == {"config.json", "tokenizer.json", inputs.COMPLETE}
+    assert found == {"config.json", "tokenizer.json", room.COMPLETE, room.USED}
 
 
 def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(

@@ -2,14 +2,18 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from job import pipeline
+from job.errors import InputError
 from job.manifest import digest_tree
 from job.prep import cache
 from job.spec.load import load_spec
+from tests.jobs import ROOT
 from tests.unit.test_prep import pair, png, write_jsonl
 
 SPEC = """
@@ -51,10 +55,14 @@ def test_another_output_gets_the_same_bytes_without_preparing_again(
 def test_keeping_rows_takes_no_room_beside_the_run_that_made_them(
     rows: Path, tmp_path: Path
 ) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "train-00000.arrow").write_bytes(b"rows")
+    cache.keep(tmp_path / "cache", "x", made, {})
+    [kept] = (tmp_path / "cache").rglob("*.arrow")
+    assert kept.samefile(made / kept.name)
     prep(rows, tmp_path, "a")
-    kept = {f.stat().st_ino for f in (tmp_path / "cache" / "prepared").rglob("*.arrow")}
-    made = {f.stat().st_ino for f in (tmp_path / "cache" / "work").rglob("*.arrow")}
-    assert kept == made != set()
+    assert not list((tmp_path / "cache" / "work").iterdir())  # which is removed after success
 
 
 def test_a_changed_row_or_picture_is_prepared_again(
@@ -98,6 +106,82 @@ def test_the_sets_used_last_are_kept(tmp_path: Path) -> None:
     assert cache.take(kept, "0", tmp_path / "out") == {"train": 0}
     cache.keep(kept, "new", made, {"train": 9})
     assert {path.name for path in kept.iterdir()} == {"0", "2", "3", "new"}
+
+
+KEEP_AND_TAKE = """
+import shutil, sys
+from contextlib import suppress
+from pathlib import Path
+from job.prep import cache
+place, seed, tries = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+made, out = place / f"made-{seed}", place / f"out-{seed}"
+made.mkdir()
+names = [f"train-{n:05d}.arrow" for n in range(12)]
+for name in names:
+    (made / name).write_bytes(name.encode() * 50)
+taken = torn = 0
+for n in range(tries):
+    cache.keep(place / "cache", f"set-{n % 3}", made, {"train": 12})
+    if cache.take(place / "cache", f"set-{n % 3}", out) is not None:
+        taken += 1
+        torn += sorted(path.name for path in out.iterdir()) != names
+    shutil.rmtree(out, ignore_errors=True)
+    if n % 5 == 0:
+        for kept in (place / "cache").glob("[!.]*"):
+            with suppress(OSError):  # another removes it too
+                cache.discard(kept)
+            break
+print(taken, torn)
+"""
+
+
+def test_an_entry_that_is_taken_is_whole_however_many_jobs_keep_the_same_rows_at_once(
+    tmp_path: Path,
+) -> None:
+    tries = 150
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", KEEP_AND_TAKE, str(tmp_path), f"{n}", f"{tries}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(3)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        taken, torn = map(int, out.split())
+        assert torn == 0
+        assert taken > tries / 2
+    assert not list((tmp_path / "cache").glob(".partial-*"))
+
+
+def test_an_entry_that_cannot_be_linked_to_this_disk_stays_for_other_runs(tmp_path: Path) -> None:
+    other = Path("/dev/shm")  # another file system
+    if other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system here")
+    made, place = tmp_path / "made", other / f"prepared-{os.getpid()}"
+    made.mkdir()
+    (made / "train-00000.arrow").write_bytes(b"rows")
+    cache.keep(tmp_path / "cache", "x", made, {"train": 1})
+    try:
+        assert cache.take(tmp_path / "cache", "x", place) is None
+        assert not place.exists()
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    assert cache.take(tmp_path / "cache", "x", tmp_path / "out") == {"train": 1}
+
+
+def test_a_cache_that_may_not_be_written_costs_the_cache_alone(rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()  # where no folder can be made, not even by root
+    text = SPEC.format(rows=rows, place=tmp_path, output="a")
+    more = [f"runtime.workdir={tmp_path}/work"]
+    done = pipeline.run(load_spec(text, "spec", more, environ={}), "prep")
+    assert done.status == "succeeded"
+    with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: may not be written"):
+        prep(rows, tmp_path, "b")
 
 
 def test_without_hard_links_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None:

@@ -285,8 +285,8 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         (
             "runtime",
             "zzz",
-            "remove it; known here: workdir, cache_dir, accelerator, distributed, metrics_port, "
-            "metrics_file",
+            "remove it; known here: workdir, cache_dir, cache_limit, accelerator, distributed, "
+            "metrics_port, metrics_file",
         ),
     ],
 )
