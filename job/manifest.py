@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from job import log, storage
-from job.redaction import redacted
+from job.redaction import as_json, redacted
 
 THROUGHPUT = (
     "tokens",
@@ -99,7 +99,8 @@ class StageRecord:
     """What later stages and readers need of it without its files."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is stored: the summary holds no secret; the files' paths stay what they are."""
+        return {**asdict(self), "summary": redacted(self.summary)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StageRecord":
@@ -154,4 +155,4 @@ class RunRecord:
 
     def to_text(self) -> str:
         """As it is stored: whatever errors, URIs and warnings hold, no secret."""
-        return json.dumps(redacted(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        return as_json(asdict(self), indent=2) + "\n"

@@ -1,8 +1,9 @@
 """What is written holds no secret, and no control character that somebody typed into data.
 
-It may import nothing of the job, and everything may import it. `kinds` says what a secret is, `urls`
-what URLs hold of them, `terminal` what steers one. Known secrets are written by their names: what
-the environment holds, and what the spec reads from it; others, told by their form or place, as `***`.
+It may import nothing of the job, and everything may import it. `kinds` says what a secret is,
+`urls` what URLs hold of them, `terminal` what steers one. Secrets of the environment, and those
+that the spec reads from it, are written by their variables' names; others, which are told by their
+form or place, as `***`.
 """
 
 import base64
@@ -19,7 +20,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 from job.redaction import urls
-from job.redaction.kinds import FORM_MARKS, KNOWN_FORM, is_secret, is_secret_name
+from job.redaction.kinds import KNOWN_FORM, MARKS, is_secret, is_secret_name, may_hold_known_form
 from job.redaction.terminal import STEERING, json_text, printable, texts_in
 
 __all__ = [
@@ -150,7 +151,7 @@ def redact(text: str) -> str:
 def _mask(text: str) -> str:
     if _State.pattern is not None:
         text = _State.pattern.sub(lambda found: _known[found[0]], text)
-    if any(mark in text for mark in FORM_MARKS):
+    if may_hold_known_form(text):
         text = KNOWN_FORM.sub(urls.HIDDEN, text)
     return urls.hide(text) if "=" in text or "://" in text else text
 
@@ -183,7 +184,7 @@ def _look_at_environment() -> None:
                 add_secrets_of(value)
     if _State.count != len(_known):
         _State.count = len(_known)
-        longest_first = sorted(list(_known), key=len, reverse=True)
+        longest_first = sorted(_known, key=len, reverse=True)
         _State.pattern = re.compile("|".join(map(re.escape, longest_first))) if _known else None
 
 
@@ -195,7 +196,7 @@ def redacted(value: Any) -> Any:
 def as_json(
     value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """`value` as the job writes JSON for people and machines: no secret, and nothing that steers."""
+    """`value` as the job writes JSON: no secret, and nothing that steers a terminal."""
     return json_text(redacted(value), indent=indent, default=default)
 
 
@@ -227,17 +228,17 @@ class Screen:
         _look_at_environment()
         text = self._held
         end = len(text)
-        for secret in list(_known):
-            for length in range(min(len(secret) - 1, end), 0, -1):
+        for secret in (*_known, *MARKS, "://"):
+            for length in range(min(len(secret) - 1, len(text)), 0, -1):
                 if text.endswith(secret[:length]):
                     end = min(end, len(text) - length)
                     break
         begin = text.rfind("-----BEGIN")
         if begin >= 0 and "-----END" not in text[begin:]:
             return min(end, begin)
-        # A secret has no spaces; its word waits where it has the beginning of one.
+        # What is known by its form has no spaces; its word waits where it has the beginning of one.
         word = max(map(text.rfind, " \n\t")) + 1
-        begun = any(mark in text[word:] for mark in ("://", *FORM_MARKS))
+        begun = "://" in text[word:] or may_hold_known_form(text[word:])
         return min(end, word) if begun or text[:word].endswith(("earer ", "Basic ")) else end
 
 

@@ -21,9 +21,7 @@ def printable(text: str, keep: str = "") -> str:
     """`text` with what would steer a terminal or end a line written out: `\\x1b`, `\\u2028`."""
     if text.isprintable():
         return text
-    return STEERING.sub(
-        lambda found: found[0] if found[0] in keep else _escaped(found[0]), text
-    )
+    return STEERING.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 
 
 def _escaped(character: str) -> str:

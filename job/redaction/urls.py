@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-from job.redaction.kinds import KNOWN_FORM, is_secret_parameter, looks_random
+from job.redaction.kinds import KNOWN_FORM, is_secret, is_secret_parameter, looks_random
 
 HIDDEN = "***"
 _NAMED = re.compile(r"(?:\$\{\w+\}|\*\*\*)+")
 """What redaction itself has put in the place of a secret."""
 
 # In these a name alone before the `@` is no secret: a repository, a container, a login.
-_NAMES_FIRST = frozenset("hf abfs abfss wasb wasbs adl ssh sftp git hdfs ftp smb scp".split())
+_NAMES_FIRST = frozenset(
+    ("hf", "abfs", "abfss", "wasb", "wasbs", "adl", "ssh", "sftp", "git", "hdfs", "ftp", "smb")
+)
 
 # A password may hold `@`, `/` and quotes: all goes up to the last `@` before a space or an end of
 # quoting. What is a port, up to a slash, is none.
@@ -24,7 +26,7 @@ _IN_WORD = r"(?:[^\s<>\"']|[\"'](?![\s,:)\]}]|$))"
 _PASSWORD = rf"(?!\[)[^/\s:@\"'<>?#]*:(?!\d{{1,5}}(?:[/?#\s\"'<>]|$)){_IN_WORD}*(?=@)"
 _ALONE = r"[^/\s:@\"'<>?#]+(?=@)"
 _USER = re.compile(
-    rf"(?P<scheme>[A-Za-z][\w+.-]{{0,15}})://(?:(?P<password>{_PASSWORD})|(?P<alone>{_ALONE}))"
+    rf"(?P<scheme>[A-Za-z][\w+.-]{{0,15}})?://(?:(?P<password>{_PASSWORD})|(?P<alone>{_ALONE}))"
 )
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?\s\"'<>/:@]{1,64})=([^&;\s\"'<>\\]+)")
 
@@ -39,7 +41,7 @@ def hide(text: str) -> str:
 
 
 def _without_user(found: re.Match[str]) -> str:
-    user, scheme = found["password"] or found["alone"], found["scheme"]
+    user, scheme = found["password"] or found["alone"], found["scheme"] or ""
     last = user.rpartition(":")[2] if found["password"] else user
     if _NAMED.fullmatch(last) and HIDDEN not in last:
         return found[0]
@@ -58,9 +60,15 @@ def _is_secret_user(scheme: str, user: str) -> bool:
 
 def _without_value(found: re.Match[str]) -> str:
     mark, name, value = found.groups()
-    if _NAMED.fullmatch(value) or not is_secret_parameter(name):
+    if _NAMED.fullmatch(value):
         return found[0]
+    if not _is_secret_value(name, value):
+        return f"{mark}{name}={_PARAMETER.sub(_without_value, value)}"  # a fragment has some too
     return f"{mark}{name}={HIDDEN}"
+
+
+def _is_secret_value(name: str, value: str) -> bool:
+    return is_secret_parameter(name) or is_secret(unquote(name), value)
 
 
 def secrets(uri: str) -> Iterator[str]:
@@ -72,8 +80,9 @@ def secrets(uri: str) -> Iterator[str]:
 
 
 def _secrets(uri: str) -> Iterator[str]:
-    scheme, separator, rest = uri.partition("://")
-    if separator and "@" in rest:
+    before, _, rest = uri.partition("://")
+    scheme = re.search(r"[A-Za-z][\w+.-]*$", before)
+    if scheme and "@" in rest and not rest.startswith("["):
         user, colon, password = rest.rpartition("@")[0].partition(":")
         port = re.match(r"\d{1,5}(?:[/?#]|$)", password)
         if colon and "/" not in user and not port:
@@ -83,10 +92,10 @@ def _secrets(uri: str) -> Iterator[str]:
             for each in (password, first):
                 yield base64.b64encode(f"{unquote(user)}:{unquote(each)}".encode()).decode()
         alone = rest.partition("@")[0]
-        if not any(c in alone for c in "/:?#") and _is_secret_user(scheme, alone):
+        if not any(c in alone for c in "/:?#") and _is_secret_user(scheme[0], alone):
             yield alone
     # In a whole URI a value ends with its parameter only, whatever it holds.
     for part in re.split(r"[?&;#]", uri):
         name, equals, value = part.partition("=")
-        if equals and len(name) <= 64 and is_secret_parameter(name.strip()):
+        if equals and len(name) <= 64 and _is_secret_value(name.strip(), value):
             yield value

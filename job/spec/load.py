@@ -1,7 +1,6 @@
 """Reading a spec: parse, override, interpolate, validate, resolve, each a step of its own."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
