@@ -233,6 +233,9 @@ class Screen:
                 if text.endswith(secret[:length]):
                     end = min(end, len(text) - length)
                     break
+        for found in _State.pattern.finditer(text) if _State.pattern else ():
+            if found.start() < end < found.end():
+                end = found.start()  # whole, its end may be the beginning of another
         begin = text.rfind("-----BEGIN")
         if begin >= 0 and "-----END" not in text[begin:]:
             return min(end, begin)
