@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote
 
 import pytest
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 
 from job import log, redaction
 from job.errors import JobError, Problem, SpecError
+from job.evaluation.evaluate import Evaluation, Prediction, write
+from job.evaluation.metrics import score
 from job.manifest import RunRecord
+from job.prep.work import pool
 from job.redaction import redact, redacted
 from tests.jobs import ROOT
 
@@ -275,6 +279,26 @@ def test_the_environment_is_looked_at_again_only_where_it_has_changed(
     assert len(looked) <= len(os.environ)
     monkeypatch.setenv("LATER", "a later value")
     assert redact("a later value") == "${LATER}"
+
+
+def test_predictions_hold_no_secret_and_steer_no_terminal(tmp_path: Path) -> None:
+    texts = (f"a {SECRET} b", "a\x1b[2J\x9b2J\u202e")
+    scored = score(texts[0], texts[1])
+    rows = tuple(Prediction(id=each, label=each, prediction=each, score=scored) for each in texts)
+    write(
+        Evaluation(metrics={}, predictions=rows, seconds=1, tokens_per_second=1), tmp_path, "e", "p"
+    )
+    written = (tmp_path / "eval" / "p").read_text(encoding="utf-8")
+    assert not re.search(f"[{''.join(CONTROLS)}]", written)
+    first, second = map(json.loads, written.splitlines())
+    assert first["id"] == first["label"] == first["prediction"] == "a ${WANDB_API_KEY} b"
+    assert second["prediction"] == texts[1]
+
+
+def test_a_worker_process_knows_the_secrets_of_the_spec() -> None:
+    redaction.add_secrets_of("https://me:typed-by-hand@host/x")
+    with pool(1) as workers:
+        assert workers.submit(redact, "denied for typed-by-hand").result() == "denied for ***"
 
 
 def test_texts_in_lists_and_mappings_are_redacted_and_nothing_else() -> None:
