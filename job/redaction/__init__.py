@@ -6,9 +6,6 @@ that the spec reads from it, are written by their variables' names; others, whic
 form or place, as `***`.
 """
 
-import base64
-import html
-import json
 import os
 import re
 import sys
@@ -17,9 +14,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote
+from urllib.parse import unquote
 
-from job.redaction import urls
+from job.redaction import spellings, urls
 from job.redaction.kinds import KNOWN_FORM, MARKS, is_secret, is_secret_name, may_hold_known_form
 from job.redaction.terminal import STEERING, json_text, printable, texts_in
 
@@ -43,9 +40,7 @@ __all__ = [
 ]
 
 _SHORTEST_SECRET = 6  # anything shorter would redact half of every ordinary line
-_SHORTEST_LINE = 16  # of a secret of several lines, each of which may be printed alone
 _WORD = re.compile(r"\S+")
-_HEXADECIMAL = re.compile("%[0-9A-F]{2}")
 
 _known: dict[str, str] = {}
 """Every spelling of every secret met so far, with what to write for it."""
@@ -64,14 +59,8 @@ def add_secret(name: str, value: str) -> None:
     """From now on `value` is written as `${name}` wherever it would appear."""
     _add(value, "${" + name + "}")
     # Parts of it are used alone: the key in a connection string, a line of a PEM block.
-    for part in urls.secrets(value):
+    for part in (*urls.secrets(value), *spellings.parts(value)):
         _add(part, "${" + name + "}")
-    lines = value.split("\n")
-    for line in lines if len(lines) > 1 else ():
-        if len(line) >= _SHORTEST_LINE and not line.startswith("-----"):
-            _add(line, "${" + name + "}")
-    if value.startswith("{"):
-        _add_json(name, value)
 
 
 def add_secrets_of(uri: str) -> None:
@@ -99,44 +88,12 @@ def adopt(secrets: Mapping[str, str]) -> None:
 def _add(value: str, instead: str) -> None:
     for text in {value, value.strip()}:
         if len(text) >= _SHORTEST_SECRET and text not in _known and not _is_hidden(text):
-            for spelled in _spellings(text):
+            for spelled in spellings.spellings(text):
                 _known.setdefault(spelled, instead)
 
 
 def _is_hidden(text: str) -> bool:
     return re.fullmatch(r"\$\{\w+\}|\*+", text) is not None
-
-
-def _spellings(value: str) -> set[str]:
-    """As it is, in JSON, in Python's quotes, in a URL's path and query, in HTML, in a header."""
-    raw = value.encode("utf-8", "surrogateescape")
-    quoted = {quote(raw), quote(raw, safe=""), quote_plus(raw)}
-    found = {
-        value,
-        json.dumps(value)[1:-1],
-        json.dumps(value, ensure_ascii=False)[1:-1],
-        repr(value)[1:-1],
-        html.escape(value),
-        *quoted,
-        *(_HEXADECIMAL.sub(lambda hex_: hex_[0].lower(), each) for each in quoted),
-    }
-    for encode in (base64.b64encode, base64.urlsafe_b64encode):
-        found.add(encode(raw).decode().rstrip("="))
-    return found
-
-
-def _add_json(name: str, value: str) -> None:
-    try:
-        held = json.loads(value)
-    except ValueError:
-        return
-
-    def add(text: str) -> str:
-        if len(text) >= _SHORTEST_LINE and "://" not in text:
-            add_secret(name, text)
-        return text
-
-    texts_in(held, add)
 
 
 def redact(text: str) -> str:
@@ -176,12 +133,14 @@ def _look_at_environment() -> None:
     environ = getattr(os.environ, "_data", None)
     now = os.environ if environ is None else environ
     if _State.secrets is not _known or now != _State.environ:
-        _State.environ, _State.secrets, _State.count = dict(now), _known, -1
-        for name, value in os.environ.items():
+        seen = dict(now)
+        for name, value in list(os.environ.items()):
             if is_secret(name, value):
                 add_secret(name, value)
             else:
                 add_secrets_of(value)
+        # Last, so that no other thread takes it for looked at before it is.
+        _State.environ, _State.secrets, _State.count = seen, _known, -1
     if _State.count != len(_known):
         _State.count = len(_known)
         longest_first = sorted(_known, key=len, reverse=True)

@@ -161,8 +161,8 @@ def test_a_run_that_succeeds_writes_no_secret_anywhere(
     command: str, options: tuple[str, ...], s3: S3, web: Web, tmp_path: Path
 ) -> None:
     more = ("--set", "data.max_bad_rows=2", "--set", f"data.instruction={READ}")
-    more = (*more, "--set", "data.train.columns.id=id", "--set", "train.max_length=4096")
-    _, *arguments = small_run_of_rows(web.uri, s3.uri("out"), *more, cache=tmp_path / "cache")
+    ids = ("--set", "data.train.columns.id=id", "--set", "train.max_length=4096")
+    _, *arguments = small_run_of_rows(web.uri, s3.uri("out"), *more, *ids, cache=tmp_path / "cache")
     done = run(tmp_path, *options, command, *arguments, environ=s3.environ)
     assert done.code == 0, done.err
     storage.download_tree(s3.uri("out"), tmp_path / "out")
