@@ -142,9 +142,9 @@ def _look_at_environment() -> None:
         # Last, so that no other thread takes it for looked at before it is.
         _State.environ, _State.secrets, _State.count = seen, _known, -1
     if _State.count != len(_known):
-        _State.count = len(_known)
         longest_first = sorted(_known, key=len, reverse=True)
-        _State.pattern = re.compile("|".join(map(re.escape, longest_first))) if _known else None
+        pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        _State.pattern, _State.count = pattern, len(longest_first)
 
 
 def redacted(value: Any) -> Any:
