@@ -1,6 +1,7 @@
 """`job ask`: asks a server that speaks OpenAI's protocol, about an image, and prints its answer."""
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -12,11 +13,13 @@ from typing import Any
 
 from job.errors import InputError
 from job.export.serving import NO_THINKING
+from job.redaction import redact
 
 SECONDS = 600
 """A first question may wait for kernels to be compiled."""
 FORMULA = r"\frac{a}{b} + x^{2}"
 """What is drawn where no image is given."""
+_READ_OF_ERROR, _SHOWN_OF_ERROR = 65_536, 500
 
 
 def ask(
@@ -70,7 +73,7 @@ def _wait(url: str, seconds: float) -> None:
         try:
             with urllib.request.urlopen(url, timeout=10):  # noqa: S310
                 return
-        except OSError as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if time.monotonic() >= end:
                 raise InputError(
                     url,
@@ -89,9 +92,10 @@ def _post(url: str, body: dict[str, Any]) -> Any:
         with urllib.request.urlopen(request, timeout=SECONDS) as reply:  # noqa: S310
             return json.load(reply)
     except urllib.error.HTTPError as error:
-        said = error.read(500).decode(errors="replace")
+        # Redacted before it is cut, which could leave a part of a key that the server repeats.
+        said = redact(error.read(_READ_OF_ERROR).decode(errors="replace"))[:_SHOWN_OF_ERROR]
         raise InputError(url, f"the server refused: {error.code} {said}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(url, f"no answer: {error}", fix="look at the server's log") from error
 
 

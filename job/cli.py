@@ -249,14 +249,16 @@ def infer(
         }
     )
     loaded = _load(spec, [*(set or ()), *chosen], output)
+    screen = redaction.Screen(lambda text: print(text, end="", flush=True))
     answer(
         loaded,
         image,
         question,
         weights,
         seed=seed,
-        write=lambda text: print(text, end="", flush=True),
+        write=screen.write,
     )
+    screen.close()
     print()
 
 
@@ -340,7 +342,7 @@ def ask(
     """Ask a server that speaks OpenAI's protocol, such as vLLM, about an image."""
     from job.ask import ask as put
 
-    print(put(url, model, question, image, wait, shown=not no_image))
+    print(redaction.shown(put(url, model, question, image, wait, shown=not no_image)))
 
 
 @app.command()

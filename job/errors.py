@@ -211,7 +211,7 @@ def _clean(problem: Problem) -> Problem:
         message=clean(problem.message),
         value=problem.value and clean(problem.value),
         fix=problem.fix and clean(problem.fix),
-        key=problem.key,
+        key=problem.key and clean(problem.key),
     )
 
 

@@ -22,7 +22,7 @@ def report(error: Told) -> int:
     """Says what is wrong and leaves it for the kubelet; gives the exit code."""
     if DEBUG in sys.argv:
         redaction.print_traceback(error)
-    text = str(error)
+    text = redaction.shown(str(error))  # with what became known after it was made
     if log.is_json():
         for problem in error.problems:
             known = {key: value for key, value in asdict(problem).items() if value is not None}
@@ -36,7 +36,7 @@ def report(error: Told) -> int:
 
 def report_usage(error: typer.TyperException) -> int:
     """Says what the command line lacks; gives the exit code."""
-    error.message = redaction.redact(error.message)
+    error.message = redaction.shown(error.message)
     code: int = getattr(error, "exit_code", USAGE)
     leave_for_the_kubelet(f"usage\n{error.message}")
     if log.is_json():
@@ -52,7 +52,7 @@ def report_usage(error: typer.TyperException) -> int:
 
 def leave_for_the_kubelet(text: str) -> None:
     """Writes it to where `kubectl describe` shows it from, if there is such a place."""
-    message = redaction.redact(text).encode()[:TERMINATION_LIMIT]
+    message = redaction.shown(text).encode()[:TERMINATION_LIMIT]
     with suppress(OSError):  # a full disk must not hide what happened, nor its exit code
         if TERMINATION_LOG.exists():
             TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())

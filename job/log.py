@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
-from job.redaction import printable, redact, redacted
+from job.redaction import as_json, printable, redact, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 Format = Literal["auto", "text", "json"]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -53,7 +54,7 @@ def configure(format: Format = "auto", level: Level = "INFO") -> None:
 class _Libraries(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return _json(record.levelname, text, {}) if is_json() else redact(text)
+        return _json(record.levelname, text, {}) if is_json() else shown(text)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -128,26 +129,36 @@ def _write(level: Level, event: str, fields: dict[str, object]) -> None:
     if RANK[level] < _state.threshold:
         return
     if on_terminal():
-        shown = "  ".join(f"[dim]{key}[/] {_escape(_text(value))}" for key, value in fields.items())
-        style = STYLE[level]
-        head = f"[{style}]{_escape(redact(event))}[/]" if style else _escape(redact(event))
-        _console().print(f"{head}  {shown}".rstrip(), soft_wrap=True)
+        _console().print(_line(level, event, fields), soft_wrap=True)
         return
     if _state.format == "json":
         line = _json(level, event, fields)
     else:
         pairs = "".join(f" {key}={_quote(_text(value))}" for key, value in fields.items())
-        line = f"{_utc('%H:%M:%S')} {level} {redact(event)}{pairs}"
+        line = f"{_utc('%H:%M:%S')} {level} {_one_line(event)}{pairs}"
     # In one piece, for threads speak too.
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
+def _line(level: Level, event: str, fields: Mapping[str, object]) -> "Text":
+    """Built of pieces: what stands in data is never read as markup."""
+    from rich.text import Text
+
+    line = Text().append(_one_line(event), style=STYLE[level])
+    for key, value in fields.items():
+        line.append("  ").append(key, style="dim").append(f" {_text(value)}")
+    return line
+
+
+def _one_line(text: str) -> str:
+    return printable(redact(text))
+
+
 def _json(level: str, event: str, fields: Mapping[str, object]) -> str:
     record = {"time": _utc("%Y-%m-%dT%H:%M:%SZ"), "level": level, "event": event}
     stage = {} if _state.stage is None else {"stage": _state.stage}
-    found = redacted({**record, **stage, **_numbers(fields)})
-    return json.dumps(found, ensure_ascii=False, default=_text)
+    return as_json({**record, **stage, **_numbers(fields)}, default=_text)
 
 
 def change(metrics: Mapping[str, tuple[float | None, float]]) -> None:
@@ -191,15 +202,11 @@ def _utc(pattern: str) -> str:
 
 
 def _text(value: object) -> str:
-    return number(value) if isinstance(value, float) else printable(redact(str(value)), "\n\t")
+    return number(value) if isinstance(value, float) else shown(str(value))
 
 
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r"[\s\"=]", text) or not text else text
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 class Progress(Protocol):
@@ -221,15 +228,15 @@ def progress(label: str, total: int | None, unit: str = "rows") -> Iterator[Prog
         whole = Column(no_wrap=True)
         cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description}", table_column=whole),
+            TextColumn("{task.description}", table_column=whole, markup=False),
             BarColumn(bar_width=min(40, max(8, _console().width - 72))),
             MofNCompleteColumn(table_column=whole),
             TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", table_column=whole),
             TimeRemainingColumn(compact=True, table_column=whole),
-            TextColumn("[dim]{task.fields[shown]}[/]", table_column=cut),
+            TextColumn("{task.fields[shown]}", style="dim", table_column=cut, markup=False),
         )
         with RichProgress(*columns, console=_console(), transient=True, expand=True) as bars:
-            yield _Bar(bars, bars.add_task(label, total=total, shown="", rate=""))
+            yield _Bar(bars, bars.add_task(_one_line(label), total=total, shown="", rate=""))
     else:
         yield _Lines(label, total, unit)
 
@@ -240,10 +247,10 @@ class _Bar:
         self._done, self._started = 0, time.monotonic()
 
     def advance(self, done: int = 1, **fields: object) -> None:
-        shown = "  ".join(f"{key} {_text(value)}" for key, value in fields.items())
+        told = "  ".join(f"{key} {_one_line(_text(value))}" for key, value in fields.items())
         self._done += done
         rate = f"{number(self._done / max(time.monotonic() - self._started, 1e-9), 3)}/s"
-        self._bars.update(self._task, advance=done, shown=shown, rate=rate)  # type: ignore[attr-defined]
+        self._bars.update(self._task, advance=done, shown=told, rate=rate)  # type: ignore[attr-defined]
 
 
 class _Lines:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from job import log, storage
 from job.errors import InputError
-from job.redaction import redacted
+from job.redaction import as_json, redacted
 
 THROUGHPUT = (
     "tokens",
@@ -103,7 +103,8 @@ class StageRecord:
     """What later stages and readers need of it without its files."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is stored: the summary holds no secret; the files' paths stay what they are."""
+        return {**asdict(self), "summary": redacted(self.summary)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "StageRecord":
@@ -174,4 +175,4 @@ class RunRecord:
 
     def to_text(self) -> str:
         """As it is stored: whatever errors, URIs and warnings hold, no secret."""
-        return json.dumps(redacted(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        return as_json(asdict(self), indent=2) + "\n"

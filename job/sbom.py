@@ -3,7 +3,6 @@
 Version and licence are what each package says of itself; scanners look up the rest by its purl.
 """
 
-import json
 import platform
 import re
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from job import __version__
+from job.redaction import as_json
 
 _NAME = "finetune-job"
 _LONGEST = 100  # more in a licence's field is its whole text
@@ -27,7 +27,7 @@ def to_text() -> str:
         "metadata": {"component": _component("application", _NAME, __version__, _NAME)},
         "components": list(_components()),
     }
-    return json.dumps(bom, indent=2, ensure_ascii=False) + "\n"
+    return as_json(bom, indent=2) + "\n"
 
 
 def licence(package: Distribution) -> str | None:

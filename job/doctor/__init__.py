@@ -5,7 +5,7 @@ A job's own checks come as it reaches them; these come before anything is downlo
 
 from collections.abc import Iterator, Sequence
 
-from job import log
+from job import redaction
 from job.doctor import access, device, places, software
 from job.doctor.check import Check
 from job.doctor.subject import Subject
@@ -44,4 +44,4 @@ def exit_code(checks: Sequence[Check]) -> int:
 def screen(check: Check) -> str:
     """The lines of one check."""
     line = f"{MARKS[check.state]}  {check.name:<14}{check.found}"
-    return log.redact(line + (f"\n      fix: {check.fix}" if check.fix else ""))
+    return redaction.shown(line + (f"\n      fix: {check.fix}" if check.fix else ""))

@@ -1,6 +1,5 @@
 """The evaluation of one model: answers, scores, and the files that keep them."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from job.evaluation.generate import answer_rows
 from job.evaluation.metrics import RowScore, score, summarize
 from job.families.base import Family
 from job.prep.records import Row
+from job.redaction import as_json
 from job.spec.types import EvalSpec
 
 EVAL = "eval"
@@ -91,7 +91,9 @@ def write(evaluation: Evaluation, directory: Path, name: str, predictions: str) 
     """Writes `eval/<name>.json` and `eval/<predictions>`, one line a row."""
     folder = directory / EVAL
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(evaluation.summary(), indent=2) + "\n")
+    (folder / f"{name}.json").write_text(
+        as_json(evaluation.summary(), indent=2) + "\n", encoding="utf-8"
+    )
     with (folder / predictions).open("w", encoding="utf-8") as lines:
         for prediction in evaluation.predictions:
-            lines.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+            lines.write(as_json(asdict(prediction)) + "\n")

@@ -27,6 +27,7 @@ from job.export.serving import Served, prove, serve
 from job.families.base import Family
 from job.manifest import digest_tree
 from job.prep.records import Row
+from job.redaction import redacted
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ def export(
         trained_against_base=against_base,
         tensors_checked=checked,
     )
-    proof = json.dumps({**done.to_json(), "files": [f.to_json() for f in files]}, indent=2)
+    told = {**redacted(done.to_json()), "files": [file.to_json() for file in files]}
+    proof = json.dumps(told, indent=2)
     (target / PROOF).write_text(proof + "\n")
     return done
 

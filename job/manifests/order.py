@@ -11,7 +11,7 @@ from job.manifests import values
 from job.manifests.platforms import Platform
 from job.manifests.request import Request
 from job.needs import needs
-from job.redaction import is_secret_name
+from job.redaction import holds_secret, is_secret_name, redact
 from job.sizes import Sizes, measure
 from job.spec.interpolate import variables
 from job.spec.load import LoadedSpec, load_spec
@@ -34,9 +34,9 @@ class Order:
         """The request for one platform.
 
         Results that would go to a folder of the container go to the cache's volume instead.
-        Raises SpecError, UsageError for a registry that no image can come from and where several
-        nodes would share such a folder, and InputError where the model's configuration cannot be
-        read.
+        Raises SpecError, UsageError for a registry that no image can come from, for several nodes
+        that would share such a folder and for a secret that the manifest would show, and
+        InputError where the model's configuration cannot be read.
         """
         registry = self.registry or values.REGISTRY
         if not _REGISTRY.fullmatch(registry):
@@ -47,6 +47,7 @@ class Order:
                 fix="registry.example.com/team, in lower case and without https://",
             )
         spec, output = self.loaded.spec, self.output
+        _no_secret_is_shown(self)
         _name_is_one_for_kubernetes(spec.name, nodes)
         _nodes_are_what_the_spec_wants(spec.runtime.distributed, nodes)
         if storage.is_local(spec.output.uri):
@@ -91,11 +92,29 @@ class Order:
         if replaced_output:  # then its variables mean nothing any more
             text = text.replace(str(parse(text, self.spec).values["output"]["uri"]), "")
         found = {
-            name: self.environ.get(name) or default
-            for name, default in variables(text).items()
-            if is_secret_name(name) == secret
+            name: self.environ.get(name) or default for name, default in variables(text).items()
         }
+        found = {name: value for name, value in found.items() if _is_secret(name, value) == secret}
         return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_secret(name: str, value: str | None) -> bool:
+    return is_secret_name(name) if value is None else holds_secret(name, value)
+
+
+def _no_secret_is_shown(order: Order) -> None:
+    """Raises an error for a secret that is written in the spec or on the command line.
+
+    Manifests hold both as they are written, and go into repositories.
+    """
+    fix = "write ${NAME} in its place, and put NAME into the Secret that the manifest names"
+    message = "holds a secret, which the manifest would show"
+    for option, text in (*(("--set", each) for each in order.sets), ("--output", order.output)):
+        if text and redact(text) != text:
+            raise UsageError(option, message, value=text, fix=fix)
+    for number, line in enumerate(order.text.splitlines(), 1):
+        if redact(line) != line:
+            raise SpecError(f"{order.spec}:{number}", message, value=line.strip(), fix=fix)
 
 
 def _nodes_are_what_the_spec_wants(distributed: str, nodes: int) -> None:

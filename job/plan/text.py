@@ -1,6 +1,5 @@
 """A plan as text: for people within 100 columns, and for machines."""
 
-import json
 import textwrap
 from collections.abc import Iterable, Iterator
 
@@ -51,12 +50,12 @@ def text(plan: Plan) -> str:
         lines += ["", title]
         for name, value in rows:
             lines += _wrapped(name, value, width)
-    return redaction.redact("\n".join(lines))
+    return redaction.shown("\n".join(lines))
 
 
 def as_json(plan: Plan) -> str:
     """The plan for machines; `facts` says what each key means."""
-    return redaction.redact(json.dumps(plan.to_json(), indent=2, ensure_ascii=False))
+    return redaction.as_json(plan.to_json(), indent=2)
 
 
 def _wrapped(name: str, value: str, width: int) -> Iterator[str]:

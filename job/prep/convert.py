@@ -121,7 +121,7 @@ def to_result(record: Record, columns: Columns, spec: DataSpec) -> Row | Reject:
 
 def _reject(row_id: str, reason: str) -> Reject:
     """One line, whatever the row held, for its list and for a terminal."""
-    return Reject(id=printable(row_id), reason=printable(redact(reason)))
+    return Reject(id=printable(redact(row_id)), reason=printable(redact(reason)))
 
 
 def _sample(values: Mapping[str, object]) -> str:

@@ -23,6 +23,7 @@ from job.prep.shards import Rows, ShardWriter, Split, pick, shards
 from job.prep.statistics import Statistics
 from job.prep.streaming import CHUNKS, Pictures, StreamedRows
 from job.prep.work import SAMPLE, Note, Task, available_workers, make
+from job.redaction import as_json
 from job.spec.types import DataSpec, SourceSpec
 
 REJECTS, STATS = "rejects.jsonl", "stats.json"
@@ -110,7 +111,7 @@ def prepare(
                 for reject in note.rejects:
                     reasons[reject.reason.split(":")[0]] += 1
                     shown += [reject] if len(shown) < SHOWN_REJECTS else []
-                    lines.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
+                    lines.write(as_json(asdict(reject)) + "\n")
     rejected = reasons.total()
     _take(work, directory, streamed=spec.streaming)
     leaked = drop_leaked(directory, remove=spec.leakage == "remove")
@@ -130,7 +131,7 @@ def prepare(
     stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
-    (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
+    (directory / STATS).write_text(as_json(stats, indent=2) + "\n", encoding="utf-8")
     _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
     _tell(mixed)
     contact_sheet(_some_rows(directory, spec, seed), directory / SHEET)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from job import signals, storage
+from job import redaction, signals, storage
 from job.prep.columns import Columns
 from job.prep.convert import to_results
 from job.prep.leakage import Compared, LabelKey, whole_of
@@ -188,9 +188,13 @@ def _done(task: Task, number: int, future: Future[None] | None) -> Note:
 def pool(workers: int) -> ProcessPoolExecutor:
     """Processes that end with this one."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+    return ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start, initargs=(redaction.known(),)
+    )
 
 
-def _start() -> None:
+def _start(secrets: dict[str, str]) -> None:
+    redaction.adopt(secrets)
+    redaction.install()
     signals.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job's own process answers it

@@ -2,7 +2,8 @@
 
 A value without quotes that is one variable and nothing else is read as YAML after that, so
 `max_steps: ${STEPS,60}` is a number. `$${` stands for `${` itself. A variable that is set but
-empty counts as unset where there is a default.
+empty counts as unset where there is a default. A value that is a secret (`redaction` says which
+are) stays text and is shown by its variable's name.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from job.redaction import add_secret, is_secret_name
+from job.redaction import add_secret, add_secrets_of, holds_secret, is_secret, redact
 from job.spec.finding import Finding
 from job.spec.keys import Path
 from job.spec.names import nearest, quoted
@@ -66,7 +67,7 @@ class _Work:
     def _text(self, text: str, path: Path) -> Any:
         place = self.places.get(path)
         whole = _VARIABLE.fullmatch(text)
-        if whole and whole["name"] and place and place.plain and not is_secret_name(whole[1]):
+        if whole and whole["name"] and place and place.plain and not self._is_secret(whole):
             found = self._look_up(whole, path)
             if found is None:
                 return text
@@ -75,8 +76,8 @@ class _Work:
             except ValueError as error:
                 self._find(path, f"the value of {whole['name']} {error}", found)
                 return text
-            if isinstance(value, str) and "${" in value:
-                self.shown[path] = _escape(value)
+            if isinstance(value, str):
+                self.shown[path] = self._show(whole, found, value)
             return value
         before = len(self.findings)
         value = _VARIABLE.sub(lambda match: self._replace(match, path, show=False), text)
@@ -102,17 +103,30 @@ class _Work:
             return match[0]
         if not show:
             return value
-        secret = is_secret_name(match["name"]) and self.environ.get(match["name"])
-        return "${" + match["name"] + "}" if secret else _escape(value)
+        return self._show(match, value, value)
+
+    def _value(self, match: re.Match[str]) -> str | None:
+        """The variable's value, or its default where it is unset or empty; None without either."""
+        default = match["default"]
+        return self.environ.get(match["name"]) or (
+            self.environ.get(match["name"]) if default is None else str(default).strip()
+        )
+
+    def _is_secret(self, match: re.Match[str]) -> bool:
+        return is_secret(match["name"], self._value(match) or "")
+
+    def _show(self, match: re.Match[str], value: str, read: str) -> str:
+        """What was `read` of the value as it may be shown: by the variable's name if secret."""
+        name = match["name"]
+        # A default is written in the spec, and must load again where no variable is set; only
+        # what would be masked wherever it is written is not shown.
+        secret = holds_secret(name, value) if self.environ.get(name) else redact(value) != value
+        return "${" + name + "}" if secret else _escape(read)
 
     def _look_up(self, match: re.Match[str], path: Path) -> str | None:
-        name, default = match["name"], match["default"]
-        value = self.environ.get(name)
-        if value is not None and (value or default is None):
-            if is_secret_name(name):
-                add_secret(name, value)
-            return value
-        if default is None:
+        name = match["name"]
+        value = self._value(match)
+        if value is None:
             close = nearest(name, self.environ)
             self._find(
                 path,
@@ -122,7 +136,11 @@ class _Work:
                 + (f"; {close} is set" if close else ""),
             )
             return None
-        return str(default).strip()
+        if self._is_secret(match):
+            add_secret(name, value)
+        else:
+            add_secrets_of(value)
+        return value
 
     def _find(self, path: Path, message: str, value: str, fix: str | None = None) -> None:
         finding = Finding(path, message, fix, quoted(value))

@@ -1,7 +1,6 @@
 """Reading a spec: parse, override, interpolate, validate, resolve, each a step of its own."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 
 from job.errors import SpecError
-from job.redaction import redact
+from job.redaction import STEERING, add_secrets_of, redact
 from job.spec.core_yaml import CoreLoader
 from job.spec.interpolate import Expanded, interpolate
 from job.spec.keys import Path
@@ -45,6 +44,7 @@ def load_spec(
     document, misplaced = override(parse(text, origin), overrides)
     expanded = interpolate(document, environ)
     document = expanded.document
+    _know_secrets_of(document.values)
     shown = _shown(expanded, document.values)
     found = problems(document, shown=shown, known=(*misplaced, *expanded.findings))
     if found:
@@ -58,6 +58,8 @@ def dump_resolved(loaded: LoadedSpec) -> str:
     body = yaml.dump(
         loaded.resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
     )
+    # Texts that hold such characters are in double quotes, where YAML spells them so.
+    body = STEERING.sub(lambda found: _spelled(found[0]), body)
     return f"# The spec as run: every key, with its default where none was given.\n{body}"
 
 
@@ -69,8 +71,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes these line breaks bare unless it is told to quote, and reads them as others.
-    style = '"' if re.search(r"[\x85\u2028\u2029]", text) else None
+    # PyYAML writes some line breaks bare unless it is told to quote, and reads them as others.
+    style = '"' if STEERING.search(text.replace("\n", "")) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
@@ -78,6 +80,22 @@ _Dumper.add_representer(str, _represent_text)
 for _first, _resolvers in CoreLoader.yaml_implicit_resolvers.items():
     for _tag, _pattern in _resolvers:
         _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
+
+
+def _spelled(character: str) -> str:
+    if character == "\n":
+        return character
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _know_secrets_of(value: Any) -> None:
+    """Has the passwords and signatures in the spec's URIs known wherever they are written."""
+    if isinstance(value, str):
+        add_secrets_of(value)
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _know_secrets_of(inner)
 
 
 def _shown(expanded: Expanded, value: Any, path: Path = ()) -> Any:

@@ -26,6 +26,12 @@ that live elsewhere. VS Code needs the extension YAML by Red Hat, Neovim and oth
 `yaml-language-server`; JetBrains' editors take the file under *JSON Schema Mappings*.
 
 A small spec for each feature is in [`specs/examples/`](../specs/examples).
+
+`${NAME}` in any value stands for the variable of the environment, `${NAME,default}` for the
+default where that is unset or empty, `$${` for the characters themselves. Alone and without quotes
+it is read as YAML, so `max_steps: ${STEPS,60}` is a number. Numbers, words, sentences, paths and
+URIs are written into `spec.resolved.yaml` as they are; a [secret](03-operations.md#secrets) stays
+text, and stays `${NAME}` there.
 """
 
 

@@ -12,6 +12,7 @@ from job import log
 from job.errors import DataError, JobError
 from job.families.base import COUNTED, FAILED, IGNORED, TOKENS, Encoded, Family
 from job.prep.records import Row
+from job.redaction import redact
 from job.spec.types import DataSpec, TrainSpec
 from job.train.order import SPARE
 
@@ -236,6 +237,8 @@ def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
     for piece in pieces:
         text = tokenizer.decode(piece["tokens"], skip_special_tokens=False)
         # An image is hundreds of equal tokens; people want their number.
+        if redact(text) != text:
+            piece["tokens"] = []  # a secret of the row could be read from its tokens too
         piece["text"] = _REPEATED.sub(lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
     return {
         "row": encoded.id,

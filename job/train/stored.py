@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.families.base import Family
 from job.families.shards import Weights
-from job.redaction import redact
+from job.redaction import redact, redacted
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -78,4 +78,4 @@ def _store_adapter(
     for key, value in config.items():
         if isinstance(value, list):
             config[key] = sorted(value)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(redacted(config), indent=2, sort_keys=True) + "\n")

@@ -98,6 +98,8 @@ class TrackerFiles:
             found["WANDB_DIR"] = str(self._directory)
             # Lines of its own would break the structured ones.
             found |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+            # Its notes on the machine hold the command line, with whatever stands in that.
+            found["WANDB_X_DISABLE_META"] = "true"
             if "WANDB_API_KEY" not in os.environ:
                 found["WANDB_MODE"] = "offline"
         return found

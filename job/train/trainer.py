@@ -18,6 +18,7 @@ from job.engines.waiting import Waiting
 from job.errors import Stopped
 from job.families.base import Family
 from job.prep.prepare import PreparedData
+from job.redaction import as_json
 from job.spec.types import JobSpec, TrainSpec
 from job.train.adapting import adapted
 from job.train.checkpoints import CheckpointStore
@@ -121,7 +122,7 @@ def train(
         notes.mkdir(parents=True, exist_ok=True)
         _prove_labels(EncodedDataset(measured_rows, fitted, encode), family, notes)
         publish(f"{TRAIN}/{LABEL_PROOF}")
-        (notes / LENGTHS).write_text(json.dumps(measured, indent=2) + "\n")
+        (notes / LENGTHS).write_text(as_json(measured, indent=2) + "\n", encoding="utf-8")
         publish(f"{TRAIN}/{LENGTHS}")
 
     ready = adapted(spec, engine, family, model)
@@ -230,7 +231,7 @@ def train(
 
 def _prove_labels(dataset: EncodedDataset, family: Family, notes: Path) -> None:
     proof = label_proof(dataset.row(0), family)
-    (notes / LABEL_PROOF).write_text(json.dumps(proof, indent=2, ensure_ascii=False) + "\n")
+    (notes / LABEL_PROOF).write_text(as_json(proof, indent=2) + "\n", encoding="utf-8")
     log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -27,9 +28,27 @@ ENVIRONMENT = {
     "MLFLOW_TRACKING_URI": "https://tracker:planted-mlflow@tracker.invalid",
     "MLFLOW_TRACKING_PASSWORD": 'planted"quoted\\password',
     "AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=plantedAzureKey==;",
+    "DB_PASS": "planted/pass'word",
+    "MY_PWD": "planted-pwd",
+    "STORE_KEY": "planted-store-key",
+    "GIT_PAT": "planted-pat",
+    "BLOB_SAS": "sv=2022-11-02&sig=planted%2Bsas",
+    "JWT": "eyJhbGciOiJIUzI1NiJ9.eyJwbGFudGVkIjoxfQ.planted_jwt",
+    "ANYTHING": "Zq3vX9kLm2Np8RtYw5",
+    "SIGNING": "-----BEGIN PRIVATE KEY-----\nMIIEvplantedPrivateKey0123\n-----END PRIVATE KEY-----",
+    "AWS_LIKE": "AKIAPLANTED0EXAMPLE0",
 }
+READ = "Read " + " ".join(f"${{{name}}}" for name in ENVIRONMENT if name != "SIGNING")
+"""An instruction that holds every secret of the environment."""
+STEERING = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"
 PASSWORD, SIGNATURE, IN_A_ROW = "planted-password", "planted%2Bsignature", "planted-in-a-row"
-PLANTED = (*ENVIRONMENT.values(), "planted-mlflow", PASSWORD, SIGNATURE, IN_A_ROW, WRITER[1])
+PARTS = ("planted-mlflow", "plantedAzureKey==", "planted%2Bsas", "MIIEvplantedPrivateKey0123")
+PLANTED = (*ENVIRONMENT.values(), *PARTS, PASSWORD, SIGNATURE, IN_A_ROW, WRITER[1])
+
+
+DATA = (".arrow", ".safetensors", ".pyc")
+TOLD = ("", ".json", ".jsonl", ".yaml", ".html", ".txt")
+STEERS = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]"
 
 
 def spellings(secret: str) -> Iterator[bytes]:
@@ -42,7 +61,10 @@ def row(number: int) -> dict[str, str]:
     file = io.BytesIO()
     Image.new("RGB", (80 + number, 40), (number * 5, 0, 0)).save(file, "PNG")
     image = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    return {"image": image, "text": f"x_{{{number}}}"}
+    # What a model learns from is data, and is stored as it is; what is told of it is not.
+    secret = list(ENVIRONMENT.values())[number % len(ENVIRONMENT)]
+    held = f"{secret} {STEERING}" if number % 2 else ""
+    return {"image": image, "text": f"x_{{{number}}} {held}", "id": f"{number} {held}"}
 
 
 @dataclass
@@ -114,9 +136,12 @@ def run(place: Path, *arguments: str, environ: dict[str, str]) -> Finished:
 
 def nothing_planted_in(place: Path) -> int:
     """Searches every file below `place`; gives how many there are."""
-    files = [path for path in place.rglob("*") if path.is_file()]
+    files = [path for path in place.rglob("*") if path.is_file() and path.suffix not in DATA]
     for path in files:
         data = path.read_bytes()
+        if path.suffix in TOLD:
+            steering = re.search(STEERS, data.decode(errors="replace"))
+            assert not steering, f"{path} holds {steering}"
         for secret in PLANTED:
             for spelled in spellings(secret):
                 at = data.find(spelled)
@@ -135,8 +160,9 @@ def nothing_planted_in(place: Path) -> int:
 def test_a_run_that_succeeds_writes_no_secret_anywhere(
     command: str, options: tuple[str, ...], s3: S3, web: Web, tmp_path: Path
 ) -> None:
-    more = ("--set", "data.max_bad_rows=2")
-    _, *arguments = small_run_of_rows(web.uri, s3.uri("out"), *more, cache=tmp_path / "cache")
+    more = ("--set", "data.max_bad_rows=2", "--set", f"data.instruction={READ}")
+    ids = ("--set", "data.train.columns.id=id", "--set", "train.max_length=4096")
+    _, *arguments = small_run_of_rows(web.uri, s3.uri("out"), *more, *ids, cache=tmp_path / "cache")
     done = run(tmp_path, *options, command, *arguments, environ=s3.environ)
     assert done.code == 0, done.err
     storage.download_tree(s3.uri("out"), tmp_path / "out")
@@ -147,6 +173,12 @@ def test_a_run_that_succeeds_writes_no_secret_anywhere(
     rejects = (tmp_path / "out" / "data" / "rejects.jsonl").read_text()
     assert "?sig=***" in rejects
     assert "${HF_TOK" in rejects
+    resolved = (tmp_path / "out" / "spec.resolved.yaml").read_text()
+    assert READ in " ".join(resolved.split())
+    if command == "run":
+        answers = (tmp_path / "out" / "eval" / "predictions.jsonl").read_text()
+        assert "${" in answers
+        assert "\\u009b2J" in answers
     assert nothing_planted_in(tmp_path) > (30 if command == "run" else 10)
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,6 +15,7 @@ from PIL import Image
 
 from job.ask import ask
 from job.errors import InputError
+from tests.jobs import Finished, job
 
 
 class Server(HTTPServer):
@@ -71,6 +73,34 @@ def test_the_answer_to_a_drawn_formula(server: Server) -> None:
     assert head == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert min(image.size) > 10
+
+
+STEERING = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"
+SECRET = "hf_plantedHubToken0123456789"
+
+
+def asked(url: str) -> Finished:
+    return job("ask", url, "--model=m", "--question=x", "--no-image", environ={"HF_TOKEN": SECRET})
+
+
+def test_an_answer_steers_no_terminal_and_repeats_no_secret(server: Server) -> None:
+    content = f"a{STEERING} {SECRET}\n\tb"
+    server.answer = {"choices": [{"message": {"content": content}}]}
+    done = asked(server.url)
+    assert done.code == 0, done.err
+    assert done.out == ("a\\x1b]8;;https://h\\x1b\\x\\x9b2J\\u202e ${HF_TOKEN}\n\tb\n")
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_an_error_of_a_server_steers_no_terminal_and_repeats_no_secret(
+    server: Server, status: int
+) -> None:
+    # Cut at 500 bytes it would show the first half of the secret.
+    server.status, server.answer = status, {"x" * 470: f"{SECRET} {STEERING}"}
+    done = asked(server.url)
+    assert done.code == 12, done.err
+    assert "planted" not in done.err
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", done.err), done.err
 
 
 def test_a_question_without_an_image(server: Server) -> None:

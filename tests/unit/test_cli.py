@@ -1,5 +1,7 @@
 """What options of a command make of the spec."""
 
+import re
+
 import pytest
 
 from job import launch
@@ -7,7 +9,8 @@ from job.cli import app
 from job.errors import SpecError
 from job.spec import keys
 from job.spec.load import LoadedSpec
-from tests.jobs import ROOT
+from tests.jobs import ROOT, Finished, job
+from tests.terminal import Shown, job_on_terminal
 
 SPEC = str(ROOT / "specs" / "latex.yaml")
 
@@ -47,3 +50,36 @@ def test_what_an_option_says_wrongly_is_told_of_the_option(
     with pytest.raises(SpecError) as caught:
         run(*words)
     assert [problem.field for problem in caught.value.problems] == [option]
+
+
+STEERING = "a\x1b]0;x\x07\x9b2J\u202e[red]b[/red][/]"
+PLANTED = "hf_plantedHubToken0123456789"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["validate", STEERING + PLANTED],
+        ["command" + STEERING],
+        ["validate", "--" + STEERING, "x"],
+        ["validate", "specs/latex.yaml", "--set", f"train.optim={PLANTED}{STEERING}"],
+        ["validate", "specs/latex.yaml", "--set", f"train.{STEERING}=1"],
+    ],
+    ids=["file", "command", "option", "value", "key"],
+)
+@pytest.mark.parametrize("screen", [False, True], ids=["piped", "on a terminal"])
+def test_what_is_wrong_with_arguments_steers_no_terminal(
+    arguments: list[str], screen: bool
+) -> None:
+    environ = {"HF_TOKEN": PLANTED, "NO_COLOR": "1"}
+    done: Shown | Finished
+    if screen:
+        done = job_on_terminal(*arguments, environ=environ)
+        # Those of the command's own are for bold text, and for the cursor.
+        said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", done.text).replace("\r\n", "\n")
+    else:
+        done = job(*arguments, environ=environ)
+        said = done.out + done.err
+    assert done.code in (2, 10, 12)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said), said
+    assert "planted" not in said

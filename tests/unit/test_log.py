@@ -1,7 +1,9 @@
 """What the job says: structured where nobody watches, and never a secret."""
 
 import json
+import logging
 import math
+import re
 import subprocess
 import sys
 
@@ -42,6 +44,35 @@ def test_what_libraries_say_is_json_too(capfd: pytest.CaptureFixture[str]) -> No
     record = json.loads(capfd.readouterr().err)
     assert record["event"] == "library: two\nlines"
     assert record["level"] == "ERROR"
+
+
+HOSTILE = "a\x1b]8;;https://h\x07\x9b2J\u202e[red]b[/] \\[bold]c[/nothing]"
+
+
+@pytest.mark.parametrize("style", ["auto", "text", "json"])
+def test_nothing_of_a_line_steers_a_terminal_or_is_read_as_markup(
+    style: log.Format, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log, "is_terminal", lambda _: style == "auto")
+        patch.setenv("NO_COLOR", "1")
+        patch.setenv("TERM", "dumb")
+        log.configure(style)
+        log.warn(HOSTILE, file=HOSTILE, error=ValueError(HOSTILE))
+        with log.progress(HOSTILE, 2) as bar:
+            bar.advance(file=HOSTILE)
+        logging.getLogger("library").error(HOSTILE)
+    said = capsys.readouterr().err
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said), said
+    if style != "json":
+        assert "[red]b[/] \\[bold]c[/nothing]" in said.replace("\\\\", "\\")
+    else:
+        assert json.loads(said.splitlines()[0])["event"] == HOSTILE
+
+
+def test_an_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log.info("a\n12:00:00 ERROR forged", field="b\n12:00:00 ERROR forged")
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:

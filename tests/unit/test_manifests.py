@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from job import errors, manifests, needs, place, plan, signals
-from job.errors import SpecError, UsageError
+from job.errors import JobError, SpecError, UsageError
 from job.manifests import features, patches, resources, values
 from job.manifests.order import Order
 from job.manifests.rules import trainer
@@ -445,3 +445,38 @@ def test_a_checkpoint_needs_its_configuration_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(SpecError, match="'vit'"):
         measure(spec)
+
+
+def test_a_secret_that_is_written_in_a_spec_or_an_option_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    typed = "s3://AbCdEf0123456789@bucket/rows.jsonl?apikey=typed-by-hand"
+    path.write_text((ROOT / LATEX).read_text() + f"# {typed}\n")
+    orders = (
+        Order(spec=str(path), environ={}),
+        Order(spec=LATEX, environ={}, sets=(f"runtime.cache_dir={typed}",)),
+        Order(spec=LATEX, environ={}, output=typed),
+    )
+    for order in orders:
+        with pytest.raises(JobError, match="a secret, which the manifest would show") as raised:
+            manifests.render(order, "cpu")
+        assert "typed-by-hand" not in str(raised.value)
+        assert "AbCdEf" not in str(raised.value)
+
+
+def test_what_is_a_secret_by_its_looks_or_in_a_uri_is_left_to_the_secret(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        (ROOT / LATEX)
+        .read_text()
+        .replace("uri: ${OUTPUT,outputs/latex}", "uri: ${OUTPUT}/${PREFIX}")
+        .replace("  train:", "  instruction: ${ASKED}\n  train:", 1)
+    )
+    environ = {
+        "OUTPUT": "s3://bucket/run",
+        "PREFIX": "Zq3vX9kLm2Np8RtYw5",
+        "ASKED": "https://me:typed-by-hand@host/x",
+    }
+    text = manifests.render(Order(spec=str(path), environ=environ), "cpu")
+    assert {"name": "OUTPUT", "value": "s3://bucket/run"} in container_of(text)["env"]
+    assert environ["PREFIX"] not in text
+    assert "typed-by-hand" not in text

@@ -1,5 +1,7 @@
 """Variables are replaced, numbers stay numbers, and secrets are seen nowhere."""
 
+import json
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from job import redaction
 from job.errors import SpecError
 from job.spec.load import LoadedSpec, dump_resolved, load_spec
+from job.spec.overrides import Setting
 
 MINIMAL = """
 version: 1
@@ -156,6 +159,118 @@ def test_a_secret_appears_in_no_message(extra: str, secret: str) -> None:
     assert "${MY_TOKEN}" in message
     for spelling in (secret, secret.strip(), secret.lower(), secret.strip().replace("_", "")):
         assert spelling not in message
+
+
+UNNAMED = "Zq3vX9kLm2Np8RtYw5"
+SECRETS = {
+    "DB_PASS": "planted",
+    "MY_PWD": "planted/with slash",
+    "STORE_KEY": "planted",
+    "GIT_PAT": "planted",
+    "BLOB_SAS": "sv=1&sig=planted",
+    "JWT": "planted",
+    "ANYTHING": UNNAMED,
+    "HUB": "hf_abcdefghijKLMNOPqrstuvwx",
+    "SOURCE": "https://me:planted@host/x",
+    "LIST": "https://host/rows.jsonl?apikey=planted",
+}
+PLACES = (
+    "data: {{train: {{uri: {text}}}}}",
+    "data: {{train: {{uri: data/x, format: {text}}}}}",
+    "runtime: {{cache_dir: {text}}}",
+    "train: {{max_steps: {text}}}",
+    "train: {{report_to: [{text}]}}",
+    "lora: {{target_modules: [{text}]}}",
+    "unknown: {{deep: {text}}}",
+)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret_of_any_name_is_shown_by_it_wherever_it_stands(name: str, place: str) -> None:
+    value = SECRETS[name]
+    text = f'"${{{name}}}"'
+    spec = MINIMAL.replace("data: {train: {uri: data/train.jsonl}}\n", "")
+    if not place.startswith("data"):
+        spec = MINIMAL
+    try:
+        loaded = load_spec(spec + place.format(text=text), "job.yaml", environ={name: value})
+    except SpecError as error:
+        shown = str(error)
+    else:
+        shown = dump_resolved(loaded)
+        assert load_spec(shown, "again.yaml", environ={name: value}) == loaded
+    assert f"${{{name}}}" in shown
+    assert "planted" not in shown
+    assert value not in shown
+    assert value not in redaction.redact(f"an error of {value}")
+
+
+def test_what_an_ordinary_spec_reads_stays_readable_and_loads_without_the_variables() -> None:
+    environ = {
+        "STEPS": "60",
+        "OUTPUT": "s3://bucket/runs/8c7dd922ad47494fc02c388e12c00eac",
+        "IM2LATEX": "/mnt/data/im2latex",
+        "ASKED": "Write the formula as LaTeX.",
+        "OPTIMIZER": "adamw_torch",
+        "DORA": "true",
+        "MODEL": "hf://Qwen/Qwen2-VL-7B-Instruct@main",
+    }
+    text = """
+version: 1
+name: sample
+model: {model_name_or_path: "${MODEL}"}
+data:
+  train: {uri: "${IM2LATEX}/train.jsonl"}
+  instruction: ${ASKED}
+train:
+  max_steps: ${STEPS}
+  optim: ${OPTIMIZER}
+  learning_rate: ${RATE,2e-5}
+lora:
+  use_dora: ${DORA}
+output: {uri: "${OUTPUT}"}
+"""
+    loaded = load_spec(text, "job.yaml", environ=environ)
+    shown = dump_resolved(loaded)
+    assert "${" not in shown
+    assert load_spec(shown, "again.yaml", environ={}) == loaded
+
+
+def test_a_default_that_a_spec_gives_is_its_own_and_loads_again() -> None:
+    for default in ("x", "none", "outputs/latex"):
+        loaded = _load(f'runtime: {{cache_dir: "${{SOME_WHERE,{default}}}"}}')
+        assert load_spec(dump_resolved(loaded), "again.yaml", environ={}) == loaded
+    loaded = _load('runtime: {cache_dir: "${SOME_KEY,a-default-key}"}')
+    assert "a-default-key" not in dump_resolved(loaded)
+
+
+def test_a_password_that_is_a_variable_of_its_own_stays_so_in_its_url() -> None:
+    environ = {"FTP_PASS": "pl/an'ted"}
+    loaded = _load('train: {resume_from_checkpoint: "ftp://me:${FTP_PASS}@host/x"}', environ)
+    assert loaded.resolved["train"]["resume_from_checkpoint"] == "ftp://me:${FTP_PASS}@host/x"
+    assert load_spec(dump_resolved(loaded), "again.yaml", environ=environ) == loaded
+
+
+@pytest.mark.parametrize("steering", ["\u202e", "\x9b2J", "\u2066", "\u200f", "\U000e0041", "\x85"])
+def test_a_resolved_spec_steers_no_terminal_and_loads_as_the_same(steering: str) -> None:
+    loaded = load_spec(
+        MINIMAL, "job.yaml", [Setting(None, "data.instruction", json.dumps(f"a{steering}b"))]
+    )
+    shown = dump_resolved(loaded)
+    assert steering[0] not in shown
+    assert load_spec(shown, "again.yaml", environ={}) == loaded
+
+
+@pytest.mark.parametrize("steering", ["\\e]8;;x\\e", "\\x9b2J", "\\u202e"])
+def test_no_message_of_a_bad_spec_steers_a_terminal(steering: str) -> None:
+    for extra in (
+        f'"a{steering}": 1\n',
+        f'train: {{optim: "a{steering}"}}\n',
+        f'lora: {{"a{steering}": {{b: 1}}}}\n',
+    ):
+        message = _error(extra)
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", message), message
 
 
 def test_a_literal_variable_survives_the_resolved_spec() -> None:

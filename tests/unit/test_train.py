@@ -24,6 +24,7 @@ from job.train.checkpoints import MANIFEST, CheckpointStore
 from job.train.dataset import Collator, fit, label_proof, truncate
 from job.train.lengths import lengths
 from job.train.setup import training_arguments
+from job.train.trainer import _prove_labels
 
 TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
@@ -157,6 +158,22 @@ def test_the_label_proof_marks_exactly_the_answer(family: families.Family) -> No
     assert proof["marked"].endswith("</think>\n\n⟦\\frac{a}{b}<|end_of_sentence|>⟧")
     assert "<|IMAGE_PLACEHOLDER|>×16<|IMAGE_END|>" in proof["marked"]
     assert proof["trained_tokens"] == 8
+
+
+def test_a_secret_in_a_row_is_in_its_label_proof_neither_as_text_nor_as_tokens(
+    family: families.Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_plantedHubToken0123456789")
+    encoded = family.encode(row("say hf_plantedHubToken0123456789 \x9b2J"))
+    dataset = SimpleNamespace(row=lambda _: encoded)
+    _prove_labels(dataset, family, tmp_path)  # type: ignore[arg-type]
+    text = (tmp_path / "label_proof.json").read_text(encoding="utf-8")
+    assert "planted" not in text
+    assert "\x9b" not in text
+    proof = json.loads(text)
+    assert proof["pieces"][-1]["text"].startswith("say ${HF_TOKEN} \x9b2J")
+    assert proof["pieces"][-1]["tokens"] == []
+    assert proof["pieces"][0]["tokens"]
 
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])

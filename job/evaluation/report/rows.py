@@ -10,6 +10,7 @@ from job.evaluation import render_match
 from job.evaluation.report.text import Shown, difference, plain
 from job.prep.images import ImageRefused, decode
 from job.prep.records import Row
+from job.redaction import redact
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,7 +142,7 @@ def _input(index: int, name: str, rows: Sequence[Row] | None) -> "Image | None":
     if rows is None or index >= len(rows):
         return None
     row = rows[index]
-    if row.id != name or not row.images:
+    if redact(row.id) != name or not row.images:
         return None
     try:
         return decode(row.images[0])

@@ -1,0 +1,143 @@
+"""What a secret is: by the name of its variable, by a known form, or by looking drawn at random.
+
+The forms are those that their issuers document (a prefix and a length), as secret scanners use
+them.
+"""
+
+import re
+from functools import lru_cache
+from urllib.parse import unquote
+
+# A word anywhere in a name that tells of a secret, and abbreviations that only do as whole words.
+_TELLING = re.compile(
+    r"SECRET|TOKEN(?!I[ZS])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CONNECTION_?STRING|CONNSTR|"
+    r"(API|ACCESS|ACCOUNT|PRIVATE|STORAGE|ENCRYPTION|SIGNING|SHARED)_?KEY|"
+    r"(^|_)(PASS|PWD|PW|PAT|SAS|JWT|CREDS?|COOKIE|BEARER|DSN|WEBHOOK|SIGNATURE|SIG)(_|$)|"
+    r"(^|_)(AUTH|AUTHORIZATION|KEYS?)$|"
+    r"(DB|USER|ROOT|ADMIN|MY)PASS$"
+)
+# Names that hold such a word and say where a secret is, what it is called, or how many there are.
+_NOT_TELLING = re.compile(
+    r"^(OLD)?PWD$|^GOOGLE_APPLICATION_CREDENTIALS$|"
+    r"_(FILE|PATH|DIR|DIRECTORY|SOCK|HELPER|ENDPOINT|HOST|PORT|TYPE|NAME|LENGTH|LIMIT|COUNT|TTL)$|"
+    r"(^|_)(MAX|MIN|NEW|NUM|N|TOTAL|PER)_TOKENS?(_|$)|^TOKENS$|TOKENS_PER|"
+    r"(^|_)(PUBLIC|PRIMARY|FOREIGN|SORT|PARTITION|CACHE|IMAGE|TEXT|LABEL|ROW|QUESTION|ANSWER|"
+    r"AUTHORIZED|HOST|KNOWN)_KEYS?$"
+)
+# Names whose values are identifiers: digests and the like, drawn at random and no secrets.
+_IDENTIFIER = re.compile(
+    r"(^|_)(ID|UUID|GUID|COMMIT|SHA\d*|REVISION|REV|REF|TAG|DIGEST|HASH|CHECKSUM|FINGERPRINT|"
+    r"VERSION|BUILD|RUN|JOB|HOME|USER|LOGNAME|HOSTNAME|HOST|PWD|OLDPWD|SHELL|PATH|TMPDIR|"
+    r"ADDRESS|GPG_KEY|COLORS|OUTPUT|SPEC|BUCKET|REGION)$"
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+_WORDY = r"(?=[A-Za-z_-]{0,40}[0-9A-Z])"  # what is all lower case is a word in an ordinary name
+KNOWN_FORM = re.compile(
+    r"-----BEGIN[A-Z ]* PRIVATE KEY(?: BLOCK)?-----"
+    r"(?:(?!-----)[\s\S])*(?:-----END[A-Z ]*-----)?"
+    r"|(?<![A-Za-z0-9])(?:"
+    rf"hf_{_WORDY}[A-Za-z0-9]{{16,}}|api_org_[A-Za-z0-9]{{16,}}"
+    rf"|sk-{_WORDY}[A-Za-z0-9_-]{{16,}}|gsk_[A-Za-z0-9]{{20,}}|r8_[A-Za-z0-9]{{20,}}"
+    r"|[sr]k_(?:live|test)_[A-Za-z0-9]{10,}|gh[opusr]_[A-Za-z0-9]{16,}"
+    r"|github_pat_[A-Za-z0-9_]{16,}|gl(?:pat|ptt|dt|rt|cbt)-[A-Za-z0-9_-]{16,}"
+    r"|xox[a-z]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}"
+    r"|(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{12,}|AIza[A-Za-z0-9_-]{30,}|ya29\.[A-Za-z0-9_-]{20,}"
+    r"|(?<![_-])eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)*"
+    r"|npm_[A-Za-z0-9]{30,}|pypi-[A-Za-z0-9_-]{30,}|nvapi-[A-Za-z0-9_-]{20,}|dapi[0-9a-f]{32}"
+    r"|hvs\.[A-Za-z0-9_-]{20,}|SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"
+    r"|dop_v1_[0-9a-f]{32,}|wandb_v1_[A-Za-z0-9_]{20,}|AGE-SECRET-KEY-1[A-Z0-9]{30,}"
+    r")"
+    r"|(?<=\bsig=)[A-Za-z0-9%+/_-]{16,}={0,2}"
+    r"|(?<=hooks\.slack\.com/services/)[A-Za-z0-9/]{8,}"
+    r"|(?<=[Bb]earer )(?=[A-Za-z._~+/-]{0,40}[0-9A-Z])[A-Za-z0-9._~+/-]{12,}=*"
+    r"|(?<=[Aa]uthorization: Basic )[A-Za-z0-9+/]{4,}={0,2}"
+)
+"""Secrets that are known by how they begin, wherever they stand."""
+MARKS = (
+    *("hf_", "sk-", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+    *("xox", "xapp-", "AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "eyJ", "npm_", "pypi-"),
+    *("nvapi-", "dapi", "hvs.", "SG.", "dop_v1_", "r8_", "gsk_", "glpat-", "glptt-", "gldt-"),
+    *("glrt-", "glcbt-", "api_org_", "wandb_v1_", "AGE-SECRET", "sig=", "slack.com", "earer "),
+    *("Basic ", "-----BEGIN"),
+)
+
+
+def may_hold_known_form(text: str) -> bool:
+    """Whether the beginning of a known form is in `text`: far cheaper to ask than the pattern."""
+    for mark in MARKS:  # noqa: SIM110 - half as long as any(), and asked for every line
+        if mark in text:
+            return True
+    return False
+
+
+_NUMBER = re.compile(r"[-+]?[\d.,_:eE+-]*")
+_ROOTED = re.compile(r"~?\.{0,2}/|~|[A-Za-z][\w+.-]*://")
+_RUN = re.compile(r"[A-Za-z0-9]{16,}")
+_CHUNK = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_BASE64 = re.compile(r"(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])(?=\D*\d)[A-Za-z0-9+/]{38,}={0,2}")
+_PLAIN_WORDS = frozenset(
+    ("true", "false", "yes", "no", "on", "off", "none", "null", "auto", "disabled", "enabled")
+)
+
+
+@lru_cache(maxsize=4096)
+def is_secret_name(name: str) -> bool:
+    """Whether a variable, or a parameter of a URL, of this name is taken to hold a secret."""
+    words = _CAMEL.sub("_", name).replace("-", "_").upper()
+    whole = name.replace("-", "_").upper()
+    if _NOT_TELLING.search(words) or _NOT_TELLING.search(whole):
+        return False
+    return bool(_TELLING.search(words) or _TELLING.search(whole))
+
+
+@lru_cache(maxsize=4096)
+def is_secret_parameter(name: str) -> bool:
+    """Whether the parameter of a URL's query holds one: signed URLs have their own names."""
+    name = unquote(name)
+    if re.match(r"X-(Amz|Goog|OSS)-", name, re.I):
+        return True
+    return is_secret_name(name) or name.lower() in ("pwd", "auth", "session", "code")
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable's value is a secret: by its name, by a known form, or by its looks.
+
+    Numbers, words, sentences, paths and URIs are none under a name that tells of none, nor is what
+    identifies something, a commit or a run. What a URI holds of a secret is for `urls` to tell.
+    """
+    if value.strip().lower() in _PLAIN_WORDS:
+        return False
+    if is_secret_name(name):
+        return True
+    if "://" not in value and KNOWN_FORM.search(value):
+        return True
+    return not _IDENTIFIER.search(_CAMEL.sub("_", name).upper()) and looks_random(value)
+
+
+def looks_random(value: str) -> bool:
+    """Whether a value holds what nobody would type: a long mixture of letters and digits.
+
+    Hexadecimal and lower-case names of files and folders are common, so in a path or URI that
+    begins with its root only a mixture of cases and digits counts.
+    """
+    value = value.strip()
+    if len(value) < 16 or _NUMBER.fullmatch(value):
+        return False
+    rooted = bool(_ROOTED.match(value))
+    if not rooted and _BASE64.fullmatch(value):
+        return True
+    return any(_is_mixture(run, cased=rooted) for run in _RUN.findall(value))
+
+
+def _is_mixture(run: str, *, cased: bool) -> bool:
+    digits, letters = any(c.isdigit() for c in run), any(c.isalpha() for c in run)
+    both_cases = run.lower() != run != run.upper()
+    if not letters or (cased and not (digits and both_cases)):
+        return False
+    # Words and numbers are long pieces of one kind; what is drawn at random changes all the time.
+    piece = len(run) / len(_CHUNK.findall(run))
+    if digits:
+        limit = 2.6 if len(run) < 20 else 4.0 if len(run) < 32 else 8.0
+        return piece <= limit
+    return both_cases and len(run) >= 20 and piece <= 3.2

@@ -1,0 +1,101 @@
+"""What URLs hold of secrets: the user's part before the host, and parameters of the query.
+
+A URL that is known to be one, a value of the spec or of the environment, is taken apart. In other
+text the same is told by its place, and where the end of a password is not clear more is hidden.
+"""
+
+import base64
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+from job.redaction.kinds import KNOWN_FORM, is_secret, is_secret_parameter, looks_random
+
+HIDDEN = "***"
+_NAMED = re.compile(r"(?:\$\{\w+\}|\*\*\*)+")
+"""What redaction itself has put in the place of a secret."""
+
+# In these a name alone before the `@` is no secret: a repository, a container, a login.
+_NAMES_FIRST = frozenset(
+    ("hf", "abfs", "abfss", "wasb", "wasbs", "adl", "ssh", "sftp", "git", "hdfs", "ftp", "smb")
+)
+
+# A password may hold `@`, `/` and quotes: all goes up to the last `@` before a space or an end of
+# quoting. What is a port, up to a slash, is none.
+_IN_WORD = r"(?:[^\s<>\"']|[\"'](?![\s,:)\]}]|$))"
+_PASSWORD = rf"(?!\[)[^/\s:@\"'<>?#]*:(?!\d{{1,5}}(?:[/?#\s\"'<>]|$)){_IN_WORD}*(?=@)"
+_ALONE = r"[^/\s:@\"'<>?#]+(?=@)"
+_USER = re.compile(
+    rf"(?P<scheme>[A-Za-z][\w+.-]{{0,15}})?://(?:(?P<password>{_PASSWORD})|(?P<alone>{_ALONE}))"
+)
+_PARAMETER = re.compile(r"([?&;#])([^=&;#?\s\"'<>/:@]{1,64})=([^&;\s\"'<>\\]+)")
+
+
+def hide(text: str) -> str:
+    """`text` with what its URLs hold of secrets as `***`; what is named already stays named."""
+    if "://" in text and "@" in text:
+        text = _USER.sub(_without_user, text)
+    if "=" in text:
+        text = _PARAMETER.sub(_without_value, text)
+    return text
+
+
+def _without_user(found: re.Match[str]) -> str:
+    user, scheme = found["password"] or found["alone"], found["scheme"] or ""
+    last = user.rpartition(":")[2] if found["password"] else user
+    if _NAMED.fullmatch(last) and HIDDEN not in last:
+        return found[0]
+    if found["alone"] and not _is_secret_user(scheme, user):
+        return found[0]
+    return f"{scheme}://{HIDDEN}"
+
+
+def _is_secret_user(scheme: str, user: str) -> bool:
+    return (
+        scheme.lower().rpartition("+")[2] not in _NAMES_FIRST
+        or looks_random(user)
+        or bool(KNOWN_FORM.search(user))
+    )
+
+
+def _without_value(found: re.Match[str]) -> str:
+    mark, name, value = found.groups()
+    if _NAMED.fullmatch(value):
+        return found[0]
+    if not _is_secret_value(name, value):
+        return f"{mark}{name}={_PARAMETER.sub(_without_value, value)}"  # a fragment has some too
+    return f"{mark}{name}={HIDDEN}"
+
+
+def _is_secret_value(name: str, value: str) -> bool:
+    return is_secret_parameter(name) or is_secret(unquote(name), value)
+
+
+def secrets(uri: str) -> Iterator[str]:
+    """The secrets that a URI, or a connection string, holds, in the spellings it may be used in."""
+    for found in _secrets(uri):
+        yield found
+        if "%" in found:
+            yield unquote(found)
+
+
+def _secrets(uri: str) -> Iterator[str]:
+    before, _, rest = uri.partition("://")
+    scheme = re.search(r"[A-Za-z][\w+.-]*$", before)
+    if scheme and "@" in rest and not rest.startswith("["):
+        user, colon, password = rest.rpartition("@")[0].partition(":")
+        port = re.match(r"\d{1,5}(?:[/?#]|$)", password)
+        if colon and "/" not in user and not port:
+            yield password
+            first = rest.partition("@")[0].partition(":")[2]  # the path may hold an `@` too
+            yield first
+            for each in (password, first):
+                yield base64.b64encode(f"{unquote(user)}:{unquote(each)}".encode()).decode()
+        alone = rest.partition("@")[0]
+        if not any(c in alone for c in "/:?#") and _is_secret_user(scheme[0], alone):
+            yield alone
+    # In a whole URI a value ends with its parameter only, whatever it holds.
+    for part in re.split(r"[?&;#]", uri):
+        name, equals, value = part.partition("=")
+        if equals and len(name) <= 64 and _is_secret_value(name.strip(), value):
+            yield value
