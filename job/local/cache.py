@@ -10,6 +10,7 @@ brought anew. What an unchanged inode cannot tell is a disk that decays beneath 
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,16 +132,21 @@ def _filled(
             _require_room(cache, missing, limit, entry)
             folder.mkdir(parents=True, exist_ok=True)
             log.info("download", uri=of, size=log.amount(sum(file.size for file in missing)))
+        noting = threading.Lock()
+
+        def work(file: Wanted) -> None:
+            made = _brought(file, folder, fetch, known.get(file.path), of)
+            with noting:  # at once: a process that is killed is to find it again
+                found[file.path] = made
+                _write(journal, {**known, **found})
+
         with (
             log.progress("download", len(missing), "files") as bar,
             ThreadPoolExecutor(AT_ONCE, "cache") as pool,
         ):
-            brought = pool.map(lambda f: _brought(f, folder, fetch, known.get(f.path), of), missing)
-            for file, made in zip(missing, brought, strict=True):
-                found[file.path] = made
-                _write(journal, found)
+            for _ in pool.map(work, missing):
                 bar.advance()
-        _write(journal, found)
+        _write(journal, {**known, **found})
         if folder != entry:
             if entry.exists():  # nothing says that it was ever whole
                 discard(entry)

@@ -94,7 +94,7 @@ def take(path: Path, *, shared: bool = False) -> Lock | None:
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
-        descriptor = _open(path)
+        descriptor = _open(path, shared=shared)
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             if _is_at(path, descriptor):
@@ -133,12 +133,12 @@ def holder(path: Path) -> Holder | None:
         return None
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, *, shared: bool) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError:
         # Where nothing may be written, a lock that is there can still be shared.
-        if not path.is_file():
+        if not shared or not path.is_file():
             raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 

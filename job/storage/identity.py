@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from job.storage.connect import connect
+from job.storage.connect import call, connect
 from job.storage.uri import is_local, local_path, scheme
 
 AWS = (".amazonaws.com", ".amazonaws.com.cn")
@@ -40,7 +40,7 @@ def identity(uri: str) -> dict[str, Any]:
         case "memory":  # this process's own
             return {**found, "process": [os.getpid(), _started()]}
         case "s3" | "s3a":
-            return {**found, **_s3(filesystem)}
+            return {**found, **call("read", uri, lambda connected, _: _s3(connected))}
         case protocol:
             settings = {
                 name: text

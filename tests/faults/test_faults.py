@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from job.errors import InputError, JobError, StorageError
 from job.families import shards
 from job.families.shards import Weights
 from job.lease import Lease
+from job.local import cache, room
+from job.manifest import sha256_file
 from job.spec.load import load_spec
 from job.stages import Stages
 from job.storage import connect, retry
@@ -385,9 +388,11 @@ def test_a_download_that_was_killed_goes_on_where_only_the_rest_of_it_fits(
         environ={},
     ).spec
     found = inputs.find_model(spec.model)
-    there = small_disk / "models" / found.digest[:16] / "model.safetensors"
+    there = small_disk / "models" / f".partial-{found.digest[:32]}" / "model.safetensors"
     there.parent.mkdir(parents=True)
     there.write_bytes(weights)
+    known = cache.Known.of(sha256_file(there), there.stat(), time.time_ns())
+    cache._write(there.with_name(room.COMPLETE), {there.name: known})
     assert shutil.disk_usage(small_disk).free < found.size_bytes
     assert (inputs.fetch_model(found, small_disk) / "config.json").read_bytes() == b"{}"
 

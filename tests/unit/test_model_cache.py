@@ -81,7 +81,12 @@ def test_unchanged_files_are_not_read_again(
 ) -> None:
     settle(inputs.fetch_model(model, tmp_path))
     read = list[Path]()
-    monkeypatch.setattr(cache, "sha256_file", lambda path: read.append(path) or sha256_file(path))
+
+    def seen(path: Path) -> str:
+        read.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(cache, "sha256_file", seen)
     entry = inputs.fetch_model(model, tmp_path)
     assert not read
     os.utime(entry / "config.json")
