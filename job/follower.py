@@ -38,4 +38,4 @@ def _train(loaded: LoadedSpec, command: str, peers: Peers) -> None:
         if place.node > 0:
             peers.hear(f"fetched/{place.node}")
         stages.output.find_fetched(record)
-    stages.fit(stages.output.workdir, call["identity"])
+    stages.fit(stages.output.workdir)

@@ -28,12 +28,6 @@ class StoreCallback(TrainerCallback):
     ) -> None:
         self._store, self._keep, self._uploads, self._require = store, keep, uploads, require
         self._save_started = 0.0
-        self._last_saved = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._last_saved = state.global_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -53,11 +47,10 @@ class StoreCallback(TrainerCallback):
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(exist_ok=True)
         written.rename(directory)
-        losses = [
-            e["loss"] for e in state.log_history if e["step"] > self._last_saved and "loss" in e
-        ]
+        # Since the save that was due before, whether or not a stop came between.
+        due = (step - 1) // state.save_steps * state.save_steps
+        losses = [e["loss"] for e in state.log_history if e["step"] > due and "loss" in e]
         loss = sum(losses) / len(losses) if losses else None
-        self._last_saved = step
         local_seconds = time.monotonic() - started
 
         def store() -> None:
