@@ -89,8 +89,8 @@ def _step(directory: Path) -> int:
 def _state(directory: Path) -> None:
     state = TrainerState.load_from_json(str(directory / STATE))
     counts = (state.global_step, state.num_input_tokens_seen)
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise Unfit("global_step and num_input_tokens_seen have to be numbers from 0 on")
+    if not all(isinstance(count, int) for count in counts) or state.global_step < 1:
+        raise Unfit("it does not say after which step, or how many tokens, it was stored")
     for entry in state.log_history:
         if not isinstance(entry["step"], int) or not isinstance(entry["epoch"], int | float):
             raise Unfit(f"log_history has {entry}")
@@ -125,7 +125,7 @@ def _shared(wanted: Tensors, stored: Iterable[str]) -> set[str]:
 
 def _optimizer(directory: Path, trainer: "Trainer") -> None:
     state = state_files.load(directory / OPTIMIZER, meta=True)
-    optimizer = trainer.create_optimizer()
+    optimizer = _own_optimizer(trainer)
     kind = type(optimizer).__name__
     if (stored_kind := state.get(KIND, kind)) != kind:
         raise Unfit(f"it is of {stored_kind}, and this training takes {kind}")
@@ -136,15 +136,21 @@ def _optimizer(directory: Path, trainer: "Trainer") -> None:
     if (untouched := state.get(UNTOUCHED)) is not None and (
         missing := parameters.keys() - states.keys() - set(untouched)
     ):
-        raise Unfit(f"the state of {_some(missing)} missing")
+        raise Unfit(f"of the parameters' states {_some(missing)} missing")
     for key, kept in states.items():
         if missing := set(_NEEDED.get(kind, ())) - kept.keys():
-            raise Unfit(f"{_some(missing)} of {key} missing")
+            raise Unfit(f"of parameter {key} {_some(missing)} missing")
         shape, dtype = tuple(parameters[key].shape), parameters[key].dtype
         for name, value in kept.items():
             if name in _SHAPES and isinstance(value, torch.Tensor):
                 of_kind = dtype if kind == "AdamW" else value.dtype
                 _require_like(f"{name} of {key}", value, _SHAPES[name](shape), of_kind)
+
+
+def _own_optimizer(trainer: "Trainer") -> Any:
+    """The optimizer itself, without Accelerate's around it."""
+    optimizer = trainer.create_optimizer()
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _parameters(
@@ -170,7 +176,7 @@ def _parameters(
 
 def _scheduler(directory: Path, trainer: "Trainer") -> None:
     state, step = state_files.load(directory / SCHEDULER), _step(directory)
-    groups = len(trainer.create_optimizer().param_groups)
+    groups = len(_own_optimizer(trainer).param_groups)
     if state["last_epoch"] != step:
         raise Unfit(f"it is at step {state['last_epoch']}, and the checkpoint at {step}")
     for name in ("base_lrs", "_last_lr"):
