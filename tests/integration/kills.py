@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +24,20 @@ import job.pipeline
 from job import sbom, storage
 from tests.jobs import sets
 
-FACTS = ("steps", "epochs", "tokens", "rows", "dropped_rows", "first_loss", "final_loss")
+RESULT = ("steps", "epochs", "tokens", "rows", "dropped_rows", "first_loss", "final_loss")
 HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
-Kill = Callable[[list[str]], bool]
-"""Whether to end the process, from the changes up to the one that comes next: `rename PATH`."""
+Picked = Callable[[list[str]], list[int]]
+"""The numbers of those changes, of all that a run makes, before which it is to end."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A signal that a process sends itself before one of its changes."""
+
+    change: int
+    """From 0 on."""
+    signal: int
 
 
 @dataclass(frozen=True)
@@ -50,49 +60,40 @@ class Training:
         return ["train", "specs/latex.yaml", "--output", output, *sets(small | {**self.settings})]
 
 
-class Output:
-    """What is at an output, without what tells the time."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-
-    def facts(self) -> dict[str, Any]:
-        """History, weights, result and every file of every checkpoint."""
-        at = partial(storage.join, self.uri)
-        record = json.loads(storage.read_text(at(".stages", "train.json")))
-        lines = storage.read_text(at("train", "history.jsonl")).splitlines()
-        return {
-            "history": [{key: json.loads(line)[key] for key in HISTORY} for line in lines],
-            "weights": {
-                file["path"]: file["sha256"]
-                for file in record["files"]
-                if file["path"].startswith(("adapter/", "adapter-vllm/", "weights/"))
-            },
-            "result": {key: record["summary"][key] for key in FACTS},
-            "checkpoints": {
-                entry.path: hashlib.sha256(
-                    storage.read_bytes(at("checkpoints", entry.path))
-                ).hexdigest()
-                for entry in storage.list_files(at("checkpoints"))
-            },
-        }
+def facts(output: str) -> dict[str, Any]:
+    """History, weights, result and every file of every checkpoint, without what tells the time."""
+    at = partial(storage.join, output)
+    record = json.loads(storage.read_text(at(".stages", "train.json")))
+    lines = storage.read_text(at("train", "history.jsonl")).splitlines()
+    stored = storage.list_files(at("checkpoints"))
+    files = {entry.path: storage.read_bytes(at("checkpoints", entry.path)) for entry in stored}
+    weights = ("adapter/", "adapter-vllm/", "weights/")
+    return {
+        "history": [{key: json.loads(line)[key] for key in HISTORY} for line in lines],
+        "weights": [file for file in record["files"] if file["path"].startswith(weights)],
+        "result": {key: record["summary"][key] for key in RESULT},
+        "checkpoints": {path: hashlib.sha256(data).hexdigest() for path, data in files.items()},
+    }
 
 
-def watch(output: str, kill: Kill) -> None:
-    """From now on ends this process before the change at `output` for which `kill` says so.
+def watch(output: str, kill: Kill | None, seen: Path) -> None:
+    """From now on notes in `seen` what changes at `output`, and sends this process the signal of
+    `kill` right before its change.
 
     A change is a file that takes its name or goes, at a place other than the lease's.
     """
-    lock, seen = threading.Lock(), list[str]()
+    lock, changes = threading.Lock(), list[str]()
     root = output.partition("://")[2] or output
 
     def comes(kind: str, path: str) -> None:
         if not path.startswith(f"{root}/") or "/.lease" in path:
             return
         with lock:
-            seen.append(f"{kind} {path.removeprefix(f'{root}/')}")
-            if kill(seen):
-                os.kill(os.getpid(), signal.SIGKILL)
+            changes.append(f"{kind} {path.removeprefix(f'{root}/')}")
+            with seen.open("a") as lines:
+                lines.write(changes[-1] + "\n")
+            if kill is not None and len(changes) == kill.change + 1:
+                os.kill(os.getpid(), kill.signal)
 
     if "://" in output:
         _watch_objects(comes)
@@ -127,11 +128,6 @@ def _watch_objects(comes: Callable[[str, str], None]) -> None:
         setattr(remote, name, watched(kind, getattr(remote, name)))
 
 
-def at_change(number: int) -> Kill:
-    """At the change of that number, from 0 on."""
-    return lambda seen: len(seen) == number + 1
-
-
 class Farm:
     """Runs trainings in processes forked from this one."""
 
@@ -143,55 +139,57 @@ class Farm:
         self._place = place
         text = sbom.to_text()  # the same for every run, and half of its time
         job.pipeline.sbom.to_text = lambda: text  # type: ignore[attr-defined]
-        warm = Training("warm", {"train.max_steps": 1})
-        self._start(warm, str(place / "warm"))
+        self._start(Training("warm", {"train.max_steps": 1}), str(place / "warm"))
 
     def _start(self, training: Training, output: str) -> None:
         from job.cli import app
 
-        arguments = training.arguments(output, self._place / "cache")
-        app(arguments, standalone_mode=False)
+        app(training.arguments(output, self._place / "cache"), standalone_mode=False)
 
-    def run(self, training: Training, output: str, kill: Kill | None = None) -> int | None:
-        """The exit code of a run, or None if it killed itself."""
-        pid = os.fork()
-        if pid == 0:
-            self._child(training, output, kill)
-        status = os.waitpid(pid, 0)[1]
-        return None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+    def run(self, training: Training, output: str, kill: Kill | None = None) -> int:
+        """The exit code of a run, or minus the signal that ended it."""
+        self._seen.unlink(missing_ok=True)
 
-    def changes(self, training: Training, output: str) -> list[str]:
-        """The changes that an undisturbed run makes at the output, in its order."""
-        path = self._place / "changes.txt"
+        def train() -> None:
+            watch(output, kill, self._seen)
+            self._start(training, output)
 
-        def write(seen: list[str]) -> bool:
-            path.write_text("\n".join(seen))
-            return False
+        return self._in_child(train)
 
-        code = self.run(training, output, write)
-        assert code == 0, self.said()
-        return path.read_text().splitlines()
+    def facts(self, output: str) -> dict[str, Any]:
+        """Those of a finished training. Read in a child: connections do not outlive a fork."""
+        path = self._place / "facts.json"
+        assert self._in_child(lambda: path.write_text(json.dumps(facts(output)))) == 0, self.said()
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    @property
+    def _seen(self) -> Path:
+        return self._place / "changes.txt"
+
+    def changes(self) -> list[str]:
+        """What the last run changed at its output, in its order."""
+        return self._seen.read_text().splitlines() if self._seen.exists() else []
 
     def said(self) -> str:
-        return (self._place / "said.txt").read_text()
+        """The end of what the last child said."""
+        return (self._place / "said.txt").read_text()[-3000:]
 
-    def _child(self, training: Training, output: str, kill: Kill | None) -> None:
+    def _in_child(self, work: Callable[[], object]) -> int:
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         code = 70
         try:
-            descriptor = os.open(
-                self._place / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600
-            )
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            descriptor = os.open(self._place / "said.txt", flags, 0o600)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            if kill is not None:
-                watch(output, kill)
-            self._start(training, output)
+            work()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
         except BaseException:  # noqa: BLE001 - the child has nobody above it
-            import traceback
-
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -206,34 +204,28 @@ class Found:
     """The placements after which something was not as undisturbed, with what it was."""
 
 
-def try_all(place: Path, training: Training, pick: Callable[[list[str]], list[int]]) -> Found:
-    """Kills runs of the training at the picked ones of its changes, and finishes each."""
+def try_all(place: Path, root: str, training: Training, picked: Picked, sent: int) -> Found:
+    """Sends runs of the training a signal at the picked ones of its changes, and finishes each."""
     farm = Farm(place)
-    whole = str(place / "undisturbed")
-    changes = farm.changes(training, whole)
-    expected = Output(whole).facts()
+    undisturbed = f"{root}/undisturbed"
+    assert farm.run(training, undisturbed) == 0, farm.said()
+    changes, expected = farm.changes(), farm.facts(undisturbed)
     differing, killed = list[str](), 0
-    for number in pick(changes):
-        output = place / "killed"
-        shutil.rmtree(output, ignore_errors=True)
-        where = f"{training.name}, before change {number}, as {changes[number]}"
-        if farm.run(training, str(output), at_change(number)) is not None:
-            differing.append(f"{where}: not killed")
-            continue
-        killed += 1
-        code = farm.run(training, str(output))
+    for number in picked(changes):
+        output = f"{root}/killed-{number}"
+        code = farm.run(training, output, Kill(number, sent))
+        where = f"{training.name}, before change {number}, {farm.changes()[-1]}"
+        killed += code == -sent or (sent == signal.SIGTERM and code == 143)
+        code = farm.run(training, output)
         if code != 0:
-            differing.append(f"{where}: the next run ended with {code}: {farm.said()[-2000:]}")
+            differing.append(f"{where}: the next run ended with {code}: {farm.said()}")
             continue
-        facts = Output(str(output)).facts()
-        differing += [f"{where}: {k}" for k, v in expected.items() if facts[k] != v]
+        found = farm.facts(output)
+        if sent == signal.SIGTERM:  # a stop stores a checkpoint that may take another's place
+            both = found["checkpoints"].keys() & expected["checkpoints"].keys()
+            found["checkpoints"] = expected["checkpoints"] | {
+                path: found["checkpoints"][path] for path in both
+            }
+        differing += [f"{where}: other {k}" for k, v in expected.items() if found[k] != v]
+        shutil.rmtree(output, ignore_errors=True)
     return Found(killed, differing)
-
-
-if __name__ == "__main__":
-    found = try_all(
-        Path(sys.argv[1]),
-        Training("try", json.loads(sys.argv[2])),
-        lambda changes: list(range(*map(int, sys.argv[3].split(":")))),
-    )
-    print(json.dumps(found.__dict__, indent=1))
