@@ -201,8 +201,12 @@ class Stages:
         return found
 
     def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
+        import torch
+
         from job.evaluation.evaluate import evaluate, write
 
+        # Sampled answers depend on nothing that this process has done before, such as training.
+        torch.manual_seed(0)
         evaluation = evaluate(
             model,
             self.family,

@@ -89,10 +89,7 @@ class CheckpointStore:
         """
         steps = self.steps()
         for step in reversed(steps):
-            if self.schedule is not None and step > self.schedule.steps:
-                problem: str | None = f"it is past the {self.schedule.steps} steps of this training"
-            else:
-                problem = self._fetch(self.at(step), directory, check, step)
+            problem = self._fetch(self.at(step), directory, check, step)
             if problem is None:
                 return self.at(step)
             log.warn("checkpoint skipped", step=step, reason=problem)
@@ -160,8 +157,11 @@ class CheckpointStore:
             return "it has no manifest, so it was not stored whole"
         except (ValueError, KeyError, TypeError) as error:
             return f"its manifest is unreadable: {error}"
-        if step is not None and (other := self._other(manifest, step)) is not None:
-            return other
+        if step is not None:
+            if (other := self._other(manifest, step)) is not None:
+                return other
+            if self.schedule is not None and step > self.schedule.steps:
+                return f"it is past the {self.schedule.steps} steps of this training"
         for file in wanted:
             if file.path.endswith(_PICKLES):
                 return f"{file.path} is a pickle, which runs code when it is read"

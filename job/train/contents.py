@@ -191,6 +191,8 @@ def _generators(directory: Path) -> None:
         random.Random().setstate(states["python"])  # noqa: S311 - no secret
         np.random.RandomState().set_state(states["numpy"])
         torch.Generator().set_state(states["torch"])
+        if states["loss"].shape != () or not isinstance(states["logged"], int):
+            raise Unfit("it has no losses since the last log")
         if "cuda" in states and torch.cuda.is_available():
             torch.Generator(device="cuda").set_state(states["cuda"])
 

@@ -37,6 +37,7 @@ TRAININGS = {
         "train.save_total_limit": 1,
     },
     "warm-up, at the end of an epoch, with workers": {
+        "train.max_steps": -1,
         "train.num_train_epochs": 2,
         "train.save_steps": 2,
         "train.lr_scheduler_type": "constant_with_warmup",
@@ -44,6 +45,7 @@ TRAININGS = {
         "train.dataloader_num_workers": 2,
     },
     "linear, within an epoch by epochs": {
+        "train.max_steps": -1,
         "train.num_train_epochs": 1.5,
         "train.save_steps": 2,
         "train.lr_scheduler_type": "linear",
