@@ -47,10 +47,7 @@ class StoreCallback(TrainerCallback):
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(exist_ok=True)
         written.rename(directory)
-        # Since the save that was due before, whether or not a stop came between.
-        due = (step - 1) // state.save_steps * state.save_steps
-        losses = [e["loss"] for e in state.log_history if e["step"] > due and "loss" in e]
-        loss = sum(losses) / len(losses) if losses else None
+        loss = _loss_since_last(state) if _is_due(state) else None
         local_seconds = time.monotonic() - started
 
         def store() -> None:
@@ -81,3 +78,16 @@ class StoreCallback(TrainerCallback):
                 fix="raise terminationGracePeriodSeconds of the pod and set "
                 f"{signals.GRACE_VARIABLE} to the same seconds",
             )
+
+
+def _is_due(state: TrainerState) -> bool:
+    """Whether an undisturbed training stores a checkpoint here too. That of a stop is not compared:
+    it must take the place of none by its loss."""
+    return state.global_step % state.save_steps == 0 or state.global_step >= state.max_steps
+
+
+def _loss_since_last(state: TrainerState) -> float | None:
+    """The mean of what was logged since the checkpoint that was due before, or None."""
+    due = (state.global_step - 1) // state.save_steps * state.save_steps
+    losses = [e["loss"] for e in state.log_history if e["step"] > due and "loss" in e]
+    return sum(losses) / len(losses) if losses else None
