@@ -26,8 +26,10 @@ from job.train.contents import GENERATORS, KIND, OPTIMIZER, SCHEDULER, UNTOUCHED
 if TYPE_CHECKING:
     from transformers import Trainer
 
-CLOCKED = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
-CLOCKED += ("train_tokens_per_second",)
+CLOCKED = frozenset(
+    f"train_{name}"
+    for name in ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second")
+)
 """What Transformers logs of the time that steps took."""
 
 
@@ -39,6 +41,10 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
     """`base`, storing and restoring its states without pickles."""
 
     class ResumableTrainer(base):
+        _tr_loss: torch.Tensor
+        """Of the steps since the last log, their sum."""
+        _globalstep_last_logged: int
+
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
             directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
