@@ -40,6 +40,6 @@ def _train(loaded: LoadedSpec, command: str, peers: Peers) -> None:
         there = peers.hear(f"fetched/{place.node}") if place.node > 0 else call["work"]
         stages.work.share(Path(there))
         stages.output.find_fetched(record)
-    stages.fit(stages.work.path, call["identity"])
+    stages.fit(stages.work.path)
     if place.local_rank == 0:  # what this machine had of the training is needed no more
         stages.work.remove()

@@ -13,6 +13,7 @@ from job import __version__, inputs
 from job.manifest import StageRecord, fingerprint
 from job.prep import find, pictures
 from job.spec.types import JobSpec
+from job.train.identity import Identity
 
 Stage = Literal["prep", "baseline", "train", "eval", "export", "report"]
 
@@ -37,6 +38,8 @@ COMPUTING_KEYS = (
     "group_by_length",
     "torch_compile",
 )
+# How long a training goes on. Whether its schedule depends on that is in job.train.schedule.
+LENGTH_KEYS = ("max_steps", "num_train_epochs")
 _EVAL = "$.data.eval"
 
 
@@ -99,20 +102,39 @@ class Given:
             parts = [self.fingerprint("train", made), spec["export"]]
         return fingerprint(__version__, stage, parts)
 
-    def identity_of_checkpoints(self, made: Mapping[str, StageRecord]) -> str:
-        """A training may go on with its steps computed in another way: on fewer GPUs, say."""
-        return fingerprint(__version__, "checkpoints", self._training(made))
+    def identity_of_checkpoints(self) -> Identity:
+        """A training may go on with its steps computed in another way, on fewer GPUs, say, and
+        longer than it was first meant to."""
+        spec, trained = asdict(self._spec), self._trained
+        named = {
+            "data": {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS},
+            "model": spec["model"],
+            "lora": spec["lora"],
+            "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS},
+        }
+        parts = {f"{name}.{k}": v for name, section in named.items() for k, v in section.items()}
+        parts["the version of the job"] = __version__
+        parts["the files of the model"] = self._start
+        parts["the images of the data"] = self._pictures
+        for place, source in self.sources.items():
+            parts[f"the files of {place.removeprefix('$.')}"] = source.digest
+        return Identity(parts=parts)
 
     def _training(self, made: Mapping[str, StageRecord]) -> list[Any]:
         """What a training goes by, however its steps are computed."""
-        spec = asdict(self._spec)
+        spec, prepared = asdict(self._spec), self.fingerprint("prep", made)
+        return [prepared, self._start, spec["model"], spec["lora"], self._trained]
+
+    @property
+    def _trained(self) -> dict[str, Any]:
+        """What of the train section, and beside it, decides the trained weights."""
         skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
-        trained = {k: v for k, v in spec["train"].items() if k not in skipped}
+        trained = {k: v for k, v in asdict(self._spec)["train"].items() if k not in skipped}
         trained["rows_a_step"] = self.rows_a_step
         if self._spec.data.streaming:
             trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
         trained["sharded"] = self._spec.runtime.distributed == "fsdp2"
-        return [self.fingerprint("prep", made), self._start, spec["model"], spec["lora"], trained]
+        return trained
 
     @cached_property
     def _pictures(self) -> list[str]:

@@ -204,10 +204,9 @@ class Pipeline:
 
         stages = COMMANDS[self.command]
         complete = [stage for stage in stages if stage in self.record.stages]
-        # Without prep the fingerprint of a checkpoint is not known yet.
+        # Before prep is done no data may have been found yet, which the identity looks for.
         training = "train" in stages and "train" not in complete and "prep" in complete
-        identity = self.given.identity_of_checkpoints(self.record.stages) if training else None
-        store = self.stages.checkpoints(identity) if identity else None
+        store = self.stages.checkpoints(self.given.identity_of_checkpoints()) if training else None
         error.tell_kept(kept(complete, store), same_command())
 
     def _store_failure(self, error: BaseException) -> None:

@@ -27,6 +27,7 @@ from job.prep.prepare import PreparedData, prepare
 from job.prep.streaming import Pictures
 from job.spec.load import LoadedSpec
 from job.spec.rules.places import LOGS
+from job.train.identity import Identity
 
 if TYPE_CHECKING:
     from job.train.checkpoints import CheckpointStore
@@ -82,14 +83,13 @@ class Stages:
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def train(self, directory: Path) -> dict[str, Any]:
-        identity = self.given.identity_of_checkpoints(self.record.stages)
+        identity = self.given.identity_of_checkpoints()
         if self.peers is not None:
             # Fetched before the others look: on this machine they find it all there.
             self.models.base()
             prep = self.record.stages["prep"]
             self._fetch_rows(prep)
-            told = {"prep": prep.to_json(), "identity": identity, "work": str(self.work.path)}
-            self.peers.tell("train", told)
+            self.peers.tell("train", {"prep": prep.to_json(), "work": str(self.work.path)})
         model, result = self.fit(directory, identity)
         assert result is not None
         if model is None:  # it was trained in shares
@@ -108,8 +108,13 @@ class Stages:
         )
         return result.to_json()
 
-    def fit(self, directory: Path, identity: str) -> "tuple[Any, TrainResult | None]":
-        """The training itself, which every process takes part in; rank 0 gets the result."""
+    def fit(
+        self, directory: Path, identity: Identity | None = None
+    ) -> "tuple[Any, TrainResult | None]":
+        """The training itself, which every process takes part in; rank 0 gets the result.
+
+        The others have no `identity` to give: rank 0 chooses the checkpoint and stores them.
+        """
         from job.engines import group
         from job.train.trackers import TrackerFiles
         from job.train.trainer import train
@@ -199,8 +204,12 @@ class Stages:
         return found
 
     def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
+        import torch
+
         from job.evaluation.evaluate import evaluate, write
 
+        # Sampled answers depend on nothing that this process has done before, such as training.
+        torch.manual_seed(0)
         evaluation = evaluate(
             model,
             self.family,
@@ -264,12 +273,13 @@ class Stages:
         sources = self.given.train_sources
         return Pictures.of(self.spec.data, sources, directory, place / identity)
 
-    def checkpoints(self, identity: str) -> "CheckpointStore":
+    def checkpoints(self, identity: Identity | None) -> "CheckpointStore":
         from job.train.checkpoints import CheckpointStore
 
         return CheckpointStore(
             uri=self.output.at("checkpoints"),
-            fingerprint=identity,
+            fingerprint=identity.fingerprint if identity else "",
+            parts=identity.to_json() if identity else {},
             writer=self.output.writer.inside("checkpoints"),
         )
 

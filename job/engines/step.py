@@ -45,11 +45,16 @@ class StepTrainer(Trainer):
         return model, loader
 
     def get_train_dataloader(self) -> DataLoaderShard:
+        import torch
+
         args = self.args
         return DataLoaderShard(
             self.train_dataset,
             device=args.device,
             batch_sampler=self._batches,
+            # Each iterator draws seeds for workers. From torch's own generator, what dropout draws
+            # next would depend on how many iterators there were: on workers, and on resuming.
+            generator=torch.Generator().manual_seed(args.seed),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_persistent_workers,

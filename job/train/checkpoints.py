@@ -1,25 +1,35 @@
 """Training checkpoints at the output: files first, `manifest.json` last.
 
-A checkpoint is believed only with its manifest, and only where every file has the size and
-digest that it names; `latest` passes over the others and says why. One with a pickle in it is
-refused: reading that runs code.
+A checkpoint is believed only with its manifest, only if every file has the size and digest that it
+names, and only if what the files hold is what the training has in memory; `latest` passes over the
+others and says why. One with a pickle in it is refused: reading that runs code.
 """
 
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from job import log, storage
 from job.errors import InputError, MissingInputError
 from job.manifest import FileDigest, digest_tree
+from job.train.identity import changes
+from job.train.schedule import Schedule
 from job.writer import Writer
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d+)$")
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
+Check = Callable[[Path], str | None]
+"""What is wrong with the content of a checkpoint that was fetched into a folder, or None."""
+
+
+def _unchecked(directory: Path) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +38,10 @@ class CheckpointStore:
 
     uri: str
     fingerprint: str
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    """What the fingerprint is made from: stored, to name what changed."""
+    schedule: Schedule | None = None
+    """Known once the training's length is; until then any length is taken for its own."""
     writer: Writer | None = None
     """What stores and removes them; without it, at a place that no other job writes to."""
 
@@ -40,6 +54,8 @@ class CheckpointStore:
         manifest = {
             "step": step,
             "fingerprint": self.fingerprint,
+            "parts": dict(self.parts),
+            "total_steps": self.schedule.steps if self.schedule else None,
             "loss": loss,
             "size": sum(file.size for file in files),
             "files": [file.to_json() for file in files],
@@ -62,23 +78,26 @@ class CheckpointStore:
         """The newest step that this training stored whole, by its manifest; no file is read."""
         for step in reversed(self.steps()):
             try:
-                if self._manifest(self.at(step)).get("fingerprint") == self.fingerprint:
+                if self._other(self._manifest(self.at(step)), step) is None:
                     return step
             except (MissingInputError, ValueError):
                 continue
         return None
 
-    def latest(self, directory: Path) -> str | None:
+    def latest(self, directory: Path, check: Check = _unchecked) -> str | None:
         """Fetches the newest valid checkpoint of this training: its URI, or None without one.
 
         Raises StorageError where the store is away or the disk is full, and InputError where what
         is stored may not be read: steps must not be trained anew because of that.
         """
-        for step in reversed(self.steps()):
-            problem = self._fetch(self.at(step), directory, any_fingerprint=False)
+        steps = self.steps()
+        for step in reversed(steps):
+            problem = self._fetch(self.at(step), directory, check, step)
             if problem is None:
                 return self.at(step)
             log.warn("checkpoint skipped", step=step, reason=problem)
+        if steps:
+            log.warn("training starts anew: no checkpoint can be used", stored=len(steps))
         return None
 
     def prune(self, keep: int, reached: int) -> None:
@@ -97,7 +116,7 @@ class CheckpointStore:
                 manifest = self._manifest(self.at(step))
             except (MissingInputError, ValueError):
                 continue
-            if manifest.get("fingerprint") != self.fingerprint:
+            if self._other(manifest, step) is not None:
                 continue
             if step > reached:
                 ahead.add(step)
@@ -112,12 +131,12 @@ class CheckpointStore:
                 self._writer.delete(f"{_name(step)}/{MANIFEST}")
                 self._writer.delete_tree(_name(step))
 
-    def fetch(self, uri: str, directory: Path) -> Path:
+    def fetch(self, uri: str, directory: Path, check: Check = _unchecked) -> Path:
         """Fetches the checkpoint at `uri`, which may be another training's.
 
-        Raises InputError where it is missing or damaged.
+        Raises InputError where it is missing or damaged, or is of another model.
         """
-        problem = self._fetch(uri, directory, any_fingerprint=True)
+        problem = self._fetch(uri, directory, check)
         if problem is not None:
             raise InputError(
                 "$.train.resume_from_checkpoint",
@@ -127,8 +146,13 @@ class CheckpointStore:
             )
         return directory
 
-    def _fetch(self, source: str, directory: Path, *, any_fingerprint: bool) -> str | None:
-        """Downloads a checkpoint; gives what is wrong with it, or None."""
+    def _fetch(
+        self, source: str, directory: Path, check: Check, step: int | None = None
+    ) -> str | None:
+        """Downloads a checkpoint; gives what is wrong with it, or None.
+
+        With `step` it has to be this training's, of that step.
+        """
         try:
             manifest = self._manifest(source)
             wanted = [FileDigest.from_json(file) for file in manifest["files"]]
@@ -136,8 +160,11 @@ class CheckpointStore:
             return "it has no manifest, so it was not stored whole"
         except (ValueError, KeyError, TypeError) as error:
             return f"its manifest is unreadable: {error}"
-        if not any_fingerprint and manifest.get("fingerprint") != self.fingerprint:
-            return "it belongs to another spec, model or data set"
+        if step is not None:
+            if (other := self._other(manifest, step)) is not None:
+                return other
+            if self.schedule is not None and step > self.schedule.steps:
+                return f"it is past the {self.schedule.steps} steps of this training"
         for file in wanted:
             if file.path.endswith(_PICKLES):
                 return f"{file.path} is a pickle, which runs code when it is read"
@@ -152,7 +179,19 @@ class CheckpointStore:
         for file in wanted:
             if found.get(file.path) != file:
                 return f"{file.path} is damaged: its digest is not the manifest's"
-        return None
+        return check(directory)
+
+    def _other(self, manifest: Mapping[str, Any], step: int) -> str | None:
+        """Why the checkpoint of the manifest is another training's; None where it is this one's."""
+        if manifest.get("fingerprint") != self.fingerprint:
+            changed = changes(manifest.get("parts"), self.parts)
+            return f"it belongs to another spec, model or data set: {changed}"
+        if manifest.get("step") != step:
+            return f"its manifest is that of step {manifest.get('step')}"
+        total = manifest.get("total_steps")
+        if self.schedule is None or not isinstance(total, int):
+            return None
+        return self.schedule.conflict(total, step)
 
     @staticmethod
     def _manifest(source: str) -> dict[str, Any]:

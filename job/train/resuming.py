@@ -5,19 +5,22 @@ from pathlib import Path
 
 from job import log
 from job.spec.types import TrainSpec
-from job.train.checkpoints import CheckpointStore
+from job.train.checkpoints import Check, CheckpointStore
 
 
-def resume_point(spec: TrainSpec, store: CheckpointStore, scratch: Path) -> Path | None:
+def resume_point(
+    spec: TrainSpec, store: CheckpointStore, scratch: Path, check: Check
+) -> Path | None:
     """The checkpoint to go on from, fetched once on every machine; None to start anew.
 
-    Rank 0 chooses it, for all.
+    Rank 0 chooses it, for all: the newest whose content passes the `check`, or the one that the
+    spec names. Raises InputError if that one cannot be used.
     """
     from job.engines import group
 
     uri = None
     if group.rank() == 0:
-        uri = _checkpoint_to_take(spec, store, scratch / "resume")
+        uri = _checkpoint_to_take(spec, store, scratch / "resume", check)
     uri = group.from_first(uri)
     if uri is None:
         return None
@@ -35,14 +38,16 @@ def resume_point(spec: TrainSpec, store: CheckpointStore, scratch: Path) -> Path
     return named
 
 
-def _checkpoint_to_take(spec: TrainSpec, store: CheckpointStore, directory: Path) -> str | None:
+def _checkpoint_to_take(
+    spec: TrainSpec, store: CheckpointStore, directory: Path, check: Check
+) -> str | None:
     """The URI of the checkpoint to go on from, which is fetched into `directory`."""
     if spec.resume_from_checkpoint == "never":
         return None
     if spec.resume_from_checkpoint != "auto":
-        store.fetch(spec.resume_from_checkpoint, directory)
+        store.fetch(spec.resume_from_checkpoint, directory, check)
         return spec.resume_from_checkpoint
-    return store.latest(directory)
+    return store.latest(directory, check)
 
 
 def step_of(resumed: Path | None) -> int:

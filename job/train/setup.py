@@ -1,5 +1,6 @@
 """The spec as Transformers' `Trainer` takes it: arguments, batches, and the trainer itself."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from job.engines.base import Engine
 from job.engines.waiting import Waiting
 from job.prep.records import Row
 from job.prep.streaming import StreamedRows
-from job.spec.types import JobSpec
+from job.spec.types import JobSpec, TrainSpec
 from job.train import passes
 from job.train.ahead import Ahead
 from job.train.dataset import Collator, EncodedDataset, Fitted
 from job.train.order import SharedBatches, Windows, shuffled
+from job.train.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -109,6 +111,18 @@ def order_of(
         process=group.rank(),
         processes=group.size(),
         cut=cut,
+    )
+
+
+def schedule_of(train: TrainSpec, batches: SharedBatches | Ahead) -> Schedule:
+    """The learning rates of all steps of a training with these batches in an epoch."""
+    an_epoch = -(-len(batches) // train.gradient_accumulation_steps)
+    steps = train.max_steps
+    return Schedule(
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_steps=train.warmup_steps,
+        learning_rate=train.learning_rate,
+        steps=steps if steps > 0 else math.ceil(train.num_train_epochs * an_epoch),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 TENSORS, STRUCTURE = ".safetensors", ".json"
@@ -27,10 +28,27 @@ def save(state: Any, stem: Path) -> None:
     stem.with_suffix(STRUCTURE).write_text(text + "\n", encoding="utf-8")
 
 
-def load(stem: Path) -> Any:
-    """What `save` stored, its tensors on the CPU."""
-    tensors = load_file(stem.with_suffix(TENSORS))
+def load(stem: Path, *, meta: bool = False) -> Any:
+    """What `save` stored, its tensors on the CPU; with `meta` their shapes and types alone.
+
+    Raises KeyError for a tensor that the JSON names and the other file lacks.
+    """
+    path = stem.with_suffix(TENSORS)
+    tensors = headers(path) if meta else load_file(path)
     return _decode(json.loads(stem.with_suffix(STRUCTURE).read_text(encoding="utf-8")), tensors)
+
+
+def headers(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file without their contents, on the device `meta`."""
+    with safe_open(path, framework="pt") as file:
+        return {name: _header(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _header(file: Any, name: str) -> torch.Tensor:
+    part = file.get_slice(name)
+    shape = part.get_shape()
+    read = part[:0] if shape else file.get_tensor(name)  # nothing, for its type
+    return torch.empty(shape, dtype=read.dtype, device="meta")
 
 
 def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -23,12 +23,19 @@ from job.spec.types import JobSpec, TrainSpec
 from job.train.adapting import adapted
 from job.train.checkpoints import CheckpointStore
 from job.train.collector import spared
+from job.train.contents import problem
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
 from job.train.fitting import fitted_to_memory, raise_if_out_of_memory
 from job.train.heaviest import planned
 from job.train.lengths import LENGTHS, lengths
 from job.train.resuming import resume_point, step_of
-from job.train.setup import batches_of, make_trainer, order_of, training_arguments
+from job.train.setup import (
+    batches_of,
+    make_trainer,
+    order_of,
+    schedule_of,
+    training_arguments,
+)
 from job.train.stored import finish
 from job.train.trackers import TrackerFiles
 from job.train.uploads import BackgroundUploads
@@ -157,6 +164,8 @@ def train(
     accelerator.reset_peak_memory()  # of training, not of an evaluation or a trial before it
     uploads, waiting = BackgroundUploads(), Waiting()
     progress = ProgressCallback(accelerator, notes / "history.jsonl", tell, waiting)
+    batches = batches_of(spec, rows, fitted, padding_free=padding_free)
+    store = replace(store, schedule=schedule_of(spec.train, batches))
     callbacks: list[TrainerCallback] = [StopCallback()]
     if first:
         trackers.point()
@@ -164,11 +173,10 @@ def train(
         callbacks += [StoreCallback(store, keep, uploads, require), progress]
     if group.leads_machine():
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
-    resumed = resume_point(spec.train, store, scratch)
     shares = sharding.config(ready.base) if spec.runtime.distributed == "fsdp2" else None
     arguments = training_arguments(spec, optim, engine, scratch, first, shares)
-    batches = batches_of(spec, rows, fitted, padding_free=padding_free)
     trainer = make_trainer(engine, model, dataset, arguments, collator, batches, waiting, callbacks)
+    resumed = resume_point(spec.train, store, scratch, functools.partial(problem, trainer=trainer))
     started = time.monotonic()
     try:
         told = trackers if first else nullcontext()
@@ -185,9 +193,13 @@ def train(
         raise Stopped(
             str(signals.received()),
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            f"the checkpoint of step {uploads.stored_step} is stored",
+            f"the checkpoint of step {uploads.stored_step or step_of(resumed)} is stored",
             fix="run the same spec again; it resumes from there",
         )
+    if first and resumed and trainer.state.global_step == step_of(resumed):
+        log.info("nothing was left to train", step=trainer.state.global_step)
+        require()
+        store.prune(spec.train.save_total_limit, trainer.state.global_step)
     if compiles:  # their shapes are training's: generation feeds one token at a time
         release_blocks(model)
     model = finish(spec, family, trainer, directory if first else None)

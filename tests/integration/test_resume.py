@@ -1,19 +1,28 @@
 """A training that was interrupted ends as one that was not: the same losses, the same adapter."""
 
+import hashlib
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from job.cli import app
+from job.errors import InputError
 from job.train.checkpoints import MANIFEST
 from tests.jobs import FULL, read_json, small_run
 
-# Three batches an epoch, steps logged in pairs, and dropout: what a resume can get wrong.
+# Three batches an epoch, steps logged in pairs, dropout, and a last step within an epoch that
+# moves the weights: what a resume can get wrong.
 SETTINGS = {
     "data.train.limit": 24,
     "train.max_steps": 8,
+    "train.lr_scheduler_type": "constant_with_warmup",
     "train.save_steps": 3,
     "train.logging_steps": 2,
     "train.save_total_limit": 5,
@@ -22,11 +31,11 @@ SETTINGS = {
 COMPARED = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
 
-def train(output: Path, cache: Path, **settings: object) -> None:
+def train(output: Path, cache: Path, *, command: str = "train", **settings: object) -> None:
     values = {**SETTINGS, **settings}
     given = [f"{key}={value}" for key, value in values.items() if value is not None]
     sets = [item for each in given for item in ("--set", each)]
-    app(["train", *small_run(str(output), *sets, cache=cache)[1:]], standalone_mode=False)
+    app([command, *small_run(str(output), *sets, cache=cache)[1:]], standalone_mode=False)
 
 
 def history(output: Path) -> list[dict[str, float]]:
@@ -37,6 +46,12 @@ def history(output: Path) -> list[dict[str, float]]:
 def digests(output: Path) -> dict[str, str]:
     files = read_json(output / ".stages" / "train.json")["files"]
     return {f["path"]: f["sha256"] for f in files if f["path"].startswith(("adapter/", "weights/"))}
+
+
+def checkpoints(output: Path) -> dict[str, bytes]:
+    """Every file of every checkpoint."""
+    files = sorted((output / "checkpoints").glob("*/*"))
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +83,27 @@ def test_checkpoints_hold_no_pickle(undisturbed: Path) -> None:
             assert {f"{state}.json", f"{state}.safetensors"} <= stored
 
 
-@pytest.mark.parametrize("step", [3, 6])
+# After step 3 an epoch ends, after 6 one that more follow, and 8 is the last one.
+@pytest.mark.parametrize(("step", "workers"), [(3, 2), (6, 0), (8, 0)])
 def test_a_resumed_training_is_bit_equal_to_an_undisturbed_one(
-    undisturbed: Path, tmp_path: Path, step: int, capsys: pytest.CaptureFixture[str]
+    undisturbed: Path,
+    tmp_path: Path,
+    step: int,
+    workers: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = interrupted(undisturbed, tmp_path, step)
-    train(output, tmp_path / "cache")
+    train(output, tmp_path / "cache", **{"train.dataloader_num_workers": workers})
     assert f"resuming step={step}" in capsys.readouterr().err
     assert history(output) == history(undisturbed / "out")
     assert digests(output) == digests(undisturbed / "out")
-    tokens = [
-        read_json(each / "run.json")["stages"]["train"]["summary"]["tokens"]
+    assert checkpoints(output) == checkpoints(undisturbed / "out")
+    resumed, whole = (
+        read_json(each / "run.json")["stages"]["train"]["summary"]
         for each in (output, undisturbed / "out")
-    ]
-    assert tokens[0] == tokens[1] > 0
+    )
+    for fact in ("steps", "epochs", "tokens", "first_loss", "final_loss"):
+        assert resumed[fact] == whole[fact] > 0
 
 
 def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
@@ -100,6 +122,79 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
     assert digests(output) == digests(undisturbed / "out")
 
 
+def rewrite(checkpoint: Path, file: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes the tensors of a checkpoint's file, and the manifest with them."""
+    tensors = load_file(checkpoint / file)
+    change(tensors)
+    save_file(tensors, checkpoint / file)
+    manifest = read_json(checkpoint / MANIFEST)
+    for entry in manifest["files"]:
+        data = (checkpoint / entry["path"]).read_bytes()
+        entry.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_that_holds_something_else_costs_steps_and_changes_nothing(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = interrupted(undisturbed, tmp_path, 8)
+    steps = output / "checkpoints"
+    rewrite(steps / "step-8", "adapter_model.safetensors", lambda tensors: tensors.popitem())
+    rewrite(
+        steps / "step-6",
+        "optimizer.safetensors",
+        lambda tensors: tensors.update({"state.state.0.exp_avg": torch.zeros(7)}),
+    )
+    named = {"train.resume_from_checkpoint": steps / "step-6"}
+    with pytest.raises(InputError, match=r"exp_avg of 0 has the shape \[7\]") as refused:
+        train(output, tmp_path / "cache", **named)
+    assert refused.value.exit_code == 12
+    assert refused.value.problems[0].field == "$.train.resume_from_checkpoint"
+    capsys.readouterr()
+    train(output, tmp_path / "cache")
+    said = capsys.readouterr().err
+    assert re.search(r"checkpoint skipped step=8 reason=.* is missing", said)
+    assert re.search(r"checkpoint skipped step=6 reason=.*exp_avg of 0 has the shape \[7\]", said)
+    assert "resuming step=3" in said
+    assert digests(output) == digests(undisturbed / "out")
+    assert checkpoints(output) == checkpoints(undisturbed / "out")
+
+
+def test_a_longer_training_goes_on_from_a_shorter_one_of_the_same_rates(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = {"train.max_steps": 9}
+    train(tmp_path / "whole", tmp_path / "cache", **longer)
+    output = Path(shutil.copytree(undisturbed / "out", tmp_path / "out"))
+    capsys.readouterr()
+    train(output, tmp_path / "cache", **longer)
+    said = capsys.readouterr().err
+    assert "resuming step=8" in said
+    assert "checkpoint skipped" not in said
+    assert digests(output) == digests(tmp_path / "whole")
+    assert [entry["step"] for entry in history(output)] == [2, 3, 4, 6, 8, 9]
+    # What is past the end of a shorter one stays for the longer one.
+    train(output, tmp_path / "cache", **{"train.max_steps": 3})
+    said = capsys.readouterr().err
+    assert 'checkpoint skipped step=9 reason="it is past the 3 steps of this training"' in said
+    assert "resuming step=3" in said
+    assert history(output) == history(undisturbed / "out")[:2]
+    assert (output / "checkpoints" / "step-9" / MANIFEST).exists()
+
+
+def test_a_training_that_starts_anew_beside_checkpoints_says_what_changed(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = interrupted(undisturbed, tmp_path, 3)
+    train(output, tmp_path / "cache", **{"train.max_steps": 1, "train.learning_rate": 0.5})
+    said = capsys.readouterr().err
+    assert (
+        "belongs to another spec, model or data set: train.learning_rate was 0.002 and is 0.5"
+        in (said)
+    )
+    assert "training starts anew" in said
+
+
 def test_a_resumed_full_fine_tuning_is_bit_equal_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,3 +206,18 @@ def test_a_resumed_full_fine_tuning_is_bit_equal_too(
     assert history(output) == history(tmp_path / "out")
     assert any(path.startswith("weights/") for path in digests(output))
     assert digests(output) == digests(tmp_path / "out")
+
+
+def test_sampled_answers_do_not_depend_on_what_ran_before_in_the_process(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(undisturbed / "out", tmp_path / "out"))
+    sampled = {"eval.generation.do_sample": "true", "eval.baseline": "false"}
+    predictions = output / "eval" / "predictions.jsonl"
+    found = []
+    for draws in (1, 7):
+        torch.rand(draws)
+        train(output, tmp_path / "cache", command="eval", **sampled)
+        found.append(predictions.read_text())
+        (output / ".stages" / "eval.json").unlink()
+    assert found[0] == found[1] != ""

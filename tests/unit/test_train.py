@@ -23,6 +23,7 @@ from job.train import dataset
 from job.train.checkpoints import MANIFEST, CheckpointStore
 from job.train.dataset import Collator, fit, label_proof, truncate
 from job.train.lengths import lengths
+from job.train.schedule import Schedule
 from job.train.setup import training_arguments
 from job.train.trainer import _prove_labels
 
@@ -242,6 +243,69 @@ class TestCheckpoints:
     def test_another_training_s_is_not_taken(self, store: CheckpointStore, tmp_path: Path) -> None:
         self.save(store, tmp_path, 5)
         assert self.newest(replace(store, fingerprint="g"), tmp_path) is None
+
+    def test_what_changed_is_named(
+        self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        then = {"train.seed": 1, "train.optim": "sgd", "the files of data.train": "a" * 64}
+        self.save(replace(store, parts=then), tmp_path, 5)
+        now = {**then, "train.seed": 2, "the files of data.train": "b" * 64}
+        assert self.newest(replace(store, fingerprint="g", parts=now), tmp_path) is None
+        said = capsys.readouterr().err
+        assert "train.seed was 1 and is 2; the files of data.train changed" in said
+        assert "optim" not in said
+        assert "training starts anew: no checkpoint can be used stored=1" in said
+
+    def test_one_of_another_length_is_taken_if_its_learning_rates_were_the_same(
+        self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def of(kind: str, steps: int) -> CheckpointStore:
+            schedule = Schedule(
+                lr_scheduler_type=kind, warmup_steps=6, learning_rate=0.1, steps=steps
+            )
+            return replace(store, schedule=schedule)
+
+        for kind in ("constant", "constant_with_warmup", "inverse_sqrt"):
+            for step in (5, 10):
+                self.save(of(kind, 10), tmp_path, step)
+            assert self.newest(of(kind, 20), tmp_path) == 10
+            assert self.newest(of(kind, 7), tmp_path) == 5
+            assert "it is past the 7 steps of this training" in capsys.readouterr().err
+        for kind in ("linear", "cosine", "cosine_with_restarts", "polynomial"):
+            for step in (5, 10):
+                self.save(of(kind, 10), tmp_path, step)
+            assert self.newest(of(kind, 10), tmp_path) == 10
+            assert self.newest(of(kind, 20), tmp_path) == 5, "within the warm-up"
+            said = capsys.readouterr().err
+            assert f"train.lr_scheduler_type {kind} depends on the number of steps" in said
+            assert "which was 10 and is 20" in said
+
+    def test_pruning_a_shorter_training_leaves_what_a_longer_one_stored(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        schedule = Schedule(lr_scheduler_type="constant", warmup_steps=0, learning_rate=1, steps=9)
+        for step in (3, 6, 9):
+            self.save(replace(store, schedule=schedule), tmp_path, step)
+        replace(store, schedule=replace(schedule, steps=6)).prune(keep=1, reached=6)
+        assert store.steps() == (6, 9)
+        linear = replace(schedule, lr_scheduler_type="linear", steps=6)
+        replace(store, schedule=linear).prune(keep=1, reached=6)
+        assert store.steps() == ()
+
+    def test_one_whose_content_does_not_fit_is_passed_over_or_refused_with_the_reason(
+        self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for step in (5, 10):
+            self.save(store, tmp_path, step)
+
+        def check(directory: Path) -> str | None:
+            wrong = (directory / "weights").read_bytes()[0] == 10
+            return "weights are too heavy" if wrong else None
+
+        assert store.latest(tmp_path / "fetched", check) == store.at(5)
+        assert 'skipped step=10 reason="weights are too heavy"' in capsys.readouterr().err
+        with pytest.raises(InputError, match="weights are too heavy"):
+            store.fetch(store.at(10), tmp_path / "fetched", check)
 
     def test_one_named_by_uri_is_taken_or_refused_with_the_reason(
         self, store: CheckpointStore, tmp_path: Path

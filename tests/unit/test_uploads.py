@@ -1,5 +1,6 @@
 """Checkpoints in the background: what runs beside training, what waits, what is raised when."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from job import signals
+from job import signals, storage
 from job.errors import StorageError, UsageError
 from job.train import state_files
 from job.train.callbacks.store import StoreCallback
-from job.train.checkpoints import CheckpointStore
+from job.train.checkpoints import MANIFEST, CheckpointStore
 from job.train.uploads import BackgroundUploads
 
 WAIT = 10.0  # seconds; only a defect waits as long
@@ -128,6 +129,30 @@ def test_a_grace_period_shorter_than_a_save_is_warned_about(
     assert "checkpoint stored step=3 written=" in said
     assert ("longer than the grace period" in said) is warned
     assert ("terminationGracePeriodSeconds" in said) is warned
+
+
+def test_the_loss_of_a_checkpoint_is_that_of_an_undisturbed_training_and_a_stop_s_has_none(
+    tmp_path: Path,
+) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), use_cpu=True)
+    store = CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
+    state = TrainerState(max_steps=5, save_steps=2)
+    for step, loss in ((2, 1.0), (3, 3.0), (4, 1.0), (5, 7.0)):
+        (tmp_path / "trainer" / f"checkpoint-{step}").mkdir(parents=True)
+        state.global_step = step
+        state.log_history.append({"step": step, "loss": loss})
+        with BackgroundUploads() as uploads:  # as if each were of another start
+            callback = StoreCallback(store, 9, uploads, lambda: None)
+            callback.on_save(arguments, state, TrainerControl())
+    kept = {
+        step: json.loads(storage.read_text(f"{store.at(step)}/{MANIFEST}")) for step in (2, 3, 4, 5)
+    }
+    assert {step: manifest["loss"] for step, manifest in kept.items()} == {
+        2: 1.0,
+        3: None,
+        4: 2.0,
+        5: 7.0,
+    }
 
 
 def test_a_job_that_lost_its_output_stores_no_checkpoint_and_removes_none(tmp_path: Path) -> None:

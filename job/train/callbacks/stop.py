@@ -14,11 +14,12 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if control.should_save:
+            # A checkpoint is compared by the losses since the one before.
+            control.should_log = True
+        # At a step where none is due a log would be one that an undisturbed training has not.
         if group.any_of(signals.received() is not None):
             if signals.received() is None:
                 signals.relay()
             control.should_save = True
             control.should_training_stop = True
-        if control.should_save:
-            # Trainer averages losses between two logs, and forgets the sum when it resumes.
-            control.should_log = True

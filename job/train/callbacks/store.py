@@ -28,12 +28,6 @@ class StoreCallback(TrainerCallback):
     ) -> None:
         self._store, self._keep, self._uploads, self._require = store, keep, uploads, require
         self._save_started = 0.0
-        self._last_saved = 0
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._last_saved = state.global_step
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -53,11 +47,7 @@ class StoreCallback(TrainerCallback):
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(exist_ok=True)
         written.rename(directory)
-        losses = [
-            e["loss"] for e in state.log_history if e["step"] > self._last_saved and "loss" in e
-        ]
-        loss = sum(losses) / len(losses) if losses else None
-        self._last_saved = step
+        loss = _loss_since_last(state) if _is_due(state) else None
         local_seconds = time.monotonic() - started
 
         def store() -> None:
@@ -88,3 +78,16 @@ class StoreCallback(TrainerCallback):
                 fix="raise terminationGracePeriodSeconds of the pod and set "
                 f"{signals.GRACE_VARIABLE} to the same seconds",
             )
+
+
+def _is_due(state: TrainerState) -> bool:
+    """Whether an undisturbed training stores a checkpoint here too. That of a stop is not compared:
+    it must take the place of none by its loss."""
+    return state.global_step % state.save_steps == 0 or state.global_step >= state.max_steps
+
+
+def _loss_since_last(state: TrainerState) -> float | None:
+    """The mean of what was logged since the checkpoint that was due before, or None."""
+    due = (state.global_step - 1) // state.save_steps * state.save_steps
+    losses = [e["loss"] for e in state.log_history if e["step"] > due and "loss" in e]
+    return sum(losses) / len(losses) if losses else None

@@ -1,0 +1,63 @@
+"""What makes a training the same one, and what of it checkpoints keep."""
+
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.given import COMPUTING_KEYS, LENGTH_KEYS, UNTRAINED_KEYS, Given
+from job.spec.load import load_spec
+from job.spec.types import JobSpec, TrainSpec
+from job.train.identity import Identity, changes
+
+
+@pytest.fixture(scope="module")
+def spec() -> JobSpec:
+    return load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
+
+
+def identity(spec: JobSpec, **train: Any) -> Identity:
+    return Given(replace(spec, train=replace(spec.train, **train)), 1).identity_of_checkpoints()
+
+
+def another(value: Any) -> Any:
+    return not value if isinstance(value, bool) else "other" if value is None else value * 2 or 7
+
+
+def test_every_key_that_decides_the_weights_is_a_part_and_its_change_is_named(
+    spec: JobSpec,
+) -> None:
+    whole = identity(spec)
+    for key in (field.name for field in fields(TrainSpec)):
+        changed = identity(spec, **{key: another(getattr(spec.train, key))})
+        said = changes(whole.to_json(), changed.to_json())
+        if key in UNTRAINED_KEYS + LENGTH_KEYS or key in ("group_by_length", "torch_compile"):
+            assert changed.fingerprint == whole.fingerprint, key
+        elif key in COMPUTING_KEYS:
+            assert said.startswith("train.rows_a_step was"), key
+        else:
+            assert changed.fingerprint != whole.fingerprint, key
+            assert said.startswith(f"train.{key} "), key
+
+
+def test_data_model_and_adapter_are_parts(spec: JobSpec) -> None:
+    whole = identity(spec)
+    for section, key, value in (
+        ("lora", "r", 5),
+        ("model", "dtype", "bfloat16"),
+        ("data", "instruction", "Read."),
+    ):
+        changed = replace(spec, **{section: replace(getattr(spec, section), **{key: value})})
+        said = changes(whole.to_json(), identity(changed).to_json())
+        assert f"{section}.{key} " in said
+
+
+def test_what_is_stored_holds_no_secret_and_long_values_are_not_repeated(spec: JobSpec) -> None:
+    secret = "https://user:hunter2@host/model"
+    parts = {"model.model_name_or_path": secret, "data.instruction": "x" * 500}
+    stored = Identity(parts=parts).to_json()
+    assert "hunter2" not in str(stored)
+    assert changes(stored, {**stored, "data.instruction": "y" * 500}) == "data.instruction changed"
+    assert changes(None, stored) == "its manifest does not say what has changed"
+    assert asdict(Identity(parts=parts)) == {"parts": parts}
