@@ -5,6 +5,7 @@ from typing import Any
 
 from job import log
 from job.engines.base import Engine
+from job.errors import InputError, StorageError
 from job.families.base import Family
 from job.spec.types import JobSpec
 
@@ -22,6 +23,23 @@ class Adapted:
     """Whether it takes the rows of a batch as one sequence."""
     trainable_parameters: int
     total_parameters: int
+
+
+def require(spec: JobSpec) -> None:
+    """Raises SpecError where the spec asks to train what the model does not have.
+
+    By its architecture alone: names and shapes without weights. A model that cannot be read is
+    left to whoever reads it.
+    """
+    from job import families
+
+    try:
+        family, skeleton = families.architecture(spec.model)
+    except (InputError, StorageError):
+        return
+    if spec.lora.method == "lora":
+        family.lora_targets(skeleton, spec.lora)
+    family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)
 
 
 def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapted:
