@@ -1,7 +1,7 @@
 """The auxiliary loss that balances routed experts, in models of Transformers.
 
-Its classes add it to the loss in one of three ways: where the configuration says so, by a weight
-that the model holds; where the call asks for it, by a weight of the configuration; or not at all.
+Its classes add it to the loss where the configuration says so, or where the call asks for it, or
+never. Its weight is the model's or the configuration's.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,9 @@ from job.errors import SpecError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ASKED = ("glm4v_moe", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp")
+HELD = ("router_aux_loss_coef", "aux_loss_coef")
+"""The weight's name in models that hold it."""
+ASKED = ("glm4v_moe", "jetmoe", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp")
 """Model types whose forward pass adds it where `output_router_logits` is among its arguments. A
 test holds them against Transformers' own classes."""
 
@@ -22,14 +24,16 @@ def set_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
     Raises SpecError for a weight of a loss that the model does not compute.
     """
     text: Any = model.config.get_text_config()
-    if hasattr(model, "router_aux_loss_coef"):
+    held = next((name for name in HELD if hasattr(model, name)), None)
+    asked = model.config.model_type in ASKED
+    if held is not None or asked:
+        holder, name = (model, held) if held is not None else (text, HELD[0])
         if coefficient is not None:
-            model.router_aux_loss_coef = coefficient
-        text.output_router_logits = model.router_aux_loss_coef != 0
-    elif model.config.model_type in ASKED:
-        if coefficient is not None:
-            text.router_aux_loss_coef = coefficient
-        _ask(model, wanted=text.router_aux_loss_coef != 0)
+            setattr(holder, name, float(coefficient))  # configurations take no whole numbers
+        wanted = getattr(holder, name) != 0
+        text.output_router_logits = wanted
+        if asked:
+            _ask(model, wanted=wanted)
     elif coefficient:
         raise SpecError(
             "$.train.router_aux_loss_coef",

@@ -1,12 +1,14 @@
 """What of the model is trained, and the step by which it is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from job import log
 from job.engines.base import Engine
-from job.errors import InputError, StorageError
+from job.errors import DataError, InputError, StorageError
 from job.families.base import Family
+from job.prep.records import Row
 from job.spec.types import JobSpec
 
 
@@ -40,6 +42,21 @@ def require(spec: JobSpec) -> None:
     if spec.lora.method == "lora":
         family.lora_targets(skeleton, spec.lora)
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)
+
+
+VISION = ("vision attention", "vision mlp", "connector", "resampler")
+"""The kinds of targets that a row without an image passes by."""
+
+
+def require_images(ready: Adapted, rows: Iterable[Row]) -> None:
+    """Raises DataError where vision alone is trained, and none of the rows has an image."""
+    if ready.targets and ready.targets.keys() <= {*VISION} and not any(row.images for row in rows):
+        raise DataError(
+            "$.data.train",
+            f"no row to train has an image, and what is trained sees nothing else: "
+            f"{', '.join(ready.targets)}",
+            fix="set lora.finetune_language_layers: true, or name rows with images",
+        )
 
 
 def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapted:
