@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_dtype
 from job.families.base import BY_BOUNDS, Family, RowSize, Step
-from job.sizes import GIB, adapter_parameters
+from job.sizes import GIB, trained_parameters
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -97,12 +97,13 @@ def estimate(
         trained = {name for name, _ in model.named_modules()}
         trained |= {name for name, _ in model.named_parameters()}
         count = sum(parameter.numel() for parameter in model.parameters())
-        if autocast and dtype.itemsize == FP32:
-            weights += BF16 * count  # autocast keeps a copy until the backward pass is over
     else:
         targets = family.lora_targets(model, spec.lora)
         trained = {*targets.modules, *targets.parameters}
-        count = sum(adapter_parameters(model, group, spec.lora.r) for group in targets.groups)
+        count = trained_parameters(model, targets, spec.lora)
+    if autocast and dtype.itemsize == FP32:
+        # Autocast keeps a copy until the backward pass is over.
+        weights += BF16 * sum(parameter.numel() for parameter in model.parameters())
     width = BF16 if autocast else dtype.itemsize
     experts = spec.model.experts_implementation
     attention: str = spec.model.attn_implementation

@@ -94,8 +94,9 @@ class Pipeline:
             require_vllm()
         if "train" in COMMANDS[self.command]:
             self.stages.choose_engine()
-            from job.train import trackers
+            from job.train import adapting, trackers
 
+            adapting.require(self.spec)
             trackers.require(self.spec.train.report_to)
             if self.spec.train.torch_compile:
                 from job.engines import compiling

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from job import families, inputs
-from job.families.base import TargetGroup
-from job.spec.types import JobSpec
+from job.families.base import LoraTargets, TargetGroup
+from job.spec.types import JobSpec, LoraSpec
 
 GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -43,8 +43,8 @@ def measure(spec: JobSpec) -> Sizes:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = parameters
     if spec.lora.method == "lora":
-        groups = family.lora_targets(model, spec.lora).groups
-        trainable = sum(adapter_parameters(model, group, spec.lora.r) for group in groups)
+        targets = family.lora_targets(model, spec.lora)
+        trainable = trained_parameters(model, targets, spec.lora)
     shipped = spec.model.model_name_or_path.startswith(inputs.BUILTIN)
     merged = spec.export.merged
     return Sizes(
@@ -54,6 +54,25 @@ def measure(spec: JobSpec) -> Sizes:
         adapter=trainable * WEIGHTS,
         checkpoint=trainable * (WEIGHTS + OPTIMIZER),
         merged=parameters * BYTES[merged.dtype] if merged.enabled else 0,
+    )
+
+
+def trained_parameters(model: Any, targets: LoraTargets, lora: LoraSpec) -> int:
+    """What an adapter trains: its own matrices, and the model's biases that `lora.bias` names."""
+    adapter = sum(adapter_parameters(model, group, lora.r) for group in targets.groups)
+    magnitudes = sum(model.get_submodule(n).out_features for n in targets.modules if lora.use_dora)
+    return adapter + magnitudes + bias_parameters(model, targets, lora)
+
+
+def bias_parameters(model: Any, targets: LoraTargets, lora: LoraSpec) -> int:
+    """Those of the model that are trained beside an adapter, as PEFT chooses them."""
+    if lora.bias == "none":
+        return 0
+    only = {f"{name}.bias" for name in targets.modules} if lora.bias == "lora_only" else None
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if name.endswith(".bias") and (only is None or name in only)
     )
 
 

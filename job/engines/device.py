@@ -108,14 +108,15 @@ def release_memory() -> None:
 def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> "torch.dtype":
     """The dtype of the weights in memory, unless the spec says.
 
-    On a CPU fp32. On a GPU bf16 where they are frozen under an adapter; where they are trained
+    On a CPU fp32. On a GPU bf16 where they are frozen under an adapter; where some are trained
     themselves fp32, because an update is often smaller than bf16 can add.
     """
     import torch
 
     if model.dtype != "auto":
         return getattr(torch, model.dtype)
-    return torch.float32 if accelerator.kind == "cpu" or lora.method == "full" else torch.bfloat16
+    exact = accelerator.kind == "cpu" or trains_weights(lora)
+    return torch.float32 if exact else torch.bfloat16
 
 
 def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> bool:
@@ -126,7 +127,12 @@ def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator)
     """
     if accelerator.kind == "cpu" or model.dtype not in ("auto", "bfloat16"):
         return False
-    return lora.method == "full" or not is_plain(lora)
+    return trains_weights(lora) or not is_plain(lora)
+
+
+def trains_weights(lora: LoraSpec) -> bool:
+    """Whether weights of the model itself are trained: all of them, or biases beside an adapter."""
+    return lora.method == "full" or lora.bias != "none"
 
 
 def is_plain(lora: LoraSpec) -> bool:

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     import torch
 
 
+def with_gradient(loss: "torch.Tensor", model: Any) -> "torch.Tensor":
+    """The loss as it is, with a gradient of zero for what is trained if it depends on none of it.
+
+    As where the vision tower alone is trained, and no row of a pass has an image. Processes add up
+    their gradients, so none of them may leave a pass out.
+    """
+    if loss.requires_grad:
+        return loss
+    return loss + 0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
+
+
 class StepTrainer(Trainer):
     """Transformers' own, with batches and a loss that several processes share.
 
@@ -80,7 +91,7 @@ class StepTrainer(Trainer):
         assert not return_outputs
         # Gradients are averaged over processes, where a sum is wanted.
         share = inputs[COUNTED] * self.accelerator.num_processes / num_items_in_batch
-        return model(**model_inputs(inputs)).loss * share
+        return with_gradient(model(**model_inputs(inputs)).loss, model) * share
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> int:
         for batch in batch_samples:

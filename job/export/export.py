@@ -78,8 +78,9 @@ def export(
 ) -> ExportResult:
     """Writes `merged/` under `directory` and proves it against the trained model.
 
-    `load_trained` gives the trained model, `load_base` the base without the adapter (for a full
-    fine-tuning), `release` lets go of the models in memory before the merged one is loaded.
+    `load_trained` gives the trained model, `load_base` the base without the adapter (where weights
+    of its own were trained: all, or biases), `release` lets go of the models in memory before the
+    merged one is loaded.
     `finished` is told of each shard of the weights when it is whole, long before it is proven.
     Raises ProofError where the merge equals the base, differs from what was trained, or holds a
     value that is not finite.
@@ -94,9 +95,15 @@ def export(
     trained = load_trained()
     if verify:
         expected = outputs(trained, family, rows)
-        against_base = compare(_base_outputs(trained, family, rows, load_base), expected)
-        if adapter is not None:
+        if adapter is not None and spec.lora.bias == "none":
+            against_base = compare(_without_adapter(trained, family, rows), expected)
             reloaded_adapter = _prove_adapter(engine, trained, family, rows, adapter, expected)
+        else:  # the trained model holds the base's weights no more
+            base = load_base()
+            against_base = compare(outputs(base, family, rows), expected)
+            if adapter is not None:
+                reloaded_adapter = _prove_on_base(engine, base, family, rows, adapter, expected)
+            del base
 
     target = directory / MERGED
     merge = Merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
@@ -189,12 +196,11 @@ def _prove_served(
     return found
 
 
-def _base_outputs(trained: Any, family: Family, rows: Sequence[Row], load_base: Load) -> Outputs:
-    if hasattr(trained, "disable_adapter"):
-        without: AbstractContextManager[Any] = trained.disable_adapter()
-        with without:
-            return outputs(trained, family, rows)
-    return outputs(load_base(), family, rows)
+def _without_adapter(trained: Any, family: Family, rows: Sequence[Row]) -> Outputs:
+    """What the base says, whose weights are in the trained model as they were."""
+    without: AbstractContextManager[Any] = trained.disable_adapter()
+    with without:
+        return outputs(trained, family, rows)
 
 
 def _name(dtype: "torch.dtype") -> str:
@@ -217,6 +223,15 @@ def _prove_adapter(
     finally:
         trained.set_adapter("default")
         trained.delete_adapter("reloaded")
+    require_equal("adapter", found, _name(engine.dtype))
+    return found
+
+
+def _prove_on_base(
+    engine: Engine, base: Any, family: Family, rows: Sequence[Row], adapter: Path, expected: Outputs
+) -> Comparison:
+    """The same on a base of its own: an adapter with biases has no place beside another one."""
+    found = compare(expected, outputs(engine.load_adapter(base, adapter), family, rows))
     require_equal("adapter", found, _name(engine.dtype))
     return found
 

@@ -21,7 +21,7 @@ def supervised_loss(
     is asked once and its logits are kept: each time all processes gather it, and their numbers of
     chunks differ.
     """
-    if is_frozen(head) and hidden.requires_grad:
+    if is_frozen(head):
         return _FrozenHead.apply(hidden, targets, head.weight) / len(targets)
     if len(targets) <= CHUNK or isinstance(head, FSDPModule):
         return _sum(hidden, targets, head) / len(targets)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.errors import InputError, SpecError
+from job.errors import InputError
 from job.families import chat, native, shards
 from job.families.base import (
     IGNORED,
@@ -138,18 +138,9 @@ class PlainFamily:
 
     @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
-        if not hasattr(model, "router_aux_loss_coef"):
-            if coefficient:
-                raise SpecError(
-                    "$.train.router_aux_loss_coef",
-                    "weighs a loss that the model has not",
-                    value=coefficient,
-                    fix="remove the line",
-                )
-            return
-        if coefficient is not None:
-            model.router_aux_loss_coef = coefficient
-        model.config.get_text_config().output_router_logits = model.router_aux_loss_coef != 0
+        from job.families.balance import set_aux_loss
+
+        set_aux_loss(model, coefficient)
 
     def save(
         self,

@@ -7,6 +7,7 @@ only: a kind that is guessed wrong would train what nobody asked for.
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
@@ -16,9 +17,12 @@ from job.spec.types import LoraSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear module but the output's."""
 LANGUAGE = ("language attention", "language mlp")
 VISION = ("vision attention", "vision mlp", "connector")
 OTHER = "other modules"
+_FIELD = "$.lora.target_modules"
 _ATTENTION = re.compile(r"(^|\.)[a-z_]*(attn|attention)\.")
 _MLP = re.compile(r"(^|\.)([a-z_]*mlp|feed_forward|ffn)\.")
 _CONNECTOR = re.compile(r"merger|connector|projector|modality_projection|resampler")
@@ -27,14 +31,93 @@ _SERVED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 """The usual names of a language model's modules."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """The linear modules of a model, by full name."""
+
+    names: tuple[str, ...]
+    """Those that an adapter can adapt."""
+    head: str | None
+    """The one that makes the logits."""
+    tied: str | None
+    """The same, where its weights are those of the embeddings."""
+    others: tuple[str, ...]
+    """Modules of other kinds that have weights: embeddings, convolutions, norms."""
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "Linear":
+        from torch import nn
+
+        own = {name for name, _ in model.named_parameters()}  # of tied weights one name
+        named = dict(model.named_modules())
+        linear = [name for name, module in named.items() if isinstance(module, nn.Linear)]
+        output = model.get_output_embeddings()
+        head = next((name for name in linear if named[name] is output), None)
+        own_names = tuple(name for name in linear if f"{name}.weight" in own)
+        return cls(
+            names=own_names,
+            head=head,
+            tied=head if head not in own_names else None,
+            others=tuple(n for n in named if n not in linear and f"{n}.weight" in own),
+        )
+
+    def named(self, wanted: str | tuple[str, ...]) -> list[str]:
+        """What PEFT would match: its word, a regular expression on full names, or suffixes of them.
+
+        Raises SpecError where one of them selects nothing, or weights that are shared.
+        """
+        if wanted == ALL_LINEAR:
+            return [name for name in self.names if name != self.head]
+        if isinstance(wanted, str):
+            found = matching(self.names, wanted)
+            if not found:
+                if self.tied and re.fullmatch(wanted, self.tied):
+                    raise _tied(self.tied)
+                raise SpecError(
+                    _FIELD,
+                    "the regular expression matches no linear module's full name",
+                    value=wanted,
+                    fix=f"for example: '.*{re.escape(self.names[0].rpartition('.')[2])}'",
+                )
+            return found
+        chosen: list[str] = []
+        for ending in wanted:
+            found = matching(self.names, suffix(ending))
+            if not found:
+                raise self._none(ending)
+            chosen += [name for name in found if name not in chosen]
+        return chosen
+
+    def _none(self, ending: str) -> SpecError:
+        """Why the ending of a name selects no module."""
+        if self.tied and re.fullmatch(suffix(ending), self.tied):
+            return _tied(self.tied)
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in self.names}))
+        other = matching(self.others, suffix(ending))
+        reason = (
+            f"names {other[0]}, which is no linear module: no other kind is adapted"
+            if other
+            else "names no linear module of the model"
+        )
+        return SpecError(_FIELD, reason, value=ending, fix=f"known names: {known}")
+
+
+def _tied(head: str) -> SpecError:
+    return SpecError(
+        _FIELD,
+        "names the output layer, whose weights are those of the embeddings: merged, the adapter "
+        "would change both",
+        value=head,
+        fix=f"leave {head} out",
+    )
+
+
 def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
     """Every module of a model of Transformers that the spec selects, by full name.
 
     Raises SpecError where a name selects nothing, or for what these families do not adapt: bare
     parameters, such as fused experts.
     """
-    from torch import nn
-
     for key in ("finetune_experts", "target_parameters"):
         if getattr(lora, key):
             raise SpecError(
@@ -42,18 +125,13 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
                 "adapts bare parameters, which this model's family does not",
                 fix="remove the line; linear modules are adapted",
             )
-    own = {name for name, _ in model.named_parameters()}  # of tied weights one name
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.weight" in own
-    ]
+    linear = Linear.of(model)
     decoder = model.get_decoder()
     place = next(name for name, module in model.named_modules() if module is decoder)
     inside = f"{place}." if place else ""  # the model itself is one
-    wanted, chosen = _toggled(lora), linear
+    wanted, chosen = _toggled(lora), list(linear.names)
     if lora.target_modules is not None:
-        wanted, chosen = (*LANGUAGE, *VISION, OTHER), named(linear, lora.target_modules)
+        wanted, chosen = (*LANGUAGE, *VISION, OTHER), linear.named(lora.target_modules)
     kinds: dict[str, list[str]] = {}
     for name in chosen:
         kinds.setdefault(kind_of(name, inside), []).append(name)
@@ -123,30 +201,3 @@ def matching(names: Sequence[str], pattern: str) -> list[str]:
 
 def suffix(name: str) -> str:
     return rf"(.*\.)?{re.escape(name)}"
-
-
-def named(linear: list[str], wanted: str | tuple[str, ...]) -> list[str]:
-    """What PEFT would match: a regular expression on full names, or suffixes of them."""
-    if isinstance(wanted, str):
-        found = matching(linear, wanted)
-        if not found:
-            raise SpecError(
-                "$.lora.target_modules",
-                "the regular expression matches no linear module's full name",
-                value=wanted,
-                fix=f"for example: '.*{re.escape(linear[0].rpartition('.')[2])}'",
-            )
-        return found
-    chosen: list[str] = []
-    for ending in wanted:
-        found = matching(linear, suffix(ending))
-        if not found:
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise SpecError(
-                "$.lora.target_modules",
-                "names no linear module of the model",
-                value=ending,
-                fix=f"known names: {', '.join(known)}",
-            )
-        chosen += [name for name in found if name not in chosen]
-    return chosen

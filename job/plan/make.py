@@ -66,6 +66,7 @@ def make(order: Order) -> facts.Plan:
         # A laptop need not have keys to the output; their fingerprints ask for the data too.
         stages, no_stages = _reach(lambda: dict(_stages(job)), InputError)
     kind, skeleton = families.architecture(spec.model)
+    kind.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)  # refused like by a run
     data = _data(spec, counts, taken, no_counts or no_sample, no_data)
     steps = _steps(job, data)
     measured = sizes.measure(spec)

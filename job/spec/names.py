@@ -4,69 +4,12 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path as FilePath
 from typing import Any
 
 from job.spec import keys
-
-# What other tools, and this one's neighbours in Transformers and PEFT, call the same thing.
-ALIASES = {
-    "alpha": "lora.lora_alpha",
-    "attn": "model.attn_implementation",
-    "attention": "model.attn_implementation",
-    "base_model": "model.model_name_or_path",
-    "batch_size": "train.per_device_train_batch_size",
-    "bf16": "model.dtype",
-    "checkpoint": "model.model_name_or_path",
-    "cutoff_len": "train.max_length",
-    "dataset": "data.train.uri",
-    "datasets": "data.train.uri",
-    "dataset_name": "data.train.uri",
-    "dora": "lora.use_dora",
-    "dropout": "lora.lora_dropout",
-    "epochs": "train.num_train_epochs",
-    "eval_batch_size": "train.per_device_eval_batch_size",
-    "fp16": "model.dtype",
-    "image_dir": "data.train.image_folder",
-    "image_root": "data.train.image_folder",
-    "media_dir": "data.train.image_folder",
-    "grad_accum": "train.gradient_accumulation_steps",
-    "gradient_clipping": "train.max_grad_norm",
-    "grad_clip": "train.max_grad_norm",
-    "interleave_probs": "data.train.weight",
-    "probabilities": "data.train.weight",
-    "learningrate": "train.learning_rate",
-    "lora_r": "lora.r",
-    "lora_rank": "lora.r",
-    "lora_target": "lora.target_modules",
-    "lora_target_modules": "lora.target_modules",
-    "lr": "train.learning_rate",
-    "lr_scheduler": "train.lr_scheduler_type",
-    "max_eval_samples": "eval.max_samples",
-    "max_samples": "data.train.limit",
-    "max_seq_len": "train.max_length",
-    "max_seq_length": "train.max_length",
-    "micro_batch_size": "train.per_device_train_batch_size",
-    "model_id": "model.model_name_or_path",
-    "model_name": "model.model_name_or_path",
-    "model_path": "model.model_name_or_path",
-    "num_epochs": "train.num_train_epochs",
-    "optimizer": "train.optim",
-    "output_dir": "output.uri",
-    "prompt": "data.instruction",
-    "random_state": "train.seed",
-    "rank": "lora.r",
-    "scheduler": "train.lr_scheduler_type",
-    "seq_len": "train.max_length",
-    "sequence_len": "train.max_length",
-    "sequence_length": "train.max_length",
-    "shuffle": "data.train.shuffle_seed",
-    "target_params": "lora.target_parameters",
-    "torch_dtype": "model.dtype",
-    "train_batch_size": "train.per_device_train_batch_size",
-    "use_gradient_checkpointing": "train.gradient_checkpointing",
-    "warmup": "train.warmup_steps",
-    "wd": "train.weight_decay",
-}
 
 # What people call the place of a thing, whichever it is; it is a key of each of these sections.
 PLACES = ("dir", "directory", "file", "files", "folder", "location", "path", "source", "src", "url")
@@ -82,14 +25,51 @@ SECTIONS = {
     "training_args": "train",
 }
 
-# What has no counterpart, with the nearest thing there is.
-ABSENT = {
-    "deepspeed": "write runtime.distributed: fsdp2, which shares the weights among processes",
-    "fsdp": "write runtime.distributed: fsdp2",
-    "load_in_4bit": "remove it: quantized training is not offered by this version",
-    "load_in_8bit": "remove it: quantized training is not offered by this version",
-    "warmup_ratio": "write train.warmup_steps, the number of steps",
-}
+WORDS_FILE = FilePath(__file__).parent / "schema" / "words.json"
+"""What the words of other tools are here: each entry has the `names` that it is about, and one of
+
+- `key`: the same thing under this name, with the same values, or those that `note` says;
+- `set`: a key with the value that means the same as the word when it is on;
+- `none`: why there is nothing to write.
+
+An entry with `in` is for words inside a section of that name alone.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """What is true of a word that another tool has."""
+
+    key: str | None = None
+    note: str | None = None
+    """Which values the key takes, where they are not those of the word."""
+    set: str | None = None
+    """`model.dtype: bfloat16`."""
+    because: str | None = None
+    text: str | None = None
+    """The instruction, where it is not made from `key` or `set`."""
+    none: str | None = None
+    example: Any = None
+    """A value that the key takes, where its own example is none of those meant."""
+
+
+def word(name: str, section: keys.Path = ()) -> Word | None:
+    """What is true of the word in that section of a spec; None of a word that nobody knows."""
+    plain = _plain(name)
+    scopes = [part for part in reversed(section) if isinstance(part, str)]
+    return next(filter(None, (words().get((s, plain)) for s in (*scopes, None))), None)
+
+
+@cache
+def words() -> dict[tuple[str | None, str], Word]:
+    """Every word in its plain form, by the section that it is meant in, or None for any."""
+    found: dict[tuple[str | None, str], Word] = {}
+    for entry in json.loads(WORDS_FILE.read_text(encoding="utf-8")):
+        scope = entry.pop("in", None)
+        names = entry.pop("names")
+        said = Word(**entry)
+        found |= {(scope, _plain(name)): said for name in names}
+    return found
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -99,26 +79,64 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return by_plain[close[0]] if close else None
 
 
-def instead_of(path: keys.Path) -> str:
-    """What to do about the unknown key at `path`, as an instruction."""
+def typo(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is a slip of the finger away from.
+
+    Names that are merely like each other mean different things: `eval_steps` is no `save_steps`.
+    """
+    by_plain = {_plain(other): other for other in known}
+    typed = _plain(name)
+    most = 0 if len(typed) < 3 else 1 if len(typed) < 7 else 2
+    for other in difflib.get_close_matches(typed, by_plain, n=3, cutoff=0.6):
+        if re.sub(r"\D", "", typed) != re.sub(r"\D", "", other):
+            continue  # adam_beta3
+        if len(typed) < 4 and len(typed) == len(other) and typed != other:
+            continue  # wer is no slip for cer
+        if _slips(typed, other) <= most:
+            return by_plain[other]
+    return None
+
+
+def instead_of(path: keys.Path, value: Any = None) -> str:
+    """What to do about the unknown key at `path`, which has that value, as an instruction."""
     *above, last = path
     name, section = str(last), tuple(above)
     here = list((keys.at(section) or {}).get("properties", {}))
-    if name in ABSENT:
-        return ABSENT[name]
-    elsewhere = [dotted for dotted in keys.dotted_keys() if dotted.split(".")[-1] == name]
-    if name in ALIASES or elsewhere:
-        return _move(section, [ALIASES[name]] if name in ALIASES else elsewhere)
-    if name.lower() in PLACES and not nearest(name, here):
+    if known := word(name, section):
+        return _told(known, section, value)
+    elsewhere = [dotted for dotted in _leaves(section) if dotted.split(".")[-1] == name]
+    if elsewhere:
+        return _move(section, elsewhere)
+    if name.lower() in PLACES and not typo(name, here):
         return _move(section, [at for at in PLACED if at.split(".")[0] in section[:1]] or [*PLACED])
     if not section and name in SECTIONS:
         return f"write {SECTIONS[name]}"
-    if close := nearest(name, here):
+    if close := typo(name, here):
         return f"write {close}"
-    leaves = {dotted.split(".")[-1]: dotted for dotted in reversed(keys.dotted_keys())}
-    if close := nearest(name, leaves):
+    leaves = {dotted.split(".")[-1]: dotted for dotted in reversed(_leaves(section))}
+    if close := typo(name, leaves):
         return _move(section, [leaves[close]])
     return f"remove it; known here: {', '.join(here)}" if here else "remove it"
+
+
+def _leaves(section: keys.Path) -> list[str]:
+    """The keys that a misplaced one may belong to: those of drawn formulas are for `data` alone."""
+    drawn = section[:1] == ("data",)
+    return [key for key in keys.dotted_keys() if drawn or ".formulas." not in key]
+
+
+def _told(known: Word, section: keys.Path, value: Any) -> str:
+    """The instruction that a word of another tool leads to, written in that section."""
+    if known.none is not None:
+        return f"remove it: {known.none}"
+    if known.set is not None:
+        if not value:  # `use_cpu: false` asks for nothing
+            return "remove it: nothing has to be turned off here"
+        because = f", {known.because}" if known.because else ""
+        return known.text or f"write {known.set}{because}"
+    assert known.key is not None, "a word has a key, something to set, or nothing"
+    told = _move(section, [known.key])
+    return f"{told}, {known.note}" if known.note else told
 
 
 def quoted(value: Any) -> str:
@@ -143,6 +161,19 @@ def _move(section: keys.Path, targets: list[str]) -> str:
 
 def _twin(above: str) -> str:
     return above.replace("data.train", "data.eval")
+
+
+def _slips(one: str, other: str) -> int:
+    """How many letters have to be put in, left out, changed, or swapped with the next one."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, start=1):
+        older, before, row = before, row, [i]
+        for j, b in enumerate(other, start=1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (a != b)))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                row[j] = min(row[j], older[j - 2] + 1)
+    return row[-1]
 
 
 def _plain(name: str) -> str:

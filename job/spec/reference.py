@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from job.errors import UsageError
 from job.spec import keys
-from job.spec.names import ALIASES, nearest, quoted
+from job.spec.names import nearest, quoted, typo, word
 
 _WIDTH = 92
 _WORDS = {"requires": "requires", "conflicts": "conflicts with"}
@@ -60,8 +60,12 @@ def _wanted(field: str) -> list[str]:
         return [field]
     if by_last := [dotted for dotted in known if dotted.rpartition(".")[2] == field]:
         return by_last
-    close = ALIASES.get(field) or nearest(field, known)
-    close = close or nearest(field, [dotted.rpartition(".")[2] for dotted in known])
+    told = word(field.rpartition(".")[2])
+    if told is not None and told.none is not None:
+        raise UsageError("FIELD", "is not a key of the spec", value=field, fix=told.none)
+    close = told and (told.key or told.set)
+    close = close or nearest(field, known)
+    close = close or typo(field, [dotted.rpartition(".")[2] for dotted in known])
     raise UsageError(
         "FIELD",
         "is not a key of the spec",
@@ -82,9 +86,9 @@ def _lines(name: str, node: keys.Schema) -> Iterator[str]:
     allowed = f"{keys.describe(node)}; {_default(node)}; since {keys.since(node)}"
     for text in (allowed, node["description"]):
         yield from textwrap.wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
-    for word in _WORDS:
-        for note in node.get(word, ()):
-            yield f"{_WORDS[word]}: {_about(note)}"
+    for relation in _WORDS:
+        for note in node.get(relation, ()):
+            yield f"{_WORDS[relation]}: {_about(note)}"
     for example in node.get("examples", ()):
         yield f"example: {name}: {quoted(example)}"
 
@@ -95,9 +99,9 @@ def _heading(path: keys.Path, node: keys.Schema) -> Iterator[str]:
     yield node["description"] + "\n"
     yield f"- takes {keys.describe(node)}"
     yield f"- {_default(node)}"
-    for word in _WORDS:
-        for note in node.get(word, ()):
-            yield f"- {_WORDS[word]} {_about(note, '`')}"
+    for relation in _WORDS:
+        for note in node.get(relation, ()):
+            yield f"- {_WORDS[relation]} {_about(note, '`')}"
     for example in node.get("examples", ()):
         yield f"- example: `{path[-1]}: {quoted(example)}`"
     yield f"- since {keys.since(node)}\n"

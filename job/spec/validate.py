@@ -17,22 +17,49 @@ from job.spec import keys, rules
 from job.spec.core_yaml import plain
 from job.spec.finding import Finding, locate, place_of
 from job.spec.keys import Path, Schema
-from job.spec.names import instead_of, nearest, quoted
+from job.spec.names import instead_of, quoted, typo
 from job.spec.parse import Document
 from job.spec.resolve import fill
 
-# Values by the names that other tools give them.
-_VALUES = {
-    "adamw": "adamw_torch",
-    "bf16": "bfloat16",
-    "flash_attn": "flash_attention_2",
-    "fp16": "float16",
-    "fp32": "float32",
-    "gpu": "cuda",
-    "half": "float16",
-    "hf": "transformers",
-    "folder": "imagefolder",
-    "wds": "webdataset",
+# Values by the names that other tools give them: of one key, or of every key that takes them.
+_VALUES: dict[str, dict[str, str]] = {
+    "": {
+        "bf16": "bfloat16",
+        "fp16": "float16",
+        "fp32": "float32",
+        "half": "float16",
+        "hf": "transformers",
+        "huggingface": "transformers",
+        "folder": "imagefolder",
+        "wds": "webdataset",
+    },
+    "lora.method": {"qlora": "lora: quantized training is not offered by this version"},
+    # float16 is a value of it, which is refused: it does not train.
+    "model.dtype": dict.fromkeys(("fp16", "half"), "bfloat16"),
+    "model.attn_implementation": dict.fromkeys(
+        ("flash_attn", "flash_attention", "flash_attention_3", "fa2", "fa3", "xformers", "flex"),
+        "auto, which takes the fastest attention that the machine runs",
+    ),
+    "runtime.accelerator": {"gpu": "auto, which takes a GPU where there is one", "nvidia": "cuda"}
+    | dict.fromkeys(("amd", "hip"), "rocm"),
+    "runtime.distributed": dict.fromkeys(("fsdp", "deepspeed", "zero3"), "fsdp2"),
+    "train.optim": {
+        "adamw": "adamw_torch",
+        "adam": "adamw_torch",
+        "adamw_hf": "adamw_torch",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw": "adamw_torch",
+        "paged_adamw_32bit": "adamw_torch",
+    },
+    "train.report_to": {"none": "[]"},
+}
+# Where a value stands in place of the section that it belongs to.
+_HEARTS = {
+    "model": "model_name_or_path",
+    "data": "train.uri",
+    "data.train": "uri",
+    "data.eval": "uri",
+    "output": "uri",
 }
 _UNTIDY = re.compile(r"^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(?!\d|,)")
@@ -54,7 +81,8 @@ def problems(
         if not any(finding.path[: len(path)] == path for path in paths):
             paths.add(finding.path)
             found.append(finding)
-    found += rules.broken(fill(values), paths)
+    options = {path for path, place in document.places.items() if place.line is None}
+    found += rules.broken(fill(values), paths, options)
     found.sort(key=lambda finding: _line(document, finding.path))
     return [_problem(finding, document, values if shown is None else shown) for finding in found]
 
@@ -107,7 +135,8 @@ def _schema_findings(values: Any) -> Iterator[Finding]:
             for name in error.instance:
                 if name not in error.schema["properties"]:
                     unknown = (*path, name)
-                    yield Finding(unknown, "is not a known key", instead_of(unknown))
+                    told = instead_of(unknown, error.instance[name])
+                    yield Finding(unknown, "is not a known key", told)
         elif error.validator == "required":
             for name in error.validator_value:
                 if name not in error.instance:
@@ -141,6 +170,7 @@ def _message(error: ValidationError, node: Schema) -> str:
 
 def _fix(error: ValidationError, node: Schema) -> str | None:
     value, kinds = error.instance, keys.types(node)
+    dotted = ".".join(part for part in error.absolute_path if isinstance(part, str))
     if error.validator == "uniqueItems":
         return "remove the second"
     if "const" in node:
@@ -148,8 +178,10 @@ def _fix(error: ValidationError, node: Schema) -> str | None:
     if value is None and "default" in node:
         return f"remove the line to take the default, {quoted(node['default'])}"
     if "object" in kinds:
+        if dotted in _HEARTS and isinstance(value, str) and value:
+            return f"write it as {dotted}.{_HEARTS[dotted]}"
         return "indent its keys below it"
-    if isinstance(value, str) and (fix := _fix_text(value, node, kinds)):
+    if isinstance(value, str) and (fix := _fix_text(value, node, kinds, dotted)):
         return fix
     if "string" in kinds and isinstance(value, int | float) and "enum" not in node:
         return "put it in quotes"
@@ -160,11 +192,9 @@ def _fix(error: ValidationError, node: Schema) -> str | None:
     return f"for example {quoted(node['examples'][0])}" if "examples" in node else None
 
 
-def _fix_text(value: str, node: Schema, kinds: tuple[str, ...]) -> str | None:
-    choices = [str(choice) for choice in node.get("enum", ())]
-    meant = _VALUES.get(value.lower(), value.lower())
-    if close := meant if meant in choices else nearest(value, choices):
-        return f"write {close}"
+def _fix_text(value: str, node: Schema, kinds: tuple[str, ...], dotted: str) -> str | None:
+    if meant := _meant(value, node, dotted):
+        return f"write {meant}"
     if "integer" in kinds or "number" in kinds:
         bare = _as_number(value)
         if isinstance(plain(bare), int if kinds == ("integer",) else int | float):
@@ -172,10 +202,25 @@ def _fix_text(value: str, node: Schema, kinds: tuple[str, ...]) -> str | None:
     if kinds == ("boolean",) and value.lower() in (*_TRUE, *_FALSE):
         return f"write {quoted(value.lower() in _TRUE)}"
     if "array" in kinds and value:
-        return "write []" if value.lower() == "none" else f"write [{value}]"
+        inner = keys.follow(node["items"])
+        parts = [part.strip() for part in value.split(",")]
+        if "enum" in inner:
+            items = [_meant(part, inner, dotted) or part for part in parts]
+            return f"write [{', '.join(items)}]" if set(items) <= {*inner["enum"]} else None
+        return f"write [{', '.join(parts)}]"
     if "maxLength" in node and (name := _as_name(value, node["maxLength"])):
         return f"write {name}"
     return None
+
+
+def _meant(value: str, node: Schema, dotted: str) -> str | None:
+    """The one value of a choice that is meant, as other tools call it or mistyped."""
+    choices = [str(choice) for choice in node.get("enum", ())]
+    name = value.lower()
+    if known := _VALUES.get(dotted, {}).get(name):
+        return known
+    meant = _VALUES[""].get(name, name)
+    return meant if meant in choices else typo(value, choices)
 
 
 def _as_number(value: str) -> str:

@@ -1,11 +1,14 @@
 """What of the model is trained, and the step by which it is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from job import log
 from job.engines.base import Engine
+from job.errors import DataError, InputError, StorageError
 from job.families.base import Family
+from job.prep.records import Row
 from job.spec.types import JobSpec
 
 
@@ -22,6 +25,38 @@ class Adapted:
     """Whether it takes the rows of a batch as one sequence."""
     trainable_parameters: int
     total_parameters: int
+
+
+def require(spec: JobSpec) -> None:
+    """Raises SpecError where the spec asks to train what the model does not have.
+
+    By its architecture alone: names and shapes without weights. A model that cannot be read is
+    left to whoever reads it.
+    """
+    from job import families
+
+    try:
+        family, skeleton = families.architecture(spec.model)
+    except (InputError, StorageError):
+        return
+    if spec.lora.method == "lora":
+        family.lora_targets(skeleton, spec.lora)
+    family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)
+
+
+VISION = ("vision attention", "vision mlp", "connector", "resampler")
+"""The kinds of targets that a row without an image passes by."""
+
+
+def require_images(ready: Adapted, rows: Iterable[Row]) -> None:
+    """Raises DataError where vision alone is trained, and none of the rows has an image."""
+    if ready.targets and ready.targets.keys() <= {*VISION} and not any(row.images for row in rows):
+        raise DataError(
+            "$.data.train",
+            f"no row to train has an image, and what is trained sees nothing else: "
+            f"{', '.join(ready.targets)}",
+            fix="set lora.finetune_language_layers: true, or name rows with images",
+        )
 
 
 def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapted:

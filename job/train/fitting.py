@@ -18,6 +18,7 @@ from job.engines import checkpointing, group
 from job.engines.base import Engine
 from job.engines.compiling import release_blocks
 from job.engines.device import Accelerator, release_memory
+from job.engines.step import with_gradient
 from job.errors import OutOfMemoryError
 from job.families.base import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
@@ -93,7 +94,7 @@ def fits(
     devices = [engine.device] if engine.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), _autocast(engine):
-            model(**make()).loss.backward()
+            with_gradient(model(**make()).loss, model).backward()
         return True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

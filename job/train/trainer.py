@@ -20,7 +20,7 @@ from job.families.base import Family
 from job.prep.prepare import PreparedData
 from job.redaction import as_json
 from job.spec.types import JobSpec, TrainSpec
-from job.train.adapting import adapted
+from job.train.adapting import adapted, require_images
 from job.train.checkpoints import CheckpointStore
 from job.train.collector import spared
 from job.train.contents import problem
@@ -133,6 +133,7 @@ def train(
         publish(f"{TRAIN}/{LENGTHS}")
 
     ready = adapted(spec, engine, family, model)
+    require_images(ready, measured_rows)
     model, padding_free = ready.model, ready.padding_free
     trainable, total = ready.trainable_parameters, ready.total_parameters
     log.info(

@@ -7,7 +7,14 @@ from typing import Literal
 import pytest
 import torch
 
-from job.engines.device import ALLOCATOR, Accelerator, Kind, detect, resolve_dtype
+from job.engines.device import (
+    ALLOCATOR,
+    Accelerator,
+    Kind,
+    detect,
+    resolve_autocast,
+    resolve_dtype,
+)
 from job.spec import keys
 from job.spec.load import load_spec
 
@@ -46,6 +53,14 @@ def test_the_dtype_of_auto_goes_by_the_device_and_the_method_as_the_reference_sa
         assert "where lora.method is full" in in_full
     else:
         assert adapted.startswith("bfloat16 on a GPU under an adapter")
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_are_trained_in_float32_and_computed_with_in_bfloat16(bias: str) -> None:
+    spec = load_spec(SPEC, "", [f"lora.bias={bias}"], {}).spec
+    device = Accelerator(kind="cuda", name="some", memory_bytes=2**30)
+    assert resolve_dtype(spec.model, spec.lora, device) == torch.float32
+    assert resolve_autocast(spec.model, spec.lora, device)
 
 
 @pytest.mark.parametrize("named", ["float32", "bfloat16"])

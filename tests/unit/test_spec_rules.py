@@ -437,6 +437,75 @@ REFUSED += [
 ]
 
 
+REFUSED += [
+    (
+        (f"{key}={uri}",),
+        key,
+        f"must have two slashes after {right.partition(':')[0]}:, or it is a path",
+        f"write {right}",
+    )
+    for key, uri, right in (
+        ("output.uri", "s3:/bucket/x", "s3://bucket/x"),
+        ("output.uri", "s3:bucket/x", "s3://bucket/x"),
+        ("output.uri", "s3//bucket/x", "s3://bucket/x"),
+        ("output.uri", "s3:///bucket/x", "s3://bucket/x"),
+        ("output.uri", "S3:/bucket/x", "s3://bucket/x"),
+        ("data.train.uri", "hf:/datasets/a/b", "hf://datasets/a/b"),
+        ("data.train.image_folder", "http:/host/x", "http://host/x"),
+        ("data.eval.uri", "gs:/bucket/x", "gs://bucket/x"),
+        ("model.model_name_or_path", "hf:org/repo", "hf://org/repo"),
+        ("model.model_name_or_path", "file:/models/base", "file:///models/base"),
+        ("train.logging_dir", "s3:/bucket/logs", "s3://bucket/logs"),
+        ("train.resume_from_checkpoint", "s3:/b/step-1", "s3://b/step-1"),
+    )
+]
+REFUSED += [
+    (
+        ("train.max_steps=50", "train.warmup_steps=60"),
+        "train.warmup_steps",
+        "must not be greater than train.max_steps, which is 50: the learning rate would never "
+        "reach train.learning_rate",
+        "write 5, or raise train.max_steps",
+    ),
+    (
+        ("lora.target_modules=all",),
+        "lora.target_modules",
+        "is not the word for every linear module",
+        "write all-linear",
+    ),
+    (
+        ("lora.target_modules=[q_proj, all-linear]",),
+        "lora.target_modules",
+        "all-linear stands alone: it is every linear module already",
+        "write target_modules: all-linear",
+    ),
+    (
+        ("lora.target_modules=[q_proj, embed_tokens]",),
+        "lora.target_modules",
+        "embed_tokens is a table of embeddings; this version adapts linear modules alone",
+        "leave embed_tokens out",
+    ),
+    (
+        ("lora.target_modules='q_proj,v_proj'",),
+        "lora.target_modules",
+        "must be a list where it has several names",
+        "write [q_proj, v_proj]",
+    ),
+    (
+        ("lora.target_modules=q_proj",),
+        "lora.target_modules",
+        "is a regular expression for whole names, and no module's whole name is this",
+        "write [q_proj]",
+    ),
+    (
+        ("lora.target_modules='*q_proj'",),
+        "lora.target_modules",
+        "is not a regular expression: nothing to repeat at position 0",
+        r"for example '.*\.(q|v)_proj', or a list of names: [q_proj, v_proj]",
+    ),
+]
+
+
 @pytest.mark.parametrize(("overrides", "key", "message", "fix"), REFUSED)
 def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | None) -> None:
     (problem,) = _problems(*overrides)
@@ -461,6 +530,15 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("lora.use_dora=true", "lora.lora_dropout=0.1"),
         ("train.num_train_epochs=0", "train.max_steps=5"),
         ("train.num_train_epochs=0.5",),
+        ("train.max_steps=3",),
+        ("train.max_steps=50", "train.warmup_steps=50"),
+        ("train.max_steps=5", "train.warmup_steps=9", "train.lr_scheduler_type=constant"),
+        ("lora.target_modules=all-linear",),
+        ("lora.target_modules=[lm_head]",),
+        ("lora.target_modules=lm_head",),
+        ("model.model_name_or_path=memory:///a", "output.uri=memory://b"),
+        ("model.model_name_or_path=file:///a", "output.uri=s3-results/x"),
+        ("model.model_name_or_path=https/x", "output.uri=results:1/x"),
         ("model.dtype=bfloat16", "export.merged.dtype=float16"),
         ("runtime.accelerator=cuda", "train.optim=adamw_8bit", "model.engine=transformers"),
         ("runtime.accelerator=cpu", "train.optim=adamw_torch_fused"),
@@ -494,6 +572,13 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
 )
 def test_allowed(overrides: tuple[str, ...]) -> None:
     assert _load(*overrides).name == "sample"
+
+
+def test_a_few_steps_of_a_longer_training_need_no_shorter_warm_up() -> None:
+    text = MINIMAL + "train: {max_steps: 500, warmup_steps: 20}\n"
+    assert load_spec(text, "job.yaml", ["train.max_steps=5"], {}).spec.train.max_steps == 5
+    with pytest.raises(SpecError):
+        load_spec(text.replace("500", "15"), "job.yaml", (), {})
 
 
 def test_every_rule_refuses_something_here() -> None:

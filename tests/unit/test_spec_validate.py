@@ -38,7 +38,8 @@ def _only(extra: str) -> Problem:
 
 def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
     assert str(_only("train:\n  seed: 1\n  learning_rate: -1\n")) == (
-        "job.yaml:9 $.train.learning_rate: must be a number greater than 0 (found -1)\n"
+        "job.yaml:9 $.train.learning_rate: must be a number greater than 0 and less than 1 "
+        "(found -1)\n"
         "    fix: the default is 0.0002\n"
         "    see: python -m job reference train.learning_rate"
     )
@@ -49,7 +50,7 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
     [
         (
             "train: {learning_rate: '2e-4'}",
-            "must be a number greater than 0",
+            "must be a number greater than 0 and less than 1",
             '"2e-4"',
             "write 2e-4 without quotes",
         ),
@@ -61,13 +62,13 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
         ),
         (
             "train: {learning_rate: '0,0002'}",
-            "must be a number greater than 0",
+            "must be a number greater than 0 and less than 1",
             "0,0002",
             "write 0.0002",
         ),
         (
             "train: {learning_rate: '2,5e-4'}",
-            "must be a number greater than 0",
+            "must be a number greater than 0 and less than 1",
             "2,5e-4",
             "write 2.5e-4",
         ),
@@ -120,7 +121,7 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
             "runtime: {accelerator: GPU}",
             "must be one of auto, cpu, cuda, rocm",
             "GPU",
-            "write cuda",
+            "write auto, which takes a GPU where there is one",
         ),
         (
             "train: {optim: lamb}",
@@ -182,7 +183,12 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
             "1",
             "the default is 0",
         ),
-        ("train: {learning_rate: .inf}", "must be a finite number", "Infinity", None),
+        (
+            "train: {learning_rate: .inf}",
+            "must be a number greater than 0 and less than 1",
+            "Infinity",
+            "the default is 0.0002",
+        ),
         ("train: {learning_rate: .nan}", "must be a finite number", "NaN", None),
         (
             "train: {save_steps: 1e20}",
@@ -267,7 +273,25 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         ("train", "alpha", "move it to lora.lora_alpha"),
         ("train", "lora_alhpa", "move it to lora.lora_alpha"),
         ("train", "uri", "move it to data.train.uri or output.uri"),
-        ("train", "fp16", "move it to model.dtype"),
+        (
+            "train",
+            "fp16",
+            "remove it: float16 does not train without loss scaling; export.merged.dtype: float16 "
+            "still stores it",
+        ),
+        (
+            "train",
+            "bf16",
+            "write model.dtype: bfloat16, which auto takes on a GPU under an adapter",
+        ),
+        (
+            "train",
+            "eval_steps",
+            "remove it: this version evaluates before training (eval.baseline) and after it, not "
+            "in between",
+        ),
+        ("train", "seed_", "write seed"),
+        ("lora", "seed", "move it to train.seed"),
         ("train", "warmup_ratio", "write train.warmup_steps, the number of steps"),
         (
             "train",

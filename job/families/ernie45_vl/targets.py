@@ -6,14 +6,23 @@ are fused 3-D parameters, not modules: `finetune_experts` adds them as PEFT targ
 """
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
-from job.families.targets import matching, merged_settings, named, selected, suffix
+from job.families.targets import (
+    ALL_LINEAR,
+    Linear,
+    matching,
+    merged_settings,
+    selected,
+    suffix,
+)
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 ATTENTION, EXPERTS = "language attention", "routed experts"
@@ -34,42 +43,78 @@ PARAMETERS: dict[str, str] = {
 }
 
 
+UNREACHED = (
+    r"model\.language_model\.layers\.{last}\.mlp\.vision_moe\.experts\..*"
+    r"|.*\.e_score_correction_bias"
+)
+"""What no gradient reaches: image tokens, whose experts these are, predict nothing, and from the
+last layer their states go nowhere else; and what corrects the choice of experts."""
+
+
 def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
     """Every module and parameter that the spec selects, by full name.
 
     Raises SpecError where a name or pattern of the spec selects nothing.
     """
-    from torch import nn
-
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    parameters = [name for name, _ in model.named_parameters()]
+    linear = Linear.of(model)
+    parameters = dict(model.named_parameters())
+    unreached = re.compile(UNREACHED.format(last=model.config.text_config.num_hidden_layers - 1))
+    reached = [name for name in parameters if not unreached.fullmatch(name)]
     groups: list[TargetGroup] = []
 
     if lora.target_modules is not None:
-        groups += _sorted_out(named(linear, lora.target_modules), MODULES, "modules")
+        groups += _sorted_out(linear.named(lora.target_modules), MODULES, "modules")
     else:
         groups += [
-            TargetGroup(name=group, modules=tuple(matching(linear, MODULES[group])))
+            TargetGroup(name=group, modules=tuple(matching(linear.names, MODULES[group])))
             for group in _toggled(lora)
         ]
     if lora.target_parameters is not None:
+        taken = {f"{name}.weight" for group in groups for name in group.modules}
         chosen: list[str] = []
         for wanted in lora.target_parameters:
-            found = [name for name in parameters if name.endswith(wanted)]
-            if not found:
-                raise SpecError(
-                    "$.lora.target_parameters",
-                    "names no parameter of the model",
-                    value=wanted,
-                    fix="for the routed experts set finetune_experts: true",
-                )
-            chosen += found
+            named = [name for name in parameters if name.endswith(wanted)]
+            found = [name for name in reached if name in named]
+            if reason := _hindrance(wanted, named, found, parameters, taken, linear):
+                raise SpecError("$.lora.target_parameters", reason[0], value=wanted, fix=reason[1])
+            chosen += [name for name in found if name not in chosen]
         groups += _sorted_out(chosen, PARAMETERS, "parameters")
     elif lora.finetune_experts:
-        found = matching(parameters, PARAMETERS[EXPERTS])
+        found = matching(reached, PARAMETERS[EXPERTS])
         groups.append(TargetGroup(name=EXPERTS, parameters=tuple(found)))
 
     return selected(groups)
+
+
+def _hindrance(
+    wanted: str,
+    named: Sequence[str],
+    reached: Sequence[str],
+    parameters: "Mapping[str, torch.nn.Parameter]",
+    taken: Collection[str],
+    linear: Linear,
+) -> tuple[str, str] | None:
+    """Why the parameters that end so cannot be adapted, and what to do."""
+    experts = "for the routed experts set finetune_experts: true"
+    if not named:
+        return "names no parameter of the model", experts
+    if not reached:
+        return "names parameters that no gradient reaches", "remove it"
+    flat = [name for name in reached if parameters[name].ndim not in (2, 3)]
+    if flat:
+        sizes = "x".join(map(str, parameters[flat[0]].shape))
+        return f"names {flat[0]} of {sizes}: matrices alone are adapted", experts
+    embeddings = [name for name in reached if "embed_tokens" in name]
+    if embeddings:
+        shared = ", which the output layer shares" if linear.tied else ""
+        return f"names {embeddings[0]}, a table of embeddings{shared}: none is adapted", experts
+    if twice := sorted(taken.intersection(reached)):
+        module = twice[0].removesuffix(".weight")
+        return (
+            f"names {twice[0]}, which lora.target_modules or the toggles adapt already",
+            f"leave it to them, or narrow them so that they do not name {module}",
+        )
+    return None
 
 
 def serving(lora: LoraSpec) -> AdapterServing:
@@ -82,6 +127,8 @@ def serving(lora: LoraSpec) -> AdapterServing:
         kinds = list(_toggled(lora))
     else:
         wanted = lora.target_modules
+        if wanted == ALL_LINEAR:
+            wanted = r"(?!lm_head$).*"
         matcher = wanted if isinstance(wanted, str) else "|".join(map(suffix, wanted))
         kinds = [kind for kind, names in _examples().items() if matching(names, matcher)]
     if lora.finetune_experts:

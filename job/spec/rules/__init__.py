@@ -15,10 +15,13 @@ from job.spec.rules.view import Rule, Unread, View
 RULES: tuple[Rule, ...] = (*places.RULES, *data.RULES, *weights.RULES, *training.RULES)
 
 
-def broken(values: Any, invalid: Collection[Path]) -> list[Finding]:
-    """What every rule finds in `values`, of which those at `invalid` are not to be relied on."""
+def broken(values: Any, invalid: Collection[Path], options: Collection[Path] = ()) -> list[Finding]:
+    """What every rule finds in `values`.
+
+    Those at `invalid` are not to be relied on; those at `options` are the command line's.
+    """
     found: list[Finding] = []
-    at = View(values, invalid)
+    at = View(values, invalid, options)
     for rule in RULES:
         try:
             found += rule(at)

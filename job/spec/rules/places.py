@@ -20,6 +20,49 @@ FOLDERS = (
 """The folders that a run writes at its output."""
 _UNUSABLE = ("", ".", "..")
 _READ_ONLY = ("hf://", "builtin://", "http://", "https://")
+_URIS = (
+    "model.model_name_or_path",
+    "output.uri",
+    "train.logging_dir",
+    "train.resume_from_checkpoint",
+    "runtime.metrics_file",
+)
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "hf", "http", "https")
+_SCHEMES = (
+    *_BUCKETS,
+    "file",
+    "local",
+    "memory",
+    "builtin",
+    "ftp",
+    "sftp",
+    "ssh",
+    "hdfs",
+    "webhdfs",
+)
+_ONE_SLASH = re.compile(rf"(?P<scheme>{'|'.join(_SCHEMES)})(:/?(?!/)|//|:///+)(?P<rest>.*)", re.I)
+"""What has a scheme and not its two slashes: `s3:/bucket`, `s3:bucket`, `s3//bucket`."""
+
+
+def _uris_have_two_slashes(at: View) -> Iterator[Finding]:
+    """Without them a URI is the path of a local folder by that name, which nobody means."""
+    folders = (f"{source}.{name}" for source in at.sources() for name in ("uri", "image_folder"))
+    for dotted in (*_URIS, *folders):
+        try:
+            uri = at(dotted)
+        except Unread:
+            continue
+        found = _ONE_SLASH.fullmatch(uri) if isinstance(uri, str) else None
+        if found is None or (found[2].startswith(":///") and found["scheme"] not in _BUCKETS):
+            continue
+        scheme, rest = found["scheme"].lower(), found["rest"]
+        if scheme in ("file", "local") and found[2] == ":/":
+            rest = f"/{rest}"
+        yield find(
+            dotted,
+            f"must have two slashes after {scheme}:, or it is a path",
+            f"write {scheme}://{rest.lstrip('/') if scheme in _BUCKETS else rest}",
+        )
 
 
 def _model_is_known(at: View) -> Iterator[Finding]:
@@ -182,6 +225,7 @@ def place(uri: str) -> str:
 
 
 RULES: tuple[Rule, ...] = (
+    _uris_have_two_slashes,
     _model_is_known,
     _revision_is_said_once,
     _remote_code_is_pinned,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from job.spec import keys
 from job.spec.finding import Finding
 from job.spec.rules.view import Rule, View, find
 
@@ -16,6 +17,21 @@ def _training_has_a_length(at: View) -> Iterator[Finding]:
             "train.num_train_epochs",
             "must be greater than 0 where train.max_steps is -1: nothing would be trained",
             "set train.num_train_epochs: 1, or train.max_steps",
+        )
+
+
+def _warm_up_ends(at: View) -> Iterator[Finding]:
+    steps, warmup = at("train.max_steps"), at("train.warmup_steps")
+    if warmup == keys.default("train.warmup_steps") or at("train.lr_scheduler_type") == "constant":
+        return
+    if at.by_option("train.max_steps") and not at.by_option("train.warmup_steps"):
+        return  # a few steps of a longer training, to try it
+    if 0 < steps < warmup:
+        yield find(
+            "train.warmup_steps",
+            f"must not be greater than train.max_steps, which is {steps}: the learning rate would "
+            "never reach train.learning_rate",
+            f"write {max(1, steps // 10)}, or raise train.max_steps",
         )
 
 
@@ -128,6 +144,7 @@ def _greedy_does_not_sample(at: View) -> Iterator[Finding]:
 
 RULES: tuple[Rule, ...] = (
     _training_has_a_length,
+    _warm_up_ends,
     _float16_does_not_train,
     _cpu_has_what_it_needs,
     _padding_free_has_its_attention,

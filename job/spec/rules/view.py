@@ -16,8 +16,14 @@ class Unread(Exception):
 class View:
     """The values of a spec with defaults filled in, by dotted key."""
 
-    def __init__(self, values: Any, invalid: Collection[Path]) -> None:
-        self._values, self._invalid = values, invalid
+    def __init__(
+        self, values: Any, invalid: Collection[Path], options: Collection[Path] = ()
+    ) -> None:
+        self._values, self._invalid, self._options = values, invalid, options
+
+    def by_option(self, dotted: str) -> bool:
+        """Whether the command line gives the value, for this one run of the spec."""
+        return keys.path_of(dotted) in self._options
 
     def __call__(self, dotted: str) -> Any:
         path = keys.path_of(dotted)

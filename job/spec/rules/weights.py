@@ -1,5 +1,6 @@
 """Which weights are trained: what of `lora` makes no sense together."""
 
+import re
 from collections.abc import Iterator
 
 from job.spec import keys
@@ -7,6 +8,10 @@ from job.spec.finding import Finding
 from job.spec.names import quoted
 from job.spec.rules.view import Rule, View, find
 
+ALL_LINEAR = "all-linear"
+"""Every linear module but the output's, as PEFT has the word."""
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_positions")
+_USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2")
 _TOGGLES = (
     "finetune_vision_layers",
     "finetune_language_layers",
@@ -65,6 +70,55 @@ def _targets_replace_toggles(at: View) -> Iterator[Finding]:
                 )
 
 
+def _targets_can_be_names(at: View) -> Iterator[Finding]:
+    """What no model has a linear module for, whatever its family."""
+    wanted = at("lora.target_modules")
+    if at("lora.method") != "lora" or wanted is None:
+        return
+    if isinstance(wanted, str):
+        yield from _one_expression(wanted)
+        return
+    for name in wanted:
+        if name in (ALL_LINEAR, "all", "all_linear"):
+            yield find(
+                "lora.target_modules",
+                f"{name} stands alone: it is every linear module already",
+                f"write target_modules: {ALL_LINEAR}",
+            )
+        elif name.rpartition(".")[2] in _EMBEDDINGS:
+            yield find(
+                "lora.target_modules",
+                f"{name} is a table of embeddings; this version adapts linear modules alone",
+                f"leave {name} out",
+            )
+
+
+def _one_expression(wanted: str) -> Iterator[Finding]:
+    dotted = "lora.target_modules"
+    if wanted == ALL_LINEAR:
+        return
+    if wanted in ("all", "all_linear"):
+        yield find(dotted, "is not the word for every linear module", f"write {ALL_LINEAR}")
+    elif re.fullmatch(r"\w+(\s*,\s*\w+)+", wanted):
+        names = ", ".join(re.findall(r"\w+", wanted))
+        yield find(dotted, "must be a list where it has several names", f"write [{names}]")
+    elif wanted in (*_EMBEDDINGS, *_USUAL):
+        yield find(
+            dotted,
+            "is a regular expression for whole names, and no module's whole name is this",
+            f"write [{wanted}]" if wanted in _USUAL else "remove the line: embeddings stay as is",
+        )
+    else:
+        try:
+            re.compile(wanted)
+        except re.error as error:
+            yield find(
+                dotted,
+                f"is not a regular expression: {error}",
+                r"for example '.*\.(q|v)_proj', or a list of names: [q_proj, v_proj]",
+            )
+
+
 def _experts_are_named_once(at: View) -> Iterator[Finding]:
     if at("lora.finetune_experts") and at("lora.target_parameters") is not None:
         yield find(
@@ -104,6 +158,7 @@ RULES: tuple[Rule, ...] = (
     _full_needs_merged,
     _something_is_adapted,
     _targets_replace_toggles,
+    _targets_can_be_names,
     _experts_are_named_once,
     _parameters_take_plain_lora,
     _vllm_reads_its_layout,

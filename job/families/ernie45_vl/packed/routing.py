@@ -8,6 +8,7 @@ the slow one.
 from typing import Any
 
 import torch
+from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 PARTS = 3
 """bf16 keeps 8 of the 24 binary digits of an fp32 number."""
@@ -16,9 +17,11 @@ PARTS = 3
 def route(gate: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits (T, experts), and of the chosen experts the weights and numbers, (T, k) each.
 
-    `gate` is an `Ernie4_5_VLMoeMoeTopKRouter`.
+    `gate` is an `Ernie4_5_VLMoeMoeTopKRouter`, or what PEFT puts around one whose weights an
+    adapter adapts: that computes by itself, as only its own `forward` knows of the adapter.
     """
-    if tokens.dtype != torch.bfloat16 or gate.weight.requires_grad:
+    own = isinstance(gate, native.Ernie4_5_VLMoeMoeTopKRouter)
+    if tokens.dtype != torch.bfloat16 or not own or gate.weight.requires_grad:
         return gate(tokens)
     logits = _Product.apply(tokens, gate.weight)
     shares = logits.softmax(1)
