@@ -7,6 +7,7 @@ found by `job.prep.find`.
 
 import fnmatch
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from job import log, storage
 from job.errors import InputError, StorageError
-from job.manifest import digest_tree, download_verified, fingerprint, sha256_file
+from job.manifest import download_verified, fingerprint, sha256_file
 from job.spec.types import ModelSpec
 
 BUILTIN = "builtin://"
@@ -24,6 +25,14 @@ FORMULAS = "builtin://formulas"
 # Weights come as safetensors alone: the other formats run code when they are read.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 CODE_FILES = ("*.py",)
+GENERATION = "generation_config.json"
+# Of the files above those that loading a model, its tokenizer and its processor reads, whatever
+# the class. A checkpoint's licence, notes and records of its own training are none of them.
+READ_FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "*.jinja", "*.model", "*.py"),
+    *("*config*.json", "*token*.json", "*template*.json", "*vocab*.json", "*vocab*.txt"),
+    *("merges.txt", "*normalizer*.json", "emoji.json", "dict.txt"),
+)
 COMPLETE = ".complete"
 
 
@@ -40,12 +49,35 @@ class ModelInput:
 
         Local weights are read for it, so not before it is asked for.
         """
-        if self.uri.startswith(BUILTIN):
-            return _digest_of(MODELS / self.uri.removeprefix(BUILTIN))
-        if storage.is_local(self.uri):
-            directory = storage.local_path(self.uri)
-            return fingerprint([(f.path, sha256_file(directory / f.path)) for f in self.files])
-        return fingerprint(self.uri, [(f.path, f.size, f.version) for f in self.files])
+        return self._digest_of(self._digests)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """The same of what training reads: weights, configuration, tokenizer and processor."""
+        return self._digest_of(
+            {
+                path: digest
+                for path, digest in self._digests.items()
+                if path != GENERATION and any(fnmatch.fnmatch(path, each) for each in READ_FILES)
+            }
+        )
+
+    @property
+    def generation_digest(self) -> str:
+        """The same of `generation_config.json`, which answering reads; empty if there is none."""
+        return self._digests.get(GENERATION, "")
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """By path."""
+        directory = _here(self)
+        if directory is None:
+            return {file.path: fingerprint(file.size, file.version) for file in self.files}
+        return {file.path: sha256_file(directory / file.path) for file in self.files}
+
+    def _digest_of(self, digests: Mapping[str, str]) -> str:
+        # A local checkpoint may be copied elsewhere and stays the same.
+        return fingerprint("" if _here(self) else self.uri, sorted(digests.items()))
 
     @property
     def size_bytes(self) -> int:
@@ -95,6 +127,9 @@ def fetch_headers(model: ModelInput, cache_dir: Path) -> Path:
     """A folder with all of the checkpoint but its weights, whose shapes the configuration tells."""
     if here := _here(model):
         return here
+    whole = _cached(cache_dir, model.digest)
+    if (whole / COMPLETE).exists():
+        return whole
     small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
     return _fetched(model.uri, small, fingerprint(model.digest, "headers"), cache_dir)
 
@@ -106,8 +141,12 @@ def _here(model: ModelInput) -> Path | None:
     return storage.local_path(model.uri) if storage.is_local(model.uri) else None
 
 
+def _cached(cache_dir: Path, digest: str) -> Path:
+    return cache_dir / "models" / digest[:16]
+
+
 def _fetched(uri: str, files: tuple[storage.Entry, ...], digest: str, cache_dir: Path) -> Path:
-    directory = cache_dir / "models" / digest[:16]
+    directory = _cached(cache_dir, digest)
     if (directory / COMPLETE).exists():
         return directory
     # A file of the right size is whole: downloads become visible only when they are.
@@ -138,10 +177,6 @@ def _entries(directory: Path) -> tuple[storage.Entry, ...]:
             fix=f"known: {', '.join(BUILTIN + path.name for path in sorted(MODELS.iterdir()))}",
         )
     return storage.list_files(str(directory))
-
-
-def _digest_of(directory: Path) -> str:
-    return fingerprint([(file.path, file.sha256) for file in digest_tree(directory)])
 
 
 def _existing(path: Path) -> Path:

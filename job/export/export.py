@@ -56,6 +56,8 @@ class ExportResult:
     merged_served: Served | None
     trained_against_base: Comparison | None
     tensors_checked: int
+    notes: tuple[str, ...]
+    """What of the base's own settings was repaired."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,7 +101,7 @@ def export(
 
     target = directory / MERGED
     merge = Merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
-    family.save(
+    notes = family.save(
         trained.get_base_model() if adapter is not None else trained,
         merge.weights(),
         target,
@@ -108,6 +110,8 @@ def export(
         layout=spec.export.merged.layout,
         finished=finished,
     )
+    for note in notes:
+        log.warn(note)
     if adapter is not None and not merge.changed:
         raise ProofError(
             "merged",
@@ -159,6 +163,7 @@ def export(
         merged_served=served,
         trained_against_base=against_base,
         tensors_checked=checked,
+        notes=notes,
     )
     proof = json.dumps({**done.to_json(), "files": [f.to_json() for f in files]}, indent=2)
     (target / PROOF).write_text(proof + "\n")

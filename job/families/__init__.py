@@ -29,6 +29,15 @@ def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
     return Checkpoint(uri=uri, directory=directory, config=_config(uri, str(directory)))
 
 
+def control_tokens(uri: str, directory: Path, model: ModelSpec) -> tuple[str, ...]:
+    """What no text may hold for the checkpoint in `directory`, which needs no weights; sorted.
+
+    Raises InputError if its files cannot be read, and SpecError if no family knows it.
+    """
+    family = _family(uri, _config(uri, str(directory)), model)
+    return tuple(sorted(family.control_tokens(directory)))
+
+
 def expected(model: ModelSpec) -> type[Family] | None:
     """The family, as far as the spec and what lies on this machine tell."""
     uri = model.model_name_or_path
