@@ -185,13 +185,18 @@ def plan(
     Ends with 20 where training fits none of the accelerators, naming the nearest change that does,
     and with 12 where data is missing; the rest is told all the same.
     """
-    from job import plan as plans
+    from job import families, inputs
 
     if format not in ("text", "json"):
         raise UsageError("--format", "must be text or json", value=format)
+    loaded = _load(spec, set, output)
+    uri = loaded.spec.model.model_name_or_path
+    inputs.require_hub(loaded.spec, but=uri if families.is_known(uri) else None)
+    from job import plan as plans
+
     made = plans.make(
         plans.Order(
-            loaded=_load(spec, set, output),
+            loaded=loaded,
             accelerator=accelerator,
             price_per_hour=price_per_hour,
         )
@@ -411,8 +416,12 @@ def _settings(said: Mapping[str, tuple[str, object]]) -> "list[Override]":
 
 
 def _start(command: str, spec: str, sets: "Sequence[Override] | None", output: str | None) -> None:
+    from job import inputs
+
     launch.silence_all_but_the_first()
-    launch.launch(_load(spec, sets, output), command)
+    loaded = _load(spec, sets, output)
+    inputs.require_hub(loaded.spec)
+    launch.launch(loaded, command)
 
 
 def _load(spec: str, sets: "Sequence[Override] | None", output: str | None) -> "LoadedSpec":
@@ -430,6 +439,8 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started the job
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the end
+    # Processes that it starts look for modules in the current folder no more than it does itself.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     redaction.install()
     signals.install(farewell.report)
     completion.prepare()

@@ -16,7 +16,8 @@ from pathlib import Path
 from job import log, storage
 from job.errors import InputError, StorageError
 from job.manifest import download_verified, fingerprint, sha256_file
-from job.spec.types import ModelSpec
+from job.spec.types import JobSpec, ModelSpec
+from job.storage import connect
 
 BUILTIN = "builtin://"
 MODELS = Path(__file__).parent / "builtin"
@@ -111,6 +112,21 @@ def find_model(model: ModelSpec) -> ModelInput:
             fix="name the folder or repository that holds config.json and *.safetensors",
         )
     return ModelInput(uri=uri, files=files)
+
+
+def require_hub(spec: JobSpec, *, but: str | None = None) -> None:
+    """Raises InputError for what is on the hub, all at once, if a variable forbids to ask it.
+
+    Before anything heavy is imported. What the URI `but` names is left out.
+    """
+    sources = (source.uri for source in spec.data.sources().values())
+    found = [
+        connect.offline(uri, variable).problems[0]
+        for uri in (spec.model.model_name_or_path, *sources)
+        if uri != but and (variable := connect.hub_forbidden_by(uri)) is not None
+    ]
+    if found:
+        raise InputError.from_problems(found)
 
 
 def place(uri: str) -> str:

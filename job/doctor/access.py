@@ -91,8 +91,10 @@ def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
     for uri in needed or ("hf://",):
         if (variable := hub_forbidden_by(uri)) is not None:
             told = offline(uri, variable)
-            yield failed("hub", told) if needed else note(
-                "hub", f"not asked: {variable} is set; no hf:// input needs it"
+            yield (
+                failed("hub", told)
+                if needed
+                else note("hub", f"not asked: {variable} is set; no hf:// input needs it")
             )
             return
     from httpx import HTTPError
