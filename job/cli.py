@@ -209,8 +209,23 @@ def plan(
 @app.command()
 def infer(
     spec: Spec,
-    image: Annotated[Path | None, typer.Option(help="The picture to read.")] = None,
-    question: Annotated[str | None, typer.Option(help="Instead of data.instruction.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="The image to read; several in their order, each with its own --image."),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="Instead of data.instruction; <image> in it is where an image stands."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="What the system's turn says before the question.")
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(
+            help="A held-out row of the output by its id, answered beside its label.", metavar="ID"
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -236,11 +251,13 @@ def infer(
     set: Sets = None,
     output: OutputUri = None,
 ) -> None:
-    """Answer for one image or question, as it is written: base, adapter or merged weights.
+    """Answer for images, a question or a held-out row, with base, adapter or merged weights.
 
-    What is not said is as eval.generation of the spec says, which takes the likeliest tokens
-    unless it samples.
+    The answer is printed as it is generated. Unset options use eval.generation (greedy unless
+    do_sample).
     """
+    from job import inputs
+    from job.infer import Asked
     from job.infer import infer as answer
 
     samples = True if temperature is not None or min_p is not None else None
@@ -254,10 +271,10 @@ def infer(
         }
     )
     loaded = _load(spec, [*(set or ()), *chosen], output)
+    inputs.require_hub(loaded.spec)
     answer(
         loaded,
-        image,
-        question,
+        Asked(images=tuple(image or ()), question=question, system=system, row=row),
         weights,
         seed=seed,
         write=lambda text: print(text, end="", flush=True),

@@ -65,7 +65,8 @@ def make(order: Order) -> facts.Plan:
         taken, no_sample = None, no_family or no_counts
         if family is not None and counts is not None:
             taken, no_sample = _reach(lambda: _samples(job, family), InputError)
-        no_data = next((e for e in (no_counts, no_sample) if isinstance(e, InputError)), None)
+        lost = [error for error in (no_counts, no_sample) if error is not no_family]
+        no_data = next((error for error in lost if isinstance(error, InputError)), None)
         # A laptop need not have keys to the output; their fingerprints ask for the data too.
         stages, no_stages = _reach(lambda: dict(_stages(job)), InputError)
     kind, skeleton = families.architecture(spec.model)
