@@ -185,13 +185,18 @@ def plan(
     Ends with 20 where training fits none of the accelerators, naming the nearest change that does,
     and with 12 where data is missing; the rest is told all the same.
     """
-    from job import plan as plans
+    from job import families, inputs
 
     if format not in ("text", "json"):
         raise UsageError("--format", "must be text or json", value=format)
+    loaded = _load(spec, set, output)
+    uri = loaded.spec.model.model_name_or_path
+    inputs.require_hub(loaded.spec, but=uri if families.is_known(uri) else None)
+    from job import plan as plans
+
     made = plans.make(
         plans.Order(
-            loaded=_load(spec, set, output),
+            loaded=loaded,
             accelerator=accelerator,
             price_per_hour=price_per_hour,
         )
@@ -204,8 +209,23 @@ def plan(
 @app.command()
 def infer(
     spec: Spec,
-    image: Annotated[Path | None, typer.Option(help="The picture to read.")] = None,
-    question: Annotated[str | None, typer.Option(help="Instead of data.instruction.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="The image to read; several in their order, each with its own --image."),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="Instead of data.instruction; <image> in it is where an image stands."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="What the system's turn says before the question.")
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(
+            help="A held-out row of the output by its id, answered beside its label.", metavar="ID"
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -231,11 +251,13 @@ def infer(
     set: Sets = None,
     output: OutputUri = None,
 ) -> None:
-    """Answer for one image or question, as it is written: base, adapter or merged weights.
+    """Answer for images, a question or a held-out row, with base, adapter or merged weights.
 
-    What is not said is as eval.generation of the spec says, which takes the likeliest tokens
-    unless it samples.
+    The answer is printed as it is generated. Unset options use eval.generation (greedy unless
+    do_sample).
     """
+    from job import inputs
+    from job.infer import Asked
     from job.infer import infer as answer
 
     samples = True if temperature is not None or min_p is not None else None
@@ -249,11 +271,11 @@ def infer(
         }
     )
     loaded = _load(spec, [*(set or ()), *chosen], output)
+    inputs.require_hub(loaded.spec)
     screen = redaction.Screen(lambda text: print(text, end="", flush=True))
     answer(
         loaded,
-        image,
-        question,
+        Asked(images=tuple(image or ()), question=question, system=system, row=row),
         weights,
         seed=seed,
         write=screen.write,
@@ -463,8 +485,12 @@ def _settings(said: Mapping[str, tuple[str, object]]) -> "list[Override]":
 
 
 def _start(command: str, spec: str, sets: "Sequence[Override] | None", output: str | None) -> None:
+    from job import inputs
+
     launch.silence_all_but_the_first()
-    launch.launch(_load(spec, sets, output), command)
+    loaded = _load(spec, sets, output)
+    inputs.require_hub(loaded.spec)
+    launch.launch(loaded, command)
 
 
 def _load(spec: str, sets: "Sequence[Override] | None", output: str | None) -> "LoadedSpec":
@@ -482,6 +508,8 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started the job
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the end
+    # Processes that it starts look for modules in the current folder no more than it does itself.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     redaction.install()
     signals.install(farewell.report)
     completion.prepare()

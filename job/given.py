@@ -7,9 +7,10 @@ not be made again.
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from job import __version__, inputs
+from job import __version__, families, inputs
 from job.manifest import StageRecord, fingerprint
 from job.prep import find, pictures
 from job.spec.types import JobSpec
@@ -63,6 +64,13 @@ class Given:
         named = self._spec.data.sources()
         return {place: find.stage_source(source, place) for place, source in named.items()}
 
+    @cached_property
+    def control_tokens(self) -> tuple[str, ...]:
+        """What no text of a row may hold; read from the checkpoint's small files."""
+        cache_dir = Path(self._spec.runtime.cache_dir).expanduser()
+        directory = inputs.fetch_headers(self.model, cache_dir)
+        return families.control_tokens(self.model.uri, directory, self._spec.model)
+
     @property
     def train_sources(self) -> tuple[find.StagedSource, ...]:
         return tuple(source for place, source in self.sources.items() if place != _EVAL)
@@ -87,19 +95,20 @@ class Given:
         if stage == "prep":
             digests = [[source.digest for source in self.sources.values()], self._pictures]
             read = {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS}
-            parts: list[Any] = [read, digests, self._spec.train.seed]
+            parts: list[Any] = [read, digests, self._spec.train.seed, self.control_tokens]
         elif stage == "baseline":
-            parts = [self.fingerprint("prep", made), self._start, spec["eval"]]
+            generation = self.model.generation_digest
+            parts = [self.fingerprint("prep", made), self._start, generation, spec["eval"]]
         elif stage == "train":
             parts = [*self._training(made), *(spec["train"][key] for key in COMPUTING_KEYS)]
         elif stage == "eval":
-            parts = [self.fingerprint("train", made), spec["eval"]]
+            parts = [self.fingerprint("train", made), self.model.generation_digest, spec["eval"]]
         elif stage == "report":
             # It tells when stages were made and how long they took, so one made again counts.
             told = [(record.fingerprint, record.started) for record in made.values()]
             parts = [told, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
-        else:
-            parts = [self.fingerprint("train", made), spec["export"]]
+        else:  # what servers generate by is written beside the weights
+            parts = [self.fingerprint("train", made), self.model.generation_digest, spec["export"]]
         return fingerprint(__version__, stage, parts)
 
     def identity_of_checkpoints(self) -> Identity:
@@ -146,5 +155,5 @@ class Given:
     def _start(self) -> list[Any]:
         """What the model is before training."""
         model = self._spec.model
-        start: list[Any] = [self.model.digest, model.init, model.family, model.dtype]
+        start: list[Any] = [self.model.weights_digest, model.init, model.family, model.dtype]
         return [*start, self._spec.train.seed] if model.init == "random" else start

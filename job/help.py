@@ -84,8 +84,15 @@ python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
 python -m job plan specs/latex.yaml --set lora.r=64
 """,
     "infer": """
-# What does the trained adapter read in a picture?
+# What does the trained adapter read in an image?
 python -m job infer my.yaml --image formula.png
+
+# Two images, in this order, and a system text.
+python -m job infer my.yaml --image before.png --image after.png \\
+    --system "Be brief." --question "What changed?"
+
+# A held-out row beside its label; eval/predictions.jsonl has the ids.
+python -m job infer my.yaml --row train.jsonl:12
 
 # And the model before training?
 python -m job infer my.yaml --image formula.png --weights base

@@ -1,17 +1,35 @@
 """`job infer`: one question, one answer, from what a run left at its output."""
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from job.errors import DataError, InputError, UsageError
+from job.errors import DataError, InputError, Problem, UsageError
 from job.local import results
 from job.prep.images import ImageRefused, inspect
-from job.prep.records import Message, Part, Row
+from job.prep.messages import MARK
+from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.shards import Rows, order_file
 from job.spec.load import LoadedSpec
+from job.spec.names import nearest
 from job.stages import Stages
 
 Weights = Literal["base", "adapter", "merged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asks."""
+
+    images: tuple[Path, ...] = ()
+    """In the order in which the model sees them."""
+    question: str | None = None
+    """In place of the spec's instruction."""
+    system: str | None = None
+    row: str | None = None
+    """A held-out row's id, in place of all of these."""
 
 
 class Stream:
@@ -46,27 +64,27 @@ class Stream:
 
 def infer(
     loaded: LoadedSpec,
-    image: Path | None,
-    question: str | None,
+    asked: Asked,
     weights: str,
     *,
     seed: int | None,
     write: Callable[[str], object],
 ) -> None:
-    """Answers the question, or the spec's instruction, about the image if any.
+    """Answers what is asked; a held-out row's answer is followed by its label.
 
     `write` is given the answer piece by piece as it is made; `seed` decides what is sampled. Raises
-    InputError where the image or the weights are missing, DataError for an image that cannot be
-    read, and UsageError where nothing is asked.
+    InputError if images, the row or the weights are missing, DataError for an image that cannot be
+    read, and UsageError if nothing is asked.
     """
     if weights not in ("base", "adapter", "merged"):
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
-    if image is None and question is None:
-        raise UsageError(
-            "--image", "nothing is asked", fix="name an image, or write --question for text alone"
-        )
-    row = _row(image, question or loaded.spec.data.instruction)
     stages = Stages(loaded, "infer")
+    if asked.row is None:
+        row = typed(asked, loaded.spec.data.instruction)
+        prompt, label = row.messages, None
+    else:
+        row = held_out(stages, asked)
+        prompt, label = row.prompt, row.answer
     model, family = _model(stages, weights)
     from transformers import set_seed
 
@@ -75,30 +93,125 @@ def infer(
     if seed is not None:
         set_seed(seed)
     generation = loaded.spec.eval.generation
-    prompt = family.encode_prompt(
-        row.id, row.messages, row.images, enable_thinking=generation.enable_thinking
+    encoded = family.encode_prompt(
+        row.id, prompt, row.images, enable_thinking=generation.enable_thinking
     )
 
     def decode(tokens: list[int]) -> str:
         return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    generate(model, family, [prompt], generation, Stream(decode, write))
+    write("answer: " if label is not None else "")
+    generate(model, family, [encoded], generation, Stream(decode, write))
+    write(f"\nlabel:  {label}" if label is not None else "")
 
 
-def _row(path: Path | None, question: str) -> Row:
-    if path is None:
-        asked = Message(role="user", parts=(Part(text=question),))
-        return Row(id="--question", messages=(asked,), images=())
-    try:
-        image = inspect(path.read_bytes())
-    except FileNotFoundError as error:
+def typed(asked: Asked, instruction: str | None) -> Row:
+    """The question as a row to answer, its images first or where `<image>` stands.
+
+    Raises InputError or DataError for images that are not there or no images, and UsageError if
+    there is no question.
+    """
+    if not asked.images and asked.question is None:
+        raise UsageError(
+            "--image",
+            "nothing is asked",
+            fix="name an image, write --question for text alone, or --row for a held-out row",
+        )
+    question = instruction if asked.question is None else asked.question
+    if not question:
+        raise UsageError(
+            "--question",
+            "is needed: the spec has no data.instruction to ask",
+            fix='say what to ask about the image: --question "…"',
+        )
+    images = _read(asked.images)
+    turns = [Message(role="user", parts=_parts(question, len(images)))]
+    if asked.system is not None:
+        turns.insert(0, Message(role="system", parts=(Part(text=asked.system),)))
+    row_id = ", ".join(map(str, asked.images)) or "--question"
+    return Row(id=row_id, messages=tuple(turns), images=images)
+
+
+def _parts(question: str, images: int) -> tuple[Part, ...]:
+    texts = question.split(MARK)
+    if images == 0 or len(texts) == 1:
+        return (*(Part(image=number) for number in range(images)), Part(text=question))
+    if len(texts) - 1 != images:
+        raise UsageError(
+            "--question",
+            f"has {len(texts) - 1} {MARK} for {images} images",
+            fix=f"write {MARK} once for each --image, or not at all",
+        )
+    parts: list[Part] = []
+    for number, text in enumerate(texts):
+        parts += [Part(image=number - 1)] if number else []
+        parts += [Part(text=text)] if text.strip() else []
+    return tuple(parts)
+
+
+def _read(paths: tuple[Path, ...]) -> tuple[EncodedImage, ...]:
+    """The images; all that are not there, or else cannot be read, are named at once."""
+    found: list[EncodedImage] = []
+    missing: list[Problem] = []
+    refused: list[Problem] = []
+    for path in paths:
+        try:
+            found.append(inspect(path.read_bytes()))
+        except FileNotFoundError:
+            fix = "name an image on this machine"
+            missing.append(Problem("--image", "there is no such file", str(path), fix))
+        except (ImageRefused, OSError) as error:
+            refused.append(Problem("--image", str(error), str(path), "use a PNG or JPEG"))
+    if missing:
+        raise InputError.from_problems([*missing, *refused])
+    if refused:
+        raise DataError.from_problems(refused)
+    return tuple(found)
+
+
+def held_out(stages: Stages, asked: Asked) -> Row:
+    """The held-out row of that id as prep left it at the output.
+
+    Raises UsageError beside other questions, and InputError if there is no such row.
+    """
+    assert asked.row is not None
+    if asked.images or asked.question is not None or asked.system is not None:
+        raise UsageError(
+            "--row",
+            "has its own images, system text and question",
+            value=asked.row,
+            fix="leave out --image, --question and --system, or --row",
+        )
+    order = order_file(Path("data"), "eval").name
+    folder = results.fetch(
+        stages.output.uri,
+        "prep",
+        "data",
+        stages.cache_dir,
+        stages.cache_limit,
+        only=re.compile(rf"data/({re.escape(order)}|eval-.*\.arrow)"),
+    )
+    files = sorted(folder.glob("eval-*.arrow"))
+    order_here = folder / order if (folder / order).exists() else None
+    rows = Rows(files, order_here)
+    ids = rows.ids()
+    # `list.jsonl:7 (name)` goes by either part too.
+    fits = [n for n, each in enumerate(ids) if each == asked.row] or [
+        n
+        for n, each in enumerate(ids)
+        if asked.row in (each.partition(" (")[0], each.partition(" (")[2].removesuffix(")"))
+    ]
+    if len(fits) != 1:
+        close = nearest(asked.row, ids)
         raise InputError(
-            "--image", "there is no such file", value=path, fix="name a picture on this machine"
-        ) from error
-    except (ImageRefused, OSError) as error:
-        raise DataError("--image", str(error), value=path, fix="use a PNG or JPEG") from error
-    asked = Message(role="user", parts=(Part(image=0), Part(text=question)))
-    return Row(id=str(path), messages=(asked,), images=(image,))
+            "--row",
+            f"{len(fits)} held-out rows go by this id" if fits else "no held-out row has this id",
+            value=asked.row,
+            fix=f"{f'try {close!r}; ' if close else ''}eval/predictions.jsonl at the output has "
+            "the ids",
+        )
+    row: Row = rows[fits[0]]
+    return row
 
 
 def _model(stages: Stages, weights: str) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ found by `job.prep.find`.
 """
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 from job import storage
 from job.errors import InputError
 from job.local import cache, room
-from job.manifest import digest_tree, fingerprint, sha256_file
-from job.spec.types import ModelSpec
+from job.manifest import fingerprint, sha256_file
+from job.spec.types import JobSpec, ModelSpec
+from job.storage import connect
 
 BUILTIN = "builtin://"
 MODELS = Path(__file__).parent / "builtin"
@@ -23,6 +25,14 @@ FORMULAS = "builtin://formulas"
 # Weights come as safetensors alone: the other formats run code when they are read.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 CODE_FILES = ("*.py",)
+GENERATION = "generation_config.json"
+# Of the files above those that loading a model, its tokenizer and its processor reads, whatever
+# the class. A checkpoint's licence, notes and records of its own training are none of them.
+READ_FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "*.jinja", "*.model", "*.py"),
+    *("*config*.json", "*token*.json", "*template*.json", "*vocab*.json", "*vocab*.txt"),
+    *("merges.txt", "*normalizer*.json", "emoji.json", "dict.txt"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +48,35 @@ class ModelInput:
 
         Local weights are read for it, so not before it is asked for.
         """
-        if self.uri.startswith(BUILTIN):
-            return _digest_of(MODELS / self.uri.removeprefix(BUILTIN))
-        if storage.is_local(self.uri):
-            directory = storage.local_path(self.uri)
-            return fingerprint([(f.path, sha256_file(directory / f.path)) for f in self.files])
-        return fingerprint(self.uri, [(f.path, f.size, f.version) for f in self.files])
+        return self._digest_of(self._digests)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """The same of what training reads: weights, configuration, tokenizer and processor."""
+        return self._digest_of(
+            {
+                path: digest
+                for path, digest in self._digests.items()
+                if path != GENERATION and any(fnmatch.fnmatch(path, each) for each in READ_FILES)
+            }
+        )
+
+    @property
+    def generation_digest(self) -> str:
+        """The same of `generation_config.json`, which answering reads; empty if there is none."""
+        return self._digests.get(GENERATION, "")
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        """By path."""
+        directory = _here(self)
+        if directory is None:
+            return {file.path: fingerprint(file.size, file.version) for file in self.files}
+        return {file.path: sha256_file(directory / file.path) for file in self.files}
+
+    def _digest_of(self, digests: Mapping[str, str]) -> str:
+        # A local checkpoint may be copied elsewhere and stays the same.
+        return fingerprint("" if _here(self) else self.uri, sorted(digests.items()))
 
     @property
     def size_bytes(self) -> int:
@@ -79,6 +112,21 @@ def find_model(model: ModelSpec) -> ModelInput:
     return ModelInput(uri=uri, files=files)
 
 
+def require_hub(spec: JobSpec, *, but: str | None = None) -> None:
+    """Raises InputError for what is on the hub, all at once, if a variable forbids to ask it.
+
+    Before anything heavy is imported. What the URI `but` names is left out.
+    """
+    sources = (source.uri for source in spec.data.sources().values())
+    found = [
+        connect.offline(uri, variable).problems[0]
+        for uri in (spec.model.model_name_or_path, *sources)
+        if uri != but and (variable := connect.hub_forbidden_by(uri)) is not None
+    ]
+    if found:
+        raise InputError.from_problems(found)
+
+
 def place(uri: str) -> str:
     """Where the files of a model lie: a folder of this package for `builtin://`."""
     return str(MODELS / uri.removeprefix(BUILTIN)) if uri.startswith(BUILTIN) else uri
@@ -97,7 +145,9 @@ def fetch_headers(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
     if here := _here(model):
         return here
     small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
-    digest = fingerprint(model.digest, "headers")
+    digest = model.digest
+    if not (cache_dir / room.MODELS / _key(digest) / room.COMPLETE).exists():
+        digest = fingerprint(model.digest, "headers")  # an entry of their own
     return _fetched(model.uri, small, digest, cache_dir, limit)
 
 
@@ -116,7 +166,12 @@ def _fetched(
     def download(file: cache.Wanted, path: Path) -> None:
         storage.download(storage.join(uri, file.path), path)
 
-    return cache.bring(cache_dir, room.MODELS, digest[:32], wanted, download, of=uri, limit=limit)
+    return cache.bring(cache_dir, room.MODELS, _key(digest), wanted, download, of=uri, limit=limit)
+
+
+def _key(digest: str) -> str:
+    """The name of a checkpoint's entry in the cache."""
+    return digest[:32]
 
 
 def _entries(directory: Path) -> tuple[storage.Entry, ...]:
@@ -128,7 +183,3 @@ def _entries(directory: Path) -> tuple[storage.Entry, ...]:
             fix=f"known: {', '.join(BUILTIN + path.name for path in sorted(MODELS.iterdir()))}",
         )
     return storage.list_files(str(directory))
-
-
-def _digest_of(directory: Path) -> str:
-    return fingerprint([(file.path, file.sha256) for file in digest_tree(directory)])

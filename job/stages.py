@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from job import __version__, engines, families, inputs, log, telemetry
-from job.errors import JobError
+from job.errors import InputError, JobError
 from job.evaluation import latex
 from job.given import Given, Stage
 from job.local import room
@@ -49,6 +50,7 @@ class Stages:
         self.processes = 1 if peers is None else peers.place.size
         self.given = Given(self.spec, processes=self.processes)
         self.trained_by: engines.Name = "transformers"
+        self._writable = False
 
     # --- the stages ------------------------------------------------------------------------
 
@@ -66,6 +68,7 @@ class Stages:
                 seed=self.spec.train.seed,
                 label_key=latex.normalize,
                 identity=identity,
+                control_tokens=self.given.control_tokens,
             )
             rows = {
                 "train": data.train_rows,
@@ -80,9 +83,11 @@ class Stages:
         return {"rows": rows}
 
     def baseline(self, directory: Path) -> dict[str, Any]:
+        self._require_writable()
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def train(self, directory: Path) -> dict[str, Any]:
+        self._require_writable()
         identity = self.given.identity_of_checkpoints()
         if self.peers is not None:
             # Fetched before the others look: on this machine they find it all there.
@@ -202,6 +207,28 @@ class Stages:
         file = self.output.fetch_file(self.record.stages[stage], path)
         found = json.loads(file.read_text(encoding="utf-8"))
         return found
+
+    def _require_writable(self) -> None:
+        """Writes all of the export but weights, and throws it away: what the base's own files do
+        not allow must not show after the training.
+        """
+        import torch
+
+        merged = self.spec.export.merged
+        if self._writable or (not merged.enabled and self.spec.lora.method == "lora"):
+            return
+        with TemporaryDirectory() as folder:
+            try:
+                dtype = getattr(torch, merged.dtype)
+                self.family.save_settings(Path(folder), dtype=dtype, layout=merged.layout)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                raise InputError(
+                    self.given.model.uri,
+                    "its configuration, processor or tokenizer cannot be written for an export: "
+                    f"{type(error).__name__}: {error}",
+                    fix="correct the small files of the checkpoint",
+                ) from error
+        self._writable = True
 
     def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
         import torch

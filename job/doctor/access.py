@@ -1,27 +1,29 @@
 """What is outside the machine: inputs, the output, and as whom the job asks for them."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from job import inputs, log, storage
-from job.doctor.check import Check, fail, note, ok, tried, warn
+from job.doctor.check import Check, fail, failed, note, ok, tried, warn
 from job.doctor.subject import Subject
 from job.nesting import refuse_nested
 from job.prep import find
 from job.storage import retry
-from job.storage.connect import CONNECT_SECONDS
+from job.storage.connect import CONNECT_SECONDS, hub_forbidden_by, offline
 
 TAIL = 4
 """Characters of a key's id that tell it from another and are of no use to anybody."""
+UNNEEDED_SECONDS = 3
+"""How long the hub may take to answer if no input needs it."""
 STS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL")
 
 
 def checks(subject: Subject) -> Iterator[Check]:
-    hub = any(uri.startswith("hf://") for uri in subject.uris)
+    hub = [uri for uri in subject.uris if uri.startswith("hf://")]
     s3 = any(uri.startswith(("s3://", "s3a://")) for uri in subject.uris)
     if s3 or (subject.spec is None and "AWS_ACCESS_KEY_ID" in os.environ):
         yield s3_identity()
-    yield from hub_checks(needed=hub)
+    yield from hub_checks(hub)
     if subject.spec is None:
         yield note("inputs", "not looked at: doctor SPEC looks at those of a spec")
         return
@@ -86,8 +88,17 @@ def s3_identity() -> Check:
         return warn(name, f"{shown}; who that is cannot be asked: {error}", "open TCP 443 to AWS")
 
 
-def hub_checks(*, needed: bool) -> Iterator[Check]:
-    """Whether the hub answers, and as whom; without need its silence is no failure."""
+def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
+    """Whether the hub answers, and as whom; without URIs that need it its silence is no failure."""
+    for uri in needed or ("hf://",):
+        if (variable := hub_forbidden_by(uri)) is not None:
+            told = offline(uri, variable)
+            yield (
+                failed("hub", told)
+                if needed
+                else note("hub", f"not asked: {variable} is set; no hf:// input needs it")
+            )
+            return
     from httpx import HTTPError
     from huggingface_hub import HfApi, constants, get_session
     from huggingface_hub.errors import HfHubHTTPError
@@ -95,7 +106,8 @@ def hub_checks(*, needed: bool) -> Iterator[Check]:
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN")
     try:
-        answer = get_session().head(endpoint, timeout=CONNECT_SECONDS, follow_redirects=True)
+        seconds = CONNECT_SECONDS if needed else UNNEEDED_SECONDS
+        answer = get_session().head(endpoint, timeout=seconds, follow_redirects=True)
         if answer.status_code >= 500:
             raise HTTPError(f"status {answer.status_code}")
     except HTTPError as error:

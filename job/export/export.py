@@ -57,6 +57,8 @@ class ExportResult:
     merged_served: Served | None
     trained_against_base: Comparison | None
     tensors_checked: int
+    notes: tuple[str, ...]
+    """What of the base's own settings was repaired."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +109,7 @@ def export(
 
     target = directory / MERGED
     merge = Merge(trained, dtype=dtype, keeps_fp32=family.keeps_fp32)
-    family.save(
+    notes = family.save(
         trained.get_base_model() if adapter is not None else trained,
         merge.weights(),
         target,
@@ -116,6 +118,8 @@ def export(
         layout=spec.export.merged.layout,
         finished=finished,
     )
+    for note in notes:
+        log.warn(note)
     if adapter is not None and not merge.changed:
         raise ProofError(
             "merged",
@@ -167,6 +171,7 @@ def export(
         merged_served=served,
         trained_against_base=against_base,
         tensors_checked=checked,
+        notes=notes,
     )
     told = {**redacted(done.to_json()), "files": [file.to_json() for file in files]}
     proof = json.dumps(told, indent=2)

@@ -6,6 +6,7 @@ pins other versions than training does; this interpreter where nothing is named.
 
 import base64
 import importlib.util
+import io
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from job import log, signals
 from job.errors import ProofError, SpecError
 from job.export.proof import PROBE_TOKENS, Outputs
 from job.families.base import Family
+from job.prep.images import decode
 from job.prep.records import EncodedImage, Message, Part, Row
 
 PYTHON = "JOB_VLLM_PYTHON"
@@ -77,7 +79,7 @@ class Server:
         """
         body = {
             "model": model,
-            "messages": [_openai(message, images) for message in messages],
+            "messages": [openai(message, images) for message in messages],
             "max_tokens": PROBE_TOKENS,
             "temperature": 0,
             "logprobs": True,
@@ -256,15 +258,17 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _openai(message: Message, images: Sequence[EncodedImage]) -> dict[str, Any]:
+def openai(message: Message, images: Sequence[EncodedImage]) -> dict[str, Any]:
     return {"role": message.role, "content": [_part(part, images) for part in message.parts]}
 
 
 def _part(part: Part, images: Sequence[EncodedImage]) -> dict[str, Any]:
     if part.image is None:
         return {"type": "text", "text": part.text}
-    data = base64.b64encode(images[part.image].data).decode()
-    # vLLM goes by the bytes, not by the type that the address names.
+    # As it was trained: of a file with 16 bits, say, vLLM would make another image.
+    file = io.BytesIO()
+    decode(images[part.image]).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 

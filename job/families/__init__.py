@@ -29,12 +29,26 @@ def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
     return Checkpoint(uri=uri, directory=directory, config=_config(uri, str(directory)))
 
 
+def control_tokens(uri: str, directory: Path, model: ModelSpec) -> tuple[str, ...]:
+    """What no text may hold for the checkpoint in `directory`, which needs no weights; sorted.
+
+    Raises InputError if its files cannot be read, and SpecError if no family knows it.
+    """
+    family = _family(uri, _config(uri, str(directory)), model)
+    return tuple(sorted(family.control_tokens(directory)))
+
+
+def is_known(uri: str) -> bool:
+    """Whether a family knows the checkpoint's configuration by its name."""
+    return any(family.known(uri) for family in FAMILIES)
+
+
 def expected(model: ModelSpec) -> type[Family] | None:
     """The family, as far as the spec and what lies on this machine tell."""
     uri = model.model_name_or_path
     if model.family != "auto":
         return _family(uri, {}, model)
-    if not storage.is_local(inputs.place(uri)) and not any(f.known(uri) for f in FAMILIES):
+    if not storage.is_local(inputs.place(uri)) and not is_known(uri):
         return None
     try:
         return find(model)[0]

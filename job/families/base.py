@@ -217,6 +217,13 @@ class Family(Protocol):
         """The `config.json` of a checkpoint that the family knows by name; None of any other."""
 
     @staticmethod
+    def control_tokens(directory: Path) -> frozenset[str]:
+        """What no text may hold, from the checkpoint's small files; loads nothing heavy.
+
+        Raises InputError if they cannot be read.
+        """
+
+    @staticmethod
     def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel":
         """The model of a `config.json` on the meta device: names and shapes, no weights.
 
@@ -328,9 +335,17 @@ class Family(Protocol):
         max_shard_size: str,
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Writes a checkpoint of the model's parameters, as they come, by their names in it.
 
-        With config, processor and tokenizer, after the weights; those are in the dtype to be
-        stored. `finished` is told of each shard, see `shards.write`.
+        With what `save_settings` writes, after the weights; those are in the dtype to be stored.
+        `finished` is told of each shard, see `shards.write`. Returns what of the base was repaired.
+        """
+
+    def save_settings(
+        self, directory: Path, *, dtype: "torch.dtype", layout: Layout
+    ) -> tuple[str, ...]:
+        """Writes all of a checkpoint but its weights: configuration, processor and tokenizer.
+
+        Returns what of the base's own settings was repaired. Raises InputError if they cannot be.
         """

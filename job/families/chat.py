@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from job.errors import DataError
+from job.prep import control as marks
 from job.prep.records import EncodedImage, Message, Part
 
 Turns = list[dict[str, Any]]
@@ -50,23 +51,15 @@ class Control:
             for token in tokenizer.added_tokens_decoder.values()
             if token.special and not token.content.isalnum()  # some converters mark digits
         ]
-        # The longest first, for a regular expression takes the first that fits.
-        found = sorted(
-            {*tokenizer.all_special_tokens, *added}, key=lambda token: (-len(token), token)
-        )
-        any_of = "|".join(map(re.escape, found)) or "(?!)"
-        return cls(anywhere=re.compile(any_of), ending=re.compile(rf"\s*(?:{any_of})"))
+        anywhere = marks.pattern({*tokenizer.all_special_tokens, *added})
+        return cls(anywhere=anywhere, ending=re.compile(rf"\s*(?:{anywhere.pattern})"))
 
     def refuse(self, row_id: str, messages: Sequence[Message]) -> None:
-        """Raises DataError where a text holds one: the model would take it for its own."""
-        for message in messages:
-            if (found := self.anywhere.search(message.text)) is not None:
-                raise DataError(
-                    row_id,
-                    "the text holds a control token of the model",
-                    value=found[0],
-                    fix="remove it from the text; images are given as images",
-                )
+        """Raises DataError if a text holds one. Prep rejects such rows; this is for questions that
+        come to `infer`, and for tokens that only the loaded tokenizer knows.
+        """
+        if (found := marks.find(messages, self.anywhere)) is not None:
+            raise DataError(row_id, marks.FOUND, value=found, fix=marks.FIX)
 
 
 def turns(messages: Sequence[Message], *, as_text: bool = False, **of_answers: Any) -> Turns:

@@ -5,14 +5,13 @@ the same files.
 """
 
 import functools
-import json
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
-from job.families import chat, native, shards
+from job.families import chat, control, generation, native, shards
 from job.families.base import (
     IGNORED,
     SORTED_EXPERTS,
@@ -32,8 +31,6 @@ from job.spec.types import LoraSpec
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-GENERATION = "generation_config.json"
 
 
 class PlainFamily:
@@ -62,6 +59,10 @@ class PlainFamily:
     @staticmethod
     def known(uri: str) -> dict[str, Any] | None:
         return None
+
+    @staticmethod
+    def control_tokens(directory: Path) -> frozenset[str]:
+        return control.tokens(directory)
 
     # --- the model -------------------------------------------------------------------------
 
@@ -152,25 +153,22 @@ class PlainFamily:
         max_shard_size: str,
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         shards.write(
             weights.through(functools.partial(native.stored, model)),
             directory,
             max_shard_size=max_shard_size,
             finished=finished,
         )
+        return self.save_settings(directory, dtype=dtype, layout=layout)
+
+    def save_settings(
+        self, directory: Path, *, dtype: "torch.dtype", layout: Layout
+    ) -> tuple[str, ...]:
         native.write_config(self._checkpoint.config, directory, dtype)
         self._writer.save_pretrained(directory)
-        # Servers stop where it says; all else stays as the checkpoint has it.
-        generation = {**self._generation(), "eos_token_id": list(self.end_tokens)}
-        path = directory / GENERATION
-        path.write_text(json.dumps(generation, indent=2, sort_keys=True) + "\n")
-
-    def _generation(self) -> dict[str, Any]:
-        """The checkpoint's own `generation_config.json`; empty where it has none."""
-        path = self._checkpoint.directory / GENERATION
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        settings = generation.read(self._checkpoint)
+        return generation.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 
     # --- rows ------------------------------------------------------------------------------
 
@@ -178,7 +176,7 @@ class PlainFamily:
     def end_tokens(self) -> tuple[int, ...]:
         """Where the checkpoint's own settings say, and where its template ends an answer."""
         answer = self._segments("the chat template", chat.PROBE)[-1].text
-        named = self._generation().get("eos_token_id")
+        named = generation.read(self._checkpoint).get("eos_token_id")
         own = named if isinstance(named, list) else [named]
         every = [self._tokens(answer)[-1], self.processor.tokenizer.eos_token_id, *own]
         return tuple(dict.fromkeys(token for token in every if token is not None))

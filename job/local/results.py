@@ -5,6 +5,7 @@ may replace a stage: then the new one is brought, never half of each.
 """
 
 import os
+import re
 from pathlib import Path
 
 from job import log, storage
@@ -16,16 +17,23 @@ TRIES = 3
 """A stage that is replaced so often while it is read is one that nobody can read."""
 
 
-def fetch(uri: str, stage: str, folder: str, cache_dir: Path, limit: int) -> Path:
+def fetch(
+    uri: str,
+    stage: str,
+    folder: str,
+    cache_dir: Path,
+    limit: int,
+    only: re.Pattern[str] | None = None,
+) -> Path:
     """The files in `folder` of a finished stage of the run at `uri`, on this machine.
 
-    Raises InputError if the stage is not finished, has no such folder, or its marker is unreadable;
-    for others see `cache.bring`.
+    `only` leaves out those whose whole path it does not match. Raises InputError if the stage is not
+    finished, has no such folder, or its marker is unreadable; for others see `cache.bring`.
     """
     for tries in range(1, TRIES + 1):
         record = _record(uri, stage)
         try:
-            return _brought(uri, record, folder, cache_dir, limit) / folder
+            return _brought(uri, record, folder, only, cache_dir, limit) / folder
         except JobError as error:
             if tries == TRIES or _record(uri, stage) == record:
                 raise
@@ -40,12 +48,24 @@ def _record(uri: str, stage: str) -> StageRecord:
         raise InputError(
             uri,
             f"holds no finished {stage} stage",
-            fix=f"python -m job {stage} SPEC first, or --weights base",
+            fix=f"python -m job {stage} SPEC first"
+            + (", or --weights base" if stage in ("train", "export") else ""),
         ) from error
 
 
-def _brought(uri: str, record: StageRecord, folder: str, cache_dir: Path, limit: int) -> Path:
-    files = [file for file in record.files if file.path.startswith(f"{folder}/")]
+def _brought(
+    uri: str,
+    record: StageRecord,
+    folder: str,
+    only: re.Pattern[str] | None,
+    cache_dir: Path,
+    limit: int,
+) -> Path:
+    files = [
+        file
+        for file in record.files
+        if file.path.startswith(f"{folder}/") and (only is None or only.fullmatch(file.path))
+    ]
     if not files:
         raise InputError(uri, f"holds no {folder}/", fix="--weights adapter")
     wanted = [cache.Wanted(path=f.path, size=f.size, sha256=f.sha256) for f in files]

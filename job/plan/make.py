@@ -26,6 +26,7 @@ from job.spec.names import nearest
 from job.spec.types import DataSpec, JobSpec
 from job.stages import Stages
 from job.storage import retry
+from job.storage.connect import hub_forbidden_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,12 +58,15 @@ def make(order: Order) -> facts.Plan:
     devices = _devices(order.accelerator, spec)
     job = Stages(order.loaded, "plan")
     with retry.at_most(1):
-        family, no_family = _reach(lambda: _family(job))
+        # Known by its name, its sizes are told where the hub may not be asked.
+        forbidden = hub_forbidden_by(uri) is not None and families.is_known(uri)
+        family, no_family = _reach(lambda: _family(job), *((InputError,) if forbidden else ()))
         counts, no_counts = _reach(lambda: _count(job), InputError)
         taken, no_sample = None, no_family or no_counts
         if family is not None and counts is not None:
             taken, no_sample = _reach(lambda: _samples(job, family), InputError)
-        no_data = next((e for e in (no_counts, no_sample) if isinstance(e, InputError)), None)
+        lost = [error for error in (no_counts, no_sample) if error is not no_family]
+        no_data = next((error for error in lost if isinstance(error, InputError)), None)
         # A laptop need not have keys to the output; their fingerprints ask for the data too.
         stages, no_stages = _reach(lambda: dict(_stages(job)), InputError)
     kind, skeleton = families.architecture(spec.model)

@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from job.prep.alike import look
+from job.prep.colors import ImageRefused, to_rgb
 from job.prep.records import EncodedImage
 
 if TYPE_CHECKING:
@@ -19,18 +20,15 @@ MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 16_384
 MIN_SIDE = 2
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap the sides
+ORIENTATION = 0x0112  # the EXIF tag
 MAX_ASPECT_RATIO = 200  # the image processors of the Qwen and ERNIE families refuse more
-
-
-class ImageRefused(ValueError):
-    """The picture cannot be used; the text says why, for the list of rejects."""
 
 
 def inspect(data: bytes) -> EncodedImage:
     """The bytes with the size that a decoder will give them.
 
-    Raises ImageRefused where the bytes are no whole picture of a known format within the limits.
+    Raises ImageRefused if the bytes are no whole image of a known format within the limits, or
+    cannot be shown in RGB as they are.
     """
     import PIL.Image
     from PIL import UnidentifiedImageError
@@ -43,14 +41,11 @@ def inspect(data: bytes) -> EncodedImage:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                _check_size(width, height)
-                # Decoded once here, to be sure: a truncated picture must not stop the training
-                # that comes hours later.
-                image.load()
-                seen = look(image)
-                if image.getexif().get(ORIENTATION, 1) in TURNED:
-                    width, height = height, width
+                _check_size(*image.size)
+                # Decoded once here, as for training: an image that is truncated, or cannot be
+                # shown as it is, must not stop the training that comes hours later.
+                shown = _upright(image, data)
+                seen = look(shown)
     except PIL.Image.DecompressionBombError as error:
         raise ImageRefused(f"image is too large: {error}") from error
     except UnidentifiedImageError as error:
@@ -60,7 +55,7 @@ def inspect(data: bytes) -> EncodedImage:
         raise
     except Exception as error:
         raise ImageRefused(f"image is damaged: {error}") from error
-    return EncodedImage(data=data, width=width, height=height, look=seen)
+    return EncodedImage(data=data, width=shown.width, height=shown.height, look=seen)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -87,18 +82,28 @@ def _looks_like(data: bytes) -> str:
 def decode(image: EncodedImage) -> "Image":
     """The pixels as an RGB `PIL.Image`, upright by EXIF and with transparency on white.
 
-    Raises ImageRefused where the pixels turn out to be damaged.
+    Raises ImageRefused if the pixels turn out to be damaged.
     """
     import PIL.Image
-    from PIL import ImageOps
 
     try:
         with PIL.Image.open(io.BytesIO(image.data), formats=FORMATS) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.has_transparency_data:
-                layer = upright.convert("RGBA")
-                flat = PIL.Image.new("RGBA", layer.size, "white")
-                return PIL.Image.alpha_composite(flat, layer).convert("RGB")
-            return upright.convert("RGB")
+            return _upright(opened, image.data)
+    except ImageRefused:
+        raise
     except Exception as error:
         raise ImageRefused(f"image is damaged: {error}") from error
+
+
+def _upright(opened: "Image", data: bytes) -> "Image":
+    """The first frame in RGB; `data` is the file."""
+    from PIL import ImageOps
+
+    opened.load()
+    shown = to_rgb(opened, data)
+    # Looked up after loading: a PNG may tell it after its pixels, and a TIFF is upright by then.
+    turned = opened.getexif().get(ORIENTATION, 1)
+    if turned not in range(2, 9):
+        return shown
+    shown.getexif()[ORIENTATION] = turned  # what is put on white has lost it
+    return ImageOps.exif_transpose(shown)

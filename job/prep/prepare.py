@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from job import log
-from job.errors import DataError, Problem
+from job.errors import DataError, Problem, SpecError
 from job.manifest import fingerprint
-from job.prep import sources
+from job.prep import control, sources
 from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
 from job.prep.convert import find_columns
@@ -68,15 +68,25 @@ def prepare(
     seed: int,
     label_key: LabelKey,
     identity: str = "",
+    control_tokens: Sequence[str] = (),
 ) -> PreparedData:
     """Reads, checks and splits the sources into shards under `directory`.
 
-    `label_key` gives a label's normal form, by which no held-out row stays in training. What a
-    killed call left is used again where spec, sources and `identity` are the same.
+    `label_key` gives a label's normal form, by which no held-out row stays in training. Rows whose
+    text holds one of the model's `control_tokens` are rejects. What a killed call left is used
+    again if spec, sources and `identity` are the same.
 
-    Raises TooManyBadRows beyond `max_bad_rows`, and DataError where a split ends up empty or a
-    source has not the columns that the spec maps.
+    Raises TooManyBadRows beyond `max_bad_rows`, DataError if a split ends up empty or a source has
+    not the columns that the spec maps, and SpecError for a control token in the instruction.
     """
+    tokens = control.pattern(control_tokens)
+    if (found := tokens.search(spec.instruction or "")) is not None:
+        raise SpecError(
+            "$.data.instruction",
+            "holds a control token of the model",
+            value=found[0],
+            fix="remove it; an image stands before the instruction by itself",
+        )
     staged = [*train, *([evaluation] if evaluation else [])]
     pairs = list(zip(staged, spec.sources().values(), strict=True))
     digests = [source.digest for source in staged]
@@ -91,6 +101,7 @@ def prepare(
             label_key=label_key,
             splits=evaluation is None,
             part=number if len(train) > 1 and source is not evaluation else None,
+            control=tokens,
         )
         for number, (field, (source, source_spec)) in enumerate(
             zip(spec.sources(), pairs, strict=True)

@@ -149,6 +149,10 @@ class Rows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def ids(self) -> list[str]:
+        """What the rows are called, in their order."""
+        return list(map(str, self._dataset["id"]))
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]

@@ -7,6 +7,7 @@ job that was killed finds done. Its note, `train-00003.json`, is written last.
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from job import redaction, signals, storage
+from job.prep import control
 from job.prep.columns import Columns
 from job.prep.convert import to_results
 from job.prep.leakage import Compared, LabelKey, whole_of
@@ -48,6 +50,8 @@ class Task:
     """Whether rows of this source are held out."""
     part: int | None = None
     """Which source of several to train on."""
+    control: "re.Pattern[str]"
+    """The model's control tokens, which no text may hold."""
 
     @property
     def label(self) -> str:
@@ -133,6 +137,9 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
     for result in to_results(records, task.columns, task.spec):
         if isinstance(result, Reject):
             rejects.append(result)
+            continue
+        if (token := control.find(result.messages, task.control)) is not None:
+            rejects.append(Reject(id=result.id, reason=f"{control.FOUND}: {token}"))
             continue
         compared = Compared(result, task.label_key, task.spec.leakage_by)
         apart = task.splits and held_out(

@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 """How long a connection and each of its answers may take."""
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_TRUE = ("1", "ON", "YES", "TRUE")  # as the hub's libraries read them
 _SETTINGS = ("AWS_", "HF_", "FSSPEC_", "GOOGLE_", "AZURE_")
 
 _connections: dict[tuple[object, ...], Any] = {}
@@ -50,9 +52,12 @@ def call(
 def connect(uri: str) -> Any:
     """The fsspec file system for `uri`, made once for each protocol and set of settings.
 
-    Raises InputError for a protocol that is unknown or whose package is not installed.
+    Raises InputError for a protocol that is unknown or whose package is not installed, and for the
+    hub if a variable forbids to ask it.
     """
     protocol = scheme(uri)
+    if (variable := hub_forbidden_by(uri)) is not None:
+        raise offline(uri, variable)
     settings = hash(frozenset(i for i in os.environ.items() if i[0].startswith(_SETTINGS)))
     # The hub's listing cache is not safe between threads, so each thread has one of its own.
     thread = threading.get_ident() if protocol == "hf" else 0
@@ -61,6 +66,27 @@ def connect(uri: str) -> Any:
         if key not in _connections:
             _connections[key] = _connect(protocol, uri)
         return _connections[key]
+
+
+def hub_forbidden_by(uri: str) -> str | None:
+    """The variable that keeps the hub's libraries from asking for `uri`; None if none does."""
+    if scheme(uri) != "hf":
+        return None
+    datasets = ("HF_DATASETS_OFFLINE",) if uri.startswith("hf://datasets/") else ()
+    for variable in (*_OFFLINE, *datasets):
+        if os.environ.get(variable, "").upper() in _TRUE:
+            return variable
+    return None
+
+
+def offline(uri: str, variable: str) -> InputError:
+    """The error for what is on the hub while a variable forbids to ask it: no retry can help."""
+    return InputError(
+        uri,
+        f"the hub is not asked: {variable} is set",
+        value=os.environ.get(variable),
+        fix=f"unset {variable}, or name a copy in a folder or a bucket",
+    )
 
 
 def _ask_why(filesystem: Any, path: str) -> None:

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from job import log
-from job.errors import DataError, JobError
+from job.errors import DataError, JobError, Problem
 from job.families.base import COUNTED, FAILED, IGNORED, TOKENS, Encoded, Family
 from job.prep.records import Row
 from job.redaction import redact
@@ -18,6 +18,7 @@ from job.train.order import SPARE
 
 _MEASURED_TOGETHER = 64
 _WORTH_WORKERS = 10_000  # fewer rows are measured sooner than processes start
+_SHOWN = 20  # rows that the model refuses
 _REPEATED = re.compile(r"(<\|[^|]+\|>)\1+")
 
 
@@ -42,12 +43,13 @@ class Fitted:
 def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -> Fitted:
     """Which rows train, by their length in tokens; no image is decoded.
 
-    Raises DataError where a row holds control tokens of the model, or no row is left.
+    Raises DataError if the family refuses rows, with all of them, or if no row is left.
     """
     from torch.utils.data import DataLoader
 
     indices, lengths, patches = [], [], []
     measured: Counter[int] = Counter()
+    refused: list[Problem] = []
     every: Any = _Lengths(rows, family, lambda row: truncate(row, family, data, train))
     loader: Any = DataLoader(
         every,
@@ -57,15 +59,21 @@ def fit(rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec) -
     )
     with log.progress("measure rows", len(rows)) as bar:
         for number, found in enumerate(chain.from_iterable(loader)):
+            bar.advance()
             if isinstance(found, DataError):
-                raise found
+                refused += found.problems
+                continue
             whole, length, pictured = found
             measured[whole] += 1
             if length:
                 indices.append(number)
                 lengths.append(length)
                 patches.append(pictured)
-            bar.advance()
+    if refused:
+        shown = refused[:_SHOWN]
+        if more := len(refused) - len(shown):
+            shown.append(Problem("…", f"and {more} more rows that the model refuses"))
+        raise DataError.from_problems(shown)
     dropped = len(rows) - len(indices)
     if not indices:
         raise DataError(

@@ -71,3 +71,38 @@ def test_a_bad_spec_is_10_as_everywhere(cache: Path) -> None:
     done = doctor("--set", "lora.r=0", cache=cache)
     assert done.code == 10
     assert "$.lora.r" in done.err
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_job_with_local_inputs_does_not_notice_that_the_hub_is_forbidden(
+    variable: str, cache: Path
+) -> None:
+    environ = {variable: "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = doctor(f"--output={cache / 'out'}", cache=cache, environ=environ)
+    assert done.code == 0, done.out + done.err
+    assert f"not asked: {variable} is set; no hf:// input needs it" in done.out
+
+
+def test_what_needs_the_hub_is_12_at_once_if_it_is_forbidden(cache: Path) -> None:
+    environ = {"HF_HUB_OFFLINE": "1", "JOB_STORAGE_RETRIES": "7"}
+    sets = ["--set", "model.model_name_or_path=hf://org/model", f"--set=runtime.cache_dir={cache}"]
+    sets += ["--set", "data.train.uri=hf://datasets/org/rows/train.jsonl"]
+    sets += ["--set", "data.eval=null", "--set", "data.eval_fraction=0.1"]
+    for command in ("plan", "prep"):
+        done = job(command, "specs/im2latex.yaml", *sets, f"--output={cache}/o", environ=environ)
+        assert "hf://org/model: " in done.err
+        assert "hf://datasets/org/rows/train.jsonl: " in done.err
+        assert done.code == 12, done.err
+        assert "HF_HUB_OFFLINE is set" in done.err
+        assert "fix: unset HF_HUB_OFFLINE, or name a copy in a folder or a bucket" in done.err
+        assert "attempt" not in done.err
+
+
+def test_a_model_known_by_name_is_planned_where_the_hub_is_forbidden(cache: Path) -> None:
+    spec, sets = "specs/ernie-4.5-vl-28b-latex.yaml", f"--set=runtime.cache_dir={cache}"
+    rows = ["--set", "data.train.uri=builtin://formulas", "--set", "data.train.format=auto"]
+    rows += ["--set", "data.train.limit=40"]
+    rows += ["--set", "data.eval=null", "--set", "data.eval_fraction=0.1"]
+    done = job("plan", spec, sets, *rows, "--accelerator=h200", environ={"HF_HUB_OFFLINE": "1"})
+    assert done.code == 0, done.err
+    assert "parameters" in done.out

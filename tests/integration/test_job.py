@@ -290,6 +290,32 @@ def test_infer_names_the_option_that_cannot_be(cache: Path, tmp_path: Path) -> N
     assert "eval.generation.temperature" in done.err
 
 
+def test_infer_answers_a_held_out_row_beside_its_label(output: Path, cache: Path) -> None:
+    first = (output / "eval" / "baseline.predictions.jsonl").read_text().splitlines()[0]
+    told = json.loads(first)
+    arguments = [*small_run(str(output), cache=cache)[1:], "--weights", "base"]
+    done = job("infer", *arguments, "--row", told["id"])
+    assert done.code == 0, done.err
+    assert done.out == f"answer: {told['prediction']}\nlabel:  {told['label']}\n"
+
+    done = job("infer", *arguments, "--row", "nothing:7")
+    assert done.code == 12
+    assert "no held-out row has this id (found nothing:7)" in done.err
+    done = job("infer", *arguments, "--row", told["id"], "--question", "What?")
+    assert done.code == 2
+    assert "has its own images" in done.err
+
+
+def test_an_image_that_is_missing_is_an_error_if_another_follows(
+    cache: Path, tmp_path: Path
+) -> None:
+    image, _ = drawn(tmp_path)
+    arguments = [*small_run(str(tmp_path / "out"), cache=cache)[1:], "--weights", "base"]
+    done = job("infer", *arguments, "--image", "gone.png", "--image", image)
+    assert done.code == 12
+    assert "there is no such file (found gone.png)" in done.err
+
+
 def drawn(directory: Path) -> tuple[str, str]:
     """The path of a picture as the tiny base was trained to read them, and its formula."""
     spec = load_spec(Path("specs/tiny-base.yaml").read_text(), "tiny-base", environ={}).spec

@@ -305,3 +305,34 @@ def test_weights_of_other_bytes_are_fetched_again_and_never_believed(
         assert not list(tmp_path.rglob("*.safetensors"))
         assert not list(tmp_path.glob("models/[!.]*"))
     assert "fetching again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variable", "uri"),
+    [
+        ("HF_HUB_OFFLINE", "hf://org/model/config.json"),
+        ("TRANSFORMERS_OFFLINE", "hf://org/model/config.json"),
+        ("HF_HUB_OFFLINE", "hf://datasets/org/rows/train.jsonl"),
+        ("HF_DATASETS_OFFLINE", "hf://datasets/org/rows/train.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("value", ["1", "yes"])
+def test_the_hub_is_not_asked_if_a_variable_forbids_it(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, variable: str, uri: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    for ask in (storage.read_bytes, storage.list_files, storage.exists):
+        with pytest.raises(errors.InputError, match=f"{variable} is set") as refused:
+            ask(uri)
+        assert f"unset {variable}" in str(refused.value)
+        assert not isinstance(refused.value, errors.MissingInputError)
+    assert hub.asked == []
+
+
+def test_models_are_asked_for_if_only_datasets_are_forbidden(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert storage.exists("hf://org/nothing/config.json") is False
+    assert hub.asked

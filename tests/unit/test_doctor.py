@@ -396,7 +396,7 @@ def test_the_hub_says_whose_token_it_is(no_accounts: pytest.MonkeyPatch) -> None
     with serving(answers({"/": (200, ""), "/api/whoami-v2": (200, whoami)})) as address:
         no_accounts.setenv("HF_ENDPOINT", address)
         no_accounts.setenv("HF_TOKEN", "hf_planted")
-        found = {check.name: check for check in access.hub_checks(needed=True)}
+        found = {check.name: check for check in access.hub_checks(("hf://org/model",))}
     assert found["hub"].state == "ok"
     assert found["hub identity"].found == "somebody"
 
@@ -405,7 +405,7 @@ def test_a_refused_token_is_a_warning(no_accounts: pytest.MonkeyPatch) -> None:
     with serving(answers({"/": (200, ""), "/api/whoami-v2": (401, "")})) as address:
         no_accounts.setenv("HF_ENDPOINT", address)
         no_accounts.setenv("HF_TOKEN", "hf_planted")
-        found = {check.name: check for check in access.hub_checks(needed=True)}
+        found = {check.name: check for check in access.hub_checks(("hf://org/model",))}
     assert found["hub identity"].state == "warn"
     assert "hf_planted" not in found["hub identity"].found
 
@@ -415,4 +415,4 @@ def test_a_hub_that_is_away_fails_where_it_is_needed(
     no_accounts: pytest.MonkeyPatch, needed: bool, state: State
 ) -> None:
     no_accounts.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert one(access.hub_checks(needed=needed)).state == state
+    assert one(access.hub_checks(("hf://org/model",) if needed else ())).state == state

@@ -1,8 +1,13 @@
-"""The answer of `job infer` as it is written."""
+"""What `job infer` asks, and its answer as it is written."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from job.infer import Stream
+from job.errors import DataError, InputError, UsageError
+from job.infer import Asked, Stream, typed
+from tests.unit.test_prep import png
 
 
 def streamed(pieces: list[bytes]) -> list[str]:
@@ -32,3 +37,52 @@ def test_half_a_character_waits_for_the_other_half() -> None:
 
 def test_a_half_that_stays_one_is_written_at_the_end() -> None:
     assert "".join(streamed([b"a", b"\xc3"])) == "a\ufffd"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, ...]:
+    paths = tuple(tmp_path / f"{name}.png" for name in ("b", "a", "c"))
+    for number, path in enumerate(paths):
+        path.write_bytes(png(40 + number))
+    return paths
+
+
+def test_images_stand_in_their_order_before_the_question(images: tuple[Path, ...]) -> None:
+    row = typed(Asked(images=images, question="What?", system="Be brief."), "Read.")
+    assert [message.role for message in row.messages] == ["system", "user"]
+    assert row.messages[0].text == "Be brief."
+    assert [image.width for image in row.images] == [40, 41, 42]
+    assert [part.image for part in row.messages[1].parts] == [0, 1, 2, None]
+    assert row.messages[1].text == "What?"
+
+
+def test_a_mark_in_the_question_says_where_an_image_stands(images: tuple[Path, ...]) -> None:
+    row = typed(Asked(images=images[:2], question="From <image> to <image>?"), None)
+    parts = [(part.text, part.image) for part in row.messages[0].parts]
+    assert parts == [("From ", None), (None, 0), (" to ", None), (None, 1), ("?", None)]
+    with pytest.raises(UsageError, match="has 2 <image> for 3 images"):
+        typed(Asked(images=images, question="From <image> to <image>?"), None)
+
+
+def test_without_a_question_the_instruction_is_asked_or_there_must_be_one(
+    images: tuple[Path, ...],
+) -> None:
+    assert typed(Asked(images=images[:1]), "Read.").messages[0].text == "Read."
+    for instruction in (None, ""):
+        with pytest.raises(UsageError, match=r"the spec has no data\.instruction"):
+            typed(Asked(images=images[:1]), instruction)
+    with pytest.raises(UsageError, match="nothing is asked"):
+        typed(Asked(), "Read.")
+
+
+def test_every_image_that_is_missing_or_damaged_is_named(
+    images: tuple[Path, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "page.png").write_text("<!DOCTYPE html>")
+    names = ("gone.png", images[0], "page.png", "away.png", images[1])
+    with pytest.raises(InputError) as missing:
+        typed(Asked(images=tuple(tmp_path / name for name in names)), "Read.")
+    found = [Path(problem.value or "").name for problem in missing.value.problems]
+    assert found == ["gone.png", "away.png", "page.png"]
+    with pytest.raises(DataError, match="an HTML page"):
+        typed(Asked(images=(images[0], tmp_path / "page.png")), "Read.")

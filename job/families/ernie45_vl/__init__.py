@@ -71,6 +71,12 @@ class Ernie45VL:
         return config(uri)
 
     @staticmethod
+    def control_tokens(directory: Path) -> frozenset[str]:
+        from job.families.ernie45_vl.original import tokenizer
+
+        return tokenizer.control_tokens(directory)
+
+    @staticmethod
     def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel":
         import torch
         from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
@@ -206,9 +212,8 @@ class Ernie45VL:
         max_shard_size: str,
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         from job.families import shards
-        from job.families.ernie45_vl.original import config, processor
         from job.families.ernie45_vl.original.weights import published
 
         # Both layouts have the published names of weights, which Transformers reads and writes.
@@ -218,6 +223,14 @@ class Ernie45VL:
             max_shard_size=max_shard_size,
             finished=finished,
         )
+        return self.save_settings(directory, dtype=dtype, layout=layout)
+
+    def save_settings(
+        self, directory: Path, *, dtype: "torch.dtype", layout: Layout
+    ) -> tuple[str, ...]:
+        from job.families import generation
+        from job.families.ernie45_vl.original import config, processor
+
         name = str(dtype).removeprefix("torch.")
         if layout == "vllm":
             written = {
@@ -233,10 +246,8 @@ class Ernie45VL:
             self.processor.save_pretrained(directory)
         path = directory / "config.json"
         path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-        generation = copy.deepcopy(model.generation_config)
-        if len(self.end_tokens) > 1:  # servers stop where the configuration says
-            generation.eos_token_id = list(self.end_tokens)
-        generation.save_pretrained(directory)
+        settings = generation.read(self._checkpoint) or _generation(self.configuration())
+        return generation.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 
     # --- rows ------------------------------------------------------------------------------
 
@@ -359,6 +370,14 @@ class Ernie45VL:
 def _turns(messages: Sequence[Message]) -> chat.Turns:
     """An answer follows an empty thinking block, as `enable_thinking: false` generates it."""
     return chat.turns(messages, reasoning_content=EMPTY_THOUGHT)
+
+
+def _generation(config: Any) -> dict[str, Any]:
+    """What Transformers generates by if a checkpoint says nothing."""
+    from transformers import GenerationConfig
+
+    found: dict[str, Any] = GenerationConfig.from_model_config(config).to_diff_dict()
+    return found
 
 
 def _nested(uri: str, config: dict[str, Any]) -> dict[str, Any]:

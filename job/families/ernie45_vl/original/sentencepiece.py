@@ -34,7 +34,7 @@ def convert(path: Path) -> "Tokenizer":
 
     pieces = read_pieces(path.read_bytes())
     vocabulary = {piece.text: number for number, piece in enumerate(pieces)}
-    whole = [p.text for p in pieces if p.kind in (_UNKNOWN, _CONTROL, _DEFINED)]
+    whole = _whole(pieces)
     mergeable = {p.text for p in pieces if p.kind == _NORMAL}
     backend = Tokenizer(
         models.BPE(
@@ -57,6 +57,18 @@ def convert(path: Path) -> "Tokenizer":
         [AddedToken(text, normalized=False, special=is_mark(text)) for text in whole]
     )
     return backend
+
+
+def read_whole(path: Path) -> list[str]:
+    """The pieces of the model at `path` that are never merged or split: marks, digits and the like.
+
+    Raises ValueError if it is not a model of byte-pair merges.
+    """
+    return _whole(read_pieces(path.read_bytes()))
+
+
+def _whole(pieces: list[Piece]) -> list[str]:
+    return [piece.text for piece in pieces if piece.kind in (_UNKNOWN, _CONTROL, _DEFINED)]
 
 
 def is_mark(text: str) -> bool:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
-from job.families.ernie45_vl.original.sentencepiece import convert, is_mark
+from job.families import control
+from job.families.ernie45_vl.original.sentencepiece import convert, is_mark, read_whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -70,6 +71,21 @@ def read(uri: str, directory: Path, config: dict[str, Any]) -> "PreTrainedTokeni
         extra_special_tokens=dict(ROLES),
         **{key: token for key, token in named.items() if backend.token_to_id(token) is not None},
     )
+
+
+def control_tokens(directory: Path) -> frozenset[str]:
+    """The marks of the tokenizer in `directory`, of either form, without loading it.
+
+    Raises InputError if it cannot be read.
+    """
+    model = directory / "tokenizer.model"
+    found = {*control.tokens(directory), *ROLES.values()}
+    if not (directory / "tokenizer.json").is_file() and model.is_file():
+        try:
+            found |= {*_DEFAULTS.values(), *filter(is_mark, read_whole(model))}
+        except (ValueError, OSError) as error:
+            raise InputError(str(model), f"cannot be read: {error}") from error
+    return frozenset(found)
 
 
 def _with_text_as_text(backend: "Tokenizer") -> "Tokenizer":
