@@ -27,8 +27,8 @@ def fetch(
 ) -> Path:
     """The files in `folder` of a finished stage of the run at `uri`, on this machine.
 
-    `only` leaves out those whose whole path it does not match. Raises InputError if the stage is not
-    finished, has no such folder, or its marker is unreadable; for others see `cache.bring`.
+    `only` leaves out those whose whole path it does not match. Raises InputError if the stage is
+    not finished, has no such folder, or its marker is unreadable; for others see `cache.bring`.
     """
     for tries in range(1, TRIES + 1):
         record = _record(uri, stage)
