@@ -217,7 +217,10 @@ class Lease:
                     with self._looking:
                         storage.write_text(self._at(self._number), mine.to_text(), own)
                         self._confirm(started, exact=own.exact)
-                except (retry.Abandoned, TakenOver):
+                except retry.Abandoned:
+                    return
+                except TakenOver as error:
+                    log.warn("this job writes nothing more at its output", reason=error)
                     return
                 except Exception as error:  # noqa: BLE001 - a lease that nobody renews is lost
                     log.warn("the output's lease could not be renewed", reason=error)

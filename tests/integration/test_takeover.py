@@ -145,7 +145,7 @@ def test_what_the_last_job_finished_stays_when_those_it_took_over_from_go_on(
         codes = [job.finish() for job in stopped]
         for job, code in zip(stopped, codes, strict=True):
             assert code in (21, 143), job.said()
-        assert {"another job has taken the output over" in job.said() for job in stopped} == {True}
+            assert code == 143 or "another job has taken the output over" in job.said()
         assert bytes_at(output) == before
         assert verify(output).files > 10
         print(f"{store}: {len(stopped)} jobs stopped and taken over, {between} of them in a write")
