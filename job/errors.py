@@ -178,7 +178,7 @@ def told(error: BaseException) -> Told:
         found = StorageError(  # safetensors and Arrow say it in words only
             str(getattr(error, "filename", None) or "disk"),
             "no space is left",
-            fix="free space, or set runtime.workdir",
+            fix="free space (python -m job clean), or set runtime.workdir",
         )
     else:
         found = JobError("job", message, fix="run again with --debug and report the traceback")
