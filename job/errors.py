@@ -196,7 +196,8 @@ def full(error: BaseException, place: object) -> StorageError:
     return StorageError(
         str(getattr(error, "filename", None) or place),
         f"no space is left there: {type(error).__name__}: {error}",
-        fix="free some space there, or set runtime.workdir to a folder on a larger volume",
+        fix="free some space there (python -m job clean), or set runtime.workdir to a folder on a "
+        "larger volume",
     )
 
 

@@ -79,7 +79,7 @@ def disks(cache: Path, work: Path, measured: tuple[Sizes, Needs] | None) -> Iter
 
 def _disk(name: str, path: Path, least: int, planned: int) -> Check:
     key = "runtime.workdir" if name == "scratch" else "runtime.cache_dir"
-    fix = f"free space, or set {key} to a folder of a larger disk"
+    fix = f"free space (python -m job clean), or set {key} to a folder of a larger disk"
     there = _existing(path)
     if not os.access(there, os.W_OK):
         return fail(name, f"{path}: user {os.getuid()} may not write to {there}", fix)

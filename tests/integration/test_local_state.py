@@ -182,9 +182,17 @@ def test_a_prep_that_was_killed_goes_on_in_the_same_folder(tmp_path: Path) -> No
         assert run.poll() is None
     run.kill()
     run.wait()
-    done = job(*arguments)
-    assert done.code == 0, done.err
-    assert "prep goes on where it was interrupted chunks_done=" in done.err
+    again = start(*arguments)
+    assert again.stderr is not None
+    said = []
+    for line in again.stderr:
+        said.append(line)
+        if "prep goes on where it was interrupted chunks_done=" in line:
+            break
+    else:
+        raise AssertionError("".join(said))
+    again.kill()
+    again.communicate()
 
 
 @pytest.mark.parametrize("text", ["", '{"name": "train", "fing', "[]", '{"name": "train"}', "\xff"])
