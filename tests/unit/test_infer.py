@@ -69,7 +69,7 @@ def test_without_a_question_the_instruction_is_asked_or_there_must_be_one(
 ) -> None:
     assert typed(Asked(images=images[:1]), "Read.").messages[0].text == "Read."
     for instruction in (None, ""):
-        with pytest.raises(UsageError, match="the spec has no data.instruction"):
+        with pytest.raises(UsageError, match=r"the spec has no data\.instruction"):
             typed(Asked(images=images[:1]), instruction)
     with pytest.raises(UsageError, match="nothing is asked"):
         typed(Asked(), "Read.")
