@@ -179,6 +179,10 @@ def told(error: BaseException) -> Told:
         )
     elif is_full(error):
         found = full(error, "disk")
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or "job").startswith("job"):
+        found = JobError(
+            "python", f"has no package {error.name}", fix="make setup, or build the image anew"
+        )
     else:
         found = JobError("job", message, fix="run again with --debug and report the traceback")
     found.__cause__ = error
