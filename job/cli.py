@@ -205,7 +205,9 @@ def plan(
 def infer(
     spec: Spec,
     image: Annotated[Path | None, typer.Option(help="The picture to read.")] = None,
-    question: Annotated[str | None, typer.Option(help="Instead of data.instruction.")] = None,
+    question: Annotated[
+        str | None, typer.Option(help="Instead of data.instruction; needed without it.")
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(

@@ -68,7 +68,14 @@ def infer(
         raise UsageError(
             "--image", "nothing is asked", fix="name an image, or write --question for text alone"
         )
-    row = _row(image, question or loaded.spec.data.instruction)
+    asked = question or loaded.spec.data.question
+    if asked is None:
+        raise UsageError(
+            "--question",
+            "nothing is asked: the spec has no data.instruction",
+            fix='ask as the rows do that trained the model: --question "…"',
+        )
+    row = _row(image, asked)
     stages = Stages(loaded, "infer")
     model, family = _model(stages, weights)
     from transformers import set_seed

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import __version__, engines, families, inputs, log, telemetry
-from job.errors import JobError
+from job.errors import DataError, JobError
 from job.evaluation import latex
 from job.given import Given, Stage
 from job.manifest import RunRecord, fingerprint
 from job.outputs import Output, utc_now
 from job.peers import Peers
 from job.prep import cache
-from job.prep.prepare import PreparedData, prepare
+from job.prep.prepare import STATS, PreparedData, prepare
 from job.prep.streaming import Pictures
 from job.spec.load import LoadedSpec
 
@@ -76,12 +76,30 @@ class Stages:
             }
             cache.keep(kept, identity, directory / "data", rows)
         log.info("data", **rows)
+        self._require_images(families.expected(self.spec.model), directory / "data")
         return {"rows": rows}
 
+    def _require_images(self, family: type[families.Family] | None, prepared: Path) -> None:
+        """Raises DataError if no row to train has an image that the model could read."""
+        if family is None or not family.reads_images or self.spec.data.text_only:
+            return
+        statistics = json.loads((prepared / STATS).read_text(encoding="utf-8"))
+        if not statistics["train"]["images"]:
+            raise DataError(
+                "$.data.train",
+                f"none of the {statistics['train']['rows']} rows to train has an image, and the "
+                "model reads images",
+                value=self.spec.model.model_name_or_path,
+                fix="name the column of the images, columns: {image: NAME}; or set "
+                "data.text_only: true if the rows are meant to have none",
+            )
+
     def baseline(self, directory: Path) -> dict[str, Any]:
+        self._require_images(type(self.family), self.data.directory)
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def train(self, directory: Path) -> dict[str, Any]:
+        self._require_images(type(self.family), self.data.directory)
         identity = self.given.identity_of_checkpoints(self.record.stages)
         if self.peers is not None:
             # Fetched before the others look: on this machine they find it all there.

@@ -8,8 +8,9 @@ from statistics import fmean
 from job.errors import DataError
 from job.families.base import Family, RowSize
 from job.prep import sources
-from job.prep.convert import find_columns, to_result
+from job.prep.convert import to_result
 from job.prep.find import StagedSource
+from job.prep.mapping import find_reading
 from job.prep.records import Reject, Row
 from job.spec.types import JobSpec, SourceSpec
 from job.train.dataset import truncate
@@ -50,13 +51,13 @@ def take(
     Raises DataError where the columns that the spec maps are not there.
     """
     few = replace(given, limit=min(ROWS, given.limit or ROWS), shuffle_seed=None)
-    columns = find_columns(source, few, place)
+    reading = find_reading(source, few, spec.data, place)
     read = too_long = stored = 0
     refused: list[Reject] = []
     sizes: list[RowSize] = []
     for record in sources.read(source, few):
         read += 1
-        row = to_result(record, columns, spec.data)
+        row = to_result(record, reading)
         found = _size(row, family, spec) if isinstance(row, Row) else row
         if isinstance(row, Row):
             stored += sum(len(image.data) for image in row.images)

@@ -15,6 +15,7 @@ from job.errors import InputError
 from job.inputs import FORMULAS
 from job.manifest import fingerprint, sha256_file
 from job.prep.patterns import braces, in_split, splits_of
+from job.prep.values import IMAGE_SUFFIXES
 from job.spec.types import SourceSpec
 
 Format = Literal[
@@ -31,7 +32,7 @@ LISTS: dict[str, Format] = {
     ".tar": "webdataset",
     ".tgz": "webdataset",
 }
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURES = IMAGE_SUFFIXES
 TEXTS = (".txt", ".tex", ".latex")
 REFUSED = {
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"),

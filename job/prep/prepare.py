@@ -14,9 +14,9 @@ from job.manifest import fingerprint
 from job.prep import sources
 from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
-from job.prep.convert import find_columns
 from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
+from job.prep.mapping import find_reading
 from job.prep.mixture import Ingredient, mix
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, pick, shards
@@ -28,6 +28,7 @@ from job.spec.types import DataSpec, SourceSpec
 REJECTS, STATS = "rejects.jsonl", "stats.json"
 SHOWN_REJECTS = 5
 MOST_REASONS = 50
+MOST_COLUMNS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def prepare(
         Task(
             spec=spec,
             source="eval" if source is evaluation else "train",
-            columns=find_columns(source, source_spec, field),
+            reading=find_reading(source, source_spec, spec, field),
             directory=work,
             seed=seed,
             label_key=label_key,
@@ -98,6 +99,7 @@ def prepare(
     reasons: Counter[str] = Counter()
     shown: list[Reject] = []
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
+    unread: dict[str, Counter[str]] = {}
     with ExitStack() as files:
         lines = files.enter_context((work / REJECTS).open("w", encoding="utf-8"))
         chunks = files.enter_context((work / CHUNKS).open("w", encoding="utf-8"))
@@ -105,6 +107,7 @@ def prepare(
             for note in _notes(task, source, source_spec):
                 for split, kept in note.statistics.items():
                     statistics[split].merge(kept)
+                unread.setdefault(task.label, Counter()).update(note.unread)
                 if note.chunk is not None:
                     chunks.write(json.dumps(note.chunk.to_json()) + "\n")
                 for reject in note.rejects:
@@ -127,12 +130,15 @@ def prepare(
     stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
     stats["leaked"] = {"rows": leaked}
     stats["duplicates"] = duplicates(directory)
+    stats["not_read"] = {label: dict(found) for label, found in unread.items() if found}
     stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
     (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
     _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
     _tell(mixed)
+    _tell_images(statistics)
+    _tell_unread(unread)
     contact_sheet(_some_rows(directory, spec, seed), directory / SHEET)
     (directory / SAMPLE).unlink(missing_ok=True)
     return PreparedData(
@@ -181,6 +187,30 @@ def _tell(mixed: list[Ingredient]) -> None:
             share=f"{each.trained / total:.1%}",
             held_out=each.held_out,
         )
+
+
+def _tell_images(statistics: dict[Split, Statistics]) -> None:
+    for split, kept in statistics.items():
+        figures = kept.summary()
+        log.info(
+            f"images of {split} rows",
+            rows=kept.rows,
+            images=kept.images,
+            **{f"{name}_a_row": n for name, n in figures["images_per_row"].items()},
+            rows_without=kept.without_image,
+        )
+    train, held_out = statistics["train"], statistics["eval"]
+    if train.images and held_out.rows and not held_out.images:
+        log.warn("rows to train have images and no held-out row has one")
+
+
+def _tell_unread(unread: dict[str, Counter[str]]) -> None:
+    """Says once what columns of a source are not read, and in how many rows they are."""
+    for label, found in unread.items():
+        if found:
+            shown = [f"{name} ({rows})" for name, rows in found.most_common(MOST_COLUMNS)]
+            more = [f"and {len(found) - MOST_COLUMNS} more"] if len(found) > MOST_COLUMNS else []
+            log.info("columns that are not read", source=label, rows=", ".join([*shown, *more]))
 
 
 def _workplace(directory: Path, identity: str) -> Path:

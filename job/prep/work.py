@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from job import signals, storage
-from job.prep.columns import Columns
+from job.prep.columns import Reading
 from job.prep.convert import to_results
 from job.prep.leakage import Compared, LabelKey, whole_of
 from job.prep.readers import Record
@@ -40,7 +40,7 @@ class Task:
 
     spec: DataSpec
     source: Split
-    columns: Columns
+    reading: Reading
     directory: Path
     seed: int
     label_key: LabelKey
@@ -66,6 +66,8 @@ class Note:
     records: int
     statistics: dict[Split, Statistics]
     rejects: list[Reject]
+    unread: Counter[str]
+    """Rows by the columns and keys of theirs that are not read."""
     chunk: Chunk | None
     """What its rows to train were made of, where their pictures are not kept."""
 
@@ -125,15 +127,16 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
     """One chunk to its shards and its note."""
     writers: dict[Split, ShardWriter] = {}
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
-    rejects = []
+    rejects, unread = [], Counter[str]()
     sampled = task.spec.streaming and task.source == "train" and not task.part and number == 0
     sample = ShardWriter(task.directory / SAMPLE) if sampled else None
     if task.part is not None:
         records = [replace(each, id=f"{task.label}/{each.id}") for each in records]
-    for result in to_results(records, task.columns, task.spec):
+    for result in to_results(records, task.reading):
         if isinstance(result, Reject):
             rejects.append(result)
             continue
+        unread.update(result.unread)
         compared = Compared(result, task.label_key, task.spec.leakage_by)
         apart = task.splits and held_out(
             compared.group, fraction=task.spec.eval_fraction, seed=task.seed
@@ -155,6 +158,7 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
         "records": len(records),
         "chunk": chunk.to_json() if chunk else None,
         "statistics": {split: kept.to_json() for split, kept in statistics.items()},
+        "unread": unread,
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
     storage.write_text(str(task.path(task.source, number, "json")), json.dumps(note))
@@ -181,6 +185,7 @@ def _done(task: Task, number: int, future: Future[None] | None) -> Note:
         records=note["records"],
         statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
         rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
+        unread=Counter(note["unread"]),
         chunk=Chunk.from_json(note["chunk"]) if note["chunk"] else None,
     )
 
