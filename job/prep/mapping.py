@@ -60,6 +60,12 @@ def find_reading(source: StagedSource, spec: SourceSpec, data: DataSpec, field: 
     return reading
 
 
+def _asks_itself(columns: Columns, values: Mapping[str, object]) -> bool:
+    """Whether a record has a question of its own, or messages."""
+    asked = columns.question is not None and not is_absent(values[columns.question])
+    return columns.messages is not None or asked
+
+
 def _present(records: Iterable[Record]) -> tuple[str, ...]:
     names = [name for record in records for name in record.values or ()]
     names += ["text" for record in records if record.text_path]
@@ -105,9 +111,8 @@ def _check(record: Record, reading: Reading, field: str) -> None:
             f"column `{name}` holds images and would not be read; {_shown(record)}",
             fix=f"{image_line(name, columns)}, or set data.text_only: true to train on text alone",
         )
-    asks = columns.question is not None and not is_absent(values[columns.question])
-    is_pair = columns.messages is None and columns.text is not None and not asks
-    if is_pair and reading.instruction is None and columns.image is not None:
+    pair = columns.text is not None and columns.image is not None
+    if pair and reading.instruction is None and not _asks_itself(columns, values):
         raise DataError(
             "$.data.instruction",
             f"must say what is asked: rows have no question of their own; {_shown(record)}",

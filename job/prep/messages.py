@@ -119,7 +119,9 @@ class _Row:
         value = part.value
         if is_absent(value):
             if self._taken >= len(self.column):
-                raise RowRefused(f"{where} mentions more images than the row has")
+                raise RowRefused(
+                    f"{where} mentions more images than the row has, which is {len(self.column)}"
+                )
             value = self.column[self._taken]
             self._taken += 1
             if is_absent(value):

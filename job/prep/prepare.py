@@ -14,7 +14,7 @@ from job.manifest import fingerprint
 from job.prep import sources
 from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
-from job.prep.find import StagedSource
+from job.prep.find import ORPHANS, StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
 from job.prep.mapping import find_reading
 from job.prep.mixture import Ingredient, mix
@@ -100,6 +100,7 @@ def prepare(
     shown: list[Reject] = []
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
     unread: dict[str, Counter[str]] = {}
+    members = Counter[str]()
     with ExitStack() as files:
         lines = files.enter_context((work / REJECTS).open("w", encoding="utf-8"))
         chunks = files.enter_context((work / CHUNKS).open("w", encoding="utf-8"))
@@ -108,6 +109,7 @@ def prepare(
                 for split, kept in note.statistics.items():
                     statistics[split].merge(kept)
                 unread.setdefault(task.label, Counter()).update(note.unread)
+                members[task.label] += note.passed_over
                 if note.chunk is not None:
                     chunks.write(json.dumps(note.chunk.to_json()) + "\n")
                 for reject in note.rejects:
@@ -131,6 +133,7 @@ def prepare(
     stats["leaked"] = {"rows": leaked}
     stats["duplicates"] = duplicates(directory)
     stats["not_read"] = {label: dict(found) for label, found in unread.items() if found}
+    stats["passed_over"] = _passed_over(tasks, staged, members)
     stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
@@ -187,6 +190,25 @@ def _tell(mixed: list[Ingredient]) -> None:
             share=f"{each.trained / total:.1%}",
             held_out=each.held_out,
         )
+
+
+def _passed_over(
+    tasks: Sequence[Task], staged: Sequence[StagedSource], members: Counter[str]
+) -> dict[str, dict[str, int]]:
+    """Says what files of each source make no row, and gives their numbers by why not."""
+    found = {}
+    for task, source in zip(tasks, staged, strict=True):
+        counts = {why: passed.files for why, passed in source.passed_over.items()}
+        for why, passed in source.passed_over.items():
+            tell = log.warn if why == ORPHANS else log.info
+            tell(f"passed over: {why}", source=task.label, files=passed.files, first=passed.first)
+        if members[task.label]:
+            why = "members of archives left there by systems and tools"
+            counts[why] = members[task.label]
+            log.info(f"passed over: {why}", source=task.label, members=counts[why])
+        if counts:
+            found[task.label] = counts
+    return found
 
 
 def _tell_images(statistics: dict[Split, Statistics]) -> None:

@@ -16,6 +16,7 @@ from job.prep import formulas, readers
 from job.prep.find import StagedSource
 from job.prep.images import MAX_BYTES
 from job.prep.readers import Place, Record
+from job.prep.readers.contents import LFS
 from job.spec.types import SourceSpec
 
 _HEAD = 32
@@ -151,8 +152,14 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
         if not file.exists():
             raise OSError(f"No such file in {base or '.'}; image_folder can name another folder")
         with file.open("rb") as opened:
-            return opened.read(MAX_BYTES + 1)
-    return _read(storage.join(base, path))
+            return _whole(opened.read(MAX_BYTES + 1))
+    return _whole(_read(storage.join(base, path)))
+
+
+def _whole(data: bytes) -> bytes:
+    if data.startswith(LFS):
+        raise OSError("the file is a Git LFS pointer: git lfs pull, where it was cloned")
+    return data
 
 
 def from_folder(base: str, path: str) -> str:

@@ -68,6 +68,8 @@ class Note:
     rejects: list[Reject]
     unread: Counter[str]
     """Rows by the columns and keys of theirs that are not read."""
+    passed_over: int
+    """Members of archives that are no data."""
     chunk: Chunk | None
     """What its rows to train were made of, where their pictures are not kept."""
 
@@ -159,6 +161,7 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
         "chunk": chunk.to_json() if chunk else None,
         "statistics": {split: kept.to_json() for split, kept in statistics.items()},
         "unread": unread,
+        "passed_over": sum(record.passed_over for record in records),
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
     storage.write_text(str(task.path(task.source, number, "json")), json.dumps(note))
@@ -186,6 +189,7 @@ def _done(task: Task, number: int, future: Future[None] | None) -> Note:
         statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
         rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
         unread=Counter(note["unread"]),
+        passed_over=note["passed_over"],
         chunk=Chunk.from_json(note["chunk"]) if note["chunk"] else None,
     )
 
