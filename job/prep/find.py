@@ -16,7 +16,7 @@ from job.errors import InputError
 from job.inputs import FORMULAS
 from job.manifest import fingerprint, sha256_file
 from job.prep.patterns import braces, in_split, is_junk, splits_of
-from job.prep.values import IMAGE_SUFFIXES
+from job.prep.values import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from job.spec.types import SourceSpec
 
 Format = Literal[
@@ -34,7 +34,7 @@ LISTS: dict[str, Format] = {
     ".tgz": "webdataset",
 }
 PICTURES = IMAGE_SUFFIXES
-TEXTS = (".txt", ".tex", ".latex")
+TEXTS = TEXT_SUFFIXES
 REFUSED = {
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"),
         "is a pickle, which runs code when it is read"),

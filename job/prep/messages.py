@@ -19,6 +19,8 @@ from job.prep.records import EncodedImage, Message, Part, Row
 from job.prep.turns import Picture, RowRefused, Turn, content_of, parts_of, turns_of
 from job.prep.values import (
     IMAGE_BEGINNINGS,
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
     is_absent,
     is_image_path,
     listed,
@@ -39,6 +41,7 @@ _REFUSED = {
     "audios": "only images are",
 }
 """Columns that change what a row says, and that nothing here reads."""
+_MEMBERS = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
 _NOTHING = ("[]", "{}", "null")  # what lists and structs are where they were written as text
 
 Fetch = Callable[[str], bytes]
@@ -65,11 +68,18 @@ def to_row(record: Mapping[str, object], reading: Reading, *, row_id: str, fetch
         id=row_id,
         messages=tuple(row.messages),
         images=tuple(row.images),
-        unread=tuple(
-            [name for name in record if name not in columns.read and not is_absent(record[name])]
-            + sorted({f"messages[].{name}" for turn in turns for name in turn.unread})
-        ),
+        unread=(*_unread(record, columns), *sorted({n for turn in turns for n in turn.unread})),
     )
+
+
+def _unread(record: Mapping[str, object], columns: Columns) -> Iterator[str]:
+    """The columns with a value that are not read."""
+    read = [record[name] for name in columns.read if name in record]
+    for name, value in record.items():
+        # Archives name one member twice: by its ending, and as `image` or `text`.
+        member = f".{name}" in _MEMBERS and any(value is each for each in read)
+        if name not in columns.read and not is_absent(value) and not member:
+            yield name
 
 
 def _clean(record: Mapping[str, object]) -> Mapping[str, object]:

@@ -18,6 +18,7 @@ ROLES: dict[object, Role] = {
     "gpt": "assistant",
 }
 _IMAGES = ("image", "image_url", "url", "path", "bytes", "base64")
+_PART = ("type", "text", *_IMAGES)
 _FLAGS = ("train", "loss", "weight")
 _READ = ("role", "from", "content", "value", *_FLAGS)
 _REFUSED = (
@@ -48,7 +49,7 @@ class Turn:
     train: bool = True
     """Whether it trains, if it is an answer."""
     unread: list[str] = field(default_factory=list)
-    """Its keys that are not read."""
+    """Its keys that are not read, and those of its parts."""
 
     @property
     def text(self) -> str:
@@ -115,8 +116,19 @@ def _turn(message: object, where: str) -> Turn:
         where=where,
         parts=parts_of(content_of(message), where, marks=role == "user"),
         train=_trains(message, role, where),
-        unread=[k for k, value in message.items() if k not in _READ and not is_absent(value)],
+        unread=_unread(message),
     )
+
+
+def _unread(message: Mapping[object, object]) -> list[str]:
+    """The keys with a value of a turn and of its parts that are not read."""
+    found = [f"messages[].{k}" for k, v in message.items() if k not in _READ and not is_absent(v)]
+    content = content_of(message)
+    for part in content if isinstance(content, list) else [content]:
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            if key not in _PART and not is_absent(value):
+                found.append(f"messages[].content[].{key}")
+    return found
 
 
 def _trains(message: Mapping[object, object], role: Role, where: str) -> bool:

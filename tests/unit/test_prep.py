@@ -341,9 +341,7 @@ def test_a_column_of_pictures_in_a_table_is_not_proposed_for_the_text(
         (["not JSON"], r"rows\.jsonl:1: unreadable line: Expecting value"),
     ],
 )
-def test_a_list_without_any_column_is_an_error(
-    lines: list[str], reason: str, folder: Path
-) -> None:
+def test_a_list_without_any_column_is_an_error(lines: list[str], reason: str, folder: Path) -> None:
     with pytest.raises(DataError, match=reason):
         run(data_spec(write_jsonl(folder, lines)), folder)
 

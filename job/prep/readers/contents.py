@@ -24,6 +24,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
 )
 _WIDE = ("is UTF-16 text without a mark of it, and UTF-8 is read",
          "iconv -f UTF-16LE -t UTF-8 {} > new")  # fmt: skip
+_TEXTS = ("jsonl", "json", "csv", "tsv")
 _OWN = {
     "parquet": (b"PAR1",),
     "arrow": (b"ARROW1",),
@@ -37,7 +38,7 @@ def refuse(file: SourceFile, begin: bytes) -> None:
     for start, what, fix in _KINDS:
         if known.lstrip().startswith(start) if start[:1] == b"<" else begin.startswith(start):
             raise DataError(file.name, what, fix=fix.format(file.name))
-    if len(begin) >= 8 and begin[1::2].count(0) > len(begin) // 4:
+    if file.format in _TEXTS and begin[1::2].count(0) > len(begin) // 3 and 0 not in begin[::2]:
         what, fix = _WIDE
         raise DataError(file.name, what, fix=fix.format(file.name))
 
