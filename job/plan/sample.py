@@ -30,6 +30,8 @@ class Sample:
     """Rows that training would leave out for their length."""
     sizes: tuple[RowSize, ...]
     """Of the rows that would train."""
+    images: tuple[int, ...]
+    """Of each row that can be used."""
     stored_bytes: int
     """What the rows read take in prepared shards: nearly all of it is pictures."""
 
@@ -55,11 +57,13 @@ def take(
     read = too_long = stored = 0
     refused: list[Reject] = []
     sizes: list[RowSize] = []
+    images: list[int] = []
     for record in sources.read(source, few):
         read += 1
         row = to_result(record, reading)
         found = _size(row, family, spec) if isinstance(row, Row) else row
         if isinstance(row, Row):
+            images.append(len(row.images))
             stored += sum(len(image.data) for image in row.images)
         if isinstance(found, Reject):
             refused.append(found)
@@ -72,6 +76,7 @@ def take(
         refused=tuple(refused),
         too_long=too_long,
         sizes=tuple(sizes),
+        images=tuple(images),
         stored_bytes=stored,
     )
 

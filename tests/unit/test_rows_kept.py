@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import log
+from job import log, pipeline
 from job.errors import DataError
 from job.prep import pictures, sources
 from job.prep.convert import to_results
 from job.prep.find import stage_source
 from job.prep.mapping import find_reading
 from job.prep.records import Reject, Row
+from job.spec.load import load_spec
 from job.spec.types import DataSpec
 from tests.unit.test_prep import data_spec, pair, png, rejects, run, write_jsonl
 
@@ -232,6 +233,29 @@ def test_wrapped_data_urls_and_files_by_their_whole_uri_are_read(folder: Path) -
     assert "lie in the folder" in reason(folder, {"image": "file:///etc/a.png", "text": "x"})
     (folder / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "git lfs pull" in reason(folder, {"image": "lfs.png", "text": "x"})
+
+
+def prepared(path: Path, tmp_path: Path, *settings: str) -> dict[str, int]:
+    text = f"""
+version: 1
+name: test
+model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
+data: {{train: {{uri: "{path}"}}, eval_fraction: 0.3}}
+output: {{uri: "{tmp_path}/out"}}
+runtime: {{cache_dir: "{tmp_path}/cache"}}
+"""
+    return pipeline.run(load_spec(text, "spec", overrides=settings, environ={}), "prep").rows
+
+
+def test_a_model_that_reads_images_does_not_train_on_rows_without_any(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = write_jsonl(folder, [asks(f"{n}?", f"{n}") for n in range(20)])
+    with pytest.raises(DataError, match=r"none of the \d+ rows to train has an image") as caught:
+        prepared(path, tmp_path)
+    assert caught.value.exit_code == 11
+    assert "data.text_only: true" in str(caught.value.problems[0].fix)
+    assert prepared(path, tmp_path, "data.text_only=true")["train"] > 0
 
 
 # --- other fields --------------------------------------------------------------------------

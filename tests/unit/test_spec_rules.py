@@ -324,6 +324,25 @@ REFUSED += [
         for name in ("text", "question")
     ),
     (
+        ("data.train.uri=a", "data.train.format=imagefolder"),
+        "data.instruction",
+        "must say what is asked: rows of data.train, pairs of an image and its text, have no "
+        "question of their own",
+        'for example data.instruction: "What does the image say?"',
+    ),
+    (
+        ("data.text_only=true", "data.train.columns={image: a}"),
+        "data.train.columns.image",
+        "cannot stand beside data.text_only: true, which reads no image",
+        "remove one of the two",
+    ),
+    (
+        ("data.text_only=true", "data.train.uri=builtin://formulas", "data.train.limit=4"),
+        "data.text_only",
+        "must be false: the rows of data.train are images",
+        "remove the line",
+    ),
+    (
         ("model.revision=main",),
         "model.revision",
         "is read for hf:// models only",
