@@ -41,7 +41,7 @@ def find_reading(source: StagedSource, spec: SourceSpec, data: DataSpec, field: 
             bad.id if bad else field,
             (bad and bad.problem) or "has no readable record",
             value=spec.uri,
-            fix="check the file and `format`",
+            fix=_mend(source, bad.problem if bad else None),
         )
     if _missing(reading, present) is not None:
         records = sources.head(source, sources.FURTHER)  # columns may come later
@@ -64,6 +64,12 @@ def _asks_itself(columns: Columns, values: Mapping[str, object]) -> bool:
     """Whether a record has a question of its own, or messages."""
     asked = columns.question is not None and not is_absent(values[columns.question])
     return columns.messages is not None or asked
+
+
+def _mend(source: StagedSource, problem: str | None) -> str:
+    if problem is not None and "UTF-8" in problem:
+        return f"save it as UTF-8: iconv -f LATIN1 -t UTF-8 {source.files[0].name} > new"
+    return "check the file and `format`"
 
 
 def _present(records: Iterable[Record]) -> tuple[str, ...]:
@@ -126,7 +132,8 @@ def _which_column(
 ) -> str:
     """What to write, with the column that is likely meant by its name and by its values."""
     named = (name for name in asdict(reading.columns).values() if name)
-    taken = {"image", "text", "id", *named}
+    taken = {"image", "text", "id", "system", "history", *named}
+    taken |= {*QUESTION, *MESSAGES} if key == "text" else {*TEXT}
     values = {name: [(r.values or {}).get(name) for r in records] for name in present}
     free = [name for name in present if name not in taken]
     shown = [name for name in free if any(map(looks_like_image, values[name]))]
@@ -138,6 +145,9 @@ def _which_column(
         fit.sort(key=lambda name: not any(map(_is_words, values[name])))
     usual = [name for name in fit if key == "text" and name.lower() in _ANSWERS]
     likely = next((n for n in (nearest(column, fit), *usual, *fit) if n), None)
+    lists = [n for n in free if any(isinstance(value, list) for value in values[n])]
+    if likely is None and key == "text" and (held := [n for n in lists if n not in shown]):
+        return f"`{held[0]}` holds lists: write one answer of a row as `text`"
     if likely is None:
         return "none of these looks like it: check `uri` and `format`"
     written = likely if likely == likely.strip() else json.dumps(likely)

@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[str, bytes, str, str]] = {
         "another name"),
     "Latin-1": (
         "a.csv", "image,text\nimages/1.png,café\n".encode("latin-1"),
-        "line 2 is not UTF-8 text, by its byte 0xe9", "check the file"),
+        "line 2 is not UTF-8 text, by its byte 0xe9", "iconv -f LATIN1"),
     "a name in Latin-1": (
         "a.csv", "image,text,prüfer\n".encode("latin-1"), "column 3, which begins with 'pr'",
         "UTF-8"),
@@ -148,7 +148,9 @@ def test_an_answer_of_another_type_is_refused_and_never_proposed(folder: Path) -
     write_jsonl(folder, [{"image": "images/1.png", "question": "?", "answers": ["a", "b"]}])
     with pytest.raises(DataError) as caught:
         read(folder / "rows.jsonl")
-    assert "answers" not in str(caught.value.problems[0].fix)
+    assert (
+        caught.value.problems[0].fix == "`answers` holds lists: write one answer of a row as `text`"
+    )
 
 
 def test_an_image_by_url_says_what_allows_it(folder: Path) -> None:
