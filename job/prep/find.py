@@ -136,7 +136,8 @@ def stage_source(source: SourceSpec, place: str) -> StagedSource:
 
 def _is_literal(uri: str) -> bool:
     """Whether a URI that could be a pattern names what is there: then that is meant."""
-    if uri.startswith(("http://", "https://")) or not (storage.has_glob(uri) or "{" in uri):
+    # What can only be read is named by those who made it, and each look costs a request.
+    if storage.is_read_only(uri) or not (storage.has_glob(uri) or "{" in uri):
         return False
     try:
         return storage.exists(uri)

@@ -14,10 +14,11 @@ from job.manifest import fingerprint
 from job.prep import sources
 from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
-from job.prep.find import ORPHANS, StagedSource
+from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
 from job.prep.mapping import find_reading
 from job.prep.mixture import Ingredient, mix
+from job.prep.notices import passed_over, tell_images, tell_unread
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, pick, shards
 from job.prep.statistics import Statistics
@@ -28,7 +29,6 @@ from job.spec.types import DataSpec, SourceSpec
 REJECTS, STATS = "rejects.jsonl", "stats.json"
 SHOWN_REJECTS = 5
 MOST_REASONS = 50
-MOST_COLUMNS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +133,15 @@ def prepare(
     stats["leaked"] = {"rows": leaked}
     stats["duplicates"] = duplicates(directory)
     stats["not_read"] = {label: dict(found) for label, found in unread.items() if found}
-    stats["passed_over"] = _passed_over(tasks, staged, members)
+    stats["passed_over"] = passed_over([task.label for task in tasks], staged, members)
     stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
     (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
     _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
     _tell(mixed)
-    _tell_images(statistics)
-    _tell_unread(unread)
+    tell_images(statistics)
+    tell_unread(unread)
     contact_sheet(_some_rows(directory, spec, seed), directory / SHEET)
     (directory / SAMPLE).unlink(missing_ok=True)
     return PreparedData(
@@ -190,49 +190,6 @@ def _tell(mixed: list[Ingredient]) -> None:
             share=f"{each.trained / total:.1%}",
             held_out=each.held_out,
         )
-
-
-def _passed_over(
-    tasks: Sequence[Task], staged: Sequence[StagedSource], members: Counter[str]
-) -> dict[str, dict[str, int]]:
-    """Says what files of each source make no row, and gives their numbers by why not."""
-    found = {}
-    for task, source in zip(tasks, staged, strict=True):
-        counts = {why: passed.files for why, passed in source.passed_over.items()}
-        for why, passed in source.passed_over.items():
-            tell = log.warn if why == ORPHANS else log.info
-            tell(f"passed over: {why}", source=task.label, files=passed.files, first=passed.first)
-        if members[task.label]:
-            why = "members of archives left there by systems and tools"
-            counts[why] = members[task.label]
-            log.info(f"passed over: {why}", source=task.label, members=counts[why])
-        if counts:
-            found[task.label] = counts
-    return found
-
-
-def _tell_images(statistics: dict[Split, Statistics]) -> None:
-    for split, kept in statistics.items():
-        figures = kept.summary()
-        log.info(
-            f"images of {split} rows",
-            rows=kept.rows,
-            images=kept.images,
-            **{f"{name}_a_row": n for name, n in figures["images_per_row"].items()},
-            rows_without=kept.without_image,
-        )
-    train, held_out = statistics["train"], statistics["eval"]
-    if train.images and held_out.rows and not held_out.images:
-        log.warn("rows to train have images and no held-out row has one")
-
-
-def _tell_unread(unread: dict[str, Counter[str]]) -> None:
-    """Says once what columns of a source are not read, and in how many rows they are."""
-    for label, found in unread.items():
-        if found:
-            shown = [f"{name} ({rows})" for name, rows in found.most_common(MOST_COLUMNS)]
-            more = [f"and {len(found) - MOST_COLUMNS} more"] if len(found) > MOST_COLUMNS else []
-            log.info("columns that are not read", source=label, rows=", ".join([*shown, *more]))
 
 
 def _workplace(directory: Path, identity: str) -> Path:

@@ -200,6 +200,10 @@ def _marked(text: str) -> list[str | Picture]:
 
 def _asked(record: Mapping[str, object], columns: Columns, reading: Reading) -> list[Turn]:
     """A question and its answer; the question of a pair is the spec's instruction."""
+    spec = reading.columns
+    for name, found in ((spec.text, columns.text), (spec.question, columns.question)):
+        if name is not None and found is None:
+            raise RowRefused(f"`{name}` is missing")
     if columns.text is None:
         raise RowRefused("has neither messages nor an answer that is known by its column's name")
     question, where = "", "the question"
@@ -208,6 +212,8 @@ def _asked(record: Mapping[str, object], columns: Columns, reading: Reading) -> 
         question = text_of(record[columns.question], where)
         if columns.more is not None and not is_absent(record[columns.more]):
             question += "\n" + text_of(record[columns.more], f"`{columns.more}`")
+    elif columns.image is None and spec.image is not None:
+        raise RowRefused(f"`{spec.image}` is missing, and nothing is asked")
     elif columns.image is None:
         raise RowRefused("has neither an image nor a question")
     elif is_absent(record[columns.image]):

@@ -44,7 +44,8 @@ def looks_like_image(value: object) -> bool:
     path that ends as images do, or a list with one of these."""
     match value:
         case bytes():
-            return value.startswith(IMAGE_BEGINNINGS)
+            is_sound = value.startswith(b"RIFF") and value[8:12] != b"WEBP"
+            return value.startswith(IMAGE_BEGINNINGS) and not is_sound
         case Mapping():
             kept = (value.get(key) for key in ("bytes", "path", "url", "image"))
             return any(map(looks_like_image, kept))

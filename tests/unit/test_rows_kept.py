@@ -335,6 +335,16 @@ def test_an_empty_answer_in_the_middle_is_refused(folder: Path) -> None:
     assert reason(folder, {"messages": turns}) == "the answer messages[1] is empty"
 
 
+def test_a_late_row_without_a_column_that_the_spec_names_says_which(folder: Path) -> None:
+    rows = [{"scan": A, "latex": "x", "ask": "?"}] * 33
+    path = write_jsonl(folder, [*rows, {"scan": A, "ask": "?"}, {"scan": A, "latex": "x"}])
+    found = read(path, None, image="scan", text="latex", question="ask")
+    assert [row.reason for row in found[33:] if isinstance(row, Reject)] == [
+        "`latex` is missing",
+        "`ask` is missing",
+    ]
+
+
 def test_a_role_that_is_not_known_is_named(folder: Path) -> None:
     row = {"messages": [{"role": "tool", "content": "1"}, *asks("Q")["messages"]]}
     assert reason(folder, row).endswith("system, user or assistant, found tool")

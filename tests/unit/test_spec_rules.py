@@ -330,6 +330,15 @@ REFUSED += [
         "question of their own",
         'for example data.instruction: "What does the image say?"',
     ),
+    *(
+        (
+            (f"data.{key}=<image>Read.",),
+            f"data.{key}",
+            "must not hold <image>: images come before the question",
+            "remove <image>",
+        )
+        for key in ("instruction", "system")
+    ),
     (
         ("data.text_only=true", "data.train.columns={image: a}"),
         "data.train.columns.image",

@@ -100,6 +100,13 @@ def _rows_of_images_ask_something(at: View) -> Iterator[Finding]:
             return
 
 
+def _questions_stand_behind_their_images(at: View) -> Iterator[Finding]:
+    for key in ("data.instruction", "data.system"):
+        if "<image>" in (at(key) or ""):
+            yield find(key, "must not hold <image>: images come before the question",
+                       "remove <image>")  # fmt: skip
+
+
 def _text_alone_has_no_images(at: View) -> Iterator[Finding]:
     for source in at.sources() if at("data.text_only") else ():
         if at(f"{source}.columns.image") is not None:
@@ -159,6 +166,7 @@ RULES: tuple[Rule, ...] = (
     _evaluation_is_unseen,
     _columns_say_one_thing,
     _rows_of_images_ask_something,
+    _questions_stand_behind_their_images,
     _text_alone_has_no_images,
     _weights_mix_sources,
     _buffers_are_for_streams,
