@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import log, pipeline
-from job.errors import DataError
+from job.errors import DataError, UsageError
+from job.infer import infer
 from job.prep import pictures, sources
 from job.prep.convert import to_results
 from job.prep.find import stage_source
@@ -444,3 +445,19 @@ def test_a_late_pair_without_an_instruction_is_refused(folder: Path) -> None:
 def test_rows_that_ask_themselves_need_no_instruction(folder: Path) -> None:
     for shape in ("messages", "ShareGPT", "a question", "Alpaca"):
         assert isinstance(only(folder, SHAPES[shape], instruction=None), Row)
+
+
+def test_infer_asks_what_the_spec_says_or_wants_a_question(tmp_path: Path) -> None:
+    text = f"""
+version: 1
+name: test
+model: {{model_name_or_path: "builtin://ernie-vl-tiny"}}
+data: {{train: {{uri: rows.jsonl}}}}
+output: {{uri: "{tmp_path}/out"}}
+"""
+    loaded = load_spec(text, "spec", environ={})
+    with pytest.raises(UsageError, match="the spec has no data.instruction"):
+        infer(loaded, tmp_path / "a.png", None, "base", seed=None, write=print)
+    formulas = load_spec(text.replace("rows.jsonl", "builtin://formulas, limit: 4"), "", environ={})
+    assert formulas.spec.data.question == "Write the LaTeX representation for this image."
+    assert loaded.spec.data.question is None
