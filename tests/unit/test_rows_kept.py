@@ -456,7 +456,7 @@ data: {{train: {{uri: rows.jsonl}}}}
 output: {{uri: "{tmp_path}/out"}}
 """
     loaded = load_spec(text, "spec", environ={})
-    with pytest.raises(UsageError, match="the spec has no data.instruction"):
+    with pytest.raises(UsageError, match=r"the spec has no data\.instruction"):
         infer(loaded, tmp_path / "a.png", None, "base", seed=None, write=print)
     formulas = load_spec(text.replace("rows.jsonl", "builtin://formulas, limit: 4"), "", environ={})
     assert formulas.spec.data.question == "Write the LaTeX representation for this image."
