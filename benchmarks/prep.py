@@ -64,6 +64,7 @@ model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
 data:
   train: {{uri: "{rows}"}}
   eval: {{uri: "{rows.parent}/held-out.jsonl"}}
+  instruction: Read it.
   num_proc: {workers}
 output: {{uri: out}}
 """

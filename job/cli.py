@@ -161,6 +161,10 @@ def validate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
     log.info(
         f"{spec} is valid", name=loaded.spec.name, keys_set=keys, output=loaded.spec.output.uri
     )
+    if (asked := loaded.spec.data.question) is None:
+        log.info("no data.instruction is set: each row must ask its own question")
+    else:
+        log.info("rows without a question of their own ask", question=asked)
     family = families.expected(loaded.spec.model)
     if family is not None and loaded.spec.lora.method == "lora":
         log.info(f"to be served {family.adapter_serving(loaded.spec.lora)}")
@@ -215,7 +219,10 @@ def infer(
     ] = None,
     question: Annotated[
         str | None,
-        typer.Option(help="Instead of data.instruction; <image> in it is where an image stands."),
+        typer.Option(
+            help="Instead of data.instruction, and needed without it; <image> in it is where an "
+            "image stands."
+        ),
     ] = None,
     system: Annotated[
         str | None, typer.Option(help="What the system's turn says before the question.")

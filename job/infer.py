@@ -80,7 +80,7 @@ def infer(
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
     stages = Stages(loaded, "infer")
     if asked.row is None:
-        row = typed(asked, loaded.spec.data.instruction)
+        row = typed(asked, loaded.spec.data.question)
         prompt, label = row.messages, None
     else:
         row = held_out(stages, asked)

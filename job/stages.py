@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from job import __version__, engines, families, inputs, log, telemetry
-from job.errors import InputError, JobError
+from job.errors import DataError, InputError, JobError
 from job.evaluation import latex
 from job.given import Given, Stage
 from job.local import room
@@ -24,7 +24,7 @@ from job.manifest import RunRecord, StageRecord
 from job.outputs import Output, utc_now
 from job.peers import Peers
 from job.prep import cache
-from job.prep.prepare import PreparedData, prepare
+from job.prep.prepare import STATS, PreparedData, prepare
 from job.prep.streaming import Pictures
 from job.spec.load import LoadedSpec
 from job.spec.rules.places import LOGS
@@ -80,13 +80,31 @@ class Stages:
             if self.cache_limit:
                 room.make_room(self.cache_dir, self.cache_limit, keep=kept / identity[:32])
         log.info("data", **rows)
+        self._require_images(families.expected(self.spec.model), directory / "data")
         return {"rows": rows}
 
+    def _require_images(self, family: type[families.Family] | None, prepared: Path) -> None:
+        """Raises DataError if no row to train has an image that the model could read."""
+        if family is None or not family.reads_images or self.spec.data.text_only:
+            return
+        statistics = json.loads((prepared / STATS).read_text(encoding="utf-8"))
+        if not statistics["train"]["images"]:
+            raise DataError(
+                "$.data.train",
+                f"none of the {statistics['train']['rows']} rows to train has an image, and the "
+                "model reads images",
+                value=self.spec.model.model_name_or_path,
+                fix="name the column of the images, columns: {image: NAME}; or set "
+                "data.text_only: true if the rows are meant to have none",
+            )
+
     def baseline(self, directory: Path) -> dict[str, Any]:
+        self._require_images(type(self.family), self.data.directory)
         self._require_writable()
         return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
 
     def train(self, directory: Path) -> dict[str, Any]:
+        self._require_images(type(self.family), self.data.directory)
         self._require_writable()
         identity = self.given.identity_of_checkpoints()
         if self.peers is not None:

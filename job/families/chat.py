@@ -34,6 +34,7 @@ class Segment:
 
     text: str
     answer: bool
+    """Whether its tokens are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,17 @@ def prompt(row_id: str, template: Template, asked: Turns) -> str:
     return _render(row_id, template, asked, add_generation_prompt=True)
 
 
-def segments(row_id: str, template: Template, said: Turns, control: Control) -> tuple[Segment, ...]:
+def segments(
+    row_id: str,
+    template: Template,
+    said: Turns,
+    control: Control,
+    messages: Sequence[Message] = (),
+) -> tuple[Segment, ...]:
     """The conversation in pieces, what is asked and what is answered in turn.
+
+    An answer of `messages`, which `said` was made of, that is not to be trained is a piece of its
+    own too, so that its tokens are the same.
 
     An answer begins where the prompt for it ends: what white space the template puts there is the
     model's to write. Where a template writes earlier answers in another way than it asks for them
@@ -110,7 +120,8 @@ def segments(row_id: str, template: Template, said: Turns, control: Control) -> 
         if last is None:
             _fail(row_id, "ends an answer without a control token to stop at", whole[end:])
         found.append(Segment(text=whole[done:start], answer=False))
-        found.append(Segment(text=whole[start : last.end()], answer=True))
+        trained = messages[index].train if messages else True
+        found.append(Segment(text=whole[start : last.end()], answer=trained))
         done = last.end()
     return tuple(found)
 

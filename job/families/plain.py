@@ -260,7 +260,7 @@ class PlainFamily:
         return int(self.end_tokens[0] if pad is None else pad)
 
     def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
-        return chat.segments(row_id, self._template, self._turns(messages), self._control)
+        return chat.segments(row_id, self._template, self._turns(messages), self._control, messages)
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])

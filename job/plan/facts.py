@@ -38,6 +38,12 @@ class Data:
     refused: int
     first_refusal: str | None
     too_long: int
+    question: str | None
+    """What rows ask that have no question of their own; None where nothing does."""
+    images_a_row: float | None
+    """In the sample, on average."""
+    rows_without_image: int
+    """Of the sample."""
     tokens_a_row: float | None
     longest_row: int | None
     tokens_an_epoch: int | None

@@ -184,6 +184,7 @@ def _data(
             usable = sum(n * each.usable_share for n, each in zip(mixed, taken, strict=True))
             tokens = sum(n * each.tokens for n, each in zip(mixed, taken, strict=True))
     refused = [reject for each in taken or () for reject in each.refused]
+    images = [count for each in taken or () for count in each.images]
     lengths = [size.tokens for each in taken or () for size in each.sizes]
     return facts.Data(
         sources=tuple(
@@ -198,6 +199,9 @@ def _data(
         refused=len(refused),
         first_refusal=f"{refused[0].id}: {refused[0].reason}" if refused else None,
         too_long=sum(each.too_long for each in taken or ()),
+        question=spec.data.question,
+        images_a_row=round(sum(images) / len(images), 2) if images else None,
+        rows_without_image=images.count(0),
         tokens_a_row=round(tokens / usable, 1) if tokens else None,
         longest_row=max(lengths, default=None),
         tokens_an_epoch=None if tokens is None else round(tokens),

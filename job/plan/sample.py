@@ -8,8 +8,9 @@ from statistics import fmean
 from job.errors import DataError
 from job.families.base import Family, RowSize
 from job.prep import sources
-from job.prep.convert import find_columns, to_result
+from job.prep.convert import to_result
 from job.prep.find import StagedSource
+from job.prep.mapping import find_reading
 from job.prep.records import Reject, Row
 from job.spec.types import JobSpec, SourceSpec
 from job.train.dataset import truncate
@@ -29,6 +30,8 @@ class Sample:
     """Rows that training would leave out for their length."""
     sizes: tuple[RowSize, ...]
     """Of the rows that would train."""
+    images: tuple[int, ...]
+    """Of each row that can be used."""
     stored_bytes: int
     """What the rows read take in prepared shards: nearly all of it is pictures."""
 
@@ -50,15 +53,17 @@ def take(
     Raises DataError where the columns that the spec maps are not there.
     """
     few = replace(given, limit=min(ROWS, given.limit or ROWS), shuffle_seed=None)
-    columns = find_columns(source, few, place)
+    reading = find_reading(source, few, spec.data, place)
     read = too_long = stored = 0
     refused: list[Reject] = []
     sizes: list[RowSize] = []
+    images: list[int] = []
     for record in sources.read(source, few):
         read += 1
-        row = to_result(record, columns, spec.data)
+        row = to_result(record, reading)
         found = _size(row, family, spec) if isinstance(row, Row) else row
         if isinstance(row, Row):
+            images.append(len(row.images))
             stored += sum(len(image.data) for image in row.images)
         if isinstance(found, Reject):
             refused.append(found)
@@ -71,6 +76,7 @@ def take(
         refused=tuple(refused),
         too_long=too_long,
         sizes=tuple(sizes),
+        images=tuple(images),
         stored_bytes=stored,
     )
 

@@ -84,6 +84,11 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     if data.sampled:
         yield "sample", _sample(data)
+    if data.images_a_row is not None:
+        without = f"; {data.rows_without_image} rows have none" if data.rows_without_image else ""
+        yield "images", f"{data.images_a_row:g} a row of the sample{without}"
+    own = "what each row asks; no instruction is set"
+    yield "question", own if data.question is None else f"{data.question}  (or a row's own)"
     if data.warning is not None:
         yield "warning", data.warning
     if data.tokens_a_row is not None and data.tokens_an_epoch is not None:

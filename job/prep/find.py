@@ -5,7 +5,8 @@ Nothing is downloaded: files are read where they are, as a stream.
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Literal, cast
@@ -14,7 +15,8 @@ from job import storage
 from job.errors import InputError
 from job.inputs import FORMULAS
 from job.manifest import fingerprint, sha256_file
-from job.prep.patterns import braces, in_split, splits_of
+from job.prep.patterns import braces, in_split, is_junk, splits_of
+from job.prep.values import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from job.spec.types import SourceSpec
 
 Format = Literal[
@@ -31,14 +33,17 @@ LISTS: dict[str, Format] = {
     ".tar": "webdataset",
     ".tgz": "webdataset",
 }
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-TEXTS = (".txt", ".tex", ".latex")
+PICTURES = IMAGE_SUFFIXES
+TEXTS = TEXT_SUFFIXES
 REFUSED = {
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"),
         "is a pickle, which runs code when it is read"),
     **dict.fromkeys((".npy", ".npz"), "may hold pickles, which run code when they are read"),
     **dict.fromkeys((".zip", ".7z", ".rar"), "is an archive, which is not unpacked"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a workbook, which is not read"),
+    **dict.fromkeys((".zst", ".xz", ".bz2", ".lz4"), "is packed in a way that is not read"),
 }  # fmt: skip
+ORPHANS = "texts without an image of the same name"
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SAMPLE = 4096  # bytes read from either end of a picture to tell it from another
 
@@ -55,12 +60,26 @@ class SourceFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """Files that make no row."""
+
+    files: int
+    first: str
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "PassedOver":
+        return cls(files=len(names), first=names[0])
+
+
+@dataclass(frozen=True, kw_only=True)
 class StagedSource:
     """A data source found; its rows and images are read when asked for."""
 
     uri: str
     files: tuple[SourceFile, ...]
     builtin: bool
+    passed_over: Mapping[str, PassedOver] = field(default_factory=dict, compare=False)
+    """Files of the folder that make no row, by why not."""
 
     @cached_property
     def digest(self) -> str:
@@ -71,29 +90,37 @@ class StagedSource:
         return FORMULAS if self.builtin else fingerprint(_identities(self.files))
 
 
-def stage_source(source: SourceSpec, field: str) -> StagedSource:
+def stage_source(source: SourceSpec, place: str) -> StagedSource:
     """Finds the source's files.
 
-    Raises InputError where nothing is found or access is denied.
+    `place` is that of the source in the spec. Raises InputError where nothing is found or access
+    is denied.
     """
     if source.uri == FORMULAS:
         return StagedSource(uri=source.uri, files=(), builtin=True)
-    patterns = braces(source.uri, field)
-    if len(patterns) > 1 or storage.has_glob(source.uri):
+    literal = _is_literal(source.uri)
+    patterns = [source.uri] if literal else braces(source.uri, place)
+    chosen = not literal and (len(patterns) > 1 or storage.has_glob(source.uri))
+    if chosen:
         every = (storage.glob(one) if storage.has_glob(one) else (one,) for one in patterns)
         uris = tuple(chain.from_iterable(every))
     else:
-        uris = _members(source, field)
+        uris = _members(source, place)
     for uri in uris if len(uris) == 1 else ():
-        if reason := REFUSED.get(suffix(storage.name(uri))):
+        if (reason := REFUSED.get(suffix(storage.name(uri)))) and (
+            source.format == "auto" or "packed" not in reason
+        ):
             raise InputError(
-                f"{field}.uri", reason, value=uri,
+                f"{place}.uri", reason, value=uri,
                 fix="store the rows as parquet, as lines of JSON, or as a tar of pairs",
             )  # fmt: skip
-    files = _files(source, uris, chosen=len(patterns) > 1 or storage.has_glob(source.uri))
+    below = dict(zip(uris, _below(uris), strict=True))
+    junk = [path for path in below.values() if len(below) > 1 and is_junk(path)]
+    rows = tuple(uri for uri in uris if not junk or not is_junk(below[uri]))
+    files, others = _files(source, rows, chosen=chosen)
     if not files:
         raise InputError(
-            f"{field}.uri",
+            f"{place}.uri",
             "nothing is there that can be read as rows",
             value=source.uri,
             fix="check the path, `split` and `format`",
@@ -101,7 +128,21 @@ def stage_source(source: SourceSpec, field: str) -> StagedSource:
     for file in files:
         if storage.is_local(file.uri) and not storage.local_path(file.uri).is_file():
             raise InputError(file.uri, "there is no such file")
-    return StagedSource(uri=source.uri, files=files, builtin=False)
+    if junk:
+        others["left there by systems and tools"] = junk
+    passed = {why: PassedOver.of(names) for why, names in others.items() if names}
+    return StagedSource(uri=source.uri, files=files, builtin=False, passed_over=passed)
+
+
+def _is_literal(uri: str) -> bool:
+    """Whether a URI that could be a pattern names what is there: then that is meant."""
+    # What can only be read is named by those who made it, and each look costs a request.
+    if storage.is_read_only(uri) or not (storage.has_glob(uri) or "{" in uri):
+        return False
+    try:
+        return storage.exists(uri)
+    except InputError:
+        return False  # whoever lists the matches of the pattern says what is wrong
 
 
 def suffix(name: str) -> str:
@@ -118,7 +159,7 @@ def _members(source: SourceSpec, field: str) -> tuple[str, ...]:
     if storage.is_file(source.uri):
         return (source.uri,)
     paths = [file.path for file in storage.list_files(source.uri)]
-    rows = [path for path in paths if suffix(path) in (*LISTS, *PICTURES)]
+    rows = [p for p in paths if suffix(p) in (*LISTS, *PICTURES) and not is_junk(p)]
     splits = sorted({split for path in rows for split in splits_of(path)})
     if source.split is None and len(splits) > 1:
         raise InputError(
@@ -135,12 +176,15 @@ def _members(source: SourceSpec, field: str) -> tuple[str, ...]:
     return tuple(storage.join(source.uri, path) for path in paths)
 
 
-def _files(source: SourceSpec, uris: tuple[str, ...], *, chosen: bool) -> tuple[SourceFile, ...]:
-    """Those of the files that hold rows; all of them where they were `chosen` by a pattern."""
+def _files(
+    source: SourceSpec, uris: tuple[str, ...], *, chosen: bool
+) -> tuple[tuple[SourceFile, ...], dict[str, list[str]]]:
+    """Those of the files that hold rows, and the names of the others by why not; all of them if
+    they were `chosen` by a pattern."""
     names = _names(uris)
     if source.format == "imagefolder":
         return _pairs(uris, names)
-    found = []
+    found, others = [], []
     for uri, name in zip(uris, names, strict=True):
         known = LISTS.get(suffix(name))
         wanted = "arrow" if source.format == "save_to_disk" else source.format
@@ -151,28 +195,50 @@ def _files(source: SourceSpec, uris: tuple[str, ...], *, chosen: bool) -> tuple[
         if wanted == "auto":
             # A single file of another name has always been taken for lines of JSON.
             if known is None and len(uris) > 1:
+                others.append(name)
                 continue
             found.append(SourceFile(name=name, uri=uri, format=known or "jsonl"))
         elif len(uris) == 1 or known == wanted or chosen:
             found.append(SourceFile(name=name, uri=uri, format=wanted))
+        else:
+            others.append(name)
     if source.format == "auto" and not found:
         return _pairs(uris, names)
+    passed = dict[str, list[str]]()
     kinds = {file.format for file in found}
     if source.format == "auto" and "json" in kinds and len(kinds) > 1:
-        found = [file for file in found if file.format != "json"]  # those tell about the others
-    return tuple(found)
+        # Those tell about the others.
+        passed["JSON beside lists of rows"] = [f.name for f in found if f.format == "json"]
+        found = [file for file in found if file.format != "json"]
+    images = [name for name in others if suffix(name) in PICTURES]
+    passed["images, which are read if a list names them"] = images
+    passed["not lists of rows"] = [name for name in others if suffix(name) not in PICTURES]
+    return tuple(found), passed
 
 
-def _pairs(uris: tuple[str, ...], names: tuple[str, ...]) -> tuple[SourceFile, ...]:
-    """A picture and the text of the same stem beside it make a row."""
-    texts = {uri.rpartition(".")[0]: uri for uri in uris if suffix(uri) in TEXTS}
-    return tuple(
+def _pairs(
+    uris: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[tuple[SourceFile, ...], dict[str, list[str]]]:
+    """An image and the text of the same stem beside it make a row; a text without is told."""
+    texts: dict[str, str] = {}
+    for uri in uris:
+        if suffix(uri) in TEXTS:
+            texts.setdefault(uri.rpartition(".")[0], uri)
+    found = tuple(
         SourceFile(
             name=name, uri=uri, format="imagefolder", text_uri=texts.get(uri.rpartition(".")[0])
         )
         for uri, name in zip(uris, names, strict=True)
         if suffix(uri) in PICTURES
     )
+    used = {file.text_uri for file in found}
+    orphans, others = [], []
+    for uri, name in zip(uris, names, strict=True):
+        if suffix(uri) in TEXTS and uri not in used:
+            orphans.append(name)
+        elif suffix(uri) not in (*TEXTS, *PICTURES):
+            others.append(name)
+    return found, {ORPHANS: orphans, "neither images nor texts": others}
 
 
 def _names(uris: tuple[str, ...]) -> tuple[str, ...]:
@@ -180,11 +246,16 @@ def _names(uris: tuple[str, ...]) -> tuple[str, ...]:
     short = tuple(storage.name(uri) for uri in uris)
     if len(set(short)) == len(short):
         return short
-    parts = [storage.parent(uri).split("/") for uri in uris]
+    return _below(uris)
+
+
+def _below(uris: tuple[str, ...]) -> tuple[str, ...]:
+    """The paths of files below the folder that all of them share."""
+    parts = [uri.split("/") for uri in uris]
     shared = 0
-    while all(len(p) > shared and p[shared] == parts[0][shared] for p in parts):
+    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
-    return tuple("/".join([*p[shared:], name]) for p, name in zip(parts, short, strict=True))
+    return tuple("/".join(p[shared:]) for p in parts)
 
 
 def _identities(files: tuple[SourceFile, ...]) -> list[object]:

@@ -1,224 +1,223 @@
-"""From a source's record to a row: `image` + `text` columns, a conversation, or Alpaca columns.
+"""From a source's record to a row: a conversation, and the images that it mentions.
 
-Accepted are the shapes people have: an OCR pair, where the instruction of the spec is the
-question and `text` the answer; a `question` with its answer; a conversation whose content is text
-or a list of parts (`{"type": "text", "text": …}`, `{"type": "image", "image": …}`), its images
-inline or in an `image`/`images` column, taken in order; ShareGPT's turns of `from` and `value`, and
-Alpaca's `instruction`, `input` and `output`, where `<image>` stands for the next image.
+Accepted are the shapes people have: an OCR pair, where the instruction of the spec is the question
+and `text` the answer; a `question` with its answer; Alpaca's `instruction`, `input` and `output`; a
+conversation of `role` and `content` or ShareGPT's `from` and `value`, whose content is text or a
+list of parts. `job.prep.turns` makes turns of each. Images are given in parts, or in a column, from
+which each part without an image of its own and each `<image>` in a question takes the next.
 """
 
 import base64
 import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from job.prep.columns import Columns
+from job.prep.columns import Columns, Reading
 from job.prep.images import ImageRefused, inspect
-from job.prep.records import EncodedImage, Message, Part, Role, Row
+from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.turns import Picture, RowRefused, Turn, content_of, parts_of, turns_of
+from job.prep.values import (
+    IMAGE_BEGINNINGS,
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
+    is_absent,
+    is_image_path,
+    listed,
+    looks_like_image,
+    without_nulls,
+)
 from job.redaction import redact
 
-MAX_TEXT = 100_000
-IMAGE_PARTS = ("image", "image_url")
-ROLES: dict[object, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-MARK = "<image>"
-"""Where ShareGPT's and Alpaca's texts have an image."""
+__all__ = ["RowRefused", "named_images", "path_of", "to_row", "unread_images"]
+
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
-_PICTURES = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_REFUSED = {
+    "tools": "the model would not see them",
+    "functions": "the model would not see them",
+    "video": "only images are",
+    "videos": "only images are",
+    "audio": "only images are",
+    "audios": "only images are",
+}
+"""Columns that change what a row says, and that nothing here reads."""
+_MEMBERS = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
+_NOTHING = ("[]", "{}", "null")  # what lists and structs are where they were written as text
 
 Fetch = Callable[[str], bytes]
 """The bytes of an image by the path or URI that a record names; raises JobError or OSError."""
 
 
-class RowRefused(ValueError):
-    """The record cannot become a row; the text says why, for the list of rejects."""
-
-
-def to_row(
-    record: Mapping[str, object],
-    columns: Columns,
-    *,
-    row_id: str,
-    instruction: str,
-    fetch: Fetch,
-) -> Row:
+def to_row(record: Mapping[str, object], reading: Reading, *, row_id: str, fetch: Fetch) -> Row:
     """The row that a record describes.
 
-    Raises RowRefused where it describes none.
+    Raises RowRefused, or Unclear, if it describes none.
     """
-    pictures = [_image(value, fetch) for value in _listed(record, columns.image)]
-    if columns.messages is not None and record.get(columns.messages) is not None:
-        messages, images = _conversation(record[columns.messages], pictures, fetch)
-    elif columns.alpaca and record.get("output") is not None:
-        messages, images = _conversation(_alpaca(record, len(pictures)), pictures, fetch)
-    elif columns.question is not None and record.get(columns.question) is not None:
-        messages, images = _conversation(_asked(record, columns, len(pictures)), pictures, fetch)
-    else:
-        messages, images = _pair(record, columns, pictures, instruction)
-    if messages[-1].role != "assistant":
-        raise RowRefused("the last message must be the assistant's")
-    if not messages[-1].text.strip():
-        raise RowRefused("the answer is empty")
-    return Row(id=row_id, messages=tuple(messages), images=tuple(images))
+    record = _clean(record)
+    columns = Columns.of(reading.columns, record, text_only=reading.text_only)
+    for name, why in _REFUSED.items():
+        value = record.get(name)
+        if name not in columns.read and not is_absent(value) and value not in _NOTHING:
+            raise RowRefused(f"`{name}` is not read: {why}")
+    for name in unread_images(record, columns, reading):
+        raise RowRefused(f"`{name}` holds an image and is not read: {image_line(name, columns)}")
+    turns = turns_of(record, columns, reading)
+    row = _Row(text_only=reading.text_only, fetch=fetch, column=listed_images(record, columns))
+    row.say(turns)
+    return Row(
+        id=row_id,
+        messages=tuple(row.messages),
+        images=tuple(row.images),
+        unread=(*_unread(record, columns), *sorted({n for turn in turns for n in turn.unread})),
+    )
 
 
-def _pair(
-    record: Mapping[str, object],
-    columns: Columns,
-    pictures: list[EncodedImage],
-    instruction: str,
-) -> tuple[list[Message], list[EncodedImage]]:
-    if columns.text is None:
-        raise RowRefused(f"`{columns.messages or 'output'}` is empty")
-    if columns.image is not None and not pictures:
-        raise RowRefused(f"`{columns.image}` is empty")
-    answer = _text(record.get(columns.text), f"`{columns.text}`")
-    question = [Part(image=index) for index in range(len(pictures))] + [Part(text=instruction)]
-    return [
-        Message(role="user", parts=tuple(question)),
-        Message(role="assistant", parts=(Part(text=answer),)),
-    ], pictures
+def _unread(record: Mapping[str, object], columns: Columns) -> Iterator[str]:
+    """The columns with a value that are not read."""
+    read = [record[name] for name in columns.read if name in record]
+    for name, value in record.items():
+        # Archives name one member twice: by its ending, and as `image` or `text`.
+        member = f".{name}" in _MEMBERS and any(value is each for each in read)
+        if name not in columns.read and not is_absent(value) and not member:
+            yield name
 
 
-def _conversation(
-    value: object, pictures: list[EncodedImage], fetch: Fetch
-) -> tuple[list[Message], list[EncodedImage]]:
-    if not isinstance(value, list) or not value:
-        raise RowRefused("`messages` must be a list with at least one message")
-    images: list[EncodedImage] = []
-    waiting = iter(pictures)
-    marked = any(MARK in str(_said(message)) for message in value)
-    messages = []
-    for number, message in enumerate(value):
-        where = f"messages[{number}]"
-        role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
-        if not isinstance(role, str) or role not in ROLES:
-            raise RowRefused(f"{where} needs a role of system, user or assistant")
-        parts = []
-        content = _said(message)
-        if isinstance(content, str) and pictures and ROLES[role] == "user":
-            if "from" in message and not marked and not images:
-                content = MARK * len(pictures) + content
-            if MARK in content:
-                content = _marked(content)
-        for part in content if isinstance(content, list) else [content]:
-            if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS:
-                inline = _inline(part)
-                if inline is not None:
-                    image = _image(inline, fetch)
-                else:
-                    found = next(waiting, None)
-                    if found is None:
-                        raise RowRefused(f"{where} mentions more images than the row has")
-                    image = found
-                parts.append(Part(image=len(images)))
-                images.append(image)
-            else:
-                text = part.get("text") if isinstance(part, Mapping) else part
-                parts.append(Part(text=_text(text, where)))
-        messages.append(Message(role=ROLES[role], parts=tuple(parts)))
-    if next(waiting, None) is not None:
-        raise RowRefused(f"the row has {len(pictures)} images and its messages mention fewer")
-    return messages, images
+def _clean(record: Mapping[str, object]) -> Mapping[str, object]:
+    """The record without null keys inside its columns, which Arrow adds to make structs alike."""
+    return {
+        name: without_nulls(value) if isinstance(value, Mapping | list) else value
+        for name, value in record.items()
+    }
+
+
+@dataclass(kw_only=True)
+class _Row:
+    """A row in the making: images are numbered in the order in which turns mention them."""
+
+    text_only: bool
+    fetch: Fetch
+    column: list[object]
+    """What the column of images holds, unread."""
+    messages: list[Message] = field(default_factory=list)
+    images: list[EncodedImage] = field(default_factory=list)
+    _taken: int = 0
+
+    def say(self, turns: list[Turn]) -> None:
+        if self.column and not any(isinstance(p, Picture) for turn in turns for p in turn.parts):
+            # No turn says where the images stand: they come before the first question.
+            first = next((turn for turn in turns if turn.role == "user"), None)
+            if first is None:
+                raise RowRefused("the row has images and no question to show them with")
+            first.parts[:0] = [Picture()] * len(self.column)
+        for turn in turns:
+            parts = tuple(
+                Part(image=self._picture(part, turn.where))
+                if isinstance(part, Picture)
+                else Part(text=part)
+                for part in turn.parts
+            )
+            self.messages.append(Message(role=turn.role, parts=parts, train=turn.train))
+        if self._taken < len(self.column):
+            raise RowRefused(
+                f"the row has {len(self.column)} images and its messages mention fewer"
+            )
+
+    def _picture(self, part: Picture, where: str) -> int:
+        """The number of the image that a part shows."""
+        if self.text_only:
+            raise RowRefused(f"{where} has an image, and data.text_only says that rows have none")
+        value = part.value
+        if is_absent(value):
+            if self._taken >= len(self.column):
+                raise RowRefused(
+                    f"{where} mentions more images than the row has, which is {len(self.column)}"
+                )
+            value = self.column[self._taken]
+            self._taken += 1
+            if is_absent(value):
+                raise RowRefused(f"image {self._taken} of the row is empty")
+        self.images.append(_image(value, self.fetch))
+        return len(self.images) - 1
+
+
+def listed_images(record: Mapping[str, object], columns: Columns) -> list[object]:
+    """What the record's column of images holds."""
+    return listed(record.get(columns.image)) if columns.image is not None else []
 
 
 def named_images(record: Mapping[str, object], columns: Columns) -> Iterator[object]:
     """What a record gives as images, in its column and its turns: paths, bytes or structs."""
-    yield from _listed(record, columns.image)
+    yield from listed_images(record, columns)
     turns = record.get(columns.messages) if columns.messages is not None else None
     for turn in turns if isinstance(turns, list) else []:
-        content = _said(turn)
-        for part in content if isinstance(content, list) else []:
-            if isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS:
-                yield _inline(part)
+        if isinstance(turn, Mapping):
+            try:
+                parts = parts_of(without_nulls(content_of(turn)), "", marks=False)
+            except RowRefused:
+                continue  # whoever reads the row says so
+            yield from (part.value for part in parts if isinstance(part, Picture))
 
 
-def _inline(part: Mapping[object, object]) -> object:
-    """The image that a part of a turn holds; None where it stands for the next of the column."""
-    inline = part.get("image", part.get("image_url"))
-    return inline["url"] if isinstance(inline, Mapping) and "url" in inline else inline
+def unread_images(
+    record: Mapping[str, object], columns: Columns, reading: Reading
+) -> Iterator[str]:
+    """Columns of the record that seem to hold images, and that are not read.
+
+    None if the spec names the column of images, or says that there are none: then it is meant. A
+    path beside images that the record holds, or of the same name as one that it names, tells about
+    these.
+    """
+    if reading.text_only or reading.columns.image is not None:
+        return
+    found: list[object] | None = None
+    for name, value in record.items():
+        if name in columns.read or not looks_like_image(value):
+            continue
+        if found is None:
+            found = [each for each in named_images(record, columns) if not is_absent(each)]
+        if any(each is value or each == value for each in found):
+            continue  # archives name the same member in two ways
+        if is_image_path(value):
+            paths = [path_of(each) for each in found]
+            if any(map(_is_held, paths)) or _file(value) in map(_file, paths):
+                continue
+        yield name
 
 
-def _said(message: object) -> object:
-    """A turn's content, as `content` or as ShareGPT's `value`."""
-    if not isinstance(message, Mapping):
-        return None
-    return message.get("content", message.get("value"))
+def image_line(name: str, columns: Columns) -> str:
+    """The line of a spec that reads the column, or that says that it is not meant."""
+    if columns.image is not None:
+        return (
+            f"write columns: {{image: {columns.image}}} if that one alone is meant; several images "
+            f"of a row are one list"
+        )
+    return f"write columns: {{image: {name}}}"
 
 
-def _marked(text: str) -> list[object]:
-    """Text with marks as parts: what lies between them, and an image for each."""
-    first, *rest = text.split(MARK)
-    parts: list[object] = [first] if first.strip() else []
-    for each in rest:
-        parts.append({"type": "image"})
-        if each.strip():
-            parts.append(each.lstrip("\n"))
-    return parts
+def path_of(value: object) -> object:
+    """The path of an image that a record names; None if it holds the image."""
+    if isinstance(value, Mapping):
+        value = None if value.get("bytes") else value.get("path") or value.get("url")
+    return None if isinstance(value, str) and value.startswith("data:") else value
 
 
-def _alpaca(record: Mapping[str, object], pictures: int) -> list[object]:
-    """Alpaca's columns as turns: `system`, `history`, then `instruction` with `input` below it."""
-    turns: list[tuple[str, object]] = []
-    if record.get("system"):
-        turns.append(("system", record["system"]))
-    history = record.get("history")
-    for pair in history if isinstance(history, list) else []:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise RowRefused("`history` must hold pairs of a question and its answer")
-        turns += [("user", pair[0]), ("assistant", pair[1])]
-    question, more = record.get("instruction"), record.get("input")
-    if isinstance(question, str) and isinstance(more, str) and more:
-        question = f"{question}\n{more}"
-    turns += [("user", question), ("assistant", record.get("output"))]
-    if pictures and not any(MARK in str(said) for _, said in turns):
-        first = next(i for i, (role, _) in enumerate(turns) if role == "user")
-        if isinstance(said := turns[first][1], str):
-            turns[first] = ("user", MARK * pictures + said)
-    return [{"role": role, "content": said} for role, said in turns]
+def _is_held(path: object) -> bool:
+    return not isinstance(path, str) or _base64(path) is not None
 
 
-def _asked(record: Mapping[str, object], columns: Columns, pictures: int) -> list[object]:
-    """A question and its answer as turns, the images first where no mark says where."""
-    assert columns.question is not None
-    question = _text(record[columns.question], f"`{columns.question}`")
-    marks = "" if MARK in question else MARK * pictures
-    answer = _text(record.get(columns.text or ""), f"`{columns.text}`")
-    return [
-        {"role": "user", "content": marks + question},
-        {"role": "assistant", "content": answer},
-    ]
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise RowRefused(f"{where} must be text, found {type(value).__name__}")
-    if len(value) > MAX_TEXT:
-        raise RowRefused(f"{where} has {len(value)} characters, more than {MAX_TEXT}")
-    return value
-
-
-def _listed(record: Mapping[str, object], column: str | None) -> list[object]:
-    value = record.get(column) if column else None
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _file(path: object) -> str:
+    return str(path).replace("\\", "/").rpartition("/")[2]
 
 
 def _image(value: object, fetch: Fetch) -> EncodedImage:
     """An image given as bytes, as `{"bytes", "path"}`, as a data URL or base64, or as a path."""
     if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
+        value = value.get("bytes") or value.get("path") or value.get("url")
     try:
         if isinstance(value, bytes):
             return inspect(value)
         if isinstance(value, str) and value.startswith("data:"):
-            return inspect(base64.b64decode(value.partition(",")[2], validate=True))
+            return inspect(_data_url(value))
         if isinstance(value, str) and (packed := _base64(value)):
             return inspect(packed)
         if isinstance(value, str) and value:
@@ -231,12 +230,20 @@ def _image(value: object, fetch: Fetch) -> EncodedImage:
     raise RowRefused(f"an image must be a path or bytes, found {type(value).__name__}")
 
 
+def _data_url(value: str) -> bytes:
+    """The bytes of a data URL, whose base64 may be wrapped into lines."""
+    head, _, data = value.partition(",")
+    if not head.endswith(";base64"):
+        raise RowRefused("the data URL of an image is not base64: it does not say ;base64")
+    return base64.b64decode("".join(data.split()), validate=True)
+
+
 def _base64(value: str) -> bytes | None:
-    """A picture written as bare base64; None where the text is anything else."""
+    """An image written as bare base64; None if the text is anything else."""
     if not _BASE64.fullmatch(value):
         return None
     try:
         data = base64.b64decode(value)
     except binascii.Error:
         return None
-    return data if data.startswith(_PICTURES) else None
+    return data if data.startswith(IMAGE_BEGINNINGS) else None

@@ -8,6 +8,15 @@ SPLITS = ("dev", "eval", "test", "train", "val", "validation")
 """Names by which files that belong to different splits are told apart."""
 MOST_FILES = 100_000
 """That a pattern with braces may stand for."""
+_JUNK = (
+    "__MACOSX",
+    ".ipynb_checkpoints",
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    "@eaDir",
+    ".git",
+)
 _BRACES = re.compile(r"\{(?:(\d{1,6})\.\.(\d{1,6})|([^{},]*(?:,[^{},]*)+))\}")
 
 
@@ -30,6 +39,11 @@ def braces(pattern: str, field: str) -> list[str]:
             raise InputError(f"{field}.uri", f"stands for more than {MOST_FILES:,} files",
                              value=pattern, fix="check the numbers in braces")  # fmt: skip
     return expanded
+
+
+def is_junk(path: str) -> bool:
+    """Whether systems and tools left it beside data: `._a.png`, `__MACOSX/`, `Thumbs.db`."""
+    return any(part.startswith("._") or part in _JUNK for part in path.split("/"))
 
 
 def in_split(path: str, split: str) -> bool:

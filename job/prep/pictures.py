@@ -12,10 +12,11 @@ from job import storage
 from job.errors import InputError
 from job.manifest import fingerprint
 from job.prep import sources
-from job.prep.columns import Columns, Missing
+from job.prep.columns import Columns, Unclear
 from job.prep.find import StagedSource, sample_digest
-from job.prep.messages import named_images
+from job.prep.messages import named_images, path_of
 from job.prep.readers import Record
+from job.prep.values import is_image_path
 from job.spec.types import SourceSpec
 
 
@@ -42,7 +43,7 @@ def digest(source: StagedSource, spec: SourceSpec) -> str:
 
 
 def _holds_its_pictures(source: StagedSource, spec: SourceSpec) -> bool:
-    """Whether pictures lie in the source's files; of tables, as far as the first rows tell.
+    """Whether pictures lie in the source's files; of tables, if the first that are shown do.
 
     A table that does is not read through: it would be downloaded only to find no name in it.
     """
@@ -51,19 +52,21 @@ def _holds_its_pictures(source: StagedSource, spec: SourceSpec) -> bool:
         return True
     if not formats <= {"parquet", "arrow"}:
         return False
-    return not any(any(_paths(record, spec)) for record in sources.head(source))
+    shown = [each for record in sources.head(source) for each in _named(record, spec)]
+    return bool(shown) and not any(map(is_image_path, map(path_of, shown)))
+
+
+def _named(record: Record, spec: SourceSpec) -> list[object]:
+    values = record.values or {}
+    try:
+        return list(named_images(values, Columns.of(spec.columns, values)))
+    except Unclear:
+        return []  # prep says so
 
 
 def _paths(record: Record, spec: SourceSpec) -> Iterator[str]:
     """The paths that a record names, in its list's folder; what else is there is in the list."""
-    values = record.values or {}
-    columns = Columns.resolve(spec.columns, tuple(values))
-    if isinstance(columns, Missing):
-        return  # prep says so
-    for each in named_images(values, columns):
-        path = each
-        if isinstance(each, dict):
-            path = None if each.get("bytes") else each.get("path")
+    for path in map(path_of, _named(record, spec)):
         if isinstance(path, str) and 0 < len(path) < 1024:
             path = sources.from_folder(record.base, path)
             if path and _is_relative(path):

@@ -14,10 +14,11 @@ from job.manifest import fingerprint
 from job.prep import control, sources
 from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
-from job.prep.convert import find_columns
 from job.prep.find import StagedSource
 from job.prep.leakage import LabelKey, drop_leaked
+from job.prep.mapping import find_reading
 from job.prep.mixture import Ingredient, mix
+from job.prep.notices import passed_over, tell_images, tell_unread
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, pick, shards
 from job.prep.statistics import Statistics
@@ -95,7 +96,7 @@ def prepare(
         Task(
             spec=spec,
             source="eval" if source is evaluation else "train",
-            columns=find_columns(source, source_spec, field),
+            reading=find_reading(source, source_spec, spec, field),
             directory=work,
             seed=seed,
             label_key=label_key,
@@ -110,6 +111,8 @@ def prepare(
     reasons: Counter[str] = Counter()
     shown: list[Reject] = []
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
+    unread: dict[str, Counter[str]] = {}
+    members = Counter[str]()
     with ExitStack() as files:
         lines = files.enter_context((work / REJECTS).open("w", encoding="utf-8"))
         chunks = files.enter_context((work / CHUNKS).open("w", encoding="utf-8"))
@@ -117,6 +120,8 @@ def prepare(
             for note in _notes(task, source, source_spec):
                 for split, kept in note.statistics.items():
                     statistics[split].merge(kept)
+                unread.setdefault(task.label, Counter()).update(note.unread)
+                members[task.label] += note.passed_over
                 if note.chunk is not None:
                     chunks.write(json.dumps(note.chunk.to_json()) + "\n")
                 for reject in note.rejects:
@@ -139,12 +144,16 @@ def prepare(
     stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
     stats["leaked"] = {"rows": leaked}
     stats["duplicates"] = duplicates(directory)
+    stats["not_read"] = {label: dict(found) for label, found in unread.items() if found}
+    stats["passed_over"] = passed_over([task.label for task in tasks], staged, members)
     stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
     (directory / STATS).write_text(as_json(stats, indent=2) + "\n", encoding="utf-8")
     _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
     _tell(mixed)
+    tell_images(statistics)
+    tell_unread(unread)
     contact_sheet(_some_rows(directory, spec, seed), directory / SHEET)
     (directory / SAMPLE).unlink(missing_ok=True)
     return PreparedData(

@@ -24,6 +24,8 @@ class Part:
 class Message:
     role: Role
     parts: tuple[Part, ...]
+    train: bool = True
+    """Whether it is trained, if it is the assistant's."""
 
     @property
     def text(self) -> str:
@@ -49,6 +51,8 @@ class Row:
     id: str
     messages: tuple[Message, ...]
     images: tuple[EncodedImage, ...]
+    unread: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Columns and keys of its record that are not read; not stored with it."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -78,6 +82,7 @@ class Row:
                             else {"type": "image", "image": part.image}
                             for part in message.parts
                         ],
+                        **({} if message.train else {"train": False}),
                     }
                     for message in self.messages
                 ],
@@ -104,6 +109,7 @@ class Row:
                         Part(text=part.get("text"), image=part.get("image"))
                         for part in message["content"]
                     ),
+                    train=message.get("train", True),
                 )
                 for message in json.loads(messages)
             ),

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from urllib.parse import unquote
 
 from job import storage
 from job.errors import InputError
@@ -15,9 +16,12 @@ from job.prep import formulas, readers
 from job.prep.find import StagedSource
 from job.prep.images import MAX_BYTES
 from job.prep.readers import Place, Record
+from job.prep.readers.contents import LFS
 from job.spec.types import SourceSpec
 
 _HEAD = 32
+FURTHER = 4096
+"""Records that are looked at for a column that the first have not."""
 LARGE = 64 * 2**20
 """Bytes that are read through to count records, where about as many will do, at most."""
 
@@ -76,10 +80,14 @@ def _from(source: StagedSource, spec: SourceSpec, start: Place) -> Iterator[Reco
             number += 1
 
 
-def head(source: StagedSource) -> list[Record]:
+def head(source: StagedSource, most: int = _HEAD) -> list[Record]:
     """The first readable records, a few: rows of one source need not all have the same columns."""
-    every = (record.parsed() for file in source.files for record in readers.read(file))
-    return list(islice((record for record in every if record.values is not None), _HEAD))
+    return list(islice((r for r in first(source) if r.values is not None), most))
+
+
+def first(source: StagedSource) -> Iterator[Record]:
+    """The records from the first on, parsed."""
+    return (record.parsed() for file in source.files for record in readers.read(file))
 
 
 def count(source: StagedSource, spec: SourceSpec) -> int:
@@ -124,6 +132,8 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
     if urls and path.startswith(("http://", "https://")):
         return _read(path)
     path = from_folder(base, path)
+    if path.startswith(("http://", "https://")):
+        raise OSError("images by URL are fetched only with data.allow_image_urls: true")
     if "://" in path or path.startswith(("/", "\\", "~")) or "\\" in path:
         raise OSError(
             "images lie in the folder of their list, or in image_folder, and are named from there"
@@ -142,15 +152,24 @@ def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
         if not file.exists():
             raise OSError(f"No such file in {base or '.'}; image_folder can name another folder")
         with file.open("rb") as opened:
-            return opened.read(MAX_BYTES + 1)
-    return _read(storage.join(base, path))
+            return _whole(opened.read(MAX_BYTES + 1))
+    return _whole(_read(storage.join(base, path)))
+
+
+def _whole(data: bytes) -> bytes:
+    if data.startswith(LFS):
+        raise OSError("the file is a Git LFS pointer: git lfs pull, where it was cloned")
+    return data
 
 
 def from_folder(base: str, path: str) -> str:
-    """A path that is named in full, as one from the folder `base` where it lies there."""
-    if base and storage.is_local(base) and path.startswith("/"):
-        folder = storage.local_path(base)
-        return path.removeprefix(f"{folder.absolute()}/").removeprefix(f"{folder.resolve()}/")
+    """A path that is named in full, as one from the folder `base` if it lies there."""
+    if base and storage.is_local(base):
+        if path.startswith("file://"):
+            path = unquote(path.removeprefix("file://").removeprefix("localhost"))
+        if path.startswith("/"):
+            folder = storage.local_path(base)
+            return path.removeprefix(f"{folder.absolute()}/").removeprefix(f"{folder.resolve()}/")
     return path.removeprefix(f"{base}/") if "://" in path else path
 
 

@@ -13,6 +13,11 @@ class Statistics:
 
     rows: int = 0
     images: int = 0
+    without_image: int = 0
+    """Rows."""
+    fewest: int | None = None
+    """Images of a row; None while there is none."""
+    most: int = 0
     characters: int = 0
     longest: int = 0
     pixels: int = 0
@@ -23,7 +28,11 @@ class Statistics:
     def add(self, row: Row) -> None:
         length = len(row.answer)
         self.rows += 1
-        self.images += len(row.images)
+        shown = len(row.images)
+        self.images += shown
+        self.without_image += not shown
+        self.fewest = shown if self.fewest is None else min(self.fewest, shown)
+        self.most = max(self.most, shown)
         self.characters += length
         self.longest = max(self.longest, length)
         self.by_characters[bucket(length)] += 1
@@ -34,8 +43,11 @@ class Statistics:
             self.by_pixels[bucket(area)] += 1
 
     def merge(self, other: "Statistics") -> None:
-        for name in ("rows", "images", "characters", "pixels"):
+        for name in ("rows", "images", "without_image", "characters", "pixels"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        fewest = [each.fewest for each in (self, other) if each.fewest is not None]
+        self.fewest = min(fewest, default=None)
+        self.most = max(self.most, other.most)
         self.longest = max(self.longest, other.longest)
         self.largest = max(self.largest, other.largest)
         self.by_characters += other.by_characters
@@ -52,10 +64,16 @@ class Statistics:
         }
         return cls(**{**value, **counters})
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         return {
             "rows": self.rows,
             "images": self.images,
+            "images_per_row": {
+                "min": self.fewest or 0,
+                "mean": round(self.images / max(1, self.rows), 2),
+                "max": self.most,
+            },
+            "rows_without_image": self.without_image,
             "answer_characters": {
                 "mean": round(self.characters / max(1, self.rows), 1),
                 "max": self.longest,

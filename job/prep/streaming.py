@@ -17,8 +17,8 @@ from typing import Any
 from job import log
 from job.errors import DataError
 from job.prep import sources
-from job.prep.columns import Columns
-from job.prep.convert import find_columns, to_results
+from job.prep.columns import Reading
+from job.prep.convert import to_results
 from job.prep.find import StagedSource
 from job.prep.leakage import whole_of
 from job.prep.readers import Place, Record
@@ -96,8 +96,8 @@ class Pictures:
     directory: Path
     """What prep left; it holds `chunks.jsonl`."""
     place: Path
-    columns: tuple[Columns, ...]
-    """To read of each source."""
+    readings: tuple[Reading, ...]
+    """How rows are read, of each source."""
     chunks: dict[str, Chunk] = field(repr=False)
     """By the name of the shard."""
     kept: int
@@ -110,11 +110,10 @@ class Pictures:
         with (directory / CHUNKS).open(encoding="utf-8") as lines:
             found = [Chunk.from_json(json.loads(line)) for line in lines]
         records = sum(chunk.records for chunk in found)
-        named = zip(staged, spec.sources().items(), strict=False)
         return cls(
             spec=spec,
             sources=tuple(staged),
-            columns=tuple(find_columns(one, source, name) for one, (name, source) in named),
+            readings=tuple(Reading.of(source, spec) for source in spec.train),
             directory=directory,
             place=place,
             chunks={chunk.shard: chunk for chunk in found},
@@ -142,7 +141,7 @@ class Pictures:
     def _make(self, shard: str, path: Path) -> None:
         chunk = self.chunks[shard]
         source = self.sources[chunk.source]
-        found = to_results(chunk.read(source, self.spec), self.columns[chunk.source], self.spec)
+        found = to_results(chunk.read(source, self.spec), self.readings[chunk.source])
         writer = ShardWriter(path)
         for batch in batches(self.directory / shard, ["id", "whole"]):
             for wanted in batch.to_pylist():

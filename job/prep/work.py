@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from typing import Any
 
 from job import redaction, signals, storage
 from job.prep import control
-from job.prep.columns import Columns
+from job.prep.columns import Reading
 from job.prep.convert import to_results
 from job.prep.leakage import Compared, LabelKey, whole_of
 from job.prep.readers import Record
@@ -42,7 +42,7 @@ class Task:
 
     spec: DataSpec
     source: Split
-    columns: Columns
+    reading: Reading
     directory: Path
     seed: int
     label_key: LabelKey
@@ -70,6 +70,10 @@ class Note:
     records: int
     statistics: dict[Split, Statistics]
     rejects: list[Reject]
+    unread: Counter[str]
+    """Rows by the columns and keys of theirs that are not read."""
+    passed_over: int
+    """Members of archives that are no data."""
     chunk: Chunk | None
     """What its rows to train were made of, where their pictures are not kept."""
 
@@ -129,18 +133,19 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
     """One chunk to its shards and its note."""
     writers: dict[Split, ShardWriter] = {}
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
-    rejects = []
+    rejects, unread = [], Counter[str]()
     sampled = task.spec.streaming and task.source == "train" and not task.part and number == 0
     sample = ShardWriter(task.directory / SAMPLE) if sampled else None
     if task.part is not None:
         records = [replace(each, id=f"{task.label}/{each.id}") for each in records]
-    for result in to_results(records, task.columns, task.spec):
+    for result in to_results(records, task.reading):
         if isinstance(result, Reject):
             rejects.append(result)
             continue
         if (token := control.find(result.messages, task.control)) is not None:
             rejects.append(Reject(id=result.id, reason=f"{control.FOUND}: {token}"))
             continue
+        unread.update(result.unread)
         compared = Compared(result, task.label_key, task.spec.leakage_by)
         apart = task.splits and held_out(
             compared.group, fraction=task.spec.eval_fraction, seed=task.seed
@@ -162,6 +167,8 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
         "records": len(records),
         "chunk": chunk.to_json() if chunk else None,
         "statistics": {split: kept.to_json() for split, kept in statistics.items()},
+        "unread": unread,
+        "passed_over": sum(record.passed_over for record in records),
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
     storage.write_text(str(task.path(task.source, number, "json")), json.dumps(note))
@@ -188,6 +195,8 @@ def _done(task: Task, number: int, future: Future[None] | None) -> Note:
         records=note["records"],
         statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
         rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
+        unread=Counter(note["unread"]),
+        passed_over=note["passed_over"],
         chunk=Chunk.from_json(note["chunk"]) if note["chunk"] else None,
     )
 

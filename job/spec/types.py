@@ -8,6 +8,9 @@ and PEFT wherever those have one.
 from dataclasses import dataclass
 from typing import Literal
 
+FORMULAS_QUESTION = "Write the LaTeX representation for this image."
+"""What rows of `builtin://formulas` ask; every other source says its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -32,6 +35,7 @@ class ColumnsSpec:
     text: str | None
     question: str | None
     messages: str | None
+    system: str | None
     id: str | None
 
 
@@ -84,7 +88,11 @@ class DataSpec:
     """At least one; a spec that names one source alone means a list of one."""
     stopping_strategy: Literal["first_exhausted", "all_exhausted"]
     eval: SourceSpec | None
-    instruction: str
+    instruction: str | None
+    """What rows of an image and its text ask; see `question_of`."""
+    system: str | None
+    train_on: Literal["all", "last"]
+    text_only: bool
     allow_image_urls: bool
     min_pixels: int | None
     max_pixels: int | None
@@ -104,6 +112,16 @@ class DataSpec:
         one = len(self.train) == 1
         found = {f"$.data.train{'' if one else f'[{n}]'}": s for n, s in enumerate(self.train)}
         return found | ({"$.data.eval": self.eval} if self.eval else {})
+
+    def question_of(self, source: SourceSpec) -> str | None:
+        """What rows of the source ask that have no question of their own; None if nothing does."""
+        own = FORMULAS_QUESTION if source.uri == "builtin://formulas" else None
+        return self.instruction or own
+
+    @property
+    def question(self) -> str | None:
+        """What to ask a model that this data trained; None if its rows ask their own questions."""
+        return self.question_of(self.train[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def _row(spec: JobSpec, family: families.Family, number: int) -> Row:
     images: tuple[EncodedImage, ...] = ()
     if family.reads_images:
         sample = formulas.sample(spec.data.train[0].formulas, number)
-        asked, answer = (Part(image=0), Part(text=spec.data.instruction)), sample.latex
+        asked, answer = (Part(image=0), Part(text=spec.data.question)), sample.latex
         images = (inspect(sample.png),)
     else:
         asked, answer = (Part(text=f"What is {number} plus {number}?"),), str(2 * number)

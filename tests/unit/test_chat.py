@@ -1,5 +1,6 @@
 """Cutting conversations where answers begin and end, by any chat template."""
 
+from dataclasses import replace
 from typing import Any
 
 import jinja2
@@ -149,6 +150,16 @@ def test_an_answer_begins_after_the_white_space_that_ends_its_prompt() -> None:
     assert answers(source, said("?", "  a")) == ["a</s>"]
     untrimmed = source.replace(" | trim", "").replace("': ' + m", "':' + m")
     assert answers(untrimmed, said("?", " a")) == ["a</s>"]
+
+
+@pytest.mark.parametrize("source", [CHATML, LLAMA_TEMPLATE, MISTRAL, QWEN_TEMPLATE])
+def test_an_answer_that_is_not_trained_is_cut_out_all_the_same(source: str) -> None:
+    messages = said("1?", "one", "2?", "two")
+    muted = [replace(m, train=m.text != "one") for m in messages]
+    turns = chat.turns(muted, as_text=True)
+    found = chat.segments("row", template(source), turns, CONTROL, muted)
+    assert [s.text for s in found] == [s.text for s in cut(source, messages)]
+    assert [s.answer for s in found] == [False, False, False, True]
 
 
 def test_digits_that_a_tokenizer_marks_special_are_text() -> None:

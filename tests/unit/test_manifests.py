@@ -245,7 +245,12 @@ def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> Non
     ("kind", "key", "written", "with_a_secret"),
     [
         ("vllm", "output.uri", "uri: ${OUTPUT,outputs/latex}", "uri: s3://b/${MY_TOKEN}"),
-        ("vllm-smoke", "data.instruction", "  train:", "  instruction: say ${MY_TOKEN}\n  train:"),
+        (
+            "vllm-smoke",
+            "data.instruction",
+            ": Write the LaTeX representation for this image.",
+            ": say ${MY_TOKEN}",
+        ),
     ],
 )
 def test_what_would_show_a_secret_is_refused(

@@ -155,6 +155,7 @@ name: test
 model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
 data:
   train: [{{uri: "{folder}/a.jsonl", weight: 1}}, {{uri: "{folder}/b.jsonl", weight: 1}}]
+  instruction: Read it.
 output: {{uri: "{tmp_path}/out"}}
 runtime: {{cache_dir: "{tmp_path}/cache"}}
 """

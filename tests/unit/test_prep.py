@@ -43,6 +43,7 @@ name: test
 model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
 data:
   train: {{uri: "{uri}"}}
+  instruction: "Write the LaTeX representation for this image."
 output: {{uri: out}}
 """
     return replace(load_spec(spec, "spec", environ={}).spec.data, **settings)
@@ -332,9 +333,16 @@ def test_a_column_of_pictures_in_a_table_is_not_proposed_for_the_text(
         run(data_spec(folder / "rows.parquet"), tmp_path)
 
 
-@pytest.mark.parametrize("lines", [["{}"], [""], ["not JSON"]])
-def test_a_list_without_any_column_is_an_error(lines: list[str], folder: Path) -> None:
-    with pytest.raises(DataError, match="has no readable record"):
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["{}"], "has no readable record"),
+        ([""], "has no readable record"),
+        (["not JSON"], r"rows\.jsonl:1: unreadable line: Expecting value"),
+    ],
+)
+def test_a_list_without_any_column_is_an_error(lines: list[str], reason: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=reason):
         run(data_spec(write_jsonl(folder, lines)), folder)
 
 

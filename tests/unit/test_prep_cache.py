@@ -20,7 +20,7 @@ SPEC = """
 version: 1
 name: test
 model: {{model_name_or_path: "builtin://ernie-vl-tiny", init: random}}
-data: {{train: {{uri: "{rows}"}}, eval_fraction: 0.3}}
+data: {{train: {{uri: "{rows}"}}, eval_fraction: 0.3, instruction: Read it.}}
 output: {{uri: "{place}/{output}"}}
 runtime: {{cache_dir: "{place}/cache"}}
 """

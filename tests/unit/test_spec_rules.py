@@ -326,6 +326,34 @@ REFUSED += [
         for name in ("text", "question")
     ),
     (
+        ("data.train.uri=a", "data.train.format=imagefolder"),
+        "data.instruction",
+        "must say what is asked: rows of data.train, pairs of an image and its text, have no "
+        "question of their own",
+        'for example data.instruction: "What does the image say?"',
+    ),
+    *(
+        (
+            (f"data.{key}=<image>Read.",),
+            f"data.{key}",
+            "must not hold <image>: images come before the question",
+            "remove <image>",
+        )
+        for key in ("instruction", "system")
+    ),
+    (
+        ("data.text_only=true", "data.train.columns={image: a}"),
+        "data.train.columns.image",
+        "cannot stand beside data.text_only: true, which reads no image",
+        "remove one of the two",
+    ),
+    (
+        ("data.text_only=true", "data.train.uri=builtin://formulas", "data.train.limit=4"),
+        "data.text_only",
+        "must be false: the rows of data.train are images",
+        "remove the line",
+    ),
+    (
         ("model.revision=main",),
         "model.revision",
         "is read for hf:// models only",

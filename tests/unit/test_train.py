@@ -177,6 +177,24 @@ def test_a_secret_in_a_row_is_in_its_label_proof_neither_as_text_nor_as_tokens(
     assert proof["pieces"][0]["tokens"]
 
 
+def test_an_answer_that_is_not_trained_has_the_same_tokens_and_no_label(
+    family: families.Family,
+) -> None:
+    first, last = row("a").messages, row("b", images=0).messages
+    both = replace(row("a"), messages=(*first, *last))
+    muted = replace(both, messages=(first[0], replace(first[1], train=False), *last))
+    every, some = (
+        label_proof(family.encode(both), family),
+        label_proof(family.encode(muted), family),
+    )
+    assert family.encode(muted).input_ids == family.encode(both).input_ids
+    assert [p["text"] for p in every["pieces"] if p["trained"]] == [
+        "a<|end_of_sentence|>",
+        "b<|end_of_sentence|>",
+    ]
+    assert [p["text"] for p in some["pieces"] if p["trained"]] == ["b<|end_of_sentence|>"]
+
+
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
 def test_an_optimizer_that_the_machine_lacks_is_refused_with_its_substitute(
     spec: JobSpec, optim: str

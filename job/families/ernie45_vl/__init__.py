@@ -333,7 +333,7 @@ class Ernie45VL:
         return collate_prompts(rows, self.processor)
 
     def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
-        return chat.segments(row_id, self._template, _turns(messages), self._control)
+        return chat.segments(row_id, self._template, _turns(messages), self._control, messages)
 
     def _template(
         self,

@@ -41,6 +41,8 @@ class Record:
     """Bytes of its file before it, where a reader can begin there."""
     place: Place | None = None
     """Where it is in its source, once that is read as a whole."""
+    passed_over: int = 0
+    """Members of an archive before its end that are no data, as systems leave them."""
 
     @property
     def size(self) -> int:
@@ -54,7 +56,7 @@ class Record:
         try:
             if len(self.line) > MAX_LINE:
                 raise ValueError(f"the line has {len(self.line)} bytes, more than {MAX_LINE}")
-            values = json.loads(self.line.decode("utf-8-sig"))
+            values = json.loads(self.line.decode("utf-8-sig"), object_pairs_hook=_once)
             if not isinstance(values, dict):
                 raise ValueError(f"a line must be a JSON object, found {type(values).__name__}")
             if b"\\u" in self.line:  # half of a surrogate pair is JSON, and no text
@@ -62,6 +64,20 @@ class Record:
         except (ValueError, RecursionError) as error:
             return replace(self, line=None, problem=f"unreadable line: {error}")
         return replace(self, line=None, values=values)
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Raises ValueError if a key stands twice: one value would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"the key `{repeated(pairs)}` stands twice in an object")
+    return made
+
+
+def repeated(pairs: list[tuple[str, object]]) -> str:
+    """The first key that an object of JSON has twice."""
+    names = [name for name, _ in pairs]
+    return next(name for name in names if names.count(name) > 1)
 
 
 def size_of(value: object) -> int:

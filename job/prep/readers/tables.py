@@ -8,6 +8,7 @@ from typing import Any
 from job import storage
 from job.errors import DataError
 from job.prep.find import SourceFile
+from job.prep.readers import contents
 from job.prep.readers.record import Record
 
 _ROWS = 64  # converted together: pictures may lie in them
@@ -91,6 +92,7 @@ def _readable(file: SourceFile) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
+        contents.refuse_stored(file)
         raise DataError(
             file.name,
             f"is not a readable {file.format} file: {error}",

@@ -4,18 +4,18 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, BinaryIO, cast
 
 from job import storage
 from job.errors import DataError
 from job.prep.find import SourceFile
-from job.prep.readers.record import MAX_LINE, Record
+from job.prep.readers import contents, shapes
+from job.prep.readers.record import MAX_LINE, Record, repeated
 
 _PIECE = 2**20
-_CALLED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read(file: SourceFile, stream: BinaryIO) -> Iterator[Record]:
@@ -30,9 +30,13 @@ def read(file: SourceFile, stream: BinaryIO) -> Iterator[Record]:
 
 def open_text(file: SourceFile, stream: BinaryIO | None = None) -> BinaryIO:
     """The file, or a `stream` of its bytes, unpacked where its name ends in `.gz`."""
+    whole = stream is None
     stream = stream or storage.open_read(file.uri)
     if file.uri.lower().endswith(".gz"):
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    if whole:
+        contents.refuse(file, _guarded(file, stream.read, contents.LOOKED_AT))
+        stream.seek(0)
     return stream
 
 
@@ -49,6 +53,8 @@ def jsonl(file: SourceFile, offset: int = 0, given: BinaryIO | None = None) -> I
         while line := _guarded(file, stream.readline, MAX_LINE + 1):
             number += 1
             row_id, begins = f"{file.name}:{number}", offset
+            if begins == 0 and given is None and len(line) <= MAX_LINE:
+                shapes.refuse_first_line(row_id, line)
             offset += len(line)
             if len(line) > MAX_LINE and not line.endswith(b"\n"):
                 while rest := stream.readline(_PIECE):
@@ -63,7 +69,15 @@ def jsonl(file: SourceFile, offset: int = 0, given: BinaryIO | None = None) -> I
 
 def json_items(file: SourceFile, given: BinaryIO | None = None) -> Iterator[Record]:
     """The items of an array, or of objects one after the other, without holding the whole file."""
-    base, decoder = storage.parent(file.uri), json.JSONDecoder()
+    twice = list[str]()
+
+    def noted(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice.append(repeated(pairs))
+        return made
+
+    base, decoder = storage.parent(file.uri), json.JSONDecoder(object_pairs_hook=noted)
     with open_text(file, given) as raw:
         stream = io.TextIOWrapper(raw, encoding="utf-8-sig")
         text, at, number, piece, ended = "", 0, 0, _PIECE, False
@@ -71,13 +85,16 @@ def json_items(file: SourceFile, given: BinaryIO | None = None) -> Iterator[Reco
         while True:
             while at < len(text) and text[at] in " \t\r\n,[]":
                 at += 1
+            twice.clear()  # an item that is read on is decoded anew
             try:
                 value, at = decoder.raw_decode(text, at)
             except (ValueError, RecursionError) as error:
                 reason = error
             else:
                 number, piece = number + 1, _PIECE
-                yield _item(f"{file.name}:{number}", base, value)
+                if number == 1 and not text[at:].strip():
+                    shapes.refuse_one_object(file.name, value)
+                yield _item(f"{file.name}:{number}", base, value, twice)
                 continue
             if ended and at >= len(text):
                 return
@@ -92,39 +109,51 @@ def json_items(file: SourceFile, given: BinaryIO | None = None) -> Iterator[Reco
             text, at = text[at:] + more, 0
 
 
-def _item(row_id: str, base: str, value: Any) -> Record:
+def _item(row_id: str, base: str, value: Any, twice: Sequence[str]) -> Record:
+    problem = None
     if not isinstance(value, dict):
-        return Record(
-            id=row_id, base=base, problem=f"an item must be an object, found {type(value).__name__}"
-        )
+        problem = f"an item must be an object, found {type(value).__name__}"
+    elif twice:
+        problem = f"the key `{twice[0]}` stands twice in an object"
+    if problem:
+        return Record(id=row_id, base=base, problem=problem)
     return Record(id=row_id, base=base, line=json.dumps(value).encode())
 
 
 def delimited(file: SourceFile, given: BinaryIO | None = None) -> Iterator[Record]:
-    """Rows under a line of names, by RFC 4180; `tsv` parts them by tabs.
+    """Rows under a line of names, by RFC 4180. Where the first line has not the format's own
+    delimiter, commas or for `tsv` tabs, it is the one that this line has.
 
     A quote that is never closed makes the rows behind it part of one value, so it ends the job. A
     value of several lines is refused where tabs part values: there nothing else shows such a quote.
     """
-    base, tabs = storage.parent(file.uri), file.format == "tsv"
+    base = storage.parent(file.uri)
     csv.field_size_limit(MAX_LINE)
     with open_text(file, given) as raw:
         lines = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.DictReader(lines, delimiter="\t" if tabs else ",", strict=True)
+        first_line = _guarded(file, lines.readline, MAX_LINE)
+        delimiter = shapes.delimiter_of(first_line, file.format)
+        spaced = first_line.count(f"{delimiter} ") == first_line.count(delimiter)
+        rows = csv.DictReader(
+            chain([first_line], lines),
+            delimiter=delimiter,
+            skipinitialspace=spaced,  # `image, text`
+            strict=True,
+        )
         number = 0
         while True:
             number += 1
             row_id, problem = f"{file.name}:{number}", None
             first = rows.line_num + 1
             try:
+                if number == 1 and rows.fieldnames is not None:
+                    rows.fieldnames = shapes.names_of(file.name, rows.fieldnames)
                 row = next(rows, None)
-                if number == 1:
-                    _require_delimiter(file, rows.fieldnames or ())
                 if row is None:
                     return
                 if None in row:
                     problem = "has more values than there are columns"
-                elif tabs and any("\n" in (value or "") for value in row.values()):
+                elif delimiter == "\t" and any("\n" in (value or "") for value in row.values()):
                     problem = "a value has several lines; is a quote not closed?"
                 else:
                     "".join(value or "" for value in row.values()).encode()
@@ -136,27 +165,13 @@ def delimited(file: SourceFile, given: BinaryIO | None = None) -> Iterator[Recor
                         fix="close it, or write it twice where it is part of the value",
                     ) from error
                 problem, row = f"{error} (lines {first} to {rows.line_num})", {}
-            except UnicodeEncodeError:
-                problem = "is not UTF-8 text"
+            except UnicodeEncodeError as error:
+                byte = ord(error.object[error.start]) & 0xFF
+                problem = f"line {rows.line_num} is not UTF-8 text, by its byte 0x{byte:02x}"
             if problem:
                 yield Record(id=row_id, base=base, problem=f"unreadable row: {problem}")
             else:
                 yield Record(id=row_id, base=base, values=row)
-
-
-def _require_delimiter(file: SourceFile, names: Sequence[str]) -> None:
-    """Raises DataError where another character parts the values: all would be one column."""
-    own = {"csv": ",", "tsv": "\t"}
-    if len(names) != 1 or not (found := re.search(r"[;,\t|]", names[0])):
-        return
-    other = next((name for name, parts in own.items() if parts == found[0]), None)
-    raise DataError(
-        file.name,
-        f"its names are parted by {_CALLED[found[0]]}, where {file.format} takes "
-        f"{_CALLED[own[file.format]]}",
-        value=names[0],
-        fix=f"set `format: {other}`" if other else "save it with commas between the values",
-    )
 
 
 def _guarded(file: SourceFile, read: Any, size: int) -> Any:

@@ -88,6 +88,39 @@ def _columns_say_one_thing(at: View) -> Iterator[Finding]:
                 )
 
 
+def _rows_of_images_ask_something(at: View) -> Iterator[Finding]:
+    for source in at.sources():
+        if at(f"{source}.format") == "imagefolder" and at("data.instruction") is None:
+            yield find(
+                "data.instruction",
+                f"must say what is asked: rows of {source}, pairs of an image and its text, have "
+                f"no question of their own",
+                'for example data.instruction: "What does the image say?"',
+            )
+            return
+
+
+def _questions_stand_behind_their_images(at: View) -> Iterator[Finding]:
+    for key in ("data.instruction", "data.system"):
+        if "<image>" in (at(key) or ""):
+            yield find(key, "must not hold <image>: images come before the question",
+                       "remove <image>")  # fmt: skip
+
+
+def _text_alone_has_no_images(at: View) -> Iterator[Finding]:
+    for source in at.sources() if at("data.text_only") else ():
+        if at(f"{source}.columns.image") is not None:
+            yield find(
+                f"{source}.columns.image",
+                "cannot stand beside data.text_only: true, which reads no image",
+                "remove one of the two",
+            )
+        if at(f"{source}.uri") in BUILTIN_DATA or at(f"{source}.format") == "imagefolder":
+            yield find("data.text_only", f"must be false: the rows of {source} are images",
+                       "remove the line")  # fmt: skip
+            return
+
+
 def _weights_mix_sources(at: View) -> Iterator[Finding]:
     weights = {source: at(f"{source}.weight") for source in at.sources()}
     several = [source for source in weights if source != "data.eval"]
@@ -132,6 +165,9 @@ RULES: tuple[Rule, ...] = (
     _formulas_end,
     _evaluation_is_unseen,
     _columns_say_one_thing,
+    _rows_of_images_ask_something,
+    _questions_stand_behind_their_images,
+    _text_alone_has_no_images,
     _weights_mix_sources,
     _buffers_are_for_streams,
 )
