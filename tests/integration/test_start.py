@@ -76,6 +76,11 @@ def test_a_python_without_the_packages_says_so_in_one_line(tmp_path: Path) -> No
         assert done.stdout == ""
 
 
+def test_a_package_that_is_found_missing_later_is_named_with_what_to_do() -> None:
+    found = errors.told(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert str(found).startswith("python: has no package torch\n    fix: make setup")
+
+
 def test_codes_known_before_anything_is_imported_are_those_of_the_errors() -> None:
     assert (__main__.USAGE, __main__.STOPPED) == (errors.USAGE, errors.STOPPED)
 
