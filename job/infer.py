@@ -9,9 +9,9 @@ from typing import Any, Literal
 from job.errors import DataError, InputError, Problem, UsageError
 from job.local import results
 from job.prep.images import ImageRefused, inspect
-from job.prep.messages import MARK
 from job.prep.records import EncodedImage, Message, Part, Row
 from job.prep.shards import Rows, order_file
+from job.prep.turns import MARK
 from job.spec.load import LoadedSpec
 from job.spec.names import nearest
 from job.stages import Stages

@@ -200,7 +200,7 @@ def unusable(uri: str) -> str | None:
     """
     if _is_local(uri) or uri.lower().startswith("memory://"):
         return None
-    parts = uri.partition("://")[2].rstrip("/").split("/")
+    parts = uri.partition("://")[2].strip("/").split("/")  # leading ones have a rule of their own
     if "" in parts:
         return "has an empty part: two slashes one after the other"
     dots = [part for part in parts if part in (".", "..")]
