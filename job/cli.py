@@ -225,7 +225,7 @@ def infer(
         ),
     ] = None,
     system: Annotated[
-        str | None, typer.Option(help="What the system's turn says before the question.")
+        str | None, typer.Option(help="What the system's turn says, instead of data.system.")
     ] = None,
     row: Annotated[
         str | None,

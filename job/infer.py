@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,8 @@ def infer(
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
     stages = Stages(loaded, "infer")
     if asked.row is None:
-        row = typed(asked, loaded.spec.data.question)
+        system = loaded.spec.data.system if asked.system is None else asked.system
+        row = typed(replace(asked, system=system), loaded.spec.data.question)
         prompt, label = row.messages, None
     else:
         row = held_out(stages, asked)

@@ -50,6 +50,9 @@ class WorkFolder:
     def __truediv__(self, part: str) -> Path:
         return self.path / part
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     @cached_property
     def path(self) -> Path:
         """The folder, which from now on no other run takes.

@@ -46,6 +46,12 @@ def whole_file(
     _sync_directory(directory)
 
 
+def write(path: Path, data: bytes) -> None:
+    """Stores `data` at `path`, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
 def write_new(path: Path, data: bytes) -> bool:
     """Stores `data` at `path` where nothing is, whole or not at all; tells whether it did."""
     path.parent.mkdir(parents=True, exist_ok=True)

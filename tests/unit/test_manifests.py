@@ -474,7 +474,7 @@ def test_what_is_a_secret_by_its_looks_or_in_a_uri_is_left_to_the_secret(tmp_pat
         (ROOT / LATEX)
         .read_text()
         .replace("uri: ${OUTPUT,outputs/latex}", "uri: ${OUTPUT}/${PREFIX}")
-        .replace("  train:", "  instruction: ${ASKED}\n  train:", 1)
+        .replace("instruction: Write the LaTeX", "system: ${ASKED}\n  instruction: Write the LaTeX")
     )
     environ = {
         "OUTPUT": "s3://bucket/run",

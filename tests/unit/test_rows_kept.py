@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from job import log, pipeline
 from job.errors import DataError, UsageError
-from job.infer import infer
+from job.infer import Asked, infer
 from job.prep import pictures, sources
 from job.prep.convert import to_results
 from job.prep.find import stage_source
@@ -455,9 +456,11 @@ model: {{model_name_or_path: "builtin://ernie-vl-tiny"}}
 data: {{train: {{uri: rows.jsonl}}}}
 output: {{uri: "{tmp_path}/out"}}
 """
+    image = tmp_path / "a.png"
+    PIL.Image.new("RGB", (64, 40), "white").save(image)
     loaded = load_spec(text, "spec", environ={})
     with pytest.raises(UsageError, match=r"the spec has no data\.instruction"):
-        infer(loaded, tmp_path / "a.png", None, "base", seed=None, write=print)
+        infer(loaded, Asked(images=(image,)), "base", seed=None, write=print)
     formulas = load_spec(text.replace("rows.jsonl", "builtin://formulas, limit: 4"), "", environ={})
     assert formulas.spec.data.question == "Write the LaTeX representation for this image."
     assert loaded.spec.data.question is None

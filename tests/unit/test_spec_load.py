@@ -65,12 +65,12 @@ def _load_or_refuse(text: str, overrides: tuple[str, ...] = ()) -> LoadedSpec | 
 
 
 def test_defaults_are_filled_in_and_numbers_take_their_types() -> None:
-    spec = load_spec(MINIMAL, "job.yaml", ["train.learning_rate=1", "train.seed=1e3"], {}).spec
+    spec = load_spec(MINIMAL, "job.yaml", ["train.weight_decay=1", "train.seed=1e3"], {}).spec
     assert spec.name == "sample"
     assert spec.data.eval is None
     texts = ("exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu")
     assert spec.eval.metrics == (*texts, "render_match")
-    assert (spec.train.learning_rate, type(spec.train.learning_rate)) == (1.0, float)
+    assert (spec.train.weight_decay, type(spec.train.weight_decay)) == (1.0, float)
     assert (spec.train.seed, type(spec.train.seed)) == (1000, int)
     assert type(spec.train.num_train_epochs) is float
 
