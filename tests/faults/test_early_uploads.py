@@ -141,8 +141,12 @@ def test_a_job_killed_between_shards_ends_proven_when_it_is_started_again(
     assert killed.code == -9
     assert merged(output)
     assert all("model-" in path for path in merged(output)), "nothing to load shards by"
-    # A killed job with other shards left these.
-    storage.write_text(f"{output}/merged/model-00001-of-00099.safetensors", "left")
+    # A killed job with other shards left one too, by its own list of what it was to store.
+    other, noted = "merged/model-00001-of-00099.safetensors", f"{output}/.stages/export"
+    files = json.loads(storage.read_text(f"{noted}.unfinished.json"))["files"]
+    assert set(files) >= merged(output)
+    storage.write_text(f"{noted}.unfinished.json", json.dumps({"files": [*files, other]}))
+    storage.write_text(f"{output}/{other}", "left")
     done = job(*small_run(output, *SHARDED, cache=cache))
     assert done.code == 0, done.err
     require_whole(output)
