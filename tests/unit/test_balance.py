@@ -78,7 +78,8 @@ def test_gradients_of_the_loss_reach_adapters_below_the_routers() -> None:
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         )
-    assert not torch.allclose(*gradients)
+    without, with_ = gradients
+    assert not torch.allclose(without, with_)
 
 
 def test_a_weight_of_a_loss_that_no_class_computes_is_refused_and_none_is_not() -> None:

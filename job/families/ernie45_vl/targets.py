@@ -6,7 +6,7 @@ are fused 3-D parameters, not modules: `finetune_experts` adds them as PEFT targ
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
@@ -91,7 +91,7 @@ def _hindrance(
     named: Sequence[str],
     reached: Sequence[str],
     parameters: "Mapping[str, torch.nn.Parameter]",
-    taken: Collection[str],
+    taken: Set[str],
     linear: Linear,
 ) -> tuple[str, str] | None:
     """Why the parameters that end so cannot be adapted, and what to do."""
@@ -108,7 +108,7 @@ def _hindrance(
     if embeddings:
         shared = ", which the output layer shares" if linear.tied else ""
         return f"names {embeddings[0]}, a table of embeddings{shared}: none is adapted", experts
-    if twice := sorted(taken.intersection(reached)):
+    if twice := sorted(taken & {*reached}):
         module = twice[0].removesuffix(".weight")
         return (
             f"names {twice[0]}, which lora.target_modules or the toggles adapt already",
