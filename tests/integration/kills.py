@@ -138,7 +138,7 @@ class Farm:
         torch.set_num_threads(1)  # threads of the parent are missing in its children
         self._place = place
         text = sbom.to_text()  # the same for every run, and half of its time
-        job.pipeline.sbom.to_text = lambda: text  # type: ignore[attr-defined]
+        job.pipeline.sbom.to_text = lambda: text
         self._start(Training("warm", {"train.max_steps": 1}), str(place / "warm"))
 
     def _start(self, training: Training, output: str) -> None:

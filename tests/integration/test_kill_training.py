@@ -120,7 +120,7 @@ def test_a_training_killed_before_any_change_ends_as_an_undisturbed_one(
 ) -> None:
     found = killed(name, partial(from_training_on, EVERY, 0), tmp_path)
     assert not found.differing
-    assert found.killed >= 12
+    assert found.killed >= 36 // EVERY
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_training_stopped_before_any_change_ends_as_an_undisturbed_one(
 ) -> None:
     found = killed(name, partial(from_training_on, 2 * EVERY, 1), tmp_path, sent=signal.SIGTERM)
     assert not found.differing
-    assert found.killed >= 5
+    assert found.killed >= 15 // EVERY
 
 
 @pytest.mark.slow
@@ -147,4 +147,4 @@ def test_a_training_killed_before_changes_of_a_bucket_ends_as_an_undisturbed_one
         environ=s3.environ,
     )
     assert not found.differing
-    assert found.killed >= 10
+    assert found.killed >= 30 // EVERY

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,11 @@ SETTINGS = {
 COMPARED = ("step", "epoch", "loss", "learning_rate", "grad_norm")
 
 
-def train(output: Path, cache: Path, *, command: str = "train", **settings: object) -> None:
+def train(output: Path, cache: Path, **settings: object) -> None:
+    run("train", output, cache, settings)
+
+
+def run(command: str, output: Path, cache: Path, settings: Mapping[str, object]) -> None:
     values = {**SETTINGS, **settings}
     given = [f"{key}={value}" for key, value in values.items() if value is not None]
     sets = [item for each in given for item in ("--set", each)]
@@ -217,7 +221,7 @@ def test_sampled_answers_do_not_depend_on_what_ran_before_in_the_process(
     found = []
     for draws in (1, 7):
         torch.rand(draws)
-        train(output, tmp_path / "cache", command="eval", **sampled)
+        run("eval", output, tmp_path / "cache", sampled)
         found.append(predictions.read_text())
         (output / ".stages" / "eval.json").unlink()
     assert found[0] == found[1] != ""

@@ -61,7 +61,7 @@ def training(place: Path, *, lora: bool = True, stop: int = 0, **arguments: Any)
         model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.3, target_modules=targets))
     asked = {"learning_rate": 0.1, "max_steps": 10, "lr_scheduler_type": "constant", **arguments}
     return resumable(StepTrainer)(
-        batches=SharedBatches(shuffled(ROWS, 0), 2, passes=2),  # type: ignore[call-arg]
+        batches=SharedBatches(shuffled(ROWS, 0), 2, passes=2),
         waiting=Waiting(),
         model=model,
         args=TrainingArguments(
@@ -154,7 +154,10 @@ def test_a_stop_between_two_logs_leaves_no_trace_in_them(
 def test_what_dropout_draws_depends_on_neither_workers_nor_the_number_of_iterators(
     whole: Any, workers: int, tmp_path: Path
 ) -> None:
-    given = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+    given: dict[str, Any] = {
+        "dataloader_num_workers": workers,
+        "dataloader_persistent_workers": workers > 0,
+    }
     trainer = training(tmp_path / "a", **given)
     before = torch.get_rng_state()
     for _ in range(2):
