@@ -53,7 +53,6 @@ ALIASES = {
     "optimizer": "train.optim",
     "output_dir": "output.uri",
     "prompt": "data.instruction",
-    "question": "data.instruction",
     "system_prompt": "data.system",
     "default_system": "data.system",
     "train_on_last_turn": "data.train_on",
