@@ -253,7 +253,7 @@ def _below(uris: tuple[str, ...]) -> tuple[str, ...]:
     """The paths of files below the folder that all of them share."""
     parts = [uri.split("/") for uri in uris]
     shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+    while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
     return tuple("/".join(p[shared:]) for p in parts)
 
