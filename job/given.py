@@ -84,7 +84,8 @@ class Given:
         if stage == "prep":
             digests = [[source.digest for source in self.sources.values()], self._pictures]
             read = {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS}
-            parts: list[Any] = [read, digests, self._spec.train.seed]
+            # Which answers are the same decides which rows are held out, and which leak.
+            parts: list[Any] = [read, digests, self._spec.train.seed, self._spec.eval.answer]
         elif stage == "baseline":
             parts = [self.fingerprint("prep", made), self._start, spec["eval"]]
         elif stage == "train":

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +80,8 @@ def infer(
     if seed is not None:
         set_seed(seed)
     generation = loaded.spec.eval.generation
+    if generation.max_new_tokens == "auto":
+        generation = replace(generation, max_new_tokens=_longest(stages))
     prompt = family.encode_prompt(
         row.id, row.messages, row.images, enable_thinking=generation.enable_thinking
     )
@@ -86,6 +90,17 @@ def infer(
         return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
     generate(model, family, [prompt], generation, Stream(decode, write))
+
+
+def _longest(stages: Stages) -> int:
+    """What `max_new_tokens: auto` came to when the run was evaluated, if it was."""
+    from job.evaluation.lengths import UNKNOWN
+
+    marker = stages.output.at(STAGES, "eval.json")
+    with suppress(MissingInputError):
+        record = StageRecord.from_json(json.loads(storage.read_bytes(marker)))
+        return int(record.summary.get("max_new_tokens", UNKNOWN))
+    return UNKNOWN
 
 
 def _row(path: Path | None, question: str) -> Row:

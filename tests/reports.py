@@ -33,7 +33,7 @@ def stage(name: str, summary: dict[str, Any]) -> StageRecord:
 
 
 def prediction(row: str, label: str, answer: str) -> dict[str, Any]:
-    found = score(answer, label)
+    found = score(answer, label, "latex")
     return {
         "id": row, "label": label, "prediction": answer, "render": "differs",
         "score": {"cer": found.cer, "exact_match": found.exact_match,

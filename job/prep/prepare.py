@@ -15,8 +15,9 @@ from job.prep import sources
 from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
 from job.prep.convert import find_columns
+from job.prep.coverage import Coverage, coverage, tell
 from job.prep.find import StagedSource
-from job.prep.leakage import LabelKey, drop_leaked
+from job.prep.leakage import By, LabelKey, drop_leaked
 from job.prep.mixture import Ingredient, mix
 from job.prep.records import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, pick, shards
@@ -66,12 +67,14 @@ def prepare(
     *,
     seed: int,
     label_key: LabelKey,
+    classes: bool = False,
     identity: str = "",
 ) -> PreparedData:
     """Reads, checks and splits the sources into shards under `directory`.
 
-    `label_key` gives a label's normal form, by which no held-out row stays in training. What a
-    killed call left is used again where spec, sources and `identity` are the same.
+    `label_key` gives a label's normal form, by which no held-out row stays in training; `classes`
+    says that labels are those of a few classes, each of which both splits should hold. What a killed
+    call left is used again where spec, sources and `identity` are the same.
 
     Raises TooManyBadRows beyond `max_bad_rows`, and DataError where a split ends up empty or a
     source has not the columns that the spec maps.
@@ -88,6 +91,8 @@ def prepare(
             directory=work,
             seed=seed,
             label_key=label_key,
+            classes=classes,
+            by="image_and_answer" if source is evaluation else None,
             splits=evaluation is None,
             part=number if len(train) > 1 and source is not evaluation else None,
         )
@@ -98,11 +103,14 @@ def prepare(
     reasons: Counter[str] = Counter()
     shown: list[Reject] = []
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
+    apart: dict[str, By] = {}
     with ExitStack() as files:
         lines = files.enter_context((work / REJECTS).open("w", encoding="utf-8"))
         chunks = files.enter_context((work / CHUNKS).open("w", encoding="utf-8"))
         for task, (source, source_spec) in zip(tasks, pairs, strict=True):
             for note in _notes(task, source, source_spec):
+                if task.source == "train":
+                    apart[task.label] = note.by
                 for split, kept in note.statistics.items():
                     statistics[split].merge(kept)
                 if note.chunk is not None:
@@ -126,12 +134,16 @@ def prepare(
         kept_rows = sum(each.trained for each in mixed)
     stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
     stats["leaked"] = {"rows": leaked}
+    stats["kept_apart_by"] = apart
     stats["duplicates"] = duplicates(directory)
     stats["rejected"] = {"rows": rejected, "reasons": dict(reasons.most_common(MOST_REASONS))}
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
     (directory / STATS).write_text(json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
-    _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
+    found = coverage(directory, label_key, classes=classes)
+    _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked, found)
+    if found is not None and (classes or "image" in apart.values()):
+        tell(found, fraction=None if spec.eval else spec.eval_fraction)
     _tell(mixed)
     contact_sheet(_some_rows(directory, spec, seed), directory / SHEET)
     (directory / SAMPLE).unlink(missing_ok=True)
@@ -142,6 +154,15 @@ def prepare(
         rejected_rows=rejected,
         leaked_rows=leaked,
     )
+
+
+def _to_split(spec: DataSpec, classes: Coverage | None, change: str) -> str:
+    """What to do where every row falls on one side: by its answer, which many share, or by chance."""
+    if classes is not None and spec.leakage_by == "image_and_answer":
+        return (
+            "set data.leakage_by: image, as many rows share their answers and are held out together"
+        )
+    return f"name a source in data.eval, or {change} data.eval_fraction"
 
 
 def _notes(task: Task, source: StagedSource, source_spec: SourceSpec) -> Iterator[Note]:
@@ -219,6 +240,7 @@ def _check(
     train_rows: int,
     eval_rows: int,
     leaked: int,
+    classes: Coverage | None,
 ) -> None:
     shown = [Problem(reject.id, reject.reason) for reject in rejects]
     if rejected > len(shown):
@@ -232,6 +254,13 @@ def _check(
             f"--set data.max_bad_rows={rejected}",
         )
         raise TooManyBadRows.from_problems([summary, *shown])
+    if not train_rows and eval_rows and not spec.eval:
+        raise DataError(
+            "$.data.eval_fraction",
+            f"holds out all {eval_rows} rows, and leaves none to train on",
+            value=spec.eval_fraction,
+            fix=_to_split(spec, classes, "lower"),
+        )
     if not train_rows:
         nothing = Problem(
             "$.data.train", "has no usable row", fix="check `uri`, `limit` and the rows"
@@ -242,7 +271,9 @@ def _check(
             "$.data.eval" if spec.eval else "$.data.eval_fraction",
             "leaves no row to evaluate on",
             value=None if spec.eval else spec.eval_fraction,
-            fix="name a source in data.eval, or raise data.eval_fraction",
+            fix="check its `uri`, `limit` and rows"
+            if spec.eval
+            else _to_split(spec, classes, "raise"),
         )
     if leaked and spec.leakage == "refuse":
         raise DataError(

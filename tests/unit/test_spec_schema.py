@@ -154,7 +154,7 @@ def test_defaults_are_the_reference_workload() -> None:
     assert (train["weight_decay"], train["max_grad_norm"], train["seed"]) == (0.001, 1.0, 3407)
     assert (train["optim"], train["max_length"], train["report_to"]) == ("auto", 2048, [])
     assert sections["eval"]["generation"] == {
-        "max_new_tokens": 128,
+        "max_new_tokens": "auto",
         "do_sample": False,
         "temperature": 1.0,
         "min_p": 0.0,
