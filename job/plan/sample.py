@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from job.errors import DataError
+from job.evaluation import lengths
+from job.evaluation.questions import questions
 from job.families.base import Family, RowSize
 from job.prep import sources
 from job.prep.convert import find_columns, to_result
@@ -29,6 +31,8 @@ class Sample:
     """Rows that training would leave out for their length."""
     sizes: tuple[RowSize, ...]
     """Of the rows that would train."""
+    answers: tuple[int, ...]
+    """Tokens of each answer that would be asked for, were the row held out."""
     stored_bytes: int
     """What the rows read take in prepared shards: nearly all of it is pictures."""
 
@@ -54,12 +58,14 @@ def take(
     read = too_long = stored = 0
     refused: list[Reject] = []
     sizes: list[RowSize] = []
+    answers: list[str] = []
     for record in sources.read(source, few):
         read += 1
         row = to_result(record, columns, spec.data)
         found = _size(row, family, spec) if isinstance(row, Row) else row
         if isinstance(row, Row):
             stored += sum(len(image.data) for image in row.images)
+            answers += [each.label for each in questions([row], spec.eval.turns)]
         if isinstance(found, Reject):
             refused.append(found)
         elif found is None:
@@ -71,6 +77,7 @@ def take(
         refused=tuple(refused),
         too_long=too_long,
         sizes=tuple(sizes),
+        answers=tuple(lengths.tokens(family.processor.tokenizer, answers)),
         stored_bytes=stored,
     )
 

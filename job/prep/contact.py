@@ -67,7 +67,7 @@ def _conversation(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
     """The lines of every turn with their colour: answers are black."""
     for message in messages:
         said = "".join(
-            f"[image {part.image + 1}]" if part.image is not None else part.text or ""
+            f"[image {part.image + 1}] " if part.image is not None else part.text or ""
             for part in message.parts
         )
         lines = textwrap.wrap(f"{message.role}: {said}", _LETTERS) or [f"{message.role}:"]

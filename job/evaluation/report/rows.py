@@ -307,7 +307,7 @@ def _one_question(found: Sequence[Prediction]) -> str | None:
 def _spelled(turn: Mapping[str, Any]) -> str:
     """A turn's text, with the images by their number."""
     return "".join(
-        f"[image {part['image'] + 1}]" if part["type"] == "image" else str(part["text"])
+        f"[image {part['image'] + 1}] " if part["type"] == "image" else str(part["text"])
         for part in turn["content"]
     )
 
