@@ -5,9 +5,9 @@
 | `accuracy` | share of answers, 0 to 1 | the answer is the label; white space around them aside |
 | `macro_f1` | share, 0 to 1 | the mean of the classes' F1, each weighing the same |
 
-The classes are those of the held-out labels. An answer that is none of them is wrong and belongs to no
-class: it counts against the recall of its label's class alone. F1 of a class is twice its right answers
-by the answers and the labels that name it.
+The classes are those of the held-out labels. An answer that is none of them is wrong and belongs to
+no class: it counts against the recall of its label's class alone. F1 of a class is twice its right
+answers by the answers and the labels that name it.
 """
 
 from collections import Counter
@@ -60,9 +60,7 @@ def judge(predictions: Sequence[str], labels: Sequence[str]) -> ClassesJudged:
     names = sorted(set(labels))
     answered, expected = Counter(predictions), Counter(labels)
     classes = tuple(
-        Class(
-            name=name, right=pairs[name, name], answered=answered[name], expected=expected[name]
-        )
+        Class(name=name, right=pairs[name, name], answered=answered[name], expected=expected[name])
         for name in names
     )
     confusion: list[tuple[int, ...]] = []

@@ -150,7 +150,7 @@ def _check(asked: Sequence[Question], spec: EvalSpec) -> None:
         others = [each for each in asked if fields.parse(each.label) is fields.INVALID]
         if others:
             log.warn(
-                "labels that are no JSON say nothing about fields, and are left out of their metrics",
+                "labels that are no JSON are left out of the metrics of fields",
                 labels=log.of(len(others), len(asked)),
                 first=others[0].id,
                 fix="mend them, or set eval.answer: text",

@@ -72,7 +72,9 @@ def parse(text: str) -> Any:
         return INVALID
     level = [value]
     for _ in range(DEEPEST):
-        inner = (e.values() if isinstance(e, dict) else e for e in level if isinstance(e, dict | list))
+        inner = (
+            e.values() if isinstance(e, dict) else e for e in level if isinstance(e, dict | list)
+        )
         level = [each for values in inner for each in values]
     return INVALID if level else value
 
@@ -140,7 +142,9 @@ class FieldsJudged:
 def judge(predictions: Sequence[str], labels: Sequence[str]) -> FieldsJudged:
     """Scores every answer, and all of them by path."""
     scores: list[FieldScore] = []
-    totals: dict[str, Counter[str]] = {name: Counter() for name in ("right", "answered", "expected")}
+    totals: dict[str, Counter[str]] = {
+        name: Counter() for name in ("right", "answered", "expected")
+    }
     for prediction, label in zip(predictions, labels, strict=True):
         found, answered, expected = score(prediction, label)
         scores.append(found)

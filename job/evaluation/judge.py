@@ -36,10 +36,10 @@ def judge(
     return _written(kind, predictions, labels, wanted)
 
 
-def _labels(
-    predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]
-) -> Judged:
-    found = classes.judge(*([answers.text(each) for each in texts] for texts in (predictions, labels)))
+def _labels(predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> Judged:
+    found = classes.judge(
+        *([answers.text(each) for each in texts] for texts in (predictions, labels))
+    )
     return Judged(
         metrics=_chosen(found.metrics, wanted),
         counts={},
@@ -92,5 +92,3 @@ def _written(
 
 def _chosen(measured: dict[str, float], wanted: Sequence[str]) -> dict[str, float]:
     return {name: value for name, value in measured.items() if name in wanted}
-
-

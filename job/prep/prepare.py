@@ -73,8 +73,8 @@ def prepare(
     """Reads, checks and splits the sources into shards under `directory`.
 
     `label_key` gives a label's normal form, by which no held-out row stays in training; `classes`
-    says that labels are those of a few classes, each of which both splits should hold. What a killed
-    call left is used again where spec, sources and `identity` are the same.
+    says that labels are those of a few classes, each of which both splits should hold. What a
+    killed call left is used again where spec, sources and `identity` are the same.
 
     Raises TooManyBadRows beyond `max_bad_rows`, and DataError where a split ends up empty or a
     source has not the columns that the spec maps.
@@ -157,7 +157,7 @@ def prepare(
 
 
 def _to_split(spec: DataSpec, classes: Coverage | None, change: str) -> str:
-    """What to do where every row falls on one side: by its answer, which many share, or by chance."""
+    """What to do where every row falls on one side: by an answer that many share, or by chance."""
     if classes is not None and spec.leakage_by == "image_and_answer":
         return (
             "set data.leakage_by: image, as many rows share their answers and are held out together"

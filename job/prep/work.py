@@ -101,7 +101,7 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
     try:
         for number, chunk in enumerate(chunks(records)):
             if task.by is None:
-                task = replace(task, by=_apart(task, chunk))  # noqa: PLW2901
+                task = replace(task, by=_apart(task, chunk))
             if task.path(task.source, number, "json").exists():
                 running.append((number, None))
             elif workers <= 1:
@@ -136,7 +136,7 @@ def _apart(task: Task, first: list[Record]) -> By:
     by = kept_apart_by(task.spec, task.label_key, found, classes=task.classes)
     if by == "image" and not task.classes and task.spec.leakage_by == "auto":
         log.info(
-            "most rows share their answers, so that images alone tell held-out rows from the others",
+            "most rows share their answers, so images alone tell held-out rows from the others",
             source=task.label,
             to_decide="data.leakage_by",
         )

@@ -26,8 +26,7 @@ METRICS: Mapping[Answer, tuple[str, ...]] = {
     ),
     "label": ("accuracy", "macro_f1"),
 }
-"""Those that fit, in the order of tables; all of them are measured unless `eval.metrics` names some.
-"""
+"""Those that fit; all of them are measured unless `eval.metrics` names some."""
 
 MEASURED = frozenset({"loss", *(name for metrics in METRICS.values() for name in metrics)})
 """Every metric there is. What stands beside them among a run's metrics counts rows."""

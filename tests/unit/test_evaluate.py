@@ -79,7 +79,9 @@ def test_every_answer_is_asked_with_the_true_conversation_before_it() -> None:
 
 def test_an_earlier_answer_that_is_empty_asks_nothing() -> None:
     row = chat()
-    silent = replace(row, messages=(*row.messages[:2], message("assistant", " "), *row.messages[3:]))
+    silent = replace(
+        row, messages=(*row.messages[:2], message("assistant", " "), *row.messages[3:])
+    )
     assert [q.turn for q in questions([silent], "all")] == [2]
 
 
@@ -97,9 +99,7 @@ def test_a_conversation_is_judged_by_all_its_answers_and_says_so(
     evaluation.write(found, tmp_path, "final", "predictions.jsonl")
     lines = (tmp_path / "eval" / "predictions.jsonl").read_text().splitlines()
     assert [len(json.loads(line)["asked"]) for line in lines] == [2, 4, 2, 4]
-    last = evaluate(
-        model, family, rows, replace(spec, turns="last"), batch_size=3, label="test"
-    )
+    last = evaluate(model, family, rows, replace(spec, turns="last"), batch_size=3, label="test")
     assert [p.turn for p in last.predictions] == [2, 2]
     assert "answers" not in last.metrics
     assert last.metrics["loss"] == pytest.approx(found.metrics["loss"])  # of whole conversations

@@ -120,7 +120,9 @@ def test_classes_stay_on_their_side_when_rows_are_appended(tmp_path: Path) -> No
     many = prepared(rows(tmp_path, classes(80)), tmp_path / "b", answer="label")
     before = {row.images[0].data for row in few.rows("eval")}
     after = {row.images[0].data for row in many.rows("eval")}
-    assert before == after & {row.images[0].data for split in ("train", "eval") for row in few.rows(split)}  # type: ignore[arg-type]  # noqa: E501
+    assert before == after & {
+        row.images[0].data for split in ("train", "eval") for row in few.rows(split)
+    }  # type: ignore[arg-type]
 
 
 def test_one_image_of_a_class_that_is_there_twice_stays_on_one_side(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ _METRICS = {
     ),
 }  # fmt: skip
 
+
 @dataclass(frozen=True, kw_only=True)
 class Count:
     """Rows or answers, apart from how good they are."""
@@ -194,16 +195,16 @@ def _change(before: float, after: float, unit: str) -> str:
     return f"{sign}{amount(abs(difference), unit).removesuffix(unit)}{'pp' if points else ''}"
 
 
-def counts(
-    before: Mapping[str, Any] | None, after: Mapping[str, Any]
-) -> tuple[Count, ...]:
+def counts(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> tuple[Count, ...]:
     """What was asked and what came of it, in rows and answers; from the stages' summaries."""
     metrics = after["metrics"]
     rows = int(after.get("rows", metrics.get("rows", 0)))
     answers = int(after.get("answers", rows))
     found = [Count(name="Rows judged", words="", value=f"{rows:,}")]
     if answers != rows:
-        found.append(Count(name="Answers asked for", words="of conversations", value=f"{answers:,}"))
+        found.append(
+            Count(name="Answers asked for", words="of conversations", value=f"{answers:,}")
+        )
     if "max_new_tokens" in after:
         cut = f"{after['cut_short']:,}"
         if before is not None and "cut_short" in before:

@@ -226,8 +226,10 @@ def tags(found: Prediction, kind: Answer) -> Iterator[Tag]:
     """What an answer is called, in the words of its task."""
     score = found.get("score", {})
     if kind == "label":
-        yield Tag(text="right", tone="good") if score.get("correct") else Tag(
-            text="wrong", tone="bad"
+        yield (
+            Tag(text="right", tone="good")
+            if score.get("correct")
+            else Tag(text="wrong", tone="bad")
         )
     elif kind == "json":
         if score.get("exact_object"):

@@ -66,9 +66,7 @@ class Table:
     """In place of a matrix that would be too wide."""
 
 
-def table(
-    kind: Answer, before: Sequence[Prediction], after: Sequence[Prediction]
-) -> Table | None:
+def table(kind: Answer, before: Sequence[Prediction], after: Sequence[Prediction]) -> Table | None:
     """The table of the task; None where answers have neither fields nor classes."""
     if kind == "json":
         return _fields(before, after)
