@@ -1,8 +1,17 @@
 """The answer of `job infer` as it is written."""
 
+import json
+from pathlib import Path
+
 import torch
 
-from job.infer import Stream
+from job.evaluation.lengths import UNKNOWN
+from job.infer import Stream, _longest
+from job.manifest import StageRecord
+from job.outputs import STAGES
+from job.spec.load import load_spec
+from job.stages import Stages
+from tests.jobs import ROOT
 
 
 def streamed(pieces: list[bytes]) -> list[str]:
@@ -32,3 +41,16 @@ def test_half_a_character_waits_for_the_other_half() -> None:
 
 def test_a_half_that_stays_one_is_written_at_the_end() -> None:
     assert "".join(streamed([b"a", b"\xc3"])) == "a\ufffd"
+
+
+def test_an_answer_may_be_as_long_as_those_of_the_run_s_evaluation(tmp_path: Path) -> None:
+    text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
+    stages = Stages(load_spec(text, "latex.yaml", [f"output.uri={tmp_path}"], {}), "infer")
+    assert _longest(stages) == UNKNOWN
+    record = StageRecord(
+        name="eval", fingerprint="f", started="", seconds=1, files=(),
+        summary={"max_new_tokens": 77},
+    )  # fmt: skip
+    (tmp_path / STAGES).mkdir()
+    (tmp_path / STAGES / "eval.json").write_text(json.dumps(record.to_json()))
+    assert _longest(stages) == 77
