@@ -79,7 +79,9 @@ def of_task(kind: Answer, *, conversations: bool = False) -> Reported:
               kinds.METRICS[kind])
         for at in (1, 2)
     ]  # fmt: skip
-    rows, after, before = [], [], []
+    rows: list[Row] = []
+    after: list[dict[str, Any]] = []
+    before: list[dict[str, Any]] = []
     a_row = 2 if conversations else 1
     system = Message(role="system", parts=(Part(text="Answer in one line."),))
     for start in range(0, len(triples), a_row):

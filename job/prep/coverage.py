@@ -48,7 +48,7 @@ def coverage(directory: Path, label_key: LabelKey, *, classes: bool) -> Coverage
                     counted[label_key("".join(part.get("text") or "" for part in content))] += 1
                 if len(counted) > MOST:
                     return None
-    if not classes and not repeat(found["train"] + found["eval"]):
+    if not classes and not repeat((found["train"] + found["eval"]).values()):
         return None
     return Coverage(train=found["train"], held_out=found["eval"])
 

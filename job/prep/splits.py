@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 from job.prep.leakage import By, Compared, LabelKey
@@ -43,10 +43,9 @@ def kept_apart_by(
     shown = (row for row in first if isinstance(row, Row) and row.images)
     groups = (Compared(row, label_key, "image_and_answer").group for row in islice(shown, SAMPLE))
     # Digests, as questions may be long.
-    return "image" if repeat(Counter(map(hash, groups))) else "image_and_answer"
+    return "image" if repeat(Counter(map(hash, groups)).values()) else "image_and_answer"
 
 
-def repeat(counted: Mapping[object, int]) -> bool:
-    """Whether most rows have an answer that others have too; by how many rows have each."""
-    common = sum(count for count in counted.values() if count >= _COMMON)
-    return 2 * common > sum(counted.values())
+def repeat(counts: Collection[int]) -> bool:
+    """Whether most rows have an answer that others have too, by how many rows have each."""
+    return 2 * sum(count for count in counts if count >= _COMMON) > sum(counts)

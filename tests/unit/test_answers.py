@@ -140,7 +140,8 @@ def test_fields_that_are_right_are_counted(
 
 def test_a_label_that_is_no_json_is_left_out_and_counted() -> None:
     pairs = [('{"a": 1}', '{"a": 1}'), ("no", "a chat"), ("{}", '{"a": 1}')]
-    found = judge("json", *zip(*pairs, strict=True), METRICS["json"])  # type: ignore[misc]
+    predictions, labels = zip(*pairs, strict=True)
+    found = judge("json", predictions, labels, METRICS["json"])
     assert found.counts == {"labels_not_json": 1}
     assert found.metrics["valid_json"] == 1.0
     assert found.metrics["exact_object"] == 0.5

@@ -122,14 +122,14 @@ def test_classes_stay_on_their_side_when_rows_are_appended(tmp_path: Path) -> No
     after = {row.images[0].data for row in many.rows("eval")}
     assert before == after & {
         row.images[0].data for split in ("train", "eval") for row in few.rows(split)
-    }  # type: ignore[arg-type]
+    }
 
 
 def test_one_image_of_a_class_that_is_there_twice_stays_on_one_side(tmp_path: Path) -> None:
     path = rows(tmp_path, classes(40))
     path.write_text(path.read_text() * 2)
     data = prepared(path, tmp_path, answer="label", eval_fraction=0.3)
-    shown = [{row.images[0].data for row in data.rows(split)} for split in ("train", "eval")]  # type: ignore[arg-type]
+    shown = [{row.images[0].data for row in data.rows(split)} for split in ("train", "eval")]
     assert not shown[0] & shown[1]
     assert data.leaked_rows == 0
 
@@ -216,12 +216,12 @@ def test_a_contact_sheet_shows_every_image_and_the_whole_conversation(tmp_path: 
     short = replace(row, messages=row.messages[1:3], images=row.images[:1])
     short = replace(short, messages=(replace(short.messages[0], parts=short.messages[0].parts[::2]),
                                      short.messages[1]))  # fmt: skip
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for number, each in enumerate((short, row)):
         contact_sheet([each], tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as sheet:
-            colours = sheet.convert("RGB").getcolors(2**20) or []
-            sizes.append((sheet.height, len(colours)))
+            found = sheet.convert("RGB").getcolors(2**20) or []
+            sizes.append((sheet.height, len(found)))
     (height, colours), (taller, more) = sizes
     assert taller >= height + 3 * 15  # a line for each turn more
     assert more > 1.5 * colours  # noise of the second image
