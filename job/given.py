@@ -95,7 +95,9 @@ class Given:
         if stage == "prep":
             digests = [[source.digest for source in self.sources.values()], self._pictures]
             read = {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS}
-            parts: list[Any] = [read, digests, self._spec.train.seed, self.control_tokens]
+            # Which answers are the same decides which rows are held out, and which leak.
+            answer, tokens = self._spec.eval.answer, self.control_tokens
+            parts: list[Any] = [read, digests, self._spec.train.seed, tokens, answer]
         elif stage == "baseline":
             generation = self.model.generation_digest
             parts = [self.fingerprint("prep", made), self._start, generation, spec["eval"]]

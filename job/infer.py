@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from job.errors import DataError, InputError, Problem, UsageError
+from job.errors import DataError, InputError, MissingInputError, Problem, UsageError
 from job.local import results
+from job.manifest import STAGES, read_stage
 from job.prep.images import ImageRefused, inspect
 from job.prep.records import EncodedImage, Message, Part, Row
 from job.prep.shards import Rows, order_file
@@ -94,6 +96,8 @@ def infer(
     if seed is not None:
         set_seed(seed)
     generation = loaded.spec.eval.generation
+    if generation.max_new_tokens == "auto":
+        generation = replace(generation, max_new_tokens=_longest(stages))
     encoded = family.encode_prompt(
         row.id, prompt, row.images, enable_thinking=generation.enable_thinking
     )
@@ -213,6 +217,16 @@ def held_out(stages: Stages, asked: Asked) -> Row:
         )
     row: Row = rows[fits[0]]
     return row
+
+
+def _longest(stages: Stages) -> int:
+    """What `max_new_tokens: auto` came to when the run was evaluated, if it was."""
+    from job.evaluation.lengths import UNKNOWN
+
+    with suppress(MissingInputError):
+        record = read_stage(stages.output.at(STAGES, "eval.json"))
+        return int(record.summary.get("max_new_tokens", UNKNOWN))
+    return UNKNOWN
 
 
 def _model(stages: Stages, weights: str) -> tuple[Any, Any]:

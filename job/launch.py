@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from job import __version__, log, peers, place
 from job.errors import UsageError
+from job.spec.answers import MEASURED
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
@@ -39,7 +40,8 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     with peers.joined(together):
         record = pipeline.run(loaded, command, together)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
-    log.change({name: (before.get(name), after[name]) for name in after if name != "rows"})
+    names = [name for name in after if name in MEASURED]  # the others count rows
+    log.change({name: (before.get(name), after[name]) for name in names})
     log.info("done", output=loaded.spec.output.uri)
 
 

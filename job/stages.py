@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from job import __version__, engines, families, inputs, log, telemetry
 from job.errors import DataError, InputError, JobError
-from job.evaluation import latex
+from job.evaluation.answers import FORMS
 from job.given import Given, Stage
 from job.local import room
 from job.local.work import WorkFolder
@@ -66,7 +66,8 @@ class Stages:
                 self.given.eval_source,
                 directory / "data",
                 seed=self.spec.train.seed,
-                label_key=latex.normalize,
+                label_key=FORMS[self.spec.eval.answer],
+                classes=self.spec.eval.answer == "label",
                 identity=identity,
                 control_tokens=self.given.control_tokens,
             )
@@ -264,8 +265,14 @@ class Stages:
             label=f"evaluate {name}",
         )
         write(evaluation, directory, name, f"{file}.jsonl")
-        log.info(name, **evaluation.metrics)
-        return evaluation.summary()
+        summary = evaluation.summary()
+        log.info(
+            name,
+            **evaluation.metrics,
+            turns=evaluation.turns,
+            cut_short=log.of(summary["cut_short"], summary["answers"]),
+        )
+        return summary
 
     # --- what stages are made from ---------------------------------------------------------
 

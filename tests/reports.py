@@ -1,15 +1,21 @@
 """Results of runs that never were, to make reports from."""
 
 import io
+import json
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+from job.evaluation.judge import judge
 from job.evaluation.metrics import score
+from job.evaluation.questions import questions
 from job.evaluation.report import Reported
 from job.manifest import StageRecord
 from job.prep.records import EncodedImage, Message, Part, Row
 from job.prep.statistics import Statistics
+from job.spec import answers as kinds
+from job.spec.answers import Answer
 from job.spec.load import load_spec
 from job.train.lengths import lengths
 from tests.jobs import ROOT
@@ -33,12 +39,92 @@ def stage(name: str, summary: dict[str, Any]) -> StageRecord:
 
 
 def prediction(row: str, label: str, answer: str) -> dict[str, Any]:
-    found = score(answer, label)
+    found = score(answer, label, "latex")
     return {
         "id": row, "label": label, "prediction": answer, "render": "differs",
         "score": {"cer": found.cer, "exact_match": found.exact_match,
                   "exact_match_normalized": found.exact_match_normalized},
     }  # fmt: skip
+
+
+# Labels with the answers before and after training, as each kind of task has them.
+TASKS: dict[Answer, list[tuple[str, str, str]]] = {
+    "text": [
+        ("Serial 10482-C", "Serial 10482-C", "Seri"),
+        ("Invoice no. 5 of New York", "Invoice no. 5 of NewYork", "5"),
+        ("Total  12.50", "Total 12.50", ""),
+        ("Ends in the middle", "Ends in the mid", "x"),
+    ],
+    "json": [
+        ('{"shop": "Aldi", "total": 5.5}', '{"total": 5.50, "shop": "Aldi"}', "shop Aldi"),
+        ('{"shop": "Lidl", "total": 7}', '{"shop": "Lidl", "total": 1}', '{"shop": "Aldi"}'),
+        ('{"shop": "Spar", "total": 3}', '{"shop": "Spar", "total"', "{}"),
+        ("no JSON", "{}", ""),
+    ],
+    "label": [
+        *[("invoice", "invoice", "letter")] * 4,
+        *[("letter", "letter", "letter")] * 3,
+        ("receipt", "invoice", "letter"),
+        ("receipt", "a receipt", "letter"),
+    ],
+}
+
+
+def of_task(kind: Answer, *, conversations: bool = False) -> Reported:
+    """A run's results on a task of that kind, with an image a row; in conversations with two, after
+    a system message, and with two answers to each row."""
+    triples = TASKS[kind]
+    judged = [
+        judge(kind, [triple[at] for triple in triples], [triple[0] for triple in triples],
+              kinds.METRICS[kind])
+        for at in (1, 2)
+    ]  # fmt: skip
+    rows: list[Row] = []
+    after: list[dict[str, Any]] = []
+    before: list[dict[str, Any]] = []
+    a_row = 2 if conversations else 1
+    system = Message(role="system", parts=(Part(text="Answer in one line."),))
+    for start in range(0, len(triples), a_row):
+        messages: list[Message] = [system] if conversations else []
+        number = start // a_row
+        for turn, triple in enumerate(triples[start : start + a_row], start=1):
+            shown = [Part(image=0), Part(image=1)][:a_row] if turn == 1 else []
+            messages.append(Message(role="user", parts=(*shown, Part(text="What is it?"))))
+            messages.append(Message(role="assistant", parts=(Part(text=triple[0]),)))
+        row = Row(
+            id=f"rows.jsonl:{number}", messages=tuple(messages),
+            images=tuple(png(2 * number + at) for at in range(a_row)),
+        )  # fmt: skip
+        rows.append(row)
+        for turn, question in enumerate(questions([row], "all")):
+            at = start + turn
+            common = {
+                "id": row.id, "row": number, "turn": question.turn, "asked": question.to_json(),
+                "label": question.label, "render": None,
+            }  # fmt: skip
+            for found, judged_all, text in ((after, judged[0], 1), (before, judged[1], 2)):
+                cut = text == 1 and triples[at][1].endswith(" mid")
+                found.append(
+                    {**common, "prediction": triples[at][text], "cut_short": cut,
+                     "score": judged_all.scores[at]}
+                )  # fmt: skip
+    made = results(after)
+    settings = json.loads(json.dumps(made.settings))
+    settings["eval"] |= {"answer": kind, "metrics": None}
+    summaries = [
+        {
+            "metrics": {"loss": loss, "rows": len(rows), **each.metrics, **each.counts},
+            "rows": len(rows), "answers": len(after), "max_new_tokens": 40,
+            "cut_short": cut, "cannot_be_right": 0, "generated_tokens_per_second": 10.0,
+        }
+        for each, loss, cut in ((judged[0], 0.7, int(kind == "text")), (judged[1], 5.0, 0))
+    ]  # fmt: skip
+    stages = {
+        **made.stages,
+        "baseline": stage("baseline", summaries[1]),
+        "eval": stage("eval", summaries[0]),
+    }
+    return replace(made, settings=settings, stages=stages, before=before, after=after, rows=rows)
 
 
 def png(seed: int = 0, size: tuple[int, int] = (120, 40)) -> EncodedImage:

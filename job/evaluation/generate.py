@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job import log
+from job.evaluation.questions import Question
 from job.families.base import IGNORED, Encoded, Family, to_device
 from job.prep.records import Row
 from job.spec.types import GenerationSpec
@@ -14,50 +15,59 @@ from job.spec.types import GenerationSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What the model answered, in the rows' order, and how it did on the true answers."""
+    """What the model answered, in the questions' order, and how it did on the true answers."""
 
     texts: tuple[str, ...]
+    cut_short: tuple[bool, ...]
+    """Whether an answer is as long as any may be, without having ended."""
     loss: float
-    """Mean cross-entropy of an answer's token, over all answers' tokens."""
+    """Mean cross-entropy of an answer's token, over all tokens of all answers of the rows."""
     generated_tokens: int
 
 
 def answer_rows(
     model: Any,
     family: Family,
+    asked: Sequence[Question],
     rows: Sequence[Row],
     generation: GenerationSpec,
     *,
     batch_size: int,
     label: str,
 ) -> Answers:
-    """Answers every row and measures the loss of its true answer."""
+    """Answers every question, and measures the loss of the rows' true answers."""
     model.eval()
     texts: list[str] = []
-    nll, supervised, generated = 0.0, 0, 0
-    with log.progress(label, len(rows)) as bar:
-        for start in range(0, len(rows), batch_size):
-            part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+    cut: list[bool] = []
+    generated = 0
+    with log.progress(label, len(asked), unit="answers") as bar:
+        for start in range(0, len(asked), batch_size):
+            part = asked[start : start + batch_size]
             prompts = [
                 family.encode_prompt(
-                    row.id,
-                    row.prompt,
-                    row.images,
+                    question.id,
+                    question.asked,
+                    question.images,
                     enable_thinking=generation.enable_thinking,
                 )
-                for row in part
+                for question in part
             ]
             tokens = generate(model, family, prompts, generation)
             generated += sum(len(row) for row in tokens)
+            cut += [len(row) == generation.max_new_tokens for row in tokens]
             texts += [
                 family.processor.tokenizer.decode(row, skip_special_tokens=True).strip()
                 for row in tokens
             ]
-            part_nll, part_supervised = _loss(model, family, [family.encode(row) for row in part])
-            nll, supervised = nll + part_nll, supervised + part_supervised
             bar.advance(len(part))
+    nll, supervised = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        encoded = [family.encode(row) for row in rows[start : start + batch_size]]
+        part_nll, part_supervised = _loss(model, family, encoded)
+        nll, supervised = nll + part_nll, supervised + part_supervised
     return Answers(
         texts=tuple(texts),
+        cut_short=tuple(cut),
         loss=nll / supervised if supervised else math.nan,
         generated_tokens=generated,
     )
@@ -72,10 +82,12 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that the model writes after each prompt, without the end token and padding.
 
+    At most `generation.max_new_tokens`, a number by now; as many only where no end was reached.
     A `streamer`, which Transformers calls with each token, takes one prompt only.
     """
     import torch
 
+    assert generation.max_new_tokens != "auto", "the length is known before answers are made"
     tokenizer = family.processor.tokenizer
     batch = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
     sampling: dict[str, Any] = {"do_sample": generation.do_sample}

@@ -47,6 +47,12 @@ class Data:
     tokens_a_row: float | None
     longest_row: int | None
     tokens_an_epoch: int | None
+    longest_answer: int | None
+    """In tokens, of the sample."""
+    max_new_tokens: int | None
+    """The longest answer that is generated; of `auto` what it comes to with the sample."""
+    answers_too_long: float
+    """Share of the sample's answers that are longer, so that none like them can be right."""
     unknown: str | None
     """Why rows could not be counted or encoded."""
     missing: tuple[Problem, ...]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from job import families, inputs, sizes, storage
 from job.engines.device import Accelerator, detect, resolve_dtype
 from job.errors import InputError, JobError, StorageError, UsageError
+from job.evaluation import lengths as lengths_of_answers
 from job.families.base import RowSize
 from job.memory import UNCERTAINTY, estimate, longest
 from job.needs import needs
@@ -186,6 +187,8 @@ def _data(
     refused = [reject for each in taken or () for reject in each.refused]
     images = [count for each in taken or () for count in each.images]
     lengths = [size.tokens for each in taken or () for size in each.sizes]
+    answers = [length for each in taken or () for length in each.answers]
+    most = lengths_of_answers.limit(spec.eval.generation, answers)
     return facts.Data(
         sources=tuple(
             facts.Source(uri=source.uri, rows=n, rows_an_epoch=m)
@@ -205,6 +208,9 @@ def _data(
         tokens_a_row=round(tokens / usable, 1) if tokens else None,
         longest_row=max(lengths, default=None),
         tokens_an_epoch=None if tokens is None else round(tokens),
+        longest_answer=max(answers, default=None),
+        max_new_tokens=most if answers else None,
+        answers_too_long=lengths_of_answers.too_long(answers, most) / max(1, len(answers)),
         unknown=_said(unknown),
         missing=missing.problems if missing else (),
         warning=_warning(taken or ()),

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from job.errors import DataError
+from job.evaluation import lengths
+from job.evaluation.questions import questions
 from job.families.base import Family, RowSize
 from job.prep import sources
 from job.prep.convert import to_result
@@ -32,6 +34,8 @@ class Sample:
     """Of the rows that would train."""
     images: tuple[int, ...]
     """Of each row that can be used."""
+    answers: tuple[int, ...]
+    """Tokens of each answer that would be asked for, were the row held out."""
     stored_bytes: int
     """What the rows read take in prepared shards: nearly all of it is pictures."""
 
@@ -58,6 +62,7 @@ def take(
     refused: list[Reject] = []
     sizes: list[RowSize] = []
     images: list[int] = []
+    answers: list[str] = []
     for record in sources.read(source, few):
         read += 1
         row = to_result(record, reading)
@@ -65,6 +70,7 @@ def take(
         if isinstance(row, Row):
             images.append(len(row.images))
             stored += sum(len(image.data) for image in row.images)
+            answers += [each.label for each in questions([row], spec.eval.turns)]
         if isinstance(found, Reject):
             refused.append(found)
         elif found is None:
@@ -77,6 +83,7 @@ def take(
         too_long=too_long,
         sizes=tuple(sizes),
         images=tuple(images),
+        answers=tuple(lengths.tokens(family.processor.tokenizer, answers)),
         stored_bytes=stored,
     )
 

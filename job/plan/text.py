@@ -97,6 +97,13 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
             f"{data.tokens_a_row:,.0f} a row ({data.longest_row:,} the longest), "
             f"about {data.tokens_an_epoch:,} an epoch",
         )
+    if data.answers_too_long:
+        yield (
+            "warning",
+            f"{data.answers_too_long:.0%} of the sampled answers are longer than "
+            f"eval.generation.max_new_tokens, {data.max_new_tokens:,} (the longest takes "
+            f"{data.longest_answer:,}): no answer to them can be right; set it to auto",
+        )
     if data.unknown is not None:
         yield "not known", data.unknown
     yield "rows a step", f"{steps.rows_a_step} for each process"

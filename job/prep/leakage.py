@@ -1,4 +1,4 @@
-"""Keeps held-out rows out of training: by pictures, and by what is asked and answered."""
+"""Keeps held-out rows out of training: by images, and by what is asked and answered."""
 
 import hashlib
 from array import array
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 LabelKey = Callable[[str], str]
 """The normal form of a label: labels that mean the same have the same."""
 
+By = Literal["image_and_answer", "image"]
+"""What makes two rows the same."""
+
 
 class Compared:
     """A row by what makes it the same as another, so that one must not train for the other's sake.
@@ -23,9 +26,7 @@ class Compared:
     What it is compared by is worked out once, and where it is asked for.
     """
 
-    def __init__(
-        self, row: Row, label_key: LabelKey, by: Literal["image_and_answer", "image"]
-    ) -> None:
+    def __init__(self, row: Row, label_key: LabelKey, by: By) -> None:
         self._row, self._label_key, self._by = row, label_key, by
 
     @property
@@ -38,6 +39,13 @@ class Compared:
             return [_digest(b"text", _said(self._row))]
         if self._by == "image":
             return self._pictures
+        return self.every_key
+
+    @property
+    def every_key(self) -> list[int]:
+        """The keys of a held-out row: those of whatever source may be compared by them."""
+        if not self._pictures:
+            return [_digest(b"text", _said(self._row))]
         return [*self._pictures, _digest(b"label", _bytes(self._label))]
 
     @property

@@ -14,8 +14,9 @@ from job.manifest import fingerprint
 from job.prep import control, sources
 from job.prep.alike import duplicates
 from job.prep.contact import ROWS, SHEET, contact_sheet
+from job.prep.coverage import Coverage, coverage, tell
 from job.prep.find import StagedSource
-from job.prep.leakage import LabelKey, drop_leaked
+from job.prep.leakage import By, LabelKey, drop_leaked
 from job.prep.mapping import find_reading
 from job.prep.mixture import Ingredient, mix
 from job.prep.notices import passed_over, tell_images, tell_unread
@@ -68,12 +69,14 @@ def prepare(
     *,
     seed: int,
     label_key: LabelKey,
+    classes: bool = False,
     identity: str = "",
     control_tokens: Sequence[str] = (),
 ) -> PreparedData:
     """Reads, checks and splits the sources into shards under `directory`.
 
-    `label_key` gives a label's normal form, by which no held-out row stays in training. Rows whose
+    `label_key` gives a label's normal form, by which no held-out row stays in training; `classes`
+    says that labels are those of a few classes, each of which both splits should hold. Rows whose
     text holds one of the model's `control_tokens` are rejects. What a killed call left is used
     again if spec, sources and `identity` are the same.
 
@@ -100,6 +103,8 @@ def prepare(
             directory=work,
             seed=seed,
             label_key=label_key,
+            classes=classes,
+            by="image_and_answer" if source is evaluation else None,
             splits=evaluation is None,
             part=number if len(train) > 1 and source is not evaluation else None,
             control=tokens,
@@ -113,11 +118,14 @@ def prepare(
     statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
     unread: dict[str, Counter[str]] = {}
     members = Counter[str]()
+    apart: dict[str, By] = {}
     with ExitStack() as files:
         lines = files.enter_context((work / REJECTS).open("w", encoding="utf-8"))
         chunks = files.enter_context((work / CHUNKS).open("w", encoding="utf-8"))
         for task, (source, source_spec) in zip(tasks, pairs, strict=True):
             for note in _notes(task, source, source_spec):
+                if task.source == "train":
+                    apart[task.label] = note.by
                 for split, kept in note.statistics.items():
                     statistics[split].merge(kept)
                 unread.setdefault(task.label, Counter()).update(note.unread)
@@ -143,6 +151,7 @@ def prepare(
         kept_rows = sum(each.trained for each in mixed)
     stats: dict[str, object] = {split: kept.summary() for split, kept in statistics.items()}
     stats["leaked"] = {"rows": leaked}
+    stats["kept_apart_by"] = apart
     stats["duplicates"] = duplicates(directory)
     stats["not_read"] = {label: dict(found) for label, found in unread.items() if found}
     stats["passed_over"] = passed_over([task.label for task in tasks], staged, members)
@@ -150,7 +159,10 @@ def prepare(
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
     (directory / STATS).write_text(as_json(stats, indent=2) + "\n", encoding="utf-8")
-    _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked)
+    found = coverage(directory, label_key, classes=classes)
+    _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked, found)
+    if found is not None and (classes or "image" in apart.values()):
+        tell(found, fraction=None if spec.eval else spec.eval_fraction)
     _tell(mixed)
     tell_images(statistics)
     tell_unread(unread)
@@ -163,6 +175,15 @@ def prepare(
         rejected_rows=rejected,
         leaked_rows=leaked,
     )
+
+
+def _to_split(spec: DataSpec, classes: Coverage | None, change: str) -> str:
+    """What to do where every row falls on one side: by an answer that many share, or by chance."""
+    if classes is not None and spec.leakage_by == "image_and_answer":
+        return (
+            "set data.leakage_by: image, as many rows share their answers and are held out together"
+        )
+    return f"name a source in data.eval, or {change} data.eval_fraction"
 
 
 def _notes(task: Task, source: StagedSource, source_spec: SourceSpec) -> Iterator[Note]:
@@ -240,6 +261,7 @@ def _check(
     train_rows: int,
     eval_rows: int,
     leaked: int,
+    classes: Coverage | None,
 ) -> None:
     shown = [Problem(reject.id, reject.reason) for reject in rejects]
     if rejected > len(shown):
@@ -253,6 +275,13 @@ def _check(
             f"--set data.max_bad_rows={rejected}",
         )
         raise TooManyBadRows.from_problems([summary, *shown])
+    if not train_rows and eval_rows and not spec.eval:
+        raise DataError(
+            "$.data.eval_fraction",
+            f"holds out all {eval_rows} rows, and leaves none to train on",
+            value=spec.eval_fraction,
+            fix=_to_split(spec, classes, "lower"),
+        )
     if not train_rows:
         nothing = Problem(
             "$.data.train", "has no usable row", fix="check `uri`, `limit` and the rows"
@@ -263,7 +292,9 @@ def _check(
             "$.data.eval" if spec.eval else "$.data.eval_fraction",
             "leaves no row to evaluate on",
             value=None if spec.eval else spec.eval_fraction,
-            fix="name a source in data.eval, or raise data.eval_fraction",
+            fix="check its `uri`, `limit` and rows"
+            if spec.eval
+            else _to_split(spec, classes, "raise"),
         )
     if leaked and spec.leakage == "refuse":
         raise DataError(

@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from job import redaction, signals, storage
+from job import log, redaction, signals, storage
 from job.prep import control
 from job.prep.columns import Reading
 from job.prep.convert import to_results
-from job.prep.leakage import Compared, LabelKey, whole_of
+from job.prep.leakage import By, Compared, LabelKey, whole_of
 from job.prep.readers import Record
 from job.prep.records import Reject
 from job.prep.shards import ShardWriter, Split
-from job.prep.splits import held_out
+from job.prep.splits import SAMPLE as SAMPLED
+from job.prep.splits import held_out, kept_apart_by
 from job.prep.statistics import Statistics
 from job.prep.streaming import Chunk
 from job.spec.types import DataSpec
@@ -46,6 +47,10 @@ class Task:
     directory: Path
     seed: int
     label_key: LabelKey
+    classes: bool
+    """Whether answers are the labels of a few classes."""
+    by: By | None
+    """What keeps rows of both splits apart; None until the first rows of the source are seen."""
     splits: bool
     """Whether rows of this source are held out."""
     part: int | None = None
@@ -68,6 +73,8 @@ class Note:
     """What is known of a chunk that is done."""
 
     records: int
+    by: By
+    """What keeps rows of both splits apart in their source."""
     statistics: dict[Split, Statistics]
     rejects: list[Reject]
     unread: Counter[str]
@@ -101,6 +108,8 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
     waiting: tuple[int, list[Record]] | None = None
     try:
         for number, chunk in enumerate(chunks(records)):
+            if task.by is None:
+                task = replace(task, by=_apart(task, chunk))
             if task.path(task.source, number, "json").exists():
                 running.append((number, None))
             elif workers <= 1:
@@ -129,6 +138,19 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
             processes.shutdown(cancel_futures=True)
 
 
+def _apart(task: Task, first: list[Record]) -> By:
+    """What keeps the source's rows apart, by its first chunk."""
+    found = to_results(first[:SAMPLED], task.columns, task.spec)
+    by = kept_apart_by(task.spec, task.label_key, found, classes=task.classes)
+    if by == "image" and not task.classes and task.spec.leakage_by == "auto":
+        log.info(
+            "most rows share their answers, so images alone tell held-out rows from the others",
+            source=task.label,
+            to_decide="data.leakage_by",
+        )
+    return by
+
+
 def convert(task: Task, number: int, records: list[Record]) -> None:
     """One chunk to its shards and its note."""
     writers: dict[Split, ShardWriter] = {}
@@ -146,14 +168,16 @@ def convert(task: Task, number: int, records: list[Record]) -> None:
             rejects.append(Reject(id=result.id, reason=f"{control.FOUND}: {token}"))
             continue
         unread.update(result.unread)
-        compared = Compared(result, task.label_key, task.spec.leakage_by)
+        assert task.by is not None, "`make` has looked at the first rows"
+        compared = Compared(result, task.label_key, task.by)
         apart = task.splits and held_out(
             compared.group, fraction=task.spec.eval_fraction, seed=task.seed
         )
         split: Split = "eval" if apart else task.source
         if split not in writers:
             writers[split] = _writer(task, split, number)
-        keys, whole = compared.keys, whole_of(result)
+        keys = compared.every_key if split == "eval" else compared.keys
+        whole = whole_of(result)
         writers[split].write(result, keys, whole)
         statistics[split].add(result)
         if sample is not None and split == "train":
@@ -187,12 +211,14 @@ def available_workers(asked: int | None) -> int:
 
 
 def _done(task: Task, number: int, future: Future[None] | None) -> Note:
+    assert task.by is not None
     if future is not None:
         future.result()
     path = task.path(task.source, number, "json")
     note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return Note(
         records=note["records"],
+        by=task.by,
         statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
         rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
         unread=Counter(note["unread"]),

@@ -122,6 +122,8 @@ def _describe_kind(node: Schema, kind: str) -> str:
         inner = describe(follow(node["items"])).removeprefix("one of ")
         inner = inner.replace("a mapping", "mappings")
         return f"{least}{inner}"
+    if kind == "string" and (only := re.fullmatch(r"\^(\w+)\$", node.get("pattern", ""))):
+        return only[1]
     if kind == "string" and "maxLength" in node:
         return f"text of at most {node['maxLength']} characters"
     bounds = [

@@ -8,6 +8,8 @@ and PEFT wherever those have one.
 from dataclasses import dataclass
 from typing import Literal
 
+from job.spec.answers import METRICS, Answer
+
 FORMULAS_QUESTION = "Write the LaTeX representation for this image."
 """What rows of `builtin://formulas` ask; every other source says its own."""
 
@@ -100,7 +102,7 @@ class DataSpec:
     max_bad_rows: int
     eval_fraction: float
     leakage: Literal["remove", "refuse"]
-    leakage_by: Literal["image_and_answer", "image"]
+    leakage_by: Literal["auto", "image_and_answer", "image"]
     streaming: bool
     shuffle_buffer_size: int
     """Rows shuffled together where they are streamed."""
@@ -180,7 +182,7 @@ class TrainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSpec:
-    max_new_tokens: int
+    max_new_tokens: int | Literal["auto"]
     do_sample: bool
     temperature: float
     min_p: float
@@ -190,9 +192,17 @@ class GenerationSpec:
 @dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     max_samples: int
-    metrics: tuple[str, ...]
+    answer: Answer
+    turns: Literal["all", "last"]
+    metrics: tuple[str, ...] | None
+    """None takes all that fit the kind of answer; see `measured`."""
     generation: GenerationSpec
     baseline: bool
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The metrics that are measured."""
+        return METRICS[self.answer] if self.metrics is None else self.metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,8 @@ def _fix(error: ValidationError, node: Schema) -> str | None:
         return "indent its keys below it"
     if isinstance(value, str) and (fix := _fix_text(value, node, kinds, dotted)):
         return fix
-    if "string" in kinds and isinstance(value, int | float) and "enum" not in node:
+    wants_text = error.validator == "type" and "string" in kinds and "enum" not in node
+    if wants_text and isinstance(value, int | float) and "integer" not in kinds:
         return "put it in quotes"
     if kinds == ("boolean",) and value in (0, 1):
         return f"write {quoted(bool(value))}"

@@ -10,7 +10,7 @@ import pytest
 from job.evaluation.report import make
 from tests import browser
 from tests.jobs import job, small_run
-from tests.reports import HOSTILE, prediction, results
+from tests.reports import HOSTILE, of_task, prediction, results
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -132,6 +132,28 @@ def test_hostile_text_neither_runs_nor_loads_nor_breaks_the_page(
         details.click()
     assert [url for url in asked if not url.startswith("data:")] == [page.url]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", ["text", "json", "label", "conversations"])
+def test_a_page_of_any_task_fits_its_window_and_can_be_read(
+    chromium: "Browser", tmp_path: Path, kind: str, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    chats = kind == "conversations"
+    found = of_task("text" if chats else kind, conversations=chats)  # type: ignore[arg-type]
+    path = tmp_path / "report.html"
+    path.write_text(make(found), encoding="utf-8")
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.goto(path.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for image in page.locator(".cards img").all():
+        image.scroll_into_view_if_needed()
+        assert image.evaluate("image => image.complete && image.naturalWidth") > 20
+    for name in (".tag", ".asked dd", ".confusion .right span", ".confusion .wrong span", "q"):
+        for element in page.locator(name).all()[:1]:
+            assert element.evaluate(CONTRAST) >= 4.5, name
     page.close()
 
 

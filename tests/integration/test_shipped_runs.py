@@ -1,5 +1,7 @@
 """The shipped specs as they are, from beginning to end."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,20 @@ def test_latex_runs_as_it_ships_and_halves_the_error_rate(tmp_path: Path) -> Non
     assert metrics["baseline"]["cer"] >= 0.3
     assert metrics["final"]["cer"] <= metrics["baseline"]["cer"] / 2
     assert sums(tmp_path)
+
+
+@pytest.mark.timeout(1500)
+def test_receipts_run_as_they_ship_and_become_json(tmp_path: Path) -> None:
+    folder = str(tmp_path / "receipts")
+    subprocess.run([sys.executable, "specs/receipts.py", folder], cwd=ROOT, check=True)
+    environ = {"OUTPUT": str(tmp_path / "out"), "RECEIPTS": folder}
+    done = job("run", "specs/receipts.yaml", environ=environ, timeout=1400)
+    assert done.code == 0, done.err
+    metrics = read_json(tmp_path / "out" / "run.json")["metrics"]
+    assert metrics["baseline"]["valid_json"] < 0.1
+    assert metrics["final"]["valid_json"] > 0.9
+    assert metrics["final"]["field_f1"] > metrics["baseline"]["field_f1"] + 0.2
+    assert "Fields" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not PAPERS.exists(), reason="the formulas from papers are not at hand")

@@ -1,12 +1,18 @@
 """What `job infer` asks, and its answer as it is written."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from job.errors import DataError, InputError, UsageError
-from job.infer import Asked, Stream, typed
+from job.evaluation.lengths import UNKNOWN
+from job.infer import Asked, Stream, _longest, typed
+from job.manifest import STAGES, StageRecord
+from job.spec.load import load_spec
+from job.stages import Stages
+from tests.jobs import ROOT
 from tests.unit.test_prep import png
 
 
@@ -86,3 +92,16 @@ def test_every_image_that_is_missing_or_damaged_is_named(
     assert found == ["gone.png", "away.png", "page.png"]
     with pytest.raises(DataError, match="an HTML page"):
         typed(Asked(images=(images[0], tmp_path / "page.png")), "Read.")
+
+
+def test_an_answer_may_be_as_long_as_those_of_the_run_s_evaluation(tmp_path: Path) -> None:
+    text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
+    stages = Stages(load_spec(text, "latex.yaml", [f"output.uri={tmp_path}"], {}), "infer")
+    assert _longest(stages) == UNKNOWN
+    record = StageRecord(
+        name="eval", fingerprint="f", started="", seconds=1, files=(),
+        summary={"max_new_tokens": 77},
+    )  # fmt: skip
+    (tmp_path / STAGES).mkdir()
+    (tmp_path / STAGES / "eval.json").write_text(json.dumps(record.to_json()))
+    assert _longest(stages) == 77

@@ -3,12 +3,21 @@
 import pytest
 from sacrebleu.metrics import BLEU
 
-from job.evaluation.metrics import NAMES, Metrics, score, summarize
+from job.evaluation import metrics
+from job.evaluation.metrics import Metrics, RowScore, Written, summarize
+
+NAMES = ("exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu")
 
 
-def judge(pairs: list[tuple[str, str]], metrics: tuple[str, ...] = NAMES) -> Metrics:
-    rows = [score(prediction, label) for prediction, label in pairs]
-    return summarize(rows, [pair[0] for pair in pairs], [pair[1] for pair in pairs], metrics)
+def score(prediction: str, label: str) -> RowScore:
+    return metrics.score(prediction, label, "latex")
+
+
+def judge(
+    pairs: list[tuple[str, str]], names: tuple[str, ...] = NAMES, kind: Written = "latex"
+) -> Metrics:
+    rows = [metrics.score(prediction, label, kind) for prediction, label in pairs]
+    return summarize(rows, [pair[0] for pair in pairs], [pair[1] for pair in pairs], names, kind)
 
 
 def test_a_row_is_counted_in_characters_and_in_normal_tokens() -> None:
@@ -85,8 +94,37 @@ def test_only_what_was_asked_for_is_given() -> None:
 
 
 def test_an_unknown_metric_is_a_defect() -> None:
-    with pytest.raises(AssertionError, match="wer"):
-        judge([("a", "a")], ("wer",))
+    with pytest.raises(AssertionError, match="rouge"):
+        judge([("a", "a")], ("rouge",))
+
+
+# --- text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [("NewYork 5", "New York 5"), ("5.00", "$5.00"), (r"a\,b", "ab"), ("it’s 5'", "it’s 5")],
+)
+def test_of_text_nothing_but_white_space_and_unicode_s_form_is_left_out(
+    answer: str, label: str
+) -> None:
+    assert not metrics.score(answer, label, "text").exact_match_normalized
+
+
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [("Cafe\u0301", "Café"), ("New\u00a0York\n5", " New York 5"), ("a  b", "a b")],
+)
+def test_white_space_and_unicode_s_form_make_no_other_text(answer: str, label: str) -> None:
+    row = metrics.score(answer, label, "text")
+    assert (row.exact_match, row.exact_match_normalized) == (False, True)
+
+
+def test_words_are_what_white_space_parts() -> None:
+    found = judge([("the cat sat", "the bat sat down")], ("wer", "bleu"), "text")
+    assert found.wer == 2 / 4
+    expected = BLEU(effective_order=True).corpus_score(["the cat sat"], [["the bat sat down"]])
+    assert found.bleu == pytest.approx(expected.score)
 
 
 @pytest.mark.timeout(60)  # far from what comparing each with each would take

@@ -13,8 +13,10 @@ from job.evaluation.report import LARGEST, Reported, facts, make
 from job.evaluation.report.charts import charts, number, smooth, thin
 from job.evaluation.report.rows import Album, choose
 from job.evaluation.report.spread import histograms
+from job.evaluation.report.tables import table
 from job.evaluation.report.text import LONGEST, LONGEST_UNLIKE, difference, visible
-from tests.reports import HOSTILE, METRICS, asked, png, prediction, results
+from job.spec.answers import Answer
+from tests.reports import HOSTILE, METRICS, asked, of_task, png, prediction, results
 
 
 def without(found: Reported, name: str) -> Reported:
@@ -303,3 +305,66 @@ def test_ten_thousand_rows_of_long_text_and_noise_stay_under_two_megabytes() -> 
     assert len(html.encode()) < LARGEST
     assert "of 10,000 rows" in html
     assert "pictures are left out" in html
+
+
+# --- tasks that are no formulas ----------------------------------------------------------------
+
+
+def test_json_answers_are_told_by_their_fields() -> None:
+    page = Page(make(of_task("json")))
+    for words in ("Valid JSON", "Exact object", "Field F1", "Fields", "exact object",
+                  "1 of 2 fields right", "Labels that are no JSON"):  # fmt: skip
+        assert words in page.text
+    assert "cannot be drawn" not in page.text
+    assert "How far off the rows are" not in page.text
+
+
+def test_labels_are_told_by_their_classes_and_what_they_were_taken_for() -> None:
+    page = Page(make(of_task("label")))
+    for words in ("Accuracy", "Macro F1", "Classes", "answered with after training", "wrong"):
+        assert words in page.text
+    assert "none of them" in page.text
+    assert "Character error rate" not in page.text
+    for row in ("invoice4000", "letter0300", "receipt1001"):
+        assert row in page.text
+
+
+def test_many_classes_are_listed_by_what_is_confused_most() -> None:
+    before = [{"id": str(n), "label": f"c{n % 20:02}", "prediction": "c00"} for n in range(60)]
+    found = table("label", before, before)
+    assert found is not None
+    assert found.confusion is None
+    assert (found.confused[0].answer, found.confused[0].count) == ("c00", 3)
+    assert len(found.confused) == 19
+
+
+def test_a_conversation_is_shown_with_its_history_and_all_its_images() -> None:
+    page = Page(make(of_task("text", conversations=True)))
+    alts = [str(image["alt"]) for image in page.all("img")]
+    assert "Image 2 of row rows.jsonl:0" in alts
+    for words in ("4 answers of 2 rows", "Answer in one line.", "[image 1] [image 2] What is it?",
+                  "answer 2", "cut short", "Cut short"):  # fmt: skip
+        assert words in page.text
+    assert "cannot be drawn" not in page.text
+
+
+def test_one_question_for_all_is_said_once() -> None:
+    page = Page(make(of_task("text")))
+    assert page.text.count("What is it?") == 1
+
+
+def test_a_row_of_text_alone_has_no_empty_pane() -> None:
+    found = of_task("text")
+    assert "no picture" not in make(replace(found, rows=None))
+
+
+@pytest.mark.parametrize("kind", ["json", "label", "text"])
+def test_hostile_answers_of_every_task_stay_text(kind: Answer) -> None:
+    found = of_task(kind)
+    bad = [{**row, "id": HOSTILE, "label": HOSTILE, "prediction": HOSTILE + str(n),
+            "asked": [{"role": "user", "content": [{"type": "text", "text": HOSTILE * (n + 1)}]}]}
+           for n, row in enumerate(found.after)]  # fmt: skip
+    html = make(replace(found, after=bad))
+    page = Page(html)
+    assert not page.all("script")
+    assert not set("\u202e\x00\ud83d") & set(html)

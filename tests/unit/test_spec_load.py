@@ -68,8 +68,9 @@ def test_defaults_are_filled_in_and_numbers_take_their_types() -> None:
     spec = load_spec(MINIMAL, "job.yaml", ["train.weight_decay=1", "train.seed=1e3"], {}).spec
     assert spec.name == "sample"
     assert spec.data.eval is None
-    texts = ("exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu")
-    assert spec.eval.metrics == (*texts, "render_match")
+    assert (spec.eval.answer, spec.eval.metrics) == ("text", None)
+    texts = ("exact_match", "exact_match_normalized", "cer", "wer", "bleu")
+    assert spec.eval.measured == texts
     assert (spec.train.weight_decay, type(spec.train.weight_decay)) == (1.0, float)
     assert (spec.train.seed, type(spec.train.seed)) == (1000, int)
     assert type(spec.train.num_train_epochs) is float
@@ -152,9 +153,9 @@ def test_the_resolved_spec_means_the_same_to_yaml_1_1() -> None:
 
 def test_a_spec_shares_nothing_with_the_next_one() -> None:
     first = load_spec(MINIMAL, "job.yaml", environ={})
-    first.resolved["eval"]["metrics"].append("other")
+    first.resolved["train"]["report_to"].append("other")
     second = load_spec(MINIMAL, "job.yaml", environ={})
-    assert "other" not in second.resolved["eval"]["metrics"]
+    assert "other" not in second.resolved["train"]["report_to"]
 
 
 def test_loading_imports_no_framework() -> None:

@@ -199,6 +199,19 @@ REFUSED += [
         for key in ("temperature=0.7", "min_p=0.1")
     ),
     (
+        ("eval.answer=label", "eval.metrics=[accuracy, wer]"),
+        "eval.metrics[1]",
+        "does not fit eval.answer: label, whose metrics are accuracy, macro_f1",
+        "take one of these, or set eval.answer: text",
+    ),
+    (
+        ("eval.answer=label", "data.leakage_by=image_and_answer"),
+        "data.leakage_by",
+        "must be auto or image where eval.answer is label: a class in both splits would count "
+        "as leaked, and classes be held out whole",
+        "remove the line",
+    ),
+    (
         ("model.engine=unsloth", "runtime.accelerator=cpu"),
         "model.engine",
         "does not run on a CPU, which runtime.accelerator asks for",
@@ -572,6 +585,8 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("runtime.accelerator=cpu", "train.optim=adamw_torch_fused"),
         ("eval.generation.temperature=1", "eval.generation.min_p=0"),
         ("eval.generation.do_sample=true", "eval.generation.temperature=1.5"),
+        ("eval.answer=json", "eval.metrics=[field_f1, cer]"),
+        ("eval.answer=label", "data.leakage_by=image"),
         ("data.eval_fraction=0", "data.eval.uri=data/eval.jsonl"),
         ("data.min_pixels=9", "data.max_pixels=9"),
         (*FORMULAS, "data.train.format=builtin", "data.train.formulas.noise=0.1"),

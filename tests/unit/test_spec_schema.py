@@ -2,7 +2,7 @@
 
 import dataclasses
 import types
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -44,7 +44,7 @@ def _fields(kind: Any, above: str = "") -> dict[str, Any]:
 
 
 def _json_types(hint: Any) -> set[str]:
-    if get_origin(hint) is types.UnionType:
+    if get_origin(hint) in (types.UnionType, Union):  # the latter of a class and a Literal
         return set().union(*(_json_types(option) for option in get_args(hint)))
     if get_origin(hint) is Literal:
         return set().union(*(_json_types(type(choice)) for choice in get_args(hint)))
@@ -154,7 +154,7 @@ def test_defaults_are_the_reference_workload() -> None:
     assert (train["weight_decay"], train["max_grad_norm"], train["seed"]) == (0.001, 1.0, 3407)
     assert (train["optim"], train["max_length"], train["report_to"]) == ("auto", 2048, [])
     assert sections["eval"]["generation"] == {
-        "max_new_tokens": 128,
+        "max_new_tokens": "auto",
         "do_sample": False,
         "temperature": 1.0,
         "min_p": 0.0,

@@ -13,11 +13,13 @@ from typing import Any
 from job import log, redaction
 from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
-from job.evaluation.report.rows import Album, Prediction, choose, samples
+from job.evaluation.report.rows import Album, Prediction, Subject, choose
 from job.evaluation.report.spread import histograms
-from job.evaluation.report.text import visible
+from job.evaluation.report.tables import table
+from job.evaluation.report.text import plain, visible
 from job.manifest import StageRecord
 from job.prep.records import Row
+from job.spec.answers import Answer
 
 REPORT = "report.html"
 LARGEST = 2_000_000
@@ -47,7 +49,7 @@ class Reported:
     """Empty where there is no baseline."""
     after: Sequence[Prediction]
     rows: Sequence[Row] | None
-    """The held-out rows in the predictions' order, for their pictures."""
+    """The held-out rows, for their images; predictions name them by their number."""
     rejects: Sequence[Mapping[str, str]]
     statistics: Mapping[str, Any] | None = None
     """Prep's, of all rows."""
@@ -69,11 +71,12 @@ def make(results: Reported) -> str:
 def _page(results: Reported, count: int, worst: int, pictures: int) -> str:
     stages = results.stages
     album = Album(left=pictures)
-    before = {str(row["id"]): row for row in results.before}
-    evenly, last = choose(results.after, count, worst)
+    kind: Answer = results.settings["eval"]["answer"]
+    evenly, last = choose(results.after, count, worst, kind)
+    subject = Subject.of(kind, results.before, results.after, results.rows)
     shown = {
-        "samples": samples(evenly, results.after, before, results.rows, album),
-        "worst": samples(last, results.after, before, results.rows, album),
+        "samples": subject.samples(evenly, album),
+        "worst": subject.samples(last, album),
     }
     return _environment().get_template("page.html.jinja").render(
         results=results,
@@ -83,7 +86,13 @@ def _page(results: Reported, count: int, worst: int, pictures: int) -> str:
             stages["baseline"].summary["metrics"] if "baseline" in stages else None,
             stages["eval"].summary["metrics"],
         ),
-        bands=facts.bands(results.before, results.after),
+        kind=kind,
+        question=None if subject.alike is None else plain(subject.alike),
+        counts=facts.counts(
+            stages["baseline"].summary if "baseline" in stages else None, stages["eval"].summary
+        ),
+        bands=facts.bands(results.before, results.after) if kind in ("text", "latex") else None,
+        task=table(kind, results.before, results.after),
         charts=charts(results.history),
         times=facts.times(stages),
         settings=facts.settings(results.settings, results.changed, _SECTIONS),

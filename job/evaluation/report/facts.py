@@ -25,6 +25,33 @@ _METRICS = {
     "loss": _Kind(
         name="Loss", words="mean cross-entropy of an answer’s token", higher_is_better=False
     ),
+    "accuracy": _Kind(
+        name="Accuracy", words="the answer is the label", higher_is_better=True, unit="%", top=1,
+    ),
+    "macro_f1": _Kind(
+        name="Macro F1", words="mean of the classes’ F1, each weighing the same",
+        higher_is_better=True, top=1,
+    ),
+    "valid_json": _Kind(
+        name="Valid JSON", words="the answer is JSON, and nothing else",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "exact_object": _Kind(
+        name="Exact object", words="the answer is the label’s value, field by field",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "field_f1": _Kind(
+        name="Field F1", words="harmonic mean of precision and recall of fields",
+        higher_is_better=True, top=1,
+    ),
+    "field_precision": _Kind(
+        name="Field precision", words="of the answers’ fields, those that are right",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "field_recall": _Kind(
+        name="Field recall", words="of the labels’ fields, those that were found",
+        higher_is_better=True, unit="%", top=1,
+    ),
     "cer": _Kind(
         name="Character error rate", words="edits per character of the label",
         higher_is_better=False,
@@ -41,6 +68,10 @@ _METRICS = {
         name="Token edit distance", words="edits per LaTeX token of the normal forms",
         higher_is_better=False,
     ),
+    "wer": _Kind(
+        name="Word error rate", words="edits per word of the label",
+        higher_is_better=False,
+    ),
     "bleu": _Kind(
         name="BLEU", words="four-grams of the normal forms’ tokens, 0 to 100",
         higher_is_better=True, top=100,
@@ -50,6 +81,16 @@ _METRICS = {
         higher_is_better=True, unit="%", top=1,
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Rows or answers, apart from how good they are."""
+
+    name: str
+    words: str
+    value: str
+
 
 Verdict = Literal["better", "worse", "equal"]
 
@@ -152,6 +193,34 @@ def _change(before: float, after: float, unit: str) -> str:
     sign = "+" if difference > 0 else "−"
     points = unit == "%"
     return f"{sign}{amount(abs(difference), unit).removesuffix(unit)}{'pp' if points else ''}"
+
+
+def counts(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> tuple[Count, ...]:
+    """What was asked and what came of it, in rows and answers; from the stages' summaries."""
+    metrics = after["metrics"]
+    rows = int(after.get("rows", metrics.get("rows", 0)))
+    answers = int(after.get("answers", rows))
+    found = [Count(name="Rows judged", words="", value=f"{rows:,}")]
+    if answers != rows:
+        found.append(
+            Count(name="Answers asked for", words="of conversations", value=f"{answers:,}")
+        )
+    if "max_new_tokens" in after:
+        cut = f"{after['cut_short']:,}"
+        if before is not None and "cut_short" in before:
+            cut = f"{before['cut_short']:,} → {cut}"
+        words = f"answers of {after['max_new_tokens']:,} tokens, the most allowed"
+        found.append(Count(name="Cut short", words=words, value=cut))
+    if after.get("cannot_be_right"):
+        words = "labels longer than any answer may become"
+        found.append(
+            Count(name="Cannot be right", words=words, value=f"{after['cannot_be_right']:,}")
+        )
+    if metrics.get("labels_not_json"):
+        words = "left out of the metrics of fields"
+        value = f"{int(metrics['labels_not_json']):,}"
+        found.append(Count(name="Labels that are no JSON", words=words, value=value))
+    return tuple(found)
 
 
 _BANDS = (

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from job.spec import keys
+from job.spec.answers import METRICS
 from job.spec.finding import Finding
 from job.spec.rules.view import Rule, View, find
 
@@ -142,6 +143,29 @@ def _greedy_does_not_sample(at: View) -> Iterator[Finding]:
             )
 
 
+def _metrics_fit_the_answers(at: View) -> Iterator[Finding]:
+    answer = at("eval.answer")
+    fit = METRICS[answer]
+    for number, name in enumerate(at("eval.metrics") or ()):
+        if name not in fit:
+            others = [kind for kind, metrics in METRICS.items() if name in metrics]
+            yield find(
+                f"eval.metrics[{number}]",
+                f"does not fit eval.answer: {answer}, whose metrics are {', '.join(fit)}",
+                f"take one of these, or set eval.answer: {' or '.join(others)}",
+            )
+
+
+def _classes_are_not_held_out_whole(at: View) -> Iterator[Finding]:
+    if at("eval.answer") == "label" and at("data.leakage_by") == "image_and_answer":
+        yield find(
+            "data.leakage_by",
+            "must be auto or image where eval.answer is label: a class in both splits would count "
+            "as leaked, and classes be held out whole",
+            "remove the line",
+        )
+
+
 RULES: tuple[Rule, ...] = (
     _training_has_a_length,
     _warm_up_ends,
@@ -153,4 +177,6 @@ RULES: tuple[Rule, ...] = (
     _activations_of_compiled_blocks_are_kept,
     _unsloth_trains_adapters_on_one_gpu,
     _greedy_does_not_sample,
+    _metrics_fit_the_answers,
+    _classes_are_not_held_out_whole,
 )

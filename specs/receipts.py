@@ -1,0 +1,43 @@
+"""Draws short receipts, and what to read from each: a folder of images with its list.
+
+python specs/receipts.py data/receipts [ROWS]
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+SHOPS = ("Aldi", "Carrefour", "Coop", "Lidl", "Migros", "Spar", "Tesco", "Walmart")
+# The typeface that builtin://ernie-vl-tiny has seen, which comes with matplotlib.
+TYPEFACE = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "cmr10.ttf"
+
+
+def draw(rng: random.Random) -> tuple[Image.Image, dict[str, object]]:
+    """A receipt of 224 × 56 pixels, and its fields."""
+    fields = {"shop": rng.choice(SHOPS), "total": rng.randint(100, 9_999) / 100}
+    picture = Image.new("L", (224, 56), rng.randint(235, 255))
+    pen, font = ImageDraw.Draw(picture), ImageFont.truetype(str(TYPEFACE), rng.choice((20, 21, 22)))
+    left = rng.randint(4, 16)
+    pen.text((left, 1), fields["shop"], font=font)
+    pen.text((left, 29), "TOTAL", font=font)
+    pen.text((212, 29), f"{fields['total']:.2f}", font=font, anchor="ra")
+    return picture, fields
+
+
+def main(folder: Path, rows: int) -> None:
+    rng = random.Random(7)  # noqa: S311 - the same receipts every time
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as lines:
+        for number in range(rows):
+            picture, fields = draw(rng)
+            picture.save(folder / f"{number:05}.png")
+            row = {"image": f"{number:05}.png", "text": json.dumps(fields)}
+            lines.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 4_000)
