@@ -159,10 +159,11 @@ def prepare(
     if mixed:
         stats["sources"] = [asdict(each) for each in mixed]
     (directory / STATS).write_text(as_json(stats, indent=2) + "\n", encoding="utf-8")
-    found = coverage(directory, label_key, classes=classes)
-    _check(spec, shown, rejected, statistics["train"].rows, statistics["eval"].rows, leaked, found)
-    if found is not None and (classes or "image" in apart.values()):
-        tell(found, fraction=None if spec.eval else spec.eval_fraction)
+    covered = coverage(directory, label_key, classes=classes)
+    trained, judged = statistics["train"].rows, statistics["eval"].rows
+    _check(spec, shown, rejected, trained, judged, leaked, covered)
+    if covered is not None and (classes or "image" in apart.values()):
+        tell(covered, fraction=None if spec.eval else spec.eval_fraction)
     _tell(mixed)
     tell_images(statistics)
     tell_unread(unread)

@@ -140,7 +140,7 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
 
 def _apart(task: Task, first: list[Record]) -> By:
     """What keeps the source's rows apart, by its first chunk."""
-    found = to_results(first[:SAMPLED], task.columns, task.spec)
+    found = to_results(first[:SAMPLED], task.reading)
     by = kept_apart_by(task.spec, task.label_key, found, classes=task.classes)
     if by == "image" and not task.classes and task.spec.leakage_by == "auto":
         log.info(

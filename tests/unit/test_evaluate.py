@@ -152,7 +152,7 @@ def test_answers_that_reach_the_limit_are_counted_and_marked(
     formulas = [
         Row(
             id=str(n),
-            messages=(message("user", 0, SPEC.data.instruction), message("assistant", s.latex)),
+            messages=(message("user", 0, SPEC.data.question or ""), message("assistant", s.latex)),
             images=(png_of(s.png),),
         )
         for n, s in enumerate(samples(replace(SPEC.data.train[0].formulas, max_tokens=12), 6, 1))

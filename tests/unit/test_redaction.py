@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from job import log, redaction
 from job.errors import JobError, Problem, SpecError
 from job.evaluation.evaluate import Evaluation, Prediction, write
-from job.evaluation.metrics import score
 from job.manifest import RunRecord
 from job.prep.work import pool
 from job.redaction import redact, redacted
@@ -283,11 +282,35 @@ def test_the_environment_is_looked_at_again_only_where_it_has_changed(
 
 def test_predictions_hold_no_secret_and_steer_no_terminal(tmp_path: Path) -> None:
     texts = (f"a {SECRET} b", "a\x1b[2J\x9b2J\u202e")
-    scored = score(texts[0], texts[1])
-    rows = tuple(Prediction(id=each, label=each, prediction=each, score=scored) for each in texts)
-    write(
-        Evaluation(metrics={}, predictions=rows, seconds=1, tokens_per_second=1), tmp_path, "e", "p"
+    rows = tuple(
+        Prediction(
+            id=each,
+            row=n,
+            turn=1,
+            asked=[{"role": "user", "content": [{"type": "text", "text": each}]}],
+            label=each,
+            prediction=each,
+            cut_short=False,
+            score={"wrong": [each]},
+        )
+        for n, each in enumerate(texts)
     )
+    evaluation = Evaluation(
+        metrics={},
+        predictions=rows,
+        seconds=1,
+        tokens_per_second=1,
+        rows=2,
+        answer="text",
+        turns="all",
+        max_new_tokens=1,
+        cannot_be_right=0,
+        details={"classes": list(texts)},
+    )
+    write(evaluation, tmp_path, "e", "p")
+    summary = (tmp_path / "eval" / "e.json").read_text(encoding="utf-8")
+    assert SECRET not in summary
+    assert not re.search(f"[{''.join(CONTROLS)}]", summary)
     written = (tmp_path / "eval" / "p").read_text(encoding="utf-8")
     assert not re.search(f"[{''.join(CONTROLS)}]", written)
     first, second = map(json.loads, written.splitlines())
