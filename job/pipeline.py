@@ -124,9 +124,10 @@ class Pipeline:
             log.info(f"{stage}: complete, skipped", made=found.started)
             self._event(stage, "skipped")
         else:
+            # Before a word of it: whoever stops the job from here on stops one that is not finished.
+            self.output.reopen(f"{stage} is to be made")
             log.info(f"{stage}: started")
             self._event(stage, "started")
-            self.output.reopen(f"{stage} is to be made")
             self.output.save_run()
             work: Callable[[Path], dict[str, Any]] = getattr(self.stages, stage)
             started, clock = utc_now(), time.monotonic()
