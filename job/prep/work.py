@@ -106,23 +106,28 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
     running: deque[tuple[int, Future[None] | None]] = deque()
     processes: ProcessPoolExecutor | None = None
     waiting: tuple[int, list[Record]] | None = None
+    first: list[Record] = []
     try:
         for number, chunk in enumerate(chunks(records)):
-            if task.by is None:
-                task = replace(task, by=_apart(task, chunk))
+            if number == 0:
+                first = chunk[:SAMPLED]
             if task.path(task.source, number, "json").exists():
+                task = _decided(task, first, processes)
                 running.append((number, None))
             elif workers <= 1:
+                task = _decided(task, first, None)
                 convert(task, number, chunk)
                 running.append((number, None))
             else:
                 if waiting is not None:
                     processes = processes or pool(workers)
+                    task = _decided(task, first, processes)
                     running.append((waiting[0], processes.submit(convert, task, *waiting)))
                 waiting = (number, chunk)
             while len(running) > (2 * workers - 1 if workers > 1 else 0):
                 yield _done(task, *running.popleft())
         if waiting is not None:
+            task = _decided(task, first, processes)
             future = processes.submit(convert, task, *waiting) if processes else None
             if future is None:
                 convert(task, *waiting)
@@ -138,17 +143,24 @@ def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
             processes.shutdown(cancel_futures=True)
 
 
-def _apart(task: Task, first: list[Record]) -> By:
-    """What keeps the source's rows apart, by its first chunk."""
-    found = to_results(first[:SAMPLED], task.reading)
-    by = kept_apart_by(task.spec, task.label_key, found, classes=task.classes)
+def _decided(task: Task, first: list[Record], processes: ProcessPoolExecutor | None) -> Task:
+    """The task with what keeps its rows apart, by the first records of its source; they are looked
+    at where chunks are converted, in a process of their own or in this one."""
+    if task.by is not None:
+        return task
+    by = processes.submit(_apart, task, first).result() if processes else _apart(task, first)
     if by == "image" and not task.classes and task.spec.leakage_by == "auto":
         log.info(
             "most rows share their answers, so images alone tell held-out rows from the others",
             source=task.label,
             to_decide="data.leakage_by",
         )
-    return by
+    return replace(task, by=by)
+
+
+def _apart(task: Task, first: list[Record]) -> By:
+    found = to_results(first, task.columns, task.spec)
+    return kept_apart_by(task.spec, task.label_key, found, classes=task.classes)
 
 
 def convert(task: Task, number: int, records: list[Record]) -> None:

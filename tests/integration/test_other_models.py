@@ -174,4 +174,4 @@ def test_a_text_model_refuses_an_image(ran: Ran, tmp_path: Path) -> None:
     if ran.spec != TEXT:
         pytest.skip("the model reads images")
     with pytest.raises(DataError, match="the model reads text alone"):
-        here("infer", *ran.arguments, "--image", str(picture(tmp_path)))
+        here("infer", *ran.arguments, "--image", str(picture(tmp_path)), "--question", "What?")

@@ -54,7 +54,7 @@ def test_processes_that_it_starts_import_nothing_from_there_either(full_of_names
     (full_of_names / "rows.jsonl").write_text("\n".join(lines))
     (full_of_names / "spec.yaml").write_text(
         "version: 1\nname: test\nmodel: {model_name_or_path: 'builtin://ernie-vl-tiny'}\n"
-        "data: {train: {uri: rows.jsonl}, num_proc: 2, leakage_by: image}\noutput: {uri: out}\n"
+        "data: {train: {uri: rows.jsonl}, num_proc: 2, text_only: true}\noutput: {uri: out}\n"
         "runtime: {cache_dir: cache}\n"
     )
     done = python("-m", "job", "prep", "spec.yaml", cwd=full_of_names)
