@@ -159,7 +159,7 @@ def _decided(task: Task, first: list[Record], processes: ProcessPoolExecutor | N
 
 
 def _apart(task: Task, first: list[Record]) -> By:
-    found = to_results(first, task.columns, task.spec)
+    found = to_results(first, task.reading)
     return kept_apart_by(task.spec, task.label_key, found, classes=task.classes)
 
 
