@@ -124,7 +124,7 @@ class Pipeline:
             log.info(f"{stage}: complete, skipped", made=found.started)
             self._event(stage, "skipped")
         else:
-            # Before a word of it: whoever stops the job from here on stops one that is not finished.
+            # Before a word of it: whoever stops the job now stops one that is not finished.
             self.output.reopen(f"{stage} is to be made")
             log.info(f"{stage}: started")
             self._event(stage, "started")
