@@ -69,7 +69,7 @@ $(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
 	@$(VENV)/bin/python requirements/chromium.py $(CHROMIUM)
 
 test-slow: $(VENV)/.ready-dev $(CHROMIUM)/.ready ## Run the tests that take minutes
-	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses=2 --dist loadfile $(ARGS)
 
 setup-serving: $(SERVING)/.ready ## Install vLLM for a CPU, in an environment of its own
 

@@ -2,7 +2,7 @@
 undisturbed one: the same history, weights and checkpoints, byte by byte.
 
 The schedules end at another rate than 0 or at 0, within an epoch or at its end: one step too many
-shows in some of them only. JOB_KILL_EVERY=1 kills before every change, not before one of three.
+shows in some of them only. JOB_KILL_EVERY=1 kills before every change, not before one of five.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.integration.kills import Found, Picked, Training, try_all
 context = get_context("forkserver")
 context.set_forkserver_preload(["tests.integration.preload"])
 
-EVERY = int(os.environ.get("JOB_KILL_EVERY", "3"))
+EVERY = int(os.environ.get("JOB_KILL_EVERY", "5"))
 
 # Three steps are an epoch.
 TRAININGS = {
