@@ -16,6 +16,7 @@ from job import log, storage
 from job.errors import InputError
 from job.local import lock as locks
 from job.manifest import sha256_file
+from job.nesting import run_written_at
 from job.outputs import SUCCESS, SUMS
 from job.storage import local
 from job.storage.uri import safe_relative
@@ -45,6 +46,7 @@ def fetch(uri: str, part: str, directory: Path) -> int:
             fix="wait for the job, or name the output of one that succeeded",
         )
     wanted = _wanted(uri, part)
+    _refuse_outputs(directory)
     target = Target(directory)
     with target:
         target.require_only(wanted)
@@ -56,6 +58,17 @@ def fetch(uri: str, part: str, directory: Path) -> int:
                 bar.advance()
         target.put(wanted, missing)
     return len(wanted)
+
+
+def _refuse_outputs(directory: Path) -> None:
+    """Raises InputError if a run writes to the folder: what is fetched is none of its files."""
+    if (run := run_written_at(str(directory.resolve()))) is not None:
+        raise InputError(
+            "--to",
+            f"lies in the output of a run, {run}",
+            value=directory,
+            fix="name a folder outside of it",
+        )
 
 
 def _wanted(uri: str, part: str) -> dict[str, str]:

@@ -178,3 +178,24 @@ def test_sums_that_are_cut_are_not_taken_for_fewer_files(
     sums.write_text(text[: 70 if cut == "in a line" else -1])
     with pytest.raises(InputError, match="is cut or was changed"):
         fetch(str(run), "merged", tmp_path / "weights")
+
+
+@pytest.mark.parametrize("place", ["merged", "merged/served", "", "checkpoints/mine"])
+def test_nothing_is_fetched_into_the_output_of_a_run(place: str, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for output in (run, other):
+        (output / "merged").mkdir(parents=True, exist_ok=True)
+        for file in ("run.json", "spec.resolved.yaml"):
+            (output / file).touch()
+    (tmp_path / "link").symlink_to(other)
+    before = sorted(tmp_path.rglob("*"))
+    for target in (run / place, other / place, tmp_path / "link" / place):
+        with pytest.raises(InputError, match=r"(?s)--to.*lies in the output of a run"):
+            fetch(str(run), "merged", target)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_ones_own_beside_those_of_a_run_takes_what_is_fetched(run: Path) -> None:
+    for file in ("run.json", "spec.resolved.yaml"):
+        (run / file).touch()
+    assert fetch(str(run), "merged", run / "served" / "data") == 2
