@@ -10,7 +10,8 @@ from typing import Any
 from job import log, storage
 from job.errors import DataError, InputError, MissingInputError, Problem, StorageError
 from job.manifest import FileDigest, StageRecord
-from job.outputs import RUN, STAGES, SUCCESS, SUMS
+from job.outputs import LEASES, RUN, STAGES, SUCCESS, SUMS
+from job.spec.rules.places import FOLDERS, LOGS
 from job.train.checkpoints import MANIFEST
 from job.unfinished import SUFFIX
 
@@ -163,9 +164,13 @@ def _lineage(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Found]:
 
 
 def _superfluous(uri: str, run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Found]:
-    """Files in the folders of the run that no record names."""
+    """Files in the folders of the run that no record names.
+
+    Also in those that this run has not made: weights that lie in `merged/` are loaded as its own.
+    """
     known = {file.path for record in run.stages.values() for file in record.files} | wanted.keys()
-    for folder in sorted({path.split("/")[0] for path in wanted if "/" in path}):
+    made = {path.split("/")[0] for path in wanted if "/" in path}
+    for folder in sorted((made | {*FOLDERS}) - {CHECKPOINTS, STAGES, LEASES, LOGS}):
         for entry in storage.list_files(storage.join(uri, folder)):
             path = f"{folder}/{entry.path}"
             if path not in known:

@@ -108,6 +108,10 @@ def replaced(path: str, old: str, new: str) -> Callable[[Path], None]:
             put("merged/model-00009-of-00009.safetensors", "x"),
             "merged/model-00009-of-00009.safetensors: is not of this run: no record names it",
         ),
+        (
+            put("adapter/adapter_model.safetensors", "x"),
+            "adapter/adapter_model.safetensors: is not of this run: no record names it",
+        ),
         (remove(".stages/prep.json"), ".stages/prep.json: is missing, and run.json says"),
         (put(".stages/prep.json", "{"), ".stages/prep.json: the marker is unreadable"),
         (
