@@ -8,6 +8,7 @@ import pytest
 
 from job.clean import clean
 from job.local import room
+from tests.jobs import job
 from tests.unit.test_model_cache import bringing, entry
 from tests.unit.test_work_folder import folder, holding
 
@@ -129,3 +130,14 @@ def test_a_cache_over_its_limit_gives_up_what_was_not_used_for_longest(tmp_path:
     total = sum(each.bytes for each in room.entries(tmp_path))
     found = leftovers.look(tmp_path, tmp_path / "work", unused_days=30, limit=total - 1)
     assert [each.path for each in found if each.goes] == [made[0]]
+
+
+def test_settings_without_a_spec_are_refused_and_nothing_is_removed(tmp_path: Path) -> None:
+    made = entry(tmp_path / ".cache/finetune-job", "old", used=LONG_AGO)
+    found = job(
+        *("clean", "--remove", "--set", f"runtime.cache_dir={tmp_path}/other"),
+        environ={"HOME": str(tmp_path)},
+    )
+    assert found.code == 2
+    assert "--set: changes a spec, and none is named" in found.err
+    assert made.exists()
