@@ -109,7 +109,12 @@ def test_what_is_not_the_jobs_is_neither_listed_nor_removed(
     mine = tmp_path / "work" / "photos-01234567"
     (mine / "2019").mkdir(parents=True)
     (tmp_path / "work" / "notes.txt").write_text("mine")
-    (tmp_path / "models").mkdir()
+    names = ("ernie", ".git", "mine.partial")
+    kept = [tmp_path / kind / name for kind in room.KINDS for name in names]
+    for each in kept:
+        each.mkdir(parents=True)
+        (each / "model.safetensors").write_text("mine")
+        os.utime(each, (LONG_AGO, LONG_AGO))
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "stages").mkdir(parents=True)
     (tmp_path / "models" / "link").symlink_to(elsewhere)
@@ -120,6 +125,8 @@ def test_what_is_not_the_jobs_is_neither_listed_nor_removed(
     assert capsys.readouterr().out == ""
     assert (mine / "2019").exists()
     assert (elsewhere / "stages").exists()
+    room.make_room(tmp_path, limit=1)
+    assert all((each / "model.safetensors").exists() for each in kept)
     assert (tmp_path / "work" / "notes.txt").exists()
 
 
