@@ -39,6 +39,7 @@ def fetch(uri: str, part: str, directory: Path) -> int:
     InputError if the run is not finished or has no such part, if a file is not what the run wrote,
     or if the folder holds files that no earlier call brought.
     """
+    part = part.rstrip("/")
     if not storage.exists(storage.join(uri, SUCCESS)):
         raise InputError(
             storage.join(uri, SUCCESS),
@@ -73,7 +74,7 @@ def _refuse_outputs(directory: Path) -> None:
 
 def _wanted(uri: str, part: str) -> dict[str, str]:
     """The digests of the part's files, by their path in it."""
-    sums, found = storage.join(uri, SUMS), {}
+    sums, found, parts = storage.join(uri, SUMS), {}, set[str]()
     text = storage.read_text(sums)
     for line in text.splitlines():
         entry = _LINE.fullmatch(line)
@@ -84,11 +85,15 @@ def _wanted(uri: str, part: str) -> dict[str, str]:
                 value=line,
                 fix="run the job again: it writes the file anew",
             )
+        if "/" in entry[2]:
+            parts.add(entry[2].partition("/")[0])
         if entry[2].startswith(f"{part}/"):
             found[safe_relative(entry[2], uri).removeprefix(f"{part}/")] = entry[1]
     if not found:
         raise InputError(
-            storage.join(uri, part), "the run has no such part", fix="adapter or merged are usual"
+            storage.join(uri, part),
+            "the run has no such part",
+            fix=f"--part may be {', '.join(sorted(parts)) or 'nothing: it left no folders'}",
         )
     return found
 

@@ -81,8 +81,13 @@ def test_an_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_part_is_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such part"):
+    with pytest.raises(InputError, match=r"(?s)no such part.*--part may be adapter, merged"):
         fetch(str(run), "merged-vllm", tmp_path / "weights")
+
+
+def test_a_part_may_be_written_with_a_slash_behind(run: Path, tmp_path: Path) -> None:
+    assert fetch(str(run), "merged/", tmp_path / "weights") == 2
+    assert files(tmp_path / "weights").keys() == {"config.json", "sub/model.safetensors"}
 
 
 @pytest.mark.parametrize(
