@@ -48,6 +48,8 @@ def fetch(uri: str, part: str, directory: Path) -> int:
         )
     wanted = _wanted(uri, part)
     _refuse_outputs(directory)
+    if not (directory / OWN).exists():  # nothing is left in a folder that is refused
+        Target(directory).require_only(wanted)
     target = Target(directory)
     with target:
         target.require_only(wanted)

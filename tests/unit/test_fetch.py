@@ -104,6 +104,7 @@ def test_a_folder_with_another_model_is_refused_and_left_as_it_is(
     assert there in str(raised.value)
     assert "name an empty or a new folder" in str(raised.value)
     assert files(target) == {there: b"of another model"}
+    assert [path.name for path in target.iterdir()] == [there]  # hidden ones too
 
 
 def test_what_belongs_to_the_disk_and_hidden_files_are_nobodys_model(
