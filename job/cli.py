@@ -349,6 +349,13 @@ def clean(
 
     What a living process holds stays, and so does everything that is not the job's.
     """
+    if set and spec is None:
+        raise UsageError(
+            "--set",
+            "changes a spec, and none is named",
+            value=set[0],
+            fix="name the spec before it, or --cache-dir for the folder alone",
+        )
     from job import clean as cleaning
 
     cleaning.clean(

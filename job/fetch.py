@@ -16,6 +16,7 @@ from job import log, storage
 from job.errors import InputError
 from job.local import lock as locks
 from job.manifest import sha256_file
+from job.nesting import run_written_at
 from job.outputs import SUCCESS, SUMS
 from job.storage import local
 from job.storage.uri import safe_relative
@@ -38,6 +39,7 @@ def fetch(uri: str, part: str, directory: Path) -> int:
     InputError if the run is not finished or has no such part, if a file is not what the run wrote,
     or if the folder holds files that no earlier call brought.
     """
+    part = part.rstrip("/")
     if not storage.exists(storage.join(uri, SUCCESS)):
         raise InputError(
             storage.join(uri, SUCCESS),
@@ -45,6 +47,9 @@ def fetch(uri: str, part: str, directory: Path) -> int:
             fix="wait for the job, or name the output of one that succeeded",
         )
     wanted = _wanted(uri, part)
+    _refuse_outputs(directory)
+    if not (directory / OWN).exists():  # nothing is left in a folder that is refused
+        Target(directory).require_only(wanted)
     target = Target(directory)
     with target:
         target.require_only(wanted)
@@ -58,9 +63,20 @@ def fetch(uri: str, part: str, directory: Path) -> int:
     return len(wanted)
 
 
+def _refuse_outputs(directory: Path) -> None:
+    """Raises InputError if a run writes to the folder: what is fetched is none of its files."""
+    if (run := run_written_at(str(directory.resolve()))) is not None:
+        raise InputError(
+            "--to",
+            f"lies in the output of a run, {run}",
+            value=directory,
+            fix="name a folder outside of it",
+        )
+
+
 def _wanted(uri: str, part: str) -> dict[str, str]:
     """The digests of the part's files, by their path in it."""
-    sums, found = storage.join(uri, SUMS), {}
+    sums, found, parts = storage.join(uri, SUMS), {}, set[str]()
     text = storage.read_text(sums)
     for line in text.splitlines():
         entry = _LINE.fullmatch(line)
@@ -71,11 +87,15 @@ def _wanted(uri: str, part: str) -> dict[str, str]:
                 value=line,
                 fix="run the job again: it writes the file anew",
             )
+        if "/" in entry[2]:
+            parts.add(entry[2].partition("/")[0])
         if entry[2].startswith(f"{part}/"):
             found[safe_relative(entry[2], uri).removeprefix(f"{part}/")] = entry[1]
     if not found:
         raise InputError(
-            storage.join(uri, part), "the run has no such part", fix="adapter or merged are usual"
+            storage.join(uri, part),
+            "the run has no such part",
+            fix=f"--part may be {', '.join(sorted(parts)) or 'nothing: it left no folders'}",
         )
     return found
 

@@ -42,6 +42,20 @@ def refuse_nested(output: str) -> None:
             )
 
 
+def run_written_at(place: str) -> str | None:
+    """The run whose output `place` is, or in one of whose folders it lies; None if there is none.
+
+    What a user keeps in a folder beside those is no run's.
+    """
+    below = ""
+    for folder in (place, *_above(place)):
+        first = below.partition("/")[0]
+        if (not first or first in FOLDERS) and _is_run(folder):
+            return folder
+        below = f"{storage.name(folder)}/{below}"
+    return None
+
+
 def _above(output: str) -> Iterator[str]:
     """Every folder that `output` is in, as links lead."""
     place = output

@@ -329,6 +329,7 @@ class Output:
         sums = "\n".join(lines) + "\n"
         if self.holds_finished_run and self._read(SUMS) != sums:
             self.reopen("other files belong to it")
+        self._drop_unfinished()
         self.writer.write_text(RUN, self.run.to_text())
         if not self.holds_finished_run:
             self.writer.write_text(SUMS, sums)
@@ -343,6 +344,20 @@ class Output:
                 fix="run again: the stage that it belongs to is made anew",
             )
         self.holds_finished_run = True  # whatever ends the process from here on, it stays whole
+
+    def _drop_unfinished(self) -> None:
+        """Removes what killed makings left of stages that are no part of the run any more."""
+        kept = {file.path for record in self.run.stages.values() for file in record.files}
+        for entry in storage.list_files(self.at(STAGES)):
+            name = entry.path.removesuffix(SUFFIX)
+            if name == entry.path:
+                continue
+            self._unfinished.begin(name, ())
+            if name not in self.run.stages:
+                self.writer.delete(self._marker(name))
+            for path in sorted(self._unfinished.of(name) - kept):
+                self.writer.delete(path)
+            self._unfinished.end(name)
 
     def _read(self, path: str) -> str | None:
         try:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from job import log, storage
 from job.errors import DataError, InputError, MissingInputError, Problem, StorageError
 from job.manifest import FileDigest, StageRecord
-from job.outputs import RUN, STAGES, SUCCESS, SUMS
+from job.outputs import LEASES, RUN, STAGES, SUCCESS, SUMS
+from job.spec.rules.places import FOLDERS, LOGS
 from job.train.checkpoints import MANIFEST
 from job.unfinished import SUFFIX
 
@@ -39,6 +40,8 @@ class _Run:
     record: str
     stages: Mapping[str, StageRecord]
     """By the markers."""
+    unreadable: Collection[str]
+    """The paths of markers that are told of already."""
 
 
 def verify(uri: str) -> Verified:
@@ -88,7 +91,7 @@ def _read(uri: str) -> tuple[_Run, list[Found]]:
             "is missing, so the run is not finished",
             fix="wait for the job, or run its spec again: it goes on where it stopped",
         )
-    stages, problems = dict[str, StageRecord](), list[Found]()
+    stages, unreadable, problems = dict[str, StageRecord](), set[str](), list[Found]()
     for entry in storage.list_files(storage.join(uri, STAGES)):
         if entry.path.endswith(SUFFIX):
             continue
@@ -98,6 +101,7 @@ def _read(uri: str) -> tuple[_Run, list[Found]]:
         except (ValueError, KeyError, TypeError) as error:
             again = _AGAIN.format(marker=marker)
             problems.append((marker, f"the marker is unreadable: {error}", again))
+            unreadable.add(marker)
         else:
             stages[record.name] = record
     run = _Run(
@@ -105,6 +109,7 @@ def _read(uri: str) -> tuple[_Run, list[Found]]:
         sums=_text(uri, SUMS) or "",
         record=_text(uri, RUN) or "",
         stages=stages,
+        unreadable=unreadable,
     )
     return run, problems
 
@@ -151,7 +156,8 @@ def _lineage(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Found]:
         marker, marked = f"{STAGES}/{name}.json", run.stages.get(name)
         named |= {file.path for file in told.files}
         if marked is None:
-            yield marker, f"is missing, and {RUN} says that the stage is complete", again
+            if marker not in run.unreadable:
+                yield marker, f"is missing, and {RUN} says that the stage is complete", again
         elif marked.fingerprint != told.fingerprint or marked.files != told.files:
             yield marker, f"tells of another making of the stage than {RUN}", again
         for file in told.files:
@@ -163,9 +169,13 @@ def _lineage(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Found]:
 
 
 def _superfluous(uri: str, run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Found]:
-    """Files in the folders of the run that no record names."""
+    """Files in the folders of the run that no record names.
+
+    Also in those that this run has not made: weights that lie in `merged/` are loaded as its own.
+    """
     known = {file.path for record in run.stages.values() for file in record.files} | wanted.keys()
-    for folder in sorted({path.split("/")[0] for path in wanted if "/" in path}):
+    made = {path.split("/")[0] for path in wanted if "/" in path}
+    for folder in sorted((made | {*FOLDERS}) - {CHECKPOINTS, STAGES, LEASES, LOGS}):
         for entry in storage.list_files(storage.join(uri, folder)):
             path = f"{folder}/{entry.path}"
             if path not in known:

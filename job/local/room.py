@@ -1,6 +1,7 @@
 """What caches hold, how long ago it was used, and how it is removed: never while it is in use."""
 
 import os
+import re
 import secrets
 import shutil
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from job import log
 from job.local import lock as locks
 
-MODELS, RESULTS, PREPARED = "models", "results", "prepared"
+KINDS = MODELS, RESULTS, PREPARED = "models", "results", "prepared"
 """The folders of a cache: checkpoints by URI, parts of finished runs, prepared rows."""
 COMPLETE, USED, MADE = ".complete", ".used", "made.json"
 """Files in an entry whose times say when it was last used."""
@@ -23,6 +24,8 @@ PARTIAL, TRASH = ".partial-", ".trash-"
 LINKING_SECONDS = 3600.0
 """Prepared rows are linked in a moment; what is half linked after so long is left behind."""
 
+# Also as earlier versions named them.
+_HALF = re.compile(rf"{re.escape(PARTIAL)}|{re.escape(TRASH)}|[0-9a-f]{{16,}}\.partial$")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -46,11 +49,16 @@ def in_bytes(limit: str | None) -> int:
 
 
 def entries(cache: Path) -> Iterator[Entry]:
-    """Everything that the caches below `cache` hold. Links are not followed."""
-    for kind in (MODELS, RESULTS, PREPARED):
+    """Everything that the job put into the caches below `cache`. Links are not followed.
+
+    A model, or the output of a run, that somebody keeps in the same folders is none of it.
+    """
+    for kind in KINDS:
         for path in folders(cache / kind):
-            whole = not path.name.startswith(".") and not path.name.endswith(".partial")
+            whole = not _HALF.match(path.name)
             stamps = [path / name for name in (USED, COMPLETE, MADE)]
+            if whole and not (path / (MADE if kind == PREPARED else COMPLETE)).is_file():
+                continue
             with suppress(FileNotFoundError):  # others remove too
                 times = [stamp.stat().st_mtime for stamp in stamps if stamp.exists()]
                 used = max(times, default=path.stat().st_mtime)

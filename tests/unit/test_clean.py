@@ -8,6 +8,7 @@ import pytest
 
 from job.clean import clean
 from job.local import room
+from tests.jobs import job
 from tests.unit.test_model_cache import bringing, entry
 from tests.unit.test_work_folder import folder, holding
 
@@ -108,7 +109,12 @@ def test_what_is_not_the_jobs_is_neither_listed_nor_removed(
     mine = tmp_path / "work" / "photos-01234567"
     (mine / "2019").mkdir(parents=True)
     (tmp_path / "work" / "notes.txt").write_text("mine")
-    (tmp_path / "models").mkdir()
+    names = ("ernie", ".git", "mine.partial")
+    kept = [tmp_path / kind / name for kind in room.KINDS for name in names]
+    for each in kept:
+        each.mkdir(parents=True)
+        (each / "model.safetensors").write_text("mine")
+        os.utime(each, (LONG_AGO, LONG_AGO))
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "stages").mkdir(parents=True)
     (tmp_path / "models" / "link").symlink_to(elsewhere)
@@ -119,6 +125,8 @@ def test_what_is_not_the_jobs_is_neither_listed_nor_removed(
     assert capsys.readouterr().out == ""
     assert (mine / "2019").exists()
     assert (elsewhere / "stages").exists()
+    room.make_room(tmp_path, limit=1)
+    assert all((each / "model.safetensors").exists() for each in kept)
     assert (tmp_path / "work" / "notes.txt").exists()
 
 
@@ -129,3 +137,14 @@ def test_a_cache_over_its_limit_gives_up_what_was_not_used_for_longest(tmp_path:
     total = sum(each.bytes for each in room.entries(tmp_path))
     found = leftovers.look(tmp_path, tmp_path / "work", unused_days=30, limit=total - 1)
     assert [each.path for each in found if each.goes] == [made[0]]
+
+
+def test_settings_without_a_spec_are_refused_and_nothing_is_removed(tmp_path: Path) -> None:
+    made = entry(tmp_path / ".cache/finetune-job", "old", used=LONG_AGO)
+    found = job(
+        *("clean", "--remove", "--set", f"runtime.cache_dir={tmp_path}/other"),
+        environ={"HOME": str(tmp_path)},
+    )
+    assert found.code == 2
+    assert "--set: changes a spec, and none is named" in found.err
+    assert made.exists()

@@ -81,8 +81,13 @@ def test_an_unfinished_run_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_part_is_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such part"):
+    with pytest.raises(InputError, match=r"(?s)no such part.*--part may be adapter, merged"):
         fetch(str(run), "merged-vllm", tmp_path / "weights")
+
+
+def test_a_part_may_be_written_with_a_slash_behind(run: Path, tmp_path: Path) -> None:
+    assert fetch(str(run), "merged/", tmp_path / "weights") == 2
+    assert files(tmp_path / "weights").keys() == {"config.json", "sub/model.safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,7 @@ def test_a_folder_with_another_model_is_refused_and_left_as_it_is(
     assert there in str(raised.value)
     assert "name an empty or a new folder" in str(raised.value)
     assert files(target) == {there: b"of another model"}
+    assert [path.name for path in target.iterdir()] == [there]  # hidden ones too
 
 
 def test_what_belongs_to_the_disk_and_hidden_files_are_nobodys_model(
@@ -178,3 +184,24 @@ def test_sums_that_are_cut_are_not_taken_for_fewer_files(
     sums.write_text(text[: 70 if cut == "in a line" else -1])
     with pytest.raises(InputError, match="is cut or was changed"):
         fetch(str(run), "merged", tmp_path / "weights")
+
+
+@pytest.mark.parametrize("place", ["merged", "merged/served", "", "checkpoints/mine"])
+def test_nothing_is_fetched_into_the_output_of_a_run(place: str, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for output in (run, other):
+        (output / "merged").mkdir(parents=True, exist_ok=True)
+        for file in ("run.json", "spec.resolved.yaml"):
+            (output / file).touch()
+    (tmp_path / "link").symlink_to(other)
+    before = sorted(tmp_path.rglob("*"))
+    for target in (run / place, other / place, tmp_path / "link" / place):
+        with pytest.raises(InputError, match=r"(?s)--to.*lies in the output of a run"):
+            fetch(str(run), "merged", target)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_ones_own_beside_those_of_a_run_takes_what_is_fetched(run: Path) -> None:
+    for file in ("run.json", "spec.resolved.yaml"):
+        (run / file).touch()
+    assert fetch(str(run), "merged", run / "served" / "data") == 2

@@ -469,6 +469,16 @@ REFUSED += [
         "must not lie in merged/ of the output, whose files the run checks and removes",
         "remove the line: trackers write to logs/ there",
     ),
+    *(
+        (
+            ("output.uri=out", f"runtime.{key}=out/{folder}"),
+            f"runtime.{key}",
+            f"must not lie in {folder.partition('/')[0]}/ of the output, whose files the run "
+            "checks and removes",
+            "write a folder of its own outside of the output",
+        )
+        for key, folder in (("workdir", "merged/work"), ("cache_dir", "data"))
+    ),
     (
         ("output.uri=out", "runtime.metrics_file=out/job.prom"),
         "runtime.metrics_file",
@@ -610,6 +620,7 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("output.uri=data/out", "data.train.uri=data/*.jsonl"),
         ("output.uri=s3://b/o/c/",),
         ("output.uri=out", "train.logging_dir=out/logs/tensorboard"),
+        ("output.uri=out", "runtime.workdir=out/work", "runtime.cache_dir=out/cache"),
         ("output.uri=outputs//x",),
     ],
 )

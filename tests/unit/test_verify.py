@@ -9,7 +9,7 @@ import pytest
 
 from job import storage
 from job.errors import DataError, InputError, StorageError
-from job.manifest import RunRecord
+from job.manifest import RunRecord, read_stage
 from job.outputs import Output
 from job.train.checkpoints import CheckpointStore
 from job.verify import verify
@@ -108,6 +108,10 @@ def replaced(path: str, old: str, new: str) -> Callable[[Path], None]:
             put("merged/model-00009-of-00009.safetensors", "x"),
             "merged/model-00009-of-00009.safetensors: is not of this run: no record names it",
         ),
+        (
+            put("adapter/adapter_model.safetensors", "x"),
+            "adapter/adapter_model.safetensors: is not of this run: no record names it",
+        ),
         (remove(".stages/prep.json"), ".stages/prep.json: is missing, and run.json says"),
         (put(".stages/prep.json", "{"), ".stages/prep.json: the marker is unreadable"),
         (
@@ -144,6 +148,37 @@ def test_every_difference_is_told_at_once(run: Path) -> None:
     said = found(run)
     for path in ("merged/model.safetensors", "merged/config.json", "data/extra"):
         assert f"{run}/{path}: " in said
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_what_a_killed_making_left_of_a_stage_that_the_run_has_no_more_is_removed(
+    marked: bool, run: Path, tmp_path: Path
+) -> None:
+    marker, left = run / ".stages" / "baseline.json", ("eval/baseline.json", "data/rows.arrow")
+    (run / "eval").mkdir()
+    (run / "eval" / "baseline.json").write_text("{}")
+    (run / "eval" / "mine.json").write_text("{}")
+    (run / ".stages" / "baseline.unfinished.json").write_text(json.dumps({"files": left}))
+    if marked:
+        marker.write_text((run / ".stages" / "prep.json").read_text())
+    record = RunRecord(name="r", command="run", status="running", started="now")
+    for stage in FILES:
+        record.stages[stage] = read_stage(str(run / ".stages" / f"{stage}.json"))
+    (run / "_SUCCESS").unlink()
+    output = Output(uri=str(run), workdir=tmp_path / "again", run=record)
+    output.take()
+    output.finish(complete=True)
+    output.release()
+    assert not (run / "eval" / "baseline.json").exists()
+    assert (run / "eval" / "mine.json").exists()
+    assert not list((run / ".stages").glob("baseline*"))
+    (run / "eval" / "mine.json").unlink()
+    verify(str(run))
+
+
+def test_a_marker_that_is_cut_is_one_problem(run: Path) -> None:
+    put(".stages/prep.json", "{")(run)
+    assert found(run).count(".stages/prep.json: ") == 1
 
 
 def test_what_lies_beside_the_runs_folders_is_its_owners(run: Path) -> None:

@@ -168,6 +168,20 @@ def _trackers_can_write(at: View) -> Iterator[Finding]:
             )
 
 
+def _local_state_is_no_part_of_the_run(at: View) -> Iterator[Finding]:
+    for dotted in ("runtime.workdir", "runtime.cache_dir"):
+        with contextlib.suppress(Unread):
+            folder, output = at(dotted), at("output.uri")
+            for own in FOLDERS if folder is not None else ():
+                if _holds(place(f"{output.rstrip('/')}/{own}"), place(folder)):
+                    yield find(
+                        dotted,
+                        f"must not lie in {own}/ of the output, whose files the run checks and "
+                        "removes",
+                        "write a folder of its own outside of the output",
+                    )
+
+
 def _metrics_file_is_local(at: View) -> Iterator[Finding]:
     file = at("runtime.metrics_file")
     if file is not None and "://" in file and not file.startswith("file://"):
@@ -231,5 +245,6 @@ RULES: tuple[Rule, ...] = (
     _remote_code_is_pinned,
     _output_overwrites_no_input,
     _trackers_can_write,
+    _local_state_is_no_part_of_the_run,
     _metrics_file_is_local,
 )
