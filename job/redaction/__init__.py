@@ -17,7 +17,14 @@ from typing import Any
 from urllib.parse import unquote
 
 from job.redaction import spellings, urls
-from job.redaction.kinds import KNOWN_FORM, MARKS, is_secret, is_secret_name, may_hold_known_form
+from job.redaction.kinds import (
+    KNOWN_FORM,
+    MARKS,
+    is_secret,
+    is_secret_name,
+    is_secret_where_read,
+    may_hold_known_form,
+)
 from job.redaction.terminal import STEERING, json_text, printable, texts_in
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "install",
     "is_secret",
     "is_secret_name",
+    "is_secret_where_read",
     "known",
     "print_traceback",
     "printable",
@@ -71,8 +79,8 @@ def add_secrets_of(uri: str) -> None:
 
 
 def holds_secret(name: str, value: str) -> bool:
-    """Whether a variable's value is a secret, or a URI that holds one."""
-    return is_secret(name, value) or next(urls.secrets(value), None) is not None
+    """Whether what a spec reads of a variable is a secret, or a URI that holds one."""
+    return is_secret_where_read(name, value) or next(urls.secrets(value), None) is not None
 
 
 def known() -> dict[str, str]:

@@ -30,6 +30,16 @@ _IDENTIFIER = re.compile(
     r"VERSION|BUILD|RUN|JOB|HOME|USER|LOGNAME|HOSTNAME|HOST|PWD|OLDPWD|SHELL|PATH|TMPDIR|"
     r"ADDRESS|GPG_KEY|COLORS|OUTPUT|SPEC|BUCKET|REGION)$"
 )
+# Names whose values are known to be harmless where a spec reads them, by their last word: places,
+# sizes, settings, questions.
+_HARMLESS = re.compile(
+    r"(^|_)(NAME|TITLE|URI|URL|DIR|DIRECTORY|FOLDER|FILE|PATH|PREFIX|ROOT|OUTPUTS?|INPUTS?|DATA|"
+    r"DATASET|DATASETS|TRAIN|EVAL|TEST|VALIDATION|SPLIT|ROWS|MODEL|BASE|ADAPTER|CHECKPOINT|LOGS?|"
+    r"CACHE|FORMAT|COLUMN|COLUMNS|INSTRUCTION|QUESTION|PROMPT|SYSTEM|LANGUAGE|TASK|EXPERIMENT|"
+    r"STEPS?|EPOCHS?|SEED|RATE|LR|BATCH|SIZE|LIMIT|LENGTH|WORKERS|COUNT|RANK|R|ALPHA|DROPOUT|"
+    r"OPTIM|OPTIMIZER|SCHEDULER|DTYPE|DEVICE|ACCELERATOR|ENGINE|METRICS?|COMPILE|MODE|LEVEL|"
+    r"STAGE|ENV|ENVIRONMENT|REGION|ZONE|BUCKET|PLATFORM|REGISTRY)$"
+)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 _WORDY = r"(?=[A-Za-z_-]{0,40}[0-9A-Z])"  # what is all lower case is a word in an ordinary name
@@ -113,6 +123,22 @@ def is_secret(name: str, value: str) -> bool:
     if "://" not in value and KNOWN_FORM.search(value):
         return True
     return not _IDENTIFIER.search(_CAMEL.sub("_", name).upper()) and looks_random(value)
+
+
+def is_secret_where_read(name: str, value: str) -> bool:
+    """Whether the value that a spec reads of a variable is a secret.
+
+    It is, unless the variable's name is known to be harmless, or the value is a number, a path or a
+    URI: what a URI holds of a secret is for `urls` to tell.
+    """
+    if is_secret(name, value):
+        return True
+    words = _CAMEL.sub("_", name).replace("-", "_").upper()
+    if _HARMLESS.search(words) or _IDENTIFIER.search(words):
+        return False
+    value = value.strip()
+    plain = not value or _NUMBER.fullmatch(value) or value.lower() in _PLAIN_WORDS
+    return not (plain or _ROOTED.match(value))
 
 
 def looks_random(value: str) -> bool:

@@ -11,9 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from job.redaction import add_secret, add_secrets_of, holds_secret, is_secret, redact
+from job.redaction import (
+    add_secret,
+    add_secrets_of,
+    holds_secret,
+    is_secret,
+    is_secret_where_read,
+    redact,
+)
 from job.spec.finding import Finding
-from job.spec.keys import Path
+from job.spec.keys import Path, at, wants_text
 from job.spec.names import nearest, quoted
 from job.spec.parse import Document, Place, read_at
 
@@ -67,7 +74,7 @@ class _Work:
     def _text(self, text: str, path: Path) -> Any:
         place = self.places.get(path)
         whole = _VARIABLE.fullmatch(text)
-        if whole and whole["name"] and place and place.plain and not self._is_secret(whole):
+        if whole and whole["name"] and place and place.plain and not self._is_secret(whole, path):
             found = self._look_up(whole, path)
             if found is None:
                 return text
@@ -77,7 +84,7 @@ class _Work:
                 self._find(path, f"the value of {whole['name']} {error}", found)
                 return text
             if isinstance(value, str):
-                self.shown[path] = self._show(whole, found, value)
+                self.shown[path] = self._show(whole, found, value, path)
             return value
         before = len(self.findings)
         value = _VARIABLE.sub(lambda match: self._replace(match, path, show=False), text)
@@ -103,7 +110,7 @@ class _Work:
             return match[0]
         if not show:
             return value
-        return self._show(match, value, value)
+        return self._show(match, value, value, path)
 
     def _value(self, match: re.Match[str]) -> str | None:
         """The variable's value, or its default where it is unset or empty; None without either."""
@@ -112,15 +119,21 @@ class _Work:
             self.environ.get(match["name"]) if default is None else str(default).strip()
         )
 
-    def _is_secret(self, match: re.Match[str]) -> bool:
-        return is_secret(match["name"], self._value(match) or "")
+    def _is_secret(self, match: re.Match[str], path: Path) -> bool:
+        name, value = match["name"], self._value(match) or ""
+        if not self.environ.get(name) or _takes_no_free_text(path, value):
+            return is_secret(name, value)
+        return is_secret_where_read(name, value)
 
-    def _show(self, match: re.Match[str], value: str, read: str) -> str:
+    def _show(self, match: re.Match[str], value: str, read: str, path: Path) -> str:
         """What was `read` of the value as it may be shown: by the variable's name if secret."""
         name = match["name"]
-        # A default is written in the spec, and must load again where no variable is set; only
-        # what would be masked wherever it is written is not shown.
-        secret = holds_secret(name, value) if self.environ.get(name) else redact(value) != value
+        # A default is written in the spec, and must load again where no variable is set; only what
+        # would be masked wherever it is written is not shown.
+        secret = redact(value) != value
+        if self.environ.get(name):
+            free = not _takes_no_free_text(path, value)
+            secret |= holds_secret(name, value) if free else is_secret(name, value)
         return "${" + name + "}" if secret else _escape(read)
 
     def _look_up(self, match: re.Match[str], path: Path) -> str | None:
@@ -136,7 +149,7 @@ class _Work:
                 + (f"; {close} is set" if close else ""),
             )
             return None
-        if self._is_secret(match):
+        if self._is_secret(match, path):
             add_secret(name, value)
         else:
             add_secrets_of(value)
@@ -146,6 +159,12 @@ class _Work:
         finding = Finding(path, message, fix, quoted(value))
         if finding not in self.findings:
             self.findings.append(finding)
+
+
+def _takes_no_free_text(path: Path, value: str) -> bool:
+    """Whether the key takes numbers or lists, or the value is one of the few that it takes."""
+    node = at(path)
+    return node is not None and (not wants_text(path) or value in node.get("enum", ()))
 
 
 def _escape(text: str) -> str:

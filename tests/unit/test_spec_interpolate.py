@@ -211,8 +211,8 @@ def test_what_an_ordinary_spec_reads_stays_readable_and_loads_without_the_variab
         "STEPS": "60",
         "OUTPUT": "s3://bucket/runs/8c7dd922ad47494fc02c388e12c00eac",
         "IM2LATEX": "/mnt/data/im2latex",
-        "ASKED": "Write the formula as LaTeX.",
-        "OPTIMIZER": "adamw_torch",
+        "INSTRUCTION": "Write the formula as LaTeX.",
+        "WHICH": "adamw_torch",
         "DORA": "true",
         "MODEL": "hf://Qwen/Qwen2-VL-7B-Instruct@main",
     }
@@ -222,10 +222,10 @@ name: sample
 model: {model_name_or_path: "${MODEL}"}
 data:
   train: {uri: "${IM2LATEX}/train.jsonl"}
-  instruction: ${ASKED}
+  instruction: ${INSTRUCTION}
 train:
   max_steps: ${STEPS}
-  optim: ${OPTIMIZER}
+  optim: ${WHICH}
   learning_rate: ${RATE,2e-5}
 lora:
   use_dora: ${DORA}
@@ -235,6 +235,15 @@ output: {uri: "${OUTPUT}"}
     shown = dump_resolved(loaded)
     assert "${" not in shown
     assert load_spec(shown, "again.yaml", environ={}) == loaded
+
+
+def test_what_a_spec_reads_of_a_name_that_tells_nothing_is_a_secret() -> None:
+    environ = {"DB_LOGIN": "hunter2correct"}
+    spec = MINIMAL.replace("data: {", 'data: {instruction: "User ${DB_LOGIN}", ', 1)
+    loaded = load_spec(spec, "job.yaml", environ=environ)
+    assert loaded.spec.data.instruction == "User hunter2correct"
+    assert "hunter2correct" not in dump_resolved(loaded)
+    assert redaction.redact("hunter2correct said") == "${DB_LOGIN} said"
 
 
 def test_a_default_that_a_spec_gives_is_its_own_and_loads_again() -> None:
