@@ -3,9 +3,9 @@
 python specs/receipts.py data/receipts [ROWS]
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -40,4 +40,7 @@ def main(folder: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 4_000)
+    wanted = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    wanted.add_argument("folder", type=Path, help="where the receipts go")
+    wanted.add_argument("rows", type=int, nargs="?", default=4_000)
+    main(**vars(wanted.parse_args()))

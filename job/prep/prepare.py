@@ -31,6 +31,7 @@ from job.spec.types import DataSpec, SourceSpec
 REJECTS, STATS = "rejects.jsonl", "stats.json"
 SHOWN_REJECTS = 5
 MOST_REASONS = 50
+_BY_IMAGE = "; where many pictures share one answer, set data.leakage_by: image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +140,13 @@ def prepare(
     rejected = reasons.total()
     _take(work, directory, streamed=spec.streaming)
     leaked = drop_leaked(directory, remove=spec.leakage == "remove")
+    # Rows without images are compared by what they say, whatever the key.
+    by_image = _BY_IMAGE if statistics["train"].images and set(apart.values()) != {"image"} else ""
     if spec.leakage == "remove" and 2 * leaked > statistics["train"].rows:
         log.warn(
             "most rows to train show or say what a held-out row does, and are left out",
             left_out=log.of(leaked, statistics["train"].rows),
-            fix="where many pictures share one answer, set data.leakage_by: image",
+            fix=f"evaluate on other rows than those that train{by_image}",
         )
     mixed = mix(directory, spec) if len(train) > 1 else []
     kept_rows = statistics["train"].rows - leaked
@@ -161,7 +164,7 @@ def prepare(
     (directory / STATS).write_text(as_json(stats, indent=2) + "\n", encoding="utf-8")
     covered = coverage(directory, label_key, classes=classes)
     trained, judged = statistics["train"].rows, statistics["eval"].rows
-    _check(spec, shown, rejected, trained, judged, leaked, covered)
+    _check(spec, shown, rejected, trained, judged, leaked, covered, by_image)
     if covered is not None and (classes or "image" in apart.values()):
         tell(covered, fraction=None if spec.eval else spec.eval_fraction)
     _tell(mixed)
@@ -263,6 +266,7 @@ def _check(
     eval_rows: int,
     leaked: int,
     classes: Coverage | None,
+    by_image: str,
 ) -> None:
     shown = [Problem(reject.id, reject.reason) for reject in rejects]
     if rejected > len(shown):
@@ -302,13 +306,11 @@ def _check(
             "$.data.leakage",
             f"{leaked} training rows show or say what a held-out row does",
             value=spec.leakage,
-            fix="take them out of one of the two, or set data.leakage: remove; where many pictures "
-            "share one answer, set data.leakage_by: image",
+            fix=f"take them out of one of the two, or set data.leakage: remove{by_image}",
         )
     if leaked == train_rows:
         raise DataError(
             "$.data.train",
             f"all {train_rows} rows show or say what a held-out row does",
-            fix="evaluate on other rows than those that train; where many pictures share one "
-            "answer, set data.leakage_by: image",
+            fix=f"evaluate on other rows than those that train{by_image}",
         )

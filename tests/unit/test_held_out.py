@@ -167,6 +167,36 @@ def test_a_class_that_is_not_judged_is_named(
     assert 'classes="form, letter, receipt"' in capsys.readouterr().err
 
 
+def talks(folder: Path, name: str) -> Path:
+    """Rows without images, the same under each name."""
+    path = folder / f"{name}.jsonl"
+    said = ({"question": f"q{n}", "answer": f"a{n}"} for n in range(6))
+    path.write_text("".join(json.dumps(line) + "\n" for line in said), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("leakage", ["remove", "refuse"])
+def test_leaked_rows_lead_to_the_images_only_where_these_tell_them_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], leakage: Any
+) -> None:
+    answers_shared = rows(tmp_path, ["a", "b"]), rows(tmp_path, ["a", "b"], "held", 100)
+    images_shared = rows(tmp_path, ["a", "b"], "same"), rows(tmp_path, ["c", "d"], "held_same")
+    without = talks(tmp_path, "talks"), talks(tmp_path, "held_talks")
+    for (train, held), by, helps in (
+        (answers_shared, "image_and_answer", True),
+        (images_shared, "image", False),
+        (without, "image_and_answer", False),
+    ):
+        with pytest.raises(DataError) as caught:
+            prepared(
+                train, tmp_path, held_out=held, leakage_by=by, leakage=leakage, text_only=not helps
+            )
+        told = str(caught.value) + capsys.readouterr().err
+        assert ("leakage_by" in told) is helps, told
+    train, held = answers_shared
+    prepared(train, tmp_path, held_out=held, leakage_by="image", leakage=leakage)
+
+
 def test_classes_held_out_whole_lead_to_the_key_that_helps(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepared(

@@ -1,5 +1,7 @@
 """Every spec that ships is valid, names the schema, and is what its comments claim."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from job.spec import keys
 from job.spec.load import LoadedSpec, dump_resolved, load_spec
 from job.spec.parse import decode, parse
+from tests.jobs import ROOT
 
 SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.y*ml"))
 each_spec = pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -102,3 +105,16 @@ def test_im2latex_reads_the_folder_that_its_variable_names() -> None:
     assert spec.data.train[0].uri == "s3://b/formulas/train.jsonl"
     assert spec.data.eval.uri == "s3://b/formulas/validation.jsonl"
     assert spec.data.eval.columns == spec.data.train[0].columns
+
+
+@pytest.mark.parametrize(("given", "code"), [([], 2), (["--help"], 0), (["a", "many"], 2)])
+def test_the_script_of_receipts_says_what_it_takes_and_draws_nothing(
+    tmp_path: Path, given: list[str], code: int
+) -> None:
+    script = str(ROOT / "specs" / "receipts.py")
+    done = subprocess.run(
+        [sys.executable, script, *given], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert "usage:" in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())

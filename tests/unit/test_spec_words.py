@@ -32,6 +32,7 @@ WITH: dict[str, dict[str, Any]] = {
     "model.revision": {"model.model_name_or_path": "hf://org/repo"},
     "lora.target_parameters": {"lora.lora_dropout": 0},
 }
+SECTIONS = {"columns": ("data", "train", "columns"), "generation": ("eval", "generation")}
 NOT_ALONE = ("data.train.weight",)
 
 
@@ -96,14 +97,10 @@ def test_obeying_a_word_s_answer_gives_a_spec_that_is_valid_and_means_it(
 def test_a_word_is_answered_by_its_entry_in_every_section(entry: dict[str, Any]) -> None:
     for name in entry["names"]:
         for section in (entry["in"],) if "in" in entry else ("train", "lora", "model"):
-            path = ("data", "train", "columns") if section == "columns" else (section,)
+            path = SECTIONS.get(section, (section,))
             if keys.at((*path, name)) is not None:
                 continue  # the section's own key
-            found = (
-                words()["columns" if section == "columns" else section, _plain(name)]
-                if ("in" in entry)
-                else word(name)
-            )
+            found = words()[section, _plain(name)] if ("in" in entry) else word(name)
             told = instead_of((*path, name), value=True)
             assert found is not None
             if "none" in entry:
@@ -256,3 +253,10 @@ def test_a_value_that_is_certainly_a_mistake_is_refused(
         _load({dotted: value})
     (problem,) = caught.value.problems
     assert problem.fix == fix or (fix is None and "cer" not in str(problem.fix)[:12])
+
+
+@pytest.mark.parametrize("name", ["max_length", "max_tokens", "min_length"])
+def test_a_bound_on_answers_never_becomes_one_on_the_rows_that_train(name: str) -> None:
+    told = instead_of(("eval", "generation", name), value=20)
+    assert "max_new_tokens" in told
+    assert not told.startswith("move it")
