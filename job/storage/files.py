@@ -207,11 +207,16 @@ def download(uri: str, path: Path) -> None:
     """
 
     def copy() -> None:
-        with local.whole_file(path) as unfinished:
-            if is_local(uri):
-                shutil.copyfile(local_path(uri), unfinished)
-            else:
-                remote.get(uri, unfinished)
+        try:
+            with local.whole_file(path) as unfinished:
+                if is_local(uri):
+                    shutil.copyfile(local_path(uri), unfinished)
+                else:
+                    remote.get(uri, unfinished)
+        except OSError as error:
+            if failures.diagnose(error) in ("full", "read-only"):  # here, not where it is from
+                raise failures.explain(error, "write", str(path)) or error from error
+            raise
 
     # What fails remotely is already an error of ours by then; what is left is the local disk.
     retry.call("read" if is_local(uri) else "write", uri if is_local(uri) else str(path), copy)

@@ -350,6 +350,15 @@ def test_a_full_local_disk_is_exit_21_and_names_the_place(
     assert "Traceback" not in done.err
 
 
+def test_a_download_to_a_full_disk_names_where_it_goes(small_disk: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "model.safetensors", small_disk / "model.safetensors"
+    source.write_bytes(bytes(5 * 2**20))
+    with pytest.raises(StorageError, match="no space is left") as caught:
+        storage.download(str(source), target)
+    assert caught.value.problems[0].field == str(target)
+    assert not list(small_disk.iterdir())
+
+
 @pytest.mark.parametrize("writer", ["shards", "safetensors"])
 def test_a_full_disk_without_a_name_names_the_working_folder(
     writer: str, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
