@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import job.pipeline
 from job import sbom, storage
 from tests.jobs import sets
@@ -133,8 +135,6 @@ class Farm:
 
     def __init__(self, place: Path) -> None:
         """`place` is for caches and what the runs say."""
-        import torch
-
         torch.set_num_threads(1)  # threads of the parent are missing in its children
         self._place = place
         text = sbom.to_text()  # the same for every run, and half of its time
@@ -181,6 +181,9 @@ class Farm:
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         code = 70
         try:
+            # The pool of threads is replaced at its first use after a fork, which two threads that
+            # get there together do not survive; here there is one.
+            torch.set_num_threads(1)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             descriptor = os.open(self._place / "said.txt", flags, 0o600)
             os.dup2(descriptor, 1)
