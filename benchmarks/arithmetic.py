@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from job.families.base import Encoded
-from job.families.ernie45_vl.saved import head_dim
+from job.families.ernie45_vl.activation_memory import head_dim
 
 SIDE = 8192
 """Of the square matrices by whose product the device's speed is measured."""

@@ -20,8 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there to read it
 
 from benchmarks import record
 from job import storage
-from job.cli import app
-from job.train.uploads import BackgroundUploads
+from job.cli.app import app
+from job.train.checkpoint.uploads import BackgroundUploads
 from tests.jobs import FULL, ROOT, sets
 from tests.s3 import S3Server
 

@@ -191,9 +191,9 @@ def _train(arguments: argparse.Namespace) -> None:
     """One engine on one checkpoint; of Unsloth's, its export too."""
     with tempfile.TemporaryDirectory() as place:
         if arguments.way == "unsloth":  # before anything of Transformers
-            from job.engines import patched
+            from job.engines import unsloth_patches
 
-            patched.bring_in(Path(place), compiled=arguments.compiled)
+            unsloth_patches.bring_in(Path(place), compiled=arguments.compiled)
         found = _trained(arguments, Path(place))
     arguments.out.write_text(json.dumps(found))
 
@@ -202,7 +202,7 @@ def _trained(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     from benchmarks.training import formula_rows, train_stage
     from job import engines, families
     from job.engines.device import detect
-    from job.sizes import GIB
+    from job.planning.sizes import GIB
 
     spec = _spec(arguments, arguments.way, arguments.checkpoint)
     accelerator = detect(spec.runtime)

@@ -25,12 +25,13 @@ import torch
 
 from benchmarks import record
 from benchmarks.training import SPEC, encoded_rows, random_model
-from job import engines, families, inputs
+from job import engines, families
 from job.engines import cpu
 from job.engines.device import detect, release_memory
-from job.export.merged import Merge
+from job.export.merge import Merge
+from job.families import model_source
 from job.families.base import Family, to_device
-from job.sizes import GIB
+from job.planning.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
@@ -121,7 +122,9 @@ def timed(stages: dict[str, dict[str, float]], name: str) -> Iterator[dict[str, 
 def write_base(arguments: argparse.Namespace, device: torch.device, directory: Path) -> None:
     """Random weights in bf16 on disk, in the published layout, with the tiny model's tokenizer."""
     spec = load_spec(SPEC.read_text(), str(SPEC), environ={}).spec
-    tiny = families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny")
+    tiny = families.read_checkpoint(
+        "builtin://ernie-vl-tiny", model_source.MODELS / "ernie-vl-tiny"
+    )
     model = random_model(
         arguments.model, arguments.layers, families.bind(tiny, spec.model, spec.data), device
     )

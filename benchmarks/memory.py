@@ -16,9 +16,9 @@ from benchmarks import record
 from benchmarks.training import SPEC, bound, formula_rows, random_model, train_stage
 from job.engines.device import Accelerator, detect, release_memory
 from job.families.base import RowSize
-from job.memory import estimate
-from job.prep.records import Row
-from job.sizes import GIB
+from job.planning.memory import estimate
+from job.planning.sizes import GIB
+from job.prep.rows import Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 

@@ -16,11 +16,12 @@ from itertools import chain
 
 from benchmarks import record
 from benchmarks.training import SPEC, formula_rows
-from job import families, inputs
+from job import families
+from job.families import model_source
 from job.families.ernie45_vl import Ernie45VL
 from job.spec.load import load_spec
-from job.train.order import SPARE, SharedBatches, shuffled
-from job.train.passes import Cut, alike, balanced, in_order
+from job.train.micro_batches import Cut, alike, balanced, in_order
+from job.train.sampler import SPARE, SharedBatches, shuffled
 
 ROWS, EPOCHS, SEED = 256, 20, 3407
 
@@ -45,7 +46,9 @@ DIVISIONS = (
 
 def main() -> None:
     spec = load_spec(SPEC.read_text(), str(SPEC), environ={}).spec
-    tiny = families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny")
+    tiny = families.read_checkpoint(
+        "builtin://ernie-vl-tiny", model_source.MODELS / "ernie-vl-tiny"
+    )
     family = Ernie45VL.bind(tiny, spec.data)
     sizes = [family.row_size(family.encode(row)) for row in formula_rows(ROWS)]
     lengths, patches = [size.tokens for size in sizes], [sum(size.patches) for size in sizes]

@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks import record
 from job.evaluation.latex import normalize
-from job.prep.find import stage_source
+from job.prep.discovery import stage_source
 from job.prep.prepare import prepare
 from job.spec.load import load_spec
 

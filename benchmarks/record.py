@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from job.provenance import source_revision
+from job.artifacts.provenance import source_revision
 
 RESULTS = Path(__file__).parent / "results"
 

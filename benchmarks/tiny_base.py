@@ -12,16 +12,17 @@ import platform
 from pathlib import Path
 
 from benchmarks import record
-from job import engines, families, inputs
+from job import engines, families
 from job.engines.device import Accelerator
 from job.evaluation.evaluate import Evaluation, evaluate
+from job.families import model_source
 from job.prep import formulas
 from job.prep.images import inspect
-from job.prep.records import Message, Part, Row
+from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
 
 SPEC = Path(__file__).parents[1] / "specs" / "tiny-base.yaml"
-MODEL = inputs.MODELS / "ernie-vl-tiny"
+MODEL = model_source.MODELS / "ernie-vl-tiny"
 WEIGHTS = MODEL / "model.safetensors"
 BATCH = 50
 

@@ -26,23 +26,24 @@ import torch
 from PIL import Image
 
 from benchmarks import arithmetic, record
-from job import engines, families, inputs
+from job import engines, families
 from job.engines import cpu
 from job.engines.compiling import compile_blocks, release_blocks
 from job.engines.device import Accelerator, detect, release_memory
+from job.families import model_source
 from job.families.base import SORTED_EXPERTS, Batch, Encoded, to_device
 from job.families.ernie45_vl import Ernie45VL
-from job.families.low_rank import use_low_rank_layers
+from job.families.lora.linear import use_low_rank_layers
+from job.planning.sizes import GIB
 from job.prep.images import inspect
 from job.prep.prepare import PreparedData
-from job.prep.records import Message, Part, Row
+from job.prep.rows import Message, Part, Row
 from job.prep.shards import Split
-from job.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
-from job.train.checkpoints import CheckpointStore
+from job.train.checkpoint.storage import CheckpointStore
 from job.train.trackers import TrackerFiles
-from job.train.trainer import TrainResult, train
+from job.train.train import TrainResult, train
 
 PUBLISHED = "hf://baidu/ERNIE-4.5-VL-28B-A3B-PT"
 HERE = Path(__file__).parent
@@ -185,7 +186,9 @@ def _spec(arguments: argparse.Namespace) -> JobSpec:
 
 def bound(spec: JobSpec) -> Ernie45VL:
     """The family with the tiny model's tokenizer and processor."""
-    tiny = families.read_checkpoint("builtin://ernie-vl-tiny", inputs.MODELS / "ernie-vl-tiny")
+    tiny = families.read_checkpoint(
+        "builtin://ernie-vl-tiny", model_source.MODELS / "ernie-vl-tiny"
+    )
     return Ernie45VL.bind(tiny, spec.data)
 
 

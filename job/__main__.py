@@ -26,7 +26,7 @@ if __name__ == "__main__":
     if sys.version_info < (3, 11):  # noqa: UP036 - whichever Python is called so
         _refuse("is Python {}.{}; the job needs 3.11 or 3.12".format(*sys.version_info))
     try:
-        from job.cli import main
+        from job.cli.app import main
     except ModuleNotFoundError as error:
         if (error.name or "job").startswith("job"):
             raise

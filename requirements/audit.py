@@ -27,7 +27,7 @@ from packaging.specifiers import SpecifierSet
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from job.sbom import licence, normal  # noqa: E402
+from job.artifacts.sbom import licence, normal  # noqa: E402
 
 CLEAN, FOUND, UNANSWERED = 0, 1, 3
 LONGEST = 300  # seconds that the service has for one set of pins

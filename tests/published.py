@@ -4,7 +4,7 @@ import io
 import random
 from pathlib import Path
 
-from job.families.ernie45_vl.original.tokenizer import ROLES
+from job.families.ernie45_vl.published_format.tokenizer import ROLES
 
 MARKS = [*ROLES.values(), "<|begin_of_sentence|>", "<|end_of_sentence|>", "<think>", "</think>"]
 WORDS = "the formula alpha frac sqrt sum of an image User Assistant Picture \\frac{a}{b} 写出 公式"

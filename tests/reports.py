@@ -7,15 +7,15 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from job.evaluation.judge import judge
+from job.artifacts.records import StageRecord
 from job.evaluation.metrics import score
-from job.evaluation.questions import questions
+from job.evaluation.prompts import questions
 from job.evaluation.report import Reported
-from job.manifest import StageRecord
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.evaluation.scoring import judge
+from job.prep.rows import EncodedImage, Message, Part, Row
 from job.prep.statistics import Statistics
-from job.spec import answers as kinds
-from job.spec.answers import Answer
+from job.spec import answer_kinds as kinds
+from job.spec.answer_kinds import Answer
 from job.spec.load import load_spec
 from job.train.lengths import lengths
 from tests.jobs import ROOT

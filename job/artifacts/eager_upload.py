@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from job import log
-from job.background import Background
+from job.artifacts.writer import Writer
 from job.errors import JobError
-from job.manifest import sha256_file
 from job.storage import retry, trees
-from job.writer import Writer
+from job.storage.background import Background
+from job.storage.digests import sha256_file
 
 LAST_SECONDS = 1.0
 """How long taking back waits for uploads under way, where the job was asked to stop."""

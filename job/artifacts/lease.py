@@ -23,8 +23,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 from job import log, storage
+from job.artifacts.lease_holder import Holder, life, myself
 from job.errors import MissingInputError, StorageError
-from job.holder import Holder, life, myself
 from job.storage import local, retry
 from job.storage.uri import LOCK
 

@@ -4,8 +4,9 @@ Every stage is made in a local folder and published file by file; its marker in 
 last and names every file with its digest. Without the marker nothing of the stage is believed.
 Shards of weights go up before their stage is done, and come down again where it fails.
 
-All of it goes through `job.writer`, under the lease. What is removed are files that this output's
-own records name: before a file goes up, its name is in the stage's list of unfinished files.
+All of it goes through `job.artifacts.writer`, under the lease. Only files that this output's own
+records name are removed: a file's name is in the stage's list of unfinished files before the file
+goes up.
 """
 
 import hashlib
@@ -19,23 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from job import log, storage
-from job.early import Early
+from job.artifacts.eager_upload import Early
+from job.artifacts.lease import Lease
+from job.artifacts.nesting import RESOLVED, RUN, refuse_nested
+from job.artifacts.records import STAGES, RunRecord, StageRecord
+from job.artifacts.unfinished import SUFFIX, UnfinishedFiles
+from job.artifacts.writer import LEASES, SUCCESS, Writer
 from job.errors import JobError, MissingInputError, StorageError
-from job.lease import Lease
-from job.local.work import WorkFolder
-from job.manifest import (
-    STAGES,
-    FileDigest,
-    RunRecord,
-    StageRecord,
-    digest_tree,
-    download_verified,
-    sha256_file,
-)
-from job.nesting import RESOLVED, RUN, refuse_nested
-from job.spec.rules.places import place
-from job.unfinished import SUFFIX, UnfinishedFiles
-from job.writer import LEASES, SUCCESS, Writer
+from job.local.work_folder import WorkFolder
+from job.spec.rules.locations import place
+from job.storage.digests import FileDigest, digest_tree, download_verified, sha256_file
 
 __all__ = ["LEASES", "RESOLVED", "RUN", "SBOM", "STAGES", "SUCCESS", "SUMS", "Output", "utc_now"]
 

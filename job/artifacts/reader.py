@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 from job import log, storage
+from job.artifacts.records import STAGES, StageRecord, read_stage
 from job.errors import InputError, JobError, MissingInputError, StorageError
-from job.local import cache, room
-from job.manifest import STAGES, StageRecord, fingerprint, read_stage
+from job.local import cache, eviction
+from job.storage.digests import fingerprint
 
 TRIES = 3
 """A stage that is replaced so often while it is read is one that nobody can read."""
@@ -77,7 +78,7 @@ def _brought(
             storage.download(source, path)
 
     try:
-        return cache.bring(cache_dir, room.RESULTS, key, wanted, get, of=uri, limit=limit)
+        return cache.bring(cache_dir, eviction.RESULTS, key, wanted, get, of=uri, limit=limit)
     except cache.WrongBytes as error:
         raise StorageError(
             error.problems[0].field,

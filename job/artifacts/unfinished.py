@@ -9,9 +9,9 @@ import threading
 from collections.abc import Iterable
 
 from job import log, storage
+from job.artifacts.writer import Writer
 from job.errors import MissingInputError
 from job.storage.uri import safe_relative
-from job.writer import Writer
 
 SUFFIX = ".unfinished.json"
 

@@ -1,8 +1,8 @@
 """The one way in which anything at an output is written or removed: under its lease.
 
 `Writer` makes sure of the lease right before each write, each delete and each part of an upload
-(`job.lease`), and is of no use once another job has taken the output over. Nothing else in this
-project writes at an output; `tests/unit/test_writer.py` holds that.
+(`job.artifacts.lease`), and is of no use once another job has taken the output over. Nothing else
+in this project writes at an output; `tests/unit/artifacts/test_writer.py` holds that.
 """
 
 import json
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from job import log, storage
+from job.artifacts.lease import Lease, Slipped
 from job.errors import JobError
-from job.lease import Lease, Slipped
 from job.storage.uri import safe_relative
 
 LEASES, SUCCESS = ".lease", "_SUCCESS"

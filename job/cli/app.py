@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from job import __version__, completion, farewell, help, launch, log, redaction, signals
+from job import __version__, log, redaction, signals
+from job.cli import completion, help, launch, termination
 from job.errors import OK, Told, UsageError, told
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _options(
         bool, typer.Option("--verbose", "-v", help="Also inputs, fingerprints, files stored.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option(farewell.DEBUG, help="As --verbose, with the traceback of an error.")
+        bool, typer.Option(termination.DEBUG, help="As --verbose, with the traceback of an error.")
     ] = False,
     log_format: Annotated[
         str,
@@ -189,14 +190,15 @@ def plan(
     Ends with 20 where training fits none of the accelerators, naming the nearest change that does,
     and with 12 where data is missing; the rest is told all the same.
     """
-    from job import families, inputs
+    from job import families
+    from job.families import model_source
 
     if format not in ("text", "json"):
         raise UsageError("--format", "must be text or json", value=format)
     loaded = _load(spec, set, output)
     uri = loaded.spec.model.model_name_or_path
-    inputs.require_hub(loaded.spec, but=uri if families.is_known(uri) else None)
-    from job import plan as plans
+    model_source.require_hub(loaded.spec, but=uri if families.is_known(uri) else None)
+    from job import planning as plans
 
     made = plans.make(
         plans.Order(
@@ -263,9 +265,9 @@ def infer(
     The answer is printed as it is generated. Unset options use eval.generation (greedy unless
     do_sample).
     """
-    from job import inputs
-    from job.infer import Asked
-    from job.infer import infer as answer
+    from job.cli.infer import Asked
+    from job.cli.infer import infer as answer
+    from job.families import model_source
 
     samples = True if temperature is not None or min_p is not None else None
     chosen = _settings(
@@ -278,7 +280,7 @@ def infer(
         }
     )
     loaded = _load(spec, [*(set or ()), *chosen], output)
-    inputs.require_hub(loaded.spec)
+    model_source.require_hub(loaded.spec)
     screen = redaction.Screen(lambda text: print(text, end="", flush=True))
     answer(
         loaded,
@@ -304,7 +306,7 @@ def fetch(
     ] = "merged",
 ) -> None:
     """Bring a part of a finished run here, checked by its digests."""
-    from job.fetch import fetch as bring
+    from job.cli.fetch import fetch as bring
 
     log.info(f"{part} is complete", files=bring(uri, part, to), folder=to)
 
@@ -318,7 +320,7 @@ def verify(
     Ends with 11 where a file differs, is missing or is too many, and names each; with 12 where
     the run is not finished or may not be read.
     """
-    from job.verify import verify as check
+    from job.cli.verify import verify as check
 
     found = check(output)
     log.info(
@@ -356,7 +358,7 @@ def clean(
             value=set[0],
             fix="name the spec before it, or --cache-dir for the folder alone",
         )
-    from job import clean as cleaning
+    from job.cli import clean as cleaning
 
     cleaning.clean(
         _load(spec, set, None) if spec else None,
@@ -376,7 +378,7 @@ def ask(
     wait: Annotated[int, typer.Option(help="Seconds to wait for the server to be ready.")] = 0,
 ) -> None:
     """Ask a server that speaks OpenAI's protocol, such as vLLM, about an image."""
-    from job.ask import ask as put
+    from job.cli.ask import ask as put
 
     print(redaction.shown(put(url, model, question, image, wait, shown=not no_image)))
 
@@ -409,17 +411,17 @@ def manifest(
     output: OutputUri = None,
 ) -> None:
     """Print the Kubernetes manifest of a job, or write all of them."""
-    from job import manifests
+    from job import kubernetes
 
-    order = manifests.Order(
+    order = kubernetes.Order(
         spec=spec, sets=tuple(set or ()), output=output, registry=registry, environ=os.environ
     )
     if directory is not None:
-        written = manifests.folder(order, nodes, smoke)
-        manifests.write(directory, written)
+        written = kubernetes.folder(order, nodes, smoke)
+        kubernetes.write(directory, written)
         log.info("written", files=len(written), folder=directory)
     else:
-        print(manifests.render(order, platform, nodes, kind), end="")
+        print(kubernetes.render(order, platform, nodes, kind), end="")
 
 
 @app.command()
@@ -447,7 +449,7 @@ def doctor(
             print(checks.screen(check), flush=True)
     code = checks.exit_code(found)
     if code:
-        farewell.leave_for_the_kubelet(
+        termination.leave_for_the_kubelet(
             "\n".join(checks.screen(check) for check in found if check.state == "fail")
         )
     raise typer.Exit(code)
@@ -499,11 +501,11 @@ def _settings(said: Mapping[str, tuple[str, object]]) -> "list[Override]":
 
 
 def _start(command: str, spec: str, sets: "Sequence[Override] | None", output: str | None) -> None:
-    from job import inputs
+    from job.families import model_source
 
     launch.silence_all_but_the_first()
     loaded = _load(spec, sets, output)
-    inputs.require_hub(loaded.spec)
+    model_source.require_hub(loaded.spec)
     launch.launch(loaded, command)
 
 
@@ -525,13 +527,13 @@ def main() -> NoReturn:
     # Processes that it starts look for modules in the current folder no more than it does itself.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     redaction.install()
-    signals.install(farewell.report)
+    signals.install(termination.report)
     completion.prepare()
     try:
         code = app(standalone_mode=False, complete_var=completion.VARIABLE) or OK
     except typer.TyperException as error:
-        code = farewell.report_usage(error)
+        code = termination.report_usage(error)
     except (Told, Exception) as error:  # noqa: BLE001 - no traceback reaches a user unasked
         signals.taken()
-        code = farewell.report(told(signals.end_of(error)))
-    farewell.leave(code)
+        code = termination.report(told(signals.end_of(error)))
+    termination.leave(code)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import InputError
-from job.export.serving import NO_THINKING
+from job.export.vllm_proof import NO_THINKING
 from job.redaction import redact
 
 SECONDS = 600

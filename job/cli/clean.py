@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from job import log
-from job.local import leftovers, room
+from job.local import eviction, leftovers
 from job.local.leftovers import DAY, Found
 from job.spec import keys
 from job.spec.load import LoadedSpec
@@ -24,7 +24,7 @@ def clean(
     work = cache / "work"
     if runtime is not None and runtime.workdir is not None:
         work = Path(runtime.workdir).expanduser()
-    limit = room.in_bytes(runtime.cache_limit if runtime else None)
+    limit = eviction.in_bytes(runtime.cache_limit if runtime else None)
     found = leftovers.look(cache, work, unused_days=unused_days, limit=limit)
     goes = [each for each in found if each.goes]
     for each in found:

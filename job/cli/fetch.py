@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from job import log, storage
+from job.artifacts.nesting import run_written_at
+from job.artifacts.output import SUCCESS, SUMS
 from job.errors import InputError
 from job.local import lock as locks
-from job.manifest import sha256_file
-from job.nesting import run_written_at
-from job.outputs import SUCCESS, SUMS
 from job.storage import local
+from job.storage.digests import sha256_file
 from job.storage.uri import safe_relative
 
 OWN = ".fetch"

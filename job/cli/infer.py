@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from job.artifacts import reader
+from job.artifacts.records import STAGES, read_stage
 from job.errors import DataError, InputError, MissingInputError, Problem, UsageError
-from job.local import results
-from job.manifest import STAGES, read_stage
+from job.pipeline.stages import Stages
 from job.prep.images import ImageRefused, inspect
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.rows import EncodedImage, Message, Part, Row
 from job.prep.shards import Rows, order_file
 from job.prep.turns import MARK
+from job.spec.foreign_names import nearest
 from job.spec.load import LoadedSpec
-from job.spec.names import nearest
-from job.stages import Stages
 
 Weights = Literal["base", "adapter", "merged"]
 
@@ -188,7 +188,7 @@ def held_out(stages: Stages, asked: Asked) -> Row:
             fix="leave out --image, --question and --system, or --row",
         )
     order = order_file(Path("data"), "eval").name
-    folder = results.fetch(
+    folder = reader.fetch(
         stages.output.uri,
         "prep",
         "data",
@@ -221,7 +221,7 @@ def held_out(stages: Stages, asked: Asked) -> Row:
 
 def _longest(stages: Stages) -> int:
     """What `max_new_tokens: auto` came to when the run was evaluated, if it was."""
-    from job.evaluation.lengths import UNKNOWN
+    from job.evaluation.answer_lengths import UNKNOWN
 
     with suppress(MissingInputError):
         record = read_stage(stages.output.at(STAGES, "eval.json"))
@@ -235,7 +235,7 @@ def _model(stages: Stages, weights: str) -> tuple[Any, Any]:
     stage = "train" if weights == "adapter" else "export"
     adapted = weights == "adapter" and stages.spec.lora.method == "lora"
     folder = "adapter" if adapted else "merged" if weights == "merged" else "weights"
-    found = results.fetch(stages.output.uri, stage, folder, stages.cache_dir, stages.cache_limit)
+    found = reader.fetch(stages.output.uri, stage, folder, stages.cache_dir, stages.cache_limit)
     if adapted:
         return stages.engine.load_adapter(stages.models.base(), found), stages.family
     family = stages.bind(found)

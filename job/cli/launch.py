@@ -3,9 +3,10 @@
 import os
 from typing import TYPE_CHECKING
 
-from job import __version__, log, peers, place
+from job import __version__, log
+from job.distributed import coordinator, world
 from job.errors import UsageError
-from job.spec.answers import MEASURED
+from job.spec.answer_kinds import MEASURED
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 def silence_all_but_the_first() -> None:
     """To be called before the spec is read: what there is to warn of is warned of once."""
-    if not place.of(os.environ).first:
-        peers.silence()
+    if not world.of(os.environ).first:
+        coordinator.silence()
 
 
 def launch(loaded: "LoadedSpec", command: str) -> None:
@@ -23,29 +24,29 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     In another process than the first it follows that one, and does not come back. Raises
     UsageError where the job is not started as the spec wants it.
     """
-    here = place.of(os.environ)
+    here = world.of(os.environ)
     _require_processes(loaded.spec.runtime.distributed, here)
     here.enter(os.environ)
     # Only now: torch reads its variables when it is imported.
-    from job import follower, pipeline
-    from job.manifest import fingerprint
+    from job.pipeline import runner, worker
+    from job.storage.digests import fingerprint
 
-    together = None if here.alone else peers.Peers(here)
+    together = None if here.alone else coordinator.Peers(here)
     if together is not None:
         shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
         kind = loaded.spec.runtime.distributed
         together.join(fingerprint(__version__, command, kind, shared))
         if not here.first:
-            follower.follow(loaded, command, together)
-    with peers.joined(together):
-        record = pipeline.run(loaded, command, together)
+            worker.follow(loaded, command, together)
+    with coordinator.joined(together):
+        record = runner.run(loaded, command, together)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
     names = [name for name in after if name in MEASURED]  # the others count rows
     log.change({name: (before.get(name), after[name]) for name in names})
     log.info("done", output=loaded.spec.output.uri)
 
 
-def _require_processes(distributed: str, here: place.Place) -> None:
+def _require_processes(distributed: str, here: world.Place) -> None:
     if distributed == "none" and not here.alone:
         raise UsageError(
             "$.runtime.distributed",

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from job import log, storage
+from job.artifacts.output import LEASES, RUN, STAGES, SUCCESS, SUMS
+from job.artifacts.records import StageRecord
+from job.artifacts.unfinished import SUFFIX
 from job.errors import DataError, InputError, MissingInputError, Problem, StorageError
-from job.manifest import FileDigest, StageRecord
-from job.outputs import LEASES, RUN, STAGES, SUCCESS, SUMS
-from job.spec.rules.places import FOLDERS, LOGS
-from job.train.checkpoints import MANIFEST
-from job.unfinished import SUFFIX
+from job.spec.rules.locations import FOLDERS, LOGS
+from job.storage.digests import FileDigest
+from job.train.checkpoint.storage import MANIFEST
 
 CHECKPOINTS = "checkpoints"
 FILES_AT_ONCE = 4

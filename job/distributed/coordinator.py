@@ -16,8 +16,8 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from job import log, signals
+from job.distributed.world import Place
 from job.errors import INTERNAL, OK, STOPPED, JobError, Problem, Told, told
-from job.place import Place
 
 JOIN_SECONDS = 1800.0
 """How long a process waits for the others to start: images are pulled, nodes come up."""

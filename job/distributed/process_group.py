@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from job.peers import Peers
+from job.distributed.coordinator import Peers
 
 TIMEOUT = timedelta(hours=2)
 """Of one exchange: rank 0 may have to wait for a store. Dead processes are noticed far sooner."""

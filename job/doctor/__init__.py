@@ -1,12 +1,14 @@
 """`job doctor`: whether this machine, with its storage and accounts, can run a job.
 
 A job's own checks come as it reaches them; these come before anything is downloaded, all at once.
+
+Imports: spec, storage, artifacts, prep, families, engines, train, export, planning.
 """
 
 from collections.abc import Iterator, Sequence
 
 from job import redaction
-from job.doctor import access, device, places, software
+from job.doctor import access, capacity, device, software
 from job.doctor.check import Check
 from job.doctor.subject import Subject
 from job.errors import InputError, JobError
@@ -25,7 +27,7 @@ def doctor(loaded: LoadedSpec | None = None) -> Iterator[Check]:
     subject = Subject.of(loaded)
     yield from software.checks(subject.spec)
     yield from device.checks(subject)
-    yield from places.checks(subject)
+    yield from capacity.checks(subject)
     yield from access.checks(subject)
 
 

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from job import inputs, log, storage
+from job import log, storage
+from job.artifacts.nesting import refuse_nested
 from job.doctor.check import Check, fail, failed, note, ok, tried, warn
 from job.doctor.subject import Subject
-from job.nesting import refuse_nested
-from job.prep import find
+from job.families import model_source
+from job.prep import discovery
 from job.storage import retry
 from job.storage.connect import CONNECT_SECONDS, hub_forbidden_by, offline
 
@@ -30,7 +31,7 @@ def checks(subject: Subject) -> Iterator[Check]:
     spec = subject.spec
 
     def model() -> str:
-        found = inputs.find_model(spec.model)
+        found = model_source.find_model(spec.model)
         _ = found.digest  # reads what has to be readable
         return f"{found.uri} ({log.size(found.size_bytes)})"
 
@@ -42,8 +43,8 @@ def checks(subject: Subject) -> Iterator[Check]:
     yield _tried("model", model)
     for field, source in spec.data.sources().items():
 
-        def rows(field: str = field, source: find.SourceSpec = source) -> str:
-            found = find.stage_source(source, field)
+        def rows(field: str = field, source: discovery.SourceSpec = source) -> str:
+            found = discovery.stage_source(source, field)
             _ = found.digest
             files = "" if found.builtin else f" ({len(found.files)} files)"
             return f"{found.uri}{files}"

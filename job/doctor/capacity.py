@@ -11,8 +11,8 @@ from job.doctor.check import Check, fail, note, ok, warn
 from job.doctor.subject import Subject
 from job.engines import cpu
 from job.errors import JobError
-from job.needs import Needs
-from job.sizes import GIB, Sizes
+from job.planning.requirements import Needs
+from job.planning.sizes import GIB, Sizes
 
 SHM = Path("/dev/shm")  # noqa: S108 - a mount, not a file of ours
 DOCKERS_SHM = 64 * 2**20

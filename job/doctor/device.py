@@ -173,7 +173,7 @@ def _memory(subject: Subject) -> Iterator[Check]:
     """Whether the frozen weights fit, which is the least that training takes."""
     import torch
 
-    from job.sizes import BYTES
+    from job.planning.sizes import BYTES
 
     assert torch.cuda.is_available()
     try:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from job import sbom
+from job.artifacts import sbom
 from job.doctor.check import Check, fail, note, ok, tried, warn
 from job.spec.types import JobSpec
 
@@ -61,10 +61,10 @@ def _trackers(spec: JobSpec) -> str:
 
 
 def _vllm() -> str:
-    from job.export import serving
+    from job.export import vllm_proof
 
-    serving.require_vllm()
-    return f"{serving.interpreter()} has it"
+    vllm_proof.require_vllm()
+    return f"{vllm_proof.interpreter()} has it"
 
 
 def installed() -> dict[str, str]:

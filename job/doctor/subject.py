@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from job.needs import Needs, needs
-from job.sizes import Sizes, measure
+from job.planning.requirements import Needs, needs
+from job.planning.sizes import Sizes, measure
 from job.spec import keys
 from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec

@@ -1,4 +1,7 @@
-"""Engines load, adapt and train a model; `choose` says which one does, `create` makes it."""
+"""Engines load, adapt and train a model; `choose` says which one does, `create` makes it.
+
+Imports: spec, distributed, families.
+"""
 
 from job.engines.base import Engine
 from job.engines.choice import Choice, Name, choose
@@ -12,7 +15,7 @@ __all__ = ["Choice", "Engine", "Name", "choose", "create"]
 def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine:
     """The engine that the spec names; `auto`, which `choose` resolves, is the plain one.
 
-    Unsloth has to be in the process already, by `job.engines.patched`.
+    Unsloth has to be in the process already, by `job.engines.unsloth_patches`.
     """
     _quiet_libraries()
     dtype = resolve_dtype(model, lora, accelerator)

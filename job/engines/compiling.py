@@ -11,7 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.utils import fresh_cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from job.engines.laying import Laying, lay
+from job.engines.fused_lora import Laying, lay
 from job.errors import SpecError
 
 FIELD = "$.train.torch_compile"

@@ -123,7 +123,7 @@ def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator)
     """Whether training computes in bf16 whatever the dtype of what it multiplies.
 
     On a GPU, unless the spec asks for another dtype. Where an adapter is all that is trained, and
-    its layers compute in their base's bf16 (`job.families.low_rank`), nothing needs it.
+    its layers compute in their base's bf16 (`job.families.lora.linear`), nothing needs it.
     """
     if accelerator.kind == "cpu" or model.dtype not in ("auto", "bfloat16"):
         return False

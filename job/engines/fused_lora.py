@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from job.families.adapters import alone
-from job.families.low_rank import LowRankLinear, ReadTogether, is_plain
-from job.families.wide import Wide
+from job.families.lora.fused import Wide
+from job.families.lora.linear import LowRankLinear, ReadTogether, is_plain
+from job.families.lora.peft_layers import alone
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
-from job.engines import checkpointing, group, sharding
-from job.engines.waiting import Waiting
+from job.distributed import process_group
+from job.engines import gradient_checkpointing, sharding
+from job.engines.data_timer import Waiting
 from job.families.base import COUNTED, FAILED, TOKENS, host_keys, model_inputs
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class StepTrainer(Trainer):
     def _prepare_for_training(self, *args: Any) -> Any:
         model, loader = super()._prepare_for_training(*args)
         if self.args.gradient_checkpointing:
-            checkpointing.leave_frozen_parts(self.model)
+            gradient_checkpointing.leave_frozen_parts(self.model)
         if sharding.is_sharded(model):
             sharding.keep_step(model)
         return model, loader
@@ -97,7 +98,7 @@ class StepTrainer(Trainer):
         for batch in batch_samples:
             if FAILED in batch:
                 raise batch[FAILED]
-        counted, self._unseen = group.totals(
+        counted, self._unseen = process_group.totals(
             [sum(batch[key] for batch in batch_samples) for key in (COUNTED, TOKENS)]
         )
         return counted

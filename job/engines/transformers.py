@@ -39,7 +39,7 @@ class TransformersEngine:
         import torch
         from peft import LoraConfig, TaskType, get_peft_model
 
-        from job.families.low_rank import use_low_rank_layers
+        from job.families.lora.linear import use_low_rank_layers
 
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
@@ -60,7 +60,7 @@ class TransformersEngine:
         return PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
 
     def trainer_class(self) -> type["Trainer"]:
-        from job.engines.step import StepTrainer
+        from job.engines.trainer import StepTrainer
 
         return StepTrainer
 

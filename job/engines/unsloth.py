@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from job.engines.patched import quiet
 from job.engines.transformers import TransformersEngine, adapter_settings
+from job.engines.unsloth_patches import quiet
 from job.families.base import Family, LoraTargets
 from job.spec.types import LoraSpec
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UnslothEngine(TransformersEngine):
-    """Of a process into which `job.engines.patched` has brought the library."""
+    """Of a process into which `job.engines.unsloth_patches` has brought the library."""
 
     name: str = "unsloth"
     brings_forward: bool = True

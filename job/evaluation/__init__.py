@@ -1,0 +1,4 @@
+"""The eval stages and the report: answers to held-out rows, their scores, and the page.
+
+Imports: spec, artifacts, prep, families.
+"""

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 
 from job.evaluation import fields, latex
-from job.spec.answers import Answer
+from job.spec.answer_kinds import Answer
 
 
 def text(answer: str) -> str:

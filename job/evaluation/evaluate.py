@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from job import log
-from job.evaluation import classes, fields, lengths, render_match
+from job.evaluation import answer_lengths, classes, fields, render_match
 from job.evaluation.generate import answer_rows
-from job.evaluation.judge import judge
-from job.evaluation.questions import Question, questions
+from job.evaluation.prompts import Question, questions
+from job.evaluation.scoring import judge
 from job.families.base import Family
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.redaction import as_json
 from job.spec.types import EvalSpec
 
@@ -55,7 +55,7 @@ class Evaluation:
     cannot_be_right: int
     """Labels longer than that."""
     details: dict[str, Any] = field(default_factory=dict)
-    """By field, or by class; see `job.evaluation.judge`."""
+    """By field, or by class; see `job.evaluation.scoring`."""
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -86,8 +86,8 @@ def evaluate(
     asked = questions(chosen, spec.turns)
     labels = [question.label for question in asked]
     _check(asked, spec)
-    sizes = lengths.tokens(family.processor.tokenizer, labels)
-    most = lengths.limit(spec.generation, sizes)
+    sizes = answer_lengths.tokens(family.processor.tokenizer, labels)
+    most = answer_lengths.limit(spec.generation, sizes)
     hopeless = _warn_of_short_answers(sizes, most)
     started = time.monotonic()
     found = answer_rows(
@@ -167,7 +167,7 @@ def _check(asked: Sequence[Question], spec: EvalSpec) -> None:
 
 def _warn_of_short_answers(sizes: Sequence[int], most: int) -> int:
     """How many labels are longer than an answer may become; warns where there are any."""
-    hopeless = lengths.too_long(sizes, most)
+    hopeless = answer_lengths.too_long(sizes, most)
     if hopeless:
         log.warn(
             "answers are cut short: some labels are longer than eval.generation.max_new_tokens, "

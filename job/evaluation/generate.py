@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from job import log
-from job.evaluation.questions import Question
+from job.evaluation.prompts import Question
 from job.families.base import IGNORED, Encoded, Family, to_device
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.spec.types import GenerationSpec
 
 

@@ -3,7 +3,7 @@
 | metric | unit | definition |
 |---|---|---|
 | `exact_match` | share of rows, 0 to 1 | prediction and label are the same text, but for white space around them |
-| `exact_match_normalized` | share of rows, 0 to 1 | both have the same normal form (`job.evaluation.answers`) |
+| `exact_match_normalized` | share of rows, 0 to 1 | both have the same normal form (`job.evaluation.answer_kinds`) |
 | `cer` | edits per character | Levenshtein distance in characters, summed over all rows, by the labels' characters; raw texts, white space around them aside |
 | `token_edit_distance` | edits per token | the same in LaTeX tokens, of the normal forms |
 | `wer` | edits per word | the same in words: what white space parts in the normal forms |
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from job.evaluation import answers, latex
+from job.evaluation import answer_kinds, latex
 
 Written = Literal["text", "latex"]
 """What is compared by what is written."""
@@ -107,7 +107,9 @@ def summarize(
 
 
 def _tokens(text: str, kind: Written) -> tuple[str, ...]:
-    return latex.normalized_tokens(text) if kind == "latex" else tuple(answers.text(text).split())
+    return (
+        latex.normalized_tokens(text) if kind == "latex" else tuple(answer_kinds.text(text).split())
+    )
 
 
 def _rate(edits: int, length: int) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from job.prep.records import EncodedImage, Message, Row
+from job.prep.rows import EncodedImage, Message, Row
 
 
 @dataclass(frozen=True, kw_only=True)

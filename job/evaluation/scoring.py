@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from job.evaluation import answers, classes, fields, metrics, render_match
+from job.evaluation import answer_kinds, classes, fields, metrics, render_match
 from job.evaluation.metrics import Written
-from job.spec.answers import Answer
+from job.spec.answer_kinds import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def judge(
 
 def _labels(predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> Judged:
     found = classes.judge(
-        *([answers.text(each) for each in texts] for texts in (predictions, labels))
+        *([answer_kinds.text(each) for each in texts] for texts in (predictions, labels))
     )
     return Judged(
         metrics=_chosen(found.metrics, wanted),

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import log
-from job.background import Background
 from job.engines.base import Engine
 from job.errors import ProofError
-from job.export.merged import Merge, digest
+from job.export.merge import Merge, digest
 from job.export.proof import (
     PROBES,
     TOLERANCE,
@@ -23,12 +22,13 @@ from job.export.proof import (
     outputs,
     require_equal,
 )
-from job.export.serving import Served, prove, serve
+from job.export.vllm_proof import Served, prove, serve
 from job.families.base import Family
-from job.manifest import digest_tree
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.redaction import redacted
 from job.spec.types import JobSpec
+from job.storage.background import Background
+from job.storage.digests import digest_tree
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from job.background import Background
 from job.errors import ProofError
-from job.families.shards import Weights, raw
+from job.families.weight_files import Weights, raw
+from job.storage.background import Background
 
 if TYPE_CHECKING:
     import torch

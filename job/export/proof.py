@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import ProofError
 from job.families.base import IGNORED, Family, to_device
-from job.prep.records import Row
+from job.prep.rows import Row
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,7 @@ from job.errors import ProofError, SpecError
 from job.export.proof import PROBE_TOKENS, Outputs
 from job.families.base import Family
 from job.prep.images import decode
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.rows import EncodedImage, Message, Part, Row
 
 PYTHON = "JOB_VLLM_PYTHON"
 START_SECONDS, ANSWER_SECONDS, STOP_SECONDS = 1800, 300, 20

@@ -1,11 +1,15 @@
-"""Model families; `bind` finds the one that a checkpoint belongs to."""
+"""Model families; `bind` finds the one that a checkpoint belongs to.
+
+Imports: spec, storage, local, prep.
+"""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job import inputs, storage
+from job import storage
 from job.errors import InputError, JobError, SpecError
+from job.families import model_source
 from job.families.base import Checkpoint, Family
 from job.families.ernie45_vl import Ernie45VL
 from job.families.llm import Llm
@@ -48,7 +52,7 @@ def expected(model: ModelSpec) -> type[Family] | None:
     uri = model.model_name_or_path
     if model.family != "auto":
         return _family(uri, {}, model)
-    if not storage.is_local(inputs.place(uri)) and not is_known(uri):
+    if not storage.is_local(model_source.place(uri)) and not is_known(uri):
         return None
     try:
         return find(model)[0]
@@ -68,7 +72,7 @@ def find(model: ModelSpec) -> tuple[type[Family], dict[str, Any]]:
     """
     uri = model.model_name_or_path
     known = (family.known(uri) for family in FAMILIES)
-    config = next(filter(None, known), None) or _config(uri, inputs.place(uri))
+    config = next(filter(None, known), None) or _config(uri, model_source.place(uri))
     return _family(uri, config, model), config
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
-from job.families import chat, control, generation, native, shards
+from job.families import chat, generation_config, tokenizer_files, transformers_format, weight_files
 from job.families.base import (
     IGNORED,
     SORTED_EXPERTS,
@@ -24,8 +24,8 @@ from job.families.base import (
     RowSize,
     Step,
 )
-from job.families.shards import Weights
-from job.prep.records import EncodedImage, Message, Row
+from job.families.weight_files import Weights
+from job.prep.rows import EncodedImage, Message, Row
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class PlainFamily:
 
     @staticmethod
     def control_tokens(directory: Path) -> frozenset[str]:
-        return control.tokens(directory)
+        return tokenizer_files.tokens(directory)
 
     # --- the model -------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class PlainFamily:
     def load(
         self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
     ) -> "PreTrainedModel":
-        return native.load(
+        return transformers_format.load(
             self._auto(),
             self._checkpoint.uri,
             self._checkpoint.directory,
@@ -94,7 +94,7 @@ class PlainFamily:
     def initialise(
         self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
     ) -> "PreTrainedModel":
-        from job.families.initial import initialised
+        from job.families.random_init import initialised
 
         return initialised(
             self._auto().from_config,
@@ -114,7 +114,7 @@ class PlainFamily:
 
     @classmethod
     def _config(cls, uri: str, config: dict[str, Any]) -> Any:
-        return native.configuration(cls._auto(), uri, config)
+        return transformers_format.configuration(cls._auto(), uri, config)
 
     @staticmethod
     def keeps_fp32(name: str) -> bool:
@@ -122,13 +122,13 @@ class PlainFamily:
 
     @staticmethod
     def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
-        from job.families.targets import resolve
+        from job.families.lora.targets import resolve
 
         return resolve(model, lora)
 
     @classmethod
     def adapter_serving(cls, lora: LoraSpec) -> AdapterServing:
-        from job.families.targets import serving
+        from job.families.lora.targets import serving
 
         return serving(lora, reads_images=cls.reads_images)
 
@@ -139,7 +139,7 @@ class PlainFamily:
 
     @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
-        from job.families.balance import set_aux_loss
+        from job.families.load_balancing import set_aux_loss
 
         set_aux_loss(model, coefficient)
 
@@ -154,8 +154,8 @@ class PlainFamily:
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
     ) -> tuple[str, ...]:
-        shards.write(
-            weights.through(functools.partial(native.stored, model)),
+        weight_files.write(
+            weights.through(functools.partial(transformers_format.stored, model)),
             directory,
             max_shard_size=max_shard_size,
             finished=finished,
@@ -165,10 +165,10 @@ class PlainFamily:
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout
     ) -> tuple[str, ...]:
-        native.write_config(self._checkpoint.config, directory, dtype)
+        transformers_format.write_config(self._checkpoint.config, directory, dtype)
         self._writer.save_pretrained(directory)
-        settings = generation.read(self._checkpoint)
-        return generation.write(self._checkpoint.uri, settings, self.end_tokens, directory)
+        settings = generation_config.read(self._checkpoint)
+        return generation_config.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 
     # --- rows ------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class PlainFamily:
     def end_tokens(self) -> tuple[int, ...]:
         """Where the checkpoint's own settings say, and where its template ends an answer."""
         answer = self._segments("the chat template", chat.PROBE)[-1].text
-        named = generation.read(self._checkpoint).get("eos_token_id")
+        named = generation_config.read(self._checkpoint).get("eos_token_id")
         own = named if isinstance(named, list) else [named]
         every = [self._tokens(answer)[-1], self.processor.tokenizer.eos_token_id, *own]
         return tuple(dict.fromkeys(token for token in every if token is not None))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from job.families.shards import Weights
-from job.prep.records import EncodedImage, Message, Row
+from job.families.weight_files import Weights
+from job.prep.rows import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from job.errors import DataError
-from job.prep import control as marks
-from job.prep.records import EncodedImage, Message, Part
+from job.prep import control_tokens as marks
+from job.prep.rows import EncodedImage, Message, Part
 
 Turns = list[dict[str, Any]]
 

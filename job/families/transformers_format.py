@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from job import log
 from job.errors import InputError, SpecError
-from job.families import shards
+from job.families import weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def load(
 
     Raises InputError where files or tensors are missing or of another shape.
     """
-    shards.shapes(uri, directory)  # no file is missing or cut off
+    weight_files.shapes(uri, directory)  # no file is missing or cut off
     try:
         model, found = auto.from_pretrained(
             directory,
@@ -78,14 +78,15 @@ def load(
         if names:
             raise InputError(
                 uri,
-                f"{len(names)} tensors of its config.json {what}: {shards.first(sorted(names))}",
+                f"{len(names)} tensors of its config.json {what}: "
+                f"{weight_files.first(sorted(names))}",
                 fix="check that the checkpoint was copied whole and belongs to its config.json",
             )
     if superfluous := sorted(found["unexpected_keys"]):
         log.warn(
             "tensors of the checkpoint that its architecture has not: merged/ lacks them",
             count=len(superfluous),
-            names=shards.first(superfluous),
+            names=weight_files.first(superfluous),
         )
     evaluated: PreTrainedModel = model.eval()
     return evaluated

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from job.background import Background
 from job.errors import InputError
+from job.storage.background import Background
 
 if TYPE_CHECKING:
     import torch

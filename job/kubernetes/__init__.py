@@ -1,14 +1,17 @@
-"""Kubernetes manifests from a spec: `job manifest`, and the folder `k8s/`."""
+"""Kubernetes manifests from a spec: `job manifest`, and the folder `k8s/`.
+
+Imports: spec, storage, families, planning.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from job.errors import UsageError
-from job.manifests import batch, rules, serving, text, trainjob, tree
-from job.manifests.order import Order
-from job.manifests.platforms import PLATFORMS, platform
-from job.manifests.request import Object, Request
+from job.kubernetes import batch, layout, rules, serving, trainjob, yaml_text
+from job.kubernetes.context import Object, Request
+from job.kubernetes.options import Order
+from job.kubernetes.platforms import PLATFORMS, platform
 
 __all__ = ["Order", "folder", "render", "write"]
 
@@ -37,13 +40,13 @@ def render(order: Order, on: str, nodes: int = 1, kind: str = "job") -> str:
 def folder(order: Order, nodes: int = 1, smoke: str | None = None) -> Mapping[str, str]:
     """All manifests of a spec with their overlays, by path; `smoke` names the spec of the test."""
     test = replace(order, spec=smoke, sets=(), output=None) if smoke else None
-    wanted = tree.Wanted(
+    wanted = layout.Wanted(
         amd=order.request(PLATFORMS["amd"]),
         nvidia=order.request(PLATFORMS["nvidia"]),
         several=order.request(PLATFORMS["amd"], max(nodes, SEVERAL)),
         smoke=test.request(PLATFORMS["cpu"]) if test else None,
     )
-    return {path: _text(found) for path, found in tree.files(wanted).items()}
+    return {path: _text(found) for path, found in layout.files(wanted).items()}
 
 
 def write(directory: Path, files: Mapping[str, str]) -> None:
@@ -60,4 +63,4 @@ def _sound(documents: list[Object]) -> list[Object]:
 
 
 def _text(documents: list[Object]) -> str:
-    return text.dump(documents, COMMENT)
+    return yaml_text.dump(documents, COMMENT)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from job.manifests import objects, pod, values
-from job.manifests.request import Object, Request
+from job.kubernetes import constants, objects, pod
+from job.kubernetes.context import Object, Request
 
 
 def bundle(request: Request) -> list[Object]:
@@ -26,11 +26,11 @@ def bundle(request: Request) -> list[Object]:
 def spec(template: Object, **more: Any) -> Object:
     """A Job's spec around a pod template, with the policy that matches the exit codes."""
     return {
-        "backoffLimit": values.RETRIES,
+        "backoffLimit": constants.RETRIES,
         # A new pod starts when the old one has stored its checkpoint and let go of the volume.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": failure_policy(_containers(template)),
-        "ttlSecondsAfterFinished": values.KEEP_SECONDS,
+        "ttlSecondsAfterFinished": constants.KEEP_SECONDS,
         **more,
         "template": template,
     }
@@ -47,8 +47,8 @@ def failure_policy(containers: Sequence[str]) -> Object:
     ]
     # By name: a sidecar that the cluster adds has exit codes of its own.
     for container in containers:
-        rules.append(_on_exit("Ignore", container, values.RETRIED_FREE))
-        rules.append(_on_exit("FailJob", container, values.NEVER_RETRIED))
+        rules.append(_on_exit("Ignore", container, constants.RETRIED_FREE))
+        rules.append(_on_exit("FailJob", container, constants.NEVER_RETRIED))
     return {"rules": rules}
 
 

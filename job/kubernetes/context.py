@@ -6,9 +6,9 @@ from typing import Any
 
 from job import __version__
 from job.families import Family
-from job.manifests import values
-from job.manifests.platforms import Platform
-from job.needs import Needs
+from job.kubernetes import constants
+from job.kubernetes.platforms import Platform
+from job.planning.requirements import Needs
 from job.spec.types import JobSpec
 
 Object = dict[str, Any]
@@ -40,7 +40,7 @@ class Request:
 
     @property
     def image(self) -> str:
-        return values.image(self.registry, self.platform.accelerator)
+        return constants.image(self.registry, self.platform.accelerator)
 
     @property
     def cache_claim(self) -> str:
@@ -59,14 +59,14 @@ class Request:
         return {
             **self.selector(component),
             "app.kubernetes.io/version": __version__,
-            "app.kubernetes.io/part-of": values.NAME,
-            "app.kubernetes.io/managed-by": values.NAME,
+            "app.kubernetes.io/part-of": constants.NAME,
+            "app.kubernetes.io/managed-by": constants.NAME,
         }
 
     def selector(self, component: str) -> dict[str, str]:
         """The labels that tell this part from every other."""
         return {
-            "app.kubernetes.io/name": values.NAME,
+            "app.kubernetes.io/name": constants.NAME,
             "app.kubernetes.io/instance": self.name,
             "app.kubernetes.io/component": component,
         }

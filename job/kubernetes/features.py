@@ -3,8 +3,8 @@
 import copy
 from collections.abc import Callable, Sequence
 
-from job.manifests import values
-from job.manifests.request import Object
+from job.kubernetes import constants
+from job.kubernetes.context import Object
 
 QUEUE = "finetune"
 """The LocalQueue of Kueue that the reader makes."""
@@ -84,7 +84,7 @@ def apply(feature: Feature, documents: Sequence[Object]) -> list[Object]:
 
 
 def _from_secret(key: str, *, optional: bool = False) -> Object:
-    reference: Object = {"name": values.SECRET, "key": key}
+    reference: Object = {"name": constants.SECRET, "key": key}
     if optional:
         reference["optional"] = True
     return {"name": key, "valueFrom": {"secretKeyRef": reference}}

@@ -1,8 +1,8 @@
 """What stands around a job: its spec, its account, its cache, and whom it may speak to."""
 
-from job.manifests import values
-from job.manifests.request import Object, Request
-from job.manifests.resources import quantity
+from job.kubernetes import constants
+from job.kubernetes.context import Object, Request
+from job.kubernetes.resources import quantity
 
 
 def config_map(request: Request) -> Object:
@@ -11,7 +11,7 @@ def config_map(request: Request) -> Object:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": request.metadata("training", "-spec"),
-        "data": {values.SPEC_FILE: request.text},
+        "data": {constants.SPEC_FILE: request.text},
     }
 
 
@@ -43,7 +43,7 @@ def tcp(port: int) -> Object:
 
 
 STORAGE: tuple[Object, ...] = (
-    {"ports": [tcp(port) for port in (values.HTTPS, *values.STORAGE_PORTS)]},
+    {"ports": [tcp(port) for port in (constants.HTTPS, *constants.STORAGE_PORTS)]},
 )
 """The hub and buckets. Ports count and not addresses, which change with every hub and bucket. The
 metadata service of clouds is on port 80, so a node's own credentials are out of reach."""
@@ -64,7 +64,7 @@ def network_policy(
     egress: tuple[Object, ...] = STORAGE,
 ) -> Object:
     """Lets a part of the job look up names and reach `egress`; `ingress` alone reaches it."""
-    names = [{"port": values.DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    names = [{"port": constants.DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -7,12 +7,12 @@ from functools import cached_property
 
 from job import families, storage
 from job.errors import SpecError, UsageError
-from job.manifests import values
-from job.manifests.platforms import Platform
-from job.manifests.request import Request
-from job.needs import needs
+from job.kubernetes import constants
+from job.kubernetes.context import Request
+from job.kubernetes.platforms import Platform
+from job.planning.requirements import needs
+from job.planning.sizes import Sizes, measure
 from job.redaction import holds_secret, is_secret_name, redact
-from job.sizes import Sizes, measure
 from job.spec.interpolate import variables
 from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
@@ -38,7 +38,7 @@ class Order:
         that would share such a folder and for a secret that the manifest would show, and
         InputError where the model's configuration cannot be read.
         """
-        registry = self.registry or values.REGISTRY
+        registry = self.registry or constants.REGISTRY
         if not _REGISTRY.fullmatch(registry):
             raise UsageError(
                 "--registry",
@@ -58,7 +58,7 @@ class Order:
                     value=spec.output.uri,
                     fix="--output s3://bucket/prefix",
                 )
-            output = f"{values.CACHE}/outputs/{spec.name}"
+            output = f"{constants.CACHE}/outputs/{spec.name}"
         return Request(
             spec=spec,
             text=self.text,

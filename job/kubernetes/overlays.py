@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from job.manifests.request import Object
+from job.kubernetes.context import Object
 
 Operation = dict[str, Any]
 

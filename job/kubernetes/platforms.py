@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.errors import UsageError
-from job.manifests import values
+from job.kubernetes import constants
 
 VLLM = "0.32.0"
 """The release of vLLM that serves; tags of both images carry it."""
@@ -45,7 +45,7 @@ PLATFORMS = {
             name="amd",
             accelerator="rocm",
             resource="amd.com/gpu",
-            groups=(values.VIDEO_GROUP, *values.RENDER_GROUPS),
+            groups=(constants.VIDEO_GROUP, *constants.RENDER_GROUPS),
             cpus=8,
             vllm_image=f"docker.io/vllm/vllm-openai-rocm:v{VLLM}",
         ),

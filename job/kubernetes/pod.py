@@ -4,17 +4,22 @@ import re
 from collections.abc import Mapping
 
 from job import signals
-from job.manifests import values
-from job.manifests.request import Object, Request
-from job.manifests.resources import quantity
+from job.kubernetes import constants
+from job.kubernetes.context import Object, Request
+from job.kubernetes.resources import quantity
 
 CONFIG = "spec"
 _DOLLARS = re.compile(r"\${2,}|\$(?=\()")
-MOUNTS = {"cache": values.CACHE, "work": values.WORK, "tmp": values.TMP, "shm": values.SHM}
+MOUNTS = {
+    "cache": constants.CACHE,
+    "work": constants.WORK,
+    "tmp": constants.TMP,
+    "shm": constants.SHM,
+}
 
 
 def template(
-    request: Request, name: str = values.CONTAINER, labels: Mapping[str, str] | None = None
+    request: Request, name: str = constants.CONTAINER, labels: Mapping[str, str] | None = None
 ) -> Object:
     """The pod template of the job, whose container is called `name`."""
     needs = request.needs
@@ -28,7 +33,7 @@ def template(
         "securityContext": pod_security(request.platform.groups),
         "tolerations": request.platform.tolerations,
         # On the node and with the accounts of the job; a device that it is given, the job is given.
-        "initContainers": [container(request, values.DOCTOR, command="doctor")],
+        "initContainers": [container(request, constants.DOCTOR, command="doctor")],
         "containers": [{**container(request, name), **_metrics(request)}],
         "volumes": [
             {"name": CONFIG, "configMap": {"name": f"{request.name}-spec"}},
@@ -44,7 +49,7 @@ def template(
     }
 
 
-def container(request: Request, name: str = values.CONTAINER, command: str = "run") -> Object:
+def container(request: Request, name: str = constants.CONTAINER, command: str = "run") -> Object:
     """A container that runs the whole job, or another command with its spec."""
     found: Object = {
         "name": name,
@@ -55,12 +60,12 @@ def container(request: Request, name: str = values.CONTAINER, command: str = "ru
             {"name": key, "value": literal(value)}
             for key, value in sorted(_environ(request).items())
         ],
-        "envFrom": [{"secretRef": {"name": values.SECRET, "optional": True}}],
+        "envFrom": [{"secretRef": {"name": constants.SECRET, "optional": True}}],
         "resources": _resources(request),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            {"name": CONFIG, "mountPath": values.SPEC_DIR, "readOnly": True},
+            {"name": CONFIG, "mountPath": constants.SPEC_DIR, "readOnly": True},
             *({"name": name, "mountPath": path} for name, path in MOUNTS.items()),
         ],
     }
@@ -77,11 +82,11 @@ def arguments(request: Request, command: str) -> list[str]:
     settings = {
         # A pod without its device must fail, not train for weeks on the CPU.
         "runtime.accelerator": request.platform.accelerator,
-        "runtime.cache_dir": values.CACHE,
-        "runtime.workdir": values.WORK,
+        "runtime.cache_dir": constants.CACHE,
+        "runtime.workdir": constants.WORK,
     }
     sets = (*request.sets, *(f"{key}={value}" for key, value in settings.items()))
-    found = ["--log-format=json", command, f"{values.SPEC_DIR}/{values.SPEC_FILE}"]
+    found = ["--log-format=json", command, f"{constants.SPEC_DIR}/{constants.SPEC_FILE}"]
     found += [f"--set={item}" for item in sets]
     if request.output:
         found.append(f"--output={request.output}")
@@ -100,9 +105,9 @@ def pod_security(groups: tuple[int, ...] = ()) -> Object:
     """What the Pod Security Standard `restricted` asks of a pod."""
     found: Object = {
         "runAsNonRoot": True,
-        "runAsUser": values.UID,
-        "runAsGroup": values.UID,
-        "fsGroup": values.UID,
+        "runAsUser": constants.UID,
+        "runAsGroup": constants.UID,
+        "fsGroup": constants.UID,
         # Without this every start would walk through all files of the cache.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},

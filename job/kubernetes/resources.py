@@ -1,6 +1,6 @@
 """Bytes as Kubernetes writes them."""
 
-from job.sizes import GIB
+from job.planning.sizes import GIB
 
 
 def quantity(count: int) -> str:

@@ -4,10 +4,10 @@ import math
 
 from job import storage
 from job.errors import SpecError
-from job.manifests import batch, objects, pod, values
-from job.manifests.request import Object, Request
-from job.manifests.resources import quantity
-from job.needs import UPLOAD_RATE
+from job.kubernetes import batch, constants, objects, pod
+from job.kubernetes.context import Object, Request
+from job.kubernetes.resources import quantity
+from job.planning.requirements import UPLOAD_RATE
 
 SERVER, SMOKE = "serving", "smoke"
 HEALTH = {"httpGet": {"path": "/health", "port": "http"}}
@@ -29,7 +29,7 @@ def deployment(request: Request) -> list[Object]:
             request,
             SERVER,
             "-vllm",
-            ingress=({"from": [{"podSelector": {}}], "ports": [objects.tcp(values.VLLM_PORT)]},),
+            ingress=({"from": [{"podSelector": {}}], "ports": [objects.tcp(constants.VLLM_PORT)]},),
         ),
         {
             "apiVersion": "v1",
@@ -37,7 +37,7 @@ def deployment(request: Request) -> list[Object]:
             "metadata": request.metadata(SERVER, "-vllm"),
             "spec": {
                 "selector": request.selector(SERVER),
-                "ports": [{"name": "http", "port": values.VLLM_PORT, "targetPort": "http"}],
+                "ports": [{"name": "http", "port": constants.VLLM_PORT, "targetPort": "http"}],
             },
         },
         {
@@ -63,13 +63,13 @@ def smoke_job(request: Request) -> list[Object]:
     limits = {"memory": "2Gi", "ephemeral-storage": "1Gi"}
     server = [{"podSelector": {"matchLabels": request.selector(SERVER)}}]
     asks: Object = {
-        "name": values.CONTAINER,
+        "name": constants.CONTAINER,
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
         "args": [
             "--log-format=json",
             "ask",
-            f"http://{request.name}-vllm:{values.VLLM_PORT}",
+            f"http://{request.name}-vllm:{constants.VLLM_PORT}",
             f"--model={request.name}",
             _literal(request, "data.instruction", f"--question={_question(request)}"),
             *(() if request.family.reads_images else ("--no-image",)),
@@ -79,8 +79,8 @@ def smoke_job(request: Request) -> list[Object]:
         "securityContext": pod.container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            {"name": "cache", "mountPath": values.CACHE},
-            {"name": "tmp", "mountPath": values.TMP},
+            {"name": "cache", "mountPath": constants.CACHE},
+            {"name": "tmp", "mountPath": constants.TMP},
         ],
     }
     template = {
@@ -94,7 +94,7 @@ def smoke_job(request: Request) -> list[Object]:
             "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
         },
     }
-    egress = {"to": server, "ports": [objects.tcp(values.VLLM_PORT)]}
+    egress = {"to": server, "ports": [objects.tcp(constants.VLLM_PORT)]}
     return [
         objects.network_policy(request, SMOKE, "-vllm-smoke", egress=(egress,)),
         {
@@ -138,7 +138,7 @@ def _question(request: Request) -> str:
 
 def _server(request: Request) -> Object:
     needs, platform = request.needs, request.platform
-    weights = {"name": "weights", "mountPath": values.WEIGHTS}
+    weights = {"name": "weights", "mountPath": constants.WEIGHTS}
     volumes = [
         pod.scratch("weights", needs.weights),
         pod.scratch("cache", needs.tmp),
@@ -166,9 +166,9 @@ def _server(request: Request) -> Object:
                     "fetch",
                     _literal(request, "output.uri", request.output_uri),
                     "--part=merged",
-                    f"--to={values.WEIGHTS}",
+                    f"--to={constants.WEIGHTS}",
                 ],
-                "envFrom": [{"secretRef": {"name": values.SECRET, "optional": True}}],
+                "envFrom": [{"secretRef": {"name": constants.SECRET, "optional": True}}],
                 "resources": {
                     "requests": {"cpu": "1", "memory": "2Gi", **disk},
                     "limits": {"memory": "2Gi", **disk},
@@ -183,15 +183,15 @@ def _server(request: Request) -> Object:
                 "image": platform.vllm_image,
                 "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
                 "args": [
-                    f"--model={values.WEIGHTS}",
+                    f"--model={constants.WEIGHTS}",
                     f"--served-model-name={request.name}",
-                    f"--port={values.VLLM_PORT}",
+                    f"--port={constants.VLLM_PORT}",
                     f"--dtype={request.spec.export.merged.dtype}",
                     # Code, if any, is of the project's own modules beside the weights.
                     *request.family.served_with,
                 ],
                 "env": [{"name": name, "value": value} for name, value in _ENVIRON.items()],
-                "ports": [{"name": "http", "containerPort": values.VLLM_PORT}],
+                "ports": [{"name": "http", "containerPort": constants.VLLM_PORT}],
                 "startupProbe": {
                     **HEALTH,
                     "periodSeconds": 10,
@@ -219,12 +219,12 @@ def _server(request: Request) -> Object:
 
 # Another project's image: it knows nothing of this volume, nor has it a user of this number.
 _ENVIRON = {
-    "HOME": values.CACHE,
+    "HOME": constants.CACHE,
     "USER": "vllm",
-    "HF_HOME": f"{values.CACHE}/huggingface",
+    "HF_HOME": f"{constants.CACHE}/huggingface",
     "HF_HUB_OFFLINE": "1",
-    "VLLM_CACHE_ROOT": f"{values.CACHE}/vllm",
+    "VLLM_CACHE_ROOT": f"{constants.CACHE}/vllm",
     "VLLM_NO_USAGE_STATS": "1",
-    "TORCHINDUCTOR_CACHE_DIR": f"{values.CACHE}/inductor",
-    "TRITON_CACHE_DIR": f"{values.CACHE}/triton",
+    "TORCHINDUCTOR_CACHE_DIR": f"{constants.CACHE}/inductor",
+    "TRITON_CACHE_DIR": f"{constants.CACHE}/triton",
 }

@@ -7,9 +7,9 @@ variables that the Trainer sets.
 """
 
 from job.errors import SpecError
-from job.manifests import batch, objects, pod, values
-from job.manifests.request import Object, Request
-from job.manifests.rules import trainer
+from job.kubernetes import batch, constants, objects, pod
+from job.kubernetes.context import Object, Request
+from job.kubernetes.rules import trainer
 
 API = "trainer.kubeflow.org/v1alpha1"
 NODE = trainer.CONTAINER
@@ -37,7 +37,7 @@ def bundle(request: Request) -> list[Object]:
             egress=(
                 *objects.STORAGE,
                 {"to": peers},
-                {"ports": [objects.tcp(values.TRAINER_PORT)]},
+                {"ports": [objects.tcp(constants.TRAINER_PORT)]},
             ),
         ),
         _runtime(request),

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from job.manifests.request import Object
+from job.kubernetes.context import Object
 
 
 def dump(documents: Sequence[Object], comment: str = "") -> str:

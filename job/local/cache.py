@@ -21,10 +21,10 @@ from pathlib import Path
 from job import log, storage
 from job.errors import InputError, StorageError
 from job.local import lock as locks
-from job.local.room import COMPLETE, FILL, PARTIAL, USE, USED, discard, make_room
-from job.local.work import not_writable
-from job.manifest import sha256_file
+from job.local.eviction import COMPLETE, FILL, PARTIAL, USE, USED, discard, make_room
+from job.local.work_folder import not_writable
 from job.storage import local
+from job.storage.digests import sha256_file
 
 FIELD = "$.runtime.cache_dir"
 AT_ONCE = 4

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from job.errors import InputError, Problem
+from job.local import eviction
 from job.local import lock as locks
-from job.local import room
-from job.local.work import EARLIER, HELD, lives_elsewhere
+from job.local.work_folder import EARLIER, HELD, lives_elsewhere
 
 State = Literal["in use", "left", "unused", "kept"]
 EARLIER_PARTS = {"stages", "trainer", "logs", "pictures"}
@@ -37,7 +37,7 @@ class Found:
     state: State
     """`in use` by a living process; `left` by a run or a download that ended halfway; `unused` for
     longer than asked; or `kept`."""
-    entry: room.Entry | None = None
+    entry: eviction.Entry | None = None
     """None of a work folder."""
     of: str = ""
     """The output of a work folder, or who holds it."""
@@ -55,7 +55,7 @@ def look(cache: Path, work: Path, *, unused_days: float, limit: int) -> list[Fou
     `limit` bytes (zero: no limit); then those go first that were not used for longest.
     """
     now = time.time()
-    caches = sorted(room.entries(cache), key=lambda entry: entry.used)
+    caches = sorted(eviction.entries(cache), key=lambda entry: entry.used)
     over = sum(entry.bytes for entry in caches if entry.whole) - limit if limit else 0
     found = list(_work_folders(work, now))
     for entry in caches:
@@ -88,7 +88,7 @@ def remove(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
     problems: list[Problem] = []
     for each in (one for one in found if one.goes):
         try:
-            removed = room.remove(each.entry) if each.entry else _remove_work(each.path)
+            removed = eviction.remove(each.entry) if each.entry else _remove_work(each.path)
         except FileNotFoundError:  # another removed it first
             removed = True
         except OSError as error:
@@ -103,7 +103,7 @@ def remove(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
 
 
 def _work_folders(root: Path, now: float) -> Iterator[Found]:
-    for path in room.folders(root):
+    for path in eviction.folders(root):
         held = path / HELD
         state: State = "left"
         if held.is_file():
@@ -111,7 +111,7 @@ def _work_folders(root: Path, now: float) -> Iterator[Found]:
             used = held.stat().st_mtime
             if not _free(path):
                 state, of = "in use", f"{of}, held by {locks.holder(held) or 'a process'}"
-        elif path.name.startswith(room.TRASH):
+        elif path.name.startswith(eviction.TRASH):
             of, used = "", path.stat().st_mtime
         elif EARLIER.search(path.name) and _is_earlier(path):
             of, used = "", _changed(path)
@@ -121,7 +121,7 @@ def _work_folders(root: Path, now: float) -> Iterator[Found]:
         yield Found(
             kind="work",
             path=path,
-            bytes=room.size(path),
+            bytes=eviction.size(path),
             age_seconds=max(0.0, now - used),
             state=state,
             of=of,
@@ -131,7 +131,7 @@ def _work_folders(root: Path, now: float) -> Iterator[Found]:
 def _remove_work(path: Path) -> bool:
     held = path / HELD
     if not held.is_file():
-        room.discard(path)
+        eviction.discard(path)
         return True
     lock = locks.take(held)
     if lock is None:
@@ -139,7 +139,7 @@ def _remove_work(path: Path) -> bool:
     try:
         if lives_elsewhere(path):
             return False
-        room.discard(path)
+        eviction.discard(path)
     finally:
         lock.close()
     return True
@@ -157,13 +157,13 @@ def _free(path: Path) -> bool:
     return not lives_elsewhere(path)
 
 
-def _in_use(entry: room.Entry) -> bool:
-    if entry.path.name.startswith(room.TRASH):
+def _in_use(entry: eviction.Entry) -> bool:
+    if entry.path.name.startswith(eviction.TRASH):
         return False
-    if entry.kind == room.PREPARED:
-        return room.may_be_linking(entry)
-    name = entry.path.name.removeprefix(room.PARTIAL)
-    for ending in (room.USE, room.FILL):
+    if entry.kind == eviction.PREPARED:
+        return eviction.may_be_linking(entry)
+    name = entry.path.name.removeprefix(eviction.PARTIAL)
+    for ending in (eviction.USE, eviction.FILL):
         path = entry.path.with_name(f".{name}{ending}")
         if not path.exists():
             continue

@@ -19,10 +19,10 @@ from types import TracebackType
 from job import log, storage
 from job.errors import InputError, JobError, StorageError
 from job.local import lock as locks
-from job.local.room import discard
-from job.manifest import fingerprint
+from job.local.eviction import discard
 from job.redaction import redact
 from job.storage import failures
+from job.storage.digests import fingerprint
 
 HELD = ".held.json"
 """The file whose lock holds the folder; it says who has it, and for which output."""

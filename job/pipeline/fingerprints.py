@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from job import __version__, families, inputs
-from job.manifest import StageRecord, fingerprint
-from job.prep import find, pictures
+from job import __version__, families
+from job.artifacts.records import StageRecord
+from job.families import model_source
+from job.prep import discovery, image_identity
 from job.spec.types import JobSpec
+from job.storage.digests import fingerprint
 from job.train.identity import Identity
 
 Stage = Literal["prep", "baseline", "train", "eval", "export", "report"]
@@ -55,28 +57,28 @@ class Given:
         self._spec, self._processes = spec, processes
 
     @cached_property
-    def model(self) -> inputs.ModelInput:
-        return inputs.find_model(self._spec.model)
+    def model(self) -> model_source.ModelInput:
+        return model_source.find_model(self._spec.model)
 
     @cached_property
-    def sources(self) -> dict[str, find.StagedSource]:
+    def sources(self) -> dict[str, discovery.StagedSource]:
         """What `data` names, by its place in the spec."""
         named = self._spec.data.sources()
-        return {place: find.stage_source(source, place) for place, source in named.items()}
+        return {place: discovery.stage_source(source, place) for place, source in named.items()}
 
     @cached_property
     def control_tokens(self) -> tuple[str, ...]:
         """What no text of a row may hold; read from the checkpoint's small files."""
         cache_dir = Path(self._spec.runtime.cache_dir).expanduser()
-        directory = inputs.fetch_headers(self.model, cache_dir)
+        directory = model_source.fetch_headers(self.model, cache_dir)
         return families.control_tokens(self.model.uri, directory, self._spec.model)
 
     @property
-    def train_sources(self) -> tuple[find.StagedSource, ...]:
+    def train_sources(self) -> tuple[discovery.StagedSource, ...]:
         return tuple(source for place, source in self.sources.items() if place != _EVAL)
 
     @property
-    def eval_source(self) -> find.StagedSource | None:
+    def eval_source(self) -> discovery.StagedSource | None:
         return self.sources.get(_EVAL)
 
     @property
@@ -151,7 +153,9 @@ class Given:
     def _pictures(self) -> list[str]:
         """Digests of the pictures that the sources' lists name."""
         named = self._spec.data.sources()
-        return [pictures.digest(source, named[place]) for place, source in self.sources.items()]
+        return [
+            image_identity.digest(source, named[place]) for place, source in self.sources.items()
+        ]
 
     @cached_property
     def _start(self) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from job.errors import JobError
-from job.train.checkpoints import CheckpointStore
+from job.train.checkpoint.storage import CheckpointStore
 
 SECONDS = 1.0
 """How long a store may take to say which checkpoints it has: who was asked to stop has few."""

@@ -1,7 +1,7 @@
 """The job, stage by stage: prep → baseline → train → eval → export → report, each made once.
 
-What each stage does is in `job.stages`. One whose marker at the output has its fingerprint is
-skipped (`job.given`).
+What each stage does is in `job.pipeline.stages`. A stage whose marker at the output has its
+fingerprint is skipped (`job.pipeline.fingerprints`).
 """
 
 import time
@@ -11,15 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from job import log, provenance, sbom, signals, telemetry
+from job import log, signals, telemetry
+from job.artifacts import provenance, sbom
+from job.artifacts.output import utc_now
+from job.artifacts.records import RunRecord
+from job.distributed.coordinator import Peers
 from job.errors import JobError, Stopped, full, is_full, told
-from job.given import Stage
-from job.manifest import RunRecord
-from job.outputs import utc_now
-from job.peers import Peers
+from job.pipeline.fingerprints import Stage
+from job.pipeline.stages import Stages
 from job.prep.prepare import TooManyBadRows
 from job.spec.load import LoadedSpec, dump_resolved
-from job.stages import Stages
 
 # The stages that each command needs, in order.
 COMMANDS: Mapping[str, tuple[Stage, ...]] = {
@@ -89,7 +90,7 @@ class Pipeline:
 
     def _require_what_it_needs(self) -> None:
         if self.spec.export.verify == "vllm" and "export" in COMMANDS[self.command]:
-            from job.export.serving import require_vllm
+            from job.export.vllm_proof import require_vllm
 
             require_vllm()
         if "train" in COMMANDS[self.command]:
@@ -202,7 +203,7 @@ class Pipeline:
             self._tell_kept(error)
 
     def _tell_kept(self, error: Stopped) -> None:
-        from job.kept import kept, same_command
+        from job.pipeline.interrupted import kept, same_command
 
         stages = COMMANDS[self.command]
         complete = [stage for stage in stages if stage in self.record.stages]

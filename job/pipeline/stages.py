@@ -1,7 +1,7 @@
 """What each stage does, and what stages are made from: the spec, its inputs, models, the output.
 
-A stage fills a folder and gives its summary; `job.pipeline` says which are made and what becomes
-of them. Models are loaded when the first stage that runs needs one.
+A stage fills a folder and returns its summary; `job.pipeline.runner` decides which stages run and
+what becomes of their files. Models are loaded when the first stage that runs needs one.
 """
 
 import functools
@@ -14,25 +14,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from job import __version__, engines, families, inputs, log, telemetry
+from job import __version__, engines, families, log, telemetry
+from job.artifacts.output import Output, utc_now
+from job.artifacts.records import RunRecord, StageRecord
+from job.distributed.coordinator import Peers
 from job.errors import DataError, InputError, JobError
-from job.evaluation.answers import FORMS
-from job.given import Given, Stage
-from job.local import room
-from job.local.work import WorkFolder
-from job.manifest import RunRecord, StageRecord
-from job.outputs import Output, utc_now
-from job.peers import Peers
+from job.evaluation.answer_kinds import FORMS
+from job.families import model_source
+from job.local import eviction
+from job.local.work_folder import WorkFolder
+from job.pipeline.fingerprints import Given, Stage
 from job.prep import cache
 from job.prep.prepare import STATS, PreparedData, prepare
 from job.prep.streaming import Pictures
 from job.spec.load import LoadedSpec
-from job.spec.rules.places import LOGS
+from job.spec.rules.locations import LOGS
 from job.train.identity import Identity
 
 if TYPE_CHECKING:
-    from job.train.checkpoints import CheckpointStore
-    from job.train.trainer import TrainResult
+    from job.train.checkpoint.storage import CheckpointStore
+    from job.train.train import TrainResult
 
 
 class Stages:
@@ -55,7 +56,7 @@ class Stages:
     # --- the stages ------------------------------------------------------------------------
 
     def prep(self, directory: Path) -> dict[str, Any]:
-        identity, kept = self.fingerprint("prep"), self.cache_dir / room.PREPARED
+        identity, kept = self.fingerprint("prep"), self.cache_dir / eviction.PREPARED
         rows = cache.take(kept, identity, directory / "data")
         if rows is not None:
             log.info("the same rows were prepared before, and are used again", kept=kept)
@@ -79,7 +80,7 @@ class Stages:
             }
             cache.keep(kept, identity, directory / "data", rows)
             if self.cache_limit:
-                room.make_room(self.cache_dir, self.cache_limit, keep=kept / identity[:32])
+                eviction.make_room(self.cache_dir, self.cache_limit, keep=kept / identity[:32])
         log.info("data", **rows)
         self._require_images(families.expected(self.spec.model), directory / "data")
         return {"rows": rows}
@@ -139,12 +140,12 @@ class Stages:
 
         The others have no `identity` to give: rank 0 chooses the checkpoint and stores them.
         """
-        from job.engines import group
+        from job.distributed import process_group
         from job.train.trackers import TrackerFiles
-        from job.train.trainer import train
+        from job.train.train import train
 
         logs = self.spec.train.logging_dir or self.output.at(LOGS)
-        with group.formed(self.peers, self.accelerator.kind):
+        with process_group.formed(self.peers, self.accelerator.kind):
             return train(
                 self.spec,
                 self.engine,
@@ -286,7 +287,7 @@ class Stages:
     @property
     def cache_limit(self) -> int:
         """What the caches may take, in bytes; zero for no limit."""
-        return room.in_bytes(self.spec.runtime.cache_limit)
+        return eviction.in_bytes(self.spec.runtime.cache_limit)
 
     def _work_folder(self) -> WorkFolder:
         runtime = self.spec.runtime
@@ -313,7 +314,7 @@ class Stages:
         """What prep left; from the cache rather than from the output where that has the same."""
         place = self.work / "stages" / "prep" / "data"
         if not place.exists():
-            cache.take(self.cache_dir / room.PREPARED, prep.fingerprint, place)
+            cache.take(self.cache_dir / eviction.PREPARED, prep.fingerprint, place)
         return self.output.fetch(prep)
 
     def _pictures(self, directory: Path) -> Pictures:
@@ -326,7 +327,7 @@ class Stages:
         return Pictures.of(self.spec.data, sources, directory, place / identity)
 
     def checkpoints(self, identity: Identity | None) -> "CheckpointStore":
-        from job.train.checkpoints import CheckpointStore
+        from job.train.checkpoint.storage import CheckpointStore
 
         return CheckpointStore(
             uri=self.output.at("checkpoints"),
@@ -353,13 +354,13 @@ class Stages:
         Before anything of Transformers is imported, which Unsloth patches. Raises SpecError where
         the spec names an engine that cannot train it here.
         """
-        from job.engines import patched
+        from job.engines import unsloth_patches
 
         family = self._family_name() if self.spec.model.engine != "transformers" else None
         choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
         log.info("engine", takes=choice.engine, reason=choice.reason)
         if choice.engine == "unsloth":
-            patched.bring_in(self.work.path, compiled=self.spec.train.torch_compile)
+            unsloth_patches.bring_in(self.work.path, compiled=self.spec.train.torch_compile)
         self.trained_by = choice.engine
 
     def _family_name(self) -> str | None:
@@ -370,7 +371,7 @@ class Stages:
 
     @cached_property
     def family(self) -> families.Family:
-        directory = inputs.fetch_model(self.given.model, self.cache_dir, self.cache_limit)
+        directory = model_source.fetch_model(self.given.model, self.cache_dir, self.cache_limit)
         return self.bind(directory, self.given.model.uri)
 
     @cached_property

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from job import signals
-from job.manifest import StageRecord
-from job.peers import Peers
+from job.artifacts.records import StageRecord
+from job.distributed.coordinator import Peers
+from job.pipeline.stages import Stages
 from job.spec.load import LoadedSpec
-from job.stages import Stages
 
 
 def follow(loaded: LoadedSpec, command: str, peers: Peers) -> NoReturn:

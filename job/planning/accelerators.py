@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from job.engines.device import Accelerator, Kind
-from job.sizes import GIB
+from job.planning.sizes import GIB
 
 USABLE = 0.98
 """The share of the memory that programs get: drivers keep some, more with ECC."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator
 from job.families.base import Family, RowSize
-from job.memory import Memory, estimate
-from job.plan.sample import worst_batch
+from job.planning.memory import Memory, estimate
+from job.planning.sample import worst_batch
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:

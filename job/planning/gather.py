@@ -5,27 +5,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import families, inputs, sizes, storage
+from job import families, storage
 from job.engines.device import Accelerator, detect, resolve_dtype
 from job.errors import InputError, JobError, StorageError, UsageError
-from job.evaluation import lengths as lengths_of_answers
+from job.evaluation import answer_lengths as lengths_of_answers
+from job.families import model_source
 from job.families.base import RowSize
-from job.memory import UNCERTAINTY, estimate, longest
-from job.needs import needs
-from job.pipeline import COMMANDS
-from job.plan import facts, sample, speed
-from job.plan.accelerators import ACCELERATORS
-from job.plan.engine import engine_of
-from job.plan.fit import nearest_change
-from job.plan.patterns import patterns
-from job.prep import mixture, sources, work
+from job.pipeline.runner import COMMANDS
+from job.pipeline.stages import Stages
+from job.planning import facts, sample, sizes, speed
+from job.planning.accelerators import ACCELERATORS
+from job.planning.engine import engine_of
+from job.planning.feasibility import nearest_change
+from job.planning.memory import UNCERTAINTY, estimate, longest
+from job.planning.name_patterns import patterns
+from job.planning.requirements import needs
+from job.prep import chunks, mixture, sources
 from job.prep.shards import BESIDE_PICTURES
 from job.prep.streaming import kept_shards
+from job.spec.foreign_names import nearest
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
-from job.spec.names import nearest
 from job.spec.types import DataSpec, JobSpec
-from job.stages import Stages
 from job.storage import retry
 from job.storage.connect import hub_forbidden_by
 
@@ -140,7 +141,7 @@ def _devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
 
 def _family(job: Stages) -> families.Family:
     """The family with its tokenizer, from the checkpoint's small files."""
-    directory = inputs.fetch_headers(job.given.model, job.cache_dir, job.cache_limit)
+    directory = model_source.fetch_headers(job.given.model, job.cache_dir, job.cache_limit)
     return job.bind(directory, job.given.model.uri)
 
 
@@ -331,7 +332,7 @@ def _prepared(
     mean = sum(each) / len(each)
     stored = sum(n * (source.rows or 0) for n, source in zip(each, data.sources, strict=True))
     if spec.streaming:
-        stored = min(stored, kept_shards(spec, work.ROWS) * work.ROWS * mean)
+        stored = min(stored, kept_shards(spec, chunks.ROWS) * chunks.ROWS * mean)
     held_out = data.held_out_rows or 0
     rows = held_out + sum(source.rows or 0 for source in data.sources)
     return round(stored + held_out * mean + rows * BESIDE_PICTURES)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_dtype
 from job.families.base import BY_BOUNDS, Family, RowSize, Step
-from job.sizes import GIB, trained_parameters
+from job.planning.sizes import GIB, trained_parameters
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from job import log
 from job.errors import InputError, OutOfMemoryError
-from job.plan.facts import Plan
+from job.planning.facts import Plan
 
 
 def refuse_missing_data(plan: Plan) -> None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from job import families
 from job.engines.device import Accelerator
-from job.inputs import FORMULAS
-from job.memory import PROCESS, estimate, longest
-from job.sizes import GIB, Sizes
-from job.spec.types import JobSpec
+from job.planning.memory import PROCESS, estimate, longest
+from job.planning.sizes import GIB, Sizes
+from job.spec.types import FORMULAS, JobSpec
 from job.storage.retry import TOTAL_SECONDS
 
 WORKER = 2 * GIB

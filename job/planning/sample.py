@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from job.errors import DataError
-from job.evaluation import lengths
-from job.evaluation.questions import questions
+from job.evaluation import answer_lengths
+from job.evaluation.prompts import questions
 from job.families.base import Family, RowSize
 from job.prep import sources
 from job.prep.convert import to_result
-from job.prep.find import StagedSource
-from job.prep.mapping import find_reading
-from job.prep.records import Reject, Row
+from job.prep.discovery import StagedSource
+from job.prep.rows import Reject, Row
+from job.prep.source_check import find_reading
 from job.spec.types import JobSpec, SourceSpec
 from job.train.dataset import truncate
 
@@ -83,7 +83,7 @@ def take(
         too_long=too_long,
         sizes=tuple(sizes),
         images=tuple(images),
-        answers=tuple(lengths.tokens(family.processor.tokenizer, answers)),
+        answers=tuple(answer_lengths.tokens(family.processor.tokenizer, answers)),
         stored_bytes=stored,
     )
 

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from job import families, inputs
+from job import families
+from job.families import model_source
 from job.families.base import LoraTargets, TargetGroup
 from job.spec.types import JobSpec, LoraSpec
 
@@ -45,7 +46,7 @@ def measure(spec: JobSpec) -> Sizes:
     if spec.lora.method == "lora":
         targets = family.lora_targets(model, spec.lora)
         trainable = trained_parameters(model, targets, spec.lora)
-    shipped = spec.model.model_name_or_path.startswith(inputs.BUILTIN)
+    shipped = spec.model.model_name_or_path.startswith(model_source.BUILTIN)
     merged = spec.export.merged
     return Sizes(
         parameters=parameters,

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from job import log, redaction
-from job.plan.facts import Data, Fit, Plan
+from job.planning.facts import Data, Fit, Plan
 
 WIDTH = 98
 _PARTS = {

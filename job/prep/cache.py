@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from job import log
-from job.local.room import MADE, PARTIAL, discard
-from job.manifest import digest_tree
+from job.local.eviction import MADE, PARTIAL, discard
+from job.storage.digests import digest_tree
 
 KEPT = 4
 """Sets of rows that are kept; the one that was not used for longest goes first."""

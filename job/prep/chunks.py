@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from job import log, redaction, signals, storage
-from job.prep import control
+from job.prep import control_tokens as control
 from job.prep.columns import Reading
 from job.prep.convert import to_results
 from job.prep.leakage import By, Compared, LabelKey, whole_of
 from job.prep.readers import Record
-from job.prep.records import Reject
+from job.prep.rows import Reject
 from job.prep.shards import ShardWriter, Split
 from job.prep.splits import SAMPLE as SAMPLED
 from job.prep.splits import held_out, kept_apart_by

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.prep.images import decode
-from job.prep.records import Message, Row
+from job.prep.rows import Message, Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image

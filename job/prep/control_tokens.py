@@ -5,7 +5,7 @@ own.
 import re
 from collections.abc import Collection, Sequence
 
-from job.prep.records import Message
+from job.prep.rows import Message
 
 FOUND = "the text holds a control token of the model"
 FIX = "remove it from the text; images are given as images"

@@ -8,7 +8,7 @@ from job.prep import sources
 from job.prep.columns import Reading, Unclear
 from job.prep.messages import RowRefused, to_row
 from job.prep.readers import Record
-from job.prep.records import Reject, Row
+from job.prep.rows import Reject, Row
 from job.redaction import printable, redact
 
 _FETCHED_AHEAD = 8

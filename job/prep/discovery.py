@@ -13,11 +13,10 @@ from typing import Literal, cast
 
 from job import storage
 from job.errors import InputError
-from job.inputs import FORMULAS
-from job.manifest import fingerprint, sha256_file
-from job.prep.patterns import braces, in_split, is_junk, splits_of
+from job.prep.globs import braces, in_split, is_junk, splits_of
 from job.prep.values import IMAGE_SUFFIXES, TEXT_SUFFIXES
-from job.spec.types import SourceSpec
+from job.spec.types import FORMULAS, SourceSpec
+from job.storage.digests import fingerprint, sha256_file
 
 Format = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "arrow", "imagefolder", "webdataset", "builtin"

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 from job import storage
 from job.errors import InputError
-from job.manifest import fingerprint
 from job.prep import sources
 from job.prep.columns import Columns, Unclear
-from job.prep.find import StagedSource, sample_digest
+from job.prep.discovery import StagedSource, sample_digest
 from job.prep.messages import named_images, path_of
 from job.prep.readers import Record
 from job.prep.values import is_image_path
 from job.spec.types import SourceSpec
+from job.storage.digests import fingerprint
 
 
 def digest(source: StagedSource, spec: SourceSpec) -> str:

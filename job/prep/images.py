@@ -8,9 +8,9 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
-from job.prep.alike import look
 from job.prep.colors import ImageRefused, to_rgb
-from job.prep.records import EncodedImage
+from job.prep.dedup import look
+from job.prep.rows import EncodedImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image

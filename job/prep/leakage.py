@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.prep.shards import ShardWriter, Split, batches, shards
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from job.prep.columns import Columns, Reading
 from job.prep.images import ImageRefused, inspect
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.rows import EncodedImage, Message, Part, Row
 from job.prep.turns import Picture, RowRefused, Turn, content_of, parts_of, turns_of
 from job.prep.values import (
     IMAGE_BEGINNINGS,

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from job import log
-from job.prep.find import ORPHANS, StagedSource
+from job.prep.discovery import ORPHANS, StagedSource
 from job.prep.shards import Split
 from job.prep.statistics import Statistics
 

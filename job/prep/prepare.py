@@ -10,23 +10,24 @@ from pathlib import Path
 
 from job import log
 from job.errors import DataError, Problem, SpecError
-from job.manifest import fingerprint
-from job.prep import control, sources
-from job.prep.alike import duplicates
-from job.prep.contact import ROWS, SHEET, contact_sheet
+from job.prep import control_tokens as control
+from job.prep import sources
+from job.prep.chunks import SAMPLE, Note, Task, available_workers, make
+from job.prep.contact_sheet import ROWS, SHEET, contact_sheet
 from job.prep.coverage import Coverage, coverage, tell
-from job.prep.find import StagedSource
+from job.prep.dedup import duplicates
+from job.prep.discovery import StagedSource
 from job.prep.leakage import By, LabelKey, drop_leaked
-from job.prep.mapping import find_reading
 from job.prep.mixture import Ingredient, mix
 from job.prep.notices import passed_over, tell_images, tell_unread
-from job.prep.records import Reject, Row
+from job.prep.rows import Reject, Row
 from job.prep.shards import Rows, ShardWriter, Split, pick, shards
+from job.prep.source_check import find_reading
 from job.prep.statistics import Statistics
 from job.prep.streaming import CHUNKS, Pictures, StreamedRows
-from job.prep.work import SAMPLE, Note, Task, available_workers, make
 from job.redaction import as_json
 from job.spec.types import DataSpec, SourceSpec
+from job.storage.digests import fingerprint
 
 REJECTS, STATS = "rejects.jsonl", "stats.json"
 SHOWN_REJECTS = 5

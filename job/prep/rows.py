@@ -41,7 +41,7 @@ class EncodedImage:
     width: int
     height: int
     look: bytes = field(default=bytes(32), compare=False, repr=False)
-    """256 bits that hardly differ between pictures that look the same; see `job.prep.alike`."""
+    """256 bits that hardly differ between pictures that look the same; see `job.prep.dedup`."""
 
 
 @dataclass(frozen=True, kw_only=True)

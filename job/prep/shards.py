@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from job.prep.records import Row
+from job.prep.rows import Row
 
 Split = Literal["train", "eval"]
 ROWS_A_BATCH, BYTES_A_BATCH = 256, 16 * 2**20

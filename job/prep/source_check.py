@@ -11,12 +11,12 @@ from dataclasses import asdict
 from job.errors import DataError
 from job.prep import sources
 from job.prep.columns import IMAGE, MESSAGES, QUESTION, TEXT, Columns, Reading, Unclear
-from job.prep.find import StagedSource
+from job.prep.discovery import StagedSource
 from job.prep.messages import image_line, unread_images
 from job.prep.readers import Record
 from job.prep.values import is_absent, looks_like_image, without_nulls
 from job.redaction import redact
-from job.spec.names import nearest
+from job.spec.foreign_names import nearest
 from job.spec.types import DataSpec, SourceSpec
 
 _ANSWERS = ("latex", "formula", "equation", "caption", "transcription", "ground_truth", "target")

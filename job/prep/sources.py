@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from job import storage
 from job.errors import InputError
 from job.prep import formulas, readers
-from job.prep.find import StagedSource
+from job.prep.discovery import StagedSource
 from job.prep.images import MAX_BYTES
 from job.prep.readers import Place, Record
 from job.prep.readers.contents import LFS

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 
 from job.prep.leakage import By, Compared, LabelKey
-from job.prep.records import Reject, Row
+from job.prep.rows import Reject, Row
 from job.spec.types import DataSpec
 
 SAMPLE = 512

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from job.prep.records import Row
+from job.prep.rows import Row
 
 
 @dataclass(kw_only=True)

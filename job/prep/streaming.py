@@ -19,10 +19,10 @@ from job.errors import DataError
 from job.prep import sources
 from job.prep.columns import Reading
 from job.prep.convert import to_results
-from job.prep.find import StagedSource
+from job.prep.discovery import StagedSource
 from job.prep.leakage import whole_of
 from job.prep.readers import Place, Record
-from job.prep.records import Reject, Row
+from job.prep.rows import Reject, Row
 from job.prep.shards import Rows, ShardWriter, batches, locate, order_file, shards, starts
 from job.spec.types import DataSpec
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from job.prep.columns import Columns, Reading
-from job.prep.records import Role
+from job.prep.rows import Role
 from job.prep.values import is_absent
 
 MAX_TEXT = 100_000

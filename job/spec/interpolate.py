@@ -19,10 +19,10 @@ from job.redaction import (
     is_secret_where_read,
     redact,
 )
-from job.spec.finding import Finding
+from job.spec.foreign_names import nearest, quoted
 from job.spec.keys import Path, at, wants_text
-from job.spec.names import nearest, quoted
 from job.spec.parse import Document, Place, read_at
+from job.spec.problems import Finding
 
 _VARIABLE = re.compile(
     r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?:,(?P<default>[^{}]*))?\}|\$\{"

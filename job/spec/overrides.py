@@ -7,10 +7,10 @@ from typing import Any
 
 from job.errors import UsageError
 from job.spec import keys
-from job.spec.finding import Finding, json_path
+from job.spec.foreign_names import quoted
 from job.spec.keys import Path
-from job.spec.names import quoted
 from job.spec.parse import Document, Place, read_at
+from job.spec.problems import Finding, json_path
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import yaml
 
 from job.errors import Problem, SpecError
 from job.spec.core_yaml import TAG, compose, construct, plain, position
+from job.spec.foreign_names import quoted
 from job.spec.keys import Path, wants_text
-from job.spec.names import quoted
 
 MAX_BYTES = 1024 * 1024
 MAX_VALUES = 10_000  # what aliases expand to; the largest real spec has about 120

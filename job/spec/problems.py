@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from job.spec.foreign_names import quoted
 from job.spec.keys import Path
-from job.spec.names import quoted
 from job.spec.parse import Document, Place
 
 

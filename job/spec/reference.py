@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from job.errors import UsageError
 from job.spec import keys
-from job.spec.names import nearest, quoted, typo, word
+from job.spec.foreign_names import nearest, quoted, typo, word
 
 _WIDTH = 92
 _WORDS = {"requires": "requires", "conflicts": "conflicts with"}

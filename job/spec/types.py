@@ -8,8 +8,9 @@ and PEFT wherever those have one.
 from dataclasses import dataclass
 from typing import Literal
 
-from job.spec.answers import METRICS, Answer
+from job.spec.answer_kinds import METRICS, Answer
 
+FORMULAS = "builtin://formulas"
 FORMULAS_QUESTION = "Write the LaTeX representation for this image."
 """What rows of `builtin://formulas` ask; every other source says its own."""
 
@@ -117,7 +118,7 @@ class DataSpec:
 
     def question_of(self, source: SourceSpec) -> str | None:
         """What rows of the source ask that have no question of their own; None if nothing does."""
-        own = FORMULAS_QUESTION if source.uri == "builtin://formulas" else None
+        own = FORMULAS_QUESTION if source.uri == FORMULAS else None
         return self.instruction or own
 
     @property

@@ -15,10 +15,10 @@ from jsonschema.exceptions import ValidationError
 from job.errors import Problem
 from job.spec import keys, rules
 from job.spec.core_yaml import plain
-from job.spec.finding import Finding, locate, place_of
+from job.spec.foreign_names import instead_of, quoted, typo
 from job.spec.keys import Path, Schema
-from job.spec.names import instead_of, quoted, typo
 from job.spec.parse import Document
+from job.spec.problems import Finding, locate, place_of
 from job.spec.resolve import fill
 
 # Values by the names that other tools give them: of one key, or of every key that takes them.

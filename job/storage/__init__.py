@@ -4,6 +4,8 @@ Bare paths, `file://`, `memory://`, `s3://` (keys and endpoint from the AWS envi
 and `http(s)://` (both read only), and any other protocol that fsspec knows. A file is visible
 whole or not at all. Every function raises InputError for what the user must mend (nothing there,
 access denied, unknown protocol) and StorageError for what kept failing or is out of space.
+
+Imports: no other room.
 """
 
 from job.storage.files import (
@@ -24,7 +26,6 @@ from job.storage.files import (
     write_new,
     write_text,
 )
-from job.storage.guard import UNGUARDED, Conditions, Guard
 from job.storage.identity import identity
 from job.storage.trees import (
     conditions,
@@ -43,6 +44,7 @@ from job.storage.uri import (
     name,
     parent,
 )
+from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 __all__ = [
     "UNGUARDED",

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO, Literal, cast
 
 from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.storage import connect, failures, local, remote, retry
-from job.storage.guard import UNGUARDED, Guard
 from job.storage.uri import (
     PROBE,
     WEB,
@@ -22,6 +21,7 @@ from job.storage.uri import (
     safe_relative,
     scheme,
 )
+from job.storage.write_guard import UNGUARDED, Guard
 
 CHECK_RETRIES = 3
 """An early check tells of a wrong endpoint within seconds rather than after a minute."""

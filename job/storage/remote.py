@@ -8,8 +8,8 @@ from typing import Any
 
 from job.storage import failures, retry, s3
 from job.storage.connect import call
-from job.storage.guard import UNGUARDED, Guard
 from job.storage.uri import WRITING, scheme
+from job.storage.write_guard import UNGUARDED, Guard
 
 BLOCK = 4 * 2**20
 """Bytes read ahead in an open file."""

@@ -15,8 +15,8 @@ from job import log
 from job.errors import InputError, JobError, StorageError
 from job.storage import failures, retry
 from job.storage.connect import call, connect
-from job.storage.guard import UNGUARDED, Conditions, Guard
 from job.storage.uri import PROBE, join
+from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 PART = 16 * 2**20
 """Bytes in one part of a multipart upload; anything that fits into one part is put at once."""

@@ -16,8 +16,8 @@ from job.storage.files import (
     refuse_read_only,
     upload,
 )
-from job.storage.guard import UNGUARDED, Conditions, Guard
 from job.storage.uri import is_local, is_root, join, local_path, scheme
+from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 FILES_AT_ONCE = 4
 """Files of a tree that are copied together."""

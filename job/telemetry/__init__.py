@@ -2,6 +2,8 @@
 
 The pipeline keeps a `Status`; watchers read it. A watcher that fails is warned of once, and never
 costs the job anything.
+
+Imports: spec, storage.
 """
 
 from job.telemetry.reporting import Reporting

@@ -8,7 +8,7 @@ from job import log
 from job.engines.base import Engine
 from job.errors import DataError, InputError, StorageError
 from job.families.base import Family
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.spec.types import JobSpec
 
 

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 
 from job import log
-from job.engines import checkpointing, group
+from job.distributed import process_group
+from job.engines import gradient_checkpointing
 from job.engines.base import Engine
 from job.engines.compiling import release_blocks
 from job.engines.device import Accelerator, release_memory
-from job.engines.step import with_gradient
+from job.engines.trainer import with_gradient
 from job.errors import OutOfMemoryError
 from job.families.base import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
 from job.train.dataset import Collator, EncodedDataset
-from job.train.heaviest import heaviest
+from job.train.heaviest_batches import heaviest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def find(
     while division is not None:
         fitted = fits(division)
         release_memory()  # what the step held: its error, and the frames of it, are gone by now
-        if not group.any_of(not fitted):
+        if not process_group.any_of(not fitted):
             return division, too_large
         too_large.append(division)
         smaller = division.smaller()
@@ -90,7 +91,7 @@ def fits(
     was_training = model.training
     model.train()
     if division.gradient_checkpointing:
-        checkpointing.turn_on(model)
+        gradient_checkpointing.turn_on(model)
     devices = [engine.device] if engine.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), _autocast(engine):

@@ -11,10 +11,10 @@ from typing import Any
 from job import log
 from job.errors import DataError, JobError, Problem
 from job.families.base import COUNTED, FAILED, IGNORED, TOKENS, Encoded, Family
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.redaction import redact
 from job.spec.types import DataSpec, TrainSpec
-from job.train.order import SPARE
+from job.train.sampler import SPARE
 
 _MEASURED_TOGETHER = 64
 _WORTH_WORKERS = 10_000  # fewer rows are measured sooner than processes start

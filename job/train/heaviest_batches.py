@@ -5,7 +5,7 @@ from itertools import count, islice
 from statistics import fmean
 
 from job.spec.types import TrainSpec
-from job.train.order import SPARE, SharedBatches
+from job.train.sampler import SPARE, SharedBatches
 
 MOST_ROWS = 2_000_000
 """That are looked through, in some ten seconds: what comes later in a long training is hardly

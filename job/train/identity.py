@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from job.manifest import fingerprint
 from job.redaction import redacted
+from job.storage.digests import fingerprint
 
 _SHOWN = 60
 """Characters of a value; longer ones are named without it."""

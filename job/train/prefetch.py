@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from job.prep.chunks import pool
 from job.prep.streaming import Pictures, StreamedRows
-from job.prep.work import pool
-from job.train.order import SPARE, SharedBatches
+from job.train.sampler import SPARE, SharedBatches
 
 
 class Ahead:

@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from job.train.passes import Cut, in_order
+from job.train.micro_batches import Cut, in_order
 
 SPARE = -1
 """Stands for a row that is computed and not counted: a process without rows must keep step."""

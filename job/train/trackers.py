@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from job import log
+from job.artifacts.writer import Writer
 from job.errors import JobError, SpecError
 from job.storage import retry
-from job.writer import Writer
 
 KEPT = ".keep"
 EVERY_SECONDS = 30.0

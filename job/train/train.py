@@ -13,32 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 from job import log, signals, telemetry
 from job.engines.base import Engine
+from job.engines.data_timer import Waiting
 from job.engines.device import Accelerator, resolve_optim
-from job.engines.waiting import Waiting
 from job.errors import Stopped
 from job.families.base import Family
 from job.prep.prepare import PreparedData
 from job.redaction import as_json
 from job.spec.types import JobSpec, TrainSpec
 from job.train.adapting import adapted, require_images
-from job.train.checkpoints import CheckpointStore
-from job.train.collector import spared
-from job.train.contents import problem
+from job.train.batch_size_finder import fitted_to_memory, raise_if_out_of_memory
+from job.train.checkpoint.contents import problem
+from job.train.checkpoint.resume import resume_point, step_of
+from job.train.checkpoint.storage import CheckpointStore
+from job.train.checkpoint.uploads import BackgroundUploads
 from job.train.dataset import Collator, EncodedDataset, fit, label_proof, truncate
-from job.train.fitting import fitted_to_memory, raise_if_out_of_memory
-from job.train.heaviest import planned
+from job.train.gc_freeze import spared
+from job.train.heaviest_batches import planned
 from job.train.lengths import LENGTHS, lengths
-from job.train.resuming import resume_point, step_of
-from job.train.setup import (
+from job.train.outputs import finish
+from job.train.trackers import TrackerFiles
+from job.train.trainer_setup import (
     batches_of,
     make_trainer,
     order_of,
     schedule_of,
     training_arguments,
 )
-from job.train.stored import finish
-from job.train.trackers import TrackerFiles
-from job.train.uploads import BackgroundUploads
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -110,13 +110,14 @@ def train(
     Of several processes that form a group all have to call it; rank 0 alone writes, and is given
     the result.
     """
-    from job.engines import group, sharding
+    from job.distributed import process_group
+    from job.engines import sharding
     from job.engines.compiling import compile_blocks, release_blocks
+    from job.train.callbacks.checkpoint import StoreCallback
     from job.train.callbacks.progress import ProgressCallback
     from job.train.callbacks.stop import StopCallback
-    from job.train.callbacks.store import StoreCallback
 
-    first = group.rank() == 0
+    first = process_group.rank() == 0
     optim = resolve_optim(spec.train, accelerator)
     measured_rows = data.measured_rows()
     rows = data.rows("train") if data.pictures else measured_rows
@@ -172,7 +173,7 @@ def train(
         trackers.point()
         keep = spec.train.save_total_limit
         callbacks += [StoreCallback(store, keep, uploads, require), progress]
-    if group.leads_machine():
+    if process_group.leads_machine():
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     shares = sharding.config(ready.base) if spec.runtime.distributed == "fsdp2" else None
     arguments = training_arguments(spec, optim, engine, scratch, first, shares)
@@ -204,8 +205,8 @@ def train(
     if compiles:  # their shapes are training's: generation feeds one token at a time
         release_blocks(model)
     model = finish(spec, family, trainer, directory if first else None)
-    group.barrier()
-    if group.leads_machine():
+    process_group.barrier()
+    if process_group.leads_machine():
         shutil.rmtree(scratch, ignore_errors=True)
     if not first:
         return None, None
@@ -218,10 +219,10 @@ def train(
     result = TrainResult(
         steps=trainer.state.global_step,
         fit=fit_record,
-        processes=group.size(),
+        processes=process_group.size(),
         rows_a_step=spec.train.per_device_train_batch_size
         * spec.train.gradient_accumulation_steps
-        * group.size(),
+        * process_group.size(),
         resumed_from_step=first_step,
         epochs=round(trainer.state.epoch or 0.0, 4),
         rows=len(dataset),
@@ -254,7 +255,7 @@ def _encode(row: Any, *, family: Family, spec: JobSpec) -> Any:
 
 def _loss(spec: JobSpec, engine: Engine, base: Any) -> AbstractContextManager[Any]:
     """Within, the loss is made of supervised tokens alone where that is not so by itself."""
-    from job.families.heads import supervised_alone
+    from job.families.supervised_logits import supervised_alone
 
     # A head in shares is gathered by its own forward pass.
     if engine.brings_forward or spec.runtime.distributed == "fsdp2":

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.engines import group
+from job.distributed import process_group
 from job.engines.base import Engine
-from job.engines.waiting import Waiting
-from job.prep.records import Row
+from job.engines.data_timer import Waiting
+from job.prep.rows import Row
 from job.prep.streaming import StreamedRows
 from job.spec.types import JobSpec, TrainSpec
-from job.train import passes
-from job.train.ahead import Ahead
+from job.train import micro_batches
 from job.train.dataset import Collator, EncodedDataset, Fitted
-from job.train.order import SharedBatches, Windows, shuffled
+from job.train.prefetch import Ahead
+from job.train.sampler import SharedBatches, Windows, shuffled
 from job.train.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def batches_of(
 ) -> SharedBatches | Ahead:
     """This process's batches of an epoch; of streamed rows what is to come is fetched meanwhile."""
     batches = order_of(spec, rows, fitted, padding_free=padding_free)
-    if not isinstance(rows, StreamedRows) or not group.leads_machine():
+    if not isinstance(rows, StreamedRows) or not process_group.leads_machine():
         return batches
-    buffer = spec.data.shuffle_buffer_size // group.size()
+    buffer = spec.data.shuffle_buffer_size // process_group.size()
     return Ahead(batches, rows, fitted.indices, buffer)
 
 
@@ -95,12 +95,12 @@ def order_of(
     count, buffer = len(fitted.indices), spec.data.shuffle_buffer_size
     streamed = rows if isinstance(rows, StreamedRows) else None
     width = spec.train.per_device_train_batch_size
-    cut = passes.in_order(width)
+    cut = micro_batches.in_order(width)
     if spec.train.group_by_length:
         cut = (
-            passes.balanced(width, fitted.lengths, fitted.patches)
+            micro_batches.balanced(width, fitted.lengths, fitted.patches)
             if padding_free
-            else passes.alike(width, fitted.lengths)
+            else micro_batches.alike(width, fitted.lengths)
         )
     return SharedBatches(
         Windows(count, fitted.starts(streamed.blocks()), buffer, seed=spec.train.seed)
@@ -108,8 +108,8 @@ def order_of(
         else shuffled(count, spec.train.seed),
         width,
         passes=spec.train.gradient_accumulation_steps,
-        process=group.rank(),
-        processes=group.size(),
+        process=process_group.rank(),
+        processes=process_group.size(),
         cut=cut,
     )
 
@@ -139,7 +139,7 @@ def make_trainer(
     from transformers.integrations import KubeflowCallback
     from transformers.trainer_callback import PrinterCallback
 
-    from job.train.resumable import resumable
+    from job.train.checkpoint.safetensors_trainer import resumable
 
     trainer = resumable(engine.trainer_class())(
         batches=batches,

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from job import storage
-from job.cli import app
+from job.artifacts.output import Output
+from job.artifacts.records import RunRecord
+from job.cli.app import app
 from job.errors import ProofError
-from job.export.merged import Merge
-from job.families import shards
-from job.families.shards import Named, Weights
-from job.manifest import RunRecord
-from job.outputs import Output
+from job.export.merge import Merge
+from job.families import weight_files
+from job.families.weight_files import Named, Weights
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
 from tests.jobs import Finished, job, small_run, start
@@ -53,7 +53,7 @@ def require_whole(output: str) -> None:
     for path in merged(output):
         stored = storage.read_bytes(f"{output}/{path}")
         assert hashlib.sha256(stored).hexdigest() == files[path], path
-    index = json.loads(storage.read_text(f"{output}/merged/{shards.INDEX}"))
+    index = json.loads(storage.read_text(f"{output}/merged/{weight_files.INDEX}"))
     assert {f"merged/{file}" for file in index["weight_map"].values()} <= merged(output)
     assert storage.is_file(f"{output}/_SUCCESS")
 
@@ -76,7 +76,7 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         output.take()
         output.withdraw("export")
-        shards.write(
+        weight_files.write(
             Weights(outlines=Weights.of(held.items()).outlines, tensors=tensors()),
             output.directory("export") / "merged",
             max_shard_size="17KB",
@@ -89,7 +89,7 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
         ]
         puts = [request for request in proxy.requests if request.startswith("PUT")]
     names = [request.split("/")[-1].split("?")[0] for request in puts]
-    assert names.index(shards.INDEX) > names.index("model-00005-of-00005.safetensors")
+    assert names.index(weight_files.INDEX) > names.index("model-00005-of-00005.safetensors")
     assert names[-1] == "export.json"
     record = output.completed("export", "f")
     assert record is not None

@@ -12,17 +12,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from job import inputs, pipeline, storage
+from job import storage
+from job.artifacts.lease import Lease
 from job.errors import InputError, JobError, StorageError
-from job.families import shards
-from job.families.shards import Weights
-from job.lease import Lease
-from job.local import cache, room
-from job.manifest import sha256_file
+from job.families import model_source, weight_files
+from job.families.weight_files import Weights
+from job.local import cache, eviction
+from job.pipeline import runner
+from job.pipeline.stages import Stages
 from job.spec.load import load_spec
-from job.stages import Stages
 from job.storage import connect, retry
-from job.train.checkpoints import CheckpointStore
+from job.storage.digests import sha256_file
+from job.train.checkpoint.storage import CheckpointStore
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
 from tests.jobs import ROOT, job, small_run
@@ -368,7 +369,7 @@ def test_a_full_disk_without_a_name_names_the_working_folder(
 
     def fill(self: Stages, directory: Path) -> dict[str, Any]:
         if writer == "shards":
-            shards.write(Weights.of(tensors.items()), directory, max_shard_size="1GB")
+            weight_files.write(Weights.of(tensors.items()), directory, max_shard_size="1GB")
         else:
             save_file(tensors, directory / "model.safetensors")
         return {}
@@ -378,7 +379,7 @@ def test_a_full_disk_without_a_name_names_the_working_folder(
     text = (ROOT / "specs/latex.yaml").read_text()
     loaded = load_spec(text, "latex.yaml", [*settings, f"runtime.cache_dir={tmp_path}/cache"])
     with pytest.raises(StorageError, match="no space is left there") as caught:
-        pipeline.run(loaded, "prep")
+        runner.run(loaded, "prep")
     [problem] = caught.value.problems
     assert problem.field.startswith(str(small_disk))
     assert "set runtime.workdir to a folder on a larger volume" in str(problem.fix)
@@ -396,14 +397,14 @@ def test_a_download_that_was_killed_goes_on_where_only_the_rest_of_it_fits(
         [f"model.model_name_or_path={model}"],
         environ={},
     ).spec
-    found = inputs.find_model(spec.model)
+    found = model_source.find_model(spec.model)
     there = small_disk / "models" / f".partial-{found.digest[:32]}" / "model.safetensors"
     there.parent.mkdir(parents=True)
     there.write_bytes(weights)
     known = cache.Known.of(sha256_file(there), there.stat(), time.time_ns())
-    cache._write(there.with_name(room.COMPLETE), {there.name: known})
+    cache._write(there.with_name(eviction.COMPLETE), {there.name: known})
     assert shutil.disk_usage(small_disk).free < found.size_bytes
-    assert (inputs.fetch_model(found, small_disk) / "config.json").read_bytes() == b"{}"
+    assert (model_source.fetch_model(found, small_disk) / "config.json").read_bytes() == b"{}"
 
 
 def test_a_checkpoint_that_finds_no_room_is_not_taken_for_a_damaged_one(

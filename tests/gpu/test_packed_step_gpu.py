@@ -12,10 +12,10 @@ from job.engines.compiling import compile_blocks
 from job.families.base import to_device
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.batch import pack
-from job.families.ernie45_vl.packed.segments import Segments, attention
+from job.families.ernie45_vl.packed.varlen_attention import Segments, attention
 from job.spec.load import load_spec
 from tests.jobs import ROOT
-from tests.unit.test_packed_step import BATCHES, adapted, picture, row
+from tests.unit.families.test_packed_step import BATCHES, adapted, picture, row
 
 pytestmark = [
     pytest.mark.gpu,

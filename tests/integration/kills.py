@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
-import job.pipeline
-from job import sbom, storage
+import job.pipeline.runner
+from job import storage
+from job.artifacts import sbom
 from tests.jobs import sets
 
 RESULT = ("steps", "epochs", "tokens", "rows", "dropped_rows", "first_loss", "final_loss")
@@ -138,11 +139,11 @@ class Farm:
         torch.set_num_threads(1)  # threads of the parent are missing in its children
         self._place = place
         text = sbom.to_text()  # the same for every run, and half of its time
-        job.pipeline.sbom.to_text = lambda: text
+        job.pipeline.runner.sbom.to_text = lambda: text
         self._start(Training("warm", {"train.max_steps": 1}), str(place / "warm"))
 
     def _start(self, training: Training, output: str) -> None:
-        from job.cli import app
+        from job.cli.app import app
 
         app(training.arguments(output, self._place / "cache"), standalone_mode=False)
 

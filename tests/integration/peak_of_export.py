@@ -12,10 +12,10 @@ import torch
 from job import engines, families
 from job.engines import cpu
 from job.engines.device import Accelerator
-from job.export.merged import Merge
+from job.export.merge import Merge
 from job.spec.load import load_spec
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 # Large enough for what imports and buffers take to be little beside it, and in the proportions of
 # the 28B model: a shard of a tenth of the weights, and no tensor above a fiftieth.
 LAYERS = 36

@@ -8,8 +8,8 @@ from transformers import Trainer
 
 import job.export.export
 import job.families.ernie45_vl
-import job.pipeline
+import job.pipeline.runner
 import job.train.callbacks.progress
-import job.train.resumable
+import job.train.checkpoint.safetensors_trainer
 
 __all__ = ["Trainer", "datasets", "job", "peft", "torch", "transformers"]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from job.cli import app
+from job.cli.app import app
 from job.engines import compiling
-from job.engines.laying import Laying
-from job.engines.step import StepTrainer
+from job.engines.fused_lora import Laying
+from job.engines.trainer import StepTrainer
 from job.errors import OutOfMemoryError
 from tests.jobs import sets, small_run
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from job import errors, farewell, log
+from job import errors, log
+from job.cli import termination
 from tests.conftest import S3
 from tests.jobs import ROOT, Finished, job, read_json, small_run, small_run_of_rows
 from tests.s3 import READER, free_ports
@@ -182,9 +183,9 @@ def test_the_error_is_left_for_the_kubelet_within_its_limit(
 ) -> None:
     target = tmp_path / "termination-log"
     target.touch()
-    monkeypatch.setattr(farewell, "TERMINATION_LOG", target)
+    monkeypatch.setattr(termination, "TERMINATION_LOG", target)
     problems = [errors.Problem(f"$.key{n}", "is ünknown", fix="remove it") for n in range(500)]
-    assert farewell.report(errors.SpecError.from_problems(problems)) == 10
+    assert termination.report(errors.SpecError.from_problems(problems)) == 10
     text = target.read_bytes()
     assert len(text) <= 4096
     assert text.decode().startswith("invalid spec\n$.key0: is ünknown")
@@ -193,8 +194,8 @@ def test_the_error_is_left_for_the_kubelet_within_its_limit(
 def test_a_termination_log_that_takes_nothing_hides_neither_the_error_nor_its_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(farewell, "TERMINATION_LOG", Path("/dev/full"))
-    assert farewell.report(errors.SpecError("$.name", "is missing")) == 10
+    monkeypatch.setattr(termination, "TERMINATION_LOG", Path("/dev/full"))
+    assert termination.report(errors.SpecError("$.name", "is missing")) == 10
     assert "$.name: is missing" in capsys.readouterr().err
 
 
@@ -202,7 +203,7 @@ def test_a_failure_is_json_where_lines_are(capsys: pytest.CaptureFixture[str]) -
     log.configure("json")
     problems = [errors.Problem(f"$.key{n}", "is unknown", value="1", fix="go") for n in range(2)]
     try:
-        assert farewell.report(errors.SpecError.from_problems(problems)) == 10
+        assert termination.report(errors.SpecError.from_problems(problems)) == 10
     finally:
         log.configure("text")
     told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]

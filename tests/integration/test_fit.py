@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from job.cli import app
+from job.cli.app import app
 from job.engines.device import Accelerator
-from job.train import trainer
+from job.train import train
 from tests.jobs import read_json, sets, small_run
 
 SETTINGS = {
@@ -58,7 +58,7 @@ def test_the_peak_of_memory_is_that_of_training_and_not_of_a_trial_before_it(
         peaks.append(accelerator.peak_memory_bytes())
         return spec, None
 
-    monkeypatch.setattr(trainer, "fitted_to_memory", hungry)
+    monkeypatch.setattr(train, "fitted_to_memory", hungry)
     given = small_run(str(tmp_path / "out"), *sets(SETTINGS), cache=tmp_path / "cache")
     app(["train", *given[1:]], standalone_mode=False)
     summary = read_json(tmp_path / "out" / "run.json")["stages"]["train"]["summary"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from job.manifests import values
+from job.kubernetes import constants
 from tests.jobs import ROOT, make, read_json, sums
 
 BASE, DISK = "localhost/debian:12", 42 * 2**30
@@ -108,9 +108,9 @@ def config(buildah: Buildah, image: str) -> Any:
 
 
 def test_the_image_says_what_it_is(config: Any, image: str) -> None:
-    assert config["User"] == f"{values.UID}:{values.UID}"
+    assert config["User"] == f"{constants.UID}:{constants.UID}"
     assert config["Entrypoint"] == ["/opt/venv/bin/python", "-m", "job"]
-    assert config["Volumes"] == {values.CACHE: {}}
+    assert config["Volumes"] == {constants.CACHE: {}}
     labels = {name.rpartition("image.")[2]: text for name, text in config["Labels"].items()}
     assert image.endswith(f":{labels['version']}-cpu")
     assert labels["base.name"] == BASE
@@ -133,18 +133,18 @@ def test_the_whole_job_runs_in_it_as_the_manifest_says(
     [doctor], [asked] = pod["initContainers"], pod["containers"]
     settings = tmp_path / "spec"
     settings.mkdir()
-    spec = documents["ConfigMap"]["data"][values.SPEC_FILE]
-    (settings / values.SPEC_FILE).write_text(spec)
+    spec = documents["ConfigMap"]["data"][constants.SPEC_FILE]
+    (settings / constants.SPEC_FILE).write_text(spec)
     mounts = []
     for mount in asked["volumeMounts"]:
         path = settings if mount["name"] == "spec" else tmp_path / mount["name"]
         path.mkdir(exist_ok=True)
         if not mount.get("readOnly"):
-            os.chown(path, values.UID, values.UID)
+            os.chown(path, constants.UID, constants.UID)
         mounts.append(f"--volume={path}:{mount['mountPath']}{':ro' * mount.get('readOnly', False)}")
     run = ("run", "--isolation=chroot", *mounts, container, "--")
 
-    assert buildah(*run, "id", "-u") == str(values.UID)
+    assert buildah(*run, "id", "-u") == str(constants.UID)
     buildah(*run, *config["Entrypoint"], *doctor["args"])
     few = ("--set", "train.max_steps=20", "--set", "data.train.limit=640")  # minutes less
     buildah(*run, *config["Entrypoint"], *asked["args"], *few)
@@ -160,7 +160,7 @@ def test_the_whole_job_runs_in_it_as_the_manifest_says(
         str(path)
         for folder, _, names in os.walk(root)
         for path in (Path(folder) / name for name in names)
-        if path.lstat().st_uid == values.UID
+        if path.lstat().st_uid == constants.UID
     ]
     assert written == []
 

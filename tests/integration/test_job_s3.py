@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from job import storage
-from job.cli import app
+from job.cli.app import app
 from job.prep import formulas
 from job.spec.load import load_spec
 from tests.conftest import S3

@@ -37,7 +37,7 @@ def _run(arguments: list[str], environ: dict[str, str], said: str) -> None:
     os.environ.update(environ)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
-    from job.cli import app
+    from job.cli.app import app
     from job.storage import s3
 
     s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts

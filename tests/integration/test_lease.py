@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from job import holder, storage
+from job import storage
+from job.artifacts import lease_holder
+from job.artifacts.lease import Lease
+from job.artifacts.lease_holder import myself
+from job.artifacts.output import Output
+from job.artifacts.records import RunRecord
 from job.errors import StorageError
-from job.holder import myself
-from job.lease import Lease
-from job.manifest import RunRecord
-from job.outputs import Output
 from tests.conftest import S3
 from tests.jobs import job, small_run, start
 
@@ -196,28 +197,28 @@ def test_a_living_job_that_proc_hides_is_not_called_dead(
     """As with hidepid=2: another user's process can be asked for, and not looked at."""
     storage.write_text(f"{tmp_path}/1.json", myself().to_text())
     lease = Lease(str(tmp_path), 0.6)
-    monkeypatch.setattr(holder, "_text", lambda path: "")
+    monkeypatch.setattr(lease_holder, "_text", lambda path: "")
 
     def denied(process: int, number: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", denied)
-    assert holder.life(myself_of(tmp_path), lease._me.machine) == "unknown"
+    assert lease_holder.life(myself_of(tmp_path), lease._me.machine) == "unknown"
     started = time.monotonic()
     lease.acquire()  # nobody renews it, so it expires
     assert time.monotonic() - started >= 0.6
     lease.release()
 
 
-def myself_of(folder: Path) -> holder.Holder:
-    return holder.Holder.from_text((folder / "1.json").read_text())
+def myself_of(folder: Path) -> lease_holder.Holder:
+    return lease_holder.Holder.from_text((folder / "1.json").read_text())
 
 
 def test_a_stopped_holder_on_this_machine_is_named_as_such(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         os.kill(process.pid, signal.SIGSTOP)
-        while (state := holder._state_and_start(process.pid))[0] != "T":
+        while (state := lease_holder._state_and_start(process.pid))[0] != "T":
             time.sleep(0.01)
         stopped = replace(myself(), process=process.pid, process_started=state[1])
         storage.write_text(f"{tmp_path}/1.json", stopped.to_text())

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from job import storage
+from job.artifacts import reader
+from job.artifacts.records import STAGES
 from job.errors import InputError, StorageError
-from job.local import results
-from job.manifest import STAGES, digest_tree
+from job.storage.digests import digest_tree
 from tests.jobs import FORMULAS, ROOT, SMALL, job, read_json, sets, small_run, start, sums
 from tests.s3 import S3Server, binary
 
@@ -130,7 +131,7 @@ def test_answers_asked_for_beside_a_run_leave_its_work_alone(tmp_path: Path) -> 
         while asked.poll() is None:
             for stage, folder in (("train", "adapter"), ("export", "merged")):
                 try:
-                    found = results.fetch(str(output), stage, folder, cache, 0)
+                    found = reader.fetch(str(output), stage, folder, cache, 0)
                     fetched += 1
                     assert (found / f"{folder}_config.json").exists() or folder == "merged"
                 except (InputError, StorageError) as error:
@@ -201,7 +202,7 @@ def test_a_stage_marker_that_is_cut_is_one_clear_error(text: str, tmp_path: Path
     marker.parent.mkdir(parents=True)
     marker.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match="is no record of a stage; it is cut") as raised:
-        results.fetch(f"{tmp_path}/out", "train", "adapter", tmp_path / "cache", 0)
+        reader.fetch(f"{tmp_path}/out", "train", "adapter", tmp_path / "cache", 0)
     assert str(marker) in str(raised.value)
 
 

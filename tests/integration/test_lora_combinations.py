@@ -14,9 +14,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from job import sizes
-from job.cli import app
+from job.cli.app import app
 from job.errors import DataError, SpecError
+from job.planning import sizes
 from job.prep.formulas import render_latex
 from job.spec.load import load_spec
 from tests.jobs import read_json

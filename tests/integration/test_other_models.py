@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from job.cli import app
+from job.cli.app import app
 from job.errors import DataError
 from job.prep.formulas import render_latex
 from tests.jobs import FORMULAS, SMALL, job, read_json, sets, sums

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from job.cli import app
+from job.cli.app import app
 from tests.jobs import ROOT, read_json, sets, small_run, start
 from tests.s3 import free_ports
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from job import pipeline
 from job.evaluation import report
+from job.pipeline import runner
 from job.spec.load import LoadedSpec, load_spec
 from tests.jobs import ROOT, job, read_json, small_run, sums
 
@@ -88,7 +88,7 @@ def test_a_report_that_cannot_be_made_costs_no_result_and_is_told(
     )
     with monkeypatch.context() as patch:
         patch.setattr(report, "make", fail)
-        record = pipeline.run(loaded(output, cache))
+        record = runner.run(loaded(output, cache))
     assert record.status == "succeeded"
     assert record.warnings == ["report: not made: ValueError: a defect"]
     assert "report: not made: ValueError: a defect" in capsys.readouterr().err
@@ -98,5 +98,5 @@ def test_a_report_that_cannot_be_made_costs_no_result_and_is_told(
     # The old page told of other results.
     assert not (output / "report.html").exists()
 
-    pipeline.run(loaded(output, cache))
+    runner.run(loaded(output, cache))
     assert "report.html" in sums(output)

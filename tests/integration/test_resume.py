@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from job.cli import app
+from job.cli.app import app
 from job.errors import InputError
-from job.train.checkpoints import MANIFEST
+from job.train.checkpoint.storage import MANIFEST
 from tests.jobs import FULL, read_json, small_run
 
 # Three batches an epoch, steps logged in pairs, dropout, and a last step within an epoch that

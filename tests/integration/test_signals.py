@@ -282,7 +282,7 @@ IMPORTING = """
 import importlib.abc, runpy, sys, time
 class Slow(importlib.abc.MetaPathFinder):
     def find_spec(self, name, *_):
-        if name == "job.cli":
+        if name == "job.cli.app":
             print("ready", file=sys.stderr, flush=True)
             time.sleep(60)
 sys.meta_path.insert(0, Slow())

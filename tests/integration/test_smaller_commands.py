@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from job import pipeline
+from job.cli.verify import verify
 from job.errors import SpecError
+from job.pipeline import runner
 from job.spec.load import LoadedSpec, load_spec
-from job.verify import verify
 from tests.jobs import ROOT, job, read_json, small_run, sums
 
 
@@ -54,7 +54,7 @@ def test_a_smaller_command_with_nothing_to_make_leaves_a_finished_run_as_it_is(
     command: str, output: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(output)
-    pipeline.run(loaded(output, cache), command)
+    runner.run(loaded(output, cache), command)
     assert files(output) == before
     said = capsys.readouterr().err
     assert "nothing was to be made; the run at the output is finished as it was" in said
@@ -65,14 +65,14 @@ def test_a_smaller_command_with_nothing_to_make_leaves_a_finished_run_as_it_is(
 def test_a_smaller_command_that_made_something_says_what_is_left_to_make(
     output: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.run(loaded(output, cache, "eval.max_samples=5"), "eval")
+    runner.run(loaded(output, cache, "eval.max_samples=5"), "eval")
     said = capsys.readouterr().err
     assert "the run was finished; _SUCCESS is withdrawn until it is again" in said
     assert (output / "_SUCCESS").is_file()  # the export is as complete as before
     assert verify(str(output)).files > 10
 
     capsys.readouterr()
-    pipeline.run(loaded(output, cache, "export.merged.max_shard_size=4GB"), "export")
+    runner.run(loaded(output, cache, "export.merged.max_shard_size=4GB"), "export")
     said = capsys.readouterr().err
     assert "the run at the output is not finished any more" in said
     assert 'to_be_made="baseline, eval, report"' in said
@@ -87,13 +87,13 @@ def test_a_smaller_command_that_makes_the_run_whole_finishes_it(output: Path, ca
     before = sums(output)
     (output / "eval" / "final.json").unlink()
     (output / "report.html").unlink()
-    pipeline.run(loaded(output, cache), "eval")
+    runner.run(loaded(output, cache), "eval")
     assert sums(output).keys() == before.keys()
     run = read_json(output / "run.json")
     assert list(run["stages"]) == ["prep", "baseline", "train", "eval", "export", "report"]
     assert json.loads((output / "_SUCCESS").read_text())["sha256sums"]
     verify(str(output))
-    again = pipeline.run(loaded(output, cache))
+    again = runner.run(loaded(output, cache))
     assert {event["event"] for event in again.events} == {"skipped"}
 
 
@@ -105,7 +105,7 @@ def test_an_output_in_another_run_is_refused(
     (tmp_path / "link").symlink_to(output)
     for place in (output / nested, tmp_path / "link" / nested):
         with pytest.raises(SpecError, match=f"lies in the output of another run, {output}"):
-            pipeline.run(loaded(place, cache))
+            runner.run(loaded(place, cache))
     assert files(output) == before
 
 
@@ -115,5 +115,5 @@ def test_an_output_whose_folder_is_another_run_is_refused(
     (tmp_path / "outer").mkdir()
     output.rename(tmp_path / "outer" / "merged")
     with pytest.raises(SpecError, match="its folder merged/, which this run writes, is the output"):
-        pipeline.run(loaded(tmp_path / "outer", cache))
+        runner.run(loaded(tmp_path / "outer", cache))
     assert sums(tmp_path / "outer" / "merged")

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import errors, inputs, storage
+from job import errors, storage
+from job.families import model_source
 from job.spec.load import load_spec
 from job.storage import retry
 from tests.jobs import ROOT
-from tests.unit.test_prep import data_spec, png, run, with_source
+from tests.unit.prep.test_prep import data_spec, png, run, with_source
 
 FILES = {
     "main": {"config.json": b"{}", "weights/a.safetensors": b"main weights"},
@@ -294,14 +295,14 @@ def test_weights_of_other_bytes_are_fetched_again_and_never_believed(
     times: int, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = load_spec(LATEX, "spec", ["model.model_name_or_path=hf://org/model"], {}).spec.model
-    found = inputs.find_model(model)
+    found = model_source.find_model(model)
     hub.flip_first = times
     if times == 1:
-        folder = inputs.fetch_model(found, tmp_path)
+        folder = model_source.fetch_model(found, tmp_path)
         assert (folder / "weights" / "a.safetensors").read_bytes() == b"main weights"
     else:
         with pytest.raises(errors.StorageError, match="other bytes arrive than are stored"):
-            inputs.fetch_model(found, tmp_path)
+            model_source.fetch_model(found, tmp_path)
         assert not list(tmp_path.rglob("*.safetensors"))
         assert not list(tmp_path.glob("models/[!.]*"))
     assert "fetching again" in capsys.readouterr().err

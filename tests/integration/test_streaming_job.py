@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from job.cli import app
+from job.cli.app import app
 from job.errors import DataError
-from job.prep import work
-from job.stages import Stages
+from job.pipeline.stages import Stages
+from job.prep import chunks
 from tests.conftest import S3
 from tests.integration.test_job_s3 import put_rows
 from tests.jobs import read_json, small_run_of_rows
@@ -28,7 +28,7 @@ def adapter(output: Path) -> bytes:
 def test_a_streamed_job_leaves_no_picture_and_resumes_where_it_was(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "ROWS", 8)  # five shards
+    monkeypatch.setattr(chunks, "ROWS", 8)  # five shards
     put_rows(s3.uri("data"), 40)
     train = s3.uri("data/train.jsonl")
     output, cache = tmp_path / "out", tmp_path / "cache"

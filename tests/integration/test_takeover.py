@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from job import storage
-from job.verify import verify
+from job.cli.verify import verify
 from tests.conftest import S3
 from tests.jobs import small_run
 
@@ -44,17 +44,18 @@ def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str)
     os.environ.update(environ)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
-    from job import holder, lease
-    from job.cli import app
+    from job.artifacts import lease, lease_holder
+    from job.cli.app import app
     from job.errors import Told
     from job.storage import s3
 
     s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
     lease.LEASE_SECONDS = SECONDS
-    lease.myself = lambda: replace(holder.myself(), machine=machine, host=machine)
-    from job import farewell, signals
+    lease.myself = lambda: replace(lease_holder.myself(), machine=machine, host=machine)
+    from job import signals
+    from job.cli import termination
 
-    signals.install(farewell.report)
+    signals.install(termination.report)
     try:
         app(arguments, standalone_mode=False)
     except Told as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.jobs import read_json, small_run
 from tests.terminal import job_on_terminal
-from tests.unit.test_help import colours
+from tests.unit.cli.test_help import colours
 
 STEPS = 8
 

@@ -13,8 +13,8 @@ import safetensors.torch
 
 from job import families
 from job.errors import ProofError
-from job.export import serving
-from job.prep.records import Message, Part
+from job.export import vllm_proof
+from job.prep.rows import Message, Part
 from job.spec.load import load_spec
 from tests.jobs import FORMULAS, SMALL, job, read_json, sets
 from tests.serving.exported import (
@@ -29,7 +29,7 @@ from tests.serving.exported import (
 
 pytestmark = MARKS
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 ATTENTION = "[q_proj, k_proj, v_proj, o_proj]"
 
 
@@ -56,34 +56,34 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def server(
     exported: Exported, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[serving.Server]:
+) -> Iterator[vllm_proof.Server]:
     with served(exported, tmp_path_factory.mktemp("log") / "vllm.log") as running:
         yield running
 
 
 def test_exported_weights_answer_as_the_model_does(
-    server: serving.Server, exported: Exported
+    server: vllm_proof.Server, exported: Exported
 ) -> None:
-    found = serving.prove(server, exported.family, exported.rows, exported.base_says, ROUNDING)
+    found = vllm_proof.prove(server, exported.family, exported.rows, exported.base_says, ROUNDING)
     assert (found.probes, found.same_answers) == (4, 4)
     assert found.tokens >= 4
     assert 0 < found.largest_logprob_difference < ROUNDING
 
 
 def test_the_attention_adapter_answers_as_peft_does_and_not_as_the_base(
-    server: serving.Server, exported: Exported
+    server: vllm_proof.Server, exported: Exported
 ) -> None:
     assert exported.adapter_says.answers != exported.base_says.answers
-    found = serving.prove(
-        server, exported.family, exported.rows, exported.adapter_says, ROUNDING, serving.ADAPTER
+    found = vllm_proof.prove(
+        server, exported.family, exported.rows, exported.adapter_says, ROUNDING, vllm_proof.ADAPTER
     )
     assert found.same_answers == 4
     with pytest.raises(ProofError, match=r"differ|parts from"):
-        serving.prove(server, exported.family, exported.rows, exported.adapter_says, ROUNDING)
+        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_says, ROUNDING)
 
 
 def test_a_prompt_that_was_not_trained_is_found_out(
-    server: serving.Server, exported: Exported
+    server: vllm_proof.Server, exported: Exported
 ) -> None:
     class Other:
         end_tokens = exported.family.end_tokens
@@ -95,7 +95,7 @@ def test_a_prompt_that_was_not_trained_is_found_out(
 
     other: Any = Other()
     with pytest.raises(ProofError, match="is not the one trained"):
-        serving.prove(server, other, exported.rows, exported.base_says, ROUNDING)
+        vllm_proof.prove(server, other, exported.rows, exported.base_says, ROUNDING)
 
 
 def test_damaged_weights_are_found_out(exported: Exported, tmp_path: Path) -> None:
@@ -107,12 +107,12 @@ def test_damaged_weights_are_found_out(exported: Exported, tmp_path: Path) -> No
     tensors[name] = tensors[name].roll(1, 0)
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
     with (
-        serving.serve(
+        vllm_proof.serve(
             tmp_path, exported.family, dtype="float16", log_file=tmp_path / "vllm.log"
         ) as running,
         pytest.raises(ProofError, match=r"differ|parts from"),
     ):
-        serving.prove(running, exported.family, exported.rows, exported.base_says, ROUNDING)
+        vllm_proof.prove(running, exported.family, exported.rows, exported.base_says, ROUNDING)
 
 
 def test_a_directory_that_vllm_cannot_load_ends_in_one_clear_error(
@@ -122,7 +122,7 @@ def test_a_directory_that_vllm_cannot_load_ends_in_one_clear_error(
     (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
     with (
         pytest.raises(ProofError, match=r"vLLM ended with 1 before it served\n(?s:.*)nobody_knows"),
-        serving.serve(tmp_path, exported.family, dtype="float16", log_file=log_file),
+        vllm_proof.serve(tmp_path, exported.family, dtype="float16", log_file=log_file),
     ):
         pass
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job import log, redaction
+from job.artifacts.records import RunRecord
 from job.errors import JobError, Problem, SpecError
 from job.evaluation.evaluate import Evaluation, Prediction, write
-from job.manifest import RunRecord
-from job.prep.work import pool
+from job.prep.chunks import pool
 from job.redaction import redact, redacted
 from tests.jobs import ROOT
 

@@ -1,6 +1,6 @@
 """Reads tokens into a tree."""
 
-from job.evaluation.latex.names import (
+from job.evaluation.latex.commands import (
     ARGUMENTS,
     CELL_ENDS,
     FONT,

@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterable
 
-from job.evaluation.latex.names import DROPPED, DROPPED_WITH_ARGUMENT, DROPPED_WITH_LENGTH, SYNONYMS
+from job.evaluation.latex.commands import (
+    DROPPED,
+    DROPPED_WITH_ARGUMENT,
+    DROPPED_WITH_LENGTH,
+    SYNONYMS,
+)
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\\s|\\.|\S", re.DOTALL)
 _COMMAND = re.compile(r"\\[a-zA-Z]+")

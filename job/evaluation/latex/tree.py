@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from job.evaluation.latex.names import CELL_ENDS, FONTS
+from job.evaluation.latex.commands import CELL_ENDS, FONTS
 
 DEEPEST = 48  # groups within groups; deeper text is no formula, and Python's stack is finite
 

@@ -1,6 +1,6 @@
 """Writes a tree as the tokens of its one spelling."""
 
-from job.evaluation.latex.names import FUNCTIONS
+from job.evaluation.latex.commands import FUNCTIONS
 from job.evaluation.latex.tokens import UnreadableError
 from job.evaluation.latex.tree import (
     DEEPEST,

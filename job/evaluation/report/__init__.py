@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from job import log, redaction
+from job.artifacts.records import StageRecord
 from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
+from job.evaluation.report.distributions import histograms
+from job.evaluation.report.generated_text import plain, visible
 from job.evaluation.report.rows import Album, Prediction, Subject, choose
-from job.evaluation.report.spread import histograms
 from job.evaluation.report.tables import table
-from job.evaluation.report.text import plain, visible
-from job.manifest import StageRecord
-from job.prep.records import Row
-from job.spec.answers import Answer
+from job.prep.rows import Row
+from job.spec.answer_kinds import Answer
 
 REPORT = "report.html"
 LARGEST = 2_000_000

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from job import log
+from job.artifacts.records import StageRecord
 from job.evaluation.report.rows import Prediction, cer
-from job.manifest import StageRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from job.evaluation import render_match
-from job.evaluation.report.text import LONGEST, Shown, difference, plain
+from job.evaluation.report.generated_text import LONGEST, Shown, difference, plain
 from job.prep.images import ImageRefused, decode
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.redaction import redact
-from job.spec.answers import Answer
+from job.spec.answer_kinds import Answer
 
 if TYPE_CHECKING:
     from PIL.Image import Image

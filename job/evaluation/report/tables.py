@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from job.evaluation import answers, classes, fields
-from job.spec.answers import Answer
+from job.evaluation import answer_kinds, classes, fields
+from job.spec.answer_kinds import Answer
 
 MOST_LINES = 30
 """Lines of a table that are shown."""
@@ -116,7 +116,9 @@ def _classes(before: Sequence[Prediction], after: Sequence[Prediction]) -> Table
 
 def _judged(found: Sequence[Prediction]) -> classes.ClassesJudged:
     predictions, labels = _texts(found)
-    return classes.judge(list(map(answers.text, predictions)), list(map(answers.text, labels)))
+    return classes.judge(
+        list(map(answer_kinds.text, predictions)), list(map(answer_kinds.text, labels))
+    )
 
 
 def _matrix(judged: classes.ClassesJudged) -> Confusion:

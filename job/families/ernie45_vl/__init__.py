@@ -27,11 +27,11 @@ from job.families.base import (
     Saved,
     Step,
 )
-from job.families.ernie45_vl.original.config import MODEL_TYPE as PUBLISHED
-from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE as NATIVE
-from job.families.ernie45_vl.original.config import to_nested
-from job.families.shards import Weights
-from job.prep.records import EncodedImage, Message, Row
+from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
+from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
+from job.families.ernie45_vl.published_format.config import to_nested
+from job.families.weight_files import Weights
+from job.prep.rows import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:
@@ -66,13 +66,13 @@ class Ernie45VL:
 
     @staticmethod
     def known(uri: str) -> dict[str, Any] | None:
-        from job.families.ernie45_vl.published import config
+        from job.families.ernie45_vl.published_configs import config
 
         return config(uri)
 
     @staticmethod
     def control_tokens(directory: Path) -> frozenset[str]:
-        from job.families.ernie45_vl.original import tokenizer
+        from job.families.ernie45_vl.published_format import tokenizer
 
         return tokenizer.control_tokens(directory)
 
@@ -121,7 +121,7 @@ class Ernie45VL:
     ) -> "PreTrainedModel":
         from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
-        from job.families.ernie45_vl.original.weights import require_complete
+        from job.families.ernie45_vl.published_format.weights import require_complete
 
         directory = self._checkpoint.directory
         require_complete(self._checkpoint.uri, directory, self.skeleton())
@@ -145,7 +145,7 @@ class Ernie45VL:
     ) -> "PreTrainedModel":
         from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
-        from job.families.initial import initialised
+        from job.families.random_init import initialised
 
         model = initialised(
             Ernie4_5_VLMoeForConditionalGeneration._from_config,
@@ -160,7 +160,7 @@ class Ernie45VL:
 
     @staticmethod
     def _with_packed_vision(model: "PreTrainedModel") -> "PreTrainedModel":
-        from job.families.ernie45_vl.attention import use_packed_vision_attention
+        from job.families.ernie45_vl.vision_attention import use_packed_vision_attention
 
         if model.config.vision_config._attn_implementation == "sdpa":
             use_packed_vision_attention(model)
@@ -180,19 +180,19 @@ class Ernie45VL:
 
     @staticmethod
     def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
-        from job.families.ernie45_vl.targets import resolve
+        from job.families.ernie45_vl.lora_targets import resolve
 
         return resolve(model, lora)
 
     @staticmethod
     def adapter_serving(lora: LoraSpec) -> AdapterServing:
-        from job.families.ernie45_vl.targets import serving
+        from job.families.ernie45_vl.lora_targets import serving
 
         return serving(lora)
 
     @staticmethod
     def write_served_adapter(adapter: Path, directory: Path) -> None:
-        from job.families.ernie45_vl.original.adapter import write
+        from job.families.ernie45_vl.published_format.adapter import write
 
         write(adapter, directory)
 
@@ -213,11 +213,11 @@ class Ernie45VL:
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
     ) -> tuple[str, ...]:
-        from job.families import shards
-        from job.families.ernie45_vl.original.weights import published
+        from job.families import weight_files
+        from job.families.ernie45_vl.published_format.weights import published
 
         # Both layouts have the published names of weights, which Transformers reads and writes.
-        shards.write(
+        weight_files.write(
             weights.through(published),
             directory,
             max_shard_size=max_shard_size,
@@ -228,8 +228,8 @@ class Ernie45VL:
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout
     ) -> tuple[str, ...]:
-        from job.families import generation
-        from job.families.ernie45_vl.original import config, processor
+        from job.families import generation_config
+        from job.families.ernie45_vl.published_format import config, processor
 
         name = str(dtype).removeprefix("torch.")
         if layout == "vllm":
@@ -246,8 +246,8 @@ class Ernie45VL:
             self.processor.save_pretrained(directory)
         path = directory / "config.json"
         path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-        settings = generation.read(self._checkpoint) or _generation(self.configuration())
-        return generation.write(self._checkpoint.uri, settings, self.end_tokens, directory)
+        settings = generation_config.read(self._checkpoint) or _generation(self.configuration())
+        return generation_config.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 
     # --- rows ------------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class Ernie45VL:
 
     @staticmethod
     def saved(config: Any, trained: Collection[str], rows: Sequence[RowSize], step: Step) -> Saved:
-        from job.families.ernie45_vl.saved import saved
+        from job.families.ernie45_vl.activation_memory import saved
 
         return saved(config, trained, rows, step)
 
@@ -395,7 +395,7 @@ def _nested(uri: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def _translated(checkpoint: Checkpoint) -> tuple[Checkpoint, Any]:
     """A published checkpoint with its config as Transformers has it, and its processor."""
-    from job.families.ernie45_vl.original import processor
+    from job.families.ernie45_vl.published_format import processor
 
     config = _nested(checkpoint.uri, checkpoint.config)
     read = processor.read(checkpoint.uri, checkpoint.directory)

@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
-from job.families.ernie45_vl.packed.expert_adapters import RANKS
+from job.families.ernie45_vl.packed.expert_lora import RANKS
 from job.families.loss import CHUNK
 
 FP32, INDEX = 4, 8

@@ -8,8 +8,8 @@ from torch.nn.functional import pad
 
 from job.families import padding
 from job.families.base import Batch, Encoded
-from job.families.ernie45_vl.pixels import Grid, normalised, patches, scale
-from job.families.ernie45_vl.positions import rope_positions
+from job.families.ernie45_vl.image_processing import Grid, normalised, patches, scale
+from job.families.ernie45_vl.mrope import rope_positions
 from job.prep.images import decode
 
 if TYPE_CHECKING:

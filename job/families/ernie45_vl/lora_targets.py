@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
-from job.families.targets import (
+from job.families.lora.targets import (
     ALL_LINEAR,
     Linear,
     matching,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from job.families.ernie45_vl.pixels import Grid
+from job.families.ernie45_vl.image_processing import Grid
 
 
 def rope_positions(

@@ -7,7 +7,7 @@ All ERNIE-4.5-VL-28B-A3B checkpoints are the defaults of Transformers' own confi
 import re
 from typing import Any
 
-from job.families.ernie45_vl.original.config import NATIVE_MODEL_TYPE
+from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE
 
 _PUBLISHED = re.compile(r"hf://(baidu|unsloth)/ERNIE-4\.5-VL-28B-A3B(-Base)?-PT(@[^/]+)?/?")
 

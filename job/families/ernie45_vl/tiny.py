@@ -7,7 +7,7 @@ published ones, because vLLM serves nothing else.
 
     python -m job.families.ernie45_vl.tiny DIRECTORY      writes config, tokenizer and processor
 
-`job/builtin/ernie-vl-tiny` is this module's output; a test holds them equal.
+`job/families/builtin/ernie-vl-tiny` is this module's output; a test holds them equal.
 """
 
 import json

@@ -6,9 +6,9 @@ from typing import Any
 
 from job.errors import DataError, InputError, SpecError
 from job.families import chat
+from job.families.auto import PlainFamily
 from job.families.base import Checkpoint
-from job.families.plain import PlainFamily
-from job.prep.records import EncodedImage, Message
+from job.prep.rows import EncodedImage, Message
 from job.spec.types import DataSpec
 
 

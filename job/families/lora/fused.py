@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear
 
-from job.families.parts import ALIGNED, joined
+from job.families.split_gradients import ALIGNED, joined
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,9 +12,9 @@ import torch
 from peft.tuners.lora import Linear
 from torch.nn.functional import linear
 
-from job.families.adapters import alone
-from job.families.parts import frozen_in_parts
-from job.families.wide import Wide
+from job.families.lora.fused import Wide
+from job.families.lora.peft_layers import alone
+from job.families.split_gradients import frozen_in_parts
 
 
 class LowRankLinear(Linear):

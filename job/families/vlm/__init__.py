@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from job.errors import DataError, InputError, SpecError
+from job.families.auto import PlainFamily
 from job.families.base import Batch, Checkpoint, Encoded
-from job.families.plain import PlainFamily
 from job.prep.images import decode
-from job.prep.records import EncodedImage, Message, Part
+from job.prep.rows import EncodedImage, Message, Part
 from job.spec.types import DataSpec
 
 MOST_SIZES = 1024

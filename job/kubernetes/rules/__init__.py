@@ -5,9 +5,9 @@ Each rule looks at one pod template in its owner, or at all documents together.
 
 from collections.abc import Sequence
 
-from job.manifests.request import Object
-from job.manifests.rules import names, policies, references, resources, security, trainer
-from job.manifests.rules.pods import pods
+from job.kubernetes.context import Object
+from job.kubernetes.rules import names, policies, references, resources, security, trainer
+from job.kubernetes.rules.pods import pods
 
 POD_RULES = (
     names.images_are_pinned,

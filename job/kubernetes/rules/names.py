@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from job.manifests.request import Object
-from job.manifests.rules.pods import Pod
+from job.kubernetes.context import Object
+from job.kubernetes.rules.pods import Pod
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job.manifests.request import Object
+from job.kubernetes.context import Object
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from job import errors
-from job.manifests.rules.pods import Pod
+from job.kubernetes.rules.pods import Pod
 
 CODES = {code for retry in errors.RETRIES for code in errors.exit_codes(retry)}
 NEVER = set(errors.exit_codes("never"))

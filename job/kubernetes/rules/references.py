@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from job.manifests.request import Object
-from job.manifests.rules.pods import Pod, pods
+from job.kubernetes.context import Object
+from job.kubernetes.rules.pods import Pod, pods
 
 
 def mounts_name_volumes(pod: Pod) -> Iterator[str]:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
-from job.manifests.request import Object
-from job.manifests.rules.pods import Pod
+from job.kubernetes.context import Object
+from job.kubernetes.rules.pods import Pod
 
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 FACTORS = {

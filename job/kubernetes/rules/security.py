@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from job.manifests.rules.pods import Pod
+from job.kubernetes.rules.pods import Pod
 
 ALLOWED_VOLUMES = {
     "configMap",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from job.manifests.request import Object
+from job.kubernetes.context import Object
 
 ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
 CONTAINER = "node"

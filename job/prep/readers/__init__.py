@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from job.prep.find import SourceFile
+from job.prep.discovery import SourceFile
 from job.prep.readers import tables, tars, texts
 from job.prep.readers.amount import READ_THROUGH, about
 from job.prep.readers.record import Place, Record

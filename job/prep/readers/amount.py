@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 
 from job import storage
 from job.errors import DataError
-from job.prep.find import SourceFile
+from job.prep.discovery import SourceFile
 from job.prep.readers import tars, texts
 
 SAMPLE = 8 * 2**20

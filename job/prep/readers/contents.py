@@ -2,7 +2,7 @@
 
 from job import storage
 from job.errors import DataError
-from job.prep.find import SourceFile
+from job.prep.discovery import SourceFile
 
 LOOKED_AT = 512
 """Bytes."""

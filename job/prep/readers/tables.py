@@ -7,7 +7,7 @@ from typing import Any
 
 from job import storage
 from job.errors import DataError
-from job.prep.find import SourceFile
+from job.prep.discovery import SourceFile
 from job.prep.readers import contents
 from job.prep.readers.record import Record
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from job import storage
 from job.errors import DataError
-from job.prep.find import PICTURES, TEXTS, SourceFile
-from job.prep.patterns import is_junk
+from job.prep.discovery import PICTURES, TEXTS, SourceFile
+from job.prep.globs import is_junk
 from job.prep.readers import contents
 from job.prep.readers.record import MAX_LINE, Record
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from job import storage
 from job.errors import DataError
-from job.prep.find import SourceFile
+from job.prep.discovery import SourceFile
 from job.prep.readers import contents, shapes
 from job.prep.readers.record import MAX_LINE, Record, repeated
 

@@ -7,12 +7,12 @@ missing or invalid stops there: that value has a problem of its own to show.
 from collections.abc import Collection
 from typing import Any
 
-from job.spec.finding import Finding
 from job.spec.keys import Path
-from job.spec.rules import data, places, training, weights
+from job.spec.problems import Finding
+from job.spec.rules import data, locations, training, weights
 from job.spec.rules.view import Rule, Unread, View
 
-RULES: tuple[Rule, ...] = (*places.RULES, *data.RULES, *weights.RULES, *training.RULES)
+RULES: tuple[Rule, ...] = (*locations.RULES, *data.RULES, *weights.RULES, *training.RULES)
 
 
 def broken(values: Any, invalid: Collection[Path], options: Collection[Path] = ()) -> list[Finding]:

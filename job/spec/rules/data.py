@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from job.spec import keys
-from job.spec.finding import Finding
+from job.spec.problems import Finding
 from job.spec.rules.view import Rule, View, builtin, find
+from job.spec.types import FORMULAS
 
-BUILTIN_DATA = ("builtin://formulas",)
+BUILTIN_DATA = (FORMULAS,)
 
 
 def _something_is_evaluated(at: View) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
-from job.spec.finding import Finding
+from job.spec.problems import Finding
 from job.spec.rules.view import Rule, Unread, View, builtin, find
 
 BUILTIN_MODELS = ("builtin://ernie-vl-tiny",)

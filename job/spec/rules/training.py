@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from job.spec import keys
-from job.spec.answers import METRICS
-from job.spec.finding import Finding
+from job.spec.answer_kinds import METRICS
+from job.spec.problems import Finding
 from job.spec.rules.view import Rule, View, find
 
 

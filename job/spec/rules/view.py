@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from job.spec import keys
-from job.spec.finding import Finding
+from job.spec.foreign_names import nearest
 from job.spec.keys import Path
-from job.spec.names import nearest
+from job.spec.problems import Finding
 
 
 class Unread(Exception):

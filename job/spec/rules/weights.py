@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from job.spec import keys
-from job.spec.finding import Finding
-from job.spec.names import quoted
+from job.spec.foreign_names import quoted
+from job.spec.problems import Finding
 from job.spec.rules.view import Rule, View, find
 
 ALL_LINEAR = "all-linear"

@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from job import log, signals
-from job.train.checkpoints import CheckpointStore
-from job.train.uploads import BackgroundUploads
+from job.train.checkpoint.storage import CheckpointStore
+from job.train.checkpoint.uploads import BackgroundUploads
 
 
 class StoreCallback(TrainerCallback):

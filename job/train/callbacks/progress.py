@@ -11,8 +11,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from job import log, telemetry
+from job.engines.data_timer import Waiting
 from job.engines.device import Accelerator
-from job.engines.waiting import Waiting
 
 UNWRITTEN = ("steps", "left_seconds")
 """Of a step what history does not keep: it is known at the end."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from job.train import state_files
+from job.train.checkpoint import state_files
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job import log
 from job.spec.types import TrainSpec
-from job.train.checkpoints import Check, CheckpointStore
+from job.train.checkpoint.storage import Check, CheckpointStore
 
 
 def resume_point(
@@ -16,24 +16,24 @@ def resume_point(
     Rank 0 chooses it, for all: the newest whose content passes the `check`, or the one that the
     spec names. Raises InputError if that one cannot be used.
     """
-    from job.engines import group
+    from job.distributed import process_group
 
     uri = None
-    if group.rank() == 0:
+    if process_group.rank() == 0:
         uri = _checkpoint_to_take(spec, store, scratch / "resume", check)
-    uri = group.from_first(uri)
+    uri = process_group.from_first(uri)
     if uri is None:
         return None
     found = scratch / "resume"
-    if group.leads_machine() and group.rank() > 0:
+    if process_group.leads_machine() and process_group.rank() > 0:
         store.fetch(uri, found)
-    group.barrier()
+    process_group.barrier()
     state = json.loads((found / "trainer_state.json").read_text())
     named = found.with_name(f"checkpoint-{state['global_step']}")
-    group.barrier()
-    if group.leads_machine():
+    process_group.barrier()
+    if process_group.leads_machine():
         found.rename(named)
-    group.barrier()
+    process_group.barrier()
     log.info("resuming", step=state["global_step"])
     return named
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from job import log, storage
+from job.artifacts.writer import Writer
 from job.errors import InputError, MissingInputError
-from job.manifest import FileDigest, digest_tree
+from job.storage.digests import FileDigest, digest_tree
 from job.train.identity import changes
 from job.train.schedule import Schedule
-from job.writer import Writer
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d+)$")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from job import storage
+from job.artifacts.output import Output
+from job.artifacts.records import RunRecord
 from job.errors import StorageError
-from job.manifest import RunRecord
-from job.outputs import Output
 
 SHARDS = [f"merged/model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
 REST = ["merged/config.json", "merged/model.safetensors.index.json"]

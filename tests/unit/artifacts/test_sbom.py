@@ -9,7 +9,8 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from job import __version__, sbom
+from job import __version__
+from job.artifacts import sbom
 from tests.jobs import ROOT
 
 CYCLONEDX = JsonStrictValidator(SchemaVersion.V1_6)

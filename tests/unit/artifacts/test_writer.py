@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from job import storage
+from job.artifacts.lease import Lease, Slipped, TakenOver
+from job.artifacts.output import Output
+from job.artifacts.records import RunRecord
+from job.artifacts.writer import Writer
 from job.errors import StorageError
-from job.lease import Lease, Slipped, TakenOver
-from job.manifest import RunRecord
-from job.outputs import Output
 from job.storage import local
-from job.writer import Writer
 from tests.conftest import S3
 from tests.jobs import ROOT
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from job.ask import ask
+from job.cli.ask import ask
 from job.errors import InputError
 from tests.jobs import Finished, job
 

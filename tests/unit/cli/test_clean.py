@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from job.clean import clean
-from job.local import room
+from job.cli.clean import clean
+from job.local import eviction
 from tests.jobs import job
-from tests.unit.test_model_cache import bringing, entry
-from tests.unit.test_work_folder import folder, holding
+from tests.unit.local.test_model_cache import bringing, entry
+from tests.unit.local.test_work_folder import folder, holding
 
 LONG_AGO = time.time() - 90 * 86400
 
@@ -61,7 +61,7 @@ def test_models_go_when_unused_for_long_and_never_while_a_process_uses_them(
     try:
         assert process.stdout.readline() == "True\n"
         used = cache / "models" / "key"
-        for stamp in (room.USED, room.COMPLETE):
+        for stamp in (eviction.USED, eviction.COMPLETE):
             os.utime(used / stamp, (LONG_AGO, LONG_AGO))
         old, new = entry(cache, "old", LONG_AGO), entry(cache, "new", time.time())
         cleaned(cache)
@@ -110,7 +110,7 @@ def test_what_is_not_the_jobs_is_neither_listed_nor_removed(
     (mine / "2019").mkdir(parents=True)
     (tmp_path / "work" / "notes.txt").write_text("mine")
     names = ("ernie", ".git", "mine.partial")
-    kept = [tmp_path / kind / name for kind in room.KINDS for name in names]
+    kept = [tmp_path / kind / name for kind in eviction.KINDS for name in names]
     for each in kept:
         each.mkdir(parents=True)
         (each / "model.safetensors").write_text("mine")
@@ -125,7 +125,7 @@ def test_what_is_not_the_jobs_is_neither_listed_nor_removed(
     assert capsys.readouterr().out == ""
     assert (mine / "2019").exists()
     assert (elsewhere / "stages").exists()
-    room.make_room(tmp_path, limit=1)
+    eviction.make_room(tmp_path, limit=1)
     assert all((each / "model.safetensors").exists() for each in kept)
     assert (tmp_path / "work" / "notes.txt").exists()
 
@@ -134,7 +134,7 @@ def test_a_cache_over_its_limit_gives_up_what_was_not_used_for_longest(tmp_path:
     from job.local import leftovers
 
     made = [entry(tmp_path, f"{n}", time.time() - 1000 + n) for n in range(3)]
-    total = sum(each.bytes for each in room.entries(tmp_path))
+    total = sum(each.bytes for each in eviction.entries(tmp_path))
     found = leftovers.look(tmp_path, tmp_path / "work", unused_days=30, limit=total - 1)
     assert [each.path for each in found if each.goes] == [made[0]]
 

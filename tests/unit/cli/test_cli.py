@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from job import launch
-from job.cli import app
+from job.cli import launch
+from job.cli.app import app
 from job.errors import SpecError
 from job.spec import keys
 from job.spec.load import LoadedSpec

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from job.cli.fetch import fetch
 from job.errors import InputError
-from job.fetch import fetch
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from job import __version__, help
-from job.cli import app
+from job import __version__
+from job.cli import help
+from job.cli.app import app
 from tests.jobs import ROOT, job
 from tests.terminal import job_on_terminal
 

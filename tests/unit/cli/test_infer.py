@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from job.artifacts.records import STAGES, StageRecord
+from job.cli.infer import Asked, Stream, _longest, typed
 from job.errors import DataError, InputError, UsageError
-from job.evaluation.lengths import UNKNOWN
-from job.infer import Asked, Stream, _longest, typed
-from job.manifest import STAGES, StageRecord
+from job.evaluation.answer_lengths import UNKNOWN
+from job.pipeline.stages import Stages
 from job.spec.load import load_spec
-from job.stages import Stages
 from tests.jobs import ROOT
-from tests.unit.test_prep import png
+from tests.unit.prep.test_prep import png
 
 
 def streamed(pieces: list[bytes]) -> list[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from job import storage
+from job.artifacts.output import Output
+from job.artifacts.records import RunRecord, read_stage
+from job.cli.verify import verify
 from job.errors import DataError, InputError, StorageError
-from job.manifest import RunRecord, read_stage
-from job.outputs import Output
-from job.train.checkpoints import CheckpointStore
-from job.verify import verify
+from job.train.checkpoint.storage import CheckpointStore
 from tests.conftest import S3
 from tests.jobs import job
 

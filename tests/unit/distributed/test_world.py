@@ -2,7 +2,7 @@
 
 import pytest
 
-from job import place
+from job.distributed import world
 from job.errors import UsageError
 
 TORCHRUN = {
@@ -25,7 +25,7 @@ TRAINER = {
 
 @pytest.mark.parametrize("environ", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"PET_NNODES": "1"}])
 def test_one_process_is_alone_and_leaves_nothing_for_the_libraries(environ: dict[str, str]) -> None:
-    here = place.of(environ)
+    here = world.of(environ)
     assert here.alone
     assert here.first
     found = {**environ, "LOCAL_RANK": "0"}
@@ -34,14 +34,14 @@ def test_one_process_is_alone_and_leaves_nothing_for_the_libraries(environ: dict
 
 
 def test_torchrun_tells_rank_gpu_node_and_who_keeps_the_store() -> None:
-    here = place.of(TORCHRUN)
+    here = world.of(TORCHRUN)
     assert (here.rank, here.size, here.local_rank, here.node) == (5, 8, 1, 4)
     assert (here.address, here.port, here.served, here.attempt) == ("node-0", 29400, True, "2")
     assert not here.first
 
 
 def test_kubeflow_trainer_tells_nodes_of_one_process_each() -> None:
-    here = place.of(TRAINER)
+    here = world.of(TRAINER)
     assert (here.rank, here.size, here.local_rank, here.node) == (3, 4, 0, 3)
     assert (here.address, here.port, here.served) == ("job-node-0-0.job", 29400, False)
     found = dict[str, str]()
@@ -51,7 +51,7 @@ def test_kubeflow_trainer_tells_nodes_of_one_process_each() -> None:
 
 
 def test_torchrun_within_a_pod_of_the_trainer_is_believed_rather_than_the_pod() -> None:
-    assert place.of({**TRAINER, "PET_NPROC_PER_NODE": "2", **TORCHRUN}).rank == 5
+    assert world.of({**TRAINER, "PET_NPROC_PER_NODE": "2", **TORCHRUN}).rank == 5
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_torchrun_within_a_pod_of_the_trainer_is_believed_rather_than_the_pod() 
 )
 def test_half_a_place_is_refused_with_what_is_missing(environ: dict[str, str], field: str) -> None:
     with pytest.raises(UsageError) as refused:
-        place.of(environ)
+        world.of(environ)
     [problem] = refused.value.problems
     assert problem.field == field
     assert "torchrun" in str(problem.fix)

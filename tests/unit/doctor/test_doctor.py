@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from job import log
-from job.doctor import access, device, exit_code, places, screen, software
+from job.doctor import access, capacity, device, exit_code, screen, software
 from job.doctor.check import Check, State, fail, failed, ok, warn
 from job.engines import cpu
 from job.engines.device import detect
 from job.errors import InputError, OutOfMemoryError, StorageError
-from job.needs import GIB, Needs
-from job.sizes import Sizes
+from job.planning.requirements import GIB, Needs
+from job.planning.sizes import Sizes
 from job.spec.load import load_spec
 from tests.jobs import ROOT
 from tests.servers import Answer, serving
@@ -293,7 +293,7 @@ def test_a_cpu_has_the_name_that_its_maker_gave_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limit", "state"), [(8 * GIB, "ok"), (7 * GIB, "warn")])
 def test_memory_is_held_against_the_plan(limit: int, state: State) -> None:
-    assert places.memory(limit, NEEDS).state == state
+    assert capacity.memory(limit, NEEDS).state == state
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_memory_is_held_against_the_plan(limit: int, state: State) -> None:
     [(64 * 2**20, 2, "fail"), (64 * 2**20, 0, "warn"), (GIB, 2, "warn"), (2 * GIB, 2, "ok")],
 )
 def test_data_workers_need_shared_memory(total: int, workers: int, state: State) -> None:
-    assert places.shared_memory(total, NEEDS, workers).state == state
+    assert capacity.shared_memory(total, NEEDS, workers).state == state
 
 
 @pytest.mark.parametrize(
@@ -315,15 +315,15 @@ def test_disk_is_held_against_what_is_downloaded_and_made(
     )
     need = dataclasses.replace(NEEDS, cache=0, work=0)
     # One disk for both counts once, with the sum of what they need.
-    check = one(places.disks(tmp_path / "cache", tmp_path / "work", (sizes, need)))
+    check = one(capacity.disks(tmp_path / "cache", tmp_path / "work", (sizes, need)))
     assert (check.name, check.state) == ("disk", state)
     assert check.state == "ok" or "runtime.cache_dir" in check.fix
 
 
 def test_scratch_on_another_disk_is_looked_at_apart(tmp_path: Path) -> None:
-    if not places.SHM.is_dir() or places.SHM.stat().st_dev == tmp_path.stat().st_dev:
+    if not capacity.SHM.is_dir() or capacity.SHM.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second disk here")
-    found = list(places.disks(tmp_path, places.SHM, (SIZES, NEEDS)))
+    found = list(capacity.disks(tmp_path, capacity.SHM, (SIZES, NEEDS)))
     assert [check.name for check in found] == ["cache", "scratch"]
 
 

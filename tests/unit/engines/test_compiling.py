@@ -12,17 +12,17 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 
 from job import families
-from job.cli import app
+from job.cli.app import app
 from job.engines.compiling import MOST, compile_blocks, release_blocks, require
 from job.errors import SpecError
 from job.families.base import SORTED_EXPERTS, Encoded
 from job.families.ernie45_vl.packed.experts import compute_experts
-from job.families.low_rank import use_low_rank_layers
-from job.prep.records import Row
+from job.families.lora.linear import use_low_rank_layers
+from job.prep.rows import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
 from tests.models import BUILDERS
-from tests.unit.test_packed_step import picture, row
+from tests.unit.families.test_packed_step import picture, row
 
 TINY = ROOT / "job" / "builtin" / "ernie-vl-tiny"
 SPEC = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec

@@ -12,12 +12,12 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from job import log, telemetry
+from job.engines.data_timer import Waiting
 from job.engines.device import Accelerator
-from job.engines.waiting import Waiting
 from job.families.base import COUNTED, TOKENS
 from job.train.callbacks import progress
 from job.train.callbacks.progress import WINDOW, ProgressCallback
-from tests.unit.short_training import ROWS, short_training
+from tests.unit.train.short_training import ROWS, short_training
 
 PAUSE = 0.02
 

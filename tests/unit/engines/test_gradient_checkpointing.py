@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.training import SPEC, bound, formula_rows, random_model, train_stage
-from job.engines import checkpointing
+from job.engines import gradient_checkpointing
 from job.engines.device import detect
 from job.families.base import Encoded
 from job.families.ernie45_vl import Ernie45VL
@@ -55,5 +55,5 @@ def test_a_frozen_tower_has_none(spec: JobSpec) -> None:
     pictures(trained, family, encoded)
     made = [p.grad for p in trained.parameters() if p.grad is not None]
     torch.testing.assert_close(kept, made)
-    checkpointing.turn_on(trained)
+    gradient_checkpointing.turn_on(trained)
     assert not pictures(trained, family, encoded).requires_grad

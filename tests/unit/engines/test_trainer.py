@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from job.engines.step import StepTrainer
-from job.engines.waiting import Waiting
+from job.engines.data_timer import Waiting
+from job.engines.trainer import StepTrainer
 from job.families.base import COUNTED, TOKENS
-from tests.unit.short_training import ROWS, short_training
+from tests.unit.train.short_training import ROWS, short_training
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from typing import get_args
 import pytest
 
 from job.errors import SpecError
-from job.evaluation import answers, classes, fields
-from job.evaluation.judge import judge
+from job.evaluation import answer_kinds, classes, fields
+from job.evaluation.scoring import judge
 from job.spec import keys
-from job.spec.answers import MEASURED, METRICS, Answer
+from job.spec.answer_kinds import MEASURED, METRICS, Answer
 from job.spec.load import load_spec
 
 MINIMAL = """
@@ -29,7 +29,7 @@ def test_every_kind_of_answer_has_its_normal_form_and_its_metrics() -> None:
     node = keys.at(("eval", "answer"))
     assert node is not None
     assert list(kinds) == list(node["enum"]) == list(METRICS)
-    assert set(answers.FORMS) == set(kinds)
+    assert set(answer_kinds.FORMS) == set(kinds)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_kind_of_answer_has_its_normal_form_and_its_metrics() -> None:
 def test_two_answers_are_the_same_as_their_kind_says(
     kind: Answer, one: str, other: str, same: bool
 ) -> None:
-    form = answers.FORMS[kind]
+    form = answer_kinds.FORMS[kind]
     assert (form(one) == form(other)) is same
 
 

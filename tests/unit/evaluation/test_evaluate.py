@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from job import families
+from job.evaluation import answer_lengths
 from job.evaluation import evaluate as evaluation
-from job.evaluation import lengths
 from job.evaluation.evaluate import evaluate
-from job.evaluation.questions import questions
-from job.prep.records import Message, Part, Row
+from job.evaluation.prompts import questions
+from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import EvalSpec
 from tests.jobs import ROOT
@@ -120,11 +120,11 @@ def test_metrics_of_formulas_keep_their_names(model: Any, family: families.Famil
 def test_auto_leaves_room_beyond_the_longest_label() -> None:
     generation = eval_spec(turns="all").generation
     assert generation.max_new_tokens == "auto"
-    assert lengths.limit(generation, [10, 400]) == 400 + 100 + 16
+    assert answer_lengths.limit(generation, [10, 400]) == 400 + 100 + 16
     thinking = replace(generation, enable_thinking=True)
-    assert lengths.limit(thinking, [400]) == 516 + 2048
-    assert lengths.limit(replace(generation, max_new_tokens=7), [400]) == 7
-    assert lengths.limit(generation, []) == lengths.UNKNOWN
+    assert answer_lengths.limit(thinking, [400]) == 516 + 2048
+    assert answer_lengths.limit(replace(generation, max_new_tokens=7), [400]) == 7
+    assert answer_lengths.limit(generation, []) == answer_lengths.UNKNOWN
 
 
 def test_a_limit_below_the_labels_is_told_before_a_token_is_written(

@@ -13,15 +13,15 @@ from job import engines, families
 from job.engines.device import Accelerator
 from job.errors import ProofError
 from job.export import export as stage
-from job.export.merged import Merge, digest, fits
+from job.export.merge import Merge, digest, fits
 from job.export.proof import Comparison, compare, outputs, require_equal
 from job.prep import formulas
 from job.prep.images import inspect
-from job.prep.records import Message, Part, Row
+from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 
 KINDS: dict[str, dict[str, Any]] = {

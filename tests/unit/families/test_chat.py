@@ -8,7 +8,7 @@ import pytest
 
 from job.errors import DataError
 from job.families import chat
-from job.prep.records import Message, Part
+from job.prep.rows import Message, Part
 from tests.models import LLAMA_TEMPLATE, QWEN_TEMPLATE, tokenizer
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>")

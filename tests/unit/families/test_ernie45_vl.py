@@ -14,17 +14,17 @@ from job import families
 from job.errors import DataError, SpecError
 from job.families import chat
 from job.families.base import IGNORED
-from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, attention
-from job.families.ernie45_vl.pixels import normalised, patches, scale
-from job.families.ernie45_vl.positions import rope_positions
+from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, vision_attention
+from job.families.ernie45_vl.image_processing import normalised, patches, scale
+from job.families.ernie45_vl.mrope import rope_positions
 from job.families.ernie45_vl.tiny import build
 from job.prep.images import decode, inspect
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.rows import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
 VISION_INDICES = ("image_cu_seqlens", "image_position_ids")
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_packed_vision_attention_equals_one_call_an_image(
         return float(loss), tower.blocks[0].attn.qkv.weight.grad.clone()
 
     loss, gradient = gradients("sdpa")
-    packed_loss, packed_gradient = gradients(attention.NAME)
+    packed_loss, packed_gradient = gradients(vision_attention.NAME)
     assert packed_loss == pytest.approx(loss, abs=1e-5)
     assert torch.allclose(packed_gradient, gradient, atol=1e-6)
     assert float(gradient.abs().max()) > 1e-4

@@ -9,23 +9,24 @@ import pytest
 import safetensors.torch
 import torch
 
-from job import engines, families, manifests, sizes
+from job import engines, families, kubernetes
 from job.engines.device import Accelerator
 from job.engines.transformers import TransformersEngine
 from job.errors import DataError, InputError, SpecError
-from job.export.merged import Merge
+from job.export.merge import Merge
 from job.families import FAMILIES, Family, chat
 from job.families.base import IGNORED, Encoded, host_keys
-from job.families.targets import OTHER, kind_of
-from job.manifests.order import Order
+from job.families.lora.targets import OTHER, kind_of
+from job.kubernetes.options import Order
+from job.planning import sizes
 from job.prep.images import decode
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.spec import keys
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train.dataset import truncate
 from tests.models import BUILDERS, add_noise
-from tests.unit.test_ernie45_vl import CONVERSATIONS, image, row, turn
+from tests.unit.families.test_ernie45_vl import CONVERSATIONS, image, row, turn
 
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 READERS = ("qwen_vl", "idefics3")
@@ -398,6 +399,6 @@ def test_a_manifest_serves_weights_without_code_and_asks_as_the_model_reads(
 ) -> None:
     sets = (f"model.model_name_or_path={folder}",)
     order = Order(spec="specs/text.yaml", sets=sets, output="s3://bucket/x", environ={})
-    assert "--trust-remote-code" not in manifests.render(order, "nvidia", kind="vllm")
-    asked = manifests.render(order, "nvidia", kind="vllm-smoke")
+    assert "--trust-remote-code" not in kubernetes.render(order, "nvidia", kind="vllm")
+    asked = kubernetes.render(order, "nvidia", kind="vllm-smoke")
     assert ("--no-image" in asked) is (kind not in READERS)

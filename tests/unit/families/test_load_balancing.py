@@ -10,7 +10,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from job.errors import SpecError
-from job.families.balance import ASKED, HELD, set_aux_loss
+from job.families.load_balancing import ASKED, HELD, set_aux_loss
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 64,

@@ -10,9 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from job.engines.compiling import compile_blocks, release_blocks
-from job.engines.laying import lay
-from job.families.low_rank import LowRankLinear, in_parts, side_by_side, use_low_rank_layers
-from job.families.wide import ALIGNED, Wide
+from job.engines.fused_lora import lay
+from job.families.lora.fused import ALIGNED, Wide
+from job.families.lora.linear import LowRankLinear, in_parts, side_by_side, use_low_rank_layers
 
 ALL = ["q", "k", "v", "qkv", "o", "fc"]
 

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from job.families.low_rank import LowRankLinear, use_low_rank_layers
+from job.families.lora.linear import LowRankLinear, use_low_rank_layers
 
 
 def adapted(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:

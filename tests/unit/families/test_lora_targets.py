@@ -14,14 +14,14 @@ import torch
 
 from job import engines, families
 from job.engines.device import Accelerator
-from job.export.merged import Merge
-from job.families.ernie45_vl.targets import serving
-from job.plan import patterns
-from job.sizes import adapter_parameters
+from job.export.merge import Merge
+from job.families.ernie45_vl.lora_targets import serving
+from job.planning import patterns
+from job.planning.sizes import adapter_parameters
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 
 # Each kind of target alone.

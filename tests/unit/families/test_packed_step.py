@@ -19,14 +19,14 @@ from job.families.ernie45_vl.packed.batch import pack
 from job.families.ernie45_vl.packed.experts import Modalities, moe
 from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock
 from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
-from job.families.ernie45_vl.packed.segments import Segments, take
-from job.families.low_rank import use_low_rank_layers
+from job.families.ernie45_vl.packed.varlen_attention import Segments, take
+from job.families.lora.linear import use_low_rank_layers
 from job.prep.images import inspect
-from job.prep.records import EncodedImage, Message, Part, Row
+from job.prep.rows import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
-from job.train.passes import Cut, alike, balanced, in_order
+from job.train.micro_batches import Cut, alike, balanced, in_order
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 TARGETS = [
     "q_proj",
     "k_proj",

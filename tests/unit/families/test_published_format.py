@@ -15,13 +15,13 @@ from PIL import Image
 from job import families
 from job.errors import InputError
 from job.families.ernie45_vl import Ernie45VL
-from job.families.ernie45_vl.original import config as published_config
-from job.families.shards import Weights
+from job.families.ernie45_vl.published_format import config as published_config
+from job.families.weight_files import Weights
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from tests.published import MARKS, train_sentencepiece
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 CPU = torch.device("cpu")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
-from job.families.ernie45_vl.packed.rotary import Angles, Swap, halves, neighbours, rotated
+from job.families.ernie45_vl.packed.rope import Angles, Swap, halves, neighbours, rotated
 
 D = 8
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
-from job.families.ernie45_vl.packed.routing import in_parts, route
+from job.families.ernie45_vl.packed.router import in_parts, route
 
 
 def made() -> tuple[Any, torch.Tensor]:

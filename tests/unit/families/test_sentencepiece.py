@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from job.families.ernie45_vl.original.sentencepiece import convert, read_pieces
+from job.families.ernie45_vl.published_format.sentencepiece import convert, read_pieces
 from tests.published import train_sentencepiece
 
 PICTURE = "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"

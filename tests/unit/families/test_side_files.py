@@ -14,13 +14,13 @@ from transformers import GenerationConfig
 from job import families
 from job.errors import InputError
 from job.families.base import Layout
-from job.given import Given
-from job.inputs import GENERATION, find_model
+from job.families.model_source import GENERATION, find_model
+from job.pipeline.fingerprints import Given
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from tests.models import BUILDERS
 
-TINY = Path("job/builtin/ernie-vl-tiny")
+TINY = Path("job/families/builtin/ernie-vl-tiny")
 
 
 def builtin(directory: Path) -> None:

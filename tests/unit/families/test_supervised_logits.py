@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from job import engines, families
 from job.engines.device import Accelerator
 from job.families.base import Batch
-from job.families.heads import PLAIN, supervised_alone
+from job.families.supervised_logits import PLAIN, supervised_alone
 from job.spec.load import load_spec
 from tests.models import BUILDERS
-from tests.unit.test_ernie45_vl import row, turn
+from tests.unit.families.test_ernie45_vl import row, turn
 
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 ROWS = [

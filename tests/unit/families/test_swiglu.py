@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from job.families.ernie45_vl.packed.gated import gated, gated_gradient
+from job.families.ernie45_vl.packed.swiglu import gated, gated_gradient
 from tests.jobs import ROOT
 
 INTERPRETED = """

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from job.families import shards
-from job.families.shards import Named, Weights
+from job.families import weight_files
+from job.families.weight_files import Named, Weights
 
 # Of every kind: dtypes that lie apart in a file, no size, no dimension, a name beyond ASCII.
 TENSORS: dict[str, torch.Tensor] = {
@@ -31,7 +31,7 @@ def as_safetensors_writes(directory: Path, max_shard_size: str) -> None:
     directory.mkdir()
     groups, held = [dict[str, torch.Tensor]()], 0
     for name, tensor in TENSORS.items():
-        if groups[-1] and held + tensor.nbytes > shards.parse_size(max_shard_size):
+        if groups[-1] and held + tensor.nbytes > weight_files.parse_size(max_shard_size):
             groups.append({})
             held = 0
         groups[-1][name] = tensor
@@ -45,10 +45,12 @@ def as_safetensors_writes(directory: Path, max_shard_size: str) -> None:
 @pytest.mark.parametrize("max_shard_size", SIZES)
 def test_files_are_byte_by_byte_those_of_safetensors(max_shard_size: str, tmp_path: Path) -> None:
     as_safetensors_writes(tmp_path / "expected", max_shard_size)
-    shards.write(Weights.of(TENSORS.items()), tmp_path / "found", max_shard_size=max_shard_size)
+    weight_files.write(
+        Weights.of(TENSORS.items()), tmp_path / "found", max_shard_size=max_shard_size
+    )
     expected = {path.name: path.read_bytes() for path in (tmp_path / "expected").iterdir()}
     found = {path.name: path.read_bytes() for path in (tmp_path / "found").iterdir()}
-    index = found.pop(shards.INDEX, None)
+    index = found.pop(weight_files.INDEX, None)
     assert found == expected
     assert (index is not None) is (len(expected) > 1)
     if index is not None:
@@ -66,7 +68,7 @@ def test_a_shard_is_told_of_under_its_final_name_before_the_next_one_is_made(
     def finished(path: Path) -> None:
         number = len(whole)
         whole.append(path.name)
-        held = shards.plan(Weights.of(TENSORS.items()).outlines, "0.7KB")[: number + 1]
+        held = weight_files.plan(Weights.of(TENSORS.items()).outlines, "0.7KB")[: number + 1]
         assert made == [name for shard in held for name in shard.outlines]
         (tmp_path / "copies").mkdir(exist_ok=True)
         (tmp_path / "copies" / path.name).write_bytes(path.read_bytes())
@@ -77,7 +79,7 @@ def test_a_shard_is_told_of_under_its_final_name_before_the_next_one_is_made(
             yield name, tensor
 
     weights = Weights(outlines=Weights.of(TENSORS.items()).outlines, tensors=tensors())
-    shards.write(weights, tmp_path / "all", max_shard_size="0.7KB", finished=finished)
+    weight_files.write(weights, tmp_path / "all", max_shard_size="0.7KB", finished=finished)
     count = len(whole)
     assert count > 2
     assert whole == [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
@@ -89,7 +91,9 @@ def test_a_single_file_is_not_told_of(tmp_path: Path) -> None:
     def finished(path: Path) -> None:
         raise AssertionError(path)
 
-    shards.write(Weights.of(TENSORS.items()), tmp_path, max_shard_size="1GB", finished=finished)
+    weight_files.write(
+        Weights.of(TENSORS.items()), tmp_path, max_shard_size="1GB", finished=finished
+    )
     assert (tmp_path / "model.safetensors").is_file()
 
 
@@ -110,4 +114,4 @@ def test_what_is_not_as_it_was_planned_is_a_defect(wrong: str, tmp_path: Path) -
             tensors.append(("other", tensor))
     weights = Weights(outlines=Weights.of(TENSORS.items()).outlines, tensors=iter(tensors))
     with pytest.raises((AssertionError, StopIteration)):
-        shards.write(weights, tmp_path, max_shard_size="1KB")
+        weight_files.write(weights, tmp_path, max_shard_size="1KB")

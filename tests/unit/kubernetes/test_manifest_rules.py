@@ -13,16 +13,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from job.manifests import rules, trainjob, tree, values
-from job.manifests.rules.resources import value
+from job.kubernetes import constants, layout, rules, trainjob
+from job.kubernetes.rules.resources import value
 from tests.jobs import ROOT, tool
 
 K8S = ROOT / "k8s"
-FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != tree.KUSTOMIZATION)
+FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != layout.KUSTOMIZATION)
 OVERLAYS = sorted((K8S / "overlays").iterdir())
 CUSTOM = trainjob.API
 REPLICATED = "spec.template.spec.replicatedJobs.0"
-VERSIONS = (values.OLDEST_KUBERNETES, values.NEWEST_KUBERNETES)
+VERSIONS = (constants.OLDEST_KUBERNETES, constants.NEWEST_KUBERNETES)
 
 
 def documents(path: Path) -> list[Any]:
@@ -45,7 +45,7 @@ def checked(document: Any, version: str) -> None:
 
 
 def test_the_newest_kubernetes_is_the_newest_that_the_checks_know() -> None:
-    assert kubernetes_validate.latest_version().startswith(f"{values.NEWEST_KUBERNETES}.")
+    assert kubernetes_validate.latest_version().startswith(f"{constants.NEWEST_KUBERNETES}.")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -59,8 +59,8 @@ def test_every_manifest_is_valid_by_the_schema(path: Path, version: str) -> None
 def test_every_manifest_passes_the_rules(path: Path) -> None:
     found = documents(path)
     # The question needs the server, which is in a file of its own.
-    if path.name == tree.SMOKE:
-        found += documents(K8S / tree.SERVER)
+    if path.name == layout.SMOKE:
+        found += documents(K8S / layout.SERVER)
     assert rules.problems(found) == []
 
 
@@ -104,7 +104,7 @@ def test_every_overlay_as_kustomize_builds_it_is_valid_and_passes_the_rules(over
 def test_the_schema_finds_wrong_names_and_types(
     kind: str, key: str, wrong: object, version: str
 ) -> None:
-    path = K8S / (tree.TRAINJOB if kind.startswith("Train") else tree.JOB)
+    path = K8S / (layout.TRAINJOB if kind.startswith("Train") else layout.JOB)
     [document] = [found for found in documents(path) if found["kind"] == kind]
     put(document, key, wrong)
     with pytest.raises((kubernetes_validate.ValidationError, jsonschema.ValidationError)):
@@ -133,103 +133,145 @@ RULE = "spec.podFailurePolicy.rules"
 
 # file, kind, dotted key, planted value, what the message says
 PLANTED: list[tuple[str, str, str, object, str]] = [
-    (tree.JOB, "Job", f"{POD}.restartPolicy", "OnFailure", "restartPolicy must be Never"),
-    (tree.SERVER, "Deployment", f"{POD}.restartPolicy", "Never", "must be Always in a Deployment"),
-    (tree.JOB, "Job", "spec.backoffLimit", 0, "backoffLimit must be 1 or more"),
+    (layout.JOB, "Job", f"{POD}.restartPolicy", "OnFailure", "restartPolicy must be Never"),
     (
-        tree.JOB,
+        layout.SERVER,
+        "Deployment",
+        f"{POD}.restartPolicy",
+        "Never",
+        "must be Always in a Deployment",
+    ),
+    (layout.JOB, "Job", "spec.backoffLimit", 0, "backoffLimit must be 1 or more"),
+    (
+        layout.JOB,
         "Job",
         f"{RULE}.2.onExitCodes.values",
         [2, 10, 11, 12, 13, 20, 30],
         "never has: [13]",
     ),
     (
-        tree.JOB,
+        layout.JOB,
         "Job",
         f"{RULE}.2.onExitCodes.values",
         [2, 10, 11, 12, 20],
         "job again after what no try can mend: [30]",
     ),
-    (tree.JOB, "Job", f"{RULE}.1.onExitCodes.values", [10, 143], "tries again what no try can"),
-    (tree.JOB, "Job", f"{RULE}.2.onExitCodes.values", [10, 2, 11, 12, 20, 30], "in order"),
-    (tree.JOB, "Job", f"{RULE}.2.onExitCodes.containerName", "main", "names no container: main"),
-    (tree.JOB, "Job", f"{RULE}.4", None, "doctor again after what no try can mend: [2, 10, 11"),
-    (tree.JOB, "Job", f"{RULE}.0.action", "Count", "that its node lost"),
-    (tree.JOB, "Job", f"{RULE}.0.onPodConditions", None, "one of onExitCodes and onPodConditions"),
-    (tree.JOB, "Job", RULE, [{"action": "Ignore"}] * 21, "21 rules, and 20 are the most"),
-    (tree.JOB, "Job", "spec.podReplacementPolicy", "TerminatingOrFailed", "must be Failed beside"),
-    (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "78GiB", "'78GiB' is no quantity"),
-    (tree.JOB, "Job", f"{BOX}.resources.limits.memory", "70Gi", "requests more memory"),
-    (tree.JOB, "Job", f"{BOX}.resources.limits.memory", None, "memory needs a request and a limit"),
-    (tree.JOB, "Job", f"{BOX}.resources.limits.amd~com/gpu", "2", "in both alike"),
-    (tree.JOB, "Job", f"{POD}.tolerations.0.key", "nvidia.com/gpu", "does not tolerate the taint"),
-    (tree.JOB, "Job", f"{POD}.volumes.4.emptyDir.sizeLimit", "400Gi", "larger than its memory"),
-    (tree.JOB, "Job", f"{POD}.volumes.4.emptyDir.sizeLimit", None, "memory without an end"),
-    (tree.JOB, "Job", f"{BOX}.volumeMounts.1.name", "cash", "mounts cash, which is no volume"),
-    (tree.JOB, "Job", f"{BOX}.volumeMounts.1.mountPath", "/work", "two volumes at one path"),
-    (tree.JOB, "Job", f"{POD}.volumes.5", {"name": "x", "emptyDir": {}}, "nothing mounts: ['x']"),
-    (tree.JOB, "Job", f"{POD}.volumes.0.configMap.name", "other", "there is no ConfigMap/other"),
-    (tree.JOB, "Job", f"{POD}.serviceAccountName", "other", "there is no ServiceAccount/other"),
-    (tree.JOB, "Job", f"{POD}.securityContext.runAsNonRoot", None, "a user other than root"),
-    (tree.JOB, "Job", f"{POD}.securityContext.runAsUser", 0, "a user other than root"),
-    (tree.JOB, "Job", f"{POD}.securityContext.seccompProfile", None, "needs a seccompProfile"),
-    (tree.JOB, "Job", f"{POD}.hostNetwork", True, "hostNetwork is not allowed"),
-    (tree.JOB, "Job", f"{BOX}.securityContext.runAsUser", 0, "job must run as a user other than"),
-    (tree.JOB, "Job", f"{BOX}.securityContext.runAsNonRoot", False, "job must run as a user"),
+    (layout.JOB, "Job", f"{RULE}.1.onExitCodes.values", [10, 143], "tries again what no try can"),
+    (layout.JOB, "Job", f"{RULE}.2.onExitCodes.values", [10, 2, 11, 12, 20, 30], "in order"),
+    (layout.JOB, "Job", f"{RULE}.2.onExitCodes.containerName", "main", "names no container: main"),
+    (layout.JOB, "Job", f"{RULE}.4", None, "doctor again after what no try can mend: [2, 10, 11"),
+    (layout.JOB, "Job", f"{RULE}.0.action", "Count", "that its node lost"),
     (
-        tree.JOB,
+        layout.JOB,
+        "Job",
+        f"{RULE}.0.onPodConditions",
+        None,
+        "one of onExitCodes and onPodConditions",
+    ),
+    (layout.JOB, "Job", RULE, [{"action": "Ignore"}] * 21, "21 rules, and 20 are the most"),
+    (
+        layout.JOB,
+        "Job",
+        "spec.podReplacementPolicy",
+        "TerminatingOrFailed",
+        "must be Failed beside",
+    ),
+    (layout.JOB, "Job", f"{BOX}.resources.limits.memory", "78GiB", "'78GiB' is no quantity"),
+    (layout.JOB, "Job", f"{BOX}.resources.limits.memory", "70Gi", "requests more memory"),
+    (
+        layout.JOB,
+        "Job",
+        f"{BOX}.resources.limits.memory",
+        None,
+        "memory needs a request and a limit",
+    ),
+    (layout.JOB, "Job", f"{BOX}.resources.limits.amd~com/gpu", "2", "in both alike"),
+    (
+        layout.JOB,
+        "Job",
+        f"{POD}.tolerations.0.key",
+        "nvidia.com/gpu",
+        "does not tolerate the taint",
+    ),
+    (layout.JOB, "Job", f"{POD}.volumes.4.emptyDir.sizeLimit", "400Gi", "larger than its memory"),
+    (layout.JOB, "Job", f"{POD}.volumes.4.emptyDir.sizeLimit", None, "memory without an end"),
+    (layout.JOB, "Job", f"{BOX}.volumeMounts.1.name", "cash", "mounts cash, which is no volume"),
+    (layout.JOB, "Job", f"{BOX}.volumeMounts.1.mountPath", "/work", "two volumes at one path"),
+    (layout.JOB, "Job", f"{POD}.volumes.5", {"name": "x", "emptyDir": {}}, "nothing mounts: ['x']"),
+    (layout.JOB, "Job", f"{POD}.volumes.0.configMap.name", "other", "there is no ConfigMap/other"),
+    (layout.JOB, "Job", f"{POD}.serviceAccountName", "other", "there is no ServiceAccount/other"),
+    (layout.JOB, "Job", f"{POD}.securityContext.runAsNonRoot", None, "a user other than root"),
+    (layout.JOB, "Job", f"{POD}.securityContext.runAsUser", 0, "a user other than root"),
+    (layout.JOB, "Job", f"{POD}.securityContext.seccompProfile", None, "needs a seccompProfile"),
+    (layout.JOB, "Job", f"{POD}.hostNetwork", True, "hostNetwork is not allowed"),
+    (layout.JOB, "Job", f"{BOX}.securityContext.runAsUser", 0, "job must run as a user other than"),
+    (layout.JOB, "Job", f"{BOX}.securityContext.runAsNonRoot", False, "job must run as a user"),
+    (
+        layout.JOB,
         "Job",
         f"{BOX}.securityContext.seccompProfile",
         {"type": "Unconfined"},
         "job has no seccompProfile",
     ),
-    (tree.JOB, "Job", f"{BOX}.securityContext.capabilities.add", ["SYS_PTRACE"], "adds capabil"),
-    (tree.JOB, "Job", f"{BOX}.securityContext.capabilities", {}, "keeps capabilities"),
-    (tree.SERVER, "Deployment", f"{BOX}.ports.0.hostPort", 8000, "takes a port of its node"),
-    (tree.JOB, "Job", f"{BOX}.securityContext.allowPrivilegeEscalation", True, "gain privileges"),
-    (tree.JOB, "Job", f"{BOX}.securityContext.readOnlyRootFilesystem", None, "write to its image"),
+    (layout.JOB, "Job", f"{BOX}.securityContext.capabilities.add", ["SYS_PTRACE"], "adds capabil"),
+    (layout.JOB, "Job", f"{BOX}.securityContext.capabilities", {}, "keeps capabilities"),
+    (layout.SERVER, "Deployment", f"{BOX}.ports.0.hostPort", 8000, "takes a port of its node"),
+    (layout.JOB, "Job", f"{BOX}.securityContext.allowPrivilegeEscalation", True, "gain privileges"),
     (
-        tree.JOB,
+        layout.JOB,
+        "Job",
+        f"{BOX}.securityContext.readOnlyRootFilesystem",
+        None,
+        "write to its image",
+    ),
+    (
+        layout.JOB,
         "Job",
         f"{BOX}.env.0",
         {"name": "HF_HOME", "value": "/root"},
         "nothing can be written",
     ),
-    (tree.JOB, "Job", f"{BOX}.image", "registry.example.com/job:latest", "other than latest"),
-    (tree.JOB, "Job", f"{BOX}.image", "finetune-job:1", "needs a registry"),
-    (tree.JOB, "Job", "metadata.name", "ERNIE_4.5", "lower-case letters"),
-    (tree.JOB, "Job", "metadata.labels.x", "a b", "labels cannot have"),
-    (tree.JOB, "Job", f"{BOX}.name", "Job", "container Job: the name must be"),
-    (tree.JOB, "Job", f"{BOX}.name", "doctor", "two of its containers have one name"),
-    (tree.JOB, "Job", f"{POD}.volumes.1.name", "work", "two of its volumes have one name"),
-    (tree.SERVER, "Deployment", f"{BOX}.ports.0.name", "openai-compatible", "port openai-compat"),
-    (tree.SERVER, "Service", "metadata.name", "4bit", "must begin with a letter"),
-    (tree.JOB, "PersistentVolumeClaim", "spec.accessModes", [], "accessModes must name one"),
-    (tree.JOB, "PersistentVolumeClaim", "spec.resources", {}, "needs a request for storage"),
+    (layout.JOB, "Job", f"{BOX}.image", "registry.example.com/job:latest", "other than latest"),
+    (layout.JOB, "Job", f"{BOX}.image", "finetune-job:1", "needs a registry"),
+    (layout.JOB, "Job", "metadata.name", "ERNIE_4.5", "lower-case letters"),
+    (layout.JOB, "Job", "metadata.labels.x", "a b", "labels cannot have"),
+    (layout.JOB, "Job", f"{BOX}.name", "Job", "container Job: the name must be"),
+    (layout.JOB, "Job", f"{BOX}.name", "doctor", "two of its containers have one name"),
+    (layout.JOB, "Job", f"{POD}.volumes.1.name", "work", "two of its volumes have one name"),
+    (layout.SERVER, "Deployment", f"{BOX}.ports.0.name", "openai-compatible", "port openai-compat"),
+    (layout.SERVER, "Service", "metadata.name", "4bit", "must begin with a letter"),
+    (layout.JOB, "PersistentVolumeClaim", "spec.accessModes", [], "accessModes must name one"),
+    (layout.JOB, "PersistentVolumeClaim", "spec.resources", {}, "needs a request for storage"),
     (
-        tree.JOB,
+        layout.JOB,
         "PersistentVolumeClaim",
         "spec.resources.requests.storage",
         "0Gi",
         "asks for no storage",
     ),
-    (tree.JOB, "NetworkPolicy", "spec.podSelector.matchLabels.x", "y", "selects no pod"),
-    (tree.SERVER, "Deployment", "spec.selector.matchLabels.x", "y", "select its own pods"),
-    (tree.SERVER, "Service", "spec.selector.x", "y", "selects no pod"),
-    (tree.SERVER, "Service", "spec.ports.0.targetPort", "web", "no pod has port web"),
-    (tree.SERVER, "Deployment", f"{BOX}.livenessProbe.httpGet.port", "web", "asks port web"),
+    (layout.JOB, "NetworkPolicy", "spec.podSelector.matchLabels.x", "y", "selects no pod"),
+    (layout.SERVER, "Deployment", "spec.selector.matchLabels.x", "y", "select its own pods"),
+    (layout.SERVER, "Service", "spec.selector.x", "y", "selects no pod"),
+    (layout.SERVER, "Service", "spec.ports.0.targetPort", "web", "no pod has port web"),
+    (layout.SERVER, "Deployment", f"{BOX}.livenessProbe.httpGet.port", "web", "asks port web"),
     (
-        tree.SERVER,
+        layout.SERVER,
         "Deployment",
         "spec.progressDeadlineSeconds",
         None,
         "600, and vllm may take 1800",
     ),
-    (tree.TRAINJOB, "TrainJob", "spec.runtimeRef.name", "other", "no TrainingRuntime/other"),
-    (tree.TRAINJOB, "TrainJob", "spec.trainer.numNodes", 3, "3 nodes, and its runtime says 2"),
-    (tree.TRAINJOB, "TrainingRuntime", f"{REPLICATED}.template.metadata.labels", {}, "no job has"),
+    (layout.TRAINJOB, "TrainJob", "spec.runtimeRef.name", "other", "no TrainingRuntime/other"),
+    (layout.TRAINJOB, "TrainJob", "spec.trainer.numNodes", 3, "3 nodes, and its runtime says 2"),
     (
-        tree.TRAINJOB,
+        layout.TRAINJOB,
+        "TrainingRuntime",
+        f"{REPLICATED}.template.metadata.labels",
+        {},
+        "no job has",
+    ),
+    (
+        layout.TRAINJOB,
         "TrainingRuntime",
         f"{REPLICATED}.template.spec.template.spec.containers.0.name",
         "main",
@@ -259,14 +301,14 @@ def test_a_planted_failure_is_found(
 
 
 def test_volumes_of_the_host_are_refused() -> None:
-    found = documents(K8S / tree.JOB)
+    found = documents(K8S / layout.JOB)
     volumes = found[-1]["spec"]["template"]["spec"]["volumes"]
     volumes[2] = {"name": volumes[2]["name"], "hostPath": {"path": "/"}}
     assert any("not allowed: ['hostPath']" in line for line in rules.problems(found))
 
 
 def test_two_objects_of_one_name_are_found() -> None:
-    found = documents(K8S / tree.JOB)
+    found = documents(K8S / layout.JOB)
     assert any("appears twice" in line for line in rules.problems([*found, found[0]]))
 
 

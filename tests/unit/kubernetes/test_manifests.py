@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from job import errors, manifests, needs, place, plan, signals
+from job import errors, kubernetes, planning, signals
+from job.distributed import world
 from job.errors import JobError, SpecError, UsageError
-from job.manifests import features, patches, resources, values
-from job.manifests.order import Order
-from job.manifests.rules import trainer
-from job.sizes import Sizes, measure
+from job.kubernetes import constants, features, overlays, resources
+from job.kubernetes.options import Order
+from job.kubernetes.rules import trainer
+from job.planning import requirements
+from job.planning.sizes import Sizes, measure
 from job.spec.load import load_spec
 from tests.jobs import ROOT, tool
 
@@ -54,7 +56,7 @@ def container_of(text: str) -> Any:
 
 
 def test_the_folder_is_what_the_command_writes(ernie: Order) -> None:
-    written = manifests.folder(ernie, smoke=LATEX)
+    written = kubernetes.folder(ernie, smoke=LATEX)
     there = {str(path.relative_to(K8S)) for path in K8S.rglob("*.yaml")}
     assert there == set(written), "make manifests"
     for path, text in written.items():
@@ -73,12 +75,12 @@ def rendered(*texts: str) -> list[Any]:
 
 
 def test_overlays_give_what_the_command_renders(ernie: Order) -> None:
-    job = manifests.render(ernie, "amd")
+    job = kubernetes.render(ernie, "amd")
     assert kustomized(K8S / "base") == rendered(job)
-    assert kustomized(K8S / "overlays/nvidia") == rendered(manifests.render(ernie, "nvidia"))
-    served = manifests.render(ernie, "nvidia", kind="vllm")
+    assert kustomized(K8S / "overlays/nvidia") == rendered(kubernetes.render(ernie, "nvidia"))
+    served = kubernetes.render(ernie, "nvidia", kind="vllm")
     assert kustomized(K8S / "overlays/vllm-nvidia") == rendered(served)
-    smoke = manifests.render(Order(spec=LATEX, environ={}), "cpu")
+    smoke = kubernetes.render(Order(spec=LATEX, environ={}), "cpu")
     assert kustomized(K8S / "overlays/cpu-smoke") == rendered(smoke)
     for name, feature in features.FEATURES.items():
         wanted = features.apply(feature, rendered(job))
@@ -87,7 +89,7 @@ def test_overlays_give_what_the_command_renders(ernie: Order) -> None:
 
 def test_components_go_with_any_overlay(tmp_path: Path, ernie: Order) -> None:
     (tmp_path / "k8s").mkdir()
-    manifests.write(tmp_path / "k8s", manifests.folder(ernie))
+    kubernetes.write(tmp_path / "k8s", kubernetes.folder(ernie))
     mine = tmp_path / "mine"
     mine.mkdir()
     parts = {
@@ -108,7 +110,7 @@ def test_components_go_with_any_overlay(tmp_path: Path, ernie: Order) -> None:
 def test_patches_add_to_lists_at_their_end() -> None:
     before = {"apiVersion": "v1", "kind": "X", "env": [{"a": 1}, {"b": 2}], "gone": 1}
     after = {"apiVersion": "v1", "kind": "X", "env": [{"a": 9}, {"b": 2}, {"c": 3}], "a/b": 4}
-    [patch] = patches.between([before], [after])
+    [patch] = overlays.between([before], [after])
     assert patch["target"] == {"version": "v1", "kind": "X"}
     assert patch["patch"] == [
         {"op": "replace", "path": "/env/0/a", "value": 9},
@@ -122,8 +124,8 @@ def test_patches_add_to_lists_at_their_end() -> None:
 
 
 def test_each_exit_code_has_one_policy(ernie: Order) -> None:
-    job = one(manifests.render(ernie, "amd"), "Job")["spec"]
-    by_container: dict[str, dict[str, list[int]]] = {values.CONTAINER: {}, values.DOCTOR: {}}
+    job = one(kubernetes.render(ernie, "amd"), "Job")["spec"]
+    by_container: dict[str, dict[str, list[int]]] = {constants.CONTAINER: {}, constants.DOCTOR: {}}
     for rule in job["podFailurePolicy"]["rules"][1:]:
         exits = rule["onExitCodes"]
         by_container[exits["containerName"]][rule["action"]] = exits["values"]
@@ -131,7 +133,7 @@ def test_each_exit_code_has_one_policy(ernie: Order) -> None:
         assert by_action == {"Ignore": [errors.STOPPED], "FailJob": [2, 10, 11, 12, 20, 30]}
         counted = {errors.StorageError.exit_code, errors.INTERNAL}
         assert not counted & {code for codes in by_action.values() for code in codes}
-    assert job["backoffLimit"] == values.RETRIES
+    assert job["backoffLimit"] == constants.RETRIES
     disruption = {"type": "DisruptionTarget", "status": "True"}
     assert job["podFailurePolicy"]["rules"][0] == {
         "action": "Ignore",
@@ -142,8 +144,8 @@ def test_each_exit_code_has_one_policy(ernie: Order) -> None:
 def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
     sizes = ernie.sizes
     assert sizes.parameters == 29_399_294_336
-    found = needs.needs(ernie.loaded.spec, sizes, gpus=1)
-    container = container_of(manifests.render(ernie, "amd"))
+    found = requirements.needs(ernie.loaded.spec, sizes, gpus=1)
+    container = container_of(kubernetes.render(ernie, "amd"))
     assert container["resources"]["requests"] == {
         "cpu": "8",
         "memory": resources.quantity(found.memory),
@@ -157,10 +159,10 @@ def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
 
 def test_the_plan_tells_what_a_manifest_asks_for() -> None:
     order = Order(spec=LATEX, environ={})
-    lines = plan.text(plan.make(plan.Order(loaded=order.loaded))).splitlines()
+    lines = planning.text(planning.make(planning.Order(loaded=order.loaded))).splitlines()
     for platform, name in (("amd", "with a GPU"), ("cpu", "on CPUs")):
         [line] = [line for line in lines if line.startswith(f"  {name} ")]
-        text = manifests.render(order, platform)
+        text = kubernetes.render(order, platform)
         asked = container_of(text)["resources"]["requests"]
         volume = one(text, "PersistentVolumeClaim")["spec"]["resources"]["requests"]["storage"]
         for quantity in (asked["memory"], asked["ephemeral-storage"], volume):
@@ -172,13 +174,13 @@ def test_a_pod_without_a_gpu_has_the_memory_that_training_takes(rows: int) -> No
     """Rows of a batch count: a pod with less is killed by the kernel, without a word."""
     sets = ("runtime.accelerator=cpu", f"train.per_device_train_batch_size={rows}")
     order = Order(spec=LATEX, sets=sets, environ={})
-    made = plan.make(plan.Order(loaded=order.loaded))
+    made = planning.make(planning.Order(loaded=order.loaded))
     assert made.memory is not None
     [training] = made.memory.fits
     [pod] = [pod for pod in made.pods if pod.name == "on CPUs"]
     assert pod.memory >= training.at_max_length + pod.shared_memory
     assert training.at_max_length > training.total
-    asked = container_of(manifests.render(order, "cpu"))["resources"]["requests"]["memory"]
+    asked = container_of(kubernetes.render(order, "cpu"))["resources"]["requests"]["memory"]
     assert asked == resources.quantity(pod.memory)
 
 
@@ -186,21 +188,21 @@ def test_a_pod_without_a_gpu_has_the_memory_that_training_takes(rows: int) -> No
 def test_the_grace_period_is_longer_than_a_save(checkpoint: int) -> None:
     spec = load_spec((ROOT / LATEX).read_text(), "latex", environ={}).spec
     sizes = Sizes(parameters=1, trainable=1, download=0, adapter=4, checkpoint=checkpoint, merged=2)
-    found = needs.needs(spec, sizes, gpus=1)
+    found = requirements.needs(spec, sizes, gpus=1)
     assert found.grace_seconds > found.save_seconds + 60
-    assert found.save_seconds > checkpoint / needs.UPLOAD_RATE
+    assert found.save_seconds > checkpoint / requirements.UPLOAD_RATE
 
 
 def test_the_spec_reaches_the_cluster_as_written_and_loads_there(ernie: Order) -> None:
-    text = manifests.render(ernie, "amd")
-    spec = one(text, "ConfigMap")["data"][values.SPEC_FILE]
+    text = kubernetes.render(ernie, "amd")
+    spec = one(text, "ConfigMap")["data"][constants.SPEC_FILE]
     assert spec == (ROOT / ERNIE).read_text(encoding="utf-8")
     container = container_of(text)
     environ = {variable["name"]: variable["value"] for variable in container["env"]}
     sets = [arg.removeprefix("--set=") for arg in container["args"] if arg.startswith("--set=")]
     loaded = load_spec(spec, "spec.yaml", sets, environ).spec
     assert loaded.runtime.accelerator == "rocm"
-    assert (loaded.runtime.cache_dir, loaded.runtime.workdir) == (values.CACHE, values.WORK)
+    assert (loaded.runtime.cache_dir, loaded.runtime.workdir) == (constants.CACHE, constants.WORK)
     assert loaded.output.uri == "s3://my-bucket/ernie-4.5-vl-28b-latex"
 
 
@@ -208,7 +210,7 @@ def test_the_environment_and_overrides_of_the_command_reach_the_pod() -> None:
     order = Order(
         spec=ERNIE, environ={"BUCKET": "mine", "HF_TOKEN": "secret-token"}, sets=("lora.r=4",)
     )
-    text = manifests.render(order, "nvidia")
+    text = kubernetes.render(order, "nvidia")
     container = container_of(text)
     assert {"name": "BUCKET", "value": "mine"} in container["env"]
     assert "--set=lora.r=4" in container["args"]
@@ -220,10 +222,10 @@ def test_dollars_reach_the_job_as_they_were_written() -> None:
     escaped = "Give $$$$x$$$$, not $$(BUCKET) or \\$5 or $$$$$$(y)."
     sets = (f"data.instruction={instruction}", "output.uri=s3://${BUCKET}/out")
     order = Order(spec=LATEX, environ={"BUCKET": "a$(b)"}, sets=sets)
-    container = container_of(manifests.render(order, "cpu"))
+    container = container_of(kubernetes.render(order, "cpu"))
     assert f"--set=data.instruction={escaped}" in container["args"]
     assert "--set=output.uri=s3://${BUCKET}/out" in container["args"]
-    asked = container_of(manifests.render(order, "cpu", kind="vllm-smoke"))
+    asked = container_of(kubernetes.render(order, "cpu", kind="vllm-smoke"))
     assert f"--question={escaped}" in asked["args"]
 
 
@@ -236,9 +238,11 @@ def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> Non
     )
     path.write_text(spec)
     order = Order(spec=str(path), environ={"MY_TOKEN": "abcdefgh"})
-    text = manifests.render(order, "cpu")
+    text = kubernetes.render(order, "cpu")
     assert "abcdefgh" not in text
-    assert {"secretRef": {"name": values.SECRET, "optional": True}} in container_of(text)["envFrom"]
+    assert {"secretRef": {"name": constants.SECRET, "optional": True}} in container_of(text)[
+        "envFrom"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -261,13 +265,13 @@ def test_what_would_show_a_secret_is_refused(
     path.write_text(spec.replace(written, with_a_secret))
     order = Order(spec=str(path), environ={"MY_TOKEN": "abcdefgh", "OUTPUT": "s3://b/run"})
     with pytest.raises(SpecError, match=rf"\$\.{key}: holds MY_TOKEN, a secret") as raised:
-        manifests.render(order, "cpu", 1, kind)
+        kubernetes.render(order, "cpu", 1, kind)
     assert "abcdefgh" not in str(raised.value)
 
 
 def test_the_doctor_looks_at_what_the_job_will_use(ernie: Order) -> None:
     for platform in ("amd", "nvidia", "cpu"):
-        pod = pod_of(manifests.render(ernie, platform))
+        pod = pod_of(kubernetes.render(ernie, platform))
         [doctor], [container] = pod["initContainers"], pod["containers"]
         assert doctor["args"][1] == "doctor"
         assert [arg for arg in doctor["args"] if arg != "doctor"] == [
@@ -278,17 +282,17 @@ def test_the_doctor_looks_at_what_the_job_will_use(ernie: Order) -> None:
 
 
 def test_the_job_knows_the_grace_period_of_its_pod(ernie: Order) -> None:
-    pod = pod_of(manifests.render(ernie, "amd"))
+    pod = pod_of(kubernetes.render(ernie, "amd"))
     seconds = str(pod["terminationGracePeriodSeconds"])
     assert {"name": signals.GRACE_VARIABLE, "value": seconds} in pod["containers"][0]["env"]
 
 
 def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: Order) -> None:
-    closed = manifests.render(ernie, "amd")
+    closed = kubernetes.render(ernie, "amd")
     assert one(closed, "NetworkPolicy")["spec"]["ingress"] == []
     assert "ports" not in container_of(closed)
     order = Order(spec=LATEX, sets=("runtime.metrics_port=9464",), environ={})
-    text = manifests.render(order, "cpu")
+    text = kubernetes.render(order, "cpu")
     assert container_of(text)["ports"] == [{"name": "metrics", "containerPort": 9464}]
     assert "ports" not in pod_of(text)["initContainers"][0]
     [rule] = one(text, "NetworkPolicy")["spec"]["ingress"]
@@ -297,10 +301,10 @@ def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: Order) -> None:
 
 def test_a_trainjob_of_one_node_runs_and_reaches_the_trainer() -> None:
     order = Order(spec=LATEX, sets=("output.uri=s3://b/x",), environ={})
-    text = manifests.render(order, "cpu", kind="trainjob")
+    text = kubernetes.render(order, "cpu", kind="trainjob")
     assert one(text, "TrainJob")["spec"]["trainer"]["numNodes"] == 1
     egress = one(text, "NetworkPolicy")["spec"]["egress"]
-    assert {"ports": [{"port": values.TRAINER_PORT, "protocol": "TCP"}]} in egress
+    assert {"ports": [{"port": constants.TRAINER_PORT, "protocol": "TCP"}]} in egress
     # The Trainer hears pods that carry this label.
     [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
     labels = replicated["template"]["spec"]["template"]["metadata"]["labels"]
@@ -308,20 +312,20 @@ def test_a_trainjob_of_one_node_runs_and_reaches_the_trainer() -> None:
 
 
 def test_results_for_a_local_folder_go_to_the_volume() -> None:
-    container = container_of(manifests.render(Order(spec=LATEX, environ={}), "cpu"))
+    container = container_of(kubernetes.render(Order(spec=LATEX, environ={}), "cpu"))
     assert "--output=/cache/outputs/latex" in container["args"]
     assert [variable["name"] for variable in container["env"]] == [signals.GRACE_VARIABLE]
 
 
 def test_a_cpu_pod_asks_for_no_device() -> None:
-    pod = pod_of(manifests.render(Order(spec=LATEX, environ={}), "cpu"))
+    pod = pod_of(kubernetes.render(Order(spec=LATEX, environ={}), "cpu"))
     assert "tolerations" not in pod
     assert "supplementalGroups" not in pod["securityContext"]
     assert not [name for name in pod["containers"][0]["resources"]["limits"] if "/" in name]
 
 
 def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
-    text = manifests.render(ernie, "amd", nodes=4)
+    text = kubernetes.render(ernie, "amd", nodes=4)
     assert one(text, "TrainJob")["spec"]["trainer"] == {"numNodes": 4, "numProcPerNode": 1}
     runtime = one(text, "TrainingRuntime")["spec"]
     assert runtime["mlPolicy"]["numNodes"] == 4
@@ -330,20 +334,20 @@ def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
     [container] = job["template"]["spec"]["containers"]
     assert replicated["name"] == container["name"] == "node"
     named = {rule["onExitCodes"]["containerName"] for rule in job["podFailurePolicy"]["rules"][1:]}
-    assert named == {"node", values.DOCTOR}
+    assert named == {"node", constants.DOCTOR}
     claim = one(text, "PersistentVolumeClaim")["spec"]
     assert claim["accessModes"] == ["ReadWriteMany"]
 
 
 def test_every_process_of_several_nodes_may_fail_as_often_as_one(ernie: Order) -> None:
     for nodes in (1, 4):
-        text = manifests.render(ernie, "amd", nodes, "trainjob")
+        text = kubernetes.render(ernie, "amd", nodes, "trainjob")
         [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
-        assert replicated["template"]["spec"]["backoffLimit"] == nodes * values.RETRIES
+        assert replicated["template"]["spec"]["backoffLimit"] == nodes * constants.RETRIES
 
 
 def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(ernie: Order) -> None:
-    text = manifests.render(ernie, "amd", nodes=2)
+    text = kubernetes.render(ernie, "amd", nodes=2)
     [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
     container = replicated["template"]["spec"]["template"]["spec"]["containers"][0]
     assert "command" not in container  # no launcher, so that exit codes reach the policy
@@ -355,7 +359,7 @@ def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(ernie: O
         "PET_MASTER_ADDR": "job-node-0-0.job",
         "PET_MASTER_PORT": "29400",
     }
-    here = place.of({**{v["name"]: v.get("value", "") for v in container["env"]}, **trainer_sets})
+    here = world.of({**{v["name"]: v.get("value", "") for v in container["env"]}, **trainer_sets})
     assert (here.rank, here.size) == (1, 2)
 
 
@@ -363,16 +367,16 @@ def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(ernie: O
 def test_nodes_that_the_job_would_refuse_are_not_rendered(distributed: str, nodes: int) -> None:
     sets = ("output.uri=s3://b/x", f"runtime.distributed={distributed}")
     with pytest.raises(UsageError, match=r"--nodes: does not fit to runtime\.distributed"):
-        manifests.render(Order(spec=LATEX, sets=sets, environ={}), "amd", nodes)
+        kubernetes.render(Order(spec=LATEX, sets=sets, environ={}), "amd", nodes)
 
 
 def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
-    served = one(manifests.render(ernie, "nvidia", kind="vllm"), "Deployment")
+    served = one(kubernetes.render(ernie, "nvidia", kind="vllm"), "Deployment")
     pod = served["spec"]["template"]["spec"]
     assert ernie.loaded.spec.output.uri in pod["initContainers"][0]["args"]
     assert pod["containers"][0]["image"].startswith("docker.io/vllm/vllm-openai:v")
-    smoke = container_of(manifests.render(ernie, "amd", kind="vllm-smoke"))
-    assert f"http://{served['metadata']['name']}:{values.VLLM_PORT}" in smoke["args"]
+    smoke = container_of(kubernetes.render(ernie, "amd", kind="vllm-smoke"))
+    assert f"http://{served['metadata']['name']}:{constants.VLLM_PORT}" in smoke["args"]
     assert f"--served-model-name={ernie.loaded.spec.name}" in pod["containers"][0]["args"]
     assert f"--model={ernie.loaded.spec.name}" in smoke["args"]
 
@@ -391,19 +395,19 @@ def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(UsageError, match=re.escape(field)):
-        manifests.render(Order(spec=LATEX, environ={}), **arguments)
+        kubernetes.render(Order(spec=LATEX, environ={}), **arguments)
 
 
 @pytest.mark.parametrize("registry", ["https://x.com", "a b", "X.com/Team", "x.com/", "x.com:tag"])
 def test_a_registry_that_no_image_comes_from_is_refused(registry: str) -> None:
     with pytest.raises(UsageError, match="--registry: must be a host"):
-        manifests.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+        kubernetes.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
 
 
 @pytest.mark.parametrize("registry", ["localhost:5000", "x.com/team/a_b", "10.0.0.1", "x.com:1/y"])
 def test_images_come_from_the_registry_that_is_named(registry: str) -> None:
-    text = manifests.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
-    assert container_of(text)["image"].startswith(f"{registry}/{values.NAME}:")
+    text = kubernetes.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+    assert container_of(text)["image"].startswith(f"{registry}/{constants.NAME}:")
 
 
 @pytest.mark.parametrize(
@@ -421,27 +425,27 @@ def test_a_spec_that_makes_no_such_object_is_refused(
 ) -> None:
     order = Order(spec=LATEX, sets=("output.uri=s3://b/x", *sets), environ={})
     with pytest.raises(SpecError, match=message):
-        manifests.render(order, "amd", **arguments)
+        kubernetes.render(order, "amd", **arguments)
 
 
 def test_the_longest_names_fit() -> None:
     for length, nodes, kinds in (
-        (52, 1, {*manifests.KINDS} - {"trainjob"}),
-        (48, 2, manifests.KINDS),
+        (52, 1, {*kubernetes.KINDS} - {"trainjob"}),
+        (48, 2, kubernetes.KINDS),
     ):
         sets = ("output.uri=s3://b/x", "name=" + "a" * length)
         order = Order(spec=LATEX, sets=sets, environ={})
         for kind in kinds:
-            manifests.render(order, "amd", nodes, kind)
+            kubernetes.render(order, "amd", nodes, kind)
 
 
 def test_an_invalid_spec_is_refused_before_anything_is_rendered() -> None:
     with pytest.raises(SpecError, match="learning_rate"):
-        manifests.render(Order(spec=LATEX, sets=("train.learning_rate=-1",), environ={}), "amd")
+        kubernetes.render(Order(spec=LATEX, sets=("train.learning_rate=-1",), environ={}), "amd")
 
 
 def test_a_checkpoint_needs_its_configuration_only(tmp_path: Path) -> None:
-    config = (ROOT / "job/builtin/ernie-vl-tiny/config.json").read_text()
+    config = (ROOT / "job/families/builtin/ernie-vl-tiny/config.json").read_text()
     (tmp_path / "config.json").write_text(config)
     sets = [f"model.model_name_or_path={tmp_path}"]
     spec = load_spec((ROOT / LATEX).read_text(), "latex", sets, environ={}).spec
@@ -463,7 +467,7 @@ def test_a_secret_that_is_written_in_a_spec_or_an_option_is_refused(tmp_path: Pa
     )
     for order in orders:
         with pytest.raises(JobError, match="a secret, which the manifest would show") as raised:
-            manifests.render(order, "cpu")
+            kubernetes.render(order, "cpu")
         assert "typed-by-hand" not in str(raised.value)
         assert "AbCdEf" not in str(raised.value)
 
@@ -481,7 +485,7 @@ def test_what_is_a_secret_by_its_looks_or_in_a_uri_is_left_to_the_secret(tmp_pat
         "PREFIX": "Zq3vX9kLm2Np8RtYw5",
         "ASKED": "https://me:typed-by-hand@host/x",
     }
-    text = manifests.render(Order(spec=str(path), environ=environ), "cpu")
+    text = kubernetes.render(Order(spec=str(path), environ=environ), "cpu")
     assert {"name": "OUTPUT", "value": "s3://bucket/run"} in container_of(text)["env"]
     assert environ["PREFIX"] not in text
     assert "typed-by-hand" not in text

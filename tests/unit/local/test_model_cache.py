@@ -11,37 +11,38 @@ from pathlib import Path
 
 import pytest
 
-from job import inputs, storage
+from job import storage
 from job.errors import InputError
-from job.local import cache, room
+from job.families import model_source
+from job.local import cache, eviction
 from job.local.cache import Wanted
-from job.manifest import sha256_file
+from job.storage.digests import sha256_file
 from tests.jobs import ROOT
 
 FILES = {"config.json": b"{}", "model-1.safetensors": b"weights" * 100, "tokenizer.json": b"[]"}
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> inputs.ModelInput:
+def model(tmp_path: Path) -> model_source.ModelInput:
     uri = f"memory://cache{tmp_path}"
     for name, content in FILES.items():
         storage.write_bytes(storage.join(uri, name), content)
-    return inputs.ModelInput(uri=uri, files=storage.list_files(uri))
+    return model_source.ModelInput(uri=uri, files=storage.list_files(uri))
 
 
 def settle(entry: Path) -> None:
     """As if the files had been looked at a while after they were written."""
-    record = json.loads((entry / room.COMPLETE).read_text())
+    record = json.loads((entry / eviction.COMPLETE).read_text())
     for known in record["files"].values():
         known["looked_ns"] += 60 * 10**9
-    (entry / room.COMPLETE).write_text(json.dumps(record))
+    (entry / eviction.COMPLETE).write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "changed with its time", "gone", "replaced"])
 def test_a_cached_shard_that_is_not_as_it_was_stored_is_fetched_anew(
-    how: str, model: inputs.ModelInput, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: str, model: model_source.ModelInput, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard = inputs.fetch_model(model, tmp_path) / "model-1.safetensors"
+    shard = model_source.fetch_model(model, tmp_path) / "model-1.safetensors"
     settle(shard.parent)
     stat, whole = shard.stat(), shard.read_bytes()
     if how == "cut":
@@ -55,31 +56,31 @@ def test_a_cached_shard_that_is_not_as_it_was_stored_is_fetched_anew(
         shard.write_bytes(whole[::-1])
     if how in ("changed with its time", "replaced") and shard.exists():
         os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert inputs.fetch_model(model, tmp_path) == shard.parent
+    assert model_source.fetch_model(model, tmp_path) == shard.parent
     assert shard.read_bytes() == whole
     assert "is not as it was stored; fetching it anew" in capsys.readouterr().err
 
 
 def test_what_changed_in_the_moment_it_was_stored_is_noticed(
-    model: inputs.ModelInput, tmp_path: Path
+    model: model_source.ModelInput, tmp_path: Path
 ) -> None:
-    shard = inputs.fetch_model(model, tmp_path) / "model-1.safetensors"
+    shard = model_source.fetch_model(model, tmp_path) / "model-1.safetensors"
     whole = shard.read_bytes()
-    record = json.loads((shard.parent / room.COMPLETE).read_text())
+    record = json.loads((shard.parent / eviction.COMPLETE).read_text())
     shard.write_bytes(whole[::-1])
     # A clock that ticks slowly gives both the same times.
     known, stat = record["files"][shard.name], shard.stat()
     known["modified_ns"], known["changed_ns"] = stat.st_mtime_ns, stat.st_ctime_ns
     known["looked_ns"] = stat.st_ctime_ns
-    (shard.parent / room.COMPLETE).write_text(json.dumps(record))
-    inputs.fetch_model(model, tmp_path)
+    (shard.parent / eviction.COMPLETE).write_text(json.dumps(record))
+    model_source.fetch_model(model, tmp_path)
     assert shard.read_bytes() == whole
 
 
 def test_unchanged_files_are_not_read_again(
-    model: inputs.ModelInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: model_source.ModelInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle(inputs.fetch_model(model, tmp_path))
+    settle(model_source.fetch_model(model, tmp_path))
     read = list[Path]()
 
     def seen(path: Path) -> str:
@@ -87,21 +88,21 @@ def test_unchanged_files_are_not_read_again(
         return sha256_file(path)
 
     monkeypatch.setattr(cache, "sha256_file", seen)
-    entry = inputs.fetch_model(model, tmp_path)
+    entry = model_source.fetch_model(model, tmp_path)
     assert not read
     os.utime(entry / "config.json")
-    inputs.fetch_model(model, tmp_path)
+    model_source.fetch_model(model, tmp_path)
     assert read == [entry / "config.json"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {"config.json": {}}}'])
 def test_an_entry_whose_record_is_unreadable_is_fetched_anew(
-    text: str, model: inputs.ModelInput, tmp_path: Path
+    text: str, model: model_source.ModelInput, tmp_path: Path
 ) -> None:
-    entry = inputs.fetch_model(model, tmp_path)
-    (entry / room.COMPLETE).write_text(text)
+    entry = model_source.fetch_model(model, tmp_path)
+    (entry / eviction.COMPLETE).write_text(text)
     (entry / "model-1.safetensors").write_bytes(b"other!!" * 100)
-    inputs.fetch_model(model, tmp_path)
+    model_source.fetch_model(model, tmp_path)
     assert {name: (entry / name).read_bytes() for name in FILES} == FILES
 
 
@@ -169,7 +170,7 @@ def entry(cache_dir: Path, key: str, used: float, count: int = 1000) -> Path:
     wanted = [Wanted(path="weights", size=count)]
     made = cache.bring(cache_dir, "models", key, wanted, fetch, of="x://y", limit=0)
     cache._in_use.pop(made).close()  # as if the process that made it had ended
-    for stamp in (room.USED, room.COMPLETE):
+    for stamp in (eviction.USED, eviction.COMPLETE):
         os.utime(made / stamp, (used, used))
     return made
 
@@ -178,8 +179,8 @@ def test_the_entries_that_were_not_used_for_longest_go_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = [entry(tmp_path, f"{n}", used=1000 + n) for n in range(4)]
-    total = sum(each.bytes for each in room.entries(tmp_path))
-    room.make_room(tmp_path, total + 100, 1500)
+    total = sum(each.bytes for each in eviction.entries(tmp_path))
+    eviction.make_room(tmp_path, total + 100, 1500)
     assert [each.exists() for each in made] == [False, False, True, True]
     assert f"removed from the cache entry={made[0]}" in capsys.readouterr().err
 
@@ -192,17 +193,17 @@ def test_an_entry_in_use_stays_however_old_it_is(
     try:
         assert process.stdout.readline() == "True\n"
         used = tmp_path / "cache" / "models" / "key"
-        for stamp in (room.USED, room.COMPLETE):
+        for stamp in (eviction.USED, eviction.COMPLETE):
             os.utime(used / stamp, (1, 1))
         other = entry(tmp_path / "cache", "other", used=time.time())
-        room.make_room(tmp_path / "cache", 1)
+        eviction.make_room(tmp_path / "cache", 1)
         assert used.exists()
         assert not other.exists()
         assert "larger than runtime.cache_limit" in capsys.readouterr().err
     finally:
         process.kill()
         process.wait()
-    room.make_room(tmp_path / "cache", 1)
+    eviction.make_room(tmp_path / "cache", 1)
     assert not used.exists()
 
 
@@ -223,15 +224,15 @@ def test_a_download_makes_its_room_before_it_begins(tmp_path: Path) -> None:
     ("text", "count"), [(None, 0), ("200GB", 200 * 10**9), ("1.5KB", 1500), ("2TB", 2 * 10**12)]
 )
 def test_a_limit_is_read_as_the_spec_writes_it(text: str | None, count: int) -> None:
-    assert room.in_bytes(text) == count
+    assert eviction.in_bytes(text) == count
 
 
 def test_a_cache_that_cannot_be_made_is_named_by_its_key(
-    model: inputs.ModelInput, tmp_path: Path
+    model: model_source.ModelInput, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: may not be written") as raised:
-        inputs.fetch_model(model, tmp_path / "file" / "cache")
+        model_source.fetch_model(model, tmp_path / "file" / "cache")
     assert raised.value.exit_code == 12
 
 
@@ -248,13 +249,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_read_only_cache_serves_what_it_has_and_names_its_key_for_what_it_lacks(
-    model: inputs.ModelInput, disk: Path
+    model: model_source.ModelInput, disk: Path
 ) -> None:
-    whole = inputs.fetch_model(model, disk)
+    whole = model_source.fetch_model(model, disk)
     cache._in_use.pop(whole).close()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    assert inputs.fetch_model(model, disk) == whole
+    assert model_source.fetch_model(model, disk) == whole
     storage.write_bytes(storage.join(model.uri, "vocab.json"), b"{}")
-    more = inputs.ModelInput(uri=model.uri, files=storage.list_files(model.uri))
+    more = model_source.ModelInput(uri=model.uri, files=storage.list_files(model.uri))
     with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: may not be written"):
-        inputs.fetch_model(more, disk)
+        model_source.fetch_model(more, disk)

@@ -13,7 +13,7 @@ import pytest
 from job import storage
 from job.errors import InputError
 from job.local.lock import Holder
-from job.local.work import HELD, SILENT_SECONDS, WorkFolder
+from job.local.work_folder import HELD, SILENT_SECONDS, WorkFolder
 from tests.jobs import ROOT
 
 HOLD = """

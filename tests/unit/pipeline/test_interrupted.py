@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from job.errors import StorageError
-from job.kept import SECONDS, kept
-from job.train.checkpoints import MANIFEST, CheckpointStore
+from job.pipeline.interrupted import SECONDS, kept
+from job.train.checkpoint.storage import MANIFEST, CheckpointStore
 
 
 def store_with(directory: Path, *steps: int) -> CheckpointStore:

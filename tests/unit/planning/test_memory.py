@@ -14,19 +14,20 @@ from PIL import Image
 
 from benchmarks import memory as benchmarks
 from benchmarks.training import bound
-from job import families, memory
+from job import families
 from job.engines.device import Accelerator
 from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
 from job.families.ernie45_vl import Ernie45VL
-from job.families.low_rank import use_low_rank_layers
-from job.memory import OPTIMIZER, weight_bytes
+from job.families.lora.linear import use_low_rank_layers
+from job.planning import memory
+from job.planning.memory import OPTIMIZER, weight_bytes
 from job.prep.images import inspect
-from job.prep.records import Message, Part, Row
+from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from tests.jobs import ROOT
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 H200 = Accelerator(kind="cuda", name="NVIDIA H200", memory_bytes=140 * 2**30)
 CPU = Accelerator(kind="cpu", name="CPU", memory_bytes=2**34)
 MEASURED = json.loads((ROOT / "benchmarks/results/memory-28b-h200.json").read_text())

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from job import families, inputs, memory, plan, storage
+from job import families, planning, storage
 from job.engines import cpu
 from job.engines.device import Accelerator
 from job.errors import InputError, OutOfMemoryError, UsageError
+from job.families import model_source
 from job.families.base import RowSize
 from job.families.ernie45_vl import Ernie45VL
-from job.local import room
-from job.plan import facts, speed
-from job.plan.accelerators import ACCELERATORS
-from job.plan.fit import nearest_change
-from job.plan.sample import worst_batch
+from job.local import eviction
+from job.pipeline.stages import Stages
+from job.planning import facts, memory, speed
+from job.planning.accelerators import ACCELERATORS
+from job.planning.feasibility import nearest_change
+from job.planning.sample import worst_batch
 from job.spec.load import LoadedSpec, load_spec
 from job.spec.types import JobSpec, ModelSpec
-from job.stages import Stages
 from tests.jobs import ROOT, job
 
 ROW = RowSize(tokens=400, image_tokens=202, trained=150, patches=(800,))
@@ -64,7 +65,7 @@ def made(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> facts.Plan:
         "train.max_length=60",
         f"output.uri={tmp_path_factory.mktemp('output')}",
     )
-    return plan.make(plan.Order(loaded=spec, accelerator="mi300x"))
+    return planning.make(planning.Order(loaded=spec, accelerator="mi300x"))
 
 
 def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None:
@@ -78,12 +79,12 @@ def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None
 
 
 def test_a_plan_fits_a_terminal(made: facts.Plan) -> None:
-    assert max(map(len, plan.text(made).splitlines())) <= 100
+    assert max(map(len, planning.text(made).splitlines())) <= 100
 
 
 def test_the_json_form_keeps_its_keys(made: facts.Plan) -> None:
     """Keys are only ever added: whoever reads plans relies on these."""
-    found = json.loads(plan.as_json(made))
+    found = json.loads(planning.as_json(made))
     assert found["plan_version"] == 1
     assert {
         "name", "output", "settings", "data", "steps", "model", "memory", "disk", "pods", "time",
@@ -182,7 +183,7 @@ def test_the_vendor_s_memory_is_not_all_there_is() -> None:
 
 def test_an_unknown_accelerator_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        plan.make(plan.Order(loaded=loaded("latex"), accelerator="mi300"))
+        planning.make(planning.Order(loaded=loaded("latex"), accelerator="mi300"))
     assert "try mi300x" in str(caught.value)
 
 
@@ -263,10 +264,10 @@ def test_a_plan_for_a_cpu_that_nobody_measured_tells_no_time(
 ) -> None:
     """The architecture's name is one for a laptop and for a server of 64 cores."""
     monkeypatch.setattr(cpu, "model", lambda: "x86_64")
-    order = plan.Order(loaded=loaded("latex", "runtime.accelerator=cpu"))
+    order = planning.Order(loaded=loaded("latex", "runtime.accelerator=cpu"))
     for cores in (2, 64):
         monkeypatch.setattr(cpu, "cores", lambda cores=cores: cores)
-        made = plan.make(order)
+        made = planning.make(order)
         assert (made.time is not None) is (cores == 2)
     assert made.time_unknown == (
         "no measurement for this CPU of 64 cores (x86_64) with a model of this size"
@@ -306,10 +307,10 @@ def large_rows(path: Path, size: int) -> int:
     return len(lines) * (size // len(text))
 
 
-def of(path: Path, *more: str) -> plan.Order:
+def of(path: Path, *more: str) -> planning.Order:
     output = f"output.uri={path.parent / 'output'}"
     sets = (f"data.train.uri={path}", "data.eval=null", output, *more)
-    return plan.Order(loaded=loaded("im2latex", *sets), accelerator="mi300x")
+    return planning.Order(loaded=loaded("im2latex", *sets), accelerator="mi300x")
 
 
 def test_a_large_list_is_not_read_through(made: facts.Plan, tmp_path: Path) -> None:
@@ -318,22 +319,22 @@ def test_a_large_list_is_not_read_through(made: facts.Plan, tmp_path: Path) -> N
     rows = large_rows(train, 80 * 2**20)
     held_out.write_text(json.dumps({"image": "a.png", "text": "x"}) + "\n")
     before = read_by_this_process()
-    found = plan.make(of(train, f"data.eval={{uri: {held_out}}}"))
+    found = planning.make(of(train, f"data.eval={{uri: {held_out}}}"))
     assert read_by_this_process() - before < 40 * 2**20
     assert found.data.train_rows == pytest.approx(rows, rel=0.01)
     assert not found.data.exact
-    assert f"about {found.data.train_rows:,}" in plan.text(found)
+    assert f"about {found.data.train_rows:,}" in planning.text(found)
     assert set(found.stages.values()) == {"will run"}
 
 
 def test_weights_are_not_read_for_a_plan(made: facts.Plan, rows: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    shutil.copytree(inputs.MODELS / "ernie-vl-tiny", model)
+    shutil.copytree(model_source.MODELS / "ernie-vl-tiny", model)
     with (model / "model.safetensors").open("ab") as weights:
         weights.truncate(200 * 2**20)
     order = of(rows, f"model.model_name_or_path={model}", f"output.uri={tmp_path}/output")
     before = read_by_this_process()
-    plan.make(order)
+    planning.make(order)
     assert read_by_this_process() - before < 40 * 2**20
 
 
@@ -347,10 +348,10 @@ def test_a_stage_that_was_made_is_compared_with_what_it_would_be(
     (output.directory("prep") / "file").write_text("made")
     output.publish("prep", fingerprint, "2026-01-01T00:00:00Z", 1.0, {"rows": {}})
     output.release()
-    stages = plan.make(order).stages
+    stages = planning.make(order).stages
     assert stages["prep"].startswith("complete since 2026-01-01")
     assert stages["train"] == "will run"
-    other = plan.make(of(rows, f"output.uri={tmp_path}", "data.instruction=Another"))
+    other = planning.make(of(rows, f"output.uri={tmp_path}", "data.instruction=Another"))
     assert other.stages["prep"] == "will run"
 
 
@@ -358,18 +359,18 @@ def test_a_stage_that_was_made_is_compared_with_what_it_would_be(
 
 
 def test_rows_that_are_counted_are_those_before_leakage_and_refusals(rows: Path) -> None:
-    made = plan.make(of(rows, f"data.eval={{uri: {rows}}}"))
+    made = planning.make(of(rows, f"data.eval={{uri: {rows}}}"))
     assert made.data.exact
-    assert "20 before leakage and refusals" in plan.text(made)
-    assert "20 before refusals, of which" in plan.text(made)
+    assert "20 before leakage and refusals" in planning.text(made)
+    assert "20 before refusals, of which" in planning.text(made)
 
 
 def test_rows_that_are_all_too_long_are_told_before_training_refuses_them(rows: Path) -> None:
-    made = plan.make(of(rows, "train.max_length=16"))
+    made = planning.make(of(rows, "train.max_length=16"))
     assert made.data.too_long == 19
     assert made.data.warning is not None
-    assert "training will refuse them" in " ".join(plan.text(made).split())
-    assert plan.make(of(rows, "train.max_length=60")).data.warning is None
+    assert "training will refuse them" in " ".join(planning.text(made).split())
+    assert planning.make(of(rows, "train.max_length=60")).data.warning is None
 
 
 def test_missing_data_is_told_with_all_that_is_known_without_it(tmp_path: Path) -> None:
@@ -397,9 +398,9 @@ def test_no_weights_are_fetched_for_a_plan(tmp_path: Path) -> None:
         storage.write_bytes(storage.join(uri, name), b"{}")
     spec = replace(loaded("latex").spec.model, model_name_or_path=uri)
     assert isinstance(spec, ModelSpec)
-    directory = inputs.fetch_headers(inputs.find_model(spec), tmp_path)
+    directory = model_source.fetch_headers(model_source.find_model(spec), tmp_path)
     found = {path.name for path in directory.iterdir()}
-    assert found == {"config.json", "tokenizer.json", room.COMPLETE, room.USED}
+    assert found == {"config.json", "tokenizer.json", eviction.COMPLETE, eviction.USED}
 
 
 def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(
@@ -411,7 +412,7 @@ def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     text = Path("specs/latex.yaml").read_text(encoding="utf-8")
     overrides = ("output.uri=s3://somebody-elses/bucket", "data.train.limit=8")
-    made = plan.make(plan.Order(loaded=load_spec(text, "latex.yaml", overrides, {})))
+    made = planning.make(planning.Order(loaded=load_spec(text, "latex.yaml", overrides, {})))
     assert made.memory is not None
     assert made.data.train_rows
     assert "access is denied" in (made.stages_unknown or "")

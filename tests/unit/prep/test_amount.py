@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from job.prep import find, sources
+from job.prep import discovery, sources
 from job.prep.readers import amount, tables
 from job.spec.types import SourceSpec
-from tests.unit.test_prep import data_spec
+from tests.unit.prep.test_prep import data_spec
 
 ROWS = 6000
 
@@ -63,9 +63,9 @@ FORMATS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def source(uri: Path, limit: int | None = None) -> tuple[find.StagedSource, SourceSpec]:
+def source(uri: Path, limit: int | None = None) -> tuple[discovery.StagedSource, SourceSpec]:
     [spec] = data_spec(uri).train
-    return find.stage_source(spec, "$.data.train"), replace(spec, limit=limit)
+    return discovery.stage_source(spec, "$.data.train"), replace(spec, limit=limit)
 
 
 @pytest.fixture

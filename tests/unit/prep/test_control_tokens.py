@@ -13,17 +13,17 @@ from job import families
 from job.errors import SpecError
 from job.evaluation.latex import normalize
 from job.families.chat import Control
-from job.prep import control
-from job.prep.find import stage_source
+from job.prep import control_tokens
+from job.prep.discovery import stage_source
 from job.prep.prepare import TooManyBadRows, prepare
 from job.spec.load import load_spec
 from tests.models import BUILDERS
 from tests.published import train_sentencepiece
-from tests.unit.test_prep import data_spec, folder, pair, rejects, write_jsonl
+from tests.unit.prep.test_prep import data_spec, folder, pair, rejects, write_jsonl
 
 __all__ = ["folder"]  # the fixture
 
-TINY = Path("job/builtin/ernie-vl-tiny")
+TINY = Path("job/families/builtin/ernie-vl-tiny")
 TOKENS = ("<unk>", "<|im_end|>")
 SPEC = load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
 
@@ -92,7 +92,7 @@ def test_the_tokens_of_the_files_are_those_of_the_loaded_tokenizer(
 ) -> None:
     MODELS[name](tmp_path)
     if name == "published":
-        from job.families.ernie45_vl.original import tokenizer
+        from job.families.ernie45_vl.published_format import tokenizer
 
         config = json.loads((tmp_path / "tokenizer_config.json").read_text())
         loaded = tokenizer.read("published", tmp_path, config)
@@ -100,7 +100,7 @@ def test_the_tokens_of_the_files_are_those_of_the_loaded_tokenizer(
         checkpoint = families.read_checkpoint(name, tmp_path)
         loaded = families.bind(checkpoint, SPEC.model, SPEC.data).processor.tokenizer
     found = families.control_tokens(name, tmp_path, SPEC.model)
-    assert control.pattern(found) == Control.of(loaded).anywhere
+    assert control_tokens.pattern(found) == Control.of(loaded).anywhere
 
 
 def test_prep_with_a_models_tokens_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from job.errors import DataError, SpecError
-from job.evaluation.answers import FORMS
-from job.prep.contact import contact_sheet
-from job.prep.find import stage_source
+from job.evaluation.answer_kinds import FORMS
+from job.prep.contact_sheet import contact_sheet
+from job.prep.discovery import stage_source
 from job.prep.prepare import PreparedData, prepare
-from job.spec.answers import Answer
+from job.spec.answer_kinds import Answer
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
 

@@ -14,11 +14,11 @@ from job import families
 from job.errors import DataError
 from job.prep.images import ImageRefused, decode, inspect
 from job.spec.load import load_spec
-from tests.unit.test_prep import data_spec, folder, pair, png, rejects, run, write_jsonl
+from tests.unit.prep.test_prep import data_spec, folder, pair, png, rejects, run, write_jsonl
 
 __all__ = ["folder"]  # the fixture
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:

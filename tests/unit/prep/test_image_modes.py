@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 from PIL import Image, ImageCms
 
-from job.export.serving import openai
+from job.export.vllm_proof import openai
 from job.prep.colors import to_rgb
 from job.prep.images import ImageRefused, decode, inspect
-from job.prep.records import Message, Part
+from job.prep.rows import Message, Part
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (8, 1))  # (8, 256): from black to white
 WIDE = RAMP.astype(np.uint16)

@@ -16,10 +16,10 @@ import pytest
 from job import log
 from job.errors import DataError, InputError
 from job.prep import readers
-from job.prep.find import stage_source
-from job.prep.records import Reject, Row
-from tests.unit.test_prep import data_spec, pair, png, run, write_jsonl
-from tests.unit.test_rows_kept import folder, read
+from job.prep.discovery import stage_source
+from job.prep.rows import Reject, Row
+from tests.unit.prep.test_prep import data_spec, pair, png, run, write_jsonl
+from tests.unit.prep.test_rows_kept import folder, read
 
 __all__ = ["folder"]  # the fixture
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from job import pipeline
 from job.errors import DataError
 from job.evaluation.latex import normalize
-from job.manifest import digest_tree
+from job.pipeline import runner
 from job.prep import mixture
-from job.prep.find import stage_source
+from job.prep.discovery import stage_source
 from job.prep.prepare import PreparedData, prepare
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
-from tests.unit.test_prep import data_spec, png, write_jsonl
+from job.storage.digests import digest_tree
+from tests.unit.prep.test_prep import data_spec, png, write_jsonl
 
 SIZES = {"a": 40, "b": 10}
 
@@ -159,11 +159,11 @@ data:
 output: {{uri: "{tmp_path}/out"}}
 runtime: {{cache_dir: "{tmp_path}/cache"}}
 """
-    record = pipeline.run(load_spec(text, "spec", environ={}), "prep")
+    record = runner.run(load_spec(text, "spec", environ={}), "prep")
     assert list(record.inputs) == ["model", "train[0]", "train[1]"]
     assert record.rows["train"] % 2 == 0
     write_jsonl(folder, [{"image": "b1.png", "text": "b_0"}] * 4, "b.jsonl")
-    again = pipeline.run(load_spec(text, "spec", environ={}), "prep")
+    again = runner.run(load_spec(text, "spec", environ={}), "prep")
     assert again.rows["train"] < record.rows["train"], "it was made again"
 
 

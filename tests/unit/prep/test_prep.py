@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from job.errors import DataError
 from job.evaluation.latex import normalize
-from job.prep.find import stage_source
+from job.prep.discovery import stage_source
 from job.prep.images import ImageRefused, decode, inspect
 from job.prep.prepare import PreparedData, TooManyBadRows, prepare
 from job.prep.shards import Split

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from job import pipeline
 from job.errors import InputError
-from job.manifest import digest_tree
+from job.pipeline import runner
 from job.prep import cache
 from job.spec.load import load_spec
+from job.storage.digests import digest_tree
 from tests.jobs import ROOT
-from tests.unit.test_prep import pair, png, write_jsonl
+from tests.unit.prep.test_prep import pair, png, write_jsonl
 
 SPEC = """
 version: 1
@@ -37,7 +37,7 @@ def rows(tmp_path: Path) -> Path:
 
 def prep(rows: Path, place: Path, output: str) -> dict[str, int]:
     text = SPEC.format(rows=rows, place=place, output=output)
-    return pipeline.run(load_spec(text, "spec", environ={}), "prep").rows
+    return runner.run(load_spec(text, "spec", environ={}), "prep").rows
 
 
 def test_another_output_gets_the_same_bytes_without_preparing_again(
@@ -178,7 +178,7 @@ def test_a_cache_that_may_not_be_written_costs_the_cache_alone(rows: Path, tmp_p
     (tmp_path / "cache").touch()  # where no folder can be made, not even by root
     text = SPEC.format(rows=rows, place=tmp_path, output="a")
     more = [f"runtime.workdir={tmp_path}/work"]
-    done = pipeline.run(load_spec(text, "spec", more, environ={}), "prep")
+    done = runner.run(load_spec(text, "spec", more, environ={}), "prep")
     assert done.status == "succeeded"
     with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: may not be written"):
         prep(rows, tmp_path, "b")

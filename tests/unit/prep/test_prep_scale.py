@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from job.errors import DataError
 from job.evaluation.latex import normalize
-from job.manifest import digest_tree
-from job.prep import work
-from job.prep.alike import look, near
-from job.prep.find import stage_source
+from job.prep import chunks
+from job.prep.dedup import look, near
+from job.prep.discovery import stage_source
 from job.prep.prepare import PreparedData, prepare
 from job.spec.types import DataSpec
+from job.storage.digests import digest_tree
 from tests.jobs import ROOT
-from tests.unit.test_prep import data_spec, pair, png, run, write_jsonl
+from tests.unit.prep.test_prep import data_spec, pair, png, run, write_jsonl
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "images").mkdir(parents=True)
     for n in range(100):
         (folder / "images" / f"{n}.png").write_bytes(png(40 + n))
-    monkeypatch.setattr(work, "ROWS", 16)
+    monkeypatch.setattr(chunks, "ROWS", 16)
     return write_jsonl(folder, [*[pair(n) for n in range(100)], pair(900), pair(7)])
 
 
@@ -52,9 +52,9 @@ def test_any_number_of_processes_leaves_the_same_bytes(rows: Path, tmp_path: Pat
 
 
 def test_a_chunk_ends_by_its_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "BYTES", 100)
-    every = (work.Record(id=str(n), base="", line=b"x" * 40) for n in range(7))
-    assert [len(chunk) for chunk in work.chunks(every)] == [3, 3, 1]
+    monkeypatch.setattr(chunks, "BYTES", 100)
+    every = (chunks.Record(id=str(n), base="", line=b"x" * 40) for n in range(7))
+    assert [len(chunk) for chunk in chunks.chunks(every)] == [3, 3, 1]
 
 
 SLOW = """
@@ -89,13 +89,13 @@ def test_a_killed_prep_goes_on_and_leaves_the_bytes_of_one_that_was_not(
     done = [path.stat().st_mtime_ns for path in sorted(partial.glob("train-0000[0-3].arrow"))]
     assert len(done) == 4
     made_again: list[int] = []
-    convert = work.convert
+    convert = chunks.convert
 
-    def noted(task: work.Task, number: int, records: list[work.Record]) -> None:
+    def noted(task: chunks.Task, number: int, records: list[chunks.Record]) -> None:
         made_again.append(number)
         convert(task, number, records)
 
-    monkeypatch.setattr(work, "convert", noted)
+    monkeypatch.setattr(chunks, "convert", noted)
     spec = data_spec(rows, eval_fraction=0.3, max_bad_rows=1, num_proc=1)
     data = run(spec, place)
     assert made_again == [4, 5, 6]

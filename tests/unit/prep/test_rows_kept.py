@@ -11,17 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from job import log, pipeline
+from job import log
+from job.cli.infer import Asked, infer
 from job.errors import DataError, UsageError
-from job.infer import Asked, infer
-from job.prep import pictures, sources
+from job.pipeline import runner
+from job.prep import image_identity, sources
 from job.prep.convert import to_results
-from job.prep.find import stage_source
-from job.prep.mapping import find_reading
-from job.prep.records import Reject, Row
+from job.prep.discovery import stage_source
+from job.prep.rows import Reject, Row
+from job.prep.source_check import find_reading
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
-from tests.unit.test_prep import data_spec, pair, png, rejects, run, write_jsonl
+from tests.unit.prep.test_prep import data_spec, pair, png, rejects, run, write_jsonl
 
 
 @pytest.fixture
@@ -87,9 +88,9 @@ def test_a_changed_image_counts_where_only_late_rows_of_a_table_name_one(folder:
     rows: list[dict[str, Any]] = [asks("1?", images=None)] * 40
     pq.write_table(pa.Table.from_pylist([*rows, asks("2?", images=[A])]), folder / "a.parquet")
     spec = data_spec(folder / "a.parquet").train[0]
-    before = pictures.digest(stage_source(spec, "x"), spec)
+    before = image_identity.digest(stage_source(spec, "x"), spec)
     (folder / A).write_bytes(png(199))
-    assert pictures.digest(stage_source(spec, "x"), spec) != before
+    assert image_identity.digest(stage_source(spec, "x"), spec) != before
 
 
 @pytest.mark.parametrize("images", [{}, {"images": []}, {"images": None}, {"images": [None]}])
@@ -246,7 +247,7 @@ data: {{train: {{uri: "{path}"}}, eval_fraction: 0.3}}
 output: {{uri: "{tmp_path}/out"}}
 runtime: {{cache_dir: "{tmp_path}/cache"}}
 """
-    return pipeline.run(load_spec(text, "spec", overrides=settings, environ={}), "prep").rows
+    return runner.run(load_spec(text, "spec", overrides=settings, environ={}), "prep").rows
 
 
 def test_a_model_that_reads_images_does_not_train_on_rows_without_any(

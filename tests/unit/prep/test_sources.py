@@ -20,12 +20,12 @@ import pytest
 
 from job import storage
 from job.errors import DataError, InputError
-from job.prep import pictures, readers, sources
-from job.prep.find import stage_source
+from job.prep import image_identity, readers, sources
+from job.prep.discovery import stage_source
 from job.prep.readers import tars
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.spec.types import DataSpec
-from tests.unit.test_prep import data_spec, png, rejects, run, with_source, write_jsonl
+from tests.unit.prep.test_prep import data_spec, png, rejects, run, with_source, write_jsonl
 
 COUNT = 12
 
@@ -245,9 +245,9 @@ def test_images_can_lie_in_another_folder_than_their_list(
     assert rows_of(spec, tmp_path)[text_of(3)].images[0].data == picture(3)
     assert len(rows_of(spec, tmp_path)) == COUNT, "one of them is named in full"
     source = stage_source(spec.train[0], "x")
-    before = pictures.digest(source, spec.train[0])
+    before = image_identity.digest(source, spec.train[0])
     storage.write_bytes(f"{images}/{COUNT - 1}.png", png(99))
-    assert pictures.digest(source, spec.train[0]) != before
+    assert image_identity.digest(source, spec.train[0]) != before
 
 
 def test_images_named_in_full_are_read_in_the_folder_of_their_list_alone(
@@ -570,7 +570,7 @@ def test_a_table_that_holds_its_pictures_is_not_read_through_for_their_names(
     for name, expected in (("a", range(1, 65)), ("b", range(400, 500))):
         spec = data_spec(tmp_path / f"{name}.parquet").train[0]
         given.clear()
-        pictures.digest(stage_source(spec, "x"), spec)
+        image_identity.digest(stage_source(spec, "x"), spec)
         assert len(given) in expected
 
 
@@ -609,8 +609,8 @@ def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pic
     for root in (str(folder), f"memory://{tmp_path}"):
         spec = replace(data_spec(Path("x")).train[0], uri=f"{root}/rows.jsonl")
         source = stage_source(spec, "x")
-        lists, before = source.digest, pictures.digest(source, spec)
-        assert pictures.digest(source, spec) == before
+        lists, before = source.digest, image_identity.digest(source, spec)
+        assert image_identity.digest(source, spec) == before
         storage.write_bytes(f"{root}/images/5.png", png(99))
         assert stage_source(spec, "x").digest == lists
-        assert pictures.digest(source, spec) != before
+        assert image_identity.digest(source, spec) != before

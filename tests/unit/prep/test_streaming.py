@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from job.errors import DataError
-from job.prep import work
-from job.prep.find import stage_source
+from job.prep import chunks
+from job.prep.discovery import stage_source
 from job.prep.prepare import PreparedData
-from job.prep.records import Row
+from job.prep.rows import Row
 from job.prep.shards import Rows
 from job.prep.streaming import Pictures, StreamedRows
 from job.spec.types import DataSpec
-from job.train.ahead import Ahead, Fetcher
-from job.train.order import SharedBatches, Windows
-from tests.unit.test_prep import data_spec, pair, png, run, with_source, write_jsonl
-from tests.unit.test_sources import KINDS, folder, kept_as, picture, plain, text_of
+from job.train.prefetch import Ahead, Fetcher
+from job.train.sampler import SharedBatches, Windows
+from tests.unit.prep.test_prep import data_spec, pair, png, run, with_source, write_jsonl
+from tests.unit.prep.test_sources import KINDS, folder, kept_as, picture, plain, text_of
 
 __all__ = ["folder"]
 SMALL = 3  # records of a chunk
@@ -28,7 +28,7 @@ SMALL = 3  # records of a chunk
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "ROWS", SMALL)
+    monkeypatch.setattr(chunks, "ROWS", SMALL)
 
 
 def streamed(spec: DataSpec, place: Path) -> tuple[PreparedData, StreamedRows]:
@@ -77,7 +77,7 @@ def test_prep_keeps_all_but_the_bytes_of_the_pictures(folder: Path, tmp_path: Pa
     every = b"".join(path.read_bytes() for path in data.directory.glob("train-*"))
     assert b"PNG" not in every
     assert (data.directory / "contact_sheet.png").stat().st_size > 1000
-    assert not (data.directory / work.SAMPLE).exists()
+    assert not (data.directory / chunks.SAMPLE).exists()
     name = "stats.json"
     assert (data.directory / name).read_text() == (kept.directory / name).read_text()
 

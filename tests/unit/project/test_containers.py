@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from job import __version__
-from job.manifests import values
-from job.manifests.platforms import PLATFORMS
+from job.kubernetes import constants
+from job.kubernetes.platforms import PLATFORMS
 from tests.jobs import ROOT, make, tool
 
 CONTAINERS = ROOT / "containers"
@@ -71,7 +71,7 @@ def test_all_images_have_one_base() -> None:
 @each_file
 def test_make_names_the_image_that_the_manifests_ask_for(path: Path) -> None:
     done = make("-n", "image", f"ACCELERATOR={path.stem}", "ENGINE=podman", "REGISTRY=r.io")
-    assert f"-t {values.image('r.io', path.stem)} " in done.out
+    assert f"-t {constants.image('r.io', path.stem)} " in done.out
     assert done.out.rstrip().endswith(" .")
 
 
@@ -102,10 +102,10 @@ def test_the_documents_name_the_images_of_this_version() -> None:
 @each_file
 def test_the_image_is_what_the_manifests_take_it_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert f"USER {values.UID}:{values.UID}\n" in text
-    assert f"JOB_UID={values.UID} containers/setup.sh runtime" in text
-    assert f'VOLUME ["{values.CACHE}"]' in text
-    assert f"HOME={values.CACHE} " in text
+    assert f"USER {constants.UID}:{constants.UID}\n" in text
+    assert f"JOB_UID={constants.UID} containers/setup.sh runtime" in text
+    assert f'VOLUME ["{constants.CACHE}"]' in text
+    assert f"HOME={constants.CACHE} " in text
     assert 'ENTRYPOINT ["/opt/venv/bin/python", "-m", "job"]' in text
 
 
@@ -116,7 +116,7 @@ def test_every_cache_is_on_the_volume(path: Path) -> None:
     )
     assert len(names) >= 6
     for name, place in names:
-        assert place.startswith(values.CACHE), name
+        assert place.startswith(constants.CACHE), name
 
 
 @each_file

@@ -14,11 +14,12 @@ import pytest
 import typer
 import yaml
 
-from job import errors, help
-from job.cli import app
+from job import errors
+from job.cli import help
+from job.cli.app import app
 from job.families import FAMILIES
-from job.plan.accelerators import ACCELERATORS
-from job.plan.facts import Plan
+from job.planning.accelerators import ACCELERATORS
+from job.planning.facts import Plan
 from job.spec import keys
 from job.spec.load import load_spec
 from tests.jobs import ROOT

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from job import plan
+from job import planning
 from job.spec import keys
 from job.spec.load import LoadedSpec, load_spec
 from tests.jobs import ROOT
@@ -54,10 +54,10 @@ def leaves() -> list[tuple[str, keys.Schema]]:
     ids=lambda p: p.stem,
 )
 def test_an_example_can_be_planned(path: Path, tmp_path: Path) -> None:
-    order = plan.Order(
+    order = planning.Order(
         loaded=load(path, f"output.uri={tmp_path}", "data.train.limit=8"), accelerator="mi300x"
     )
-    made = plan.make(order)
+    made = planning.make(order)
     assert made.memory is not None
     assert [fit.fits for fit in made.memory.fits] == [True]
     assert made.data.tokens_a_row

@@ -1,42 +1,33 @@
-"""Imports point downward only, and the light commands load nothing heavy."""
+"""Imports point downward only, each room says what it imports, and light commands stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-JOB = Path(__file__).parents[2] / "job"
+JOB = Path(__file__).parents[3] / "job"
 
-# From the bottom up; a module may import what stands in an earlier row, or in its own package.
+LOOSE = {"__init__", "__main__", "errors", "log", "signals", "redaction"}
+"""What stands outside the rooms; everything may import it."""
+
+# From the bottom up; a room may import those in earlier rows.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("redaction", "errors", "log", "signals", "background"),
-    ("place",),
-    ("peers",),
-    ("spec",),
-    ("storage",),
-    ("holder", "nesting"),
-    ("manifest", "provenance", "sbom", "lease", "telemetry"),
-    ("writer",),
-    ("local", "early", "unfinished"),
-    ("inputs",),
+    ("spec", "storage", "distributed"),
+    ("telemetry", "local"),
+    ("artifacts",),
     ("prep",),
     ("families",),
-    ("sizes",),
     ("engines",),
-    ("memory",),
-    ("needs",),
     ("train", "evaluation", "export"),
-    ("outputs", "kept", "given"),
-    ("stages",),
-    ("pipeline", "follower"),
-    ("launch", "plan", "infer", "doctor", "fetch", "verify", "clean", "ask", "manifests"),
-    ("help", "completion", "farewell"),
+    ("pipeline",),
+    ("planning",),
+    ("kubernetes", "doctor"),
     ("cli",),
-    ("__main__",),
 )
-RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -52,25 +43,42 @@ def imports_of(path: Path) -> set[str]:
     return {name.split(".")[1] for name in found} - {"__version__"}
 
 
-def files() -> list[Path]:
-    return sorted(path for path in JOB.rglob("*.py") if path != JOB / "__init__.py")
+def rooms_of(room: str) -> set[str]:
+    """The other rooms that files of a room import."""
+    found = set().union(*(imports_of(path) for path in (JOB / room).rglob("*.py")))
+    return found - LOOSE - {room}
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(JOB).parts[0].removesuffix(".py")
+def stated(room: str) -> set[str]:
+    """The rooms that a room's own docstring says it imports."""
+    text = ast.get_docstring(ast.parse((JOB / room / "__init__.py").read_text(encoding="utf-8")))
+    found = re.search(r"Imports: ([a-z, \n]+)\.", text or "")
+    assert found is not None, f"job/{room}/__init__.py has no `Imports: …` line"
+    names = " ".join(found[1].split())
+    return set() if names == "no other room" else set(names.split(", "))
 
 
-def test_every_part_has_its_layer() -> None:
-    assert {part_of(path) for path in files()} == set(RANK)
+def test_the_top_of_the_package_is_rooms_and_a_few_loose_modules() -> None:
+    there = {path.stem for path in JOB.glob("*.py")}
+    there |= {path.parent.name for path in JOB.glob("*/__init__.py")}
+    assert there == LOOSE | set(RANK)
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(JOB)))
-def test_imports_point_downward(path: Path) -> None:
-    own = part_of(path)
-    allowed = {part for part, rank in RANK.items() if rank < RANK[own]} | {own}
-    if RANK[own] == 0:
-        allowed |= set(LAYERS[0])
-    assert imports_of(path) <= allowed
+@pytest.mark.parametrize("room", RANK)
+def test_a_room_imports_what_it_says_and_only_from_below(room: str) -> None:
+    assert rooms_of(room) == stated(room)
+    assert stated(room) <= {below for below, rank in RANK.items() if rank < RANK[room]}
+
+
+@pytest.mark.parametrize("name", sorted(LOOSE - {"__init__", "__main__"}))
+def test_loose_modules_import_no_room(name: str) -> None:
+    paths = [JOB / f"{name}.py"] if (JOB / f"{name}.py").exists() else (JOB / name).rglob("*.py")
+    assert set().union(*map(imports_of, paths)) <= LOOSE
+
+
+def test_no_file_name_stands_for_three_things() -> None:
+    names = [path.name for path in JOB.rglob("*.py") if path.name != "__init__.py"]
+    assert {name for name in names if names.count(name) > 2} == set()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
 import sys
 sys.argv = ["job", *{arguments!r}]
 try:
-    from job.cli import main
+    from job.cli.app import main
     main()
 except SystemExit as stop:
     assert not stop.code, stop.code

@@ -12,7 +12,7 @@ from job.spec.load import LoadedSpec, dump_resolved, load_spec
 from job.spec.parse import decode, parse
 from tests.jobs import ROOT
 
-SPECS = sorted((Path(__file__).parents[2] / "specs").glob("*.y*ml"))
+SPECS = sorted((Path(__file__).parents[3] / "specs").glob("*.y*ml"))
 each_spec = pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 
 

@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from job.spec import keys
-from job.spec.names import SECTIONS
+from job.spec.foreign_names import SECTIONS
 from job.spec.resolve import fill
 from job.spec.types import JobSpec
 from job.spec.validate import schema_text

@@ -9,8 +9,8 @@ import yaml
 
 from job.errors import SpecError
 from job.spec import keys
+from job.spec.foreign_names import WORDS_FILE, Word, instead_of, typo, word, words
 from job.spec.load import load_spec
-from job.spec.names import WORDS_FILE, Word, instead_of, typo, word, words
 from job.spec.validate import _VALUES
 
 BASE: dict[str, Any] = {

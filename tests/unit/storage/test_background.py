@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from job.background import Background
+from job.storage.background import Background
 
 WAIT = 10.0  # seconds; only a defect waits as long
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from job.engines.step import StepTrainer
-from job.engines.waiting import Waiting
-from job.train.order import SharedBatches, shuffled
+from job.engines.data_timer import Waiting
+from job.engines.trainer import StepTrainer
+from job.train.sampler import SharedBatches, shuffled
 
 ROWS = 16
 

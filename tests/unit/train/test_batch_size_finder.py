@@ -9,8 +9,8 @@ from job.engines.device import Accelerator
 from job.families.base import COUNTED, TOKENS
 from job.spec.load import load_spec
 from job.spec.types import TrainSpec
-from job.train import fitting
-from job.train.fitting import Division, find, fitted_to_memory
+from job.train import batch_size_finder
+from job.train.batch_size_finder import Division, find, fitted_to_memory
 from tests.jobs import ROOT
 
 
@@ -62,8 +62,8 @@ def test_a_step_fits_where_both_its_tokens_and_its_pictures_do(
     def fits(_model: Any, make: Any, _engine: Any, division: Division) -> bool:
         return sorted(make()["rows"]) != too_large
 
-    monkeypatch.setattr(fitting, "fits", fits)
-    monkeypatch.setattr(fitting, "to_device", lambda batch, _: batch)
+    monkeypatch.setattr(batch_size_finder, "fits", fits)
+    monkeypatch.setattr(batch_size_finder, "to_device", lambda batch, _: batch)
     sets = ["train.fit=on", "train.per_device_train_batch_size=2"]
     text = (ROOT / "specs" / "latex.yaml").read_text()
     spec = load_spec(text, "latex.yaml", sets, environ={}).spec
@@ -88,8 +88,8 @@ def test_blocks_are_compiled_no_more_where_activations_have_to_be_computed_again
     def fits(_model: Any, _make: Any, _engine: Any, division: Division) -> bool:
         return division.gradient_checkpointing
 
-    monkeypatch.setattr(fitting, "fits", fits)
-    monkeypatch.setattr(fitting, "release_blocks", released.append)
+    monkeypatch.setattr(batch_size_finder, "fits", fits)
+    monkeypatch.setattr(batch_size_finder, "release_blocks", released.append)
     sets = ["train.fit=on", "train.torch_compile=true", "train.gradient_checkpointing=false"]
     text = (ROOT / "specs" / "latex.yaml").read_text()
     spec = load_spec(text, "latex.yaml", sets, environ={}).spec

@@ -13,13 +13,13 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from job.engines.step import StepTrainer
-from job.engines.waiting import Waiting
+from job.engines.data_timer import Waiting
+from job.engines.trainer import StepTrainer
 from job.families.base import COUNTED, TOKENS
-from job.train import state_files
-from job.train.contents import problem
-from job.train.order import SharedBatches, shuffled
-from job.train.resumable import resumable
+from job.train.checkpoint import state_files
+from job.train.checkpoint.contents import problem
+from job.train.checkpoint.safetensors_trainer import resumable
+from job.train.sampler import SharedBatches, shuffled
 
 ROWS = 16
 AN_EPOCH = 4

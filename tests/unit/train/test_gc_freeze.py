@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from job.train.collector import spared
+from job.train.gc_freeze import spared
 
 
 def _stopped(counts: list[int]) -> None:

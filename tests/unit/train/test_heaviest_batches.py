@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from job.engines.waiting import Waiting
+from job.engines.data_timer import Waiting
 from job.families.base import COUNTED, TOKENS
-from job.train import heaviest as module
-from job.train.heaviest import heaviest, planned
-from job.train.order import SPARE, SharedBatches, Windows, shuffled
-from tests.unit.short_training import ROWS, short_training
+from job.train import heaviest_batches as module
+from job.train.heaviest_batches import heaviest, planned
+from job.train.sampler import SPARE, SharedBatches, Windows, shuffled
+from tests.unit.train.short_training import ROWS, short_training
 
 
 class Noted:

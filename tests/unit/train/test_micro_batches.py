@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.train.order import SPARE, SharedBatches, shuffled
-from job.train.passes import Cut, alike, balanced, in_order
+from job.train.micro_batches import Cut, alike, balanced, in_order
+from job.train.sampler import SPARE, SharedBatches, shuffled
 
 Grouped = Callable[[int, list[int]], Cut]
 

@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from job.train.order import SPARE, SharedBatches, Windows, shuffled
+from job.train.sampler import SPARE, SharedBatches, Windows, shuffled
 
 
 def steps(rows: int, width: int, passes: int, processes: int, epoch: int = 0) -> list[list[int]]:

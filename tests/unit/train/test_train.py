@@ -16,18 +16,18 @@ from job.errors import DataError, InputError, SpecError
 from job.families.base import IGNORED, Encoded
 from job.prep import formulas
 from job.prep.images import inspect
-from job.prep.records import Message, Part, Row
+from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train import dataset
-from job.train.checkpoints import MANIFEST, CheckpointStore
+from job.train.checkpoint.storage import MANIFEST, CheckpointStore
 from job.train.dataset import Collator, fit, label_proof, truncate
 from job.train.lengths import lengths
 from job.train.schedule import Schedule
-from job.train.setup import training_arguments
-from job.train.trainer import _prove_labels
+from job.train.train import _prove_labels
+from job.train.trainer_setup import training_arguments
 
-TINY = Path(families.__file__).parent.parent / "builtin" / "ernie-vl-tiny"
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 GPU = Accelerator(kind="cuda", name="test", memory_bytes=2**30)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from job.given import COMPUTING_KEYS, LENGTH_KEYS, UNTRAINED_KEYS, Given
+from job.pipeline.fingerprints import COMPUTING_KEYS, LENGTH_KEYS, UNTRAINED_KEYS, Given
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, TrainSpec
 from job.train.identity import Identity, changes

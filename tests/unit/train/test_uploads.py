@@ -11,10 +11,10 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from job import signals, storage
 from job.errors import StorageError, UsageError
-from job.train import state_files
-from job.train.callbacks.store import StoreCallback
-from job.train.checkpoints import MANIFEST, CheckpointStore
-from job.train.uploads import BackgroundUploads
+from job.train.callbacks.checkpoint import StoreCallback
+from job.train.checkpoint import state_files
+from job.train.checkpoint.storage import MANIFEST, CheckpointStore
+from job.train.checkpoint.uploads import BackgroundUploads
 
 WAIT = 10.0  # seconds; only a defect waits as long
 

@@ -7,10 +7,10 @@ import torch
 
 from job.families.base import IGNORED, Batch, Encoded
 from job.families.ernie45_vl.collate import patch_places
+from job.families.ernie45_vl.image_processing import Grid, patches, scale
+from job.families.ernie45_vl.mrope import rope_positions
 from job.families.ernie45_vl.packed.experts import Modalities
-from job.families.ernie45_vl.packed.segments import Segments
-from job.families.ernie45_vl.pixels import Grid, patches, scale
-from job.families.ernie45_vl.positions import rope_positions
+from job.families.ernie45_vl.packed.varlen_attention import Segments
 from job.prep.images import decode
 
 if TYPE_CHECKING:

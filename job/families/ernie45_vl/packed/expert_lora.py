@@ -10,8 +10,8 @@ import torch
 from peft.tuners.lora import ParamWrapper
 from torch.nn.functional import pad
 
-from job.families.adapters import alone
 from job.families.base import SORTED_EXPERTS
+from job.families.lora.peft_layers import alone
 
 RANKS = 8
 """A grouped product takes rows of whole 16 bytes: eight numbers in bf16."""

@@ -12,10 +12,10 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.integrations.moe import _grouped_mm as grouped_mm  # with a way for every dtype
 
 from job.families.base import SORTED_EXPERTS
-from job.families.ernie45_vl.packed.expert_adapters import Adapters, adapters_of
+from job.families.ernie45_vl.packed.expert_lora import Adapters, adapters_of
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
-from job.families.ernie45_vl.packed.gated import gated
-from job.families.ernie45_vl.packed.routing import route
+from job.families.ernie45_vl.packed.router import route
+from job.families.ernie45_vl.packed.swiglu import gated
 
 
 class Modalities(NamedTuple):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from job.families.low_rank import side_by_side
+from job.families.lora.linear import side_by_side
 
 
 def feed_forward(mlp: Any, hidden: torch.Tensor) -> torch.Tensor:

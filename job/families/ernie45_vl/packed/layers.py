@@ -11,9 +11,9 @@ from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as nati
 
 from job.families.ernie45_vl.packed.experts import Modalities, moe
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
-from job.families.ernie45_vl.packed.rotary import Angles, halves, neighbours, rotated
-from job.families.ernie45_vl.packed.segments import Segments, attention, take
-from job.families.low_rank import in_parts, side_by_side
+from job.families.ernie45_vl.packed.rope import Angles, halves, neighbours, rotated
+from job.families.ernie45_vl.packed.varlen_attention import Segments, attention, take
+from job.families.lora.linear import in_parts, side_by_side
 
 
 class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):

@@ -7,11 +7,11 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
+from job.families.ernie45_vl.image_processing import normalised
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
-from job.families.ernie45_vl.packed.rotary import Angles, halves, neighbours
-from job.families.ernie45_vl.packed.segments import Segments, has_kernel, take
-from job.families.ernie45_vl.pixels import normalised
+from job.families.ernie45_vl.packed.rope import Angles, halves, neighbours
+from job.families.ernie45_vl.packed.varlen_attention import Segments, has_kernel, take
 from job.families.loss import supervised_loss
 
 

@@ -74,6 +74,6 @@ def _in_one_pass(
 @functools.cache
 def _kernel() -> Any:
     """Triton's part, which is there where torch is built for a GPU."""
-    from job.families.ernie45_vl.packed import gated_kernel
+    from job.families.ernie45_vl.packed import swiglu_kernel
 
-    return gated_kernel.gradient
+    return swiglu_kernel.gradient

@@ -7,7 +7,7 @@ it accepts, answers "Success", and ignores.
 import json
 from pathlib import Path
 
-from job.families.ernie45_vl.original.weights import rename
+from job.families.ernie45_vl.published_format.weights import rename
 
 _PREFIX = "base_model.model."
 

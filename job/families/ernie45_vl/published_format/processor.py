@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import InputError
-from job.families.ernie45_vl.original import served, tokenizer
+from job.families.ernie45_vl.published_format import served, tokenizer
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ernie45_vl.Ernie45VLConfig",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
-from job.families import control
-from job.families.ernie45_vl.original.sentencepiece import convert, is_mark, read_whole
+from job.families import tokenizer_files
+from job.families.ernie45_vl.published_format.sentencepiece import convert, is_mark, read_whole
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,7 +79,7 @@ def control_tokens(directory: Path) -> frozenset[str]:
     Raises InputError if it cannot be read.
     """
     model = directory / "tokenizer.model"
-    found = {*control.tokens(directory), *ROLES.values()}
+    found = {*tokenizer_files.tokens(directory), *ROLES.values()}
     if not (directory / "tokenizer.json").is_file() and model.is_file():
         try:
             found |= {*_DEFAULTS.values(), *filter(is_mark, read_whole(model))}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from job.families import shards
+from job.families import weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +62,7 @@ def require_complete(uri: str, directory: Path, skeleton: "PreTrainedModel") -> 
     Three spellings are read: the published one; Transformers' `save_pretrained`, which puts the
     vision tower under `model.`; and the names of Transformers' classes themselves.
     """
-    found = shards.shapes(uri, directory)
+    found = weight_files.shapes(uri, directory)
     own: list[Named] = list(skeleton.named_parameters())
     if not any(name.startswith("model.language_model.") for name in found):
         own = list(published(own))
@@ -75,7 +75,7 @@ def require_complete(uri: str, directory: Path, skeleton: "PreTrainedModel") -> 
     head = "lm_head.weight"
     if head not in wanted and found.get(head) == tuple(skeleton.lm_head.weight.shape):
         del found[head]  # tied: the embeddings, stored twice
-    shards.require(uri, found, wanted)
+    weight_files.require(uri, found, wanted)
 
 
 def rename(name: str) -> str:

@@ -8,9 +8,9 @@ from accelerate.state import AcceleratorState
 
 from job import families
 from job.spec.load import load_spec
-from job.train.stored import without_autocast
+from job.train.outputs import without_autocast
 from tests.jobs import ROOT
-from tests.unit.test_packed_step import picture, row
+from tests.unit.families.test_packed_step import picture, row
 
 
 def test_a_model_whose_training_is_over_is_as_its_class_made_it() -> None:

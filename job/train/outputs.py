@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.families.base import Family
-from job.families.shards import Weights
+from job.families.weight_files import Weights
 from job.redaction import redact, redacted
 from job.spec.types import JobSpec
 

@@ -2,7 +2,7 @@
 
 `find_model` is cheap: it lists, and reads no remote weights, so that a run whose stages are
 complete needs no download. `fetch_model` brings the files when a stage asks for them. Data is
-found by `job.prep.find`.
+found by `job.prep.discovery`.
 """
 
 import fnmatch
@@ -13,14 +13,13 @@ from pathlib import Path
 
 from job import storage
 from job.errors import InputError
-from job.local import cache, room
-from job.manifest import fingerprint, sha256_file
+from job.local import cache, eviction
 from job.spec.types import JobSpec, ModelSpec
 from job.storage import connect
+from job.storage.digests import fingerprint, sha256_file
 
 BUILTIN = "builtin://"
 MODELS = Path(__file__).parent / "builtin"
-FORMULAS = "builtin://formulas"
 
 # Weights come as safetensors alone: the other formats run code when they are read.
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
@@ -146,7 +145,7 @@ def fetch_headers(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
         return here
     small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
     digest = model.digest
-    if not (cache_dir / room.MODELS / _key(digest) / room.COMPLETE).exists():
+    if not (cache_dir / eviction.MODELS / _key(digest) / eviction.COMPLETE).exists():
         digest = fingerprint(model.digest, "headers")  # an entry of their own
     return _fetched(model.uri, small, digest, cache_dir, limit)
 
@@ -166,7 +165,9 @@ def _fetched(
     def download(file: cache.Wanted, path: Path) -> None:
         storage.download(storage.join(uri, file.path), path)
 
-    return cache.bring(cache_dir, room.MODELS, _key(digest), wanted, download, of=uri, limit=limit)
+    return cache.bring(
+        cache_dir, eviction.MODELS, _key(digest), wanted, download, of=uri, limit=limit
+    )
 
 
 def _key(digest: str) -> str:

@@ -19,9 +19,10 @@ from peft import PeftModel
 from safetensors.torch import load_model, save_model
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from job.engines import group, sharding
-from job.train import state_files
-from job.train.contents import GENERATORS, KIND, OPTIMIZER, SCHEDULER, UNTOUCHED
+from job.distributed import process_group
+from job.engines import sharding
+from job.train.checkpoint import state_files
+from job.train.checkpoint.contents import GENERATORS, KIND, OPTIMIZER, SCHEDULER, UNTOUCHED
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -159,7 +160,7 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
             }
             if torch.cuda.is_available():  # on ROCm too, under the same name
                 states["cuda"] = torch.cuda.random.get_rng_state()
-            every = group.gathered(states)
+            every = process_group.gathered(states)
             if self.args.should_save:
                 for rank, each in enumerate(every):
                     state_files.save(each, Path(output_dir, _generators(rank)))
@@ -167,7 +168,7 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
         def _load_rng_state(self, checkpoint: str | None) -> None:
             if checkpoint is None:
                 return
-            own = Path(checkpoint, _generators(group.rank()))
+            own = Path(checkpoint, _generators(process_group.rank()))
             if not own.with_suffix(state_files.STRUCTURE).exists():
                 return  # there were fewer processes, and this one is new
             states = state_files.load(own)

@@ -13,8 +13,8 @@ overlays/                   one each for kubectl apply -k
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from job.manifests import batch, features, patches, serving, text, trainjob
-from job.manifests.request import Object, Request
+from job.kubernetes import batch, features, overlays, serving, trainjob, yaml_text
+from job.kubernetes.context import Object, Request
 
 KUSTOMIZE = "kustomize.config.k8s.io"
 JOB, TRAINJOB = "finetune-job.yaml", "trainjob.yaml"
@@ -83,5 +83,6 @@ def _kustomization(kind: str = "Kustomization", **more: object) -> Object:
 def _patches(before: list[Object], after: list[Object]) -> list[Object]:
     """Kustomize takes the operations as a text of YAML."""
     return [
-        {**patch, "patch": text.dump([patch["patch"]])} for patch in patches.between(before, after)
+        {**patch, "patch": yaml_text.dump([patch["patch"]])}
+        for patch in overlays.between(before, after)
     ]

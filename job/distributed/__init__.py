@@ -1,0 +1,4 @@
+"""Several processes that train together: their ranks, what they exchange, the process group.
+
+Imports: no other room.
+"""

@@ -1,0 +1,1 @@
+"""LoRA layers of the families, and which modules they adapt."""

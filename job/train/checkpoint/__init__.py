@@ -1,0 +1,1 @@
+"""Checkpoints of a training: what they hold, how they are stored, read and resumed from."""
