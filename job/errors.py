@@ -40,7 +40,7 @@ class Problem:
         return f"{self.field}: {self.message}{found}{fix}{see}"
 
 
-class Told(BaseException):
+class ReportedError(BaseException):
     """What ends the job with an exit code of its own and one or more problems to show."""
 
     exit_code = INTERNAL
@@ -78,7 +78,7 @@ class Told(BaseException):
         return "\n".join(str(problem) for problem in self.problems)
 
 
-class JobError(Told, Exception):
+class JobError(ReportedError, Exception):
     """An error that the user can mend, or a defect of this project."""
 
 
@@ -145,7 +145,7 @@ class ProofError(JobError):
     retry = "never"
 
 
-class Stopped(Told):
+class Stopped(ReportedError):
     """SIGTERM arrived; what could be kept was stored.
 
     No `Exception`: libraries catch those at places where a signal finds them.
@@ -164,9 +164,9 @@ class Stopped(Told):
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def told(error: BaseException) -> Told:
+def reported(error: BaseException) -> ReportedError:
     """The error itself where it is one to tell, else one for what a library raised, its cause."""
-    if isinstance(error, Told):
+    if isinstance(error, ReportedError):
         return error
     message = f"{type(error).__name__}: {error}"
     found: JobError
@@ -228,5 +228,5 @@ def _shorten(value: str, limit: int = 160) -> str:
 
 def exit_codes(retry: Retry) -> list[int]:
     """The exit codes of the failures that are to be tried again so."""
-    kinds = {*Told.__subclasses__(), *JobError.__subclasses__()}
+    kinds = {*ReportedError.__subclasses__(), *JobError.__subclasses__()}
     return sorted({kind.exit_code for kind in kinds if kind.retry == retry})

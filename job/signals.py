@@ -24,7 +24,7 @@ from types import FrameType
 from typing import NoReturn
 
 from job import log
-from job.errors import STOPPED, Stopped, Told, UsageError
+from job.errors import STOPPED, ReportedError, Stopped, UsageError
 
 GRACE_VARIABLE = "JOB_GRACE_SECONDS"
 """The environment variable that tells how long after SIGTERM the job is left alive."""
@@ -52,13 +52,13 @@ class _State:
     lost: bool = False
     deferred: bool = False
     taken: bool = False
-    last_words: list[Callable[[Told], object]] = field(default_factory=list)
+    last_words: list[Callable[[ReportedError], object]] = field(default_factory=list)
 
 
 _state = _State()
 
 
-def install(*last_words: Callable[[Told], object]) -> None:
+def install(*last_words: Callable[[ReportedError], object]) -> None:
     """From now on SIGTERM and SIGINT are handled; once for a process, in its main thread.
 
     `last_words` are called, before those of `telling`, where the work has to be left as it is.
@@ -128,7 +128,7 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def telling(last_words: Callable[[Told], object]) -> Iterator[None]:
+def telling(last_words: Callable[[ReportedError], object]) -> Iterator[None]:
     """Within, `last_words` is called where the work has to be left as it is."""
     _state.last_words.insert(0, last_words)
     try:
@@ -152,7 +152,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def give_up(error: Told) -> NoReturn:
+def give_up(error: ReportedError) -> NoReturn:
     """Leaves the work as it is, from any thread, and says why."""
     for tell in _state.last_words:
         # The store may be what the work is stuck on.

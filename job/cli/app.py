@@ -11,7 +11,7 @@ import typer
 
 from job import __version__, log, redaction, signals
 from job.cli import completion, help, launch, termination
-from job.errors import OK, Told, UsageError, told
+from job.errors import OK, ReportedError, UsageError, reported
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
@@ -533,7 +533,7 @@ def main() -> NoReturn:
         code = app(standalone_mode=False, complete_var=completion.VARIABLE) or OK
     except typer.TyperException as error:
         code = termination.report_usage(error)
-    except (Told, Exception) as error:  # noqa: BLE001 - no traceback reaches a user unasked
+    except (ReportedError, Exception) as error:  # noqa: BLE001 - no traceback reaches a user unasked
         signals.taken()
-        code = termination.report(told(signals.end_of(error)))
+        code = termination.report(reported(signals.end_of(error)))
     termination.leave(code)

@@ -31,7 +31,7 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     from job.pipeline import runner, worker
     from job.storage.digests import fingerprint
 
-    together = None if here.alone else coordinator.Peers(here)
+    together = None if here.alone else coordinator.Coordinator(here)
     if together is not None:
         shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
         kind = loaded.spec.runtime.distributed
@@ -46,7 +46,7 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     log.info("done", output=loaded.spec.output.uri)
 
 
-def _require_processes(distributed: str, here: world.Place) -> None:
+def _require_processes(distributed: str, here: world.World) -> None:
     if distributed == "none" and not here.alone:
         raise UsageError(
             "$.runtime.distributed",

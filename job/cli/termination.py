@@ -11,14 +11,14 @@ from typing import NoReturn
 import typer
 
 from job import log, redaction, signals
-from job.errors import STOPPED, USAGE, OutOfMemoryError, Told
+from job.errors import STOPPED, USAGE, OutOfMemoryError, ReportedError
 
 TERMINATION_LOG = Path("/dev/termination-log")
 TERMINATION_LIMIT = 4096  # bytes that the kubelet reads of it
 DEBUG = "--debug"
 
 
-def report(error: Told) -> int:
+def report(error: ReportedError) -> int:
     """Says what is wrong and leaves it for the kubelet; gives the exit code."""
     if DEBUG in sys.argv:
         redaction.print_traceback(error)

@@ -16,8 +16,8 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from job import log, signals
-from job.distributed.world import Place
-from job.errors import INTERNAL, OK, STOPPED, JobError, Problem, Told, told
+from job.distributed.world import World
+from job.errors import INTERNAL, OK, STOPPED, JobError, Problem, ReportedError, reported
 
 JOIN_SECONDS = 1800.0
 """How long a process waits for the others to start: images are pulled, nodes come up."""
@@ -40,11 +40,11 @@ class PeerLost(JobError):
     title = "a process of the job was lost"
 
 
-class Peers:
+class Coordinator:
     """The processes of the job, as one of them sees the others."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, world: World) -> None:
+        self.world = world
         self._closed = threading.Event()
         self._beats: dict[int, tuple[int, float]] = {}
 
@@ -55,29 +55,29 @@ class Peers:
         """
         import torch.distributed as dist
 
-        place = self.place
+        world = self.world
         try:
-            store = self._connect(host=place.first and not place.served)
-            self._store = dist.PrefixStore(f"job/{place.attempt}", store)
-            again = self._store.add(f"joined/{place.rank}", 1) > 1
+            store = self._connect(host=world.first and not world.served)
+            self._store = dist.PrefixStore(f"job/{world.attempt}", store)
+            again = self._store.add(f"joined/{world.rank}", 1) > 1
         except GONE as error:
             raise PeerLost(
                 "MASTER_ADDR",
                 f"rank 0 cannot be reached: {error}",
-                value=f"{place.address}:{place.port}",
+                value=f"{world.address}:{world.port}",
                 fix="look at rank 0's log, and whether its port is open to the others",
             ) from error
         if again:
             raise PeerLost(
-                f"rank {place.rank}",
+                f"rank {world.rank}",
                 "has joined before; what is left of that start must end first",
                 fix="start all processes again",
             )
-        self._set(f"identity/{place.rank}", identity)
+        self._set(f"identity/{world.rank}", identity)
         self._wait_for_all()
         self._require_one_job()
-        log.info("processes joined", processes=place.size)
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        log.info("processes joined", processes=world.size)
+        threading.Thread(target=self._watch, name="coordinator", daemon=True).start()
 
     def tell(self, key: str, value: Any) -> None:
         """Leaves a value, as JSON has it, for the others to hear."""
@@ -100,14 +100,14 @@ class Peers:
         """
         import torch.distributed as dist
 
-        return dist.PrefixStore(f"{name}/{self.place.attempt}", self._connect(host=False))
+        return dist.PrefixStore(f"{name}/{self.world.attempt}", self._connect(host=False))
 
     def _connect(self, *, host: bool) -> Any:
         import torch.distributed as dist
 
         return dist.TCPStore(
-            self.place.address,
-            self.place.port,
+            self.world.address,
+            self.world.port,
             is_master=host,
             timeout=timedelta(seconds=JOIN_SECONDS),
             wait_for_workers=False,
@@ -120,10 +120,10 @@ class Peers:
 
     def fail(self, error: BaseException) -> NoReturn:
         """In another rank than 0: hands the error to rank 0 and leaves as that does."""
-        found = told(error)
+        found = reported(error)
         with suppress(*GONE):
             if not isinstance(found, PeerLost) and found.exit_code != STOPPED:
-                self._set(ERROR, _packed(found, self.place.rank))
+                self._set(ERROR, _packed(found, self.world.rank))
         # The thread leaves as soon as rank 0 has ended, or is dead.
         if found.exit_code == STOPPED:
             self.wait_for_end()  # rank 0 may still be storing the checkpoint
@@ -140,7 +140,7 @@ class Peers:
         self._closed.set()
 
     def _wait_for_all(self) -> None:
-        names = [f"identity/{rank}" for rank in range(self.place.size)]
+        names = [f"identity/{rank}" for rank in range(self.world.size)]
         deadline = time.monotonic() + JOIN_SECONDS
         try:
             while not self._store.check(names):
@@ -158,7 +158,7 @@ class Peers:
             raise _lost([0], str(error)) from error
 
     def _require_one_job(self) -> None:
-        every = [self._get(f"identity/{rank}") for rank in range(self.place.size)]
+        every = [self._get(f"identity/{rank}") for rank in range(self.world.size)]
         self._store.add("compared", 1)
         self._wait_until("compared")  # rank 0 may take the store with it
         if other := [rank for rank, each in enumerate(every) if each != every[0]]:
@@ -172,7 +172,7 @@ class Peers:
         """Waits a moment until all processes but `others` have counted themselves."""
         deadline = time.monotonic() + LEAVE_SECONDS
         while (
-            self._store.add(counter, 0) < self.place.size - others and time.monotonic() < deadline
+            self._store.add(counter, 0) < self.world.size - others and time.monotonic() < deadline
         ):
             time.sleep(LOOK_SECONDS / 4)
 
@@ -184,7 +184,7 @@ class Peers:
             try:
                 if time.monotonic() >= next_beat:
                     beat, next_beat = beat + 1, time.monotonic() + BEAT_SECONDS
-                    self._set(f"beat/{self.place.rank}", beat)
+                    self._set(f"beat/{self.world.rank}", beat)
                     self._listen()
                 if signals.received() is None:
                     if self._store.check([STOP]):
@@ -192,7 +192,7 @@ class Peers:
                 elif not told_stop:
                     told_stop = True
                     self._set(STOP, signals.received())
-                if self.place.first:
+                if self.world.first:
                     self._look_after_others()
                 else:
                     self._look_after_first()
@@ -206,7 +206,7 @@ class Peers:
     def _listen(self) -> None:
         """Notes which ranks have said something new."""
         now = time.monotonic()
-        watched = range(1, self.place.size) if self.place.first else (0,)
+        watched = range(1, self.world.size) if self.world.first else (0,)
         for rank in watched:
             key = f"beat/{rank}"
             beat = self._get(key) if self._store.check([key]) else 0
@@ -241,21 +241,21 @@ class Peers:
 
 
 @contextmanager
-def joined(peers: Peers | None) -> Iterator[None]:
+def joined(coordinator: Coordinator | None) -> Iterator[None]:
     """Within, rank 0 runs the job; the others leave with its exit code when it ends."""
-    if peers is None:
+    if coordinator is None:
         yield
         return
     code = OK
     # First of the last words that are said after the run's own.
-    with signals.telling(lambda error: peers.end(error.exit_code)):
+    with signals.telling(lambda error: coordinator.end(error.exit_code)):
         try:
             yield
         except BaseException as error:
-            code = told(error).exit_code
+            code = reported(error).exit_code
             raise
         finally:
-            peers.end(code)
+            coordinator.end(code)
 
 
 def _lost(ranks: list[int], why: str) -> PeerLost:
@@ -270,7 +270,7 @@ def _names(ranks: list[int]) -> str:
     return ", ".join(f"rank {rank}" for rank in ranks) or "a process"
 
 
-def _packed(error: Told, rank: int) -> dict[str, Any]:
+def _packed(error: ReportedError, rank: int) -> dict[str, Any]:
     return {
         "code": error.exit_code,
         "title": error.title,
@@ -279,7 +279,7 @@ def _packed(error: Told, rank: int) -> dict[str, Any]:
     }
 
 
-def _unpacked(packed: dict[str, Any]) -> Told:
+def _unpacked(packed: dict[str, Any]) -> ReportedError:
     """Another rank's error, with its exit code and title."""
     problems = [Problem(**problem) for problem in packed["problems"]]
     error = JobError.from_problems(problems)

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from job.distributed.coordinator import Peers
+from job.distributed.coordinator import Coordinator
 
 TIMEOUT = timedelta(hours=2)
 """Of one exchange: rank 0 may have to wait for a store. Dead processes are noticed far sooner."""
 
 
 @contextmanager
-def formed(peers: Peers | None, kind: str) -> Iterator[None]:
-    """Within, the processes of `peers` are a group; `kind` is the accelerator's."""
-    if peers is None:
+def formed(coordinator: Coordinator | None, kind: str) -> Iterator[None]:
+    """Within, the processes of `coordinator` are a group; `kind` is the accelerator's."""
+    if coordinator is None:
         yield
         return
     import torch.distributed as dist
@@ -27,16 +27,16 @@ def formed(peers: Peers | None, kind: str) -> Iterator[None]:
 
     dist.init_process_group(
         backend="gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl",
-        store=peers.store("training"),
-        rank=peers.place.rank,
-        world_size=peers.place.size,
+        store=coordinator.store("training"),
+        rank=coordinator.world.rank,
+        world_size=coordinator.world.size,
         timeout=TIMEOUT,
     )
     try:
         yield
     except RuntimeError as error:
         if _is_broken(error):
-            raise peers.lost(error) from error
+            raise coordinator.lost(error) from error
         raise
     barrier()  # none closes its ends while another still speaks
     dist.destroy_process_group()

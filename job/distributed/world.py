@@ -14,7 +14,7 @@ PORT = 29500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class World:
     """One of `size` processes, which find each other at `address` and `port`."""
 
     rank: int = 0
@@ -59,14 +59,14 @@ class Place:
         environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection is told of
 
 
-def of(environ: Mapping[str, str]) -> Place:
+def of(environ: Mapping[str, str]) -> World:
     """The place that the environment tells.
 
     Raises UsageError where it tells half of one, or no number.
     """
     if _number(environ, "WORLD_SIZE", 1) > 1:
         return _checked(
-            Place(
+            World(
                 rank=_number(environ, "RANK"),
                 size=_number(environ, "WORLD_SIZE"),
                 local_rank=_number(environ, "LOCAL_RANK", 0),
@@ -86,25 +86,25 @@ def of(environ: Mapping[str, str]) -> Place:
         )
     if _number(environ, "PET_NNODES", 1) > 1 and "RANK" not in environ:
         return _checked(
-            Place(
+            World(
                 rank=_number(environ, "PET_NODE_RANK"),
                 size=_number(environ, "PET_NNODES"),
                 address=_text(environ, "PET_MASTER_ADDR"),
                 port=_number(environ, "PET_MASTER_PORT", PORT),
             )
         )
-    return Place()
+    return World()
 
 
-def _checked(place: Place) -> Place:
-    if not 0 <= place.rank < place.size:
+def _checked(world: World) -> World:
+    if not 0 <= world.rank < world.size:
         raise UsageError(
             "RANK",
-            f"must be from 0 to {place.size - 1}, as there are {place.size} processes",
-            value=place.rank,
+            f"must be from 0 to {world.size - 1}, as there are {world.size} processes",
+            value=world.rank,
             fix="start the processes by torchrun",
         )
-    return place
+    return world
 
 
 def _text(environ: Mapping[str, str], name: str) -> str:

@@ -46,7 +46,7 @@ LENGTH_KEYS = ("max_steps", "num_train_epochs")
 _EVAL = "$.data.eval"
 
 
-class Given:
+class StageInputs:
     """The model and the data that a spec names; each is looked for when it is first asked for.
 
     Raises InputError where one is missing or denied.

@@ -15,8 +15,8 @@ from job import log, signals, telemetry
 from job.artifacts import provenance, sbom
 from job.artifacts.output import utc_now
 from job.artifacts.records import RunRecord
-from job.distributed.coordinator import Peers
-from job.errors import JobError, Stopped, full, is_full, told
+from job.distributed.coordinator import Coordinator
+from job.errors import JobError, Stopped, full, is_full, reported
 from job.pipeline.fingerprints import Stage
 from job.pipeline.stages import Stages
 from job.prep.prepare import TooManyBadRows
@@ -35,12 +35,14 @@ COMMANDS: Mapping[str, tuple[Stage, ...]] = {
 EXPENDABLE: tuple[Stage, ...] = ("report",)
 
 
-def run(loaded: LoadedSpec, command: str = "run", peers: Peers | None = None) -> RunRecord:
+def run(
+    loaded: LoadedSpec, command: str = "run", coordinator: Coordinator | None = None
+) -> RunRecord:
     """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`.
 
-    Where several processes train together this is rank 0; the others follow it by `peers`.
+    Where several processes train together this is rank 0; the others follow it by `coordinator`.
     """
-    job = Pipeline(loaded, command, peers)
+    job = Pipeline(loaded, command, coordinator)
     with job.stages.work, signals.telling(job.fail):
         try:
             job.open()
@@ -58,9 +60,11 @@ def run(loaded: LoadedSpec, command: str = "run", peers: Peers | None = None) ->
 class Pipeline:
     """The course of one run, from taking its output to how it ended."""
 
-    def __init__(self, loaded: LoadedSpec, command: str, peers: Peers | None = None) -> None:
+    def __init__(
+        self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
+    ) -> None:
         self.loaded, self.spec, self.command = loaded, loaded.spec, command
-        self.stages = Stages(loaded, command, peers)
+        self.stages = Stages(loaded, command, coordinator)
         self.given, self.output = self.stages.given, self.stages.output
         self.record, self.status = self.stages.record, self.stages.status
         self.reporting: telemetry.Reporting | None = None
@@ -194,7 +198,7 @@ class Pipeline:
         preempted = isinstance(error, Stopped | KeyboardInterrupt)
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
-        self.record.error = [asdict(problem) for problem in told(error).problems]
+        self.record.error = [asdict(problem) for problem in reported(error).problems]
         if (stage := self.status.now.stage) is not None:
             self._event(stage, "stopped" if preempted else "failed")
         self._store_failure(error)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from job import __version__, engines, families, log, telemetry
 from job.artifacts.output import Output, utc_now
 from job.artifacts.records import RunRecord, StageRecord
-from job.distributed.coordinator import Peers
+from job.distributed.coordinator import Coordinator
 from job.errors import DataError, InputError, JobError
 from job.evaluation.answer_kinds import FORMS
 from job.families import model_source
 from job.local import eviction
 from job.local.work_folder import WorkFolder
-from job.pipeline.fingerprints import Given, Stage
+from job.pipeline.fingerprints import Stage, StageInputs
 from job.prep import cache
 from job.prep.prepare import STATS, PreparedData, prepare
 from job.prep.streaming import Pictures
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 
 
 class Stages:
-    """The stages of one spec, for rank 0 or, with `peers`, for a process beside it."""
+    """The stages of one spec, for rank 0 or, with `coordinator`, for a process beside it."""
 
-    def __init__(self, loaded: LoadedSpec, command: str, peers: Peers | None = None) -> None:
-        self.loaded, self.peers = loaded, peers
+    def __init__(
+        self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
+    ) -> None:
+        self.loaded, self.coordinator = loaded, coordinator
         self.spec = loaded.spec
         self.record = RunRecord(
             name=self.spec.name, command=command, status="running", started=utc_now()
@@ -48,8 +50,8 @@ class Stages:
         self.status = telemetry.Status(self.spec.name, __version__)
         self.work = self._work_folder()
         self.output = Output(uri=self.spec.output.uri, workdir=self.work, run=self.record)
-        self.processes = 1 if peers is None else peers.place.size
-        self.given = Given(self.spec, processes=self.processes)
+        self.processes = 1 if coordinator is None else coordinator.world.size
+        self.given = StageInputs(self.spec, processes=self.processes)
         self.trained_by: engines.Name = "transformers"
         self._writable = False
 
@@ -109,12 +111,12 @@ class Stages:
         self._require_images(type(self.family), self.data.directory)
         self._require_writable()
         identity = self.given.identity_of_checkpoints()
-        if self.peers is not None:
+        if self.coordinator is not None:
             # Fetched before the others look: on this machine they find it all there.
             self.models.base()
             prep = self.record.stages["prep"]
             self._fetch_rows(prep)
-            self.peers.tell("train", {"prep": prep.to_json(), "work": str(self.work.path)})
+            self.coordinator.tell("train", {"prep": prep.to_json(), "work": str(self.work.path)})
         model, result = self.fit(directory, identity)
         assert result is not None
         if model is None:  # it was trained in shares
@@ -145,7 +147,7 @@ class Stages:
         from job.train.train import train
 
         logs = self.spec.train.logging_dir or self.output.at(LOGS)
-        with process_group.formed(self.peers, self.accelerator.kind):
+        with process_group.formed(self.coordinator, self.accelerator.kind):
             return train(
                 self.spec,
                 self.engine,
@@ -294,7 +296,7 @@ class Stages:
         root, field = self.cache_dir / "work", "$.runtime.cache_dir"
         if runtime.workdir is not None:
             root, field = Path(runtime.workdir).expanduser(), "$.runtime.workdir"
-        node = self.peers.place.node if self.peers is not None else 0
+        node = self.coordinator.world.node if self.coordinator is not None else 0
         return WorkFolder(root, self.spec.name, self.spec.output.uri, node=node, field=field)
 
     @cached_property
@@ -340,7 +342,9 @@ class Stages:
     def accelerator(self) -> Any:
         from job.engines.device import detect
 
-        return detect(self.spec.runtime, self.peers.place.local_rank if self.peers else 0)
+        return detect(
+            self.spec.runtime, self.coordinator.world.local_rank if self.coordinator else 0
+        )
 
     @cached_property
     def engine(self) -> Any:

@@ -9,37 +9,37 @@ from typing import NoReturn
 
 from job import signals
 from job.artifacts.records import StageRecord
-from job.distributed.coordinator import Peers
+from job.distributed.coordinator import Coordinator
 from job.pipeline.stages import Stages
 from job.spec.load import LoadedSpec
 
 
-def follow(loaded: LoadedSpec, command: str, peers: Peers) -> NoReturn:
+def follow(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> NoReturn:
     """Follows rank 0 to its end."""
     # Rank 0 decides when the job stops, and hears of every signal.
     with signals.deferred():
         try:
-            _train(loaded, command, peers)
-            peers.wait_for_end()
+            _train(loaded, command, coordinator)
+            coordinator.wait_for_end()
         except BaseException as error:  # noqa: BLE001 - whatever it is, rank 0 has to hear of it
-            peers.fail(error)
+            coordinator.fail(error)
 
 
-def _train(loaded: LoadedSpec, command: str, peers: Peers) -> None:
-    call = peers.hear("train")
-    stages = Stages(loaded, command, peers)
+def _train(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> None:
+    call = coordinator.hear("train")
+    stages = Stages(loaded, command, coordinator)
     record = StageRecord.from_json(call["prep"])
     stages.record.add(record)
-    place = peers.place
-    if place.local_rank == 0:
+    world = coordinator.world
+    if world.local_rank == 0:
         stages.output.fetch(record)
         stages.models.base()
-        peers.tell(f"fetched/{place.node}", str(stages.work.path))
+        coordinator.tell(f"fetched/{world.node}", str(stages.work.path))
     else:
         # The folder of this machine's first process, which holds it for all.
-        there = peers.hear(f"fetched/{place.node}") if place.node > 0 else call["work"]
+        there = coordinator.hear(f"fetched/{world.node}") if world.node > 0 else call["work"]
         stages.work.share(Path(there))
         stages.output.find_fetched(record)
     stages.fit(stages.work.path)
-    if place.local_rank == 0:  # what this machine had of the training is needed no more
+    if world.local_rank == 0:  # what this machine had of the training is needed no more
         stages.work.remove()

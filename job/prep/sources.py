@@ -15,7 +15,7 @@ from job.errors import InputError
 from job.prep import formulas, readers
 from job.prep.discovery import StagedSource
 from job.prep.images import MAX_BYTES
-from job.prep.readers import Place, Record
+from job.prep.readers import Record, RecordPosition
 from job.prep.readers.contents import LFS
 from job.spec.types import SourceSpec
 
@@ -36,16 +36,16 @@ def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
         return
     wanted = _chosen(source, spec)
     if wanted is None:
-        yield from islice(_from(source, spec, Place()), spec.limit)
+        yield from islice(_from(source, spec, RecordPosition()), spec.limit)
         return
-    for record in _from(source, spec, Place()):
+    for record in _from(source, spec, RecordPosition()):
         assert record.place is not None, "its place is known"
         if record.place.number in wanted:
             yield record
 
 
 def read_again(
-    source: StagedSource, spec: SourceSpec, first: Place, numbers: Sequence[int]
+    source: StagedSource, spec: SourceSpec, first: RecordPosition, numbers: Sequence[int]
 ) -> Iterator[Record]:
     """The records with these numbers, in rising order, that `read` gave before; `first` is the
     place of the first."""
@@ -63,10 +63,12 @@ def read_again(
 
 def _drawn(number: int, sample: formulas.FormulaSample) -> Record:
     values = {"image": sample.png, "text": sample.latex}
-    return Record(id=f"formulas:{number}", values=values, base="", place=Place(number=number))
+    return Record(
+        id=f"formulas:{number}", values=values, base="", place=RecordPosition(number=number)
+    )
 
 
-def _from(source: StagedSource, spec: SourceSpec, start: Place) -> Iterator[Record]:
+def _from(source: StagedSource, spec: SourceSpec, start: RecordPosition) -> Iterator[Record]:
     """Every record from `start` on, with its place."""
     number, base = start.number, (spec.image_folder or "").rstrip("/")
     for index, file in enumerate(source.files[start.file :], start.file):
@@ -74,7 +76,7 @@ def _from(source: StagedSource, spec: SourceSpec, start: Place) -> Iterator[Reco
         for in_file, record in enumerate(
             readers.read(file, start if index == start.file else None), skipped
         ):
-            place = Place(number=number, file=index, in_file=in_file, offset=record.offset)
+            place = RecordPosition(number=number, file=index, in_file=in_file, offset=record.offset)
             moved = spec.image_folder is not None and record.text_path is None
             yield replace(record, place=place, base=base if moved else record.base)
             number += 1

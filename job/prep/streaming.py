@@ -21,7 +21,7 @@ from job.prep.columns import Reading
 from job.prep.convert import to_results
 from job.prep.discovery import StagedSource
 from job.prep.leakage import whole_of
-from job.prep.readers import Place, Record
+from job.prep.readers import Record, RecordPosition
 from job.prep.rows import Reject, Row
 from job.prep.shards import Rows, ShardWriter, batches, locate, order_file, shards, starts
 from job.spec.types import DataSpec
@@ -37,7 +37,7 @@ class Chunk:
     shard: str
     source: int
     """Number of the source among those to train on."""
-    first: Place
+    first: RecordPosition
     numbers: tuple[int, ...] | None
     """Of the records in the source; None where they follow each other."""
     records: int
@@ -66,7 +66,7 @@ class Chunk:
         return cls(
             **{
                 **value,
-                "first": Place(**value["first"]),
+                "first": RecordPosition(**value["first"]),
                 "numbers": None if numbers is None else tuple(numbers),
             }
         )

@@ -21,7 +21,7 @@ from job.redaction import (
 )
 from job.spec.foreign_names import nearest, quoted
 from job.spec.keys import Path, at, wants_text
-from job.spec.parse import Document, Place, read_at
+from job.spec.parse import Document, SourceLocation, read_at
 from job.spec.problems import Finding
 
 _VARIABLE = re.compile(
@@ -59,7 +59,7 @@ def variables(text: str) -> dict[str, str | None]:
 
 
 class _Work:
-    def __init__(self, places: Mapping[Path, Place], environ: Mapping[str, str]) -> None:
+    def __init__(self, places: Mapping[Path, SourceLocation], environ: Mapping[str, str]) -> None:
         self.places, self.environ = places, environ
         self.shown: dict[Path, str] = {}
         self.findings: list[Finding] = []

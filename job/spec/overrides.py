@@ -9,7 +9,7 @@ from job.errors import UsageError
 from job.spec import keys
 from job.spec.foreign_names import quoted
 from job.spec.keys import Path
-from job.spec.parse import Document, Place, read_at
+from job.spec.parse import Document, SourceLocation, read_at
 from job.spec.problems import Finding, json_path
 
 
@@ -49,9 +49,9 @@ def override(document: Document, overrides: Sequence[Override]) -> tuple[Documen
         for other in [p for p in places if p[: len(path)] == path]:
             del places[other]
         for depth in range(1, len(path)):
-            places.setdefault(path[:depth], Place(None))
+            places.setdefault(path[:depth], SourceLocation(None))
         unquoted = text.strip()[:1] not in ("'", '"')
-        places[path] = Place(None, plain=unquoted, option=setting.option)
+        places[path] = SourceLocation(None, plain=unquoted, option=setting.option)
     return Document(document.origin, values, places), findings
 
 

@@ -21,7 +21,7 @@ MAX_DEPTH = 24
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where a value came from: a line of the text, or an option where there is none."""
 
     line: int | None
@@ -37,7 +37,7 @@ class Document:
 
     origin: str
     values: dict[str, Any] = field(repr=False)
-    places: Mapping[Path, Place] = field(repr=False)
+    places: Mapping[Path, SourceLocation] = field(repr=False)
 
 
 def decode(data: bytes, origin: str) -> str:
@@ -119,7 +119,7 @@ class _Reader:
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.places: dict[Path, Place] = {}
+        self.places: dict[Path, SourceLocation] = {}
         self.problems: list[Problem] = []
         self._count = 0
 
@@ -137,7 +137,7 @@ class _Reader:
                 f"is nested deeper than {MAX_DEPTH} levels",
             )
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        self.places.setdefault(path, Place(node.start_mark.line + 1, plain))
+        self.places.setdefault(path, SourceLocation(node.start_mark.line + 1, plain))
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
@@ -176,7 +176,7 @@ class _Reader:
                 self._forget((*path, name))
             lines[name] = line
             values[name] = self.read(value, (*path, name))
-            self.places[(*path, name)] = Place(line, self.places[(*path, name)].plain)
+            self.places[(*path, name)] = SourceLocation(line, self.places[(*path, name)].plain)
         return {**merged, **values}
 
     def _merged(self, node: yaml.Node, path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from job.spec.foreign_names import quoted
 from job.spec.keys import Path
-from job.spec.parse import Document, Place
+from job.spec.parse import Document, SourceLocation
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def json_path(path: Path) -> str:
     return shown
 
 
-def place_of(document: Document, path: Path) -> Place | None:
+def place_of(document: Document, path: Path) -> SourceLocation | None:
     """Where `path`, or the nearest thing above it, was written; None where that is the root."""
     for end in range(len(path), 0, -1):
         if place := document.places.get(path[:end]):

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator is seen by torch"),
 ]
 CUDA = torch.device("cuda")
-TINY = ROOT / "job" / "builtin" / "ernie-vl-tiny"
+TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 MIXED = [
     *BATCHES["mixed images"],
     *(row("x" * (5 + 3 * n), picture(60 + 40 * n, 56)) for n in range(12)),

@@ -231,7 +231,7 @@ def test_a_failure_is_json_where_lines_are(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_what_a_library_raises_gets_the_code_of_its_kind(error: Exception, code: int) -> None:
-    found = errors.told(error)
+    found = errors.reported(error)
     assert found.exit_code == code
     assert found.problems[0].fix
     assert found.__cause__ is error

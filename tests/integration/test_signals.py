@@ -86,7 +86,7 @@ def test_sigterm_ends_every_stage_at_once_with_143(
 def test_sigterm_in_a_transfer_that_stands_still_ends_it_at_once(
     request_under_way: str, s3: S3, tmp_path: Path
 ) -> None:
-    storage.upload_tree(ROOT / "job" / "builtin" / "ernie-vl-tiny", s3.uri("model"))
+    storage.upload_tree(ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny", s3.uri("model"))
     fault = Fault(kind="stall", matching=request_under_way, seconds=120)
     model = ("--set", f"model.model_name_or_path={s3.uri('model')}")
     arguments = small_run(s3.uri("out"), *model, cache=tmp_path / "cache")
@@ -198,7 +198,7 @@ def test_a_stop_that_is_lost_in_a_finalizer_is_raised_again() -> None:
 MADE_ANOTHER = """
 import os, signal, sys, time
 from job import cli
-from job.stages import Stages
+from job.pipeline.stages import Stages
 
 def prep(stages, directory):
     try:

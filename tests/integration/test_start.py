@@ -77,7 +77,7 @@ def test_a_python_without_the_packages_says_so_in_one_line(tmp_path: Path) -> No
 
 
 def test_a_package_that_is_found_missing_later_is_named_with_what_to_do() -> None:
-    found = errors.told(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    found = errors.reported(ModuleNotFoundError("No module named 'torch'", name="torch"))
     assert str(found).startswith("python: has no package torch\n    fix: make setup")
 
 

@@ -46,7 +46,7 @@ def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str)
     os.dup2(descriptor, 2)
     from job.artifacts import lease, lease_holder
     from job.cli.app import app
-    from job.errors import Told
+    from job.errors import ReportedError
     from job.storage import s3
 
     s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
@@ -58,7 +58,7 @@ def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str)
     signals.install(termination.report)
     try:
         app(arguments, standalone_mode=False)
-    except Told as error:
+    except ReportedError as error:
         os.write(2, f"ended with {error}\n".encode())
         os._exit(error.exit_code)
     os._exit(0)

@@ -6,18 +6,18 @@ from itertools import islice
 from job.prep.discovery import SourceFile
 from job.prep.readers import tables, tars, texts
 from job.prep.readers.amount import READ_THROUGH, about
-from job.prep.readers.record import Place, Record
+from job.prep.readers.record import Record, RecordPosition
 
-__all__ = ["READ_THROUGH", "Place", "Record", "about", "count", "read"]
+__all__ = ["READ_THROUGH", "Record", "RecordPosition", "about", "count", "read"]
 
 
-def read(file: SourceFile, start: Place | None = None) -> Iterator[Record]:
+def read(file: SourceFile, start: RecordPosition | None = None) -> Iterator[Record]:
     """The file's records in order, from `start` on; memory stays at a few of them.
 
     Read from a start, ids may count from there. Raises DataError where the file as a whole is not
     what its format says.
     """
-    start = start or Place()
+    start = start or RecordPosition()
     match file.format:
         case "jsonl":
             return texts.jsonl(file, start.offset or 0)

@@ -9,7 +9,7 @@ MAX_LINE = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RecordPosition:
     """Where a record begins in its source, to read on from there."""
 
     number: int = 0
@@ -39,7 +39,7 @@ class Record:
     """A file, in `base`, that holds the column `text`."""
     offset: int | None = None
     """Bytes of its file before it, where a reader can begin there."""
-    place: Place | None = None
+    place: RecordPosition | None = None
     """Where it is in its source, once that is read as a whole."""
     passed_over: int = 0
     """Members of an archive before its end that are no data, as systems leave them."""

@@ -34,9 +34,9 @@ WRITING = (
 )
 STORAGE = ("storage", "files", "trees", "local", "remote", "s3")
 ALLOWED = {
-    "writer.py": "it is the way",
-    "lease.py": "the lease itself, each write of which looks first",
-    "prep/work.py": "this machine's working folder",
+    "artifacts/writer.py": "it is the way",
+    "artifacts/lease.py": "the lease itself, each write of which looks first",
+    "prep/chunks.py": "this machine's working folder",
     "telemetry/prometheus.py": "a local file, which may not lie in the output",
 }
 SECONDS = 0.8  # of a lease
@@ -91,8 +91,11 @@ def test_what_the_job_stores_at_an_output_has_the_writer_of_the_output() -> None
     assert "self.output.uploads_to(logs)" in ast.unparse(trackers)
     without = [path for path, made in calls_of("Writer") if "lease=None" in ast.unparse(made)]
     assert without == [
-        "outputs.py",  # a tracker's files at a place outside of the output
-        *("train/checkpoints.py", "train/trackers.py"),  # made without a writer, as benchmarks do
+        "artifacts/output.py",  # a tracker's files at a place outside of the output
+        *(
+            "train/checkpoint/storage.py",
+            "train/trackers.py",
+        ),  # made without a writer, as benchmarks do
     ]
 
 
@@ -279,9 +282,9 @@ def test_where_a_store_lets_a_late_write_through_no_success_stands_over_it(
 
 HOLDER = """
 import sys, time
-from job.lease import Lease
+from job.artifacts.lease import Lease
 from job.storage import local
-from job.writer import Writer
+from job.artifacts.writer import Writer
 uri = sys.argv[1]
 lease = Lease(f"{uri}/.lease", 1.0)
 lease._me = __import__("dataclasses").replace(lease._me, machine="another")

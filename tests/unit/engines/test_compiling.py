@@ -24,7 +24,7 @@ from tests.jobs import ROOT, sets, small_run
 from tests.models import BUILDERS
 from tests.unit.families.test_packed_step import picture, row
 
-TINY = ROOT / "job" / "builtin" / "ernie-vl-tiny"
+TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 SPEC = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
 CPU = torch.device("cpu")
 

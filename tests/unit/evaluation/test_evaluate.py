@@ -19,7 +19,7 @@ from job.spec.types import EvalSpec
 from tests.jobs import ROOT
 from tests.reports import png
 
-TINY = ROOT / "job" / "builtin" / "ernie-vl-tiny"
+TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 TEXT = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
 SPEC = load_spec(TEXT, "latex.yaml", environ={}).spec
 

@@ -15,7 +15,7 @@ from job import families
 from job.errors import InputError
 from job.families.base import Layout
 from job.families.model_source import GENERATION, find_model
-from job.pipeline.fingerprints import Given
+from job.pipeline.fingerprints import StageInputs
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from tests.models import BUILDERS
@@ -127,7 +127,7 @@ def test_what_cannot_be_repaired_is_named(name: str, tmp_path: Path) -> None:
 
 
 def fingerprints(base: Path) -> dict[str, str]:
-    given = Given(spec_of(base), processes=1)
+    given = StageInputs(spec_of(base), processes=1)
     return {
         stage: given.fingerprint(stage, {})
         for stage in ("prep", "baseline", "train", "eval", "export")

@@ -12,7 +12,7 @@ from tests.jobs import ROOT
 
 INTERPRETED = """
 import torch
-from job.families.ernie45_vl.packed.gated import _in_one_pass, gated_gradient
+from job.families.ernie45_vl.packed.swiglu import _in_one_pass, gated_gradient
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
     both, grad = torch.randn(7, 48, dtype=dtype), torch.randn(7, 24, dtype=dtype)

@@ -19,7 +19,7 @@ from tests.jobs import ROOT
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from job.local.work import WorkFolder
+from job.local.work_folder import WorkFolder
 folder = WorkFolder(Path(sys.argv[1]), "job", sys.argv[2], field="$.runtime.workdir")
 (folder / "made").write_text("half")
 if sys.argv[3] == "with a child" and not os.fork():

@@ -108,9 +108,9 @@ def test_prep_with_a_models_tokens_imports_neither_torch_nor_transformers(tmp_pa
 import sys
 from pathlib import Path
 from job import families
-from job.given import Given
+from job.pipeline.fingerprints import StageInputs
 from job.spec.load import load_spec
-given = Given(load_spec(Path("specs/latex.yaml").read_text(), "spec", environ={}).spec, 1)
+given = StageInputs(load_spec(Path("specs/latex.yaml").read_text(), "spec", environ={}).spec, 1)
 assert "<|IMAGE_START|>" in given.control_tokens, given.control_tokens
 assert given.fingerprint("prep", {})
 assert not {"torch", "transformers"} & sys.modules.keys()

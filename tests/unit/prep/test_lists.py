@@ -179,7 +179,7 @@ def test_an_archive_is_read_as_python_writes_it(form: int, name: str, folder: Pa
     [file] = stage_source(data_spec(path).train[0], "x").files
     _, second, _ = readers.read(file)
     assert second.offset is not None
-    begun = next(iter(readers.read(file, readers.Place(in_file=1, offset=second.offset))))
+    begun = next(iter(readers.read(file, readers.RecordPosition(in_file=1, offset=second.offset))))
     assert begun.values == second.values, "a row is entered at its headers"
 
 

@@ -11,7 +11,7 @@ from job.families.ernie45_vl import Ernie45VL
 from job.spec.load import load_spec
 from tests.jobs import ROOT
 
-TINY = ROOT / "job" / "builtin" / "ernie-vl-tiny"
+TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 EXPERTS, CHOSEN = 64, 6
 
 

@@ -15,7 +15,7 @@ from tests.unit.families.test_packed_step import picture, row
 
 def test_a_model_whose_training_is_over_is_as_its_class_made_it() -> None:
     spec = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
-    tiny = ROOT / "job" / "builtin" / "ernie-vl-tiny"
+    tiny = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
     family = families.bind(families.read_checkpoint("tiny", tiny), spec.model, spec.data)
     model: Any = family.load(dtype=torch.float32, device=torch.device("cpu"))
     family.use_packed_step(model)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from job.pipeline.fingerprints import COMPUTING_KEYS, LENGTH_KEYS, UNTRAINED_KEYS, Given
+from job.pipeline.fingerprints import COMPUTING_KEYS, LENGTH_KEYS, UNTRAINED_KEYS, StageInputs
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, TrainSpec
 from job.train.identity import Identity, changes
@@ -18,7 +18,9 @@ def spec() -> JobSpec:
 
 
 def identity(spec: JobSpec, **train: Any) -> Identity:
-    return Given(replace(spec, train=replace(spec.train, **train)), 1).identity_of_checkpoints()
+    return StageInputs(
+        replace(spec, train=replace(spec.train, **train)), 1
+    ).identity_of_checkpoints()
 
 
 def another(value: Any) -> Any:
