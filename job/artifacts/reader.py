@@ -29,7 +29,7 @@ def fetch(
     """The files in `folder` of a finished stage of the run at `uri`, on this machine.
 
     `only` leaves out those whose whole path it does not match. Raises InputError if the stage is
-    not finished, has no such folder, or its marker is unreadable; for others see `cache.bring`.
+    not finished, has no such folder, or its marker is unreadable; for others see `cache.ensure`.
     """
     for tries in range(1, TRIES + 1):
         record = _record(uri, stage)
@@ -69,17 +69,17 @@ def _brought(
     ]
     if not files:
         raise InputError(uri, f"holds no {folder}/", fix="--weights adapter")
-    wanted = [cache.Wanted(path=f.path, size=f.size, sha256=f.sha256) for f in files]
+    wanted = [cache.ExpectedFile(path=f.path, size=f.size, sha256=f.sha256) for f in files]
     key = fingerprint([(file.path, file.sha256) for file in files])[:32]
 
-    def get(file: cache.Wanted, path: Path) -> None:
+    def get(file: cache.ExpectedFile, path: Path) -> None:
         source = storage.join(uri, file.path)
         if not (storage.is_local(uri) and _linked(storage.local_path(source), path)):
             storage.download(source, path)
 
     try:
-        return cache.bring(cache_dir, eviction.RESULTS, key, wanted, get, of=uri, limit=limit)
-    except cache.WrongBytes as error:
+        return cache.ensure(cache_dir, eviction.RESULTS, key, wanted, get, source=uri, limit=limit)
+    except cache.DigestMismatch as error:
         raise StorageError(
             error.problems[0].field,
             "the file is not the one that the stage stored: its digest differs",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job import log
 from job.local import eviction, leftovers
-from job.local.leftovers import DAY, Found
+from job.local.leftovers import DAY, Leftover
 from job.spec import keys
 from job.spec.load import LoadedSpec
 
@@ -24,9 +24,9 @@ def clean(
     work = cache / "work"
     if runtime is not None and runtime.workdir is not None:
         work = Path(runtime.workdir).expanduser()
-    limit = eviction.in_bytes(runtime.cache_limit if runtime else None)
-    found = leftovers.look(cache, work, unused_days=unused_days, limit=limit)
-    goes = [each for each in found if each.goes]
+    limit = eviction.parse_size(runtime.cache_limit if runtime else None)
+    found = leftovers.scan(cache, work, unused_days=unused_days, limit=limit)
+    goes = [each for each in found if each.removable]
     for each in found:
         _say(each)
     places = f"{cache}" if work == cache / "work" else f"{cache} and {work}"
@@ -40,7 +40,7 @@ def clean(
         log.info("stays: a process has taken it meanwhile", folder=each.path)
 
 
-def _say(found: Found) -> None:
+def _say(found: Leftover) -> None:
     if log.is_json():
         log.info(
             "found",
@@ -61,5 +61,5 @@ def _age(seconds: float) -> str:
     return f"{seconds / DAY:.0f} days" if seconds >= 2 * DAY else log.duration(seconds)
 
 
-def _total(found: Sequence[Found]) -> log.Said:
+def _total(found: Sequence[Leftover]) -> log.Said:
     return log.amount(sum(each.bytes for each in found))

@@ -115,7 +115,7 @@ class Target:
             own.mkdir(parents=True, exist_ok=True)
             self._lock = locks.wait(own / "lock")
         except OSError as error:
-            if error.errno not in locks.NO_LOCKS:
+            if error.errno not in locks.UNSUPPORTED:
                 raise InputError(
                     "--to",
                     f"may not be written: {error.strerror}",

@@ -10,7 +10,8 @@ from job.doctor.subject import Subject
 from job.families import model_source
 from job.prep import discovery
 from job.storage import retry
-from job.storage.connect import CONNECT_SECONDS, hub_forbidden_by, offline
+from job.storage.backends.hub import hub_forbidden_by, offline
+from job.storage.connect import CONNECT_SECONDS
 
 TAIL = 4
 """Characters of a key's id that tell it from another and are of no use to anybody."""

@@ -15,7 +15,7 @@ from job import storage
 from job.errors import InputError
 from job.local import cache, eviction
 from job.spec.types import JobSpec, ModelSpec
-from job.storage import connect
+from job.storage.backends import hub
 from job.storage.digests import fingerprint, sha256_file
 
 BUILTIN = "builtin://"
@@ -118,9 +118,9 @@ def require_hub(spec: JobSpec, *, but: str | None = None) -> None:
     """
     sources = (source.uri for source in spec.data.sources().values())
     found = [
-        connect.offline(uri, variable).problems[0]
+        hub.offline(uri, variable).problems[0]
         for uri in (spec.model.model_name_or_path, *sources)
-        if uri != but and (variable := connect.hub_forbidden_by(uri)) is not None
+        if uri != but and (variable := hub.hub_forbidden_by(uri)) is not None
     ]
     if found:
         raise InputError.from_problems(found)
@@ -134,7 +134,7 @@ def place(uri: str) -> str:
 def fetch_model(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
     """The checkpoint's folder on this machine; downloaded once, and looked at before each use.
 
-    `limit` is what the cache may take, in bytes; zero for no limit. For errors see `cache.bring`.
+    `limit` is what the cache may take, in bytes; zero for no limit. For errors see `cache.ensure`.
     """
     return _here(model) or _fetched(model.uri, model.files, model.digest, cache_dir, limit)
 
@@ -160,13 +160,13 @@ def _here(model: ModelInput) -> Path | None:
 def _fetched(
     uri: str, files: tuple[storage.Entry, ...], digest: str, cache_dir: Path, limit: int
 ) -> Path:
-    wanted = [cache.Wanted(path=f.path, size=f.size, sha256=f.sha256) for f in files]
+    wanted = [cache.ExpectedFile(path=f.path, size=f.size, sha256=f.sha256) for f in files]
 
-    def download(file: cache.Wanted, path: Path) -> None:
+    def download(file: cache.ExpectedFile, path: Path) -> None:
         storage.download(storage.join(uri, file.path), path)
 
-    return cache.bring(
-        cache_dir, eviction.MODELS, _key(digest), wanted, download, of=uri, limit=limit
+    return cache.ensure(
+        cache_dir, eviction.MODELS, _key(digest), wanted, download, source=uri, limit=limit
     )
 
 

@@ -1,10 +1,9 @@
-"""Files from elsewhere, kept by what they are and believed by their digests.
+"""Downloaded files, cached and checked by their digests.
 
-An entry appears whole: it is filled in a folder beside it, where an interrupted download goes on.
-Of each file `.complete` records the SHA-256 and what the file system said of it right after those
-bytes were read. An entry is looked at before each use: a file of which the file system says
-anything else (size, inode, times of change) is read again and compared, and one with other bytes is
-brought anew. What an unchanged inode cannot tell is a disk that decays beneath it.
+An entry appears complete: it is filled in a folder beside it, where an interrupted download
+resumes. `.complete` records the SHA-256 of each file and its size, inode and times right after it
+was hashed. Before each use of an entry, a file with another size, inode or time is hashed again,
+and downloaded again if the digest differs. A disk that corrupts data silently goes unnoticed.
 """
 
 import json
@@ -27,33 +26,33 @@ from job.storage import local
 from job.storage.digests import sha256_file
 
 FIELD = "$.runtime.cache_dir"
-AT_ONCE = 4
-"""Files that are brought or read together."""
-_TOLD_FROM = 2**30  # bytes; fewer are read before anybody wonders
+FILES_AT_ONCE = 4
+"""Files downloaded or hashed in parallel."""
+_LOGGED_FROM = 2**30  # bytes; fewer are hashed before anyone wonders
 SETTLED_NS = 2 * 10**9
-"""A file that changed so shortly before it was looked at may change again under the same time."""
+"""A file that changed this shortly before its record may change again under the same time."""
 
 _in_use: dict[Path, locks.Lock] = {}
 
 
-class WrongBytes(StorageError):
-    """A file arrived twice with other bytes than it has to have."""
+class DigestMismatch(StorageError):
+    """A file was downloaded twice with the wrong SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """A file of an entry, as it has to be."""
+class ExpectedFile:
+    """A file that an entry must have."""
 
     path: str
     """Relative to the entry."""
     size: int
     sha256: str | None = None
-    """None if its source does not tell it: then the first download counts."""
+    """None if the source does not report it: then the first download counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """A file whose bytes were read, and what the file system said of it then."""
+class FileRecord:
+    """The digest of a file, with its metadata when it was hashed."""
 
     size: int
     sha256: str
@@ -63,7 +62,7 @@ class Known:
     looked_ns: int
 
     @classmethod
-    def of(cls, sha256: str, stat: os.stat_result, looked_ns: int) -> "Known":
+    def of(cls, sha256: str, stat: os.stat_result, looked_ns: int) -> "FileRecord":
         return cls(
             size=stat.st_size,
             sha256=sha256,
@@ -74,118 +73,143 @@ class Known:
         )
 
     def describes(self, stat: os.stat_result) -> bool:
-        """Whether the file is the one that was read, and has not been changed since."""
-        same = self == Known.of(self.sha256, stat, self.looked_ns)
+        """Whether the file is the one that was hashed, unchanged since."""
+        same = self == FileRecord.of(self.sha256, stat, self.looked_ns)
         return same and self.changed_ns + SETTLED_NS < self.looked_ns
 
 
-Fetch = Callable[[Wanted, Path], None]
-"""Brings a file of an entry to a path, or raises what is to be told."""
+Download = Callable[[ExpectedFile, Path], None]
+"""Downloads a file of an entry to a path, or raises a JobError."""
 
 
-def bring(
-    cache: Path, kind: str, key: str, files: Sequence[Wanted], fetch: Fetch, *, of: str, limit: int
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """An entry to complete."""
+
+    cache: Path
+    entry: Path
+    files: Sequence[ExpectedFile]
+    download: Download
+    source: str
+    limit: int
+
+
+def ensure(
+    cache: Path,
+    kind: str,
+    key: str,
+    files: Sequence[ExpectedFile],
+    download: Download,
+    *,
+    source: str,
+    limit: int,
 ) -> Path:
-    """The folder of an entry with all of `files`, each with the bytes that it has to have.
+    """The folder of an entry with all of `files`, verified, downloading what is missing.
 
-    This process keeps others from removing it until it ends. `of` is the URI that it comes from;
-    `limit` is what all entries may take, in bytes, zero for no limit. Raises InputError if the
-    cache may not be written and has not got them, StorageError if wrong bytes keep arriving.
+    The entry is protected from removal until this process ends. `source` is the URI that it comes
+    from; `limit` bounds the bytes of all entries, zero for no limit. Raises InputError if files are
+    missing and the cache is not writable, StorageError if digests keep differing.
     """
     entry = cache / kind / key
+    request = _Request(
+        cache=cache, entry=entry, files=files, download=download, source=source, limit=limit
+    )
     try:
         _use(entry)
-        known = _looked_at(entry, files)
-        if known is None:
-            known = _filled(cache, entry, files, fetch, of, limit)
-        _note_use(entry, known)
+        records = _check(entry, files)
+        if records is None:
+            records = _fill(request)
+        _note_use(entry, records)
     except OSError as error:
         raise not_writable(FIELD, cache, error) from error
     return entry
 
 
-def _looked_at(entry: Path, files: Sequence[Wanted]) -> dict[str, Known] | None:
-    """What is known of the entry's files if all are whole, else None."""
-    known = _read(entry / COMPLETE)
-    if known is None:
+def _check(entry: Path, files: Sequence[ExpectedFile]) -> dict[str, FileRecord] | None:
+    """The records of the entry's files; None if one is missing or damaged."""
+    recorded = _read(entry / COMPLETE)
+    if recorded is None:
         return None
-    found = _verified(entry, files, known)
-    damaged = [file.path for file in files if file.path not in found]
+    verified = _verify(entry, files, recorded)
+    damaged = [file.path for file in files if file.path not in verified]
     for path in damaged:
-        log.warn("a cached file is not as it was stored; fetching it anew", file=entry / path)
-    return None if damaged else found
+        log.warn("a cached file is missing or damaged; downloading it again", file=entry / path)
+    return None if damaged else verified
 
 
-def _filled(
-    cache: Path, entry: Path, files: Sequence[Wanted], fetch: Fetch, of: str, limit: int
-) -> dict[str, Known]:
-    """Brings what is missing or damaged; one process at a time, the others find it done."""
+def _fill(request: _Request) -> dict[str, FileRecord]:
+    """Downloads what is missing or damaged, in one process at a time."""
+    entry, files = request.entry, request.files
     entry.parent.mkdir(parents=True, exist_ok=True)
     with _filling(entry):
-        whole = _read(entry / COMPLETE)
-        folder = entry if whole is not None else entry.with_name(f"{PARTIAL}{entry.name}")
+        complete = _read(entry / COMPLETE)
+        folder = entry if complete is not None else entry.with_name(f"{PARTIAL}{entry.name}")
         journal = folder / COMPLETE
-        known = whole if whole is not None else _read(journal) or {}
-        found = _verified(folder, files, known)
-        missing = [file for file in files if file.path not in found]
+        recorded = complete if complete is not None else _read(journal) or {}
+        verified = _verify(folder, files, recorded)
+        missing = [file for file in files if file.path not in verified]
         if missing:
-            _require_room(cache, missing, limit, entry)
+            _require_room(request, missing)
             folder.mkdir(parents=True, exist_ok=True)
-            log.info("download", uri=of, size=log.amount(sum(file.size for file in missing)))
-        noting = threading.Lock()
+            size = log.amount(sum(file.size for file in missing))
+            log.info("download", uri=request.source, size=size)
+        journaling = threading.Lock()
 
-        def work(file: Wanted) -> None:
-            made = _brought(file, folder, fetch, known.get(file.path), of)
-            with noting:  # at once: a process that is killed is to find it again
-                found[file.path] = made
-                _write(journal, {**known, **found})
+        def download(file: ExpectedFile) -> None:
+            record = _download(request, file, folder, recorded.get(file.path))
+            with journaling:  # at once, so that a killed process does not lose it
+                verified[file.path] = record
+                _write(journal, {**recorded, **verified})
 
         with (
             log.progress("download", len(missing), "files") as bar,
-            ThreadPoolExecutor(AT_ONCE, "cache") as pool,
+            ThreadPoolExecutor(FILES_AT_ONCE, "cache") as pool,
         ):
-            for _ in pool.map(work, missing):
+            for _ in pool.map(download, missing):
                 bar.advance()
-        _write(journal, {**known, **found})
+        _write(journal, {**recorded, **verified})
         if folder != entry:
-            if entry.exists():  # nothing says that it was ever whole
+            if entry.exists():  # without a record that it was ever complete
                 discard(entry)
             folder.rename(entry)
-    return found
+    return verified
 
 
-def _brought(file: Wanted, folder: Path, fetch: Fetch, before: Known | None, of: str) -> Known:
-    """A file with the bytes that it has to have; brought once more if others arrive.
+def _download(
+    request: _Request, file: ExpectedFile, folder: Path, before: FileRecord | None
+) -> FileRecord:
+    """Downloads a file and checks its digest, with one more attempt if it differs.
 
-    Wrong ones are not left there.
+    A wrong file is removed.
     """
     path = folder / file.path
     expected = file.sha256 or (before.sha256 if before else None)
-    for again in (True, False):
-        fetch(file, path)
+    for retry in (True, False):
+        request.download(file, path)
         stat, now = path.stat(), time.time_ns()
         digest = sha256_file(path)
         if expected in (None, digest) and stat.st_size == file.size:
-            return Known.of(digest, stat, now)
+            return FileRecord.of(digest, stat, now)
         path.unlink()
-        if again:
-            log.warn("other bytes arrived than were stored; fetching again", file=file.path)
-    raise WrongBytes(
-        storage.join(of, file.path),
-        "other bytes arrive than are stored: the SHA-256 differs",
-        fix="check the network and what is between here and there, then run again",
+        if retry:
+            log.warn(
+                "a downloaded file has the wrong SHA-256; downloading it again", file=file.path
+            )
+    raise DigestMismatch(
+        storage.join(request.source, file.path),
+        "the downloaded file has the wrong SHA-256, twice",
+        fix="check the network and any proxy or mirror on the way, then run again",
     )
 
 
-def _verified(
-    folder: Path, files: Sequence[Wanted], known: Mapping[str, Known]
-) -> dict[str, Known]:
-    """Those of the files that are there with the right bytes; read where that is not plain."""
-
-    found: dict[str, Known] = {}
-    doubtful: list[tuple[Wanted, str]] = []
+def _verify(
+    folder: Path, files: Sequence[ExpectedFile], recorded: Mapping[str, FileRecord]
+) -> dict[str, FileRecord]:
+    """The records of those files that are right; hashes files that changed since their record."""
+    verified: dict[str, FileRecord] = {}
+    to_hash: list[tuple[ExpectedFile, str]] = []
     for file in files:
-        before = known.get(file.path)
+        before = recorded.get(file.path)
         digest = file.sha256 or (before.sha256 if before else None)
         try:
             stat = (folder / file.path).stat()
@@ -194,53 +218,53 @@ def _verified(
         if digest is None or stat.st_size != file.size:
             continue
         if before is not None and before.sha256 == digest and before.describes(stat):
-            found[file.path] = before
+            verified[file.path] = before
         else:
-            doubtful.append((file, digest))
-    to_read = sum(file.size for file, _ in doubtful)
-    if to_read > _TOLD_FROM:
-        log.info("cached files are read to compare their digests", size=log.amount(to_read))
+            to_hash.append((file, digest))
+    size = sum(file.size for file, _ in to_hash)
+    if size > _LOGGED_FROM:
+        log.info("hashing cached files to compare their digests", size=log.amount(size))
 
-    def read(file: Wanted, digest: str) -> Known | None:
+    def check(file: ExpectedFile, digest: str) -> FileRecord | None:
         path = folder / file.path
         stat, now = path.stat(), time.time_ns()
-        return Known.of(digest, stat, now) if sha256_file(path) == digest else None
+        return FileRecord.of(digest, stat, now) if sha256_file(path) == digest else None
 
-    with ThreadPoolExecutor(AT_ONCE, "digests") as pool:
-        read_all = pool.map(lambda each: read(*each), doubtful)
-        for (file, _), looked in zip(doubtful, read_all, strict=True):
-            if looked is not None:
-                found[file.path] = looked
-    return found
+    with ThreadPoolExecutor(FILES_AT_ONCE, "digests") as pool:
+        records = pool.map(lambda each: check(*each), to_hash)
+        for (file, _), record in zip(to_hash, records, strict=True):
+            if record is not None:
+                verified[file.path] = record
+    return verified
 
 
-def _require_room(cache: Path, missing: Sequence[Wanted], limit: int, entry: Path) -> None:
+def _require_room(request: _Request, missing: Sequence[ExpectedFile]) -> None:
     needed = sum(file.size for file in missing)
-    if limit:
-        make_room(cache, limit, needed, keep=entry)
-    free = shutil.disk_usage(_existing(cache)).free
+    if request.limit:
+        make_room(request.cache, request.limit, needed, keep=request.entry)
+    free = shutil.disk_usage(_existing(request.cache)).free
     if free < needed:
         raise InputError(
             FIELD,
-            f"the download needs {log.size(needed)} and {log.size(free)} are free",
-            value=str(cache),
+            f"the download needs {log.size(needed)}, but only {log.size(free)} are free",
+            value=str(request.cache),
             fix="free space (python -m job clean), or name a folder on a larger disk",
         )
 
 
 def _use(entry: Path) -> None:
-    """Keeps others from removing the entry while this process lives, as far as locks reach."""
+    """Protects the entry from removal while this process lives, as far as locks reach."""
     if entry in _in_use:
         return
-    with suppress(OSError):  # where nothing may be written nothing is removed either
+    with suppress(OSError):  # in a read-only cache nothing is removed either
         entry.parent.mkdir(parents=True, exist_ok=True)
         while (lock := locks.take(_beside(entry, USE), shared=True)) is None:
-            time.sleep(locks.LOOK_SECONDS)  # it is being removed
+            time.sleep(locks.POLL_SECONDS)  # it is being removed
         _in_use[entry] = lock
 
 
 class _filling:  # noqa: N801 - a context manager
-    """Within, no other process fills the entry; where there are no locks several may."""
+    """Keeps other processes from filling the entry, if the file system has locks."""
 
     def __init__(self, entry: Path) -> None:
         self._path = _beside(entry, FILL)
@@ -251,11 +275,11 @@ class _filling:  # noqa: N801 - a context manager
             self._lock = locks.take(self._path)
             if self._lock is None:
                 by = locks.holder(self._path)
-                log.info("another process downloads the same; waiting for it", by=by)
+                log.info("waiting for another process that downloads the same files", by=by)
                 self._lock = locks.wait(self._path)
-            self._lock.write(locks.Holder.me())
+            self._lock.write(locks.LockHolder.this_process())
         except OSError as error:
-            if error.errno not in locks.NO_LOCKS:
+            if error.errno not in locks.UNSUPPORTED:
                 raise
 
     def __exit__(self, *_: object) -> None:
@@ -263,31 +287,31 @@ class _filling:  # noqa: N801 - a context manager
             self._lock.close()
 
 
-def _note_use(entry: Path, known: Mapping[str, Known]) -> None:
-    """Stores when the entry was used last, and what was found out about its files."""
-    with suppress(OSError):  # a cache that may not be written is one all the same
+def _note_use(entry: Path, records: Mapping[str, FileRecord]) -> None:
+    """Stores the time of use, and new records of the entry's files."""
+    with suppress(OSError):  # a read-only cache can be used all the same
         (entry / USED).touch()
-        if known != _read(entry / COMPLETE):
-            _write(entry / COMPLETE, known)
+        if records != _read(entry / COMPLETE):
+            _write(entry / COMPLETE, records)
 
 
-def _beside(entry: Path, ending: str) -> Path:
-    return entry.with_name(f".{entry.name}{ending}")
+def _beside(entry: Path, suffix: str) -> Path:
+    return entry.with_name(f".{entry.name}{suffix}")
 
 
-def _read(path: Path) -> dict[str, Known] | None:
-    """The record of an entry; None without one that can be read."""
+def _read(path: Path) -> dict[str, FileRecord] | None:
+    """The records of an entry; None if they are missing or unreadable."""
     try:
-        found = json.loads(path.read_bytes())
-        return {name: Known(**each) for name, each in found["files"].items()}
+        stored = json.loads(path.read_bytes())
+        return {name: FileRecord(**each) for name, each in stored["files"].items()}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _write(path: Path, known: Mapping[str, Known]) -> None:
-    text = json.dumps({"files": {name: asdict(each) for name, each in known.items()}}, indent=1)
+def _write(path: Path, records: Mapping[str, FileRecord]) -> None:
+    text = json.dumps({"files": {name: asdict(each) for name, each in records.items()}}, indent=1)
     local.write(path, f"{text}\n".encode())
 
 

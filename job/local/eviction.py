@@ -1,4 +1,4 @@
-"""What caches hold, how long ago it was used, and how it is removed: never while it is in use."""
+"""The entries of the caches, when they were last used, and their removal while unused."""
 
 import os
 import re
@@ -14,59 +14,61 @@ from job import log
 from job.local import lock as locks
 
 KINDS = MODELS, RESULTS, PREPARED = "models", "results", "prepared"
-"""The folders of a cache: checkpoints by URI, parts of finished runs, prepared rows."""
+"""The folders of a cache: checkpoints by URI, files of finished runs, prepared rows."""
 COMPLETE, USED, MADE = ".complete", ".used", "made.json"
-"""Files in an entry whose times say when it was last used."""
+"""Files in an entry whose times tell when it was last used."""
 USE, FILL = ".use", ".fill"
-"""Endings of the locks beside an entry: of those who use it, and of the one who fills it."""
+"""Suffixes of the lock files beside an entry: of its users, and of the process that fills it."""
 PARTIAL, TRASH = ".partial-", ".trash-"
-"""How the names begin of entries that are not whole yet, and of those that are being removed."""
+"""Prefixes of the names of incomplete entries, and of those being removed."""
 LINKING_SECONDS = 3600.0
-"""Prepared rows are linked in a moment; what is half linked after so long is left behind."""
+"""Linking prepared rows takes a moment; an incomplete entry older than this is abandoned."""
 
-# Also as earlier versions named them.
-_HALF = re.compile(rf"{re.escape(PARTIAL)}|{re.escape(TRASH)}|[0-9a-f]{{16,}}\.partial$")
+# Also the names of earlier versions.
+_INCOMPLETE = re.compile(rf"{re.escape(PARTIAL)}|{re.escape(TRASH)}|[0-9a-f]{{16,}}\.partial$")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class CacheEntry:
     """A folder of a cache."""
 
     kind: str
     """`models`, `results` or `prepared`."""
     path: Path
     bytes: int
-    used: float
+    last_used: float
     """In seconds since 1970, by the clock of the disk."""
-    whole: bool
-    """Otherwise it is a download that was interrupted, or a removal."""
+    complete: bool
+    """False for an interrupted download or removal."""
 
 
-def in_bytes(limit: str | None) -> int:
-    """A size as the spec writes it (`200GB`) in bytes; zero for None, no limit."""
+def parse_size(limit: str | None) -> int:
+    """A size of the spec (`200GB`) in bytes; zero for None, no limit."""
     return 0 if limit is None else int(float(limit[:-2]) * _UNITS[limit[-2:]])
 
 
-def entries(cache: Path) -> Iterator[Entry]:
-    """Everything that the job put into the caches below `cache`. Links are not followed.
+def entries(cache: Path) -> Iterator[CacheEntry]:
+    """Everything that the job stored in the caches below `cache`. Links are not followed.
 
-    A model, or the output of a run, that somebody keeps in the same folders is none of it.
+    Other content of these folders, such as a user's own model, is skipped.
     """
     for kind in KINDS:
         for path in folders(cache / kind):
-            whole = not _HALF.match(path.name)
+            complete = not _INCOMPLETE.match(path.name)
             stamps = [path / name for name in (USED, COMPLETE, MADE)]
-            if whole and not (path / (MADE if kind == PREPARED else COMPLETE)).is_file():
+            if complete and not (path / (MADE if kind == PREPARED else COMPLETE)).is_file():
                 continue
-            with suppress(FileNotFoundError):  # others remove too
+            with suppress(FileNotFoundError):  # removed by another process
                 times = [stamp.stat().st_mtime for stamp in stamps if stamp.exists()]
                 used = max(times, default=path.stat().st_mtime)
-                yield Entry(kind=kind, path=path, bytes=size(path), used=used, whole=whole)
+                yield CacheEntry(
+                    kind=kind, path=path, bytes=size(path), last_used=used, complete=complete
+                )
 
 
 def size(folder: Path) -> int:
-    """What the files below a folder take on the disk, in bytes; a file with two names once."""
+    """The bytes of the files below a folder; a file with several names counts once."""
     seen: dict[tuple[int, int], int] = {}
     for directory, _, names in os.walk(folder):
         for name in names:
@@ -76,15 +78,15 @@ def size(folder: Path) -> int:
     return sum(seen.values())
 
 
-def may_be_linking(entry: Entry) -> bool:
-    """Whether a run may be linking prepared rows into the entry."""
-    return not entry.whole and time.time() - entry.used < LINKING_SECONDS
+def may_be_linking(entry: CacheEntry) -> bool:
+    """Whether a run may still be linking prepared rows into the entry."""
+    return not entry.complete and time.time() - entry.last_used < LINKING_SECONDS
 
 
-def remove(entry: Entry) -> bool:
-    """Removes an entry, unless a process uses or fills it; tells whether it did.
+def remove(entry: CacheEntry) -> bool:
+    """Removes an entry unless a process uses or fills it; returns whether it did.
 
-    OSError as the system raises it: also if the disk knows no locks, so that nobody can tell.
+    Raises OSError as the system does, also if the disk has no locks and use cannot be ruled out.
     """
     name = entry.path.name.removeprefix(PARTIAL)
     held: list[locks.Lock] = []
@@ -99,7 +101,7 @@ def remove(entry: Entry) -> bool:
                     return False
                 held.append(lock)
         discard(entry.path)
-        for lock in held:  # whoever waits for it sees that it is gone, and makes a new one
+        for lock in held:  # a process that waits for it notices, and creates a new one
             lock.path.unlink(missing_ok=True)
         return True
     finally:
@@ -108,7 +110,7 @@ def remove(entry: Entry) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder: nobody finds half of it under its name. OSError as the system raises it."""
+    """Removes a folder, after a rename that hides it. Raises OSError as the system does."""
     trash = folder
     if not folder.name.startswith(TRASH):
         trash = folder.with_name(f"{TRASH}{secrets.token_hex(8)}")
@@ -117,34 +119,35 @@ def discard(folder: Path) -> None:
 
 
 def make_room(cache: Path, limit: int, more: int = 0, *, keep: Path | None = None) -> None:
-    """Removes whole entries until all of them and `more` bytes take at most `limit` bytes.
+    """Removes complete entries until all of them and `more` bytes take at most `limit` bytes.
 
-    Those that were not used for longest go first; never one that is in use, or `keep`.
+    The least recently used go first; never one that is in use, or `keep`.
     """
-    found = sorted(entries(cache), key=lambda entry: entry.used)
-    total = sum(entry.bytes for entry in found) + more
-    for entry in found:
+    oldest_first = sorted(entries(cache), key=lambda entry: entry.last_used)
+    total = sum(entry.bytes for entry in oldest_first) + more
+    for entry in oldest_first:
         if total <= limit:
             return
-        if entry.path == keep or not entry.whole:
+        if entry.path == keep or not entry.complete:
             continue
         try:
-            gone = remove(entry)
+            removed = remove(entry)
         except OSError as error:
             log.debug("a cache entry could not be removed", entry=entry.path, reason=error)
             continue
-        if gone:
+        if removed:
             total -= entry.bytes
             log.info("removed from the cache", entry=entry.path, size=log.amount(entry.bytes))
     if total > limit:
         log.warn(
-            "the cache is larger than runtime.cache_limit: what is left is in use, or needed now",
+            "the cache is larger than runtime.cache_limit: the remaining entries are in use",
             size=log.amount(total),
             limit=log.amount(limit),
         )
 
 
 def folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, without links; none if it cannot be read."""
     try:
         return sorted(
             Path(each) for each in os.scandir(folder) if each.is_dir(follow_symlinks=False)

@@ -1,7 +1,7 @@
-"""What runs and downloads left on this machine, and its removal.
+"""Leftovers of runs and downloads on this machine, and their removal.
 
-Only what this project made is looked at: folders below the work folder that say whose they are, and
-entries of the caches. What a living process holds is never removed.
+Only folders of this project count: work folders with a note of their owner, and cache entries. What
+a living process holds is never removed.
 """
 
 import time
@@ -18,15 +18,15 @@ from job.local.work_folder import EARLIER, HELD, lives_elsewhere
 
 State = Literal["in use", "left", "unused", "kept"]
 EARLIER_PARTS = {"stages", "trainer", "logs", "pictures"}
-"""What the work folders hold of versions that left no note of whose they are."""
+"""The content of work folders of earlier versions, which left no note of their owner."""
 EARLIER_SECONDS = 86400.0
-"""How long such a folder must not have changed: nobody can tell whether it is held."""
+"""Such a folder counts as in use until it has not changed for this long."""
 DAY = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """A folder that the job made."""
+class Leftover:
+    """A folder of the job on this machine."""
 
     kind: str
     """`work`, or a kind of cache."""
@@ -35,79 +35,79 @@ class Found:
     age_seconds: float
     """Since it was last used."""
     state: State
-    """`in use` by a living process; `left` by a run or a download that ended halfway; `unused` for
-    longer than asked; or `kept`."""
-    entry: eviction.Entry | None = None
-    """None of a work folder."""
+    """`in use` by a living process; `left` by an interrupted run or download; `unused` for longer
+    than the caller allows; or `kept`."""
+    entry: eviction.CacheEntry | None = None
+    """None for a work folder."""
     of: str = ""
-    """The output of a work folder, or who holds it."""
+    """The output of a work folder, and its holder."""
 
     @property
-    def goes(self) -> bool:
+    def removable(self) -> bool:
         """Whether cleaning removes it."""
         return self.state in ("left", "unused")
 
 
-def look(cache: Path, work: Path, *, unused_days: float, limit: int) -> list[Found]:
+def scan(cache: Path, work: Path, *, unused_days: float, limit: int) -> list[Leftover]:
     """Everything below the cache and the work folder, largest first.
 
-    A cache entry goes if it was not used for `unused_days`, or if all of them take more than
-    `limit` bytes (zero: no limit); then those go first that were not used for longest.
+    A cache entry is removable if it was not used for `unused_days`, or if all entries take more
+    than `limit` bytes (zero: no limit), the least recently used first.
     """
     now = time.time()
-    caches = sorted(eviction.entries(cache), key=lambda entry: entry.used)
-    over = sum(entry.bytes for entry in caches if entry.whole) - limit if limit else 0
-    found = list(_work_folders(work, now))
+    caches = sorted(eviction.entries(cache), key=lambda entry: entry.last_used)
+    over = sum(entry.bytes for entry in caches if entry.complete) - limit if limit else 0
+    leftovers = list(_work_folders(work, now))
     for entry in caches:
         state: State = "left"
         if _in_use(entry):
             state = "in use"
-        elif entry.whole:
-            state = "unused" if now - entry.used >= unused_days * DAY or over > 0 else "kept"
+        elif entry.complete:
+            state = "unused" if now - entry.last_used >= unused_days * DAY or over > 0 else "kept"
             over -= entry.bytes if state == "unused" else 0
-        found.append(
-            Found(
+        leftovers.append(
+            Leftover(
                 kind=entry.kind,
                 path=entry.path,
                 bytes=entry.bytes,
-                age_seconds=max(0.0, now - entry.used),
+                age_seconds=max(0.0, now - entry.last_used),
                 state=state,
                 entry=entry,
             )
         )
-    return sorted(found, key=lambda each: -each.bytes)
+    return sorted(leftovers, key=lambda each: -each.bytes)
 
 
-def remove(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
-    """Removes what goes; gives what was removed, and what a process has taken meanwhile.
+def remove(leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[Leftover]]:
+    """Removes what is removable; returns what was removed, and what a process now uses.
 
-    Raises InputError at the end for what may not be removed.
+    Raises InputError at the end for what could not be removed.
     """
-    gone: list[Found] = []
-    taken: list[Found] = []
+    gone: list[Leftover] = []
+    now_used: list[Leftover] = []
     problems: list[Problem] = []
-    for each in (one for one in found if one.goes):
+    for each in (one for one in leftovers if one.removable):
         try:
             removed = eviction.remove(each.entry) if each.entry else _remove_work(each.path)
-        except FileNotFoundError:  # another removed it first
+        except FileNotFoundError:  # another process removed it first
             removed = True
         except OSError as error:
             reason = f"cannot be removed: {error.strerror or error}"
-            fix = "clean as the user who made it"
+            fix = "clean as the user who created it"
             problems.append(Problem(str(each.path), reason, fix=fix))
             continue
-        (gone if removed else taken).append(each)
+        (gone if removed else now_used).append(each)
     if problems:
         raise InputError.from_problems(problems)
-    return gone, taken
+    return gone, now_used
 
 
-def _work_folders(root: Path, now: float) -> Iterator[Found]:
+def _work_folders(root: Path, now: float) -> Iterator[Leftover]:
     for path in eviction.folders(root):
         held = path / HELD
         state: State = "left"
         if held.is_file():
-            of = str(locks.said(held).get("output", ""))
+            of = str(locks.note(held).get("output", ""))
             used = held.stat().st_mtime
             if not _free(path):
                 state, of = "in use", f"{of}, held by {locks.holder(held) or 'a process'}"
@@ -117,8 +117,8 @@ def _work_folders(root: Path, now: float) -> Iterator[Found]:
             of, used = "", _changed(path)
             state = "left" if now - used > EARLIER_SECONDS else "in use"
         else:
-            continue  # not the job's
-        yield Found(
+            continue  # not of this project
+        yield Leftover(
             kind="work",
             path=path,
             bytes=eviction.size(path),
@@ -146,7 +146,7 @@ def _remove_work(path: Path) -> bool:
 
 
 def _free(path: Path) -> bool:
-    """Whether nobody holds a work folder; False where nobody can tell."""
+    """Whether no process holds a work folder; False if that cannot be determined."""
     try:
         lock = locks.take(path / HELD, shared=True)
     except OSError:
@@ -157,7 +157,7 @@ def _free(path: Path) -> bool:
     return not lives_elsewhere(path)
 
 
-def _in_use(entry: eviction.Entry) -> bool:
+def _in_use(entry: eviction.CacheEntry) -> bool:
     if entry.path.name.startswith(eviction.TRASH):
         return False
     if entry.kind == eviction.PREPARED:
@@ -170,7 +170,7 @@ def _in_use(entry: eviction.Entry) -> bool:
         try:
             lock = locks.take(path)
         except OSError:
-            return True  # nobody can tell
+            return True  # cannot be determined
         if lock is None:
             return True
         lock.close()

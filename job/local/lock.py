@@ -1,4 +1,4 @@
-"""File locks that end with their holder, and who that is.
+"""File locks that end with the process that holds them, and a note of which process that is.
 
 `flock` on a file: the kernel releases it when the process dies, however it dies.
 """
@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-LOOK_SECONDS = 0.2
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems say that know no locks."""
+POLL_SECONDS = 0.2
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Errors of file systems without locks."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
-    """The process that holds a lock, as it wrote into the file."""
+class LockHolder:
+    """The process that holds a lock, as it noted in the file."""
 
     host: str
     boot: str
-    """The kernel that the process ran on: a lock of the same one is always seen."""
+    """Boot id of its kernel: locks of the same kernel are always visible."""
     process: int
     since: str
 
@@ -35,7 +35,7 @@ class Holder:
         return f"host {self.host}, process {self.process}, since {self.since}"
 
     @classmethod
-    def me(cls) -> "Holder":
+    def this_process(cls) -> "LockHolder":
         return cls(
             host=socket.gethostname(),
             boot=_boot(),
@@ -44,13 +44,13 @@ class Holder:
         )
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether it ran on another machine, whose locks this one may not see."""
+    def on_another_machine(self) -> bool:
+        """Whether it ran on another machine, whose locks may be invisible here."""
         return self.boot != _boot() and self.host != socket.gethostname()
 
 
 class Lock:
-    """A lock that is held until `close`, or until this process ends."""
+    """A lock, held until `close` or the end of this process."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -58,22 +58,22 @@ class Lock:
         _held.add(self)
 
     def close(self) -> None:
-        """Releases the lock; once is enough, twice does no harm."""
+        """Releases the lock; safe to call twice."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
-    def write(self, holder: Holder | None, **more: object) -> None:
-        """Leaves in the file who holds it, for others to read. OSError as the system raises it."""
+    def write(self, holder: LockHolder | None, **more: object) -> None:
+        """Notes the holder in the file, for others to read. Raises OSError as the system does."""
         assert self._descriptor is not None
-        said = {**more, **(asdict(holder) if holder else {})}
+        note = {**more, **(asdict(holder) if holder else {})}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(said).encode(), 0)
+        os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
 
     def touch(self) -> None:
-        """Shows those who cannot see the lock that its holder is alive."""
+        """Updates the file's time, which shows machines that cannot see the lock a live holder."""
         if self._descriptor is not None:
             os.utime(self.path)
 
@@ -87,10 +87,10 @@ _held: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 
 
 def take(path: Path, *, shared: bool = False) -> Lock | None:
-    """The lock of the file at `path`, which is made if need be; None if another holds it.
+    """Locks the file at `path`, created if missing; None if another process holds the lock.
 
-    Many may share it, or one have it alone. OSError as the system raises it: the folder is not
-    there, the file may not be opened, or the file system knows no locks.
+    The lock is shared or exclusive. Raises OSError as the system does: the folder is missing, the
+    file cannot be opened, or the file system has no locks.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
@@ -109,26 +109,26 @@ def take(path: Path, *, shared: bool = False) -> Lock | None:
 
 
 def wait(path: Path) -> Lock:
-    """The lock of the file at `path`, for this process alone, as soon as it is free."""
+    """Locks the file at `path` exclusively, once it is free."""
     while (lock := take(path)) is None:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return lock
 
 
-def said(path: Path) -> Mapping[str, Any]:
-    """What the holder left in the file; empty if that cannot be read."""
+def note(path: Path) -> Mapping[str, Any]:
+    """What the holder noted in the file; empty if that cannot be read."""
     try:
-        found = json.loads(path.read_bytes())
+        noted = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return noted if isinstance(noted, dict) else {}
 
 
-def holder(path: Path) -> Holder | None:
-    """Who holds the lock, or held it and died."""
+def holder(path: Path) -> LockHolder | None:
+    """The process that holds the lock, or held it and died."""
     try:
-        found = said(path)
-        return Holder(**{key: found[key] for key in ("host", "boot", "process", "since")})
+        noted = note(path)
+        return LockHolder(**{key: noted[key] for key in ("host", "boot", "process", "since")})
     except KeyError:
         return None
 
@@ -137,7 +137,7 @@ def _open(path: Path, *, shared: bool) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError:
-        # Where nothing may be written, a lock that is there can still be shared.
+        # A lock file in a read-only folder can still be shared.
         if not shared or not path.is_file():
             raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -162,5 +162,5 @@ def _forget_all() -> None:
         lock._forget()
 
 
-# A child that outlives its parent for a moment must not keep what the parent held.
+# A child that outlives its parent for a moment must not keep the parent's locks.
 os.register_at_fork(after_in_child=_forget_all)

@@ -1,8 +1,8 @@
-"""The work folder of a run, where its stages are made before they are stored.
+"""The work folder of a run, where stages are built before they are stored.
 
-It is named by what the output really is, so that the run that is killed and the one that goes on
-find the same one, and held by a lock, so that no other run ever does. What is found there is
-believed by digest alone. It is removed when the run has succeeded.
+Its name derives from the identity of the output, so that a killed run and the run that resumes it
+find the same folder; a lock keeps every other run out. Files in it count by digest only. It is
+removed when the run has succeeded.
 """
 
 import os
@@ -25,22 +25,22 @@ from job.storage import failures
 from job.storage.digests import fingerprint
 
 HELD = ".held.json"
-"""The file whose lock holds the folder; it says who has it, and for which output."""
-LOOKS = 5
-BEAT_SECONDS = 60.0
+"""The lock file of the folder, with a note of its holder and output."""
+LOCK_ATTEMPTS = 5
+HEARTBEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0
-"""After which a holder on another machine, whose lock may not be seen here, counts as dead."""
+"""A holder on another machine, whose lock may be invisible here, counts as dead after so long."""
 EARLIER = re.compile(r"-[0-9a-f]{8}(-node\d+)?$")
-"""How the folders of versions without a lock end."""
+"""The end of the folder names of versions without a lock."""
 
 
 class WorkFolder:
-    """The folder of one run below `root`; it is made and locked when it is first asked for."""
+    """The folder of one run below `root`, created and locked on first use."""
 
     def __init__(self, root: Path, label: str, uri: str, *, node: int = 0, field: str) -> None:
-        """`label` begins its name; `field` of the spec says where `root` is.
+        """`label` is the prefix of its name; `field` is the spec's key that sets `root`.
 
-        `node` tells the machines of one job apart, which may share a volume.
+        `node` separates the machines of one job, which may share a volume.
         """
         self._root, self._label, self._uri = root, label, uri
         self._node, self._field = node, field
@@ -55,25 +55,25 @@ class WorkFolder:
 
     @cached_property
     def path(self) -> Path:
-        """The folder, which from now on no other run takes.
+        """The folder, locked against other runs.
 
-        Raises InputError if it may not be written, StorageError if its disk is full.
+        Raises InputError if it is not writable, StorageError if its disk is full.
         """
         name = f"{self._label}-{fingerprint(storage.identity(self._uri))[:16]}"
         name += f"-node{self._node}" if self._node else ""
         try:
-            return self._taken(name)
+            return self._locked(name)
         except OSError as error:
-            if error.errno in locks.NO_LOCKS:  # nobody else can be kept out of any other
+            if error.errno in locks.UNSUPPORTED:  # only a new folder is safe from other runs
                 return self._new(name)
             raise not_writable(self._field, self._root, error) from error
 
     def share(self, path: Path) -> None:
-        """Takes the folder that another process of the job holds on this machine."""
+        """Uses the folder that another process of the job has locked on this machine."""
         self.__dict__["path"] = path
 
     def close(self) -> None:
-        """Lets another run have the folder, with all that is in it."""
+        """Releases the folder, with its content, to other runs."""
         lock, self._lock = self._lock, None
         self.__dict__.pop("path", None)
         self._released.set()
@@ -83,7 +83,7 @@ class WorkFolder:
             lock.close()
 
     def remove(self) -> None:
-        """Removes the folder; what cannot be removed is a warning."""
+        """Removes the folder; a failure is a warning."""
         folder = self.__dict__.get("path")
         if folder is not None:
             try:
@@ -108,23 +108,23 @@ class WorkFolder:
     ) -> None:
         self.close()
 
-    def _taken(self, name: str) -> Path:
-        """The first folder of the name that no living process holds."""
+    def _locked(self, name: str) -> Path:
+        """The first folder of that name that no living process holds, locked."""
         for number in count(1):
             folder = self._root.absolute() / (name if number == 1 else f"{name}.{number}")
-            for _ in range(LOOKS):  # who looks at it only lets it go at once
+            for _ in range(LOCK_ATTEMPTS):  # `job clean` holds it for a moment
                 if (lock := _hold(folder)) is not None:
                     break
-                time.sleep(locks.LOOK_SECONDS)
+                time.sleep(locks.POLL_SECONDS)
             if lock is None:
                 by = locks.holder(folder / HELD)
-                log.info("another process holds the work folder; this run takes another", by=by)
+                log.info("another process holds the work folder; this run uses another", by=by)
                 continue
-            lock.write(locks.Holder.me(), output=redact(self._uri))
+            lock.write(locks.LockHolder.this_process(), output=redact(self._uri))
             self._lock = lock
             self._released = threading.Event()
             threading.Thread(
-                target=_beat, args=(lock, self._released), name="work folder", daemon=True
+                target=_keep_alive, args=(lock, self._released), name="work folder", daemon=True
             ).start()
             return folder
         raise AssertionError("unreachable")
@@ -132,18 +132,18 @@ class WorkFolder:
     def _new(self, name: str) -> Path:
         folder = self._root.absolute() / f"{name}.{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
-        log.info("the disk of the work folder knows no locks; this run takes a new one")
+        log.info("the disk of the work folder has no file locks; this run uses a new folder")
         return folder
 
 
 def lives_elsewhere(folder: Path) -> bool:
-    """Whether a process on another machine has the folder, as far as can be told from here.
+    """Whether a live process on another machine seems to hold the folder.
 
-    Not every shared volume shows the locks of one machine to another. A holder shows that it is
-    alive by the time of a file, compared with that of a new one: no clock of a machine counts.
+    Not every shared volume shows one machine's locks to another. A holder keeps updating the time
+    of its file, which is compared with that of a new file, so that no machine's clock matters.
     """
-    by = locks.holder(folder / HELD)
-    if by is None or not by.elsewhere:
+    holder = locks.holder(folder / HELD)
+    if holder is None or not holder.on_another_machine:
         return False
     probe = folder / f".probe-{secrets.token_hex(4)}"
     try:
@@ -157,28 +157,28 @@ def lives_elsewhere(folder: Path) -> bool:
 
 
 def not_writable(field: str, folder: Path, error: OSError) -> JobError:
-    """The error for a local folder that the spec names and that takes no files."""
+    """The error for a local folder of the spec that cannot be written."""
     reason = error.strerror or str(error)
-    if failures.diagnose(error) == "full":
+    if failures.LOCAL.diagnose(error) == "full":
         fix = (
             f"free space (python -m job clean), or set {field.removeprefix('$.')} to a larger disk"
         )
         return StorageError(field, f"no space is left: {reason}", value=str(folder), fix=fix)
     return InputError(
         field,
-        f"may not be written by user {os.getuid()}: {reason}",
+        f"is not writable for user {os.getuid()}: {reason}",
         value=str(error.filename or folder),
-        fix="name a folder that this user may write to, or change its owner",
+        fix="name a folder that this user can write, or change its owner",
     )
 
 
 def _hold(folder: Path) -> locks.Lock | None:
-    """The folder's lock; None if another process has it."""
+    """Locks the folder, created if missing; None if another process holds it."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock = locks.take(folder / HELD)
-        except FileNotFoundError:  # removed meanwhile, by the run that had it
+        except FileNotFoundError:  # removed meanwhile, by the run that held it
             continue
         if lock is not None and lives_elsewhere(folder):
             lock.close()
@@ -186,7 +186,7 @@ def _hold(folder: Path) -> locks.Lock | None:
         return lock
 
 
-def _beat(lock: locks.Lock, released: threading.Event) -> None:
-    while not released.wait(BEAT_SECONDS):
+def _keep_alive(lock: locks.Lock, released: threading.Event) -> None:
+    while not released.wait(HEARTBEAT_SECONDS):
         with suppress(OSError):
             lock.touch()

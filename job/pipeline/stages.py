@@ -289,7 +289,7 @@ class Stages:
     @property
     def cache_limit(self) -> int:
         """What the caches may take, in bytes; zero for no limit."""
-        return eviction.in_bytes(self.spec.runtime.cache_limit)
+        return eviction.parse_size(self.spec.runtime.cache_limit)
 
     def _work_folder(self) -> WorkFolder:
         runtime = self.spec.runtime

@@ -28,7 +28,7 @@ from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.types import DataSpec, JobSpec
 from job.storage import retry
-from job.storage.connect import hub_forbidden_by
+from job.storage.backends.hub import hub_forbidden_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

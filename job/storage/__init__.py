@@ -1,20 +1,23 @@
-"""Files anywhere, by URI: the one home of reading, writing, listing and copying.
+"""Files by URI: reading, writing, listing and copying, wherever they are.
 
 Bare paths, `file://`, `memory://`, `s3://` (keys and endpoint from the AWS environment), `hf://`
-and `http(s)://` (both read only), and any other protocol that fsspec knows. A file is visible
-whole or not at all. Every function raises InputError for what the user must mend (nothing there,
-access denied, unknown protocol) and StorageError for what kept failing or is out of space.
+and `http(s)://` (both read-only), and any other protocol that fsspec knows. `backends` has a class
+for each kind of store, and the table of protocols. A file is visible only when it is complete.
+Every function raises InputError for what the user must fix (nothing there, access denied, unknown
+protocol) and StorageError if failures persist or space runs out.
 
 Imports: no other room.
 """
 
+from job.storage.backend import Entry
+from job.storage.backends import is_read_only
 from job.storage.files import (
-    Entry,
     check_access,
     delete,
     download,
     exists,
     glob,
+    identity,
     is_file,
     list_files,
     open_read,
@@ -26,7 +29,6 @@ from job.storage.files import (
     write_new,
     write_text,
 )
-from job.storage.identity import identity
 from job.storage.trees import (
     conditions,
     copy_tree,
@@ -38,7 +40,6 @@ from job.storage.trees import (
 from job.storage.uri import (
     has_glob,
     is_local,
-    is_read_only,
     join,
     local_path,
     name,

@@ -1,198 +1,301 @@
-"""Single objects in stores and on hubs: look at, list, get, put, copy and delete them."""
+"""What storage does for a URI, as it is done through fsspec.
+
+`Backend` serves any protocol that fsspec knows. A store that differs overrides what differs, in a
+module of `backends`, and has its protocols in the table there.
+"""
 
 import io
+import os
 import secrets
+from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, ClassVar, Generic, TypeVar, cast
 
-from job.storage import failures, retry, s3
-from job.storage.connect import call
+from job.storage import connect, failures, retry
+from job.storage.filesystem import FileInfo, FileSystem
+from job.storage.remote_file import BLOCK, RemoteFile
 from job.storage.uri import WRITING, scheme
-from job.storage.write_guard import UNGUARDED, Guard
+from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
-BLOCK = 4 * 2**20
-"""Bytes read ahead in an open file."""
-_PUTS_WHOLE = frozenset({"memory", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"})
+F = TypeVar("F", bound=FileSystem)
+T = TypeVar("T")
 
-
-def info(filesystem: Any, path: str) -> dict[str, Any]:
-    """`type` (`file` or `directory`) and `size` of what is at `path`; FileNotFoundError if none."""
-    found: dict[str, Any] = filesystem.info(path)
-    return found
+_SETTINGS = ("FSSPEC_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_", "OSS_")
+_SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "SAS", "CONNECTION_STRING")
 
 
-Listed = tuple[str, int, str | None, str | None]
-"""A file's name, size, version and SHA-256."""
+@dataclass(frozen=True)
+class Entry:
+    """One file of a listing."""
+
+    path: str
+    """Relative to the listed root, with `/` between its parts."""
+    size: int
+    """In bytes."""
+    version: str | None = field(default=None, compare=False)
+    """The store's name for the content (an ETag, a blob id), if it has one."""
+    sha256: str | None = field(default=None, compare=False)
+    """Of the content, if the store knows it, as the hub does for large files."""
 
 
-def listing(filesystem: Any, path: str) -> list[Listed]:
-    """Every file below `path`, by its name relative to that. Not sorted."""
-    if hasattr(filesystem, "resolve_path"):  # the hub names what it lists by a revision
-        filesystem.invalidate_cache()
-        path = filesystem.resolve_path(path).unresolve()
-    prefix = path.rstrip("/") + "/"
-    found: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
-    return [
-        (
-            name.removeprefix(prefix),
-            each["size"],
-            each.get("ETag") or each.get("blob_id"),
-            (each.get("lfs") or {}).get("sha256"),
-        )
-        for name, each in found.items()
-        # A name that ends in a slash marks a directory for tools that want to see one.
-        if name.startswith(prefix) and not name.endswith("/") and each["type"] == "file"
-    ]
+class Backend(failures.Explainer, Generic[F]):
+    """Reads and writes through the fsspec file system of a URI's protocol, under `retry`.
 
-
-def get(uri: str, path: Path) -> None:
-    """Copies an object to the local file `path`, which holds it whole or the call fails."""
-
-    def fetch(filesystem: Any, source: str) -> None:
-        found = info(filesystem, source)
-        if found["type"] == "directory":
-            raise IsADirectoryError(f"{source} is a directory")
-        if scheme(uri) == "memory":  # its open files share one position
-            path.write_bytes(filesystem.cat_file(source))
-        else:
-            try:
-                filesystem.get_file(source, str(path))
-            except OSError as error:
-                if failures.diagnose(error) in ("full", "read-only"):  # here, not where it is from
-                    raise failures.explain(error, "write", str(path)) or error from error
-                raise
-        arrived = path.stat().st_size
-        if found["size"] is not None and arrived != found["size"]:
-            raise failures.Truncated(
-                f"{arrived} bytes arrived where {found['size']} were announced"
-            )
-
-    call("read", uri, fetch)
-
-
-def copy(source: str, target: str, length: int) -> None:
-    """Copies an object within one store, on its server. For errors see `retry.call`."""
-
-    def move(filesystem: Any, path: str) -> None:
-        destination = filesystem._strip_protocol(target)
-        filesystem.cp_file(path, destination)
-        s3.check_length(filesystem, destination, length)
-
-    call("copy", source, move)
-
-
-def delete(uri: str, guard: Guard = UNGUARDED) -> None:
-    """Removes an object; nothing happens where there is none."""
-    if scheme(uri) in ("s3", "s3a") and guard.conditions.deletes:
-        s3.delete_unchanged(uri, guard)
-        return
-
-    def remove(filesystem: Any, path: str) -> None:
-        try:
-            with guard.writing(uri):
-                filesystem.rm_file(path)
-        except FileNotFoundError as error:
-            if failures.diagnose(error) != "missing":
-                raise
-
-    call("delete", uri, remove)
-
-
-def put(uri: str, source: bytes | Path, guard: Guard = UNGUARDED) -> None:
-    """Stores bytes or a local file as one object, visible when it is whole.
-
-    Raises StorageError when the object's length is not that of the source.
+    Every method raises what `retry.call` raises.
     """
-    protocol = scheme(uri)
-    if protocol in ("s3", "s3a"):
-        s3.put(uri, source, guard)
-        return
 
-    def store(filesystem: Any, path: str) -> None:
-        if protocol == "memory":  # it shows a file from its first byte on
-            data = source if isinstance(source, bytes) else source.read_bytes()
-            with guard.writing(uri):
-                filesystem.pipe_file(path, data)
-            return
-        direct = protocol in _PUTS_WHOLE
-        parent, _, _ = path.rpartition("/")
-        target = path if direct else f"{parent}/{WRITING}{secrets.token_hex(8)}"
-        if not direct:
-            filesystem.makedirs(parent, exist_ok=True)
-        guard.ensure()
+    read_only: ClassVar[bool] = False
+    has_listings: ClassVar[bool] = True
+    atomic_puts: ClassVar[bool] = False
+    """Whether an object becomes visible only when it is complete. Otherwise it is written under
+    another name and renamed."""
+
+    # --- connecting -------------------------------------------------------------------------
+
+    def options(self) -> dict[str, object]:
+        """Arguments for the fsspec class: finite timeouts, and a single attempt per call."""
+        return {}
+
+    def connection_scope(self) -> object:
+        """What a connection must not be shared across; None shares it within the process."""
+        return None
+
+    def connect(self, uri: str) -> F:
+        """The file system, connected on first use.
+
+        Raises InputError if the protocol is unknown or its package is not installed.
+        """
+        protocol = scheme(uri)
+        return connect.connection(
+            protocol, self.connection_scope(), lambda: self.create(protocol, uri)
+        )
+
+    def create(self, protocol: str, uri: str) -> F:
+        """A new file system."""
+        return cast(F, connect.create(protocol, uri, self.options()))
+
+    def raise_reason(self, filesystem: F, path: str) -> None:
+        """Raises the store's reason for refusing `path` without one; returns if it cannot tell."""
+
+    def call(self, operation: failures.Operation, uri: str, function: Callable[[F, str], T]) -> T:
+        """`function(filesystem, path)` under the retry policy."""
+
+        def attempt() -> T:
+            filesystem = self.connect(uri)
+            path = filesystem._strip_protocol(uri)
+            try:
+                try:
+                    return function(filesystem, path)
+                except Exception as error:
+                    if failures.is_unexplained(error):
+                        self.raise_reason(filesystem, path)
+                    raise
+            except Exception as error:
+                # A listing that broke off halfway must not answer the next attempt from a cache.
+                filesystem.invalidate_cache()
+                if self.diagnose(error) == "expired":
+                    connect.forget(filesystem)
+                raise
+
+        return retry.call(operation, uri, attempt, self)
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def listing(self, uri: str) -> list[Entry]:
+        """Every file below `uri`, in no order; empty if there is none."""
+        return self.call("list", uri, self._list)
+
+    def _list(self, filesystem: F, path: str) -> list[Entry]:
+        prefix = path.rstrip("/") + "/"
+        return [
+            Entry(
+                name.removeprefix(prefix),
+                cast(int, info["size"]),
+                info.get("ETag") or info.get("blob_id"),
+                (info.get("lfs") or {}).get("sha256"),
+            )
+            for name, info in filesystem.find(path, detail=True).items()
+            # A name that ends in a slash marks a directory for tools that want to see one.
+            if name.startswith(prefix) and not name.endswith("/") and info["type"] == "file"
+        ]
+
+    def glob(self, pattern: str) -> list[str]:
+        """The URIs of the files that a pattern matches, in no order."""
+        head = pattern.partition("://")[0]
+        return [f"{head}://{name.lstrip('/')}" for name in self.call("list", pattern, self._match)]
+
+    def _match(self, filesystem: F, path: str) -> list[str]:
+        infos = filesystem.glob(path, detail=True)
+        return [name for name, info in infos.items() if info["type"] == "file"]
+
+    def info(self, uri: str) -> FileInfo | None:
+        """What the store says of a file, directory or prefix; None if nothing is there."""
+
+        def ask(filesystem: F, path: str) -> FileInfo | None:
+            try:
+                return filesystem.info(path)
+            except FileNotFoundError as error:
+                # Some libraries say so of every failure and keep the real one as its cause.
+                if self.diagnose(error) != "missing":
+                    raise
+                return None
+
+        return self.call("read", uri, ask)
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is a file, or a directory or prefix with something in it."""
+        return self.info(uri) is not None
+
+    def is_file(self, uri: str) -> bool:
+        info = self.info(uri)
+        return info is not None and info["type"] == "file"
+
+    def size(self, uri: str) -> int | None:
+        """The bytes of a file; None if the server does not say."""
+        return self.call("read", uri, lambda filesystem, path: _file_info(filesystem, path)["size"])
+
+    def read(self, uri: str, limit: int | None) -> bytes:
+        """The content of a file, or at most its first `limit` bytes."""
+
+        def fetch(filesystem: F, path: str) -> bytes:
+            if limit is None:
+                return filesystem.cat_file(path)
+            size = filesystem.info(path)["size"]
+            end = limit if size is None else min(limit, size)
+            # S3 refuses a range of an empty object.
+            return filesystem.cat_file(path, start=0, end=end)[:end] if end else b""
+
+        return self.call("read", uri, fetch)
+
+    def open(self, uri: str) -> BinaryIO:
+        """The file open for reading, seekable."""
+        file = self.call(
+            "read", uri, lambda filesystem, path: filesystem.open(path, "rb", block_size=BLOCK)
+        )
+        return io.BufferedReader(RemoteFile(uri, file, self), BLOCK)
+
+    def get(self, uri: str, path: Path) -> None:
+        """Downloads a file to the local `path` and checks its length."""
+
+        def fetch(filesystem: F, source: str) -> None:
+            size = _file_info(filesystem, source)["size"]
+            self._get(filesystem, source, path)
+            received = path.stat().st_size
+            if size is not None and received != size:
+                raise failures.Truncated(f"{received} of {size} bytes arrived")
+
+        self.call("read", uri, fetch)
+
+    def _get(self, filesystem: F, source: str, path: Path) -> None:
         try:
-            with guard.writing(uri) if direct else nullcontext():
-                if isinstance(source, bytes):
-                    filesystem.pipe_file(target, source)
-                else:
-                    filesystem.put_file(str(source), target)
-            if not direct:
-                with guard.writing(uri):
-                    filesystem.mv(target, path)
-        except BaseException:
-            if not direct:
-                with suppress(Exception):
-                    filesystem.rm_file(target)
+            filesystem.get_file(source, str(path))
+        except OSError as error:
+            if self.diagnose(error) in ("full", "read-only"):  # the local disk, not the source
+                raise failures.LOCAL.explain(error, "write", str(path)) or error from error
             raise
-        s3.check_length(filesystem, path, s3.length_of(source))
 
-    call("write", uri, store)
+    # --- writing ----------------------------------------------------------------------------
 
+    def put(self, uri: str, source: bytes | Path, guard: Guard = UNGUARDED) -> None:
+        """Stores bytes or a local file as one object, visible only when complete.
 
-def put_new(uri: str, data: bytes) -> bool:
-    """Stores an object where there is none; tells whether it did."""
-    if scheme(uri) in ("s3", "s3a"):
-        return s3.put_new(uri, data)
-    if call("read", uri, lambda filesystem, path: filesystem.exists(path)):
-        return False
-    put(uri, data)
-    return True
+        Its length is checked; what the guard raises passes through.
+        """
 
+        def store(filesystem: F, path: str) -> None:
+            parent, _, _ = path.rpartition("/")
+            target = path if self.atomic_puts else f"{parent}/{WRITING}{secrets.token_hex(8)}"
+            if not self.atomic_puts:
+                filesystem.makedirs(parent, exist_ok=True)
+            guard.ensure()
+            try:
+                with guard.writing(uri) if self.atomic_puts else nullcontext():
+                    if isinstance(source, bytes):
+                        filesystem.pipe_file(target, source)
+                    else:
+                        filesystem.put_file(str(source), target)
+                if not self.atomic_puts:
+                    with guard.writing(uri):
+                        filesystem.mv(target, path)
+            except BaseException:
+                if not self.atomic_puts:
+                    with suppress(Exception):
+                        filesystem.rm_file(target)
+                raise
+            check_length(filesystem, path, length_of(source))
 
-class RemoteFile(io.RawIOBase):
-    """An object open for reading anywhere in it; each read is tried again when it fails."""
+        self.call("write", uri, store)
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._position = 0
-        self._file = call("read", uri, self._open)
-        self._size = int(self._file.size)
-
-    @staticmethod
-    def _open(filesystem: Any, path: str) -> Any:
-        return filesystem.open(path, "rb", block_size=BLOCK)
-
-    def readable(self) -> bool:
+    def put_new(self, uri: str, data: bytes) -> bool:
+        """Stores an object unless there is one; returns whether it did."""
+        if self.call("read", uri, lambda filesystem, path: filesystem.exists(path)):
+            return False
+        self.put(uri, data)
         return True
 
-    def seekable(self) -> bool:
-        return True
+    def copy(self, source: str, target: str, size: int) -> None:
+        """Copies an object within the store, on its server, and checks its length."""
 
-    def tell(self) -> int:
-        return self._position
+        def copy(filesystem: F, path: str) -> None:
+            destination = filesystem._strip_protocol(target)
+            filesystem.cp_file(path, destination)
+            check_length(filesystem, destination, size)
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError("negative seek position")
-        self._position = base + offset
-        return self._position
+        self.call("copy", source, copy)
 
-    def readinto(self, buffer: Any) -> int:
-        def fetch() -> bytes:
-            self._file.seek(self._position)
-            data: bytes = self._file.read(min(len(buffer), max(self._size - self._position, 0)))
-            return data
+    def delete(self, uri: str, guard: Guard = UNGUARDED) -> None:
+        """Removes an object, if there is one."""
 
-        if self._position >= self._size or not len(buffer):
-            return 0
-        data = retry.call("read", self._uri, fetch)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        def remove(filesystem: F, path: str) -> None:
+            try:
+                with guard.writing(uri):
+                    filesystem.rm_file(path)
+            except FileNotFoundError as error:
+                if self.diagnose(error) != "missing":
+                    raise
 
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
+        self.call("delete", uri, remove)
+
+    def conditions(self, uri: str) -> Conditions:
+        """Which conditional requests the store honors below `uri`."""
+        return Conditions()
+
+    def delete_unfinished(self, uri: str, below: Collection[str], guard: Guard) -> int:
+        """Removes what killed uploads to the folders `below` `uri` left; returns how many."""
+        return 0
+
+    # --- identity ---------------------------------------------------------------------------
+
+    def identity(self, uri: str) -> dict[str, object]:
+        """JSON values, equal exactly for URIs of the same object; see `storage.identity`."""
+        settings = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(_SETTINGS) and not any(word in name for word in _SECRET)
+        }
+        return {"path": self.key(uri), "protocol": scheme(uri), "settings": settings}
+
+    def key(self, uri: str) -> str:
+        """The path in the store, without slashes around it."""
+        return str(self.connect(uri)._strip_protocol(uri)).strip("/")
+
+
+def _file_info(filesystem: FileSystem, path: str) -> FileInfo:
+    info = filesystem.info(path)
+    if info["type"] == "directory":
+        raise IsADirectoryError(f"{path} is a directory")
+    return info
+
+
+def check_length(filesystem: FileSystem, path: str, length: int) -> None:
+    """Raises Truncated if the object at `path` is not `length` bytes long."""
+    stored = filesystem.info(path)["size"]
+    if stored != length:
+        raise failures.Truncated(f"{stored} of {length} bytes were stored")
+
+
+def length_of(source: bytes | Path) -> int:
+    """The bytes of what is to be uploaded."""
+    return len(source) if isinstance(source, bytes) else source.stat().st_size

@@ -13,7 +13,7 @@ from job import log, storage
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """A file as it has to be: path relative to its tree, size in bytes, SHA-256."""
+    """The expected path, relative to its tree, size in bytes and SHA-256 of a file."""
 
     path: str
     size: int
@@ -24,7 +24,7 @@ class FileDigest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "FileDigest":
-        """Raises ValueError for a path that leaves its tree: whoever wrote it means harm."""
+        """Raises ValueError for a path that leaves its tree, as only a forged record has."""
         path = PurePosixPath(value["path"])
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"the path {str(path)!r} leads out of its folder")
@@ -37,17 +37,20 @@ def sha256_file(path: Path) -> str:
 
 
 def download_verified(root: str, file: str, target: Path, sha256: str) -> bool:
-    """Brings a file to `target`, once more where other bytes arrive; whether the right ones did.
+    """Downloads a file to `target`, again if its digest differs; returns whether it is right.
 
-    Wrong ones are not left there: by their size alone they could be taken for the file.
+    A wrong file is removed: by its size alone it could pass for the right one.
     """
-    for again in (True, False):
+    for retry in (True, False):
         storage.download(storage.join(root, file), target)
         if sha256_file(target) == sha256:
             return True
         target.unlink()
-        if again:
-            log.warn("other bytes arrived than were stored; fetching again", file=file)
+        if retry:
+            log.warn(
+                "a downloaded file has the wrong SHA-256; downloading it again",
+                file=file,
+            )
     return False
 
 
@@ -65,6 +68,6 @@ def digest_tree(directory: Path) -> tuple[FileDigest, ...]:
 
 
 def fingerprint(*parts: object) -> str:
-    """A digest of values that JSON can write; equal values, equal fingerprints."""
+    """A digest of JSON values; equal values have equal fingerprints."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,58 +1,44 @@
-"""What a storage failure is, and what to tell the user about it.
+"""Classifies storage failures and turns them into errors with a fix.
 
-A passing failure is tried again and ends as StorageError; a missing object or a refused key is
-the user's to mend, at once, as InputError.
+Transient failures are retried and end as StorageError. A missing object or denied access is for
+the user to fix and ends at once, as InputError.
 """
 
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
 
 from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.redaction import redact
-from job.storage.uri import scheme
 
 Operation = Literal["read", "write", "list", "delete", "copy"]
 Kind = Literal[
-    "missing", "denied", "expired", "passing", "full", "read-only", "untrusted", "invalid", "failed"
+    "missing",
+    "denied",
+    "expired",
+    "transient",
+    "full",
+    "read-only",
+    "untrusted",
+    "invalid",
+    "failed",
 ]
 
-_MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NoSuchVersion"}
-_DENIED = {
-    *("AccessDenied", "AllAccessDisabled", "AccountProblem", "AuthorizationHeaderMalformed"),
-    *("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "PermanentRedirect"),
-    *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
-}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
-_FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioStorageQuotaExceeded"}
-_PASSING = {
-    *("BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "RequestTimeout"),
-    *("ConditionalRequestConflict", "ServiceUnavailable", "SlowDown", "ThrottlingException"),
-    *("Throttling", "TooManyRequests", "RequestLimitExceeded", "XAmzContentSHA256Mismatch"),
-}
-_DENIED_TYPES = {  # by name, so that nothing heavy is imported to look at an error
-    *("botocore.NoCredentialsError", "botocore.PartialCredentialsError"),
-    *("botocore.CredentialRetrievalError", "botocore.ProfileNotFound"),
-    *("botocore.TokenRetrievalError", "botocore.NoAuthTokenError"),
-}
-_PASSING_TYPES = {
-    *("botocore.HTTPClientError", "botocore.ConnectionError", "botocore.IncompleteReadError"),
-    *(
-        "botocore.ChecksumError",
-        "botocore.FlexibleChecksumError",
-        "botocore.ResponseParserError",
+_HTTP_TYPES: Mapping[str, Kind] = dict.fromkeys(
+    (
+        *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError"),
+        *("requests.ConnectionError", "requests.Timeout", "urllib3.ProtocolError"),
         "http.IncompleteRead",
     ),
-    *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError", "httpx.TransportError"),
-    *("requests.ConnectionError", "requests.Timeout", "urllib3.ProtocolError"),
-}
-_PASSING_ERRNO = {
+    "transient",
+)
+_TRANSIENT_ERRNO = {
     *(errno.EIO, errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENETUNREACH),
     *(errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EINTR),
 }
-_KIND_OF_ERRNO: dict[int, Kind] = {
+_KIND_OF_ERRNO: Mapping[int, Kind] = {
     errno.ENOSPC: "full",
     errno.EDQUOT: "full",
     errno.EROFS: "read-only",
@@ -62,89 +48,159 @@ _KIND_OF_ERRNO: dict[int, Kind] = {
 
 
 class Truncated(OSError):
-    """Fewer or more bytes than there should be: a transfer to repeat."""
+    """A transfer moved fewer or more bytes than the file has: repeat it."""
 
 
 class Changed(OSError):
-    """An object is not the one that was looked at before it was written: a request to repeat."""
+    """An object changed between a look at it and the write: repeat the request."""
 
 
-def diagnose(error: BaseException | None) -> Kind | None:
-    """What kind of failure this is; None when it is no failure of storage.
+class Explainer:
+    """Classifies the failures of one kind of storage and says what to do about them.
 
-    The libraries wrap the answer of a server in errors of their own, and not always in fitting
-    ones, so the cause below decides before the error above it.
+    As it stands, for stores that nothing more is known of; backends override what they know.
     """
-    chain = tuple(_chain(error))
-    if not chain or any(isinstance(each, JobError) for each in chain):
-        return None
-    if any(_is_certificate(each) for each in chain):
-        return "untrusted"
-    for each in reversed(chain):
-        kind = _kind_of_answer(each) or _kind_of_type(each)
-        if kind:
-            return kind
-    return None
 
+    kinds_by_code: ClassVar[Mapping[str, Kind]] = {}
+    """Kinds by the error codes of the server."""
+    kinds_by_type: ClassVar[Mapping[str, Kind]] = {}
+    """Kinds by exception, as `package.Class`: looking at an error must import nothing heavy."""
 
-def explain(
-    error: BaseException, operation: Operation, uri: str, attempts: int = 1
-) -> JobError | None:
-    """The error to show for `error`; None when it is no failure of storage."""
-    kind = diagnose(error)
-    field, why = uri, cause(error)
-    verb = f"cannot {operation}"
-    match kind:
-        case None:
+    def fix_missing(self, uri: str) -> str:
+        return "check the URI"
+
+    def fix_denied(self, uri: str, operation: Operation, reason: str) -> str:
+        return "give this job credentials for that server"
+
+    def fix_failed(self, uri: str) -> str:
+        return "check the server, the volume and the network; then run again"
+
+    def diagnose(self, error: BaseException | None) -> Kind | None:
+        """What kind of failure this is; None if it is no failure of storage.
+
+        Libraries wrap a server's answer in errors of their own, not always fitting ones, so the
+        innermost cause decides.
+        """
+        chain = tuple(_chain(error))
+        if not chain or any(isinstance(each, JobError) for each in chain):
             return None
-        case "missing":
-            return MissingInputError(
-                field, f"{verb}, nothing is there: {why}", fix=fix_missing(uri)
+        if any("CERTIFICATE_VERIFY_FAILED" in str(each) for each in chain):
+            return "untrusted"
+        for each in reversed(chain):
+            if kind := self._kind_of_answer(each) or self._kind_of_type(each):
+                return kind
+        return None
+
+    def explain(
+        self, error: BaseException, operation: Operation, uri: str, attempts: int = 1
+    ) -> JobError | None:
+        """The error to show for `error`; None if it is no failure of storage."""
+        kind = self.diagnose(error)
+        reason, failed = cause(error), f"cannot {operation}"
+        match kind:
+            case None:
+                return None
+            case "missing":
+                fix = self.fix_missing(uri)
+                return MissingInputError(uri, f"{failed}, nothing is there: {reason}", fix=fix)
+            case "denied" | "expired":
+                fix = self.fix_denied(uri, operation, reason)
+                return InputError(uri, f"{failed}, access is denied: {reason}", fix=fix)
+            case "read-only":
+                return InputError(
+                    uri,
+                    f"{failed}, the file system is mounted read-only: {reason}",
+                    fix="mount it writable, or name a path on a writable volume",
+                )
+            case "invalid":
+                return InputError(
+                    uri, f"{failed}: {reason}", fix="correct the URI or what it points to"
+                )
+            case "untrusted":
+                return InputError(
+                    uri,
+                    f"{failed}, the server's certificate is not trusted: {reason}",
+                    fix="set AWS_CA_BUNDLE (S3) or SSL_CERT_FILE to the CA's certificate file",
+                )
+            case "full":
+                return StorageError(
+                    uri,
+                    f"{failed}, no space is left: {reason}",
+                    fix="free some space or raise the quota there, or name a larger volume",
+                )
+            case "transient" | "failed":
+                times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+                fix = self.fix_failed(uri) if kind == "transient" else "see the server's answer"
+                return StorageError(uri, f"{failed} after {times}: {reason}", fix=fix)
+
+    def _kind_of_answer(self, error: BaseException) -> Kind | None:
+        status, code, _ = _answer(error)
+        if not status and not code:
+            return None
+        if kind := self.kinds_by_code.get(code):
+            return kind
+        match status:
+            case 404:
+                return "missing"
+            case 507:
+                return "full"
+            case 401 | 403:
+                return "denied"
+            case 408 | 409 | 425 | 429:
+                return "transient"
+        return "transient" if status and status >= 500 and status != 501 else "failed"
+
+    def _kind_of_type(self, error: BaseException) -> Kind | None:
+        for kind in type(error).__mro__:
+            name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+            if name in self.kinds_by_type:
+                return self.kinds_by_type[name]
+            if name in _HTTP_TYPES:
+                return _HTTP_TYPES[name]
+        if isinstance(
+            error, Truncated | Changed | TimeoutError | ConnectionError | socket.gaierror
+        ):
+            return "transient"
+        if isinstance(error, FileNotFoundError):
+            return "missing"
+        if isinstance(error, PermissionError):
+            return "denied"
+        if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
+            return "invalid"
+        if isinstance(error, OSError):
+            number = error.errno or 0
+            return (
+                "transient" if number in _TRANSIENT_ERRNO else _KIND_OF_ERRNO.get(number, "failed")
             )
-        case "denied" | "expired":
-            return InputError(
-                field, f"{verb}, access is denied: {why}", fix=_fix_denied(uri, operation, why)
-            )
-        case "read-only":
-            return InputError(
-                field,
-                f"{verb}, the file system is mounted read-only: {why}",
-                fix="mount it writable, or name a path on a volume that is",
-            )
-        case "invalid":
-            return InputError(field, f"{verb}: {why}", fix="correct the URI or what is there")
-        case "untrusted":
-            return InputError(
-                field,
-                f"{verb}, the server's certificate is not trusted: {why}",
-                fix="set AWS_CA_BUNDLE (S3) or SSL_CERT_FILE to the file of its authority",
-            )
-        case "full":
-            return StorageError(
-                field,
-                f"{verb}, no space is left: {why}",
-                fix="free some space or raise the quota there, or name a larger volume",
-            )
-        case "passing" | "failed":
-            times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-            return StorageError(
-                field, f"{verb} after {times}: {why}", fix=_fix_failed(uri, kind == "passing")
-            )
+        return "invalid" if isinstance(error, ValueError | NotImplementedError) else None
+
+
+class _LocalExplainer(Explainer):
+    """For this machine's file system."""
+
+    def fix_missing(self, uri: str) -> str:
+        return "check the path, and that its volume is mounted"
+
+    def fix_denied(self, uri: str, operation: Operation, reason: str) -> str:
+        return f"let user id {os.getuid()} {operation} there, or name another path"
+
+
+LOCAL = _LocalExplainer()
 
 
 def cause(error: BaseException | None) -> str:
-    """What happened, on one line, in the words closest to it and without secrets."""
+    """What happened, on one line without secrets: the server's answer if there is one."""
     for each in reversed(tuple(_chain(error))):
         status, code, message = _answer(each)
         if status or code:
             return _line(" ".join(filter(None, (code or f"HTTP {status}", message))))
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # fsspec calls every failure over HTTP so, and adds the URL only
+        error = error.__cause__  # fsspec reports every HTTP failure so, with nothing but the URL
     return _line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
 def code(error: BaseException) -> str:
-    """What a server calls the failure, or its HTTP status; empty where no server answered."""
+    """The server's error code, or its HTTP status; empty if no server answered."""
     for each in reversed(tuple(_chain(error))):
         status, code, _ = _answer(each)
         if status or code:
@@ -153,7 +209,7 @@ def code(error: BaseException) -> str:
 
 
 def is_unexplained(error: BaseException) -> bool:
-    """Whether a server refused without saying why, as the answer to a HEAD does."""
+    """Whether a server refused without a reason, as in the answer to a HEAD request."""
     answers = [_answer(each) for each in _chain(error)]
     return any(status in (400, 403) and not code for status, code, _ in answers)
 
@@ -167,8 +223,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _answer(error: BaseException) -> tuple[int | None, str, str]:
-    """A server's status, S3 error code and message, where the error carries an answer."""
-    response: Any = getattr(error, "response", None)
+    """The server's HTTP status, error code and message, if the error carries an answer."""
+    response: object = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         detail = response.get("Error", {})
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -184,107 +240,6 @@ def _answer(error: BaseException) -> tuple[int | None, str, str]:
     return None, "", ""
 
 
-def _kind_of_answer(error: BaseException) -> Kind | None:
-    status, code, _ = _answer(error)
-    if not status and not code:
-        return None
-    if code in _MISSING or status == 404:
-        return "missing"
-    if code in _EXPIRED:
-        return "expired"
-    if code in _FULL or status == 507:
-        return "full"
-    if code in _DENIED or status in (401, 403):
-        return "denied"
-    if code in _PASSING or status in (408, 409, 425, 429):
-        return "passing"
-    return "passing" if status and status >= 500 and status != 501 else "failed"
-
-
-def _kind_of_type(error: BaseException) -> Kind | None:
-    names = {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(error).__mro__}
-    if names & _DENIED_TYPES:
-        return "denied"
-    passing = (Truncated, Changed, TimeoutError, ConnectionError, socket.gaierror)
-    if names & _PASSING_TYPES or isinstance(error, passing):
-        return "passing"
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    if isinstance(error, PermissionError):
-        return "denied"
-    if isinstance(error, FileExistsError | IsADirectoryError | NotADirectoryError):
-        return "invalid"
-    if isinstance(error, OSError) and "Consistency check failed" in str(error):
-        return "passing"  # the hub's client for a download of the wrong length
-    if isinstance(error, OSError):
-        number = error.errno or 0
-        return "passing" if number in _PASSING_ERRNO else _KIND_OF_ERRNO.get(number, "failed")
-    if any(name.startswith("botocore.") for name in names):
-        return "invalid"  # a bucket name, a region or an endpoint that cannot be
-    return "invalid" if isinstance(error, ValueError | NotImplementedError) else None
-
-
-def _is_certificate(error: BaseException) -> bool:
-    return "CERTIFICATE_VERIFY_FAILED" in str(error)
-
-
 def _line(text: str, limit: int = 300) -> str:
     line = " ".join(redact(text).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
-
-
-def _endpoint() -> str:
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return f"AWS_ENDPOINT_URL (now {redact(url)})" if url else "AWS_ENDPOINT_URL (now unset: AWS)"
-
-
-def fix_missing(uri: str) -> str:
-    match scheme(uri):
-        case "s3" | "s3a":
-            return (
-                f"check the bucket and the key, create the bucket if need be; check {_endpoint()}"
-            )
-        case "hf":
-            return "check repository, revision and path; set HF_TOKEN if the repository is private"
-        case "file":
-            return "check the path, and that its volume is mounted"
-        case _:
-            return "check the URI"
-
-
-def _fix_denied(uri: str, operation: Operation, why: str) -> str:
-    match scheme(uri):
-        case "s3" | "s3a":
-            if "RequestTimeTooSkewed" in why:
-                return "set this machine's clock"
-            if "PermanentRedirect" in why or "AuthorizationHeaderMalformed" in why:
-                return "set AWS_DEFAULT_REGION to the region of the bucket"
-            rights = "list" if operation == "list" else f"list and {operation}"
-            reads = operation in ("read", "list")
-            public = ", or FSSPEC_S3_ANON=true for a public bucket" if reads else ""
-            return (
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN with "
-                f"temporary keys) to keys that may {rights} there{public}; "
-                f"check {_endpoint()}"
-            )
-        case "hf":
-            return (
-                "check the repository's name; if it is private or gated, set HF_TOKEN to a token "
-                "of an account that was granted access"
-            )
-        case "file":
-            return f"let user id {os.getuid()} {operation} there, or name another path"
-        case _:
-            return "give this job credentials for that server"
-
-
-def _fix_failed(uri: str, passing: bool) -> str:
-    if not passing:
-        return "see the server's answer"
-    match scheme(uri):
-        case "s3" | "s3a":
-            return f"check the server and the network, and {_endpoint()}; then run again"
-        case "hf":
-            return "check the network, and HF_ENDPOINT; then run again"
-        case _:
-            return "check the server, the volume and the network; then run again"

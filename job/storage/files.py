@@ -1,132 +1,81 @@
-"""Single files and listings, local and remote alike."""
+"""Single files and listings, by URI."""
 
-import io
 import secrets
-import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 from job.errors import InputError, JobError, MissingInputError, StorageError
-from job.storage import connect, failures, local, remote, retry
-from job.storage.uri import (
-    PROBE,
-    WEB,
-    has_glob,
-    is_hidden,
-    is_local,
-    is_read_only,
-    join,
-    local_path,
-    safe_relative,
-    scheme,
-)
+from job.storage import failures, local, retry
+from job.storage.backend import Entry
+from job.storage.backends import backend_of, is_read_only
+from job.storage.uri import PROBE, has_glob, is_hidden, is_local, join, safe_relative, scheme
 from job.storage.write_guard import UNGUARDED, Guard
 
 CHECK_RETRIES = 3
-"""An early check tells of a wrong endpoint within seconds rather than after a minute."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One file of a listing."""
-
-    path: str
-    """Relative to the listed root, with `/` between its parts, and always below that root."""
-    size: int
-    """In bytes."""
-    version: str | None = field(default=None, compare=False)
-    """What the store calls the contents (an ETag, a blob's id), where it tells one."""
-    sha256: str | None = field(default=None, compare=False)
-    """Of the contents, where the store tells it, as the hub does for large files."""
+"""Of an early check, which reports a wrong endpoint within seconds rather than a minute."""
 
 
 def list_files(uri: str) -> tuple[Entry, ...]:
-    """Every file below a directory or prefix, sorted by path; empty when there is none.
+    """Every file below a directory or prefix, sorted by path; empty if there is none.
 
     Raises InputError for a missing bucket or repository, for a `uri` that is itself a file, and
     for names that could leave the directory that they are copied to.
     """
-    if scheme(uri) in WEB:
-        raise _no_listing(uri)
-    if is_local(uri):
-        root = local_path(uri)
-        unversioned = retry.call("list", uri, lambda: local.listing(root))
-        found: list[remote.Listed] = [(path, count, None, None) for path, count in unversioned]
-    else:
-        found = connect.call("list", uri, remote.listing)
-        if not found and is_file(uri):
-            raise InputError(uri, "is a file, not a directory", fix="name the directory it is in")
-    entries = (
-        Entry(safe_relative(path, uri), count, version, sha256)
-        for path, count, version, sha256 in found
-    )
-    return tuple(sorted((e for e in entries if not is_hidden(e.path)), key=lambda e: e.path))
+    _require_listings(uri)
+    entries = backend_of(uri).listing(uri)
+    if not entries and not is_local(uri) and is_file(uri):
+        raise InputError(uri, "is a file, not a directory", fix="name the directory it is in")
+    for entry in entries:
+        safe_relative(entry.path, uri)
+    visible = (entry for entry in entries if not is_hidden(entry.path))
+    return tuple(sorted(visible, key=lambda entry: entry.path))
 
 
 def glob(uri: str) -> tuple[str, ...]:
     """The URIs of the files that a pattern (`*`, `?`, `[…]`, `**`) matches, sorted.
 
-    Local matches are absolute paths. Raises InputError for http(s), which cannot be listed.
+    Local matches are absolute paths. Raises InputError for http(s), which has no listings.
     """
-    if scheme(uri) in WEB:
-        raise _no_listing(uri)
-    pattern = str(local_path(uri).absolute()) if is_local(uri) else uri
-
-    def match(filesystem: Any, path: str) -> list[str]:
-        found: dict[str, dict[str, Any]] = filesystem.glob(path, detail=True)
-        return [each for each, info in found.items() if info["type"] == "file"]
-
-    head = uri.partition("://")[0] + "://" if "://" in uri else ""
-    rooted = is_local(uri)
-    return tuple(
-        sorted(
-            head + (each if rooted else each.lstrip("/"))
-            for each in connect.call("list", pattern, match)
-            if not is_hidden(each)
-        )
-    )
+    _require_listings(uri)
+    return tuple(sorted(match for match in backend_of(uri).glob(uri) if not is_hidden(match)))
 
 
 def exists(uri: str) -> bool:
     """Whether there is a file, or a directory or prefix with something in it."""
-    if is_local(uri):
-        path = local_path(uri)
-        return retry.call("read", uri, lambda: local.exists(path))
-    return connect.call("read", uri, _kind) is not None
+    return backend_of(uri).exists(uri)
 
 
 def is_file(uri: str) -> bool:
-    """Whether there is a file: neither nothing nor a directory."""
-    if is_local(uri):
-        path = local_path(uri)
-        return retry.call("read", uri, path.is_file)
-    return connect.call("read", uri, _kind) == "file"
+    """Whether there is a file, rather than a directory or nothing."""
+    return backend_of(uri).is_file(uri)
 
 
 def size(uri: str) -> int:
-    """The bytes of a file. Raises InputError where there is none or the server will not say."""
-
-    def ask(filesystem: Any, path: str) -> int | None:
-        found = remote.info(filesystem, path)
-        if found["type"] != "file":
-            raise IsADirectoryError(f"{path} is a directory")
-        return cast("int | None", found["size"])
-
-    if is_local(uri):
-        return retry.call("read", uri, lambda: local.size(local_path(uri)))
-    count = connect.call("read", uri, ask)
+    """The bytes of a file. Raises InputError if it is missing or the server does not say."""
+    count = backend_of(uri).size(uri)
     if count is None:
-        raise InputError(uri, "its server does not tell sizes", fix="download it first")
+        raise InputError(uri, "its server reports no sizes", fix="download it first")
     return count
 
 
-def check_access(uri: str, mode: Literal["read", "write"]) -> None:
-    """Proves early, before long work, that `uri` can be read or that files can be put below it.
+def identity(uri: str) -> dict[str, object]:
+    """What a URI really names, as JSON values without secrets.
 
-    Reading needs something there, or a match where `uri` is a pattern. Writing puts a small
-    object under the prefix, reads it and removes it again; a local directory is made.
-    Raises InputError or StorageError with what to mend.
+    Equal for all spellings of one place, and different for equal spellings of different places:
+    `outputs/latex` in two checkouts, or `s3://bucket/run` on two servers. Local paths are resolved
+    through links, with their device; stores are named by server and, where it tells buckets apart,
+    account. Raises InputError for an unknown protocol; sends no request to the store.
+    """
+    return backend_of(uri).identity(uri)
+
+
+def check_access(uri: str, mode: Literal["read", "write"]) -> None:
+    """Proves, before long work, that `uri` can be read or that files can be stored below it.
+
+    Reading needs something there, or a match if `uri` is a pattern. Writing puts a small object
+    under the prefix, reads it and removes it; a local directory is created.
+    Raises InputError or StorageError with what to fix.
     """
     with retry.at_most(CHECK_RETRIES):
         if mode == "read":
@@ -137,7 +86,7 @@ def check_access(uri: str, mode: Literal["read", "write"]) -> None:
         try:
             write_bytes(probe, b"probe")
             try:
-                read_bytes(probe)  # a job reads what it stored, to go on from there
+                read_bytes(probe)  # a job reads what it stored, to resume
             finally:
                 delete(probe)
         except JobError as error:
@@ -145,32 +94,9 @@ def check_access(uri: str, mode: Literal["read", "write"]) -> None:
             raise type(error).from_problems(problems) from error
 
 
-def _kind(filesystem: Any, path: str) -> str | None:
-    """`file`, `directory`, or None where nothing is."""
-    try:
-        found = remote.info(filesystem, path)
-    except FileNotFoundError as error:
-        # Some libraries say "not found" for every failure and keep the real one as the cause.
-        if failures.diagnose(error) != "missing":
-            raise
-        return None
-    return str(found["type"])
-
-
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """The content of a file, or at most its first `limit` bytes. Raises InputError if missing."""
-    if is_local(uri):
-        return retry.call("read", uri, lambda: local.read(local_path(uri), limit))
-
-    def fetch(filesystem: Any, path: str) -> bytes:
-        if limit is None:
-            return cast(bytes, filesystem.cat_file(path))
-        count = remote.info(filesystem, path)["size"]
-        end = limit if count is None else min(limit, count)
-        # A range of an empty object is an error to S3.
-        return cast(bytes, filesystem.cat_file(path, start=0, end=end)[:end]) if end else b""
-
-    return connect.call("read", uri, fetch)
+    return backend_of(uri).read(uri, limit)
 
 
 def read_text(uri: str) -> str:
@@ -182,26 +108,15 @@ def read_text(uri: str) -> str:
 
 
 def open_read(uri: str) -> BinaryIO:
-    """The file opened for reading, seekable; remote reads are tried again when they fail.
+    """The file open for reading, seekable; failed remote reads are retried.
 
-    Over http(s) it is downloaded first, to a temporary file that ends with the last reader.
+    Over http(s) it is downloaded first, to a temporary file that ends with its last reader.
     """
-    if is_local(uri):
-        return retry.call("read", uri, lambda: local_path(uri).open("rb"))
-    if scheme(uri) == "memory":
-        return io.BytesIO(read_bytes(uri))
-    if scheme(uri) in WEB:  # its servers need not know ranges
-        from tempfile import TemporaryDirectory  # 10 ms that other commands need not pay
-
-        with TemporaryDirectory() as directory:
-            path = Path(directory, "download")
-            download(uri, path)
-            return path.open("rb")
-    return io.BufferedReader(remote.RemoteFile(uri), remote.BLOCK)
+    return backend_of(uri).open(uri)
 
 
 def download(uri: str, path: Path) -> None:
-    """Copies a file to `path`, verified by its length; its directory is made.
+    """Copies a file to `path`, checked by its length; its directory is created.
 
     Raises InputError if it is missing, StorageError if the disk is full or transfers keep failing.
     """
@@ -209,34 +124,26 @@ def download(uri: str, path: Path) -> None:
     def copy() -> None:
         try:
             with local.whole_file(path) as unfinished:
-                if is_local(uri):
-                    shutil.copyfile(local_path(uri), unfinished)
-                else:
-                    remote.get(uri, unfinished)
+                backend_of(uri).get(uri, unfinished)
         except OSError as error:
-            if failures.diagnose(error) in ("full", "read-only"):  # here, not where it is from
-                raise failures.explain(error, "write", str(path)) or error from error
+            if failures.LOCAL.diagnose(error) in (
+                "full",
+                "read-only",
+            ):  # the target, not the source
+                raise failures.LOCAL.explain(error, "write", str(path)) or error from error
             raise
 
-    # What fails remotely is already an error of ours by then; what is left is the local disk.
+    # Remote failures are JobErrors by then; what is left concerns the local disk.
     retry.call("read" if is_local(uri) else "write", uri if is_local(uri) else str(path), copy)
 
 
 def write_bytes(uri: str, data: bytes, guard: Guard = UNGUARDED) -> None:
-    """Stores `data` as a file, replacing what was there; its directory is made.
+    """Stores `data` as a file, replacing any other; its directory is created.
 
     Raises StorageError for read-only protocols, and what the guard raises.
     """
     refuse_read_only(uri)
-    if is_local(uri):
-
-        def write() -> None:
-            with local.whole_file(local_path(uri), lambda: guard.writing(uri)) as unfinished:
-                unfinished.write_bytes(data)
-
-        retry.call("write", uri, write)
-    else:
-        remote.put(uri, data, guard)
+    backend_of(uri).put(uri, data, guard)
 
 
 def write_text(uri: str, text: str, guard: Guard = UNGUARDED) -> None:
@@ -245,49 +152,31 @@ def write_text(uri: str, text: str, guard: Guard = UNGUARDED) -> None:
 
 
 def write_new(uri: str, data: bytes) -> bool:
-    """Stores `data` as a file where there is none; False, and nothing done, where there is one.
+    """Stores `data` as a file unless there is one; returns whether it did.
 
-    Of several at once one succeeds, on local disks and S3. Other stores are looked at before,
-    and the last one wins. Raises StorageError for read-only protocols.
+    On local disks and S3, one of several concurrent writers succeeds. Other stores are checked
+    first, and the last writer wins. Raises StorageError for read-only protocols.
     """
     refuse_read_only(uri)
-    if is_local(uri):
-        return retry.call("write", uri, lambda: local.write_new(local_path(uri), data))
-    return remote.put_new(uri, data)
+    return backend_of(uri).put_new(uri, data)
 
 
 def upload(path: Path, uri: str, guard: Guard = UNGUARDED) -> None:
-    """Stores the local file `path`, verified by its length. Raises InputError if it is missing."""
+    """Stores the local file `path`, checked by its length. Raises InputError if it is missing."""
     refuse_read_only(uri)
     retry.call("read", str(path), lambda: local.size(path))
-    if is_local(uri):
-
-        def copy() -> None:
-            with local.whole_file(local_path(uri), lambda: guard.writing(uri)) as unfinished:
-                shutil.copyfile(path, unfinished)
-
-        retry.call("write", uri, copy)
-    else:
-        remote.put(uri, path, guard)
+    backend_of(uri).put(uri, path, guard)
 
 
 def delete(uri: str, guard: Guard = UNGUARDED) -> None:
-    """Removes a file; nothing happens where there is none."""
+    """Removes a file, if there is one."""
     refuse_read_only(uri)
-    if is_local(uri):
-
-        def remove() -> None:
-            with guard.writing(uri):
-                local_path(uri).unlink(missing_ok=True)
-
-        retry.call("delete", uri, remove)
-    else:
-        remote.delete(uri, guard)
+    backend_of(uri).delete(uri, guard)
 
 
 def nothing_there(uri: str) -> MissingInputError:
-    """The error for a source that is empty."""
-    fix = failures.fix_missing(uri)
+    """The error for an empty source."""
+    fix = backend_of(uri).fix_missing(uri)
     return MissingInputError(uri, "cannot read, nothing is there", fix=fix)
 
 
@@ -296,14 +185,15 @@ def refuse_read_only(uri: str) -> None:
     if is_read_only(uri):
         raise StorageError(
             uri,
-            f"cannot write, {scheme(uri)}:// is only ever read",
+            f"cannot write, {scheme(uri)}:// is read-only",
             fix="name a path, s3:// or another object store instead",
         )
 
 
-def _no_listing(uri: str) -> InputError:
-    return InputError(
-        uri,
-        f"cannot list, {scheme(uri)}:// has no listings",
-        fix="name each file, or use a protocol with listings such as s3:// or hf://",
-    )
+def _require_listings(uri: str) -> None:
+    if not backend_of(uri).has_listings:
+        raise InputError(
+            uri,
+            f"cannot list, {scheme(uri)}:// has no listings",
+            fix="name each file, or use a protocol with listings such as s3:// or hf://",
+        )

@@ -1,4 +1,4 @@
-"""The local file system, where a file appears under its name only when it is whole."""
+"""The local file system, where a file appears under its name only when it is complete."""
 
 import errno
 import fcntl
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from job.storage.uri import WRITING, is_hidden
 
-_ABANDONED_SECONDS = 60  # younger ones may belong to a writer that has not locked its file yet
+_ABANDONED_SECONDS = 60  # a younger file may belong to a writer that has yet to lock it
 
-_LOOK_SECONDS = 0.005  # between two looks at a lock that another holds
+_POLL_SECONDS = 0.005  # between attempts at a lock that another process holds
 
 _swept: set[Path] = set()
 
@@ -22,11 +22,11 @@ _swept: set[Path] = set()
 def whole_file(
     path: Path, placing: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Iterator[Path]:
-    """Gives a temporary path beside `path` that takes its place when the block ends well.
+    """Yields a temporary path beside `path`, which replaces it if the block succeeds.
 
-    The content is on the disk before the name is, so that not even a power cut leaves half a
-    file. Where the block fails, nothing stays. OSError as the system raises it. `placing` is
-    entered for the moment in which the file takes its place, when all that is slow is done.
+    The content is synced before the rename, so that not even a power cut leaves half a file. If
+    the block fails, nothing stays. `placing` is entered for the rename alone, once everything slow
+    is done. Raises OSError as the system does.
     """
     directory = path.parent
     directory.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def whole_file(
     unfinished = directory / f"{WRITING}{secrets.token_hex(8)}"
     try:
         with unfinished.open("xb") as file:
-            with suppress(OSError):  # some file systems know no locks, and then nobody sweeps
+            with suppress(OSError):  # without locks on this file system, nothing is swept either
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield unfinished
             os.fsync(file.fileno())
@@ -47,13 +47,13 @@ def whole_file(
 
 
 def write(path: Path, data: bytes) -> None:
-    """Stores `data` at `path`, whole or not at all."""
+    """Stores `data` at `path`, completely or not at all."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(data)
 
 
 def write_new(path: Path, data: bytes) -> bool:
-    """Stores `data` at `path` where nothing is, whole or not at all; tells whether it did."""
+    """Stores `data` at `path` unless something is there; returns whether it did."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.parent / f"{WRITING}{secrets.token_hex(8)}"
     try:
@@ -76,8 +76,8 @@ def read(path: Path, limit: int | None) -> bytes:
 def exists(path: Path) -> bool:
     """Whether there is a file, or a directory with something in it."""
     if path.is_dir():
-        with os.scandir(path) as found:
-            return any(not is_hidden(each.name) for each in found)
+        with os.scandir(path) as entries:
+            return any(not is_hidden(entry.name) for entry in entries)
     return path.exists()
 
 
@@ -89,15 +89,15 @@ def size(path: Path) -> int:
 
 
 def listing(root: Path) -> list[tuple[str, int]]:
-    """Every file below `root` with its size, through links; empty when `root` is not there.
+    """Every file below `root` with its size, through links; empty if `root` does not exist.
 
-    Names that begin with `..` are the older versions that Kubernetes keeps in a mounted volume.
+    Names that begin with `..` are skipped: Kubernetes keeps older versions of a mounted volume so.
     """
     if not root.exists():
         return []
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is a file, not a directory")
-    found: list[tuple[str, int]] = []
+    files: list[tuple[str, int]] = []
     seen: set[str] = set()
 
     def stop(error: OSError) -> None:
@@ -113,16 +113,16 @@ def listing(root: Path) -> list[tuple[str, int]]:
         for each in names:
             path = Path(directory, each)
             if not is_hidden(each) and not each.startswith("..") and path.exists():
-                found.append((path.relative_to(root).as_posix(), path.stat().st_size))
-    return found
+                files.append((path.relative_to(root).as_posix(), path.stat().st_size))
+    return files
 
 
 def delete_tree(
     path: Path, removing: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> None:
-    """Removes a directory with all it holds, or the link to one; nothing where none is.
+    """Removes a directory and its content, or the link to one, if it exists.
 
-    `removing` is entered for each file. A directory that somebody fills meanwhile stays.
+    `removing` is entered for each file. A directory that another process fills meanwhile stays.
     """
     if path.is_symlink():
         with removing():
@@ -149,18 +149,18 @@ def delete_tree(
 
 @contextmanager
 def locked(path: Path, *, exclusive: bool, seconds: float) -> Iterator[bool]:
-    """Within, this holds a lock on the file, which is made if its directory is there.
+    """Holds a lock on the file, which is created if its directory exists, within the block.
 
-    Many may share a lock that is not exclusive; a process that dies gives up its own. Gives False,
-    and holds nothing, if the file system knows no locks or has no such directory. Raises
-    TimeoutError if others hold it for longer than `seconds`.
+    Non-exclusive locks can be shared; a process that dies releases its own. Yields False, and
+    holds nothing, if the file system has no locks or no such directory. Raises TimeoutError if
+    others hold the lock for longer than `seconds`.
     """
     descriptor = _lock(path, exclusive=exclusive, seconds=seconds)
     try:
         yield descriptor is not None
     finally:
         if descriptor is not None:
-            # By name, as a process forked meanwhile has the descriptor too.
+            # Explicitly: a process forked meanwhile has the descriptor too.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
@@ -172,7 +172,7 @@ def _lock(path: Path, *, exclusive: bool, seconds: float) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
-            return None  # whoever writes there is told why not
+            return None  # writing there reports the reason
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
@@ -182,20 +182,20 @@ def _lock(path: Path, *, exclusive: bool, seconds: float) -> int | None:
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise TimeoutError(f"{path} is locked") from None
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         except OSError:
             os.close(descriptor)
             return None
-        os.close(descriptor)  # it was removed, or is another's for now
+        os.close(descriptor)  # it was removed, or another process holds it
 
 
 def _sweep(directory: Path) -> None:
-    """Removes what killed writers left: unfinished files that no living process holds locked."""
+    """Removes unfinished files of killed writers: those that no living process has locked."""
     if directory in _swept:
         return
     _swept.add(directory)
     for leftover in directory.glob(f"{WRITING}*"):
-        with suppress(OSError):  # it is locked, already gone, or not ours
+        with suppress(OSError):  # locked, already gone, or not ours
             if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
                 with leftover.open("r+b") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

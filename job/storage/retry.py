@@ -1,4 +1,4 @@
-"""How long a storage failure may last: one policy of retries for every protocol.
+"""One retry policy for every protocol.
 
 The libraries below make a single attempt each, so that attempts do not multiply.
 """
@@ -21,20 +21,20 @@ T = TypeVar("T")
 _thread = threading.local()
 
 RETRIES = 7
-"""Attempts after the first; with the waits below they ride out about a minute of outage."""
+"""Attempts after the first; with the waits below they outlast about a minute of outage."""
 RETRIES_VARIABLE = "JOB_STORAGE_RETRIES"
 """The environment variable that overrides RETRIES."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
 """Seconds; the wait doubles from one to the other, plus up to FIRST_WAIT at random."""
-RETRIED = ("passing", "expired")
-"""Keys that expired are read anew: whoever issues them may have put fresh ones in their place."""
+RETRIED = ("transient", "expired")
+"""Expired keys are read again: their issuer may have replaced them."""
 TOTAL_SECONDS = 180.0
-"""No attempt starts later than this after the first."""
+"""After the first attempt; no later one starts."""
 
 
 @contextmanager
 def at_most(retries: int) -> Iterator[None]:
-    """Within, on this thread, a failure ends after fewer retries than usual."""
+    """Lowers the number of retries, on this thread, within the block."""
     before, _thread.limit = getattr(_thread, "limit", None), retries
     try:
         yield
@@ -43,12 +43,12 @@ def at_most(retries: int) -> Iterator[None]:
 
 
 class Abandoned(Exception):
-    """The work that this was a part of has failed or was stopped; nobody waits for it."""
+    """The work that this call belongs to has failed or was stopped; nobody waits for the result."""
 
 
 @contextmanager
 def abandoned_with(stop: threading.Event | None) -> Iterator[None]:
-    """Within, on this thread, no attempt starts and no wait goes on once `stop` is set."""
+    """Within the block, on this thread, setting `stop` ends every wait and prevents attempts."""
     before, _thread.stop = stop_event(), stop
     try:
         yield
@@ -57,7 +57,7 @@ def abandoned_with(stop: threading.Event | None) -> Iterator[None]:
 
 
 def stop_event() -> threading.Event | None:
-    """What ends the work of this thread, for handing on to the threads that it starts."""
+    """The event that ends the work of this thread, to pass on to threads that it starts."""
     return getattr(_thread, "stop", None)
 
 
@@ -65,13 +65,14 @@ def call(
     operation: failures.Operation,
     uri: str,
     function: Callable[[], T],
+    explainer: failures.Explainer = failures.LOCAL,
 ) -> T:
-    """What `function` returns, trying again while its failures look as if they would pass.
+    """What `function` returns, retrying transient failures as `explainer` classifies them.
 
-    Raises InputError for what the user must mend (nothing there, access denied), StorageError
-    for what did not pass in time or is out of space. Other errors are defects and pass through.
+    Raises InputError for what the user must fix (nothing there, access denied), StorageError if
+    failures persist or space runs out. Other errors are defects and pass through.
     """
-    from tenacity import (  # 30 ms that commands which touch no storage need not pay
+    from tenacity import (  # 30 ms that commands without storage need not pay
         Retrying,
         retry_if_exception,
         sleep_using_event,
@@ -104,7 +105,7 @@ def call(
     retrying = Retrying(
         stop=stop_after_attempt(limit + 1) | stop_after_delay(TOTAL_SECONDS),
         wait=wait_exponential_jitter(FIRST_WAIT, LONGEST_WAIT, jitter=FIRST_WAIT),
-        retry=retry_if_exception(lambda error: failures.diagnose(error) in RETRIED),
+        retry=retry_if_exception(lambda error: explainer.diagnose(error) in RETRIED),
         before_sleep=warn,
         sleep=sleep_using_event(stop),
         reraise=True,
@@ -115,10 +116,10 @@ def call(
         raise
     except Exception as error:
         attempts = retrying.statistics.get("attempt_number", 1)
-        told = failures.explain(error, operation, uri, attempts)
-        if told is None:
+        explained = explainer.explain(error, operation, uri, attempts)
+        if explained is None:
             raise
-        raise told from error
+        raise explained from error
 
 
 def _retries() -> int:

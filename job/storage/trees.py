@@ -7,9 +7,10 @@ from pathlib import Path
 
 from job import log
 from job.errors import InputError, Stopped, StorageError
-from job.storage import connect, local, remote, retry, s3
+from job.storage import local, retry
+from job.storage.backend import Entry
+from job.storage.backends import backend_of
 from job.storage.files import (
-    Entry,
     download,
     list_files,
     nothing_there,
@@ -20,14 +21,14 @@ from job.storage.uri import is_local, is_root, join, local_path, scheme
 from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 FILES_AT_ONCE = 4
-"""Files of a tree that are copied together."""
-_SHOWN_FROM = 64 * 2**20  # bytes; a smaller tree is done before a progress bar would be read
+"""Files of a tree copied in parallel."""
+_SHOWN_FROM = 64 * 2**20  # bytes; a smaller tree is done before anyone reads a progress bar
 
 
 def download_tree(uri: str, directory: Path) -> tuple[Entry, ...]:
-    """Copies every file below `uri` to `directory` and tells which.
+    """Copies every file below `uri` to `directory`; returns which.
 
-    Raises InputError where there is none, or where a name could leave `directory`.
+    Raises InputError if there is none, or if a name could leave `directory`.
     """
     entries = list_files(uri)
     if not entries:
@@ -48,14 +49,14 @@ def upload_tree(
     without: Collection[str] = (),
     guard: Guard = UNGUARDED,
 ) -> tuple[Entry, ...]:
-    """Stores every file below `directory` under `uri`, but for those `without`; tells which.
+    """Stores every file below `directory` under `uri`, except those in `without`; returns which.
 
-    Files named in `last` follow when all others are stored, one after the other in that order,
-    so that the last of them can mark the tree as complete. Raises InputError if one is missing.
+    Files in `last` follow once all others are stored, one by one in that order, so that the last
+    can mark the tree as complete. Raises InputError if one of them is missing.
     """
     refuse_read_only(uri)
-    found = list_files(str(directory))
-    entries = {entry.path: entry for entry in found if entry.path not in without}
+    listed = list_files(str(directory))
+    entries = {entry.path: entry for entry in listed if entry.path not in without}
     for path in last:
         if path not in entries:
             raise InputError(str(directory / path), "cannot upload, nothing is there")
@@ -70,10 +71,10 @@ def upload_tree(
 
 
 def copy_tree(source_uri: str, target_uri: str) -> tuple[Entry, ...]:
-    """Copies every file below one URI to another and tells which.
+    """Copies every file below one URI to another; returns which.
 
-    Between two places of one object store its server copies; otherwise files pass through a
-    temporary one. Raises InputError where the source has none.
+    Within one store its server copies; otherwise each file goes through a temporary one. Raises
+    InputError if the source is empty.
     """
     refuse_read_only(target_uri)
     if is_local(target_uri):
@@ -89,22 +90,22 @@ def copy_tree(source_uri: str, target_uri: str) -> tuple[Entry, ...]:
     def copy(entry: Entry) -> None:
         source, target = join(source_uri, entry.path), join(target_uri, entry.path)
         if scheme(source) == scheme(target):
-            remote.copy(source, target, entry.size)
+            backend_of(source).copy(source, target, entry.size)
             return
         with TemporaryDirectory() as directory:
             path = Path(directory, "file")
             download(source, path)
-            remote.put(target, path)
+            backend_of(target).put(target, path)
 
     _each("copy", entries, copy)
     return entries
 
 
 def delete_tree(uri: str, guard: Guard = UNGUARDED) -> None:
-    """Removes everything below a directory or prefix; nothing happens where there is nothing.
+    """Removes everything below a directory or prefix, if there is anything.
 
-    A marker that makes the tree count as complete is for the caller to delete first. Files go
-    one by one, each under the guard.
+    A marker that makes the tree count as complete must be deleted before, by the caller. Files are
+    removed one by one, each under the guard.
     Raises StorageError for a whole bucket or file system.
     """
     refuse_read_only(uri)
@@ -116,30 +117,26 @@ def delete_tree(uri: str, guard: Guard = UNGUARDED) -> None:
         root_path = local_path(uri)
         retry.call("delete", uri, lambda: local.delete_tree(root_path, lambda: guard.writing(uri)))
         return
-    found = connect.call("list", uri, remote.listing)
-    entries = [Entry(path, count) for path, count, *_ in found]
-    root = uri.rstrip("/")
-    _each("delete", entries, lambda entry: remote.delete(f"{root}/{entry.path}", guard))
+    backend, root = backend_of(uri), uri.rstrip("/")
+    entries = backend.listing(uri)
+    _each("delete", entries, lambda entry: backend.delete(f"{root}/{entry.path}", guard))
 
 
 def delete_unfinished(uri: str, below: Collection[str], guard: Guard = UNGUARDED) -> int:
-    """Removes what killed uploads to the folders `below` `uri` left unseen; tells how many.
+    """Removes hidden leftovers of killed uploads to the folders `below` `uri`; returns how many.
 
     Only S3 keeps such parts. The caller must know that nobody is uploading there.
     """
-    return s3.abort_uploads(uri, below, guard) if scheme(uri) in ("s3", "s3a") else 0
+    return backend_of(uri).delete_unfinished(uri, below, guard)
 
 
 def conditions(uri: str) -> Conditions:
-    """What the store does with conditional requests below `uri`, as it is seen to do it.
-
-    Only S3 has them.
-    """
-    return s3.conditions(uri) if scheme(uri) in ("s3", "s3a") else Conditions()
+    """Which conditional requests the store honors below `uri`, by a trial. Only S3 has any."""
+    return backend_of(uri).conditions(uri)
 
 
 def _each(label: str, entries: Sequence[Entry], work: Callable[[Entry], None]) -> None:
-    """Does `work` for all entries, a few at a time; the first failure ends the rest."""
+    """Calls `work` for all entries, a few at a time; the first failure cancels the rest."""
     stop = threading.Event()
 
     def task(entry: Entry) -> Entry:
@@ -148,13 +145,13 @@ def _each(label: str, entries: Sequence[Entry], work: Callable[[Entry], None]) -
         return entry
 
     pool = ThreadPoolExecutor(FILES_AT_ONCE, label)
-    # The largest go first, so that the last to finish is not the longest.
+    # Largest first, so that the last to finish is not the longest.
     queue = sorted(entries, key=lambda entry: -entry.size)
     try:
         _watch(label, [pool.submit(task, entry) for entry in queue], entries)
     except BaseException as error:
         stop.set()
-        # Who is asked to stop has seconds to say so, and none to wait for the largest file.
+        # A job that is asked to stop has seconds left, too few for the largest file.
         asked_to_stop = isinstance(error, Stopped | KeyboardInterrupt)
         pool.shutdown(wait=not asked_to_stop, cancel_futures=True)
         raise
@@ -162,7 +159,7 @@ def _each(label: str, entries: Sequence[Entry], work: Callable[[Entry], None]) -
 
 
 def _watch(label: str, futures: Sequence[Future[Entry]], entries: Sequence[Entry]) -> None:
-    """Waits for all, raises the first failure, and shows how far the bytes of a large tree are."""
+    """Waits for all, raises the first failure, and shows a progress bar for a large tree."""
     total = sum(entry.size for entry in entries)
     if total < _SHOWN_FROM:
         for future in as_completed(futures):
@@ -172,6 +169,6 @@ def _watch(label: str, futures: Sequence[Future[Entry]], entries: Sequence[Entry
         done = shown = 0
         for future in as_completed(futures):
             done += future.result().size
-            if more := -(-done // 2**20) - shown:  # small files are no news
+            if more := -(-done // 2**20) - shown:  # small files move no bar
                 bar.advance(more)
                 shown += more

@@ -1,22 +1,20 @@
-"""Names of things in storage, as text: nothing here opens a file or a connection.
+"""URIs as text: nothing here opens a file or a connection.
 
 A URI is a bare path, `file://…`, or `PROTOCOL://…` for any protocol that fsspec knows. Bare paths
-stay bare, so what a user wrote is what a message shows.
+stay bare, so that messages show what the user wrote.
 """
 
 from pathlib import Path
 
 from job.errors import InputError
 
-READ_ONLY = frozenset({"hf", "http", "https"})
-"""Protocols that the job only ever reads."""
-WEB = frozenset({"http", "https"})
-"""Protocols without listings, whose `?` starts a query."""
+_WEB = ("http", "https")
+"""Protocols whose `?` starts a query."""
 
 WRITING, PROBE = ".writing-", ".write-probe-"
-"""How the names of files begin that are not there yet, or only to try access; never listed."""
+"""Prefixes of the names of files that are incomplete, or only test access; never listed."""
 LOCK = ".lease-lock"
-"""The file that writers of a local output lock; never listed, and never removed."""
+"""The file that writers of a local output lock; never listed or removed."""
 
 
 def scheme(uri: str) -> str:
@@ -27,24 +25,19 @@ def scheme(uri: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether it names this machine's file system: a bare path or `file://`."""
+    """Whether it is on this machine's file system: a bare path or `file://`."""
     return scheme(uri) == "file"
 
 
-def is_read_only(uri: str) -> bool:
-    """Whether nothing can be written there: `hf://`, `http://` and `https://`."""
-    return scheme(uri) in READ_ONLY
-
-
 def local_path(uri: str) -> Path:
-    """The path that a local URI names, with `~` expanded. Asserts that it is local."""
+    """The path of a local URI, with `~` expanded. Asserts that it is local."""
     assert is_local(uri), f"{uri} is not local"
     return Path(_rest(uri)).expanduser()
 
 
 def has_glob(uri: str) -> bool:
-    """Whether it is a pattern: `*` or `[` in it, or `?` where that does not start a query."""
-    return any(mark in uri for mark in ("*[" if scheme(uri) in WEB else "*[?"))
+    """Whether it is a pattern: it has `*` or `[`, or a `?` that does not start a query."""
+    return any(mark in uri for mark in ("*[" if scheme(uri) in _WEB else "*[?"))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -61,13 +54,13 @@ def join(uri: str, *parts: str) -> str:
 def name(uri: str) -> str:
     """The last part: `s3://bucket/a/b.txt` and `https://host/a/b.txt?v=1` give `b.txt`."""
     rest = _rest(uri)
-    if scheme(uri) in WEB:
+    if scheme(uri) in _WEB:
         rest = rest.partition("#")[0].partition("?")[0]
     return rest.rstrip("/").rpartition("/")[2]
 
 
 def parent(uri: str) -> str:
-    """What holds it; a root (`s3://bucket`, `/`) is its own parent, and `a` is in `.`."""
+    """The directory it is in; a root (`s3://bucket`, `/`) is its own parent, and `a` is in `.`."""
     if is_local(uri) and "://" not in uri:
         return str(Path(uri).parent)
     head, _, rest = _without_slash(uri).partition("://")
@@ -78,7 +71,7 @@ def parent(uri: str) -> str:
 
 
 def is_root(uri: str) -> bool:
-    """Whether it names a whole bucket or file system, which nothing here ever deletes."""
+    """Whether it is a whole bucket or file system, which nothing here ever deletes."""
     if is_local(uri):
         path = local_path(uri).resolve()
         return path == path.parent
@@ -87,10 +80,10 @@ def is_root(uri: str) -> bool:
 
 
 def safe_relative(path: str, uri: str) -> str:
-    """`path` when it stays below the directory that it is relative to.
+    """`path`, if it stays below the directory that it is relative to.
 
-    Raises InputError for a name that a listing of `uri` must not hold: absolute, with a `..`,
-    an empty part or a backslash. Such a name could write outside the directory of a download.
+    Raises InputError for a name that could write outside the directory of a download of `uri`:
+    absolute, or with a `..`, an empty part or a backslash.
     """
     parts = path.split("/")
     if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
@@ -104,7 +97,7 @@ def safe_relative(path: str, uri: str) -> str:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file is still being written, only tries access, or is there to be locked."""
+    """Whether a file is incomplete, only tests access, or is a lock."""
     return path.rpartition("/")[2].startswith((WRITING, PROBE, LOCK))
 
 
@@ -114,7 +107,7 @@ def _rest(uri: str) -> str:
 
 
 def _without_slash(uri: str) -> str:
-    """Without trailing slashes, but never less than a root: `/` and `memory://` stay."""
+    """Without trailing slashes, except those of a root: `/` and `memory://` stay."""
     head, separator, rest = uri.partition("://")
     if separator:
         return f"{head}://{rest.rstrip('/') or ('/' if rest else '')}"

@@ -1,7 +1,7 @@
-"""Who may write: what a caller has made sure of right before each write, delete and part.
+"""Permission to write, checked right before each write, delete and part.
 
-A guard is entered when everything slow is done: the bytes are beside their place on the disk, or
-the request is about to be sent. Nothing here knows what the guard looks at.
+A guard is entered once everything slow is done: the bytes are on the target disk, or the request
+is about to be sent. What a guard checks is the caller's business.
 """
 
 from collections.abc import Iterator
@@ -12,40 +12,40 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Which requests a store refuses if the object is not what the request says it is.
+    """Which requests a store refuses if the object no longer has the version that they name.
 
-    Such a request cannot reach an object that somebody else wrote in the meantime.
+    Such a request cannot touch an object that another process wrote in the meantime.
     """
 
     puts: bool = False
     completes: bool = False
-    """Of uploads in parts."""
+    """Of multipart uploads."""
     deletes: bool = False
 
 
 class Guard(Protocol):
-    """What has to hold when something is written."""
+    """A condition for writing."""
 
     @property
     def conditions(self) -> Conditions:
-        """What the store was seen to do with conditional requests."""
+        """Which conditional requests the store honors."""
         ...
 
     def ensure(self) -> None:
-        """Raises StorageError if nothing may be written: before a part that nobody sees yet."""
+        """Raises StorageError if nothing may be written; for parts that are not visible yet."""
         ...
 
     def writing(self, uri: str, *, conditional: bool = False) -> AbstractContextManager[None]:
-        """Within, `uri` is written or removed. Raises StorageError if it may not be.
+        """Wraps the write or removal of `uri`. Raises StorageError if it is not allowed.
 
-        `conditional` says that the store itself refuses the request if the object has changed
-        since before the guard was entered.
+        `conditional`: the store itself refuses the request if the object has changed since before
+        the guard was entered.
         """
         ...
 
 
 class _Unguarded:
-    """For what nobody else writes: this machine's own files."""
+    """For files that only this process writes."""
 
     conditions = Conditions()
 

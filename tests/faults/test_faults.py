@@ -300,7 +300,7 @@ def test_other_bytes_than_were_stored_are_fetched_again_and_never_believed(
         environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
         changed = ("--set", "train.learning_rate=3e-3")  # another machine goes on
         done = job(*small_run(s3.uri("out"), *changed, cache=tmp_path / "b"), environ=environ)
-    assert "other bytes arrived than were stored" in done.err
+    assert "a downloaded file has the wrong SHA-256" in done.err
     if times == 1:
         assert done.code == 0, done.err
     else:
@@ -401,7 +401,7 @@ def test_a_download_that_was_killed_goes_on_where_only_the_rest_of_it_fits(
     there = small_disk / "models" / f".partial-{found.digest[:32]}" / "model.safetensors"
     there.parent.mkdir(parents=True)
     there.write_bytes(weights)
-    known = cache.Known.of(sha256_file(there), there.stat(), time.time_ns())
+    known = cache.FileRecord.of(sha256_file(there), there.stat(), time.time_ns())
     cache._write(there.with_name(eviction.COMPLETE), {there.name: known})
     assert shutil.disk_usage(small_disk).free < found.size_bytes
     assert (model_source.fetch_model(found, small_disk) / "config.json").read_bytes() == b"{}"

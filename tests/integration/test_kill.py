@@ -38,9 +38,9 @@ def _run(arguments: list[str], environ: dict[str, str], said: str) -> None:
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)
     from job.cli.app import app
-    from job.storage import s3
+    from job.storage.backends import s3_writes
 
-    s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
+    s3_writes.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
     app(arguments, standalone_mode=False)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from job import errors, storage
 from job.storage import retry
-from job.storage import s3 as s3_put
+from job.storage.backends import s3_writes
 from tests.conftest import S3
 from tests.s3 import READER
 
@@ -276,7 +276,7 @@ def test_an_endpoint_may_have_a_host_name(s3: S3, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_large_file_goes_up_in_parts_and_comes_back_the_same(s3: S3, tmp_path: Path) -> None:
-    data = os.urandom(2 * s3_put.PART + 5)
+    data = os.urandom(2 * s3_writes.PART + 5)
     (tmp_path / "large").write_bytes(data)
     storage.upload(tmp_path / "large", s3.uri("file"))
     storage.write_bytes(s3.uri("bytes"), data)
@@ -290,7 +290,7 @@ def test_a_large_file_goes_up_in_parts_and_comes_back_the_same(s3: S3, tmp_path:
 
 
 def test_a_failed_upload_is_aborted(s3: S3, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_put, "PART", 5 * MIB)
+    monkeypatch.setattr(s3_writes, "PART", 5 * MIB)
     monkeypatch.setenv(retry.RETRIES_VARIABLE, "1")
     proxy.refuse_with = b"partNumber=2"
     with pytest.raises(errors.StorageError, match="after 2 attempts"):
@@ -303,7 +303,7 @@ def test_a_failed_upload_is_aborted(s3: S3, proxy: Proxy, monkeypatch: pytest.Mo
 def test_only_the_failed_part_is_sent_again(
     s3: S3, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_put, "PART", 5 * MIB)
+    monkeypatch.setattr(s3_writes, "PART", 5 * MIB)
     data = os.urandom(12 * MIB)
     proxy.refuse_with = b"partNumber=2"
     threading.Thread(target=_after, args=(lambda: proxy.refused > 0, proxy)).start()
@@ -315,7 +315,7 @@ def test_only_the_failed_part_is_sent_again(
 def test_a_completed_upload_whose_answer_was_lost_counts(
     s3: S3, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(s3_put, "PART", 5 * MIB)
+    monkeypatch.setattr(s3_writes, "PART", 5 * MIB)
     proxy.lose_answer_to = f"POST /{s3.bucket}/large?uploadId=".encode()
     storage.write_bytes(s3.uri("large"), bytes(12 * MIB))
     assert "ConnectionClosedError" in capsys.readouterr().err
@@ -331,7 +331,7 @@ def _after(true: Callable[[], bool], proxy: Proxy) -> None:
 def test_an_upload_that_a_signal_ends_is_aborted(
     s3: S3, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_put, "PART", 5 * MIB)
+    monkeypatch.setattr(s3_writes, "PART", 5 * MIB)
     proxy.bytes_per_second = 4 * MIB
 
     def stop(*_: object) -> None:

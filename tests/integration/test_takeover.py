@@ -47,9 +47,9 @@ def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str)
     from job.artifacts import lease, lease_holder
     from job.cli.app import app
     from job.errors import ReportedError
-    from job.storage import s3
+    from job.storage.backends import s3_writes
 
-    s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
+    s3_writes.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
     lease.LEASE_SECONDS = SECONDS
     lease.myself = lambda: replace(lease_holder.myself(), machine=machine, host=machine)
     from job import signals

@@ -1,57 +1,145 @@
-"""What a URI really names: the same for all its spellings, another for another server's.
-
-`outputs/latex` is another folder in each checkout, and `s3://bucket/run` other objects on each
-server, so what is kept by an output's URI alone would be mixed.
-"""
+"""`s3://`: S3 and the stores that speak its protocol, by keys and endpoint of the environment."""
 
 import hashlib
 import os
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 from urllib.parse import urlsplit
 
-from job.storage.connect import call, connect
-from job.storage.uri import is_local, local_path, scheme
+from job.redaction import redact
+from job.storage import connect
+from job.storage.backend import Backend
+from job.storage.backends import s3_writes
+from job.storage.failures import Kind, Operation
+from job.storage.filesystem import S3FileSystem
+from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 AWS = (".amazonaws.com", ".amazonaws.com.cn")
-"""Servers with one namespace of buckets, whoever asks."""
-_SETTINGS = ("FSSPEC_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_", "OSS_")
-_SECRET = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CREDENTIAL", "SAS", "CONNECTION_STRING")
+"""Servers with one namespace of buckets for all accounts."""
 _STATIC = ("env", "explicit", "shared-credentials-file", "config-file")
 
+_CODES: Mapping[Kind, tuple[str, ...]] = {
+    "missing": ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NoSuchVersion"),
+    "expired": ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"),
+    "full": (
+        *("InsufficientStorage", "QuotaExceeded"),
+        *("XMinioStorageFull", "XMinioStorageQuotaExceeded"),
+    ),
+    "denied": (
+        *("AccessDenied", "AllAccessDisabled", "AccountProblem", "AuthorizationHeaderMalformed"),
+        *("InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "PermanentRedirect"),
+        *("RequestTimeTooSkewed", "SignatureDoesNotMatch"),
+    ),
+    "transient": (
+        *("BadDigest", "IncompleteBody", "InternalError", "OperationAborted", "RequestTimeout"),
+        *("ConditionalRequestConflict", "ServiceUnavailable", "SlowDown", "ThrottlingException"),
+        *("Throttling", "TooManyRequests", "RequestLimitExceeded", "XAmzContentSHA256Mismatch"),
+    ),
+}
+_TYPES: Mapping[Kind, tuple[str, ...]] = {
+    "denied": (
+        *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+        *("ProfileNotFound", "TokenRetrievalError", "NoAuthTokenError"),
+    ),
+    "transient": (
+        *("HTTPClientError", "ConnectionError", "IncompleteReadError", "ChecksumError"),
+        *("FlexibleChecksumError", "ResponseParserError"),
+    ),
+    # What is left is a bucket name, a region or an endpoint that cannot exist.
+    "invalid": ("BotoCoreError", "ClientError"),
+}
 
-def identity(uri: str) -> dict[str, Any]:
-    """Values that JSON can write, and no secret among them.
 
-    Of a local path where it leads, through links, and the device it is on; of a store the server,
-    the account as far as it tells buckets apart, and the key. Raises InputError for an unknown
-    protocol; the store itself is not asked.
-    """
-    if is_local(uri):
-        path = local_path(uri).resolve()
-        there = path
-        while not there.exists():
-            there = there.parent
-        return {"path": str(path), "device": there.stat().st_dev}
-    filesystem = connect(uri)
-    found = {"path": str(filesystem._strip_protocol(uri)).strip("/")}
-    match scheme(uri):
-        case "memory":  # this process's own
-            return {**found, "process": [os.getpid(), _started()]}
-        case "s3" | "s3a":
-            return {**found, **call("read", uri, lambda connected, _: _s3(connected))}
-        case protocol:
-            settings = {
-                name: text
-                for name, text in os.environ.items()
-                if name.startswith(_SETTINGS) and not any(word in name for word in _SECRET)
-            }
-            return {**found, "protocol": protocol, "settings": settings}
+class S3(Backend[S3FileSystem]):
+    """Goes through s3fs. Writes are single puts or multipart uploads, conditional under a guard."""
+
+    kinds_by_code: ClassVar = {code: kind for kind, codes in _CODES.items() for code in codes}
+    kinds_by_type: ClassVar = {
+        f"botocore.{name}": kind for kind, names in _TYPES.items() for name in names
+    }
+
+    def options(self) -> dict[str, object]:
+        region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
+        return {
+            "client_kwargs": {"region_name": region} if region else {},
+            "config_kwargs": {
+                "connect_timeout": connect.CONNECT_SECONDS,
+                "read_timeout": connect.READ_SECONDS,
+                "max_pool_connections": 32,
+                # `retry` retries; two policies would multiply.
+                "retries": {"total_max_attempts": 1},
+            },
+        }
+
+    def create(self, protocol: str, uri: str) -> S3FileSystem:
+        filesystem = super().create(protocol, uri)
+        filesystem.retries = 1
+        return filesystem
+
+    def raise_reason(self, filesystem: S3FileSystem, path: str) -> None:
+        """The answer to a HEAD has no body, where S3 says whether keys expired or never worked.
+
+        A GET needs the same permission and is told why it is refused.
+        """
+        bucket, key, _ = filesystem.split_path(path)
+        if key:
+            filesystem.call_s3("get_object", Bucket=bucket, Key=key, Range="bytes=0-0")
+        else:
+            filesystem.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        raise ConnectionError("access was denied, then granted")  # so it is transient
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def put(self, uri: str, source: bytes | Path, guard: Guard = UNGUARDED) -> None:
+        s3_writes.put(self, uri, source, guard)
+
+    def put_new(self, uri: str, data: bytes) -> bool:
+        return s3_writes.put_new(self, uri, data)
+
+    def delete(self, uri: str, guard: Guard = UNGUARDED) -> None:
+        if guard.conditions.deletes:
+            s3_writes.delete_unchanged(self, uri, guard)
+        else:
+            super().delete(uri, guard)
+
+    def conditions(self, uri: str) -> Conditions:
+        return s3_writes.conditions(self, uri)
+
+    def delete_unfinished(self, uri: str, below: Collection[str], guard: Guard) -> int:
+        return s3_writes.abort_uploads(self, uri, below, guard)
+
+    # --- identity ---------------------------------------------------------------------------
+
+    def identity(self, uri: str) -> dict[str, object]:
+        """The key with its server and account, as the connection has resolved them."""
+        server = self.call("read", uri, lambda filesystem, _: _server(filesystem))
+        return {"path": self.key(uri), **server}
+
+    # --- advice -----------------------------------------------------------------------------
+
+    def fix_missing(self, uri: str) -> str:
+        return f"check the bucket and the key, create the bucket if need be; check {_endpoint()}"
+
+    def fix_denied(self, uri: str, operation: Operation, reason: str) -> str:
+        if "RequestTimeTooSkewed" in reason:
+            return "set this machine's clock"
+        if "PermanentRedirect" in reason or "AuthorizationHeaderMalformed" in reason:
+            return "set AWS_DEFAULT_REGION to the region of the bucket"
+        permissions = "list" if operation == "list" else f"list and {operation}"
+        reads = operation in ("read", "list")
+        public = ", or FSSPEC_S3_ANON=true for a public bucket" if reads else ""
+        return (
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN with "
+            f"temporary keys) to keys that may {permissions} there{public}; check {_endpoint()}"
+        )
+
+    def fix_failed(self, uri: str) -> str:
+        return f"check the server and the network, and {_endpoint()}; then run again"
 
 
-def _s3(filesystem: Any) -> dict[str, str]:
-    """The server, as the connection has worked it out from environment, profile and settings."""
+def _server(filesystem: S3FileSystem) -> dict[str, object]:
     meta = filesystem.s3.meta
     host = urlsplit(meta.endpoint_url).hostname or ""
     if host.endswith(AWS):
@@ -59,24 +147,22 @@ def _s3(filesystem: Any) -> dict[str, str]:
     return {"server": meta.endpoint_url.rstrip("/"), "account": _account(filesystem)}
 
 
-def _account(filesystem: Any) -> str:
-    """Which account's buckets are meant, by a digest of the name of its key.
+def _account(filesystem: S3FileSystem) -> str:
+    """A digest of the access key's id, which stands for the account.
 
-    Roles get other keys every hour, so they count by their own name.
+    Roles get new keys every hour, so they count by their own name.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.session import get_session
 
     name = filesystem.key or ""
     with suppress(BotoCoreError, ClientError):
-        if not name and (found := get_session().get_credentials()) is not None:
-            static = found.method in _STATIC
-            name = found.access_key if static else os.environ.get("AWS_ROLE_ARN", found.method)
+        if not name and (credentials := get_session().get_credentials()) is not None:
+            role = os.environ.get("AWS_ROLE_ARN", credentials.method)
+            name = credentials.access_key if credentials.method in _STATIC else role
     return hashlib.sha256(str(name).encode()).hexdigest()[:16]
 
 
-def _started() -> str:
-    try:
-        return Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+def _endpoint() -> str:
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return f"AWS_ENDPOINT_URL (now {redact(url)})" if url else "AWS_ENDPOINT_URL (now unset: AWS)"

@@ -135,8 +135,8 @@ def test_a_cache_over_its_limit_gives_up_what_was_not_used_for_longest(tmp_path:
 
     made = [entry(tmp_path, f"{n}", time.time() - 1000 + n) for n in range(3)]
     total = sum(each.bytes for each in eviction.entries(tmp_path))
-    found = leftovers.look(tmp_path, tmp_path / "work", unused_days=30, limit=total - 1)
-    assert [each.path for each in found if each.goes] == [made[0]]
+    found = leftovers.scan(tmp_path, tmp_path / "work", unused_days=30, limit=total - 1)
+    assert [each.path for each in found if each.removable] == [made[0]]
 
 
 def test_settings_without_a_spec_are_refused_and_nothing_is_removed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from job import storage
 from job.errors import InputError
 from job.families import model_source
 from job.local import cache, eviction
-from job.local.cache import Wanted
+from job.local.cache import ExpectedFile
 from job.storage.digests import sha256_file
 from tests.jobs import ROOT
 
@@ -58,7 +58,7 @@ def test_a_cached_shard_that_is_not_as_it_was_stored_is_fetched_anew(
         os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert model_source.fetch_model(model, tmp_path) == shard.parent
     assert shard.read_bytes() == whole
-    assert "is not as it was stored; fetching it anew" in capsys.readouterr().err
+    assert "is missing or damaged; downloading it again" in capsys.readouterr().err
 
 
 def test_what_changed_in_the_moment_it_was_stored_is_noticed(
@@ -109,10 +109,10 @@ def test_an_entry_whose_record_is_unreadable_is_fetched_anew(
 def test_an_entry_is_not_there_before_it_is_whole_and_goes_on_where_it_broke_off(
     tmp_path: Path,
 ) -> None:
-    wanted = [Wanted(path=name, size=len(content)) for name, content in FILES.items()]
+    wanted = [ExpectedFile(path=name, size=len(content)) for name, content in FILES.items()]
     brought = list[str]()
 
-    def fetch(file: Wanted, path: Path) -> None:
+    def fetch(file: ExpectedFile, path: Path) -> None:
         assert not (tmp_path / "models" / "key").exists()
         if file.path == "tokenizer.json" and brought.count(file.path) == 0:
             brought.append(file.path)
@@ -121,8 +121,8 @@ def test_an_entry_is_not_there_before_it_is_whole_and_goes_on_where_it_broke_off
         path.write_bytes(FILES[file.path])
 
     with pytest.raises(InputError, match="is away"):
-        cache.bring(tmp_path, "models", "key", wanted, fetch, of="x://y", limit=0)
-    entry = cache.bring(tmp_path, "models", "key", wanted, fetch, of="x://y", limit=0)
+        cache.ensure(tmp_path, "models", "key", wanted, fetch, source="x://y", limit=0)
+    entry = cache.ensure(tmp_path, "models", "key", wanted, fetch, source="x://y", limit=0)
     assert {name: (entry / name).read_bytes() for name in FILES} == FILES
     assert sorted(brought) == ["config.json", "model-1.safetensors", *["tokenizer.json"] * 2]
     assert [path.name for path in entry.parent.iterdir() if path.is_dir()] == ["key"]
@@ -132,13 +132,13 @@ BRING = """
 import os, sys, time
 from pathlib import Path
 from job.local import cache
-wanted = [cache.Wanted(path=f"{n}.bin", size=2**20) for n in range(8)]
+wanted = [cache.ExpectedFile(path=f"{n}.bin", size=2**20) for n in range(8)]
 def fetch(file, path):
     with open(sys.argv[2], "a") as log:
         log.write(f"{file.path}\\n")
     time.sleep(0.05)
     path.write_bytes(bytes(2**20))
-entry = cache.bring(Path(sys.argv[1]), "models", "key", wanted, fetch, of="x://y", limit=0)
+entry = cache.ensure(Path(sys.argv[1]), "models", "key", wanted, fetch, source="x://y", limit=0)
 print(all((entry / f.path).stat().st_size == 2**20 for f in wanted), flush=True)
 if len(sys.argv) > 3:
     time.sleep(60)
@@ -164,11 +164,11 @@ def test_two_jobs_that_need_one_model_at_once_download_it_once(tmp_path: Path) -
 
 
 def entry(cache_dir: Path, key: str, used: float, count: int = 1000) -> Path:
-    def fetch(file: Wanted, path: Path) -> None:
+    def fetch(file: ExpectedFile, path: Path) -> None:
         path.write_bytes(bytes(file.size))
 
-    wanted = [Wanted(path="weights", size=count)]
-    made = cache.bring(cache_dir, "models", key, wanted, fetch, of="x://y", limit=0)
+    wanted = [ExpectedFile(path="weights", size=count)]
+    made = cache.ensure(cache_dir, "models", key, wanted, fetch, source="x://y", limit=0)
     cache._in_use.pop(made).close()  # as if the process that made it had ended
     for stamp in (eviction.USED, eviction.COMPLETE):
         os.utime(made / stamp, (used, used))
@@ -211,12 +211,12 @@ def test_a_download_makes_its_room_before_it_begins(tmp_path: Path) -> None:
     old = entry(tmp_path, "old", used=1000)
     seen = list[bool]()
 
-    def fetch(file: Wanted, path: Path) -> None:
+    def fetch(file: ExpectedFile, path: Path) -> None:
         seen.append(old.exists())
         path.write_bytes(bytes(file.size))
 
-    wanted = [Wanted(path="weights", size=5000)]
-    cache.bring(tmp_path, "models", "new", wanted, fetch, of="x://y", limit=6000)
+    wanted = [ExpectedFile(path="weights", size=5000)]
+    cache.ensure(tmp_path, "models", "new", wanted, fetch, source="x://y", limit=6000)
     assert seen == [False]
 
 
@@ -224,14 +224,14 @@ def test_a_download_makes_its_room_before_it_begins(tmp_path: Path) -> None:
     ("text", "count"), [(None, 0), ("200GB", 200 * 10**9), ("1.5KB", 1500), ("2TB", 2 * 10**12)]
 )
 def test_a_limit_is_read_as_the_spec_writes_it(text: str | None, count: int) -> None:
-    assert eviction.in_bytes(text) == count
+    assert eviction.parse_size(text) == count
 
 
 def test_a_cache_that_cannot_be_made_is_named_by_its_key(
     model: model_source.ModelInput, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: may not be written") as raised:
+    with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: is not writable") as raised:
         model_source.fetch_model(model, tmp_path / "file" / "cache")
     assert raised.value.exit_code == 12
 
@@ -257,5 +257,5 @@ def test_a_read_only_cache_serves_what_it_has_and_names_its_key_for_what_it_lack
     assert model_source.fetch_model(model, disk) == whole
     storage.write_bytes(storage.join(model.uri, "vocab.json"), b"{}")
     more = model_source.ModelInput(uri=model.uri, files=storage.list_files(model.uri))
-    with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: may not be written"):
+    with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: is not writable"):
         model_source.fetch_model(more, disk)

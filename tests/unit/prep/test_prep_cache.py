@@ -180,7 +180,7 @@ def test_a_cache_that_may_not_be_written_costs_the_cache_alone(rows: Path, tmp_p
     more = [f"runtime.workdir={tmp_path}/work"]
     done = runner.run(load_spec(text, "spec", more, environ={}), "prep")
     assert done.status == "succeeded"
-    with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: may not be written"):
+    with pytest.raises(InputError, match=r"\$\.runtime\.cache_dir: is not writable"):
         prep(rows, tmp_path, "b")
 
 
