@@ -28,7 +28,7 @@ from job.artifacts.unfinished import SUFFIX, UnfinishedFiles
 from job.artifacts.writer import LEASES, SUCCESS, Writer
 from job.errors import JobError, MissingInputError, StorageError
 from job.local.work_folder import WorkFolder
-from job.spec.rules.locations import place
+from job.spec.rules.locations import canonical
 from job.storage.digests import FileDigest, digest_tree, download_verified, sha256_file
 
 __all__ = ["LEASES", "RESOLVED", "RUN", "SBOM", "STAGES", "SUCCESS", "SUMS", "Output", "utc_now"]
@@ -101,7 +101,7 @@ class Output:
 
     def uploads_to(self, uri: str) -> Callable[[Path, str], None]:
         """What stores a file at a path below `uri`: under the lease where that is in the output."""
-        root, folder = place(self.uri), place(uri)
+        root, folder = canonical(self.uri), canonical(uri)
         if folder != root and not folder.startswith(f"{root}/"):
             return Writer(uri, lease=None).upload
         return self.writer.inside(folder.removeprefix(root)).upload

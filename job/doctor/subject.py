@@ -21,7 +21,7 @@ class Subject:
     @classmethod
     def of(cls, loaded: LoadedSpec | None) -> "Subject":
         spec = loaded.spec if loaded else None
-        cache = Path(spec.runtime.cache_dir if spec else keys.default("runtime.cache_dir"))
+        cache = Path(spec.runtime.cache_dir if spec else str(keys.default("runtime.cache_dir")))
         workdir = spec.runtime.workdir if spec else None
         return cls(
             spec=spec,

@@ -1,4 +1,4 @@
-"""The spec: its JSON Schema, and reading, checking and resolving it into frozen dataclasses.
+"""The spec: its JSON Schema, and parsing, validating and resolving it into frozen dataclasses.
 
 Imports: no other room.
 """

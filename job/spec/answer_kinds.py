@@ -1,4 +1,4 @@
-"""The kinds of answers that `eval.answer` names, and which metrics judge each."""
+"""The kinds of answers for `eval.answer`, and the metrics of each."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -26,7 +26,7 @@ METRICS: Mapping[Answer, tuple[str, ...]] = {
     ),
     "label": ("accuracy", "macro_f1"),
 }
-"""Those that fit; all of them are measured unless `eval.metrics` names some."""
+"""The metrics of each kind; all are computed unless `eval.metrics` selects some."""
 
 MEASURED = frozenset({"loss", *(name for metrics in METRICS.values() for name in metrics)})
-"""Every metric there is. What stands beside them among a run's metrics counts rows."""
+"""Every metric. Other values among a run's metrics are row counts."""

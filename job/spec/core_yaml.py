@@ -1,11 +1,11 @@
 """YAML 1.2 (core schema) on top of PyYAML: `2e-4` is a number and `on` is text."""
 
 import re
-from typing import Any
 
 import yaml
 
 from job.errors import SpecError
+from job.spec.keys import Json
 
 TAG = "tag:yaml.org,2002:"
 _CORE = (
@@ -18,20 +18,20 @@ _CORE = (
         "-+.0123456789",
     ),
 )
-_LONGEST_NUMBER = 64  # longer ones are text: Python refuses to read them, or to print them
+_LONGEST_NUMBER = 64  # longer ones stay text: Python refuses to parse or print them
 
 _FIXES = {
-    "mapping values are not allowed here": "put the value in quotes: it holds a colon and a space",
-    "found unexpected end of stream": "close the quote that opens before this place",
+    "mapping values are not allowed here": "put the value in quotes: it contains `: `",
+    "found unexpected end of stream": "close the quote that opens before this position",
     "could not find expected ':'": "write `key: value`, with a colon and a space",
 }
 
 
 class CoreLoader(yaml.SafeLoader):
-    """Composes nodes whose tags are those of YAML 1.2."""
+    """Composes nodes with the tags of YAML 1.2."""
 
 
-CoreLoader.yaml_implicit_resolvers = {}  # none of YAML 1.1, which the base class brings
+CoreLoader.yaml_implicit_resolvers = {}  # without those of YAML 1.1 in the base class
 for _name, _pattern, _first in _CORE:
     CoreLoader.add_implicit_resolver(
         TAG + _name,
@@ -41,13 +41,13 @@ for _name, _pattern, _first in _CORE:
 
 
 def compose(text: str, origin: str) -> yaml.Node | None:
-    """The nodes of one document. Raises SpecError, with line and column, for anything else."""
+    """The nodes of one document. Raises SpecError, with line and column, for invalid YAML."""
     try:
         return CoreLoader(text).get_single_node()
     except yaml.reader.ReaderError as error:
         raise SpecError(
             position(origin, text, error.position),
-            f"holds the character U+{error.character:04X}, which YAML does not allow",
+            f"contains the character U+{error.character:04X}, which YAML does not allow",
             fix="remove it, or write it as an escape in double quotes",
         ) from None
     except yaml.MarkedYAMLError as error:
@@ -56,12 +56,12 @@ def compose(text: str, origin: str) -> yaml.Node | None:
         raise SpecError(origin, "is nested too deeply") from None
     except (ValueError, OverflowError):  # an escape such as "\U00110000"
         raise SpecError(
-            origin, "is not valid YAML: an escape names no character", fix="mend the escape"
+            origin, "is not valid YAML: an escape is not a character", fix="fix the escape"
         ) from None
 
 
-def construct(kind: str, text: str) -> Any:
-    """The value of a scalar. Raises KeyError or ValueError where the kind or text is unknown."""
+def construct(kind: str, text: str) -> Json:
+    """The value of a scalar. Raises KeyError for an unknown kind, ValueError for invalid text."""
     if kind in ("int", "float") and len(text) > _LONGEST_NUMBER:
         return text
     return {
@@ -69,13 +69,13 @@ def construct(kind: str, text: str) -> Any:
         "bool": lambda: text.lower() == "true",
         "int": lambda: int(text, 0) if text[:2] in ("0o", "0x") else int(text),
         "float": lambda: float(text.lower().replace(".inf", "inf").replace(".nan", "nan")),
-        # JSON writes 😀 as two escapes, which PyYAML leaves as two halves.
+        # JSON writes 😀 as two escapes, which PyYAML keeps as two surrogates.
         "str": lambda: text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"),
     }[kind]()
 
 
-def plain(text: str) -> object:
-    """The value of a scalar without quotes."""
+def plain(text: str) -> Json:
+    """The value of an unquoted scalar."""
     for name, pattern, _ in _CORE:
         if re.fullmatch(pattern, text):
             return construct(name, text)
@@ -90,20 +90,21 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, origin: str) -> SpecError:
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if "expected a single document" in (error.context or ""):
         return SpecError(
-            where, "holds more than one YAML document", fix="put each job into a file of its own"
+            where, "contains more than one YAML document", fix="put each job in its own file"
         )
     if "\\t" in problem or (mark and line[mark.column : mark.column + 1] == "\t"):
-        return SpecError(where, "holds a tab where YAML takes spaces only", fix="write spaces")
+        return SpecError(where, "contains a tab where YAML allows only spaces", fix="use spaces")
     if problem.startswith("found undefined alias"):
         fix = "put the anchor (&name) before the alias, or put the value in quotes"
     elif "${" in line and "," in problem:
-        fix = "put ${…} in quotes where it stands inside [ ] or { }"
+        fix = "put ${…} in quotes inside [ ] or { }"
     else:
-        fix = _FIXES.get(problem, "mend the YAML at this place")
+        fix = _FIXES.get(problem, "fix the YAML at this position")
     return SpecError(where, f"is not valid YAML: {problem}", value=line.strip() or None, fix=fix)
 
 
 def position(origin: str, text: str, index: int) -> str:
+    """`origin:line:column` of a character."""
     before = text[:index]
     column = index - (before.rfind("\n") + 1) + 1
     return f"{origin}:{before.count(chr(10)) + 1}:{column}"

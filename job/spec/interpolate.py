@@ -1,15 +1,13 @@
-"""`${NAME}` and `${NAME,default}` in text replaced by values from the environment.
+"""Replaces `${NAME}` and `${NAME,default}` in text with values of environment variables.
 
-A value without quotes that is one variable and nothing else is read as YAML after that, so
-`max_steps: ${STEPS,60}` is a number. `$${` stands for `${` itself. A variable that is set but
-empty counts as unset where there is a default. A value that is a secret (`redaction` says which
-are) stays text and is shown by its variable's name.
+An unquoted value that is a single variable is then parsed as YAML, so `max_steps: ${STEPS,60}` is a
+number. `$${` is a literal `${`. With a default, an empty variable counts as unset. A secret value
+(see `redaction`) stays text and is shown as its variable's name.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from job.redaction import (
     add_secret,
@@ -20,7 +18,7 @@ from job.redaction import (
     redact,
 )
 from job.spec.foreign_names import nearest, quoted
-from job.spec.keys import Path, at, wants_text
+from job.spec.keys import Json, Path, at, wants_text
 from job.spec.parse import Document, SourceLocation, read_at
 from job.spec.problems import Finding
 
@@ -35,21 +33,21 @@ class Expanded:
 
     document: Document
     shown: Mapping[Path, str] = field(repr=False)
-    """Texts to show in place of values: secrets as `${NAME}`, a literal `${` as `$${`."""
+    """Texts to show instead of values: secrets as `${NAME}`, a literal `${` as `$${`."""
     findings: tuple[Finding, ...]
 
 
 def interpolate(document: Document, environ: Mapping[str, str]) -> Expanded:
-    """Replaces every variable; one that is missing is a finding, and its text stays."""
-    work = _Work(document.places, environ)
-    values = work.expand(document.values, ())
+    """Replaces every variable; a missing one is a finding, and its text stays."""
+    expander = _Expander(document.locations, environ)
+    values = expander.expand(document.values, ())
     assert isinstance(values, dict)
-    expanded = Document(document.origin, values, document.places)
-    return Expanded(expanded, work.shown, tuple(work.findings))
+    expanded = Document(document.origin, values, document.locations)
+    return Expanded(expanded, expander.shown, tuple(expander.findings))
 
 
 def variables(text: str) -> dict[str, str | None]:
-    """The variables that a spec names, each with its default, or None where it has none."""
+    """The variables in a spec, each with its default, or None without one."""
     found: dict[str, str | None] = {}
     for match in _VARIABLE.finditer(text):
         name, default = match["name"], match["default"]
@@ -58,34 +56,37 @@ def variables(text: str) -> dict[str, str | None]:
     return found
 
 
-class _Work:
-    def __init__(self, places: Mapping[Path, SourceLocation], environ: Mapping[str, str]) -> None:
-        self.places, self.environ = places, environ
+class _Expander:
+    def __init__(
+        self, locations: Mapping[Path, SourceLocation], environ: Mapping[str, str]
+    ) -> None:
+        self.locations, self.environ = locations, environ
         self.shown: dict[Path, str] = {}
         self.findings: list[Finding] = []
 
-    def expand(self, value: Any, path: Path) -> Any:
+    def expand(self, value: Json, path: Path) -> Json:
         if isinstance(value, dict):
             return {key: self.expand(inner, (*path, key)) for key, inner in value.items()}
         if isinstance(value, list):
             return [self.expand(inner, (*path, index)) for index, inner in enumerate(value)]
         return self._text(value, path) if isinstance(value, str) and "${" in value else value
 
-    def _text(self, text: str, path: Path) -> Any:
-        place = self.places.get(path)
+    def _text(self, text: str, path: Path) -> Json:
+        location = self.locations.get(path)
         whole = _VARIABLE.fullmatch(text)
-        if whole and whole["name"] and place and place.plain and not self._is_secret(whole, path):
-            found = self._look_up(whole, path)
-            if found is None:
+        unquoted = location is not None and location.plain
+        if whole and whole["name"] and unquoted and not self._is_secret(whole, path):
+            content = self._look_up(whole, path)
+            if content is None:
                 return text
             try:
-                value = read_at(path, found)
+                parsed = read_at(path, content)
             except ValueError as error:
-                self._find(path, f"the value of {whole['name']} {error}", found)
+                self._find(path, f"the value of {whole['name']} {error}", content)
                 return text
-            if isinstance(value, str):
-                self.shown[path] = self._show(whole, found, value, path)
-            return value
+            if isinstance(parsed, str):
+                self.shown[path] = self._show(whole, content, parsed, path)
+            return parsed
         before = len(self.findings)
         value = _VARIABLE.sub(lambda match: self._replace(match, path, show=False), text)
         if len(self.findings) > before:
@@ -100,9 +101,9 @@ class _Work:
             rest = match.string[match.start() :]
             self._find(
                 path,
-                "holds `${` that opens no variable",
+                "contains `${` without a variable",
                 rest,
-                "write ${NAME} or ${NAME,default}, or $${ for the characters themselves",
+                "write ${NAME} or ${NAME,default}, or $${ for a literal ${",
             )
             return match[0]
         value = self._look_up(match, path)
@@ -113,7 +114,7 @@ class _Work:
         return self._show(match, value, value, path)
 
     def _value(self, match: re.Match[str]) -> str | None:
-        """The variable's value, or its default where it is unset or empty; None without either."""
+        """The variable's value, or its default if it is unset or empty; None without either."""
         default = match["default"]
         return self.environ.get(match["name"]) or (
             self.environ.get(match["name"]) if default is None else str(default).strip()
@@ -126,10 +127,10 @@ class _Work:
         return is_secret_where_read(name, value)
 
     def _show(self, match: re.Match[str], value: str, read: str, path: Path) -> str:
-        """What was `read` of the value as it may be shown: by the variable's name if secret."""
+        """The text `read` from the value, to be shown: the variable's name if it is secret."""
         name = match["name"]
-        # A default is written in the spec, and must load again where no variable is set; only what
-        # would be masked wherever it is written is not shown.
+        # A default is part of the spec, and must load again without the variable: it is hidden only
+        # if it would be masked everywhere.
         secret = redact(value) != value
         if self.environ.get(name):
             free = not _takes_no_free_text(path, value)
@@ -162,7 +163,7 @@ class _Work:
 
 
 def _takes_no_free_text(path: Path, value: str) -> bool:
-    """Whether the key takes numbers or lists, or the value is one of the few that it takes."""
+    """Whether the key takes no arbitrary text, or the value is one of its choices."""
     node = at(path)
     return node is not None and (not wants_text(path) or value in node.get("enum", ()))
 

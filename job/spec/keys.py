@@ -1,16 +1,18 @@
-"""What the JSON Schema says about each key: the one place that reads the schema file."""
+"""Access to the JSON Schema by key; nothing else reads the schema file."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Union
 
 SCHEMA_FILE = FilePath(__file__).parent / "schema" / "job.v1.json"
 
+Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]  # noqa: UP007 - recursive
+"""A value of a spec."""
 Path = tuple[str | int, ...]
-"""Where a value stands: `("data", "train", "uri")`; numbers count list items from 0."""
+"""The path of a value: `("data", "train", "uri")`; numbers are list indices from 0."""
 Schema = Mapping[str, Any]
 
 _NAMES = {
@@ -31,7 +33,7 @@ def schema() -> Schema:
 
 
 def follow(node: Schema) -> Schema:
-    """`node` with the definition that it refers to put in; its own words win."""
+    """`node` merged over the definition that it refers to."""
     if "$ref" not in node:
         return node
     definition = schema()["$defs"][node["$ref"].removeprefix("#/$defs/")]
@@ -39,7 +41,7 @@ def follow(node: Schema) -> Schema:
 
 
 def at(path: Path) -> Schema | None:
-    """What the schema says about the key at `path`; None where it knows no such key."""
+    """The schema of the key at `path`; None if there is no such key."""
     node = schema()
     for part in path:
         inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
@@ -50,7 +52,7 @@ def at(path: Path) -> Schema | None:
 
 
 def path_of(dotted: str) -> Path:
-    """A key as people name it, in its parts: `data.train[0].uri`."""
+    """The path of a dotted key: `data.train[0].uri`."""
     path: list[str | int] = []
     for part in dotted.split("."):
         name = re.sub(r"(\[\d{1,4}\])+\Z", "", part)
@@ -59,7 +61,7 @@ def path_of(dotted: str) -> Path:
 
 
 def nearest_known(path: Path) -> str | None:
-    """The dotted key at `path`, or else the nearest above it; None at the top."""
+    """The dotted key at `path`, or its nearest known ancestor; None at the top."""
     names = tuple(part for part in path if isinstance(part, str))
     for end in range(len(names), 0, -1):
         if (dotted := ".".join(names[:end])) in dotted_keys():
@@ -68,19 +70,19 @@ def nearest_known(path: Path) -> str | None:
 
 
 def types(node: Schema) -> tuple[str, ...]:
-    """The JSON types that a key takes."""
+    """The JSON types of a key."""
     given = node["type"]
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def wants_text(path: Path) -> bool:
-    """Whether nothing but text can stand here, so that `123` must mean the text `123`."""
+    """Whether only text is valid here, so that `123` must mean the text `123`."""
     node = at(path)
     return node is not None and set(types(node)) <= {"string", "null"} and "string" in types(node)
 
 
 def walk(node: Schema | None = None, path: Path = ()) -> Iterator[tuple[Path, Schema]]:
-    """Every key with what the schema says about it, sections before what they hold."""
+    """Every key with its schema, sections before their keys."""
     for name, inner in (schema() if node is None else node).get("properties", {}).items():
         inner = follow(inner)
         yield (*path, name), inner
@@ -89,24 +91,24 @@ def walk(node: Schema | None = None, path: Path = ()) -> Iterator[tuple[Path, Sc
 
 @cache
 def dotted_keys() -> tuple[str, ...]:
-    """Every key as people name it: `train.learning_rate`."""
+    """Every key in dotted form: `train.learning_rate`."""
     return tuple(".".join(map(str, path)) for path, _ in walk())
 
 
-def default(dotted: str) -> Any:
-    """The default of a key that has one."""
+def default(dotted: str) -> Json:
+    """The default of an optional key."""
     node = at(path_of(dotted))
-    assert node is not None, f"the schema knows no {dotted}"
+    assert node is not None, f"the schema has no {dotted}"
     return node["default"]
 
 
 def since(node: Schema) -> str:
-    """The version of the project in which a key came; most came with the first."""
+    """The version of the project that added a key; mostly the first."""
     return str(node.get("since", schema()["since"]))
 
 
 def describe(node: Schema) -> str:
-    """What may stand at a key, to follow `must be`: `a number greater than 0`."""
+    """The valid values of a key, to follow `must be`: `a number greater than 0`."""
     if "const" in node:
         return json.dumps(node["const"])
     null = " or null" if "null" in types(node) else ""

@@ -1,4 +1,4 @@
-"""`--set a.b=c`: values from the command line put into a document, before interpolation."""
+"""`--set a.b=c`: values of the command line, set in a document before interpolation."""
 
 import copy
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from job.errors import UsageError
 from job.spec import keys
 from job.spec.foreign_names import quoted
-from job.spec.keys import Path
+from job.spec.keys import Json, Path
 from job.spec.parse import Document, SourceLocation, read_at
 from job.spec.problems import Finding, json_path
 
@@ -18,23 +18,23 @@ class Setting:
     """A value for a key."""
 
     option: str | None
-    """The option that is for this key alone, which messages then name; None for `--set`."""
+    """The dedicated option of this key, for messages; None for `--set`."""
     key: str
     text: str
     """The value as YAML."""
 
 
 Override = str | Setting
-"""`KEY=VALUE`, or what an option of its own says."""
+"""`KEY=VALUE`, or the value of a dedicated option."""
 
 
 def override(document: Document, overrides: Sequence[Override]) -> tuple[Document, list[Finding]]:
-    """A copy of `document` with `overrides` put in, the last of each key winning.
+    """A copy of `document` with `overrides` set; the last one of a key wins.
 
-    Whether the keys and values mean anything is for validation to say; the findings here are of
-    overrides that have no place at all. Raises UsageError for one that is not `KEY=VALUE`.
+    Findings are overrides whose path cannot exist; validation checks the rest. Raises UsageError
+    for one that is not `KEY=VALUE`.
     """
-    values, places = copy.deepcopy(document.values), dict(document.places)
+    values, locations = copy.deepcopy(document.values), dict(document.locations)
     findings = []
     for item in overrides:
         setting = _setting(item) if isinstance(item, str) else item
@@ -46,17 +46,17 @@ def override(document: Document, overrides: Sequence[Override]) -> tuple[Documen
             shown = item if isinstance(item, str) else text
             findings.append(Finding(path, str(error), value=quoted(shown)))
             value = None
-        for other in [p for p in places if p[: len(path)] == path]:
-            del places[other]
+        for other in [p for p in locations if p[: len(path)] == path]:
+            del locations[other]
         for depth in range(1, len(path)):
-            places.setdefault(path[:depth], SourceLocation(None))
+            locations.setdefault(path[:depth], SourceLocation(None))
         unquoted = text.strip()[:1] not in ("'", '"')
-        places[path] = SourceLocation(None, plain=unquoted, option=setting.option)
-    return Document(document.origin, values, places), findings
+        locations[path] = SourceLocation(None, plain=unquoted, option=setting.option)
+    return Document(document.origin, values, locations), findings
 
 
 def with_output(overrides: Sequence[Override], output: str | None) -> list[Override]:
-    """The overrides with `output.uri` last, where one is given."""
+    """The overrides, followed by `output.uri` if an output is given."""
     return [*overrides, *([Setting("--output", "output.uri", output)] if output else [])]
 
 
@@ -69,28 +69,28 @@ def _setting(item: str) -> Setting:
     return Setting(None, key.strip().removeprefix("$."), text)
 
 
-def _value(path: Path, text: str) -> Any:
+def _value(path: Path, text: str) -> Json:
     try:
         return read_at(path, text)
     except ValueError as error:
         raise ValueError(f"value {error}") from None
 
 
-def _put(values: dict[str, Any], path: Path, value: Any) -> None:
-    """Raises ValueError where `path` is not one or leads through something without its parts."""
+def _put(values: dict[str, Any], path: Path, value: Json) -> None:
+    """Sets the value. Raises ValueError if `path` is invalid or leads through a scalar."""
     if "" in path or len(path) > 8:
-        raise ValueError("takes a dotted key such as train.max_steps")
+        raise ValueError("requires a dotted key such as train.max_steps")
     target: Any = values
     for depth, part in enumerate(path):
         above = json_path(path[:depth]).removeprefix("$.")
         if isinstance(part, int):
             if not isinstance(target, list) or part >= len(target):
                 held = f"a list of {len(target)}" if isinstance(target, list) else quoted(target)
-                raise ValueError(f"finds no item {part} in {above}, which is {held}")
+                raise ValueError(f"has no item {part} in {above}, which is {held}")
         elif isinstance(target, list) and all(isinstance(item, dict) for item in target):
-            raise ValueError(f"must say which item is meant, as in {above}[0].{part}")
+            raise ValueError(f"must name an item of the list, as in {above}[0].{part}")
         elif not isinstance(target, dict):
-            raise ValueError(f"finds no keys in {above}, which is {quoted(target)}")
+            raise ValueError(f"has no keys in {above}, which is {quoted(target)}")
         if depth == len(path) - 1:
             target[part] = value
         elif isinstance(part, str) and target.get(part) is None:

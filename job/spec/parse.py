@@ -1,7 +1,6 @@
-"""YAML text to plain values that remember where they stood.
+"""YAML text to plain values with their source locations.
 
-Nothing is executed and nothing is interpolated. Merge keys (`<<: *base`) are the one thing kept
-from YAML 1.1.
+Nothing is executed or interpolated. Merge keys (`<<: *base`) are all that is left of YAML 1.1.
 """
 
 from collections.abc import Mapping
@@ -13,35 +12,36 @@ import yaml
 from job.errors import Problem, SpecError
 from job.spec.core_yaml import TAG, compose, construct, plain, position
 from job.spec.foreign_names import quoted
-from job.spec.keys import Path, wants_text
+from job.spec.keys import Json, Path, wants_text
 
 MAX_BYTES = 1024 * 1024
-MAX_VALUES = 10_000  # what aliases expand to; the largest real spec has about 120
+MAX_VALUES = 10_000  # after expanding aliases; the largest real spec has about 120
 MAX_DEPTH = 24
 
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where a value came from: a line of the text, or an option where there is none."""
+    """Where a value came from: a line of the text, or a command line option."""
 
     line: int | None
+    """None for a value from the command line."""
     plain: bool = False
-    """Whether it is a scalar without quotes."""
+    """Whether it is an unquoted scalar."""
     option: str | None = None
-    """The option that is for this key alone; None for `--set`."""
+    """The dedicated option of this key; None for `--set`."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A spec as it was written."""
+    """A spec as written."""
 
     origin: str
     values: dict[str, Any] = field(repr=False)
-    places: Mapping[Path, SourceLocation] = field(repr=False)
+    locations: Mapping[Path, SourceLocation] = field(repr=False)
 
 
 def decode(data: bytes, origin: str) -> str:
-    """The text in `data`. Raises SpecError where it is too large or not UTF-8."""
+    """The text in `data`. Raises SpecError if it is too large or not UTF-8."""
     if len(data) > MAX_BYTES:
         raise _too_large(origin, len(data))
     try:
@@ -50,7 +50,7 @@ def decode(data: bytes, origin: str) -> str:
         before = data[: error.start].decode("utf-8")
         raise SpecError(
             position(origin, before, len(before)),
-            f"is not UTF-8 text: byte 0x{data[error.start]:02x} makes no character",
+            f"is not UTF-8 text: byte 0x{data[error.start]:02x} is invalid",
             fix="save the file as UTF-8",
         ) from None
 
@@ -58,8 +58,7 @@ def decode(data: bytes, origin: str) -> str:
 def parse(text: str, origin: str) -> Document:
     """Reads one YAML document.
 
-    Raises SpecError where the text is too large, is not YAML or is not one mapping, and where
-    a key is given twice.
+    Raises SpecError if the text is too large, not YAML or not one mapping, or repeats a key.
     """
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise _too_large(origin, len(text.encode("utf-8", "replace")))
@@ -78,13 +77,13 @@ def parse(text: str, origin: str) -> Document:
             value=quoted(values),
             fix="start from a file in specs/",
         )
-    return Document(origin, values, reader.places)
+    return Document(origin, values, reader.locations)
 
 
-def read_value(text: str) -> Any:
-    """What `text` means where one value is expected: a scalar, or `[…]` or `{…}`.
+def read_value(text: str) -> Json:
+    """`text` parsed as one value: a scalar, or `[…]` or `{…}`.
 
-    Raises ValueError where it opens a list, a mapping or a quote and goes wrong.
+    Raises ValueError for an invalid list, mapping or quoted text.
     """
     text = text.strip()
     if text[:1] in ("[", "{", '"', "'"):
@@ -100,10 +99,10 @@ def read_value(text: str) -> Any:
     return plain(text)
 
 
-def read_at(path: Path, text: str) -> Any:
-    """`text` read as a value for `path`; where only text can stand there, `123` stays text.
+def read_at(path: Path, text: str) -> Json:
+    """`text` parsed as a value for `path`; `123` stays text if only text is valid there.
 
-    Raises ValueError where it is no YAML value and something else than text is wanted.
+    Raises ValueError if it is not a YAML value, unless text is wanted.
     """
     try:
         value = read_value(text)
@@ -115,29 +114,29 @@ def read_at(path: Path, text: str) -> Any:
 
 
 class _Reader:
-    """Turns nodes into values, in one walk that notes places and counts what aliases expand to."""
+    """Turns nodes into values, records their locations, and counts what aliases expand to."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.places: dict[Path, SourceLocation] = {}
+        self.locations: dict[Path, SourceLocation] = {}
         self.problems: list[Problem] = []
         self._count = 0
 
-    def read(self, node: yaml.Node, path: Path) -> Any:
+    def read(self, node: yaml.Node, path: Path) -> Json:
         self._count += 1
         if self._count > MAX_VALUES:
             raise SpecError(
                 self.origin,
-                f"holds more than {MAX_VALUES:,} values once its aliases are expanded",
+                f"contains more than {MAX_VALUES:,} values with its aliases expanded",
                 fix="write the values out, or remove the aliases",
             )
-        if len(path) > MAX_DEPTH:  # an alias inside its own anchor ends here too
+        if len(path) > MAX_DEPTH:  # also ends an alias inside its own anchor
             raise SpecError(
                 f"{self.origin}:{node.start_mark.line + 1}",
                 f"is nested deeper than {MAX_DEPTH} levels",
             )
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
-        self.places.setdefault(path, SourceLocation(node.start_mark.line + 1, plain))
+        self.locations.setdefault(path, SourceLocation(node.start_mark.line + 1, plain))
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == TAG + "seq":
@@ -147,14 +146,17 @@ class _Reader:
                 return construct(node.tag.removeprefix(TAG), node.value)
             except (KeyError, ValueError):
                 pass
-        self._problem(node, f"the YAML tag {node.tag.replace(TAG, '!!')} is not read here")
+        self._problem(node, f"the YAML tag {node.tag.replace(TAG, '!!')} is not supported here")
         return None
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        values: dict[str, Any] = {}
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Json]:
+        merged: dict[str, Json] = {}
+        values: dict[str, Json] = {}
         lines: dict[str, int] = {}
-        for key, value in node.value:  # first, so that places end up being those of what wins
+        for (
+            key,
+            value,
+        ) in node.value:  # first, so that keys of the mapping overwrite their locations
             if _is_merge(key):
                 merged = {**self._merged(value, path), **merged}
         for key, value in node.value:
@@ -162,13 +164,13 @@ class _Reader:
             if _is_merge(key):
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                self._problem(key, "a key must be a single word")
+                self._problem(key, "a key must be a scalar")
                 continue
             name = key.value
             if name in values:
                 self._problem(
                     key,
-                    f"the key {quoted(name)} is given twice, first on line {lines[name]}",
+                    f"the key {quoted(name)} is set twice, first on line {lines[name]}",
                     "remove one of the two",
                 )
                 continue
@@ -176,22 +178,24 @@ class _Reader:
                 self._forget((*path, name))
             lines[name] = line
             values[name] = self.read(value, (*path, name))
-            self.places[(*path, name)] = SourceLocation(line, self.places[(*path, name)].plain)
+            self.locations[(*path, name)] = SourceLocation(
+                line, self.locations[(*path, name)].plain
+            )
         return {**merged, **values}
 
-    def _merged(self, node: yaml.Node, path: Path) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
+    def _merged(self, node: yaml.Node, path: Path) -> dict[str, Json]:
+        merged: dict[str, Json] = {}
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            found = self.read(source, path)
-            if isinstance(found, dict):
-                merged = {**found, **merged}
+            value = self.read(source, path)
+            if isinstance(value, dict):
+                merged = {**value, **merged}
             else:
                 self._problem(source, "`<<` takes a mapping, as in `<<: *name`")
         return merged
 
     def _forget(self, path: Path) -> None:
-        for other in [p for p in self.places if p[: len(path)] == path]:
-            del self.places[other]
+        for other in [p for p in self.locations if p[: len(path)] == path]:
+            del self.locations[other]
 
     def _problem(self, node: yaml.Node, message: str, fix: str | None = None) -> None:
         mark = node.start_mark
@@ -209,5 +213,5 @@ def _too_large(origin: str, size: int) -> SpecError:
         origin,
         f"is larger than {MAX_BYTES:,} bytes",
         value=f"{size:,} bytes",
-        fix="a spec holds settings; put data where data.train.uri points",
+        fix="a spec contains settings; store data where data.train.uri points",
     )

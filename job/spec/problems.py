@@ -1,4 +1,4 @@
-"""A problem at a path, before it is known which line or option that path came from."""
+"""Problems by path, and the source lines or options of paths."""
 
 import re
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from job.spec.parse import Document, SourceLocation
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong with the value at `path`."""
+    """A problem of the value at `path`."""
 
     path: Path
     message: str
     fix: str | None = None
     value: str | None = None
-    """What was found, where that is not simply the value at `path`."""
+    """The value to show, if it is not the one at `path`."""
 
 
 def json_path(path: Path) -> str:
-    """`path` as people write it: `$.eval.metrics[0]`."""
+    """`path` in JSONPath notation: `$.eval.metrics[0]`."""
     shown = "$"
     for part in path:
         if isinstance(part, int):
@@ -32,20 +32,20 @@ def json_path(path: Path) -> str:
     return shown
 
 
-def place_of(document: Document, path: Path) -> SourceLocation | None:
-    """Where `path`, or the nearest thing above it, was written; None where that is the root."""
+def location_of(document: Document, path: Path) -> SourceLocation | None:
+    """Where `path` or its nearest ancestor was written; None for the root."""
     for end in range(len(path), 0, -1):
-        if place := document.places.get(path[:end]):
-            return place
+        if location := document.locations.get(path[:end]):
+            return location
     return None
 
 
 def locate(document: Document, path: Path) -> str:
     """`path` with its source: `specs/latex.yaml:12 $.train.seed`, or `--set $.train.seed`.
 
-    Of what an option of its own sets, the option: its user need not know the key.
+    For a value from a dedicated option, the option: its user need not know the key.
     """
-    place = place_of(document, path)
-    if place and place.line is None:
-        return place.option or f"--set {json_path(path)}"
-    return f"{document.origin}{f':{place.line}' if place else ''} {json_path(path)}"
+    location = location_of(document, path)
+    if location and location.line is None:
+        return location.option or f"--set {json_path(path)}"
+    return f"{document.origin}{f':{location.line}' if location else ''} {json_path(path)}"

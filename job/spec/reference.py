@@ -1,4 +1,4 @@
-"""The spec reference, made from the schema: as plain text, and as the page of the documentation."""
+"""The spec reference, generated from the schema: as plain text, and as a page of the docs."""
 
 import textwrap
 from collections.abc import Iterator
@@ -13,32 +13,31 @@ _WORDS = {"requires": "requires", "conflicts": "conflicts with"}
 PAGE = """\
 # The spec, key by key
 
-Made from the JSON Schema by `make reference`; `python -m job reference KEY` prints one entry.
+Generated from the JSON Schema by `make reference`; `python -m job reference KEY` prints one entry.
 
-Editors complete and check a spec by the schema where its first line names it:
+Editors complete and check a spec if its first line names the schema:
 
 ```yaml
 # yaml-language-server: $schema=../job/spec/schema/job.v1.json
 ```
 
-The path starts from the spec's folder; `python -m job schema > job.v1.json` writes a copy for specs
-that live elsewhere. VS Code needs the extension YAML by Red Hat, Neovim and others
-`yaml-language-server`; JetBrains' editors take the file under *JSON Schema Mappings*.
+The path is relative to the spec; `python -m job schema > job.v1.json` writes a copy for specs
+elsewhere. VS Code requires the YAML extension by Red Hat, Neovim and others `yaml-language-server`;
+in JetBrains editors, add the file under *JSON Schema Mappings*.
 
-A small spec for each feature is in [`specs/examples/`](../specs/examples).
+[`specs/examples/`](../specs/examples) has a small spec for each feature.
 
-`${NAME}` in any value stands for the variable of the environment, `${NAME,default}` for the
-default where that is unset or empty, `$${` for the characters themselves. Alone and without quotes
-it is read as YAML, so `max_steps: ${STEPS,60}` is a number. Numbers, words, sentences, paths and
-URIs are written into `spec.resolved.yaml` as they are; a [secret](03-operations.md#secrets) stays
-text, and stays `${NAME}` there.
+`${NAME}` in a value is replaced by the environment variable, `${NAME,default}` by the default if
+the variable is unset or empty; `$${` is a literal `${`. An unquoted value that is a single variable
+is parsed as YAML, so `max_steps: ${STEPS,60}` is a number. `spec.resolved.yaml` contains the
+values, except that a [secret](03-operations.md#secrets) stays `${NAME}` there; it is always text.
 """
 
 
 def reference(field: str | None = None) -> str:
-    """What a spec may say: all of it, one section, or one key, by dotted or last name.
+    """The reference of all keys, a section or a key, by its dotted or last name.
 
-    Raises UsageError for a field that there is none of.
+    Raises UsageError for an unknown field.
     """
     entries = list(keys.walk())
     if field is not None:
@@ -50,7 +49,7 @@ def reference(field: str | None = None) -> str:
 
 
 def page() -> str:
-    """All of it as Markdown: a chapter for each top-level key, a heading for each key below."""
+    """The whole reference as Markdown, with a heading for each key."""
     return "\n".join([PAGE, *("\n".join(_heading(path, node)) for path, node in keys.walk())])
 
 
@@ -60,10 +59,10 @@ def _wanted(field: str) -> list[str]:
         return [field]
     if by_last := [dotted for dotted in known if dotted.rpartition(".")[2] == field]:
         return by_last
-    told = word(field.rpartition(".")[2])
-    if told is not None and told.none is not None:
-        raise UsageError("FIELD", "is not a key of the spec", value=field, fix=told.none)
-    close = told and (told.key or told.set)
+    known_word = word(field.rpartition(".")[2])
+    if known_word is not None and known_word.none is not None:
+        raise UsageError("FIELD", "is not a key of the spec", value=field, fix=known_word.none)
+    close = known_word and (known_word.key or known_word.set)
     close = close or nearest(field, known)
     close = close or typo(field, [dotted.rpartition(".")[2] for dotted in known])
     raise UsageError(
@@ -108,7 +107,7 @@ def _heading(path: keys.Path, node: keys.Schema) -> Iterator[str]:
 
 
 def _about(note: keys.Schema, tick: str = "") -> str:
-    """The other key with its value, and for which value of this one that holds."""
+    """The other key with its value, and the value of this key that the relation is about."""
     when = f", for {tick}{quoted(note['value'])}{tick}" if "value" in note else ""
     return f"{tick}{note['with']}{tick}{when}"
 

@@ -1,33 +1,38 @@
-"""A valid spec with every key present: as plain values, and as the frozen classes of `types`."""
+"""A spec with every key present: as plain values, and as the frozen classes of `types`."""
 
 import copy
 import dataclasses
 import types
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TypeVar, cast, get_args, get_origin, get_type_hints
 
 from job.spec import keys
-from job.spec.keys import Path, Schema
+from job.spec.keys import Json, Path, Schema
 from job.spec.types import JobSpec
 
+T = TypeVar("T")
 
-def fill(values: Any, node: Schema | None = None) -> Any:
-    """`values` with defaults put in and numbers in the types that the schema gives them.
 
-    What the schema does not know, or holds no mapping for, is left as it is, so that a spec can
-    be looked at before it is known to be valid.
+def fill(values: T) -> T:
+    """`values` of a spec with its defaults, and numbers in the types of the schema.
+
+    Unknown keys are dropped; values of the wrong type are kept, so that an invalid spec can be
+    checked further.
     """
-    node = keys.schema() if node is None else node
+    return cast(T, _fill(cast(Json, values), keys.schema()))
+
+
+def _fill(values: Json, node: Schema) -> Json:
     if "properties" in node and isinstance(values, dict):
-        filled = {}
+        filled: dict[str, Json] = {}
         for name, inner in node["properties"].items():
             inner = keys.follow(inner)
             if name in values or "default" in inner:
                 value = values[name] if name in values else copy.deepcopy(inner["default"])
-                filled[name] = fill(value, inner)
+                filled[name] = _fill(value, inner)
         return filled
     if "properties" in node and "items" in node and isinstance(values, list):
-        return [fill(value, keys.follow(node["items"])) for value in values]
+        return [_fill(value, keys.follow(node["items"])) for value in values]
     kinds = keys.types(node)
     if isinstance(values, float) and "integer" in kinds and values.is_integer():
         return int(values)
@@ -36,14 +41,14 @@ def fill(values: Any, node: Schema | None = None) -> Any:
     return values
 
 
-def build(values: Any) -> JobSpec:
-    """The frozen spec for values that are valid and complete."""
+def build(values: Json) -> JobSpec:
+    """The frozen spec of valid and complete values."""
     spec = _build(JobSpec, values)
     assert isinstance(spec, JobSpec)
     return spec
 
 
-def changed(values: Any, node: Schema | None = None, path: Path = ()) -> Iterator[str]:
+def changed(values: dict[str, Json], node: Schema | None = None, path: Path = ()) -> Iterator[str]:
     """The dotted keys of complete `values` that differ from their defaults, or have none."""
     node = keys.schema() if node is None else node
     for name, value in values.items():
@@ -52,13 +57,13 @@ def changed(values: Any, node: Schema | None = None, path: Path = ()) -> Iterato
             yield from changed(value, inner, (*path, name))
         elif "properties" in inner and isinstance(value, list):
             for index, item in enumerate(value):
-                yield from changed(item, inner, (*path, f"{name}[{index}]"))
+                yield from changed(cast(dict[str, Json], item), inner, (*path, f"{name}[{index}]"))
         elif "default" not in inner or value != inner["default"]:
             yield ".".join(map(str, (*path, name)))
 
 
-def _build(kind: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(kind):
+def _build(kind: object, value: Json) -> object:
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
         built = {name: _build(hints[name], inner) for name, inner in value.items()}
         return kind(**built)  # type: ignore[operator]

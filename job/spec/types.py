@@ -1,8 +1,7 @@
-"""The spec as frozen values, one class per section, one field per key of the JSON Schema.
+"""The spec as frozen dataclasses: a class per section, a field per key of the JSON Schema.
 
-Defaults live in the schema alone; by the time these are built every key is present. A test
-proves that names and types here and in the schema agree. Names are those of Transformers, TRL
-and PEFT wherever those have one.
+The schema alone has the defaults; when these are built, every key is present. A test checks that
+names and types agree with the schema. Names follow Transformers, TRL and PEFT.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from job.spec.answer_kinds import METRICS, Answer
 
 FORMULAS = "builtin://formulas"
 FORMULAS_QUESTION = "Write the LaTeX representation for this image."
-"""What rows of `builtin://formulas` ask; every other source says its own."""
+"""The question of rows of `builtin://formulas`; other sources need their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsSpec:
-    """Which column of a source holds what; None leaves it to the names people use."""
+    """Which column of a source holds what; None looks for the usual names."""
 
     image: str | None
     text: str | None
@@ -44,7 +43,7 @@ class ColumnsSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FormulasSpec:
-    """How `builtin://formulas` draws: read only for that source."""
+    """How `builtin://formulas` generates formulas; for that source only."""
 
     seed: int
     math_fontfamily: Literal["cm", "dejavusans", "dejavuserif", "stix", "stixsans"]
@@ -54,9 +53,9 @@ class FormulasSpec:
     height: int
     max_tokens: int
     noise: float
-    """Standard deviation of the grey noise, as a share of full scale, 0 to 1."""
+    """Standard deviation of gray noise, as a fraction of full scale, 0 to 1."""
     rotation: float
-    """Largest rotation either way, in degrees."""
+    """Largest rotation in either direction, in degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ class SourceSpec:
     split: str | None
     columns: ColumnsSpec
     image_folder: str | None
-    """None is the folder of the file that names the images."""
+    """None uses the folder of the file that names the images."""
     limit: int | None
     shuffle_seed: int | None
     weight: float | None
@@ -88,11 +87,11 @@ class SourceSpec:
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     train: tuple[SourceSpec, ...]
-    """At least one; a spec that names one source alone means a list of one."""
+    """At least one; a single source in the spec becomes a list of one."""
     stopping_strategy: Literal["first_exhausted", "all_exhausted"]
     eval: SourceSpec | None
     instruction: str | None
-    """What rows of an image and its text ask; see `question_of`."""
+    """The question of rows that are an image and its text; see `question_of`."""
     system: str | None
     train_on: Literal["all", "last"]
     text_only: bool
@@ -106,24 +105,24 @@ class DataSpec:
     leakage_by: Literal["auto", "image_and_answer", "image"]
     streaming: bool
     shuffle_buffer_size: int
-    """Rows shuffled together where they are streamed."""
+    """Streamed rows that are shuffled together."""
     num_proc: int | None
-    """None takes the cores that the job may use."""
+    """None uses the cores available to the job."""
 
     def sources(self) -> dict[str, SourceSpec]:
-        """Every source by its place: `$.data.train`, or `$.data.train[0]` and on where several."""
+        """Every source by its JSON path: `$.data.train`, or `$.data.train[0]` etc. if several."""
         one = len(self.train) == 1
-        found = {f"$.data.train{'' if one else f'[{n}]'}": s for n, s in enumerate(self.train)}
-        return found | ({"$.data.eval": self.eval} if self.eval else {})
+        train = {f"$.data.train{'' if one else f'[{n}]'}": s for n, s in enumerate(self.train)}
+        return train | ({"$.data.eval": self.eval} if self.eval else {})
 
     def question_of(self, source: SourceSpec) -> str | None:
-        """What rows of the source ask that have no question of their own; None if nothing does."""
+        """The question of the source's rows that have none of their own; None if there is none."""
         own = FORMULAS_QUESTION if source.uri == FORMULAS else None
         return self.instruction or own
 
     @property
     def question(self) -> str | None:
-        """What to ask a model that this data trained; None if its rows ask their own questions."""
+        """The question to ask the trained model; None if the rows have their own questions."""
         return self.question_of(self.train[0])
 
 
@@ -135,7 +134,7 @@ class LoraSpec:
     lora_dropout: float
     bias: Literal["none", "all", "lora_only"]
     target_modules: str | tuple[str, ...] | None
-    """None takes the family's named targets by the toggles; a string is a regular expression."""
+    """None uses the family's targets by the toggles; a string is a regular expression."""
     target_parameters: tuple[str, ...] | None
     use_rslora: bool
     use_dora: bool
@@ -173,11 +172,11 @@ class TrainSpec:
     padding_free: bool
     group_by_length: bool
     router_aux_loss_coef: float | None
-    """None takes the checkpoint's own; 0 turns the auxiliary loss off."""
+    """None uses the checkpoint's value; 0 disables the auxiliary loss."""
     dataloader_num_workers: int
     report_to: tuple[str, ...]
     logging_dir: str | None
-    """None is `logs` under the output."""
+    """None uses `logs` under the output."""
     resume_from_checkpoint: str
 
 
@@ -196,13 +195,13 @@ class EvalSpec:
     answer: Answer
     turns: Literal["all", "last"]
     metrics: tuple[str, ...] | None
-    """None takes all that fit the kind of answer; see `measured`."""
+    """None computes all that apply to the kind of answer; see `measured`."""
     generation: GenerationSpec
     baseline: bool
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The metrics that are measured."""
+        """The metrics to compute."""
         return METRICS[self.answer] if self.metrics is None else self.metrics
 
 
@@ -217,7 +216,7 @@ class MergedSpec:
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
     adapter: Literal[True]
-    """The adapter is always stored, and before the merge starts."""
+    """The adapter is always stored, before the merge starts."""
     merged: MergedSpec
     verify: Literal["reload", "vllm", "none"]
 
@@ -230,10 +229,10 @@ class OutputSpec:
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSpec:
     workdir: str | None
-    """None is `work` under `cache_dir`."""
+    """None uses `work` under `cache_dir`."""
     cache_dir: str
     cache_limit: str | None
-    """A number with its unit, as in `200GB`; None is no limit."""
+    """A number with its unit, as in `200GB`; None sets no limit."""
     accelerator: Literal["auto", "cpu", "cuda", "rocm"]
     distributed: Literal["auto", "none", "ddp", "fsdp2"]
     metrics_port: int | None

@@ -1,6 +1,6 @@
-"""Everything that is wrong with a spec, at once, in words for people.
+"""Every problem of a spec at once, in readable form.
 
-The JSON Schema says what each key may hold; `rules` says what makes no sense together.
+The JSON Schema defines the values of each key; `rules` checks them against each other.
 """
 
 import math
@@ -16,12 +16,12 @@ from job.errors import Problem
 from job.spec import keys, rules
 from job.spec.core_yaml import plain
 from job.spec.foreign_names import instead_of, quoted, typo
-from job.spec.keys import Path, Schema
+from job.spec.keys import Json, Path, Schema
 from job.spec.parse import Document
-from job.spec.problems import Finding, locate, place_of
+from job.spec.problems import Finding, locate, location_of
 from job.spec.resolve import fill
 
-# Values by the names that other tools give them: of one key, or of every key that takes them.
+# Values under the names of other tools: of one key, or of every key with such a value.
 _VALUES: dict[str, dict[str, str]] = {
     "": {
         "bf16": "bfloat16",
@@ -33,14 +33,14 @@ _VALUES: dict[str, dict[str, str]] = {
         "folder": "imagefolder",
         "wds": "webdataset",
     },
-    "lora.method": {"qlora": "lora: quantized training is not offered by this version"},
-    # float16 is a value of it, which is refused: it does not train.
+    "lora.method": {"qlora": "lora: quantized training is not supported in this version"},
+    # float16 is a valid value, but refused for training.
     "model.dtype": dict.fromkeys(("fp16", "half"), "bfloat16"),
     "model.attn_implementation": dict.fromkeys(
         ("flash_attn", "flash_attention", "flash_attention_3", "fa2", "fa3", "xformers", "flex"),
-        "auto, which takes the fastest attention that the machine runs",
+        "auto, which uses the fastest attention that the machine supports",
     ),
-    "runtime.accelerator": {"gpu": "auto, which takes a GPU where there is one", "nvidia": "cuda"}
+    "runtime.accelerator": {"gpu": "auto, which uses a GPU if there is one", "nvidia": "cuda"}
     | dict.fromkeys(("amd", "hip"), "rocm"),
     "runtime.distributed": dict.fromkeys(("fsdp", "deepspeed", "zero3"), "fsdp2"),
     "train.optim": {
@@ -53,8 +53,8 @@ _VALUES: dict[str, dict[str, str]] = {
     },
     "train.report_to": {"none": "[]"},
 }
-# Where a value stands in place of the section that it belongs to.
-_HEARTS = {
+# The key that a value means if it is written instead of the section.
+_MAIN_KEYS = {
     "model": "model_name_or_path",
     "data": "train.uri",
     "data.train": "uri",
@@ -67,59 +67,60 @@ _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0"
 
 
 def problems(
-    document: Document, *, shown: Any = None, known: Collection[Finding] = ()
+    document: Document, *, shown: Json = None, known: Collection[Finding] = ()
 ) -> list[Problem]:
-    """Every problem of a spec, those of `known` included, in the order of its lines.
+    """Every problem of a spec, including those of `known`, in the order of its lines.
 
-    `shown` is the document's values without secrets, to quote from. What `known` has a finding
-    for is not looked at again.
+    `shown` is the document's values without secrets, to quote from. Values with a finding in
+    `known` are not checked again.
     """
     values = document.values
     paths = {finding.path for finding in known}
-    found = list(known)
+    findings = list(known)
     for finding in (*_schema_findings(values), *_scalar_findings(values, ())):
         if not any(finding.path[: len(path)] == path for path in paths):
             paths.add(finding.path)
-            found.append(finding)
-    options = {path for path, place in document.places.items() if place.line is None}
-    found += rules.broken(fill(values), paths, options)
-    found.sort(key=lambda finding: _line(document, finding.path))
-    return [_problem(finding, document, values if shown is None else shown) for finding in found]
+            findings.append(finding)
+    options = {path for path, at in document.locations.items() if at.line is None}
+    findings += rules.check(fill(values), paths, options)
+    findings.sort(key=lambda finding: _line(document, finding.path))
+    return [_problem(each, document, values if shown is None else shown) for each in findings]
 
 
 def _line(document: Document, path: Path) -> float:
-    place = place_of(document, path)
-    if place is None:
+    location = location_of(document, path)
+    if location is None:
         return 0
-    return math.inf if place.line is None else place.line
+    return math.inf if location.line is None else location.line
 
 
-def _problem(finding: Finding, document: Document, shown: Any) -> Problem:
-    found = finding.value if finding.value is not None else _quote_at(shown, finding.path)
-    # A fix may spell the value in another way, under which no one would know a secret again.
+def _problem(finding: Finding, document: Document, shown: Json) -> Problem:
+    value = finding.value if finding.value is not None else _quote_at(shown, finding.path)
+    # A fix may spell the value differently, so that a secret in it would not be masked.
     secret = _quote_at(shown, finding.path) != _quote_at(document.values, finding.path)
     return Problem(
         field=locate(document, finding.path),
         message=finding.message,
-        value=found,
+        value=value,
         fix=None if secret else finding.fix,
         key=keys.nearest_known(finding.path),
     )
 
 
-def _quote_at(values: Any, path: Path) -> str | None:
+def _quote_at(values: Json, path: Path) -> str | None:
+    value: Any = values
     for part in path:
         try:
-            values = values[part]
+            value = value[part]
         except (KeyError, IndexError, TypeError):
             return None
-    if isinstance(values, str) and not isinstance(plain(values), str):
-        return f'"{values}"'  # text where a number or the like would be read without quotes
-    return quoted(values)
+    if isinstance(value, str) and not isinstance(plain(value), str):
+        return f'"{value}"'  # text that would be a number or the like without quotes
+    return quoted(value)
 
 
 def schema_text() -> str:
-    """The JSON Schema as it is shipped."""
+    """The JSON Schema file."""
     return keys.SCHEMA_FILE.read_text(encoding="utf-8")
 
 
@@ -128,32 +129,32 @@ def _validator() -> Draft202012Validator:
     return Draft202012Validator(keys.schema())
 
 
-def _schema_findings(values: Any) -> Iterator[Finding]:
+def _schema_findings(values: Json) -> Iterator[Finding]:
     for error in _validator().iter_errors(values):
         path: Path = tuple(error.absolute_path)
         if error.validator == "additionalProperties":
             for name in error.instance:
                 if name not in error.schema["properties"]:
                     unknown = (*path, name)
-                    told = instead_of(unknown, error.instance[name])
-                    yield Finding(unknown, "is not a known key", told)
+                    fix = instead_of(unknown, error.instance[name])
+                    yield Finding(unknown, "is not a known key", fix)
         elif error.validator == "required":
             for name in error.validator_value:
                 if name not in error.instance:
                     yield _missing((*path, name))
         else:
             node = keys.at(path)
-            assert node is not None, "the schema describes every value that it refuses"
+            assert node is not None, "the schema has a key for every value that it refuses"
             yield Finding(path, _message(error, node), _fix(error, node))
 
 
 def _missing(path: Path) -> Finding:
     node = keys.at(path)
-    assert node is not None, "the schema describes every key that it requires"
+    assert node is not None, "the schema has every key that it requires"
     if "examples" in node:
         return Finding(path, "is missing", f"add `{path[-1]}: {node['examples'][0]}`, or the like")
     inner = ", ".join(node.get("required", ()))
-    return Finding(path, "is missing", f"add `{path[-1]}:` with at least {inner} below it")
+    return Finding(path, "is missing", f"add `{path[-1]}:` with at least {inner} in it")
 
 
 def _message(error: ValidationError, node: Schema) -> str:
@@ -164,7 +165,7 @@ def _message(error: ValidationError, node: Schema) -> str:
     if error.validator in ("minLength", "minItems"):
         return "must not be empty"
     if error.validator == "uniqueItems":
-        return "must not hold the same item twice"
+        return "must not contain an item twice"
     return f"must be {keys.describe(node)}"
 
 
@@ -176,11 +177,11 @@ def _fix(error: ValidationError, node: Schema) -> str | None:
     if "const" in node:
         return f"write {quoted(node['const'])}"
     if value is None and "default" in node:
-        return f"remove the line to take the default, {quoted(node['default'])}"
+        return f"remove the line to use the default, {quoted(node['default'])}"
     if "object" in kinds:
-        if dotted in _HEARTS and isinstance(value, str) and value:
-            return f"write it as {dotted}.{_HEARTS[dotted]}"
-        return "indent its keys below it"
+        if dotted in _MAIN_KEYS and isinstance(value, str) and value:
+            return f"write it as {dotted}.{_MAIN_KEYS[dotted]}"
+        return "indent its keys under it"
     if isinstance(value, str) and (fix := _fix_text(value, node, kinds, dotted)):
         return fix
     wants_text = error.validator == "type" and "string" in kinds and "enum" not in node
@@ -215,7 +216,7 @@ def _fix_text(value: str, node: Schema, kinds: tuple[str, ...], dotted: str) -> 
 
 
 def _meant(value: str, node: Schema, dotted: str) -> str | None:
-    """The one value of a choice that is meant, as other tools call it or mistyped."""
+    """The choice that is meant by another tool's name or a typo."""
     choices = [str(choice) for choice in node.get("enum", ())]
     name = value.lower()
     if known := _VALUES.get(dotted, {}).get(name):
@@ -225,7 +226,7 @@ def _meant(value: str, node: Schema, dotted: str) -> str | None:
 
 
 def _as_number(value: str) -> str:
-    """The number that is meant: a comma parts thousands, or else stands for the dot."""
+    """The number that is meant: commas separate thousands, or one is the decimal point."""
     bare = value.strip().replace("_", "")
     return bare.replace(",", "") if _THOUSANDS.match(bare) else bare.replace(",", ".")
 
@@ -234,8 +235,8 @@ def _as_name(value: str, longest: int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", value.lower())[:longest].strip("-")
 
 
-def _scalar_findings(value: Any, path: Path) -> Iterator[Finding]:
-    """What JSON has no word for and a schema so cannot refuse."""
+def _scalar_findings(value: Json, path: Path) -> Iterator[Finding]:
+    """Problems that JSON Schema cannot express."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _scalar_findings(inner, (*path, name))
@@ -246,9 +247,9 @@ def _scalar_findings(value: Any, path: Path) -> Iterator[Finding]:
         if any("\ud800" <= character <= "\udfff" for character in value):
             yield Finding(path, "must be Unicode text", "save it as UTF-8")
         elif path != ("data", "instruction") and _UNTIDY.search(value):
-            message = "must not start or end with a space, nor hold a line break"
+            message = "must not start or end with a space or contain a line break"
             yield Finding(path, message, "remove the spaces and line breaks")
     elif isinstance(value, float) and not math.isfinite(value):
         yield Finding(path, "must be a finite number")
     elif isinstance(value, int | float) and abs(value) >= 2**63:
-        yield Finding(path, "must be a number that fits into 64 bits")
+        yield Finding(path, "must fit into 64 bits")

@@ -1,30 +1,29 @@
-"""Combinations that make no sense, found before anything is downloaded.
+"""Checks of values against each other, before anything is downloaded.
 
-Each rule reads values by dotted key and yields what is wrong. A rule that meets a value that is
-missing or invalid stops there: that value has a problem of its own to show.
+Each rule reads values by dotted key and yields findings. A rule stops at a missing or invalid
+value, which is reported already.
 """
 
 from collections.abc import Collection
-from typing import Any
 
-from job.spec.keys import Path
+from job.spec.keys import Json, Path
 from job.spec.problems import Finding
 from job.spec.rules import data, locations, training, weights
-from job.spec.rules.view import Rule, Unread, View
+from job.spec.rules.view import Rule, Unavailable, View
 
 RULES: tuple[Rule, ...] = (*locations.RULES, *data.RULES, *weights.RULES, *training.RULES)
 
 
-def broken(values: Any, invalid: Collection[Path], options: Collection[Path] = ()) -> list[Finding]:
-    """What every rule finds in `values`.
+def check(values: Json, invalid: Collection[Path], options: Collection[Path] = ()) -> list[Finding]:
+    """The findings of all rules in `values`.
 
-    Those at `invalid` are not to be relied on; those at `options` are the command line's.
+    Values at `invalid` are reported already; values at `options` are from the command line.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     at = View(values, invalid, options)
     for rule in RULES:
         try:
-            found += rule(at)
-        except Unread:
+            findings += rule(at)
+        except Unavailable:
             continue
-    return found
+    return findings

@@ -1,4 +1,4 @@
-"""Where the model comes from and where the output goes."""
+"""Checks of URIs and paths: where the model comes from and where the output goes."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from job.spec.problems import Finding
-from job.spec.rules.view import Rule, Unread, View, builtin, find
+from job.spec.rules.view import Rule, Unavailable, View, finding, unknown_builtin
 
 BUILTIN_MODELS = ("builtin://ernie-vl-tiny",)
 INPUTS = ("model.model_name_or_path", "model.adapter_name_or_path")
@@ -41,16 +41,16 @@ _SCHEMES = (
     "webhdfs",
 )
 _ONE_SLASH = re.compile(rf"(?P<scheme>{'|'.join(_SCHEMES)})(:/?(?!/)|//|:///+)(?P<rest>.*)", re.I)
-"""What has a scheme and not its two slashes: `s3:/bucket`, `s3:bucket`, `s3//bucket`."""
+"""A known scheme without its two slashes: `s3:/bucket`, `s3:bucket`, `s3//bucket`."""
 
 
 def _uris_have_two_slashes(at: View) -> Iterator[Finding]:
-    """Without them a URI is the path of a local folder by that name, which nobody means."""
+    """Without them a URI is a local path, which nobody means."""
     folders = (f"{source}.{name}" for source in at.sources() for name in ("uri", "image_folder"))
     for dotted in (*_URIS, *folders):
         try:
             uri = at(dotted)
-        except Unread:
+        except Unavailable:
             continue
         found = _ONE_SLASH.fullmatch(uri) if isinstance(uri, str) else None
         if found is None or (found[2].startswith(":///") and found["scheme"] not in _BUCKETS):
@@ -58,29 +58,29 @@ def _uris_have_two_slashes(at: View) -> Iterator[Finding]:
         scheme, rest = found["scheme"].lower(), found["rest"]
         if scheme in ("file", "local") and found[2] == ":/":
             rest = f"/{rest}"
-        yield find(
+        yield finding(
             dotted,
             f"must have two slashes after {scheme}:, or it is a path",
             f"write {scheme}://{rest.lstrip('/') if scheme in _BUCKETS else rest}",
         )
 
 
-def _model_is_known(at: View) -> Iterator[Finding]:
+def _builtin_model_exists(at: View) -> Iterator[Finding]:
     uri = at("model.model_name_or_path")
     if uri.startswith("builtin://"):
-        yield from builtin("model.model_name_or_path", uri, BUILTIN_MODELS)
+        yield from unknown_builtin("model.model_name_or_path", uri, BUILTIN_MODELS)
 
 
-def _revision_is_said_once(at: View) -> Iterator[Finding]:
+def _revision_is_consistent(at: View) -> Iterator[Finding]:
     uri, revision = at("model.model_name_or_path"), at("model.revision")
     if revision is None:
         return
     if not uri.startswith("hf://"):
-        yield find("model.revision", "is read for hf:// models only", "remove the line")
+        yield finding("model.revision", "applies to hf:// models only", "remove the line")
     elif _revision(uri) not in (None, revision):
-        yield find(
+        yield finding(
             "model.revision",
-            "is not the revision that model_name_or_path names",
+            "differs from the revision in model_name_or_path",
             "remove one of the two",
         )
 
@@ -91,18 +91,18 @@ def _remote_code_is_pinned(at: View) -> Iterator[Finding]:
     if not at("model.trust_remote_code") or not remote or scheme in ("file", "local", "builtin"):
         return
     if scheme != "hf":
-        yield find(
+        yield finding(
             "model.trust_remote_code",
-            f"must be false for a model at {scheme}://, where code can change under its name",
+            f"must be false for a model at {scheme}://, where its code can change",
             "remove the line, or name a commit at hf:// or a local folder that you have read",
         )
         return
     revision = at("model.revision") or _revision(uri) or ""
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        yield find(
+        yield finding(
             "model.trust_remote_code",
-            "needs model.revision to be a commit of 40 hexadecimal digits: "
-            "code under any other name can change",
+            "requires model.revision to be a commit of 40 hexadecimal digits: "
+            "code at any other revision can change",
             "set model.revision to a commit, or remove trust_remote_code",
         )
 
@@ -113,45 +113,45 @@ def _revision(uri: str) -> str | None:
 
 
 def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
-    """Neither holds the other, as links lead: what is read would be overwritten, or removed."""
+    """Neither contains the other, links resolved: the run would overwrite or remove its input."""
     output = at("output.uri")
     if output.startswith(_READ_ONLY):
         yield _read_only("output.uri", output)
         return
     for dotted in (*INPUTS, *(f"{source}.uri" for source in at.sources())):
-        with contextlib.suppress(Unread):
+        with contextlib.suppress(Unavailable):
             uri = at(dotted)
             if uri is not None and (problem := _overlap(output, uri, dotted)):
-                yield find("output.uri", problem, "write the URI of a folder of its own")
+                yield finding("output.uri", problem, "write the URI of another folder")
                 return
     if problem := unusable(output):
         parts = [part for part in output.partition("://")[2].split("/") if part not in _UNUSABLE]
         fix = f"write {output.partition('://')[0]}://{'/'.join(parts)}"
-        yield find("output.uri", problem, fix)
+        yield finding("output.uri", problem, fix)
 
 
 def _overlap(output: str, uri: str, dotted: str) -> str | None:
-    """What is wrong with an output beside the input of the key `dotted`."""
+    """How an output conflicts with the input of the key `dotted`."""
     pattern = re.search(r"[*?\[]", uri)
-    if pattern is not None:  # the folder that it looks into: its files may lie beside the output
+    if pattern is not None:  # its folder; matching files may be next to the output
         uri = posixpath.dirname(uri[: pattern.start()]) or "."
-    read, written = place(uri), place(output)
-    if _holds(read, written) and pattern is None:
-        return f"must not be {dotted}, nor lie inside it"
-    if _holds(written, read):
-        return f"must not hold {dotted}, which the run could overwrite"
+    read, written = canonical(uri), canonical(output)
+    if _contains(read, written) and pattern is None:
+        return f"must not be {dotted} or inside it"
+    if _contains(written, read):
+        return f"must not contain {dotted}, which the run could overwrite"
     for folder in FOLDERS if _is_local(output) else ():
-        inside = place(f"{output.rstrip('/')}/{folder}")
-        if _holds(inside, read) or (_holds(read, inside) and pattern is None):
-            return f"its folder {folder}/ leads to {dotted}, which the run would overwrite"
+        inside = canonical(f"{output.rstrip('/')}/{folder}")
+        if _contains(inside, read) or (_contains(read, inside) and pattern is None):
+            return f"its folder {folder}/ links to {dotted}, which the run would overwrite"
     return None
 
 
-def _holds(folder: str, path: str) -> bool:
+def _contains(folder: str, path: str) -> bool:
     return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
-def _trackers_can_write(at: View) -> Iterator[Finding]:
+def _logging_dir_is_writable(at: View) -> Iterator[Finding]:
     folder = at("train.logging_dir")
     if folder is None:
         return
@@ -160,63 +160,63 @@ def _trackers_can_write(at: View) -> Iterator[Finding]:
         return
     output = at("output.uri")
     for own in FOLDERS:
-        if own != LOGS and _holds(place(f"{output.rstrip('/')}/{own}"), place(folder)):
-            yield find(
+        if own != LOGS and _contains(canonical(f"{output.rstrip('/')}/{own}"), canonical(folder)):
+            yield finding(
                 "train.logging_dir",
-                f"must not lie in {own}/ of the output, whose files the run checks and removes",
+                f"must not be in {own}/ of the output, whose files the run checks and removes",
                 f"remove the line: trackers write to {LOGS}/ there",
             )
 
 
-def _local_state_is_no_part_of_the_run(at: View) -> Iterator[Finding]:
+def _local_folders_are_outside_the_output(at: View) -> Iterator[Finding]:
     for dotted in ("runtime.workdir", "runtime.cache_dir"):
-        with contextlib.suppress(Unread):
+        with contextlib.suppress(Unavailable):
             folder, output = at(dotted), at("output.uri")
             for own in FOLDERS if folder is not None else ():
-                if _holds(place(f"{output.rstrip('/')}/{own}"), place(folder)):
-                    yield find(
+                if _contains(canonical(f"{output.rstrip('/')}/{own}"), canonical(folder)):
+                    yield finding(
                         dotted,
-                        f"must not lie in {own}/ of the output, whose files the run checks and "
+                        f"must not be in {own}/ of the output, whose files the run checks and "
                         "removes",
-                        "write a folder of its own outside of the output",
+                        "write another folder, outside of the output",
                     )
 
 
 def _metrics_file_is_local(at: View) -> Iterator[Finding]:
     file = at("runtime.metrics_file")
     if file is not None and "://" in file and not file.startswith("file://"):
-        yield find(
+        yield finding(
             "runtime.metrics_file",
             "must be a local file, for Prometheus' node exporter to read",
             "write a path, or use metrics_port",
         )
-    elif file is not None and _holds(place(at("output.uri")), place(file)):
-        yield find(
+    elif file is not None and _contains(canonical(at("output.uri")), canonical(file)):
+        yield finding(
             "runtime.metrics_file",
-            "must not lie in the output, where a run writes only what it was made sure of",
-            "write a path outside, in the folder that the node exporter reads",
+            "must not be in the output, where a run writes only under its lease",
+            "write a path outside of it, in the folder that the node exporter reads",
         )
 
 
 def _read_only(dotted: str, uri: str) -> Finding:
-    return find(
+    return finding(
         dotted,
-        f"must be storage that can be written; {uri.split('://')[0]}:// is read only",
+        f"must be writable storage; {uri.split('://')[0]}:// is read-only",
         "write a path or an s3:// URI",
     )
 
 
 def unusable(uri: str) -> str | None:
-    """What makes a place unusable to write to: the store may keep it under another name.
+    """Why a URI cannot be written to: object stores would store it under another name.
 
-    Object stores take empty, `.` and `..` parts as they are, or drop them, each in its own way:
-    what is stored then is not listed where it was stored.
+    Some keep empty, `.` and `..` parts, others drop them: what is stored is then not listed where
+    it was stored.
     """
     if _is_local(uri) or uri.lower().startswith("memory://"):
         return None
-    parts = uri.partition("://")[2].strip("/").split("/")  # leading ones have a rule of their own
+    parts = uri.partition("://")[2].strip("/").split("/")  # another rule checks leading ones
     if "" in parts:
-        return "has an empty part: two slashes one after the other"
+        return "has an empty part: two consecutive slashes"
     dots = [part for part in parts if part in (".", "..")]
     return f"has the part {dots[0]!r}, which object stores do not resolve" if dots else None
 
@@ -225,8 +225,8 @@ def _is_local(uri: str) -> bool:
     return "://" not in uri or uri.lower().startswith(("file://", "local://"))
 
 
-def place(uri: str) -> str:
-    """One spelling for the URIs of one place; of a local one, where its links lead."""
+def canonical(uri: str) -> str:
+    """One spelling for all URIs of the same location; of a local path, with its links resolved."""
     if not _is_local(uri):
         scheme, _, rest = uri.partition("://")
         scheme = "s3" if scheme.lower() == "s3a" else scheme.lower()
@@ -240,11 +240,11 @@ def place(uri: str) -> str:
 
 RULES: tuple[Rule, ...] = (
     _uris_have_two_slashes,
-    _model_is_known,
-    _revision_is_said_once,
+    _builtin_model_exists,
+    _revision_is_consistent,
     _remote_code_is_pinned,
     _output_overwrites_no_input,
-    _trackers_can_write,
-    _local_state_is_no_part_of_the_run,
+    _logging_dir_is_writable,
+    _local_folders_are_outside_the_output,
     _metrics_file_is_local,
 )

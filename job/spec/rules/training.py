@@ -1,34 +1,34 @@
-"""How a run trains and answers: what of `train`, `runtime` and `eval` makes no sense together."""
+"""Checks of the train, runtime and eval sections."""
 
 from collections.abc import Iterator
 
 from job.spec import keys
 from job.spec.answer_kinds import METRICS
 from job.spec.problems import Finding
-from job.spec.rules.view import Rule, View, find
+from job.spec.rules.view import Rule, View, finding
 
 
-def _training_has_a_length(at: View) -> Iterator[Finding]:
+def _training_has_steps(at: View) -> Iterator[Finding]:
     if at("train.max_steps") == 0:
-        yield find(
+        yield finding(
             "train.max_steps", "must not be 0", "write -1 to leave it to train.num_train_epochs"
         )
     elif at("train.max_steps") == -1 and at("train.num_train_epochs") == 0:
-        yield find(
+        yield finding(
             "train.num_train_epochs",
-            "must be greater than 0 where train.max_steps is -1: nothing would be trained",
+            "must be greater than 0 if train.max_steps is -1: nothing would be trained",
             "set train.num_train_epochs: 1, or train.max_steps",
         )
 
 
-def _warm_up_ends(at: View) -> Iterator[Finding]:
+def _warmup_ends(at: View) -> Iterator[Finding]:
     steps, warmup = at("train.max_steps"), at("train.warmup_steps")
     if warmup == keys.default("train.warmup_steps") or at("train.lr_scheduler_type") == "constant":
         return
-    if at.by_option("train.max_steps") and not at.by_option("train.warmup_steps"):
-        return  # a few steps of a longer training, to try it
+    if at.from_command_line("train.max_steps") and not at.from_command_line("train.warmup_steps"):
+        return  # a trial of a longer training
     if 0 < steps < warmup:
-        yield find(
+        yield finding(
             "train.warmup_steps",
             f"must not be greater than train.max_steps, which is {steps}: the learning rate would "
             "never reach train.learning_rate",
@@ -36,16 +36,16 @@ def _warm_up_ends(at: View) -> Iterator[Finding]:
         )
 
 
-def _float16_does_not_train(at: View) -> Iterator[Finding]:
+def _no_float16_training(at: View) -> Iterator[Finding]:
     if at("model.dtype") == "float16":
-        yield find(
+        yield finding(
             "model.dtype",
-            "must not be float16: training in it without loss scaling diverges",
-            "set model.dtype: bfloat16; export.merged.dtype: float16 still stores float16",
+            "must not be float16: training diverges without loss scaling",
+            "set model.dtype: bfloat16; export.merged.dtype: float16 still exports float16",
         )
 
 
-def _cpu_has_what_it_needs(at: View) -> Iterator[Finding]:
+def _cpu_supports_the_kernels(at: View) -> Iterator[Finding]:
     if at("runtime.accelerator") != "cpu":
         return
     if at("train.optim").endswith("8bit"):
@@ -55,55 +55,55 @@ def _cpu_has_what_it_needs(at: View) -> Iterator[Finding]:
 
 
 def _cpu(dotted: str, substitute: str) -> Finding:
-    return find(
+    return finding(
         dotted,
-        "does not run on a CPU, which runtime.accelerator asks for",
+        "does not run on a CPU, which runtime.accelerator selects",
         f"write {substitute}, or auto",
     )
 
 
-def _padding_free_has_its_attention(at: View) -> Iterator[Finding]:
+def _padding_free_requires_sdpa(at: View) -> Iterator[Finding]:
     if at("train.padding_free") and at("model.attn_implementation") not in ("auto", "sdpa"):
-        yield find(
+        yield finding(
             "model.attn_implementation",
-            "must be auto or sdpa where train.padding_free is true: its step calls no other",
+            "must be auto or sdpa if train.padding_free is true: its step supports no other",
             "set train.padding_free: false, or write auto",
         )
 
 
-def _shares_are_gathered_by_all(at: View) -> Iterator[Finding]:
+def _fsdp2_requires_padding_free_adapters(at: View) -> Iterator[Finding]:
     if at("runtime.distributed") == "fsdp2" and not at("train.padding_free"):
-        yield find(
+        yield finding(
             "train.padding_free",
-            "must be true where runtime.distributed is fsdp2: without it a process whose rows have "
-            "no picture would leave the others waiting",
+            "must be true if runtime.distributed is fsdp2: without it, a process whose rows have "
+            "no image would block the others",
             "remove the line, or set runtime.distributed: ddp",
         )
     if at("runtime.distributed") == "fsdp2" and at("lora.method") == "full":
-        yield find(
+        yield finding(
             "runtime.distributed",
-            "must not be fsdp2 where lora.method is full: this version shares layers of frozen "
-            "weights alone",
+            "must not be fsdp2 if lora.method is full: this version shards only layers with frozen "
+            "weights",
             "write ddp, or set lora.method: lora",
         )
 
 
-def _shares_are_not_compiled(at: View) -> Iterator[Finding]:
+def _fsdp2_excludes_compile(at: View) -> Iterator[Finding]:
     if at("train.torch_compile") and at("runtime.distributed") == "fsdp2":
-        yield find(
+        yield finding(
             "train.torch_compile",
-            "must be false where runtime.distributed is fsdp2: this version does not compile "
-            "blocks that are in shares",
+            "must be false if runtime.distributed is fsdp2: this version does not compile sharded "
+            "blocks",
             "remove the line, or set runtime.distributed: ddp",
         )
 
 
-def _activations_of_compiled_blocks_are_kept(at: View) -> Iterator[Finding]:
+def _compile_excludes_checkpointing(at: View) -> Iterator[Finding]:
     if at("train.torch_compile") and at("train.gradient_checkpointing"):
-        yield find(
+        yield finding(
             "train.torch_compile",
-            "must be false where train.gradient_checkpointing is true: a block that is computed "
-            "again may meet another of its compiled forms, and keeps other tensors then",
+            "must be false if train.gradient_checkpointing is true: recomputation may run another "
+            "compiled version of a block, which saves other tensors",
             "set train.gradient_checkpointing: false, or remove the line",
         )
 
@@ -116,67 +116,68 @@ def _unsloth_trains_adapters_on_one_gpu(at: View) -> Iterator[Finding]:
     if at("runtime.distributed") in ("ddp", "fsdp2"):
         yield _not_by_unsloth("runtime.distributed", "none", "which trains in one process")
     if at("lora.method") == "full":
-        yield _not_by_unsloth("lora.method", "lora", "which this version lets train adapters alone")
+        yield _not_by_unsloth("lora.method", "lora", "which trains only adapters in this version")
     if at("lora.use_dora"):
-        yield _not_by_unsloth("lora.use_dora", "false", "whose layers compute plain adapters")
+        yield _not_by_unsloth("lora.use_dora", "false", "which supports only plain adapters")
     if at("model.init") == "random":
-        yield _not_by_unsloth("model.init", "pretrained", "which reads weights and draws none")
+        yield _not_by_unsloth("model.init", "pretrained", "which does not initialize weights")
 
 
 def _not_by_unsloth(dotted: str, wanted: str, why: str) -> Finding:
-    return find(
+    return finding(
         dotted,
-        f"must be {wanted} where model.engine is unsloth, {why}",
+        f"must be {wanted} if model.engine is unsloth, {why}",
         f"write {wanted}, or set model.engine: transformers",
     )
 
 
-def _greedy_does_not_sample(at: View) -> Iterator[Finding]:
+def _sampling_options_require_sampling(at: View) -> Iterator[Finding]:
     if at("eval.generation.do_sample"):
         return
     for name, neutral in (("temperature", 1.0), ("min_p", 0.0)):
         if at(f"eval.generation.{name}") != neutral:
-            yield find(
+            yield finding(
                 f"eval.generation.{name}",
-                "is not read where do_sample is false: greedy decoding always takes the likeliest",
+                "requires do_sample: true: greedy decoding ignores it",
                 "remove the line, or set eval.generation.do_sample: true",
             )
 
 
-def _metrics_fit_the_answers(at: View) -> Iterator[Finding]:
+def _metrics_apply_to_the_answers(at: View) -> Iterator[Finding]:
     answer = at("eval.answer")
-    fit = METRICS[answer]
+    applicable = METRICS[answer]
     for number, name in enumerate(at("eval.metrics") or ()):
-        if name not in fit:
+        if name not in applicable:
             others = [kind for kind, metrics in METRICS.items() if name in metrics]
-            yield find(
+            yield finding(
                 f"eval.metrics[{number}]",
-                f"does not fit eval.answer: {answer}, whose metrics are {', '.join(fit)}",
-                f"take one of these, or set eval.answer: {' or '.join(others)}",
+                f"does not apply to eval.answer: {answer}, whose metrics are "
+                f"{', '.join(applicable)}",
+                f"use one of these, or set eval.answer: {' or '.join(others)}",
             )
 
 
-def _classes_are_not_held_out_whole(at: View) -> Iterator[Finding]:
+def _labels_are_compared_by_image(at: View) -> Iterator[Finding]:
     if at("eval.answer") == "label" and at("data.leakage_by") == "image_and_answer":
-        yield find(
+        yield finding(
             "data.leakage_by",
-            "must be auto or image where eval.answer is label: a class in both splits would count "
-            "as leaked, and classes be held out whole",
+            "must be auto or image if eval.answer is label: otherwise rows of one class count as "
+            "duplicates, and whole classes are held out",
             "remove the line",
         )
 
 
 RULES: tuple[Rule, ...] = (
-    _training_has_a_length,
-    _warm_up_ends,
-    _float16_does_not_train,
-    _cpu_has_what_it_needs,
-    _padding_free_has_its_attention,
-    _shares_are_gathered_by_all,
-    _shares_are_not_compiled,
-    _activations_of_compiled_blocks_are_kept,
+    _training_has_steps,
+    _warmup_ends,
+    _no_float16_training,
+    _cpu_supports_the_kernels,
+    _padding_free_requires_sdpa,
+    _fsdp2_requires_padding_free_adapters,
+    _fsdp2_excludes_compile,
+    _compile_excludes_checkpointing,
     _unsloth_trains_adapters_on_one_gpu,
-    _greedy_does_not_sample,
-    _metrics_fit_the_answers,
-    _classes_are_not_held_out_whole,
+    _sampling_options_require_sampling,
+    _metrics_apply_to_the_answers,
+    _labels_are_compared_by_image,
 )

@@ -1,44 +1,45 @@
-"""What a rule sees of a spec, and how it says what is wrong."""
+"""The spec as rules read it, and the findings that they yield."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from job.spec import keys
 from job.spec.foreign_names import nearest
-from job.spec.keys import Path
+from job.spec.keys import Json, Path
 from job.spec.problems import Finding
 
 
-class Unread(Exception):
-    """A value that a rule asks for is missing or invalid."""
+class Unavailable(Exception):
+    """A value that a rule reads is missing or invalid."""
 
 
 class View:
     """The values of a spec with defaults filled in, by dotted key."""
 
     def __init__(
-        self, values: Any, invalid: Collection[Path], options: Collection[Path] = ()
+        self, values: Json, invalid: Collection[Path], options: Collection[Path] = ()
     ) -> None:
         self._values, self._invalid, self._options = values, invalid, options
 
-    def by_option(self, dotted: str) -> bool:
-        """Whether the command line gives the value, for this one run of the spec."""
+    def from_command_line(self, dotted: str) -> bool:
+        """Whether the command line sets the value, for this run only."""
         return keys.path_of(dotted) in self._options
 
     def __call__(self, dotted: str) -> Any:
+        """The value of a key. Raises Unavailable if it is missing or invalid."""
         path = keys.path_of(dotted)
         if any(bad[: len(path)] == path or path[: len(bad)] == bad for bad in self._invalid):
-            raise Unread
-        value = self._values
+            raise Unavailable
+        value: Any = self._values
         for part in path:
             try:
                 value = value[part]
             except (LookupError, TypeError):
-                raise Unread from None
+                raise Unavailable from None
         return value
 
     def sources(self) -> Iterator[str]:
-        """The dotted keys of the data sources that there are."""
+        """The dotted keys of the data sources in the spec."""
         data = self._values.get("data") if isinstance(self._values, dict) else None
         for name in ("train", "eval"):
             source = data.get(name) if isinstance(data, dict) else None
@@ -51,11 +52,12 @@ class View:
 Rule = Callable[[View], Iterator[Finding]]
 
 
-def find(dotted: str, message: str, fix: str) -> Finding:
+def finding(dotted: str, message: str, fix: str) -> Finding:
     return Finding(keys.path_of(dotted), message, fix)
 
 
-def builtin(dotted: str, uri: str, known: tuple[str, ...]) -> Iterator[Finding]:
+def unknown_builtin(dotted: str, uri: str, known: tuple[str, ...]) -> Iterator[Finding]:
+    """A builtin:// URI that is none of those known."""
     if uri not in known:
         close = nearest(uri, known) or known[0]
-        yield find(dotted, "names nothing that ships with the project", f"write {close}")
+        yield finding(dotted, "does not ship with the project", f"write {close}")

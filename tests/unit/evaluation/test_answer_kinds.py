@@ -78,14 +78,14 @@ def test_metrics_are_all_that_fit_where_none_is_named() -> None:
     [
         (
             "{metrics: [cer, render_match]}",
-            "does not fit eval.answer: text, whose metrics are exact_match, "
+            "does not apply to eval.answer: text, whose metrics are exact_match, "
             "exact_match_normalized, cer, wer, bleu",
-            "take one of these, or set eval.answer: latex",
+            "use one of these, or set eval.answer: latex",
         ),
         (
             "{answer: label, metrics: [cer]}",
-            "does not fit eval.answer: label, whose metrics are accuracy, macro_f1",
-            "take one of these, or set eval.answer: text or latex or json",
+            "does not apply to eval.answer: label, whose metrics are accuracy, macro_f1",
+            "use one of these, or set eval.answer: text or latex or json",
         ),
     ],
 )

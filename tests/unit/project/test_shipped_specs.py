@@ -55,7 +55,7 @@ def test_is_commented_and_fits_a_screen(path: Path) -> None:
 @each_spec
 def test_says_nothing_that_is_not_a_key(path: Path) -> None:
     document = parse(path.read_text(encoding="utf-8"), path.name)
-    unknown = [place for place in document.places if place and keys.at(place) is None]
+    unknown = [place for place in document.locations if place and keys.at(place) is None]
     assert unknown == []
 
 

@@ -106,7 +106,7 @@ def test_every_missing_variable_is_told_at_once() -> None:
 @pytest.mark.parametrize("text", ["${", "${}", "${A-B}", "${1}", "${A,${B}}", "a ${ b"])
 def test_what_opens_no_variable_is_refused(text: str) -> None:
     message = _error(f"runtime:\n  cache_dir: '{text}'\n", {"B": "1"})
-    assert "job.yaml:8 $.runtime.cache_dir: holds `${` that opens no variable" in message
+    assert "job.yaml:8 $.runtime.cache_dir: contains `${` without a variable" in message
     assert "$${ for the characters themselves" in message
 
 

@@ -123,19 +123,19 @@ def test_an_override_without_equals_is_a_usage_error(item: str) -> None:
         ("lr=1", "--set $.lr: is not a known key (found 1)\n    fix: move it to train.learning_ra"),
         (
             "train.seed.x=1",
-            "--set $.train.seed.x: finds no keys in train.seed, which is 1 (found train.seed.x=1)",
+            "--set $.train.seed.x: has no keys in train.seed, which is 1 (found train.seed.x=1)",
         ),
         (
             "train.report_to.0=mlflow",
-            '--set $.train.report_to["0"]: finds no keys in train.report_to, which is ["wandb"]',
+            '--set $.train.report_to["0"]: has no keys in train.report_to, which is ["wandb"]',
         ),
         (
             "train.report_to[1]=mlflow",
-            "--set $.train.report_to[1]: finds no item 1 in train.report_to, which is a list of 1",
+            "--set $.train.report_to[1]: has no item 1 in train.report_to, which is a list of 1",
         ),
-        ("train.seed[0]=1", "--set $.train.seed[0]: finds no item 0 in train.seed, which is 1"),
-        ("=1", '--set $[""]: takes a dotted key such as train.max_steps (found =1)'),
-        ("a..b=1", '--set $.a[""].b: takes a dotted key such as train.max_steps (found a..b=1)'),
+        ("train.seed[0]=1", "--set $.train.seed[0]: has no item 0 in train.seed, which is 1"),
+        ("=1", '--set $[""]: requires a dotted key such as train.max_steps (found =1)'),
+        ("a..b=1", '--set $.a[""].b: requires a dotted key such as train.max_steps (found a..b=1)'),
         ("train.seed=[1", "--set $.train.seed: value is not valid YAML: "),
         ("train.seed=x", "--set $.train.seed: must be a whole number of at least 0 and at most"),
         ("train.seed=", "--set $.train.seed: must be a whole number of at least 0 and at most"),
@@ -147,7 +147,7 @@ def test_an_override_that_makes_no_sense_is_a_spec_error(item: str, message: str
 
 def test_a_key_of_a_list_of_sources_asks_which_one() -> None:
     error = _error("data.train=[{uri: a}, {uri: b}]", "data.train.limit=5")
-    assert "must say which item is meant, as in data.train[0].limit" in error
+    assert "must name an item of the list, as in data.train[0].limit" in error
 
 
 def test_every_override_that_makes_no_sense_is_told_at_once() -> None:

@@ -38,7 +38,7 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str | None]] = [
     (
         ("lora.method=full", f"lora.{key}"),
         f"lora.{key.split('=')[0]}",
-        "is not read where lora.method is full, which trains every weight",
+        "does not apply if lora.method is full, which trains every weight",
         "remove the line, or set lora.method: lora",
     )
     for key in (
@@ -57,61 +57,61 @@ REFUSED += [
     (
         ("export.verify=vllm", "export.merged.layout=transformers"),
         "export.merged.layout",
-        "must be vllm where export.verify is vllm, which serves that",
+        "must be vllm if export.verify is vllm, which serves it",
         "remove the line, or set export.verify: reload",
     ),
     (
         ("export.verify=vllm", "export.merged.enabled=false"),
         "export.merged.enabled",
-        "must be true where export.verify is vllm, which serves that",
+        "must be true if export.verify is vllm, which serves it",
         "remove the line, or set export.verify: reload",
     ),
     (
         ("lora.method=full", "export.merged.enabled=false"),
         "export.merged.enabled",
-        "must be true where lora.method is full: nothing else would be exported",
+        "must be true if lora.method is full: nothing else would be exported",
         "set export.merged.enabled: true",
     ),
     (
         ("lora.finetune_vision_layers=false", "lora.finetune_language_layers=false"),
         "lora.finetune_language_layers",
-        "must be true where finetune_vision_layers is false: nothing would be trained",
+        "must be true if finetune_vision_layers is false: nothing would be trained",
         "set one of them to true",
     ),
     (
         ("lora.finetune_attention_modules=false", "lora.finetune_mlp_modules=false"),
         "lora.finetune_attention_modules",
-        "must be true where finetune_mlp_modules is false: nothing would be trained",
+        "must be true if finetune_mlp_modules is false: nothing would be trained",
         "set one of them to true",
     ),
     (
         ("lora.target_modules=[q_proj]", "lora.finetune_mlp_modules=false"),
         "lora.finetune_mlp_modules",
-        "is not read where lora.target_modules names the modules",
+        "does not apply if lora.target_modules names the modules",
         "remove one of the two",
     ),
     (
         ("lora.target_parameters=[experts.down_proj]", "lora.finetune_experts=true"),
         "lora.target_parameters",
-        "cannot stand beside finetune_experts, which names the family's own parameters",
+        "cannot be combined with finetune_experts, which selects the family's parameters",
         "remove one of the two",
     ),
     (
         ("lora.finetune_experts=true", "lora.use_dora=true"),
         "lora.use_dora",
-        "must be false beside finetune_experts: PEFT adapts bare parameters without it",
+        "must be false with finetune_experts: PEFT cannot do so for bare parameters",
         "remove the line, or remove finetune_experts",
     ),
     (
         ("lora.target_parameters=[experts.down_proj]", "lora.lora_dropout=0.1"),
         "lora.lora_dropout",
-        "must be 0 beside target_parameters: PEFT adapts bare parameters without it",
+        "must be 0 with target_parameters: PEFT cannot do so for bare parameters",
         "remove the line, or remove target_parameters",
     ),
     (
         ("train.num_train_epochs=0",),
         "train.num_train_epochs",
-        "must be greater than 0 where train.max_steps is -1: nothing would be trained",
+        "must be greater than 0 if train.max_steps is -1: nothing would be trained",
         "set train.num_train_epochs: 1, or train.max_steps",
     ),
     (
@@ -123,15 +123,15 @@ REFUSED += [
     (
         ("runtime.distributed=fsdp2", "train.padding_free=false"),
         "train.padding_free",
-        "must be true where runtime.distributed is fsdp2: without it a process whose rows have "
-        "no picture would leave the others waiting",
+        "must be true if runtime.distributed is fsdp2: without it, a process whose rows "
+        "have no image would block the others",
         "remove the line, or set runtime.distributed: ddp",
     ),
     (
         ("train.torch_compile=true",),
         "train.torch_compile",
-        "must be false where train.gradient_checkpointing is true: a block that is computed again "
-        "may meet another of its compiled forms, and keeps other tensors then",
+        "must be false if train.gradient_checkpointing is true: recomputation may run "
+        "another compiled version of a block, which saves other tensors",
         "set train.gradient_checkpointing: false, or remove the line",
     ),
     (
@@ -141,28 +141,28 @@ REFUSED += [
             "train.gradient_checkpointing=false",
         ),
         "train.torch_compile",
-        "must be false where runtime.distributed is fsdp2: this version does not compile blocks "
-        "that are in shares",
+        "must be false if runtime.distributed is fsdp2: this version does not compile "
+        "sharded blocks",
         "remove the line, or set runtime.distributed: ddp",
     ),
     (
         ("runtime.distributed=fsdp2", "lora.method=full"),
         "runtime.distributed",
-        "must not be fsdp2 where lora.method is full: this version shares layers of frozen "
-        "weights alone",
+        "must not be fsdp2 if lora.method is full: this version shards only layers with "
+        "frozen weights",
         "write ddp, or set lora.method: lora",
     ),
     (
         ("model.dtype=float16",),
         "model.dtype",
-        "must not be float16: training in it without loss scaling diverges",
-        "set model.dtype: bfloat16; export.merged.dtype: float16 still stores float16",
+        "must not be float16: training diverges without loss scaling",
+        "set model.dtype: bfloat16; export.merged.dtype: float16 still exports float16",
     ),
     *(
         (
             ("runtime.accelerator=cpu", f"{key}={value}"),
             key,
-            "does not run on a CPU, which runtime.accelerator asks for",
+            "does not run on a CPU, which runtime.accelerator selects",
             f"write {substitute}, or auto",
         )
         for key, value, substitute in (
@@ -177,14 +177,14 @@ REFUSED += [
             "model.attn_implementation=flash_attention_2",
         ),
         "model.attn_implementation",
-        "does not run on a CPU, which runtime.accelerator asks for",
+        "does not run on a CPU, which runtime.accelerator selects",
         "write sdpa, or auto",
     ),
     *(
         (
             (f"model.attn_implementation={other}",),
             "model.attn_implementation",
-            "must be auto or sdpa where train.padding_free is true: its step calls no other",
+            "must be auto or sdpa if train.padding_free is true: its step supports no other",
             "set train.padding_free: false, or write auto",
         )
         for other in ("eager", "flash_attention_2")
@@ -193,7 +193,7 @@ REFUSED += [
         (
             (f"eval.generation.{key}",),
             f"eval.generation.{key.split('=')[0]}",
-            "is not read where do_sample is false: greedy decoding always takes the likeliest",
+            "requires do_sample: true: greedy decoding ignores it",
             "remove the line, or set eval.generation.do_sample: true",
         )
         for key in ("temperature=0.7", "min_p=0.1")
@@ -201,41 +201,41 @@ REFUSED += [
     (
         ("eval.answer=label", "eval.metrics=[accuracy, wer]"),
         "eval.metrics[1]",
-        "does not fit eval.answer: label, whose metrics are accuracy, macro_f1",
-        "take one of these, or set eval.answer: text",
+        "does not apply to eval.answer: label, whose metrics are accuracy, macro_f1",
+        "use one of these, or set eval.answer: text",
     ),
     (
         ("eval.answer=label", "data.leakage_by=image_and_answer"),
         "data.leakage_by",
-        "must be auto or image where eval.answer is label: a class in both splits would count "
-        "as leaked, and classes be held out whole",
+        "must be auto or image if eval.answer is label: otherwise rows of one class "
+        "count as duplicates, and whole classes are held out",
         "remove the line",
     ),
     (
         ("model.engine=unsloth", "runtime.accelerator=cpu"),
         "model.engine",
-        "does not run on a CPU, which runtime.accelerator asks for",
+        "does not run on a CPU, which runtime.accelerator selects",
         "write transformers, or auto",
     ),
     *(
         (
             ("model.engine=unsloth", f"{key}={value}"),
             key,
-            f"must be {wanted} where model.engine is unsloth, {why}",
+            f"must be {wanted} if model.engine is unsloth, {why}",
             f"write {wanted}, or set model.engine: transformers",
         )
         for key, value, wanted, why in (
             ("runtime.distributed", "ddp", "none", "which trains in one process"),
             ("runtime.distributed", "fsdp2", "none", "which trains in one process"),
-            ("lora.method", "full", "lora", "which this version lets train adapters alone"),
-            ("lora.use_dora", "true", "false", "whose layers compute plain adapters"),
-            ("model.init", "random", "pretrained", "which reads weights and draws none"),
+            ("lora.method", "full", "lora", "which trains only adapters in this version"),
+            ("lora.use_dora", "true", "false", "which supports only plain adapters"),
+            ("model.init", "random", "pretrained", "which does not initialize weights"),
         )
     ),
     (
         ("data.eval_fraction=0",),
         "data.eval_fraction",
-        "must be greater than 0 where data.eval is null: nothing would be evaluated",
+        "must be greater than 0 if data.eval is null: there would be nothing to evaluate on",
         "set data.eval.uri, or data.eval_fraction: 0.1",
     ),
     (
@@ -259,56 +259,56 @@ REFUSED += [
     (
         ("data.train.uri=builtin://formula", "data.train.limit=9"),
         "data.train.uri",
-        "names nothing that ships with the project",
+        "does not ship with the project",
         "write builtin://formulas",
     ),
     (
         ("data.eval.uri=builtin://ernie-vl-tiny",),
         "data.eval.uri",
-        "names nothing that ships with the project",
+        "does not ship with the project",
         "write builtin://formulas",
     ),
     (
         ("model.model_name_or_path=builtin://ernie-tiny",),
         "model.model_name_or_path",
-        "names nothing that ships with the project",
+        "does not ship with the project",
         "write builtin://ernie-vl-tiny",
     ),
     (
         ("data.train.formulas.width=224",),
         "data.train.formulas.width",
-        "is read for builtin://formulas only",
+        "applies to builtin://formulas only",
         "remove the line",
     ),
     (
         ("data.eval.uri=builtin://formulas",),
         "data.eval.limit",
-        "must be given for builtin://formulas, which has no end",
+        "is required for builtin://formulas, which is endless",
         "set data.eval.limit: 400",
     ),
     (
         (*FORMULAS, "data.eval.uri=builtin://formulas", "data.eval.limit=9"),
         "data.eval.formulas.seed",
-        "must differ from data.train.formulas.seed: the formulas would be the same",
+        "must differ from data.train.formulas.seed, or the formulas are the same",
         "set data.eval.formulas.seed: 3408",
     ),
     (
         ("data.train=[{uri: a}, {uri: 'builtin://formulas'}]",),
         "data.train[1].limit",
-        "must be given for builtin://formulas, which has no end",
+        "is required for builtin://formulas, which is endless",
         "set data.train[1].limit: 400",
     ),
     (
         ("data.train=[{uri: a, weight: 1}, {uri: b}]",),
         "data.train[1].weight",
-        "is missing, while data.train[0] has one",
+        "is missing, but data.train[0] has one",
         "give every source of data.train a weight, or none",
     ),
     *(
         (
             overrides,
             f"{source}.weight",
-            "is read only where data.train is a list of several sources",
+            "applies only if data.train is a list of several sources",
             "remove the line",
         )
         for source, overrides in {
@@ -320,20 +320,20 @@ REFUSED += [
     (
         ("data.train=[{uri: a}, {uri: b}]", "data.stopping_strategy=all_exhausted"),
         "data.stopping_strategy",
-        "is read only where the sources of data.train have weights",
+        "applies only if the sources of data.train have weights",
         "give each source a weight, or remove the line",
     ),
     (
         ("data.shuffle_buffer_size=500",),
         "data.shuffle_buffer_size",
-        "is read only where rows are streamed; else all of them are shuffled together",
+        "applies only to streamed rows; otherwise all rows are shuffled together",
         "set data.streaming: true, or remove the line",
     ),
     *(
         (
             (f"data.train.columns={{messages: m, {name}: t}}",),
             f"data.train.columns.{name}",
-            f"cannot stand beside messages, which hold the {name}",
+            f"cannot be combined with messages, which contain the {name}",
             "remove one of the two",
         )
         for name in ("text", "question")
@@ -341,15 +341,14 @@ REFUSED += [
     (
         ("data.train.uri=a", "data.train.format=imagefolder"),
         "data.instruction",
-        "must say what is asked: rows of data.train, pairs of an image and its text, have no "
-        "question of their own",
+        "is required: rows of data.train are pairs of an image and its text, without a question",
         'for example data.instruction: "What does the image say?"',
     ),
     *(
         (
             (f"data.{key}=<image>Read.",),
             f"data.{key}",
-            "must not hold <image>: images come before the question",
+            "must not contain <image>: images come before the question",
             "remove <image>",
         )
         for key in ("instruction", "system")
@@ -357,7 +356,7 @@ REFUSED += [
     (
         ("data.text_only=true", "data.train.columns={image: a}"),
         "data.train.columns.image",
-        "cannot stand beside data.text_only: true, which reads no image",
+        "cannot be combined with data.text_only: true, which ignores images",
         "remove one of the two",
     ),
     (
@@ -369,27 +368,27 @@ REFUSED += [
     (
         ("model.revision=main",),
         "model.revision",
-        "is read for hf:// models only",
+        "applies to hf:// models only",
         "remove the line",
     ),
     (
         ("model.model_name_or_path=hf://a/b@v1", "model.revision=v2"),
         "model.revision",
-        "is not the revision that model_name_or_path names",
+        "differs from the revision in model_name_or_path",
         "remove one of the two",
     ),
     (
         ("model.model_name_or_path=s3://b/model", "model.trust_remote_code=true"),
         "model.trust_remote_code",
-        "must be false for a model at s3://, where code can change under its name",
+        "must be false for a model at s3://, where its code can change",
         "remove the line, or name a commit at hf:// or a local folder that you have read",
     ),
     *(
         (
             (*unpinned, "model.trust_remote_code=true"),
             "model.trust_remote_code",
-            "needs model.revision to be a commit of 40 hexadecimal digits: code under any other "
-            "name can change",
+            "requires model.revision to be a commit of 40 hexadecimal digits: code at "
+            "any other revision can change",
             "set model.revision to a commit, or remove trust_remote_code",
         )
         for unpinned in (
@@ -408,7 +407,7 @@ REFUSED += [
         (
             (f"{key}={scheme}://a/b",),
             key,
-            f"must be storage that can be written; {scheme}:// is read only",
+            f"must be writable storage; {scheme}:// is read-only",
             "write a path or an s3:// URI",
         )
         for scheme in ("hf", "builtin", "https")
@@ -418,8 +417,8 @@ REFUSED += [
         (
             (f"output.uri={output}", f"{dotted}={source}"),
             "output.uri",
-            f"must not be {dotted}, nor lie inside it",
-            "write the URI of a folder of its own",
+            f"must not be {dotted} or inside it",
+            "write the URI of another folder",
         )
         for output, dotted, source in (
             ("models/base", "model.model_name_or_path", "models/base"),
@@ -435,8 +434,8 @@ REFUSED += [
         (
             (f"output.uri={output}", f"{dotted}={source}"),
             "output.uri",
-            f"must not hold {dotted}, which the run could overwrite",
-            "write the URI of a folder of its own",
+            f"must not contain {dotted}, which the run could overwrite",
+            "write the URI of another folder",
         )
         for output, dotted, source in (
             ("models", "model.model_name_or_path", "models/base"),
@@ -454,8 +453,8 @@ REFUSED += [
             f"write {fix}",
         )
         for uri, message, fix in (
-            ("s3://b/o//c", "has an empty part: two slashes one after the other", "s3://b/o/c"),
-            ("s3://b//c/", "has an empty part: two slashes one after the other", "s3://b/c"),
+            ("s3://b/o//c", "has an empty part: two consecutive slashes", "s3://b/o/c"),
+            ("s3://b//c/", "has an empty part: two consecutive slashes", "s3://b/c"),
             (
                 "gs://b/o/../c",
                 "has the part '..', which object stores do not resolve",
@@ -466,24 +465,24 @@ REFUSED += [
     (
         ("output.uri=out", "train.logging_dir=out/merged/logs"),
         "train.logging_dir",
-        "must not lie in merged/ of the output, whose files the run checks and removes",
+        "must not be in merged/ of the output, whose files the run checks and removes",
         "remove the line: trackers write to logs/ there",
     ),
     *(
         (
             ("output.uri=out", f"runtime.{key}=out/{folder}"),
             f"runtime.{key}",
-            f"must not lie in {folder.partition('/')[0]}/ of the output, whose files the run "
+            f"must not be in {folder.partition('/')[0]}/ of the output, whose files the run "
             "checks and removes",
-            "write a folder of its own outside of the output",
+            "write another folder, outside of the output",
         )
         for key, folder in (("workdir", "merged/work"), ("cache_dir", "data"))
     ),
     (
         ("output.uri=out", "runtime.metrics_file=out/job.prom"),
         "runtime.metrics_file",
-        "must not lie in the output, where a run writes only what it was made sure of",
-        "write a path outside, in the folder that the node exporter reads",
+        "must not be in the output, where a run writes only under its lease",
+        "write a path outside of it, in the folder that the node exporter reads",
     ),
 ]
 
@@ -521,31 +520,31 @@ REFUSED += [
     (
         ("lora.target_modules=all",),
         "lora.target_modules",
-        "is not the word for every linear module",
+        "is not PEFT's word for every linear module",
         "write all-linear",
     ),
     (
         ("lora.target_modules=[q_proj, all-linear]",),
         "lora.target_modules",
-        "all-linear stands alone: it is every linear module already",
+        "all-linear must be the only target: it is every linear module",
         "write target_modules: all-linear",
     ),
     (
         ("lora.target_modules=[q_proj, embed_tokens]",),
         "lora.target_modules",
-        "embed_tokens is a table of embeddings; this version adapts linear modules alone",
+        "embed_tokens is an embedding; this version adapts only linear modules",
         "leave embed_tokens out",
     ),
     (
         ("lora.target_modules='q_proj,v_proj'",),
         "lora.target_modules",
-        "must be a list where it has several names",
+        "must be a list to name several modules",
         "write [q_proj, v_proj]",
     ),
     (
         ("lora.target_modules=q_proj",),
         "lora.target_modules",
-        "is a regular expression for whole names, and no module's whole name is this",
+        "is a regular expression for full names, and no module has this full name",
         "write [q_proj]",
     ),
     (
@@ -666,10 +665,10 @@ def test_a_link_does_not_hide_that_the_output_is_an_input(tmp_path: Path) -> Non
     model.mkdir()
     (tmp_path / "link").symlink_to(model)
     (problem,) = _problems(f"model.model_name_or_path={model}", f"output.uri={tmp_path}/link/out")
-    assert problem.message == "must not be model.model_name_or_path, nor lie inside it"
+    assert problem.message == "must not be model.model_name_or_path or inside it"
     output.mkdir()
     (output / "merged").symlink_to(model)
     (problem,) = _problems(f"model.model_name_or_path={model}", f"output.uri={output}")
     assert problem.message == (
-        "its folder merged/ leads to model.model_name_or_path, which the run would overwrite"
+        "its folder merged/ links to model.model_name_or_path, which the run would overwrite"
     )

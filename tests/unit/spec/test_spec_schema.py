@@ -130,7 +130,9 @@ def test_keys_without_choices_or_default_show_an_example() -> None:
 
 
 def test_defaults_are_the_reference_workload() -> None:
-    sections = fill({"lora": {}, "train": {}, "eval": {}, "export": {}, "runtime": {}})
+    sections: dict[str, Any] = fill(
+        {"lora": {}, "train": {}, "eval": {}, "export": {}, "runtime": {}}
+    )
     assert sections["lora"] == {
         "method": "lora",
         "r": 8,

@@ -89,14 +89,14 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
             "train: {max_steps: }",
             "must be a whole number of at least -1",
             "null",
-            "remove the line to take the default, -1",
+            "remove the line to use the default, -1",
         ),
         ("train: {gradient_checkpointing: yes}", "must be true or false", "yes", "write true"),
         ("train: {gradient_checkpointing: Off}", "must be true or false", "Off", "write false"),
         ("train: {gradient_checkpointing: 0}", "must be true or false", "0", "write false"),
         (
             "train: {packing: true}",
-            "must be false: packing is not offered by this version",
+            "must be false: packing is not supported in this version",
             "true",
             "write false",
         ),
@@ -116,7 +116,7 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
             "runtime: {accelerator: GPU}",
             "must be one of auto, cpu, cuda, rocm",
             "GPU",
-            "write auto, which takes a GPU where there is one",
+            "write auto, which uses a GPU if there is one",
         ),
         (
             "train: {optim: lamb}",
@@ -152,7 +152,7 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
         ),
         (
             "eval: {metrics: [cer, cer]}",
-            "must not hold the same item twice",
+            "must not contain an item twice",
             '["cer", "cer"]',
             "remove the second",
         ),
@@ -164,8 +164,8 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
         ),
         ("runtime: {cache_dir: 12}", "must be text", "12", "put it in quotes"),
         ("runtime: {cache_dir: ''}", "must not be empty", '""', "the default is ~/.cache/finetune"),
-        ("lora: 5", "must be a mapping of keys", "5", "indent its keys below it"),
-        ("lora:", "must be a mapping of keys", "null", "remove the line to take the default, {}"),
+        ("lora: 5", "must be a mapping of keys", "5", "indent its keys under it"),
+        ("lora:", "must be a mapping of keys", "null", "remove the line to use the default, {}"),
         (
             "lora: {target_modules: 5}",
             "must be text or a non-empty list of text or null",
@@ -187,13 +187,13 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
         ("train: {learning_rate: .nan}", "must be a finite number", "NaN", None),
         (
             "train: {save_steps: 1e20}",
-            "must be a number that fits into 64 bits",
+            "must fit into 64 bits",
             "1e+20",
             None,
         ),
         (
             'runtime: {cache_dir: "a\\u2028b"}',
-            "must not start or end with a space, nor hold a line break",
+            "must not start or end with a space or contain a line break",
             "a\\u2028b",
             "remove the spaces and line breaks",
         ),
@@ -205,7 +205,7 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
         ),
         (
             "runtime: {cache_dir: 'a '}",
-            "must not start or end with a space, nor hold a line break",
+            "must not start or end with a space or contain a line break",
             "a ",
             "remove the spaces and line breaks",
         ),
@@ -271,27 +271,27 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         (
             "train",
             "fp16",
-            "remove it: float16 does not train without loss scaling; export.merged.dtype: float16 "
-            "still stores it",
+            "remove it: float16 training diverges without loss scaling; "
+            "export.merged.dtype: float16 still exports it",
         ),
         (
             "train",
             "bf16",
-            "write model.dtype: bfloat16, which auto takes on a GPU under an adapter",
+            "write model.dtype: bfloat16, which auto uses for adapters on a GPU",
         ),
         (
             "train",
             "eval_steps",
-            "remove it: this version evaluates before training (eval.baseline) and after it, not "
-            "in between",
+            "remove it: this version evaluates before training (eval.baseline) and after "
+            "it, not during training",
         ),
         ("train", "seed_", "write seed"),
         ("lora", "seed", "move it to train.seed"),
-        ("train", "warmup_ratio", "write train.warmup_steps, the number of steps"),
+        ("train", "warmup_ratio", "write train.warmup_steps, the number of warmup steps"),
         (
             "train",
             "deepspeed",
-            "write runtime.distributed: fsdp2, which shares the weights among processes",
+            "write runtime.distributed: fsdp2, which shards the weights across processes",
         ),
         ("train", "fsdp", "write runtime.distributed: fsdp2"),
         (
@@ -304,8 +304,8 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         (
             "runtime",
             "zzz",
-            "remove it; known here: workdir, cache_dir, cache_limit, accelerator, distributed, "
-            "metrics_port, metrics_file",
+            "remove it; keys here: workdir, cache_dir, cache_limit, accelerator, "
+            "distributed, metrics_port, metrics_file",
         ),
     ],
 )
@@ -324,8 +324,8 @@ def test_an_unknown_key_leads_to_the_known_one(section: str, key: str, fix: str)
         ("peft: {}", "write lora"),
         ("training: {}", "write train"),
         ("outptu: {}", "write output"),
-        ("load_in_4bit: true", "remove it: quantized training is not offered by this version"),
-        ('"": 1', "remove it; known here: version, name, model, data, lora, train, eval, export"),
+        ("load_in_4bit: true", "remove it: quantized training is not supported in this version"),
+        ('"": 1', "remove it; keys here: version, name, model, data, lora, train, eval, export"),
     ],
 )
 def test_an_unknown_section_leads_to_the_known_one(line: str, fix: str) -> None:
@@ -368,13 +368,13 @@ def test_missing_sections_and_keys_say_what_to_add() -> None:
     assert [
         str(problem) for problem in _problems("version: 1\nname: a\nmodel: {}\ndata: {}\n")
     ] == [
-        "job.yaml $.output: is missing\n    fix: add `output:` with at least uri below it\n"
-        "    see: python -m job reference output",
+        "job.yaml $.output: is missing\n    fix: add `output:` with at least uri in it\n   "
+        " see: python -m job reference output",
         "job.yaml:3 $.model.model_name_or_path: is missing\n"
         "    fix: add `model_name_or_path: hf://baidu/ERNIE-4.5-VL-28B-A3B-PT`, or the like\n"
         "    see: python -m job reference model.model_name_or_path",
-        "job.yaml:4 $.data.train: is missing\n    fix: add `train:` with at least uri below it\n"
-        "    see: python -m job reference data.train",
+        "job.yaml:4 $.data.train: is missing\n    fix: add `train:` with at least uri in "
+        "it\n    see: python -m job reference data.train",
     ]
 
 
