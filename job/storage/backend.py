@@ -54,11 +54,11 @@ class Backend(failures.Explainer, Generic[F]):
 
     # --- connecting -------------------------------------------------------------------------
 
-    def options(self) -> dict[str, object]:
+    def options(self, uri: str) -> dict[str, object]:
         """Arguments for the fsspec class: finite timeouts, and a single attempt per call."""
         return {}
 
-    def connection_scope(self) -> object:
+    def connection_scope(self, uri: str) -> object:
         """What a connection must not be shared across; None shares it within the process."""
         return None
 
@@ -69,12 +69,12 @@ class Backend(failures.Explainer, Generic[F]):
         """
         protocol = scheme(uri)
         return connect.connection(
-            protocol, self.connection_scope(), lambda: self.create(protocol, uri)
+            protocol, self.connection_scope(uri), lambda: self.create(protocol, uri)
         )
 
     def create(self, protocol: str, uri: str) -> F:
         """A new file system."""
-        return cast(F, connect.create(protocol, uri, self.options()))
+        return cast(F, connect.create(protocol, uri, self.options(uri)))
 
     def raise_reason(self, filesystem: F, path: str) -> None:
         """Raises the store's reason for refusing `path` without one; returns if it cannot tell."""

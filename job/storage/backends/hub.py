@@ -18,7 +18,7 @@ class Hub(Backend[HubFileSystem]):
 
     read_only = True
 
-    def options(self) -> dict[str, object]:
+    def options(self, uri: str) -> dict[str, object]:
         from huggingface_hub.utils import disable_progress_bars, logging
 
         # Its own bars and lines would break the structured log.
@@ -27,7 +27,7 @@ class Hub(Backend[HubFileSystem]):
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
         return {"endpoint": endpoint, "token": os.environ.get("HF_TOKEN") or None}
 
-    def connection_scope(self) -> object:
+    def connection_scope(self, uri: str) -> object:
         return threading.get_ident()  # the listing cache of a connection is not thread-safe
 
     def connect(self, uri: str) -> HubFileSystem:

@@ -60,7 +60,7 @@ class S3(Backend[S3FileSystem]):
         f"botocore.{name}": kind for kind, names in _TYPES.items() for name in names
     }
 
-    def options(self) -> dict[str, object]:
+    def options(self, uri: str) -> dict[str, object]:
         region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION")
         return {
             "client_kwargs": {"region_name": region} if region else {},

@@ -14,7 +14,7 @@ class Web(Backend[FileSystem]):
     read_only = True
     has_listings = False
 
-    def options(self) -> dict[str, object]:
+    def options(self, uri: str) -> dict[str, object]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(

@@ -107,7 +107,7 @@ def test_every_missing_variable_is_told_at_once() -> None:
 def test_what_opens_no_variable_is_refused(text: str) -> None:
     message = _error(f"runtime:\n  cache_dir: '{text}'\n", {"B": "1"})
     assert "job.yaml:8 $.runtime.cache_dir: contains `${` without a variable" in message
-    assert "$${ for the characters themselves" in message
+    assert "$${ for a literal ${" in message
 
 
 def test_a_value_that_is_no_yaml_names_its_variable() -> None:
