@@ -51,6 +51,8 @@ class Backend(failures.Explainer, Generic[F]):
     atomic_puts: ClassVar[bool] = False
     """Whether an object becomes visible only when it is complete. Otherwise it is written under
     another name and renamed."""
+    copies: ClassVar[bool] = True
+    """Whether the store copies objects on its server."""
 
     # --- connecting -------------------------------------------------------------------------
 
@@ -123,12 +125,16 @@ class Backend(failures.Explainer, Generic[F]):
 
     def glob(self, pattern: str) -> list[str]:
         """The URIs of the files that a pattern matches, in no order."""
-        head = pattern.partition("://")[0]
-        return [f"{head}://{name.lstrip('/')}" for name in self.call("list", pattern, self._match)]
+        matches = self.call("list", pattern, self._match)
+        return [self.uri_at(pattern, path) for path in matches]
 
     def _match(self, filesystem: F, path: str) -> list[str]:
         infos = filesystem.glob(path, detail=True)
         return [name for name, info in infos.items() if info["type"] == "file"]
+
+    def uri_at(self, uri: str, path: str) -> str:
+        """The URI of another path in the store of `uri`."""
+        return f"{uri.partition('://')[0]}://{path.lstrip('/')}"
 
     def info(self, uri: str) -> FileInfo | None:
         """What the store says of a file, directory or prefix; None if nothing is there."""
@@ -136,8 +142,8 @@ class Backend(failures.Explainer, Generic[F]):
         def ask(filesystem: F, path: str) -> FileInfo | None:
             try:
                 return filesystem.info(path)
-            except FileNotFoundError as error:
-                # Some libraries say so of every failure and keep the real one as its cause.
+            except Exception as error:
+                # FileNotFoundError is not enough: some libraries raise it for every failure.
                 if self.diagnose(error) != "missing":
                     raise
                 return None
@@ -252,7 +258,7 @@ class Backend(failures.Explainer, Generic[F]):
             try:
                 with guard.writing(uri):
                     filesystem.rm_file(path)
-            except FileNotFoundError as error:
+            except Exception as error:
                 if self.diagnose(error) != "missing":
                     raise
 

@@ -89,7 +89,7 @@ def copy_tree(source_uri: str, target_uri: str) -> tuple[Entry, ...]:
 
     def copy(entry: Entry) -> None:
         source, target = join(source_uri, entry.path), join(target_uri, entry.path)
-        if scheme(source) == scheme(target):
+        if scheme(source) == scheme(target) and backend_of(source).copies:
             backend_of(source).copy(source, target, entry.size)
             return
         with TemporaryDirectory() as directory:

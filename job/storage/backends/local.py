@@ -21,9 +21,12 @@ class Local(Backend[FileSystem]):
         return [Entry(path, size) for path, size in files]
 
     def glob(self, pattern: str) -> list[str]:
-        head, separator, _ = pattern.rpartition("://")
         matches = self.call("list", str(local_path(pattern).absolute()), self._match)
-        return [f"{head}{separator}{match}" for match in matches]
+        return [self.uri_at(pattern, path) for path in matches]
+
+    def uri_at(self, uri: str, path: str) -> str:
+        head, separator, _ = uri.rpartition("://")
+        return f"{head}{separator}{path}"
 
     def exists(self, uri: str) -> bool:
         path = local_path(uri)
