@@ -79,7 +79,7 @@ def turns_of(record: Mapping[str, object], columns: Columns, options: ReadOption
         for turn in turns[:-1]:
             turn.train = False
     if not any(turn.train for turn in turns if turn.role == "assistant"):
-        raise RowRefused("no answer is trained: all are flagged as not to be")
+        raise RowRefused("no answer is trained: flags exclude them all")
     return turns
 
 

@@ -366,9 +366,7 @@ def test_a_turn_that_is_flagged_is_not_trained(flag: dict[str, Any], folder: Pat
     assert [m.train for m in found.messages if m.role == "assistant"] == [False, True]
     assert Row.from_record(found.to_record()).messages == found.messages, "it is kept in shards"
     turns[3] |= flag
-    assert (
-        reason(folder, {"messages": turns}) == "no answer is trained: all are flagged as not to be"
-    )
+    assert reason(folder, {"messages": turns}) == "no answer is trained: flags exclude them all"
 
 
 def test_train_on_last_trains_the_last_answer_alone(folder: Path) -> None:
