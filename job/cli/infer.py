@@ -14,7 +14,7 @@ from job.pipeline.stages import Stages
 from job.prep.images import ImageRefused, inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
 from job.prep.shards import Rows, order_file
-from job.prep.turns import IMAGE_PLACEHOLDER
+from job.prep.turn_parts import IMAGE_PLACEHOLDER
 from job.spec.foreign_names import nearest
 from job.spec.load import LoadedSpec
 

@@ -1,22 +1,18 @@
-"""Converts a source's records to shards, in chunks: in parallel, in order, and each only once.
+"""Converts a chunk of a source's records to one shard of each split.
 
-A chunk is what one process converts, one shard of each split, and what a restarted job finds done.
-Its note, `train-00003.json`, is written last.
+A chunk is what one process converts, and what a restarted job finds done: its note,
+`train-00003.json`, is written last.
 """
 
 import json
-import multiprocessing
-import os
 import re
-import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from job import log, redaction, signals, storage
+from job import storage
 from job.prep import control_tokens as control
 from job.prep.columns import ReadOptions
 from job.prep.convert import to_results
@@ -24,14 +20,13 @@ from job.prep.leakage import LeakageBy, NormalizeLabel, RowKeys, row_digest
 from job.prep.readers import Record
 from job.prep.rows import Reject, Row
 from job.prep.shards import SPLITS, ShardWriter, Split
-from job.prep.splits import SAMPLE_ROWS, is_held_out, resolve_leakage_by
+from job.prep.splits import is_held_out, resolve_leakage_by
 from job.prep.statistics import Statistics
 from job.prep.streaming import Chunk
 from job.spec.types import DataSpec
 
 ROWS, BYTES = 1024, 32 * 2**20
 """Where a chunk ends. Fixed, so that the same rows are in the same shard with any worker count."""
-MAX_WORKERS = 16
 SAMPLE = "sample.arrow"
 """A shard of full rows for the contact sheet, if training rows are stored without image bytes."""
 
@@ -98,74 +93,7 @@ def split_into_chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-def convert_chunks(
-    task: SourceTask, records: Iterator[Record], workers: int
-) -> Iterator[ChunkResult]:
-    """Converts the chunks that are not done yet; yields the results of all in order.
-
-    At most two chunks per worker are in memory. A single chunk is converted in this process.
-    """
-    running: deque[tuple[int, Future[None] | None]] = deque()
-    processes: ProcessPoolExecutor | None = None
-    pending: tuple[int, list[Record]] | None = None
-    first: list[Record] = []
-    try:
-        for number, chunk in enumerate(split_into_chunks(records)):
-            if number == 0:
-                first = chunk[:SAMPLE_ROWS]
-            if task.note_path(number).exists():
-                task = _with_leakage_by(task, first, processes)
-                running.append((number, None))
-            elif workers <= 1:
-                task = _with_leakage_by(task, first, None)
-                convert_chunk(task, number, chunk)
-                running.append((number, None))
-            else:
-                if pending is not None:
-                    processes = processes or worker_pool(workers)
-                    task = _with_leakage_by(task, first, processes)
-                    running.append((pending[0], processes.submit(convert_chunk, task, *pending)))
-                pending = (number, chunk)
-            while len(running) > (2 * workers - 1 if workers > 1 else 0):
-                yield _result(task, *running.popleft())
-        if pending is not None:
-            task = _with_leakage_by(task, first, processes)
-            future = processes.submit(convert_chunk, task, *pending) if processes else None
-            if future is None:
-                convert_chunk(task, *pending)
-            running.append((pending[0], future))
-        for number, future in sorted(running, key=lambda item: item[0]):
-            yield _result(task, number, future)
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.kill()  # a stopping job has only seconds
-        raise
-    finally:
-        if processes is not None:
-            processes.shutdown(cancel_futures=True)
-
-
-def _with_leakage_by(
-    task: SourceTask, first: list[Record], processes: ProcessPoolExecutor | None
-) -> SourceTask:
-    """The task with `leakage_by` set by the first records of its source; they are converted where
-    chunks are: in a worker, or in this process."""
-    if task.leakage_by is not None:
-        return task
-    if processes is not None:
-        by = processes.submit(_resolve_leakage_by, task, first).result()
-    else:
-        by = _resolve_leakage_by(task, first)
-    if by == "image" and not task.classes and task.spec.leakage_by == "auto":
-        log.info(
-            "most rows share their answers, so held-out rows are kept apart by image only",
-            source=task.label,
-            to_decide="data.leakage_by",
-        )
-    return replace(task, leakage_by=by)
-
-
-def _resolve_leakage_by(task: SourceTask, first: list[Record]) -> LeakageBy:
+def leakage_by_of_source(task: SourceTask, first: list[Record]) -> LeakageBy:
     results = to_results(first, task.options)
     return resolve_leakage_by(task.spec, task.normalize_label, results, classes=task.classes)
 
@@ -241,11 +169,9 @@ class _ChunkOutput:
             writer.close()
 
 
-def _result(task: SourceTask, number: int, future: Future[None] | None) -> ChunkResult:
+def read_result(task: SourceTask, number: int) -> ChunkResult:
     """The result of a converted chunk, from its note."""
     assert task.leakage_by is not None
-    if future is not None:
-        future.result()
     note: dict[str, Any] = json.loads(task.note_path(number).read_text(encoding="utf-8"))
     return ChunkResult(
         records=note["records"],
@@ -256,25 +182,3 @@ def _result(task: SourceTask, number: int, future: Future[None] | None) -> Chunk
         junk_members=note["passed_over"],
         chunk=Chunk.from_json(note["chunk"]) if note["chunk"] else None,
     )
-
-
-def available_workers(num_proc: int | None) -> int:
-    """How many processes convert: `num_proc`, or by default the cores that this one may use."""
-    if num_proc is not None:
-        return num_proc
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
-
-
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that end with this one and redact the same secrets."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_init_worker, initargs=(redaction.known(),)
-    )
-
-
-def _init_worker(secrets: dict[str, str]) -> None:
-    redaction.adopt(secrets)
-    redaction.install()
-    signals.die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from job import storage
 from job.prep import sources
 from job.prep.columns import AmbiguousColumns, ReadOptions
-from job.prep.messages import RowRefused, to_row
+from job.prep.messages import to_row
 from job.prep.readers import Record
-from job.prep.rows import Reject, Row
+from job.prep.rows import Reject, Row, RowRefused
 from job.redaction import printable, redact
 
 _DOWNLOAD_THREADS = 8

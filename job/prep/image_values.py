@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from job.prep.images import ImageRefused, inspect
-from job.prep.rows import EncodedImage
-from job.prep.turns import RowRefused
+from job.prep.rows import EncodedImage, RowRefused
 from job.prep.values import IMAGE_MAGIC
 from job.redaction import redact
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from job.prep.columns import Columns, ReadOptions
 from job.prep.image_values import FetchImage, image_path, is_embedded, load_image
-from job.prep.rows import EncodedImage, Message, Part, Row
-from job.prep.turns import ImageSlot, RowRefused, Turn, content_of, parts_of, turns_of
+from job.prep.rows import EncodedImage, Message, Part, Row, RowRefused
+from job.prep.turn_parts import ImageSlot, content_of, parts_of
+from job.prep.turns import Turn, turns_of
 from job.prep.values import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
@@ -23,8 +24,6 @@ from job.prep.values import (
     looks_like_image,
     without_nulls,
 )
-
-__all__ = ["RowRefused", "ignored_image_columns", "image_column_fix", "images_named", "to_row"]
 
 _UNSUPPORTED = {
     "tools": "the model would not see them",

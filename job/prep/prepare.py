@@ -8,7 +8,7 @@ from pathlib import Path
 from job import log
 from job.errors import SpecError
 from job.prep import control_tokens, sources
-from job.prep.chunks import SAMPLE, ChunkResult, SourceTask, available_workers, convert_chunks
+from job.prep.chunks import SAMPLE, ChunkResult, SourceTask
 from job.prep.contact_sheet import CONTACT_SHEET, SHEET_ROWS, contact_sheet
 from job.prep.coverage import class_coverage, warn_missing_classes
 from job.prep.dedup import count_duplicates
@@ -22,6 +22,7 @@ from job.prep.shards import Rows, sample_rows
 from job.prep.source_check import check_source
 from job.prep.source_files import DataSource
 from job.prep.totals import Totals
+from job.prep.workers import available_workers, convert_chunks
 from job.prep.workspace import open_workspace, publish
 from job.redaction import as_json
 from job.spec.types import DataSpec, SourceSpec

@@ -125,3 +125,7 @@ class Reject:
 
     id: str
     reason: str
+
+
+class RowRefused(ValueError):
+    """The record cannot become a row; the text is the reason of the reject."""

@@ -4,12 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from job.prep.columns import Columns, ReadOptions
-from job.prep.rows import Role
+from job.prep.rows import Role, RowRefused
+from job.prep.turn_parts import (
+    IMAGE_PLACEHOLDER,
+    PART_KEYS,
+    ImageSlot,
+    content_of,
+    parts_of,
+    text_of,
+)
 from job.prep.values import is_absent
 
-MAX_TEXT = 100_000
-IMAGE_PLACEHOLDER = "<image>"
-"""Stands for an image in a question."""
 ROLES: dict[object, Role] = {
     "system": "system",
     "user": "user",
@@ -17,8 +22,6 @@ ROLES: dict[object, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-_IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64")
-_PART_KEYS = ("type", "text", *_IMAGE_KEYS)
 _TRAIN_FLAGS = ("train", "loss", "weight")
 _TURN_KEYS = ("role", "from", "content", "value", *_TRAIN_FLAGS)
 _UNSUPPORTED_KEYS = (
@@ -27,17 +30,6 @@ _UNSUPPORTED_KEYS = (
     *("image", "images", "image_url", "video", "videos", "audio"),
 )
 """Keys that change what a turn says; ignoring them would train something else."""
-
-
-class RowRefused(ValueError):
-    """The record cannot become a row; the text is the reason of the reject."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSlot:
-    """An image in a turn: its own `value`, or the next one of the row's image column."""
-
-    value: object = None
 
 
 @dataclass(kw_only=True)
@@ -131,7 +123,7 @@ def _ignored_keys(message: Mapping[object, object]) -> list[str]:
     content = content_of(message)
     for part in content if isinstance(content, list) else [content]:
         for key, value in part.items() if isinstance(part, Mapping) else ():
-            if key not in _PART_KEYS and not is_absent(value):
+            if key not in PART_KEYS and not is_absent(value):
                 keys.append(f"messages[].content[].{key}")
     return keys
 
@@ -147,59 +139,6 @@ def _is_trained(message: Mapping[object, object], role: Role, location: str) -> 
     if len({bool(value) for value in flags.values()}) > 1:
         raise RowRefused(f"{location} has {' and '.join(flags)}, which contradict each other")
     return all(flags.values())
-
-
-def content_of(message: Mapping[object, object]) -> object:
-    """A turn's content, as `content` or as ShareGPT's `value`."""
-    return message.get("content", message.get("value"))
-
-
-def parts_of(content: object, location: str, *, placeholders: bool) -> list[str | ImageSlot]:
-    """Content as texts and images in order; with `placeholders`, `<image>` in text is an image.
-
-    Raises RowRefused for any other part.
-    """
-    parts: list[str | ImageSlot] = []
-    for item in content if isinstance(content, list) else [content]:
-        part = _part(item, location)
-        if isinstance(part, str) and placeholders and IMAGE_PLACEHOLDER in part:
-            parts += _split_at_placeholders(part)
-        else:
-            parts.append(part)
-    return parts
-
-
-def _part(part: object, location: str) -> str | ImageSlot:
-    if not isinstance(part, Mapping):
-        return text_of(part, location)
-    images = {key: part[key] for key in _IMAGE_KEYS if not is_absent(part.get(key))}
-    text = part.get("text")
-    kind = part.get("type") or ("image" if images or text is None else "text")
-    if kind in ("image", "image_url"):
-        if "bytes" in images:
-            images.pop("path", None)  # the original file name of these bytes
-        if len(images) > 1 or not is_absent(text):
-            several = [*images, *([] if is_absent(text) else ["text"])]
-            raise RowRefused(f"{location} has {' and '.join(several)} in one part")
-        value = next(iter(images.values()), None)
-        if isinstance(value, Mapping) and "url" in value:
-            value = value["url"]
-        return ImageSlot(value=value)
-    if kind != "text":
-        raise RowRefused(f"{location} has a part of type {kind}, which is not supported")
-    if images:
-        raise RowRefused(f"{location} has text and {' and '.join(images)} in one part")
-    return text_of(text, location)
-
-
-def _split_at_placeholders(text: str) -> list[str | ImageSlot]:
-    first, *rest = text.split(IMAGE_PLACEHOLDER)
-    parts: list[str | ImageSlot] = [first] if first.strip() else []
-    for each in rest:
-        parts.append(ImageSlot())
-        if each.strip():
-            parts.append(each.lstrip("\n"))
-    return parts
 
 
 def _question_and_answer(
@@ -273,12 +212,3 @@ def _with_system(
     if system is None:
         return turns
     return [Turn(role="system", location="the system prompt", parts=[system]), *turns]
-
-
-def text_of(value: object, location: str) -> str:
-    """The value as text. Raises RowRefused if it is of another type or too long."""
-    if not isinstance(value, str):
-        raise RowRefused(f"{location} must be text, found {type(value).__name__}")
-    if len(value) > MAX_TEXT:
-        raise RowRefused(f"{location} has {len(value)} characters, more than {MAX_TEXT}")
-    return value

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from job.prep.chunks import worker_pool
 from job.prep.streaming import FullShards, StreamedRows
+from job.prep.workers import worker_pool
 from job.train.sampler import SPARE, SharedBatches
 
 

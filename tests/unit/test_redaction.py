@@ -17,7 +17,7 @@ from job import log, redaction
 from job.artifacts.records import RunRecord
 from job.errors import JobError, Problem, SpecError
 from job.evaluation.evaluate import Evaluation, Prediction, write
-from job.prep.chunks import worker_pool
+from job.prep.workers import worker_pool
 from job.redaction import redact, redacted
 from tests.jobs import ROOT
 

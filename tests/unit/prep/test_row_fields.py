@@ -176,7 +176,7 @@ def test_a_column_of_images_that_is_not_read_is_an_error_with_the_line_to_write(
         only(folder, row | {column: value})
     problem = caught.value.problems[0]
     assert problem.field == "$.data.train.columns.image"
-    assert f"column `{column}` holds images and would not be read" in problem.message
+    assert f"column `{column}` contains images but would be ignored" in problem.message
     assert str(problem.fix).startswith(f"write columns: {{image: {column}}}")
     if column == "pic" and not str(value).startswith("https"):
         [found] = read(folder / "rows.jsonl", None, image=column)
@@ -189,7 +189,7 @@ def test_a_late_column_of_images_that_is_not_read_is_refused(folder: Path) -> No
     last = found[-1]
     assert isinstance(last, Reject)
     assert last.reason.startswith(
-        "`pic` holds an image and is not read: write columns: {image: pic}"
+        "`pic` contains an image but is not read: write columns: {image: pic}"
     )
 
 
