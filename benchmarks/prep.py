@@ -29,8 +29,8 @@ from PIL import Image
 
 from benchmarks import record
 from job.evaluation.latex import normalize
-from job.prep.discovery import stage_source
-from job.prep.prepare import prepare
+from job.prep.discovery import find_source
+from job.prep.prepare import PrepInputs, prepare
 from job.spec.load import load_spec
 
 PICTURES = 1000
@@ -75,12 +75,14 @@ output: {{uri: out}}
     watcher = threading.Thread(target=watch, args=(directory.parent.parent, ended, peak))
     watcher.start()
     data = prepare(
-        spec,
-        [stage_source(spec.train[0], "$.data.train")],
-        stage_source(spec.eval, "$.data.eval"),
+        PrepInputs(
+            spec=spec,
+            train=(find_source(spec.train[0], "$.data.train"),),
+            evaluation=find_source(spec.eval, "$.data.eval"),
+            seed=2,
+            normalize_label=normalize,
+        ),
         directory,
-        seed=2,
-        label_key=normalize,
     )
     seconds = time.monotonic() - clock
     ended.set()

@@ -36,7 +36,7 @@ from job.families.ernie45_vl import Ernie45VL
 from job.families.lora.linear import use_low_rank_layers
 from job.planning.sizes import GIB
 from job.prep.images import inspect
-from job.prep.prepare import PreparedData
+from job.prep.prepared_data import PreparedData
 from job.prep.rows import Message, Part, Row
 from job.prep.shards import Split
 from job.spec.load import load_spec

@@ -14,7 +14,7 @@ from job.pipeline.stages import Stages
 from job.prep.images import ImageRefused, inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
 from job.prep.shards import Rows, order_file
-from job.prep.turns import MARK
+from job.prep.turn_parts import IMAGE_PLACEHOLDER
 from job.spec.foreign_names import nearest
 from job.spec.load import LoadedSpec
 
@@ -138,14 +138,14 @@ def typed(asked: Asked, instruction: str | None) -> Row:
 
 
 def _parts(question: str, images: int) -> tuple[Part, ...]:
-    texts = question.split(MARK)
+    texts = question.split(IMAGE_PLACEHOLDER)
     if images == 0 or len(texts) == 1:
         return (*(Part(image=number) for number in range(images)), Part(text=question))
     if len(texts) - 1 != images:
         raise UsageError(
             "--question",
-            f"has {len(texts) - 1} {MARK} for {images} images",
-            fix=f"write {MARK} once for each --image, or not at all",
+            f"has {len(texts) - 1} {IMAGE_PLACEHOLDER} for {images} images",
+            fix=f"write {IMAGE_PLACEHOLDER} once for each --image, or not at all",
         )
     parts: list[Part] = []
     for number, text in enumerate(texts):

@@ -45,7 +45,7 @@ def checks(subject: Subject) -> Iterator[Check]:
     for field, source in spec.data.sources().items():
 
         def rows(field: str = field, source: discovery.SourceSpec = source) -> str:
-            found = discovery.stage_source(source, field)
+            found = discovery.find_source(source, field)
             _ = found.digest
             files = "" if found.builtin else f" ({len(found.files)} files)"
             return f"{found.uri}{files}"

@@ -14,6 +14,7 @@ from job import __version__, families
 from job.artifacts.records import StageRecord
 from job.families import model_source
 from job.prep import discovery, image_identity
+from job.prep.source_files import DataSource
 from job.spec.types import JobSpec
 from job.storage.digests import fingerprint
 from job.train.identity import Identity
@@ -61,10 +62,10 @@ class StageInputs:
         return model_source.find_model(self._spec.model)
 
     @cached_property
-    def sources(self) -> dict[str, discovery.StagedSource]:
+    def sources(self) -> dict[str, DataSource]:
         """What `data` names, by its place in the spec."""
         named = self._spec.data.sources()
-        return {place: discovery.stage_source(source, place) for place, source in named.items()}
+        return {place: discovery.find_source(source, place) for place, source in named.items()}
 
     @cached_property
     def control_tokens(self) -> tuple[str, ...]:
@@ -74,11 +75,11 @@ class StageInputs:
         return families.control_tokens(self.model.uri, directory, self._spec.model)
 
     @property
-    def train_sources(self) -> tuple[discovery.StagedSource, ...]:
+    def train_sources(self) -> tuple[DataSource, ...]:
         return tuple(source for place, source in self.sources.items() if place != _EVAL)
 
     @property
-    def eval_source(self) -> discovery.StagedSource | None:
+    def eval_source(self) -> DataSource | None:
         return self.sources.get(_EVAL)
 
     @property

@@ -19,7 +19,7 @@ from job.distributed.coordinator import Coordinator
 from job.errors import JobError, Stopped, full, is_full, reported
 from job.pipeline.fingerprints import Stage
 from job.pipeline.stages import Stages
-from job.prep.prepare import TooManyBadRows
+from job.prep.result_checks import TooManyBadRows
 from job.spec.load import LoadedSpec, dump_resolved
 
 # The stages that each command needs, in order.

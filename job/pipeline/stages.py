@@ -25,8 +25,9 @@ from job.local import eviction
 from job.local.work_folder import WorkFolder
 from job.pipeline.fingerprints import Stage, StageInputs
 from job.prep import cache
-from job.prep.prepare import STATS, PreparedData, prepare
-from job.prep.streaming import Pictures
+from job.prep.prepare import PrepInputs, prepare
+from job.prep.prepared_data import STATS, PreparedData
+from job.prep.streaming import FullShards
 from job.spec.load import LoadedSpec
 from job.spec.rules.locations import LOGS
 from job.train.identity import Identity
@@ -59,20 +60,22 @@ class Stages:
 
     def prep(self, directory: Path) -> dict[str, Any]:
         identity, kept = self.fingerprint("prep"), self.cache_dir / eviction.PREPARED
-        rows = cache.take(kept, identity, directory / "data")
+        rows = cache.restore(kept, identity, directory / "data")
         if rows is not None:
             log.info("the same rows were prepared before, and are used again", kept=kept)
         else:
             data = prepare(
-                self.spec.data,
-                self.given.train_sources,
-                self.given.eval_source,
+                PrepInputs(
+                    spec=self.spec.data,
+                    train=self.given.train_sources,
+                    evaluation=self.given.eval_source,
+                    seed=self.spec.train.seed,
+                    normalize_label=FORMS[self.spec.eval.answer],
+                    classes=self.spec.eval.answer == "label",
+                    identity=identity,
+                    control_tokens=self.given.control_tokens,
+                ),
                 directory / "data",
-                seed=self.spec.train.seed,
-                label_key=FORMS[self.spec.eval.answer],
-                classes=self.spec.eval.answer == "label",
-                identity=identity,
-                control_tokens=self.given.control_tokens,
             )
             rows = {
                 "train": data.train_rows,
@@ -80,7 +83,7 @@ class Stages:
                 "rejected": data.rejected_rows,
                 "leaked": data.leaked_rows,
             }
-            cache.keep(kept, identity, directory / "data", rows)
+            cache.store(kept, identity, directory / "data", rows)
             if self.cache_limit:
                 eviction.make_room(self.cache_dir, self.cache_limit, keep=kept / identity[:32])
         log.info("data", **rows)
@@ -309,24 +312,24 @@ class Stages:
             eval_rows=rows["eval"],
             rejected_rows=rows["rejected"],
             leaked_rows=rows["leaked"],
-            pictures=self._pictures(directory) if self.spec.data.streaming else None,
+            full_shards=self._full_shards(directory) if self.spec.data.streaming else None,
         )
 
     def _fetch_rows(self, prep: StageRecord) -> Path:
         """What prep left; from the cache rather than from the output where that has the same."""
         place = self.work / "stages" / "prep" / "data"
         if not place.exists():
-            cache.take(self.cache_dir / eviction.PREPARED, prep.fingerprint, place)
+            cache.restore(self.cache_dir / eviction.PREPARED, prep.fingerprint, place)
         return self.output.fetch(prep)
 
-    def _pictures(self, directory: Path) -> Pictures:
+    def _full_shards(self, directory: Path) -> FullShards:
         place = self.output.workdir / "pictures"
         identity = self.record.stages["prep"].fingerprint[:16]
         for old in place.glob("*"):
             if old.name != identity:
                 shutil.rmtree(old, ignore_errors=True)
         sources = self.given.train_sources
-        return Pictures.of(self.spec.data, sources, directory, place / identity)
+        return FullShards.of(self.spec.data, sources, directory, place / identity)
 
     def checkpoints(self, identity: Identity | None) -> "CheckpointStore":
         from job.train.checkpoint.storage import CheckpointStore

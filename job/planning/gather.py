@@ -21,8 +21,8 @@ from job.planning.memory import UNCERTAINTY, estimate, longest
 from job.planning.name_patterns import patterns
 from job.planning.requirements import needs
 from job.prep import chunks, mixture, sources
-from job.prep.shards import BESIDE_PICTURES
-from job.prep.streaming import kept_shards
+from job.prep.shards import BYTES_BESIDE_IMAGES
+from job.prep.streaming import max_full_shards
 from job.spec.foreign_names import nearest
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
@@ -149,7 +149,9 @@ def _count(job: Stages) -> tuple[list[int], int | None, bool]:
     """Rows of each training source, and of the evaluation source where there is one; at the end
     whether all of them were counted."""
     places = job.spec.data.sources()
-    told = [sources.about(found, places[place]) for place, found in job.given.sources.items()]
+    told = [
+        sources.estimate_count(found, places[place]) for place, found in job.given.sources.items()
+    ]
     rows, counted = [n for n, _ in told], all(counted for _, counted in told)
     held_out = rows.pop() if job.given.eval_source is not None else None
     return rows, held_out, counted
@@ -180,7 +182,7 @@ def _data(
             held_out = round(sum(found) * spec.data.eval_fraction)
             found = [count - round(count * spec.data.eval_fraction) for count in found]
         weights = [source.weight for source in spec.data.train]
-        mixed = mixture.counts(found, weights, spec.data.stopping_strategy)
+        mixed = mixture.epoch_rows(found, weights, spec.data.stopping_strategy)
         rows, an_epoch, train = found, mixed, sum(mixed)
         if taken is not None:
             usable = sum(n * each.usable_share for n, each in zip(mixed, taken, strict=True))
@@ -332,10 +334,10 @@ def _prepared(
     mean = sum(each) / len(each)
     stored = sum(n * (source.rows or 0) for n, source in zip(each, data.sources, strict=True))
     if spec.streaming:
-        stored = min(stored, kept_shards(spec, chunks.ROWS) * chunks.ROWS * mean)
+        stored = min(stored, max_full_shards(spec, chunks.ROWS) * chunks.ROWS * mean)
     held_out = data.held_out_rows or 0
     rows = held_out + sum(source.rows or 0 for source in data.sources)
-    return round(stored + held_out * mean + rows * BESIDE_PICTURES)
+    return round(stored + held_out * mean + rows * BYTES_BESIDE_IMAGES)
 
 
 def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:

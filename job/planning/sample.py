@@ -11,9 +11,9 @@ from job.evaluation.prompts import questions
 from job.families.base import Family, RowSize
 from job.prep import sources
 from job.prep.convert import to_result
-from job.prep.discovery import StagedSource
 from job.prep.rows import Reject, Row
-from job.prep.source_check import find_reading
+from job.prep.source_check import check_source
+from job.prep.source_files import DataSource
 from job.spec.types import JobSpec, SourceSpec
 from job.train.dataset import truncate
 
@@ -50,14 +50,14 @@ class Sample:
 
 
 def take(
-    source: StagedSource, given: SourceSpec, place: str, family: Family, spec: JobSpec
+    source: DataSource, given: SourceSpec, place: str, family: Family, spec: JobSpec
 ) -> Sample:
     """Reads and encodes the sample; pictures are looked at, none is decoded for the model.
 
     Raises DataError where the columns that the spec maps are not there.
     """
     few = replace(given, limit=min(ROWS, given.limit or ROWS), shuffle_seed=None)
-    reading = find_reading(source, few, spec.data, place)
+    options = check_source(source, few, spec.data, place)
     read = too_long = stored = 0
     refused: list[Reject] = []
     sizes: list[RowSize] = []
@@ -65,7 +65,7 @@ def take(
     answers: list[str] = []
     for record in sources.read(source, few):
         read += 1
-        row = to_result(record, reading)
+        row = to_result(record, options)
         found = _size(row, family, spec) if isinstance(row, Row) else row
         if isinstance(row, Row):
             images.append(len(row.images))

@@ -1,4 +1,4 @@
-"""The prep stage: records of any source in, checked rows in shards out.
+"""The prep stage: reads rows from any source, checks them, and writes them as shards.
 
 Imports: spec, storage, local.
 """

@@ -1,10 +1,10 @@
-"""Prepared rows kept on this machine by what they were made of, for runs with another output.
+"""Caches prepared rows on this machine by their fingerprint, for runs with another output.
 
-They are hard links to the files of the run that made them, so keeping them takes no room while that
-run's own are there. Where links are not possible, nothing is kept.
+Entries are hard links to the files of the run that prepared them, so they take no space while that
+run's own files exist. Without hard links nothing is cached.
 
-An entry appears whole, by one renaming of a folder that nobody else knows. Whoever takes one links
-its files first and compares the digests of what it has then: an entry may be removed at any time.
+An entry appears complete, by renaming a folder of a unique name. A reader links its files first and
+then verifies their digests, as an entry may be removed at any time.
 """
 
 import errno
@@ -19,71 +19,70 @@ from job import log
 from job.local.eviction import MADE, PARTIAL, discard
 from job.storage.digests import digest_tree
 
-KEPT = 4
-"""Sets of rows that are kept; the one that was not used for longest goes first."""
-_ROWS = "data"
+MAX_ENTRIES = 4
+"""Entries that are kept; the least recently used is removed first."""
+_FILES = "data"
 
 
-def take(cache: Path, identity: str, directory: Path) -> dict[str, int] | None:
-    """Fills `directory` with what was made of the same; its row counts, or None where it is not
-    there, or not as it was made."""
-    kept = cache / identity[:32]
+def restore(cache: Path, identity: str, directory: Path) -> dict[str, int] | None:
+    """Fills `directory` from the entry of this identity and returns its row counts.
+
+    None if there is no entry, or if it is damaged.
+    """
+    entry = cache / identity[:32]
     try:
-        made = json.loads((kept / MADE).read_text(encoding="utf-8"))
-        wanted, rows = made["files"], {str(key): int(n) for key, n in made["rows"].items()}
-        _link(kept / _ROWS, directory)
-        if [[file.path, file.sha256] for file in digest_tree(directory)] == wanted:
-            with suppress(OSError):  # a cache that may not be written is one all the same
-                (kept / MADE).touch()
+        record = json.loads((entry / MADE).read_text(encoding="utf-8"))
+        files, rows = record["files"], {str(key): int(n) for key, n in record["rows"].items()}
+        _link(entry / _FILES, directory)
+        if [[file.path, file.sha256] for file in digest_tree(directory)] == files:
+            with suppress(OSError):  # a read-only cache can still be used
+                (entry / MADE).touch()
             return rows
-        reason = "its files are not as they were made"
+        damage = "its files have changed"
     except FileNotFoundError as error:
-        reason = "" if not kept.exists() else f"a file is missing: {error}"
+        damage = "" if not entry.exists() else f"a file is missing: {error}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"its record cannot be read: {error}"
-    except OSError as error:  # what cannot be linked here may serve another run
-        log.debug("prepared rows cannot be taken from the cache", entry=kept, reason=error)
-        reason = ""
+        damage = f"its record is invalid: {error}"
+    except OSError as error:  # it may still serve another run
+        log.debug("cannot link prepared rows from the cache", entry=entry, reason=error)
+        damage = ""
     shutil.rmtree(directory, ignore_errors=True)
-    if reason:
-        log.warn("prepared rows in the cache are damaged; preparing anew", entry=kept, why=reason)
+    if damage:
+        log.warn("cached rows are damaged; preparing them again", entry=entry, why=damage)
         with suppress(OSError):
-            discard(kept)
+            discard(entry)
     return None
 
 
-def keep(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> None:
-    """Keeps what is in `directory` under the identity of what it was made of.
-
-    Where that is not possible the log says why, and the run goes on.
-    """
-    kept = cache / identity[:32]
+def store(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> None:
+    """Caches the files in `directory` under this identity; if that fails, it only logs why."""
+    entry = cache / identity[:32]
     partial = cache / f"{PARTIAL}{identity[:32]}-{secrets.token_hex(8)}"
     try:
-        _link(directory, partial / _ROWS)
-        files = [[file.path, file.sha256] for file in digest_tree(partial / _ROWS)]
+        _link(directory, partial / _FILES)
+        files = [[file.path, file.sha256] for file in digest_tree(partial / _FILES)]
         (partial / MADE).write_text(json.dumps({"rows": rows, "files": files}), encoding="utf-8")
         try:
-            partial.rename(kept)
+            partial.rename(entry)
         except OSError:
-            if not kept.exists():  # else another run was first, with the same rows
+            if not entry.exists():  # else another run was first, with the same rows
                 raise
-        _forget_old(cache)
+        _evict_oldest(cache)
     except OSError as error:
-        say = log.debug if error.errno == errno.EXDEV else log.info
-        say("prepared rows are not kept for other runs", reason=error)
+        write = log.debug if error.errno == errno.EXDEV else log.info
+        write("cannot cache prepared rows for other runs", reason=error)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _forget_old(cache: Path) -> None:
-    used = []
-    for mark in cache.glob(f"[!.]*/{MADE}"):
-        with suppress(FileNotFoundError):  # others forget too
-            used.append((mark.stat().st_mtime, mark))
-    for _, mark in sorted(used)[:-KEPT]:
+def _evict_oldest(cache: Path) -> None:
+    records = []
+    for record in cache.glob(f"[!.]*/{MADE}"):
+        with suppress(FileNotFoundError):  # another run evicts too
+            records.append((record.stat().st_mtime, record))
+    for _, record in sorted(records)[:-MAX_ENTRIES]:
         with suppress(OSError):
-            discard(mark.parent)
+            discard(record.parent)
 
 
 def _link(source: Path, target: Path) -> None:

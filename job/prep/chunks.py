@@ -1,254 +1,184 @@
-"""Chunks of records to shards: in several processes, in order, and each made once.
+"""Converts a chunk of a source's records to one shard of each split.
 
-A chunk is the unit of everything: what one process converts, one shard of each split, and what a
-job that was killed finds done. Its note, `train-00003.json`, is written last.
+A chunk is what one process converts, and what a restarted job finds done: its note,
+`train-00003.json`, is written last.
 """
 
 import json
-import multiprocessing
-import os
 import re
-import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from job import log, redaction, signals, storage
+from job import storage
 from job.prep import control_tokens as control
-from job.prep.columns import Reading
+from job.prep.columns import ReadOptions
 from job.prep.convert import to_results
-from job.prep.leakage import By, Compared, LabelKey, whole_of
+from job.prep.leakage import LeakageBy, NormalizeLabel, RowKeys, row_digest
 from job.prep.readers import Record
-from job.prep.rows import Reject
-from job.prep.shards import ShardWriter, Split
-from job.prep.splits import SAMPLE as SAMPLED
-from job.prep.splits import held_out, kept_apart_by
+from job.prep.rows import Reject, Row
+from job.prep.shards import SPLITS, ShardWriter, Split
+from job.prep.splits import is_held_out, resolve_leakage_by
 from job.prep.statistics import Statistics
 from job.prep.streaming import Chunk
 from job.spec.types import DataSpec
 
 ROWS, BYTES = 1024, 32 * 2**20
-"""Where a chunk ends: the same rows end up in the same shard, whoever makes it."""
-MOST_WORKERS = 16
+"""Where a chunk ends. Fixed, so that the same rows are in the same shard with any worker count."""
 SAMPLE = "sample.arrow"
-"""A shard of whole rows to be looked at, where those to train are kept without pictures."""
+"""A shard of full rows for the contact sheet, if training rows are stored without image bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SourceTask:
     """How the chunks of one source become shards in `directory`."""
 
     spec: DataSpec
-    source: Split
-    reading: Reading
+    split: Split
+    options: ReadOptions
     directory: Path
     seed: int
-    label_key: LabelKey
+    normalize_label: NormalizeLabel
     classes: bool
     """Whether answers are the labels of a few classes."""
-    by: By | None
-    """What keeps rows of both splits apart; None until the first rows of the source are seen."""
-    splits: bool
+    leakage_by: LeakageBy | None
+    """None until the first rows of the source are seen."""
+    hold_out: bool
     """Whether rows of this source are held out."""
-    part: int | None = None
-    """Which source of several to train on."""
-    control: "re.Pattern[str]"
-    """The model's control tokens, which no text may hold."""
+    source_index: int | None = None
+    """Index of the source if there are several to train on."""
+    control_tokens: "re.Pattern[str]"
+    """The model's control tokens, which no text may contain."""
 
     @property
     def label(self) -> str:
-        """The source as people know it: `train`, or `train[1]`."""
-        return self.source if self.part is None else f"{self.source}[{self.part}]"
+        """`train`, or `train[1]`."""
+        return self.split if self.source_index is None else f"{self.split}[{self.source_index}]"
 
-    def path(self, split: Split, number: int, ending: str) -> Path:
-        part = "" if self.part is None else f"{self.part:04d}-"
-        return self.directory / f"{split}-{part}{number:05d}.{ending}"
+    def path(self, split: Split, number: int, suffix: str) -> Path:
+        index = "" if self.source_index is None else f"{self.source_index:04d}-"
+        return self.directory / f"{split}-{index}{number:05d}.{suffix}"
+
+    def note_path(self, number: int) -> Path:
+        return self.path(self.split, number, "json")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Note:
-    """What is known of a chunk that is done."""
+class ChunkResult:
+    """What is known of a converted chunk, beside its shards."""
 
     records: int
-    by: By
-    """What keeps rows of both splits apart in their source."""
+    leakage_by: LeakageBy
     statistics: dict[Split, Statistics]
     rejects: list[Reject]
-    unread: Counter[str]
-    """Rows by the columns and keys of theirs that are not read."""
-    passed_over: int
-    """Members of archives that are no data."""
+    ignored: Counter[str]
+    """Rows by ignored column or key."""
+    junk_members: int
     chunk: Chunk | None
-    """What its rows to train were made of, where their pictures are not kept."""
+    """How to read its training rows again, if their image bytes are not stored."""
 
 
-def chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
-    found: list[Record] = []
+def split_into_chunks(records: Iterator[Record]) -> Iterator[list[Record]]:
+    chunk: list[Record] = []
     size = 0
     for record in records:
-        found.append(record)
+        chunk.append(record)
         size += record.size
-        if len(found) >= ROWS or size >= BYTES:
-            yield found
-            found, size = [], 0
-    if found:
-        yield found
+        if len(chunk) >= ROWS or size >= BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
-def make(task: Task, records: Iterator[Record], workers: int) -> Iterator[Note]:
-    """Makes the shards that are not there yet, and gives every chunk's note in order.
-
-    At most two chunks a worker are in memory. A single chunk is made in this process.
-    """
-    running: deque[tuple[int, Future[None] | None]] = deque()
-    processes: ProcessPoolExecutor | None = None
-    waiting: tuple[int, list[Record]] | None = None
-    first: list[Record] = []
-    try:
-        for number, chunk in enumerate(chunks(records)):
-            if number == 0:
-                first = chunk[:SAMPLED]
-            if task.path(task.source, number, "json").exists():
-                task = _decided(task, first, processes)
-                running.append((number, None))
-            elif workers <= 1:
-                task = _decided(task, first, None)
-                convert(task, number, chunk)
-                running.append((number, None))
-            else:
-                if waiting is not None:
-                    processes = processes or pool(workers)
-                    task = _decided(task, first, processes)
-                    running.append((waiting[0], processes.submit(convert, task, *waiting)))
-                waiting = (number, chunk)
-            while len(running) > (2 * workers - 1 if workers > 1 else 0):
-                yield _done(task, *running.popleft())
-        if waiting is not None:
-            task = _decided(task, first, processes)
-            future = processes.submit(convert, task, *waiting) if processes else None
-            if future is None:
-                convert(task, *waiting)
-            running.append((waiting[0], future))
-        for number, future in sorted(running, key=lambda item: item[0]):
-            yield _done(task, number, future)
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.kill()  # who is asked to stop has seconds
-        raise
-    finally:
-        if processes is not None:
-            processes.shutdown(cancel_futures=True)
+def leakage_by_of_source(task: SourceTask, first: list[Record]) -> LeakageBy:
+    results = to_results(first, task.options)
+    return resolve_leakage_by(task.spec, task.normalize_label, results, classes=task.classes)
 
 
-def _decided(task: Task, first: list[Record], processes: ProcessPoolExecutor | None) -> Task:
-    """The task with what keeps its rows apart, by the first records of its source; they are looked
-    at where chunks are converted, in a process of their own or in this one."""
-    if task.by is not None:
-        return task
-    by = processes.submit(_apart, task, first).result() if processes else _apart(task, first)
-    if by == "image" and not task.classes and task.spec.leakage_by == "auto":
-        log.info(
-            "most rows share their answers, so images alone tell held-out rows from the others",
-            source=task.label,
-            to_decide="data.leakage_by",
-        )
-    return replace(task, by=by)
-
-
-def _apart(task: Task, first: list[Record]) -> By:
-    found = to_results(first, task.reading)
-    return kept_apart_by(task.spec, task.label_key, found, classes=task.classes)
-
-
-def convert(task: Task, number: int, records: list[Record]) -> None:
-    """One chunk to its shards and its note."""
-    writers: dict[Split, ShardWriter] = {}
-    statistics: dict[Split, Statistics] = {"train": Statistics(), "eval": Statistics()}
-    rejects, unread = [], Counter[str]()
-    sampled = task.spec.streaming and task.source == "train" and not task.part and number == 0
-    sample = ShardWriter(task.directory / SAMPLE) if sampled else None
-    if task.part is not None:
+def convert_chunk(task: SourceTask, number: int, records: list[Record]) -> None:
+    """Converts one chunk to its shards and its note."""
+    if task.source_index is not None:
         records = [replace(each, id=f"{task.label}/{each.id}") for each in records]
-    for result in to_results(records, task.reading):
+    output = _ChunkOutput(task, number)
+    rejects, ignored = [], Counter[str]()
+    for converted in to_results(records, task.options):
+        result = _without_control_tokens(converted, task)
         if isinstance(result, Reject):
             rejects.append(result)
-            continue
-        if (token := control.find(result.messages, task.control)) is not None:
-            rejects.append(Reject(id=result.id, reason=f"{control.FOUND}: {token}"))
-            continue
-        unread.update(result.unread)
-        assert task.by is not None, "`make` has looked at the first rows"
-        compared = Compared(result, task.label_key, task.by)
-        apart = task.splits and held_out(
-            compared.group, fraction=task.spec.eval_fraction, seed=task.seed
-        )
-        split: Split = "eval" if apart else task.source
-        if split not in writers:
-            writers[split] = _writer(task, split, number)
-        keys = compared.every_key if split == "eval" else compared.keys
-        whole = whole_of(result)
-        writers[split].write(result, keys, whole)
-        statistics[split].add(result)
-        if sample is not None and split == "train":
-            sample.write(result, keys, whole)
-    for writer in [*writers.values(), *([sample] if sample else [])]:
-        writer.close()
+        else:
+            ignored.update(result.ignored)
+            output.write(result)
+    output.close()
     chunk = None
-    if task.spec.streaming and "train" in writers:
-        chunk = Chunk.of(task.path("train", number, "arrow").name, task.part or 0, records)
+    if task.spec.streaming and "train" in output.writers:
+        shard = task.path("train", number, "arrow").name
+        chunk = Chunk.of(shard, task.source_index or 0, records)
     note = {
         "records": len(records),
         "chunk": chunk.to_json() if chunk else None,
-        "statistics": {split: kept.to_json() for split, kept in statistics.items()},
-        "unread": unread,
-        "passed_over": sum(record.passed_over for record in records),
+        "statistics": {split: each.to_json() for split, each in output.statistics.items()},
+        "unread": ignored,
+        "passed_over": sum(record.junk_members for record in records),
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
-    storage.write_text(str(task.path(task.source, number, "json")), json.dumps(note))
+    storage.write_text(str(task.note_path(number)), json.dumps(note))
 
 
-def _writer(task: Task, split: Split, number: int) -> ShardWriter:
-    pictures = split == "eval" or not task.spec.streaming
-    return ShardWriter(task.path(split, number, "arrow"), pictures=pictures)
+def _without_control_tokens(result: Row | Reject, task: SourceTask) -> Row | Reject:
+    """A row unchanged, or a reject if its text contains a control token."""
+    if isinstance(result, Row) and (token := control.find(result.messages, task.control_tokens)):
+        return Reject(id=result.id, reason=f"{control.FOUND}: {token}")
+    return result
 
 
-def available_workers(asked: int | None) -> int:
-    """How many processes convert: as asked, or the cores that this one may use."""
-    if asked is not None:
-        return asked
-    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+class _ChunkOutput:
+    """The shards of one chunk, opened when their first row is written, and their statistics."""
+
+    def __init__(self, task: SourceTask, number: int) -> None:
+        self._task, self._number = task, number
+        self.writers: dict[Split, ShardWriter] = {}
+        self.statistics: dict[Split, Statistics] = {split: Statistics() for split in SPLITS}
+        first = task.split == "train" and not task.source_index and number == 0
+        sampled = task.spec.streaming and first
+        self._sample = ShardWriter(task.directory / SAMPLE) if sampled else None
+
+    def write(self, row: Row) -> None:
+        task = self._task
+        assert task.leakage_by is not None, "resolved before the first chunk"
+        keys = RowKeys(row, task.normalize_label, task.leakage_by)
+        held_out = task.hold_out and is_held_out(
+            keys.split_group, fraction=task.spec.eval_fraction, seed=task.seed
+        )
+        split: Split = "eval" if held_out else task.split
+        if split not in self.writers:
+            path = task.path(split, self._number, "arrow")
+            image_bytes = split == "eval" or not task.spec.streaming
+            self.writers[split] = ShardWriter(path, image_bytes=image_bytes)
+        own_keys = keys.eval_keys if split == "eval" else keys.train_keys
+        digest = row_digest(row)
+        self.writers[split].write(row, own_keys, digest)
+        self.statistics[split].add(row)
+        if self._sample is not None and split == "train":
+            self._sample.write(row, own_keys, digest)
+
+    def close(self) -> None:
+        for writer in [*self.writers.values(), *([self._sample] if self._sample else [])]:
+            writer.close()
 
 
-def _done(task: Task, number: int, future: Future[None] | None) -> Note:
-    assert task.by is not None
-    if future is not None:
-        future.result()
-    path = task.path(task.source, number, "json")
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return Note(
+def read_result(task: SourceTask, number: int) -> ChunkResult:
+    """The result of a converted chunk, from its note."""
+    assert task.leakage_by is not None
+    note: dict[str, Any] = json.loads(task.note_path(number).read_text(encoding="utf-8"))
+    return ChunkResult(
         records=note["records"],
-        by=task.by,
+        leakage_by=task.leakage_by,
         statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
         rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
-        unread=Counter(note["unread"]),
-        passed_over=note["passed_over"],
+        ignored=Counter(note["unread"]),
+        junk_members=note["passed_over"],
         chunk=Chunk.from_json(note["chunk"]) if note["chunk"] else None,
     )
-
-
-def pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that end with this one."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start, initargs=(redaction.known(),)
-    )
-
-
-def _start(secrets: dict[str, str]) -> None:
-    redaction.adopt(secrets)
-    redaction.install()
-    signals.die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job's own process answers it

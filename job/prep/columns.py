@@ -1,4 +1,4 @@
-"""Which column of a record holds what, by the spec or by the names that people use."""
+"""Which column of a record contains what, by the spec or by commonly used names."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ QUESTION = ("question", "query", "prompt", "instruction")
 MESSAGES = ("messages", "conversations")
 
 
-class Unclear(ValueError):
+class AmbiguousColumns(ValueError):
     """Several columns of a record could be what `key` of `columns` names."""
 
     def __init__(self, key: str, names: Iterable[str]) -> None:
         self.key, self.names = key, tuple(names)
-        shown = " and ".join(f"`{name}`" for name in self.names)
-        what = "the answer" if key == "text" else "the question"
-        super().__init__(f"{shown} could each be {what}")
+        candidates = " and ".join(f"`{name}`" for name in self.names)
+        role = "the answer" if key == "text" else "the question"
+        super().__init__(f"{candidates} could each be {role}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """How the records of one source become rows."""
 
     columns: ColumnsSpec
     instruction: str | None
-    """Asked by rows that have no question of their own."""
+    """The question of rows that have none of their own."""
     system: str | None
-    """Of rows that have none of their own."""
+    """The system prompt of rows that have none of their own."""
     train_on: Literal["all", "last"]
     text_only: bool
-    """Whether columns of images are not read."""
+    """Whether image columns are ignored."""
     allow_image_urls: bool
 
     @classmethod
-    def of(cls, source: SourceSpec, data: DataSpec) -> "Reading":
+    def of(cls, source: SourceSpec, data: DataSpec) -> "ReadOptions":
         return cls(
             columns=source.columns,
             instruction=data.question_of(source),
@@ -53,14 +53,14 @@ class Reading:
 class Columns:
     """The columns that one record is read by: `messages`, or `text` with `question` or `image`.
 
-    Each names a key of the record, or is None.
+    Each is a key of the record, or None.
     """
 
     image: str | None
     text: str | None
     question: str | None
     more: str | None
-    """What stands below the question: Alpaca's `input`."""
+    """Text below the question: Alpaca's `input`."""
     messages: str | None
     system: str | None
     history: str | None
@@ -70,29 +70,29 @@ class Columns:
     def of(
         cls, spec: ColumnsSpec, record: Mapping[str, object], *, text_only: bool = False
     ) -> "Columns":
-        """The record's columns, a value that is null or empty counting as absent.
+        """The record's columns; null and empty values count as absent.
 
-        Raises Unclear if several columns hold what could be the answer or the question.
+        Raises AmbiguousColumns if several columns could be the answer or the question.
         """
         filled = {name for name, value in record.items() if not is_absent(value)}
 
         def pick(named: str | None, usual: Iterable[str]) -> str | None:
             if named is not None:
                 return named if named in record else None
-            there = [name for name in usual if name in record]
-            return next((name for name in there if name in filled), next(iter(there), None))
+            present = [name for name in usual if name in record]
+            return next((name for name in present if name in filled), next(iter(present), None))
 
         def pick_one(key: str, named: str | None, usual: Iterable[str]) -> str | None:
             several = [name for name in usual if name in filled and isinstance(record[name], str)]
             if named is None and len(several) > 1:
-                raise Unclear(key, several)
+                raise AmbiguousColumns(key, several)
             return pick(named, several) or pick(named, usual)
 
-        own = spec.text is not None or spec.question is not None
-        messages = None if own else pick(spec.messages, MESSAGES)
+        mapped = spec.text is not None or spec.question is not None
+        messages = None if mapped else pick(spec.messages, MESSAGES)
         if messages is not None and messages not in filled and spec.messages is None:
             messages = None
-        alpaca = not own and {"instruction", "output"} <= filled
+        alpaca = not mapped and {"instruction", "output"} <= filled
         text: str | None
         question: str | None
         if messages is not None:
@@ -116,7 +116,6 @@ class Columns:
         )
 
     @property
-    def read(self) -> frozenset[str]:
+    def names(self) -> frozenset[str]:
         """The columns that are read."""
-        found = vars(self).values()
-        return frozenset(name for name in found if name is not None)
+        return frozenset(name for name in vars(self).values() if name is not None)

@@ -1,4 +1,4 @@
-"""Classes that one of the two splits lacks: what is not trained, and what is not judged."""
+"""Finds classes that are missing from one of the splits: not trained, or not evaluated."""
 
 import json
 from collections import Counter
@@ -6,74 +6,75 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from job import log
-from job.prep.leakage import LabelKey
-from job.prep.shards import Split, batches, shards
-from job.prep.splits import repeat
+from job.prep.leakage import NormalizeLabel
+from job.prep.shards import Split, batches, shard_paths
+from job.prep.splits import answers_repeat
 from job.redaction import printable
 
-MOST = 1000
-"""Different answers beyond which they are taken for no classes, so that memory stays bounded."""
-_NAMED, _LETTERS = 10, 40
+MAX_CLASSES = 1000
+"""With more different answers they are not classes; this bounds memory."""
+_SHOWN_CLASSES, _SHOWN_CHARACTERS = 10, 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """Rows of each class in both splits, by the class's normal form."""
+class ClassCoverage:
+    """Rows of each class in both splits, by the normal form of its label."""
 
     train: Counter[str]
     held_out: Counter[str]
 
     @property
-    def untrained(self) -> list[str]:
-        """Classes that are held out and not trained."""
+    def missing_in_train(self) -> list[str]:
         return sorted(self.held_out.keys() - self.train.keys())
 
     @property
-    def unjudged(self) -> list[str]:
-        """Classes that are trained and not held out."""
+    def missing_in_eval(self) -> list[str]:
         return sorted(self.train.keys() - self.held_out.keys())
 
 
-def coverage(directory: Path, label_key: LabelKey, *, classes: bool) -> Coverage | None:
-    """The classes of the rows in `directory`; None where their answers are no classes.
+def class_coverage(
+    directory: Path, normalize_label: NormalizeLabel, *, classes: bool
+) -> ClassCoverage | None:
+    """The classes of the rows in `directory`; None if their answers are not classes.
 
-    `classes`: whether they are said to be; else they are where they repeat.
+    They are if `classes` says so, or if most of them repeat.
     """
-    found: dict[Split, Counter[str]] = {"train": Counter(), "eval": Counter()}
-    for split, counted in found.items():
-        for shard in shards(directory, split):
+    counts: dict[Split, Counter[str]] = {"train": Counter(), "eval": Counter()}
+    for split, counted in counts.items():
+        for shard in shard_paths(directory, split):
             for batch in batches(shard, ["messages"]):
                 for messages in batch.column(0).to_pylist():
                     content = json.loads(messages)[-1]["content"]
-                    counted[label_key("".join(part.get("text") or "" for part in content))] += 1
-                if len(counted) > MOST:
+                    answer = "".join(part.get("text") or "" for part in content)
+                    counted[normalize_label(answer)] += 1
+                if len(counted) > MAX_CLASSES:
                     return None
-    if not classes and not repeat((found["train"] + found["eval"]).values()):
+    if not classes and not answers_repeat((counts["train"] + counts["eval"]).values()):
         return None
-    return Coverage(train=found["train"], held_out=found["eval"])
+    return ClassCoverage(train=counts["train"], held_out=counts["eval"])
 
 
-def tell(found: Coverage, *, fraction: float | None) -> None:
-    """Warns of the classes that a split lacks; `fraction` is held back where there is one."""
-    if found.untrained:
+def warn_missing_classes(coverage: ClassCoverage, *, fraction: float | None) -> None:
+    """Warns of classes missing from a split; `fraction` is None if the spec names held-out rows."""
+    if coverage.missing_in_train:
         log.warn(
-            "classes of held-out rows have no row to train on, so that they cannot be learned",
-            classes=named(found.untrained),
+            "held-out classes have no training rows and cannot be learned",
+            classes=_shorten(coverage.missing_in_train),
             fix="add rows of them"
             + ("" if fraction is None else ", or name the held-out rows in data.eval"),
         )
-    if found.unjudged:
+    if coverage.missing_in_eval:
         log.warn(
-            "classes have no held-out row, so that they are not judged",
-            classes=named(found.unjudged),
+            "trained classes have no held-out rows and are not evaluated",
+            classes=_shorten(coverage.missing_in_eval),
             fix="add rows of them to data.eval"
             if fraction is None
             else f"raise data.eval_fraction, which is {fraction:g}, or name a source in data.eval",
         )
 
 
-def named(classes: list[str]) -> str:
-    """The names of a few, and how many more there are."""
-    shown = [printable(name[:_LETTERS]) for name in classes[:_NAMED]]
+def _shorten(classes: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = [printable(name[:_SHOWN_CHARACTERS]) for name in classes[:_SHOWN_CLASSES]]
     more = len(classes) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

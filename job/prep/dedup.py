@@ -1,29 +1,29 @@
-"""Rows that are there twice: the same bytes, or pictures that look the same."""
+"""Counts duplicates: rows with the same bytes, and images that look the same."""
 
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.prep.leakage import digests
-from job.prep.shards import Split, batches, shards
+from job.prep.leakage import read_digests
+from job.prep.shards import SPLITS, Split, batches, shard_paths
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
 NEAR_BITS = 6
-"""Of 256: as many may differ between two pictures that count as looking the same."""
-COMPARED = 200_000
-"""Pictures compared by their looks at most, so that memory stays bounded."""
-_STEP = 8  # grey levels: less is noise of a scanner or of JPEG
+"""Bits, of 256, that may differ between two images that count as looking the same."""
+MAX_COMPARED = 200_000
+"""Images that are compared at most, which bounds memory."""
+_STEP = 8  # grey levels; smaller steps are noise from scanners or JPEG
 _BANDS = 8
-_AT_ONCE = 16_384  # pairs compared together
+_PAIRS_AT_ONCE = 16_384
 
 
-def look(image: "Image") -> bytes:
-    """A difference hash: 16 × 16 bits, each whether the picture darkens from one cell to the next.
+def difference_hash(image: "Image") -> bytes:
+    """16 × 16 bits: whether the image darkens from one cell to the next on its right.
 
-    It survives another size, format and quality.
+    Resizing, re-encoding and quality hardly change it.
     """
     import numpy as np
     import PIL.Image
@@ -34,45 +34,46 @@ def look(image: "Image") -> bytes:
     return np.packbits(cells[:, :-1] - cells[:, 1:] > _STEP).tobytes()
 
 
-def duplicates(directory: Path) -> dict[str, int]:
-    """How many rows of both splits are there already, and how many pictures look like another."""
+def count_duplicates(directory: Path) -> dict[str, int]:
+    """How many rows of both splits repeat an earlier one, and how many images look like another."""
+    rows = read_digests(directory, SPLITS, "whole")
+    rows.sort()  # in place: with a million rows it is the largest thing in memory
+    exact = int((rows[1:] == rows[:-1]).sum())
+    del rows
+    hashes = _difference_hashes(directory, SPLITS)
+    near = count_near_duplicates(hashes)
+    return {"exact_rows": exact, "near_images": near, "near_compared": len(hashes)}
 
-    splits: tuple[Split, ...] = ("train", "eval")
-    every = digests(directory, splits, "whole")
-    every.sort()  # in place: of a million rows it is the largest thing in memory
-    exact = int((every[1:] == every[:-1]).sum())
-    del every
-    looks = _looks(directory, splits)
-    return {"exact_rows": exact, "near_images": near(looks), "near_compared": len(looks)}
 
+def count_near_duplicates(hashes: "np.ndarray") -> int:
+    """How many images look like an earlier one; `hashes` is (N, 32) bytes.
 
-def near(looks: "np.ndarray") -> int:
-    """How many of the pictures look like an earlier one; `looks` is (N, 32) bytes.
-
-    Two that differ in few bits agree in one of eight bands at least. Only neighbours in each
-    band's order are compared, so that the cost stays N log N; of many that crowd in one band some
-    pairs are missed.
+    Two hashes that differ in few bits agree in at least one of eight bands. Only neighbors in each
+    band's order are compared, which keeps the cost at N log N but misses some pairs if many hashes
+    share a band.
     """
     import numpy as np
 
-    found = np.zeros(len(looks), dtype=bool)
-    words = looks.view(">u4")  # (N, 8)
+    is_duplicate = np.zeros(len(hashes), dtype=bool)
+    words = hashes.view(">u4")  # (N, 8)
     for band in range(_BANDS):
-        others = [words[:, (band + i) % _BANDS] for i in range(_BANDS)]
-        order = np.lexsort(others[::-1])
-        for start in range(0, len(order) - 1, _AT_ONCE):
-            left, right = order[:-1][start:][:_AT_ONCE], order[1:][start:][:_AT_ONCE]
-            distance = np.bitwise_count(looks[left] ^ looks[right]).sum(axis=1)
-            found[np.maximum(left, right)[distance <= NEAR_BITS]] = True
-    return int(found.sum())
+        rotated = [words[:, (band + i) % _BANDS] for i in range(_BANDS)]
+        order = np.lexsort(rotated[::-1])
+        for start in range(0, len(order) - 1, _PAIRS_AT_ONCE):
+            left = order[:-1][start:][:_PAIRS_AT_ONCE]
+            right = order[1:][start:][:_PAIRS_AT_ONCE]
+            distance = np.bitwise_count(hashes[left] ^ hashes[right]).sum(axis=1)
+            is_duplicate[np.maximum(left, right)[distance <= NEAR_BITS]] = True
+    return int(is_duplicate.sum())
 
 
-def _looks(directory: Path, splits: tuple[Split, ...]) -> "np.ndarray":
+def _difference_hashes(directory: Path, splits: tuple[Split, ...]) -> "np.ndarray":
+    """(N, 32) bytes."""
     import numpy as np
 
-    paths = (shard for split in splits for shard in shards(directory, split))
+    paths = (shard for split in splits for shard in shard_paths(directory, split))
     columns = (batch.column(0).flatten() for path in paths for batch in batches(path, ["looks"]))
-    found = bytearray()
-    for seen in islice(chain.from_iterable(columns), COMPARED):
-        found += seen.as_buffer()
-    return np.frombuffer(found, dtype=np.uint8).reshape(-1, 32)
+    hashes = bytearray()
+    for scalar in islice(chain.from_iterable(columns), MAX_COMPARED):
+        hashes += scalar.as_buffer()
+    return np.frombuffer(hashes, dtype=np.uint8).reshape(-1, 32)

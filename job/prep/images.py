@@ -1,7 +1,7 @@
-"""Checks on images as they come from data: read the bytes, never trust the name.
+"""Checks images by their bytes, never by their names.
 
-The size is read from the header and checked before anything is decoded: a picture of a few
-kilobytes can unfold to gigabytes.
+The size is read from the header and checked before decoding: a file of a few kilobytes can decode
+to gigabytes.
 """
 
 import io
@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from job.prep.colors import ImageRefused, to_rgb
-from job.prep.dedup import look
+from job.prep.dedup import difference_hash
 from job.prep.rows import EncodedImage
 
 if TYPE_CHECKING:
@@ -20,15 +20,15 @@ MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 64 * 2**20
 MAX_SIDE = 16_384
 MIN_SIDE = 2
-ORIENTATION = 0x0112  # the EXIF tag
-MAX_ASPECT_RATIO = 200  # the image processors of the Qwen and ERNIE families refuse more
+EXIF_ORIENTATION = 0x0112
+MAX_ASPECT_RATIO = 200  # the limit of the Qwen and ERNIE image processors
 
 
 def inspect(data: bytes) -> EncodedImage:
-    """The bytes with the size that a decoder will give them.
+    """The encoded image with the size that `decode` will give it.
 
-    Raises ImageRefused if the bytes are no whole image of a known format within the limits, or
-    cannot be shown in RGB as they are.
+    Raises ImageRefused if the bytes are not a complete image of a known format within the limits,
+    or if it cannot be converted to RGB.
     """
     import PIL.Image
     from PIL import UnidentifiedImageError
@@ -42,35 +42,35 @@ def inspect(data: bytes) -> EncodedImage:
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
-                # Decoded once here, as for training: an image that is truncated, or cannot be
-                # shown as it is, must not stop the training that comes hours later.
-                shown = _upright(image, data)
-                seen = look(shown)
+                # Decoded here once, as in training: a truncated or unusable image must not stop
+                # a training hours later.
+                rgb = _upright_rgb(image, data)
+                hashed = difference_hash(rgb)
     except PIL.Image.DecompressionBombError as error:
         raise ImageRefused(f"image is too large: {error}") from error
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        raise ImageRefused(f"image is not one of {known}: {_looks_like(data)}") from error
+        raise ImageRefused(f"image is not one of {known}: {_describe(data)}") from error
     except ImageRefused:
         raise
     except Exception as error:
         raise ImageRefused(f"image is damaged: {error}") from error
-    return EncodedImage(data=data, width=shown.width, height=shown.height, look=seen)
+    return EncodedImage(data=data, width=rgb.width, height=rgb.height, difference_hash=hashed)
 
 
 def _check_size(width: int, height: int) -> None:
-    shape = f"image is {width}×{height} pixels"
+    size = f"image is {width}×{height} pixels"
     if min(width, height) < MIN_SIDE:
-        raise ImageRefused(f"{shape}; the shorter side needs at least {MIN_SIDE}")
+        raise ImageRefused(f"{size}; the shorter side must be at least {MIN_SIDE}")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise ImageRefused(
-            f"{shape}; at most {MAX_SIDE} a side and {MAX_PIXELS / 2**20:.0f} million in all"
+            f"{size}; at most {MAX_SIDE} a side and {MAX_PIXELS / 2**20:.0f} million in total"
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageRefused(f"{shape}; its sides differ by more than {MAX_ASPECT_RATIO} times")
+        raise ImageRefused(f"{size}; the aspect ratio must not exceed {MAX_ASPECT_RATIO}")
 
 
-def _looks_like(data: bytes) -> str:
+def _describe(data: bytes) -> str:
     start = data[:256].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
         return "the bytes are an HTML page"
@@ -80,30 +80,30 @@ def _looks_like(data: bytes) -> str:
 
 
 def decode(image: EncodedImage) -> "Image":
-    """The pixels as an RGB `PIL.Image`, upright by EXIF and with transparency on white.
+    """The image in RGB, upright by EXIF and with transparency on white.
 
-    Raises ImageRefused if the pixels turn out to be damaged.
+    Raises ImageRefused if the pixels are damaged.
     """
     import PIL.Image
 
     try:
         with PIL.Image.open(io.BytesIO(image.data), formats=FORMATS) as opened:
-            return _upright(opened, image.data)
+            return _upright_rgb(opened, image.data)
     except ImageRefused:
         raise
     except Exception as error:
         raise ImageRefused(f"image is damaged: {error}") from error
 
 
-def _upright(opened: "Image", data: bytes) -> "Image":
+def _upright_rgb(opened: "Image", data: bytes) -> "Image":
     """The first frame in RGB; `data` is the file."""
     from PIL import ImageOps
 
     opened.load()
-    shown = to_rgb(opened, data)
-    # Looked up after loading: a PNG may tell it after its pixels, and a TIFF is upright by then.
-    turned = opened.getexif().get(ORIENTATION, 1)
-    if turned not in range(2, 9):
-        return shown
-    shown.getexif()[ORIENTATION] = turned  # what is put on white has lost it
-    return ImageOps.exif_transpose(shown)
+    rgb = to_rgb(opened, data)
+    # Read after loading: a PNG may store EXIF after its pixels, and a TIFF is upright by then.
+    orientation = opened.getexif().get(EXIF_ORIENTATION, 1)
+    if orientation not in range(2, 9):
+        return rgb
+    rgb.getexif()[EXIF_ORIENTATION] = orientation  # compositing on white drops it
+    return ImageOps.exif_transpose(rgb)

@@ -1,4 +1,4 @@
-"""Keeps held-out rows out of training: by images, and by what is asked and answered."""
+"""Keeps held-out rows out of training, by their images and by their questions and answers."""
 
 import hashlib
 from array import array
@@ -8,76 +8,71 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from job.prep.rows import Row
-from job.prep.shards import ShardWriter, Split, batches, shards
+from job.prep.shards import ShardWriter, Split, batches, shard_paths
 
 if TYPE_CHECKING:
     import numpy as np
 
-LabelKey = Callable[[str], str]
-"""The normal form of a label: labels that mean the same have the same."""
+NormalizeLabel = Callable[[str], str]
+"""The normal form of a label: equal for labels that mean the same."""
 
-By = Literal["image_and_answer", "image"]
+LeakageBy = Literal["image_and_answer", "image"]
 """What makes two rows the same."""
 
 
-class Compared:
-    """A row by what makes it the same as another, so that one must not train for the other's sake.
+class RowKeys:
+    """The keys by which a row is compared with the rows of the other split; each computed once."""
 
-    What it is compared by is worked out once, and where it is asked for.
-    """
-
-    def __init__(self, row: Row, label_key: LabelKey, by: By) -> None:
-        self._row, self._label_key, self._by = row, label_key, by
+    def __init__(self, row: Row, normalize_label: NormalizeLabel, by: LeakageBy) -> None:
+        self._row, self._normalize_label, self._by = row, normalize_label, by
 
     @property
-    def keys(self) -> list[int]:
-        """Digests, one of which is enough: of each picture, and of what is asked and answered.
+    def train_keys(self) -> list[int]:
+        """The digests of a training row: one shared with a held-out row is a leak.
 
-        An answer counts with its question: `yes` answers many.
+        One for each image, and one for the question with its answer: `yes` answers many questions.
         """
-        if not self._pictures:
-            return [_digest(b"text", _said(self._row))]
-        if self._by == "image":
-            return self._pictures
-        return self.every_key
+        if self._images and self._by == "image":
+            return self._images
+        return self.eval_keys
 
     @property
-    def every_key(self) -> list[int]:
-        """The keys of a held-out row: those of whatever source may be compared by them."""
-        if not self._pictures:
-            return [_digest(b"text", _said(self._row))]
-        return [*self._pictures, _digest(b"label", _bytes(self._label))]
+    def eval_keys(self) -> list[int]:
+        """The digests of a held-out row: of every kind, as training sources differ in theirs."""
+        if not self._images:
+            return [_digest(b"text", _text(self._row))]
+        return [*self._images, _digest(b"label", _encode(self._label))]
 
     @property
-    def group(self) -> str:
-        """What rows have in common that must fall on one side of a split."""
-        if self._pictures and self._by == "image":
-            return "\0".join(f"{picture:x}" for picture in self._pictures)
+    def split_group(self) -> str:
+        """Equal for rows that must be in the same split."""
+        if self._images and self._by == "image":
+            return "\0".join(f"{image:x}" for image in self._images)
         return self._label
 
     @cached_property
-    def _pictures(self) -> list[int]:
+    def _images(self) -> list[int]:
         return [_digest(b"image", image.data) for image in self._row.images]
 
     @cached_property
     def _label(self) -> str:
-        asked = [message.text for message in self._row.messages[:-1]]
-        return "\0".join([*asked, self._label_key(self._row.answer)])
+        prompt = [message.text for message in self._row.prompt]
+        return "\0".join([*prompt, self._normalize_label(self._row.answer)])
 
 
 def drop_leaked(directory: Path, *, remove: bool = True) -> int:
-    """Removes from the training shards every row that shows or says what a held-out row does.
+    """Removes training rows that share a key with a held-out row; returns how many there are.
 
-    Gives how many there are; `remove=False` only counts. Only digests are read, and in memory are
-    those of the held-out rows; a shard without such a row stays as it is.
+    `remove=False` only counts. Only digests are read, memory holds those of the held-out rows, and
+    a shard without a leaked row is left as is.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute
 
-    held_out = np.unique(digests(directory, ["eval"], "keys"))
+    held_out = np.unique(read_digests(directory, ["eval"], "keys"))
     leaked = 0
-    for shard in shards(directory, "train"):
+    for shard in shard_paths(directory, "train"):
         masks = []
         for batch in batches(shard, ["keys"]):
             keys = batch.column(0)
@@ -86,9 +81,9 @@ def drop_leaked(directory: Path, *, remove: bool = True) -> int:
             mask = np.zeros(len(batch), dtype=bool)
             mask[rows[hit]] = True
             masks.append(mask)
-        found = sum(int(mask.sum()) for mask in masks)
-        leaked += found
-        if found and remove:
+        leaked_here = sum(int(mask.sum()) for mask in masks)
+        leaked += leaked_here
+        if leaked_here and remove:
             writer = ShardWriter(shard)
             for batch, mask in zip(batches(shard), masks, strict=True):
                 writer.copy(batch.filter(pa.array(~mask)))
@@ -96,30 +91,30 @@ def drop_leaked(directory: Path, *, remove: bool = True) -> int:
     return leaked
 
 
-def digests(directory: Path, splits: Sequence[Split], column: str) -> "np.ndarray":
-    """One column of digests of whole splits, flat: eight bytes each, which is all that it takes."""
+def read_digests(directory: Path, splits: Sequence[Split], column: str) -> "np.ndarray":
+    """One digest column of whole splits, flat, (N,) of eight bytes each."""
     import numpy as np
     import pyarrow as pa
 
-    found = array("Q")
-    for shard in (shard for split in splits for shard in shards(directory, split)):
+    digests = array("Q")
+    for shard in (shard for split in splits for shard in shard_paths(directory, split)):
         for batch in batches(shard, [column]):
             values = batch.column(0)
             flat = values.flatten() if pa.types.is_list(values.type) else values
-            found.frombytes(flat.to_numpy(zero_copy_only=False).tobytes())
-    return np.frombuffer(found, dtype=np.uint64)
+            digests.frombytes(flat.to_numpy(zero_copy_only=False).tobytes())
+    return np.frombuffer(digests, dtype=np.uint64)
 
 
-def whole_of(row: Row) -> int:
-    """A digest of all that a row shows and says, and not of its id."""
-    return _digest(b"row", b"\0".join([*(image.data for image in row.images), _said(row)]))
+def row_digest(row: Row) -> int:
+    """A digest of a row's images and text, without its id."""
+    return _digest(b"row", b"\0".join([*(image.data for image in row.images), _text(row)]))
 
 
-def _said(row: Row) -> bytes:
-    return _bytes("\0".join(message.text for message in row.messages))
+def _text(row: Row) -> bytes:
+    return _encode("\0".join(message.text for message in row.messages))
 
 
-def _bytes(text: str) -> bytes:
+def _encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 

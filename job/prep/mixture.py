@@ -1,7 +1,7 @@
-"""Rows of several sources as one: how many of each by their weights, evenly among each other.
+"""Mixes several sources: how many rows of each by weight, evenly interleaved.
 
-The order is worked out, not drawn: at every point of the mixture each source has had its share, and
-the same rows always stand in the same order. No row is copied: an order is a list of numbers.
+The order is computed, not random: every stretch of it has each source at its share. No row is
+copied, as an order is an array of row numbers.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from job.prep.shards import Split, batches, order_file, shards
+from job.prep.shards import SPLITS, count_rows, order_file, shard_paths
 from job.spec.types import DataSpec
 
 if TYPE_CHECKING:
@@ -17,46 +17,47 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ingredient:
-    """What one source gives to a mixture."""
+class SourceShare:
+    """One source's part of a mixture; an item of `sources` in `stats.json`."""
 
     source: str
-    """Its place in the spec: `data.train[0]`."""
+    """Its path in the spec: `data.train[0]`."""
     uri: str
     weight: float | None
     rows: int
-    """Rows of it that can be trained."""
+    """Its rows available for training."""
     trained: int
-    """Rows of it in an epoch, fewer or repeated as its weight asks."""
+    """Its rows in an epoch: fewer, or repeated, by its weight."""
     held_out: int
 
 
-def mix(directory: Path, spec: DataSpec) -> list[Ingredient]:
-    """Writes the order of what came of the sources beside the shards; gives each one's part in it.
+def write_mixture(directory: Path, spec: DataSpec) -> list[SourceShare]:
+    """Writes the order of the mixture beside the shards; returns each source's share.
 
-    No row is in the order to train where a source has none left.
+    The training order is empty if a source has no rows left.
     """
     import numpy as np
 
-    parts = range(len(spec.train))
+    indices = range(len(spec.train))
     rows, held_out = (
-        [sum(map(_rows, shards(directory, split, part))) for part in parts] for split in _SPLITS
+        [sum(map(count_rows, shard_paths(directory, split, index))) for index in indices]
+        for split in SPLITS
     )
-    trained = counts(rows, [source.weight for source in spec.train], spec.stopping_strategy)
-    np.save(order_file(directory, "train"), order(rows, trained))
+    trained = epoch_rows(rows, [source.weight for source in spec.train], spec.stopping_strategy)
+    np.save(order_file(directory, "train"), interleave(rows, trained))
     if spec.eval is None:
-        np.save(order_file(directory, "eval"), order(held_out, held_out))
+        np.save(order_file(directory, "eval"), interleave(held_out, held_out))
     return [
-        Ingredient(
-            source=place.removeprefix("$."), uri=source.uri, weight=source.weight,
+        SourceShare(
+            source=path.removeprefix("$."), uri=source.uri, weight=source.weight,
             rows=rows[n], trained=trained[n], held_out=held_out[n],
         )
-        for n, (place, source) in zip(parts, spec.sources().items(), strict=False)
+        for n, (path, source) in zip(indices, spec.sources().items(), strict=False)
     ]  # fmt: skip
 
 
-def counts(rows: Sequence[int], weights: Sequence[float | None], strategy: str) -> list[int]:
-    """How many rows of each source a mixture holds; every row once where there are no weights."""
+def epoch_rows(rows: Sequence[int], weights: Sequence[float | None], strategy: str) -> list[int]:
+    """How many rows of each source an epoch has; without weights, each row once."""
     given = [weight for weight in weights if weight is not None]
     if not given or 0 in rows:
         return [0 if 0 in rows else count for count in rows]
@@ -65,23 +66,16 @@ def counts(rows: Sequence[int], weights: Sequence[float | None], strategy: str) 
     return [round(end * weight) for weight in given]
 
 
-def order(rows: Sequence[int], wanted: Sequence[int]) -> "np.ndarray":
-    """The numbers of rows, counted through all sources, in the order of the mixture.
+def interleave(rows: Sequence[int], wanted: Sequence[int]) -> "np.ndarray":
+    """The order of the mixture: row numbers counted over all sources, (sum(wanted),).
 
-    A source's rows stand evenly spread in it, in their own order, and begin again where more are
-    wanted than there are.
+    Each source's rows are spread evenly, in their own order, and start over if more are wanted
+    than there are.
     """
     import numpy as np
 
     starts = np.cumsum([0, *rows[:-1]])
-    every = list(zip(starts, rows, wanted, strict=True))
-    numbers = [start + np.arange(n) % max(1, count) for start, count, n in every]
-    times = [(np.arange(n) + 0.5) / max(1, n) for _, _, n in every]
+    sources = list(zip(starts, rows, wanted, strict=True))
+    numbers = [start + np.arange(n) % max(1, count) for start, count, n in sources]
+    times = [(np.arange(n) + 0.5) / max(1, n) for _, _, n in sources]
     return np.concatenate(numbers)[np.argsort(np.concatenate(times), kind="stable")]
-
-
-_SPLITS: tuple[Split, Split] = ("train", "eval")
-
-
-def _rows(shard: Path) -> int:
-    return sum(len(batch) for batch in batches(shard, ["whole"]))

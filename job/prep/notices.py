@@ -1,54 +1,67 @@
-"""What prep says of its rows beside rejects: their images, and what made no row or is not read."""
+"""Log lines about prepared rows: image counts, skipped files, ignored columns, shares."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from job import log
-from job.prep.discovery import ORPHANS, StagedSource
+from job.prep.mixture import SourceShare
 from job.prep.shards import Split
+from job.prep.source_files import ORPHANS, DataSource
 from job.prep.statistics import Statistics
 
-MOST_COLUMNS = 20
+MAX_COLUMNS = 20
 
 
-def passed_over(
-    labels: Sequence[str], staged: Sequence[StagedSource], members: Counter[str]
+def log_skipped_files(
+    labels: Sequence[str], sources: Sequence[DataSource], junk_members: Counter[str]
 ) -> dict[str, dict[str, int]]:
-    """Says what files of each source make no row, and gives their numbers by why not."""
-    found = {}
-    for label, source in zip(labels, staged, strict=True):
-        counts = {why: passed.files for why, passed in source.passed_over.items()}
-        for why, passed in source.passed_over.items():
-            tell = log.warn if why == ORPHANS else log.info
-            tell(f"passed over: {why}", source=label, files=passed.files, first=passed.first)
-        if members[label]:
-            why = "members of archives left there by systems and tools"
-            counts[why] = members[label]
-            log.info(f"passed over: {why}", source=label, members=counts[why])
+    """Logs which files of each source make no row; returns their counts by reason."""
+    counts_by_source = {}
+    for label, source in zip(labels, sources, strict=True):
+        counts = {reason: skipped.files for reason, skipped in source.skipped.items()}
+        for reason, skipped in source.skipped.items():
+            write = log.warn if reason == ORPHANS else log.info
+            write(f"skipped: {reason}", source=label, files=skipped.files, first=skipped.first)
+        if junk_members[label]:
+            reason = "members of archives left there by systems and tools"
+            counts[reason] = junk_members[label]
+            log.info(f"skipped: {reason}", source=label, members=counts[reason])
         if counts:
-            found[label] = counts
-    return found
+            counts_by_source[label] = counts
+    return counts_by_source
 
 
-def tell_images(statistics: Mapping[Split, Statistics]) -> None:
-    for split, kept in statistics.items():
-        figures = kept.summary()
+def log_image_counts(statistics: Mapping[Split, Statistics]) -> None:
+    for split, figures in statistics.items():
         log.info(
             f"images of {split} rows",
-            rows=kept.rows,
-            images=kept.images,
-            **{f"{name}_a_row": n for name, n in figures["images_per_row"].items()},
-            rows_without=kept.without_image,
+            rows=figures.rows,
+            images=figures.images,
+            **{f"{name}_a_row": n for name, n in figures.summary()["images_per_row"].items()},
+            rows_without=figures.without_image,
         )
     train, held_out = statistics["train"], statistics["eval"]
     if train.images and held_out.rows and not held_out.images:
-        log.warn("rows to train have images and no held-out row has one")
+        log.warn("training rows have images, but no held-out row does")
 
 
-def tell_unread(unread: Mapping[str, Counter[str]]) -> None:
-    """Says once what columns of a source are not read, and in how many rows they are."""
-    for label, found in unread.items():
-        if found:
-            shown = [f"{name} ({rows})" for name, rows in found.most_common(MOST_COLUMNS)]
-            more = [f"and {len(found) - MOST_COLUMNS} more"] if len(found) > MOST_COLUMNS else []
-            log.info("columns that are not read", source=label, rows=", ".join([*shown, *more]))
+def log_ignored_columns(ignored: Mapping[str, Counter[str]]) -> None:
+    """Logs which columns of each source are ignored, and in how many rows they have a value."""
+    for label, counts in ignored.items():
+        if counts:
+            shown = [f"{name} ({rows})" for name, rows in counts.most_common(MAX_COLUMNS)]
+            more = [f"and {len(counts) - MAX_COLUMNS} more"] if len(counts) > MAX_COLUMNS else []
+            log.info("ignored columns", source=label, rows=", ".join([*shown, *more]))
+
+
+def log_shares(shares: Sequence[SourceShare]) -> None:
+    total = sum(each.trained for each in shares)
+    for each in shares:
+        log.info(
+            each.source,
+            uri=each.uri,
+            rows=each.rows,
+            trained=each.trained,
+            share=f"{each.trained / total:.1%}",
+            held_out=each.held_out,
+        )

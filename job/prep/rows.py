@@ -1,7 +1,6 @@
-"""A training row as the rest of the job sees it: a conversation and the pictures it mentions.
+"""A training row as the rest of the job sees it: a conversation and its images.
 
-Images stay encoded bytes and are decoded when a batch is made; the answer is what the assistant
-says in the last turn.
+Images stay encoded until a batch is built. The answer is the last message, the assistant's.
 """
 
 import json
@@ -14,7 +13,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of a message: text, or the row's image number `image`."""
+    """A piece of a message: text, or an index into the row's images."""
 
     text: str | None = None
     image: int | None = None
@@ -25,7 +24,7 @@ class Message:
     role: Role
     parts: tuple[Part, ...]
     train: bool = True
-    """Whether it is trained, if it is the assistant's."""
+    """Whether the message is trained; only the assistant's can be."""
 
     @property
     def text(self) -> str:
@@ -35,41 +34,41 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImage:
-    """An image file's bytes, with the size read from its header."""
+    """An image file's bytes and its size in pixels, upright."""
 
     data: bytes
     width: int
     height: int
-    look: bytes = field(default=bytes(32), compare=False, repr=False)
-    """256 bits that hardly differ between pictures that look the same; see `job.prep.dedup`."""
+    difference_hash: bytes = field(default=bytes(32), compare=False, repr=False)
+    """256 bits, nearly equal for images that look the same; see `job.prep.dedup`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One example; `id` names where it came from (`train.jsonl:12`)."""
+    """One example; `id` says where it came from (`train.jsonl:12`)."""
 
     id: str
     messages: tuple[Message, ...]
     images: tuple[EncodedImage, ...]
-    unread: tuple[str, ...] = field(default=(), compare=False, repr=False)
-    """Columns and keys of its record that are not read; not stored with it."""
+    ignored: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Columns and keys of its record that prep ignores; not stored with it."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """Everything before the last answer."""
+        """Every message before the last answer."""
         return self.messages[:-1]
 
     @property
     def answer(self) -> str:
-        """What the last turn, the assistant's, says."""
+        """The text of the last message."""
         return self.messages[-1].text
 
-    def without_pictures(self) -> "Row":
-        """The row with the sizes of its images, and not their bytes."""
+    def without_image_bytes(self) -> "Row":
+        """The row with the sizes of its images but not their bytes."""
         return replace(self, images=tuple(replace(image, data=b"") for image in self.images))
 
     def to_record(self) -> dict[str, object]:
-        """The row as the columns of a prepared shard."""
+        """The row as columns of a shard."""
         return {
             "id": self.id,
             "messages": json.dumps(
@@ -96,7 +95,7 @@ class Row:
 
     @classmethod
     def from_record(cls, record: Mapping[str, object]) -> "Row":
-        """The row that `to_record` wrote."""
+        """The inverse of `to_record`."""
         messages, images = record["messages"], record["images"]
         assert isinstance(messages, str)
         assert isinstance(images, list)
@@ -122,7 +121,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """A row that cannot be used, and why."""
+    """A record that cannot become a row, and why."""
 
     id: str
     reason: str
+
+
+class RowRefused(ValueError):
+    """The record cannot become a row; the text is the reason of the reject."""

@@ -6,20 +6,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from job.prep.rows import Row
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Split = Literal["train", "eval"]
-ROWS_A_BATCH, BYTES_A_BATCH = 256, 16 * 2**20
-BESIDE_PICTURES = 512
-"""Bytes of a row beside its pictures, about, where its text is short."""
-COLUMNS = ["id", "messages", "images"]
-"""What makes a row; the other columns are digests, to find rows that are alike."""
+SPLITS: tuple[Split, Split] = ("train", "eval")
+BATCH_ROWS, BATCH_BYTES = 256, 16 * 2**20
+BYTES_BESIDE_IMAGES = 512
+"""Approximate bytes of a row without its images, if its text is short."""
+ROW_COLUMNS = ["id", "messages", "images"]
+"""What makes a row; the other columns are digests, to find duplicates."""
 
 
-def schema() -> Any:
-    """The columns of a shard: a row's own, then digests of what it shows and says."""
+def schema() -> "pa.Schema":
+    """The columns of a shard: the row's own, then its digests."""
     import pyarrow as pa
 
     image = pa.struct([("bytes", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
@@ -28,40 +32,40 @@ def schema() -> Any:
             ("id", pa.string()),
             ("messages", pa.string()),
             ("images", pa.list_(image)),
-            ("keys", pa.list_(pa.uint64())),  # equal to a held-out row's: leaked
-            ("whole", pa.uint64()),  # equal: the same row
-            ("looks", pa.list_(pa.binary())),  # near: pictures that look the same
+            ("keys", pa.list_(pa.uint64())),  # one shared with a held-out row: leaked
+            ("whole", pa.uint64()),  # the row's digest; equal for the same row
+            ("looks", pa.list_(pa.binary())),  # difference hashes; near for similar images
         ]
     )
 
 
 class ShardWriter:
-    """Writes one shard; it is there, whole, once `close` was called, and memory holds a batch."""
+    """Writes one shard, a batch at a time. The file appears, complete, on `close`."""
 
-    def __init__(self, path: Path, *, pictures: bool = True) -> None:
-        """Without `pictures` their sizes and digests are written, and not their bytes."""
+    def __init__(self, path: Path, *, image_bytes: bool = True) -> None:
+        """Without `image_bytes`, only sizes and digests of images are written."""
         import pyarrow as pa
 
         self._path, self._partial = path, path.with_suffix(".partial")
-        self._pictures = pictures
+        self._image_bytes = image_bytes
         self._batch: list[dict[str, object]] = []
         self._bytes = self.rows = 0
         self._schema = schema()
         self._file = pa.OSFile(str(self._partial), "wb")
         self._stream = pa.ipc.new_stream(self._file, self._schema)
 
-    def write(self, row: Row, keys: list[int], whole: int) -> None:
-        looks = [image.look for image in row.images]
-        if not self._pictures:
-            row = row.without_pictures()
-        self._batch.append({**row.to_record(), "keys": keys, "whole": whole, "looks": looks})
+    def write(self, row: Row, keys: list[int], row_digest: int) -> None:
+        hashes = [image.difference_hash for image in row.images]
+        if not self._image_bytes:
+            row = row.without_image_bytes()
+        self._batch.append({**row.to_record(), "keys": keys, "whole": row_digest, "looks": hashes})
         self._bytes += sum(len(image.data) for image in row.images)
         self.rows += 1
-        if len(self._batch) >= ROWS_A_BATCH or self._bytes >= BYTES_A_BATCH:
+        if len(self._batch) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
             self._flush()
 
-    def copy(self, batch: Any) -> None:
-        """Writes a batch of another shard as it is."""
+    def copy(self, batch: "pa.RecordBatch") -> None:
+        """Writes a batch of another shard unchanged."""
         self.rows += len(batch)
         self._stream.write_batch(batch)
 
@@ -80,19 +84,19 @@ class ShardWriter:
             self._bytes = 0
 
 
-def shards(directory: Path, split: Split, part: int | None = None) -> list[Path]:
-    """The split's shards in order; of one source alone where it is that of several."""
-    pattern = f"{split}-*.arrow" if part is None else f"{split}-{part:04d}-*.arrow"
+def shard_paths(directory: Path, split: Split, source_index: int | None = None) -> list[Path]:
+    """The split's shards in order; of a mixture, optionally those of one source."""
+    pattern = f"{split}-*.arrow" if source_index is None else f"{split}-{source_index:04d}-*.arrow"
     return sorted(directory.glob(pattern))
 
 
 def order_file(directory: Path, split: Split) -> Path:
-    """Where the order of a split's rows is kept, if it is not that of its shards."""
+    """The file with the order of a split's rows; absent if it is that of its shards."""
     return directory / f"{split}-order.npy"
 
 
-def batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
-    """A shard's batches from the memory map; columns that are not asked for are not read."""
+def batches(path: Path, columns: list[str] | None = None) -> "Iterator[pa.RecordBatch]":
+    """A shard's batches from the memory map; other columns are not read."""
     import pyarrow as pa
 
     with ExitStack() as stack:
@@ -101,39 +105,43 @@ def batches(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
             yield batch.select(columns) if columns else batch
 
 
-def starts(found: Sequence[Path]) -> list[int]:
-    """The number of each shard's first row among the rows of all, and last how many there are."""
-    return [0, *accumulate(sum(map(len, batches(shard, ["whole"]))) for shard in found)]
+def count_rows(shard: Path) -> int:
+    return sum(map(len, batches(shard, ["whole"])))
 
 
-def locate(begins: Sequence[int], number: int) -> tuple[int, int]:
-    """The number of the shard that holds a row, and the row's in it; `begins` is from `starts`."""
-    shard = bisect_right(begins, number) - 1
-    return shard, number - begins[shard]
+def row_offsets(shards: Sequence[Path]) -> list[int]:
+    """The index of each shard's first row among all rows, then the number of rows."""
+    return [0, *accumulate(map(count_rows, shards))]
 
 
-def pick(directory: Path, split: Split, count: int, seed: int) -> list[Row]:
-    """At most `count` rows of a split, chosen by `seed`, in order; only their shards are mapped."""
+def locate(offsets: Sequence[int], index: int) -> tuple[int, int]:
+    """The shard that contains a row, and the row's index in it; `offsets` from `row_offsets`."""
+    shard = bisect_right(offsets, index) - 1
+    return shard, index - offsets[shard]
+
+
+def sample_rows(directory: Path, split: Split, count: int, seed: int) -> list[Row]:
+    """At most `count` random rows of a split, in order; only their shards are mapped."""
     import numpy as np
 
-    found, path = shards(directory, split), order_file(directory, split)
-    begins = starts(found)
-    order = np.load(path, mmap_mode="r") if path.exists() else range(begins[-1])
-    chooser = random.Random(seed)  # noqa: S311 - a sample, not a secret
-    places = sorted(chooser.sample(range(len(order)), min(count, len(order))))
-    located = [locate(begins, int(order[place])) for place in places]
-    return [Rows([found[shard]])[row] for shard, row in located]
+    shards, path = shard_paths(directory, split), order_file(directory, split)
+    offsets = row_offsets(shards)
+    order = np.load(path, mmap_mode="r") if path.exists() else range(offsets[-1])
+    rng = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    indices = sorted(rng.sample(range(len(order)), min(count, len(order))))
+    located = [locate(offsets, int(order[index])) for index in indices]
+    return [Rows([shards[shard]])[row] for shard, row in located]
 
 
 class Rows(Sequence[Row]):
-    """The rows of shards, read from the memory map when asked for."""
+    """The rows of shards, read lazily from the memory map."""
 
-    def __init__(self, found: Sequence[Path], order: Path | None = None) -> None:
+    def __init__(self, shards: Sequence[Path], order: Path | None = None) -> None:
         import datasets
 
         self._dataset = datasets.concatenate_datasets(
-            [datasets.Dataset.from_file(str(shard)) for shard in found]
-        ).select_columns(COLUMNS)
+            [datasets.Dataset.from_file(str(shard)) for shard in shards]
+        ).select_columns(ROW_COLUMNS)
         if order is not None:
             import numpy as np
 
@@ -142,18 +150,22 @@ class Rows(Sequence[Row]):
     @classmethod
     def of(cls, directory: Path, split: Split) -> "Rows":
         """The rows of a split, in its order."""
-        found, order = shards(directory, split), order_file(directory, split)
-        assert found, f"{directory} holds no shard of {split}"
-        return cls(found, order if order.exists() else None)
+        shards, order = shard_paths(directory, split), order_file(directory, split)
+        assert shards, f"{directory} has no shard of {split}"
+        return cls(shards, order if order.exists() else None)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def ids(self) -> list[str]:
-        """What the rows are called, in their order."""
+        """The ids of the rows, in order."""
         return list(map(str, self._dataset["id"]))
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return Row.from_record(self._dataset[index])

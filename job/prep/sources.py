@@ -1,6 +1,6 @@
-"""A source's records one by one: of all its files in order, the first or a random few of them.
+"""Reads a source's records, all or some, and the files that records name.
 
-What is read here is still what the user wrote; `job.prep.messages` makes rows of it.
+Records are still what the user wrote; `job.prep.messages` builds rows from them.
 """
 
 import os
@@ -13,159 +13,158 @@ from urllib.parse import unquote
 from job import storage
 from job.errors import InputError
 from job.prep import formulas, readers
-from job.prep.discovery import StagedSource
 from job.prep.images import MAX_BYTES
 from job.prep.readers import Record, RecordPosition
-from job.prep.readers.contents import LFS
+from job.prep.readers.signatures import LFS_POINTER
+from job.prep.source_files import DataSource
 from job.spec.types import SourceSpec
 
-_HEAD = 32
-FURTHER = 4096
-"""Records that are looked at for a column that the first have not."""
-LARGE = 64 * 2**20
-"""Bytes that are read through to count records, where about as many will do, at most."""
+_HEAD_RECORDS = 32
+MAX_HEAD_RECORDS = 4096
+"""Records that are searched for a column that the first ones lack."""
+MAX_COUNTED_BYTES = 64 * 2**20
+"""Bytes that are read to count records exactly; larger sources are estimated."""
 
 
-def read(source: StagedSource, spec: SourceSpec) -> Iterator[Record]:
+def read(source: DataSource, spec: SourceSpec) -> Iterator[Record]:
     """The source's records in order: all, the first `limit`, or a random `limit` of them."""
     if source.builtin:
-        assert spec.limit is not None, "the spec's validation asks for a limit"
+        assert spec.limit is not None, "the spec's validation requires a limit"
         workers = max(1, (os.cpu_count() or 1))
         for number, sample in enumerate(formulas.samples(spec.formulas, spec.limit, workers)):
-            yield _drawn(number, sample)
+            yield _formula_record(number, sample)
         return
-    wanted = _chosen(source, spec)
-    if wanted is None:
-        yield from islice(_from(source, spec, RecordPosition()), spec.limit)
-        return
-    for record in _from(source, spec, RecordPosition()):
-        assert record.place is not None, "its place is known"
-        if record.place.number in wanted:
-            yield record
+    chosen = _random_subset(source, spec)
+    records = _read_from(source, spec, RecordPosition())
+    if chosen is None:
+        yield from islice((record for _, record in records), spec.limit)
+    else:
+        yield from (record for number, record in records if number in chosen)
 
 
 def read_again(
-    source: StagedSource, spec: SourceSpec, first: RecordPosition, numbers: Sequence[int]
+    source: DataSource, spec: SourceSpec, first: RecordPosition, numbers: Sequence[int]
 ) -> Iterator[Record]:
-    """The records with these numbers, in rising order, that `read` gave before; `first` is the
-    place of the first."""
+    """The records with these ascending numbers, as `read` yielded them; `first` is the position of
+    the first."""
     if source.builtin:
-        yield from (_drawn(n, formulas.sample(spec.formulas, n)) for n in numbers)
+        yield from (_formula_record(n, formulas.sample(spec.formulas, n)) for n in numbers)
         return
     wanted = numbers if isinstance(numbers, range) else frozenset(numbers)
-    for record in _from(source, spec, first):
-        assert record.place is not None, "its place is known"
-        if record.place.number in wanted:
+    for number, record in _read_from(source, spec, first):
+        if number in wanted:
             yield record
-        if record.place.number >= numbers[-1]:
+        if number >= numbers[-1]:
             return
 
 
-def _drawn(number: int, sample: formulas.FormulaSample) -> Record:
+def _formula_record(number: int, sample: formulas.FormulaSample) -> Record:
     values = {"image": sample.png, "text": sample.latex}
     return Record(
-        id=f"formulas:{number}", values=values, base="", place=RecordPosition(number=number)
+        id=f"formulas:{number}", values=values, base="", position=RecordPosition(number=number)
     )
 
 
-def _from(source: StagedSource, spec: SourceSpec, start: RecordPosition) -> Iterator[Record]:
-    """Every record from `start` on, with its place."""
-    number, base = start.number, (spec.image_folder or "").rstrip("/")
+def _read_from(
+    source: DataSource, spec: SourceSpec, start: RecordPosition
+) -> Iterator[tuple[int, Record]]:
+    """Every record from `start` on, with its number and position in the source."""
+    number, image_folder = start.number, (spec.image_folder or "").rstrip("/")
     for index, file in enumerate(source.files[start.file :], start.file):
-        skipped = start.in_file if index == start.file else 0
-        for in_file, record in enumerate(
-            readers.read(file, start if index == start.file else None), skipped
-        ):
-            place = RecordPosition(number=number, file=index, in_file=in_file, offset=record.offset)
+        at_start = index == start.file
+        records = readers.read(file, start if at_start else None)
+        for in_file, record in enumerate(records, start.in_file if at_start else 0):
+            position = RecordPosition(
+                number=number, file=index, in_file=in_file, offset=record.offset
+            )
             moved = spec.image_folder is not None and record.text_path is None
-            yield replace(record, place=place, base=base if moved else record.base)
+            base = image_folder if moved else record.base
+            yield number, replace(record, position=position, base=base)
             number += 1
 
 
-def head(source: StagedSource, most: int = _HEAD) -> list[Record]:
-    """The first readable records, a few: rows of one source need not all have the same columns."""
-    return list(islice((r for r in first(source) if r.values is not None), most))
+def head(source: DataSource, limit: int = _HEAD_RECORDS) -> list[Record]:
+    """The first readable records; several, as rows of one source may differ in their columns."""
+    return list(islice((r for r in parsed(source) if r.values is not None), limit))
 
 
-def first(source: StagedSource) -> Iterator[Record]:
-    """The records from the first on, parsed."""
+def parsed(source: DataSource) -> Iterator[Record]:
+    """All records from the first on, parsed."""
     return (record.parsed() for file in source.files for record in readers.read(file))
 
 
-def count(source: StagedSource, spec: SourceSpec) -> int:
-    """How many records `read` will give. Lists are read through for it, tables are not."""
+def count(source: DataSource, spec: SourceSpec) -> int:
+    """How many records `read` yields. Reads text files and archives for it, not tables."""
     if source.builtin:
         return spec.limit or 0
     total = sum(map(readers.count, source.files))
     return total if spec.limit is None else min(total, spec.limit)
 
 
-def about(source: StagedSource, spec: SourceSpec) -> tuple[int, bool]:
-    """How many records `read` will give, and whether that is counted.
+def estimate_count(source: DataSource, spec: SourceSpec) -> tuple[int, bool]:
+    """How many records `read` yields, and whether that is exact.
 
-    Where counting would read through many bytes it is estimated from the first of them.
+    It is estimated if counting would read more than MAX_COUNTED_BYTES.
     """
-    large = (file for file in source.files if file.format in readers.READ_THROUGH)
-    sizes = {file: storage.size(file.uri) for file in large}
-    if sum(sizes.values()) <= LARGE:
+    files = (file for file in source.files if file.format in readers.ESTIMATED_FORMATS)
+    sizes = {file: storage.size(file.uri) for file in files}
+    if sum(sizes.values()) <= MAX_COUNTED_BYTES:
         return count(source, spec), True
     others = (file for file in source.files if file not in sizes)
-    total = readers.about(sizes) + sum(map(readers.count, others))
+    total = readers.estimate_count(sizes) + sum(map(readers.count, others))
     if spec.limit is not None and total > 2 * spec.limit:
         return spec.limit, True  # however far off the estimate is
     return total if spec.limit is None else min(total, spec.limit), False
 
 
-def known_count(source: StagedSource, spec: SourceSpec) -> int | None:
-    """How many records there are at most; None where to tell would take a download."""
+def known_count(source: DataSource, spec: SourceSpec) -> int | None:
+    """How many records there are at most; None if counting would download files."""
     cheap = all(storage.is_local(f.uri) or f.format == "imagefolder" for f in source.files)
     return count(source, spec) if cheap else spec.limit
 
 
 def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
-    """The bytes of a file that a record names, in the folder `base`; of a web URL if `urls` allows
-    it.
+    """The bytes of a file that a record names, in the folder `base`, or at a URL if `urls`.
 
-    Raises OSError for a path that leaves the folder, and for one that cannot be read: the fault
-    is the row's, not the job's.
+    Raises OSError for a path that leaves the folder or cannot be read: only the row is at fault.
     """
     if "\0" in path:
-        raise OSError("the image's path holds a null byte")
+        raise OSError("the image path contains a null byte")
     if urls and path.startswith(("http://", "https://")):
         return _read(path)
-    path = from_folder(base, path)
+    path = relative_to(base, path)
     if path.startswith(("http://", "https://")):
-        raise OSError("images by URL are fetched only with data.allow_image_urls: true")
+        raise OSError("image URLs are not downloaded; set data.allow_image_urls: true to do so")
     if "://" in path or path.startswith(("/", "\\", "~")) or "\\" in path:
         raise OSError(
-            "images lie in the folder of their list, or in image_folder, and are named from there"
+            "the image path must be relative to the folder of its list, or to image_folder"
         )
     if ".." in path.split("/"):
-        raise OSError("the image's path leaves the folder of its list")
+        raise OSError("the image path leaves the folder of its list")
     if not base:
-        raise OSError("rows of an archive hold their images; they name none")
-    if storage.is_local(base):
-        root = storage.local_path(base).resolve()
-        file = (root / path).resolve()
-        if not file.is_relative_to(root):
-            raise OSError("the image is a link that leaves the folder of its list")
-        if not file.is_file() and file.exists() and not file.is_dir():
-            raise OSError("the image is no plain file")
-        if not file.exists():
-            raise OSError(f"No such file in {base or '.'}; image_folder can name another folder")
-        with file.open("rb") as opened:
-            return _whole(opened.read(MAX_BYTES + 1))
-    return _whole(_read(storage.join(base, path)))
+        raise OSError("a row of an archive must contain its image, not name it")
+    if not storage.is_local(base):
+        return _not_a_pointer(_read(storage.join(base, path)))
+    root = storage.local_path(base).resolve()
+    file = (root / path).resolve()
+    if not file.is_relative_to(root):
+        raise OSError("the image is a link that leaves the folder of its list")
+    if not file.is_file() and file.exists() and not file.is_dir():
+        raise OSError("the image is not a regular file")
+    if not file.exists():
+        raise OSError(f"No such file in {base}; set image_folder if images are in another folder")
+    with file.open("rb") as opened:
+        return _not_a_pointer(opened.read(MAX_BYTES + 1))
 
 
-def _whole(data: bytes) -> bytes:
-    if data.startswith(LFS):
-        raise OSError("the file is a Git LFS pointer: git lfs pull, where it was cloned")
+def _not_a_pointer(data: bytes) -> bytes:
+    if data.startswith(LFS_POINTER):
+        raise OSError("the file is a Git LFS pointer: run git lfs pull in its clone")
     return data
 
 
-def from_folder(base: str, path: str) -> str:
-    """A path that is named in full, as one from the folder `base` if it lies there."""
+def relative_to(base: str, path: str) -> str:
+    """An absolute path or URI inside the folder `base` as a relative path; others unchanged."""
     if base and storage.is_local(base):
         if path.startswith("file://"):
             path = unquote(path.removeprefix("file://").removeprefix("localhost"))
@@ -182,10 +181,10 @@ def _read(uri: str) -> bytes:
         raise OSError(error.problems[0].message) from error
 
 
-def _chosen(source: StagedSource, spec: SourceSpec) -> frozenset[int] | None:
-    """The record numbers of a random subset, or None for all in order."""
+def _random_subset(source: DataSource, spec: SourceSpec) -> frozenset[int] | None:
+    """The numbers of randomly chosen records; None to read all in order."""
     if spec.shuffle_seed is None or spec.limit is None:
         return None
     total = sum(map(readers.count, source.files))
-    chooser = random.Random(spec.shuffle_seed)  # noqa: S311 - a sample, not a secret
-    return frozenset(chooser.sample(range(total), min(spec.limit, total)))
+    rng = random.Random(spec.shuffle_seed)  # noqa: S311 - a sample, not a secret
+    return frozenset(rng.sample(range(total), min(spec.limit, total)))

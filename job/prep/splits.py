@@ -1,51 +1,57 @@
-"""Which rows train and which are held out, where the spec names no evaluation source."""
+"""Decides which rows are held out if the spec names no evaluation source."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable
 from itertools import islice
 
-from job.prep.leakage import By, Compared, LabelKey
+from job.prep.leakage import LeakageBy, NormalizeLabel, RowKeys
 from job.prep.rows import Reject, Row
 from job.spec.types import DataSpec
 
-SAMPLE = 512
-"""Rows at the beginning of a source by which it is told whether its answers repeat."""
-_COMMON = 3  # rows with one answer: two may be one formula in two spellings
+SAMPLE_ROWS = 512
+"""Rows at the start of a source that decide whether its answers repeat."""
+_REPEATED = 3  # rows with one answer; two may be one formula in two spellings
 
 
-def held_out(group: str, *, fraction: float, seed: int) -> bool:
-    """Whether the rows of this group (`Compared.group`) belong to the evaluation split.
+def is_held_out(split_group: str, *, fraction: float, seed: int) -> bool:
+    """Whether the rows of this group (`RowKeys.split_group`) belong to the evaluation split.
 
-    By their content and not by their number: the split stays put when rows are appended, and
-    duplicates fall on one side. Grouped by their images, rows of each class are held out by the
-    same fraction.
+    Decided by content, not by row number: the split is stable when rows are appended, and
+    duplicates are in one split. Grouped by image, the same fraction of each class is held out.
     """
-    place = hashlib.blake2b(
-        f"{seed}:{group}".encode("utf-8", "surrogatepass"), digest_size=8
+    digest = hashlib.blake2b(
+        f"{seed}:{split_group}".encode("utf-8", "surrogatepass"), digest_size=8
     ).digest()
-    return int.from_bytes(place, "big") < fraction * 2**64
+    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def kept_apart_by(
-    spec: DataSpec, label_key: LabelKey, first: Iterable[Row | Reject], *, classes: bool
-) -> By:
-    """What `data.leakage_by` means for a source that begins with the rows `first`.
+def resolve_leakage_by(
+    spec: DataSpec,
+    normalize_label: NormalizeLabel,
+    first: Iterable[Row | Reject],
+    *,
+    classes: bool,
+) -> LeakageBy:
+    """Resolves `data.leakage_by: auto` for a source that begins with the rows `first`.
 
-    Answers that are classes, or that most rows share with others, are no reason to keep rows apart:
-    whole classes would be held out, or left out as leaked. More rows of the same kind only repeat
-    more, so appended rows do not turn this back.
+    Answers that are classes, or that most rows share, must not separate rows: whole classes would
+    be held out, or dropped as leaked. Appended rows of the same kind only repeat answers more, so
+    they do not change the result.
     """
     if spec.leakage_by != "auto":
         return spec.leakage_by
     if classes:
         return "image"
-    shown = (row for row in first if isinstance(row, Row) and row.images)
-    groups = (Compared(row, label_key, "image_and_answer").group for row in islice(shown, SAMPLE))
-    # Digests, as questions may be long.
-    return "image" if repeat(Counter(map(hash, groups)).values()) else "image_and_answer"
+    with_images = (row for row in first if isinstance(row, Row) and row.images)
+    groups = (
+        RowKeys(row, normalize_label, "image_and_answer").split_group
+        for row in islice(with_images, SAMPLE_ROWS)
+    )
+    # Hashed, as questions may be long.
+    return "image" if answers_repeat(Counter(map(hash, groups)).values()) else "image_and_answer"
 
 
-def repeat(counts: Collection[int]) -> bool:
-    """Whether most rows have an answer that others have too, by how many rows have each."""
-    return 2 * sum(count for count in counts if count >= _COMMON) > sum(counts)
+def answers_repeat(counts: Collection[int]) -> bool:
+    """Whether most rows share their answer with others; `counts` has the rows of each answer."""
+    return 2 * sum(count for count in counts if count >= _REPEATED) > sum(counts)

@@ -1,4 +1,4 @@
-"""Figures of a split, added up shard by shard without its rows in memory."""
+"""Statistics of a split, added up shard by shard without its rows in memory."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,30 +9,37 @@ from job.prep.rows import Row
 
 @dataclass(kw_only=True)
 class Statistics:
-    """Running sums; histograms count by powers of two, keyed by the lower bound."""
+    """Running sums; histograms count by powers of two, keyed by the lower bound.
+
+    The field names are the keys in chunk notes.
+    """
 
     rows: int = 0
     images: int = 0
     without_image: int = 0
     """Rows."""
     fewest: int | None = None
-    """Images of a row; None while there is none."""
+    """Images of a row; None if there are no rows."""
     most: int = 0
+    """Images of a row."""
     characters: int = 0
+    """Of answers."""
     longest: int = 0
+    """Characters of an answer."""
     pixels: int = 0
     largest: int = 0
+    """Pixels of an image."""
     by_characters: Counter[int] = field(default_factory=Counter)
     by_pixels: Counter[int] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
         length = len(row.answer)
         self.rows += 1
-        shown = len(row.images)
-        self.images += shown
-        self.without_image += not shown
-        self.fewest = shown if self.fewest is None else min(self.fewest, shown)
-        self.most = max(self.most, shown)
+        images = len(row.images)
+        self.images += images
+        self.without_image += not images
+        self.fewest = images if self.fewest is None else min(self.fewest, images)
+        self.most = max(self.most, images)
         self.characters += length
         self.longest = max(self.longest, length)
         self.by_characters[bucket(length)] += 1
@@ -65,6 +72,7 @@ class Statistics:
         return cls(**{**value, **counters})
 
     def summary(self) -> dict[str, Any]:
+        """The split's section of `stats.json`."""
         return {
             "rows": self.rows,
             "images": self.images,
@@ -88,10 +96,10 @@ class Statistics:
 
 
 def bucket(value: int) -> int:
-    """Where a histogram counts `value`: the greatest power of two that is not above it."""
+    """The histogram bucket of `value`: the largest power of two not above it, at least 1."""
     return 1 << max(0, value.bit_length() - 1)
 
 
-def histogram(counted: Counter[int]) -> dict[str, int]:
+def histogram(counts: Counter[int]) -> dict[str, int]:
     """`{"64-127": 12}`, in order."""
-    return {f"{low}-{2 * low - 1}": counted[low] for low in sorted(counted)}
+    return {f"{low}-{2 * low - 1}": counts[low] for low in sorted(counts)}

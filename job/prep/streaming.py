@@ -1,9 +1,10 @@
-"""Rows larger than the disk: what prep keeps of them, and their pictures read again as they train.
+"""Training rows larger than the disk: prep stores them without image bytes, training reads those
+again from the sources.
 
-Prep reads the whole source once, as ever, so that every row is checked, counted and compared with
-the held-out ones. Of the rows to train it keeps everything but the bytes of their pictures. A shard
-is made whole again, from the records that it was made of, when the first of its rows is asked for;
-so many shards are kept as the shuffle buffer needs, and each row has to be what prep saw.
+Prep still reads the whole source once, so every row is checked, counted and compared with the
+held-out ones. When training first asks for a row of a shard, the full shard is rebuilt from its
+records, and each row must equal what prep saw. The disk holds as many full shards as the shuffle
+buffer needs.
 """
 
 import json
@@ -12,48 +13,48 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from job import log
 from job.errors import DataError
 from job.prep import sources
-from job.prep.columns import Reading
+from job.prep.columns import ReadOptions
 from job.prep.convert import to_results
-from job.prep.discovery import StagedSource
-from job.prep.leakage import whole_of
+from job.prep.leakage import row_digest
 from job.prep.readers import Record, RecordPosition
 from job.prep.rows import Reject, Row
-from job.prep.shards import Rows, ShardWriter, batches, locate, order_file, shards, starts
+from job.prep.shards import Rows, ShardWriter, batches, locate, order_file, row_offsets, shard_paths
+from job.prep.source_files import DataSource
 from job.spec.types import DataSpec
 
 CHUNKS = "chunks.jsonl"
-_OPEN = 16  # shards that a process keeps mapped
+_MAX_MAPPED = 16  # shards that a process keeps mapped
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """The records that a shard was made of."""
+    """The records of one training shard, a line of `chunks.jsonl`."""
 
     shard: str
     source: int
-    """Number of the source among those to train on."""
+    """Index of the training source."""
     first: RecordPosition
     numbers: tuple[int, ...] | None
-    """Of the records in the source; None where they follow each other."""
+    """Of the records in the source; None if they are consecutive."""
     records: int
 
     @classmethod
     def of(cls, shard: str, source: int, records: Sequence[Record]) -> "Chunk":
-        places = [record.place for record in records]
-        numbers = tuple(place.number for place in places if place is not None)
-        assert len(numbers) == len(records), "each record's place is known"
-        assert places[0] is not None
-        follow = numbers[-1] - numbers[0] == len(numbers) - 1
+        positions = [record.position for record in records]
+        numbers = tuple(position.number for position in positions if position is not None)
+        assert len(numbers) == len(records), "every record has a position"
+        assert positions[0] is not None
+        consecutive = numbers[-1] - numbers[0] == len(numbers) - 1
         return cls(
             shard=shard,
             source=source,
-            first=places[0],
-            numbers=None if follow else numbers,
+            first=positions[0],
+            numbers=None if consecutive else numbers,
             records=len(records),
         )
 
@@ -71,158 +72,163 @@ class Chunk:
             }
         )
 
-    def read(self, source: StagedSource, spec: DataSpec) -> list[Record]:
+    def read(self, source: DataSource, spec: DataSpec) -> list[Record]:
         start = self.first.number
         numbers = self.numbers or range(start, start + self.records)
         return list(sources.read_again(source, spec.train[self.source], self.first, numbers))
 
 
-def kept_shards(spec: DataSpec, rows: int) -> int:
-    """How many shards of so many rows the disk holds at most: those that are shuffled together, as
-    many that are fetched ahead, and room for sources that begin and end in the middle of one."""
+def max_full_shards(spec: DataSpec, rows: int) -> int:
+    """How many full shards of so many rows the disk holds: those that are shuffled together, as
+    many that are prefetched, and two more for each source, for shards that are only partly used."""
     return 2 * (-(-spec.shuffle_buffer_size // rows) + 2 * len(spec.train))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Whole shards of the rows to train, made again in the folder `place` when they are needed.
+class FullShards:
+    """Training shards with image bytes, rebuilt in `folder` on demand.
 
-    Any number of processes may share the folder.
+    Several processes may share the folder.
     """
 
     spec: DataSpec
-    sources: tuple[StagedSource, ...]
-    """Those to train on."""
+    sources: tuple[DataSource, ...]
+    """The training sources."""
     directory: Path
-    """What prep left; it holds `chunks.jsonl`."""
-    place: Path
-    readings: tuple[Reading, ...]
-    """How rows are read, of each source."""
+    """Prep's output, with `chunks.jsonl`."""
+    folder: Path
+    options: tuple[ReadOptions, ...]
+    """Of each source."""
     chunks: dict[str, Chunk] = field(repr=False)
-    """By the name of the shard."""
-    kept: int
+    """By name of the shard."""
+    capacity: int
     """Shards in the folder at most."""
 
     @classmethod
     def of(
-        cls, spec: DataSpec, staged: Sequence[StagedSource], directory: Path, place: Path
-    ) -> "Pictures":
+        cls, spec: DataSpec, sources: Sequence[DataSource], directory: Path, folder: Path
+    ) -> "FullShards":
         with (directory / CHUNKS).open(encoding="utf-8") as lines:
-            found = [Chunk.from_json(json.loads(line)) for line in lines]
-        records = sum(chunk.records for chunk in found)
+            chunks = [Chunk.from_json(json.loads(line)) for line in lines]
+        records = sum(chunk.records for chunk in chunks)
         return cls(
             spec=spec,
-            sources=tuple(staged),
-            readings=tuple(Reading.of(source, spec) for source in spec.train),
+            sources=tuple(sources),
+            options=tuple(ReadOptions.of(source, spec) for source in spec.train),
             directory=directory,
-            place=place,
-            chunks={chunk.shard: chunk for chunk in found},
-            kept=kept_shards(spec, max(1, records // max(1, len(found)))),
+            folder=folder,
+            chunks={chunk.shard: chunk for chunk in chunks},
+            capacity=max_full_shards(spec, max(1, records // max(1, len(chunks)))),
         )
 
-    def whole(self, shard: str) -> Path:
-        """The shard with its pictures.
+    def fetch(self, shard: str) -> Path:
+        """The full shard, rebuilt if it is not in the folder.
 
-        Raises DataError where the source no longer holds a row as prep saw it.
+        Raises DataError if a row of the source has changed since prep.
         """
         from filelock import FileLock
 
-        path = self.place / shard
+        path = self.folder / shard
         if not path.exists():
-            self.place.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
-                    self._make(shard, path)
-                    self._make_room()
-        with suppress(FileNotFoundError):  # another process may have made room
+                    self._rebuild(shard, path)
+                    self._evict_oldest()
+        with suppress(FileNotFoundError):  # another process may have evicted it
             path.touch()
         return path
 
-    def _make(self, shard: str, path: Path) -> None:
+    def _rebuild(self, shard: str, path: Path) -> None:
         chunk = self.chunks[shard]
         source = self.sources[chunk.source]
-        found = to_results(chunk.read(source, self.spec), self.readings[chunk.source])
+        results = to_results(chunk.read(source, self.spec), self.options[chunk.source])
         writer = ShardWriter(path)
         for batch in batches(self.directory / shard, ["id", "whole"]):
-            for wanted in batch.to_pylist():
-                row = _next(found, wanted["whole"], wanted["id"], source.uri)
-                writer.write(replace(row, id=wanted["id"]), [], wanted["whole"])
+            for stored in batch.to_pylist():
+                row = _find_row(results, stored["whole"], stored["id"], source.uri)
+                writer.write(replace(row, id=stored["id"]), [], stored["whole"])
         writer.close()
         log.debug("read again", shard=shard, rows=writer.rows)
 
-    def _make_room(self) -> None:
-        """Removes the shards that were not used for longest."""
+    def _evict_oldest(self) -> None:
+        """Removes the least recently used shards."""
         used = []
-        for path in self.place.glob("*.arrow"):
+        for path in self.folder.glob("*.arrow"):
             with suppress(FileNotFoundError):
                 used.append((path.stat().st_mtime, path))
-        for _, path in sorted(used)[: -self.kept]:
+        for _, path in sorted(used)[: -self.capacity]:
             path.unlink(missing_ok=True)
 
 
-def _next(found: Iterator[Row | Reject], whole: int, row_id: str, uri: str) -> Row:
-    """The next row of that digest: what prep refused, held out or dropped stands before it."""
-    refused = ""
-    for each in found:
-        if isinstance(each, Reject):
-            refused = refused or f"; of its neighbours one is refused now: {each.reason}"
-        elif whole_of(each) == whole:
-            return each
+def _find_row(results: Iterator[Row | Reject], digest: int, row_id: str, uri: str) -> Row:
+    """The next row of that digest; skips rejects, held-out rows and leaked rows before it."""
+    reject = ""
+    for result in results:
+        if isinstance(result, Reject):
+            reject = reject or f"; a row near it is rejected now: {result.reason}"
+        elif row_digest(result) == digest:
+            return result
     raise DataError(
         row_id,
-        f"is not as it was when the rows were prepared{refused}",
+        f"has changed since the rows were prepared{reject}",
         value=uri,
-        fix="start the job again once the source can be read and no longer changes: rows that "
-        "changed are prepared again",
+        fix="start the job again when the source is readable and no longer changes: changed rows "
+        "are prepared again",
     )
 
 
 class StreamedRows(Sequence[Row]):
-    """The rows to train, whole; each comes with the shard that holds it."""
+    """The training rows with their images; reading one fetches its full shard."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, full_shards: FullShards) -> None:
         import numpy as np
 
-        self.pictures = pictures
-        self._shards = [path.name for path in shards(pictures.directory, "train")]
-        self._starts = starts([pictures.directory / name for name in self._shards])
-        order = order_file(pictures.directory, "train")
+        self.full_shards = full_shards
+        directory = full_shards.directory
+        self._shards = [path.name for path in shard_paths(directory, "train")]
+        self._offsets = row_offsets([directory / name for name in self._shards])
+        order = order_file(directory, "train")
         self._order = np.load(order) if order.exists() else None
-        self._opened: OrderedDict[str, Rows] = OrderedDict()
+        self._mapped: OrderedDict[str, Rows] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._starts[-1] if self._order is None else len(self._order)
+        return self._offsets[-1] if self._order is None else len(self._order)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        shard, row = self._find(index)
-        return self._open(self._shards[shard])[row]
+        shard, row = self._locate(index)
+        return self._map(self._shards[shard])[row]
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
 
     def shard_of(self, index: int) -> str:
-        """The name of the shard that holds a row."""
-        return self._shards[self._find(index)[0]]
+        """The name of the shard that contains a row."""
+        return self._shards[self._locate(index)[0]]
 
     def blocks(self) -> list[int]:
-        """Where the rows of each shard begin; in a mixture, of as many rows as a shard has."""
+        """The index of each shard's first row; in a mixture, of equal blocks of a shard's size."""
         if self._order is None:
-            return self._starts[:-1]
-        rows = max(1, self._starts[-1] // len(self._shards))
+            return self._offsets[:-1]
+        rows = max(1, self._offsets[-1] // len(self._shards))
         return list(range(0, len(self), rows))
 
-    def _find(self, index: int) -> tuple[int, int]:
-        """The number of the shard that holds a row, and the row's number in it."""
-        return locate(self._starts, index if self._order is None else int(self._order[index]))
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The shard that contains a row, and the row's index in it."""
+        return locate(self._offsets, index if self._order is None else int(self._order[index]))
 
-    def _open(self, shard: str) -> Rows:
-        while shard not in self._opened:
-            path = self.pictures.whole(shard)
-            with suppress(FileNotFoundError):  # another process has just made room
-                self._opened[shard] = Rows([path])
-        self._opened.move_to_end(shard)
-        while len(self._opened) > _OPEN:
-            self._opened.popitem(last=False)
-        return self._opened[shard]
+    def _map(self, shard: str) -> Rows:
+        while shard not in self._mapped:
+            path = self.full_shards.fetch(shard)
+            with suppress(FileNotFoundError):  # another process has just evicted it
+                self._mapped[shard] = Rows([path])
+        self._mapped.move_to_end(shard)
+        while len(self._mapped) > _MAX_MAPPED:
+            self._mapped.popitem(last=False)
+        return self._mapped[shard]

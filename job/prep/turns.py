@@ -1,15 +1,20 @@
-"""The turns of a record, whichever shape it has: who speaks, what is said, and what trains."""
+"""Parses the turns of a record of any shape: role, content, and whether each is trained."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from job.prep.columns import Columns, Reading
-from job.prep.rows import Role
+from job.prep.columns import Columns, ReadOptions
+from job.prep.rows import Role, RowRefused
+from job.prep.turn_parts import (
+    IMAGE_PLACEHOLDER,
+    PART_KEYS,
+    ImageSlot,
+    content_of,
+    parts_of,
+    text_of,
+)
 from job.prep.values import is_absent
 
-MAX_TEXT = 100_000
-MARK = "<image>"
-"""Where a question has an image."""
 ROLES: dict[object, Role] = {
     "system": "system",
     "user": "user",
@@ -17,83 +22,73 @@ ROLES: dict[object, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
-_IMAGES = ("image", "image_url", "url", "path", "bytes", "base64")
-_PART = ("type", "text", *_IMAGES)
-_FLAGS = ("train", "loss", "weight")
-_READ = ("role", "from", "content", "value", *_FLAGS)
-_REFUSED = (
+_TRAIN_FLAGS = ("train", "loss", "weight")
+_TURN_KEYS = ("role", "from", "content", "value", *_TRAIN_FLAGS)
+_UNSUPPORTED_KEYS = (
     *("tool_calls", "tool_call_id", "function_call", "tools"),
     *("reasoning_content", "reasoning", "thinking", "refusal"),
     *("image", "images", "image_url", "video", "videos", "audio"),
 )
-"""Keys of a turn that change what it says, and that nothing here reads."""
-
-
-class RowRefused(ValueError):
-    """The record cannot become a row; the text says why, for the list of rejects."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """Where a turn has an image: its own `value`, or the next of the row's column."""
-
-    value: object = None
+"""Keys that change what a turn says; ignoring them would train something else."""
 
 
 @dataclass(kw_only=True)
 class Turn:
     role: Role
-    where: str
-    """Its place in the record, for messages."""
-    parts: list[str | Picture]
+    location: str
+    """Its path in the record, for error messages."""
+    parts: list[str | ImageSlot]
     train: bool = True
-    """Whether it trains, if it is an answer."""
-    unread: list[str] = field(default_factory=list)
-    """Its keys that are not read, and those of its parts."""
+    """Whether the turn is trained, if it is an answer."""
+    ignored: list[str] = field(default_factory=list)
+    """Ignored keys of the turn and its parts."""
 
     @property
     def text(self) -> str:
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
-def turns_of(record: Mapping[str, object], columns: Columns, reading: Reading) -> list[Turn]:
-    """The turns of the conversation that the record describes, the system's first.
+def turns_of(record: Mapping[str, object], columns: Columns, options: ReadOptions) -> list[Turn]:
+    """The turns of the record's conversation, the system prompt first.
 
-    Raises RowRefused if it describes none, or one that trains nothing.
+    Raises RowRefused if there are none, or none that is trained.
     """
     if columns.messages is not None:
         turns = _conversation(record[columns.messages], columns.messages)
         if columns.history is not None and not is_absent(record["history"]):
             raise RowRefused(
-                f"`history` stands beside `{columns.messages}`: write its turns in there"
+                f"has both `history` and `{columns.messages}`: move the turns of `history` to "
+                f"`{columns.messages}`"
             )
     else:
-        turns = [*_history(record, columns), *_asked(record, columns, reading)]
-    turns = _with_system(turns, record, columns, reading)
+        turns = [*_history(record, columns), *_question_and_answer(record, columns, options)]
+    turns = _with_system(turns, record, columns, options)
     if turns[-1].role != "assistant":
         raise RowRefused("the last message must be the assistant's")
     for turn in turns:
         _check(turn, last=turn is turns[-1])
-    if reading.train_on == "last":
+    if options.train_on == "last":
         for turn in turns[:-1]:
             turn.train = False
     if not any(turn.train for turn in turns if turn.role == "assistant"):
-        raise RowRefused("none of its answers is to be trained")
+        raise RowRefused("no answer is trained: flags exclude them all")
     return turns
 
 
 def _check(turn: Turn, *, last: bool) -> None:
     empty = not turn.text.strip()
-    images = any(isinstance(part, Picture) for part in turn.parts)
+    has_image = any(isinstance(part, ImageSlot) for part in turn.parts)
     if turn.role == "assistant":
-        if images:
-            raise RowRefused(f"{turn.where} has an image in an answer, which is text alone")
+        if has_image:
+            raise RowRefused(f"{turn.location} has an image, but answers must be text only")
         if empty:
-            raise RowRefused("the answer is empty" if last else f"the answer {turn.where} is empty")
-    elif turn.role == "user" and empty and not images:
-        raise RowRefused(f"{turn.where} is empty")
-    if turn.role != "user" and MARK in turn.text:
-        raise RowRefused(f"{turn.where} has {MARK}, which stands for an image in a question alone")
+            raise RowRefused("the answer is empty" if last else f"answer {turn.location} is empty")
+    elif turn.role == "user" and empty and not has_image:
+        raise RowRefused(f"{turn.location} is empty")
+    if turn.role != "user" and IMAGE_PLACEHOLDER in turn.text:
+        raise RowRefused(
+            f"{turn.location} contains {IMAGE_PLACEHOLDER}, which is allowed in questions only"
+        )
 
 
 def _conversation(value: object, column: str) -> list[Turn]:
@@ -102,175 +97,118 @@ def _conversation(value: object, column: str) -> list[Turn]:
     return [_turn(message, f"messages[{number}]") for number, message in enumerate(value)]
 
 
-def _turn(message: object, where: str) -> Turn:
-    said = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
-    if not isinstance(message, Mapping) or not isinstance(said, str) or said not in ROLES:
-        found = f", found {said}" if isinstance(said, str) else ""
-        raise RowRefused(f"{where} needs a role of system, user or assistant{found}")
-    role = ROLES[said]
-    for key in _REFUSED:
+def _turn(message: object, location: str) -> Turn:
+    name = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+    if not isinstance(message, Mapping) or not isinstance(name, str) or name not in ROLES:
+        found = f", found {name}" if isinstance(name, str) else ""
+        raise RowRefused(f"{location} must have a role of system, user or assistant{found}")
+    role = ROLES[name]
+    for key in _UNSUPPORTED_KEYS:
         if not is_absent(message.get(key)):
-            raise RowRefused(f"{where} has `{key}`, which is not read")
+            raise RowRefused(f"{location} has `{key}`, which is not supported")
     return Turn(
         role=role,
-        where=where,
-        parts=parts_of(content_of(message), where, marks=role == "user"),
-        train=_trains(message, role, where),
-        unread=_unread(message),
+        location=location,
+        parts=parts_of(content_of(message), location, placeholders=role == "user"),
+        train=_is_trained(message, role, location),
+        ignored=_ignored_keys(message),
     )
 
 
-def _unread(message: Mapping[object, object]) -> list[str]:
-    """The keys with a value of a turn and of its parts that are not read."""
-    found = [f"messages[].{k}" for k, v in message.items() if k not in _READ and not is_absent(v)]
+def _ignored_keys(message: Mapping[object, object]) -> list[str]:
+    """The keys of a turn and its parts that have a value and are ignored."""
+    keys = [
+        f"messages[].{k}" for k, v in message.items() if k not in _TURN_KEYS and not is_absent(v)
+    ]
     content = content_of(message)
     for part in content if isinstance(content, list) else [content]:
         for key, value in part.items() if isinstance(part, Mapping) else ():
-            if key not in _PART and not is_absent(value):
-                found.append(f"messages[].content[].{key}")
-    return found
+            if key not in PART_KEYS and not is_absent(value):
+                keys.append(f"messages[].content[].{key}")
+    return keys
 
 
-def _trains(message: Mapping[object, object], role: Role, where: str) -> bool:
-    """What a turn's own flags say: Axolotl's `train`, `loss`, and OpenAI's `weight`."""
-    flags = {key: message[key] for key in _FLAGS if message.get(key) is not None}
+def _is_trained(message: Mapping[object, object], role: Role, location: str) -> bool:
+    """Reads a turn's own flags: Axolotl's `train`, `loss`, and OpenAI's `weight`."""
+    flags = {key: message[key] for key in _TRAIN_FLAGS if message.get(key) is not None}
     for key, value in flags.items():
-        if value not in (0, 1):  # True and False are among them
-            raise RowRefused(f"{where} has {key}: {value}, which must be true or false, or 1 or 0")
+        if value not in (0, 1):  # includes True and False
+            raise RowRefused(f"{location} has {key}: {value}, which must be true, false, 1 or 0")
         if role != "assistant" and value and key != "weight":
-            raise RowRefused(f"{where} has {key}: {value}, and answers alone are trained")
+            raise RowRefused(f"{location} has {key}: {value}, but only answers are trained")
     if len({bool(value) for value in flags.values()}) > 1:
-        raise RowRefused(f"{where} has {' and '.join(flags)}, which contradict each other")
+        raise RowRefused(f"{location} has {' and '.join(flags)}, which contradict each other")
     return all(flags.values())
 
 
-def content_of(message: Mapping[object, object]) -> object:
-    """A turn's content, as `content` or as ShareGPT's `value`."""
-    return message.get("content", message.get("value"))
-
-
-def parts_of(content: object, where: str, *, marks: bool) -> list[str | Picture]:
-    """Content as texts and images in order; with `marks`, `<image>` in a text is an image.
-
-    Raises RowRefused for a part that is neither.
-    """
-    found: list[str | Picture] = []
-    for part in content if isinstance(content, list) else [content]:
-        made = _part(part, where)
-        if isinstance(made, str) and marks and MARK in made:
-            found += _marked(made)
-        else:
-            found.append(made)
-    return found
-
-
-def _part(part: object, where: str) -> str | Picture:
-    if not isinstance(part, Mapping):
-        return text_of(part, where)
-    images = {key: part[key] for key in _IMAGES if not is_absent(part.get(key))}
-    text = part.get("text")
-    kind = part.get("type") or ("image" if images or text is None else "text")
-    if kind in ("image", "image_url"):
-        if "bytes" in images:
-            images.pop("path", None)  # what the file of these bytes was called
-        if len(images) > 1 or not is_absent(text):
-            several = [*images, *([] if is_absent(text) else ["text"])]
-            raise RowRefused(f"{where} has {' and '.join(several)} in one part")
-        value = next(iter(images.values()), None)
-        if isinstance(value, Mapping) and "url" in value:
-            value = value["url"]
-        return Picture(value=value)
-    if kind != "text":
-        raise RowRefused(f"{where} has a part of type {kind}, which is not read")
-    if images:
-        raise RowRefused(f"{where} has text and {' and '.join(images)} in one part")
-    return text_of(text, where)
-
-
-def _marked(text: str) -> list[str | Picture]:
-    """Text with marks as parts: what lies between them, and an image for each."""
-    first, *rest = text.split(MARK)
-    parts: list[str | Picture] = [first] if first.strip() else []
-    for each in rest:
-        parts.append(Picture())
-        if each.strip():
-            parts.append(each.lstrip("\n"))
-    return parts
-
-
-def _asked(record: Mapping[str, object], columns: Columns, reading: Reading) -> list[Turn]:
-    """A question and its answer; the question of a pair is the spec's instruction."""
-    spec = reading.columns
-    for name, found in ((spec.text, columns.text), (spec.question, columns.question)):
-        if name is not None and found is None:
+def _question_and_answer(
+    record: Mapping[str, object], columns: Columns, options: ReadOptions
+) -> list[Turn]:
+    """A question and its answer; an image without a question is asked the spec's instruction."""
+    spec = options.columns
+    for name, column in ((spec.text, columns.text), (spec.question, columns.question)):
+        if name is not None and column is None:
             raise RowRefused(f"`{name}` is missing")
     if columns.text is None:
-        raise RowRefused("has neither messages nor an answer that is known by its column's name")
-    question, where = "", "the question"
+        raise RowRefused("has neither messages nor an answer in a column of a known name")
+    question, location = "", "the question"
     if columns.question is not None and not is_absent(record[columns.question]):
-        where = f"`{columns.question}`"
-        question = text_of(record[columns.question], where)
+        location = f"`{columns.question}`"
+        question = text_of(record[columns.question], location)
         if columns.more is not None and not is_absent(record[columns.more]):
             question += "\n" + text_of(record[columns.more], f"`{columns.more}`")
     elif columns.image is None and spec.image is not None:
-        raise RowRefused(f"`{spec.image}` is missing, and nothing is asked")
+        raise RowRefused(f"`{spec.image}` is missing, and there is no question")
     elif columns.image is None:
         raise RowRefused("has neither an image nor a question")
     elif is_absent(record[columns.image]):
         raise RowRefused(f"`{columns.image}` is empty")
-    elif reading.instruction is None:
-        raise RowRefused("asks nothing: say in data.instruction what is asked about the image")
+    elif options.instruction is None:
+        raise RowRefused("has no question: set data.instruction to what to ask about the image")
     else:
-        question, where = reading.instruction, "data.instruction"
+        question, location = options.instruction, "data.instruction"
     answer = text_of(record[columns.text], f"`{columns.text}`")
+    parts = parts_of(question, location, placeholders=True)
     return [
-        Turn(role="user", where=where, parts=parts_of(question, where, marks=True)),
-        Turn(role="assistant", where=f"`{columns.text}`", parts=[answer]),
+        Turn(role="user", location=location, parts=parts),
+        Turn(role="assistant", location=f"`{columns.text}`", parts=[answer]),
     ]
 
 
 def _history(record: Mapping[str, object], columns: Columns) -> list[Turn]:
-    """The turns before the question: pairs of a question and its answer, or messages."""
+    """The turns before the question: [question, answer] pairs, or messages."""
     history = record["history"] if columns.history is not None else None
     if is_absent(history):
         return []
+    refused = RowRefused("`history` must be a list of [question, answer] pairs")
     if not isinstance(history, list):
-        raise RowRefused("`history` must hold pairs of a question and its answer")
+        raise refused
     if all(isinstance(each, Mapping) for each in history):
         return [_turn(message, f"history[{number}]") for number, message in enumerate(history)]
     turns = []
     roles: Sequence[Role] = ("user", "assistant")
     for number, pair in enumerate(history):
         if not isinstance(pair, list | tuple) or len(pair) != len(roles):
-            raise RowRefused("`history` must hold pairs of a question and its answer")
-        for role, said in zip(roles, pair, strict=True):
-            where = f"history[{number}]"
-            parts = parts_of(text_of(said, where), where, marks=role == "user")
-            turns.append(Turn(role=role, where=where, parts=parts))
+            raise refused
+        for role, text in zip(roles, pair, strict=True):
+            location = f"history[{number}]"
+            parts = parts_of(text_of(text, location), location, placeholders=role == "user")
+            turns.append(Turn(role=role, location=location, parts=parts))
     return turns
 
 
 def _with_system(
-    turns: list[Turn], record: Mapping[str, object], columns: Columns, reading: Reading
+    turns: list[Turn], record: Mapping[str, object], columns: Columns, options: ReadOptions
 ) -> list[Turn]:
-    """The turns after the row's system text, or the spec's if the row has none."""
-    given = record[columns.system] if columns.system is not None else None
-    own = None if is_absent(given) else text_of(given, f"`{columns.system}`")
-    said = next((turn for turn in turns if turn.role == "system"), None)
-    if said is not None:
-        if own is not None and own.strip() != said.text.strip():
-            raise RowRefused(f"`{columns.system}` and {said.where} are two system texts")
+    """The turns after the row's system prompt, or the spec's if the row has none."""
+    value = record[columns.system] if columns.system is not None else None
+    own = None if is_absent(value) else text_of(value, f"`{columns.system}`")
+    turn = next((turn for turn in turns if turn.role == "system"), None)
+    if turn is not None:
+        if own is not None and own.strip() != turn.text.strip():
+            raise RowRefused(f"has two system prompts, `{columns.system}` and {turn.location}")
         return turns
-    system = own or reading.system
+    system = own or options.system
     if system is None:
         return turns
-    return [Turn(role="system", where="the system text", parts=[system]), *turns]
-
-
-def text_of(value: object, where: str) -> str:
-    """The value if it is a text of a length that is read. Raises RowRefused if it is not."""
-    if not isinstance(value, str):
-        raise RowRefused(f"{where} must be text, found {type(value).__name__}")
-    if len(value) > MAX_TEXT:
-        raise RowRefused(f"{where} has {len(value)} characters, more than {MAX_TEXT}")
-    return value
+    return [Turn(role="system", location="the system prompt", parts=[system]), *turns]

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from job.prep.chunks import pool
-from job.prep.streaming import Pictures, StreamedRows
+from job.prep.streaming import FullShards, StreamedRows
+from job.prep.workers import worker_pool
 from job.train.sampler import SPARE, SharedBatches
 
 
@@ -37,7 +37,7 @@ class Ahead:
 
     def __iter__(self) -> Iterator[list[int]]:
         coming: deque[list[int]] = deque()
-        with Fetcher(self._rows.pictures) as fetcher:
+        with Fetcher(self._rows.full_shards) as fetcher:
             for batch in self._batches:
                 coming.append(batch)
                 named = (self._indices[row] for row in batch if row != SPARE)
@@ -51,14 +51,14 @@ class Fetcher:
     """Fetches one shard after the other; of more than there is room for, the last that were asked
     for: a training that resumes passes over all that came before."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-        self._room = pictures.kept // 2
+    def __init__(self, full_shards: FullShards) -> None:
+        self._full_shards = full_shards
+        self._room = full_shards.capacity // 2
         self._asked: OrderedDict[str, None] = OrderedDict()
         self._waiting: deque[str] = deque(maxlen=self._room)
         self._running: Future[Path] | None = None
         self._lock = threading.RLock()
-        self._pool = pool(1)
+        self._pool = worker_pool(1)
 
     def want(self, shards: Iterable[str]) -> None:
         with self._lock:
@@ -72,7 +72,7 @@ class Fetcher:
 
     def _go_on(self) -> None:
         if self._waiting and (self._running is None or self._running.done()):
-            self._running = self._pool.submit(self._pictures.whole, self._waiting.popleft())
+            self._running = self._pool.submit(self._full_shards.fetch, self._waiting.popleft())
             self._running.add_done_callback(self._done)
 
     def _done(self, future: "Future[Path]") -> None:

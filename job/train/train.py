@@ -17,7 +17,7 @@ from job.engines.data_timer import Waiting
 from job.engines.device import Accelerator, resolve_optim
 from job.errors import Stopped
 from job.families.base import Family
-from job.prep.prepare import PreparedData
+from job.prep.prepared_data import PreparedData
 from job.redaction import as_json
 from job.spec.types import JobSpec, TrainSpec
 from job.train.adapting import adapted, require_images
@@ -120,7 +120,7 @@ def train(
     first = process_group.rank() == 0
     optim = resolve_optim(spec.train, accelerator)
     measured_rows = data.measured_rows()
-    rows = data.rows("train") if data.pictures else measured_rows
+    rows = data.rows("train") if data.full_shards else measured_rows
     fitted = fit(measured_rows, family, spec.data, spec.train)
     encode = functools.partial(_encode, family=family, spec=spec)
     dataset = EncodedDataset(rows, fitted, encode)

@@ -188,7 +188,7 @@ def test_a_prep_that_was_killed_goes_on_in_the_same_folder(tmp_path: Path) -> No
     said = []
     for line in again.stderr:
         said.append(line)
-        if "prep goes on where it was interrupted chunks_done=" in line:
+        if "resuming an interrupted prep chunks_done=" in line:
             break
     else:
         raise AssertionError("".join(said))

@@ -25,7 +25,7 @@ def adapter(output: Path) -> bytes:
     return (output / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def test_a_streamed_job_leaves_no_picture_and_resumes_where_it_was(
+def test_a_streamed_job_stores_no_image_and_resumes_where_it_was(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "ROWS", 8)  # five shards
@@ -68,11 +68,11 @@ def test_a_source_that_changes_ends_the_training_and_names_the_row(
     train = Stages.train
 
     def after_a_change(self: Stages, directory: Path) -> object:
-        for picture in (source / "images").iterdir():
-            picture.write_bytes((source / "images" / "0.png").read_bytes())
+        for image in (source / "images").iterdir():
+            image.write_bytes((source / "images" / "0.png").read_bytes())
         return train(self, directory)
 
     monkeypatch.setattr(Stages, "train", after_a_change)
-    with pytest.raises(DataError, match="is not as it was when the rows were prepared"):
+    with pytest.raises(DataError, match="has changed since the rows were prepared"):
         app(["train", *given], standalone_mode=False)
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"

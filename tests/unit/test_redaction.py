@@ -17,7 +17,7 @@ from job import log, redaction
 from job.artifacts.records import RunRecord
 from job.errors import JobError, Problem, SpecError
 from job.evaluation.evaluate import Evaluation, Prediction, write
-from job.prep.chunks import pool
+from job.prep.workers import worker_pool
 from job.redaction import redact, redacted
 from tests.jobs import ROOT
 
@@ -320,7 +320,7 @@ def test_predictions_hold_no_secret_and_steer_no_terminal(tmp_path: Path) -> Non
 
 def test_a_worker_process_knows_the_secrets_of_the_spec() -> None:
     redaction.add_secrets_of("https://me:typed-by-hand@host/x")
-    with pool(1) as workers:
+    with worker_pool(1) as workers:
         assert workers.submit(redact, "denied for typed-by-hand").result() == "denied for ***"
 
 

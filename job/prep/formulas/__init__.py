@@ -1,4 +1,4 @@
-"""`builtin://formulas`: random formulas and their pictures, without end and without a download."""
+"""`builtin://formulas`: an endless source of random formulas and their images, offline."""
 
 from job.prep.formulas.render import FormulaSample, render_latex, sample, samples
 

@@ -1,19 +1,19 @@
-r"""Random LaTeX formulas, as tokens, whose pictures and labels determine each other.
+r"""Random LaTeX formulas, as tokens, with exactly one label for each image.
 
-A label can be learned from its picture only where no other label draws the same picture:
+A label can be learned from its image only if no other label renders to the same image:
 
-- Of glyphs that look alike in one of mathtext's five fonts only one is here. Level changes size,
-  so they are judged with their sizes made equal: no `l` or `I` (`1`, `i`), `o` or `O` (`0`), `q`
+- Of glyphs that look alike in one of mathtext's five fonts, only one is used. They are compared at
+  equal size, as scripts change it: no `l` or `I` (`1`, `i`), `o` or `O` (`0`), `q`
   (`g`), `w` (`\omega`), `F` (`E`); of `C`, `J`, `P`, `S`, `U`, `V`, `X`, `Z` the small letter only;
   no `\epsilon` (`e`), `\eta` (`n`), `\nu` (`v`), `\rho` (`p`), `\chi` (`x`), `\kappa` (`K`),
   `\zeta` (`\xi`), `\varphi` (`\psi`), `\vartheta`, `\Theta`, `\Lambda` (`\Delta`), `\Xi`
   (`\equiv`), `\Pi`, `\Sigma` (`\sum`), `\hbar` (`h`).
-- One spelling for each picture: scripts and arguments always in braces, `_` before `^`, never two
+- One spelling for each image: scripts and arguments always in braces, `_` before `^`, never two
   scripts of one kind, no empty group, `\leq` and `\rightarrow` but neither `\le` nor `\to`.
-- Sizes are reduced at most twice: what is smaller cannot be read.
+- Sizes are reduced at most twice: anything smaller is illegible.
 
-A formula is built to an exact length, so that lengths are spread evenly; cutting off or throwing
-away what grows too long would pile formulas up at the limit.
+A formula is built to an exact length, so that lengths are uniform; truncating or discarding long
+formulas would make the limit more frequent.
 """
 
 from collections.abc import Callable
@@ -38,38 +38,38 @@ VOCABULARY: tuple[str, ...] = (
     *(VARIABLES + DIGITS + GREEK + OPERATORS + RELATIONS + ARROWS),
     *(FUNCTIONS + SUMS + LIMITS + STRUCTURE),
 )
-"""Every token that a formula can hold."""
+"""Every token that a formula can contain."""
 
-SHORTEST = 3
-_SMALLEST = 2  # how often a size can be reduced: scripts, limits and fractions each do it once
+MIN_TOKENS = 3
+_MAX_LEVEL = 2  # how often size can be reduced: scripts, limits and fractions each do it once
 _SCRIPT_LENGTHS = ((1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 5, 7), (1, 1, 1, 1, 2))  # by level
-_SPELT = tuple(name[1:] for name in FUNCTIONS + LIMITS)
+_FUNCTION_NAMES = tuple(name[1:] for name in FUNCTIONS + LIMITS)
 
 
 def generate(rng: Random, max_tokens: int) -> tuple[str, ...]:
-    """A random formula of 3 to `max_tokens` tokens, each length as likely as any other."""
+    """A random formula of 3 to `max_tokens` tokens, all lengths equally likely."""
     return formula(rng, random_length(rng, max_tokens))
 
 
 def random_length(rng: Random, max_tokens: int) -> int:
-    """How long a formula is to be: 3 to `max_tokens`, or fewer than 3 where no more are allowed."""
-    return rng.randint(min(SHORTEST, max_tokens), max_tokens)
+    """A length from 3 to `max_tokens`, or below 3 if `max_tokens` is."""
+    return rng.randint(min(MIN_TOKENS, max_tokens), max_tokens)
 
 
 def formula(rng: Random, length: int) -> tuple[str, ...]:
     """A random formula of exactly `length` tokens."""
     while True:
         tokens = tuple(_expression(rng, length, 0))
-        # `t`, `a`, `n` side by side would be told from `\tan` by their slant alone.
-        if not any(name in "".join(tokens).replace("\\" + name, "\\") for name in _SPELT):
+        # `t`, `a`, `n` side by side would differ from `\tan` only by their slant.
+        if not any(name in "".join(tokens).replace("\\" + name, "\\") for name in _FUNCTION_NAMES):
             return tokens
 
 
 def to_latex(tokens: tuple[str, ...]) -> str:
-    r"""The label: tokens side by side, with a space only where a letter follows a command.
+    r"""The label: the tokens joined, with a space only between a command and a letter.
 
-    mathtext draws no script at all where a space stands before `^` or `_`, and the label of such
-    a picture would say more than the picture shows.
+    mathtext drops a script after a space before `^` or `_`; such a label would contain more than
+    its image.
     """
     out: list[str] = []
     for token, following in zip(tokens, (*tokens[1:], ""), strict=True):
@@ -80,9 +80,9 @@ def to_latex(tokens: tuple[str, ...]) -> str:
 
 
 def _expression(rng: Random, length: int, level: int) -> list[str]:
-    """Terms and what joins them, `length` tokens in all, drawn at size `level` (0 is full)."""
+    """Terms joined by operators, `length` tokens in all, at size `level` (0 is full size)."""
     out: list[str] = []
-    related = False  # one relation is enough for one formula, as on paper
+    related = False  # at most one relation per formula, as on paper
     if length >= 2 and rng.random() < 0.06:
         out.append("-")
     while len(out) < length:
@@ -100,7 +100,7 @@ def _term(rng: Random, room: int, level: int) -> list[str]:
     kinds = [
         (weight * (0.5 if reduces and level else 1), build)
         for weight, shortest, reduces, build in _TERMS
-        if room >= shortest and level + reduces <= _SMALLEST
+        if room >= shortest and level + reduces <= _MAX_LEVEL
     ]
     weights = [weight for weight, _ in kinds]
     build = rng.choices([build for _, build in kinds], weights)[0]
@@ -140,18 +140,18 @@ def _parenthesis(rng: Random, room: int, level: int) -> list[str]:
         inner = _expression(rng, rng.randint(1, min(9, room - 2)), level)
     closed = ["(", *inner, ")"]
     left = room - len(closed)
-    if left >= 4 and level < _SMALLEST and rng.random() < 0.35:
+    if left >= 4 and level < _MAX_LEVEL and rng.random() < 0.35:
         closed += ["^", *_script(rng, left - 3, level)]
     return closed
 
 
 def _function(rng: Random, room: int, level: int) -> list[str]:
     name = [rng.choice(FUNCTIONS)]
-    if room >= 6 and level < _SMALLEST and rng.random() < 0.25:
+    if room >= 6 and level < _MAX_LEVEL and rng.random() < 0.25:
         name += ["^", "{", rng.choice(DIGITS[2:]), "}"]
     argument = rng.choices((_atom, _one_script, _parenthesis), (5, 2, 3))[0]
     left = room - len(name)
-    return [*name, *(argument if left >= 5 and level < _SMALLEST else _atom)(rng, left, level)]
+    return [*name, *(argument if left >= 5 and level < _MAX_LEVEL else _atom)(rng, left, level)]
 
 
 def _big_operator(rng: Random, room: int, level: int) -> list[str]:
@@ -171,7 +171,7 @@ def _group(rng: Random, length: int, level: int) -> list[str]:
 
 
 def _script(rng: Random, room: int, level: int) -> list[str]:
-    """A script in its braces: few tokens, as on paper, and at most `room` between the braces."""
+    """A script in braces: few tokens, as on paper, at most `room` between the braces."""
     return _group(rng, min(room, rng.choice(_SCRIPT_LENGTHS[level])), level + 1)
 
 

@@ -1,21 +1,21 @@
-"""Readers of source files, one module for each kind: each gives records, one by one."""
+"""Readers of source files, one module for each kind of format; each yields records."""
 
 from collections.abc import Iterator
 from itertools import islice
 
-from job.prep.discovery import SourceFile
 from job.prep.readers import tables, tars, texts
-from job.prep.readers.amount import READ_THROUGH, about
+from job.prep.readers.estimate import ESTIMATED_FORMATS, estimate_count
 from job.prep.readers.record import Record, RecordPosition
+from job.prep.source_files import SourceFile
 
-__all__ = ["READ_THROUGH", "Record", "RecordPosition", "about", "count", "read"]
+__all__ = ["ESTIMATED_FORMATS", "Record", "RecordPosition", "count", "estimate_count", "read"]
 
 
 def read(file: SourceFile, start: RecordPosition | None = None) -> Iterator[Record]:
-    """The file's records in order, from `start` on; memory stays at a few of them.
+    """The file's records in order, from `start` on, with only a few in memory.
 
-    Read from a start, ids may count from there. Raises DataError where the file as a whole is not
-    what its format says.
+    With a start, ids may count from there. Raises DataError if the file as a whole does not match
+    its format.
     """
     start = start or RecordPosition()
     match file.format:
@@ -25,10 +25,10 @@ def read(file: SourceFile, start: RecordPosition | None = None) -> Iterator[Reco
             return tables.parquet(file, start.in_file)
         case "webdataset" if start.offset:
             return tars.webdataset(file, start.offset)
-    return islice(_every(file), start.in_file, None)
+    return islice(_read_all(file), start.in_file, None)
 
 
-def _every(file: SourceFile) -> Iterator[Record]:
+def _read_all(file: SourceFile) -> Iterator[Record]:
     match file.format:
         case "json":
             return texts.json_items(file)
@@ -39,12 +39,12 @@ def _every(file: SourceFile) -> Iterator[Record]:
         case "webdataset":
             return tars.webdataset(file)
         case "imagefolder":
-            return iter([_pair(file)])
-    raise AssertionError(f"{file.format} is no format of a file")
+            return iter([_image_and_text(file)])
+    raise AssertionError(f"no reader for {file.format}")
 
 
 def count(file: SourceFile) -> int:
-    """How many records `read` will give; without parsing where the format allows it."""
+    """How many records `read` yields; from metadata if the format has it."""
     match file.format:
         case "parquet":
             return tables.parquet_rows(file)
@@ -55,9 +55,9 @@ def count(file: SourceFile) -> int:
     return sum(1 for _ in read(file))
 
 
-def _pair(file: SourceFile) -> Record:
+def _image_and_text(file: SourceFile) -> Record:
     if file.text_uri is None:
-        return Record(id=file.name, problem="has no text of the same name beside it", base="")
+        return Record(id=file.name, problem="has no text file of the same name", base="")
     image, text = file.uri.rpartition("/")[2], file.text_uri.rpartition("/")[2]
     base = file.uri.rpartition("/")[0]
     return Record(id=file.name, values={"image": image}, text_path=text, base=base)

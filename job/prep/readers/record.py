@@ -1,4 +1,4 @@
-"""A record as a source holds it, before it is a row."""
+"""A record as its source stores it, before it becomes a row."""
 
 import json
 from collections.abc import Mapping
@@ -10,43 +10,46 @@ MAX_LINE = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class RecordPosition:
-    """Where a record begins in its source, to read on from there."""
+    """Where a record begins in its source, to resume reading there.
+
+    The field names are keys in `chunks.jsonl`.
+    """
 
     number: int = 0
-    """Of the record in the source."""
+    """Index of the record in the source."""
     file: int = 0
-    """Number of the source's file that holds it."""
+    """Index of its file in the source."""
     in_file: int = 0
-    """Records of that file before it."""
+    """Records before it in that file."""
     offset: int | None = None
-    """Bytes of that file before it; None where the format cannot be entered there."""
+    """Bytes before it in that file; None if the format has no entry points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A record of a source: where it came from and what it says."""
+    """A record of a source: where it came from, and its values."""
 
     id: str
     base: str
-    """The folder that relative image paths are resolved in."""
+    """The folder of relative image paths."""
     values: Mapping[str, object] | None = None
-    """None where `line` still has to be parsed, and where nothing can be read."""
+    """None if `line` is not parsed yet, or if the record is unreadable."""
     line: bytes | None = None
-    """A line of JSON: parsed where it is needed, which may be another process."""
+    """A line of JSON; parsed where it is needed, perhaps in another process."""
     problem: str | None = None
-    """Why nothing can be read."""
+    """Why the record is unreadable."""
     text_path: str | None = None
-    """A file, in `base`, that holds the column `text`."""
+    """A file in `base` with the value of the column `text`."""
     offset: int | None = None
-    """Bytes of its file before it, where a reader can begin there."""
-    place: RecordPosition | None = None
-    """Where it is in its source, once that is read as a whole."""
-    passed_over: int = 0
-    """Members of an archive before its end that are no data, as systems leave them."""
+    """Bytes before it in its file, if the reader can start there."""
+    position: RecordPosition | None = None
+    """Set when the source is read as a whole."""
+    junk_members: int = 0
+    """Archive members before its end that systems and tools left there."""
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes, pictures included."""
+        """Approximate bytes, images included."""
         return len(self.line) if self.line is not None else size_of(self.values)
 
     def parsed(self) -> "Record":
@@ -56,32 +59,32 @@ class Record:
         try:
             if len(self.line) > MAX_LINE:
                 raise ValueError(f"the line has {len(self.line)} bytes, more than {MAX_LINE}")
-            values = json.loads(self.line.decode("utf-8-sig"), object_pairs_hook=_once)
+            values = json.loads(self.line.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
             if not isinstance(values, dict):
                 raise ValueError(f"a line must be a JSON object, found {type(values).__name__}")
-            if b"\\u" in self.line:  # half of a surrogate pair is JSON, and no text
+            if b"\\u" in self.line:  # half a surrogate pair is valid JSON but not text
                 json.dumps(values, ensure_ascii=False).encode("utf-8")
         except (ValueError, RecursionError) as error:
             return replace(self, line=None, problem=f"unreadable line: {error}")
         return replace(self, line=None, values=values)
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. Raises ValueError if a key stands twice: one value would be lost."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError(f"the key `{repeated(pairs)}` stands twice in an object")
-    return made
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. Raises ValueError for a duplicate key: one of its values would be lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"the key `{duplicate_key(pairs)}` appears twice in an object")
+    return values
 
 
-def repeated(pairs: list[tuple[str, object]]) -> str:
-    """The first key that an object of JSON has twice."""
+def duplicate_key(pairs: list[tuple[str, object]]) -> str:
+    """The first key that appears twice in a JSON object."""
     names = [name for name, _ in pairs]
     return next(name for name in names if names.count(name) > 1)
 
 
 def size_of(value: object) -> int:
-    """About how many bytes a value takes."""
+    """Approximate bytes of a value."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, Mapping):

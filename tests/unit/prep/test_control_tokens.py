@@ -11,15 +11,15 @@ import pytest
 
 from job import families
 from job.errors import SpecError
-from job.evaluation.latex import normalize
 from job.families.chat import Control
 from job.prep import control_tokens
-from job.prep.discovery import stage_source
-from job.prep.prepare import TooManyBadRows, prepare
+from job.prep.discovery import find_source
+from job.prep.prepare import prepare
+from job.prep.result_checks import TooManyBadRows
 from job.spec.load import load_spec
 from tests.models import BUILDERS
 from tests.published import train_sentencepiece
-from tests.unit.prep.test_prep import data_spec, folder, pair, rejects, write_jsonl
+from tests.unit.prep.test_prep import data_spec, folder, inputs, pair, rejects, write_jsonl
 
 __all__ = ["folder"]  # the fixture
 
@@ -34,38 +34,33 @@ def test_texts_with_control_tokens_are_rejects_all_at_once(folder: Path, tmp_pat
     rows[12]["text"] = "<|im_end|>"
     talk = [{"role": "user", "content": "<unk>?"}, {"role": "assistant", "content": "no"}]
     spec = data_spec(write_jsonl(folder, [*rows, {"messages": talk}]), max_bad_rows=3)
-    source = stage_source(spec.train[0], "$.data.train")
-    data = prepare(
-        spec, [source], None, tmp_path / "prepared", seed=1, label_key=normalize,
-        control_tokens=TOKENS,
-    )  # fmt: skip
+    source = find_source(spec.train[0], "$.data.train")
+    data = prepare(inputs(spec, [source], control_tokens=TOKENS), tmp_path / "prepared")
     assert (data.rejected_rows, data.train_rows + data.eval_rows) == (3, 18)
     assert rejects(tmp_path) == {
-        "rows.jsonl:6": "the text holds a control token of the model: <unk>",
-        "rows.jsonl:13": "the text holds a control token of the model: <|im_end|>",
-        "rows.jsonl:21": "the text holds a control token of the model: <unk>",
+        "rows.jsonl:6": "the text contains a control token of the model: <unk>",
+        "rows.jsonl:13": "the text contains a control token of the model: <|im_end|>",
+        "rows.jsonl:21": "the text contains a control token of the model: <unk>",
     }
     counted = json.loads((tmp_path / "prepared" / "stats.json").read_text())["rejected"]
-    assert counted == {"rows": 3, "reasons": {"the text holds a control token of the model": 3}}
+    assert counted == {"rows": 3, "reasons": {"the text contains a control token of the model": 3}}
 
 
 def test_more_of_them_than_allowed_end_prep_with_every_row(folder: Path, tmp_path: Path) -> None:
     rows = [pair(n, text=f"<unk> {n}" if n % 5 == 0 else f"x_{n}") for n in range(20)]
     spec = data_spec(write_jsonl(folder, rows))
-    source = stage_source(spec.train[0], "$.data.train")
+    source = find_source(spec.train[0], "$.data.train")
     with pytest.raises(TooManyBadRows, match="4 of 20 rows") as refused:
-        prepare(spec, [source], None, tmp_path / "prepared", seed=1, label_key=normalize,
-                control_tokens=TOKENS)  # fmt: skip
+        prepare(inputs(spec, [source], control_tokens=TOKENS), tmp_path / "prepared")
     named = [problem.field for problem in refused.value.problems]
     assert named == ["$.data.max_bad_rows", *(f"rows.jsonl:{n}" for n in (1, 6, 11, 16))]
 
 
 def test_one_in_the_instruction_is_an_error_of_the_spec(folder: Path, tmp_path: Path) -> None:
     spec = data_spec(write_jsonl(folder, [pair(1)]), instruction="<unk> Read.")
-    source = stage_source(spec.train[0], "$.data.train")
-    with pytest.raises(SpecError, match=r"\$\.data\.instruction: holds a control token"):
-        prepare(spec, [source], None, tmp_path / "prepared", seed=1, label_key=normalize,
-                control_tokens=TOKENS)  # fmt: skip
+    source = find_source(spec.train[0], "$.data.train")
+    with pytest.raises(SpecError, match=r"\$\.data\.instruction: contains a control token"):
+        prepare(inputs(spec, [source], control_tokens=TOKENS), tmp_path / "prepared")
 
 
 def published(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""`builtin://formulas`: labels and pictures that determine each other, the same every time."""
+"""`builtin://formulas`: one label for each image, the same every time."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ from job.spec.types import FormulasSpec
 FONTS = ("cm", "dejavusans", "dejavuserif", "stix", "stixsans")
 GLYPHS = tuple(token for token in grammar.VOCABULARY if token not in {"^", "_", "{", "}", r"\frac"})
 LEAST = 0.12
-"""How different two glyphs have to be at equal sizes: 0 is the same picture, 1 shares no ink."""
+"""How different two glyphs have to be at equal sizes: 0 is the same image, 1 shares no ink."""
 
 
 def spec(**changes: object) -> FormulasSpec:
@@ -101,7 +101,7 @@ def test_labels_seldom_repeat() -> None:
     assert len(set(labels)) > 0.99 * len(labels)
 
 
-# The pictures
+# The images
 
 
 @pytest.mark.parametrize("font", FONTS)
@@ -137,7 +137,7 @@ def test_glyphs_stay_apart_at_the_size_of_scripts(font: str, size: float) -> Non
 
 
 @pytest.mark.parametrize("font", FONTS)
-def test_no_picture_has_two_labels(font: str) -> None:
+def test_no_image_has_two_labels(font: str) -> None:
     rng = seeded(6)
     labels = {grammar.to_latex(grammar.generate(rng, 7)) for _ in range(400)}
     labels |= {f"x{script}{{{atom}}}" for script in "^_" for atom in (*"abcABD", r"\alpha")}
@@ -150,7 +150,7 @@ def test_no_picture_has_two_labels(font: str) -> None:
 
 
 @pytest.mark.parametrize("font", FONTS)
-def test_a_picture_is_the_whole_formula_at_its_own_size(font: str) -> None:
+def test_an_image_is_the_whole_formula_at_its_own_size(font: str) -> None:
     for index in range(15):
         row = formulas.sample(spec(math_fontfamily=font), index)
         image = pixels(row.png)
@@ -167,7 +167,7 @@ def test_a_picture_is_the_whole_formula_at_its_own_size(font: str) -> None:
         assert (image < 255).sum() == (inner < 255).sum()
 
 
-def test_noise_and_rotation_change_the_picture_and_not_the_label() -> None:
+def test_noise_and_rotation_change_the_image_but_not_the_label() -> None:
     plain = formulas.sample(spec(), 3)
     noisy = formulas.sample(spec(noise=0.1), 3)
     turned = formulas.sample(spec(rotation=3.0), 3)
@@ -215,13 +215,13 @@ def test_bytes_are_the_same_in_any_process_and_any_order() -> None:
 def test_parallel_samples_are_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     small = spec(max_tokens=6, noise=0.02)
     alone = list(formulas.samples(small, 150, workers=1))
-    monkeypatch.setattr(render, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(render, "_MIN_PARALLEL", 1)
     monkeypatch.setattr(render, "_CHUNK", 16)
     assert list(formulas.samples(small, 150, workers=2)) == alone
 
 
 def test_a_consumer_may_stop_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(render, "_MIN_PARALLEL", 1)
     monkeypatch.setattr(render, "_CHUNK", 4)
     rows = formulas.samples(spec(max_tokens=4), 10_000, workers=2)
     assert next(rows).latex
@@ -254,14 +254,14 @@ def test_matplotlibs_settings_and_loggers_stay_as_they_were() -> None:
         *(r"\begin{array}{c}x\end{array}", "x" * 5_000, "\x00"),
     ],
 )
-def test_what_mathtext_cannot_draw_has_no_picture(text: str) -> None:
+def test_what_mathtext_cannot_render_has_no_image(text: str) -> None:
     assert formulas.render_latex(text) is None
 
 
-def test_what_cannot_be_drawn_leaves_no_trace_in_the_next_picture() -> None:
+def test_a_failed_formula_leaves_no_trace_in_the_next_image() -> None:
     before = formulas.render_latex("xy+a_{i}")
     assert formulas.render_latex(r"\sin^") is None
-    render._typesetter.cache_clear()  # so that the picture is drawn anew
+    render._mathtext_parser.cache_clear()  # so that the image is rendered again
     after = formulas.render_latex("xy+a_{i}")
     assert before is not None
     assert after is not None
@@ -293,7 +293,7 @@ def _on_one_canvas(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of the ink that only one of two pictures has, at the best of nine positions."""
+    """The share of the ink that only one of two images has, at the best of nine positions."""
     shifts = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
     apart = min(np.abs(a - np.roll(b, shift, (0, 1))).sum() for shift in shifts)
     return float(apart / (a.sum() + b.sum()))

@@ -14,8 +14,9 @@ from PIL import Image
 from job.errors import DataError, SpecError
 from job.evaluation.answer_kinds import FORMS
 from job.prep.contact_sheet import contact_sheet
-from job.prep.discovery import stage_source
-from job.prep.prepare import PreparedData, prepare
+from job.prep.discovery import find_source
+from job.prep.prepare import PrepInputs, prepare
+from job.prep.prepared_data import PreparedData
 from job.spec.answer_kinds import Answer
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
@@ -47,22 +48,22 @@ def rows(folder: Path, texts: list[str], name: str = "rows", first: int = 0) -> 
 
 
 def prepared(
-    train: Path, place: Path, *, answer: Answer = "text", held_out: Path | None = None, **data: Any
+    train: Path, folder: Path, *, answer: Answer = "text", held_out: Path | None = None, **data: Any
 ) -> PreparedData:
     spec: DataSpec = load_spec(SPEC.format(uri=train), "spec", environ={}).spec.data
     evaluation = None
     if held_out is not None:
         data["eval"] = replace(spec.train[0], uri=str(held_out))
-        evaluation = stage_source(data["eval"], "$.data.eval")
-    return prepare(
-        replace(spec, **data),
-        [stage_source(spec.train[0], "$.data.train")],
-        evaluation,
-        place / "made" / "data",
+        evaluation = find_source(data["eval"], "$.data.eval")
+    inputs = PrepInputs(
+        spec=replace(spec, **data),
+        train=(find_source(spec.train[0], "$.data.train"),),
+        evaluation=evaluation,
         seed=3407,
-        label_key=FORMS[answer],
+        normalize_label=FORMS[answer],
         classes=answer == "label",
     )
+    return prepare(inputs, folder / "made" / "data")
 
 
 def answers(data: PreparedData, split: Any) -> list[str]:
@@ -154,8 +155,8 @@ def test_a_class_that_cannot_be_learned_is_named(
     train = rows(tmp_path, classes(40))
     judged = rows(tmp_path, [*classes(4), "passport"], "held", 100)
     prepared(train, tmp_path, answer="label", held_out=judged)
-    assert "have no row to train on" in (said := capsys.readouterr().err)
-    assert "classes=passport" in said
+    assert "have no training rows" in (err := capsys.readouterr().err)
+    assert "classes=passport" in err
 
 
 def test_a_class_that_is_not_judged_is_named(
@@ -191,8 +192,8 @@ def test_leaked_rows_lead_to_the_images_only_where_these_tell_them_apart(
             prepared(
                 train, tmp_path, held_out=held, leakage_by=by, leakage=leakage, text_only=not helps
             )
-        told = str(caught.value) + capsys.readouterr().err
-        assert ("leakage_by" in told) is helps, told
+        message = str(caught.value) + capsys.readouterr().err
+        assert ("leakage_by" in message) is helps, message
     train, held = answers_shared
     prepared(train, tmp_path, held_out=held, leakage_by="image", leakage=leakage)
 

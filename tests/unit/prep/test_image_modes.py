@@ -250,10 +250,10 @@ REFUSED = {
         png(16, 2, (RED_TO_BLUE.astype(np.uint16) * 257).astype(">u2"), bytes(6)),
         "tRNS",
     ),
-    "white on clear": (saved(strokes("white"), "PNG"), "white on a transparent ground"),
+    "white on clear": (saved(strokes("white"), "PNG"), "white on a transparent background"),
     "everything clear": (
         saved(Image.merge("RGBA", [*of_mode("RGB").split(), Image.new("L", (256, 8))]), "PNG"),
-        "transparent everywhere",
+        "fully transparent",
     ),
 }
 

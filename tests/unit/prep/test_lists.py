@@ -16,10 +16,10 @@ import pytest
 from job import log
 from job.errors import DataError, InputError
 from job.prep import readers
-from job.prep.discovery import stage_source
+from job.prep.discovery import find_source
 from job.prep.rows import Reject, Row
 from tests.unit.prep.test_prep import data_spec, pair, png, run, write_jsonl
-from tests.unit.prep.test_rows_kept import folder, read
+from tests.unit.prep.test_row_fields import folder, read
 
 __all__ = ["folder"]  # the fixture
 
@@ -90,11 +90,11 @@ REFUSED: dict[str, tuple[str, bytes, str, str]] = {
         "a.json", json.dumps({"image": ["a", "b"], "text": ["c", "d"]}).encode(),
         "one object of columns, image, text", 'orient="records"'),
     "a name that stands twice": (
-        "a.csv", table("image", "text", "text").encode(), "the column `text` stands twice",
+        "a.csv", table("image", "text", "text").encode(), "the column `text` appears twice",
         "another name"),
     "Latin-1": (
         "a.csv", "image,text\nimages/1.png,café\n".encode("latin-1"),
-        "line 2 is not UTF-8 text, by its byte 0xe9", "iconv -f LATIN1"),
+        "line 2 is not UTF-8 text (byte 0xe9)", "iconv -f LATIN1"),
     "a name in Latin-1": (
         "a.csv", "image,text,prüfer\n".encode("latin-1"), "column 3, which begins with 'pr'",
         "UTF-8"),
@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[str, bytes, str, str]] = {
     "a web page": ("a.jsonl", b"<!DOCTYPE html><html>", "is a web page", "download the file"),
     "a web page for a table": ("a.parquet", b"\n<html>", "is a web page", "download the file"),
     "a packed list of another name": (
-        "a.jsonl", gzip.compress(LINES.encode()), "is packed by gzip", "end in .gz"),
+        "a.jsonl", gzip.compress(LINES.encode()), "is compressed with gzip", "end in .gz"),
     "a workbook called CSV": ("a.csv", b"PK\x03\x04" + bytes(99), "Excel workbook", "as CSV"),
     "a broken line alone": ("a.jsonl", b'{"image": \n', "a.jsonl:1: unreadable line", "check"),
     "nothing": ("a.jsonl", b"", "has no readable record", "check the file"),
@@ -138,8 +138,8 @@ def test_a_key_that_stands_twice_is_a_reject(name: str, folder: Path) -> None:
     (folder / name).write_text(LINES + twice + "\n" + '{"text": "x", "image": {"a": 1, "a": 2}}')
     found = answers(read(folder / name))
     assert found[:4] == TEXTS
-    assert "the key `text` stands twice" in found[4]
-    assert "the key `a` stands twice" in found[5]
+    assert "the key `text` appears twice" in found[4]
+    assert "the key `a` appears twice" in found[5]
 
 
 def test_an_answer_of_another_type_is_refused_and_never_proposed(folder: Path) -> None:
@@ -176,7 +176,7 @@ def archive(path: Path, name: str = "{}", **settings: Any) -> Path:
 def test_an_archive_is_read_as_python_writes_it(form: int, name: str, folder: Path) -> None:
     path = archive(folder / "a.tar", name, format=form)
     assert answers(read(path)) == ["x_0", "x_1", "x_2"]
-    [file] = stage_source(data_spec(path).train[0], "x").files
+    [file] = find_source(data_spec(path).train[0], "x").files
     _, second, _ = readers.read(file)
     assert second.offset is not None
     begun = next(iter(readers.read(file, readers.RecordPosition(in_file=1, offset=second.offset))))
@@ -227,7 +227,7 @@ def test_two_images_of_one_row_of_an_archive_are_an_error(folder: Path) -> None:
 def test_a_member_that_is_there_twice_is_a_reject(folder: Path) -> None:
     path = archive(folder / "a.tar")
     add(path, ("9.txt", b"old"), ("9.txt", b"new"), ("9.png", png(50)))
-    assert answers(read(path))[3] == "member '9.txt' is there twice"
+    assert answers(read(path))[3] == "member '9.txt' appears twice"
 
 
 def test_labels_of_an_archive_are_texts_and_its_members_win_over_its_json(folder: Path) -> None:
@@ -236,7 +236,7 @@ def test_labels_of_an_archive_are_texts_and_its_members_win_over_its_json(folder
     [row] = read(folder / "a.tar")
     assert isinstance(row, Row)
     assert (row.answer, row.images[0].width) == ("x", 50)
-    assert set(row.unread) == {"json.text", "score", "json.image"}
+    assert set(row.ignored) == {"json.text", "score", "json.image"}
     add(folder / "b.tar", ("1.png", png(50)), ("1.cls", b"cat\n"))
     assert answers(read(folder / "b.tar", None, text="cls")) == ["cat"]
 
@@ -278,10 +278,10 @@ def test_copies_that_notebooks_keep_of_a_list_are_no_rows(folder: Path) -> None:
     write_jsonl(folder, ROWS)
     (folder / ".ipynb_checkpoints").mkdir()
     write_jsonl(folder, ROWS, ".ipynb_checkpoints/rows-checkpoint.jsonl")
-    source = stage_source(data_spec(folder).train[0], "x")
+    source = find_source(data_spec(folder).train[0], "x")
     assert [file.name for file in source.files] == ["rows.jsonl"]
-    assert source.passed_over["left there by systems and tools"].files == 1
-    assert source.passed_over["images, which are read if a list names them"].files == 13
+    assert source.skipped["left there by systems and tools"].files == 1
+    assert source.skipped["images, which are read if a list names them"].files == 13
 
 
 NAMES: dict[str, Callable[[str], str]] = {
@@ -313,5 +313,5 @@ def test_a_folder_with_brackets_in_its_name_is_read(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows.jsonl.zst", "rows.csv.xz"])
 def test_workbooks_and_other_packings_are_refused_by_name(name: str, folder: Path) -> None:
     (folder / name).write_bytes(b"x")
-    with pytest.raises(InputError, match=r"is a workbook|is packed in a way"):
+    with pytest.raises(InputError, match=r"is a workbook|has a compression"):
         read(folder / name)

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from job.errors import DataError
-from job.evaluation.latex import normalize
 from job.pipeline import runner
 from job.prep import mixture
-from job.prep.discovery import stage_source
-from job.prep.prepare import PreparedData, prepare
+from job.prep.discovery import find_source
+from job.prep.prepare import prepare
+from job.prep.prepared_data import PreparedData
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
 from job.storage.digests import digest_tree
-from tests.unit.prep.test_prep import data_spec, png, write_jsonl
+from tests.unit.prep.test_prep import data_spec, inputs, png, write_jsonl
 
 SIZES = {"a": 40, "b": 10}
 
@@ -43,9 +43,9 @@ def mixed(folder: Path, *weights: float | None, **settings: Any) -> DataSpec:
 
 
 def run(spec: DataSpec, place: Path) -> PreparedData:
-    staged = [stage_source(source, field) for field, source in spec.sources().items()]
-    evaluation = staged.pop() if spec.eval else None
-    return prepare(spec, staged, evaluation, place / "p" / "data", seed=1, label_key=normalize)
+    sources = [find_source(source, field) for field, source in spec.sources().items()]
+    evaluation = sources.pop() if spec.eval else None
+    return prepare(inputs(spec, sources, evaluation), place / "p" / "data")
 
 
 def letters(data: PreparedData, split: Any = "train") -> str:
@@ -74,11 +74,11 @@ def stats(place: Path) -> Any:
 def test_shares_are_those_of_the_weights(
     rows: list[int], weights: list[Any], strategy: str, expected: list[int]
 ) -> None:
-    assert mixture.counts(rows, weights, strategy) == expected
+    assert mixture.epoch_rows(rows, weights, strategy) == expected
 
 
 def test_every_stretch_of_a_mixture_holds_each_source_by_its_share() -> None:
-    numbers = mixture.order([40, 10, 7], [40, 80, 280])
+    numbers = mixture.interleave([40, 10, 7], [40, 80, 280])
     assert len(numbers) == 400
     for start in range(0, 400, 20):
         part = numbers[start : start + 20]
@@ -121,9 +121,9 @@ def test_rows_of_a_mixture_say_which_source_they_are_of(
 ) -> None:
     rows = [row.id for row in run(mixed(folder, 3, 1), tmp_path).rows("train")]
     assert {row_id.partition(".jsonl")[0] for row_id in rows} == {"train[0]/a", "train[1]/b"}
-    told = [line for line in capfd.readouterr().err.splitlines() if " data.train[" in line]
-    assert len(told) == 2
-    assert "share=75" in told[0]
+    lines = [line for line in capfd.readouterr().err.splitlines() if " data.train[" in line]
+    assert len(lines) == 2
+    assert "share=75" in lines[0]
 
 
 def test_a_mixture_is_the_same_by_any_number_of_processes_and_twice(

@@ -14,10 +14,13 @@ from PIL import Image, PngImagePlugin
 
 from job.errors import DataError
 from job.evaluation.latex import normalize
-from job.prep.discovery import stage_source
+from job.prep.discovery import find_source
 from job.prep.images import ImageRefused, decode, inspect
-from job.prep.prepare import PreparedData, TooManyBadRows, prepare
+from job.prep.prepare import PrepInputs, prepare
+from job.prep.prepared_data import PreparedData
+from job.prep.result_checks import TooManyBadRows
 from job.prep.shards import Split
+from job.prep.source_files import DataSource
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
 
@@ -61,8 +64,15 @@ def write_jsonl(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path
 
 
 def run(spec: DataSpec, tmp_path: Path) -> PreparedData:
-    sources = [stage_source(source, "$.data.train") for source in spec.train]
-    return prepare(spec, sources, None, tmp_path / "prepared", seed=1, label_key=normalize)
+    sources = [find_source(source, "$.data.train") for source in spec.train]
+    return prepare(inputs(spec, sources), tmp_path / "prepared")
+
+
+def inputs(
+    spec: DataSpec, train: list[DataSource], evaluation: DataSource | None = None, **more: Any
+) -> PrepInputs:
+    settings = {"seed": 1, "normalize_label": normalize, **more}
+    return PrepInputs(spec=spec, train=tuple(train), evaluation=evaluation, **settings)
 
 
 def rejects(tmp_path: Path) -> dict[str, str]:
@@ -157,12 +167,12 @@ BAD = {
     "a missing image": ({"image": "images/999.png", "text": "x"}, "No such file"),
     "no image": ({"image": None, "text": "x"}, "`image` is empty"),
     "a path out of the folder": ({"image": "../secret.png", "text": "x"}, "leaves the folder"),
-    "an absolute path": ({"image": "/etc/passwd", "text": "x"}, "lie in the folder"),
-    "a URI": ({"image": "file:///etc/passwd", "text": "x"}, "lie in the folder"),
+    "an absolute path": ({"image": "/etc/passwd", "text": "x"}, "must be relative to the folder"),
+    "a URI": ({"image": "file:///etc/passwd", "text": "x"}, "must be relative to the folder"),
     "a link out of the folder": ({"image": "images/link.png", "text": "x"}, "link that leaves"),
     "an empty file": ({"image": "images/empty.png", "text": "x"}, "empty (0 bytes)"),
     "a page called .png": ({"image": "images/page.png", "text": "x"}, "an HTML page"),
-    "a truncated picture": ({"image": "images/cut.png", "text": "x"}, "damaged"),
+    "a truncated image": ({"image": "images/cut.png", "text": "x"}, "damaged"),
     "a decompression bomb": (
         {"image": "images/bomb.png", "text": "x"},
         "too large: Image size (900000000 pixels)",
@@ -233,7 +243,7 @@ def test_the_held_out_rows_stay_the_same_when_rows_are_appended(
 
 
 def test_duplicates_fall_on_one_side_of_the_split(folder: Path, tmp_path: Path) -> None:
-    # The same label in two spellings and with two pictures.
+    # The same label in two spellings and with two images.
     spellings = (r"x \le {}", r"x\leq{}")
     rows = [
         {"image": f"images/{n}.png", "text": spellings[n % 2].format(n // 2)} for n in range(120)
@@ -250,7 +260,7 @@ def test_duplicates_fall_on_one_side_of_the_split(folder: Path, tmp_path: Path) 
 def test_what_is_held_out_by_name_is_removed_from_training(folder: Path, tmp_path: Path) -> None:
     train = [pair(n) for n in range(10)]
     held_out = [
-        {"image": "images/3.png", "text": "the picture of row 3"},
+        {"image": "images/3.png", "text": "the image of row 3"},
         {"image": "images/11.png", "text": r"x_{ 5 }\,"},
     ]
     spec = data_spec(write_jsonl(folder, train))
@@ -258,9 +268,9 @@ def test_what_is_held_out_by_name_is_removed_from_training(folder: Path, tmp_pat
         spec, eval=replace(spec.train[0], uri=str(write_jsonl(folder, held_out, "e.jsonl")))
     )
     assert spec.eval is not None
-    first = stage_source(spec.train[0], "$.data.train")
-    second = stage_source(spec.eval, "$.data.eval")
-    data = prepare(spec, [first], second, tmp_path / "prepared", seed=1, label_key=normalize)
+    first = find_source(spec.train[0], "$.data.train")
+    second = find_source(spec.eval, "$.data.eval")
+    data = prepare(inputs(spec, [first], second), tmp_path / "prepared")
     assert data.leaked_rows == 2
     assert data.train_rows == len(data.rows("train")) == 8
     assert {row.answer for row in data.rows("train")} == {
@@ -324,11 +334,11 @@ def test_the_column_that_is_proposed_is_the_one_likely_meant(
     assert proposed.endswith(fix)
 
 
-def test_a_column_of_pictures_in_a_table_is_not_proposed_for_the_text(
+def test_a_column_of_images_in_a_table_is_not_proposed_for_the_text(
     folder: Path, tmp_path: Path
 ) -> None:
-    picture = {"bytes": (folder / "images" / "1.png").read_bytes(), "path": None}
-    pq.write_table(pa.table({"scan": [picture], "tex_code": ["x"]}), folder / "rows.parquet")
+    image = {"bytes": (folder / "images" / "1.png").read_bytes(), "path": None}
+    pq.write_table(pa.table({"scan": [image], "tex_code": ["x"]}), folder / "rows.parquet")
     with pytest.raises(DataError, match="for example text: tex_code"):
         run(data_spec(folder / "rows.parquet"), tmp_path)
 
@@ -360,7 +370,7 @@ def test_an_empty_split_is_an_error_that_names_its_key(folder: Path, tmp_path: P
         run(data_spec(write_jsonl(folder, [pair(1)]), eval_fraction=1e-9), tmp_path)
 
 
-def test_the_size_of_a_turned_picture_is_that_of_its_upright_pixels() -> None:
+def test_the_size_of_a_rotated_image_is_that_of_its_upright_pixels() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()

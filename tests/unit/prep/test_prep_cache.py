@@ -58,14 +58,14 @@ def test_keeping_rows_takes_no_room_beside_the_run_that_made_them(
     made = tmp_path / "made"
     made.mkdir()
     (made / "train-00000.arrow").write_bytes(b"rows")
-    cache.keep(tmp_path / "cache", "x", made, {})
+    cache.store(tmp_path / "cache", "x", made, {})
     [kept] = (tmp_path / "cache").rglob("*.arrow")
     assert kept.samefile(made / kept.name)
     prep(rows, tmp_path, "a")
     assert not list((tmp_path / "cache" / "work").iterdir())  # which is removed after success
 
 
-def test_a_changed_row_or_picture_is_prepared_again(
+def test_a_changed_row_or_image_is_prepared_again(
     rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     prep(rows, tmp_path, "a")
@@ -100,11 +100,11 @@ def test_the_sets_used_last_are_kept(tmp_path: Path) -> None:
     made.mkdir()
     (made / "train-00000.arrow").write_bytes(b"rows")
     kept = tmp_path / "cache"
-    for number in range(cache.KEPT):
-        cache.keep(kept, f"{number}", made, {"train": number})
+    for number in range(cache.MAX_ENTRIES):
+        cache.store(kept, f"{number}", made, {"train": number})
         os.utime(kept / f"{number}" / "made.json", (number, number))
-    assert cache.take(kept, "0", tmp_path / "out") == {"train": 0}
-    cache.keep(kept, "new", made, {"train": 9})
+    assert cache.restore(kept, "0", tmp_path / "out") == {"train": 0}
+    cache.store(kept, "new", made, {"train": 9})
     assert {path.name for path in kept.iterdir()} == {"0", "2", "3", "new"}
 
 
@@ -121,8 +121,8 @@ for name in names:
     (made / name).write_bytes(name.encode() * 50)
 taken = torn = 0
 for n in range(tries):
-    cache.keep(place / "cache", f"set-{n % 3}", made, {"train": 12})
-    if cache.take(place / "cache", f"set-{n % 3}", out) is not None:
+    cache.store(place / "cache", f"set-{n % 3}", made, {"train": 12})
+    if cache.restore(place / "cache", f"set-{n % 3}", out) is not None:
         taken += 1
         torn += sorted(path.name for path in out.iterdir()) != names
     shutil.rmtree(out, ignore_errors=True)
@@ -165,13 +165,13 @@ def test_an_entry_that_cannot_be_linked_to_this_disk_stays_for_other_runs(tmp_pa
     made, place = tmp_path / "made", other / f"prepared-{os.getpid()}"
     made.mkdir()
     (made / "train-00000.arrow").write_bytes(b"rows")
-    cache.keep(tmp_path / "cache", "x", made, {"train": 1})
+    cache.store(tmp_path / "cache", "x", made, {"train": 1})
     try:
-        assert cache.take(tmp_path / "cache", "x", place) is None
+        assert cache.restore(tmp_path / "cache", "x", place) is None
         assert not place.exists()
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    assert cache.take(tmp_path / "cache", "x", tmp_path / "out") == {"train": 1}
+    assert cache.restore(tmp_path / "cache", "x", tmp_path / "out") == {"train": 1}
 
 
 def test_a_cache_that_may_not_be_written_costs_the_cache_alone(rows: Path, tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_without_hard_links_nothing_is_kept_and_nothing_fails(tmp_path: Path) ->
         pytest.skip("there is one file system here")
     place = other / f"prepared-{os.getpid()}"
     try:
-        cache.keep(place, "x", made, {})
+        cache.store(place, "x", made, {})
         assert not place.exists() or not list(place.iterdir())
-        assert cache.take(place, "x", tmp_path / "out") is None
+        assert cache.restore(place, "x", tmp_path / "out") is None
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -16,15 +16,15 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from job.errors import DataError
-from job.evaluation.latex import normalize
 from job.prep import chunks
-from job.prep.dedup import look, near
-from job.prep.discovery import stage_source
-from job.prep.prepare import PreparedData, prepare
+from job.prep.dedup import count_near_duplicates, difference_hash
+from job.prep.discovery import find_source
+from job.prep.prepare import prepare
+from job.prep.prepared_data import PreparedData
 from job.spec.types import DataSpec
 from job.storage.digests import digest_tree
 from tests.jobs import ROOT
-from tests.unit.prep.test_prep import data_spec, pair, png, run, write_jsonl
+from tests.unit.prep.test_prep import data_spec, inputs, pair, png, run, write_jsonl
 
 
 @pytest.fixture
@@ -54,21 +54,21 @@ def test_any_number_of_processes_leaves_the_same_bytes(rows: Path, tmp_path: Pat
 def test_a_chunk_ends_by_its_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "BYTES", 100)
     every = (chunks.Record(id=str(n), base="", line=b"x" * 40) for n in range(7))
-    assert [len(chunk) for chunk in chunks.chunks(every)] == [3, 3, 1]
+    assert [len(chunk) for chunk in chunks.split_into_chunks(every)] == [3, 3, 1]
 
 
 SLOW = """
 import sys, time
 from pathlib import Path
-from job.prep import work
-from tests.unit.test_prep_scale import *
-work.ROWS = 16
-convert = work.convert
+from job.prep import chunks
+from tests.unit.prep.test_prep_scale import *
+chunks.ROWS = 16
+convert = chunks.convert_chunk
 def slowly(task, number, records):
     convert(task, number, records)
     print(number, flush=True)
     time.sleep(0.3)
-work.convert = slowly
+chunks.convert_chunk = slowly
 run(data_spec(Path(sys.argv[1]), eval_fraction=0.3, max_bad_rows=1, num_proc=1), Path(sys.argv[2]))
 """
 
@@ -89,13 +89,13 @@ def test_a_killed_prep_goes_on_and_leaves_the_bytes_of_one_that_was_not(
     done = [path.stat().st_mtime_ns for path in sorted(partial.glob("train-0000[0-3].arrow"))]
     assert len(done) == 4
     made_again: list[int] = []
-    convert = chunks.convert
+    convert = chunks.convert_chunk
 
-    def noted(task: chunks.Task, number: int, records: list[chunks.Record]) -> None:
+    def noted(task: chunks.SourceTask, number: int, records: list[chunks.Record]) -> None:
         made_again.append(number)
         convert(task, number, records)
 
-    monkeypatch.setattr(chunks, "convert", noted)
+    monkeypatch.setattr(chunks, "convert_chunk", noted)
     spec = data_spec(rows, eval_fraction=0.3, max_bad_rows=1, num_proc=1)
     data = run(spec, place)
     assert made_again == [4, 5, 6]
@@ -115,9 +115,9 @@ def test_what_was_made_of_other_rows_is_not_taken_over(rows: Path, tmp_path: Pat
 
 def test_a_worker_that_dies_does_not_hang_the_job(rows: Path, tmp_path: Path) -> None:
     spec = data_spec(rows, eval_fraction=0.3, max_bad_rows=1, num_proc=2)
-    source = stage_source(spec.train[0], "$.data.train")
+    source = find_source(spec.train[0], "$.data.train")
     with pytest.raises(BrokenProcessPool):
-        prepare(spec, [source], None, tmp_path / "x" / "y", seed=1, label_key=die)
+        prepare(inputs(spec, [source], normalize_label=die), tmp_path / "x" / "y")
 
 
 def die(label: str) -> str:
@@ -132,14 +132,14 @@ def with_eval(rows: Path, **settings: Any) -> DataSpec:
 
 def prepared(spec: DataSpec, tmp_path: Path) -> PreparedData:
     assert spec.eval is not None
-    first, second = (stage_source(s, "$.data") for s in (*spec.train, spec.eval))
-    return prepare(spec, [first], second, tmp_path / "a" / "data", seed=1, label_key=normalize)
+    first, second = (find_source(s, "$.data") for s in (*spec.train, spec.eval))
+    return prepare(inputs(spec, [first], second), tmp_path / "a" / "data")
 
 
 def test_leakage_is_removed_or_refused_as_the_spec_says(rows: Path, tmp_path: Path) -> None:
     data = prepared(with_eval(rows), tmp_path)
     assert (data.leaked_rows, data.train_rows, len(data.rows("train"))) == (2, 99, 99)
-    with pytest.raises(DataError, match=r"data\.leakage.*2 training rows show or say"):
+    with pytest.raises(DataError, match=r"data\.leakage.*2 training rows duplicate"):
         prepared(with_eval(rows, leakage="refuse"), tmp_path)
 
 
@@ -167,9 +167,7 @@ def test_an_answer_counts_with_its_question(rows: Path, tmp_path: Path) -> None:
         assert (data.leaked_rows, data.train_rows) == (0, 9)
 
 
-def test_the_picture_decides_the_split_where_it_alone_is_compared(
-    rows: Path, tmp_path: Path
-) -> None:
+def test_the_image_decides_the_split_if_it_alone_is_compared(rows: Path, tmp_path: Path) -> None:
     """Classes would fall on one side whole, by their few labels."""
     source = write_jsonl(
         rows.parent, [{**pair(n), "text": "ab"[n % 2]} for n in range(60)], "classes.jsonl"
@@ -184,7 +182,7 @@ def test_the_picture_decides_the_split_where_it_alone_is_compared(
 def test_a_training_set_that_is_all_held_out_is_refused(rows: Path, tmp_path: Path) -> None:
     spec = with_eval(rows)
     assert spec.eval is not None
-    with pytest.raises(DataError, match="all 2 rows show or say"):
+    with pytest.raises(DataError, match="all 2 rows duplicate"):
         prepared(replace(spec, train=(spec.eval,)), tmp_path)
 
 
@@ -192,7 +190,7 @@ def test_statistics_tell_histograms_duplicates_and_rejects(rows: Path, tmp_path:
     run(data_spec(rows, eval_fraction=0.3, max_bad_rows=1), tmp_path)
     stats = json.loads((tmp_path / "prepared" / "stats.json").read_text())
     assert stats["duplicates"]["exact_rows"] == 1
-    assert stats["duplicates"]["near_images"] == 100, "white pictures look the same at any size"
+    assert stats["duplicates"]["near_images"] == 100, "white images look the same at any size"
     assert stats["rejected"]["rows"] == 1
     both = [stats["train"], stats["eval"]]
     assert sum(s["image_pixels"]["histogram"].get("512-1023", 0) for s in both) == 13
@@ -205,17 +203,17 @@ def drawn(text: str) -> Image.Image:
     return image
 
 
-def test_pictures_that_look_the_same_are_found_in_another_size_and_format() -> None:
+def test_images_that_look_the_same_are_found_in_another_size_and_format() -> None:
     first, other = drawn("x^2 + 5y = 3"), drawn("a_n + b = z/7")
     file = io.BytesIO()
     first.resize((600, 120)).save(file, "JPEG", quality=80)
     again = Image.open(io.BytesIO(file.getvalue()))
-    looks = [look(image) for image in (first, other, again)]
+    hashes = [difference_hash(image) for image in (first, other, again)]
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (5000, 32), dtype=np.uint8)
-    assert near(noise) == 0
-    every = np.concatenate([noise, np.frombuffer(b"".join(looks), np.uint8).reshape(-1, 32)])
-    assert near(every) == 1
+    assert count_near_duplicates(noise) == 0
+    every = np.concatenate([noise, np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)])
+    assert count_near_duplicates(every) == 1
 
 
 def test_ten_rows_are_drawn_on_a_contact_sheet(rows: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 from job import storage
 from job.errors import DataError, InputError
 from job.prep import image_identity, readers, sources
-from job.prep.discovery import stage_source
+from job.prep.discovery import find_source
 from job.prep.readers import tars
 from job.prep.rows import Row
 from job.spec.types import DataSpec
@@ -36,7 +36,7 @@ def rows_of(spec: DataSpec, tmp_path: Path) -> dict[str, Row]:
     return {row.answer: row for row in (*data.rows("train"), *data.rows("eval"))}
 
 
-def picture(number: int) -> bytes:
+def image_bytes(number: int) -> bytes:
     return png(40 + number)
 
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     for n in range(COUNT):
-        (images / f"{n}.png").write_bytes(picture(n))
+        (images / f"{n}.png").write_bytes(image_bytes(n))
     return images.parent
 
 
@@ -77,14 +77,14 @@ def as_json(folder: Path) -> Path:
 
 
 def as_parquet_of_structs(folder: Path) -> Path:
-    images = [{"bytes": picture(n), "path": None} for n in range(COUNT)]
+    images = [{"bytes": image_bytes(n), "path": None} for n in range(COUNT)]
     table = pa.table({"image": images, "text": [text_of(n) for n in range(COUNT)]})
     pq.write_table(table, folder / "rows.parquet")
     return folder / "rows.parquet"
 
 
 def as_parquet_of_bytes(folder: Path) -> Path:
-    images, texts = [picture(n) for n in range(COUNT)], [text_of(n) for n in range(COUNT)]
+    images, texts = [image_bytes(n) for n in range(COUNT)], [text_of(n) for n in range(COUNT)]
     pq.write_table(pa.table({"image": images, "text": texts}), folder / "rows.parquet")
     return folder / "rows.parquet"
 
@@ -101,7 +101,8 @@ def as_arrow_file(folder: Path) -> Path:
 
 def as_base64(folder: Path) -> Path:
     rows = [
-        {"image": base64.b64encode(picture(n)).decode(), "text": text_of(n)} for n in range(COUNT)
+        {"image": base64.b64encode(image_bytes(n)).decode(), "text": text_of(n)}
+        for n in range(COUNT)
     ]
     return write_jsonl(folder, rows)
 
@@ -121,7 +122,7 @@ def as_metadata(folder: Path) -> Path:
 def as_tar(folder: Path, mode: str = "w", name: str = "rows.tar") -> Path:
     with tarfile.open(folder / name, mode) as archive:  # type: ignore[call-overload]
         for n in range(COUNT):
-            add(archive, f"a/{n:03}.png", picture(n))
+            add(archive, f"a/{n:03}.png", image_bytes(n))
             add(archive, f"a/{n:03}.txt", text_of(n).encode())
     return folder / name
 
@@ -139,7 +140,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **header: Any
 
 
 def as_saved_dataset(folder: Path) -> Path:
-    images = [{"bytes": picture(n), "path": None} for n in range(COUNT)]
+    images = [{"bytes": image_bytes(n), "path": None} for n in range(COUNT)]
     columns = {"image": images, "text": [text_of(n) for n in range(COUNT)]}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     made = datasets.Dataset.from_dict(columns, features=features)
@@ -192,7 +193,7 @@ def test_rows_are_the_same_however_and_wherever_they_are_kept(
     rows = rows_of(kept_as(kind, where, folder, tmp_path), tmp_path)
     assert rows.keys() == {text_of(n) for n in range(COUNT)}
     for n in range(COUNT):
-        assert rows[text_of(n)].images[0].data == picture(n)
+        assert rows[text_of(n)].images[0].data == image_bytes(n)
 
 
 def test_a_glob_reads_every_file_that_it_matches(folder: Path, tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_braces_stand_for_what_they_do_in_a_shell(
     pattern: str, files: list[int], folder: Path
 ) -> None:
     as_shards(folder)
-    found = stage_source(data_spec(folder / pattern).train[0], "x").files
+    found = find_source(data_spec(folder / pattern).train[0], "x").files
     assert [int(file.uri.rpartition("train-")[2][:5]) for file in found] == files
 
 
@@ -221,10 +222,10 @@ def test_braces_that_stand_for_too_much_or_for_nothing_are_refused(folder: Path)
     for pattern, reason in (
         ("{000..999}-{000..999}.jsonl", "more than 100,000 files"),
         ("train-{00000..00009}-of-00003.jsonl", "no such file"),
-        ("train-{3..1}.jsonl", "nothing is there"),
+        ("train-{3..1}.jsonl", "no files there can be read"),
     ):
         with pytest.raises(InputError, match=reason):
-            stage_source(data_spec(folder / pattern).train[0], "$.data.train")
+            find_source(data_spec(folder / pattern).train[0], "$.data.train")
 
 
 @pytest.mark.parametrize("where", ["file", "memory"])
@@ -239,12 +240,12 @@ def test_images_can_lie_in_another_folder_than_their_list(
     rows = [{"image": f"{n}.png", "text": text_of(n)} for n in range(COUNT - 1)]
     rows.append({"image": f"{images}/{COUNT - 1}.png", "text": text_of(COUNT - 1)})
     spec = data_spec(write_jsonl(tmp_path / "lists", rows))
-    with pytest.raises(DataError, match=r"No such file|lie in the folder"):
+    with pytest.raises(DataError, match=r"No such file|must be relative"):
         run(spec, tmp_path)
     spec = with_source(spec, image_folder=f"{images}/")
-    assert rows_of(spec, tmp_path)[text_of(3)].images[0].data == picture(3)
+    assert rows_of(spec, tmp_path)[text_of(3)].images[0].data == image_bytes(3)
     assert len(rows_of(spec, tmp_path)) == COUNT, "one of them is named in full"
-    source = stage_source(spec.train[0], "x")
+    source = find_source(spec.train[0], "x")
     before = image_identity.digest(source, spec.train[0])
     storage.write_bytes(f"{images}/{COUNT - 1}.png", png(99))
     assert image_identity.digest(source, spec.train[0]) != before
@@ -264,11 +265,13 @@ def test_images_named_in_full_are_read_in_the_folder_of_their_list_alone(
     write_jsonl(folder, rows)
     assert len(rows_of(data_spec(Path("link/rows.jsonl"), max_bad_rows=2), tmp_path)) == COUNT
     outside, upward = rejects(tmp_path).values()
-    assert "lie in the folder of their list" in outside
+    assert "must be relative to the folder of its list" in outside
     assert "leaves the folder" in upward
     (folder / "data").mkdir()
-    (folder / "data" / "a.png").write_bytes(picture(3))
-    assert sources.fetch("data", "data/a.png") == picture(3), "no part of a relative path is cut"
+    (folder / "data" / "a.png").write_bytes(image_bytes(3))
+    assert sources.fetch("data", "data/a.png") == image_bytes(3), (
+        "no part of a relative path is cut"
+    )
 
 
 def test_files_of_one_name_in_two_folders_give_rows_of_different_ids(tmp_path: Path) -> None:
@@ -357,7 +360,7 @@ def test_an_image_without_text_is_one_reject(folder: Path, tmp_path: Path) -> No
     (folder / "images" / "alone.png").write_bytes(png(90))
     spec = data_spec(folder / "images", max_bad_rows=1)
     assert len(rows_of(spec, tmp_path)) == COUNT
-    assert rejects(tmp_path) == {"alone.png": "has no text of the same name beside it"}
+    assert rejects(tmp_path) == {"alone.png": "has no text file of the same name"}
 
 
 def test_a_damaged_json_array_is_told_with_the_item_before_it(folder: Path, tmp_path: Path) -> None:
@@ -414,13 +417,13 @@ def test_a_quote_that_another_row_closes_is_a_reject(
         lines[6] = f'images/5.png{delimiter}y"'
     path.write_text("\n".join(lines) + "\n")
     run(data_spec(path, max_bad_rows=9), tmp_path)
-    assert any(reason in told for told in rejects(tmp_path).values())
+    assert any(reason in found for found in rejects(tmp_path).values())
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a symbolic link": ({"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "is a link"),
     "a hard link": ({"type": tarfile.LNKTYPE, "linkname": "a/000.png"}, "is a link"),
-    "a device": ({"type": tarfile.CHRTYPE}, "no plain file"),
+    "a device": ({"type": tarfile.CHRTYPE}, "is not a regular file"),
     "a path upward": ({"name": "../../b.png"}, "leaves the archive"),
     "an absolute path": ({"name": "/tmp/b.png"}, "leaves the archive"),
 }
@@ -453,13 +456,13 @@ def test_an_archive_with_endless_headers_or_cut_short_is_an_error(
 ) -> None:
     path = folder / "rows.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"x": "y" * 2**21}) as a:
-        add(a, "b.png", picture(1))
+        add(a, "b.png", image_bytes(1))
     with pytest.raises(DataError, match="not a readable tar"):
-        list(readers.read(stage_source(data_spec(path).train[0], "x").files[0]))
+        list(readers.read(find_source(data_spec(path).train[0], "x").files[0]))
     as_tar(folder)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="not a readable tar"):
-        list(readers.read(stage_source(data_spec(path).train[0], "x").files[0]))
+        list(readers.read(find_source(data_spec(path).train[0], "x").files[0]))
 
 
 def test_a_packed_file_that_is_cut_is_an_error(folder: Path, tmp_path: Path) -> None:
@@ -492,7 +495,7 @@ def test_images_by_url_are_fetched_only_where_the_spec_allows_it(
     rows_named = [problem.field for problem in caught.value.problems[1:]]
     assert rows_named[0].endswith(":1"), "why none of them can be used"
     allowed = rows_of(replace(spec, allow_image_urls=True, max_bad_rows=0), tmp_path / "b")
-    assert allowed[text_of(3)].images[0].data == picture(3)
+    assert allowed[text_of(3)].images[0].data == image_bytes(3)
 
 
 def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) -> None:
@@ -506,27 +509,27 @@ def test_a_list_can_lie_on_a_web_server(web: str, folder: Path, tmp_path: Path) 
     ("name", "reason"),
     [
         *(("rows.pkl", "is a pickle"), ("rows.pt", "is a pickle"), ("rows.pkl.gz", "is a pickle")),
-        *(("rows.npz", "may hold pickles"), ("rows.zip", "is an archive")),
+        *(("rows.npz", "may contain pickles"), ("rows.zip", "is an archive")),
     ],
 )
 def test_pickles_and_archives_are_refused_by_name(name: str, reason: str, folder: Path) -> None:
     (folder / name).write_bytes(b"\x80\x04\x95cos\nsystem\n")
     with pytest.raises(InputError, match=reason):
-        stage_source(data_spec(folder / name).train[0], "$.data.train")
+        find_source(data_spec(folder / name).train[0], "$.data.train")
 
 
 def test_a_split_that_is_not_there_is_an_input_error(folder: Path) -> None:
     spec = data_spec(as_shards(folder)).train[0]
-    with pytest.raises(InputError, match=r"split: is not there; the folder has test, train"):
-        stage_source(replace(spec, split="validation"), "$.data.train")
+    with pytest.raises(InputError, match=r"split: does not exist; the folder has test, train"):
+        find_source(replace(spec, split="validation"), "$.data.train")
 
 
 def test_a_folder_of_several_splits_asks_which_one(folder: Path) -> None:
     spec = data_spec(as_shards(folder)).train[0]
     with pytest.raises(InputError, match=r"split: must name one of test, train"):
-        stage_source(spec, "$.data.train")
-    assert len(stage_source(replace(spec, split="train"), "x").files) == 3
-    assert len(stage_source(replace(spec, uri=f"{folder}/*.jsonl"), "x").files) == 4
+        find_source(spec, "$.data.train")
+    assert len(find_source(replace(spec, split="train"), "x").files) == 3
+    assert len(find_source(replace(spec, uri=f"{folder}/*.jsonl"), "x").files) == 4
 
 
 def test_a_split_is_a_word_of_the_name_and_not_its_beginning(folder: Path) -> None:
@@ -534,23 +537,23 @@ def test_a_split_is_a_word_of_the_name_and_not_its_beginning(folder: Path) -> No
         (folder / name).parent.mkdir(exist_ok=True)
         write_jsonl(folder, plain(), name)
     spec = replace(data_spec(folder).train[0], split="train")
-    names = {file.name for file in stage_source(spec, "x").files}
+    names = {file.name for file in find_source(spec, "x").files}
     assert names == {"train-0.jsonl", "pairs_train.jsonl"}
 
 
-def test_a_changed_picture_of_a_folder_changes_the_digest(folder: Path) -> None:
+def test_a_changed_image_of_a_folder_changes_the_digest(folder: Path) -> None:
     spec = data_spec(as_pairs(folder)).train[0]
-    before = stage_source(spec, "x").digest
+    before = find_source(spec, "x").digest
     (folder / "images" / "3.png").touch()
-    assert stage_source(spec, "x").digest == before, "dates do not count"
+    assert find_source(spec, "x").digest == before, "dates do not count"
     (folder / "images" / "3.png").write_bytes(png(43, color="black"))
-    assert stage_source(spec, "x").digest != before
+    assert find_source(spec, "x").digest != before
 
 
-def test_a_table_that_holds_its_pictures_is_not_read_through_for_their_names(
+def test_a_table_with_embedded_images_is_not_read_for_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = [{"bytes": picture(n), "path": f"{n}.png"} for n in range(400)]
+    images = [{"bytes": image_bytes(n), "path": f"{n}.png"} for n in range(400)]
     pq.write_table(
         pa.table({"image": images, "text": ["x"] * 400}), tmp_path / "a.parquet", row_group_size=50
     )
@@ -570,12 +573,12 @@ def test_a_table_that_holds_its_pictures_is_not_read_through_for_their_names(
     for name, expected in (("a", range(1, 65)), ("b", range(400, 500))):
         spec = data_spec(tmp_path / f"{name}.parquet").train[0]
         given.clear()
-        image_identity.digest(stage_source(spec, "x"), spec)
+        image_identity.digest(find_source(spec, "x"), spec)
         assert len(given) in expected
 
 
-def turns(picture: dict[str, object], answer: str, role: str, said: str) -> list[object]:
-    asked = [picture, {"type": "text", "text": "Read it."}]
+def turns(image: dict[str, object], answer: str, role: str, said: str) -> list[object]:
+    asked = [image, {"type": "text", "text": "Read it."}]
     return [
         {role: "user" if role == "role" else "human", said: asked},
         {role: "assistant" if role == "role" else "gpt", said: answer},
@@ -600,7 +603,7 @@ NAMING: dict[str, Callable[[str], dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("naming", NAMING)
-def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pictures(
+def test_a_changed_image_under_an_unchanged_list_changes_the_digest_of_the_images(
     naming: str, folder: Path, tmp_path: Path
 ) -> None:
     write_jsonl(folder, [NAMING[naming](str(row["image"])) for row in plain()])
@@ -608,9 +611,9 @@ def test_a_changed_picture_under_an_unchanged_list_changes_the_digest_of_the_pic
     storage.copy_tree(str(folder), f"memory://{tmp_path}")
     for root in (str(folder), f"memory://{tmp_path}"):
         spec = replace(data_spec(Path("x")).train[0], uri=f"{root}/rows.jsonl")
-        source = stage_source(spec, "x")
+        source = find_source(spec, "x")
         lists, before = source.digest, image_identity.digest(source, spec)
         assert image_identity.digest(source, spec) == before
         storage.write_bytes(f"{root}/images/5.png", png(99))
-        assert stage_source(spec, "x").digest == lists
+        assert find_source(spec, "x").digest == lists
         assert image_identity.digest(source, spec) != before

@@ -1,4 +1,4 @@
-"""Rows whose pictures prep does not keep: read again, the same rows, within a bound of disk."""
+"""Rows that prep stores without image bytes: read again, the same rows, within a disk limit."""
 
 import json
 import multiprocessing
@@ -11,16 +11,16 @@ import pytest
 
 from job.errors import DataError
 from job.prep import chunks
-from job.prep.discovery import stage_source
-from job.prep.prepare import PreparedData
+from job.prep.discovery import find_source
+from job.prep.prepared_data import PreparedData
 from job.prep.rows import Row
 from job.prep.shards import Rows
-from job.prep.streaming import Pictures, StreamedRows
+from job.prep.streaming import FullShards, StreamedRows
 from job.spec.types import DataSpec
 from job.train.prefetch import Ahead, Fetcher
 from job.train.sampler import SharedBatches, Windows
 from tests.unit.prep.test_prep import data_spec, pair, png, run, with_source, write_jsonl
-from tests.unit.prep.test_sources import KINDS, folder, kept_as, picture, plain, text_of
+from tests.unit.prep.test_sources import KINDS, folder, image_bytes, kept_as, plain, text_of
 
 __all__ = ["folder"]
 SMALL = 3  # records of a chunk
@@ -35,9 +35,9 @@ def streamed(spec: DataSpec, place: Path) -> tuple[PreparedData, StreamedRows]:
     """Prep of the spec with `streaming`, and the rows to train as training has them."""
     spec = replace(spec, streaming=True, num_proc=1)
     data = run(spec, place)
-    staged = [stage_source(source, "$.data.train") for source in spec.train]
-    pictures = Pictures.of(spec, staged, data.directory, place / "pictures")
-    data = replace(data, pictures=pictures)
+    sources = [find_source(source, "$.data.train") for source in spec.train]
+    full_shards = FullShards.of(spec, sources, data.directory, place / "full_shards")
+    data = replace(data, full_shards=full_shards)
     rows = data.rows("train")
     assert isinstance(rows, StreamedRows)
     return data, rows
@@ -45,7 +45,7 @@ def streamed(spec: DataSpec, place: Path) -> tuple[PreparedData, StreamedRows]:
 
 def known(rows: StreamedRows) -> Rows:
     """What prep keeps of the rows."""
-    return Rows.of(rows.pictures.directory, "train")
+    return Rows.of(rows.full_shards.directory, "train")
 
 
 def same(found: list[Row], kept: list[Row]) -> bool:
@@ -68,12 +68,12 @@ def test_streamed_rows_are_those_that_are_kept(
     assert data.train_rows == kept.train_rows
 
 
-def test_prep_keeps_all_but_the_bytes_of_the_pictures(folder: Path, tmp_path: Path) -> None:
+def test_prep_stores_all_but_the_bytes_of_the_images(folder: Path, tmp_path: Path) -> None:
     spec = replace(data_spec(write_jsonl(folder, plain())), eval_fraction=0.3)
     kept = run(spec, tmp_path / "kept")
     data, _ = streamed(spec, tmp_path / "streamed")
     for row, whole in zip(data.measured_rows(), kept.rows("train"), strict=True):
-        assert same([row], [whole.without_pictures()])
+        assert same([row], [whole.without_image_bytes()])
     every = b"".join(path.read_bytes() for path in data.directory.glob("train-*"))
     assert b"PNG" not in every
     assert (data.directory / "contact_sheet.png").stat().st_size > 1000
@@ -126,27 +126,25 @@ def test_the_disk_holds_no_more_shards_than_the_buffer_needs(tmp_path: Path) -> 
     listed = write_jsonl(tmp_path / "data", [pair(n) for n in range(90)])
     spec = replace(data_spec(listed), eval_fraction=0.1, shuffle_buffer_size=6)
     data, rows = streamed(spec, tmp_path / "streamed")
-    pictures = rows.pictures
+    full_shards = rows.full_shards
     most = 0
     windows = Windows(len(rows), rows.blocks(), 6, seed=1)
     for number in windows:
         assert rows[number].images[0].data
-        most = max(most, len(list(pictures.place.glob("*.arrow"))))
-    assert most == pictures.kept < len(pictures.chunks) / 2
+        most = max(most, len(list(full_shards.folder.glob("*.arrow"))))
+    assert most == full_shards.capacity < len(full_shards.chunks) / 2
     assert data.train_rows == len(rows)
 
 
-def test_a_picture_that_changed_ends_the_job_and_names_the_row(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_an_image_that_changed_ends_the_job_and_names_the_row(folder: Path, tmp_path: Path) -> None:
     spec = replace(data_spec(write_jsonl(folder, plain())), eval_fraction=0.3)
     _, rows = streamed(spec, tmp_path)
-    (folder / "images" / f"{number_of(rows[4])}.png").write_bytes(picture(99))
-    with pytest.raises(DataError, match="is not as it was when the rows were prepared") as error:
+    (folder / "images" / f"{number_of(rows[4])}.png").write_bytes(image_bytes(99))
+    with pytest.raises(DataError, match="has changed since the rows were prepared") as error:
         fresh(rows)[4]
     assert error.value.problems[0].field == known(rows)[4].id
     (folder / "images" / f"{number_of(rows[4])}.png").unlink()
-    with pytest.raises(DataError, match=r"one is refused now: No such file"):
+    with pytest.raises(DataError, match=r"a row near it is rejected now: No such file"):
         fresh(rows)[4]
 
 
@@ -156,7 +154,7 @@ def number_of(row: Row) -> int:
 
 def fresh(rows: StreamedRows) -> StreamedRows:
     """The same rows where nothing has been read again yet."""
-    return StreamedRows(replace(rows.pictures, place=rows.pictures.place / "fresh"))
+    return StreamedRows(replace(rows.full_shards, folder=rows.full_shards.folder / "fresh"))
 
 
 def ask(rows: StreamedRows, numbers: list[int], answers: Any) -> None:
@@ -176,7 +174,7 @@ def test_processes_share_what_is_read_again(folder: Path, tmp_path: Path) -> Non
     for process in started:
         process.join()
     assert found == [[known(rows)[number].answer for number in numbers]] * 3
-    assert not list(rows.pictures.place.glob("*.partial"))
+    assert not list(rows.full_shards.folder.glob("*.partial"))
 
 
 def test_a_tar_is_entered_at_the_row_and_not_read_from_its_beginning(
@@ -203,12 +201,12 @@ def test_what_training_comes_to_is_fetched_before(folder: Path, tmp_path: Path) 
     assert list(ahead) == wanted
     made: set[str] = set()
     end = time.monotonic() + 60
-    with Fetcher(rows.pictures) as fetcher:
+    with Fetcher(rows.full_shards) as fetcher:
         fetcher.want(rows.shard_of(number) for number in range(len(rows)))
-        while made != set(rows.pictures.chunks) and time.monotonic() < end:
+        while made != set(rows.full_shards.chunks) and time.monotonic() < end:
             time.sleep(0.05)
-            made = {path.name for path in rows.pictures.place.glob("*.arrow")}
-    assert made == set(rows.pictures.chunks)
+            made = {path.name for path in rows.full_shards.folder.glob("*.arrow")}
+    assert made == set(rows.full_shards.chunks)
 
 
 def test_the_notes_of_chunks_are_lines_of_json(folder: Path, tmp_path: Path) -> None:

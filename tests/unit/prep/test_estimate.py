@@ -1,4 +1,4 @@
-"""Records of large lists are told from the first of them; of small ones they are counted."""
+"""The records of large lists are estimated from the first of them; those of small ones counted."""
 
 import csv
 import gzip
@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from job.prep import discovery, sources
-from job.prep.readers import amount, tables
+from job.prep.readers import estimate, tables
+from job.prep.source_files import DataSource
 from job.spec.types import SourceSpec
 from tests.unit.prep.test_prep import data_spec
 
@@ -63,30 +64,30 @@ FORMATS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def source(uri: Path, limit: int | None = None) -> tuple[discovery.StagedSource, SourceSpec]:
+def source(uri: Path, limit: int | None = None) -> tuple[DataSource, SourceSpec]:
     [spec] = data_spec(uri).train
-    return discovery.stage_source(spec, "$.data.train"), replace(spec, limit=limit)
+    return discovery.find_source(spec, "$.data.train"), replace(spec, limit=limit)
 
 
 @pytest.fixture
 def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is large in these tests, as they need no hundred megabytes to tell."""
-    monkeypatch.setattr(sources, "LARGE", 0)
-    monkeypatch.setattr(amount, "SAMPLE", 2**14)
+    """Lowers the limits, so that small files count as large."""
+    monkeypatch.setattr(sources, "MAX_COUNTED_BYTES", 0)
+    monkeypatch.setattr(estimate, "SAMPLE_BYTES", 2**14)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_records_of_a_large_list_are_told_from_the_first(
+def test_records_of_a_large_list_are_estimated_from_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / f"rows.{name}").write_bytes(FORMATS[name]())
     found, spec = source(tmp_path / f"rows.{name}")
-    assert sources.about(found, spec) == (ROWS, True)
-    monkeypatch.setattr(sources, "LARGE", 0)
-    monkeypatch.setattr(amount, "SAMPLE", 2**14)
-    told, counted = sources.about(found, spec)
-    assert not counted
-    assert told == pytest.approx(ROWS, rel=0.1)
+    assert sources.estimate_count(found, spec) == (ROWS, True)
+    monkeypatch.setattr(sources, "MAX_COUNTED_BYTES", 0)
+    monkeypatch.setattr(estimate, "SAMPLE_BYTES", 2**14)
+    records, exact = sources.estimate_count(found, spec)
+    assert not exact
+    assert records == pytest.approx(ROWS, rel=0.1)
 
 
 @pytest.mark.usefixtures("small_sample")
@@ -96,15 +97,15 @@ def test_files_of_one_source_are_looked_at_until_the_sample_is_full(tmp_path: Pa
         part = lines[number::6]
         (tmp_path / f"{number}.jsonl").write_bytes(b"".join(part[: 10 if number == 0 else None]))
     found, spec = source(tmp_path)
-    assert sources.about(found, spec)[0] == pytest.approx(5010, rel=0.1)
+    assert sources.estimate_count(found, spec)[0] == pytest.approx(5010, rel=0.1)
 
 
 @pytest.mark.usefixtures("small_sample")
 def test_a_limit_far_below_what_is_there_is_no_estimate(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(jsonl())
-    assert sources.about(*source(tmp_path / "rows.jsonl", limit=100)) == (100, True)
-    told, counted = sources.about(*source(tmp_path / "rows.jsonl", limit=ROWS - 10))
-    assert (told <= ROWS - 10, counted) == (True, False)
+    assert sources.estimate_count(*source(tmp_path / "rows.jsonl", limit=100)) == (100, True)
+    records, exact = sources.estimate_count(*source(tmp_path / "rows.jsonl", limit=ROWS - 10))
+    assert (records <= ROWS - 10, exact) == (True, False)
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
@@ -116,4 +117,4 @@ def test_rows_of_an_arrow_table_are_counted_without_making_them(
     with make(tmp_path / "rows.arrow", table.schema) as writer:
         writer.write_table(table, max_chunksize=100)
     monkeypatch.setattr(tables, "_records", lambda *_: pytest.fail("records are made"))
-    assert sources.about(*source(tmp_path / "rows.arrow")) == (ROWS, True)
+    assert sources.estimate_count(*source(tmp_path / "rows.arrow")) == (ROWS, True)

@@ -17,9 +17,9 @@ from job.errors import DataError, UsageError
 from job.pipeline import runner
 from job.prep import image_identity, sources
 from job.prep.convert import to_results
-from job.prep.discovery import stage_source
+from job.prep.discovery import find_source
 from job.prep.rows import Reject, Row
-from job.prep.source_check import find_reading
+from job.prep.source_check import check_source
 from job.spec.load import load_spec
 from job.spec.types import DataSpec
 from tests.unit.prep.test_prep import data_spec, pair, png, rejects, run, write_jsonl
@@ -37,9 +37,9 @@ def read(path: Path, spec: DataSpec | None = None, **columns: str) -> list[Row |
     """What becomes of a source's records."""
     spec = spec or data_spec(path)
     one = replace(spec.train[0], columns=replace(spec.train[0].columns, **columns))
-    source = stage_source(one, "$.data.train")
-    reading = find_reading(source, one, spec, "$.data.train")
-    return list(to_results(list(sources.read(source, one)), reading))
+    source = find_source(one, "$.data.train")
+    options = check_source(source, one, spec, "$.data.train")
+    return list(to_results(list(sources.read(source, one)), options))
 
 
 def only(folder: Path, row: dict[str, Any], **settings: Any) -> Row | Reject:
@@ -54,7 +54,7 @@ def reason(folder: Path, row: dict[str, Any], **settings: Any) -> str:
     return found.reason
 
 
-def said(found: Row | Reject) -> list[tuple[str, str]]:
+def texts_of(found: Row | Reject) -> list[tuple[str, str]]:
     assert isinstance(found, Row), found
     return [(message.role, message.text) for message in found.messages]
 
@@ -88,9 +88,9 @@ def test_a_changed_image_counts_where_only_late_rows_of_a_table_name_one(folder:
     rows: list[dict[str, Any]] = [asks("1?", images=None)] * 40
     pq.write_table(pa.Table.from_pylist([*rows, asks("2?", images=[A])]), folder / "a.parquet")
     spec = data_spec(folder / "a.parquet").train[0]
-    before = image_identity.digest(stage_source(spec, "x"), spec)
+    before = image_identity.digest(find_source(spec, "x"), spec)
     (folder / A).write_bytes(png(199))
-    assert image_identity.digest(stage_source(spec, "x"), spec) != before
+    assert image_identity.digest(find_source(spec, "x"), spec) != before
 
 
 @pytest.mark.parametrize("images", [{}, {"images": []}, {"images": None}, {"images": [None]}])
@@ -109,7 +109,7 @@ def test_a_changed_image_counts_where_only_late_rows_of_a_table_name_one(folder:
 def test_a_mark_without_its_image_is_refused(
     row: dict[str, Any], images: dict[str, Any], folder: Path
 ) -> None:
-    assert "mentions more images than the row has, which is 0" in reason(folder, row | images)
+    assert "uses more images than the row has, which is 0" in reason(folder, row | images)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,7 @@ def test_a_mark_without_its_image_is_refused(
     [asks("Read <image>"), asks([IMAGE, {"type": "text", "text": "?"}])],
 )
 def test_more_images_than_marks_are_refused(row: dict[str, Any], folder: Path) -> None:
-    assert (
-        reason(folder, row | {"images": [A, B]})
-        == "the row has 2 images and its messages mention fewer"
-    )
+    assert reason(folder, row | {"images": [A, B]}) == "has 2 images, but its messages use only 1"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +146,7 @@ def test_images_that_no_turn_places_come_before_the_first_question(
     [asks("?", "an <image>"), {"image": A, "text": "an <image>"}, asks("?", [IMAGE], images=[A])],
 )
 def test_an_image_in_an_answer_is_refused(row: dict[str, Any], folder: Path) -> None:
-    assert "answer" in reason(folder, row) or "in a question alone" in reason(folder, row)
+    assert "answer" in reason(folder, row) or "allowed in questions only" in reason(folder, row)
 
 
 def data_url(line: int = 0) -> str:
@@ -179,7 +176,7 @@ def test_a_column_of_images_that_is_not_read_is_an_error_with_the_line_to_write(
         only(folder, row | {column: value})
     problem = caught.value.problems[0]
     assert problem.field == "$.data.train.columns.image"
-    assert f"column `{column}` holds images and would not be read" in problem.message
+    assert f"column `{column}` contains images but would be ignored" in problem.message
     assert str(problem.fix).startswith(f"write columns: {{image: {column}}}")
     if column == "pic" and not str(value).startswith("https"):
         [found] = read(folder / "rows.jsonl", None, image=column)
@@ -192,7 +189,7 @@ def test_a_late_column_of_images_that_is_not_read_is_refused(folder: Path) -> No
     last = found[-1]
     assert isinstance(last, Reject)
     assert last.reason.startswith(
-        "`pic` holds an image and is not read: write columns: {image: pic}"
+        "`pic` contains an image but is not read: write columns: {image: pic}"
     )
 
 
@@ -206,14 +203,14 @@ def test_a_second_column_of_images_is_an_error_and_another_name_of_the_first_is_
     assert isinstance(only(folder, {"image": held["bytes"], "text": "x", "source": "a.png"}), Row)
     [chosen] = read(write_jsonl(folder, [pair(1, after=B)]), None, image="image")
     assert isinstance(chosen, Row)
-    assert chosen.unread == ("after",)
+    assert chosen.ignored == ("after",)
 
 
 def test_rows_meant_to_have_no_image_are_read_without_and_their_images_told(folder: Path) -> None:
     found = only(folder, asks("?", pic=A, images=[B]), text_only=True)
     assert isinstance(found, Row)
-    assert (found.images, set(found.unread)) == ((), {"pic", "images"})
-    assert "mentions" not in reason(folder, asks("<image>?", images=[B]), text_only=True)
+    assert (found.images, set(found.ignored)) == ((), {"pic", "images"})
+    assert "uses" not in reason(folder, asks("<image>?", images=[B]), text_only=True)
 
 
 def test_prep_counts_the_images_of_rows(folder: Path, tmp_path: Path) -> None:
@@ -233,7 +230,9 @@ def test_wrapped_data_urls_and_files_by_their_whole_uri_are_read(folder: Path) -
     uris = [f"file://{folder}/images/1.png", f"file://{folder}/images/a%20b.png", data_url(76)]
     found = read(write_jsonl(folder, [{"image": uri, "text": "x"} for uri in uris]))
     assert [row.images[0].width for row in found if isinstance(row, Row)] == [41, 77, 90]
-    assert "lie in the folder" in reason(folder, {"image": "file:///etc/a.png", "text": "x"})
+    assert "must be relative to the folder" in reason(
+        folder, {"image": "file:///etc/a.png", "text": "x"}
+    )
     (folder / "lfs.png").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert "git lfs pull" in reason(folder, {"image": "lfs.png", "text": "x"})
 
@@ -277,42 +276,45 @@ SHAPES: dict[str, dict[str, Any]] = {
 def test_the_system_text_of_a_row_is_read_in_every_shape(shape: str, folder: Path) -> None:
     row = SHAPES[shape]
     expected = [SYSTEM, ("user", "Q"), ("assistant", "x")]
-    assert said(only(folder, row | {"system": "Be brief."}, instruction="Q")) == expected
-    assert said(only(folder, row, instruction="Q", system="Be brief.")) == expected
+    assert texts_of(only(folder, row | {"system": "Be brief."}, instruction="Q")) == expected
+    assert texts_of(only(folder, row, instruction="Q", system="Be brief.")) == expected
     own = only(folder, row | {"system": "Be brief."}, instruction="Q", system="Be long.")
-    assert said(own) == expected
-    assert said(only(folder, row | {"system": None}, instruction="Q")) == expected[1:]
+    assert texts_of(own) == expected
+    assert texts_of(only(folder, row | {"system": None}, instruction="Q")) == expected[1:]
 
 
 def test_two_system_texts_in_a_row_are_refused(folder: Path) -> None:
     turns = [{"role": "system", "content": "A"}, *asks("Q")["messages"]]
-    assert "two system texts" in reason(folder, {"messages": turns, "system": "B"})
-    assert said(only(folder, {"messages": turns, "system": "A"}))[0] == ("system", "A")
+    assert "two system prompts" in reason(folder, {"messages": turns, "system": "B"})
+    assert texts_of(only(folder, {"messages": turns, "system": "A"}))[0] == ("system", "A")
 
 
 @pytest.mark.parametrize("shape", ["a question", "Alpaca", "a pair"])
 def test_the_history_of_a_row_is_read_before_its_question(shape: str, folder: Path) -> None:
     row = SHAPES[shape] | {"history": [["a", "b"]], "system": "Be brief."}
-    found = said(only(folder, row, instruction="Q"))
+    found = texts_of(only(folder, row, instruction="Q"))
     assert found == [SYSTEM, ("user", "a"), ("assistant", "b"), ("user", "Q"), ("assistant", "x")]
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
-        (asks("Q", history=[["a", "b"]]), "`history` stands beside `messages`"),
-        ({"question": "Q", "answer": "x", "history": ["a"]}, "pairs of a question"),
-        (asks("Q", tools=[{"name": "f"}]), "`tools` is not read"),
-        (asks("Q", videos=["a.mp4"]), "`videos` is not read"),
-        (asks([{"type": "video", "video": "a.mp4"}]), "a part of type video, which is not read"),
+        (asks("Q", history=[["a", "b"]]), "has both `history` and `messages`"),
+        ({"question": "Q", "answer": "x", "history": ["a"]}, "[question, answer] pairs"),
+        (asks("Q", tools=[{"name": "f"}]), "`tools` is not supported"),
+        (asks("Q", videos=["a.mp4"]), "`videos` is not supported"),
+        (
+            asks([{"type": "video", "video": "a.mp4"}]),
+            "a part of type video, which is not supported",
+        ),
         (asks([{"type": "text", "text": "Q", "image": A}]), "text and image in one part"),
         (asks("Q", ""), "the answer is empty"),
         (asks(" "), "messages[0] is empty"),
         (asks("Q", None), "messages[1] must be text, found NoneType"),
     ],
 )
-def test_what_is_not_understood_is_refused(row: dict[str, Any], told: str, folder: Path) -> None:
-    assert told in reason(folder, row)
+def test_what_is_not_understood_is_refused(row: dict[str, Any], message: str, folder: Path) -> None:
+    assert message in reason(folder, row)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ def test_a_turn_with_more_than_it_says_is_refused(key: str, value: Any, folder: 
 
 def test_an_empty_answer_in_the_middle_is_refused(folder: Path) -> None:
     turns = [*asks("1?", " ")["messages"], *asks("2?")["messages"]]
-    assert reason(folder, {"messages": turns}) == "the answer messages[1] is empty"
+    assert reason(folder, {"messages": turns}) == "answer messages[1] is empty"
 
 
 def test_a_late_row_without_a_column_that_the_spec_names_says_which(folder: Path) -> None:
@@ -364,7 +366,7 @@ def test_a_turn_that_is_flagged_is_not_trained(flag: dict[str, Any], folder: Pat
     assert [m.train for m in found.messages if m.role == "assistant"] == [False, True]
     assert Row.from_record(found.to_record()).messages == found.messages, "it is kept in shards"
     turns[3] |= flag
-    assert reason(folder, {"messages": turns}) == "none of its answers is to be trained"
+    assert reason(folder, {"messages": turns}) == "no answer is trained: flags exclude them all"
 
 
 def test_train_on_last_trains_the_last_answer_alone(folder: Path) -> None:
@@ -420,7 +422,7 @@ def test_columns_that_are_not_read_are_told_with_their_number(
     assert stats["not_read"] == {
         "train": {"source": 7, "messages[].name": 12, "messages[].content[].cited": 12}
     }
-    assert "columns that are not read" in capfd.readouterr().err
+    assert "ignored columns" in capfd.readouterr().err
     assert rejects(tmp_path) == {}
 
 
@@ -429,7 +431,7 @@ def test_columns_that_are_not_read_are_told_with_their_number(
 
 def test_pairs_without_an_instruction_are_an_error_that_shows_one(folder: Path) -> None:
     spec = data_spec(write_jsonl(folder, [pair(1)]), instruction=None)
-    with pytest.raises(DataError, match="must say what is asked") as caught:
+    with pytest.raises(DataError, match="is required, as rows have no question") as caught:
         read(folder / "rows.jsonl", spec)
     problem = caught.value.problems[0]
     assert (problem.field, caught.value.exit_code) == ("$.data.instruction", 11)
@@ -441,7 +443,7 @@ def test_a_late_pair_without_an_instruction_is_refused(folder: Path) -> None:
     spec = data_spec(write_jsonl(folder, [asks("?")] * 40 + [pair(1)]), instruction=None)
     last = read(folder / "rows.jsonl", spec)[-1]
     assert isinstance(last, Reject)
-    assert "say in data.instruction what is asked" in last.reason
+    assert "set data.instruction to what to ask" in last.reason
 
 
 def test_rows_that_ask_themselves_need_no_instruction(folder: Path) -> None:
