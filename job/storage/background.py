@@ -1,52 +1,72 @@
-"""Calls that threads make while the one who asked for them goes on."""
+"""Tasks that run on background threads: uploads, digests, writes."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 
-class Background:
-    """A few threads; who asks for a call waits while `most` of them are not done.
+class BackgroundTasks:
+    """Runs tasks on a few threads, in submission order.
 
-    That bounds what waiting calls hold. What one failed with is raised to who asked, at the next
-    `submit`, `check` or `finish`: the first in the order in which they were asked for.
+    At most `max_pending` tasks are unfinished at a time: `submit` blocks until one completes, which
+    bounds what they hold in memory or on disk.
+
+    Once a task has failed, tasks that have not started are skipped. The error is raised to the
+    caller once, by the next `submit`, `check` or `finish`; of several, the first submitted.
     """
 
-    def __init__(self, name: str, *, threads: int = 1, most: int | None = None) -> None:
+    def __init__(self, name: str, *, threads: int = 1, max_pending: int | None = None) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
-        self._most = most
-        self._asked: deque[Future[None]] = deque()
+        self._max_pending = max_pending
+        self._pending: deque[Future[None]] = deque()
+        self._failed = threading.Event()
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> "BackgroundTasks":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits for all; where an error is on its way out, for none that has not begun."""
+        """Finishes all tasks; after an exception, only those that have started."""
         try:
             if error[0] is None:
                 self.finish()
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, call: Callable[[], None]) -> None:
-        """Has `call` made; waits for a place before."""
+    def submit(self, task: Callable[[], None]) -> None:
+        """Queues the task; blocks while `max_pending` tasks are unfinished."""
         self.check()
-        while self._most is not None and len(self._asked) >= self._most:
-            self._asked.popleft().result()
-        self._asked.append(self._pool.submit(call))
+        while self._max_pending is not None and len(self._pending) >= self._max_pending:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._run, task))
 
     def check(self) -> None:
-        """Raises what a call has failed with."""
-        while self._asked and self._asked[0].done():
-            self._asked.popleft().result()
+        """Raises the error of a failed task, if any; never blocks."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
 
     def finish(self) -> None:
-        """Waits until every call is done; there are no more."""
-        while self._asked:
-            self._asked.popleft().result()
+        """Waits for all tasks. Nothing can be submitted afterwards."""
+        while self._pending:
+            self._pending.popleft().result()
         self._pool.shutdown()
 
-    def abandon(self, seconds: float) -> None:
-        """Begins no further call, and waits so long at most for those that have begun."""
+    def cancel_waiting(self) -> int:
+        """Cancels the tasks that have not started; returns how many there were."""
+        before = len(self._pending)
+        self._pending = deque(task for task in self._pending if not task.cancel())
+        return before - len(self._pending)
+
+    def abandon(self, timeout: float) -> None:
+        """Cancels the tasks that have not started; waits up to `timeout` seconds for the others."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        wait([call for call in self._asked if not call.done()], seconds)
+        wait([task for task in self._pending if not task.done()], timeout)
+
+    def _run(self, task: Callable[[], None]) -> None:
+        if self._failed.is_set():
+            return
+        try:
+            task()
+        except BaseException:
+            self._failed.set()
+            raise

@@ -1,4 +1,4 @@
-"""The status in Prometheus' text format: in a file for its textfile collector, and at a port."""
+"""The status in Prometheus' text format: as a file for its textfile collector, and by HTTP."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ Sample = tuple[dict[str, str], float]
 
 
 def exposition(now: Snapshot) -> str:
-    """The snapshot as gauges, each with its help; what is not known yet has no sample."""
+    """The snapshot as gauges with their help; unknown values have no sample."""
     lines: list[str] = []
     for name, about, samples in _families(now):
         if samples:
@@ -53,8 +53,8 @@ def _families(now: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
             yield name, about, [({}, float(getattr(now.step, name)))]
     metrics = [
         ({"when": when, "metric": metric}, float(value))
-        for when, found in now.metrics.items()
-        for metric, value in found.items()
+        for when, values in now.metrics.items()
+        for metric, value in values.items()
     ]
     yield "eval", "Metrics before training (baseline) and after it (final).", metrics
     yield "updated_timestamp_seconds", "When any of this changed last.", [({}, now.updated)]
@@ -69,10 +69,10 @@ def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-class TextFile:
-    """Writes the status to a file, whole or not at all."""
+class MetricsFile:
+    """Writes the status to a file, atomically."""
 
-    every = 1.0
+    interval_seconds = 1.0
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -81,17 +81,17 @@ class TextFile:
         storage.write_text(self._path, exposition(now))
 
 
-class Port:
-    """Answers `GET /metrics` on every address of the machine."""
+class MetricsServer:
+    """Serves `GET /metrics` on every address of the machine."""
 
     def __init__(self, port: int, status: Status) -> None:
-        """Raises SpecError where the port cannot be had."""
+        """Raises SpecError if it cannot listen on the port."""
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                found = self.path.partition("?")[0] == "/metrics"
-                body = exposition(status.now).encode() if found else b"metrics are at /metrics\n"
-                self.send_response(200 if found else 404)
+                exists = self.path.partition("?")[0] == "/metrics"
+                body = exposition(status.now).encode() if exists else b"metrics are at /metrics\n"
+                self.send_response(200 if exists else 404)
                 self.send_header("Content-Type", CONTENT_TYPE)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -107,10 +107,10 @@ class Port:
                 "$.runtime.metrics_port",
                 f"cannot be listened on: {error.strerror}",
                 value=port,
-                fix="take a free port above 1023, or null for none",
+                fix="choose a free port above 1023, or null for none",
             ) from error
         self._server.daemon_threads = True
-        # Looked at often, so that the end of the job need not wait for it.
+        # Polls often, so that the job does not wait for it at its end.
         serve = partial(self._server.serve_forever, poll_interval=0.05)
         threading.Thread(target=serve, name="metrics", daemon=True).start()
 

@@ -51,7 +51,7 @@ def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str)
 
     s3.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
     lease.LEASE_SECONDS = SECONDS
-    lease.myself = lambda: replace(lease_holder.myself(), machine=machine, host=machine)
+    lease.this_process = lambda: replace(lease_holder.this_process(), machine=machine, host=machine)
     from job import signals
     from job.cli import termination
 
