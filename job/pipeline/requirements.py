@@ -42,11 +42,11 @@ def require_images(
     if not statistics["train"]["images"]:
         raise DataError(
             "$.data.train",
-            f"none of the {statistics['train']['rows']} rows to train has an image, and the "
+            f"none of the {statistics['train']['rows']} training rows has an image, but the "
             "model reads images",
             value=spec.model.model_name_or_path,
-            fix="name the column of the images, columns: {image: NAME}; or set "
-            "data.text_only: true if the rows are meant to have none",
+            fix="name the image column, columns: {image: NAME}; or set data.text_only: true if the "
+            "rows have none on purpose",
         )
 
 

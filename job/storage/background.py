@@ -17,7 +17,7 @@ class BackgroundTasks:
     """
 
     def __init__(self, name: str, *, threads: int = 1, max_pending: int | None = None) -> None:
-        self._pool = ThreadPoolExecutor(threads, name)
+        self._threads, self._pool = threads, ThreadPoolExecutor(threads, name)
         self._max_pending = max_pending
         self._pending: deque[Future[None]] = deque()
         self._failed = threading.Event()
@@ -52,10 +52,11 @@ class BackgroundTasks:
         self._pool.shutdown()
 
     def cancel_waiting(self) -> int:
-        """Cancels the tasks that have not started; returns how many there were."""
-        before = len(self._pending)
-        self._pending = deque(task for task in self._pending if not task.cancel())
-        return before - len(self._pending)
+        """Cancels the tasks for which no thread is free; returns how many there were."""
+        unfinished = [task for task in self._pending if not task.done()]
+        canceled = {task for task in unfinished[self._threads :] if task.cancel()}
+        self._pending = deque(task for task in self._pending if task not in canceled)
+        return len(canceled)
 
     def abandon(self, timeout: float) -> None:
         """Cancels the tasks that have not started; waits up to `timeout` seconds for the others."""

@@ -13,15 +13,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "finetune_job"
 STATES = ("running", "succeeded", "failed", "preempted")
 STEP = {
-    "step": "Training step that was logged last.",
-    "steps": "Training step at which training ends.",
-    "epoch": "Epochs trained.",
-    "loss": "Mean training loss since the log before.",
+    "step": "Last logged training step.",
+    "steps": "Number of training steps.",
+    "epoch": "Epochs completed.",
+    "loss": "Mean training loss since the previous log.",
     "learning_rate": "Learning rate.",
-    "grad_norm": "Norm of the gradients before clipping.",
-    "tokens_per_second": "Tokens trained a second since the log before.",
-    "data_wait_seconds": "Seconds a step that training waited for rows since the log before.",
-    "data_wait_share": "Share of the time since the log before that training waited for rows.",
+    "grad_norm": "Gradient norm before clipping.",
+    "tokens_per_second": "Tokens trained per second since the previous log.",
+    "data_wait_seconds": "Seconds per step spent waiting for data since the previous log.",
+    "data_wait_share": "Share of the time since the previous log spent waiting for data.",
     "memory_bytes": "Peak memory of the device, or of the process on a CPU.",
     "left_seconds": "Estimated seconds until training ends.",
 }
@@ -41,13 +41,13 @@ def exposition(now: Snapshot) -> str:
 
 
 def _families(now: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
-    yield "info", "The job and its version.", [({"version": now.version}, 1.0)]
+    yield "info", "Name and version of the job.", [({"version": now.version}, 1.0)]
     states = [({"state": state}, float(state == now.state)) for state in STATES]
-    yield "state", "1 for the state that the job is in.", states
+    yield "state", "1 for the current state of the job.", states
     if now.stage is not None:
-        yield "stage", "The stage that is being made.", [({"stage": now.stage}, 1.0)]
+        yield "stage", "The running stage.", [({"stage": now.stage}, 1.0)]
     seconds = [({"stage": name}, float(took)) for name, took in now.finished.items()]
-    yield "stage_seconds", "Seconds that a finished stage took.", seconds
+    yield "stage_seconds", "Duration of each finished stage in seconds.", seconds
     if now.step is not None:
         for name, about in STEP.items():
             yield name, about, [({}, float(getattr(now.step, name)))]
@@ -57,7 +57,7 @@ def _families(now: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
         for metric, value in values.items()
     ]
     yield "eval", "Metrics before training (baseline) and after it (final).", metrics
-    yield "updated_timestamp_seconds", "When any of this changed last.", [({}, now.updated)]
+    yield "updated_timestamp_seconds", "Time of the last change.", [({}, now.updated)]
 
 
 def _labels(labels: dict[str, str]) -> str:

@@ -29,7 +29,7 @@ LONGEST_SECONDS = 0.5
 """How far behind the line of its log a job is stopped."""
 SAID = (
     *("run name=", "prep: started", "baseline: started", "train step=2", "checkpoint stored"),
-    *("eval: started", "export: started", "stored early", "report: started", "report: done"),
+    *("eval: started", "export: started", "uploaded early", "report: started", "report: done"),
 )
 STOPPED_THERE = "another job was stopped in the middle of a write"
 SETTINGS = {"data.train.limit": 24, "eval.max_samples": 4, "export.merged.max_shard_size": "1MB"}

@@ -1,4 +1,4 @@
-"""Calls in the background: what waits, and what is raised to whom."""
+"""Background tasks: which wait, which are skipped, and which error is raised when."""
 
 import threading
 
@@ -78,3 +78,39 @@ def test_an_error_on_its_way_out_waits_for_no_call_that_has_not_begun() -> None:
     with pytest.raises(MemoryError):
         work()
     assert done == []
+
+
+def test_a_failure_skips_the_tasks_that_wait() -> None:
+    gate, done = threading.Event(), list[str]()
+
+    def first() -> None:
+        assert gate.wait(WAIT)
+        fail("first")
+
+    background = BackgroundTasks("test")
+    background.submit(first)
+    background.submit(lambda: done.append("second"))
+    gate.set()
+    with pytest.raises(ValueError, match="first"):
+        background.finish()
+    background.finish()
+    assert done == []
+
+
+def test_waiting_tasks_can_be_canceled_and_running_ones_cannot() -> None:
+    begun, gate, done = threading.Event(), threading.Event(), list[int]()
+
+    def call(number: int) -> None:
+        begun.set()
+        assert gate.wait(WAIT)
+        done.append(number)
+
+    background = BackgroundTasks("test", max_pending=2)
+    background.submit(lambda: call(1))
+    assert begun.wait(WAIT)
+    background.submit(lambda: call(2))
+    assert background.cancel_waiting() == 1
+    background.submit(lambda: call(3))
+    gate.set()
+    background.finish()
+    assert done == [1, 3]
