@@ -1,11 +1,12 @@
 """The status in Prometheus' text format: as a file for its textfile collector, and by HTTP."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from job import storage
+from job import log, storage
 from job.errors import SpecError
 from job.telemetry.status import Snapshot, Status
 
@@ -81,6 +82,14 @@ class MetricsFile:
         storage.write_text(self._path, exposition(now))
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keeps a client's disconnect out of the job's log: by default its traceback is printed."""
+        log.debug("metrics request failed", reason=sys.exception())
+
+
 class MetricsServer:
     """Serves `GET /metrics` on every address of the machine."""
 
@@ -101,7 +110,7 @@ class MetricsServer:
                 return
 
         try:
-            self._server = ThreadingHTTPServer(("", port), Handler)
+            self._server = _Server(("", port), Handler)
         except OSError as error:
             raise SpecError(
                 "$.runtime.metrics_port",
@@ -109,7 +118,6 @@ class MetricsServer:
                 value=port,
                 fix="choose a free port above 1023, or null for none",
             ) from error
-        self._server.daemon_threads = True
         # Polls often, so that the job does not wait for it at its end.
         serve = partial(self._server.serve_forever, poll_interval=0.05)
         threading.Thread(target=serve, name="metrics", daemon=True).start()

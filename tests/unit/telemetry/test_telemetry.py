@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -123,6 +124,21 @@ def test_the_port_answers_while_the_job_runs_and_is_free_after_it(status: Status
     assert httpx.get(f"{address}/secrets").status_code == 404
     reporting.close()
     StatusReporter(status, runtime(f"metrics_port={port}")).close()
+
+
+def test_a_client_that_disconnects_leaves_no_traceback_in_the_log(
+    status: Status, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [port] = free_ports(1)
+    reporting = StatusReporter(status, runtime(f"metrics_port={port}"))
+    for _ in range(5):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        client.send(b"GET /metrics HTTP/1.1\r\n")
+        client.close()
+    assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
+    reporting.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_told_before_any_work(status: Status) -> None:
