@@ -158,7 +158,7 @@ class Stopped(ReportedError):
     def tell_kept(self, what: str, command: str) -> None:
         """Says what is kept and how to go on, in place of general advice."""
         told = (replace(problem, fix=None) for problem in self.problems)
-        self.problems = (*told, _clean(Problem("kept", what, fix=f"continue with {command}")))
+        self.problems = (*told, _clean(Problem("kept", what, fix=f"go on with {command}")))
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

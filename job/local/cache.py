@@ -253,7 +253,7 @@ class _filling:  # noqa: N801 - a context manager
                 by = locks.holder(self._path)
                 log.info("another process downloads the same; waiting for it", by=by)
                 self._lock = locks.wait(self._path)
-            self._lock.write(locks.LockHolder.current())
+            self._lock.write(locks.Holder.me())
         except OSError as error:
             if error.errno not in locks.NO_LOCKS:
                 raise

@@ -16,20 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from job.local.process_identity import boot_id, utc_now
-
 LOOK_SECONDS = 0.2
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What file systems say that know no locks."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LockHolder:
-    """The process that holds a lock, as recorded in the lock file."""
+class Holder:
+    """The process that holds a lock, as it wrote into the file."""
 
     host: str
     boot: str
-    """Its machine's boot: locks taken under the same kernel are always visible."""
+    """The kernel that the process ran on: a lock of the same one is always seen."""
     process: int
     since: str
 
@@ -37,14 +35,18 @@ class LockHolder:
         return f"host {self.host}, process {self.process}, since {self.since}"
 
     @classmethod
-    def current(cls) -> "LockHolder":
-        """This process."""
-        return cls(host=socket.gethostname(), boot=boot_id(), process=os.getpid(), since=utc_now())
+    def me(cls) -> "Holder":
+        return cls(
+            host=socket.gethostname(),
+            boot=_boot(),
+            process=os.getpid(),
+            since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it runs on another machine, whose locks may be invisible here."""
-        return self.boot != boot_id() and self.host != socket.gethostname()
+        """Whether it ran on another machine, whose locks this one may not see."""
+        return self.boot != _boot() and self.host != socket.gethostname()
 
 
 class Lock:
@@ -63,7 +65,7 @@ class Lock:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
-    def write(self, holder: LockHolder | None, **more: object) -> None:
+    def write(self, holder: Holder | None, **more: object) -> None:
         """Leaves in the file who holds it, for others to read. OSError as the system raises it."""
         assert self._descriptor is not None
         said = {**more, **(asdict(holder) if holder else {})}
@@ -122,11 +124,11 @@ def said(path: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def holder(path: Path) -> LockHolder | None:
+def holder(path: Path) -> Holder | None:
     """Who holds the lock, or held it and died."""
     try:
         found = said(path)
-        return LockHolder(**{key: found[key] for key in ("host", "boot", "process", "since")})
+        return Holder(**{key: found[key] for key in ("host", "boot", "process", "since")})
     except KeyError:
         return None
 
@@ -146,6 +148,13 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _forget_all() -> None:

@@ -120,7 +120,7 @@ class WorkFolder:
                 by = locks.holder(folder / HELD)
                 log.info("another process holds the work folder; this run takes another", by=by)
                 continue
-            lock.write(locks.LockHolder.current(), output=redact(self._uri))
+            lock.write(locks.Holder.me(), output=redact(self._uri))
             self._lock = lock
             self._released = threading.Event()
             threading.Thread(
