@@ -1,4 +1,4 @@
-"""What a run writes at its output: records, checksums, the lease, uploads, SBOM, provenance.
+"""The output of a run: records, stages, checksums, lease, uploads, SBOM, provenance.
 
 Imports: spec, storage, local.
 """

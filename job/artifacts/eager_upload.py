@@ -1,7 +1,7 @@
-"""Files of a stage that go up while it is still being made, and come down again where it fails.
+"""Uploads files of a stage while the stage still runs, and removes them if it fails.
 
-Only what nobody can use by itself may go so: a shard of weights without the configuration and the
-index, which follow when the stage is done.
+Only files that are useless by themselves go up early: a weight shard without the configuration and
+the index, which follow when the stage is done.
 """
 
 import threading
@@ -13,67 +13,66 @@ from job import log
 from job.artifacts.writer import Writer
 from job.errors import JobError
 from job.storage import retry, trees
-from job.storage.background import Background
+from job.storage.background import BackgroundTasks
 from job.storage.digests import sha256_file
 
-LAST_SECONDS = 1.0
-"""How long taking back waits for uploads under way, where the job was asked to stop."""
-PATIENCE_SECONDS = 60.0
-"""The same, where it failed."""
+STOP_SECONDS = 1.0
+"""How long a rollback waits for running uploads if the job was asked to stop."""
+FAILURE_SECONDS = 60.0
+"""The same after a failure."""
 
 
-class Early:
-    """Uploads of files below `directory` to the same places at the output, a few at once.
+class EagerUploads:
+    """Uploads files below `directory` to the same paths at the output, several at a time.
 
-    `announce` is told of each path before anything of it goes up.
+    `announce` is called with each path before any of the file is uploaded.
     """
 
     def __init__(self, directory: Path, writer: Writer, announce: Callable[[str], None]) -> None:
         self._directory, self._writer, self._announce = directory, writer, announce
-        self._uploads = Background("early", threads=trees.FILES_AT_ONCE)
+        self._tasks = BackgroundTasks("early", threads=trees.FILES_AT_ONCE)
         self._stop = threading.Event()
-        self._begun: list[str] = []
-        self._stored: dict[str, str] = {}
+        self._started: list[str] = []
+        self._digests: dict[str, str] = {}
 
-    def send(self, path: Path) -> None:
-        """Has the file stored in the background. Raises what an earlier one failed with.
+    def submit(self, path: Path) -> None:
+        """Uploads the file in the background. Raises the error of an earlier upload.
 
-        Once what went up is taken back nothing follows it: the work may go on where another thread
-        has given it up.
+        Does nothing after a rollback: the stage may still run after another thread gave it up.
         """
         if self._stop.is_set():
             return
         relative = path.relative_to(self._directory).as_posix()
-        self._uploads.submit(partial(self._store, path, relative))
+        self._tasks.submit(partial(self._upload, path, relative))
 
     def finish(self) -> Mapping[str, str]:
-        """Waits until all are stored; the SHA-256 that each file had before it went up."""
-        self._uploads.finish()
-        return self._stored
+        """Waits for all uploads; returns each file's SHA-256 from before its upload."""
+        self._tasks.finish()
+        return self._digests
 
-    def take_back(self, *, in_a_hurry: bool) -> None:
-        """Ends the uploads and removes what went up, as far as the store lets it.
+    def roll_back(self, *, urgent: bool) -> None:
+        """Ends the uploads and removes the uploaded files, as far as the store allows it.
 
-        What stays is removed when the stage is made again: its names are written down.
+        The next run of the stage removes the rest: their names are recorded at the output.
         """
         self._stop.set()
-        self._uploads.abandon(LAST_SECONDS if in_a_hurry else PATIENCE_SECONDS)
+        self._tasks.abandon(STOP_SECONDS if urgent else FAILURE_SECONDS)
         try:
             with retry.at_most(1):
-                for relative in self._begun:
+                for relative in self._started:
                     self._writer.delete(relative)
         except JobError as error:
-            log.warn("what went up of an unfinished stage could not be removed", reason=error)
+            log.warn("files of an unfinished stage could not be removed", reason=error)
         else:
-            if self._begun:
-                log.info("what went up of the unfinished stage is removed", files=len(self._begun))
+            if self._started:
+                log.info("files of the unfinished stage removed", files=len(self._started))
 
-    def _store(self, path: Path, relative: str) -> None:
+    def _upload(self, path: Path, relative: str) -> None:
         with retry.abandoned_with(self._stop):
             self._writer.ensure()
             digest = sha256_file(path)
             self._announce(relative)
-            self._begun.append(relative)
+            self._started.append(relative)
             self._writer.upload(path, relative)
-        self._stored[relative] = digest
-        log.debug("stored early", file=relative, size=log.amount(path.stat().st_size))
+        self._digests[relative] = digest
+        log.debug("uploaded early", file=relative, size=log.amount(path.stat().st_size))

@@ -1,36 +1,40 @@
-"""Who holds a lease: what its file says, and whether the process behind it is alive."""
+"""The holder of a lease: what the lease file says, and whether the process behind it is alive."""
 
 import json
 import os
 import secrets
 import socket
-import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-Life = Literal["running", "stopped", "dead", "unknown"]
+from job.local.process_identity import boot_id, utc_now
+
+ProcessState = Literal["running", "stopped", "dead", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holder:
-    """Who holds a lease, as its file says.
+class LeaseHolder:
+    """The holder of a lease, as recorded in the lease file.
 
-    Other versions of this project may write more keys, or fewer. What cannot be read is somebody's
-    all the same: only that it changes, or not, tells more.
+    Other versions of this project may write more keys, or fewer. An unreadable file still belongs
+    to a holder: whether its text changes shows whether that one is alive.
     """
 
     id: str = ""
     machine: str = ""
-    """This boot of this machine, and the namespace that `process` is a number of."""
+    """The boot of its machine, and the PID namespace of `process`."""
     process: int = 0
     process_started: str = ""
     host: str = "unknown"
     since: str = "unknown"
     renewed: int = 0
-    """How often; only that it changes counts."""
+    """Number of renewals; only a change matters."""
     text: str = ""
     """The file as it was read."""
+
+    def __str__(self) -> str:
+        return f"host {self.host}, process {self.process}, since {self.since}"
 
     def to_text(self) -> str:
         written = asdict(self)
@@ -38,48 +42,48 @@ class Holder:
         return json.dumps(written) + "\n"
 
     @classmethod
-    def from_text(cls, text: str) -> "Holder":
-        """Reads what this version knows of a lease; a holder without an id if that is nothing."""
+    def from_text(cls, text: str) -> "LeaseHolder":
+        """Reads the keys that this version knows; unreadable text gives a holder without an id."""
         try:
-            found = json.loads(text)
+            written = json.loads(text)
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            written = None
+        if not isinstance(written, dict):
             return cls(text=text)
         known = {
-            field.name: found[field.name]
+            field.name: written[field.name]
             for field in fields(cls)
-            if isinstance(found.get(field.name), type(field.default)) and field.name != "text"
+            if isinstance(written.get(field.name), type(field.default)) and field.name != "text"
         }
         return replace(cls(text=text), **known)
 
 
-def myself() -> Holder:
-    """This process, under an id of its own."""
+def this_process() -> LeaseHolder:
+    """This process, under a new id."""
     process = os.getpid()
-    boot = _text("/proc/sys/kernel/random/boot_id") or secrets.token_hex(8)  # else no other's
-    return Holder(
+    boot = boot_id() or secrets.token_hex(8)  # unknown: matches no other process
+    return LeaseHolder(
         id=secrets.token_hex(8),
-        machine=f"{boot} {_namespace()}",
+        machine=f"{boot} {_pid_namespace()}",
         process=process,
         process_started=_state_and_start(process)[1],
         host=socket.gethostname(),
-        since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        since=utc_now(),
     )
 
 
-def life(holder: Holder, machine: str) -> Life:
-    """What became of a holder's process, as far as it can be seen from `machine`, which is here.
+def process_state(holder: LeaseHolder, machine: str) -> ProcessState:
+    """The state of a holder's process, as far as it is visible from `machine`, which is this one.
 
-    `unknown` for another machine's, and where /proc hides the processes of other users
-    (`hidepid=2`): what is not seen there is not dead.
+    `unknown` on another machine, and if /proc hides the processes of other users (`hidepid=2`): a
+    hidden process is not a dead one.
     """
     if holder.machine != machine or holder.process <= 0:
         return "unknown"
     try:
         os.kill(holder.process, 0)
     except PermissionError:
-        pass  # another user's, and there
+        pass  # exists, as another user's
     except (ProcessLookupError, OverflowError):
         return "dead"
     state, started = _state_and_start(holder.process)
@@ -91,16 +95,16 @@ def life(holder: Holder, machine: str) -> Life:
 
 
 def _state_and_start(process: int) -> tuple[str, str]:
-    """A process's state and when it started, in ticks since boot; empty where that is not seen."""
-    fields_of = _text(f"/proc/{process}/stat").rpartition(")")[2].split()
-    return (fields_of[0], fields_of[19]) if len(fields_of) > 19 else ("", "")
+    """A process's state and its start time in ticks since boot; empty if invisible."""
+    stat = _text(f"/proc/{process}/stat").rpartition(")")[2].split()
+    return (stat[0], stat[19]) if len(stat) > 19 else ("", "")
 
 
-def _namespace() -> str:
+def _pid_namespace() -> str:
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
-        return secrets.token_hex(8)  # unknown, so no other's
+        return secrets.token_hex(8)  # unknown: matches no other process
 
 
 def _text(path: str) -> str:

@@ -1,5 +1,6 @@
-"""No run in a folder that another run writes to: one would remove what the other wrote."""
+"""Refuses an output inside another run's: each would delete files of the other."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,31 +10,29 @@ from job.spec.rules.locations import FOLDERS
 from job.storage import retry
 
 RUN, RESOLVED = "run.json", "spec.resolved.yaml"
-"""What every run leaves before anything else."""
+"""The files that every run writes first."""
 
 
 def refuse_nested(output: str) -> None:
-    """Raises SpecError if `output` is in another run's, or has one in a folder that it writes.
+    """Raises SpecError if `output` lies in another run's, or has one in a folder that it writes.
 
-    Folders that may not be looked at are taken for none of a run.
+    Folders that cannot be read do not count.
     """
     above = tuple(_above(output))
     below = {storage.join(output, folder): folder for folder in FOLDERS}
     with ThreadPoolExecutor(8, "nesting") as pool:
-        places = [*above, *below]
-        runs = {
-            place for place, found in zip(places, pool.map(_is_run, places), strict=True) if found
-        }
-    for place in above:
-        if place in runs:
+        folders = [*above, *below]
+        runs = set(itertools.compress(folders, pool.map(_is_run, folders)))
+    for uri in above:
+        if uri in runs:
             raise SpecError(
                 "$.output.uri",
-                f"lies in the output of another run, {place}",
+                f"lies in the output of another run, {uri}",
                 value=output,
-                fix=f"name a folder beside that, such as {place}-{storage.name(output)}",
+                fix=f"name a folder beside that, such as {uri}-{storage.name(output)}",
             )
-    for place, folder in below.items():
-        if place in runs:
+    for uri, folder in below.items():
+        if uri in runs:
             raise SpecError(
                 "$.output.uri",
                 f"its folder {folder}/, which this run writes, is the output of another run",
@@ -42,13 +41,13 @@ def refuse_nested(output: str) -> None:
             )
 
 
-def run_written_at(place: str) -> str | None:
-    """The run whose output `place` is, or in one of whose folders it lies; None if there is none.
+def run_written_at(uri: str) -> str | None:
+    """The run whose output `uri` is, or in one of whose folders it lies; None if there is none.
 
-    What a user keeps in a folder beside those is no run's.
+    Other folders beside those of a run belong to the user.
     """
     below = ""
-    for folder in (place, *_above(place)):
+    for folder in (uri, *_above(uri)):
         first = below.partition("/")[0]
         if (not first or first in FOLDERS) and _is_run(folder):
             return folder
@@ -57,18 +56,16 @@ def run_written_at(place: str) -> str | None:
 
 
 def _above(output: str) -> Iterator[str]:
-    """Every folder that `output` is in, as links lead."""
-    place = output
-    if storage.is_local(output):
-        place = str(storage.local_path(output).resolve())
-    while (parent := storage.parent(place)) != place:
+    """Every folder above `output`, symbolic links resolved."""
+    uri = str(storage.local_path(output).resolve()) if storage.is_local(output) else output
+    while (parent := storage.parent(uri)) != uri:
         yield parent
-        place = parent
+        uri = parent
 
 
-def _is_run(place: str) -> bool:
+def _is_run(uri: str) -> bool:
     try:
         with retry.at_most(0):
-            return all(storage.is_file(storage.join(place, file)) for file in (RUN, RESOLVED))
+            return all(storage.is_file(storage.join(uri, file)) for file in (RUN, RESOLVED))
     except JobError:
         return False

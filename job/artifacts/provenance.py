@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of the packages, revision of the code, the machine."""
+"""The provenance of a result: package versions, code revision, machine."""
 
 import os
 import platform
@@ -27,25 +27,25 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """The versions that made a result, by package; `job` with its git revision."""
-    found = {"job": __version__, "python": platform.python_version()}
+    """Versions by package, with the git revision of `job`."""
+    installed = {"job": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
     revision = source_revision()
     if revision is not None:
-        found["source_revision"] = revision
-    return found
+        installed["source_revision"] = revision
+    return installed
 
 
 def source_revision() -> str | None:
-    """The git commit of the code: of its checkout, or as its container was labelled."""
+    """The git commit of the code: from its checkout, or from its container's label."""
     labelled = os.environ.get("JOB_SOURCE_REVISION")
     if labelled:
         return labelled
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -57,7 +57,7 @@ def source_revision() -> str | None:
 
 
 def machine() -> dict[str, Any]:
-    """The machine that makes the run, as far as it can be told without loading torch."""
+    """The machine of the run, as far as it is known without importing torch."""
     import psutil
 
     return {

@@ -1,7 +1,7 @@
-"""Parts of what a run left, for who only reads it: kept by digest, apart from the run's own files.
+"""Downloads parts of a run's output, for readers: cached by digest, apart from the run's own files.
 
-The same folder of the same bytes is brought once, whoever asks. A run that is under way meanwhile
-may replace a stage: then the new one is brought, never half of each.
+The same folder with the same bytes is downloaded once. A run that replaces the stage meanwhile
+never causes a mixture: then the new stage is downloaded.
 """
 
 import os
@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 
 from job import log, storage
+from job.artifacts.local_stages import damaged
 from job.artifacts.records import STAGES, StageRecord, read_stage
-from job.errors import InputError, JobError, MissingInputError, StorageError
+from job.errors import InputError, JobError, MissingInputError
 from job.local import cache, eviction
 from job.storage.digests import fingerprint
 
-TRIES = 3
-"""A stage that is replaced so often while it is read is one that nobody can read."""
+ATTEMPTS = 3
+"""How often to start again if the stage is replaced during the download."""
 
 
 def fetch(
@@ -26,20 +27,20 @@ def fetch(
     limit: int,
     only: re.Pattern[str] | None = None,
 ) -> Path:
-    """The files in `folder` of a finished stage of the run at `uri`, on this machine.
+    """Downloads `folder` of a complete stage of the run at `uri`; returns its local path.
 
-    `only` leaves out those whose whole path it does not match. Raises InputError if the stage is
-    not finished, has no such folder, or its marker is unreadable; for others see `cache.ensure`.
+    `only` selects files by their whole path. Raises InputError if the stage is not complete, has no
+    such folder, or its marker is unreadable; for other errors see `cache.ensure`.
     """
-    for tries in range(1, TRIES + 1):
+    for attempt in range(1, ATTEMPTS + 1):
         record = _record(uri, stage)
         try:
-            return _brought(uri, record, folder, only, cache_dir, limit) / folder
+            return _download(uri, record, folder, only, cache_dir, limit) / folder
         except JobError as error:
-            if tries == TRIES or _record(uri, stage) == record:
+            if attempt == ATTEMPTS or _record(uri, stage) == record:
                 raise
-            log.info("the stage was made again meanwhile; reading the new one", reason=error)
-    raise AssertionError("the last try raises")
+            log.info("the stage was rerun meanwhile; reading the new one", reason=error)
+    raise AssertionError("the last attempt raises")
 
 
 def _record(uri: str, stage: str) -> StageRecord:
@@ -54,7 +55,7 @@ def _record(uri: str, stage: str) -> StageRecord:
         ) from error
 
 
-def _brought(
+def _download(
     uri: str,
     record: StageRecord,
     folder: str,
@@ -80,16 +81,12 @@ def _brought(
     try:
         return cache.ensure(cache_dir, eviction.RESULTS, key, wanted, get, source=uri, limit=limit)
     except cache.DigestMismatch as error:
-        raise StorageError(
-            error.problems[0].field,
-            "the file is not the one that the stage stored: its digest differs",
-            fix=f"delete {STAGES}/{record.name}.json at the output to make it again",
-        ) from error
+        raise damaged(error.problems[0].field, record) from error
 
 
 def _linked(source: Path, path: Path) -> bool:
-    """Takes the file without a copy where it lies on the same disk: a run replaces its files, and
-    never writes into one."""
+    """Links the file instead of copying it, if on the same disk: runs replace files, and never
+    modify them in place."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)

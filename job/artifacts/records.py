@@ -1,4 +1,4 @@
-"""Records of stages and of the run, as they are stored at the output."""
+"""Records of the stages and of the run, as stored at the output."""
 
 import json
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ THROUGHPUT = (
     "processes",
     "rows_a_step",
 )
-"""What of the training's summary readers look for first."""
+"""The keys of the training's summary that `run.json` repeats for its readers."""
 
 STAGES = ".stages"
-"""The folder of an output that holds a marker for each finished stage."""
+"""The folder of an output that holds a marker for each complete stage."""
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """A finished stage: what it was made from, what it left, and when."""
+    """A complete stage: its inputs, its files, and when it ran. Its marker holds this as JSON."""
 
     name: str
     fingerprint: str
@@ -39,10 +39,10 @@ class StageRecord:
     files: tuple[FileDigest, ...]
     """Paths relative to the output."""
     summary: dict[str, Any]
-    """What later stages and readers need of it without its files."""
+    """What later stages and readers need without the files."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it is stored: the summary holds no secret; the files' paths stay what they are."""
+        """The stored form: secrets in the summary are redacted, paths stay unchanged."""
         return {**asdict(self), "summary": redacted(self.summary)}
 
     @classmethod
@@ -56,26 +56,33 @@ class StageRecord:
             summary=dict(value["summary"]),
         )
 
+    @classmethod
+    def parse(cls, marker: bytes) -> "StageRecord":
+        """Parses a marker. Raises ValueError if it is truncated or was changed."""
+        try:
+            return cls.from_json(json.loads(marker))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
 
 def read_stage(uri: str) -> StageRecord:
-    """The record that a stage's marker at `uri` holds.
+    """The record in the marker at `uri`.
 
-    Raises MissingInputError if there is none, and InputError if it is cut or was changed.
+    Raises MissingInputError if there is none, and InputError if it is unreadable.
     """
     try:
-        return StageRecord.from_json(json.loads(storage.read_bytes(uri)))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        return StageRecord.parse(storage.read_bytes(uri))
+    except ValueError as error:
         raise InputError(
             uri,
-            f"is no record of a stage; it is cut or was changed: {reason}",
-            fix="run the job again: it makes the stage of an unreadable marker anew",
+            f"is not a valid stage record: truncated or modified: {error}",
+            fix="run the job again: it reruns a stage whose marker is unreadable",
         ) from error
 
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """`run.json`: the state of the whole run, rewritten as it goes."""
+    """`run.json`: the state of the whole run, rewritten as the run proceeds."""
 
     name: str
     command: str
@@ -83,10 +90,10 @@ class RunRecord:
     started: str
     finished: str | None = None
     stage: str | None = "open"
-    """What is under way, or where the run ended: `open` before the first stage."""
+    """The running stage, or the one in which the run ended: `open` before the first."""
     stages: dict[str, StageRecord] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    """When each stage of this run started, was skipped, done, stopped or failed, in order."""
+    """When each stage of this run started, was skipped, completed, stopped or failed, in order."""
     metrics: dict[str, Any] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Any] = field(default_factory=dict)
@@ -94,11 +101,11 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    """What did not go as asked although the results are whole."""
+    """Requests that were not met although the results are complete."""
     error: list[dict[str, Any]] | None = None
 
     def add(self, stage: StageRecord) -> None:
-        """Enters a finished stage, and what readers look for first of its summary."""
+        """Adds a complete stage, and the main figures of its summary."""
         self.stages[stage.name] = stage
         summary = stage.summary
         if stage.name == "prep":
@@ -113,5 +120,5 @@ class RunRecord:
                 self.throughput[key] = summary[key]
 
     def to_text(self) -> str:
-        """As it is stored: whatever errors, URIs and warnings hold, no secret."""
+        """The stored form, with secrets in errors, URIs and warnings redacted."""
         return as_json(asdict(self), indent=2) + "\n"

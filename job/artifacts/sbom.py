@@ -1,6 +1,6 @@
-"""What a run was made with: its environment's packages as a CycloneDX SBOM, in JSON.
+"""The packages of a run's environment as a CycloneDX SBOM, in JSON.
 
-Version and licence are what each package says of itself; scanners look up the rest by its purl.
+Version and licence come from each package's metadata; scanners look up the rest by its purl.
 """
 
 import platform
@@ -14,11 +14,11 @@ from job import __version__
 from job.redaction import as_json
 
 _NAME = "finetune-job"
-_LONGEST = 100  # more in a licence's field is its whole text
+_MAX_LICENCE = 100  # a longer licence field holds the whole text
 
 
 def to_text() -> str:
-    """The SBOM of this process's environment: the same environment, the same bytes."""
+    """The SBOM of this process's environment, deterministic."""
     bom = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -31,11 +31,11 @@ def to_text() -> str:
 
 
 def licence(package: Distribution) -> str | None:
-    """The licence as the package states it: an SPDX expression where it gives one."""
+    """The licence from the package's metadata: an SPDX expression if it has one."""
     if expression := _expression(package):
         return expression
-    stated = _said(package, "License") or ""
-    if stated and "\n" not in stated and len(stated) <= _LONGEST and stated != "UNKNOWN":
+    stated = _metadata(package, "License") or ""
+    if stated and "\n" not in stated and len(stated) <= _MAX_LICENCE and stated != "UNKNOWN":
         return stated
     classifiers = package.metadata.get_all("Classifier") or []
     named = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License :: ")]
@@ -43,26 +43,26 @@ def licence(package: Distribution) -> str | None:
 
 
 def _expression(package: Distribution) -> str | None:
-    return _said(package, "License-Expression")
+    return _metadata(package, "License-Expression")
 
 
-def _said(package: Distribution, key: str) -> str | None:
+def _metadata(package: Distribution, key: str) -> str | None:
     return next(iter(package.metadata.get_all(key) or ()), None)
 
 
 def normal(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """A package's normalized name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def packages() -> dict[str, Distribution]:
-    """What is installed, by normal name."""
-    found: dict[str, Distribution] = {}
+    """Installed packages by normalized name."""
+    installed: dict[str, Distribution] = {}
     for package in distributions():
-        name = _said(package, "Name")
-        if name is not None:  # what an interrupted installation left has none
-            found.setdefault(normal(name), package)  # the first is what is imported
-    return found
+        name = _metadata(package, "Name")
+        if name is not None:  # None after an interrupted installation
+            installed.setdefault(normal(name), package)  # the first is the one imported
+    return installed
 
 
 def _components() -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Which files a stage put at the output before it was done, by name.
+"""Records, by name, which files of an unfinished stage are at the output.
 
-A name is noted there before anything of the file is. So what a killed job left is known by its
-names, and nothing else is ever removed: an output may hold files of its owner's beside a run's.
+A name is recorded before anything of its file is uploaded. So the files of a killed job are known,
+and nothing else is ever deleted: an output may hold its owner's files beside those of a run.
 """
 
 import json
@@ -17,47 +17,47 @@ SUFFIX = ".unfinished.json"
 
 
 class UnfinishedFiles:
-    """The files of stages that are being made, in `FOLDER/NAME.unfinished.json`."""
+    """The files of unfinished stages, in `FOLDER/NAME.unfinished.json`."""
 
     def __init__(self, writer: Writer, folder: str) -> None:
         self._writer, self._folder = writer, folder
-        self._named: dict[str, set[str]] = {}
-        self._changing = threading.Lock()
+        self._files: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
 
     def begin(self, stage: str, before: Iterable[str]) -> None:
-        """Notes the files that an earlier making left: those `before`, and what is noted."""
-        noted = self._read(stage)
-        self._named[stage] = set(noted)
+        """Records the files of earlier runs of the stage: those `before`, and those on record."""
+        recorded = self._read(stage)
+        self._files[stage] = set(recorded)
         self.announce(stage, before)
 
     def announce(self, stage: str, paths: Iterable[str]) -> None:
-        """Notes the files that a stage is about to store. Returns when that is stored."""
-        with self._changing:
-            named = self._named.setdefault(stage, set())
-            if new := set(paths) - named:
-                text = json.dumps({"files": sorted(named | new)}, indent=2) + "\n"
-                self._writer.write_text(self._list(stage), text)
-                named |= new
+        """Records files that the stage is about to upload. Returns once the record is stored."""
+        with self._lock:
+            files = self._files.setdefault(stage, set())
+            if new := set(paths) - files:
+                text = json.dumps({"files": sorted(files | new)}, indent=2) + "\n"
+                self._writer.write_text(self._path(stage), text)
+                files |= new
 
     def of(self, stage: str) -> frozenset[str]:
-        """The files that this making of the stage, or an earlier one, may have stored."""
-        return frozenset(self._named.get(stage, ()))
+        """The files that this run of the stage, or an earlier one, may have uploaded."""
+        return frozenset(self._files.get(stage, ()))
 
     def end(self, stage: str) -> None:
-        """Forgets them: the stage's marker names those that stay."""
-        self._writer.delete(self._list(stage))
-        self._named.pop(stage, None)
+        """Deletes the record: the stage's marker names the files that stay."""
+        self._writer.delete(self._path(stage))
+        self._files.pop(stage, None)
 
     def _read(self, stage: str) -> set[str]:
-        uri = self._writer.at(self._list(stage))
+        uri = self._writer.at(self._path(stage))
         try:
-            found = json.loads(storage.read_text(uri))["files"]
-            return {safe_relative(str(path), uri) for path in found}
+            files = json.loads(storage.read_text(uri))["files"]
+            return {safe_relative(str(path), uri) for path in files}
         except MissingInputError:
             return set()
         except (ValueError, KeyError, TypeError) as error:
-            log.warn("a list of unfinished files is unreadable, and passed over", reason=error)
+            log.warn("list of unfinished files unreadable; ignored", stage=stage, reason=error)
             return set()
 
-    def _list(self, stage: str) -> str:
+    def _path(self, stage: str) -> str:
         return f"{self._folder}/{stage}{SUFFIX}"

@@ -1,8 +1,8 @@
-"""The one way in which anything at an output is written or removed: under its lease.
+"""The only way to write or delete anything at an output: under its lease.
 
-`Writer` makes sure of the lease right before each write, each delete and each part of an upload
-(`job.artifacts.lease`), and is of no use once another job has taken the output over. Nothing else
-in this project writes at an output; `tests/unit/artifacts/test_writer.py` holds that.
+`Writer` checks the lease right before each write, each delete and each part of an upload
+(`job.artifacts.lease`), and becomes useless once another job has taken over the output. Nothing
+else in this project writes at an output; `tests/unit/artifacts/test_writer.py` enforces that.
 """
 
 import json
@@ -12,24 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from job import log, storage
-from job.artifacts.lease import Lease, Slipped
+from job.artifacts.lease import LateWrite, Lease
 from job.errors import JobError
 from job.storage.uri import safe_relative
 
 LEASES, SUCCESS = ".lease", "_SUCCESS"
 _OVERWRITTEN = "overwritten-"
-"""How notes in the lease's folder begin that name a file which was written too late."""
+"""Prefix of the notes in the lease folder that name a file written too late."""
 
 
 class Writer:
     """Writes at `root`, or in the folder `below` it, under the lease of `root`.
 
-    Every method raises TakenOver, with nothing written, if the output is another job's by now;
-    paths are relative to the folder. A `storage.Guard` for what it hands to `storage`.
+    Every method raises LeaseLost, and writes nothing, if another job has taken over the output.
+    Paths are relative to the folder. A `storage.Guard` for the calls it makes to `storage`.
     """
 
     def __init__(self, root: str, lease: Lease | None, below: str = "") -> None:
-        """Without a lease, for a place that no other job writes to."""
+        """Without a lease, for a location that no other job writes to."""
         self._root, self._lease, self._below = root, lease, below
 
     def inside(self, *parts: str) -> "Writer":
@@ -39,6 +39,11 @@ class Writer:
     def at(self, path: str) -> str:
         """The URI of a file in the folder."""
         return storage.join(self._root, self._below, path)
+
+    def check_lease(self) -> None:
+        """Raises LeaseLost if another job has taken over the output: before a longer operation."""
+        if self._lease is not None:
+            self._lease.check()
 
     def write_text(self, path: str, text: str) -> None:
         storage.write_text(self.at(path), text, guard=self)
@@ -50,7 +55,7 @@ class Writer:
         storage.upload_tree(directory, self.at(""), without=without, guard=self)
 
     def delete(self, path: str) -> None:
-        self.ensure()  # also where nothing is there
+        self.ensure()  # even if there is nothing to delete
         storage.delete(self.at(path), guard=self)
 
     def delete_tree(self, path: str) -> None:
@@ -58,7 +63,7 @@ class Writer:
         storage.delete_tree(self.at(path), guard=self)
 
     def delete_unfinished(self, below: Collection[str]) -> int:
-        """Removes what killed uploads to the folders `below` left unseen; tells how many."""
+        """Deletes unfinished uploads of killed jobs to the folders `below`; returns how many."""
         return storage.delete_unfinished(self.at(""), below, guard=self)
 
     # --- as a guard --------------------------------------------------------------------------
@@ -79,15 +84,15 @@ class Writer:
         try:
             with self._lease.writing(uri, conditional=conditional):
                 yield
-        except Slipped:
-            self._tell_slipped(uri)
+        except LateWrite:
+            self._report_late_write(uri)
             raise
 
-    def _tell_slipped(self, uri: str) -> None:
-        """Says that a file of the other job's was written over, and makes its run unfinished.
+    def _report_late_write(self, uri: str) -> None:
+        """Records that a file of the other job was overwritten, and withdraws its `_SUCCESS`.
 
-        The note goes first: whoever writes `_SUCCESS` looks for notes afterwards, so that one of
-        the two sees the other. Only this is written without the lease.
+        The note goes first: a job that writes `_SUCCESS` looks for notes afterwards, so that one of
+        the two jobs sees the other. Only this is written without the lease.
         """
         path = uri.removeprefix(storage.join(self._root, "x")[:-1])
         log.error(
@@ -100,15 +105,15 @@ class Writer:
             storage.write_text(note, json.dumps({"file": path}) + "\n")
             storage.delete(storage.join(self._root, SUCCESS))
         except JobError as error:
-            log.error("that could not be noted at the output", file=path, reason=error)
+            log.error("the late write could not be recorded", file=path, reason=error)
 
     def overwritten(self) -> dict[str, str]:
-        """The files that another job says it wrote over, by the path of its note."""
+        """The files that another job reports to have overwritten, by the path of its note."""
         folder = storage.join(self._root, LEASES)
-        found = {}
+        files = {}
         for entry in storage.list_files(folder):
             if entry.path.startswith(_OVERWRITTEN):
                 text = storage.read_text(storage.join(folder, entry.path))
                 path = json.loads(text)["file"]
-                found[f"{LEASES}/{entry.path}"] = safe_relative(path, folder)
-        return found
+                files[f"{LEASES}/{entry.path}"] = safe_relative(path, folder)
+        return files

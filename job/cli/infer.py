@@ -10,7 +10,7 @@ from typing import Any, Literal
 from job.artifacts import reader
 from job.artifacts.records import STAGES, read_stage
 from job.errors import DataError, InputError, MissingInputError, Problem, UsageError
-from job.pipeline.stages import Stages
+from job.pipeline.context import RunContext
 from job.prep.images import ImageRefused, inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
 from job.prep.shards import Rows, order_file
@@ -80,7 +80,7 @@ def infer(
     """
     if weights not in ("base", "adapter", "merged"):
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
-    stages = Stages(loaded, "infer")
+    stages = RunContext(loaded, "infer")
     if asked.row is None:
         system = loaded.spec.data.system if asked.system is None else asked.system
         row = typed(replace(asked, system=system), loaded.spec.data.question)
@@ -174,7 +174,7 @@ def _read(paths: tuple[Path, ...]) -> tuple[EncodedImage, ...]:
     return tuple(found)
 
 
-def held_out(stages: Stages, asked: Asked) -> Row:
+def held_out(stages: RunContext, asked: Asked) -> Row:
     """The held-out row of that id as prep left it at the output.
 
     Raises UsageError beside other questions, and InputError if there is no such row.
@@ -219,7 +219,7 @@ def held_out(stages: Stages, asked: Asked) -> Row:
     return row
 
 
-def _longest(stages: Stages) -> int:
+def _longest(stages: RunContext) -> int:
     """What `max_new_tokens: auto` came to when the run was evaluated, if it was."""
     from job.evaluation.answer_lengths import UNKNOWN
 
@@ -229,7 +229,7 @@ def _longest(stages: Stages) -> int:
     return UNKNOWN
 
 
-def _model(stages: Stages, weights: str) -> tuple[Any, Any]:
+def _model(stages: RunContext, weights: str) -> tuple[Any, Any]:
     if weights == "base":
         return stages.models.base(), stages.family
     stage = "train" if weights == "adapter" else "export"

@@ -1,4 +1,4 @@
-"""Several processes that train together: their ranks, what they exchange, the process group.
+"""Distributed training: ranks, coordination of processes, the process group.
 
 Imports: no other room.
 """

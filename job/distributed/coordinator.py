@@ -1,8 +1,8 @@
-"""The processes that train together, where there are several: what they tell each other.
+"""Coordinates the processes of one job, beside their training.
 
-All speak through the store at rank 0's address, beside their training. A thread in each says that
-it is alive and looks after the others: whoever fails, stops or dies ends the job everywhere, with
-one exit code and one account of why, which rank 0 gives.
+All connect to the store at rank 0's address. A thread in each process sends heartbeats and monitors
+the others: if one fails, stops or dies, the whole job ends, with one exit code and one error
+message, from rank 0.
 """
 
 import json
@@ -13,24 +13,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from job import log, signals
 from job.distributed.world import World
 from job.errors import INTERNAL, OK, STOPPED, JobError, Problem, ReportedError, reported
 
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+T = TypeVar("T")
+
 JOIN_SECONDS = 1800.0
-"""How long a process waits for the others to start: images are pulled, nodes come up."""
+"""How long to wait for all processes to start: images are pulled, nodes come up."""
 LOST_SECONDS = 120.0
-"""How long a process may be silent before it is taken for dead."""
-BEAT_SECONDS = 1.0
-LOOK_SECONDS = 0.2
-LEAVE_SECONDS = 10.0
-"""How long rank 0 waits at its end for the others to hear of it."""
+"""How long a process may be silent before it counts as dead."""
+HEARTBEAT_SECONDS = 1.0
+POLL_SECONDS = 0.2
+EXIT_SECONDS = 10.0
+"""How long rank 0 waits at its end for the others to notice."""
 
 END, ERROR, STOP = "end", "error", "stop"
-GONE = (RuntimeError, OSError)
-"""What the store raises where it is gone."""
+CONNECTION_ERRORS = (RuntimeError, OSError)
+"""What the store raises if its connection is lost."""
 
 
 class PeerLost(JobError):
@@ -41,68 +46,72 @@ class PeerLost(JobError):
 
 
 class Coordinator:
-    """The processes of the job, as one of them sees the others."""
+    """The connection of one process of the job to the others."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._closed = threading.Event()
-        self._beats: dict[int, tuple[int, float]] = {}
+        self._heartbeats: dict[int, tuple[int, float]] = {}
+        """By rank, the last heartbeat and when it arrived."""
 
     def join(self, identity: str) -> None:
         """Waits for all processes, which must have the same `identity`: spec and version.
 
-        Raises PeerLost where they do not come, or do not fit together.
+        Raises PeerLost if some do not start or have another identity.
         """
         import torch.distributed as dist
 
         world = self.world
         try:
-            store = self._connect(host=world.first and not world.served)
-            self._store = dist.PrefixStore(f"job/{world.attempt}", store)
-            again = self._store.add(f"joined/{world.rank}", 1) > 1
-        except GONE as error:
+            store = self._connect(host=world.is_rank_zero and not world.launcher_hosts_store)
+            self._store: dist.Store = dist.PrefixStore(f"job/{world.attempt}", store)
+            joined_before = self._store.add(f"joined/{world.rank}", 1) > 1
+        except CONNECTION_ERRORS as error:
             raise PeerLost(
                 "MASTER_ADDR",
-                f"rank 0 cannot be reached: {error}",
+                f"rank 0 is unreachable: {error}",
                 value=f"{world.address}:{world.port}",
-                fix="look at rank 0's log, and whether its port is open to the others",
+                fix="read rank 0's log, and check that the others can reach its port",
             ) from error
-        if again:
+        if joined_before:
             raise PeerLost(
                 f"rank {world.rank}",
-                "has joined before; what is left of that start must end first",
+                "has joined before; the processes of that start must end first",
                 fix="start all processes again",
             )
-        self._set(f"identity/{world.rank}", identity)
+        self.publish(f"identity/{world.rank}", identity)
         self._wait_for_all()
-        self._require_one_job()
+        self._require_same_identity()
         log.info("processes joined", processes=world.size)
-        threading.Thread(target=self._watch, name="coordinator", daemon=True).start()
+        threading.Thread(target=self._monitor, name="coordinator", daemon=True).start()
 
-    def tell(self, key: str, value: Any) -> None:
-        """Leaves a value, as JSON has it, for the others to hear."""
-        self._set(key, value)
+    # --- messages ----------------------------------------------------------------------------
 
-    def hear(self, key: str) -> Any:
-        """The value that another process tells, as soon as it does."""
-        while not self._store.check([key]):
-            time.sleep(LOOK_SECONDS)
-        return self._get(key)
+    def publish(self, key: str, value: object) -> None:
+        """Stores a value, as JSON, for the other processes."""
+        self._store.set(key, json.dumps(value))
 
-    def wait_for_end(self) -> NoReturn:
-        """In another rank than 0: waits until the thread leaves, as rank 0 does."""
-        while True:
-            time.sleep(LOST_SECONDS)
+    def wait_for(self, key: str, kind: type[T]) -> T:
+        """Waits until another process publishes the key; returns its value."""
+        while not self._has(key):
+            time.sleep(POLL_SECONDS)
+        return self._get(key, kind)
 
-    def store(self, name: str) -> Any:
-        """A part of the store for a process group, which waits in it: by a connection of its own,
-        since one that waits keeps every other thread out.
-        """
+    def open_store(self, name: str) -> "dist.Store":
+        """A store for a process group, by its own connection: one that waits blocks all threads."""
         import torch.distributed as dist
 
         return dist.PrefixStore(f"{name}/{self.world.attempt}", self._connect(host=False))
 
-    def _connect(self, *, host: bool) -> Any:
+    def _has(self, key: str) -> bool:
+        return self._store.check([key])
+
+    def _get(self, key: str, kind: type[T]) -> T:
+        value = json.loads(self._store.get(key))
+        assert isinstance(value, kind), f"{key} is a {type(value).__name__}"
+        return value
+
+    def _connect(self, *, host: bool) -> "dist.TCPStore":
         import torch.distributed as dist
 
         return dist.TCPStore(
@@ -113,156 +122,155 @@ class Coordinator:
             wait_for_workers=False,
         )
 
-    def lost(self, error: BaseException) -> PeerLost:
-        """The error for a connection that broke, naming who is silent since."""
-        time.sleep(5 * BEAT_SECONDS)
-        return _lost(self._silent(4 * BEAT_SECONDS), str(error))
-
-    def fail(self, error: BaseException) -> NoReturn:
-        """In another rank than 0: hands the error to rank 0 and leaves as that does."""
-        found = reported(error)
-        with suppress(*GONE):
-            if not isinstance(found, PeerLost) and found.exit_code != STOPPED:
-                self._set(ERROR, _packed(found, self.world.rank))
-        # The thread leaves as soon as rank 0 has ended, or is dead.
-        if found.exit_code == STOPPED:
-            self.wait_for_end()  # rank 0 may still be storing the checkpoint
-        time.sleep(2 * LOST_SECONDS)
-        signals.give_up(found)
-
-    def end(self, code: int) -> None:
-        """In rank 0: the others leave with `code`; waits a moment until they know."""
-        if self._closed.is_set():
-            return
-        with suppress(*GONE):
-            self._set(END, code)
-            self._wait_until("left", others=1)
-        self._closed.set()
+    # --- joining -----------------------------------------------------------------------------
 
     def _wait_for_all(self) -> None:
-        names = [f"identity/{rank}" for rank in range(self.world.size)]
+        keys = [f"identity/{rank}" for rank in range(self.world.size)]
         deadline = time.monotonic() + JOIN_SECONDS
         try:
-            while not self._store.check(names):
+            while not self._store.check(keys):
                 if time.monotonic() > deadline:
-                    missing = [name for name in names if not self._store.check([name])]
+                    missing = [rank for rank, key in enumerate(keys) if not self._has(key)]
                     raise PeerLost(
-                        ", ".join(name.replace("identity/", "rank ") for name in missing),
+                        _names(missing),
                         f"did not start within {log.duration(JOIN_SECONDS)}",
-                        fix="look at the log of that process",
+                        fix="read the log of that process",
                     )
-                time.sleep(LOOK_SECONDS)
-        except GONE as error:
-            if isinstance(error, PeerLost):
-                raise
-            raise _lost([0], str(error)) from error
+                time.sleep(POLL_SECONDS)
+        except CONNECTION_ERRORS as error:
+            raise _peer_lost([0], str(error)) from error
 
-    def _require_one_job(self) -> None:
-        every = [self._get(f"identity/{rank}") for rank in range(self.world.size)]
+    def _require_same_identity(self) -> None:
+        identities = [self._get(f"identity/{rank}", str) for rank in range(self.world.size)]
         self._store.add("compared", 1)
-        self._wait_until("compared")  # rank 0 may take the store with it
-        if other := [rank for rank, each in enumerate(every) if each != every[0]]:
+        self._wait_for_count("compared")  # the store may end with rank 0
+        if other := [rank for rank, each in enumerate(identities) if each != identities[0]]:
             raise PeerLost(
                 _names(other),
                 "has another spec or version of the job than rank 0",
-                fix="start the same command with the same environment on every node",
+                fix="start the same command in the same environment on every node",
             )
 
-    def _wait_until(self, counter: str, others: int = 0) -> None:
-        """Waits a moment until all processes but `others` have counted themselves."""
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while (
-            self._store.add(counter, 0) < self.world.size - others and time.monotonic() < deadline
-        ):
-            time.sleep(LOOK_SECONDS / 4)
+    def _wait_for_count(self, counter: str, absent: int = 0) -> None:
+        """Waits up to EXIT_SECONDS until all processes but `absent` have counted themselves."""
+        deadline = time.monotonic() + EXIT_SECONDS
+        expected = self.world.size - absent
+        while self._store.add(counter, 0) < expected and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 4)
 
-    # --- the thread that looks after the others --------------------------------------------
+    # --- ending ------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        beat, next_beat, told_stop = 0, 0.0, False
-        while not self._closed.wait(LOOK_SECONDS):
+    def finish(self, code: int) -> None:
+        """In rank 0: makes the others exit with `code`; waits a moment until they do."""
+        if self._closed.is_set():
+            return
+        with suppress(*CONNECTION_ERRORS):
+            self.publish(END, code)
+            self._wait_for_count("left", absent=1)
+        self._closed.set()
+
+    def wait_for_end(self) -> NoReturn:
+        """In another rank: waits for the monitor, which exits when rank 0 does."""
+        while True:
+            time.sleep(LOST_SECONDS)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """In another rank: reports the error to rank 0, and exits when rank 0 does."""
+        failure = reported(error)
+        with suppress(*CONNECTION_ERRORS):
+            if not isinstance(failure, PeerLost) and failure.exit_code != STOPPED:
+                self.publish(ERROR, _to_json(failure, self.world.rank))
+        # The monitor exits as soon as rank 0 has ended, or is dead.
+        if failure.exit_code == STOPPED:
+            self.wait_for_end()  # rank 0 may still be storing the checkpoint
+        time.sleep(2 * LOST_SECONDS)
+        signals.give_up(failure)
+
+    def connection_lost(self, error: BaseException) -> PeerLost:
+        """The error for a broken connection, with the ranks that have been silent since."""
+        time.sleep(5 * HEARTBEAT_SECONDS)
+        return _peer_lost(self._silent_ranks(4 * HEARTBEAT_SECONDS), str(error))
+
+    # --- the monitor thread ------------------------------------------------------------------
+
+    def _monitor(self) -> None:
+        beat, next_beat, stop_published = 0, 0.0, False
+        while not self._closed.wait(POLL_SECONDS):
             try:
                 if time.monotonic() >= next_beat:
-                    beat, next_beat = beat + 1, time.monotonic() + BEAT_SECONDS
-                    self._set(f"beat/{self.world.rank}", beat)
-                    self._listen()
+                    beat, next_beat = beat + 1, time.monotonic() + HEARTBEAT_SECONDS
+                    self.publish(f"beat/{self.world.rank}", beat)
+                    self._read_heartbeats()
                 if signals.received() is None:
-                    if self._store.check([STOP]):
+                    if self._has(STOP):
                         signals.relay()
-                elif not told_stop:
-                    told_stop = True
-                    self._set(STOP, signals.received())
-                if self.world.first:
-                    self._look_after_others()
+                elif not stop_published:
+                    stop_published = True
+                    self.publish(STOP, signals.received())
+                if self.world.is_rank_zero:
+                    self._check_workers()
                 else:
-                    self._look_after_first()
-            except GONE as error:
+                    self._check_rank_zero()
+            except CONNECTION_ERRORS as error:
                 if self._closed.is_set():
                     return
                 if signals.received() is not None:
                     signals.leave(STOPPED)
-                signals.give_up(_lost([0], str(error)))
+                signals.give_up(_peer_lost([0], str(error)))
 
-    def _listen(self) -> None:
-        """Notes which ranks have said something new."""
+    def _read_heartbeats(self) -> None:
         now = time.monotonic()
-        watched = range(1, self.world.size) if self.world.first else (0,)
-        for rank in watched:
+        ranks = range(1, self.world.size) if self.world.is_rank_zero else (0,)
+        for rank in ranks:
             key = f"beat/{rank}"
-            beat = self._get(key) if self._store.check([key]) else 0
-            if self._beats.get(rank, (-1, 0.0))[0] != beat:
-                self._beats[rank] = (beat, now)
+            beat = self._get(key, int) if self._has(key) else 0
+            if self._heartbeats.get(rank, (-1, 0.0))[0] != beat:
+                self._heartbeats[rank] = (beat, now)
 
-    def _silent(self, seconds: float) -> list[int]:
+    def _silent_ranks(self, seconds: float) -> list[int]:
         now = time.monotonic()
-        return [rank for rank, (_, heard) in self._beats.items() if now - heard >= seconds]
+        return [rank for rank, (_, heard) in self._heartbeats.items() if now - heard >= seconds]
 
-    def _look_after_others(self) -> None:
-        if self._store.check([ERROR]):
-            signals.give_up(_unpacked(self._get(ERROR)))
-        if silent := self._silent(LOST_SECONDS):
-            signals.give_up(_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))
+    def _check_workers(self) -> None:
+        if self._has(ERROR):
+            signals.give_up(_from_json(self._get(ERROR, dict)))
+        if silent := self._silent_ranks(LOST_SECONDS):
+            signals.give_up(_peer_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))
 
-    def _look_after_first(self) -> None:
-        if self._store.check([END]):
-            code = int(self._get(END))
+    def _check_rank_zero(self) -> None:
+        if self._has(END):
+            code = self._get(END, int)
             self._store.add("left", 1)
-            if code != OK:  # torchrun takes the first to leave for the cause, and stops the others
-                time.sleep(BEAT_SECONDS)
+            if code != OK:  # torchrun blames the first process to exit, and stops the others
+                time.sleep(HEARTBEAT_SECONDS)
             signals.leave(code)
-        if self._silent(LOST_SECONDS):
-            signals.give_up(_lost([0], f"silent for {log.duration(LOST_SECONDS)}"))
-
-    def _set(self, key: str, value: Any) -> None:
-        self._store.set(key, json.dumps(value))
-
-    def _get(self, key: str) -> Any:
-        return json.loads(self._store.get(key))
+        if self._silent_ranks(LOST_SECONDS):
+            signals.give_up(_peer_lost([0], f"silent for {log.duration(LOST_SECONDS)}"))
 
 
 @contextmanager
-def joined(coordinator: Coordinator | None) -> Iterator[None]:
-    """Within, rank 0 runs the job; the others leave with its exit code when it ends."""
+def ending_workers(coordinator: Coordinator | None) -> Iterator[None]:
+    """Context in which rank 0 runs the job; at its end the other ranks exit with the same code."""
     if coordinator is None:
         yield
         return
     code = OK
-    # First of the last words that are said after the run's own.
-    with signals.telling(lambda error: coordinator.end(error.exit_code)):
+    # The run's own last words come before these.
+    with signals.telling(lambda error: coordinator.finish(error.exit_code)):
         try:
             yield
         except BaseException as error:
             code = reported(error).exit_code
             raise
         finally:
-            coordinator.end(code)
+            coordinator.finish(code)
 
 
-def _lost(ranks: list[int], why: str) -> PeerLost:
+def _peer_lost(ranks: list[int], reason: str) -> PeerLost:
     return PeerLost(
         _names(ranks),
-        f"has died or cannot be reached ({why})",
-        fix="look at its own log, then run the job again; it goes on from the last checkpoint",
+        f"has died or cannot be reached ({reason})",
+        fix="read its own log, then run the job again; it resumes from the last checkpoint",
     )
 
 
@@ -270,7 +278,7 @@ def _names(ranks: list[int]) -> str:
     return ", ".join(f"rank {rank}" for rank in ranks) or "a process"
 
 
-def _packed(error: ReportedError, rank: int) -> dict[str, Any]:
+def _to_json(error: ReportedError, rank: int) -> dict[str, Any]:
     return {
         "code": error.exit_code,
         "title": error.title,
@@ -279,15 +287,16 @@ def _packed(error: ReportedError, rank: int) -> dict[str, Any]:
     }
 
 
-def _unpacked(packed: dict[str, Any]) -> ReportedError:
+def _from_json(message: dict[str, Any]) -> ReportedError:
     """Another rank's error, with its exit code and title."""
-    problems = [Problem(**problem) for problem in packed["problems"]]
+    problems = [Problem(**problem) for problem in message["problems"]]
     error = JobError.from_problems(problems)
-    error.exit_code, error.title = packed["code"], f"{packed['title']}, in rank {packed['rank']}"
+    error.exit_code = message["code"]
+    error.title = f"{message['title']}, in rank {message['rank']}"
     return error
 
 
-def silence() -> None:
-    """In another rank than 0: nothing is said but errors."""
+def silence_logs() -> None:
+    """In ranks other than 0: logs errors only."""
     log.configure("json" if log.is_json() else "text", "ERROR")
     warnings.simplefilter("ignore")

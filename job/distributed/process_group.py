@@ -1,24 +1,26 @@
-"""The process group of the training, where several processes train together.
+"""The process group of the training, if several processes train together.
 
-Outside `formed` every function answers for one process alone, so that who calls them need not ask.
-Counts and flags go over the CPU: asking for them never waits for a GPU.
+Without an initialized group every function answers for a single process, so that callers need not
+distinguish. Counts and flags travel over the CPU, without waiting for a GPU.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 from job.distributed.coordinator import Coordinator
 
+T = TypeVar("T")
+
 TIMEOUT = timedelta(hours=2)
-"""Of one exchange: rank 0 may have to wait for a store. Dead processes are noticed far sooner."""
+"""Of one collective: rank 0 may have to wait for a store. Dead processes are noticed far sooner."""
 
 
 @contextmanager
-def formed(coordinator: Coordinator | None, kind: str) -> Iterator[None]:
-    """Within, the processes of `coordinator` are a group; `kind` is the accelerator's."""
+def initialized(coordinator: Coordinator | None, accelerator: str) -> Iterator[None]:
+    """Context in which the processes of `coordinator` are a group; `accelerator` is its kind."""
     if coordinator is None:
         yield
         return
@@ -26,8 +28,8 @@ def formed(coordinator: Coordinator | None, kind: str) -> Iterator[None]:
     from accelerate.state import AcceleratorState
 
     dist.init_process_group(
-        backend="gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl",
-        store=coordinator.store("training"),
+        backend="gloo" if accelerator == "cpu" else "cpu:gloo,cuda:nccl",
+        store=coordinator.open_store("training"),
         rank=coordinator.world.rank,
         world_size=coordinator.world.size,
         timeout=TIMEOUT,
@@ -35,10 +37,10 @@ def formed(coordinator: Coordinator | None, kind: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _is_broken(error):
-            raise coordinator.lost(error) from error
+        if _is_connection_error(error):
+            raise coordinator.connection_lost(error) from error
         raise
-    barrier()  # none closes its ends while another still speaks
+    barrier()  # no process closes its connections while another still uses them
     dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -55,50 +57,50 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def leads_machine() -> bool:
-    """Whether this process does what is done once on each machine."""
+def is_local_rank_zero() -> bool:
+    """Whether this is the first process on its machine."""
     return size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def totals(counts: Sequence[int]) -> list[int]:
-    """Of each count, the sum over all processes."""
+def all_reduce_sum(counts: Sequence[int]) -> list[int]:
+    """The sum of each count over all ranks."""
     import torch
     import torch.distributed as dist
 
     if size() == 1:
         return list(counts)
-    found = torch.tensor(counts)
-    dist.all_reduce(found)
-    return [int(each) for each in found]
+    sums = torch.tensor(counts)
+    dist.all_reduce(sums)
+    return [int(each) for each in sums]
 
 
-def any_of(flag: bool) -> bool:
-    """Whether it holds in any process."""
-    return totals([int(flag)])[0] > 0
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any rank."""
+    return all_reduce_sum([int(flag)])[0] > 0
 
 
-def gathered(value: Any) -> list[Any]:
-    """What every process gives, by rank, in every process; values that pickle."""
+def all_gather(value: T) -> list[T]:
+    """The values of all ranks, in order, in every rank; they must pickle."""
     import torch.distributed as dist
 
     if size() == 1:
         return [value]
-    found: list[Any] = [None] * size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[T] = [value] * size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def from_first(value: Any) -> Any:
-    """Rank 0's value, in every process."""
-    return gathered(value)[0]
+def broadcast(value: T) -> T:
+    """Rank 0's value, in every rank."""
+    return all_gather(value)[0]
 
 
 def barrier() -> None:
-    gathered(None)
+    all_gather(None)
 
 
-def _is_broken(error: RuntimeError) -> bool:
-    """Whether the connection to another process broke, which gloo says in words only."""
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Whether the connection to another process broke, which gloo reports as text only."""
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

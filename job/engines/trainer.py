@@ -98,7 +98,7 @@ class StepTrainer(Trainer):
         for batch in batch_samples:
             if FAILED in batch:
                 raise batch[FAILED]
-        counted, self._unseen = process_group.totals(
+        counted, self._unseen = process_group.all_reduce_sum(
             [sum(batch[key] for batch in batch_samples) for key in (COUNTED, TOKENS)]
         )
         return counted

@@ -27,7 +27,7 @@ from job.families.base import Family
 from job.prep.rows import Row
 from job.redaction import redacted
 from job.spec.types import JobSpec
-from job.storage.background import Background
+from job.storage.background import BackgroundTasks
 from job.storage.digests import digest_tree
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _check_tensors(
             )
 
     checked = 0
-    with Background("check", threads=CHECKED_AT_ONCE, most=CHECKED_AT_ONCE) as checks:
+    with BackgroundTasks("check", threads=CHECKED_AT_ONCE, max_pending=CHECKED_AT_ONCE) as checks:
         for name, parameter in model.named_parameters():
             checks.submit(functools.partial(check, name, parameter))
             checked += 1

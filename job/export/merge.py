@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import ProofError
 from job.families.weight_files import Weights, raw
-from job.storage.background import Background
+from job.storage.background import BackgroundTasks
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,9 @@ class Merge:
         """
         import torch
 
-        with Background("digest", threads=DIGESTS_AT_ONCE, most=DIGESTS_AT_ONCE) as digests:
+        with BackgroundTasks(
+            "digest", threads=DIGESTS_AT_ONCE, max_pending=DIGESTS_AT_ONCE
+        ) as digests:
             for name, parameter in self._parameters():
                 with torch.no_grad():
                     merged = self._merged(name, parameter)

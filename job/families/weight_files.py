@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from job.errors import InputError
-from job.storage.background import Background
+from job.storage.background import BackgroundTasks
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +128,10 @@ def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> N
         file.seek(start)
         file.write(raw(tensor))
 
-    with (directory / shard.file).open("wb") as file, Background("write", most=_WAITING) as writes:
+    with (
+        (directory / shard.file).open("wb") as file,
+        BackgroundTasks("write", max_pending=_WAITING) as writes,
+    ):
         file.write(header)
         for name, outline in shard.outlines.items():
             found, tensor = next(tensors)

@@ -1,4 +1,4 @@
-"""A run: its stages in order, their fingerprints, and what becomes of them.
+"""A run: its stages in order, their fingerprints, and how it ends.
 
 Imports: spec, storage, distributed, telemetry, local, artifacts, prep, families, engines, train,
 evaluation, export.

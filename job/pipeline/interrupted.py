@@ -1,4 +1,4 @@
-"""What a stopped run leaves to the next one, in words."""
+"""Describes what a stopped run leaves for the next one."""
 
 import shlex
 import sys
@@ -9,32 +9,34 @@ from contextlib import suppress
 from job.errors import JobError
 from job.train.checkpoint.storage import CheckpointStore
 
-SECONDS = 1.0
-"""How long a store may take to say which checkpoints it has: who was asked to stop has few."""
+LOOKUP_SECONDS = 1.0
+"""How long to wait for a store to list its checkpoints: a stopped job has little time left."""
 
 
-def kept(complete: Sequence[str], checkpoints: CheckpointStore | None) -> str:
-    """The stages that the next run skips, and the checkpoint that it goes on from."""
-    said = f"the stages {', '.join(complete)}" if complete else "no stage, for none is complete yet"
-    step = _newest(checkpoints) if checkpoints is not None else None
+def describe_kept(complete: Sequence[str], checkpoints: CheckpointStore | None) -> str:
+    """The stages that the next run skips, and the checkpoint from which it resumes."""
+    if not complete:
+        return "nothing: no stage has completed"
+    kept = f"{'stage' if len(complete) == 1 else 'stages'} {', '.join(complete)}"
+    step = _newest_step(checkpoints) if checkpoints is not None else None
     if checkpoints is not None and step is not None:
-        said += f", and the checkpoint {checkpoints.at(step)}"
-    return said
+        kept += f"; checkpoint {checkpoints.at(step)}"
+    return kept
 
 
 def same_command() -> str:
-    """The command that this process was started with, for a shell."""
+    """The command that started this process, quoted for a shell."""
     return shlex.join(sys.orig_argv)
 
 
-def _newest(checkpoints: CheckpointStore) -> int | None:
-    found: list[int | None] = []
+def _newest_step(checkpoints: CheckpointStore) -> int | None:
+    steps: list[int | None] = []
 
-    def look() -> None:
+    def look_up() -> None:
         with suppress(JobError):
-            found.append(checkpoints.newest())
+            steps.append(checkpoints.newest())
 
-    thread = threading.Thread(target=look, name="kept", daemon=True)
+    thread = threading.Thread(target=look_up, name="newest checkpoint", daemon=True)
     thread.start()
-    thread.join(SECONDS)
-    return found[0] if found else None
+    thread.join(LOOKUP_SECONDS)
+    return steps[0] if steps else None

@@ -1,28 +1,27 @@
-"""The job, stage by stage: prep → baseline → train → eval → export → report, each made once.
+"""A run, stage by stage: prep → baseline → train → eval → export → report.
 
-What each stage does is in `job.pipeline.stages`. A stage whose marker at the output has its
-fingerprint is skipped (`job.pipeline.fingerprints`).
+What each stage does is in `job.pipeline.stages`. A stage is skipped if its marker at the output has
+its fingerprint (`job.pipeline.fingerprints`).
 """
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from job import log, signals, telemetry
 from job.artifacts import provenance, sbom
-from job.artifacts.output import utc_now
-from job.artifacts.records import RunRecord
+from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
 from job.errors import JobError, Stopped, full, is_full, reported
+from job.local.process_identity import utc_now
+from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
+from job.pipeline.requirements import require_software
 from job.pipeline.stages import Stages
 from job.prep.result_checks import TooManyBadRows
 from job.spec.load import LoadedSpec, dump_resolved
 
-# The stages that each command needs, in order.
 COMMANDS: Mapping[str, tuple[Stage, ...]] = {
     "prep": ("prep",),
     "train": ("prep", "train"),
@@ -30,9 +29,10 @@ COMMANDS: Mapping[str, tuple[Stage, ...]] = {
     "export": ("prep", "train", "export"),
     "run": ("prep", "baseline", "train", "eval", "export", "report"),
 }
+"""The stages of each command, in order."""
 
-# Results are whole without it, so a defect in making it must not cost them.
-EXPENDABLE: tuple[Stage, ...] = ("report",)
+OPTIONAL_STAGES: tuple[Stage, ...] = ("report",)
+"""The results are complete without them, so a defect in one does not end the run."""
 
 
 def run(
@@ -40,211 +40,216 @@ def run(
 ) -> RunRecord:
     """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`.
 
-    Where several processes train together this is rank 0; the others follow it by `coordinator`.
+    With several processes this is rank 0, which leads the others through `coordinator`.
     """
-    job = Pipeline(loaded, command, coordinator)
-    with job.stages.work, signals.telling(job.fail):
+    pipeline = Pipeline(loaded, command, coordinator)
+    with pipeline.work, signals.telling(pipeline.fail):
         try:
-            job.open()
+            pipeline.start()
             for stage in COMMANDS[command]:
-                job.make(stage)
-            job.finish()
-        except BaseException as error:  # noqa: BLE001 - raised again, as what it is
+                pipeline.run_stage(stage)
+            pipeline.finish()
+        except BaseException as error:  # noqa: BLE001 - raised again, as what ended the run
             signals.taken()
-            end = signals.end_of(error)
-            job.fail(end)
-            raise end from end.__cause__
-    return job.record
+            cause = signals.end_of(error)
+            pipeline.fail(cause)
+            raise cause from cause.__cause__
+    return pipeline.record
 
 
 class Pipeline:
-    """The course of one run, from taking its output to how it ended."""
+    """One run, from taking the output's lease to how it ended."""
 
     def __init__(
         self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
     ) -> None:
-        self.loaded, self.spec, self.command = loaded, loaded.spec, command
-        self.stages = Stages(loaded, command, coordinator)
-        self.given, self.output = self.stages.given, self.stages.output
-        self.record, self.status = self.stages.record, self.stages.status
-        self.reporting: telemetry.Reporting | None = None
-        self.was_finished = False
-        """Whether the output held a finished run when this one took it."""
+        self._context = RunContext(loaded, command, coordinator)
+        self._stages = Stages(self._context)
+        self._command, self._spec, self._output = command, loaded.spec, self._context.output
+        self._status = self._context.status
+        self._reporter: telemetry.StatusReporter | None = None
+        self._found_finished_run = False
+        self.record, self.work = self._context.record, self._context.work
 
-    def open(self) -> None:
-        """Takes the output and finds every input before any work is done."""
-        self.output.take()
-        self.was_finished = self.output.holds_finished_run
-        self.output.describe(sbom.to_text())
-        self._require_what_it_needs()
-        self.reporting = telemetry.Reporting(self.status, self.spec.runtime)
-        self.record.versions = provenance.versions()
-        self.record.machine = provenance.machine()
-        self.record.inputs = {
-            "model": {"uri": self.given.model.uri, "digest": self.given.model.digest},
-        }
-        for place, source in self.given.sources.items():
-            found = {"uri": source.uri, "digest": source.digest}
-            self.record.inputs[place.removeprefix("$.data.")] = found
-        log.info("run", name=self.spec.name, output=self.spec.output.uri)
-        for name, found in self.record.inputs.items():
-            log.debug(f"input {name}", **found)
-        log.debug("versions", **self.record.versions)
-        self.output.open(dump_resolved(self.loaded))
+    # --- the run -----------------------------------------------------------------------------
 
-    def _require_what_it_needs(self) -> None:
-        if self.spec.export.verify == "vllm" and "export" in COMMANDS[self.command]:
-            from job.export.vllm_proof import require_vllm
+    def start(self) -> None:
+        """Takes the output's lease, and checks software and inputs before any work is done."""
+        self._output.acquire()
+        self._found_finished_run = self._output.holds_finished_run
+        self._output.write_sbom(sbom.to_text())
+        require_software(self._context, COMMANDS[self._command])
+        self._reporter = telemetry.StatusReporter(self._status, self._spec.runtime)
+        self._record_provenance()
+        self._output.start_run(dump_resolved(self._context.loaded))
 
-            require_vllm()
-        if "train" in COMMANDS[self.command]:
-            self.stages.choose_engine()
-            from job.train import adapting, trackers
-
-            adapting.require(self.spec)
-            trackers.require(self.spec.train.report_to)
-            if self.spec.train.torch_compile:
-                from job.engines import compiling
-
-                compiling.require(self.stages.accelerator.device)
-
-    def make(self, stage: Stage) -> None:
-        """Makes a stage, or finds it complete."""
-        if stage == "baseline" and not self.spec.eval.baseline:
+    def run_stage(self, stage: Stage) -> None:
+        """Runs a stage, or skips it if it is complete."""
+        if stage == "baseline" and not self._spec.eval.baseline:
             return
         if stage == "report":
-            self._take_in_complete(COMMANDS["run"][:-1])
+            self._add_complete_stages(COMMANDS["run"][:-1])
         self.record.stage = stage
-        self.status.enter(stage)
+        self._status.start_stage(stage)
         with log.stage(stage):
-            self._make(stage)
+            fingerprint = self._context.fingerprint(stage)
+            log.debug("fingerprint", of=stage, is_now=fingerprint)
+            complete = self._output.stages.completed(stage, fingerprint)
+            if complete is not None:
+                log.info(f"{stage}: complete, skipped", made=complete.started)
+                self._add_event(stage, "skipped")
+                self._add_stage(complete, seconds=0.0)
+            else:
+                self._execute(stage, fingerprint)
         signals.check()
 
-    def _make(self, stage: Stage) -> None:
-        wanted = self.stages.fingerprint(stage)
-        log.debug("fingerprint", of=stage, is_now=wanted)
-        found = self.output.completed(stage, wanted)
-        seconds = 0.0
-        if found is not None:
-            log.info(f"{stage}: complete, skipped", made=found.started)
-            self._event(stage, "skipped")
-        else:
-            # Before a word of it: whoever stops the job now stops one that is not finished.
-            self.output.reopen(f"{stage} is to be made")
-            log.info(f"{stage}: started")
-            self._event(stage, "started")
-            self.output.save_run()
-            work: Callable[[Path], dict[str, Any]] = getattr(self.stages, stage)
-            started, clock = utc_now(), time.monotonic()
-            self.output.withdraw(stage)
-            try:
-                summary = work(self.output.directory(stage))
-            except Exception as error:
-                if not isinstance(error, JobError) and is_full(error):
-                    raise full(error, self.output.workdir) from error
-                if stage not in EXPENDABLE or isinstance(error, JobError):
-                    raise
-                self._go_on_without(stage, error)
-                return
-            seconds = time.monotonic() - clock
-            found = self.output.publish(stage, wanted, started, seconds, summary)
-            log.info(f"{stage}: done", took=log.span(seconds))
-            self._event(stage, "done", seconds=found.seconds)
-        self.record.add(found)
-        self.output.save_run()
-        self.status.finish(stage, seconds, self.record.metrics)
-
     def finish(self) -> None:
-        """Ends the run; it is finished if every stage of a whole run is complete."""
+        """Ends the run, which is finished if every stage of the command `run` is complete."""
         self.record.stage = None
-        missing = self._take_in_complete(COMMANDS["run"])
-        made = not self.output.holds_finished_run
-        complete = self.command == "run" or (made and not missing)
-        self.output.finish(complete=complete)
-        if not made:
-            log.info("nothing was to be made; the run at the output is finished as it was")
-        elif not complete and self.was_finished:
+        missing = self._add_complete_stages(COMMANDS["run"])
+        changed = not self._output.holds_finished_run
+        complete = self._command == "run" or (changed and not missing)
+        self._output.finish_run(complete=complete)
+        if not changed:
+            log.info("nothing to do; the run at the output is already finished")
+        elif not complete and self._found_finished_run:
             log.warn(
-                "the run at the output is not finished any more",
+                "the run at the output is no longer finished",
                 to_be_made=", ".join(missing),
                 fix="the command run, with the same spec and settings, finishes it again",
             )
-        self.output.release()
-        self._end()
-        self.stages.work.remove()
-
-    def _take_in_complete(self, stages: Sequence[Stage]) -> list[Stage]:
-        """Enters those of the stages that others made; gives those that are not complete.
-
-        They are a part of the run that is at the output, and the report tells of them.
-        """
-        missing: list[Stage] = []
-        for stage in stages:
-            if stage in self.record.stages or (stage == "baseline" and not self.spec.eval.baseline):
-                continue
-            found = None
-            if stage != "report" or not missing:  # it is made from all others
-                found = self.output.found_complete(stage, self.stages.fingerprint(stage))
-            if found is None:
-                missing.append(stage)
-                continue
-            self.record.add(found)
-            made = self.record.stages
-            self.record.stages = {each: made[each] for each in COMMANDS["run"] if each in made}
-        return missing
+        self._output.release()
+        self._end_status()
+        self.work.remove()
 
     def fail(self, error: BaseException) -> None:
-        """Records why the run ended; storage that fails now must not hide the first error."""
+        """Records why the run ended; a storage error here must not hide the first error."""
         preempted = isinstance(error, Stopped | KeyboardInterrupt)
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
         self.record.error = [asdict(problem) for problem in reported(error).problems]
-        if (stage := self.status.now.stage) is not None:
-            self._event(stage, "stopped" if preempted else "failed")
-        self._store_failure(error)
-        self._end()
+        if (stage := self._status.now.stage) is not None:
+            self._add_event(stage, "stopped" if preempted else "failed")
+        if self._output.lease_held:
+            self._store_failure(error)
+            self._output.stages.roll_back(urgent=preempted)
+            self._output.release()
+        self._end_status()
         if isinstance(error, Stopped):
             self._tell_kept(error)
 
-    def _tell_kept(self, error: Stopped) -> None:
-        from job.pipeline.interrupted import kept, same_command
+    # --- one stage ---------------------------------------------------------------------------
 
-        stages = COMMANDS[self.command]
-        complete = [stage for stage in stages if stage in self.record.stages]
-        # Before prep is done no data may have been found yet, which the identity looks for.
-        training = "train" in stages and "train" not in complete and "prep" in complete
-        store = self.stages.checkpoints(self.given.identity_of_checkpoints()) if training else None
-        error.tell_kept(kept(complete, store), same_command())
-
-    def _store_failure(self, error: BaseException) -> None:
-        if not self.output.taken:
-            return
+    def _execute(self, stage: Stage, fingerprint: str) -> None:
+        """Runs a stage that is not complete, and publishes its files."""
+        # Before any message: a stop from here on hits a run that is not finished.
+        self._output.reopen_run(f"{stage} will run")
+        log.info(f"{stage}: started")
+        self._add_event(stage, "started")
+        self._output.save_run()
+        started, clock = utc_now(), time.monotonic()
+        store, execute = self._output.stages, self._stages.by_name()[stage]
+        store.invalidate(stage)
         try:
-            if isinstance(error, TooManyBadRows):
-                self.output.publish_file("prep", "data/rejects.jsonl")
-            if self.output.holds_finished_run:
-                log.info("the finished run at the output stays as it is", output=self.output.uri)
-            else:
-                self.output.save_run()
-        except JobError as failed:
-            log.warn("run.json could not be stored", reason=failed)
-        self.output.take_back(in_a_hurry=isinstance(error, Stopped | KeyboardInterrupt))
-        self.output.release()
+            summary = execute(store.local.create(stage))
+        except JobError:
+            raise
+        except Exception as error:
+            if is_full(error):
+                raise full(error, self.work) from error
+            if stage not in OPTIONAL_STAGES:
+                raise
+            self._continue_without(stage, error)
+            return
+        seconds = time.monotonic() - clock
+        record = store.publish(stage, fingerprint, started, seconds, summary)
+        log.info(f"{stage}: done", took=log.span(seconds))
+        self._add_event(stage, "done", seconds=record.seconds)
+        self._add_stage(record, seconds)
 
-    def _event(self, stage: str, event: str, **more: Any) -> None:
+    def _continue_without(self, stage: Stage, error: Exception) -> None:
+        self._output.stages.discard(stage)
+        reason = f"{stage}: failed: {type(error).__name__}: {error}"
+        log.error(reason, fix="report this as a defect; the other results are complete")
+        self._add_event(stage, "failed")
+        log.debug("traceback", text="".join(traceback.format_exception(error)))
+        self.record.warnings.append(reason)
+
+    # --- the record --------------------------------------------------------------------------
+
+    def _record_provenance(self) -> None:
+        inputs, record = self._context.inputs, self.record
+        record.versions = provenance.versions()
+        record.machine = provenance.machine()
+        record.inputs = {"model": {"uri": inputs.model.uri, "digest": inputs.model.digest}}
+        for key, source in inputs.sources.items():
+            name = key.removeprefix("$.data.")
+            record.inputs[name] = {"uri": source.uri, "digest": source.digest}
+        log.info("run", name=self._spec.name, output=self._spec.output.uri)
+        for name, each in record.inputs.items():
+            log.debug(f"input {name}", **each)
+        log.debug("versions", **record.versions)
+
+    def _add_stage(self, record: StageRecord, seconds: float) -> None:
+        self.record.add(record)
+        self._output.save_run()
+        self._status.finish_stage(record.name, seconds, self.record.metrics)
+
+    def _add_complete_stages(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Adds the stages that earlier runs completed; returns those that are not complete.
+
+        They belong to the run at the output, and the report covers them.
+        """
+        missing: list[Stage] = []
+        for stage in stages:
+            if stage in self.record.stages or (
+                stage == "baseline" and not self._spec.eval.baseline
+            ):
+                continue
+            complete = None
+            if stage != "report" or not missing:  # the report depends on all others
+                fingerprint = self._context.fingerprint(stage)
+                complete = self._output.stages.completed(stage, fingerprint, quiet=True)
+            if complete is None:
+                missing.append(stage)
+                continue
+            self.record.add(complete)
+            unordered = self.record.stages
+            self.record.stages = {
+                each: unordered[each] for each in COMMANDS["run"] if each in unordered
+            }
+        return missing
+
+    def _add_event(self, stage: str, event: str, **more: object) -> None:
         entry = {"time": utc_now(), "stage": stage, "event": event, **more}
         self.record.events.append(entry)
 
-    def _end(self) -> None:
-        """Tells who watches how the run ended."""
-        self.status.end(self.record.status)
-        if self.reporting is not None:
-            self.reporting.close()
+    def _end_status(self) -> None:
+        self._status.end(self.record.status)
+        if self._reporter is not None:
+            self._reporter.close()
 
-    def _go_on_without(self, stage: Stage, error: Exception) -> None:
-        self.output.discard(stage)
-        reason = f"{stage}: not made: {type(error).__name__}: {error}"
-        log.error(reason, fix="report this as a defect; the other results are whole")
-        self._event(stage, "failed")
-        log.debug("traceback", text="".join(traceback.format_exception(error)))
-        self.record.warnings.append(reason)
+    # --- a failure ---------------------------------------------------------------------------
+
+    def _store_failure(self, error: BaseException) -> None:
+        try:
+            if isinstance(error, TooManyBadRows):
+                self._output.stages.publish_file("prep", "data/rejects.jsonl")
+            if self._output.holds_finished_run:
+                log.info("the finished run at the output is unchanged", output=self._output.uri)
+            else:
+                self._output.save_run()
+        except JobError as failed:
+            log.warn("run.json could not be stored", reason=failed)
+
+    def _tell_kept(self, error: Stopped) -> None:
+        from job.pipeline.interrupted import describe_kept, same_command
+
+        stages = COMMANDS[self._command]
+        complete = [stage for stage in stages if stage in self.record.stages]
+        # Before prep is complete the data may not have been found, on which the identity depends.
+        training = "train" in stages and "train" not in complete and "prep" in complete
+        store = None
+        if training:
+            store = self._context.checkpoints(self._context.inputs.identity_of_checkpoints())
+        error.tell_kept(describe_kept(complete, store), same_command())

@@ -1,131 +1,84 @@
-"""What each stage does, and what stages are made from: the spec, its inputs, models, the output.
+"""The stages: each fills a folder and returns its summary.
 
-A stage fills a folder and returns its summary; `job.pipeline.runner` decides which stages run and
-what becomes of their files. Models are loaded when the first stage that runs needs one.
+`job.pipeline.runner` decides which stages run, and publishes their folders.
 """
 
 import functools
 import json
-import shutil
-from contextlib import suppress
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from job import __version__, engines, families, log, telemetry
-from job.artifacts.output import Output, utc_now
-from job.artifacts.records import RunRecord, StageRecord
-from job.distributed.coordinator import Coordinator
-from job.errors import DataError, InputError, JobError
+from job import families, log
 from job.evaluation.answer_kinds import FORMS
-from job.families import model_source
 from job.local import eviction
-from job.local.work_folder import WorkFolder
-from job.pipeline.fingerprints import Stage, StageInputs
+from job.pipeline.context import RunContext
+from job.pipeline.fingerprints import Stage
+from job.pipeline.requirements import require_exportable, require_images
 from job.prep import cache
 from job.prep.prepare import PrepInputs, prepare
-from job.prep.prepared_data import STATS, PreparedData
-from job.prep.streaming import FullShards
-from job.spec.load import LoadedSpec
-from job.spec.rules.locations import LOGS
-from job.train.identity import Identity
 
 if TYPE_CHECKING:
-    from job.train.checkpoint.storage import CheckpointStore
-    from job.train.train import TrainResult
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+Summary = dict[str, Any]
+"""What later stages and readers need of a stage without its files, as JSON."""
 
 
 class Stages:
-    """The stages of one spec, for rank 0 or, with `coordinator`, for a process beside it."""
+    """The stages of one run, by name."""
 
-    def __init__(
-        self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
-    ) -> None:
-        self.loaded, self.coordinator = loaded, coordinator
-        self.spec = loaded.spec
-        self.record = RunRecord(
-            name=self.spec.name, command=command, status="running", started=utc_now()
-        )
-        self.status = telemetry.Status(self.spec.name, __version__)
-        self.work = self._work_folder()
-        self.output = Output(uri=self.spec.output.uri, workdir=self.work, run=self.record)
-        self.processes = 1 if coordinator is None else coordinator.world.size
-        self.given = StageInputs(self.spec, processes=self.processes)
-        self.trained_by: engines.Name = "transformers"
-        self._writable = False
+    def __init__(self, run: RunContext) -> None:
+        self._run, self._spec = run, run.spec
+        self._checked = False
 
-    # --- the stages ------------------------------------------------------------------------
+    def by_name(self) -> Mapping[Stage, Callable[[Path], Summary]]:
+        return {
+            "prep": self.prep,
+            "baseline": self.baseline,
+            "train": self.train,
+            "eval": self.eval,
+            "export": self.export,
+            "report": self.report,
+        }
 
-    def prep(self, directory: Path) -> dict[str, Any]:
-        identity, kept = self.fingerprint("prep"), self.cache_dir / eviction.PREPARED
-        rows = cache.restore(kept, identity, directory / "data")
+    def prep(self, directory: Path) -> Summary:
+        """Prepares the rows, or links those that an earlier run prepared from the same inputs."""
+        run, target = self._run, directory / "data"
+        identity, prepared = run.fingerprint("prep"), run.cache_dir / eviction.PREPARED
+        rows = cache.restore(prepared, identity, target)
         if rows is not None:
-            log.info("the same rows were prepared before, and are used again", kept=kept)
+            log.info("rows found in the cache", kept=prepared)
         else:
-            data = prepare(
-                PrepInputs(
-                    spec=self.spec.data,
-                    train=self.given.train_sources,
-                    evaluation=self.given.eval_source,
-                    seed=self.spec.train.seed,
-                    normalize_label=FORMS[self.spec.eval.answer],
-                    classes=self.spec.eval.answer == "label",
-                    identity=identity,
-                    control_tokens=self.given.control_tokens,
-                ),
-                directory / "data",
-            )
-            rows = {
-                "train": data.train_rows,
-                "eval": data.eval_rows,
-                "rejected": data.rejected_rows,
-                "leaked": data.leaked_rows,
-            }
-            cache.store(kept, identity, directory / "data", rows)
-            if self.cache_limit:
-                eviction.make_room(self.cache_dir, self.cache_limit, keep=kept / identity[:32])
+            rows = self._prepare(target, identity)
+            cache.store(prepared, identity, target, rows)
+            if run.cache_limit:
+                eviction.make_room(run.cache_dir, run.cache_limit, keep=prepared / identity[:32])
         log.info("data", **rows)
-        self._require_images(families.expected(self.spec.model), directory / "data")
+        require_images(self._spec, families.expected(self._spec.model), target)
         return {"rows": rows}
 
-    def _require_images(self, family: type[families.Family] | None, prepared: Path) -> None:
-        """Raises DataError if no row to train has an image that the model could read."""
-        if family is None or not family.reads_images or self.spec.data.text_only:
-            return
-        statistics = json.loads((prepared / STATS).read_text(encoding="utf-8"))
-        if not statistics["train"]["images"]:
-            raise DataError(
-                "$.data.train",
-                f"none of the {statistics['train']['rows']} rows to train has an image, and the "
-                "model reads images",
-                value=self.spec.model.model_name_or_path,
-                fix="name the column of the images, columns: {image: NAME}; or set "
-                "data.text_only: true if the rows are meant to have none",
-            )
+    def baseline(self, directory: Path) -> Summary:
+        """Evaluates the model before training."""
+        self._check_before_models()
+        model = self._run.models.base()
+        return self._evaluate(model, directory, "baseline", "baseline.predictions")
 
-    def baseline(self, directory: Path) -> dict[str, Any]:
-        self._require_images(type(self.family), self.data.directory)
-        self._require_writable()
-        return self._evaluate(self.models.base(), directory, "baseline", "baseline.predictions")
+    def train(self, directory: Path) -> Summary:
+        """Trains the adapter, or the weights, in all processes."""
+        from job.pipeline import training
 
-    def train(self, directory: Path) -> dict[str, Any]:
-        self._require_images(type(self.family), self.data.directory)
-        self._require_writable()
-        identity = self.given.identity_of_checkpoints()
-        if self.coordinator is not None:
-            # Fetched before the others look: on this machine they find it all there.
-            self.models.base()
-            prep = self.record.stages["prep"]
-            self._fetch_rows(prep)
-            self.coordinator.tell("train", {"prep": prep.to_json(), "work": str(self.work.path)})
-        model, result = self.fit(directory, identity)
+        run = self._run
+        self._check_before_models()
+        identity = run.inputs.identity_of_checkpoints()
+        self._start_workers()
+        model, result = training.train(run, directory, identity)
         assert result is not None
-        if model is None:  # it was trained in shares
-            self.models.release()
+        if model is None:  # it is sharded over the processes
+            run.models.release()
         else:
-            self.models.keep_trained(model)
+            run.models.keep_trained(model)
         log.info(
             "trained",
             step=result.steps,
@@ -134,140 +87,113 @@ class Stages:
             took=log.span(result.seconds),
             tokens_per_second=result.tokens_per_second,
             peak_memory=log.amount(result.peak_memory_bytes),
-            memory=log.amount(self.accelerator.memory_bytes),
+            memory=log.amount(run.accelerator.memory_bytes),
         )
         return result.to_json()
 
-    def fit(
-        self, directory: Path, identity: Identity | None = None
-    ) -> "tuple[Any, TrainResult | None]":
-        """The training itself, which every process takes part in; rank 0 gets the result.
+    def eval(self, directory: Path) -> Summary:
+        """Evaluates the trained model."""
+        return self._evaluate(self._run.trained_model(), directory, "final", "predictions")
 
-        The others have no `identity` to give: rank 0 chooses the checkpoint and stores them.
-        """
-        from job.distributed import process_group
-        from job.train.trackers import TrackerFiles
-        from job.train.train import train
-
-        logs = self.spec.train.logging_dir or self.output.at(LOGS)
-        with process_group.formed(self.coordinator, self.accelerator.kind):
-            return train(
-                self.spec,
-                self.engine,
-                self.accelerator,
-                self.family,
-                self.models.base(),
-                self.data,
-                directory,
-                self.output.workdir / "trainer",
-                self.checkpoints(identity),
-                publish=functools.partial(self.output.publish_file, "train"),
-                require=self.output.require,
-                tell=self.status.tell,
-                trackers=TrackerFiles(
-                    self.spec.train.report_to,
-                    self.output.workdir / "logs",
-                    logs,
-                    self.output.uploads_to(logs),
-                ),
-            )
-
-    def eval(self, directory: Path) -> dict[str, Any]:
-        return self._evaluate(self._trained_model(), directory, "final", "predictions")
-
-    def export(self, directory: Path) -> dict[str, Any]:
+    def export(self, directory: Path) -> Summary:
+        """Merges the adapter into the weights, and proves the result."""
         from job.export.export import export
 
-        if not self.spec.export.merged.enabled:
+        run = self._run
+        if not self._spec.export.merged.enabled:
             return {"merged": False}
         result = export(
-            self.spec,
-            self.engine,
-            self.family,
-            self.data.rows("eval"),
-            self._adapter_path(),
+            self._spec,
+            run.engine,
+            run.family,
+            run.data.rows("eval"),
+            run.adapter_path(),
             directory,
-            load_trained=self._trained_model,
-            load_base=self.models.base,
-            release=self.models.release,
-            bind_merged=self.bind,
-            finished=functools.partial(self.output.send, "export"),
+            load_trained=run.trained_model,
+            load_base=run.models.base,
+            release=run.models.release,
+            bind_merged=run.bind,
+            finished=functools.partial(run.output.stages.upload_early, "export"),
         )
         return result.to_json()
 
-    def report(self, directory: Path) -> dict[str, Any]:
+    def report(self, directory: Path) -> Summary:
+        """Writes `report.html` from the results of all other stages."""
         from job.evaluation import report
 
+        run = self._run
         page = report.make(
             report.Reported(
-                name=self.spec.name,
-                settings=self.loaded.resolved,
-                changed=self.loaded.changed,
-                stages=self.record.stages,
-                inputs=self.record.inputs,
-                versions=self.record.versions,
-                history=self._lines("train", "train/history.jsonl"),
-                before=self._lines("baseline", "eval/baseline.predictions.jsonl"),
-                after=self._lines("eval", "eval/predictions.jsonl"),
-                rows=self.data.rows("eval"),
-                rejects=self._lines("prep", "data/rejects.jsonl"),
-                statistics=self._figures("prep", "data/stats.json"),
-                lengths=self._figures("train", "train/lengths.json"),
+                name=self._spec.name,
+                settings=run.loaded.resolved,
+                changed=run.loaded.changed,
+                stages=run.record.stages,
+                inputs=run.record.inputs,
+                versions=run.record.versions,
+                history=self._read_lines("train", "train/history.jsonl"),
+                before=self._read_lines("baseline", "eval/baseline.predictions.jsonl"),
+                after=self._read_lines("eval", "eval/predictions.jsonl"),
+                rows=run.data.rows("eval"),
+                rejects=self._read_lines("prep", "data/rejects.jsonl"),
+                statistics=self._read_json("prep", "data/stats.json"),
+                lengths=self._read_json("train", "train/lengths.json"),
             )
         )
         (directory / report.REPORT).write_text(page, encoding="utf-8")
         return {"bytes": len(page.encode())}
 
-    def _lines(self, stage: Stage, path: str) -> list[dict[str, Any]]:
-        """The JSON objects of a finished stage's file, one a line; none without the stage."""
-        if stage not in self.record.stages:
-            return []
-        file = self.output.fetch_file(self.record.stages[stage], path)
-        with file.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+    # --- their parts -------------------------------------------------------------------------
 
-    def _figures(self, stage: Stage, path: str) -> dict[str, Any]:
-        """The JSON object that a finished stage left."""
-        found: dict[str, Any]
-        file = self.output.fetch_file(self.record.stages[stage], path)
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found
+    def _prepare(self, directory: Path, identity: str) -> dict[str, int]:
+        inputs = PrepInputs(
+            spec=self._spec.data,
+            train=self._run.inputs.train_sources,
+            evaluation=self._run.inputs.eval_source,
+            seed=self._spec.train.seed,
+            normalize_label=FORMS[self._spec.eval.answer],
+            classes=self._spec.eval.answer == "label",
+            identity=identity,
+            control_tokens=self._run.inputs.control_tokens,
+        )
+        data = prepare(inputs, directory)
+        return {
+            "train": data.train_rows,
+            "eval": data.eval_rows,
+            "rejected": data.rejected_rows,
+            "leaked": data.leaked_rows,
+        }
 
-    def _require_writable(self) -> None:
-        """Writes all of the export but weights, and throws it away: what the base's own files do
-        not allow must not show after the training.
-        """
-        import torch
+    def _check_before_models(self) -> None:
+        """Checks what would otherwise fail only after hours of work."""
+        require_images(self._spec, type(self._run.family), self._run.data.directory)
+        if not self._checked:
+            require_exportable(self._run)
+            self._checked = True
 
-        merged = self.spec.export.merged
-        if self._writable or (not merged.enabled and self.spec.lora.method == "lora"):
+    def _start_workers(self) -> None:
+        """Calls the other processes to the training, once this machine's files are complete."""
+        run = self._run
+        if run.coordinator is None:
             return
-        with TemporaryDirectory() as folder:
-            try:
-                dtype = getattr(torch, merged.dtype)
-                self.family.save_settings(Path(folder), dtype=dtype, layout=merged.layout)
-            except (ValueError, TypeError, LookupError, AttributeError) as error:
-                raise InputError(
-                    self.given.model.uri,
-                    "its configuration, processor or tokenizer cannot be written for an export: "
-                    f"{type(error).__name__}: {error}",
-                    fix="correct the small files of the checkpoint",
-                ) from error
-        self._writable = True
+        run.models.base()  # fetched first: the other processes of this machine use the same files
+        prep = run.record.stages["prep"]
+        run.fetch_rows(prep)
+        run.coordinator.publish("train", {"prep": prep.to_json(), "work": str(run.work.path)})
 
-    def _evaluate(self, model: Any, directory: Path, name: str, file: str) -> dict[str, Any]:
+    def _evaluate(
+        self, model: "PreTrainedModel | PeftModel", directory: Path, name: str, file: str
+    ) -> Summary:
         import torch
 
         from job.evaluation.evaluate import evaluate, write
 
-        # Sampled answers depend on nothing that this process has done before, such as training.
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # sampled answers do not depend on earlier work, such as training
         evaluation = evaluate(
             model,
-            self.family,
-            self.data.rows("eval"),
-            self.spec.eval,
-            batch_size=self.spec.train.per_device_eval_batch_size,
+            self._run.family,
+            self._run.data.rows("eval"),
+            self._spec.eval,
+            batch_size=self._spec.train.per_device_eval_batch_size,
             label=f"evaluate {name}",
         )
         write(evaluation, directory, name, f"{file}.jsonl")
@@ -280,124 +206,18 @@ class Stages:
         )
         return summary
 
-    # --- what stages are made from ---------------------------------------------------------
+    def _read_lines(self, stage: Stage, path: str) -> list[dict[str, Any]]:
+        """The JSON lines of a complete stage's file; none without the stage."""
+        if stage not in self._run.record.stages:
+            return []
+        with self._fetch(stage, path).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
 
-    def fingerprint(self, stage: Stage) -> str:
-        return self.given.fingerprint(stage, self.record.stages)
+    def _read_json(self, stage: Stage, path: str) -> dict[str, Any]:
+        """The JSON object in a complete stage's file."""
+        content: dict[str, Any]
+        content = json.loads(self._fetch(stage, path).read_text(encoding="utf-8"))
+        return content
 
-    @property
-    def cache_dir(self) -> Path:
-        return Path(self.spec.runtime.cache_dir).expanduser()
-
-    @property
-    def cache_limit(self) -> int:
-        """What the caches may take, in bytes; zero for no limit."""
-        return eviction.parse_size(self.spec.runtime.cache_limit)
-
-    def _work_folder(self) -> WorkFolder:
-        runtime = self.spec.runtime
-        root, field = self.cache_dir / "work", "$.runtime.cache_dir"
-        if runtime.workdir is not None:
-            root, field = Path(runtime.workdir).expanduser(), "$.runtime.workdir"
-        node = self.coordinator.world.node if self.coordinator is not None else 0
-        return WorkFolder(root, self.spec.name, self.spec.output.uri, node=node, field=field)
-
-    @cached_property
-    def data(self) -> PreparedData:
-        prep = self.record.stages["prep"]
-        directory, rows = self._fetch_rows(prep) / "data", prep.summary["rows"]
-        return PreparedData(
-            directory=directory,
-            train_rows=rows["train"],
-            eval_rows=rows["eval"],
-            rejected_rows=rows["rejected"],
-            leaked_rows=rows["leaked"],
-            full_shards=self._full_shards(directory) if self.spec.data.streaming else None,
-        )
-
-    def _fetch_rows(self, prep: StageRecord) -> Path:
-        """What prep left; from the cache rather than from the output where that has the same."""
-        place = self.work / "stages" / "prep" / "data"
-        if not place.exists():
-            cache.restore(self.cache_dir / eviction.PREPARED, prep.fingerprint, place)
-        return self.output.fetch(prep)
-
-    def _full_shards(self, directory: Path) -> FullShards:
-        place = self.output.workdir / "pictures"
-        identity = self.record.stages["prep"].fingerprint[:16]
-        for old in place.glob("*"):
-            if old.name != identity:
-                shutil.rmtree(old, ignore_errors=True)
-        sources = self.given.train_sources
-        return FullShards.of(self.spec.data, sources, directory, place / identity)
-
-    def checkpoints(self, identity: Identity | None) -> "CheckpointStore":
-        from job.train.checkpoint.storage import CheckpointStore
-
-        return CheckpointStore(
-            uri=self.output.at("checkpoints"),
-            fingerprint=identity.fingerprint if identity else "",
-            parts=identity.to_json() if identity else {},
-            writer=self.output.writer.inside("checkpoints"),
-        )
-
-    @cached_property
-    def accelerator(self) -> Any:
-        from job.engines.device import detect
-
-        return detect(
-            self.spec.runtime, self.coordinator.world.local_rank if self.coordinator else 0
-        )
-
-    @cached_property
-    def engine(self) -> Any:
-        model = replace(self.spec.model, engine=self.trained_by)
-        return engines.create(model, self.spec.lora, self.accelerator)
-
-    def choose_engine(self) -> None:
-        """Says which engine trains; until it is called, and in a command that trains nothing, it is
-        the plain one.
-
-        Before anything of Transformers is imported, which Unsloth patches. Raises SpecError where
-        the spec names an engine that cannot train it here.
-        """
-        from job.engines import unsloth_patches
-
-        family = self._family_name() if self.spec.model.engine != "transformers" else None
-        choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
-        log.info("engine", takes=choice.engine, reason=choice.reason)
-        if choice.engine == "unsloth":
-            unsloth_patches.bring_in(self.work.path, compiled=self.spec.train.torch_compile)
-        self.trained_by = choice.engine
-
-    def _family_name(self) -> str | None:
-        """None where the model cannot be read: whoever needs it says what is wrong."""
-        with suppress(JobError):
-            return families.find(self.spec.model)[0].name
-        return None
-
-    @cached_property
-    def family(self) -> families.Family:
-        directory = model_source.fetch_model(self.given.model, self.cache_dir, self.cache_limit)
-        return self.bind(directory, self.given.model.uri)
-
-    @cached_property
-    def models(self) -> Any:
-        from job.engines.models import Models
-
-        return Models(self.spec, self.engine, self.family)
-
-    def bind(self, directory: Path, uri: str | None = None) -> families.Family:
-        checkpoint = families.read_checkpoint(uri or str(directory), directory)
-        return families.bind(checkpoint, self.spec.model, self.spec.data)
-
-    def _trained_model(self) -> Any:
-        return self.models.trained(self._adapter_path(), self._family_of_weights)
-
-    def _adapter_path(self) -> Path | None:
-        if self.spec.lora.method == "full":
-            return None
-        return self.output.fetch(self.record.stages["train"]) / "adapter"
-
-    def _family_of_weights(self) -> families.Family:
-        return self.bind(self.output.fetch(self.record.stages["train"]) / "weights")
+    def _fetch(self, stage: Stage, path: str) -> Path:
+        return self._run.output.stages.local.fetch_file(self._run.record.stages[stage], path)

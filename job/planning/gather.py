@@ -11,8 +11,8 @@ from job.errors import InputError, JobError, StorageError, UsageError
 from job.evaluation import answer_lengths as lengths_of_answers
 from job.families import model_source
 from job.families.base import RowSize
+from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
-from job.pipeline.stages import Stages
 from job.planning import facts, sample, sizes, speed
 from job.planning.accelerators import ACCELERATORS
 from job.planning.engine import engine_of
@@ -58,7 +58,7 @@ def make(order: Order) -> facts.Plan:
     spec = order.loaded.spec
     uri = spec.model.model_name_or_path
     devices = _devices(order.accelerator, spec)
-    job = Stages(order.loaded, "plan")
+    job = RunContext(order.loaded, "plan")
     with retry.at_most(1):
         # Known by its name, its sizes are told where the hub may not be asked.
         forbidden = hub_forbidden_by(uri) is not None and families.is_known(uri)
@@ -139,29 +139,29 @@ def _devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
     return {**({THIS: own} if spec.runtime.accelerator == "auto" else {}), **others}
 
 
-def _family(job: Stages) -> families.Family:
+def _family(job: RunContext) -> families.Family:
     """The family with its tokenizer, from the checkpoint's small files."""
-    directory = model_source.fetch_headers(job.given.model, job.cache_dir, job.cache_limit)
-    return job.bind(directory, job.given.model.uri)
+    directory = model_source.fetch_headers(job.inputs.model, job.cache_dir, job.cache_limit)
+    return job.bind(directory, job.inputs.model.uri)
 
 
-def _count(job: Stages) -> tuple[list[int], int | None, bool]:
+def _count(job: RunContext) -> tuple[list[int], int | None, bool]:
     """Rows of each training source, and of the evaluation source where there is one; at the end
     whether all of them were counted."""
     places = job.spec.data.sources()
     told = [
-        sources.estimate_count(found, places[place]) for place, found in job.given.sources.items()
+        sources.estimate_count(found, places[place]) for place, found in job.inputs.sources.items()
     ]
     rows, counted = [n for n, _ in told], all(counted for _, counted in told)
-    held_out = rows.pop() if job.given.eval_source is not None else None
+    held_out = rows.pop() if job.inputs.eval_source is not None else None
     return rows, held_out, counted
 
 
-def _samples(job: Stages, family: families.Family) -> tuple[sample.Sample, ...]:
+def _samples(job: RunContext, family: families.Family) -> tuple[sample.Sample, ...]:
     """The first rows of each training source."""
     spec = job.spec
     named = list(spec.data.sources().items())[: len(spec.data.train)]
-    found = job.given.sources
+    found = job.inputs.sources
     return tuple(sample.take(found[place], source, place, family, spec) for place, source in named)
 
 
@@ -230,8 +230,8 @@ def _warning(taken: Sequence[sample.Sample]) -> str | None:
     )
 
 
-def _steps(job: Stages, data: facts.Data) -> facts.Steps:
-    train, a_step = job.spec.train, job.given.rows_a_step
+def _steps(job: RunContext, data: facts.Data) -> facts.Steps:
+    train, a_step = job.spec.train, job.inputs.rows_a_step
     total: int | None = train.max_steps if train.max_steps > 0 else None
     an_epoch = math.ceil(data.train_rows / a_step) if data.train_rows is not None else None
     if total is None and an_epoch is not None:
@@ -394,14 +394,14 @@ def _time(
     ), None
 
 
-def _stages(job: Stages) -> Iterator[tuple[str, str]]:
+def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
     for stage in COMMANDS["run"]:
         if stage == "baseline" and not job.spec.eval.baseline:
             yield stage, "off (eval.baseline: false)"
             continue
         # Without a marker it will run; the fingerprint would read all data for nothing.
-        marked = job.output.has_marker(stage)
-        record = job.output.completed(stage, job.fingerprint(stage)) if marked else None
+        marked = job.output.stages.markers.exists(stage)
+        record = job.output.stages.completed(stage, job.fingerprint(stage)) if marked else None
         if record is not None:
             job.record.add(record)  # the report's fingerprint asks for them
         yield stage, f"complete since {record.started}; will be skipped" if record else "will run"

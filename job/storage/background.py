@@ -1,52 +1,73 @@
-"""Calls in background threads, with errors raised to the caller."""
+"""Tasks that run on background threads: uploads, digests, writes."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 
-class Background:
-    """A few threads; `submit` blocks while `most` calls are unfinished, to bound their memory.
+class BackgroundTasks:
+    """Runs tasks on a few threads, in submission order.
 
-    The error of a failed call is raised by the next `submit`, `check` or `finish`, the earliest
-    submitted first.
+    At most `max_pending` tasks are unfinished at a time: `submit` blocks until one completes, which
+    bounds what they hold in memory or on disk.
+
+    Once a task has failed, tasks that have not started are skipped. The error is raised to the
+    caller once, by the next `submit`, `check` or `finish`; of several, the first submitted.
     """
 
-    def __init__(self, name: str, *, threads: int = 1, most: int | None = None) -> None:
-        self._pool = ThreadPoolExecutor(threads, name)
-        self._most = most
-        self._calls: deque[Future[None]] = deque()
+    def __init__(self, name: str, *, threads: int = 1, max_pending: int | None = None) -> None:
+        self._threads, self._pool = threads, ThreadPoolExecutor(threads, name)
+        self._max_pending = max_pending
+        self._pending: deque[Future[None]] = deque()
+        self._failed = threading.Event()
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> "BackgroundTasks":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits for all calls; on an error, cancels those that have not started."""
+        """Finishes all tasks; after an exception, only those that have started."""
         try:
             if error[0] is None:
                 self.finish()
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, call: Callable[[], None]) -> None:
-        """Queues `call`, once fewer than `most` are unfinished."""
+    def submit(self, task: Callable[[], None]) -> None:
+        """Queues the task; blocks while `max_pending` tasks are unfinished."""
         self.check()
-        while self._most is not None and len(self._calls) >= self._most:
-            self._calls.popleft().result()
-        self._calls.append(self._pool.submit(call))
+        while self._max_pending is not None and len(self._pending) >= self._max_pending:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._run, task))
 
     def check(self) -> None:
-        """Raises the error of a failed call."""
-        while self._calls and self._calls[0].done():
-            self._calls.popleft().result()
+        """Raises the error of a failed task, if any; never blocks."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
 
     def finish(self) -> None:
-        """Waits for every call; no more can be submitted."""
-        while self._calls:
-            self._calls.popleft().result()
+        """Waits for all tasks. Nothing can be submitted afterwards."""
+        while self._pending:
+            self._pending.popleft().result()
         self._pool.shutdown()
 
-    def abandon(self, seconds: float) -> None:
-        """Cancels calls that have not started, and waits at most so long for the others."""
+    def cancel_waiting(self) -> int:
+        """Cancels the tasks for which no thread is free; returns how many there were."""
+        unfinished = [task for task in self._pending if not task.done()]
+        canceled = {task for task in unfinished[self._threads :] if task.cancel()}
+        self._pending = deque(task for task in self._pending if task not in canceled)
+        return len(canceled)
+
+    def abandon(self, timeout: float) -> None:
+        """Cancels the tasks that have not started; waits up to `timeout` seconds for the others."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        wait([call for call in self._calls if not call.done()], seconds)
+        wait([task for task in self._pending if not task.done()], timeout)
+
+    def _run(self, task: Callable[[], None]) -> None:
+        if self._failed.is_set():
+            return
+        try:
+            task()
+        except BaseException:
+            self._failed.set()
+            raise

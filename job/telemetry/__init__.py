@@ -1,12 +1,12 @@
-"""How far the job is, told to whoever watches while it runs.
+"""Live status of a running job: to a Prometheus file or port, and to Kubeflow Trainer.
 
-The pipeline keeps a `Status`; watchers read it. A watcher that fails is warned of once, and never
-costs the job anything.
+The pipeline updates a `Status`, which sinks read. A sink that fails causes one warning, and never
+affects the job.
 
 Imports: spec, storage.
 """
 
-from job.telemetry.reporting import Reporting
+from job.telemetry.reporting import StatusReporter
 from job.telemetry.status import Status, Step
 
-__all__ = ["Reporting", "Status", "Step"]
+__all__ = ["Status", "StatusReporter", "Step"]

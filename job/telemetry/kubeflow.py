@@ -1,7 +1,7 @@
-"""The status of a TrainJob, which Kubeflow Trainer (2.2 and later) takes from the pod itself.
+"""The status of a TrainJob, which pods report to Kubeflow Trainer (2.2 and later).
 
-Where its feature gate TrainJobStatus is on, it gives the pod an address, a certificate and a token
-of its own for it: https://github.com/kubeflow/trainer, docs/proposals/2779-trainjob-progress.
+With its feature gate TrainJobStatus on, it gives the pod an address, a certificate and a token for
+that: https://github.com/kubeflow/trainer, docs/proposals/2779-trainjob-progress.
 """
 
 import json
@@ -21,24 +21,24 @@ TIMEOUT = 3.0
 DONE, ALMOST = 100, 99
 
 
-class TrainerStatus:
-    """Posts the status to the Trainer, which asks for five seconds between two posts."""
+class KubeflowSink:
+    """Posts the status to the Trainer, which asks for five seconds between posts."""
 
-    every = 5.0
+    interval_seconds = 5.0
 
     @classmethod
-    def of_environment(cls) -> "TrainerStatus | None":
-        """None where no Trainer has asked for it."""
+    def from_environment(cls) -> "KubeflowSink | None":
+        """None if no Trainer asks for the status."""
         return cls(os.environ[URL]) if os.environ.get(URL) else None
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def write(self, now: Snapshot) -> None:
-        """Raises OSError where the Trainer does not take it."""
-        # The kubelet renews the token, so it is read anew each time.
+        """Raises OSError if the Trainer does not accept it."""
+        # The kubelet rotates the token, so it is read each time.
         token = Path(os.environ[TOKEN]).read_text(encoding="utf-8").strip()
-        request = urllib.request.Request(  # noqa: S310 - the Trainer's own address
+        request = urllib.request.Request(  # noqa: S310 - the Trainer's address
             self._url,
             data=json.dumps({"trainerStatus": trainer_status(now)}).encode(),
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
@@ -50,26 +50,26 @@ class TrainerStatus:
 
 
 def trainer_status(now: Snapshot) -> dict[str, object]:
-    """`status.trainerStatus` of the TrainJob; 100 per cent only when the whole job is done."""
-    found: dict[str, object] = {
+    """`status.trainerStatus` of the TrainJob; 100 percent only when the whole job is done."""
+    status: dict[str, object] = {
         "lastUpdatedTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now.updated)),
         "progressPercentage": _percentage(now),
     }
-    # As text; one that is no number is left out, since not every reader knows NaN.
+    # As text; NaN and infinity are omitted, since not every reader parses them.
     metrics: dict[str, object] = {"stage": now.stage or now.state}
     if now.step is not None:
         if now.stage == "train":
-            found["estimatedRemainingSeconds"] = max(0, round(now.step.left_seconds))
+            status["estimatedRemainingSeconds"] = max(0, round(now.step.left_seconds))
         for name in ("step", "steps", "epoch", "loss", "learning_rate", "tokens_per_second"):
             metrics[name] = getattr(now.step, name)
     for when, values in now.metrics.items():
         metrics.update({f"{when}_{metric}": value for metric, value in values.items()})
-    found["metrics"] = [
+    status["metrics"] = [
         {"name": name, "value": str(value)}
         for name, value in metrics.items()
         if not isinstance(value, float) or math.isfinite(value)
     ]
-    return found
+    return status
 
 
 def _percentage(now: Snapshot) -> int:

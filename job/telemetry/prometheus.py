@@ -1,11 +1,12 @@
-"""The status in Prometheus' text format: in a file for its textfile collector, and at a port."""
+"""The status in Prometheus' text format: as a file for its textfile collector, and by HTTP."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from job import storage
+from job import log, storage
 from job.errors import SpecError
 from job.telemetry.status import Snapshot, Status
 
@@ -13,15 +14,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "finetune_job"
 STATES = ("running", "succeeded", "failed", "preempted")
 STEP = {
-    "step": "Training step that was logged last.",
-    "steps": "Training step at which training ends.",
-    "epoch": "Epochs trained.",
-    "loss": "Mean training loss since the log before.",
+    "step": "Last logged training step.",
+    "steps": "Number of training steps.",
+    "epoch": "Epochs completed.",
+    "loss": "Mean training loss since the previous log.",
     "learning_rate": "Learning rate.",
-    "grad_norm": "Norm of the gradients before clipping.",
-    "tokens_per_second": "Tokens trained a second since the log before.",
-    "data_wait_seconds": "Seconds a step that training waited for rows since the log before.",
-    "data_wait_share": "Share of the time since the log before that training waited for rows.",
+    "grad_norm": "Gradient norm before clipping.",
+    "tokens_per_second": "Tokens trained per second since the previous log.",
+    "data_wait_seconds": "Seconds per step spent waiting for data since the previous log.",
+    "data_wait_share": "Share of the time since the previous log spent waiting for data.",
     "memory_bytes": "Peak memory of the device, or of the process on a CPU.",
     "left_seconds": "Estimated seconds until training ends.",
 }
@@ -30,7 +31,7 @@ Sample = tuple[dict[str, str], float]
 
 
 def exposition(now: Snapshot) -> str:
-    """The snapshot as gauges, each with its help; what is not known yet has no sample."""
+    """The snapshot as gauges with their help; unknown values have no sample."""
     lines: list[str] = []
     for name, about, samples in _families(now):
         if samples:
@@ -41,23 +42,23 @@ def exposition(now: Snapshot) -> str:
 
 
 def _families(now: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
-    yield "info", "The job and its version.", [({"version": now.version}, 1.0)]
+    yield "info", "Name and version of the job.", [({"version": now.version}, 1.0)]
     states = [({"state": state}, float(state == now.state)) for state in STATES]
-    yield "state", "1 for the state that the job is in.", states
+    yield "state", "1 for the current state of the job.", states
     if now.stage is not None:
-        yield "stage", "The stage that is being made.", [({"stage": now.stage}, 1.0)]
+        yield "stage", "The running stage.", [({"stage": now.stage}, 1.0)]
     seconds = [({"stage": name}, float(took)) for name, took in now.finished.items()]
-    yield "stage_seconds", "Seconds that a finished stage took.", seconds
+    yield "stage_seconds", "Duration of each finished stage in seconds.", seconds
     if now.step is not None:
         for name, about in STEP.items():
             yield name, about, [({}, float(getattr(now.step, name)))]
     metrics = [
         ({"when": when, "metric": metric}, float(value))
-        for when, found in now.metrics.items()
-        for metric, value in found.items()
+        for when, values in now.metrics.items()
+        for metric, value in values.items()
     ]
     yield "eval", "Metrics before training (baseline) and after it (final).", metrics
-    yield "updated_timestamp_seconds", "When any of this changed last.", [({}, now.updated)]
+    yield "updated_timestamp_seconds", "Time of the last change.", [({}, now.updated)]
 
 
 def _labels(labels: dict[str, str]) -> str:
@@ -69,10 +70,10 @@ def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-class TextFile:
-    """Writes the status to a file, whole or not at all."""
+class MetricsFile:
+    """Writes the status to a file, atomically."""
 
-    every = 1.0
+    interval_seconds = 1.0
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -81,17 +82,25 @@ class TextFile:
         storage.write_text(self._path, exposition(now))
 
 
-class Port:
-    """Answers `GET /metrics` on every address of the machine."""
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keeps a client's disconnect out of the job's log: by default its traceback is printed."""
+        log.debug("metrics request failed", reason=sys.exception())
+
+
+class MetricsServer:
+    """Serves `GET /metrics` on every address of the machine."""
 
     def __init__(self, port: int, status: Status) -> None:
-        """Raises SpecError where the port cannot be had."""
+        """Raises SpecError if it cannot listen on the port."""
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                found = self.path.partition("?")[0] == "/metrics"
-                body = exposition(status.now).encode() if found else b"metrics are at /metrics\n"
-                self.send_response(200 if found else 404)
+                exists = self.path.partition("?")[0] == "/metrics"
+                body = exposition(status.now).encode() if exists else b"metrics are at /metrics\n"
+                self.send_response(200 if exists else 404)
                 self.send_header("Content-Type", CONTENT_TYPE)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -101,16 +110,15 @@ class Port:
                 return
 
         try:
-            self._server = ThreadingHTTPServer(("", port), Handler)
+            self._server = _Server(("", port), Handler)
         except OSError as error:
             raise SpecError(
                 "$.runtime.metrics_port",
                 f"cannot be listened on: {error.strerror}",
                 value=port,
-                fix="take a free port above 1023, or null for none",
+                fix="choose a free port above 1023, or null for none",
             ) from error
-        self._server.daemon_threads = True
-        # Looked at often, so that the end of the job need not wait for it.
+        # Polls often, so that the job does not wait for it at its end.
         serve = partial(self._server.serve_forever, poll_interval=0.05)
         threading.Thread(target=serve, name="metrics", daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""What there is to tell of a running job."""
+"""The status of a running job, as sinks read it."""
 
 import threading
 import time
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A training step, as it was logged."""
+    """A logged training step."""
 
     step: int
     steps: int
-    """At which training ends."""
+    """Of the whole training."""
     epoch: float
     loss: float
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
     data_wait_seconds: float
-    """A step that the training waited for its batches, the mean since the log before."""
+    """Time per step spent waiting for batches, averaged since the previous log."""
     data_wait_share: float
-    """Of the time since the log before, 0 to 1."""
+    """Share of the time since the previous log, 0 to 1."""
     memory_bytes: int
     seconds: float
     left_seconds: float
@@ -35,16 +35,16 @@ class Snapshot:
     """`running`, `succeeded`, `failed` or `preempted`, as in `run.json`."""
     stage: str | None = None
     finished: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that each finished stage took; 0 for one that was complete before."""
+    """Seconds by finished stage; 0 for one that was complete before."""
     step: Step | None = None
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """`baseline` and `final`, each by metric."""
+    """`baseline` and `final`, by metric."""
     updated: float = 0.0
     """Seconds since the epoch."""
 
 
 class Status:
-    """The present snapshot; written by the job, read by threads."""
+    """The current snapshot; written by the job, read by sink threads."""
 
     def __init__(self, name: str, version: str) -> None:
         self._lock = threading.Lock()
@@ -55,17 +55,17 @@ class Status:
         with self._lock:
             return self._now
 
-    def enter(self, stage: str) -> None:
+    def start_stage(self, stage: str) -> None:
         self._set(stage=stage)
 
-    def finish(
+    def finish_stage(
         self, stage: str, seconds: float, metrics: Mapping[str, Mapping[str, float]]
     ) -> None:
-        """A stage is done, or was found complete; `metrics` are all that are known by now."""
+        """Records that a stage is complete; `metrics` are all known so far."""
         finished = {**self.now.finished, stage: seconds}
         self._set(stage=None, finished=finished, metrics=dict(metrics))
 
-    def tell(self, step: Step) -> None:
+    def set_step(self, step: Step) -> None:
         self._set(step=step)
 
     def end(self, state: str) -> None:

@@ -72,7 +72,7 @@ def find(
     while division is not None:
         fitted = fits(division)
         release_memory()  # what the step held: its error, and the frames of it, are gone by now
-        if not process_group.any_of(not fitted):
+        if not process_group.any_rank(not fitted):
             return division, too_large
         too_large.append(division)
         smaller = division.smaller()

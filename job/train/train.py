@@ -173,7 +173,7 @@ def train(
         trackers.point()
         keep = spec.train.save_total_limit
         callbacks += [StoreCallback(store, keep, uploads, require), progress]
-    if process_group.leads_machine():
+    if process_group.is_local_rank_zero():
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left there
     shares = sharding.config(ready.base) if spec.runtime.distributed == "fsdp2" else None
     arguments = training_arguments(spec, optim, engine, scratch, first, shares)
@@ -206,7 +206,7 @@ def train(
         release_blocks(model)
     model = finish(spec, family, trainer, directory if first else None)
     process_group.barrier()
-    if process_group.leads_machine():
+    if process_group.is_local_rank_zero():
         shutil.rmtree(scratch, ignore_errors=True)
     if not first:
         return None, None

@@ -82,7 +82,7 @@ def batches_of(
 ) -> SharedBatches | Ahead:
     """This process's batches of an epoch; of streamed rows what is to come is fetched meanwhile."""
     batches = order_of(spec, rows, fitted, padding_free=padding_free)
-    if not isinstance(rows, StreamedRows) or not process_group.leads_machine():
+    if not isinstance(rows, StreamedRows) or not process_group.is_local_rank_zero():
         return batches
     buffer = spec.data.shuffle_buffer_size // process_group.size()
     return Ahead(batches, rows, fitted.indices, buffer)

@@ -74,15 +74,15 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
 
     with Proxy(s3.server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        output.take()
-        output.withdraw("export")
+        output.acquire()
+        output.stages.invalidate("export")
         weight_files.write(
             Weights(outlines=Weights.of(held.items()).outlines, tensors=tensors()),
-            output.directory("export") / "merged",
+            output.stages.local.create("export") / "merged",
             max_shard_size="17KB",
-            finished=lambda path: output.send("export", path),
+            finished=lambda path: output.stages.upload_early("export", path),
         )
-        output.publish("export", "f", "now", 1.0, {})
+        output.stages.publish("export", "f", "now", 1.0, {})
         output.release()
         assert sorted(sent(proxy)) == [
             f"merged/model-{number:05}-of-00005.safetensors" for number in range(1, 6)
@@ -91,7 +91,7 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
     names = [request.split("/")[-1].split("?")[0] for request in puts]
     assert names.index(weight_files.INDEX) > names.index("model-00005-of-00005.safetensors")
     assert names[-1] == "export.json"
-    record = output.completed("export", "f")
+    record = output.stages.completed("export", "f")
     assert record is not None
     for file in record.files:
         assert hashlib.sha256(storage.read_bytes(output.at(file.path))).hexdigest() == file.sha256

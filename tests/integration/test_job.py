@@ -129,7 +129,7 @@ def test_a_start_that_fails_leaves_a_finished_run_as_it_is(output: Path, cache: 
     assert "_SUCCESS" in before
     done = job(*small_run(str(output), "--set", "model.model_name_or_path=/nowhere", cache=cache))
     assert done.code == 12, done.err
-    assert "the finished run at the output stays as it is" in done.err
+    assert "the finished run at the output is unchanged" in done.err
     assert {p.name: p.read_bytes() for p in output.iterdir() if p.is_file()} == before
 
 

@@ -16,7 +16,7 @@ import pytest
 from job import storage
 from job.artifacts import lease_holder
 from job.artifacts.lease import Lease
-from job.artifacts.lease_holder import myself
+from job.artifacts.lease_holder import this_process
 from job.artifacts.output import Output
 from job.artifacts.records import RunRecord
 from job.errors import StorageError
@@ -117,7 +117,7 @@ def test_a_lease_that_another_took_and_gave_up_is_lost_all_the_same(
     second.release()
     first._renew()  # it wakes up
     assert not first.held
-    with pytest.raises(StorageError, match=r"has taken the output over \(it is done since\)"):
+    with pytest.raises(StorageError, match=r"has taken the output over \(it has finished since\)"):
         first.check()
 
 
@@ -155,7 +155,7 @@ def test_what_is_given_up_is_not_brought_back_by_a_renewal_under_way(
 
 
 def test_a_holder_that_died_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
-    dead = replace(myself(), process=2**22 - 1, process_started="1")
+    dead = replace(this_process(), process=2**22 - 1, process_started="1")
     storage.write_text(f"{tmp_path}/1.json", dead.to_text())
     lease = Lease(str(tmp_path))
     started = time.monotonic()
@@ -185,7 +185,7 @@ def test_an_unreadable_lease_that_changes_is_a_living_jobs(tmp_path: Path) -> No
 
 
 def test_a_lease_with_keys_of_a_later_version_is_its_holders(tmp_path: Path) -> None:
-    later = {**json.loads(myself().to_text()), "color": "blue", "since": 7}
+    later = {**json.loads(this_process().to_text()), "color": "blue", "since": 7}
     storage.write_text(f"{tmp_path}/1.json", json.dumps(later))
     with pytest.raises(StorageError, match=rf"is running \(host {later['host']}, process "):
         Lease(str(tmp_path), 30).acquire()
@@ -195,7 +195,7 @@ def test_a_living_job_that_proc_hides_is_not_called_dead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with hidepid=2: another user's process can be asked for, and not looked at."""
-    storage.write_text(f"{tmp_path}/1.json", myself().to_text())
+    storage.write_text(f"{tmp_path}/1.json", this_process().to_text())
     lease = Lease(str(tmp_path), 0.6)
     monkeypatch.setattr(lease_holder, "_text", lambda path: "")
 
@@ -203,15 +203,15 @@ def test_a_living_job_that_proc_hides_is_not_called_dead(
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", denied)
-    assert lease_holder.life(myself_of(tmp_path), lease._me.machine) == "unknown"
+    assert lease_holder.process_state(myself_of(tmp_path), lease._me.machine) == "unknown"
     started = time.monotonic()
     lease.acquire()  # nobody renews it, so it expires
     assert time.monotonic() - started >= 0.6
     lease.release()
 
 
-def myself_of(folder: Path) -> lease_holder.Holder:
-    return lease_holder.Holder.from_text((folder / "1.json").read_text())
+def myself_of(folder: Path) -> lease_holder.LeaseHolder:
+    return lease_holder.LeaseHolder.from_text((folder / "1.json").read_text())
 
 
 def test_a_stopped_holder_on_this_machine_is_named_as_such(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_stopped_holder_on_this_machine_is_named_as_such(tmp_path: Path) -> No
         os.kill(process.pid, signal.SIGSTOP)
         while (state := lease_holder._state_and_start(process.pid))[0] != "T":
             time.sleep(0.01)
-        stopped = replace(myself(), process=process.pid, process_started=state[1])
+        stopped = replace(this_process(), process=process.pid, process_started=state[1])
         storage.write_text(f"{tmp_path}/1.json", stopped.to_text())
         with pytest.raises(StorageError, match=r"another job is stopped[^!]*continue it"):
             Lease(str(tmp_path), 30).acquire()
@@ -241,22 +241,22 @@ def test_a_job_that_loses_its_output_while_it_stores_a_stage_calls_nothing_done(
     run = RunRecord(name="a", command="run", status="running", started="now")
     output = Output(uri=str(tmp_path / "out"), workdir=tmp_path / "work", run=run)
     output._lease = Lease(output.at(".lease"), SECONDS)
-    output.take()
-    (output.directory("prep") / "file").write_text("x")
+    output.acquire()
+    (output.stages.local.create("prep") / "file").write_text("x")
     upload = storage.upload_tree
 
     def slowly(directory: Path, uri: str, **more: Any) -> None:
         upload(directory, uri, **more)
-        storage.write_text(output.at(".lease/2.json"), myself().to_text())
-        while output.taken:
+        storage.write_text(output.at(".lease/2.json"), this_process().to_text())
+        while output.lease_held:
             time.sleep(0.01)
 
     monkeypatch.setattr(storage, "upload_tree", slowly)
     with pytest.raises(StorageError, match="another job has taken the output over"):
-        output.publish("prep", "f", "now", 1.0, {})
-    assert output.completed("prep", "f") is None
+        output.stages.publish("prep", "f", "now", 1.0, {})
+    assert output.stages.completed("prep", "f") is None
     with pytest.raises(StorageError, match="another job has taken the output over"):
-        output.finish(complete=True)
+        output.finish_run(complete=True)
     assert not storage.exists(output.at("_SUCCESS"))
 
 

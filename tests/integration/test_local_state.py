@@ -201,7 +201,7 @@ def test_a_stage_marker_that_is_cut_is_one_clear_error(text: str, tmp_path: Path
     marker = tmp_path / "out" / STAGES / "train.json"
     marker.parent.mkdir(parents=True)
     marker.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match="is no record of a stage; it is cut") as raised:
+    with pytest.raises(InputError, match="is not a valid stage record: truncated") as raised:
         reader.fetch(f"{tmp_path}/out", "train", "adapter", tmp_path / "cache", 0)
     assert str(marker) in str(raised.value)
 

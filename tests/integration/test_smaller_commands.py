@@ -57,7 +57,7 @@ def test_a_smaller_command_with_nothing_to_make_leaves_a_finished_run_as_it_is(
     runner.run(loaded(output, cache), command)
     assert files(output) == before
     said = capsys.readouterr().err
-    assert "nothing was to be made; the run at the output is finished as it was" in said
+    assert "nothing to do; the run at the output is already finished" in said
     assert "withdrawn" not in said
 
 
@@ -74,7 +74,7 @@ def test_a_smaller_command_that_made_something_says_what_is_left_to_make(
     capsys.readouterr()
     runner.run(loaded(output, cache, "export.merged.max_shard_size=4GB"), "export")
     said = capsys.readouterr().err
-    assert "the run at the output is not finished any more" in said
+    assert "the run at the output is no longer finished" in said
     assert 'to_be_made="baseline, eval, report"' in said
     assert "the command run, with the same spec and settings, finishes it again" in said
     assert not (output / "_SUCCESS").exists()

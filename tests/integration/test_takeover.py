@@ -29,7 +29,7 @@ LONGEST_SECONDS = 0.5
 """How far behind the line of its log a job is stopped."""
 SAID = (
     *("run name=", "prep: started", "baseline: started", "train step=2", "checkpoint stored"),
-    *("eval: started", "export: started", "stored early", "report: started", "report: done"),
+    *("eval: started", "export: started", "uploaded early", "report: started", "report: done"),
 )
 STOPPED_THERE = "another job was stopped in the middle of a write"
 SETTINGS = {"data.train.limit": 24, "eval.max_samples": 4, "export.merged.max_shard_size": "1MB"}
@@ -51,7 +51,7 @@ def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str)
 
     s3_writes.PART = 5 * 2**20  # the least that S3 takes, so that a small model goes up in parts
     lease.LEASE_SECONDS = SECONDS
-    lease.myself = lambda: replace(lease_holder.myself(), machine=machine, host=machine)
+    lease.this_process = lambda: replace(lease_holder.this_process(), machine=machine, host=machine)
     from job import signals
     from job.cli import termination
 

@@ -18,7 +18,7 @@ class StopCallback(TrainerCallback):
             # A checkpoint is compared by the losses since the one before.
             control.should_log = True
         # At a step where none is due a log would be one that an undisturbed training has not.
-        if process_group.any_of(signals.received() is not None):
+        if process_group.any_rank(signals.received() is not None):
             if signals.received() is None:
                 signals.relay()
             control.should_save = True

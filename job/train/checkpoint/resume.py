@@ -21,17 +21,17 @@ def resume_point(
     uri = None
     if process_group.rank() == 0:
         uri = _checkpoint_to_take(spec, store, scratch / "resume", check)
-    uri = process_group.from_first(uri)
+    uri = process_group.broadcast(uri)
     if uri is None:
         return None
     found = scratch / "resume"
-    if process_group.leads_machine() and process_group.rank() > 0:
+    if process_group.is_local_rank_zero() and process_group.rank() > 0:
         store.fetch(uri, found)
     process_group.barrier()
     state = json.loads((found / "trainer_state.json").read_text())
     named = found.with_name(f"checkpoint-{state['global_step']}")
     process_group.barrier()
-    if process_group.leads_machine():
+    if process_group.is_local_rank_zero():
         found.rename(named)
     process_group.barrier()
     log.info("resuming", step=state["global_step"])

@@ -160,7 +160,7 @@ def resumable(base: type["Trainer"]) -> type["Trainer"]:
             }
             if torch.cuda.is_available():  # on ROCm too, under the same name
                 states["cuda"] = torch.cuda.random.get_rng_state()
-            every = process_group.gathered(states)
+            every = process_group.all_gather(states)
             if self.args.should_save:
                 for rank, each in enumerate(every):
                     state_files.save(each, Path(output_dir, _generators(rank)))

@@ -1,38 +1,31 @@
-"""Stores checkpoints while training goes on: one is under way, one more may wait.
+"""Stores checkpoints in the background while training continues.
 
-A third has to wait for a place, so that a store slower than the training slows it down rather
-than fills the disk. What fails in the background is raised at the next step, or at the end.
+One upload runs and one more may wait. A third blocks the training, so that a slow store throttles
+it instead of filling the disk. Errors are raised at the next training step, or at the end.
 """
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from job import log
+from job.storage.background import BackgroundTasks
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Upload:
-    step: int
-    store: Callable[[], None]
+RUNNING, WAITING = 1, 1
 
 
 class BackgroundUploads:
-    """A thread that stores one checkpoint after the other."""
+    """Uploads checkpoints one after the other."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: _Upload | None = None
-        self._running: _Upload | None = None
-        self._error: BaseException | None = None
+        self._tasks = BackgroundTasks("checkpoint", threads=RUNNING, max_pending=RUNNING + WAITING)
+        self._submitted_step: int | None = None
         self.stored_step: int | None = None
-        """The newest step that is stored whole."""
+        """The newest step whose checkpoint is complete in the store."""
 
     def __enter__(self) -> "BackgroundUploads":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Waits until everything submitted is stored; an error on its way out goes first."""
+        """Finishes all uploads, even after an exception, which takes precedence over theirs."""
         try:
             self.finish()
         except BaseException:
@@ -40,56 +33,25 @@ class BackgroundUploads:
                 raise
 
     def submit(self, step: int, store: Callable[[], None], *, urgent: bool = False) -> None:
-        """Has `store` called in the background; waits while another is waiting already.
+        """Calls `store` in the background; blocks while another upload is waiting.
 
-        An urgent one takes the place of the one that waits: when the job has to stop, only the
-        newest checkpoint counts. Raises what an earlier one failed with.
+        An urgent upload replaces the waiting one: when the job must stop, only the newest
+        checkpoint counts. Raises the error of an earlier upload.
         """
-        with self._changed:
-            while self._waiting is not None and self._error is None and not urgent:
-                self._changed.wait()
-            self._raise()
-            if self._waiting is not None:
-                log.info("checkpoint left out for a newer one", step=self._waiting.step)
-            self._waiting = _Upload(step=step, store=store)
-            if self._running is None:
-                self._take()
+        if urgent and self._tasks.cancel_waiting():
+            log.info("checkpoint skipped for a newer one", step=self._submitted_step)
+
+        def upload() -> None:
+            store()
+            self.stored_step = step
+
+        self._tasks.submit(upload)
+        self._submitted_step = step
 
     def check(self) -> None:
-        """Raises what a background upload failed with."""
-        with self._changed:
-            self._raise()
+        """Raises the error of a failed upload."""
+        self._tasks.check()
 
     def finish(self) -> None:
-        """Waits until everything submitted is stored; raises what failed."""
-        with self._changed:
-            while self._running is not None:
-                self._changed.wait()
-            self._raise()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _take(self) -> None:
-        self._running, self._waiting = self._waiting, None
-        if self._running is not None:
-            # A thread for each, as a daemon: a second signal must not wait for it.
-            threading.Thread(
-                target=self._store, args=(self._running,), name="checkpoint", daemon=True
-            ).start()
-        self._changed.notify_all()
-
-    def _store(self, upload: _Upload) -> None:
-        error: BaseException | None = None
-        try:
-            upload.store()
-        except BaseException as failed:  # noqa: BLE001 - raised again where training sees it
-            error = failed
-        with self._changed:
-            if error is None:
-                self.stored_step = upload.step
-            else:
-                self._error, self._waiting = error, None
-            self._take()
+        """Waits for all uploads; raises the error of a failed one."""
+        self._tasks.finish()

@@ -19,7 +19,7 @@ REST = ["merged/config.json", "merged/model.safetensors.index.json"]
 def output_at(place: Path) -> Output:
     run = RunRecord(name="r", command="run", status="running", started="now")
     output = Output(uri=str(place / "out"), workdir=place / "work", run=run)
-    output.take()
+    output.acquire()
     return output
 
 
@@ -45,18 +45,18 @@ def arrive(output: Output, paths: list[str]) -> None:
 
 def make(output: Output, paths: list[str], text: str) -> Path:
     """Begins an export and writes the files; shards are sent as they are written."""
-    output.withdraw("export")
-    directory = output.directory("export")
+    output.stages.invalidate("export")
+    directory = output.stages.local.create("export")
     (directory / "merged").mkdir()
     for path in paths:
         (directory / path).write_text(f"{path} {text}")
         if path in SHARDS:
-            output.send("export", directory / path)
+            output.stages.upload_early("export", directory / path)
     return directory
 
 
 def publish(output: Output, fingerprint: str = "f") -> None:
-    output.publish("export", fingerprint, "now", 1.0, {})
+    output.stages.publish("export", fingerprint, "now", 1.0, {})
 
 
 def test_shards_are_there_before_the_rest_and_the_marker(tmp_path: Path) -> None:
@@ -64,10 +64,10 @@ def test_shards_are_there_before_the_rest_and_the_marker(tmp_path: Path) -> None
     make(output, SHARDS + REST, "one")
     arrive(output, SHARDS)
     assert list(at(output)) == SHARDS
-    assert not output.has_marker("export")
+    assert not output.stages.markers.exists("export")
     publish(output)
     assert list(at(output)) == sorted(SHARDS + REST)
-    assert output.completed("export", "f") is not None
+    assert output.stages.completed("export", "f") is not None
 
 
 def test_what_went_up_is_not_uploaded_again(
@@ -95,8 +95,8 @@ def test_a_shard_that_changed_after_it_went_up_is_refused(tmp_path: Path) -> Non
     (directory / SHARDS[1]).write_text("other")
     with pytest.raises(StorageError, match=r"00002-of-00003.*is not what it was when"):
         publish(output)
-    assert not output.has_marker("export")
-    output.take_back(in_a_hurry=False)
+    assert not output.stages.markers.exists("export")
+    output.stages.roll_back(urgent=False)
     assert not at(output)
 
 
@@ -108,7 +108,7 @@ def test_nobody_reads_of_two_exports(tmp_path: Path) -> None:
     directory = make(output, [], "two")
     assert list(at(output)) == sorted([*SHARDS, *REST, "merged/model.gguf"])
     (directory / SHARDS[0]).write_text("two")
-    output.send("export", directory / SHARDS[0])
+    output.stages.upload_early("export", directory / SHARDS[0])
     arrive(output, SHARDS[:1])
     assert at(output) == {"merged/model.gguf": "somebody's own", SHARDS[0]: "two"}
 
@@ -120,7 +120,7 @@ def test_what_a_killed_job_left_is_removed_by_the_next(now: list[str], tmp_path:
     directory = make(killed, [], "killed")
     for path in others:
         (directory / path).write_text("killed")
-        killed.send("export", directory / path)
+        killed.stages.upload_early("export", directory / path)
     arrive(killed, others)
     kill(killed)
     output = output_at(tmp_path)
@@ -145,7 +145,7 @@ def test_files_that_no_record_names_stay_whatever_they_are_called(tmp_path: Path
 def test_an_export_that_fails_leaves_no_shard(tmp_path: Path) -> None:
     output = output_at(tmp_path)
     make(output, SHARDS, "one")
-    output.take_back(in_a_hurry=False)
+    output.stages.roll_back(urgent=False)
     assert not at(output)
     make(output, SHARDS, "another thread goes on")
     assert not at(output)
@@ -173,7 +173,7 @@ def test_an_upload_that_fails_is_raised_at_the_next_shard(
 
     def go_on() -> None:
         for _ in range(1000):  # the failure is on its way
-            output.send("export", directory / SHARDS[1])
+            output.stages.upload_early("export", directory / SHARDS[1])
 
     with pytest.raises(StorageError, match=r"00001-of-00003.*cannot write"):
         go_on()
@@ -204,5 +204,5 @@ def test_an_upload_under_way_ends_with_the_stage_and_comes_down(
     make(output, SHARDS, "one")
     assert begun.wait(10)
     threading.Timer(0.2, gate.set).start()
-    output.take_back(in_a_hurry=False)
+    output.stages.roll_back(urgent=False)
     assert not at(output)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from job import storage
-from job.artifacts.lease import Lease, Slipped, TakenOver
+from job.artifacts.lease import LateWrite, Lease, LeaseLost
 from job.artifacts.output import Output
 from job.artifacts.records import RunRecord
 from job.artifacts.writer import Writer
@@ -88,7 +88,7 @@ def test_what_the_job_stores_at_an_output_has_the_writer_of_the_output() -> None
     [(_, store)] = calls_of("CheckpointStore")
     assert "writer=self.output.writer.inside('checkpoints')" in ast.unparse(store)
     [(_, trackers)] = calls_of("TrackerFiles")
-    assert "self.output.uploads_to(logs)" in ast.unparse(trackers)
+    assert "run.output.uploader_for(logs)" in ast.unparse(trackers)
     without = [path for path, made in calls_of("Writer") if "lease=None" in ast.unparse(made)]
     assert without == [
         "artifacts/output.py",  # a tracker's files at a place outside of the output
@@ -104,19 +104,19 @@ def test_trackers_files_in_the_output_go_under_its_lease_however_it_is_spelled(
 ) -> None:
     run = RunRecord(name="r", command="run", status="running", started="now")
     output = Output(uri=str(tmp_path / "out"), workdir=tmp_path / "work", run=run)
-    output.take()
+    output.acquire()
     (tmp_path / "link").symlink_to(tmp_path / "out")
     (tmp_path / "events").write_text("events")
     inside = [output.at("logs"), f"file://{tmp_path}/out/../out/mine", f"{tmp_path}/link/other"]
     outside = f"{tmp_path}/out-logs"
     for uri in (*inside, outside):
-        output.uploads_to(uri)(tmp_path / "events", "tensorboard/events")
+        output.uploader_for(uri)(tmp_path / "events", "tensorboard/events")
         assert storage.read_text(f"{uri}/tensorboard/events") == "events"
     output.release()
-    output.uploads_to(outside)(tmp_path / "events", "again")
+    output.uploader_for(outside)(tmp_path / "events", "again")
     for uri in inside:
         with pytest.raises(StorageError, match="nothing is written without the output's lease"):
-            output.uploads_to(uri)(tmp_path / "events", "again")
+            output.uploader_for(uri)(tmp_path / "events", "again")
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -180,12 +180,12 @@ def test_who_lost_the_lease_can_do_nothing_at_the_output(
         Writer(uri, second).write_text(path, "second")
     before = contents(uri)
     for write in WRITES.values():  # it wakes up
-        with pytest.raises(TakenOver, match="another job has taken the output over"):
+        with pytest.raises(LeaseLost, match="another job has taken the output over"):
             write(writer, file)
     assert contents(uri) == before
     second.release()
     for write in WRITES.values():  # the same where the other is done since
-        with pytest.raises(TakenOver, match="it is done since"):
+        with pytest.raises(LeaseLost, match="it has finished since"):
             write(writer, file)
     assert contents(uri) == before
     assert not first.held
@@ -231,7 +231,7 @@ def test_s3_refuses_what_was_sent_before_a_takeover_and_arrives_after_it(
             before.update(contents(uri))
 
     monkeypatch.setattr(Lease, "ensure", ensure)
-    with pytest.raises(TakenOver):
+    with pytest.raises(LeaseLost):
         WRITES[write](writer, file)
     assert before
     assert contents(uri) == before
@@ -250,33 +250,33 @@ def test_where_a_store_lets_a_late_write_through_no_success_stands_over_it(
     second._lease = Lease(second.at(".lease"), SECONDS)
 
     def make() -> None:
-        second.withdraw("export")
-        (second.directory("export") / "model").write_text("second")
-        run.stages["export"] = second.publish("export", "f", "now", 1.0, {})
+        second.stages.invalidate("export")
+        (second.stages.local.create("export") / "model").write_text("second")
+        run.stages["export"] = second.stages.publish("export", "f", "now", 1.0, {})
 
     look = Lease.ensure
 
     def ensure(self: Lease) -> None:
         look(self)
         if self is first and not run.stages:
-            second.take()
+            second.acquire()
             make()
             if finished == "before":
-                second.finish(complete=True)
+                second.finish_run(complete=True)
 
     monkeypatch.setattr(Lease, "ensure", ensure)
-    with pytest.raises(Slipped):
+    with pytest.raises(LateWrite):
         writer.write_text("model", "first's, too late")
     assert storage.read_text(f"{uri}/model") == "first's, too late"
     assert "a file was written in the moment in which another job took" in capsys.readouterr().err
     if finished == "after":
         with pytest.raises(StorageError, match="model: another job wrote over it"):
-            second.finish(complete=True)
+            second.finish_run(complete=True)
     assert not storage.is_file(f"{uri}/_SUCCESS")
     second.release()
     again = Output(uri=uri, workdir=tmp_path / "work", run=run)
-    again.take()
-    assert again.completed("export", "f") is None  # so it is made anew
+    again.acquire()
+    assert again.stages.completed("export", "f") is None  # so it is made anew
     again.release()
 
 
@@ -369,7 +369,7 @@ def test_a_renewal_that_slipped_past_another_job_gives_the_lease_up(
         patched.setattr(storage, "write_text", late)
         first._renew()
     assert not first.held
-    with pytest.raises(TakenOver):
+    with pytest.raises(LeaseLost):
         writer.write_text("run.json", "first")
     assert json.dumps(contents(uri)) == "{}"
     taken_over(uri).release()

@@ -10,7 +10,7 @@ from job.artifacts.records import STAGES, StageRecord
 from job.cli.infer import Asked, Stream, _longest, typed
 from job.errors import DataError, InputError, UsageError
 from job.evaluation.answer_lengths import UNKNOWN
-from job.pipeline.stages import Stages
+from job.pipeline.context import RunContext
 from job.spec.load import load_spec
 from tests.jobs import ROOT
 from tests.unit.prep.test_prep import png
@@ -96,7 +96,7 @@ def test_every_image_that_is_missing_or_damaged_is_named(
 
 def test_an_answer_may_be_as_long_as_those_of_the_run_s_evaluation(tmp_path: Path) -> None:
     text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
-    stages = Stages(load_spec(text, "latex.yaml", [f"output.uri={tmp_path}"], {}), "infer")
+    stages = RunContext(load_spec(text, "latex.yaml", [f"output.uri={tmp_path}"], {}), "infer")
     assert _longest(stages) == UNKNOWN
     record = StageRecord(
         name="eval", fingerprint="f", started="", seconds=1, files=(),

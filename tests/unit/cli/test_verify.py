@@ -26,16 +26,16 @@ def finished(uri: str, place: Path) -> None:
     """A finished run of two stages and two checkpoints."""
     run = RunRecord(name="r", command="run", status="running", started="now")
     output = Output(uri=uri, workdir=place / "work", run=run)
-    output.take()
-    output.describe("{}")
-    output.open("version: 1\n")
+    output.acquire()
+    output.write_sbom("{}")
+    output.start_run("version: 1\n")
     for stage, files in FILES.items():
-        output.withdraw(stage)
-        folder = output.directory(stage)
+        output.stages.invalidate(stage)
+        folder = output.stages.local.create(stage)
         for path, content in files.items():
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(content)
-        run.stages[stage] = output.publish(stage, f"of {stage}", "now", 1.0, {})
+        run.stages[stage] = output.stages.publish(stage, f"of {stage}", "now", 1.0, {})
     writer = output.writer.inside("checkpoints")
     store = CheckpointStore(uri=output.at("checkpoints"), fingerprint="f", writer=writer)
     for step in (2, 4):
@@ -43,7 +43,7 @@ def finished(uri: str, place: Path) -> None:
         folder.mkdir()
         (folder / "adapter.safetensors").write_bytes(b"adapter")
         store.save(folder, step)
-    output.finish(complete=True)
+    output.finish_run(complete=True)
     output.release()
 
 
@@ -166,8 +166,8 @@ def test_what_a_killed_making_left_of_a_stage_that_the_run_has_no_more_is_remove
         record.stages[stage] = read_stage(str(run / ".stages" / f"{stage}.json"))
     (run / "_SUCCESS").unlink()
     output = Output(uri=str(run), workdir=tmp_path / "again", run=record)
-    output.take()
-    output.finish(complete=True)
+    output.acquire()
+    output.finish_run(complete=True)
     output.release()
     assert not (run / "eval" / "baseline.json").exists()
     assert (run / "eval" / "mine.json").exists()

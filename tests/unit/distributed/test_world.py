@@ -2,7 +2,7 @@
 
 import pytest
 
-from job.distributed import world
+from job.distributed.world import World
 from job.errors import UsageError
 
 TORCHRUN = {
@@ -25,33 +25,42 @@ TRAINER = {
 
 @pytest.mark.parametrize("environ", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"PET_NNODES": "1"}])
 def test_one_process_is_alone_and_leaves_nothing_for_the_libraries(environ: dict[str, str]) -> None:
-    here = world.of(environ)
-    assert here.alone
-    assert here.first
+    here = World.from_environment(environ)
+    assert here.is_single
+    assert here.is_rank_zero
     found = {**environ, "LOCAL_RANK": "0"}
-    here.enter(found)
+    here.export(found)
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & found.keys()
 
 
 def test_torchrun_tells_rank_gpu_node_and_who_keeps_the_store() -> None:
-    here = world.of(TORCHRUN)
+    here = World.from_environment(TORCHRUN)
     assert (here.rank, here.size, here.local_rank, here.node) == (5, 8, 1, 4)
-    assert (here.address, here.port, here.served, here.attempt) == ("node-0", 29400, True, "2")
-    assert not here.first
+    assert (here.address, here.port, here.launcher_hosts_store, here.attempt) == (
+        "node-0",
+        29400,
+        True,
+        "2",
+    )
+    assert not here.is_rank_zero
 
 
 def test_kubeflow_trainer_tells_nodes_of_one_process_each() -> None:
-    here = world.of(TRAINER)
+    here = World.from_environment(TRAINER)
     assert (here.rank, here.size, here.local_rank, here.node) == (3, 4, 0, 3)
-    assert (here.address, here.port, here.served) == ("job-node-0-0.job", 29400, False)
+    assert (here.address, here.port, here.launcher_hosts_store) == (
+        "job-node-0-0.job",
+        29400,
+        False,
+    )
     found = dict[str, str]()
-    here.enter(found)
+    here.export(found)
     assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("3", "4", "0")
     assert found["MASTER_ADDR"] == "job-node-0-0.job"
 
 
 def test_torchrun_within_a_pod_of_the_trainer_is_believed_rather_than_the_pod() -> None:
-    assert world.of({**TRAINER, "PET_NPROC_PER_NODE": "2", **TORCHRUN}).rank == 5
+    assert World.from_environment({**TRAINER, "PET_NPROC_PER_NODE": "2", **TORCHRUN}).rank == 5
 
 
 @pytest.mark.parametrize(
@@ -67,7 +76,7 @@ def test_torchrun_within_a_pod_of_the_trainer_is_believed_rather_than_the_pod() 
 )
 def test_half_a_place_is_refused_with_what_is_missing(environ: dict[str, str], field: str) -> None:
     with pytest.raises(UsageError) as refused:
-        world.of(environ)
+        World.from_environment(environ)
     [problem] = refused.value.problems
     assert problem.field == field
     assert "torchrun" in str(problem.fix)

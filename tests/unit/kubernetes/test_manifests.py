@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from job import errors, kubernetes, planning, signals
-from job.distributed import world
+from job.distributed.world import World
 from job.errors import JobError, SpecError, UsageError
 from job.kubernetes import constants, features, overlays, resources
 from job.kubernetes.options import Order
@@ -359,7 +359,9 @@ def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(ernie: O
         "PET_MASTER_ADDR": "job-node-0-0.job",
         "PET_MASTER_PORT": "29400",
     }
-    here = world.of({**{v["name"]: v.get("value", "") for v in container["env"]}, **trainer_sets})
+    here = World.from_environment(
+        {**{v["name"]: v.get("value", "") for v in container["env"]}, **trainer_sets}
+    )
     assert (here.rank, here.size) == (1, 2)
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from job.errors import StorageError
-from job.pipeline.interrupted import SECONDS, kept
+from job.pipeline.interrupted import LOOKUP_SECONDS, describe_kept
 from job.train.checkpoint.storage import MANIFEST, CheckpointStore
 
 
@@ -24,11 +24,11 @@ def test_the_newest_checkpoint_is_the_newest_that_is_whole_and_of_this_training(
     other = CheckpointStore(uri=store.uri, fingerprint="another")
     other.save(tmp_path / "files", 8)
     (Path(store.at(6)) / MANIFEST).unlink()
-    assert kept(["prep"], store) == f"the stages prep, and the checkpoint {store.at(4)}"
+    assert describe_kept(["prep"], store) == f"stage prep; checkpoint {store.at(4)}"
 
 
 def test_without_a_checkpoint_the_stages_are_told(tmp_path: Path) -> None:
-    assert kept(["prep", "baseline"], store_with(tmp_path)) == "the stages prep, baseline"
+    assert describe_kept(["prep", "baseline"], store_with(tmp_path)) == "stages prep, baseline"
 
 
 class Hangs(CheckpointStore):
@@ -45,5 +45,5 @@ class Fails(CheckpointStore):
 def test_a_store_that_hangs_or_fails_does_not_hold_up_who_has_to_leave() -> None:
     for kind in (Hangs, Fails):
         began = time.monotonic()
-        assert kept(["prep"], kind(uri="memory://x", fingerprint="this")) == "the stages prep"
-        assert time.monotonic() - began < SECONDS + 3
+        assert describe_kept(["prep"], kind(uri="memory://x", fingerprint="this")) == "stage prep"
+        assert time.monotonic() - began < LOOKUP_SECONDS + 3

@@ -18,7 +18,7 @@ from job.families import model_source
 from job.families.base import RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.local import eviction
-from job.pipeline.stages import Stages
+from job.pipeline.context import RunContext
 from job.planning import facts, memory, speed
 from job.planning.accelerators import ACCELERATORS
 from job.planning.feasibility import nearest_change
@@ -342,11 +342,11 @@ def test_a_stage_that_was_made_is_compared_with_what_it_would_be(
     rows: Path, tmp_path: Path
 ) -> None:
     order = of(rows, f"output.uri={tmp_path}")
-    output = Stages(order.loaded, "run").output
-    fingerprint = Stages(order.loaded, "run").fingerprint("prep")
-    output.take()
-    (output.directory("prep") / "file").write_text("made")
-    output.publish("prep", fingerprint, "2026-01-01T00:00:00Z", 1.0, {"rows": {}})
+    output = RunContext(order.loaded, "run").output
+    fingerprint = RunContext(order.loaded, "run").fingerprint("prep")
+    output.acquire()
+    (output.stages.local.create("prep") / "file").write_text("made")
+    output.stages.publish("prep", fingerprint, "2026-01-01T00:00:00Z", 1.0, {"rows": {}})
     output.release()
     stages = planning.make(order).stages
     assert stages["prep"].startswith("complete since 2026-01-01")

@@ -253,7 +253,7 @@ def test_a_model_that_reads_images_does_not_train_on_rows_without_any(
     folder: Path, tmp_path: Path
 ) -> None:
     path = write_jsonl(folder, [asks(f"{n}?", f"{n}") for n in range(20)])
-    with pytest.raises(DataError, match=r"none of the \d+ rows to train has an image") as caught:
+    with pytest.raises(DataError, match=r"none of the \d+ training rows has an image") as caught:
         prepared(path, tmp_path)
     assert caught.value.exit_code == 11
     assert "data.text_only: true" in str(caught.value.problems[0].fix)

@@ -1,10 +1,10 @@
-"""Calls in the background: what waits, and what is raised to whom."""
+"""Background tasks: which wait, which are skipped, and which error is raised when."""
 
 import threading
 
 import pytest
 
-from job.storage.background import Background
+from job.storage.background import BackgroundTasks
 
 WAIT = 10.0  # seconds; only a defect waits as long
 
@@ -20,7 +20,7 @@ def test_who_asks_for_more_than_may_be_under_way_waits() -> None:
         assert gate.wait(WAIT)
         done.append(number)
 
-    with Background("test", most=2) as background:
+    with BackgroundTasks("test", max_pending=2) as background:
         for number in (1, 2):
             background.submit(lambda number=number: call(number))  # type: ignore[misc]
         third = threading.Thread(target=lambda: background.submit(lambda: call(3)))
@@ -44,7 +44,7 @@ def test_the_first_failure_in_the_order_of_asking_is_raised_whichever_comes_firs
         second.set()
         fail("second")
 
-    background = Background("test", threads=2)
+    background = BackgroundTasks("test", threads=2)
     background.submit(first)
     background.submit(other)
     with pytest.raises(ValueError, match="first"):
@@ -52,7 +52,7 @@ def test_the_first_failure_in_the_order_of_asking_is_raised_whichever_comes_firs
 
 
 def test_a_failure_is_raised_at_the_next_call_that_is_asked_for() -> None:
-    background, asked = Background("test", most=1), list[str]()
+    background, asked = BackgroundTasks("test", max_pending=1), list[str]()
     background.submit(lambda: fail("gone"))
     with pytest.raises(ValueError, match="gone"):
         background.submit(lambda: asked.append("the next"))
@@ -68,7 +68,7 @@ def test_an_error_on_its_way_out_waits_for_no_call_that_has_not_begun() -> None:
         assert gate.wait(WAIT)
 
     def work() -> None:
-        with Background("test") as background:
+        with BackgroundTasks("test") as background:
             background.submit(call)
             background.submit(lambda: done.append("second"))
             assert begun.wait(WAIT)
@@ -78,3 +78,39 @@ def test_an_error_on_its_way_out_waits_for_no_call_that_has_not_begun() -> None:
     with pytest.raises(MemoryError):
         work()
     assert done == []
+
+
+def test_a_failure_skips_the_tasks_that_wait() -> None:
+    gate, done = threading.Event(), list[str]()
+
+    def first() -> None:
+        assert gate.wait(WAIT)
+        fail("first")
+
+    background = BackgroundTasks("test")
+    background.submit(first)
+    background.submit(lambda: done.append("second"))
+    gate.set()
+    with pytest.raises(ValueError, match="first"):
+        background.finish()
+    background.finish()
+    assert done == []
+
+
+def test_waiting_tasks_can_be_canceled_and_running_ones_cannot() -> None:
+    begun, gate, done = threading.Event(), threading.Event(), list[int]()
+
+    def call(number: int) -> None:
+        begun.set()
+        assert gate.wait(WAIT)
+        done.append(number)
+
+    background = BackgroundTasks("test", max_pending=2)
+    background.submit(lambda: call(1))
+    assert begun.wait(WAIT)
+    background.submit(lambda: call(2))
+    assert background.cancel_waiting() == 1
+    background.submit(lambda: call(3))
+    gate.set()
+    background.finish()
+    assert done == [1, 3]

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -21,7 +22,7 @@ from job import log
 from job.errors import SpecError
 from job.spec.load import load_spec
 from job.spec.types import RuntimeSpec
-from job.telemetry import Reporting, Status, Step, kubeflow, prometheus
+from job.telemetry import Status, StatusReporter, Step, kubeflow, prometheus
 from job.telemetry.status import Snapshot
 from tests.jobs import ROOT
 from tests.s3 import free_ports
@@ -54,10 +55,10 @@ def runtime(*sets: str) -> RuntimeSpec:
 @pytest.fixture
 def status() -> Status:
     found = Status("latex", "0.1.0")
-    found.enter("baseline")
-    found.finish("baseline", 2.5, METRICS)
-    found.enter("train")
-    found.tell(STEP)
+    found.start_stage("baseline")
+    found.finish_stage("baseline", 2.5, METRICS)
+    found.start_stage("train")
+    found.set_step(STEP)
     return found
 
 
@@ -116,25 +117,40 @@ def test_labels_are_escaped_and_numbers_may_be_none() -> None:
 def test_the_port_answers_while_the_job_runs_and_is_free_after_it(status: Status) -> None:
     [port] = free_ports(1)
     address = f"http://127.0.0.1:{port}"
-    reporting = Reporting(status, runtime(f"metrics_port={port}"))
+    reporting = StatusReporter(status, runtime(f"metrics_port={port}"))
     answer = httpx.get(f"{address}/metrics")
     assert answer.headers["Content-Type"] == prometheus.CONTENT_TYPE
     assert samples(answer.text) == samples(prometheus.exposition(status.now))
     assert httpx.get(f"{address}/secrets").status_code == 404
     reporting.close()
-    Reporting(status, runtime(f"metrics_port={port}")).close()
+    StatusReporter(status, runtime(f"metrics_port={port}")).close()
+
+
+def test_a_client_that_disconnects_leaves_no_traceback_in_the_log(
+    status: Status, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [port] = free_ports(1)
+    reporting = StatusReporter(status, runtime(f"metrics_port={port}"))
+    for _ in range(5):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        client.send(b"GET /metrics HTTP/1.1\r\n")
+        client.close()
+    assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
+    reporting.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_told_before_any_work(status: Status) -> None:
     with serving(lambda *_: (200, "")) as address:
         port = address.rpartition(":")[2]
         with pytest.raises(SpecError, match=r"\$\.runtime\.metrics_port: cannot be listened on"):
-            Reporting(status, runtime(f"metrics_port={port}"))
+            StatusReporter(status, runtime(f"metrics_port={port}"))
 
 
 def test_the_file_holds_the_last_state(status: Status, tmp_path: Path) -> None:
     path = tmp_path / "collector" / "job.prom"
-    reporting = Reporting(status, runtime(f"metrics_file={path}"))
+    reporting = StatusReporter(status, runtime(f"metrics_file={path}"))
     status.end("succeeded")
     reporting.close()
     found = samples(path.read_text())
@@ -147,10 +163,10 @@ def test_a_watcher_that_fails_is_warned_of_once_and_costs_nothing(
 ) -> None:
     log.configure("text")
     (tmp_path / "file").touch()
-    reporting = Reporting(status, runtime(f"metrics_file={tmp_path}/file/job.prom"))
+    reporting = StatusReporter(status, runtime(f"metrics_file={tmp_path}/file/job.prom"))
     status.end("failed")
     reporting.close()
-    assert capsys.readouterr().err.count("the job's status cannot be told") == 1
+    assert capsys.readouterr().err.count("the status cannot be reported") == 1
 
 
 @pytest.mark.parametrize("fault", ["an answer that is no HTTP", "a variable that is missing"])
@@ -175,13 +191,13 @@ def test_a_trainer_that_cannot_be_told_is_warned_of_and_told_again(
         monkeypatch.delenv(kubeflow.CERTIFICATE, raising=False)
         if fault == "a variable that is missing":
             monkeypatch.delenv(kubeflow.TOKEN)
-        reporting = Reporting(status, runtime())
+        reporting = StatusReporter(status, runtime())
         if fault == "an answer that is no HTTP":
             assert asked.wait(30)
         status.end("failed")
         reporting.close()
     said = capsys.readouterr().err
-    assert said.count("the job's status cannot be told") == 1
+    assert said.count("the status cannot be reported") == 1
     assert "Traceback" not in said
 
 
@@ -261,7 +277,7 @@ def test_the_trainer_hears_the_end_over_tls_with_the_pods_token(
         monkeypatch.setenv(kubeflow.URL, f"{address}/status")
         monkeypatch.setenv(kubeflow.CERTIFICATE, str(chain))
         monkeypatch.setenv(kubeflow.TOKEN, str(tmp_path / "token"))
-        reporting = Reporting(status, runtime())
+        reporting = StatusReporter(status, runtime())
         status.end("succeeded")
         reporting.close()
     path, authorization, told = heard[-1]
@@ -290,7 +306,7 @@ def test_a_trainer_without_the_certificate_is_not_trusted(
     with serving(take, context) as address:
         monkeypatch.setenv(kubeflow.URL, address)
         monkeypatch.setenv(kubeflow.TOKEN, str(tmp_path / "token"))
-        Reporting(status, runtime()).close()
+        StatusReporter(status, runtime()).close()
     assert heard == []
     assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
 

@@ -1,0 +1,185 @@
+"""What the stages of one spec share: its inputs, the output, prepared data, engine and models.
+
+Everything is created on first use: no model is loaded unless a stage that runs needs one.
+"""
+
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job import __version__, engines, families, log, telemetry
+from job.artifacts.output import Output
+from job.artifacts.records import RunRecord, StageRecord
+from job.distributed.coordinator import Coordinator
+from job.engines.device import Accelerator
+from job.errors import JobError
+from job.families import model_source
+from job.local import eviction
+from job.local.process_identity import utc_now
+from job.local.work_folder import WorkFolder
+from job.pipeline.fingerprints import Stage, StageInputs
+from job.prep import cache
+from job.prep.prepared_data import PreparedData
+from job.prep.streaming import FullShards
+from job.spec.load import LoadedSpec
+from job.train.identity import Identity
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from job.engines.models import Models
+    from job.train.checkpoint.storage import CheckpointStore
+
+
+class RunContext:
+    """The state of one run, in rank 0 or, with `coordinator`, in any rank."""
+
+    def __init__(
+        self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
+    ) -> None:
+        self.loaded, self.spec = loaded, loaded.spec
+        self.command, self.coordinator = command, coordinator
+        self.record = RunRecord(
+            name=self.spec.name, command=command, status="running", started=utc_now()
+        )
+        self.status = telemetry.Status(self.spec.name, __version__)
+        self.work = self._work_folder()
+        self.output = Output(uri=self.spec.output.uri, workdir=self.work, run=self.record)
+        self.processes = 1 if coordinator is None else coordinator.world.size
+        self.inputs = StageInputs(self.spec, processes=self.processes)
+        self.engine_name: engines.Name = "transformers"
+
+    def _work_folder(self) -> WorkFolder:
+        runtime = self.spec.runtime
+        root, field = self.cache_dir / "work", "$.runtime.cache_dir"
+        if runtime.workdir is not None:
+            root, field = Path(runtime.workdir).expanduser(), "$.runtime.workdir"
+        node = self.coordinator.world.node if self.coordinator is not None else 0
+        return WorkFolder(root, self.spec.name, self.spec.output.uri, node=node, field=field)
+
+    @property
+    def cache_dir(self) -> Path:
+        return Path(self.spec.runtime.cache_dir).expanduser()
+
+    @property
+    def cache_limit(self) -> int:
+        """The maximum size of the caches in bytes; zero for no limit."""
+        return eviction.parse_size(self.spec.runtime.cache_limit)
+
+    def fingerprint(self, stage: Stage) -> str:
+        return self.inputs.fingerprint(stage, self.record.stages)
+
+    # --- prepared data -----------------------------------------------------------------------
+
+    @cached_property
+    def data(self) -> PreparedData:
+        prep = self.record.stages["prep"]
+        directory, rows = self.fetch_rows(prep) / "data", prep.summary["rows"]
+        return PreparedData(
+            directory=directory,
+            train_rows=rows["train"],
+            eval_rows=rows["eval"],
+            rejected_rows=rows["rejected"],
+            leaked_rows=rows["leaked"],
+            full_shards=self._full_shards(directory) if self.spec.data.streaming else None,
+        )
+
+    def fetch_rows(self, prep: StageRecord) -> Path:
+        """The files of prep, from the cache if it has them, else from the output."""
+        local = self.output.stages.local
+        if not (local.path("prep") / "data").exists():
+            prepared = self.cache_dir / eviction.PREPARED
+            cache.restore(prepared, prep.fingerprint, local.path("prep") / "data")
+        return local.fetch(prep)
+
+    def _full_shards(self, directory: Path) -> FullShards:
+        """The images of the training rows, if prep does not store them."""
+        folder = self.output.workdir / "pictures"
+        identity = self.record.stages["prep"].fingerprint[:16]
+        for old in folder.glob("*"):
+            if old.name != identity:
+                shutil.rmtree(old, ignore_errors=True)
+        sources = self.inputs.train_sources
+        return FullShards.of(self.spec.data, sources, directory, folder / identity)
+
+    # --- engine ------------------------------------------------------------------------------
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        from job.engines.device import detect
+
+        local_rank = 0 if self.coordinator is None else self.coordinator.world.local_rank
+        return detect(self.spec.runtime, local_rank)
+
+    @cached_property
+    def engine(self) -> engines.Engine:
+        model = replace(self.spec.model, engine=self.engine_name)
+        return engines.create(model, self.spec.lora, self.accelerator)
+
+    def choose_engine(self) -> None:
+        """Chooses the engine that trains; by default, and in other commands, it is Transformers.
+
+        Must precede any import of Transformers, which Unsloth patches. Raises SpecError if the spec
+        names an engine that cannot train it here.
+        """
+        from job.engines import unsloth_patches
+
+        family = self._family_name() if self.spec.model.engine != "transformers" else None
+        choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
+        log.info("engine", takes=choice.engine, reason=choice.reason)
+        if choice.engine == "unsloth":
+            unsloth_patches.bring_in(self.work.path, compiled=self.spec.train.torch_compile)
+        self.engine_name = choice.engine
+
+    def _family_name(self) -> str | None:
+        """None if the model cannot be read, which is reported when it is loaded."""
+        with suppress(JobError):
+            return families.find(self.spec.model)[0].name
+        return None
+
+    # --- models ------------------------------------------------------------------------------
+
+    @cached_property
+    def family(self) -> families.Family:
+        directory = model_source.fetch_model(self.inputs.model, self.cache_dir, self.cache_limit)
+        return self.bind(directory, self.inputs.model.uri)
+
+    def bind(self, directory: Path, uri: str | None = None) -> families.Family:
+        """The family of the checkpoint in `directory`."""
+        checkpoint = families.read_checkpoint(uri or str(directory), directory)
+        return families.bind(checkpoint, self.spec.model, self.spec.data)
+
+    @cached_property
+    def models(self) -> "Models":
+        from job.engines.models import Models
+
+        return Models(self.spec, self.engine, self.family)
+
+    def trained_model(self) -> "PreTrainedModel | PeftModel":
+        model: PreTrainedModel | PeftModel
+        model = self.models.trained(self.adapter_path(), self._family_of_weights)
+        return model
+
+    def adapter_path(self) -> Path | None:
+        """The trained adapter; None after full fine-tuning."""
+        if self.spec.lora.method == "full":
+            return None
+        return self.output.stages.local.fetch(self.record.stages["train"]) / "adapter"
+
+    def _family_of_weights(self) -> families.Family:
+        train = self.output.stages.local.fetch(self.record.stages["train"])
+        return self.bind(train / "weights")
+
+    def checkpoints(self, identity: Identity | None) -> "CheckpointStore":
+        from job.train.checkpoint.storage import CheckpointStore
+
+        return CheckpointStore(
+            uri=self.output.at("checkpoints"),
+            fingerprint=identity.fingerprint if identity else "",
+            parts=identity.to_json() if identity else {},
+            writer=self.output.writer.inside("checkpoints"),
+        )

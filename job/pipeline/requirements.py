@@ -1,0 +1,73 @@
+"""Checks before the expensive work of a run: what it needs must be there, and fit together."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from job import families
+from job.errors import DataError, InputError
+from job.pipeline.context import RunContext
+from job.pipeline.fingerprints import Stage
+from job.prep.prepared_data import STATS
+from job.spec.types import JobSpec
+
+
+def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
+    """Requires the packages that the stages need; chooses the engine if one of them trains."""
+    spec = run.spec
+    if spec.export.verify == "vllm" and "export" in stages:
+        from job.export.vllm_proof import require_vllm
+
+        require_vllm()
+    if "train" in stages:
+        run.choose_engine()
+        from job.train import adapting, trackers
+
+        adapting.require(spec)
+        trackers.require(spec.train.report_to)
+        if spec.train.torch_compile:
+            from job.engines import compiling
+
+            compiling.require(run.accelerator.device)
+
+
+def require_images(
+    spec: JobSpec, family: type[families.Family] | None, data_directory: Path
+) -> None:
+    """Raises DataError if the model reads images and no training row has one."""
+    if family is None or not family.reads_images or spec.data.text_only:
+        return
+    statistics = json.loads((data_directory / STATS).read_text(encoding="utf-8"))
+    if not statistics["train"]["images"]:
+        raise DataError(
+            "$.data.train",
+            f"none of the {statistics['train']['rows']} training rows has an image, but the "
+            "model reads images",
+            value=spec.model.model_name_or_path,
+            fix="name the image column, columns: {image: NAME}; or set data.text_only: true if the "
+            "rows have none on purpose",
+        )
+
+
+def require_exportable(run: RunContext) -> None:
+    """Writes the files of an export other than weights, and discards them.
+
+    An error in the base's own files should not show up only after the training.
+    """
+    import torch
+
+    merged = run.spec.export.merged
+    if not merged.enabled and run.spec.lora.method == "lora":
+        return
+    with TemporaryDirectory() as folder:
+        try:
+            dtype = getattr(torch, merged.dtype)
+            run.family.save_settings(Path(folder), dtype=dtype, layout=merged.layout)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise InputError(
+                run.inputs.model.uri,
+                "its configuration, processor or tokenizer cannot be written for an export: "
+                f"{type(error).__name__}: {error}",
+                fix="correct the small files of the checkpoint",
+            ) from error
