@@ -84,7 +84,7 @@ class Stages:
             if self.cache_limit:
                 eviction.make_room(self.cache_dir, self.cache_limit, keep=kept / identity[:32])
         log.info("data", **rows)
-        self._require_images(families.expected(self.spec.model), directory / "data")
+        self._require_images(families.resolve_offline(self.spec.model), directory / "data")
         return {"rows": rows}
 
     def _require_images(self, family: type[families.Family] | None, prepared: Path) -> None:
@@ -370,7 +370,7 @@ class Stages:
     def _family_name(self) -> str | None:
         """None where the model cannot be read: whoever needs it says what is wrong."""
         with suppress(JobError):
-            return families.find(self.spec.model)[0].name
+            return families.resolve(self.spec.model)[0].name
         return None
 
     @cached_property
