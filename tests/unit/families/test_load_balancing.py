@@ -89,7 +89,7 @@ def test_a_weight_of_a_loss_that_no_class_computes_is_refused_and_none_is_not() 
     model = transformers.LlamaForCausalLM(config)
     for off in (None, 0):
         set_aux_loss(model, off)
-    with pytest.raises(SpecError, match="weighs a loss that LlamaForCausalLM of Transformers does"):
+    with pytest.raises(SpecError, match="weights a loss that Transformers' LlamaForCausalLM does"):
         set_aux_loss(model, 0.1)
 
 

@@ -91,7 +91,7 @@ def read_pieces(model: bytes) -> list[Piece]:
             model_type = dict(_fields(value)).get(3, 1)
             kind = model_type if isinstance(model_type, int) else 0
     if kind != _BYTE_PAIRS:
-        raise ValueError("not a sentencepiece BPE model")
+        raise ValueError("not a sentencepiece model of type BPE")
     return pieces
 
 
