@@ -30,7 +30,8 @@ from job.engines import cpu
 from job.engines.device import detect, release_memory
 from job.export.merge import Merge
 from job.families import model_source
-from job.families.base import Family, to_device
+from job.families.base import Family
+from job.families.batches import to_device
 from job.planning.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec

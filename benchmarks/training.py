@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ from job.engines import cpu
 from job.engines.compiling import compile_blocks, release_blocks
 from job.engines.device import Accelerator, detect, release_memory
 from job.families import model_source
-from job.families.base import SORTED_EXPERTS, Batch, Encoded, to_device
+from job.families.base import SORTED_EXPERTS, Encoded
+from job.families.batches import Batch, PaddedBatch, to_device
 from job.families.ernie45_vl import Ernie45VL
 from job.families.lora.linear import use_low_rank_layers
 from job.planning.sizes import GIB
@@ -223,7 +224,7 @@ def random_model(name: str, layers: int | None, family: Any, device: torch.devic
         return family.initialise(
             seed=0, dtype=torch.float32, device=device, attn_implementation="sdpa"
         )
-    config = Ernie45VL.architecture(PUBLISHED, Ernie45VL.known(PUBLISHED) or {}).config
+    config = Ernie45VL.architecture(PUBLISHED, Ernie45VL.known_config(PUBLISHED) or {}).config
     if layers:
         config.text_config.num_hidden_layers = layers
         config.text_config.mlp_layer_types = config.text_config.mlp_layer_types[:layers]
@@ -258,7 +259,8 @@ def _batch(family: Ernie45VL, rows: list[Encoded], way: Way) -> Batch:
     if way.packed:
         return family.pack(rows)
     batch = family.collate(rows)
-    return batch if way.indices else {k: v for k, v in batch.items() if k not in INDICES}
+    kept = {k: v for k, v in batch.items() if way.indices or k not in INDICES}
+    return cast(PaddedBatch, kept)
 
 
 def _measure(
@@ -278,8 +280,8 @@ def _measure(
     native = type(model), [type(block) for block in _blocks(model)]
     targets = family.lora_targets(model, spec.lora)
     if way.packed:
-        family.use_packed_step(model, by_bounds=way.bounds)
-    family.use_experts(model, way.experts)
+        family.use_packed_step(model, varlen=way.bounds)
+    family.set_experts_implementation(model, way.experts)
     model.set_attn_implementation(way.attention)
     adapted = get_peft_model(
         model.requires_grad_(False),
@@ -302,9 +304,9 @@ def _measure(
         torch.cuda.reset_peak_memory_stats()
 
     def step(batch: Batch) -> torch.Tensor:
-        moved = to_device(batch, device)
+        moved: Any = to_device(batch, device)
         if not way.indices:  # the tower makes its indices from the grid, where the grid is
-            moved["image_grid_thw"] = batch["image_grid_thw"].to(device)
+            moved["image_grid_thw"] = moved["image_grid_thw"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda and not way.low_rank):
             loss: torch.Tensor = adapted(**moved, use_cache=False).loss
         loss.backward()
@@ -314,11 +316,8 @@ def _measure(
 
     seconds, tokens, losses = [], [], []
     for batch in batches:
-        real = (
-            batch["attention_mask"].sum()
-            if "attention_mask" in batch
-            else batch["input_ids"].numel()
-        )
+        mask = batch.get("attention_mask")
+        real = batch["input_ids"].numel() if mask is None else cast(torch.Tensor, mask).sum()
         tokens.append(int(real))
         synchronize()
         start = time.perf_counter()

@@ -166,7 +166,7 @@ def validate(spec: Spec, set: Sets = None, output: OutputUri = None) -> None:
         log.info("no data.instruction is set: each row must ask its own question")
     else:
         log.info("rows without a question of their own ask", question=asked)
-    family = families.expected(loaded.spec.model)
+    family = families.resolve_offline(loaded.spec.model)
     if family is not None and loaded.spec.lora.method == "lora":
         log.info(f"to be served {family.adapter_serving(loaded.spec.lora)}")
 
@@ -197,7 +197,7 @@ def plan(
         raise UsageError("--format", "must be text or json", value=format)
     loaded = _load(spec, set, output)
     uri = loaded.spec.model.model_name_or_path
-    model_source.require_hub(loaded.spec, but=uri if families.is_known(uri) else None)
+    model_source.require_hub(loaded.spec, exempt=uri if families.is_known(uri) else None)
     from job import planning as plans
 
     made = plans.make(

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from job.families.lora.fused import Wide
-from job.families.lora.linear import LowRankLinear, ReadTogether, is_plain
-from job.families.lora.peft_layers import alone
+from job.families.lora.fused import FusedLoraLinear
+from job.families.lora.linear import FusableBlock, LowRankLinear, is_plain_lora
+from job.families.lora.peft_layers import sole_active_adapter
 
 
 @dataclass(frozen=True)
 class Laying:
     """The matrices of a model, with the layers of each."""
 
-    laid: tuple[tuple[Wide, tuple[LowRankLinear, ...]], ...]
+    laid: tuple[tuple[FusedLoraLinear, tuple[LowRankLinear, ...]], ...]
     refreshing: RemovableHandle
 
     def release(self) -> None:
@@ -29,7 +29,7 @@ class Laying:
         self.refreshing.remove()
         for _, layers in self.laid:
             for layer in layers:
-                layer.wide = None
+                layer.fused = None
                 weight = layer.get_base_layer().weight
                 weight.data = weight.data.contiguous()
 
@@ -40,9 +40,9 @@ def lay(model: nn.Module, blocks: Sequence[nn.Module]) -> Laying | None:
     """
     laid = tuple((_laid(layers), layers) for layers in _groups(blocks))
     each = [
-        (layer, wide.adapter, *parts)
-        for wide, layers in laid
-        for layer, parts in zip(layers, wide.adapters(), strict=True)
+        (layer, fused.adapter, *parts)
+        for fused, layers in laid
+        for layer, parts in zip(layers, fused.adapters(), strict=True)
     ]
     if not each:
         return None
@@ -59,22 +59,22 @@ def lay(model: nn.Module, blocks: Sequence[nn.Module]) -> Laying | None:
     return Laying(laid, model.register_forward_pre_hook(refresh))
 
 
-def _laid(layers: tuple[LowRankLinear, ...]) -> Wide:
-    name, bases = str(alone(layers[0])), [layer.get_base_layer() for layer in layers]
+def _laid(layers: tuple[LowRankLinear, ...]) -> FusedLoraLinear:
+    name, bases = str(sole_active_adapter(layers[0])), [layer.get_base_layer() for layer in layers]
     ranks = [layer.r[name] for layer in layers]
     # Several have no biases.
-    wide = Wide.of([base.weight.data for base in bases], bases[0].bias, ranks, name)
-    for layer, base, weight in zip(layers, bases, wide.weights(), strict=True):
+    fused = FusedLoraLinear.of([base.weight.data for base in bases], bases[0].bias, ranks, name)
+    for layer, base, weight in zip(layers, bases, fused.weights(), strict=True):
         base.weight.data = weight
-        layer.wide = wide
-    return wide
+        layer.fused = fused
+    return fused
 
 
 def _groups(blocks: Sequence[nn.Module]) -> Iterator[tuple[LowRankLinear, ...]]:
     """The adapted layers that can be laid, with those that read the same."""
     for block in blocks:
         grouped = set()
-        for group in block.read_together() if isinstance(block, ReadTogether) else ():
+        for group in block.layers_computed_together() if isinstance(block, FusableBlock) else ():
             if _go_together(group):
                 yield group
                 grouped |= {id(layer) for layer in group}
@@ -84,16 +84,19 @@ def _groups(blocks: Sequence[nn.Module]) -> Iterator[tuple[LowRankLinear, ...]]:
 
 
 def _can_be_laid(layer: Any) -> TypeGuard[LowRankLinear]:
-    if not isinstance(layer, LowRankLinear) or (name := alone(layer)) is None:
+    if not isinstance(layer, LowRankLinear) or (name := sole_active_adapter(layer)) is None:
         return False
     base = layer.get_base_layer()
     frozen = not any(parameter.requires_grad for parameter in base.parameters())
-    return frozen and type(base) is nn.Linear and is_plain(layer, name)
+    return frozen and type(base) is nn.Linear and is_plain_lora(layer, name)
 
 
 def _go_together(layers: tuple[Any, ...]) -> TypeGuard[tuple[LowRankLinear, ...]]:
     if not all(_can_be_laid(layer) for layer in layers):
         return False
     bases = [layer.get_base_layer() for layer in layers]
-    kinds = {(alone(layer), base.weight.dtype) for layer, base in zip(layers, bases, strict=True)}
+    kinds = {
+        (sole_active_adapter(layer), base.weight.dtype)
+        for layer, base in zip(layers, bases, strict=True)
+    }
     return len(kinds) == 1 and all(base.bias is None for base in bases)

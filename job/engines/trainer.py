@@ -10,7 +10,7 @@ from transformers import Trainer
 from job.distributed import process_group
 from job.engines import gradient_checkpointing, sharding
 from job.engines.data_timer import Waiting
-from job.families.base import COUNTED, FAILED, TOKENS, host_keys, model_inputs
+from job.families.batches import COUNTED, FAILED, TOKENS, host_keys, model_inputs
 
 if TYPE_CHECKING:
     import torch

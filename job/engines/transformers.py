@@ -74,7 +74,7 @@ class TransformersEngine:
             # One grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.
             chosen = "eager" if self.device.type == "cpu" else family.experts_on_gpu
         try:
-            family.use_experts(model, chosen)
+            family.set_experts_implementation(model, chosen)
         except ValueError as error:  # it has no experts; whoever asked for theirs is told
             if self.model.experts_implementation != "auto":
                 raise SpecError(

@@ -8,7 +8,8 @@ from typing import Any
 
 from job import log
 from job.evaluation.prompts import Question
-from job.families.base import IGNORED, Encoded, Family, to_device
+from job.families.base import IGNORED, Encoded, Family
+from job.families.batches import to_device
 from job.prep.rows import Row
 from job.spec.types import GenerationSpec
 
@@ -89,7 +90,7 @@ def generate(
 
     assert generation.max_new_tokens != "auto", "the length is known before answers are made"
     tokenizer = family.processor.tokenizer
-    batch = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
+    batch = to_device(family.collate_prompts(prompts), model.device)
     sampling: dict[str, Any] = {"do_sample": generation.do_sample}
     if generation.do_sample:
         sampling |= {"temperature": generation.temperature, "min_p": generation.min_p}

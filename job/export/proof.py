@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from job.errors import ProofError
-from job.families.base import IGNORED, Family, to_device
+from job.families.base import IGNORED, Family
+from job.families.batches import to_device
 from job.prep.rows import Row
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
     batch = to_device(family.collate(encoded), model.device)
     labels = batch.pop("labels")[:, 1:]  # (B, T-1)
     prompts = [family.encode_prompt(row.id, row.prompt, row.images) for row in rows]
-    asked = {k: v.to(model.device) for k, v in family.collate_prompts(prompts).items()}
+    asked = to_device(family.collate_prompts(prompts), model.device)
     tokenizer = family.processor.tokenizer
     with torch.inference_mode():
         logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)

@@ -204,13 +204,13 @@ def serve(
     """
     port = _free_port()
     command = [interpreter(), "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(directory), "--served-model-name", BASE, *family.served_with]
+    command += ["--model", str(directory), "--served-model-name", BASE, *family.vllm_arguments]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--enforce-eager"]
     command += ["--max-num-seqs", "2", "--max-model-len", str(_context(directory))]
     if adapter is not None:
         command += ["--enable-lora", "--max-lora-rank", str(_rank(adapter))]
         command += ["--lora-modules", f"{ADAPTER}={adapter}"]
-        command += family.adapter_served_with
+        command += family.vllm_adapter_arguments
     # What is served is on the disk; nothing is to be fetched, and nobody told of it.
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log_file.open("wb") as out:

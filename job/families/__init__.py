@@ -1,4 +1,4 @@
-"""Model families; `bind` finds the one that a checkpoint belongs to.
+"""Model families: which one a checkpoint belongs to, and everything specific to it.
 
 Imports: spec, storage, local, prep.
 """
@@ -20,65 +20,62 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FAMILIES: tuple[type[Family], ...] = (Ernie45VL, Vlm, Llm)
-"""The first that recognises a checkpoint takes it."""
+"""In order of precedence: a checkpoint belongs to the first that recognises it."""
 
 
 def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
-    """The checkpoint in `directory`.
-
-    Raises InputError where there is no readable `config.json`.
-    """
+    """The checkpoint in `directory`. Raises InputError if it has no readable `config.json`."""
     if not (directory / "config.json").is_file():
-        raise InputError(uri, "holds no config.json", fix="name a model's folder")
+        raise InputError(uri, "holds no config.json", fix="use the folder of a model")
     return Checkpoint(uri=uri, directory=directory, config=_config(uri, str(directory)))
 
 
 def control_tokens(uri: str, directory: Path, model: ModelSpec) -> tuple[str, ...]:
-    """What no text may hold for the checkpoint in `directory`, which needs no weights; sorted.
+    """The strings that no row may contain, sorted; `directory` needs no weights.
 
-    Raises InputError if its files cannot be read, and SpecError if no family knows it.
+    Raises InputError if its files cannot be read, and SpecError if it belongs to no family.
     """
     family = _family(uri, _config(uri, str(directory)), model)
     return tuple(sorted(family.control_tokens(directory)))
 
 
 def is_known(uri: str) -> bool:
-    """Whether a family knows the checkpoint's configuration by its name."""
-    return any(family.known(uri) for family in FAMILIES)
+    """Whether a family knows the checkpoint's configuration by its URI."""
+    return any(family.known_config(uri) for family in FAMILIES)
 
 
-def expected(model: ModelSpec) -> type[Family] | None:
-    """The family, as far as the spec and what lies on this machine tell."""
+def resolve_offline(model: ModelSpec) -> type[Family] | None:
+    """The family, if the spec and the files on this machine determine it."""
     uri = model.model_name_or_path
     if model.family != "auto":
         return _family(uri, {}, model)
-    if not storage.is_local(model_source.place(uri)) and not is_known(uri):
+    if not storage.is_local(model_source.location(uri)) and not is_known(uri):
         return None
     try:
-        return find(model)[0]
-    except JobError:  # whoever reads the model says what is wrong with it
+        return resolve(model)[0]
+    except JobError:  # reported when the model is read
         return None
 
 
 def bind(checkpoint: Checkpoint, model: ModelSpec, data: DataSpec) -> Family:
-    """The checkpoint's family, by the spec or by its `config.json`."""
+    """The family of the spec or of the checkpoint's `config.json`, bound to the checkpoint."""
     return _family(checkpoint.uri, checkpoint.config, model).bind(checkpoint, data)
 
 
-def find(model: ModelSpec) -> tuple[type[Family], dict[str, Any]]:
-    """The model's family and configuration; of the checkpoint only `config.json` is read.
+def resolve(model: ModelSpec) -> tuple[type[Family], dict[str, Any]]:
+    """The model's family and configuration; reads `config.json` only.
 
-    Raises InputError where that cannot be read, and SpecError where no family knows it.
+    Raises InputError if that cannot be read, and SpecError if it belongs to no family.
     """
     uri = model.model_name_or_path
-    known = (family.known(uri) for family in FAMILIES)
-    config = next(filter(None, known), None) or _config(uri, model_source.place(uri))
+    known = (family.known_config(uri) for family in FAMILIES)
+    config = next(filter(None, known), None) or _config(uri, model_source.location(uri))
     return _family(uri, config, model), config
 
 
 def architecture(model: ModelSpec) -> "tuple[type[Family], PreTrainedModel]":
-    """The model's family and its architecture on the meta device. Raises what `find` does."""
-    family, config = find(model)
+    """The model's family, and its model on the meta device. Raises what `resolve` does."""
+    family, config = resolve(model)
     return family, family.architecture(model.model_name_or_path, config)
 
 
@@ -91,17 +88,17 @@ def _family(uri: str, config: dict[str, Any], model: ModelSpec) -> type[Family]:
             return family
     raise SpecError(
         "$.model.model_name_or_path",
-        f"its model_type {config.get('model_type')!r} belongs to no family known here",
+        f"its model_type {config.get('model_type')!r} belongs to no known family",
         value=uri,
-        fix=f"known families: {', '.join(known)}; or name one in model.family",
+        fix=f"use a model of one of the families {', '.join(known)}, or set model.family",
     )
 
 
-def _config(uri: str, place: str) -> dict[str, Any]:
+def _config(uri: str, location: str) -> dict[str, Any]:
     try:
-        config = json.loads(storage.read_text(storage.join(place, "config.json")))
+        config = json.loads(storage.read_text(storage.join(location, "config.json")))
     except ValueError as error:
         raise InputError(uri, f"its config.json is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise InputError(uri, "its config.json holds no object")
+        raise InputError(uri, "its config.json is not a JSON object")
     return config

@@ -1,7 +1,9 @@
-"""The seam between the job and a model family: what a family has to know, and nothing else.
+"""The interface between the job and a model family.
 
-A family turns rows into tensors, names the modules that LoRA may adapt, and loads and writes its
-checkpoints. Everything else (training, evaluation, proofs) is written once, against this seam.
+A family recognises its checkpoints, builds their models, turns rows into batches, names what LoRA
+may adapt, and writes checkpoints. Training, evaluation, export and planning are written once,
+against `Family`. It is the sum of eight parts, one for each kind of question; the parts' docstrings
+say who asks.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -9,75 +11,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from job.families.activation_memory import ActivationMemory, StepSettings
+from job.families.batches import PackedBatch, PaddedBatch
 from job.families.weight_files import Weights
 from job.prep.rows import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
-"""The label of a token that is not trained, as the cross-entropy of Transformers has it."""
+"""The label of a token that is not supervised; `ignore_index` of the cross-entropy."""
 
 Layout = Literal["vllm", "transformers"]
-"""How a checkpoint's files are laid out: for vLLM, or for the classes of Transformers."""
+"""Whose file layout a checkpoint is written in."""
 
 SORTED_EXPERTS = "sorted_grouped_mm"
-"""This project's own implementation of routed experts, by its name among those of Transformers."""
-
-BY_BOUNDS = "by_bounds"
-"""PyTorch's attention for sequences of unequal length, beside the names that a spec may choose."""
-
-Batch = dict[str, "torch.Tensor"]
-
-
-def host_keys(batch: Batch) -> tuple[str, ...]:
-    """What the model reads in Python, value by value: on a GPU each look would wait for the device.
-
-    Only where the batch brings the vision tower's indices too: other towers work them out where
-    the grids are.
-    """
-    return ("image_grid_thw",) if "image_position_ids" in batch else ()
-
-
-COUNTED = "counted_tokens"
-"""In a training batch, beside what the model takes: how many supervised tokens count, a number."""
-TOKENS = "tokens"
-"""The same for all tokens of the rows that count, padding left out."""
-FAILED = "failed"
-"""In place of a training batch that cannot be made: the error, which is raised where it trains."""
-
-
-def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """What the model takes of a training batch."""
-    return {key: value for key, value in batch.items() if key not in (COUNTED, TOKENS)}
-
-
-def to_device(batch: Batch, device: "torch.device") -> Batch:
-    """A batch on the device, but for what belongs to the host."""
-    host = host_keys(batch)
-    return {k: v if k in host else v.to(device) for k, v in batch.items()}
+"""This project's implementation of routed experts, as registered with Transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model as the job starts from it."""
+    """The checkpoint that a job starts from."""
 
     uri: str
     directory: Path
     config: dict[str, Any] = field(repr=False)
-    """The checkpoint's `config.json`."""
+    """Its `config.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One row as tokens; images are still encoded bytes."""
+    """A tokenized row; its images are still encoded files."""
 
     id: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
-    """`IGNORED` for every token that is not part of an answer; as long as `input_ids`."""
+    """As long as `input_ids`; `IGNORED` for every token outside an answer."""
     images: tuple[EncodedImage, ...]
 
     @property
@@ -87,62 +58,23 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSize:
-    """What of a row decides how much memory it takes to train."""
+    """What a row's memory depends on."""
 
     tokens: int
     image_tokens: int
-    """Of them those of pictures, their brackets included."""
+    """Those of them that belong to images, brackets included."""
     trained: int
+    """Supervised tokens."""
     patches: tuple[int, ...]
-    """Of each picture, before they are merged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """How a training step computes, as far as memory depends on it."""
-
-    width: int
-    """Bytes of an activation."""
-    autocast: bool
-    packed: bool
-    checkpointing: bool
-    attention: str
-    experts: str
-    rank: int
-    """Of the adapter; 0 where the weights are trained themselves."""
-    own_layers: bool
-    """Whether the adapter's layers are this project's, which copy nothing; else PEFT's."""
-    dropout: int = 0
-    """Bytes that dropout notes for each element: 1 on a GPU, on a CPU an element's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """Bytes that a step holds beside weights, gradients and optimizer."""
-
-    activations: int
-    attention: int
-    log_probabilities: int
-    """What of the logits the forward pass keeps."""
-    logits: int
-    """The logits with all that their backward pass adds."""
-    made_again: int
-    """The largest block that checkpointing computes again."""
-    working: int
-    """Temporary tensors of the widest layer."""
-
-    @property
-    def kept(self) -> int:
-        """What there is when the forward pass is over."""
-        return self.activations + self.attention + self.log_probabilities
+    """Of each image, before merging."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetGroup:
-    """One kind of what an adapter adapts, by full names."""
+    """One kind of LoRA targets, by full names."""
 
     name: str
-    """For people: `language attention`."""
+    """As reports show it: `language attention`."""
     modules: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
 
@@ -152,7 +84,7 @@ class TargetGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraTargets:
-    """What an adapter will adapt."""
+    """Everything that an adapter adapts."""
 
     groups: tuple[TargetGroup, ...]
 
@@ -166,18 +98,18 @@ class LoraTargets:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many of each kind: `{"language attention": 16, …}`."""
+        """The size of each group: `{"language attention": 16, …}`."""
         return {group.name: len(group) for group in self.groups}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterServing:
-    """What of an adapter vLLM serves as an adapter, beside the base."""
+    """What vLLM can serve of an adapter without merging it."""
 
     servable: tuple[str, ...]
-    """The kinds of targets that it does."""
+    """Names of target groups."""
     merged_only: tuple[str, ...]
-    """The kinds, and settings, that only merged weights carry; any one of them is too many."""
+    """Target groups and settings that require merged weights; one is enough to require them."""
 
     def __str__(self) -> str:
         if not self.merged_only:
@@ -188,72 +120,110 @@ class AdapterServing:
         return f"as merged/ only; of an adapter vLLM {served} {', '.join(self.merged_only)}"
 
 
-class Family(Protocol):
-    """A model family bound to one checkpoint's processor."""
-
-    name: str
-    processor: Any
-    """The checkpoint's processor; its `tokenizer` decodes."""
-    reads_images: bool
-    packs: bool
-    """Whether it trains without padding; else `pack` and `use_packed_step` are not called."""
-    experts_on_gpu: str
-    """The implementation of routed experts that is the fastest there, by its name in a spec."""
-    served_with: tuple[str, ...]
-    """What vLLM has to be told to read its merged weights."""
-    adapter_served_with: tuple[str, ...]
-    """The same for an adapter of `write_served_adapter`, besides `--enable-lora`."""
+class Processor(Protocol):
+    """What the rest of the job uses of a checkpoint's processor."""
 
     @property
-    def end_tokens(self) -> tuple[int, ...]:
-        """The tokens at which an answer ends, any of them."""
+    def tokenizer(self) -> "PreTrainedTokenizerBase": ...
+
+
+class Recognition(Protocol):
+    """Which checkpoints are the family's. Asked by `job.families` and prep; loads nothing heavy."""
+
+    name: str
+    """As `model.family` of the spec has it."""
 
     @staticmethod
     def recognises(config: dict[str, Any]) -> bool:
-        """Whether a checkpoint with this `config.json` is the family's; loads nothing heavy."""
+        """Whether a checkpoint with this `config.json` belongs to the family."""
 
     @staticmethod
-    def known(uri: str) -> dict[str, Any] | None:
-        """The `config.json` of a checkpoint that the family knows by name; None of any other."""
+    def known_config(uri: str) -> dict[str, Any] | None:
+        """The `config.json` of a checkpoint that the family knows by URI; None for others."""
 
     @staticmethod
     def control_tokens(directory: Path) -> frozenset[str]:
-        """What no text may hold, from the checkpoint's small files; loads nothing heavy.
+        """The strings that no row may contain, from the checkpoint's small files.
 
         Raises InputError if they cannot be read.
-        """
-
-    @staticmethod
-    def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel":
-        """The model of a `config.json` on the meta device: names and shapes, no weights.
-
-        Raises InputError where the configuration cannot be read.
         """
 
     @classmethod
     def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Family":
         """The family with the checkpoint's tokenizer and image processor."""
 
-    def configuration(self) -> Any:
-        """The checkpoint's configuration as Transformers has it; no model class is looked up."""
+
+class ModelBuilding(Protocol):
+    """Models of the checkpoint's architecture. Asked by the engines and by planning."""
+
+    experts_on_gpu: str
+    """The fastest implementation of routed experts on GPUs, by its name in the spec."""
+
+    @staticmethod
+    def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel":
+        """The model of a `config.json` on the meta device: names and shapes without weights.
+
+        Raises InputError if the configuration cannot be read.
+        """
+
+    def meta_model(self) -> "PreTrainedModel":
+        """`architecture` of the bound checkpoint."""
+
+    def configuration(self) -> "PreTrainedConfig":
+        """The checkpoint's configuration, as Transformers' class."""
 
     def load(
-        self, *, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+        self,
+        *,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        attn_implementation: str | None = None,
     ) -> "PreTrainedModel":
         """The checkpoint's model, in evaluation mode."""
 
     def initialise(
-        self, *, seed: int, dtype: "torch.dtype", device: "torch.device", **kwargs: Any
+        self,
+        *,
+        seed: int,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        attn_implementation: str | None = None,
     ) -> "PreTrainedModel":
-        """A model of the checkpoint's architecture with seeded random weights."""
+        """The checkpoint's architecture with seeded random weights."""
 
-    def skeleton(self) -> "PreTrainedModel":
-        """The checkpoint's architecture on the meta device."""
+    @staticmethod
+    def keeps_fp32(name: str) -> bool:
+        """Whether the parameter of this name is fp32 in every precision."""
+
+    @staticmethod
+    def set_experts_implementation(model: "PreTrainedModel", name: str) -> None:
+        """Selects the implementation of routed experts.
+
+        Raises ValueError if the model has no routed experts, or not this implementation.
+        """
+
+    @staticmethod
+    def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
+        """Weights the routers' auxiliary loss; None keeps the model's weight, 0 turns it off."""
+
+
+class RowEncoding(Protocol):
+    """Rows to tokens, tokens to tensors. Asked by training, evaluation and the export's proof."""
+
+    reads_images: bool
+
+    @property
+    def processor(self) -> Processor:
+        """The checkpoint's processor."""
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
 
     def encode(self, row: Row) -> Encoded:
-        """The whole conversation, with the answers' tokens as labels.
+        """The whole conversation; answers are labelled.
 
-        Raises DataError where the row cannot be told apart from the model's own control tokens.
+        Raises DataError if the row cannot be told from the model's control tokens.
         """
 
     def encode_prompt(
@@ -264,66 +234,64 @@ class Family(Protocol):
         *,
         enable_thinking: bool = False,
     ) -> Encoded:
-        """The conversation up to where the next answer begins; no labels."""
+        """The conversation up to the next answer; nothing is labelled."""
 
-    def protects(self, token: int) -> bool:
-        """Whether truncation must keep this token, as an image's tokens."""
+    def is_image_token(self, token: int) -> bool:
+        """Whether the token belongs to an image, brackets included; truncation never cuts those."""
 
     def row_size(self, encoded: Encoded) -> RowSize:
-        """What of the row decides how much memory it takes; no image is decoded."""
+        """The row's size; decodes no image."""
 
-    @staticmethod
-    def saved(
-        config: Any, trained: Collection[str], rows: Sequence[RowSize], step: Step
-    ) -> Saved | None:
-        """Bytes that a training step over the rows holds beside weights and optimizer.
+    def collate(self, rows: Sequence[Encoded]) -> PaddedBatch:
+        """A training batch: right-padded, with labels and every input of `forward`."""
 
-        `trained` names the modules and parameters that are trained or adapted. None where the
-        family cannot tell.
-        """
-
-    def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """A training batch: right-padded, with labels and every input that `forward` takes."""
-
-    def pack(self, rows: Sequence[Encoded]) -> Batch:
-        """A training batch without padding, for a model that `use_packed_step` was given."""
-
-    @staticmethod
-    def use_experts(model: "PreTrainedModel", name: str) -> None:
-        """Lets an implementation of that name compute the routed experts.
-
-        Raises ValueError where the model has none, or not so.
-        """
-
-    @staticmethod
-    def use_packed_step(model: "PreTrainedModel", *, by_bounds: bool = True) -> None:
-        """Lets the model take the batches of `pack` too; its weights and their names stay.
-
-        `by_bounds`: attention by a kernel for sequences of unequal length, where there is one.
-        """
-
-    def collate_prompts(self, rows: Sequence[Encoded]) -> Batch:
+    def collate_prompts(self, rows: Sequence[Encoded]) -> PaddedBatch:
         """A generation batch: left-padded, without labels."""
 
+
+class PackedTraining(Protocol):
+    """Training without padding. Asked by training if the spec sets `train.padding_free`."""
+
+    supports_packing: bool
+    """Whether the family has a packed step; if not, `pack` and `use_packed_step` are not called."""
+
+    def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
+        """A training batch without padding, for a model with the packed step."""
+
     @staticmethod
-    def keeps_fp32(name: str) -> bool:
-        """Whether the parameter of this name stays fp32 in every precision."""
+    def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
+        """Makes the model accept packed batches too; weights and their names do not change.
+
+        `varlen` allows PyTorch's variable-length attention, where the device has it.
+        """
+
+
+class LoraSupport(Protocol):
+    """What LoRA adapts. Asked by training and planning."""
 
     @staticmethod
     def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
-        """The modules and parameters that the spec's toggles or names select in this model."""
+        """The modules and parameters that the spec's toggles or names select in the model."""
+
+
+class MemoryEstimate(Protocol):
+    """What a step needs. Asked by planning."""
 
     @staticmethod
-    def adapter_serving(lora: LoraSpec) -> AdapterServing:
-        """What of the spec's adapter vLLM can serve, from the spec alone."""
+    def activation_memory(
+        config: "PreTrainedConfig",
+        trained: Collection[str],
+        rows: Sequence[RowSize],
+        step: StepSettings,
+    ) -> ActivationMemory | None:
+        """The memory of a training step on these rows; None if the family cannot tell.
 
-    @staticmethod
-    def write_served_adapter(adapter: Path, directory: Path) -> None:
-        """Writes a stored adapter, all of it servable, under the names that vLLM reads."""
+        `trained` names the modules and parameters that are trained or adapted.
+        """
 
-    @staticmethod
-    def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
-        """Adds the router's auxiliary loss to the loss; None is the model's own weight, 0 off."""
+
+class CheckpointWriting(Protocol):
+    """Checkpoints on disk. Asked by training (full fine-tuning) and export."""
 
     def save(
         self,
@@ -336,16 +304,48 @@ class Family(Protocol):
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
     ) -> tuple[str, ...]:
-        """Writes a checkpoint of the model's parameters, as they come, by their names in it.
+        """Writes a checkpoint: the weights, named as in the model and in the dtype to store, then
+        everything of `save_settings`.
 
-        With what `save_settings` writes, after the weights; those are in the dtype to be stored.
-        `finished` is told of each shard, see `shards.write`. Returns what of the base was repaired.
+        `finished` is called for every shard, see `weight_files.write`. Returns what was repaired.
         """
 
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout
     ) -> tuple[str, ...]:
-        """Writes all of a checkpoint but its weights: configuration, processor and tokenizer.
+        """Writes a checkpoint without weights: configuration, processor and tokenizer.
 
-        Returns what of the base's own settings was repaired. Raises InputError if they cannot be.
+        Returns what was repaired of the base's settings. Raises InputError if they are beyond
+        repair.
         """
+
+
+class Serving(Protocol):
+    """Serving by vLLM. Asked by export, its proof, and the Kubernetes manifests."""
+
+    vllm_arguments: tuple[str, ...]
+    """What `vllm serve` needs to read the family's merged weights."""
+    vllm_adapter_arguments: tuple[str, ...]
+    """What it needs for an adapter of `write_served_adapter`, besides `--enable-lora`."""
+
+    @staticmethod
+    def adapter_serving(lora: LoraSpec) -> AdapterServing:
+        """What vLLM can serve of the spec's adapter; needs no model."""
+
+    @staticmethod
+    def write_served_adapter(adapter: Path, directory: Path) -> None:
+        """Writes a stored adapter under the names that vLLM reads; all of it is servable."""
+
+
+class Family(
+    Recognition,
+    ModelBuilding,
+    RowEncoding,
+    PackedTraining,
+    LoraSupport,
+    MemoryEstimate,
+    CheckpointWriting,
+    Serving,
+    Protocol,
+):
+    """A model family. An instance is bound to one checkpoint's processor."""

@@ -1,27 +1,30 @@
-"""Conversations as a checkpoint's own chat template writes them, cut before and after each answer.
+"""Conversations as the checkpoint's chat template renders them, cut before and after each answer.
 
-An answer is trained from where generation begins to write it to its end token. Families tokenize
-piece by piece: at inference the prompt is tokenized without the answer too, so training sees the
-same tokens, and the response mask is right by construction.
+An answer is supervised from where generation would begin to its end token. Families tokenize the
+segments one by one: at inference the prompt is tokenized without the answer too, so training sees
+the same tokens, and the labels' mask is right by construction.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from job.errors import DataError
-from job.prep import control_tokens as marks
+from job.prep import control_tokens
 from job.prep.rows import EncodedImage, Message, Part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Turns = list[dict[str, Any]]
 
-# What stands around answers in a second rendering: it survives what templates trim, and says where
-# answers lie whatever the template makes of them.
+# Put around the answers of a second rendering, to find them in the first: templates do not trim
+# these, whatever else they do to an answer.
 _BEGIN, _END = "[[answer>>", "<<answer]]"
 
 PROBE = tuple(Message(role=role, parts=(Part(text="a"),)) for role in ("user", "assistant"))
-"""The shortest conversation there is, to see what a template puts around an answer."""
+"""The shortest conversation, to see what a template puts around an answer."""
 
 
 class Template(Protocol):
@@ -30,100 +33,102 @@ class Template(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A piece of the rendered conversation; `answer` is what the model is trained to write."""
+    """A piece of the rendered conversation."""
 
     text: str
     answer: bool
-    """Whether its tokens are trained."""
+    """Whether its tokens are supervised."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control:
-    """The control tokens of a tokenizer: what may end an answer, and what no text may hold."""
+class ControlTokens:
+    """A tokenizer's control tokens: one of them ends an answer, and no text may contain any."""
 
-    anywhere: "re.Pattern[str]"
-    ending: "re.Pattern[str]"
-    """With the white space that a template puts before it."""
+    pattern: "re.Pattern[str]"
+    answer_end: "re.Pattern[str]"
+    """One of them, with the whitespace that a template puts before it."""
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Control":
+    def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ControlTokens":
         added = [
             token.content
             for token in tokenizer.added_tokens_decoder.values()
             if token.special and not token.content.isalnum()  # some converters mark digits
         ]
-        anywhere = marks.pattern({*tokenizer.all_special_tokens, *added})
-        return cls(anywhere=anywhere, ending=re.compile(rf"\s*(?:{anywhere.pattern})"))
+        pattern = control_tokens.pattern({*tokenizer.all_special_tokens, *added})
+        return cls(pattern=pattern, answer_end=re.compile(rf"\s*(?:{pattern.pattern})"))
 
     def refuse(self, row_id: str, messages: Sequence[Message]) -> None:
-        """Raises DataError if a text holds one. Prep rejects such rows; this is for questions that
-        come to `infer`, and for tokens that only the loaded tokenizer knows.
+        """Raises DataError if a text contains one.
+
+        Prep rejects such rows; this is for prompts of `infer`, and for tokens that only the loaded
+        tokenizer knows.
         """
-        if (found := marks.find(messages, self.anywhere)) is not None:
-            raise DataError(row_id, marks.FOUND, value=found, fix=marks.FIX)
+        if (token := control_tokens.find(messages, self.pattern)) is not None:
+            raise DataError(row_id, control_tokens.FOUND, value=token, fix=control_tokens.FIX)
 
 
-def turns(messages: Sequence[Message], *, as_text: bool = False, **of_answers: Any) -> Turns:
-    """The messages as templates take them: content in parts, or as one text.
+def turns(messages: Sequence[Message], *, as_text: bool = False, **answer_fields: str) -> Turns:
+    """The messages as templates take them: content as parts, or as one text.
 
-    `of_answers` is what each of the assistant's turns has besides.
+    `answer_fields` are added to every turn of the assistant.
     """
     return [
         {
             "role": message.role,
             "content": message.text if as_text else [_part(part) for part in message.parts],
         }
-        | (of_answers if message.role == "assistant" else {})
+        | (answer_fields if message.role == "assistant" else {})
         for message in messages
     ]
 
 
-def prompt(row_id: str, template: Template, asked: Turns) -> str:
-    """The conversation up to where the model begins to answer."""
-    return _render(row_id, template, asked, add_generation_prompt=True)
+def prompt(row_id: str, template: Template, question: Turns) -> str:
+    """The rendered conversation up to where the model begins to answer."""
+    return _render(row_id, template, question, add_generation_prompt=True)
 
 
 def segments(
     row_id: str,
     template: Template,
-    said: Turns,
-    control: Control,
+    conversation: Turns,
+    control: ControlTokens,
     messages: Sequence[Message] = (),
 ) -> tuple[Segment, ...]:
-    """The conversation in pieces, what is asked and what is answered in turn.
+    """The rendered conversation in segments, questions and answers in turn.
 
-    An answer of `messages`, which `said` was made of, that is not to be trained is a piece of its
-    own too, so that its tokens are the same.
+    `messages` are what `conversation` was made from. An answer of theirs that is not to be trained
+    is a segment too, so that its tokens are the same.
 
-    An answer begins where the prompt for it ends: what white space the template puts there is the
-    model's to write. Where a template writes earlier answers in another way than it asks for them
-    (without a thinking block, say), such an answer begins with its own text.
+    An answer begins where its prompt ends, so whitespace that the template puts there is the
+    model's to write. If a template renders earlier answers differently from their prompts (without
+    a thinking block, say), those answers begin with their own text.
 
-    Raises DataError where the template refuses the conversation, changes an answer, does not
-    render the last one after its own generation prompt, or ends one without a control token.
+    Raises DataError if the template refuses the conversation, changes an answer, does not render
+    the last answer after its own generation prompt, or ends one without a control token.
     """
-    whole = _render(row_id, template, said)
-    found: list[Segment] = []
-    done = 0
-    places = [index for index, turn in enumerate(said) if turn["role"] == "assistant"]
-    spans = _spans(whole, _render(row_id, template, _marked(said)))
-    if spans is None or len(spans) != len(places):
+    whole = _render(row_id, template, conversation)
+    answers = [i for i, turn in enumerate(conversation) if turn["role"] == "assistant"]
+    spans = _spans(whole, _render(row_id, template, _marked(conversation)))
+    if spans is None or len(spans) != len(answers):
         _fail(row_id, "does not write every answer as it is given", whole)
-    for index, (start, end) in zip(places, spans, strict=True):
-        asked = prompt(row_id, template, said[:index])
-        cut = len(asked)
-        if whole.startswith(asked) and cut <= end and not whole[cut:start].strip():
-            start = cut
-        elif index == places[-1]:
-            _fail(row_id, "does not write an answer after its own generation prompt", asked)
-        last = control.ending.match(whole, end)
+    cut: list[Segment] = []
+    done = 0
+    for index, (start, end) in zip(answers, spans, strict=True):
+        question = prompt(row_id, template, conversation[:index])
+        length = len(question)
+        if whole.startswith(question) and length <= end and not whole[length:start].strip():
+            start = length
+        elif index == answers[-1]:
+            _fail(row_id, "does not write an answer after its own generation prompt", question)
+        last = control.answer_end.match(whole, end)
         if last is None:
             _fail(row_id, "ends an answer without a control token to stop at", whole[end:])
-        found.append(Segment(text=whole[done:start], answer=False))
+        cut.append(Segment(text=whole[done:start], answer=False))
         trained = messages[index].train if messages else True
-        found.append(Segment(text=whole[start : last.end()], answer=trained))
+        cut.append(Segment(text=whole[start : last.end()], answer=trained))
         done = last.end()
-    return tuple(found)
+    return tuple(cut)
 
 
 def in_order(
@@ -142,70 +147,71 @@ def _part(part: Part) -> dict[str, Any]:
     return {"type": "text", "text": part.text} if part.image is None else {"type": "image"}
 
 
-def _marked(said: Turns) -> Turns:
-    """The same with marks around every answer."""
+def _marked(conversation: Turns) -> Turns:
+    """The conversation with marks around every answer."""
     return [
         {**turn, "content": _between_marks(turn["content"])}
         if turn["role"] == "assistant"
         else turn
-        for turn in said
+        for turn in conversation
     ]
 
 
-def _between_marks(content: Any) -> Any:
+def _between_marks(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     if isinstance(content, str):
         return f"{_BEGIN}{content}{_END}"
     return [{"type": "text", "text": _BEGIN}, *content, {"type": "text", "text": _END}]
 
 
 def _spans(whole: str, marked: str) -> list[tuple[int, int]] | None:
-    """Where each answer lies in `whole`, by a rendering with marks around them.
+    """Each answer's start and end in `whole`, found by a rendering with marks around them.
 
-    None where the two differ in more than the marks and the white space that a template trims.
+    None if the two differ in more than the marks and the whitespace that a template trims.
     """
     first, *rest = marked.split(_BEGIN)
     if not whole.startswith(first):
         return None
-    found, at = [], len(first)
+    spans, position = [], len(first)
     for number, piece in enumerate(rest, start=1):
         written, mark, after = piece.partition(_END)
         last = number == len(rest)
-        for kept in _trimmed(written):
-            end = at + len(kept) + len(after)
-            if mark and whole.startswith(kept + after, at) and not (last and end != len(whole)):
-                found.append((at, at + len(kept)))
-                at = end
+        for answer in _trimmed(written):
+            end = position + len(answer) + len(after)
+            matches = mark and whole.startswith(answer + after, position)
+            if matches and not (last and end != len(whole)):
+                spans.append((position, position + len(answer)))
+                position = end
                 break
         else:
             return None
-    return found
+    return spans
 
 
 def _trimmed(text: str) -> list[str]:
-    """The text, and what templates leave of it."""
-    left = [text, text.lstrip("\n"), text.lstrip()]
-    return [kept for one in left for kept in (one, one.rstrip("\n"), one.rstrip())]
+    """The text, and what is left of it by templates that trim."""
+    starts = [text, text.lstrip("\n"), text.lstrip()]
+    return [trimmed for start in starts for trimmed in (start, start.rstrip("\n"), start.rstrip())]
 
 
 def _render(
-    row_id: str, template: Template, said: Turns, *, add_generation_prompt: bool = False
+    row_id: str, template: Template, conversation: Turns, *, add_generation_prompt: bool = False
 ) -> str:
     from jinja2 import TemplateError
 
     try:
-        return template(said, add_generation_prompt=add_generation_prompt)
+        return template(conversation, add_generation_prompt=add_generation_prompt)
     except (TemplateError, TypeError) as error:
         raise DataError(
             row_id,
-            f"the checkpoint's chat template refuses the conversation: {error}",
-            fix="give the turns as the model knows them: user and assistant in turn, system first",
+            f"the checkpoint's chat template rejects the conversation: {error}",
+            fix="alternate user and assistant turns, with the system turn first",
         ) from error
 
 
 def _fail(row_id: str, what: str, shown: str) -> NoReturn:
     raise DataError(
         row_id,
-        f"the checkpoint's chat template {what}, so its tokens cannot be told from the question's",
+        f"the checkpoint's chat template {what}, so the answer's tokens cannot be located",
         value=f"…{shown[-90:]!r}",
         fix="remove control text such as <think> from the answer, or use a checkpoint whose "
         "template ends the prompt with an empty thinking block when enable_thinking is false",

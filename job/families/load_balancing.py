@@ -1,69 +1,69 @@
-"""The auxiliary loss that balances routed experts, in models of Transformers.
+"""The auxiliary loss that balances routed experts, in Transformers' models.
 
-Its classes add it to the loss where the configuration says so, or where the call asks for it, or
-never. Its weight is the model's or the configuration's.
+Depending on the class, it is added if the configuration says so, if the call asks for it, or never.
+Its weight is an attribute of the model or of its configuration.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.modeling_outputs import ModelOutput
 
-HELD = ("router_aux_loss_coef", "aux_loss_coef")
-"""The weight's name in models that hold it."""
-ASKED = ("glm4v_moe", "jetmoe", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp")
-"""Model types whose forward pass adds it where `output_router_logits` is among its arguments. A
-test holds them against Transformers' own classes."""
+COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+"""The weight's name in models that have it as an attribute."""
+PER_CALL = ("glm4v_moe", "jetmoe", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp")
+"""Model types that add the loss if `forward` is called with `output_router_logits`. A test holds
+the list to Transformers' classes."""
 
 
 def set_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
-    """Adds the auxiliary loss to the loss; None is the model's own weight, 0 off.
+    """Adds the auxiliary loss to the loss; None keeps the model's own weight, 0 turns it off.
 
     Raises SpecError for a weight of a loss that the model does not compute.
     """
-    text: Any = model.config.get_text_config()
-    held = next((name for name in HELD if hasattr(model, name)), None)
-    asked = model.config.model_type in ASKED
-    if held is not None or asked:
-        holder, name = (model, held) if held is not None else (text, HELD[0])
+    text = model.config.get_text_config()
+    attribute = next((name for name in COEFFICIENTS if hasattr(model, name)), None)
+    per_call = model.config.model_type in PER_CALL
+    if attribute is not None or per_call:
+        owner, name = (text, COEFFICIENTS[0]) if attribute is None else (model, attribute)
         if coefficient is not None:
-            setattr(holder, name, float(coefficient))  # configurations take no whole numbers
-        wanted = getattr(holder, name) != 0
-        text.output_router_logits = wanted
-        if asked:
-            _ask(model, wanted=wanted)
+            setattr(owner, name, float(coefficient))  # configurations accept no integers
+        enabled = getattr(owner, name) != 0
+        text.output_router_logits = enabled
+        if per_call:
+            _set_per_call(model, enabled=enabled)
     elif coefficient:
         raise SpecError(
             "$.train.router_aux_loss_coef",
-            f"weighs a loss that {type(model).__name__} of Transformers does not compute",
+            f"weights a loss that Transformers' {type(model).__name__} does not compute",
             value=coefficient,
             fix="remove the line",
         )
 
 
-def _ask(model: Any, *, wanted: bool) -> None:
-    """Has each forward pass that trains compute it, or none.
+def _set_per_call(model: "PreTrainedModel", *, enabled: bool) -> None:
+    """Makes each training forward pass compute the loss, or none.
 
-    Set on the model itself: PEFT calls its `forward`, and no hooks.
+    Set as the instance's `forward`: PEFT calls that directly, past any hooks.
     """
-    asking = vars(model).get("forward")
-    if isinstance(asking, _Asking):
+    if isinstance(vars(model).get("forward"), _ForwardWithRouterLogits):
         del model.forward
-    if wanted:
-        model.forward = _Asking(model)
+    if enabled:
+        model.forward = _ForwardWithRouterLogits(model)
 
 
-class _Asking:
-    """A model's forward pass that is asked for the routers' logits."""
+class _ForwardWithRouterLogits:
+    """A model's `forward` that asks for router logits while training."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         self._model, self._forward = model, model.forward
-        # Generation, and what decides which columns a model takes, read the signature.
+        # For what inspects the signature, as generation and the Trainer do.
         self.__wrapped__ = model.forward
 
-    def __call__(self, *args: Any, **batch: Any) -> Any:
+    def __call__(self, *args: object, **batch: object) -> "ModelOutput":
         if self._model.training:
             batch = {"output_router_logits": True, **batch}
         return self._forward(*args, **batch)

@@ -1,32 +1,34 @@
-"""Random weights for an architecture, by a seed."""
+"""Seeded random weights for an architecture."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from job.families.transformers_format import attention_arguments
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def initialised(
-    build: Callable[..., Any],
-    config: Any,
+    build: "Callable[..., PreTrainedModel]",
+    config: "PreTrainedConfig",
     *,
     seed: int,
     dtype: "torch.dtype",
     device: "torch.device",
     keeps_fp32: Callable[[str], bool],
-    **kwargs: Any,
+    attn_implementation: str | None,
 ) -> "PreTrainedModel":
     """The model that `build` makes of the config, in evaluation mode.
 
-    Drawn on the CPU in fp32 whatever the machine, so that a seed means one set of weights.
+    Drawn on the CPU in fp32 on every machine, so that a seed determines the weights.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = build(config, dtype=torch.float32, **kwargs)
-    for name, parameter in model.named_parameters():  # buffers stay as they are computed
+        model = build(config, dtype=torch.float32, **attention_arguments(attn_implementation))
+    for name, parameter in model.named_parameters():  # buffers keep the dtype of their computation
         parameter.data = parameter.data.to(device, None if keeps_fp32(name) else dtype)
     return model.to(device).eval()

@@ -1,46 +1,47 @@
-"""Gradients that come in parts, side by side in one tensor.
+"""Writes split gradients into one buffer, avoiding the compiler's concatenation kernel.
 
-The compiler would have one kernel write all parts, which asks of every number which of them it
-belongs to. Where something stands beside them that is in memory already, it has whatever makes a
-part write it to its place.
+That kernel would decide for every element which part it belongs to. If the concatenation ends with
+a tensor that is in memory already, the compiler has each part's own kernel write into the buffer.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
-ALIGNED = 8
-"""Rows of whole 16 bytes, eight numbers in bf16, are what the fast products take."""
+from job.families.autograd import Context
+
+ALIGNMENT = 8
+"""Fast matrix products need rows of whole 16 bytes: eight elements in bf16."""
 
 
-def joined(parts: Sequence[torch.Tensor], room: torch.Tensor) -> torch.Tensor:
-    """The parts side by side, (T, n), and behind them as many numbers of no meaning as `room` has,
-    (T, r).
+def concat_gradients(parts: Sequence[torch.Tensor], spare: torch.Tensor) -> torch.Tensor:
+    """The parts (T, n) side by side, followed by as many arbitrary columns as `spare` (T, r) has.
+
+    Callers overwrite or ignore those.
     """
-    # Running sums are what the compiler puts into memory at once.
-    return torch.cat([*parts, room.cumsum(1)], dim=1)
+    # A cumulative sum is what the compiler always materializes.
+    return torch.cat([*parts, spare.cumsum(1)], dim=1)
 
 
-def frozen_in_parts(
+def split_frozen_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, count: int
 ) -> list[torch.Tensor]:
-    """What a frozen linear layer makes of x (…, in), in equal parts, (…, out / count) each."""
-    made: Sequence[torch.Tensor] = _InParts.apply(x.flatten(0, -2), weight, bias, count)
-    return [each.unflatten(0, x.shape[:-1]) for each in made]
+    """A frozen linear layer of x (…, in), its output in equal parts (…, out / count)."""
+    parts: Sequence[torch.Tensor] = _SplitLinear.apply(x.flatten(0, -2), weight, bias, count)
+    return [part.unflatten(0, x.shape[:-1]) for part in parts]
 
 
-class _InParts(torch.autograd.Function):
+class _SplitLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, count: int
+        ctx: Context, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, count: int
     ) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(weight)
         return linear(x, weight, bias).chunk(count, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        whole = joined(grads, grads[-1][:, :ALIGNED])
-        return whole[:, : len(weight)] @ weight, None, None, None
+    def backward(ctx: Context, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (weight,) = ctx.saved_tensors  # (out, in)
+        grad = concat_gradients(grads, grads[-1][:, :ALIGNMENT])  # (T, out + ALIGNMENT)
+        return grad[:, : len(weight)] @ weight, None, None, None

@@ -1,6 +1,6 @@
-"""A checkpoint's control tokens from its tokenizer's files, without loading the tokenizer.
+"""A checkpoint's control tokens, from its tokenizer's files.
 
-Prep refuses texts that hold them, and imports neither torch nor Transformers for it.
+Prep rejects texts that contain them, and loads neither torch nor Transformers for it.
 """
 
 import json
@@ -10,22 +10,22 @@ from typing import Any
 
 from job.errors import InputError
 
-_NAMED = ("tokenizer_config.json", "special_tokens_map.json")
-_LISTED = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_LIST_KEYS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 
 
-def tokens(directory: Path) -> frozenset[str]:
-    """The tokens that the checkpoint in `directory` names as special, or marks so.
+def control_tokens(directory: Path) -> frozenset[str]:
+    """The tokens that the checkpoint's files name as special, or flag as special.
 
-    Raises InputError if a file of them is not JSON.
+    Raises InputError if one of the files is not JSON.
     """
-    found = set(_marked(read_json(directory, "tokenizer.json").get("added_tokens", [])))
-    for name in _NAMED:
+    tokens = set(_flagged(read_json(directory, "tokenizer.json").get("added_tokens", [])))
+    for name in _CONFIG_FILES:
         config = read_json(directory, name)
         decoder = config.get("added_tokens_decoder", {})
-        found |= set(_marked(list(decoder.values()) if isinstance(decoder, dict) else []))
-        found |= set(_named(config))
-    return frozenset(found - {""})
+        tokens |= set(_flagged(list(decoder.values()) if isinstance(decoder, dict) else []))
+        tokens |= set(_named(config))
+    return frozenset(tokens - {""})
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
@@ -34,16 +34,22 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(str(path), f"is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _marked(added: Any) -> Iterator[str]:
-    """The texts of added tokens that are special; some converters mark digits and words too."""
+def token_text(token: object) -> str | None:
+    """A token's text: files hold plain strings, or objects with `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _flagged(added: object) -> Iterator[str]:
+    """The texts of added tokens flagged as special; some converters flag digits and words too."""
     for token in added if isinstance(added, list) else []:
-        text = _text(token)
+        text = token_text(token)
         if text and token.get("special") and not text.isalnum():
             yield text
 
@@ -51,14 +57,8 @@ def _marked(added: Any) -> Iterator[str]:
 def _named(config: dict[str, Any]) -> Iterator[str]:
     for key, value in config.items():
         values = [value] if key.endswith("_token") else []
-        if key in _LISTED:
+        if key in _LIST_KEYS:
             values = list(value.values()) if isinstance(value, dict) else value
-        for each in values if isinstance(values, list) else []:
-            if text := _text(each):
+        for token in values if isinstance(values, list) else []:
+            if text := token_text(token):
                 yield text
-
-
-def _text(token: Any) -> str | None:
-    """A token's text, given as it is or in a mapping."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None

@@ -1,4 +1,4 @@
-"""Checkpoints as Transformers itself lays them out: configurations, weights, and their names."""
+"""Checkpoints in Transformers' own file layout: configuration, weights, and tensor names."""
 
 import copy
 import itertools
@@ -14,122 +14,130 @@ from job.families import weight_files
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass as AutoClass
 
 _WRAPPER = re.compile(r"\.base_layer\b")
 
 
-def configuration(auto: Any, uri: str, config: dict[str, Any]) -> Any:
-    """The configuration of a model that `auto` makes, as Transformers has it.
+def configuration(auto: "type[AutoClass]", uri: str, config: dict[str, Any]) -> "PreTrainedConfig":
+    """The configuration of a model of the `Auto` class.
 
-    Raises SpecError where it makes no such model, and InputError where weights are stored
-    quantized, which a merge would have to undo.
+    Raises SpecError if the class has no such model, and InputError if the weights are quantized: a
+    merge would have to undo that.
     """
     from transformers import CONFIG_MAPPING
 
     if "quantization_config" in config:
         raise InputError(
-            uri, "holds quantized weights", fix="name the checkpoint that they were made from"
+            uri, "holds quantized weights", fix="use the checkpoint that they were quantized from"
         )
-    kind = config.get("model_type")
+    model_type = config.get("model_type")
     try:
-        found = CONFIG_MAPPING[kind]
+        config_class = CONFIG_MAPPING[model_type]
     except KeyError:
-        found = None
-    if found is None or found not in auto._model_mapping:
+        config_class = None
+    if config_class is None or config_class not in auto._model_mapping:
         raise SpecError(
             "$.model.model_name_or_path",
-            f"its model_type {kind!r} belongs to no family known here: {auto.__name__} of "
-            "Transformers does not make it",
+            f"its model_type {model_type!r} belongs to no known family: Transformers' "
+            f"{auto.__name__} has no such model",
             value=uri,
         )
-    return found.from_dict(copy.deepcopy(config))
+    return config_class.from_dict(copy.deepcopy(config))
+
+
+def attention_arguments(attn_implementation: str | None) -> dict[str, str]:
+    """The keyword arguments that select an attention; None leaves the choice to Transformers."""
+    return {} if attn_implementation is None else {"attn_implementation": attn_implementation}
 
 
 def load(
-    auto: Any,
+    auto: "type[AutoClass]",
     uri: str,
     directory: Path,
     *,
     dtype: "torch.dtype",
     device: "torch.device",
-    **kwargs: Any,
+    attn_implementation: str | None,
 ) -> "PreTrainedModel":
     """The checkpoint's model, in evaluation mode.
 
-    Raises InputError where files or tensors are missing or of another shape.
+    Raises InputError if files or tensors are missing, or tensors have another shape.
     """
-    weight_files.shapes(uri, directory)  # no file is missing or cut off
+    weight_files.shapes(uri, directory)  # raises if a file is missing or truncated
     try:
-        model, found = auto.from_pretrained(
+        model, loading = auto.from_pretrained(
             directory,
             dtype=dtype,
             device_map={"": device},
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **kwargs,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **attention_arguments(attn_implementation),
         )
-    except ValueError as error:  # an attention that the model has not, say
+    except ValueError as error:  # for example, an attention that the model does not support
         raise InputError(uri, f"Transformers cannot load it: {error}") from error
-    misshapen = [name for name, *_ in found["mismatched_keys"]]
-    for names, what in ((found["missing_keys"], "are missing"), (misshapen, "are misshapen")):
+    misshapen = [name for name, *_ in loading["mismatched_keys"]]
+    for names, what in ((loading["missing_keys"], "are missing"), (misshapen, "are misshapen")):
         if names:
             raise InputError(
                 uri,
                 f"{len(names)} tensors of its config.json {what}: "
-                f"{weight_files.first(sorted(names))}",
+                f"{weight_files.shortened(sorted(names))}",
                 fix="check that the checkpoint was copied whole and belongs to its config.json",
             )
-    if superfluous := sorted(found["unexpected_keys"]):
+    if unexpected := sorted(loading["unexpected_keys"]):
         log.warn(
-            "tensors of the checkpoint that its architecture has not: merged/ lacks them",
-            count=len(superfluous),
-            names=weight_files.first(superfluous),
+            "the checkpoint has tensors unknown to its architecture: merged/ will lack them",
+            count=len(unexpected),
+            names=weight_files.shortened(unexpected),
         )
-    evaluated: PreTrainedModel = model.eval()
-    return evaluated
+    return model.eval()
 
 
 def write_config(config: dict[str, Any], directory: Path, dtype: "torch.dtype") -> None:
-    """Writes `config.json` as the checkpoint had it, but for the dtype of the weights."""
+    """Writes the checkpoint's `config.json` with the dtype of the weights."""
     name = str(dtype).removeprefix("torch.")
-    written = _of_dtype(config, name)
+    written = _with_dtype(config, name)
     for section in ("text_config", "vision_config"):
         if isinstance(written.get(section), dict):
-            written[section] = _of_dtype(written[section], name)
-    path = directory / "config.json"
-    path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+            written[section] = _with_dtype(written[section], name)
+    write_json(written, directory / "config.json")
+
+
+def write_json(config: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def stored(
     model: "PreTrainedModel", tensors: "Iterable[tuple[str, torch.Tensor]]"
 ) -> "Iterator[tuple[str, torch.Tensor]]":
-    """The tensors under the names of published checkpoints, with the buffers that those hold.
+    """The tensors as published checkpoints name them, with the buffers that those contain.
 
-    Each is converted by itself, so that no second copy of the model is in memory; all at once only
-    where the checkpoint holds several of them as one.
+    Converted one by one, so that there is no second copy of the model in memory; all at once only
+    if the checkpoint stores several of them as one tensor.
     """
     from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 
     conversions = getattr(model, "_weight_conversions", None) or ()
-    joined = any(isinstance(c, WeightConverter) and len(c.target_patterns) > 1 for c in conversions)
+    fused = any(isinstance(c, WeightConverter) and len(c.target_patterns) > 1 for c in conversions)
     named = itertools.chain(tensors, _buffers(model))
-    pieces = (dict([pair]) for pair in named)
-    for piece in [dict(named)] if joined else pieces:
-        for name, value in revert_weight_conversion(model, piece).items():
+    single = (dict([pair]) for pair in named)
+    for group in [dict(named)] if fused else single:
+        for name, value in revert_weight_conversion(model, group).items():
             yield name, value.contiguous()
 
 
-def _of_dtype(section: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section of a configuration; `torch_dtype` is what older ones call the same."""
+def _with_dtype(section: dict[str, Any], name: str) -> dict[str, Any]:
+    """The section with this `dtype`, which older configurations call `torch_dtype`."""
     return {**{k: v for k, v in section.items() if k != "torch_dtype"}, "dtype": name}
 
 
 def _buffers(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
-    """What is stored and not trained, such as a router's correction bias, as it is."""
-    kept = model.state_dict().keys()
+    """The stored buffers, such as a router's correction bias."""
+    stored_names = model.state_dict().keys()
     for name, buffer in model.named_buffers():
-        if name in kept:
+        if name in stored_names:
             yield _WRAPPER.sub("", name), buffer.detach().cpu()

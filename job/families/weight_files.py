@@ -1,4 +1,4 @@
-"""Weights as safetensors files: written tensor by tensor, and read by their headers alone."""
+"""Safetensors files: written tensor by tensor, and inspected by their headers alone."""
 
 import json
 import re
@@ -17,68 +17,68 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _METADATA = {"format": "pt"}
-_WAITING = 2
-"""Tensors that are held for the disk while the next one is made."""
+_WRITE_QUEUE = 2
+"""Tensors queued for the disk while the next one is computed."""
 
 Named = tuple[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The tensors of a checkpoint to be written: what each will be like, then each itself.
+    """The tensors of a checkpoint to write: all shapes first, then the values one by one.
 
-    Both come by the same names in the same order, once.
+    Both have the same names in the same order, and can be iterated once.
     """
 
     outlines: Iterable[Named]
-    """Shapes and dtypes without values, on the meta device."""
+    """Shapes and dtypes, on the meta device."""
     tensors: Iterable[Named]
-    """On the CPU, each made when it is asked for."""
+    """Values, on the CPU; each is computed when the iterator reaches it."""
 
     @classmethod
     def of(cls, tensors: Iterable[Named]) -> Self:
-        """Those that are in memory."""
-        held = list(tensors)
+        """Of tensors in memory."""
+        in_memory = list(tensors)
         return cls(
-            outlines=((name, tensor.detach().to("meta")) for name, tensor in held),
-            tensors=((name, tensor.detach().cpu()) for name, tensor in held),
+            outlines=((name, tensor.detach().to("meta")) for name, tensor in in_memory),
+            tensors=((name, tensor.detach().cpu()) for name, tensor in in_memory),
         )
 
-    def through(self, change: Callable[[Iterable[Named]], Iterable[Named]]) -> "Weights":
-        """What becomes of them by a change of names and shapes."""
-        return Weights(outlines=change(self.outlines), tensors=change(self.tensors))
+    def through(self, convert: Callable[[Iterable[Named]], Iterable[Named]]) -> "Weights":
+        """The weights with names and shapes converted."""
+        return Weights(outlines=convert(self.outlines), tensors=convert(self.tensors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A file of a checkpoint, known before any of its tensors is made."""
+    """A file of a checkpoint, planned before any of its tensors is computed."""
 
     file: str
     outlines: Mapping[str, "torch.Tensor"]
-    """In the order in which the tensors come."""
+    """In the order of the tensors."""
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as the spec writes it: `5GB` is 5,000,000,000."""
-    found = re.fullmatch(r"([0-9.]+)(KB|MB|GB|TB)", text)
-    assert found, f"the schema lets no such size through: {text}"
-    return int(float(found[1]) * _UNITS[found[2]])
+    """The bytes of a size in the spec: `5GB` is 5,000,000,000."""
+    match = re.fullmatch(r"([0-9.]+)(KB|MB|GB|TB)", text)
+    assert match, f"the schema rejects such a size: {text}"
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def plan(outlines: Iterable[Named], max_shard_size: str) -> tuple[Shard, ...]:
-    """Which file each tensor goes to, so that every file has its final name from the start.
+    """Assigns each tensor to a file, so that every file has its final name from the start.
 
-    `model.safetensors` where one is enough, else `model-00001-of-0000N.safetensors`, as
-    Transformers names and fills them.
+    `model.safetensors` if one is enough, else `model-00001-of-0000N.safetensors`, named and filled
+    as Transformers does.
     """
-    limit, held = parse_size(max_shard_size), 0
+    limit, size = parse_size(max_shard_size), 0
     groups: list[dict[str, torch.Tensor]] = [{}]
     for name, outline in outlines:
-        if groups[-1] and held + outline.nbytes > limit:
+        if groups[-1] and size + outline.nbytes > limit:
             groups.append({})
-            held = 0
+            size = 0
         groups[-1][name] = outline.to("meta")
-        held += outline.nbytes
+        size += outline.nbytes
     if len(groups) == 1:
         return (Shard(file="model.safetensors", outlines=groups[0]),)
     return tuple(
@@ -94,10 +94,10 @@ def write(
     max_shard_size: str,
     finished: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes the tensors as they come, each to its place in its file; then the index, if any.
+    """Writes each tensor at its offset in its file, and at the end the index of several shards.
 
-    `finished` is told of each of several shards when it is whole, and the next one is made while
-    that is made use of. Not of a single file: whoever finds that may take it for a checkpoint.
+    `finished` is called for each of several shards once it is complete, while the next one is
+    written. Not for a single file, which could be mistaken for a complete checkpoint.
     """
     shards = plan(weights.outlines, max_shard_size)
     tensors = iter(weights.tensors)
@@ -106,22 +106,22 @@ def write(
         _write_shard(shard, tensors, directory)
         if finished is not None and len(shards) > 1:
             finished(directory / shard.file)
-    # Who makes them may have something to say at their end.
-    left = next(tensors, None)
-    assert left is None, f"not among the outlines: {left and left[0]}"
+    # Exhausts the iterator, which may raise at its end.
+    extra = next(tensors, None)
+    assert extra is None, f"not among the outlines: {extra and extra[0]}"
     if len(shards) > 1:
         _write_index(shards, directory)
 
 
 def raw(tensor: "torch.Tensor") -> memoryview:
-    """A tensor's bytes, as files hold them."""
+    """A tensor's bytes, as in a file."""
     import torch
 
     return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> None:
-    """Tensors wait for nothing but a place: they need not lie in the file as they come."""
+    """Tensors may come in another order than they have in the file."""
     header, starts = _header(shard.outlines)
 
     def put(file: BinaryIO, start: int, tensor: "torch.Tensor") -> None:
@@ -130,22 +130,22 @@ def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> N
 
     with (
         (directory / shard.file).open("wb") as file,
-        BackgroundTasks("write", max_pending=_WAITING) as writes,
+        BackgroundTasks("write", max_pending=_WRITE_QUEUE) as writes,
     ):
         file.write(header)
         for name, outline in shard.outlines.items():
-            found, tensor = next(tensors)
+            actual, tensor = next(tensors)
             expected = (name, outline.shape, outline.dtype)
-            assert (found, tensor.shape, tensor.dtype) == expected, f"{found} is not {expected}"
+            assert (actual, tensor.shape, tensor.dtype) == expected, f"{actual} is not {expected}"
             writes.submit(partial(put, file, starts[name], tensor))
-            del tensor  # it may be large, and belongs to who writes it
+            del tensor  # it may be large; the writer frees it
 
 
 def _header(outlines: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
-    """The head of a safetensors file, and where in the file each tensor begins.
+    """The header of a safetensors file, and each tensor's offset in the file.
 
-    The library says in which order tensors lie, and what it calls their dtypes, when it saves
-    tensors of no size under the same names.
+    The library decides the order of tensors and the names of dtypes: it saves empty tensors of the
+    same names.
     """
     import torch
     from safetensors.torch import save
@@ -171,8 +171,8 @@ def _write_index(shards: Sequence[Shard], directory: Path) -> None:
         "total_parameters": sum(outline.numel() for outline in outlines),
         "total_size": sum(outline.nbytes for outline in outlines),
     }
-    places = {name: shard.file for shard in shards for name in shard.outlines}
-    index = json.dumps({"metadata": metadata, "weight_map": places}, indent=2, sort_keys=True)
+    files = {name: shard.file for shard in shards for name in shard.outlines}
+    index = json.dumps({"metadata": metadata, "weight_map": files}, indent=2, sort_keys=True)
     (directory / INDEX).write_text(index + "\n")
 
 
@@ -180,9 +180,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(uri: str, directory: Path) -> Shapes:
-    """Every tensor in the folder's safetensors files, by their headers alone.
+    """The shape of every tensor in the folder's safetensors files, from their headers.
 
-    Raises InputError where there is none, or a file that the index names is missing or cut off.
+    Raises InputError if there is none, or if a file of the index is missing or truncated.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -193,7 +193,7 @@ def shapes(uri: str, directory: Path) -> Shapes:
         if missing := sorted(named - files):
             raise InputError(
                 uri,
-                f"{len(missing)} of {len(named)} weight files are missing: {first(missing)}",
+                f"{len(missing)} of {len(named)} weight files are missing: {shortened(missing)}",
                 fix="copy the checkpoint whole",
             )
         files = named
@@ -201,42 +201,44 @@ def shapes(uri: str, directory: Path) -> Shapes:
         raise InputError(
             uri,
             "holds no .safetensors weights",
-            fix="name a checkpoint with weights, or start from random ones: model.init: random",
+            fix="use a checkpoint with weights, or random ones: model.init: random",
         )
-    found: Shapes = {}
+    stored: Shapes = {}
     for name in sorted(files):
         try:
             with safe_open(directory / name, framework="pt") as file:
                 for tensor in file.keys():  # noqa: SIM118 - no mapping
-                    found[tensor] = tuple(file.get_slice(tensor).get_shape())
+                    stored[tensor] = tuple(file.get_slice(tensor).get_shape())
         except SafetensorError as error:
             raise InputError(
                 uri, f"its {name} cannot be read: {error}", fix="copy the file again"
             ) from error
-    return found
+    return stored
 
 
-def require(uri: str, found: Shapes, wanted: Shapes) -> None:
-    """Raises one InputError that names what is missing, superfluous, or of another shape."""
+def require(uri: str, stored: Shapes, expected: Shapes) -> None:
+    """Raises one InputError for all tensors that are missing, unexpected, or of another shape."""
     misshapen = [
-        f"{name} is {list(found[name])} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        f"{name} is {list(stored[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in stored and stored[name] != shape
     ]
     wrong = {
-        "are missing": [name for name in wanted if name not in found],
-        "are not of this model": [name for name in found if name not in wanted],
+        "are missing": [name for name in expected if name not in stored],
+        "are not of this model": [name for name in stored if name not in expected],
         "have another shape": misshapen,
     }
-    said = [f"{len(names)} {what}: {first(names)}" for what, names in wrong.items() if names]
-    if said:
+    problems = [
+        f"{len(names)} {what}: {shortened(names)}" for what, names in wrong.items() if names
+    ]
+    if problems:
         raise InputError(
             uri,
-            f"its tensors are not those of its config.json: {'; '.join(said)}",
+            f"its tensors are not those of its config.json: {'; '.join(problems)}",
             fix="check that the checkpoint was copied whole and belongs to its config.json",
         )
 
 
-def first(names: Sequence[str], limit: int = 5) -> str:
-    """The first few of them, for people."""
+def shortened(names: Sequence[str], limit: int = 5) -> str:
+    """The first few names, for messages."""
     return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")

@@ -64,7 +64,7 @@ class Order:
             text=self.text,
             platform=platform,
             needs=needs(spec, self.sizes, gpus=platform.gpus),
-            family=families.find(spec.model)[0],
+            family=families.resolve(spec.model)[0],
             registry=registry,
             nodes=nodes,
             sets=self.sets,

@@ -188,7 +188,7 @@ def _server(request: Request) -> Object:
                     f"--port={constants.VLLM_PORT}",
                     f"--dtype={request.spec.export.merged.dtype}",
                     # Code, if any, is of the project's own modules beside the weights.
-                    *request.family.served_with,
+                    *request.family.vllm_arguments,
                 ],
                 "env": [{"name": name, "value": value} for name, value in _ENVIRON.items()],
                 "ports": [{"name": "http", "containerPort": constants.VLLM_PORT}],

@@ -138,7 +138,7 @@ class RunContext:
     def _family_name(self) -> str | None:
         """None if the model cannot be read, which is reported when it is loaded."""
         with suppress(JobError):
-            return families.find(self.spec.model)[0].name
+            return families.resolve(self.spec.model)[0].name
         return None
 
     # --- models ------------------------------------------------------------------------------

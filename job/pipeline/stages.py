@@ -56,7 +56,7 @@ class Stages:
             if run.cache_limit:
                 eviction.make_room(run.cache_dir, run.cache_limit, keep=prepared / identity[:32])
         log.info("data", **rows)
-        require_images(self._spec, families.expected(self._spec.model), target)
+        require_images(self._spec, families.resolve_offline(self._spec.model), target)
         return {"rows": rows}
 
     def baseline(self, directory: Path) -> Summary:

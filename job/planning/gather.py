@@ -271,7 +271,7 @@ def _model(
         groups=tuple(groups),
         served=str(family.adapter_serving(spec.lora)) if groups else None,
         engine=engine_of(spec, family.name, devices),
-        padded=spec.train.padding_free and not family.packs,
+        padded=spec.train.padding_free and not family.supports_packing,
     )
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_dtype
-from job.families.base import BY_BOUNDS, Family, RowSize, Step
+from job.families.activation_memory import VARLEN, StepSettings
+from job.families.base import Family, RowSize
 from job.planning.sizes import GIB, trained_parameters
 from job.spec.types import JobSpec
 
@@ -109,13 +110,13 @@ def estimate(
     attention: str = spec.model.attn_implementation
     if attention == "auto":
         by_bounds = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
-        attention = BY_BOUNDS if by_bounds else "sdpa"
-    saved = family.saved(
+        attention = VARLEN if by_bounds else "sdpa"
+    saved = family.activation_memory(
         model.config,
         trained,
         rows,
-        Step(
-            width=width,
+        StepSettings(
+            itemsize=width,
             autocast=autocast,
             packed=spec.train.padding_free,
             checkpointing=spec.train.gradient_checkpointing,
@@ -124,7 +125,7 @@ def estimate(
             if experts == "auto"
             else experts,
             rank=0 if full else spec.lora.r,
-            own_layers=is_plain(spec.lora),
+            low_rank_linear=is_plain(spec.lora),
             dropout=0 if not spec.lora.lora_dropout else 1 if on_gpu else FP32,
         ),
     )
@@ -140,7 +141,7 @@ def estimate(
         activations=saved.activations,
         attention=saved.attention,
         logits=saved.logits,
-        working=saved.working + saved.made_again,
+        working=saved.workspace + saved.recomputed,
         context=CONTEXT if on_gpu else PROCESS,
     )
 

@@ -64,10 +64,10 @@ def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapte
 
     Raises SpecError where `lora` names what the model has not.
     """
-    packs = spec.train.padding_free and family.packs
+    packs = spec.train.padding_free and family.supports_packing
     padding_free = packs and not engine.brings_forward
     if padding_free:
-        family.use_packed_step(model, by_bounds=spec.model.attn_implementation == "auto")
+        family.use_packed_step(model, varlen=spec.model.attn_implementation == "auto")
     elif packs:
         log.info("rows are padded: the engine has a step of its own", engine=engine.name)
     elif spec.train.padding_free:

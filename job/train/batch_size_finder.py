@@ -21,7 +21,7 @@ from job.engines.compiling import release_blocks
 from job.engines.device import Accelerator, release_memory
 from job.engines.trainer import with_gradient
 from job.errors import OutOfMemoryError
-from job.families.base import model_inputs, to_device
+from job.families.batches import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
 from job.train.dataset import Collator, EncodedDataset
 from job.train.heaviest_batches import heaviest

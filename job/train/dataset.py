@@ -10,7 +10,8 @@ from typing import Any
 
 from job import log
 from job.errors import DataError, JobError, Problem
-from job.families.base import COUNTED, FAILED, IGNORED, TOKENS, Encoded, Family
+from job.families.base import IGNORED, Encoded, Family
+from job.families.batches import COUNTED, FAILED, TOKENS
 from job.prep.rows import Row
 from job.redaction import redact
 from job.spec.types import DataSpec, TrainSpec
@@ -131,7 +132,7 @@ def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec)
         return encoded
     if data.truncation_strategy == "delete":
         return None
-    cuttable = [i for i, token in enumerate(encoded.input_ids) if not family.protects(token)]
+    cuttable = [i for i, token in enumerate(encoded.input_ids) if not family.is_image_token(token)]
     if len(cuttable) < excess:
         return None
     cut = set(cuttable[:excess] if data.truncation_strategy == "left" else cuttable[-excess:])

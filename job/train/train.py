@@ -255,12 +255,12 @@ def _encode(row: Any, *, family: Family, spec: JobSpec) -> Any:
 
 def _loss(spec: JobSpec, engine: Engine, base: Any) -> AbstractContextManager[Any]:
     """Within, the loss is made of supervised tokens alone where that is not so by itself."""
-    from job.families.supervised_logits import supervised_alone
+    from job.families.supervised_logits import supervised_logits_only
 
     # A head in shares is gathered by its own forward pass.
     if engine.brings_forward or spec.runtime.distributed == "fsdp2":
         return nullcontext()
-    return supervised_alone(base)
+    return supervised_logits_only(base)
 
 
 def _speed(outcome: Any, trainer: Any, seconds: float) -> float:

@@ -9,13 +9,13 @@ import torch
 
 from job import families
 from job.engines.compiling import compile_blocks
-from job.families.base import to_device
+from job.families.batches import to_device
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.batch import pack
-from job.families.ernie45_vl.packed.varlen_attention import Segments, attention
+from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, attention
 from job.spec.load import load_spec
 from tests.jobs import ROOT
-from tests.unit.families.test_packed_step import BATCHES, adapted, picture, row
+from tests.unit.families.test_packed_step import BATCHES, adapted, image, row
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +25,7 @@ CUDA = torch.device("cuda")
 TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 MIXED = [
     *BATCHES["mixed images"],
-    *(row("x" * (5 + 3 * n), picture(60 + 40 * n, 56)) for n in range(12)),
+    *(row("x" * (5 + 3 * n), image(60 + 40 * n, 56)) for n in range(12)),
 ]
 
 
@@ -89,15 +89,15 @@ def test_losses_and_gradients_are_those_of_the_eager_step(
 def test_attention_by_boundaries_is_that_of_the_grid(causal: bool) -> None:
     torch.manual_seed(0)
     lengths = [3, 88, 1, 252, 40]
-    made = Segments.of(lengths)
-    grid = Segments(made.places.to(CUDA), made.real.to(CUDA), made.bounds.to(CUDA))
-    bounded = grid._replace(by_bounds=True)
+    made = PackedSequences.of(lengths)
+    grid = PackedSequences(made.indices.to(CUDA), made.mask.to(CUDA), made.cu_seqlens.to(CUDA))
+    bounded = grid._replace(varlen=True)
     shapes = [(sum(lengths), heads, 64) for heads in (8, 2, 2)]
     tensors = [torch.randn(*shape, device=CUDA, dtype=torch.bfloat16) for shape in shapes]
     outcomes = []
-    for segments in (bounded, grid):
+    for sequences in (bounded, grid):
         query, key, value = (tensor.clone().requires_grad_() for tensor in tensors)
-        out = attention(query, key, value, segments, causal=causal, scale=0.125)
+        out = attention(query, key, value, sequences, causal=causal, scale=0.125)
         (out.float() ** 2).sum().backward()
         outcomes.append([out.detach(), query.grad, key.grad, value.grad])
     for found, expected in zip(*outcomes, strict=True):

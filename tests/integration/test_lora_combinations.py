@@ -204,23 +204,23 @@ def test_what_validate_takes_runs_to_its_proof(name: str, written: Callable[[Cas
 REFUSED: dict[str, tuple[Case, str]] = {
     "a tied output layer": (
         Case(lora={"target_modules": ["q_proj", "lm_head"]}),
-        "names the output layer, whose weights are those of the embeddings",
+        "names the output layer, which shares its weight with the embeddings",
     ),
     "a tied output layer by an expression": (
         Case(model="qwen_vl", lora={"target_modules": "lm_head"}),
-        "names the output layer, whose weights are those of the embeddings",
+        "names the output layer, which shares its weight with the embeddings",
     ),
     "a norm as a module": (
         Case(lora={"target_modules": ["input_layernorm"]}),
-        "which is no linear module: no other kind is adapted",
+        "which is not a linear module: LoRA adapts no others",
     ),
     "a norm as a parameter": (
         Case(lora={"target_parameters": ["norm.weight"]}),
-        "matrices alone are adapted",
+        "LoRA adapts only matrices",
     ),
     "embeddings as a parameter": (
         Case(lora={"target_parameters": ["embed_tokens.weight"]}),
-        "a table of embeddings, which the output layer shares",
+        "which the output layer shares: LoRA does not adapt them",
     ),
     "a parameter of an adapted module": (
         Case(lora={"target_parameters": ["q_proj.weight"]}),
@@ -228,15 +228,15 @@ REFUSED: dict[str, tuple[Case, str]] = {
     ),
     "parameters that no gradient reaches": (
         Case(lora={"target_parameters": ["layers.3.mlp.vision_moe.experts.down_proj"]}),
-        "names parameters that no gradient reaches",
+        "names parameters that get no gradient",
     ),
     "experts of a family without": (
         Case(model="qwen_vl", lora={"finetune_experts": True}),
-        "adapts bare parameters",
+        "selects bare parameters",
     ),
     "a loss of routers that there are none of": (
         Case(model="qwen_vl", train={"router_aux_loss_coef": 0.1}),
-        "weighs a loss that Qwen2_5_VLForConditionalGeneration of Transformers does not compute",
+        "weights a loss that Transformers' Qwen2_5_VLForConditionalGeneration does not compute",
     ),
 }
 

@@ -173,5 +173,5 @@ def test_plan_and_validate_tell_family_targets_and_serving(ran: Ran) -> None:
 def test_a_text_model_refuses_an_image(ran: Ran, tmp_path: Path) -> None:
     if ran.spec != TEXT:
         pytest.skip("the model reads images")
-    with pytest.raises(DataError, match="the model reads text alone"):
+    with pytest.raises(DataError, match="but the model is text-only"):
         here("infer", *ran.arguments, "--image", str(picture(tmp_path)), "--question", "What?")

@@ -1,305 +1,325 @@
-"""What a training step of ERNIE-4.5-VL keeps for its backward pass, worked out from the shapes.
+"""What a training step of ERNIE-4.5-VL saves for its backward pass, computed from shapes.
 
-The rules that all of it follows from:
+The rules behind all of it:
 
-- A linear layer keeps its input only where something needs it: its own weight, or an adapter on it,
-  is trained. A frozen one keeps nothing, as its backward pass needs its weight alone.
-- Nothing is kept before the first trained weight: no gradient goes there.
-- A normalisation keeps its input in fp32, a product both its factors, an attention kernel its
-  query, key, value and output, and the cross-entropy the log-probabilities in fp32.
-- Under autocast each trained layer casts its input by itself, so that each has a copy of its own.
+- A linear layer saves its input only if its weight or an adapter on it is trained. The backward
+  pass of a frozen one needs its weight alone.
+- Nothing is saved before the first trained weight, as no gradient goes there.
+- A normalisation saves its input in fp32, a product both factors, an attention kernel its query,
+  key, value and output, and the cross-entropy the log-probabilities in fp32.
+- Under autocast each trained layer casts its input itself, so each saves a copy of its own.
 
-Tests hold the sums against the tensors that real steps keep.
+Tests hold the sums to the tensors that real steps save.
 """
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
-from job.families.ernie45_vl.packed.expert_lora import RANKS
+from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
+from job.families.base import SORTED_EXPERTS, RowSize
+from job.families.ernie45_vl.packed.expert_lora import RANK_MULTIPLE
 from job.families.loss import CHUNK
 
+if TYPE_CHECKING:
+    from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeTextConfig
+
 FP32, INDEX = 4, 8
+"""Bytes of an element, and of an int64 index."""
 
 
-def saved(config: Any, trained: Collection[str], rows: Sequence[RowSize], step: Step) -> Saved:
-    """Bytes that one forward pass over the rows keeps, and that its backward pass adds to them.
+def activation_memory(
+    config: "Ernie4_5_VLMoeConfig",
+    trained: Collection[str],
+    rows: Sequence[RowSize],
+    step: StepSettings,
+) -> ActivationMemory:
+    """What the forward pass over the rows saves, and what its backward pass adds.
 
-    `config` is the nested one; `trained` names the modules and parameters that are trained or
-    adapted.
+    `trained` names the modules and parameters that are trained or adapted.
     """
-    walk = _Walk(config, frozenset(trained), rows, step)
-    return walk.saved()
+    return _Step(config, frozenset(trained), rows, step).memory()
 
 
-class _Walk:
-    """Through the step in its order, noting what each piece keeps."""
+class _Step:
+    """Goes through a step in order and adds up what each part saves."""
 
     def __init__(
-        self, config: Any, trained: frozenset[str], rows: Sequence[RowSize], step: Step
+        self,
+        config: "Ernie4_5_VLMoeConfig",
+        trained: frozenset[str],
+        rows: Sequence[RowSize],
+        step: StepSettings,
     ) -> None:
         self.text, self.vision = config.text_config, config.vision_config
         self.trained, self.rows, self.step = trained, rows, step
-        self.live = False
-        """Whether a gradient will come back to here."""
-        self.kept: Counter[str] = Counter()
+        self.needs_gradient = False
+        """Whether the backward pass reaches the current part."""
+        self.saved: Counter[str] = Counter()
         self.largest: Counter[str] = Counter()
-        """The block that keeps most: what checkpointing makes again, one block at a time."""
+        """The block that saves most; checkpointing recomputes one block at a time."""
         self.longest = max(row.tokens for row in rows)
         self.patches = [count for row in rows for count in row.patches]
         grid = len(rows) * self.longest
-        seen = sum(row.image_tokens for row in rows)
-        # Padding counts as text; without it there is none.
+        vision = sum(row.image_tokens for row in rows)
+        # Padding goes to the text experts.
         self.tokens = sum(row.tokens for row in rows) if step.packed else grid
-        self.by_experts = {"text_moe": self.tokens - seen, "vision_moe": seen}
+        self.by_experts = {"text_moe": self.tokens - vision, "vision_moe": vision}
 
-    def saved(self) -> Saved:
+    def memory(self) -> ActivationMemory:
         if self.patches:
-            self._pictures()
-        self._language()
+            self._vision_tower()
+            self._resampler()
+        self._decoder()
         logits, log_probabilities = self._head()
-        return Saved(
-            activations=self.kept["activations"],
-            attention=self.kept["attention"],
+        return ActivationMemory(
+            activations=self.saved["activations"],
+            attention=self.saved["attention"],
             log_probabilities=log_probabilities,
             logits=logits,
-            made_again=self.largest.total() if self.step.checkpointing else 0,
-            working=self._working(),
+            recomputed=self.largest.total() if self.step.checkpointing else 0,
+            workspace=self._workspace(),
         )
 
-    # --- the pieces ------------------------------------------------------------------------
+    # --- the parts of the model ------------------------------------------------------------
 
-    def _pictures(self) -> None:
-        tower, merge = self.vision, self.vision.spatial_merge_size**2
-        count, wide = sum(self.patches), tower.hidden_size
-        self._projections(["model.vision_tower.patch_embed.proj"], count, self._pixels())
+    def _vision_tower(self) -> None:
+        tower, count = self.vision, sum(self.patches)
+        hidden = tower.hidden_size
+        self._linear(["model.vision_tower.patch_embed.proj"], count, self._patch_size())
         for number in range(tower.depth):
             name = f"model.vision_tower.blocks.{number}"
-            before = self._enter()
-            self._layer_norm(count, wide)
-            self._projections([f"{name}.attn.qkv"], count, wide)
-            held = self._attend_to_patches(count, wide)
-            self._projections([f"{name}.attn.proj"], count, wide, held=held)
-            self._layer_norm(count, wide)
-            self._projections([f"{name}.mlp.fc1"], count, wide)
+            before = self._begin_block()
+            self._layer_norm(count, hidden)
+            self._linear([f"{name}.attn.qkv"], count, hidden)
+            input_saved = self._vision_attention(count, hidden)
+            self._linear([f"{name}.attn.proj"], count, hidden, input_saved=input_saved)
+            self._layer_norm(count, hidden)
+            self._linear([f"{name}.mlp.fc1"], count, hidden)
             # x · sigmoid(1.702 x): both factors.
-            self._keep("activations", 2 * count * tower.intermediate_size)
-            self._projections([f"{name}.mlp.fc2"], count, tower.intermediate_size)
-            self._leave(before, count * wide)
-        self._layer_norm(count, wide)
-        images, joined = count // merge, wide * merge
-        for half, wide_in in (("spatial", joined), ("temporal", 2 * joined)):
-            name = f"model.resampler_model.{half}_linear"
-            self._projections([f"{name}.fc1"], images, wide_in)
-            self._keep("activations", images * joined)  # GELU keeps its input
-            self._projections([f"{name}.fc2"], images, joined)
-            self._layer_norm(images, joined)
-        self._projections(["model.resampler_model.mlp"], images, joined)
-        self._rms_norm(images)
-        self._keep("activations", images * self.text.hidden_size)  # what is put among the tokens
+            self._save("activations", 2 * count * tower.intermediate_size)
+            self._linear([f"{name}.mlp.fc2"], count, tower.intermediate_size)
+            self._end_block(before, count * hidden)
+        self._layer_norm(count, hidden)
 
-    def _attend_to_patches(self, count: int, wide: int) -> bool:
-        """Gives whether the output projection's input is the kept output itself."""
+    def _resampler(self) -> None:
+        merge = self.vision.spatial_merge_size**2
+        tokens, merged = sum(self.patches) // merge, self.vision.hidden_size * merge
+        for part, inputs in (("spatial", merged), ("temporal", 2 * merged)):
+            name = f"model.resampler_model.{part}_linear"
+            self._linear([f"{name}.fc1"], tokens, inputs)
+            self._save("activations", tokens * merged)  # GELU saves its input
+            self._linear([f"{name}.fc2"], tokens, merged)
+            self._layer_norm(tokens, merged)
+        self._linear(["model.resampler_model.mlp"], tokens, merged)
+        self._rms_norm(tokens)
+        self._save("activations", tokens * self.text.hidden_size)  # what is put among the tokens
+
+    def _vision_attention(self, count: int, hidden: int) -> bool:
+        """Returns whether the output projection's input is saved already, as attention's output."""
         heads = self.vision.num_heads
         if self.step.attention == "eager":
-            self._keep("attention", 5 * count * wide)
-            self._probabilities(heads * sum(n * n for n in self.patches))
+            self._save("attention", 5 * count * hidden)
+            self._attention_probabilities(heads * sum(n * n for n in self.patches))
             return False
-        whole = self.step.attention == BY_BOUNDS  # never a grid
-        grid = count if whole else len(self.patches) * max(self.patches)
+        varlen = self.step.attention == VARLEN  # never pads
+        grid = count if varlen else len(self.patches) * max(self.patches)
         padded = grid != count  # images of unequal sizes: copies in a padded grid
         if self.step.packed or not padded:
-            # Query and key after their rotation; the value is a view of all three before it.
-            self._keep("attention", 5 * count * wide)
+            # Query and key after RoPE; the value is a view of all three before it.
+            self._save("attention", 5 * count * hidden)
         if padded:
-            self._keep("attention", 3 * grid * wide)
-        self._keep("attention", grid * wide)  # the output
-        self._keep("attention", grid * heads, FP32)  # and each row's scale
+            self._save("attention", 3 * grid * hidden)
+        self._save("attention", grid * hidden)  # the output
+        self._save("attention", grid * heads, FP32)  # the log-sum-exp of each row
         return not padded
 
-    def _language(self) -> None:
+    def _decoder(self) -> None:
         text, tokens = self.text, self.tokens
-        wide, head = text.hidden_size, head_dim(text)
+        hidden, head = text.hidden_size, head_dim(text)
         every, by_experts = tokens, self.by_experts
         for number, kind in enumerate(text.mlp_layer_types):
             name = f"model.language_model.layers.{number}"
-            before = self._enter()
+            before = self._begin_block()
             self._rms_norm(tokens)
             attention = f"{name}.self_attn"
-            self._projections([f"{attention}.{x}_proj" for x in "qkv"], tokens, wide)
-            held = self._attend_to_tokens()
+            self._linear([f"{attention}.{x}_proj" for x in "qkv"], tokens, hidden)
+            input_saved = self._causal_attention()
             heads = text.num_attention_heads * head
-            if number == len(text.mlp_layer_types) - 1 and self._ends_early(name):
-                held, tokens = False, self._supervised_alone()
-            self._projections([f"{attention}.o_proj"], tokens, heads, held=held)
+            if number == len(text.mlp_layer_types) - 1 and self._skips_unsupervised(name):
+                input_saved, tokens = False, self._keep_supervised()
+            self._linear([f"{attention}.o_proj"], tokens, heads, input_saved=input_saved)
             self._rms_norm(tokens)
             if kind == "dense":
-                self._gated_mlp(f"{name}.mlp", text.intermediate_size)
+                self._feed_forward(f"{name}.mlp", text.intermediate_size)
             else:
-                self._experts(f"{name}.mlp")
+                self._routed_experts(f"{name}.mlp")
                 shared = text.moe_intermediate_size[0] * text.moe_num_shared_experts
                 if shared:
-                    self._gated_mlp(f"{name}.mlp.shared_experts", shared)
-            self._leave(before, every * wide)
+                    self._feed_forward(f"{name}.mlp.shared_experts", shared)
+            self._end_block(before, every * hidden)
         self.tokens, self.by_experts = every, by_experts
-        self._keep("activations", 2 * every * head, FP32)  # cosine and sine, one pair for all
+        self._save("activations", 2 * every * head, FP32)  # cos and sin, shared by all layers
         self._rms_norm(tokens)
 
-    def _ends_early(self, last: str) -> bool:
-        """Whether the last layer goes on with supervised tokens alone; see `packed.model`."""
-        pictured = f"{last}.mlp.vision_moe"
-        return self.step.packed and not any(name.startswith(pictured) for name in self.trained)
+    def _skips_unsupervised(self, last: str) -> bool:
+        """Whether the last layer computes supervised tokens only; see `packed.model`."""
+        vision = f"{last}.mlp.vision_moe"
+        return self.step.packed and not any(name.startswith(vision) for name in self.trained)
 
-    def _supervised_alone(self) -> int:
+    def _keep_supervised(self) -> int:
         self.tokens = sum(row.trained for row in self.rows)
         self.by_experts = {"text_moe": self.tokens, "vision_moe": 0}
         return self.tokens
 
-    def _attend_to_tokens(self) -> bool:
-        """Gives whether the output projection's input is the kept output itself."""
+    def _causal_attention(self) -> bool:
+        """Returns whether the output projection's input is saved already, as attention's output."""
         text, step = self.text, self.step
         head = head_dim(text)
         queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
         tokens = sum(row.tokens for row in self.rows)
-        grid = tokens if step.attention == BY_BOUNDS else len(self.rows) * self.longest
+        grid = tokens if step.attention == VARLEN else len(self.rows) * self.longest
         padded = grid != tokens
         if step.attention == "eager":
-            self._probabilities(text.num_attention_heads * len(self.rows) * self.longest**2)
-            self._keep("attention", 3 * grid * queries)  # keys and values repeated for all heads
+            self._attention_probabilities(
+                text.num_attention_heads * len(self.rows) * self.longest**2
+            )
+            self._save("attention", 3 * grid * queries)  # keys and values repeated for all heads
             return False
         if step.packed:
             if padded:  # rows of unequal length: copies in a padded grid
-                self._keep("attention", self.tokens * (queries + 2 * keys))
-            self._keep("attention", grid * (2 * queries + 2 * keys))
+                self._save("attention", self.tokens * (queries + 2 * keys))
+            self._save("attention", grid * (2 * queries + 2 * keys))
         else:
-            # With a mask kernels take as many keys as queries.
+            # With a mask kernels take as many key heads as query heads.
             repeated = queries if padded else keys
-            self._keep("attention", grid * (2 * queries + 2 * repeated))
-        self._keep("attention", grid * text.num_attention_heads, FP32)
+            self._save("attention", grid * (2 * queries + 2 * repeated))
+        self._save("attention", grid * text.num_attention_heads, FP32)
         return not (step.packed and padded)
 
-    def _experts(self, name: str) -> None:
+    def _routed_experts(self, name: str) -> None:
         text, step = self.text, self.step
-        wide, chosen = text.hidden_size, text.moe_k
-        if not step.packed:  # two masks as wide as the hidden states tell the modalities apart
-            self._keep("activations", 2 * self.tokens * wide, 1)
-        for kind, inner in zip(self.by_experts, text.moe_intermediate_size, strict=True):
-            count = self.by_experts[kind]
+        hidden, k = text.hidden_size, text.moe_k
+        if not step.packed:  # two masks as wide as the hidden states select the modalities
+            self._save("activations", 2 * self.tokens * hidden, 1)
+        for modality, inner in zip(self.by_experts, text.moe_intermediate_size, strict=True):
+            count = self.by_experts[modality]
             if not count:
                 continue
-            stem = f"{name}.{kind}.experts"
-            copies = count * chosen
+            stem = f"{name}.{modality}.experts"
+            copies = count * k
             up, down = (f"{stem}.{x}_proj" in self.trained for x in ("gate_up", "down"))
-            if f"{name}.{kind}.gate.weight" in self.trained:
-                self._keep("activations", count * wide, FP32)
-            self.live = self.live or up or down
-            self._keep("activations", count * (text.moe_num_experts + 3 * chosen), FP32)  # routing
-            self._keep("activations", 3 * copies, INDEX)  # which copy goes where, and back
-            own = step.experts == SORTED_EXPERTS
-            # Gate and up in one tensor, and the activated gate; then what the router learns by:
-            # the product of both, or what comes out.
-            self._keep("activations", copies * (4 * inner if own else 3 * inner + wide))
-            if step.experts == "eager":  # adding up keeps what it adds
-                self._keep("activations", copies * wide)
-            weights = text.moe_num_experts * wide * inner
-            for on, inputs, size in ((up, wide, 2 * weights), (down, inner, weights)):
-                if on:
-                    self._keep("activations", copies * inputs)
-                    if step.rank and own and step.packed:
-                        self._keep("activations", copies * (step.rank + -step.rank % RANKS))
+            if f"{name}.{modality}.gate.weight" in self.trained:
+                self._save("activations", count * hidden, FP32)
+            self.needs_gradient = self.needs_gradient or up or down
+            self._save("activations", count * (text.moe_num_experts + 3 * k), FP32)  # routing
+            self._save("activations", 3 * copies, INDEX)  # the order of copies, and its inverse
+            ours = step.experts == SORTED_EXPERTS
+            # Gate and up in one tensor, and the activated gate; then what the routing weight's
+            # gradient needs: the product of both, or the output.
+            self._save("activations", copies * (4 * inner if ours else 3 * inner + hidden))
+            if step.experts == "eager":  # adding up saves what it adds
+                self._save("activations", copies * hidden)
+            weights = text.moe_num_experts * hidden * inner
+            for adapted, inputs, size in ((up, hidden, 2 * weights), (down, inner, weights)):
+                if adapted:
+                    self._save("activations", copies * inputs)
+                    if step.rank and ours and step.packed:
+                        rank = step.rank + -step.rank % RANK_MULTIPLE
+                        self._save("activations", copies * rank)
                     elif step.rank:  # PEFT adds the product to a copy of all experts' weights
-                        self._keep("activations", size)
+                        self._save("activations", size)
 
-    def _gated_mlp(self, name: str, inner: int) -> None:
-        self._projections(
-            [f"{name}.gate_proj", f"{name}.up_proj"], self.tokens, self.text.hidden_size
-        )
+    def _feed_forward(self, name: str, inner: int) -> None:
+        self._linear([f"{name}.gate_proj", f"{name}.up_proj"], self.tokens, self.text.hidden_size)
         # The gate before and after its activation, and what it is multiplied by.
-        self._keep("activations", 3 * self.tokens * inner)
-        self._projections([f"{name}.down_proj"], self.tokens, inner)
+        self._save("activations", 3 * self.tokens * inner)
+        self._linear([f"{name}.down_proj"], self.tokens, inner)
 
     def _head(self) -> tuple[int, int]:
-        """The bytes of logits at their peak, and those of them that are kept from the forward pass.
+        """The bytes of logits at their peak, and those of them that the forward pass saves.
 
-        Log-probabilities are kept; the loss's gradient by them, and by the logits, come beside them
-        before any layer's backward pass has freed a thing.
+        Log-probabilities are saved; their gradient and that of the logits join them before any
+        layer's backward pass has freed memory.
         """
         step, supervised = self.step, sum(row.trained for row in self.rows)
         trained = "lm_head" in self.trained
-        held = (min(supervised, CHUNK) if step.packed else self.tokens) * self.text.vocab_size
-        if trained or step.packed:  # its input, or the gradient that is made along
-            self._keep("activations", supervised * self.text.hidden_size)
+        logits = (min(supervised, CHUNK) if step.packed else self.tokens) * self.text.vocab_size
+        if trained or step.packed:  # its input, or the gradient computed in the forward pass
+            self._save("activations", supervised * self.text.hidden_size)
         if step.packed and not trained:
-            return (FP32 + step.width) * held, 0
+            return (FP32 + step.itemsize) * logits, 0
         chunked = step.packed and supervised > CHUNK
-        return 3 * FP32 * held, 0 if chunked else FP32 * held
+        return 3 * FP32 * logits, 0 if chunked else FP32 * logits
 
-    def _working(self) -> int:
-        """The temporary tensors of the widest layer's backward pass.
+    def _workspace(self) -> int:
+        """The temporary tensors of the largest layer's backward pass.
 
-        The gradients of routed copies on both sides of the experts, and of gate and up; beside them
-        lie the batch's pixels.
+        Gradients of the routed copies on both sides of the experts, and of gate and up; and the
+        batch's pixels.
         """
         text = self.text
         routed = (
             self.tokens * text.moe_k * (3 * text.hidden_size + 4 * max(text.moe_intermediate_size))
         )
         dense = self.tokens * (3 * text.hidden_size + 4 * text.intermediate_size)
-        return max(routed, dense) * self.step.width + sum(self.patches) * self._pixels() * FP32
+        pixels = sum(self.patches) * self._patch_size() * FP32
+        return max(routed, dense) * self.step.itemsize + pixels
 
-    def _pixels(self) -> int:
+    def _patch_size(self) -> int:
         return int(self.vision.in_channels * self.vision.patch_size**2)
 
-    # --- what they are made of -------------------------------------------------------------
+    # --- the operations --------------------------------------------------------------------
 
-    def _enter(self) -> Counter[str]:
-        return Counter(self.kept)
+    def _begin_block(self) -> Counter[str]:
+        return Counter(self.saved)
 
-    def _leave(self, before: Counter[str], input_size: int) -> None:
-        """Ends a block: with checkpointing its input is all that stays of it."""
-        block = self.kept - before
+    def _end_block(self, before: Counter[str], input_size: int) -> None:
+        """With checkpointing, all that stays of a block is its input."""
+        block = self.saved - before
         if self.step.checkpointing and block:
             self.largest = max(self.largest, block, key=Counter.total)
-            self.kept = before
-            self._keep("activations", input_size)
+            self.saved = before
+            self._save("activations", input_size)
 
-    def _keep(self, part: str, count: int, width: int | None = None) -> None:
-        if self.live:
-            self.kept[part] += count * (self.step.width if width is None else width)
+    def _save(self, part: str, count: int, itemsize: int | None = None) -> None:
+        if self.needs_gradient:
+            self.saved[part] += count * (self.step.itemsize if itemsize is None else itemsize)
 
-    def _projections(
-        self, names: Sequence[str], tokens: int, wide: int, *, held: bool = False
+    def _linear(
+        self, names: Sequence[str], tokens: int, inputs: int, *, input_saved: bool = False
     ) -> None:
-        """Linear layers on one input, which something else has kept already where it is `held`."""
+        """Linear layers on one input, which the operation before may have saved already."""
         step, trained = self.step, sum(name in self.trained for name in names)
         if not trained:
             return
-        self.live = True
-        # PEFT's adapter is fp32. Where autocast does not bring its input back, that is cast to it.
-        by_peft = step.rank and not step.own_layers
-        width = FP32 if by_peft and not step.autocast else step.width
-        apart = step.autocast or step.dropout > 0 or width != step.width
-        self._keep("activations", (trained if apart else not held) * tokens * wide, width)
-        self._keep("activations", trained * tokens * step.rank, width)  # between its two matrices
+        self.needs_gradient = True
+        # PEFT's adapter is fp32, and without autocast its input is cast to that.
+        by_peft = step.rank and not step.low_rank_linear
+        itemsize = FP32 if by_peft and not step.autocast else step.itemsize
+        copies = step.autocast or step.dropout > 0 or itemsize != step.itemsize
+        self._save(
+            "activations", (trained if copies else not input_saved) * tokens * inputs, itemsize
+        )
+        self._save("activations", trained * tokens * step.rank, itemsize)  # between its matrices
         if step.dropout:
-            self._keep("activations", trained * tokens * wide, step.dropout)
+            self._save("activations", trained * tokens * inputs, step.dropout)
 
-    def _probabilities(self, count: int) -> None:
-        """Of eager attention: in fp32, and cast to what the values are multiplied in."""
-        cast = self.step.width if self.step.width != FP32 else 0
-        self._keep("attention", count, FP32 + cast)
+    def _attention_probabilities(self, count: int) -> None:
+        """Of eager attention: in fp32, and cast to the dtype of the values."""
+        cast = self.step.itemsize if self.step.itemsize != FP32 else 0
+        self._save("attention", count, FP32 + cast)
 
     def _rms_norm(self, tokens: int) -> None:
-        self._keep("activations", tokens * (self.text.hidden_size + 1), FP32)
-        if not self.step.rank:  # its own weight is trained: what that is multiplied by
-            self._keep("activations", tokens * self.text.hidden_size)
+        self._save("activations", tokens * (self.text.hidden_size + 1), FP32)
+        if not self.step.rank:  # its own weight is trained: the factor beside that
+            self._save("activations", tokens * self.text.hidden_size)
 
-    def _layer_norm(self, tokens: int, wide: int) -> None:
-        # Autocast computes it in fp32, of a copy.
-        self._keep("activations", tokens * wide, FP32 if self.step.autocast else None)
-        self._keep("activations", 2 * tokens, FP32)
+    def _layer_norm(self, tokens: int, hidden: int) -> None:
+        # Autocast computes it in fp32, from a copy.
+        self._save("activations", tokens * hidden, FP32 if self.step.autocast else None)
+        self._save("activations", 2 * tokens, FP32)
 
 
-def head_dim(text: Any) -> int:
+def head_dim(text: "Ernie4_5_VLMoeTextConfig") -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)

@@ -1,19 +1,19 @@
-"""Which parts of ERNIE-4.5-VL a LoRA adapter reaches, by the spec's toggles or names.
+"""LoRA targets of ERNIE-4.5-VL, by the spec's toggles or names.
 
-The reference is the tutorial's target list (q, k, v, o, gate, up, down, fc1, fc2): attention,
-the dense and the shared experts' MLPs, the vision tower's MLPs and the resampler. Routed experts
-are fused 3-D parameters, not modules: `finetune_experts` adds them as PEFT target parameters.
+The reference is the tutorial's target list (q, k, v, o, gate, up, down, fc1, fc2): attention, the
+MLPs of dense layers and shared experts, the vision tower's MLPs, and the resampler. Routed experts
+are fused 3-D parameters, not modules: `finetune_experts` adds them as PEFT's target parameters.
 """
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
 from job.families.lora.targets import (
     ALL_LINEAR,
-    Linear,
+    LinearModules,
     matching,
     merged_settings,
     selected,
@@ -32,7 +32,7 @@ MODULES: dict[str, str] = {
     r"(gate|up|down)_proj",
     "vision mlp": r"model\.vision_tower\.blocks\.\d+\.mlp\.fc[12]",
     "resampler": r"model\.resampler_model\.(spatial|temporal)_linear\.fc[12]",
-    # Reached by name only.
+    # By name only.
     "vision attention": r"model\.vision_tower\.blocks\.\d+\.attn\.(qkv|proj)",
     "other modules": r".*",
 }
@@ -43,85 +43,91 @@ PARAMETERS: dict[str, str] = {
 }
 
 
-UNREACHED = (
+WITHOUT_GRADIENT = (
     r"model\.language_model\.layers\.{last}\.mlp\.vision_moe\.experts\..*"
     r"|.*\.e_score_correction_bias"
 )
-"""What no gradient reaches: image tokens, whose experts these are, predict nothing, and from the
-last layer their states go nowhere else; and what corrects the choice of experts."""
+"""Parameters that get no gradient: the last layer's vision experts, as image tokens are never
+supervised and no later layer reads their states; and the bias that corrects the choice of
+experts."""
+
+
+_Problem = tuple[str, str]
+"""A reason and a fix."""
+_USE_TOGGLE = "for the routed experts set finetune_experts: true"
 
 
 def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
     """Every module and parameter that the spec selects, by full name.
 
-    Raises SpecError where a name or pattern of the spec selects nothing.
+    Raises SpecError if a name or pattern of the spec selects nothing.
     """
-    linear = Linear.of(model)
+    linear = LinearModules.of(model)
     parameters = dict(model.named_parameters())
-    unreached = re.compile(UNREACHED.format(last=model.config.text_config.num_hidden_layers - 1))
-    reached = [name for name in parameters if not unreached.fullmatch(name)]
+    last = model.config.text_config.num_hidden_layers - 1
+    without_gradient = re.compile(WITHOUT_GRADIENT.format(last=last))
+    trainable = [name for name in parameters if not without_gradient.fullmatch(name)]
     groups: list[TargetGroup] = []
 
     if lora.target_modules is not None:
-        groups += _sorted_out(linear.named(lora.target_modules), MODULES, "modules")
+        groups += _grouped(linear.named(lora.target_modules), MODULES, "modules")
     else:
         groups += [
             TargetGroup(name=group, modules=tuple(matching(linear.names, MODULES[group])))
             for group in _toggled(lora)
         ]
     if lora.target_parameters is not None:
-        taken = {f"{name}.weight" for group in groups for name in group.modules}
+        adapted = {f"{name}.weight" for group in groups for name in group.modules}
         chosen: list[str] = []
-        for wanted in lora.target_parameters:
-            named = [name for name in parameters if name.endswith(wanted)]
-            found = [name for name in reached if name in named]
-            if reason := _hindrance(wanted, named, found, parameters, taken, linear):
-                raise SpecError("$.lora.target_parameters", reason[0], value=wanted, fix=reason[1])
-            chosen += [name for name in found if name not in chosen]
-        groups += _sorted_out(chosen, PARAMETERS, "parameters")
+        for suffix_ in lora.target_parameters:
+            matches = [name for name in trainable if name.endswith(suffix_)]
+            if not any(name.endswith(suffix_) for name in parameters):
+                problem: _Problem | None = ("names no parameter of the model", _USE_TOGGLE)
+            else:
+                problem = _problem({name: parameters[name] for name in matches}, adapted, linear)
+            if problem is not None:
+                reason, fix = problem
+                raise SpecError("$.lora.target_parameters", reason, value=suffix_, fix=fix)
+            chosen += [name for name in matches if name not in chosen]
+        groups += _grouped(chosen, PARAMETERS, "parameters")
     elif lora.finetune_experts:
-        found = matching(reached, PARAMETERS[EXPERTS])
-        groups.append(TargetGroup(name=EXPERTS, parameters=tuple(found)))
+        experts = matching(trainable, PARAMETERS[EXPERTS])
+        groups.append(TargetGroup(name=EXPERTS, parameters=tuple(experts)))
 
     return selected(groups)
 
 
-def _hindrance(
-    wanted: str,
-    named: Sequence[str],
-    reached: Sequence[str],
-    parameters: "Mapping[str, torch.nn.Parameter]",
-    taken: Set[str],
-    linear: Linear,
-) -> tuple[str, str] | None:
-    """Why the parameters that end so cannot be adapted, and what to do."""
-    experts = "for the routed experts set finetune_experts: true"
-    if not named:
-        return "names no parameter of the model", experts
-    if not reached:
-        return "names parameters that no gradient reaches", "remove it"
-    flat = [name for name in reached if parameters[name].ndim not in (2, 3)]
-    if flat:
-        sizes = "x".join(map(str, parameters[flat[0]].shape))
-        return f"names {flat[0]} of {sizes}: matrices alone are adapted", experts
-    embeddings = [name for name in reached if "embed_tokens" in name]
-    if embeddings:
-        shared = ", which the output layer shares" if linear.tied else ""
-        return f"names {embeddings[0]}, a table of embeddings{shared}: none is adapted", experts
-    if twice := sorted(taken & {*reached}):
+def _problem(
+    matches: "Mapping[str, torch.nn.Parameter]", adapted: Set[str], linear: LinearModules
+) -> _Problem | None:
+    """Why these trainable parameters cannot be adapted, and the fix.
+
+    `adapted` are the weights that target modules adapt.
+    """
+    if not matches:
+        return "names parameters that get no gradient", "remove it"
+    for name, parameter in matches.items():
+        if parameter.ndim not in (2, 3):
+            sizes = "x".join(map(str, parameter.shape))
+            return f"names {name} of shape {sizes}: LoRA adapts only matrices", _USE_TOGGLE
+    for name in matches:
+        if "embed_tokens" in name:
+            tied = ", which the output layer shares" if linear.tied else ""
+            return f"names the embeddings {name}{tied}: LoRA does not adapt them", _USE_TOGGLE
+    if twice := sorted(adapted & matches.keys()):
         module = twice[0].removesuffix(".weight")
         return (
             f"names {twice[0]}, which lora.target_modules or the toggles adapt already",
-            f"leave it to them, or narrow them so that they do not name {module}",
+            f"remove it, or narrow them so that they do not select {module}",
         )
     return None
 
 
 def serving(lora: LoraSpec) -> AdapterServing:
-    """What of the spec's adapter vLLM can serve; from the spec alone, before any model is there.
+    """What vLLM can serve of the spec's adapter; needs no model.
 
-    vLLM 0.32 and 0.33 drop what an adapter holds for MLPs, vision tower and resampler without a
-    word, refuse routed experts, and fail on shared ones. Adapters with DoRA or biases they refuse.
+    vLLM 0.32 and 0.33 silently drop an adapter's weights for MLPs, vision tower and resampler,
+    reject routed experts, DoRA and biases, and crash on shared experts.
     """
     if lora.target_modules is None:
         kinds = list(_toggled(lora))
@@ -145,7 +151,7 @@ def serving(lora: LoraSpec) -> AdapterServing:
 
 
 def _toggled(lora: LoraSpec) -> tuple[str, ...]:
-    """The groups that the toggles turn on."""
+    """The groups that the spec's toggles turn on."""
     language, vision = lora.finetune_language_layers, lora.finetune_vision_layers
     wanted = {
         ATTENTION: language and lora.finetune_attention_modules,
@@ -157,7 +163,7 @@ def _toggled(lora: LoraSpec) -> tuple[str, ...]:
 
 
 def _examples() -> dict[str, list[str]]:
-    """Names of modules by kind, of a model with more layers than there is."""
+    """Module names by kind, of a model with more layers than any checkpoint."""
     layers = [f"model.language_model.layers.{n}" for n in range(128)]
     blocks = [f"model.vision_tower.blocks.{n}" for n in range(128)]
     mlps = [f"{layer}.mlp{part}" for layer in layers for part in ("", ".shared_experts")]
@@ -172,12 +178,12 @@ def _examples() -> dict[str, list[str]]:
     }
 
 
-def _sorted_out(names: list[str], kinds: dict[str, str], field: str) -> list[TargetGroup]:
-    """Named targets by kind, each in the first that it matches."""
-    found: dict[str, list[str]] = {}
+def _grouped(names: list[str], kinds: dict[str, str], field: str) -> list[TargetGroup]:
+    """Targets by kind, each in the first kind whose pattern it matches."""
+    by_kind: dict[str, list[str]] = {}
     for name in names:
         kind = next(kind for kind, pattern in kinds.items() if re.fullmatch(pattern, name))
-        found.setdefault(kind, []).append(name)
+        by_kind.setdefault(kind, []).append(name)
     return [
-        TargetGroup(name=kind, **{field: tuple(found[kind])}) for kind in kinds if kind in found
+        TargetGroup(name=kind, **{field: tuple(by_kind[kind])}) for kind in kinds if kind in by_kind
     ]

@@ -1,8 +1,8 @@
-"""The 3-D rotary positions of ERNIE-4.5-VL, made on the host before a step.
+"""M-RoPE: the 3-D rotary positions of ERNIE-4.5-VL, computed on the host before a step.
 
-Transformers computes them inside `forward`, in Python over device tensors: dozens of host
-synchronisations a row. These are the same numbers from lists (checked against
-`Ernie4_5_VLMoeModel.get_rope_index` by a test), so the model is handed tensors.
+Transformers computes them inside `forward`, in Python over device tensors: dozens of host syncs a
+row. These are the same numbers, computed from lists; a test holds them to
+`Ernie4_5_VLMoeModel.get_rope_index`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,37 +12,37 @@ import torch
 from job.families.ernie45_vl.image_processing import Grid
 
 
-def rope_positions(
+def mrope_positions(
     is_image: Sequence[Sequence[bool]],
     grids: Sequence[Grid],
     *,
     spatial_merge_size: int,
     length: int,
 ) -> torch.Tensor:
-    """Temporal, height and width positions, shape (3, B, T) with T = `length`.
+    """Time, height and width positions, (3, B, T) with T = `length`.
 
-    `is_image` marks the image tokens of each unpadded row; `grids` holds every image of the
-    batch in order. Text counts on by one in all three; an image's tokens take the place of its
-    first in time and their row and column in space, and the text after it goes on from its
-    longer side. Padding (on the right) stays 0.
+    `is_image` flags the image tokens of each unpadded row; `grids` are the batch's images in
+    order. Text tokens advance all three by one. All tokens of an image share one time; their
+    height and width add their row and column to it. The text after an image continues from the
+    image's longer side. Right padding stays 0.
     """
     positions = torch.zeros(3, len(is_image), length, dtype=torch.long)
     remaining = iter(grids)
-    for row, marks in enumerate(is_image):
-        start = 0  # the token's place in the row
-        position = 0  # the position it is given
-        for image, count in _runs(marks):
+    for row, flags in enumerate(is_image):
+        start = 0  # the run's first token
+        position = 0  # and its position
+        for image, count in _runs(flags):
             end = start + count
             if image:
                 for grid in _grids_of_run(remaining, count, spatial_merge_size):
                     _, height, width = grid
                     rows, columns = height // spatial_merge_size, width // spatial_merge_size
                     tokens = rows * columns
-                    place = torch.arange(tokens)
+                    index = torch.arange(tokens)
                     target = positions[:, row, start : start + tokens]  # (3, tokens)
                     target[0] = position
-                    target[1] = position + place // columns
-                    target[2] = position + place % columns
+                    target[1] = position + index // columns
+                    target[2] = position + index % columns
                     position += max(rows, columns)
                     start += tokens
             else:
@@ -52,16 +52,17 @@ def rope_positions(
     return positions
 
 
-def _runs(marks: Sequence[bool]) -> Iterator[tuple[bool, int]]:
+def _runs(flags: Sequence[bool]) -> Iterator[tuple[bool, int]]:
+    """Each run of equal flags, with its length."""
     start = 0
-    for index in range(1, len(marks) + 1):
-        if index == len(marks) or marks[index] != marks[start]:
-            yield marks[start], index - start
+    for index in range(1, len(flags) + 1):
+        if index == len(flags) or flags[index] != flags[start]:
+            yield flags[start], index - start
             start = index
 
 
 def _grids_of_run(remaining: Iterator[Grid], count: int, merge: int) -> Iterator[Grid]:
-    """The grids whose tokens fill a run of `count` image tokens: one, by the chat template."""
+    """The images of a run of `count` image tokens; chat templates allow one."""
     while count > 0:
         grid = next(remaining)
         count -= grid[1] * grid[2] // merge**2

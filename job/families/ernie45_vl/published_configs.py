@@ -1,7 +1,7 @@
-"""What is known of the published checkpoints without reading them: their architecture.
+"""The configurations of the published checkpoints, known without a download.
 
-All ERNIE-4.5-VL-28B-A3B checkpoints are the defaults of Transformers' own configuration
-(29.4 billion parameters), so that a plan or a manifest of one needs no hub.
+All ERNIE-4.5-VL-28B-A3B checkpoints have the defaults of Transformers' own configuration (29.4
+billion parameters), so a plan or a manifest of one needs no access to the hub.
 """
 
 import re
@@ -13,5 +13,5 @@ _PUBLISHED = re.compile(r"hf://(baidu|unsloth)/ERNIE-4\.5-VL-28B-A3B(-Base)?-PT(
 
 
 def config(uri: str) -> dict[str, Any] | None:
-    """The configuration of a checkpoint of the published 28B-A3B architecture; None of others."""
+    """The configuration of a published 28B-A3B checkpoint; None for other URIs."""
     return {"model_type": NATIVE_MODEL_TYPE} if _PUBLISHED.fullmatch(uri) else None

@@ -1,9 +1,9 @@
-"""The architecture of `builtin://ernie-vl-tiny`: ERNIE-4.5-VL in miniature, with all its parts.
+"""Builds `builtin://ernie-vl-tiny`: ERNIE-4.5-VL in miniature, with all its parts.
 
-Two modality-isolated sets of routed experts, shared experts, a dense first layer, 3-D rotary
-positions, the vision tower and the variable-resolution resampler: what works on this model works
-on the 28B one, in seconds on a CPU. The head dimension is 128 and the rotary sections are the
-published ones, because vLLM serves nothing else.
+Two modality-isolated sets of routed experts, shared experts, a dense first layer, M-RoPE, the
+vision tower and the variable-resolution resampler: what works on this model works on the 28B one,
+in seconds on a CPU. The head dimension of 128 and the M-RoPE sections are the published ones,
+because vLLM supports no others.
 
     python -m job.families.ernie45_vl.tiny DIRECTORY      writes config, tokenizer and processor
 
@@ -13,8 +13,13 @@ published ones, because vLLM serves nothing else.
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job.prep.formulas.grammar import VOCABULARY
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeProcessor
 
 SPECIAL_TOKENS = {
     "pad_token": "<unk>",
@@ -28,7 +33,7 @@ SPECIAL_TOKENS = {
     "video_token": "<|VIDEO_PLACEHOLDER|>",
 }
 
-# One token a command, so that a formula takes about as many steps to write as it has symbols.
+# One token a command, so that generating a formula takes about as many steps as it has symbols.
 COMMANDS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi
 varpi rho varrho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma
@@ -78,17 +83,17 @@ TEXT = {
     "max_position_embeddings": 4096,
     "rope_parameters": {
         "rope_type": "default",
-        "rope_theta": 10000.0,  # rows are short: a loss of 1.08 after 1,000 steps, 1.17 at 500,000
+        "rope_theta": 10000.0,  # for short rows: loss 1.08 after 1,000 steps; with 500,000: 1.17
         "mrope_section": [22, 22, 20],
     },
 }
 
-# Paper is 0 and ink is -3.3, as nearly all of a formula's picture is paper. With the published mean
-# and deviation paper is the largest value of all, and a model from random weights takes several
-# times as many steps to see the ink: a loss of 2.43 after 600 steps of 512, 0.61 so.
+# Nearly all of a formula's image is paper, so paper is 0 and ink is -3.3. With the published mean
+# and deviation paper is the largest value, and a model with random weights takes several times as
+# many steps to see the ink: loss 2.43 after 600 steps of 512, instead of 0.61.
 IMAGE_MEAN, IMAGE_STD = (1.0, 1.0, 1.0), (0.3, 0.3, 0.3)
 
-# Cheap for a laptop: an image of 56 × 336 pixels becomes 24 tokens, and none more than 256.
+# Cheap on a laptop: an image of 56 × 336 pixels has 24 tokens, and none has more than 256.
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 256 * 28 * 28
 
 CHAT_TEMPLATE = """\
@@ -123,8 +128,24 @@ CHAT_TEMPLATE = """\
 
 
 def build(directory: Path) -> None:
-    """Writes what a checkpoint of this architecture holds besides its weights."""
-    import transformers
+    """Writes the architecture's checkpoint without weights."""
+    tokenizer = _tokenizer()
+    config, processor = _config(tokenizer), _processor(tokenizer)
+    directory.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(directory)
+    config.save_pretrained(directory)
+    ids = _special_ids(tokenizer)
+    generation = {
+        "bos_token_id": ids["bos_token"],
+        "eos_token_id": ids["eos_token"],
+        "pad_token_id": ids["pad_token"],
+        "do_sample": False,
+    }
+    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def _tokenizer() -> "Tokenizer":
+    """Byte-level, with a token for each special token, command and word."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -143,28 +164,27 @@ def build(directory: Path) -> None:
     )
     commands = [f"\\{command}" for command in COMMANDS]
     commands += [token for token in VOCABULARY if len(token) > 1]
-    # The longest match wins, so `\infty` is not read as `\in`; words match whole words only, so
-    # that neighbouring variables are never taken for one.
+    # The longest match wins, so `\infty` does not become `\in`; words match whole words only, so
+    # that neighbouring variables never become one.
     tokenizer.add_tokens(
         [
             AddedToken(token, normalized=False, single_word=token in WORDS)
             for token in dict.fromkeys([*commands, *WORDS, "<think>", "</think>"])
         ]
     )
+    return tokenizer
 
-    wrapped = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        padding_side="left",
-        model_max_length=TEXT["max_position_embeddings"],
-        unk_token=SPECIAL_TOKENS["pad_token"],
-        extra_special_tokens={
-            k: v for k, v in SPECIAL_TOKENS.items() if k[:5] in ("image", "video")
-        },
-        **{k: v for k, v in SPECIAL_TOKENS.items() if k[:5] not in ("image", "video")},
-    )
-    ids = {name: tokenizer.token_to_id(token) for name, token in SPECIAL_TOKENS.items()}
+
+def _special_ids(tokenizer: "Tokenizer") -> dict[str, int | None]:
+    return {name: tokenizer.token_to_id(token) for name, token in SPECIAL_TOKENS.items()}
+
+
+def _config(tokenizer: "Tokenizer") -> "Ernie4_5_VLMoeConfig":
+    import transformers
+
+    ids = _special_ids(tokenizer)
     vocabulary = -(-tokenizer.get_vocab_size() // 64) * 64
-    config = transformers.Ernie4_5_VLMoeConfig(
+    return transformers.Ernie4_5_VLMoeConfig(
         architectures=["Ernie4_5_VLMoeForConditionalGeneration"],
         text_config={
             **TEXT,
@@ -181,8 +201,22 @@ def build(directory: Path) -> None:
             for part in ("start_token_id", "end_token_id", "token_id")
         },
     )
+
+
+def _processor(tokenizer: "Tokenizer") -> "Ernie4_5_VLMoeProcessor":
+    import transformers
+
+    is_media = {key: key[:5] in ("image", "video") for key in SPECIAL_TOKENS}
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        padding_side="left",
+        model_max_length=TEXT["max_position_embeddings"],
+        unk_token=SPECIAL_TOKENS["pad_token"],
+        extra_special_tokens={k: v for k, v in SPECIAL_TOKENS.items() if is_media[k]},
+        **{k: v for k, v in SPECIAL_TOKENS.items() if not is_media[k]},
+    )
     size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
-    processor = transformers.Ernie4_5_VLMoeProcessor(
+    return transformers.Ernie4_5_VLMoeProcessor(
         transformers.Ernie4_5_VLMoeImageProcessor(
             size=size, image_mean=IMAGE_MEAN, image_std=IMAGE_STD
         ),
@@ -190,16 +224,6 @@ def build(directory: Path) -> None:
         transformers.Ernie4_5_VLMoeVideoProcessor(draw_on_frames=False),
         chat_template=CHAT_TEMPLATE,
     )
-    directory.mkdir(parents=True, exist_ok=True)
-    processor.save_pretrained(directory)
-    config.save_pretrained(directory)
-    generation = {
-        "bos_token_id": ids["bos_token"],
-        "eos_token_id": ids["eos_token"],
-        "pad_token_id": ids["pad_token"],
-        "do_sample": False,
-    }
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,35 +1,39 @@
-"""Text-only models: what `AutoModelForCausalLM` of Transformers makes, with its tokenizer."""
+"""Text-only models of Transformers' `AutoModelForCausalLM`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job.errors import DataError, InputError, SpecError
 from job.families import chat
-from job.families.auto import PlainFamily
+from job.families.auto import AutoFamily
 from job.families.base import Checkpoint
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import DataSpec
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextProcessor:
-    """A tokenizer alone, where other families have a processor."""
+    """A tokenizer in the place of a processor."""
 
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
 
 
-class Llm(PlainFamily):
+class Llm(AutoFamily):
     """A text-only model bound to its tokenizer."""
 
     name = "llm"
     auto = "AutoModelForCausalLM"
     reads_images = False
+    processor: TextProcessor
 
     @staticmethod
     def recognises(config: dict[str, Any]) -> bool:
-        more = "vision_config" in config or "audio_config" in config
-        return "model_type" in config and not more and not config.get("is_encoder_decoder")
+        multimodal = "vision_config" in config or "audio_config" in config
+        return "model_type" in config and not multimodal and not config.get("is_encoder_decoder")
 
     @classmethod
     def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Llm":
@@ -39,7 +43,9 @@ class Llm(PlainFamily):
         for key in ("min_pixels", "max_pixels"):
             if getattr(data, key) is not None:
                 raise SpecError(
-                    f"$.data.{key}", "bounds images, which the model does not read", fix="remove it"
+                    f"$.data.{key}",
+                    "limits the size of images, but the model is text-only",
+                    fix="remove the line",
                 )
         try:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=False)
@@ -52,7 +58,7 @@ class Llm(PlainFamily):
         return cls(checkpoint, TextProcessor(tokenizer=tokenizer))
 
     @property
-    def _writer(self) -> Any:
+    def _writer(self) -> "PreTrainedTokenizerBase":
         return self.processor.tokenizer
 
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
@@ -64,7 +70,7 @@ class Llm(PlainFamily):
         if images:
             raise DataError(
                 row_id,
-                "has an image, and the model reads text alone",
-                fix="take rows without images, or a model that reads them",
+                "has an image, but the model is text-only",
+                fix="use rows without images, or a vision-language model",
             )
         return super()._accept(row_id, messages, images)

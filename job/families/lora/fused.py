@@ -1,37 +1,38 @@
-"""Frozen linear layers and their adapters as one matrix, so that one product computes both.
+"""A frozen linear layer and its LoRA adapter as one matrix, so that one product computes both.
 
-What an adapter adds is a product of its own: it reads the layer's input again and writes as much as
-the layer does, for few operations. Beside the frozen weights its two small matrices are some rows
-and columns more:
+By itself an adapter reads the layer's input again and writes as much as the layer does, for few
+operations. Beside the frozen weight, its two matrices are only some more rows and columns:
 
-    [ weights  up ]
-    [ down      0 ]
+    [ weight  up ]      (out, in)   (out, R)
+    [ down    0  ]      (R, in)     (R, R)
 
-The upper part multiplies inputs that have at their end what `down` makes of them; the left part
-multiplies gradients that have at their end what `up` makes of them. Layers that read the same input
-stand one below the other.
+Forward, the upper rows multiply the input with `down`'s output appended: x' = [x, x·downᵀ], and
+y = x'·[weight, up]ᵀ. Backward, the left columns multiply the gradient with `up`'s appended:
+g' = [g, g·up], and dx = g'·[weight; down]. Layers that read the same input are stacked in one
+matrix.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch.nn.functional import linear
 
-from job.families.split_gradients import ALIGNED, joined
+from job.families.autograd import Context
+from job.families.split_gradients import ALIGNMENT, concat_gradients
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Wide:
-    """Layers of one input and their adapters, laid into one matrix."""
+class FusedLoraLinear:
+    """Linear layers that read the same input, and their adapters, in one matrix."""
 
     matrix: torch.Tensor
-    """(out + R, in + R), where R is all adapters' ranks, filled up to what kernels take."""
+    """(out + R, in + R); R is the sum of the adapters' ranks, padded to `ALIGNMENT`."""
     bias: torch.Tensor | None
     """(out,)"""
     outputs: tuple[int, ...]
-    """How many of `out` are each layer's."""
+    """How many of the rows `out` each layer has."""
     ranks: tuple[int, ...]
     adapter: str
     """The adapter's name."""
@@ -43,31 +44,31 @@ class Wide:
         bias: torch.Tensor | None,
         ranks: Sequence[int],
         adapter: str,
-    ) -> "Wide":
-        """A copy of the frozen weights, (out, in) each, with zeros for the adapters."""
-        rank = sum(ranks) + -sum(ranks) % ALIGNED
+    ) -> "FusedLoraLinear":
+        """A copy of the frozen weights, (out, in) each; the adapters' parts are zero."""
+        rank = sum(ranks) + -sum(ranks) % ALIGNMENT
         outputs = tuple(len(weight) for weight in weights)
-        width = weights[0].shape[1]
-        matrix = weights[0].new_zeros(sum(outputs) + rank, width + rank)
-        # Compiled blocks are made for any number of rows, but for matrices of one size.
+        inputs = weights[0].shape[1]
+        matrix = weights[0].new_zeros(sum(outputs) + rank, inputs + rank)
+        # Blocks are compiled for any number of rows, but for matrices of one size.
         torch._dynamo.mark_static(matrix)
-        made = cls(matrix=matrix, bias=bias, outputs=outputs, ranks=tuple(ranks), adapter=adapter)
-        for own, weight in zip(made.weights(), weights, strict=True):
-            own.copy_(weight)
-        return made
+        fused = cls(matrix=matrix, bias=bias, outputs=outputs, ranks=tuple(ranks), adapter=adapter)
+        for view, weight in zip(fused.weights(), weights, strict=True):
+            view.copy_(weight)
+        return fused
 
     def weights(self) -> list[torch.Tensor]:
-        """Each layer's frozen weights, (out, in), as they lie in the matrix."""
-        out, width = self._corner()
-        return list(self.matrix[:out, :width].split(self.outputs))
+        """Each layer's frozen weight (out, in), as a view of the matrix."""
+        out, inputs = self._frozen_shape()
+        return list(self.matrix[:out, :inputs].split(self.outputs))
 
     def adapters(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Each layer's `down` (r, in), which holds the scaling, and `up` (out, r)."""
-        out, width = self._corner()
-        return _each(self.matrix[out:, :width], self.matrix[:out, width:], self.outputs, self.ranks)
+        """Each layer's `down` (r, in), which includes the scaling, and `up` (out, r), as views."""
+        out, inputs = self._frozen_shape()
+        down, up = self.matrix[out:, :inputs], self.matrix[:out, inputs:]
+        return _by_layer(down, up, self.outputs, self.ranks)
 
-    def _corner(self) -> tuple[int, int]:
-        """The frozen weights' rows and columns."""
+    def _frozen_shape(self) -> tuple[int, int]:
         out = sum(self.outputs)
         return out, self.matrix.shape[1] - (self.matrix.shape[0] - out)
 
@@ -78,71 +79,79 @@ class Wide:
         ups: Sequence[torch.Tensor],
         *,
         parts: int | None = None,
-        kept: bool = False,
+        input_saved: bool = False,
     ) -> list[torch.Tensor]:
-        """(…, out) of each layer from (…, in), or so many equal parts of a single one's.
+        """The output (…, out) of each layer for x (…, in), or of a single layer in equal parts.
 
-        Of the adapters' own matrices no value is read: gradients go to them. `kept` says that
-        whatever made x keeps it for its own gradient.
+        The values of `downs` and `ups` are not read: only their gradients are computed.
+        `input_saved` says that the operation before saves x for its backward pass.
         """
         widths = parts * (sum(self.outputs) // parts,) if parts else self.outputs
-        made: Sequence[torch.Tensor] = _Product.apply(
+        outputs: Sequence[torch.Tensor] = _FusedProduct.apply(
             x.flatten(0, -2),
             self.matrix,
             self.bias,
             self.outputs,
             self.ranks,
             widths,
-            kept,
+            input_saved,
             *downs,
             *ups,
         )
-        return [each.unflatten(0, x.shape[:-1]) for each in made]
+        return [output.unflatten(0, x.shape[:-1]) for output in outputs]
 
 
-class _Product(torch.autograd.Function):
+class _FusedContext(Context, Protocol):
+    outputs: tuple[int, ...]
+    ranks: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _FusedProduct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _FusedContext,
         x: torch.Tensor,
         matrix: torch.Tensor,
         bias: torch.Tensor | None,
         outputs: tuple[int, ...],
         ranks: tuple[int, ...],
         widths: tuple[int, ...],
-        kept: bool,
+        input_saved: bool,
         *adapters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        out, width = sum(outputs), x.shape[1]
-        downs = matrix[out:, :width]  # (R, in)
-        if kept:
-            inner = linear(x, downs)  # (T, R)
-            both = torch.cat([x, inner], dim=1)
+        out, inputs = sum(outputs), x.shape[1]
+        down = matrix[out:, :inputs]  # (R, in)
+        if input_saved:  # x is in memory until the backward pass anyway: save no copy of it
+            inner = linear(x, down)  # (T, R)
+            extended = torch.cat([x, inner], dim=1)  # (T, in + R)
             ctx.save_for_backward(x, inner, matrix)
         else:
-            both = torch.cat([x, x.new_zeros(len(x), len(downs))], dim=1)
-            fill(both, downs.t())
-            ctx.save_for_backward(both[:, :width], both[:, width:], matrix)
+            extended = torch.cat([x, x.new_zeros(len(x), len(down))], dim=1)  # (T, in + R)
+            fill_product(extended, down.t())
+            ctx.save_for_backward(extended[:, :inputs], extended[:, inputs:], matrix)
         ctx.outputs, ctx.ranks, ctx.dtype = outputs, ranks, adapters[0].dtype
-        return linear(both, matrix[:out], bias).split(widths, dim=1)
+        return linear(extended, matrix[:out], bias).split(widths, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, inner, matrix = ctx.saved_tensors
-        out, width = sum(ctx.outputs), x.shape[1]
-        whole = joined(grads, inner)  # (T, out + R)
-        fill(whole, matrix[:out, width:])
-        by_downs = whole[:, out:].t() @ x  # (R, in)
-        by_ups = whole[:, :out].t() @ inner  # (out, R)
-        each = _each(by_downs, by_ups, ctx.outputs, ctx.ranks)
-        downs, ups = ([part.to(ctx.dtype) for part in parts] for parts in zip(*each, strict=True))
-        return whole @ matrix[:, :width], *(6 * [None]), *downs, *ups
+    def backward(ctx: _FusedContext, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, inner, matrix = ctx.saved_tensors  # (T, in), (T, R)
+        out, inputs = sum(ctx.outputs), x.shape[1]
+        extended = concat_gradients(grads, inner)  # (T, out + R)
+        fill_product(extended, matrix[:out, inputs:])
+        down_grad = extended[:, out:].t() @ x  # (R, in)
+        up_grad = extended[:, :out].t() @ inner  # (out, R)
+        by_layer = _by_layer(down_grad, up_grad, ctx.outputs, ctx.ranks)
+        downs, ups = (
+            [grad.to(ctx.dtype) for grad in grads] for grads in zip(*by_layer, strict=True)
+        )
+        return extended @ matrix[:, :inputs], *(6 * [None]), *downs, *ups
 
 
-def _each(
+def _by_layer(
     downs: torch.Tensor, ups: torch.Tensor, outputs: Sequence[int], ranks: Sequence[int]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each layer's (r, in) of all (R, in), and (out, r) along the diagonal of all (out, R)."""
+    """Each layer's (r, in) of all rows (R, in), and its (out, r) on the diagonal of (out, R)."""
     rank = sum(ranks)
     rows = downs[:rank].split(list(ranks))
     columns = ups[:, :rank].split(list(ranks), dim=1)
@@ -150,16 +159,18 @@ def _each(
     return list(zip(rows, blocks, strict=True))
 
 
-def _fill(both: torch.Tensor, right: torch.Tensor) -> None:
-    """Fills the end of each row of (T, n + R) with the product of its beginning and (n, R)."""
+def _fill_product(extended: torch.Tensor, right: torch.Tensor) -> None:
+    """Fills the last R columns of (T, n + R) with the product of the first n and (n, R)."""
     rows, columns = right.shape
-    torch.mm(both.narrow(1, 0, rows), right, out=both.narrow(1, rows, columns))
+    torch.mm(extended.narrow(1, 0, rows), right, out=extended.narrow(1, rows, columns))
 
 
-# An operation of its own, as the compiler would write the product elsewhere and copy all of it.
-# Declared so that a call costs the host least: a step makes some hundred of them.
+# A custom operation: the compiler would write the product elsewhere and copy all of it. Declared by
+# `Library`, whose calls cost the host least: a step makes some hundred of them.
 _OPERATIONS = torch.library.Library("finetune_job", "FRAGMENT")
-_OPERATIONS.define("fill(Tensor(a!) both, Tensor right) -> ()")
-_OPERATIONS.impl("fill", _fill, "CompositeExplicitAutograd")
-torch.library.register_fake("finetune_job::fill", lambda both, right: None, lib=_OPERATIONS)
-fill = torch.ops.finetune_job.fill
+_OPERATIONS.define("fill_product(Tensor(a!) extended, Tensor right) -> ()")
+_OPERATIONS.impl("fill_product", _fill_product, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "finetune_job::fill_product", lambda extended, right: None, lib=_OPERATIONS
+)
+fill_product = torch.ops.finetune_job.fill_product

@@ -1,35 +1,37 @@
 """LoRA on linear layers, computed in the dtype of the layer itself.
 
-PEFT casts a layer's input to the adapter's fp32, and autocast casts it back: two copies of every
-activation that serve nothing. Here the adapter's two small matrices are cast instead. The weights
-that are trained, and all that the optimizer holds of them, stay fp32.
+PEFT casts a layer's input to the adapter's fp32, and autocast casts it back: two useless copies of
+every activation. Here the adapter's two small matrices are cast instead. The trained weights and
+their optimizer state stay fp32.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, cast, runtime_checkable
 
 import torch
 from peft.tuners.lora import Linear
+from torch import nn
 from torch.nn.functional import linear
 
-from job.families.lora.fused import Wide
-from job.families.lora.peft_layers import alone
-from job.families.split_gradients import frozen_in_parts
+from job.families.class_swap import swap_class
+from job.families.lora.fused import FusedLoraLinear
+from job.families.lora.peft_layers import sole_active_adapter
+from job.families.split_gradients import split_frozen_linear
 
 
 class LowRankLinear(Linear):
-    """PEFT's own layer: names, files and merging are its parent's."""
+    """PEFT's layer with a forward pass of its own; names, files and merging are its parent's."""
 
-    wide: Wide | None = None
-    """The matrix that its weights were laid into, alone or with those of other layers."""
+    fused: FusedLoraLinear | None = None
+    """The matrix that holds the layer's weights, alone or with other layers'; see `lora`."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """(…, inputs) to (…, outputs)."""
-        name = alone(self)
-        if args or kwargs or name is None or not is_plain(self, name):
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        """(…, in) to (…, out)."""
+        name = sole_active_adapter(self)
+        if args or kwargs or name is None or not is_plain_lora(self, name):
             return super().forward(x, *args, **kwargs)
-        if made := _by_matrix([self], x):
-            return made[0]
+        if outputs := _by_matrix([self], x):
+            return outputs[0]
         result: torch.Tensor = self.base_layer(x)
         dtype = result.dtype
         down, up = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
@@ -37,75 +39,80 @@ class LowRankLinear(Linear):
 
 
 @runtime_checkable
-class ReadTogether(Protocol):
-    """A block that computes some of its layers by `side_by_side`."""
+class FusableBlock(Protocol):
+    """A block that computes some of its layers by `linear_together`."""
 
-    def read_together(self) -> list[tuple[torch.nn.Module, ...]]:
-        """The layers of each call."""
+    def layers_computed_together(self) -> list[tuple[nn.Module, ...]]:
+        """The layers of each such call."""
 
 
-def side_by_side(
-    layers: Sequence[Any], x: torch.Tensor, *, kept: bool = False
+def linear_together(
+    layers: Sequence[nn.Module], x: torch.Tensor, *, input_saved: bool = False
 ) -> list[torch.Tensor]:
-    """What each of the layers makes of x (…, inputs); in compiled blocks by one product.
+    """The output of each layer for x (…, in); one matrix product if the layers are fused.
 
-    `kept` says that whatever made x keeps it for its own gradient, as attention does.
+    `input_saved` says that the operation before saves x for its backward pass, as attention does.
     """
-    return _by_matrix(layers, x, kept=kept) or [layer(x) for layer in layers]
+    return _by_matrix(layers, x, input_saved=input_saved) or [layer(x) for layer in layers]
 
 
-def in_parts(layer: Any, x: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """What the layer makes of x (…, inputs), in equal parts, (…, outputs / count) each."""
-    if made := _by_matrix([layer], x, parts=count):
-        return made
-    if torch.compiler.is_compiling() and _is_frozen(layer) and _as_it_is(x, layer):
-        return frozen_in_parts(x, layer.weight, layer.bias, count)
+def linear_in_parts(layer: nn.Module, x: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """The layer's output for x (…, in) in equal parts, (…, out / count) each."""
+    if parts := _by_matrix([layer], x, parts=count):
+        return parts
+    if torch.compiler.is_compiling() and _is_frozen(layer) and _preserves_dtype(layer, x):
+        return split_frozen_linear(x, layer.weight, layer.bias, count)
     return list(layer(x).unflatten(-1, (count, -1)).unbind(-2))
 
 
 def _by_matrix(
-    layers: Sequence[Any], x: torch.Tensor, *, parts: int | None = None, kept: bool = False
+    layers: Sequence[nn.Module],
+    x: torch.Tensor,
+    *,
+    parts: int | None = None,
+    input_saved: bool = False,
 ) -> list[torch.Tensor] | None:
-    """What these layers make of x, by the matrix that just they lie in.
+    """The layers' outputs by the matrix that holds exactly these layers.
 
-    None where there is none, or another adapter is active.
+    None if there is none, if another adapter is active, or in eager mode.
     """
     first = layers[0]
     if not torch.compiler.is_compiling() or not isinstance(first, LowRankLinear):
         return None
-    wide, name = first.wide, alone(first)
-    if wide is None or len(wide.outputs) != len(layers) or name != wide.adapter:
+    fused, name = first.fused, sole_active_adapter(first)
+    if fused is None or len(fused.outputs) != len(layers) or name != fused.adapter:
         return None
-    # For gradients alone; in the matrix the scaling is there already.
-    downs = [layer.lora_A[name].weight * layer.scaling[name] for layer in layers]
-    ups = [layer.lora_B[name].weight for layer in layers]
-    return wide(x, downs, ups, parts=parts, kept=kept)
+    adapted = cast(Sequence[LowRankLinear], layers)
+    # Only for their gradients; the matrix has copies, with the scaling in them.
+    downs = [layer.lora_A[name].weight * layer.scaling[name] for layer in adapted]
+    ups = [layer.lora_B[name].weight for layer in adapted]
+    return fused(x, downs, ups, parts=parts, input_saved=input_saved)
 
 
-def _is_frozen(layer: torch.nn.Module) -> bool:
-    if type(layer) is not torch.nn.Linear:
+def _is_frozen(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    if type(layer) is not nn.Linear:
         return False
     return not any(parameter.requires_grad for parameter in layer.parameters())
 
 
-def _as_it_is(x: torch.Tensor, layer: Any) -> bool:
+def _preserves_dtype(layer: nn.Linear, x: torch.Tensor) -> bool:
     """Whether the layer computes in the dtype of its input."""
     return x.dtype == layer.weight.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
-def use_low_rank_layers(model: torch.nn.Module) -> int:
-    """Puts them in the place of PEFT's, where those do nothing more; gives their number."""
-    layers: list[Any] = [module for module in model.modules() if type(module) is Linear]
-    plain = [each for each in layers if all(is_plain(each, name) for name in each.lora_A)]
+def use_low_rank_layers(model: nn.Module) -> int:
+    """Replaces PEFT's linear layers that are `is_plain_lora`; returns their number."""
+    layers = [cast(Linear, module) for module in model.modules() if type(module) is Linear]
+    plain = [layer for layer in layers if all(is_plain_lora(layer, name) for name in layer.lora_A)]
     for layer in plain:
-        layer.__class__ = LowRankLinear
+        swap_class(layer, LowRankLinear)
     return len(plain)
 
 
-def is_plain(layer: Linear, name: str) -> bool:
+def is_plain_lora(layer: Linear, name: str) -> bool:
     """Whether the adapter has no dropout, bias, or variant such as DoRA."""
     return (
         name not in layer.lora_variant
         and not layer.lora_bias[name]
-        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        and isinstance(layer.lora_dropout[name], nn.Identity)
     )

@@ -1,12 +1,16 @@
-"""What PEFT's layers are asked before something else computes in their place."""
+"""What has to be known of PEFT's layers before something else computes in their place."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 
-def alone(layer: Any) -> str | None:
-    """The one adapter that is active in a LoRA layer; None where PEFT's own way is to be taken.
+def sole_active_adapter(layer: "LoraLayer") -> str | None:
+    """The one active adapter of a LoRA layer; None if PEFT itself has to compute the layer.
 
-    Another may join later, as the stored one does where it is proven, or be switched off.
+    Which it does if adapters are disabled or merged, or if there are several, as when an export
+    proves the stored adapter beside the trained one.
     """
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None

@@ -1,8 +1,8 @@
-"""Modules for LoRA by their names: as a spec names them, and by kind in models of Transformers.
+"""LoRA target modules: by the spec's names, and by kind in Transformers' models.
 
-Kinds go by where a module stands (in the language model, or beside it) and by the usual names of
-its parents: `self_attn`, `attn`, `mlp`, `feed_forward`. What has no such name is reached by name
-only: a kind that is guessed wrong would train what nobody asked for.
+A module's kind follows from whether it is inside the language model, and from the usual names of
+its parents: `self_attn`, `attn`, `mlp`, `feed_forward`. A module without such a name can only be
+named: a wrong guess would train what nobody asked for.
 """
 
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear module but the output's."""
+"""PEFT's keyword for every linear module except the output layer."""
 LANGUAGE = ("language attention", "language mlp")
 VISION = ("vision attention", "vision mlp", "connector")
 OTHER = "other modules"
@@ -28,27 +28,27 @@ _MLP = re.compile(r"(^|\.)([a-z_]*mlp|feed_forward|ffn)\.")
 _CONNECTOR = re.compile(r"merger|connector|projector|modality_projection|resampler")
 _ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)$")
 _SERVED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The usual names of a language model's modules."""
+"""The module names of language models whose adapters vLLM serves."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class LinearModules:
     """The linear modules of a model, by full name."""
 
     names: tuple[str, ...]
     """Those that an adapter can adapt."""
     head: str | None
-    """The one that makes the logits."""
+    """The output layer."""
     tied: str | None
-    """The same, where its weights are those of the embeddings."""
+    """The output layer, if it shares its weight with the embeddings."""
     others: tuple[str, ...]
-    """Modules of other kinds that have weights: embeddings, convolutions, norms."""
+    """Other modules with weights: embeddings, convolutions, norms."""
 
     @classmethod
-    def of(cls, model: "PreTrainedModel") -> "Linear":
+    def of(cls, model: "PreTrainedModel") -> "LinearModules":
         from torch import nn
 
-        own = {name for name, _ in model.named_parameters()}  # of tied weights one name
+        own = {name for name, _ in model.named_parameters()}  # tied weights appear once
         named = dict(model.named_modules())
         linear = [name for name, module in named.items() if isinstance(module, nn.Linear)]
         output = model.get_output_embeddings()
@@ -62,15 +62,15 @@ class Linear:
         )
 
     def named(self, wanted: str | tuple[str, ...]) -> list[str]:
-        """What PEFT would match: its word, a regular expression on full names, or suffixes of them.
+        """What PEFT would match: its keyword, a regular expression on full names, or name suffixes.
 
-        Raises SpecError where one of them selects nothing, or weights that are shared.
+        Raises SpecError if one of them selects nothing, or tied weights.
         """
         if wanted == ALL_LINEAR:
             return [name for name in self.names if name != self.head]
         if isinstance(wanted, str):
-            found = matching(self.names, wanted)
-            if not found:
+            matches = matching(self.names, wanted)
+            if not matches:
                 if self.tied and re.fullmatch(wanted, self.tied):
                     raise _tied(self.tied)
                 raise SpecError(
@@ -79,23 +79,23 @@ class Linear:
                     value=wanted,
                     fix=f"for example: '.*{re.escape(self.names[0].rpartition('.')[2])}'",
                 )
-            return found
+            return matches
         chosen: list[str] = []
         for ending in wanted:
-            found = matching(self.names, suffix(ending))
-            if not found:
-                raise self._none(ending)
-            chosen += [name for name in found if name not in chosen]
+            matches = matching(self.names, suffix(ending))
+            if not matches:
+                raise self._no_match(ending)
+            chosen += [name for name in matches if name not in chosen]
         return chosen
 
-    def _none(self, ending: str) -> SpecError:
-        """Why the ending of a name selects no module."""
+    def _no_match(self, ending: str) -> SpecError:
+        """Why the suffix selects no module."""
         if self.tied and re.fullmatch(suffix(ending), self.tied):
             return _tied(self.tied)
         known = ", ".join(sorted({name.rpartition(".")[2] for name in self.names}))
         other = matching(self.others, suffix(ending))
         reason = (
-            f"names {other[0]}, which is no linear module: no other kind is adapted"
+            f"names {other[0]}, which is not a linear module: LoRA adapts no others"
             if other
             else "names no linear module of the model"
         )
@@ -105,43 +105,43 @@ class Linear:
 def _tied(head: str) -> SpecError:
     return SpecError(
         _FIELD,
-        "names the output layer, whose weights are those of the embeddings: merged, the adapter "
+        "names the output layer, which shares its weight with the embeddings: merging the adapter "
         "would change both",
         value=head,
-        fix=f"leave {head} out",
+        fix=f"remove {head}",
     )
 
 
 def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
-    """Every module of a model of Transformers that the spec selects, by full name.
+    """Every module of one of Transformers' models that the spec selects, by full name.
 
-    Raises SpecError where a name selects nothing, or for what these families do not adapt: bare
-    parameters, such as fused experts.
+    Raises SpecError if a name selects nothing, and for bare parameters such as fused experts, which
+    these families do not adapt.
     """
     for key in ("finetune_experts", "target_parameters"):
         if getattr(lora, key):
             raise SpecError(
                 f"$.lora.{key}",
-                "adapts bare parameters, which this model's family does not",
-                fix="remove the line; linear modules are adapted",
+                "selects bare parameters, which this model's family cannot adapt",
+                fix="remove the line; LoRA adapts the linear modules",
             )
-    linear = Linear.of(model)
+    linear = LinearModules.of(model)
     decoder = model.get_decoder()
-    place = next(name for name, module in model.named_modules() if module is decoder)
-    inside = f"{place}." if place else ""  # the model itself is one
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    prefix = f"{path}." if path else ""  # the model may itself be the decoder
     wanted, chosen = _toggled(lora), list(linear.names)
     if lora.target_modules is not None:
         wanted, chosen = (*LANGUAGE, *VISION, OTHER), linear.named(lora.target_modules)
     kinds: dict[str, list[str]] = {}
     for name in chosen:
-        kinds.setdefault(kind_of(name, inside), []).append(name)
+        kinds.setdefault(kind_of(name, prefix), []).append(name)
     return selected([TargetGroup(name=k, modules=tuple(kinds[k])) for k in wanted if k in kinds])
 
 
 def serving(lora: LoraSpec, *, reads_images: bool) -> AdapterServing:
-    """What of the spec's adapter vLLM can serve: linear modules of the language model.
+    """What vLLM can serve of the spec's adapter: linear modules of the language model.
 
-    From the spec alone: of modules named by hand it cannot tell which the vision tower has too.
+    From the spec alone, so named modules count only if no vision tower can have them too.
     """
     if lora.target_modules is None:
         kinds = [kind for kind in _toggled(lora) if reads_images or kind in LANGUAGE]
@@ -156,13 +156,13 @@ def serving(lora: LoraSpec, *, reads_images: bool) -> AdapterServing:
 
 
 def merged_settings(lora: LoraSpec) -> tuple[str, ...]:
-    """The settings whose adapters vLLM refuses."""
+    """The settings whose adapters vLLM rejects."""
     settings = (("DoRA", lora.use_dora), ("trained biases", lora.bias != "none"))
-    return tuple(said for said, on in settings if on)
+    return tuple(name for name, on in settings if on)
 
 
 def selected(groups: Sequence[TargetGroup]) -> LoraTargets:
-    """The groups as targets. Raises SpecError where they are empty."""
+    """The groups as targets. Raises SpecError if they are empty."""
     if not any(len(group) for group in groups):
         raise SpecError(
             "$.lora", "selects no module of the model", fix="turn on a finetune_ toggle"
@@ -170,9 +170,9 @@ def selected(groups: Sequence[TargetGroup]) -> LoraTargets:
     return LoraTargets(groups=tuple(groups))
 
 
-def kind_of(name: str, inside: str) -> str:
-    """The kind of a linear module; names in the language model start with `inside`."""
-    part = "language" if name.startswith(inside) else "vision"
+def kind_of(name: str, prefix: str) -> str:
+    """The kind of a linear module; names in the language model start with `prefix`."""
+    part = "language" if name.startswith(prefix) else "vision"
     if "audio" in name or _ROUTER.search(name):
         return OTHER
     if part == "vision" and _CONNECTOR.search(name):

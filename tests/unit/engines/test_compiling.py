@@ -16,13 +16,13 @@ from job.cli.app import app
 from job.engines.compiling import MOST, compile_blocks, release_blocks, require
 from job.errors import SpecError
 from job.families.base import SORTED_EXPERTS, Encoded
-from job.families.ernie45_vl.packed.experts import compute_experts
+from job.families.ernie45_vl.packed.experts import routed_experts
 from job.families.lora.linear import use_low_rank_layers
 from job.prep.rows import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
 from tests.models import BUILDERS
-from tests.unit.families.test_packed_step import picture, row
+from tests.unit.families.test_packed_step import image, row
 
 TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 SPEC = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
@@ -43,7 +43,7 @@ def batches(count: int, *, pictures: bool) -> list[list[Row]]:
         [
             row(
                 "x+" * (1 + (5 * n + 3 * k) % 11),
-                *([picture(56 + 28 * (n % 4), 56 + 28 * (k % 3))] if pictures else []),
+                *([image(56 + 28 * (n % 4), 56 + 28 * (k % 3))] if pictures else []),
             )
             for k in range(1 + n % 4)
         ]
@@ -58,7 +58,7 @@ class Pair:
         family = self._family(name, place)
         model = family.initialise(seed=3, dtype=torch.float32, device=CPU)
         self._collate: Callable[[list[Encoded]], Any] = family.collate
-        if family.packs:
+        if family.supports_packing:
             family.use_packed_step(model)
             self._collate = family.pack
         self.family = family
@@ -134,7 +134,7 @@ def test_sorted_experts_are_compiled_in_fp32_too(adapted: bool) -> None:
     checkpoint = families.read_checkpoint("builtin://ernie-vl-tiny", TINY)
     family = families.bind(checkpoint, SPEC.model, SPEC.data)
     model: Any = family.initialise(seed=3, dtype=torch.float32, device=CPU).requires_grad_(False)
-    family.use_experts(model, SORTED_EXPERTS)
+    family.set_experts_implementation(model, SORTED_EXPERTS)
     if adapted:
         from peft import LoraConfig, get_peft_model
 
@@ -147,7 +147,7 @@ def test_sorted_experts_are_compiled_in_fp32_too(adapted: bool) -> None:
     tokens = torch.randn(9, model.config.text_config.hidden_size)
     _, weights, chosen = sparse.gate(tokens)
     found = []
-    for compute in (compute_experts, torch.compile(compute_experts, backend="aot_eager")):
+    for compute in (routed_experts, torch.compile(routed_experts, backend="aot_eager")):
         given = tokens.clone().requires_grad_()
         sparse.zero_grad()
         output = compute(sparse.experts, given, chosen, weights)

@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from job import log, telemetry
 from job.engines.data_timer import Waiting
 from job.engines.device import Accelerator
-from job.families.base import COUNTED, TOKENS
+from job.families.batches import COUNTED, TOKENS
 from job.train.callbacks import progress
 from job.train.callbacks.progress import WINDOW, ProgressCallback
 from tests.unit.train.short_training import ROWS, short_training

@@ -8,7 +8,7 @@ import torch
 
 from job.engines.data_timer import Waiting
 from job.engines.trainer import StepTrainer
-from job.families.base import COUNTED, TOKENS
+from job.families.batches import COUNTED, TOKENS
 from tests.unit.train.short_training import ROWS, short_training
 
 

@@ -12,7 +12,7 @@ from job.prep.rows import Message, Part
 from tests.models import LLAMA_TEMPLATE, QWEN_TEMPLATE, tokenizer
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>")
-CONTROL = chat.Control.of(tokenizer(SPECIAL, eos="</s>", pad=None, bos="<s>"))
+CONTROL = chat.ControlTokens.of(tokenizer(SPECIAL, eos="</s>", pad=None, bos="<s>"))
 
 # No white space kept around turns, a space before the answer, and the end token after another.
 MISTRAL = """\
@@ -163,7 +163,7 @@ def test_an_answer_that_is_not_trained_is_cut_out_all_the_same(source: str) -> N
 
 
 def test_digits_that_a_tokenizer_marks_special_are_text() -> None:
-    control = chat.Control.of(tokenizer((*SPECIAL, "7"), eos="</s>", pad=None))
+    control = chat.ControlTokens.of(tokenizer((*SPECIAL, "7"), eos="</s>", pad=None))
     control.refuse("row", said("7 + 7?", "14"))
 
 

@@ -15,8 +15,8 @@ from job.errors import DataError, SpecError
 from job.families import chat
 from job.families.base import IGNORED
 from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, vision_attention
-from job.families.ernie45_vl.image_processing import normalised, patches, scale
-from job.families.ernie45_vl.mrope import rope_positions
+from job.families.ernie45_vl.image_processing import mean_and_std, normalised, patches
+from job.families.ernie45_vl.mrope import mrope_positions
 from job.families.ernie45_vl.tiny import build
 from job.prep.images import decode, inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
@@ -152,7 +152,7 @@ def test_positions_equal_those_of_the_model(family: Ernie45VL, model: Any) -> No
 
 
 def test_images_next_to_each_other_keep_their_own_positions() -> None:
-    positions = rope_positions(
+    positions = mrope_positions(
         [[False, *[True] * 8, False]], [(1, 4, 4), (1, 2, 8)], spatial_merge_size=2, length=10
     )
     assert positions[:, 0].tolist() == [
@@ -274,7 +274,7 @@ def test_patches_equal_those_of_the_image_processor(family: Ernie45VL) -> None:
     found, grids = patches(images, processor)
     assert grids == [tuple(grid) for grid in expected["image_grid_thw"].tolist()]
     assert found.dtype == torch.uint8
-    assert torch.equal(normalised(found, *scale(processor)), expected["pixel_values"])
+    assert torch.equal(normalised(found, *mean_and_std(processor)), expected["pixel_values"])
 
 
 def test_vision_indices_change_nothing(family: Ernie45VL, model: Any) -> None:

@@ -15,7 +15,8 @@ from job.engines.transformers import TransformersEngine
 from job.errors import DataError, InputError, SpecError
 from job.export.merge import Merge
 from job.families import FAMILIES, Family, chat
-from job.families.base import IGNORED, Encoded, host_keys
+from job.families.base import IGNORED, Encoded
+from job.families.batches import host_keys
 from job.families.lora.targets import OTHER, kind_of
 from job.kubernetes.options import Order
 from job.planning import sizes
@@ -88,7 +89,7 @@ def test_the_schema_offers_every_family() -> None:
 
 
 def test_a_checkpoint_is_recognised_by_its_config(kind: str, folder: Path, spec: JobSpec) -> None:
-    found = families.expected(of_model(spec, folder).model)
+    found = families.resolve_offline(of_model(spec, folder).model)
     assert found is not None
     assert found.name == ("vlm" if kind in READERS else "llm")
 
@@ -101,7 +102,7 @@ def test_a_model_that_no_class_makes_is_refused_by_its_type(tmp_path: Path, spec
     )
     for config in configs:
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(SpecError, match="belongs to no family known here"):
+        with pytest.raises(SpecError, match="belongs to no known family"):
             families.architecture(of_model(spec, tmp_path).model)
 
 
@@ -198,15 +199,15 @@ def test_a_tokenizer_that_begins_texts_with_a_space_begins_no_answer_with_it(
 
 def test_tokens_and_tensors_are_those_of_the_processor(family: Family) -> None:
     if not family.reads_images:
-        pytest.skip("the model reads text alone")
+        pytest.skip("the model is text-only")
     for said in (each for each in CONVERSATIONS.values() if each.images):
         encoded = family.encode_prompt("p", said.prompt, said.images)
         text = cast(Any, family)._template(chat.turns(said.prompt), add_generation_prompt=True)
         pictures = [[decode(i) for i in encoded.images]]
-        expected = family.processor(
+        expected = cast(Any, family).processor(
             text=[text], images=pictures, return_tensors="pt", add_special_tokens=False
         )
-        batch = family.collate_prompts([encoded])
+        batch: Any = family.collate_prompts([encoded])
         assert expected.keys() <= batch.keys()
         for key, tensor in expected.items():
             assert torch.equal(batch[key], tensor), key
@@ -240,7 +241,7 @@ def test_image_tokens_and_their_brackets_survive_truncation(
     kind: str, family: Family, spec: JobSpec
 ) -> None:
     if not family.reads_images:
-        pytest.skip("the model reads text alone")
+        pytest.skip("the model is text-only")
     said = row(turn("user", 0, "long " * 40), turn("assistant", "x"), images=(image(90, 40),))
     encoded = family.encode(said)
     train = replace(spec.train, max_length=len(encoded.input_ids) - 60)
@@ -263,7 +264,7 @@ def test_control_tokens_and_images_that_a_model_cannot_read_are_refused(
     with pytest.raises(DataError, match="control token"):
         family.encode(row(turn("user", f"a {end} b"), turn("assistant", "c")))
     if not family.reads_images:
-        with pytest.raises(DataError, match="the model reads text alone"):
+        with pytest.raises(DataError, match="but the model is text-only"):
             family.encode(CONVERSATIONS["one image"])
 
 
@@ -277,7 +278,7 @@ def test_bounds_on_pixels_hold_or_are_refused(kind: str, folder: Path, spec: Job
     family = families.bind(checkpoint, spec.model, data)
     said = row(turn("user", 0), turn("assistant", "x"), images=(image(300, 300),))
     unbound = families.bind(checkpoint, spec.model, spec.data)
-    image_token = family.processor.image_token_id
+    image_token = cast(Any, family).processor.image_token_id
     assert 4 < unbound.encode(said).input_ids.count(image_token) <= 64
     assert 0 < family.encode(said).input_ids.count(image_token) <= 4
 
@@ -286,7 +287,7 @@ def test_bounds_on_pixels_hold_or_are_refused(kind: str, folder: Path, spec: Job
 
 
 def test_each_toggle_selects_its_own_modules(kind: str, family: Family, spec: JobSpec) -> None:
-    skeleton = family.skeleton()
+    skeleton = family.meta_model()
 
     def groups(**lora: Any) -> dict[str, int]:
         return family.lora_targets(skeleton, replace(spec.lora, **lora)).counts
@@ -322,7 +323,7 @@ def test_kinds_go_by_place_and_parent() -> None:
 
 
 def test_what_these_families_do_not_adapt_is_refused(family: Family, spec: JobSpec) -> None:
-    skeleton = family.skeleton()
+    skeleton = family.meta_model()
     for lora in ({"finetune_experts": True}, {"target_parameters": ("norm.weight",)}):
         with pytest.raises(SpecError, match="bare parameters"):
             family.lora_targets(skeleton, replace(spec.lora, **cast(Any, lora)))
@@ -354,7 +355,7 @@ def test_merged_weights_reload_tensor_by_tensor_under_the_names_of_the_checkpoin
     family: Family, folder: Path, spec: JobSpec, tmp_path: Path
 ) -> None:
     engine = engines.create(spec.model, spec.lora, CPU)
-    targets = family.lora_targets(family.skeleton(), spec.lora)
+    targets = family.lora_targets(family.meta_model(), spec.lora)
     adapted: Any = engine.attach_adapter(engine.load(family), targets, spec.lora, 5)
     add_noise(adapted, 0.05)
     merge = Merge(adapted, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
@@ -388,7 +389,7 @@ def test_sizes_are_those_of_the_model(
 ) -> None:
     found = sizes.measure(of_model(spec, folder))
     assert found.parameters == sum(p.numel() for p in model.parameters())
-    targets = family.lora_targets(family.skeleton(), spec.lora)
+    targets = family.lora_targets(family.meta_model(), spec.lora)
     assert 0 < found.trainable < found.parameters
     groups = [sizes.adapter_parameters(model, group, spec.lora.r) for group in targets.groups]
     assert found.trainable == sum(groups)

@@ -10,7 +10,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from job.errors import SpecError
-from job.families.load_balancing import ASKED, HELD, set_aux_loss
+from job.families.load_balancing import COEFFICIENTS, PER_CALL, set_aux_loss
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 64,
@@ -89,7 +89,7 @@ def test_a_weight_of_a_loss_that_no_class_computes_is_refused_and_none_is_not() 
     model = transformers.LlamaForCausalLM(config)
     for off in (None, 0):
         set_aux_loss(model, off)
-    with pytest.raises(SpecError, match="weighs a loss that LlamaForCausalLM of Transformers does"):
+    with pytest.raises(SpecError, match="weights a loss that Transformers' LlamaForCausalLM does"):
         set_aux_loss(model, 0.1)
 
 
@@ -109,7 +109,7 @@ def test_every_class_that_computes_the_loss_is_known_by_the_way_it_does(mapping:
             forward = inspect.getsource(made.forward)
             if not hasattr(module, "load_balancing_loss_func") or "aux_loss" not in forward:
                 continue
-            held = any(f"self.{name}" in forward for name in HELD)
+            held = any(f"self.{name}" in forward for name in COEFFICIENTS)
             if "config.output_router_logits" in forward or "text_config.output_router" in forward:
                 unknown += [] if held else [name]
             elif held or 'kwargs.get("output_router_logits"' in forward:
@@ -117,6 +117,6 @@ def test_every_class_that_computes_the_loss_is_known_by_the_way_it_does(mapping:
             else:
                 unknown.append(name)
     assert unknown == []
-    assert asked <= {*ASKED}
+    assert asked <= {*PER_CALL}
     if "IMAGE" in mapping:
-        assert asked == {*ASKED} - {"jetmoe"}
+        assert asked == {*PER_CALL} - {"jetmoe"}

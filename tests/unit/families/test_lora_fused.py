@@ -11,8 +11,13 @@ from torch import nn
 
 from job.engines.compiling import compile_blocks, release_blocks
 from job.engines.fused_lora import lay
-from job.families.lora.fused import ALIGNED, Wide
-from job.families.lora.linear import LowRankLinear, in_parts, side_by_side, use_low_rank_layers
+from job.families.lora.fused import ALIGNMENT, FusedLoraLinear
+from job.families.lora.linear import (
+    LowRankLinear,
+    linear_in_parts,
+    linear_together,
+    use_low_rank_layers,
+)
 
 ALL = ["q", "k", "v", "qkv", "o", "fc"]
 
@@ -25,13 +30,15 @@ class Block(nn.Module):
         self.q, self.k, self.v = (nn.Linear(12, width, bias=False) for width in (16, 8, 8))
         self.qkv, self.o, self.fc = nn.Linear(32, 24), nn.Linear(8, 20), nn.Linear(20, 12)
 
-    def read_together(self) -> list[tuple[nn.Module, ...]]:
+    def layers_computed_together(self) -> list[tuple[nn.Module, ...]]:
         return [(self.q, self.k, self.v)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = side_by_side((self.q, self.k, self.v), x)
-        first, second, third = in_parts(self.qkv, torch.cat([q.sin(), k.cos(), v], dim=-1), 3)
-        [out] = side_by_side((self.o,), first.tanh() * second + third, kept=True)
+        q, k, v = linear_together((self.q, self.k, self.v), x)
+        first, second, third = linear_in_parts(
+            self.qkv, torch.cat([q.sin(), k.cos(), v], dim=-1), 3
+        )
+        [out] = linear_together((self.o,), first.tanh() * second + third, input_saved=True)
         result: torch.Tensor = x + self.fc(out.sin())
         return result
 
@@ -175,7 +182,7 @@ def test_released_blocks_have_weights_of_their_own_under_the_names_they_had() ->
         n: t.shape for n, t in before.items()
     }
     release_blocks(model)
-    assert not any(layer.wide for layer in layers)
+    assert not any(layer.fused for layer in layers)
     for name, tensor in model.state_dict().items():
         assert tensor.is_contiguous()
         assert torch.equal(tensor, before[name])
@@ -193,12 +200,12 @@ def test_blocks_are_compiled_with_weights_where_they_are_if_that_is_asked_for() 
 
 def test_ranks_are_filled_up_with_zeros_to_what_fast_products_take() -> None:
     weights = [torch.randn(6, 10), torch.randn(4, 10)]
-    wide = Wide.of(weights, None, [3, 3], "default")
-    assert wide.matrix.shape == (10 + ALIGNED, 10 + ALIGNED)
-    for own, weight in zip(wide.weights(), weights, strict=True):
+    fused = FusedLoraLinear.of(weights, None, [3, 3], "default")
+    assert fused.matrix.shape == (10 + ALIGNMENT, 10 + ALIGNMENT)
+    for own, weight in zip(fused.weights(), weights, strict=True):
         assert torch.equal(own, weight)
-    for down, up in wide.adapters():
+    for down, up in fused.adapters():
         down.fill_(1)
         up.fill_(1)
-    assert int(wide.matrix[10:].sum()) == 2 * 3 * 10
-    assert int(wide.matrix[:, 10:].sum()) == 3 * 6 + 3 * 4
+    assert int(fused.matrix[10:].sum()) == 2 * 3 * 10
+    assert int(fused.matrix[:, 10:].sum()) == 3 * 6 + 3 * 4

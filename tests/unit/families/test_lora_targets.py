@@ -79,7 +79,7 @@ def test_each_kind_is_merged_tensor_by_tensor_as_base_plus_scaled_product(
     adapt: Adapt, family: families.Family, spec: JobSpec, kind: str
 ) -> None:
     model = adapt(**KINDS[kind])
-    targets = family.lora_targets(family.skeleton(), replace(spec.lora, **KINDS[kind]))
+    targets = family.lora_targets(family.meta_model(), replace(spec.lora, **KINDS[kind]))
     assert list(targets.counts) == [kind]
     base = {
         re.sub(r"\.base_layer", "", name): parameter.detach().clone()
@@ -136,10 +136,10 @@ def _product(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Te
 def test_the_plan_counts_what_peft_trains(
     adapt: Adapt, family: families.Family, spec: JobSpec, kind: str
 ) -> None:
-    [group] = family.lora_targets(family.skeleton(), replace(spec.lora, **KINDS[kind])).groups
+    [group] = family.lora_targets(family.meta_model(), replace(spec.lora, **KINDS[kind])).groups
     model = adapt(**KINDS[kind])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert adapter_parameters(family.skeleton(), group, spec.lora.r) == trained
+    assert adapter_parameters(family.meta_model(), group, spec.lora.r) == trained
 
 
 def test_names_that_differ_in_a_number_are_one_line() -> None:
@@ -185,7 +185,7 @@ def test_what_is_served_merged_only_is_known_from_the_spec(
 def test_the_spec_tells_the_kinds_that_the_model_has(
     family: families.Family, spec: JobSpec
 ) -> None:
-    skeleton = family.skeleton()
+    skeleton = family.meta_model()
     for settings in ({}, *KINDS.values(), {"target_modules": ".*"}):
         lora = replace(spec.lora, **settings)
         told = serving(lora)

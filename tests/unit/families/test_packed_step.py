@@ -16,10 +16,10 @@ from job.families import loss as loss_module
 from job.families.base import SORTED_EXPERTS
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.batch import pack
-from job.families.ernie45_vl.packed.experts import Modalities, moe
+from job.families.ernie45_vl.packed.experts import Modalities, moe_block
 from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock
 from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
-from job.families.ernie45_vl.packed.varlen_attention import Segments, take
+from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, gather
 from job.families.lora.linear import use_low_rank_layers
 from job.prep.images import inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
@@ -54,28 +54,28 @@ def plain(family: Ernie45VL) -> Any:
     return model
 
 
-def picture(width: int, height: int) -> EncodedImage:
+def image(width: int, height: int) -> EncodedImage:
     file = io.BytesIO()
     Image.effect_noise((width, height), 64).convert("RGB").save(file, "PNG")
     return inspect(file.getvalue())
 
 
-def row(answer: str, *pictures: EncodedImage) -> Row:
-    parts = tuple(Part(image=number) for number in range(len(pictures)))
+def row(answer: str, *images: EncodedImage) -> Row:
+    parts = tuple(Part(image=number) for number in range(len(images)))
     question = Message(role="user", parts=(*parts, Part(text="Read.")))
     reply = Message(role="assistant", parts=(Part(text=answer),))
-    return Row(id=answer, messages=(question, reply), images=pictures)
+    return Row(id=answer, messages=(question, reply), images=images)
 
 
 BATCHES = {
-    "one row": [row("x^{2}", picture(112, 56))],
-    "equal images": [row("a", picture(112, 56)), row(r"\frac{a}{b}+c", picture(112, 56))],
+    "one row": [row("x^{2}", image(112, 56))],
+    "equal images": [row("a", image(112, 56)), row(r"\frac{a}{b}+c", image(112, 56))],
     "mixed images": [
-        row("a+b", picture(170, 56)),
-        row(r"\int x", picture(60, 90)),
-        row("b", picture(56, 56)),
+        row("a+b", image(170, 56)),
+        row(r"\int x", image(60, 90)),
+        row("b", image(56, 56)),
     ],
-    "several images and none": [row("a", picture(60, 60), picture(200, 30)), row("no picture")],
+    "several images and none": [row("a", image(60, 60), image(200, 30)), row("no image")],
     "no image at all": [row("a"), row("b+c")],
 }
 
@@ -87,7 +87,7 @@ def adapted(model: Any, *, packed: bool, experts: bool, checkpointing: bool = Fa
     model = copy.deepcopy(model)
     if packed:
         use_packed_step(model)
-        Ernie45VL.use_experts(model, SORTED_EXPERTS)
+        Ernie45VL.set_experts_implementation(model, SORTED_EXPERTS)
     torch.manual_seed(5)
     config = LoraConfig(
         r=4,
@@ -200,7 +200,7 @@ def test_a_model_with_the_packed_step_still_answers_as_before(
 ) -> None:
     model = copy.deepcopy(plain)
     use_packed_step(model)
-    family.use_experts(model, SORTED_EXPERTS)
+    family.set_experts_implementation(model, SORTED_EXPERTS)
     assert isinstance(model, PackedErnie)
     assert isinstance(model.model.language_model.layers[1], PackedDecoderLayer)
     assert isinstance(model.model.vision_tower.blocks[0], PackedVisionBlock)
@@ -229,7 +229,7 @@ def test_a_step_divided_by_length_has_the_loss_of_one_in_order(
     model = copy.deepcopy(plain)
     use_packed_step(model)
     answers = ["a", "b+c", "x" * 40, "y", "z" * 20, "c", "d" * 9, "e"]
-    encoded = [family.encode(row(answer, picture(84, 56))) for answer in answers]
+    encoded = [family.encode(row(answer, image(84, 56))) for answer in answers]
     lengths = [len(each.input_ids) for each in encoded]
 
     def loss(cut: Cut) -> float:
@@ -284,8 +284,8 @@ def test_what_is_just_made_is_not_copied_and_gradients_of_distinct_places_do_not
     hidden = torch.randn(7, 256, requires_grad=True)
     modalities = Modalities.of(torch.tensor([False, True, True, False, True, False, False]))
     with Operations() as operations:
-        output, logits = moe(block, hidden, modalities)
-        grid = Segments.of([2, 4, 1]).pad(output[:, None])
+        output, logits = moe_block(block, hidden, modalities)
+        grid = PackedSequences.of([2, 4, 1]).pad(output[:, None])
         (grid.sum() + logits.square().sum()).backward()
     assert "aten.index_copy_.default" in operations.names
     costly = {"aten.index_copy.default", "aten.index.Tensor", "aten._index_put_impl_.default"}
@@ -293,15 +293,15 @@ def test_what_is_just_made_is_not_copied_and_gradients_of_distinct_places_do_not
 
 
 def test_padding_and_packing_undo_each_other() -> None:
-    segments = Segments.of([2, 4, 1])
+    sequences = PackedSequences.of([2, 4, 1])
     packed = torch.randn(7, 3, 5)
-    grid = segments.pad(packed)  # (3, 3, 4, 5)
+    grid = sequences.pad(packed)  # (3, 3, 4, 5)
     assert grid.shape == (3, 3, 4, 5)
-    assert torch.equal(segments.pack(grid), packed)
+    assert torch.equal(sequences.unpad(grid), packed)
     assert float(grid[0, :, 2:].abs().max()) == 0
 
 
 def test_the_gradient_of_taking_is_that_of_an_index() -> None:
     values = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
     places = torch.tensor([4, 0, 5])
-    assert torch.autograd.gradcheck(lambda v: take(v, places), values)
+    assert torch.autograd.gradcheck(lambda v: gather(v, places), values)

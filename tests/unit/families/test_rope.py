@@ -6,12 +6,18 @@ import pytest
 import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
-from job.families.ernie45_vl.packed.rope import Angles, Swap, halves, neighbours, rotated
+from job.families.ernie45_vl.packed.rope import (
+    RotaryAngles,
+    SwapPairs,
+    apply_rope,
+    swap_halves,
+    swap_neighbours,
+)
 
 D = 8
 
 
-def tables(swap: Swap) -> tuple[torch.Tensor, torch.Tensor]:
+def tables(swap: SwapPairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines, (T, D), of one angle for both numbers of a pair."""
     angles = torch.randn(5, D)
     angles = torch.where(swap(torch.arange(D)) > torch.arange(D), angles, swap(angles))
@@ -22,13 +28,13 @@ def tables(swap: Swap) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("swap", "theirs"),
     [
-        (halves, native.apply_rotary_pos_emb_vision),
-        (neighbours, native.apply_rotary_pos_emb),
+        (swap_halves, native.apply_rotary_pos_emb_vision),
+        (swap_neighbours, native.apply_rotary_pos_emb),
     ],
-    ids=["halves", "neighbours"],
+    ids=["swap_halves", "swap_neighbours"],
 )
 def test_values_and_gradients_are_those_of_transformers(
-    swap: Swap, theirs: Callable[..., tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype
+    swap: SwapPairs, theirs: Callable[..., tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     cos, sin = tables(swap)
@@ -37,17 +43,17 @@ def test_values_and_gradients_are_those_of_transformers(
     exact = values.float().requires_grad_()
     expected = theirs(exact, exact, cos, sin)[0]
     given = values.clone().requires_grad_()
-    out = rotated(given, Angles.of(cos, sin, swap), swap)
+    out = apply_rope(given, RotaryAngles.of(cos, sin, swap), swap)
     torch.testing.assert_close(out, expected.to(dtype))
     [wanted] = torch.autograd.grad(expected, exact, slope.float())
     [gradient] = torch.autograd.grad(out, given, slope)
     torch.testing.assert_close(gradient, wanted.to(dtype))
 
 
-@pytest.mark.parametrize("swap", [halves, neighbours])
-def test_a_rotation_keeps_lengths(swap: Swap) -> None:
+@pytest.mark.parametrize("swap", [swap_halves, swap_neighbours])
+def test_a_rotation_keeps_lengths(swap: SwapPairs) -> None:
     torch.manual_seed(1)
     values = torch.randn(5, 3, D)
-    turned = rotated(values, Angles.of(*tables(swap), swap), swap)
+    turned = apply_rope(values, RotaryAngles.of(*tables(swap), swap), swap)
     torch.testing.assert_close(turned.norm(dim=-1), values.norm(dim=-1))
     assert not torch.allclose(turned, values)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
-from job.families.ernie45_vl.packed.router import in_parts, route
+from job.families.ernie45_vl.packed.router import route, split_bf16
 
 
 def made() -> tuple[Any, torch.Tensor]:
@@ -22,7 +22,7 @@ def made() -> tuple[Any, torch.Tensor]:
 
 def test_three_parts_are_the_number() -> None:
     values = torch.randn(1000) * torch.logspace(-6, 6, 1000)
-    total = torch.stack([part.double() for part in in_parts(values)]).sum(0)
+    total = torch.stack([part.double() for part in split_bf16(values)]).sum(0)
     assert torch.equal(total, values.double())
 
 

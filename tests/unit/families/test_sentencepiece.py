@@ -51,5 +51,5 @@ def test_what_is_no_model_is_refused(broken: bytes) -> None:
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     unigram = train_sentencepiece(tmp_path / "tokenizer.model", "unigram")
-    with pytest.raises(ValueError, match="byte-pair merges"):
+    with pytest.raises(ValueError, match="not a sentencepiece model of type BPE"):
         convert(unigram)

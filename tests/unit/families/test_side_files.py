@@ -110,9 +110,9 @@ def test_what_transformers_writes_is_kept_without_a_note(base: Path, tmp_path: P
 
 BROKEN = {
     "no JSON": ("{", "is not JSON"),
-    "no object": ("[]", "holds no object"),
-    "a value that cannot be": ('{"max_new_tokens": -3}', "refused by Transformers"),
-    "a value of another type": ('{"max_new_tokens": "many"}', "refused by Transformers"),
+    "no object": ("[]", "is not a JSON object"),
+    "a value that cannot be": ('{"max_new_tokens": -3}', "rejected by Transformers"),
+    "a value of another type": ('{"max_new_tokens": "many"}', "rejected by Transformers"),
 }
 
 

@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 from job import engines, families
 from job.engines.device import Accelerator
-from job.families.base import Batch
-from job.families.supervised_logits import PLAIN, supervised_alone
+from job.families.batches import Batch
+from job.families.supervised_logits import MODEL_TYPES, supervised_logits_only
 from job.spec.load import load_spec
 from tests.models import BUILDERS
 from tests.unit.families.test_ernie45_vl import row, turn
@@ -49,11 +49,11 @@ def outcome(model: Any, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor],
 def test_loss_and_gradients_are_those_of_transformers(made: tuple[Any, Batch]) -> None:
     model, batch = made
     base = model.get_base_model()
-    assert base.config.model_type in PLAIN
+    assert base.config.model_type in MODEL_TYPES
     words = base.get_output_embeddings().out_features
     loss, grads, shape = outcome(model.train(), batch)
     assert shape[-1] == words
-    with supervised_alone(base) as alone:
+    with supervised_logits_only(base) as alone:
         assert alone
         found, own, hidden = outcome(model, batch)
         assert hidden[-1] != words, "no logits are made"
@@ -73,5 +73,5 @@ def test_a_head_that_is_trained_is_left_alone(made: tuple[Any, Batch]) -> None:
     model, _ = made
     base = model.get_base_model()
     base.get_output_embeddings().weight.requires_grad_(True)
-    with supervised_alone(base) as alone:
+    with supervised_logits_only(base) as alone:
         assert not alone

@@ -7,42 +7,45 @@ import sys
 import pytest
 import torch
 
-from job.families.ernie45_vl.packed.swiglu import gated, gated_gradient
+from job.families.ernie45_vl.packed.swiglu import swiglu, swiglu_backward
 from tests.jobs import ROOT
 
 INTERPRETED = """
 import torch
-from job.families.ernie45_vl.packed.swiglu import _in_one_pass, gated_gradient
+from job.families.ernie45_vl.packed.swiglu import _backward_by_kernel, swiglu_backward
 torch.manual_seed(0)
 for dtype in (torch.float32, torch.bfloat16):
-    both, grad = torch.randn(7, 48, dtype=dtype), torch.randn(7, 24, dtype=dtype)
-    share = torch.rand(7)
-    for found, expected in zip(_in_one_pass(grad, both, share), gated_gradient(grad, both, share)):
+    gate_up, grad = torch.randn(7, 48, dtype=dtype), torch.randn(7, 24, dtype=dtype)
+    row_weight = torch.rand(7)
+    inputs = grad, gate_up, row_weight
+    for found, expected in zip(_backward_by_kernel(*inputs), swiglu_backward(*inputs)):
         torch.testing.assert_close(found, expected)
 """
 
 
 def made(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    both = torch.randn(9, 32, dtype=dtype, requires_grad=True)
-    share = torch.rand(9, dtype=dtype, requires_grad=True)
-    return both, share, torch.randn(9, 16, dtype=dtype)
+    gate_up = torch.randn(9, 32, dtype=dtype, requires_grad=True)
+    row_weight = torch.rand(9, dtype=dtype, requires_grad=True)
+    return gate_up, row_weight, torch.randn(9, 16, dtype=dtype)
 
 
 def test_the_gradient_is_autograd_s() -> None:
-    both, share, grad = made(torch.float64)
-    expected = torch.autograd.grad(gated(both, share), (both, share), grad)
-    found = gated_gradient(grad.float(), both.float(), share.float())
+    gate_up, row_weight, grad = made(torch.float64)
+    expected = torch.autograd.grad(swiglu(gate_up, row_weight), (gate_up, row_weight), grad)
+    found = swiglu_backward(grad.float(), gate_up.float(), row_weight.float())
     for own, true in zip(found, expected, strict=True):
         torch.testing.assert_close(own, true.float())
 
 
 def test_compiled_it_is_the_same() -> None:
     torch._dynamo.reset()
-    both, share, grad = made(torch.float32)
-    expected = torch.autograd.grad(gated(both, share), (both, share), grad)
-    compiled = torch.compile(gated, backend="aot_eager", dynamic=True)(both, share)
-    for own, true in zip(torch.autograd.grad(compiled, (both, share), grad), expected, strict=True):
+    gate_up, row_weight, grad = made(torch.float32)
+    expected = torch.autograd.grad(swiglu(gate_up, row_weight), (gate_up, row_weight), grad)
+    compiled = torch.compile(swiglu, backend="aot_eager", dynamic=True)(gate_up, row_weight)
+    for own, true in zip(
+        torch.autograd.grad(compiled, (gate_up, row_weight), grad), expected, strict=True
+    ):
         torch.testing.assert_close(own, true)
 
 

@@ -16,7 +16,8 @@ from benchmarks import memory as benchmarks
 from benchmarks.training import bound
 from job import families
 from job.engines.device import Accelerator
-from job.families.base import BY_BOUNDS, SORTED_EXPERTS, RowSize, Saved, Step
+from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
+from job.families.base import SORTED_EXPERTS, RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.families.lora.linear import use_low_rank_layers
 from job.planning import memory
@@ -93,7 +94,7 @@ class Case:
     dropout: float = 0
 
     @property
-    def own_layers(self) -> bool:
+    def low_rank_linear(self) -> bool:
         return not self.dropout and not self.autocast
 
 
@@ -133,7 +134,7 @@ def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]
         device=torch.device("cpu"),
         attn_implementation=case.attention,
     )
-    family.use_experts(model, case.experts)
+    family.set_experts_implementation(model, case.experts)
     if case.packed:
         family.use_packed_step(model)
     targets = family.lora_targets(model, lora(spec, case).lora)
@@ -150,7 +151,7 @@ def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]
                 target_parameters=list(targets.parameters) or None,
             ),
         )
-        if case.own_layers:
+        if case.low_rank_linear:
             use_low_rank_layers(model)
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -179,7 +180,7 @@ def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]
     ):
         model.train()(**batch, use_cache=False)
     if case.checkpointing:  # the rotary tables, held by closures, where no hook sees them
-        head = family.skeleton().config.text_config.head_dim
+        head = family.meta_model().config.text_config.head_dim
         kept["closures"] = 2 * batch["position_ids"][0].numel() * head * 4
     return kept
 
@@ -194,21 +195,21 @@ def lora(spec: JobSpec, case: Case) -> JobSpec:
     return replace(spec, lora=changed)
 
 
-def estimated(family: Ernie45VL, spec: JobSpec, case: Case) -> Saved:
-    skeleton = family.skeleton()
+def estimated(family: Ernie45VL, spec: JobSpec, case: Case) -> ActivationMemory:
+    skeleton = family.meta_model()
     full = case.method == "full"
     targets = family.lora_targets(skeleton, lora(spec, case).lora)
     trained = {*targets.modules, *targets.parameters}
     if full:
         trained = {name for name, _ in (*skeleton.named_modules(), *skeleton.named_parameters())}
-    return family.saved(
+    return family.activation_memory(
         skeleton.config,
         trained,
         [family.row_size(family.encode(each)) for each in case.rows],
-        Step(
-            width=case.dtype.itemsize,
+        StepSettings(
+            itemsize=case.dtype.itemsize,
             autocast=case.autocast,
-            own_layers=case.own_layers,
+            low_rank_linear=case.low_rank_linear,
             packed=case.packed,
             checkpointing=case.checkpointing,
             attention=case.attention,
@@ -224,7 +225,7 @@ def test_what_a_step_keeps_is_estimated_within_five_percent(
     name: str, family: Ernie45VL, spec: JobSpec
 ) -> None:
     measured = kept_by_a_step(family, spec, CASES[name]).total()
-    assert estimated(family, spec, CASES[name]).kept == pytest.approx(measured, rel=0.05)
+    assert estimated(family, spec, CASES[name]).after_forward == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -236,14 +237,14 @@ def test_what_checkpointing_makes_again_is_the_largest_layer(
     largest = max(size for name, size in layers.items() if name)
     found = estimated(family, spec, replace(case, checkpointing=True))
     # The first layer's figure holds the rotary tables and the mask, which all layers share.
-    assert found.made_again == pytest.approx(largest, rel=0.1)
+    assert found.recomputed == pytest.approx(largest, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_weigh_what_is_told_to_the_byte(dtype: torch.dtype, family: Ernie45VL) -> None:
     model = family.initialise(seed=0, dtype=dtype, device=torch.device("cpu"))
     real = sum(parameter.nbytes for parameter in model.parameters())
-    assert weight_bytes(Ernie45VL, family.skeleton(), dtype.itemsize) == real
+    assert weight_bytes(Ernie45VL, family.meta_model(), dtype.itemsize) == real
 
 
 def test_published_weights_weigh_what_is_known_of_them() -> None:
@@ -266,7 +267,7 @@ def test_adapter_gradients_and_optimizer_weigh_what_those_of_a_step_do(
     optimizer.step()
     states = [t for s in optimizer.state.values() for t in s.values() if t.ndim]
     size = family.row_size(family.encode(EQUAL[0]))
-    found = estimate(family.skeleton(), spec, [size], CPU)
+    found = estimate(family.meta_model(), spec, [size], CPU)
     assert found.adapter == sum(p.nbytes for p in trained)
     assert found.gradients == sum(p.grad.nbytes for p in trained if p.grad is not None)
     assert found.optimizer == sum(t.nbytes for t in states)
@@ -294,5 +295,5 @@ def test_attention_by_boundaries_keeps_no_grid(family: Ernie45VL, spec: JobSpec)
         case = Case(rows=rows, dtype=torch.bfloat16, attention=kernel)
         return estimated(family, spec, case).attention
 
-    assert attention(EQUAL, BY_BOUNDS) == attention(EQUAL, "sdpa"), "which is no grid either"
-    assert attention(UNEQUAL, BY_BOUNDS) < 0.6 * attention(UNEQUAL, "sdpa")
+    assert attention(EQUAL, VARLEN) == attention(EQUAL, "sdpa"), "which is no grid either"
+    assert attention(UNEQUAL, VARLEN) < 0.6 * attention(UNEQUAL, "sdpa")

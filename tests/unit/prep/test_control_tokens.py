@@ -1,4 +1,4 @@
-"""Control tokens of the model in texts are rejects of prep, all at once, before training."""
+"""ControlTokens tokens of the model in texts are rejects of prep, all at once, before training."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from job import families
 from job.errors import SpecError
-from job.families.chat import Control
+from job.families.chat import ControlTokens
 from job.prep import control_tokens
 from job.prep.discovery import find_source
 from job.prep.prepare import prepare
@@ -95,7 +95,7 @@ def test_the_tokens_of_the_files_are_those_of_the_loaded_tokenizer(
         checkpoint = families.read_checkpoint(name, tmp_path)
         loaded = families.bind(checkpoint, SPEC.model, SPEC.data).processor.tokenizer
     found = families.control_tokens(name, tmp_path, SPEC.model)
-    assert control_tokens.pattern(found) == Control.of(loaded).anywhere
+    assert control_tokens.pattern(found) == ControlTokens.of(loaded).pattern
 
 
 def test_prep_with_a_models_tokens_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:

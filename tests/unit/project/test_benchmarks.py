@@ -19,7 +19,7 @@ def test_the_tokens_of_a_random_model_go_to_all_experts() -> None:
     spec = load_spec(SPEC.read_text(), "latex.yaml", environ={}).spec
     checkpoint = families.read_checkpoint("builtin://ernie-vl-tiny", TINY)
     family = Ernie45VL.bind(checkpoint, spec.data)
-    config = family.skeleton().config
+    config = family.meta_model().config
     config.text_config.moe_num_experts, config.text_config.moe_k = EXPERTS, CHOSEN
     torch.manual_seed(0)
     model = drawn(config, family, torch.device("cpu"))

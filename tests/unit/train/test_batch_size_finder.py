@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from job.engines.device import Accelerator
-from job.families.base import COUNTED, TOKENS
+from job.families.batches import COUNTED, TOKENS
 from job.spec.load import load_spec
 from job.spec.types import TrainSpec
 from job.train import batch_size_finder

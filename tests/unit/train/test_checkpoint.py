@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from job.engines.data_timer import Waiting
 from job.engines.trainer import StepTrainer
-from job.families.base import COUNTED, TOKENS
+from job.families.batches import COUNTED, TOKENS
 from job.train.checkpoint import state_files
 from job.train.checkpoint.contents import problem
 from job.train.checkpoint.safetensors_trainer import resumable

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from job.engines.data_timer import Waiting
-from job.families.base import COUNTED, TOKENS
+from job.families.batches import COUNTED, TOKENS
 from job.train import heaviest_batches as module
 from job.train.heaviest_batches import heaviest, planned
 from job.train.sampler import SPARE, SharedBatches, Windows, shuffled

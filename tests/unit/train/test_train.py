@@ -72,8 +72,8 @@ def test_truncation_never_cuts_an_image(
     made = row("x" * 60, question="y" * 60)
     whole = family.encode(made)
     short = cut(family, spec, made, strategy, len(whole.input_ids) - 50)
-    image = [token for token in whole.input_ids if family.protects(token)]
-    assert [token for token in short.input_ids if family.protects(token)] == image
+    image = [token for token in whole.input_ids if family.is_image_token(token)]
+    assert [token for token in short.input_ids if family.is_image_token(token)] == image
     assert len(short.input_ids) == len(whole.input_ids) - 50
     assert short.images == whole.images
 

@@ -10,7 +10,7 @@ from job import families
 from job.spec.load import load_spec
 from job.train.outputs import without_autocast
 from tests.jobs import ROOT
-from tests.unit.families.test_packed_step import picture, row
+from tests.unit.families.test_packed_step import image, row
 
 
 def test_a_model_whose_training_is_over_is_as_its_class_made_it() -> None:
@@ -19,7 +19,7 @@ def test_a_model_whose_training_is_over_is_as_its_class_made_it() -> None:
     family = families.bind(families.read_checkpoint("tiny", tiny), spec.model, spec.data)
     model: Any = family.load(dtype=torch.float32, device=torch.device("cpu"))
     family.use_packed_step(model)
-    prompt = family.collate_prompts([family.encode(row("x", picture(56, 56)))])
+    prompt = family.collate_prompts([family.encode(row("x", image(56, 56)))])
     answer = model.generate(**prompt, max_new_tokens=3, do_sample=False)
     AcceleratorState._reset_state(True)
     try:

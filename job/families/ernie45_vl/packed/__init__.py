@@ -1,6 +1,10 @@
-"""Training without padding and without waiting for the device.
+"""ERNIE-4.5-VL's training step without padding, and without waiting for the device.
 
-The rows of a batch are one sequence (what TRL calls `padding_free`); every index that the model
-would otherwise work out on the device is made by the data workers. The modules are those of
-Transformers, adapters and all: only the order in which they are called is written here.
+The rows of a batch are concatenated (TRL's `padding_free`), and the data workers compute every
+index that the model would otherwise compute on the device. The modules are Transformers' own,
+adapters included; only the order of calls is written here.
+
+To read a step: `batch.pack` builds its inputs; `model.PackedErnie` runs it from embeddings to loss;
+`layers` has the vision block and the decoder layer, whose parts are `varlen_attention`, `rope`,
+`experts` (with `router`, `swiglu` and `expert_lora`) and `feed_forward`.
 """

@@ -1,176 +1,202 @@
-"""Routed experts over tokens sorted by expert: one grouped product a projection.
+"""The mixture-of-experts block: tokens sorted by expert, one grouped product a projection.
 
-The tokens of the two modalities are told apart by indices that the data workers made; boolean
-masks as wide as the hidden states, which Transformers uses, keep three integers an element for
-the backward pass.
+ERNIE-4.5-VL has two sets of routed experts with a router each, one for text tokens and one for
+image tokens and their brackets ("modality-isolated routing"), and shared experts for all tokens.
+The data workers compute the index of each modality's tokens. Transformers uses boolean masks as
+wide as the hidden states instead, which save three integers an element for the backward pass.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.integrations.moe import _grouped_mm as grouped_mm  # with a way for every dtype
+from transformers.integrations.moe import _grouped_mm as grouped_mm  # supports every dtype
 
+from job.families.autograd import Context
 from job.families.base import SORTED_EXPERTS
-from job.families.ernie45_vl.packed.expert_lora import Adapters, adapters_of
+from job.families.ernie45_vl.packed.expert_lora import ExpertLoras, expert_loras
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
 from job.families.ernie45_vl.packed.router import route
-from job.families.ernie45_vl.packed.swiglu import gated
+from job.families.ernie45_vl.packed.swiglu import swiglu
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import ParamWrapper
+    from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 
 class Modalities(NamedTuple):
-    """Which of T tokens the experts for text take, and which those for pictures."""
+    """Which of T tokens go to the text experts, and which to the vision experts."""
 
     text: torch.Tensor
-    """(T_text,)"""
+    """(T_text,): indices of tokens."""
     vision: torch.Tensor
     """(T_vision,)"""
-    places: torch.Tensor
-    """(T,): the two one after the other."""
-    order: torch.Tensor
-    """(T,): where each token is in `places`."""
+    grouped: torch.Tensor
+    """(T,): the two concatenated, a permutation of all tokens."""
+    inverse: torch.Tensor
+    """(T,): its inverse, each token's index in `grouped`."""
 
     @classmethod
-    def of(cls, vision: torch.Tensor) -> "Modalities":
-        """On the host, from (T,) marks of the tokens for the experts for pictures."""
-        text, seen = (~vision).nonzero()[:, 0], vision.nonzero()[:, 0]
-        return cls.ordered(text, seen, torch.cat([text, seen]).argsort())
+    def of(cls, is_vision: torch.Tensor) -> "Modalities":
+        """From (T,) flags; for data workers, as it would make a GPU wait."""
+        text, vision = (~is_vision).nonzero()[:, 0], is_vision.nonzero()[:, 0]
+        return cls.from_indices(text, vision, torch.cat([text, vision]).argsort())
 
     @classmethod
-    def ordered(cls, text: torch.Tensor, vision: torch.Tensor, order: torch.Tensor) -> "Modalities":
-        return cls(text=text, vision=vision, places=torch.cat([text, vision]), order=order)
+    def from_indices(
+        cls, text: torch.Tensor, vision: torch.Tensor, inverse: torch.Tensor
+    ) -> "Modalities":
+        return cls(text, vision, grouped=torch.cat([text, vision]), inverse=inverse)
 
 
-def moe(
-    block: Any, hidden: torch.Tensor, modalities: Modalities
+def moe_block(
+    block: "native.Ernie4_5_VLMoeMoeBlock", hidden: torch.Tensor, modalities: Modalities
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """An `Ernie4_5_VLMoeMoeBlock` on (T, H): its output (T, H) and router logits (T, experts).
+    """(T, H) to (T, H), and the router logits (T, experts).
 
-    The logits are those of text, then those of pictures: they are only summed over.
+    The logits are in grouped order, text before vision: the auxiliary loss only sums over them.
     """
     outputs, logits = [], []
-    each = modalities.text, modalities.vision
-    parts = permute(hidden, modalities.places, modalities.order).split([len(own) for own in each])
-    for sparse, tokens in zip((block.text_moe, block.vision_moe), parts, strict=True):
+    # (T_text, H) and (T_vision, H)
+    by_modality = permute(hidden, modalities.grouped, modalities.inverse).split(
+        [len(modalities.text), len(modalities.vision)]
+    )
+    for sparse, tokens in zip((block.text_moe, block.vision_moe), by_modality, strict=True):
         if len(tokens):
-            routed, weights, chosen = route(sparse.gate, tokens)
-            outputs.append(compute_experts(sparse.experts, tokens, chosen, weights))
-            logits.append(routed)
-    output = permute(torch.cat(outputs), modalities.order, modalities.places)
+            router_logits, weights, top_k_index = route(sparse.gate, tokens)
+            outputs.append(routed_experts(sparse.experts, tokens, top_k_index, weights))
+            logits.append(router_logits)
+    output = permute(torch.cat(outputs), modalities.inverse, modalities.grouped)
     if block.shared_experts is not None:
         output = output + feed_forward(block.shared_experts, hidden)
     return output, torch.cat(logits)
 
 
-def compute_experts(
-    experts: Any, tokens: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+def routed_experts(
+    experts: "native.Ernie4_5_VLMoeMoeExperts | ParamWrapper",
+    tokens: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The chosen experts' weighted sum, (T, H), by their own way or, adapted, by this module's."""
-    adapters = adapters_of(experts)
-    if not adapters:
-        return experts(tokens, chosen, weights)
-    return sorted_experts(experts.get_base_layer(), tokens, chosen, weights, adapters)
+    """The weighted sum of each token's experts, (T, H) to (T, H); adapted experts by this module,
+    others by the implementation that is set for them."""
+    loras = expert_loras(experts)
+    if not loras:
+        return experts(tokens, top_k_index, top_k_weights)
+    return sorted_experts(experts.get_base_layer(), tokens, top_k_index, top_k_weights, loras)
 
 
 def register() -> None:
-    """Makes the implementation known to Transformers."""
+    """Registers `sorted_experts` with Transformers, by the name `SORTED_EXPERTS`."""
     ALL_EXPERTS_FUNCTIONS.register(SORTED_EXPERTS, sorted_experts)
 
 
 def sorted_experts(
-    module: Any,
-    tokens: torch.Tensor,
-    chosen: torch.Tensor,
-    weights: torch.Tensor,
-    adapters: Adapters | None = None,
+    module: "native.Ernie4_5_VLMoeMoeExperts",
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+    loras: ExpertLoras | None = None,
 ) -> torch.Tensor:
-    """The chosen experts' weighted sum, (T, H), of `tokens` (T, H).
+    """The weighted sum of each token's experts, (T, H) to (T, H), of indices and weights (T, k).
 
-    `chosen` and `weights` are (T, k). A token's weight for an expert is applied in the middle of
-    that, where rows are narrowest: what comes out need not be kept for the weight's gradient.
+    Each token is copied to its k experts ("dispatch"), and the copies are sorted by expert. The
+    routing weight is applied inside the MLP, where rows are narrowest, so that the MLP's output
+    need not be saved for the weight's gradient.
     """
-    count, k = chosen.shape
-    # Few digits are soon sorted. (T·k,): copy i of token t is at t·k + i
-    numbers, order = chosen.flatten().to(torch.int16).sort(stable=True)
-    # histc, as bincount waits for the device.
-    kind = torch.float if tokens.device.type == "cpu" else torch.int
-    load = torch.histc(numbers.to(kind), bins=module.num_experts, max=module.num_experts - 1)
-    ends = load.cumsum(0, dtype=torch.int32)
+    count, k = top_k_index.shape
+    # Copy i of token t has index t·k + i; int16 has few digits for a radix sort.
+    expert_of_row, order = top_k_index.flatten().to(torch.int16).sort(stable=True)  # (T·k,) each
+    # histc, because bincount waits for the device.
+    kind = torch.float if hidden_states.device.type == "cpu" else torch.int
+    load = torch.histc(  # (E,): rows of each expert
+        expert_of_row.to(kind), bins=module.num_experts, max=module.num_experts - 1
+    )
+    ends = load.cumsum(0, dtype=torch.int32)  # (E,): where each expert's rows end
     rows = torch.arange(count * k, device=order.device)
-    places = torch.empty_like(order).index_copy_(0, order, rows)  # of copies in their new order
+    inverse = torch.empty_like(order).index_copy_(0, order, rows)  # (T·k,): copy to row
 
-    def project(name: str, copies: torch.Tensor) -> torch.Tensor:
-        """(T·k, in) to (T·k, out), each row by its expert's matrix."""
+    def project(name: str, rows: torch.Tensor) -> torch.Tensor:
+        """(T·k, in) to (T·k, out), each row by its expert's matrix, plus the adapter's."""
         weight = getattr(module, name)  # (E, out, in)
-        out = grouped_mm(copies, weight.transpose(1, 2), offs=ends)
-        if adapters is None or name not in adapters:
+        out = grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+        if loras is None or name not in loras:
             return out
-        adapter = adapters[name]
-        down, up = adapter.in_dtype(weight.dtype)
-        inner = grouped_mm(copies, down, offs=ends) * adapter.scaling
+        lora = loras[name]
+        down, up = lora.in_dtype(weight.dtype)  # (E, in, r), (E, r, out)
+        inner = grouped_mm(rows, down, offs=ends) * lora.scaling  # (T·k, r)
         return out + grouped_mm(inner, up, offs=ends)
 
-    copies = _Copies.apply(tokens.to(module.gate_up_proj.dtype), order, places, k)
-    share = permute(weights.flatten(), order, places)
-    out = project("down_proj", gated(project("gate_up_proj", copies), share))
-    return _Sums.apply(out, order, places, k).to(tokens.dtype)
+    dispatched = _Dispatch.apply(hidden_states.to(module.gate_up_proj.dtype), order, inverse, k)
+    row_weight = permute(top_k_weights.flatten(), order, inverse)  # (T·k,)
+    inner = swiglu(project("gate_up_proj", dispatched), row_weight)  # (T·k, I)
+    out = project("down_proj", inner)  # (T·k, H)
+    return _Combine.apply(out, order, inverse, k).to(hidden_states.dtype)
 
 
-def permute(values: torch.Tensor, places: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """`values[places]`, (R, …) from (R, …), where every place is taken once.
+def permute(values: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """`values[order]`, (R, …) to (R, …), for a permutation and its inverse.
 
-    The gradient is taken by the inverse; that of an index would be added up, place by place.
+    The gradient is a gather by the inverse; an index's own gradient would be a scatter-add.
     """
-    return _Permute.apply(values, places, inverse)
+    return _Permute.apply(values, order, inverse)
 
 
 class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, places: torch.Tensor, inverse: torch.Tensor
+        ctx: Context, values: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(inverse)
-        return values.index_select(0, places)
+        return values.index_select(0, order)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
 
 
-class _Copies(torch.autograd.Function):
-    """(T, H) to (T·k, H): row j is the token of copy `order[j]`. Its gradient is a sum over k."""
+class _CopiesContext(Context, Protocol):
+    k: int
+
+
+class _Dispatch(torch.autograd.Function):
+    """(T, H) to (T·k, H): row j is the token of copy `order[j]`. Its gradient sums over k."""
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: torch.Tensor, order: torch.Tensor, places: torch.Tensor, k: int
+        ctx: _CopiesContext,
+        tokens: torch.Tensor,
+        order: torch.Tensor,
+        inverse: torch.Tensor,
+        k: int,
     ) -> torch.Tensor:
-        ctx.save_for_backward(places)
+        ctx.save_for_backward(inverse)
         ctx.k = k
         return tokens.index_select(0, order // k)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (places,) = ctx.saved_tensors
-        return _summed(grad, places, ctx.k), None, None, None
+    def backward(ctx: _CopiesContext, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return _sum_copies(grad, inverse, ctx.k), None, None, None
 
 
-class _Sums(torch.autograd.Function):
-    """(T·k, H) to (T, H): the sum of each token's copies. Its gradient is those copies."""
+class _Combine(torch.autograd.Function):
+    """(T·k, H) to (T, H): the sum of each token's copies. Its gradient copies."""
 
     @staticmethod
     def forward(
-        ctx: Any, copies: torch.Tensor, order: torch.Tensor, places: torch.Tensor, k: int
+        ctx: _CopiesContext, rows: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, k: int
     ) -> torch.Tensor:
         ctx.save_for_backward(order)
         ctx.k = k
-        return _summed(copies, places, k)
+        return _sum_copies(rows, inverse, k)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: _CopiesContext, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (order,) = ctx.saved_tensors
         return grad.index_select(0, order // ctx.k), None, None, None
 
 
-def _summed(copies: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:
-    return copies.index_select(0, places).unflatten(0, (-1, k)).sum(1)
+def _sum_copies(rows: torch.Tensor, inverse: torch.Tensor, k: int) -> torch.Tensor:
+    return rows.index_select(0, inverse).unflatten(0, (-1, k)).sum(1)

@@ -1,14 +1,17 @@
-"""A dense layer's MLP, and that of the experts which every token takes."""
+"""The MLP of a dense layer, and of the shared experts, which every token passes."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from job.families.lora.linear import side_by_side
+from job.families.lora.linear import linear_together
+
+if TYPE_CHECKING:
+    from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 
-def feed_forward(mlp: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """An `Ernie4_5_VLMoeMLP` on (T, H)."""
-    gate, up = side_by_side((mlp.gate_proj, mlp.up_proj), hidden)
+def feed_forward(mlp: "native.Ernie4_5_VLMoeMLP", hidden: torch.Tensor) -> torch.Tensor:
+    """(T, H) to (T, H)."""
+    gate, up = linear_together((mlp.gate_proj, mlp.up_proj), hidden)  # (T, intermediate) each
     output: torch.Tensor = mlp.down_proj(mlp.act_fn(gate) * up)
     return output

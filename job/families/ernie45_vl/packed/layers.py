@@ -1,95 +1,113 @@
-"""The decoder layer and the vision block over packed sequences.
+"""The vision block and the decoder layer over packed sequences.
 
-Subclasses of Transformers' own, put in their place by `use_packed_layers`: the same submodules,
-called on (T, H) with the boundaries given. Without boundaries they do what their parents do.
+Subclasses of Transformers' own that `use_packed_layers` swaps in: the same submodules, called on
+(T, H) with the sequences' boundaries. Called without boundaries they behave as their parents.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import nn
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
-from job.families.ernie45_vl.packed.experts import Modalities, moe
+from job.families.class_swap import swap_class
+from job.families.ernie45_vl.packed.experts import Modalities, moe_block
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
-from job.families.ernie45_vl.packed.rope import Angles, halves, neighbours, rotated
-from job.families.ernie45_vl.packed.varlen_attention import Segments, attention, take
-from job.families.lora.linear import in_parts, side_by_side
+from job.families.ernie45_vl.packed.rope import (
+    RotaryAngles,
+    apply_rope,
+    swap_halves,
+    swap_neighbours,
+)
+from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, attention, gather
+from job.families.lora.linear import linear_in_parts, linear_together
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CosSin = tuple[torch.Tensor, torch.Tensor]
+"""What Transformers calls `position_embeddings`."""
 
 
 class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: Any,
-        *args: Any,
-        segments: Segments | None = None,
+        position_embeddings: RotaryAngles | CosSin,
+        *args: object,
+        sequences: PackedSequences | None = None,
         modalities: Modalities | None = None,
         only: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """(T, H) to (T, H), and the router's logits (T, experts) or None in a dense layer.
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | torch.Tensor:
+        """(T, H) to (T, H), and the router logits (T, experts), None in a dense layer.
 
-        All tokens are attended to; where `only` names some, (S,), the output is theirs alone,
-        (S, H), and `modalities` are theirs. With `segments`, `position_embeddings` are `Angles`.
+        With `only`, indices (S,), every token is attended to, but the output is theirs alone,
+        (S, H), and `modalities` has to be theirs too.
         """
-        if segments is None or modalities is None:
+        if sequences is None or modalities is None:
             return super().forward(hidden_states, position_embeddings, *args, **kwargs)
-        out = self._attend(self.input_layernorm(hidden_states), position_embeddings, segments)
+        angles = cast(RotaryAngles, position_embeddings)
+        out = self._attention(self.input_layernorm(hidden_states), angles, sequences)
         if only is not None:
-            hidden_states, out = take(hidden_states, only), take(out, only)
-        [attended] = side_by_side((self.self_attn.o_proj,), out, kept=only is None)
+            hidden_states, out = gather(hidden_states, only), gather(out, only)  # (S, ·) each
+        [attended] = linear_together((self.self_attn.o_proj,), out, input_saved=only is None)
         hidden = hidden_states + attended
         normed, logits = self.post_attention_layernorm(hidden), None
         if isinstance(self.mlp, native.Ernie4_5_VLMoeMoeBlock):
-            output, logits = moe(self.mlp, normed, modalities)
+            output, logits = moe_block(self.mlp, normed, modalities)
         else:
             output = feed_forward(self.mlp, normed)
         return hidden + output, logits
 
-    def read_together(self) -> list[tuple[torch.nn.Module, ...]]:
-        inner, dense = self.self_attn, getattr(self.mlp, "shared_experts", self.mlp)
-        attention = (inner.q_proj, inner.k_proj, inner.v_proj)
-        return [attention] if dense is None else [attention, (dense.gate_proj, dense.up_proj)]
+    def layers_computed_together(self) -> list[tuple[nn.Module, ...]]:
+        attn, dense = self.self_attn, getattr(self.mlp, "shared_experts", self.mlp)
+        qkv = (attn.q_proj, attn.k_proj, attn.v_proj)
+        return [qkv] if dense is None else [qkv, (dense.gate_proj, dense.up_proj)]
 
-    def _attend(self, hidden: torch.Tensor, angles: Angles, segments: Segments) -> torch.Tensor:
-        """(T, H) to (T, heads · D), before the output projection."""
-        inner = self.self_attn
+    def _attention(
+        self, hidden: torch.Tensor, angles: RotaryAngles, sequences: PackedSequences
+    ) -> torch.Tensor:
+        """(T, H) to (T, heads · D), without the output projection."""
+        attn = self.self_attn
         query, key, value = (
-            each.unflatten(-1, (-1, inner.head_dim))  # (T, heads, D)
-            for each in side_by_side((inner.q_proj, inner.k_proj, inner.v_proj), hidden)
+            projected.unflatten(-1, (-1, attn.head_dim))  # (T, heads, D)
+            for projected in linear_together((attn.q_proj, attn.k_proj, attn.v_proj), hidden)
         )
-        query, key = (rotated(each, angles, neighbours) for each in (query, key))
-        return attention(query, key, value, segments, causal=True, scale=inner.scaling).flatten(1)
+        query, key = (apply_rope(each, angles, swap_neighbours) for each in (query, key))
+        return attention(query, key, value, sequences, causal=True, scale=attn.scaling).flatten(1)
 
 
 class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        *args: Any,
-        position_embeddings: Any = None,
-        segments: Segments | None = None,
-        **kwargs: Any,
+        *args: object,
+        position_embeddings: RotaryAngles | CosSin | None = None,
+        sequences: PackedSequences | None = None,
+        **kwargs: object,
     ) -> torch.Tensor:
-        """(patches, H) to (patches, H). With `segments`, `position_embeddings` are `Angles`."""
-        if segments is None or position_embeddings is None:
+        """(patches, H) to (patches, H), each image attending to itself."""
+        if sequences is None or position_embeddings is None:
             return super().forward(
                 hidden_states, *args, position_embeddings=position_embeddings, **kwargs
             )
-        inner, normed = self.attn, self.norm1(hidden_states)
+        attn, angles = self.attn, cast(RotaryAngles, position_embeddings)
+        normed = self.norm1(hidden_states)
         query, key, value = (
-            each.unflatten(-1, (inner.num_heads, -1)) for each in in_parts(inner.qkv, normed, 3)
-        )  # (patches, heads, D)
-        query, key = (rotated(each, position_embeddings, halves) for each in (query, key))
-        out = attention(query, key, value, segments, causal=False, scale=inner.scaling)
-        [attended] = side_by_side((inner.proj,), out.flatten(1), kept=True)
+            projected.unflatten(-1, (attn.num_heads, -1))  # (patches, heads, D)
+            for projected in linear_in_parts(attn.qkv, normed, 3)
+        )
+        query, key = (apply_rope(each, angles, swap_halves) for each in (query, key))
+        out = attention(query, key, value, sequences, causal=False, scale=attn.scaling)
+        [attended] = linear_together((attn.proj,), out.flatten(1), input_saved=True)
         hidden = hidden_states + attended
         return hidden + self.mlp(self.norm2(hidden))
 
 
-def use_packed_layers(model: Any) -> None:
-    """Puts the packed layers in place of a native model's own; weights and names stay."""
+def use_packed_layers(model: "PreTrainedModel") -> None:
+    """Swaps the packed layers in; weights and names do not change."""
     for layer in model.model.language_model.layers:
-        layer.__class__ = PackedDecoderLayer
+        swap_class(layer, PackedDecoderLayer)
     for block in model.model.vision_tower.blocks:
-        block.__class__ = PackedVisionBlock
+        swap_class(block, PackedVisionBlock)

@@ -1,131 +1,163 @@
-"""The model's training step over a packed batch, as a subclass of Transformers' class."""
+"""The training step over a packed batch, as a subclass of Transformers' model.
+
+T tokens in all rows, S of them supervised, H the hidden size.
+"""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
+from job.families.batches import PackedBatch, PatchInputs
+from job.families.class_swap import swap_class
 from job.families.ernie45_vl.image_processing import normalised
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
-from job.families.ernie45_vl.packed.rope import Angles, halves, neighbours
-from job.families.ernie45_vl.packed.varlen_attention import Segments, has_kernel, take
+from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_halves, swap_neighbours
+from job.families.ernie45_vl.packed.varlen_attention import (
+    PackedSequences,
+    gather,
+    has_varlen_kernel,
+)
 from job.families.loss import supervised_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class _LayerTokens(TypedDict, total=False):
+    """The tokens whose output a decoder layer computes."""
+
+    modalities: Modalities
+    only: torch.Tensor
 
 
 class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
-    """Takes batches of `packed.batch.pack`; given any other it is its parent."""
+    """Takes the batches of `packed.batch.pack`; with any other batch it is its parent."""
 
-    by_bounds: bool
-    """Whether attention may take the kernel for sequences of unequal length."""
+    varlen: bool
+    """Whether attention may use the variable-length kernel."""
 
-    # Generation reads the names of arguments.
+    # Generation inspects the signature.
     @functools.wraps(native.Ernie4_5_VLMoeForConditionalGeneration.forward)
     def forward(
-        self, *args: Any, targets: torch.Tensor | None = None, **batch: Any
+        self,
+        *args: object,
+        targets: torch.Tensor | None = None,
+        **batch: Any,
     ) -> native.MoeCausalLMOutputWithPast:
-        """The loss alone of a packed batch (logits of no token are kept)."""
+        """The loss of a packed batch; returns no logits."""
         if targets is None:
             return super().forward(*args, **batch)
-        hidden, logits = self._hidden(batch)
+        hidden, router_logits = self._hidden_states(cast(PackedBatch, batch))
         loss = supervised_loss(hidden, targets, self.lm_head)
         aux = None
         if self.config.text_config.output_router_logits:
-            # With a mask it does not wait for the device.
-            everything = torch.ones(batch["input_ids"].shape, device=hidden.device)
+            # Without a mask it would wait for the device.
+            mask = torch.ones(batch["input_ids"].shape, device=hidden.device)  # (1, T)
             aux = native.load_balancing_loss_func(
-                logits, self.num_experts, self.num_experts_per_tok, everything
+                router_logits, self.num_experts, self.num_experts_per_tok, mask
             )
             loss = loss + self.router_aux_loss_coef * aux
         return native.MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux)
 
-    def _hidden(self, batch: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Normed hidden states of the S supervised tokens (S, H), and each sparse layer's router
-        logits (T, experts).
-        """
+    def _hidden_states(self, batch: PackedBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The final hidden states of the supervised tokens (S, H), and the router logits
+        (T, experts) of each sparse layer."""
         text = self.model.language_model
         hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
         if "pixels" in batch:
-            pictures = self._pictures(batch).to(hidden.dtype)
-            hidden = hidden.index_copy(0, batch["image_places"], pictures)
+            images = self._image_embeddings(batch).to(hidden.dtype)  # (image tokens, H)
+            hidden = hidden.index_copy(0, batch["image_token_indices"], images)
         elif isinstance(self.model.vision_tower.blocks[0], FSDPModule):
-            # In shares, weights are gathered by all processes or by none.
-            hidden = hidden + 0 * self._pictures(self._blank(hidden.device)).sum()
-        cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D)
-        angles = Angles.of(cos[0], sin[0], neighbours)
-        segments = self._segments(batch, "row")
-        tokens = {"modalities": _modalities(batch, "token")}
-        routed = []
+            # Sharded weights are gathered by a collective, so every rank has to run the tower.
+            blank = self._blank_patches(hidden.device)
+            hidden = hidden + 0 * self._image_embeddings(blank).sum()
+        cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D) each
+        angles = RotaryAngles.of(cos[0], sin[0], swap_neighbours)
+        rows = self._sequences(batch, "row")
+        tokens: _LayerTokens = {"modalities": _modalities(batch, "token")}
+        router_logits = []
         for number, layer in enumerate(text.layers, start=1):
-            if number == len(text.layers) and self._ends_early(layer):
+            if number == len(text.layers) and self._last_layer_skips_unsupervised(layer):
                 tokens = {
                     "modalities": _modalities(batch, "supervised"),
                     "only": batch["supervised"],
                 }
-            hidden, logits = layer(hidden, angles, segments=segments, **tokens)
+            hidden, logits = layer(hidden, angles, sequences=rows, **tokens)
             if logits is not None:
-                routed.append(logits)
+                router_logits.append(logits)
         if "only" not in tokens:
-            hidden = take(hidden, batch["supervised"])
-        return text.norm(hidden), tuple(routed)
+            hidden = gather(hidden, batch["supervised"])  # (S, H)
+        return text.norm(hidden), tuple(router_logits)
 
-    def _ends_early(self, last: Any) -> bool:
-        """Whether the last layer's output is made of supervised tokens alone, as no other is used.
+    def _last_layer_skips_unsupervised(self, last: native.Ernie4_5_VLMoeDecoderLayer) -> bool:
+        """Whether the last layer computes only the supervised tokens' output, as no other is read.
 
-        Not where its router's logits of all tokens count, nor where its experts for pictures are
-        trained: their gradient is zero, and an optimizer makes of that something else than of none.
+        Not if the auxiliary loss counts its router logits of all tokens, nor if its vision experts
+        are trained: image tokens are never supervised, so their gradient would be None instead of
+        zero, which optimizers treat differently.
         """
         if self.config.text_config.output_router_logits:
             return False
-        pictured = getattr(last.mlp, "vision_moe", None)
-        return pictured is None or not any(p.requires_grad for p in pictured.parameters())
+        vision = getattr(last.mlp, "vision_moe", None)
+        return vision is None or not any(p.requires_grad for p in vision.parameters())
 
-    def _segments(self, batch: Any, of: str) -> Segments:
-        places, real, bounds = (batch[f"{of}_{part}"] for part in ("places", "real", "bounds"))
-        return Segments(places, real, bounds, by_bounds=self.by_bounds)
+    def _image_embeddings(self, batch: PatchInputs) -> torch.Tensor:
+        """The vision tower and the resampler, which merges patches: (image tokens, H)."""
+        tower, resampler = self.model.vision_tower, self.model.resampler_model
+        pixels = normalised(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
+        hidden = tower.patch_embed(pixels)  # (patches, vision H)
+        cos, sin = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])  # (patches, D) each
+        angles = RotaryAngles.of(cos, sin, swap_halves)
+        images = self._sequences(batch, "patch")
+        for block in tower.blocks:
+            hidden = block(hidden, position_embeddings=angles, sequences=images)
+        # Spatial merging: neighbouring patches are consecutive, and become one token.
+        hidden = tower.ln(hidden).view(-1, resampler.spatial_dim)  # (image tokens, merge² · H)
+        hidden = resampler.spatial_linear(hidden)
+        # Temporal merging joins two frames of a video; an image stands for both.
+        hidden = resampler.temporal_linear(torch.cat([hidden, hidden], dim=-1))
+        return resampler.after_norm(resampler.mlp(hidden))
 
-    def _blank(self, device: torch.device) -> Any:
-        """What a batch has of its pictures, for one of a single token."""
+    def _blank_patches(self, device: torch.device) -> PatchInputs:
+        """The patches of one image token."""
         vision = self.config.vision_config
-        count = vision.spatial_merge_size**2
-        places = torch.arange(count, device=device)
         side = vision.spatial_merge_size
-        area = vision.in_channels * vision.patch_size**2
+        count, area = side**2, vision.in_channels * vision.patch_size**2
+        index = torch.arange(count, device=device)
         return {
             "pixels": torch.zeros(count, area, dtype=torch.uint8, device=device),
             "pixel_mean": torch.zeros(area, device=device),
             "pixel_std": torch.ones(area, device=device),
-            "patch_position_ids": torch.stack([places // side, places % side], dim=1),
-            "patch_places": places,
-            "patch_real": torch.ones(1, count, dtype=torch.bool, device=device),
-            "patch_bounds": torch.tensor([0, count], dtype=torch.int32, device=device),
+            "patch_position_ids": torch.stack([index // side, index % side], dim=1),
+            "patch_indices": index,
+            "patch_mask": torch.ones(1, count, dtype=torch.bool, device=device),
+            "patch_cu_seqlens": torch.tensor([0, count], dtype=torch.int32, device=device),
         }
 
-    def _pictures(self, batch: Any) -> torch.Tensor:
-        """The embeddings of all image tokens in order, (image tokens, H)."""
-        tower, resampler = self.model.vision_tower, self.model.resampler_model
-        pixels = normalised(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
-        hidden = tower.patch_embed(pixels)  # (patches, vision H)
-        cos, sin = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])
-        angles = Angles.of(cos, sin, halves)
-        segments = self._segments(batch, "patch")
-        for block in tower.blocks:
-            hidden = block(hidden, position_embeddings=angles, segments=segments)
-        hidden = tower.ln(hidden).view(-1, resampler.spatial_dim)
-        hidden = resampler.spatial_linear(hidden)
-        # A picture is a video of one frame, which stands for both of a pair.
-        hidden = resampler.temporal_linear(torch.cat([hidden, hidden], dim=-1))
-        return resampler.after_norm(resampler.mlp(hidden))
+    def _sequences(self, batch: PatchInputs, of: Literal["row", "patch"]) -> PackedSequences:
+        tensors = cast("dict[str, torch.Tensor]", batch)
+        indices, mask, cu_seqlens = (
+            tensors[f"{of}_{part}"] for part in ("indices", "mask", "cu_seqlens")
+        )
+        return PackedSequences(indices, mask, cu_seqlens, varlen=self.varlen)
 
 
-def _modalities(batch: Any, of: str) -> Modalities:
-    return Modalities.ordered(*(batch[f"{of}_{part}"] for part in ("text", "vision", "order")))
+def _modalities(batch: PackedBatch, of: Literal["token", "supervised"]) -> Modalities:
+    tensors = cast("dict[str, torch.Tensor]", batch)
+    return Modalities.from_indices(
+        *(tensors[f"{of}_{part}"] for part in ("text", "vision", "inverse"))
+    )
 
 
-def use_packed_step(model: Any, *, by_bounds: bool = True) -> None:
-    """Lets a native model take packed batches too; its weights and their names stay."""
-    model.__class__ = PackedErnie
-    model.by_bounds = by_bounds and has_kernel(model.device)
+def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
+    """Makes one of Transformers' models accept packed batches too; its weights do not change.
+
+    `varlen` allows the variable-length attention kernel, where the device has it.
+    """
+    swap_class(model, PackedErnie)
+    model.varlen = varlen and has_varlen_kernel(model.device)
     use_packed_layers(model)

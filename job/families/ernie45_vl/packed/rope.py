@@ -1,64 +1,78 @@
-"""Rotary embeddings by two products and a sum, whose gradient is the rotation back.
+"""Rotary embeddings as two products and a sum; the gradient is the inverse rotation.
 
-Transformers puts a head together from two halves, of which a compiler makes a kernel that asks of
-every number which half it is in; and its gradient takes the halves apart and adds them up again.
+Transformers concatenates rotated halves, which compiles to a kernel that decides for every element
+which half it is in; its gradient splits and adds them again.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
-Swap = Callable[[torch.Tensor], torch.Tensor]
-"""Changes the two numbers of each pair of the last dimension."""
+from job.families.autograd import Context
+
+SwapPairs = Callable[[torch.Tensor], torch.Tensor]
+"""Exchanges the two elements of each rotated pair, in the last dimension."""
 
 
-class Angles(NamedTuple):
-    """By how much the pairs of each of T tokens are turned."""
+class RotaryAngles(NamedTuple):
+    """The rotation of each of T tokens, for heads of D elements."""
 
     cos: torch.Tensor
-    """(T, D), the same for both of a pair."""
+    """(T, D): equal for both elements of a pair."""
     sin: torch.Tensor
-    """(T, D), the same for both but for the sign: negative for the first."""
+    """(T, D): negative for the first element of a pair, positive for the second."""
 
     @classmethod
-    def of(cls, cos: torch.Tensor, sin: torch.Tensor, swap: Swap) -> "Angles":
-        """From what a model's own rotary embedding gives, (T, D) each."""
-        places = torch.arange(sin.shape[-1], device=sin.device)
-        return cls(cos=cos, sin=torch.where(swap(places) > places, -sin, sin))
+    def of(cls, cos: torch.Tensor, sin: torch.Tensor, swap: SwapPairs) -> "RotaryAngles":
+        """From the model's own rotary embedding, (T, D) each."""
+        index = torch.arange(sin.shape[-1], device=sin.device)  # (D,)
+        return cls(cos=cos, sin=torch.where(swap(index) > index, -sin, sin))
 
 
-def halves(values: torch.Tensor) -> torch.Tensor:
-    """(…, D), where number n of the first half and number n of the second are a pair."""
+def swap_halves(values: torch.Tensor) -> torch.Tensor:
+    """(…, D): element n of the first half pairs with element n of the second (vision tower)."""
     return values.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
 
 
-def neighbours(values: torch.Tensor) -> torch.Tensor:
-    """(…, D), where each number at an even place and the one behind it are a pair."""
+def swap_neighbours(values: torch.Tensor) -> torch.Tensor:
+    """(…, D): elements 2n and 2n + 1 pair, "interleaved" RoPE (language model)."""
     return values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 
 
-def rotated(values: torch.Tensor, angles: Angles, swap: Swap) -> torch.Tensor:
-    """(T, heads, D) turned by each token's angles, computed in fp32 as Transformers does."""
-    turned: torch.Tensor = _Rotation.apply(values, angles.cos, angles.sin, swap)
-    return turned
+def apply_rope(values: torch.Tensor, angles: RotaryAngles, swap: SwapPairs) -> torch.Tensor:
+    """Queries or keys (T, heads, D), rotated; in fp32 inside, as in Transformers."""
+    rotated: torch.Tensor = _Rotation.apply(values, angles.cos, angles.sin, swap)
+    return rotated
+
+
+class _RotationContext(Context, Protocol):
+    swap: SwapPairs
 
 
 class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, swap: Swap
+        ctx: _RotationContext,
+        values: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        swap: SwapPairs,
     ) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.swap = swap
-        return _turn(values, cos, sin, swap)
+        return _rotate(values, cos, sin, swap)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(
+        ctx: _RotationContext, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin, ctx.swap), None, None, None
+        return _rotate(grad, cos, -sin, ctx.swap), None, None, None
 
 
-def _turn(values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, swap: Swap) -> torch.Tensor:
-    cos, sin = cos.unsqueeze(1).float(), sin.unsqueeze(1).float()
+def _rotate(
+    values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, swap: SwapPairs
+) -> torch.Tensor:
+    cos, sin = cos.unsqueeze(1).float(), sin.unsqueeze(1).float()  # (T, 1, D)
     return (values.float() * cos + swap(values).float() * sin).to(values.dtype)

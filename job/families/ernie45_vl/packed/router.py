@@ -1,58 +1,68 @@
-"""Which experts a token takes, as Transformers' router says it, in less time on a GPU.
+"""The router: the experts of each token, with Transformers' result in less time on a GPU.
 
-A router multiplies bf16 tokens by fp32 weights. GPUs have no fast product for that, but an fp32
-number is the exact sum of three in bf16, and three fast products added up in fp32 are as exact as
-the slow one.
+A router multiplies bf16 tokens with fp32 weights, for which GPUs have no fast product. But an fp32
+number is the exact sum of three bf16 numbers, and three fast products accumulated in fp32 are as
+exact as the slow one.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
+from job.families.autograd import Context
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import ParamWrapper
+
 PARTS = 3
-"""bf16 keeps 8 of the 24 binary digits of an fp32 number."""
+"""fp32 has 24 significant bits, bf16 has 8."""
 
 
-def route(gate: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits (T, experts), and of the chosen experts the weights and numbers, (T, k) each.
+def route(
+    gate: "native.Ernie4_5_VLMoeMoeTopKRouter | ParamWrapper", tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Router logits (T, experts), and weights and indices of the k chosen experts, (T, k) each.
 
-    `gate` is an `Ernie4_5_VLMoeMoeTopKRouter`, or what PEFT puts around one whose weights an
-    adapter adapts: that computes by itself, as only its own `forward` knows of the adapter.
+    Experts are chosen by probability plus a correction bias, the "auxiliary-loss-free" balancing;
+    their weights are the probabilities alone, normalised over the chosen.
+
+    If an adapter adapts the gate, PEFT's wrapper around it computes, which alone knows the adapter.
     """
-    own = isinstance(gate, native.Ernie4_5_VLMoeMoeTopKRouter)
-    if tokens.dtype != torch.bfloat16 or not own or gate.weight.requires_grad:
+    unwrapped = isinstance(gate, native.Ernie4_5_VLMoeMoeTopKRouter)
+    if tokens.dtype != torch.bfloat16 or not unwrapped or gate.weight.requires_grad:
         return gate(tokens)
-    logits = _Product.apply(tokens, gate.weight)
-    shares = logits.softmax(1)
-    chosen = gate.moe_statics(shares).topk(gate.top_k, dim=-1).indices
-    weights = shares.gather(-1, chosen)
+    logits = _RouterProduct.apply(tokens, gate.weight)  # (T, experts)
+    probabilities = logits.softmax(1)
+    top_k_index = gate.moe_statics(probabilities).topk(gate.top_k, dim=-1).indices  # (T, k)
+    weights = probabilities.gather(-1, top_k_index)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=gate.norm_min)
-    return logits, weights.to(tokens.dtype), chosen
+    return logits, weights.to(tokens.dtype), top_k_index
 
 
-class _Product(torch.autograd.Function):
-    """(T, E) in fp32, of tokens (T, H) in bf16 and frozen weights (E, H) in fp32."""
+class _RouterProduct(torch.autograd.Function):
+    """fp32 logits (T, E) of bf16 tokens (T, H) and frozen fp32 weights (E, H)."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        each = product(tokens, torch.cat(in_parts(weight)).t())  # (T, 3·E)
-        largest, middle, least = each.chunk(PARTS, dim=1)
+        products = mm_fp32(tokens, torch.cat(split_bf16(weight)).t())  # (T, 3·E)
+        largest, middle, least = products.chunk(PARTS, dim=1)
         return largest + (middle + least)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (weight,) = ctx.saved_tensors
-        slope, finer, _ = in_parts(grad)
-        large, small, _ = in_parts(weight)
-        # The gradient is rounded to bf16 at last: smaller products than these are lost anyway.
-        left, right = torch.cat([slope, slope, finer], dim=1), torch.cat([large, small, large])
+        grad_high, grad_low, _ = split_bf16(grad)  # (T, E) each
+        weight_high, weight_low, _ = split_bf16(weight)  # (E, H) each
+        # The result is rounded to bf16: products of smaller parts would not show in it.
+        left = torch.cat([grad_high, grad_high, grad_low], dim=1)  # (T, 3·E)
+        right = torch.cat([weight_high, weight_low, weight_high])  # (3·E, H)
         return left @ right, None
 
 
-def in_parts(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """bf16 numbers whose sum is `values` in fp32, the largest first."""
+def split_bf16(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """bf16 tensors whose sum is the fp32 `values`, largest first."""
     parts = []
     for _ in range(PARTS):
         part = values.bfloat16()
@@ -61,14 +71,14 @@ def in_parts(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(parts)
 
 
-@torch.library.custom_op("finetune_job::product", mutates_args=())
-def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(T, N) in fp32 from (T, H) and (H, N) in bf16, which is not rounded to bf16 on the way."""
+@torch.library.custom_op("finetune_job::mm_fp32", mutates_args=())
+def mm_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """(T, N) in fp32 of bf16 (T, H) and (H, N), never rounded to bf16 in between."""
     if left.device.type == "cuda":
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
 
-@product.register_fake
+@mm_fp32.register_fake
 def _(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return left.new_empty(left.shape[0], right.shape[1], dtype=torch.float32)

@@ -1,79 +1,85 @@
-"""The middle of routed experts: a row's gated numbers times the row's share, and the gradient.
+"""SwiGLU inside routed experts, with each row scaled by its routing weight, and its gradient.
 
-Autograd's own gradient takes three passes over memory: one for either half, and one for the sums
-that are the share's. In compiled blocks on a GPU one kernel makes all of it in a single pass.
+Autograd's gradient takes three passes over memory: one for each half, and one for the sum that is
+the routing weight's gradient. In compiled blocks on a GPU, one kernel does it in a single pass.
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import silu
 
+from job.families.autograd import Context
 
-def gated(both: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """silu(gate) · up · share, (R, I), from gate and up side by side (R, 2·I) and shares (R,)."""
-    # The kernel is made by the compiler that compiled blocks need anyway.
+if TYPE_CHECKING:
+    from triton.runtime import JITFunction
+
+
+def swiglu(gate_up: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
+    """silu(gate) · up · row_weight, (R, I), of gate and up side by side (R, 2·I) and (R,)."""
+    # The kernel needs the compiler that compiled blocks need anyway.
     if torch.compiler.is_compiling():
-        return _Gated.apply(both, share)
-    return _product(both, share)
+        return _SwiGlu.apply(gate_up, row_weight)
+    return _forward(gate_up, row_weight)
 
 
-def _product(both: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    gate, up = both.chunk(2, dim=-1)
-    return silu(gate) * up * share[:, None]
+def _forward(gate_up: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return silu(gate) * up * row_weight[:, None]
 
 
-class _Gated(torch.autograd.Function):
+class _SwiGlu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(both, share)
-        return _product(both, share)
+    def forward(ctx: Context, gate_up: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_up, row_weight)
+        return _forward(gate_up, row_weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        both, share = ctx.saved_tensors
-        return gated_gradient(grad, both, share)
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate_up, row_weight = ctx.saved_tensors
+        return swiglu_backward(grad, gate_up, row_weight)
 
 
-@torch.library.custom_op("finetune_job::gated_gradient", mutates_args=())
-def gated_gradient(
-    grad: torch.Tensor, both: torch.Tensor, share: torch.Tensor
+@torch.library.custom_op("finetune_job::swiglu_backward", mutates_args=())
+def swiglu_backward(
+    grad: torch.Tensor, gate_up: torch.Tensor, row_weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of `both` (R, 2·I) and `share` (R,), from that of the product (R, I)."""
-    if both.device.type == "cuda":
-        return _in_one_pass(grad.contiguous(), both.contiguous(), share.contiguous())
-    gate, up = both.float().chunk(2, dim=-1)
-    gate_share = torch.sigmoid(gate)
-    active = gate * gate_share
+    """The gradients of `gate_up` (R, 2·I) and `row_weight` (R,), from the output's (R, I)."""
+    if gate_up.device.type == "cuda":
+        return _backward_by_kernel(grad.contiguous(), gate_up.contiguous(), row_weight.contiguous())
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    sigmoid = torch.sigmoid(gate)
+    activated = gate * sigmoid
     grad = grad.float()
-    by_share = (grad * active * up).sum(-1)
-    grad = grad * share.float()[:, None]
-    by_gate = grad * up * gate_share * (1 + gate * (1 - gate_share))
-    return torch.cat([by_gate, grad * active], dim=-1).to(both.dtype), by_share.to(share.dtype)
+    weight_grad = (grad * activated * up).sum(-1)
+    grad = grad * row_weight.float()[:, None]
+    gate_grad = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
+    gate_up_grad = torch.cat([gate_grad, grad * activated], dim=-1)
+    return gate_up_grad.to(gate_up.dtype), weight_grad.to(row_weight.dtype)
 
 
-@gated_gradient.register_fake
+@swiglu_backward.register_fake
 def _(
-    grad: torch.Tensor, both: torch.Tensor, share: torch.Tensor
+    grad: torch.Tensor, gate_up: torch.Tensor, row_weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return both.new_empty(both.shape), share.new_empty(share.shape)
+    return gate_up.new_empty(gate_up.shape), row_weight.new_empty(row_weight.shape)
 
 
-def _in_one_pass(
-    grad: torch.Tensor, both: torch.Tensor, share: torch.Tensor
+def _backward_by_kernel(
+    grad: torch.Tensor, gate_up: torch.Tensor, row_weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, width = grad.shape
-    by_both, by_share = torch.empty_like(both), torch.empty_like(share)
+    gate_up_grad, weight_grad = torch.empty_like(gate_up), torch.empty_like(row_weight)
     if rows:
         kernel, block = _kernel(), 1 << (width - 1).bit_length()
-        kernel[(rows,)](grad, both, share, by_both, by_share, width, BLOCK=block)
-    return by_both, by_share
+        kernel[(rows,)](grad, gate_up, row_weight, gate_up_grad, weight_grad, width, BLOCK=block)
+    return gate_up_grad, weight_grad
 
 
 @functools.cache
-def _kernel() -> Any:
-    """Triton's part, which is there where torch is built for a GPU."""
+def _kernel() -> "JITFunction":
+    """Imported late: Triton is only installed with torch for GPUs."""
     from job.families.ernie45_vl.packed import swiglu_kernel
 
-    return swiglu_kernel.gradient
+    return swiglu_kernel.swiglu_backward

@@ -1,24 +1,33 @@
-"""The gradient of the gated product, as a kernel in Triton: a program for each row."""
+"""The gradient of SwiGLU as a Triton kernel, one program a row."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def gradient(grad, both, share, by_both, by_share, width, BLOCK: tl.constexpr):  # noqa: N803
-    """From rows of `grad` (R, width), `both` (R, 2·width) and `share` (R,)."""
+def swiglu_backward(
+    grad,
+    gate_up,
+    row_weight,
+    gate_up_grad,
+    weight_grad,
+    width,
+    BLOCK: tl.constexpr,  # noqa: N803 - Triton's convention
+):
+    """From rows of `grad` (R, width), `gate_up` (R, 2·width) and `row_weight` (R,)."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    here = columns < width
+    mask = columns < width
     start = row * 2 * width
-    gate = tl.load(both + start + columns, mask=here, other=0.0).to(tl.float32)
-    up = tl.load(both + start + width + columns, mask=here, other=0.0).to(tl.float32)
-    slope = tl.load(grad + row * width + columns, mask=here, other=0.0).to(tl.float32)
-    opened = 1 / (1 + tl.exp(-gate))
-    active = gate * opened
-    kind = by_both.dtype.element_ty
-    tl.store(by_share + row, tl.sum(slope * active * up, axis=0).to(by_share.dtype.element_ty))
-    slope *= tl.load(share + row).to(tl.float32)
-    by_gate = slope * up * opened * (1 + gate * (1 - opened))
-    tl.store(by_both + start + columns, by_gate.to(kind), mask=here)
-    tl.store(by_both + start + width + columns, (slope * active).to(kind), mask=here)
+    gate = tl.load(gate_up + start + columns, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + start + width + columns, mask=mask, other=0.0).to(tl.float32)
+    slope = tl.load(grad + row * width + columns, mask=mask, other=0.0).to(tl.float32)
+    sigmoid = 1 / (1 + tl.exp(-gate))
+    activated = gate * sigmoid
+    dtype = gate_up_grad.dtype.element_ty
+    weight_dtype = weight_grad.dtype.element_ty
+    tl.store(weight_grad + row, tl.sum(slope * activated * up, axis=0).to(weight_dtype))
+    slope *= tl.load(row_weight + row).to(tl.float32)
+    gate_grad = slope * up * sigmoid * (1 + gate * (1 - sigmoid))
+    tl.store(gate_up_grad + start + columns, gate_grad.to(dtype), mask=mask)
+    tl.store(gate_up_grad + start + width + columns, (slope * activated).to(dtype), mask=mask)

@@ -1,5 +1,5 @@
-"""The layout in which ERNIE-4.5-VL is published, and the only one of it that vLLM reads.
+"""The file layout in which ERNIE-4.5-VL is published, the only one of it that vLLM reads.
 
 A flat `config.json` (`model_type: ernie4_5_moe_vl`), one tensor for each expert, a preprocessor
-with the original keys, and two modules of Python that stand in for the published remote code.
+with the published keys, and two Python modules that replace the published remote code.
 """

@@ -1,7 +1,6 @@
-"""An adapter under the names that vLLM reads.
+"""Renames an adapter's tensors for vLLM, which looks them up by the published names.
 
-vLLM looks an adapter's tensors up by the published names. One under those of Transformers' classes
-it accepts, answers "Success", and ignores.
+It accepts an adapter with the names of Transformers' classes, answers "Success", and ignores it.
 """
 
 import json
@@ -13,7 +12,7 @@ _PREFIX = "base_model.model."
 
 
 def write(adapter: Path, directory: Path) -> None:
-    """Copies a stored PEFT adapter of language attention, renamed; the weights are the same."""
+    """Copies a stored PEFT adapter of language attention with renamed tensors."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(adapter / "adapter_model.safetensors")

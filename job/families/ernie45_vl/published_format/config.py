@@ -1,6 +1,6 @@
-"""`config.json` in the published, flat form, from and to the nested form of Transformers.
+"""Converts `config.json` between the flat, published form and Transformers' nested one.
 
-Field by field after the published configuration code and Transformers' own converter
+Field by field as the published configuration code and Transformers' converter do
 (https://github.com/huggingface/transformers, `convert_ernie4_5_vl_moe_to_hf.py`).
 """
 
@@ -11,9 +11,9 @@ ARCHITECTURE = "Ernie4_5_VLMoeForConditionalGeneration"
 NATIVE_MODEL_TYPE = "ernie4_5_vl_moe"
 
 MROPE_SECTION = [22, 22, 20]
-"""Of the published checkpoints, and of Transformers where a configuration names none."""
+"""The published checkpoints', and Transformers' default."""
 
-# The same name and meaning in `text_config` and in the flat form.
+# Same name and meaning in `text_config` and in the flat form.
 _TEXT = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
@@ -32,7 +32,7 @@ _VISION = (
 
 
 def to_flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The flat form of a nested config; `dtype` and `auto_map` are the caller's."""
+    """The flat form of a nested config; the caller adds `dtype` and `auto_map`."""
     text, vision = config["text_config"], config["vision_config"]
     rope = text["rope_parameters"]
     section = list(rope.get("mrope_section", MROPE_SECTION))
@@ -72,14 +72,14 @@ def to_flat(config: dict[str, Any]) -> dict[str, Any]:
 def to_nested(flat: dict[str, Any]) -> dict[str, Any]:
     """The nested form of a flat config.
 
-    Raises KeyError or ValueError for a field that is missing or that Transformers' classes
+    Raises KeyError or ValueError for a field that is missing, or that Transformers' classes
     cannot express.
     """
     vision = flat["vision_config"]
     layers = flat["num_hidden_layers"]
     experts = flat["moe_num_experts"]
     if len(set(experts)) != 1:
-        raise ValueError(f"moe_num_experts must be the same twice, not {experts}")
+        raise ValueError(f"moe_num_experts must be two equal numbers, not {experts}")
     first = min(flat["moe_layer_start_index"])
     last = max(flat.get("moe_layer_end_index", [layers - 1]))
     interval = flat.get("moe_layer_interval", 1)
@@ -96,7 +96,7 @@ def to_nested(flat: dict[str, Any]) -> dict[str, Any]:
             "model_type": "ernie4_5_vl_moe_text",
             **{key: flat[key] for key in _TEXT if flat.get(key) is not None},
             "moe_num_shared_experts": flat.get("moe_num_shared_experts") or 0,
-            "use_cache": True,  # published as false, of a training run
+            "use_cache": True,  # published as false, left from a training run
             "tie_word_embeddings": flat.get("tie_word_embeddings", True),
             "moe_num_experts": experts[0],
             "mlp_layer_types": [
@@ -121,12 +121,12 @@ def to_nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _interval(sparse: list[int], layers: int) -> int:
-    """The interval by which the flat form gives the same sparse layers."""
+    """The `moe_layer_interval` that gives these sparse layers."""
     for interval in range(1, layers + 1):
         span = range(sparse[0], sparse[-1] + 1)
         if sparse == [layer for layer in span if (layer + 1) % interval == 0]:
             return interval
-    raise ValueError(f"the flat config cannot say that these layers are sparse: {sparse}")
+    raise ValueError(f"the flat config cannot express these sparse layers: {sparse}")
 
 
 def _ratio(intermediate: int, hidden: int) -> int | float:

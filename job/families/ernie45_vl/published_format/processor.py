@@ -1,13 +1,16 @@
-"""Tokenizer, picture settings and chat template in the published layout."""
+"""Tokenizer, image settings and chat template in the published layout."""
 
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
 from job.families.ernie45_vl.published_format import served, tokenizer
+
+if TYPE_CHECKING:
+    from transformers import Ernie4_5_VLMoeProcessor
 
 AUTO_MAP = {
     "AutoConfig": "configuration_ernie45_vl.Ernie45VLConfig",
@@ -15,8 +18,8 @@ AUTO_MAP = {
 }
 _MODULES = ("configuration_ernie45_vl.py", "processing_ernie45_vl.py")
 
-# What stands for a picture in a template, published and in Transformers; servers look for the
-# first and put the second in its place, as often as the picture has tokens.
+# An image's placeholder in the chat template, as published and in Transformers. Servers replace
+# the first by the second, repeated for each of the image's tokens.
 PLACEHOLDERS = (
     ("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>"),
     ("<|video@placeholder|>", "<|VIDEO_PLACEHOLDER|>"),
@@ -28,10 +31,10 @@ _IMAGE_KEYS = (
 _GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
-def read(uri: str, directory: Path) -> Any:
-    """The checkpoint's processor, of Transformers' own class.
+def read(uri: str, directory: Path) -> "Ernie4_5_VLMoeProcessor":
+    """The checkpoint's processor, as Transformers' class.
 
-    Raises InputError where a file is missing or cannot be read.
+    Raises InputError if a file is missing or cannot be read.
     """
     from transformers import (
         Ernie4_5_VLMoeImageProcessor,
@@ -53,8 +56,8 @@ def read(uri: str, directory: Path) -> Any:
     limits = {key: value for key, value in limits.items() if value is not None}
     images = Ernie4_5_VLMoeImageProcessor(**given)
     images.size = type(images.size)(**{**dict(images.size), **limits})
-    # The published settings hold none for videos; Transformers' defaults are the published code's.
-    # Timestamps are not drawn on frames: that takes a font, which no checkpoint holds.
+    # There are no published settings for videos; Transformers' defaults match the published code.
+    # Timestamps are not drawn on frames: no checkpoint has the font for it.
     videos = {**given, "draw_on_frames": False, **settings.get("video_processor", {})}
     return Ernie4_5_VLMoeProcessor(
         images,
@@ -77,21 +80,21 @@ def _template(uri: str, directory: Path, config: dict[str, Any]) -> str:
 
 def _read_json(uri: str, directory: Path, name: str) -> dict[str, Any]:
     try:
-        found = json.loads((directory / name).read_text(encoding="utf-8"))
+        content = json.loads((directory / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(uri, f"holds no {name}", fix="copy the checkpoint whole") from error
     except ValueError as error:
         raise InputError(uri, f"its {name} is not JSON: {error}") from error
-    assert isinstance(found, dict), name
-    return found
+    assert isinstance(content, dict), name
+    return content
 
 
-def write(processor: Any, directory: Path) -> None:
-    """Writes everything of a checkpoint that is neither weights nor configuration of the model."""
+def write(processor: "Ernie4_5_VLMoeProcessor", directory: Path) -> None:
+    """Writes everything of a checkpoint except the weights and the model's configuration."""
     processor.tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    # A class of the other layout, and where this process found its tokenizer.
+    # The other layout's class, and where this process loaded its tokenizer from.
     for key in ("processor_class", "is_local", "local_files_only"):
         config.pop(key, None)
     _write_json(path, config)

@@ -1,7 +1,7 @@
-"""A sentencepiece model of byte-pair merges as a fast tokenizer, token for token.
+"""Converts a sentencepiece BPE model to a fast tokenizer, token for token.
 
-Transformers converts one too, but reads the file by protobuf, which the job needs for nothing
-else; and it takes digits, which this model keeps as whole pieces, for special tokens.
+Transformers has a converter too, but it needs protobuf, which nothing else of the job does, and it
+makes special tokens of digits, which this model defines as whole pieces.
 The file format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
 
@@ -25,10 +25,7 @@ class Piece:
 
 
 def convert(path: Path) -> "Tokenizer":
-    """The model at `path` in `tokenizers`.
-
-    Raises ValueError where it is not one of byte-pair merges.
-    """
+    """The model at `path` as a tokenizer of `tokenizers`. Raises ValueError if it is not BPE."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers.tokenization_utils_base import generate_merges
 
@@ -45,24 +42,24 @@ def convert(path: Path) -> "Tokenizer":
             byte_fallback=True,
         )
     )
-    # No space is put before a text: this model's texts start with a mark.
+    # No space before a text: this model's texts start with a control token.
     backend.pre_tokenizer = pre_tokenizers.Metaspace(
         replacement=_SPACE, prepend_scheme="never", split=False
     )
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    # Digits and the like are whole pieces too, but text.
+    # Whole pieces such as digits are not special.
     backend.add_tokens(
-        [AddedToken(text, normalized=False, special=is_mark(text)) for text in whole]
+        [AddedToken(text, normalized=False, special=is_control_token(text)) for text in whole]
     )
     return backend
 
 
 def read_whole(path: Path) -> list[str]:
-    """The pieces of the model at `path` that are never merged or split: marks, digits and the like.
+    """The model's pieces that are never merged or split: control tokens, digits and the like.
 
-    Raises ValueError if it is not a model of byte-pair merges.
+    Raises ValueError if it is not a sentencepiece BPE model.
     """
     return _whole(read_pieces(path.read_bytes()))
 
@@ -71,15 +68,15 @@ def _whole(pieces: list[Piece]) -> list[str]:
     return [piece.text for piece in pieces if piece.kind in (_UNKNOWN, _CONTROL, _DEFINED)]
 
 
-def is_mark(text: str) -> bool:
-    """Whether a whole piece is a mark of the model's own, which no text holds."""
+def is_control_token(text: str) -> bool:
+    """Whether a whole piece is a control token, not text."""
     return text.startswith("<") and text.endswith(">")
 
 
 def read_pieces(model: bytes) -> list[Piece]:
     """The pieces of a serialized `ModelProto`, in the order of their ids.
 
-    Raises ValueError where it is no such thing, or not a model of byte-pair merges.
+    Raises ValueError if it is not a sentencepiece BPE model.
     """
     pieces: list[Piece] = []
     kind = 0
@@ -91,40 +88,40 @@ def read_pieces(model: bytes) -> list[Piece]:
                 raise ValueError("not a sentencepiece model")
             pieces.append(Piece(text=text.decode(), kind=piece_kind))
         elif number == 2 and isinstance(value, bytes):  # trainer_spec
-            found = dict(_fields(value)).get(3, 1)
-            kind = found if isinstance(found, int) else 0
+            model_type = dict(_fields(value)).get(3, 1)
+            kind = model_type if isinstance(model_type, int) else 0
     if kind != _BYTE_PAIRS:
-        raise ValueError("not a sentencepiece model of byte-pair merges")
+        raise ValueError("not a sentencepiece model of type BPE")
     return pieces
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message: numbers decoded, all else as bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _number(message, at)
-        wire = key & 7
-        if wire == 0:
-            value, at = _number(message, at)
+    """The fields of a protobuf message: varints decoded, everything else as bytes."""
+    offset = 0
+    while offset < len(message):
+        key, offset = _varint(message, offset)
+        wire_type = key & 7
+        if wire_type == 0:
+            value, offset = _varint(message, offset)
             yield key >> 3, value
             continue
-        size = {1: 8, 5: 4}.get(wire, -1)
-        if wire == 2:
-            size, at = _number(message, at)
-        if size < 0 or at + size > len(message):
+        size = {1: 8, 5: 4}.get(wire_type, -1)
+        if wire_type == 2:
+            size, offset = _varint(message, offset)
+        if size < 0 or offset + size > len(message):
             raise ValueError("not a sentencepiece model")
-        yield key >> 3, message[at : at + size]
-        at += size
+        yield key >> 3, message[offset : offset + size]
+        offset += size
 
 
-def _number(message: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and where it ends."""
+def _varint(message: bytes, offset: int) -> tuple[int, int]:
+    """A number of seven bits a byte, lowest first, and the offset after it."""
     value = shift = 0
     while True:
-        if at >= len(message):
+        if offset >= len(message):
             raise ValueError("not a sentencepiece model")
-        byte = message[at]
+        byte = message[offset]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value, offset

@@ -1,7 +1,7 @@
 """The published tokenizer as a fast one, without its remote code.
 
-Published is a sentencepiece model of byte-pair merges, `tokenizer.model`; a folder that this
-project has written holds `tokenizer.json`, which is read as it is.
+Published checkpoints have a sentencepiece BPE model, `tokenizer.model`; those that this project
+writes have a `tokenizer.json`.
 """
 
 import json
@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
 from job.families import tokenizer_files
-from job.families.ernie45_vl.published_format.sentencepiece import convert, is_mark, read_whole
+from job.families.ernie45_vl.published_format.sentencepiece import (
+    convert,
+    is_control_token,
+    read_whole,
+)
+from job.families.tokenizer_files import token_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# By these names the processor of Transformers asks its tokenizer for them.
+# The attributes by which Transformers' processor finds them in its tokenizer.
 ROLES = {
     "image_token": "<|IMAGE_PLACEHOLDER|>",
     "image_start_token": "<|IMAGE_START|>",
@@ -25,7 +30,7 @@ ROLES = {
     "video_start_token": "<|VIDEO_START|>",
     "video_end_token": "<|VIDEO_END|>",
 }
-# The published special tokens, where tokenizer_config.json does not name others.
+# The published special tokens, unless tokenizer_config.json names others.
 _DEFAULTS = {
     "unk_token": "<unk>",
     "bos_token": "<s>",
@@ -38,17 +43,17 @@ _DEFAULTS = {
 
 
 def read(uri: str, directory: Path, config: dict[str, Any]) -> "PreTrainedTokenizerFast":
-    """The tokenizer in `directory`, of which `config` is the `tokenizer_config.json`.
+    """The tokenizer in `directory`; `config` is its `tokenizer_config.json`.
 
-    Raises InputError where there is none, or one without the tokens of pictures.
+    Raises InputError if there is none, or if it lacks the image tokens.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     fast, model = directory / "tokenizer.json", directory / "tokenizer.model"
-    named = {key: text for key in _DEFAULTS if (text := _text(config.get(key))) is not None}
+    named = {key: text for key in _DEFAULTS if (text := token_text(config.get(key))) is not None}
     if fast.is_file():
-        backend = _with_text_as_text(Tokenizer.from_file(str(fast)))
+        backend = _without_special_text(Tokenizer.from_file(str(fast)))
     elif model.is_file():
         named = {**_DEFAULTS, **named}
         try:
@@ -62,7 +67,7 @@ def read(uri: str, directory: Path, config: dict[str, Any]) -> "PreTrainedTokeni
         raise InputError(
             uri,
             f"its tokenizer lacks {', '.join(missing)}",
-            fix="name a checkpoint of ERNIE-4.5-VL, with its own tokenizer",
+            fix="use an ERNIE-4.5-VL checkpoint with its own tokenizer",
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -74,31 +79,27 @@ def read(uri: str, directory: Path, config: dict[str, Any]) -> "PreTrainedTokeni
 
 
 def control_tokens(directory: Path) -> frozenset[str]:
-    """The marks of the tokenizer in `directory`, of either form, without loading it.
+    """The control tokens of the tokenizer in `directory`, in either form, without loading it.
 
     Raises InputError if it cannot be read.
     """
     model = directory / "tokenizer.model"
-    found = {*tokenizer_files.tokens(directory), *ROLES.values()}
+    tokens = {*tokenizer_files.control_tokens(directory), *ROLES.values()}
     if not (directory / "tokenizer.json").is_file() and model.is_file():
         try:
-            found |= {*_DEFAULTS.values(), *filter(is_mark, read_whole(model))}
+            tokens |= {*_DEFAULTS.values(), *filter(is_control_token, read_whole(model))}
         except (ValueError, OSError) as error:
             raise InputError(str(model), f"cannot be read: {error}") from error
-    return frozenset(found)
+    return frozenset(tokens)
 
 
-def _with_text_as_text(backend: "Tokenizer") -> "Tokenizer":
-    """The tokenizer with digits and the like as text, where a conversion made them special."""
-    written = json.loads(backend.to_str())
-    wrong = [t for t in written["added_tokens"] if t["special"] and not is_mark(t["content"])]
+def _without_special_text(backend: "Tokenizer") -> "Tokenizer":
+    """The tokenizer with digits and the like as text, if a conversion made them special."""
+    settings = json.loads(backend.to_str())
+    special = [token for token in settings["added_tokens"] if token["special"]]
+    wrong = [token for token in special if not is_control_token(token["content"])]
     if not wrong:
         return backend
     for token in wrong:
         token["special"] = False
-    return type(backend).from_str(json.dumps(written))
-
-
-def _text(token: Any) -> str | None:
-    """A token's text: `tokenizer_config.json` holds plain strings or mappings."""
-    return token.get("content") if isinstance(token, dict) else token
+    return type(backend).from_str(json.dumps(settings))

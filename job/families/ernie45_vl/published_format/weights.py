@@ -1,7 +1,7 @@
-"""The published names and shapes of the weights, out of those of Transformers' classes.
+"""Converts the names and shapes of Transformers' weights to the published ones.
 
-The inverse of Transformers' conversion mapping for `ernie4_5_vl_moe`, tensor by tensor, so that a
-model can be written without a second copy of it in memory. A test holds both equal.
+The inverse of Transformers' conversion mapping for `ernie4_5_vl_moe`, tensor by tensor, so that
+writing a model needs no second copy of it in memory. A test holds both equal.
 """
 
 import re
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from job.families import weight_files
+from job.families.weight_files import Named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,14 +26,12 @@ _RENAMED = (
 )
 _ROUTED = re.compile(r"^model\.language_model\.(layers\.\d+\.mlp)\.(text|vision)_moe\.(.+)$")
 
-Named = tuple[str, torch.Tensor]
-
 
 def published(tensors: Iterable[Named]) -> Iterator[Named]:
-    """The tensors under their published names, contiguous, a few at a time.
+    """The tensors with their published names and shapes, contiguous, a few at a time.
 
-    Routed experts are split, text experts first; gates are transposed; the two correction biases
-    of a layer become one.
+    Routed experts are split, text experts first; gates are transposed; a layer's two correction
+    biases become one tensor.
     """
     biases: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors:
@@ -40,53 +39,54 @@ def published(tensors: Iterable[Named]) -> Iterator[Named]:
         if routed is None:
             yield rename(name), tensor.contiguous()
             continue
-        mlp, kind, part = f"model.{routed[1]}", routed[2], routed[3]
+        mlp, modality, part = f"model.{routed[1]}", routed[2], routed[3]
         if part == "gate.weight":  # (E, hidden)
-            suffix = "_1" if kind == "vision" else ""
+            suffix = "_1" if modality == "vision" else ""
             yield f"{mlp}.gate.weight{suffix}", tensor.T.contiguous()
         elif part == "gate.moe_statics.e_score_correction_bias":  # (1, E)
             pair = biases.setdefault(mlp, {})
-            pair[kind] = tensor
+            pair[modality] = tensor
             if len(pair) == 2:
                 both = torch.cat([pair["text"], pair["vision"]])  # (2, E)
                 yield f"{mlp}.moe_statics.e_score_correction_bias", both
                 del biases[mlp]
         else:
-            yield from _experts(mlp, kind, part, tensor)
+            yield from _experts(mlp, modality, part, tensor)
     assert not biases, f"layers with one correction bias: {sorted(biases)}"
 
 
-def require_complete(uri: str, directory: Path, skeleton: "PreTrainedModel") -> None:
-    """Raises InputError where the stored tensors are not those of the model, by name and shape.
+def require_complete(uri: str, directory: Path, meta_model: "PreTrainedModel") -> None:
+    """Raises InputError if the stored tensors are not the model's, by name and shape.
 
-    Three spellings are read: the published one; Transformers' `save_pretrained`, which puts the
-    vision tower under `model.`; and the names of Transformers' classes themselves.
+    Three naming schemes are accepted: the published one; that of Transformers' `save_pretrained`,
+    which puts the vision tower under `model.`; and the parameter names of Transformers' classes.
     """
-    found = weight_files.shapes(uri, directory)
-    own: list[Named] = list(skeleton.named_parameters())
-    if not any(name.startswith("model.language_model.") for name in found):
-        own = list(published(own))
-        if any(name.startswith("model.vision_model.") for name in found):
-            own = [
+    stored = weight_files.shapes(uri, directory)
+    parameters: list[Named] = list(meta_model.named_parameters())
+    if not any(name.startswith("model.language_model.") for name in stored):
+        parameters = list(published(parameters))
+        if any(name.startswith("model.vision_model.") for name in stored):
+            parameters = [
                 (f"model.{name}" if name.startswith("vision_model.") else name, parameter)
-                for name, parameter in own
+                for name, parameter in parameters
             ]
-    wanted = {name: tuple(parameter.shape) for name, parameter in own}
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters}
     head = "lm_head.weight"
-    if head not in wanted and found.get(head) == tuple(skeleton.lm_head.weight.shape):
-        del found[head]  # tied: the embeddings, stored twice
-    weight_files.require(uri, found, wanted)
+    if head not in expected and stored.get(head) == tuple(meta_model.lm_head.weight.shape):
+        del stored[head]  # tied: the embeddings, stored twice
+    weight_files.require(uri, stored, expected)
 
 
 def rename(name: str) -> str:
-    """The published name of a tensor that is stored as it is."""
+    """The published name of a tensor that is stored unchanged."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name
 
 
-def _experts(mlp: str, kind: str, part: str, tensor: torch.Tensor) -> Iterator[Named]:
-    first = tensor.shape[0] if kind == "vision" else 0
+def _experts(mlp: str, modality: str, part: str, tensor: torch.Tensor) -> Iterator[Named]:
+    """Each expert of (E, out, in) under its number; vision experts follow the text experts."""
+    first = tensor.shape[0] if modality == "vision" else 0
     for number, expert in enumerate(tensor, start=first):
         if part == "experts.down_proj":  # (hidden, intermediate)
             yield f"{mlp}.experts.{number}.down_proj.weight", expert.contiguous()

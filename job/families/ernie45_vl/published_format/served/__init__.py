@@ -1,6 +1,5 @@
-"""What vLLM runs beside the weights: these modules are copied into the exported folder.
+"""The modules that vLLM runs beside the weights; they are copied into the exported folder.
 
-They stand in for the published remote code: nothing is fetched when they are imported, and the
-pictures are cut by the same processor of Transformers that the training used. They may import
-nothing of this project.
+They replace the published remote code: importing them downloads nothing, and images are cut into
+patches by the same Transformers processor as in training. They may not import this project.
 """

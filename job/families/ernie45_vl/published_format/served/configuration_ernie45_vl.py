@@ -14,7 +14,11 @@ class Ernie45VLConfig(PretrainedConfig):
     sub_configs = {"vision_config": Ernie45VLVisionConfig}  # noqa: RUF012 - as Transformers has it
     ignore_keys_at_rope_validation = {"mrope_section"}  # noqa: RUF012
 
-    def __init__(self, vision_config: Any = None, **fields: Any) -> None:
+    def __init__(
+        self,
+        vision_config: "Ernie45VLVisionConfig | dict[str, Any] | None" = None,
+        **fields: object,
+    ) -> None:
         if not isinstance(vision_config, Ernie45VLVisionConfig):
             vision_config = Ernie45VLVisionConfig(**(vision_config or {}))
         self.vision_config = vision_config

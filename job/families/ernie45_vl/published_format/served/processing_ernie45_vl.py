@@ -1,12 +1,13 @@
 """The processor of ERNIE-4.5-VL with the keys that vLLM reads: `images` and `grid_thw`.
 
-Pictures are resized and cut by Transformers' own processor of this model; rescaling and
-normalising is left to vLLM, which does both.
+Transformers' own processor resizes images and cuts them into patches; vLLM rescales and normalises
+them.
 """
 
 import json
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +20,15 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedTokenizerBase
+
 UNCHANGED = {"do_rescale": False, "do_normalize": False}
 
 
 class Ernie45VLImageProcessor(BaseImageProcessor):
-    """What vLLM asks about pictures: `size`, `image_mean`, `image_std`, `rescale_factor`."""
+    """Has what vLLM reads: `size`, `image_mean`, `image_std` and `rescale_factor`."""
 
     model_input_names = ["images", "grid_thw"]  # noqa: RUF012 - as Transformers has it
 
@@ -37,22 +42,22 @@ class Ernie45VLImageProcessor(BaseImageProcessor):
         cut = {"patch_size": self.patch_size, "merge_size": self.merge_size, **UNCHANGED}
         limits = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
         self._images = Ernie4_5_VLMoeImageProcessor(size=limits, **cut)
-        taken_as_given = {"do_sample_frames": False, "draw_on_frames": False}
+        frames_as_given = {"do_sample_frames": False, "draw_on_frames": False}
         self._videos = Ernie4_5_VLMoeVideoProcessor(
-            **{**settings.get("video_processor", {}), **cut, **taken_as_given}
+            **{**settings.get("video_processor", {}), **cut, **frames_as_given}
         )
 
-    def image(self, image: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches (N, 3 · patch_size²) with values 0 to 255, and the grid (1, 3)."""
-        made = self._images(images=[image], return_tensors="pt")
-        return made["pixel_values"], made["image_grid_thw"]
+    def image(self, image: "Image") -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches (N, 3 · patch_size²) with values from 0 to 255, and the grid (1, 3)."""
+        output = self._images(images=[image], return_tensors="pt")
+        return output["pixel_values"], output["image_grid_thw"]
 
     def video(self, frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for a video's frames (frames, height, width, 3), an even number of them."""
+        """The same for frames (frames, height, width, 3); repeats the last if they are odd."""
         if len(frames) % 2:
             frames = np.concatenate([frames, frames[-1:]])
-        made = self._videos(videos=[frames], return_tensors="pt")
-        return made["pixel_values_videos"], made["video_grid_thw"]
+        output = self._videos(videos=[frames], return_tensors="pt")
+        return output["pixel_values_videos"], output["video_grid_thw"]
 
 
 class Ernie45VLProcessor(ProcessorMixin):
@@ -60,7 +65,12 @@ class Ernie45VLProcessor(ProcessorMixin):
     tokenizer_class = "AutoTokenizer"
     supports_video_metadata = True
 
-    def __init__(self, tokenizer: Any = None, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        assert tokenizer is not None
         assert settings is not None
         self.tokenizer = tokenizer
         self.chat_template = getattr(tokenizer, "chat_template", None)
@@ -75,7 +85,7 @@ class Ernie45VLProcessor(ProcessorMixin):
         *,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
-        **_: Any,
+        **_: object,
     ) -> "Ernie45VLProcessor":
         with open(os.path.join(path, "preprocessor_config.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
             settings = json.load(file)
@@ -84,15 +94,19 @@ class Ernie45VLProcessor(ProcessorMixin):
         return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=True), settings)
 
     def __call__(
-        self, text: Any = None, images: Any = None, videos: Any = None, **_: Any
+        self,
+        text: str | Sequence[str] | None = None,
+        images: "Sequence[Image] | None" = None,
+        videos: "Sequence[np.ndarray | tuple[np.ndarray, object]] | None" = None,
+        **_: object,
     ) -> BatchFeature:
         fields = dict(
             self.tokenizer(text, return_tensors="pt", add_special_tokens=False, padding=True)
         )
-        made = [self.image_processor.image(image) for image in images or ()]
+        outputs = [self.image_processor.image(image) for image in images or ()]
         for video in videos or ():
             frames = video[0] if isinstance(video, tuple) else video
-            made.append(self.image_processor.video(np.asarray(frames)))
-        fields["images"] = torch.cat([patches for patches, _ in made]) if made else None
-        fields["grid_thw"] = torch.cat([grid for _, grid in made]) if made else None
+            outputs.append(self.image_processor.video(np.asarray(frames)))
+        fields["images"] = torch.cat([patches for patches, _ in outputs]) if outputs else None
+        fields["grid_thw"] = torch.cat([grid for _, grid in outputs]) if outputs else None
         return BatchFeature(fields)

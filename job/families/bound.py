@@ -1,0 +1,186 @@
+"""What all families share: rows to tokens by the checkpoint's chat template, and saving.
+
+A family adds how its models are built, what an image becomes, and which files a checkpoint has.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.families import chat, weight_files
+from job.families.base import IGNORED, Checkpoint, Encoded, Layout, Processor, RowSize
+from job.families.weight_files import Named, Weights
+from job.prep.rows import EncodedImage, Message, Row
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class BoundFamily(ABC):
+    """A family bound to one checkpoint's processor."""
+
+    processor: Processor
+
+    def __init__(self, checkpoint: Checkpoint, processor: Processor) -> None:
+        self._checkpoint = checkpoint
+        self.processor = processor
+        self._control = chat.ControlTokens.of(processor.tokenizer)
+
+    # --- ModelBuilding ---------------------------------------------------------------------
+
+    @staticmethod
+    @abstractmethod
+    def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel": ...
+
+    @abstractmethod
+    def configuration(self) -> "PreTrainedConfig": ...
+
+    @staticmethod
+    @abstractmethod
+    def keeps_fp32(name: str) -> bool: ...
+
+    @staticmethod
+    @abstractmethod
+    def _from_config() -> Callable[..., "PreTrainedModel"]:
+        """The constructor of models from a configuration."""
+
+    def meta_model(self) -> "PreTrainedModel":
+        return self.architecture(self._checkpoint.uri, self._checkpoint.config)
+
+    def initialise(
+        self,
+        *,
+        seed: int,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        attn_implementation: str | None = None,
+    ) -> "PreTrainedModel":
+        from job.families.random_init import initialised
+
+        return initialised(
+            self._from_config(),
+            self.configuration(),
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            keeps_fp32=self.keeps_fp32,
+            attn_implementation=attn_implementation,
+        )
+
+    # --- RowEncoding -----------------------------------------------------------------------
+
+    @abstractmethod
+    def is_image_token(self, token: int) -> bool: ...
+
+    @abstractmethod
+    def _turns(self, messages: Sequence[Message]) -> chat.Turns:
+        """The messages in the form that the chat template takes."""
+
+    @abstractmethod
+    def _template(
+        self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
+    ) -> str:
+        """The turns as the checkpoint's chat template renders them."""
+
+    @abstractmethod
+    def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
+        """The tokens of consecutive texts, with every image's tokens in its place.
+
+        Removes from `images` those that the texts show, first to last.
+        """
+
+    def encode(self, row: Row) -> Encoded:
+        images = self._accept(row.id, row.messages, row.images)
+        segments, pending = self._segments(row.id, row.messages), list(images)
+        ids, labels = list[int](), list[int]()
+        texts = [segment.text for segment in segments]
+        for segment, tokens in zip(segments, self._tokenize(texts, pending), strict=True):
+            ids += tokens
+            labels += tokens if segment.answer else [IGNORED] * len(tokens)
+        self._require_shown(row.id, pending)
+        return Encoded(id=row.id, input_ids=tuple(ids), labels=tuple(labels), images=images)
+
+    def encode_prompt(
+        self,
+        row_id: str,
+        messages: Sequence[Message],
+        images: Sequence[EncodedImage],
+        *,
+        enable_thinking: bool = False,
+    ) -> Encoded:
+        ordered = self._accept(row_id, messages, images)
+        pending = list(ordered)
+        template = functools.partial(self._template, enable_thinking=enable_thinking)
+        [ids] = self._tokenize([chat.prompt(row_id, template, self._turns(messages))], pending)
+        self._require_shown(row_id, pending)
+        return Encoded(
+            id=row_id, input_ids=tuple(ids), labels=(IGNORED,) * len(ids), images=ordered
+        )
+
+    def row_size(self, encoded: Encoded) -> RowSize:
+        return RowSize(
+            tokens=len(encoded.input_ids),
+            image_tokens=sum(map(self.is_image_token, encoded.input_ids)),
+            trained=encoded.trained_tokens,
+            patches=self._patches(encoded.images),
+        )
+
+    def _accept(
+        self, row_id: str, messages: Sequence[Message], images: Sequence[EncodedImage]
+    ) -> tuple[EncodedImage, ...]:
+        """The images in the order in which the conversation mentions them.
+
+        Raises DataError if the model cannot read the row.
+        """
+        self._control.refuse(row_id, messages)
+        return chat.in_order(messages, images)
+
+    def _require_shown(self, row_id: str, images: Sequence[EncodedImage]) -> None:  # noqa: B027
+        """Raises DataError if the chat template has not shown these; a family may rely on it."""
+
+    def _patches(self, images: Sequence[EncodedImage]) -> tuple[int, ...]:
+        """The patches of each image before merging; none if the family cannot tell."""
+        return ()
+
+    def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
+        return chat.segments(row_id, self._template, self._turns(messages), self._control, messages)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _template_end_token(self) -> int:
+        """The token with which the chat template ends an answer."""
+        return self._tokens(self._segments("the chat template", chat.PROBE)[-1].text)[-1]
+
+    # --- CheckpointWriting -----------------------------------------------------------------
+
+    @abstractmethod
+    def save_settings(
+        self, directory: Path, *, dtype: "torch.dtype", layout: Layout
+    ) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def _stored(self, model: "PreTrainedModel") -> Callable[[Iterable[Named]], Iterable[Named]]:
+        """How the model's tensors are named and shaped in files."""
+
+    def save(
+        self,
+        model: "PreTrainedModel",
+        weights: Weights,
+        directory: Path,
+        *,
+        dtype: "torch.dtype",
+        max_shard_size: str,
+        layout: Layout,
+        finished: Callable[[Path], None] | None = None,
+    ) -> tuple[str, ...]:
+        weight_files.write(
+            weights.through(self._stored(model)),
+            directory,
+            max_shard_size=max_shard_size,
+            finished=finished,
+        )
+        return self.save_settings(directory, dtype=dtype, layout=layout)
