@@ -84,7 +84,7 @@ def _measure(model: str, place: Path, arguments: argparse.Namespace) -> dict[str
     checkpoint = place / model
     _start(arguments, "--build", model, "--checkpoint", str(checkpoint))
     ways: dict[str, Any] = {}
-    # Unsloth's compiled step of ERNIE breaks off.
+    # ERNIE's step crashes when compiled by Unsloth.
     compiles = (False, True) if arguments.also_compiled and model == "dense" else (False,)
     for compiled, engine in itertools.product(compiles, ENGINES):
         name = f"{engine}, compiled" if compiled else engine
@@ -193,7 +193,7 @@ def _train(arguments: argparse.Namespace) -> None:
         if arguments.way == "unsloth":  # before anything of Transformers
             from job.engines import unsloth_patches
 
-            unsloth_patches.bring_in(Path(place), compiled=arguments.compiled)
+            unsloth_patches.import_unsloth(Path(place), compiled=arguments.compiled)
         found = _trained(arguments, Path(place))
     arguments.out.write_text(json.dumps(found))
 

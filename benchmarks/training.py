@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks import arithmetic, record
 from job import engines, families
 from job.engines import cpu
-from job.engines.compiling import compile_blocks, release_blocks
+from job.engines.compiling import CompiledBlocks, compile_blocks
 from job.engines.device import Accelerator, detect, release_memory
 from job.families import model_source
 from job.families.base import SORTED_EXPERTS, Batch, Encoded, to_device
@@ -42,8 +42,10 @@ from job.prep.shards import Split
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train.checkpoint.storage import CheckpointStore
+from job.train.result import TrainResult
 from job.train.trackers import TrackerFiles
-from job.train.train import TrainResult, train
+from job.train.train import train
+from job.train.train_context import TrainContext
 
 PUBLISHED = "hf://baidu/ERNIE-4.5-VL-28B-A3B-PT"
 HERE = Path(__file__).parent
@@ -292,8 +294,9 @@ def _measure(
     ).train()
     if way.low_rank:
         use_low_rank_layers(adapted)
+    blocks: CompiledBlocks | None = None
     if way.compiled and cuda:
-        compile_blocks(adapted, wide=way.wide)
+        blocks = compile_blocks(adapted, fuse=way.wide)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=cuda)
     synchronize: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
@@ -327,7 +330,8 @@ def _measure(
         seconds.append(time.perf_counter() - start)
     if profile is not None and cuda:
         profile(lambda: step(batches[-1]))
-    release_blocks(adapted)
+    if blocks is not None:
+        blocks.release()
     adapted.unload()
     model.__class__ = native[0]
     for block, kind in zip(_blocks(model), native[1], strict=True):
@@ -382,21 +386,22 @@ def train_stage(
     )
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place, "stage")
-        trained, result = train(
-            spec,
-            engine,
-            accelerator,
-            family,
-            model,
-            data,
-            directory,
-            Path(place, "scratch"),
-            CheckpointStore(uri=str(Path(place, "checkpoints")), fingerprint="benchmark"),
-            publish=lambda _: None,
-            require=lambda: None,
-            tell=lambda _: None,
+        checkpoints = str(Path(place, "checkpoints"))
+        context = TrainContext(
+            spec=spec,
+            engine=engine,
+            accelerator=accelerator,
+            family=family,
+            data=data,
+            directory=directory,
+            scratch=Path(place, "scratch"),
+            checkpoints=CheckpointStore(uri=checkpoints, fingerprint="benchmark"),
             trackers=TrackerFiles((), Path(place, "logs"), str(Path(place, "logs"))),
+            publish=lambda _: None,
+            require_output=lambda: None,
+            report_step=lambda _: None,
         )
+        trained, result = train(context, model)
         lines = (directory / "train" / "history.jsonl").read_text().splitlines()
     assert result is not None  # noqa: S101
     return result, trained, [json.loads(line) for line in lines]

@@ -33,7 +33,7 @@ from job.train.identity import Identity
 
 if TYPE_CHECKING:
     from job.train.checkpoint.storage import CheckpointStore
-    from job.train.train import TrainResult
+    from job.train.result import TrainResult
 
 
 class Stages:
@@ -52,7 +52,7 @@ class Stages:
         self.output = Output(uri=self.spec.output.uri, workdir=self.work, run=self.record)
         self.processes = 1 if coordinator is None else coordinator.world.size
         self.given = StageInputs(self.spec, processes=self.processes)
-        self.trained_by: engines.Name = "transformers"
+        self.trained_by: engines.EngineName = "transformers"
         self._writable = False
 
     # --- the stages ------------------------------------------------------------------------
@@ -145,22 +145,23 @@ class Stages:
         from job.distributed import process_group
         from job.train.trackers import TrackerFiles
         from job.train.train import train
+        from job.train.train_context import TrainContext
 
         logs = self.spec.train.logging_dir or self.output.at(LOGS)
         with process_group.formed(self.coordinator, self.accelerator.kind):
-            return train(
-                self.spec,
-                self.engine,
-                self.accelerator,
-                self.family,
-                self.models.base(),
-                self.data,
-                directory,
-                self.output.workdir / "trainer",
-                self.checkpoints(identity),
+            model = self.models.base()
+            context = TrainContext(
+                spec=self.spec,
+                engine=self.engine,
+                accelerator=self.accelerator,
+                family=self.family,
+                data=self.data,
+                directory=directory,
+                scratch=self.output.workdir / "trainer",
+                checkpoints=self.checkpoints(identity),
                 publish=functools.partial(self.output.publish_file, "train"),
-                require=self.output.require,
-                tell=self.status.tell,
+                require_output=self.output.require,
+                report_step=self.status.tell,
                 trackers=TrackerFiles(
                     self.spec.train.report_to,
                     self.output.workdir / "logs",
@@ -168,6 +169,7 @@ class Stages:
                     self.output.uploads_to(logs),
                 ),
             )
+            return train(context, model)
 
     def eval(self, directory: Path) -> dict[str, Any]:
         return self._evaluate(self._trained_model(), directory, "final", "predictions")
@@ -364,7 +366,7 @@ class Stages:
         choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
         log.info("engine", takes=choice.engine, reason=choice.reason)
         if choice.engine == "unsloth":
-            unsloth_patches.bring_in(self.work.path, compiled=self.spec.train.torch_compile)
+            unsloth_patches.import_unsloth(self.work.path, compiled=self.spec.train.torch_compile)
         self.trained_by = choice.engine
 
     def _family_name(self) -> str | None:

@@ -15,7 +15,7 @@ from job.prep.discovery import StagedSource
 from job.prep.rows import Reject, Row
 from job.prep.source_check import find_reading
 from job.spec.types import JobSpec, SourceSpec
-from job.train.dataset import truncate
+from job.train.length_filter import truncate
 
 ROWS = 64
 DRAWN = 1_000

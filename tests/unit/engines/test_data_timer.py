@@ -1,4 +1,4 @@
-"""What training waits for its rows: measured where they are taken, and warned of."""
+"""The wait for data: measured where batches are fetched, and warned of."""
 
 import json
 import time
@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from job import log, telemetry
-from job.engines.data_timer import Waiting
+from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
 from job.families.base import COUNTED, TOKENS
 from job.train.callbacks import progress
@@ -29,20 +29,20 @@ def slow(count: int) -> Iterator[int]:
 
 
 def test_the_time_until_a_batch_counts_and_the_time_with_it_does_not() -> None:
-    slow_data, slow_steps = Waiting(), Waiting()
-    assert list(slow_data.of(slow(5))) == [0, 1, 2, 3, 4]
-    for _ in slow_steps.of(iter(range(5))):
+    slow_data, slow_steps = DataTimer(), DataTimer()
+    assert list(slow_data.timed(slow(5))) == [0, 1, 2, 3, 4]
+    for _ in slow_steps.timed(iter(range(5))):
         time.sleep(PAUSE)
     assert slow_data.seconds >= 5 * PAUSE
     assert slow_steps.seconds < slow_data.seconds / 10
 
 
 def test_batches_that_are_left_are_there_for_the_next_step() -> None:
-    batches, waiting = slow(4), Waiting()
-    first = waiting.of(batches)
+    batches, waiting = slow(4), DataTimer()
+    first = waiting.timed(batches)
     assert [next(first), next(first)] == [0, 1]
     del first
-    assert list(waiting.of(batches)) == [2, 3]
+    assert list(waiting.timed(batches)) == [2, 3]
     assert waiting.seconds >= 4 * PAUSE
 
 
@@ -60,7 +60,7 @@ class Rows(list[float]):
 
 def waited(pause: float, place: Path) -> float:
     """The seconds that a short training waits for rows that take so long each."""
-    waiting = Waiting()
+    waiting = DataTimer()
     trainer = short_training(
         place,
         Rows(pause),
@@ -83,7 +83,7 @@ class Watched:
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[telemetry.Step] = []
-        self._waiting, self._now = Waiting(), 100.0
+        self._waiting, self._now = DataTimer(), 100.0
         self._arguments = TrainingArguments(output_dir=str(place), dataloader_num_workers=3)
         self._state = TrainerState(max_steps=10 * WINDOW, epoch=0.0)
         monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self._now))
@@ -121,11 +121,11 @@ def test_waiting_that_lasts_is_warned_of_once_with_its_fix(
     log.configure("text")
     watched = Watched(tmp_path, monkeypatch)
     watched.steps(1 + WINDOW, 0.1)
-    assert "waits for its rows" not in capsys.readouterr().err
+    assert "data loading is the bottleneck" not in capsys.readouterr().err
     watched.steps(3 * WINDOW, 0.5)
     said = capsys.readouterr().err
-    assert said.count("training waits for its rows share=50%") == 1
-    assert "raise train.dataloader_num_workers, which is 3" in said
+    assert said.count("data loading is the bottleneck share=50%") == 1
+    assert "raise train.dataloader_num_workers, now 3" in said
 
 
 def test_workers_that_start_are_no_waiting_to_warn_of(
@@ -135,4 +135,4 @@ def test_workers_that_start_are_no_waiting_to_warn_of(
     watched = Watched(tmp_path, monkeypatch)
     watched.steps(1, 60.0)
     watched.steps(2 * WINDOW, 0.01)
-    assert "waits for its rows" not in capsys.readouterr().err
+    assert "data loading is the bottleneck" not in capsys.readouterr().err

@@ -66,9 +66,9 @@ def test_auto_guesses_nothing(family: str | None) -> None:
     [
         ((), 1, (), "the package unsloth is not installed"),
         ((), 1, ("unsloth",), "the package unsloth_zoo is not installed"),
-        ((), 2, PACKAGES, "trains in one process, and 2 were started"),
-        (("model.init=random",), 1, PACKAGES, "trains plain adapters on weights that it reads"),
-        (("lora.use_dora=true",), 1, PACKAGES, "trains plain adapters on weights that it reads"),
+        ((), 2, PACKAGES, "trains in one process, but 2 were started"),
+        (("model.init=random",), 1, PACKAGES, "trains plain LoRA adapters on pretrained weights"),
+        (("lora.use_dora=true",), 1, PACKAGES, "trains plain LoRA adapters on pretrained weights"),
     ],
 )
 def test_auto_takes_the_plain_one_where_the_faster_cannot_train(
@@ -82,10 +82,10 @@ def test_auto_takes_the_plain_one_where_the_faster_cannot_train(
 @pytest.mark.parametrize(
     ("family", "device", "processes", "present", "said"),
     [
-        ("vlm", CPU, 1, PACKAGES, "$.model.engine needs a GPU, and torch sees none"),
-        ("vlm", GPU, 2, PACKAGES, "$.model.engine trains in one process, and 2 were started"),
+        ("vlm", CPU, 1, PACKAGES, "$.model.engine needs a GPU, but torch sees none"),
+        ("vlm", GPU, 2, PACKAGES, "$.model.engine trains in one process, but 2 were started"),
         ("vlm", GPU, 1, (), "$.model.engine the package unsloth is not installed"),
-        ("ernie45_vl", GPU, 1, PACKAGES, "$.train.torch_compile must be false where unsloth"),
+        ("ernie45_vl", GPU, 1, PACKAGES, "$.train.torch_compile must be false if unsloth"),
     ],
 )
 def test_what_was_asked_for_and_cannot_be_is_refused(
@@ -121,6 +121,6 @@ def test_a_job_that_asks_for_it_without_a_gpu_ends_before_its_work(tmp_path: Pat
     )
     assert done.code == 10
     assert "$.model.engine" in done.err
-    assert "needs a GPU, and torch sees none" in done.err
-    assert "write transformers, or auto" in done.err
+    assert "needs a GPU, but torch sees none" in done.err
+    assert "set model.engine: transformers, or auto" in done.err
     assert "prep" not in done.err

@@ -55,5 +55,5 @@ def test_a_frozen_tower_has_none(spec: JobSpec) -> None:
     pictures(trained, family, encoded)
     made = [p.grad for p in trained.parameters() if p.grad is not None]
     torch.testing.assert_close(kept, made)
-    gradient_checkpointing.turn_on(trained)
+    gradient_checkpointing.enable(trained)
     assert not pictures(trained, family, encoded).requires_grad

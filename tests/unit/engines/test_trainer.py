@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from job.engines.data_timer import Waiting
+from job.engines.data_timer import DataTimer
 from job.engines.trainer import StepTrainer
 from job.families.base import COUNTED, TOKENS
 from tests.unit.train.short_training import ROWS, short_training
@@ -23,7 +23,7 @@ def trainer(tmp_path: Path) -> StepTrainer:
             COUNTED: len(rows),
             TOKENS: sum(rows),
         },
-        Waiting(),
+        DataTimer(),
         num_train_epochs=2,
         include_num_input_tokens_seen="non_padding",
     )

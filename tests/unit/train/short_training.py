@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from job.engines.data_timer import Waiting
+from job.engines.data_timer import DataTimer
 from job.engines.trainer import StepTrainer
-from job.train.sampler import SharedBatches, shuffled
+from job.train.sampler import DistributedBatchSampler, shuffled
 
 ROWS = 16
 
@@ -33,12 +33,12 @@ def short_training(
     place: Path,
     rows: Any,
     collate: Callable[[list[Any]], dict[str, Any]],
-    waiting: Waiting,
+    data_timer: DataTimer,
     **arguments: Any,
 ) -> StepTrainer:
     return StepTrainer(
-        batches=SharedBatches(shuffled(ROWS, 0), 2, passes=2),
-        waiting=waiting,
+        batch_sampler=DistributedBatchSampler(shuffled(ROWS, 0), 2, micro_batches=2),
+        data_timer=data_timer,
         model=Line(),
         args=TrainingArguments(
             output_dir=str(place),

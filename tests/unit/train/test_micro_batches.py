@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job.train.micro_batches import Cut, alike, balanced, in_order
-from job.train.sampler import SPARE, SharedBatches, shuffled
+from job.train.micro_batches import Split, balanced, in_order, sorted_by_length
+from job.train.sampler import DUMMY_ROW, DistributedBatchSampler, shuffled
 
-Grouped = Callable[[int, list[int]], Cut]
+Grouped = Callable[[int, list[int]], Split]
 
 
 def pictures(lengths: list[int]) -> list[int]:
@@ -18,11 +18,11 @@ def pictures(lengths: list[int]) -> list[int]:
     return [4 * (37 * length % (length + 1)) for length in lengths]
 
 
-def packed(width: int, lengths: list[int]) -> Cut:
+def packed(width: int, lengths: list[int]) -> Split:
     return balanced(width, lengths, pictures(lengths))
 
 
-CUTS: tuple[Grouped, ...] = (packed, alike)
+CUTS: tuple[Grouped, ...] = (packed, sorted_by_length)
 DIVIDED = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)]
 """Rows a pass, passes and processes: four rows a step."""
 
@@ -36,13 +36,13 @@ def steps(
     """Every step's batches, over all passes and processes."""
     shares = []
     for process in range(processes):
-        batches = SharedBatches(
+        batches = DistributedBatchSampler(
             shuffled(len(lengths), 3),
             width,
-            passes=passes,
-            process=process,
+            micro_batches=passes,
+            rank=process,
             processes=processes,
-            cut=grouped(width, lengths) if grouped else None,
+            split=grouped(width, lengths) if grouped else None,
         )
         shares.append(list(batches))
         assert len(shares[-1]) == len(batches)
@@ -52,7 +52,7 @@ def steps(
 
 
 def rows_of(step: list[list[int]]) -> list[int]:
-    return sorted(row for row in chain(*step) if row != SPARE)
+    return sorted(row for row in chain(*step) if row != DUMMY_ROW)
 
 
 @every_cut
@@ -65,7 +65,7 @@ def test_the_rows_of_every_step_are_those_of_the_plain_order(
     found = steps(lengths, *divided, grouped)
     assert [rows_of(step) for step in found] == [rows_of(step) for step in plain]
     for batch in chain(*found):
-        assert batch == [SPARE] or (batch and SPARE not in batch)
+        assert batch == [DUMMY_ROW] or (batch and DUMMY_ROW not in batch)
 
 
 @every_cut
@@ -77,7 +77,7 @@ def test_no_pass_is_larger_than_the_largest_rows_together(
     patches = pictures(lengths)
     longest, most = sorted(lengths)[-width:], sum(sorted(patches)[-width:])
     for batch in chain(*steps(lengths, width, passes, 2, grouped)):
-        rows = [row for row in batch if row != SPARE]
+        rows = [row for row in batch if row != DUMMY_ROW]
         own = [lengths[row] for row in rows] or [0]
         assert sum(own) <= sum(longest)
         assert len(own) * max(own) <= width * max(longest)
@@ -98,7 +98,7 @@ def test_two_processes_take_the_passes_that_one_would(grouped: Grouped, lengths:
 def test_every_pass_of_a_whole_step_has_a_row(grouped: Grouped, lengths: list[int]) -> None:
     for batch in chain(*steps(lengths, 2, 3, 2, grouped)):
         assert batch
-        assert batch != [SPARE]
+        assert batch != [DUMMY_ROW]
 
 
 def test_packed_passes_have_about_equally_many_tokens() -> None:
@@ -117,10 +117,10 @@ def test_a_long_row_has_no_crowd_of_short_ones_beside_it() -> None:
 
 def test_rows_of_padded_passes_are_of_like_length() -> None:
     lengths = [5, 90, 7, 80, 6, 70, 8, 60]
-    assert alike(2, lengths)(range(8), 4, 1) == [[1, 3], [5, 7], [6, 2], [4, 0]]
+    assert sorted_by_length(2, lengths)(range(8), 4, 1) == [[1, 3], [5, 7], [6, 2], [4, 0]]
 
 
 def test_no_process_has_the_longest_rows_of_every_pass() -> None:
     lengths = [80, 70, 60, 50, 40, 30, 20, 10]
-    pieces = alike(2, lengths)(range(8), 2, 2)
+    pieces = sorted_by_length(2, lengths)(range(8), 2, 2)
     assert pieces == [[0, 1], [2, 3], [6, 7], [4, 5]]

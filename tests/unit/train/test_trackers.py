@@ -64,7 +64,7 @@ def test_a_store_that_refuses_is_a_warning_and_the_files_stay(
     (tmp_path / "file").touch()
     with TrackerFiles(["tensorboard"], directory, f"{tmp_path}/file/logs"):
         write(directory / "tensorboard" / "events", "x")
-    assert "the trackers' files could not be stored" in capsys.readouterr().err
+    assert "the trackers' files could not be uploaded" in capsys.readouterr().err
     assert (directory / "tensorboard" / "events").read_text() == "x"
 
 

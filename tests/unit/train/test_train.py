@@ -19,12 +19,13 @@ from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
-from job.train import dataset
+from job.train import length_filter
 from job.train.checkpoint.storage import MANIFEST, CheckpointStore
-from job.train.dataset import Collator, fit, label_proof, truncate
+from job.train.dataset import Collator
+from job.train.label_proof import label_proof, write_label_proof
+from job.train.length_filter import filter_by_length, truncate
 from job.train.lengths import lengths
 from job.train.schedule import Schedule
-from job.train.train import _prove_labels
 from job.train.trainer_setup import training_arguments
 
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
@@ -105,12 +106,12 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(
     rows = [row("x"), row("x" * 90), row("y")]
     length = len(family.encode(rows[0]).input_ids)
     settings = replace(spec.train, max_length=length)
-    fitted = fit(rows, family, spec.data, settings)
-    assert (fitted.indices, fitted.dropped, fitted.lengths) == ((0, 2), 1, (length, length))
-    assert fitted.measured == {length: 2, length + 89: 1}, "before they are cut or dropped"
-    assert fitted.patches == (64, 64), "16 image tokens of four patches"
+    filtered = filter_by_length(rows, family, spec.data, settings)
+    assert (filtered.indices, filtered.dropped, filtered.lengths) == ((0, 2), 1, (length, length))
+    assert filtered.token_counts == {length: 2, length + 89: 1}, "before they are cut or dropped"
+    assert filtered.patches == (64, 64), "16 image tokens of four patches"
     with pytest.raises(DataError, match=r"all 1 training rows are longer .*max_length|longer"):
-        fit(rows[1:2], family, spec.data, settings)
+        filter_by_length(rows[1:2], family, spec.data, settings)
 
 
 def test_lengths_tell_the_share_over_max_length_and_a_histogram() -> None:
@@ -132,16 +133,16 @@ def test_lengths_tell_the_share_over_max_length_and_a_histogram() -> None:
 def test_worker_processes_measure_as_the_job_itself_does_and_name_the_row_they_refuse(
     family: families.Family, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(length_filter, "_MIN_ROWS_FOR_WORKERS", 1)
     rows = [row("x" * (1 + i % 7)) for i in range(130)]
-    alone = fit(rows, family, spec.data, replace(spec.train, dataloader_num_workers=0))
+    alone = filter_by_length(rows, family, spec.data, replace(spec.train, dataloader_num_workers=0))
     settings = replace(spec.train, dataloader_num_workers=2)
-    assert fit(rows, family, spec.data, settings) == alone
+    assert filter_by_length(rows, family, spec.data, settings) == alone
     control = row("y", question="<|IMAGE_PLACEHOLDER|>")
     with pytest.raises(DataError) as alone_refused:
         family.encode(control)
     with pytest.raises(DataError) as refused:
-        fit([*rows, control], family, spec.data, settings)
+        filter_by_length([*rows, control], family, spec.data, settings)
     assert refused.value.problems == alone_refused.value.problems
 
 
@@ -167,7 +168,7 @@ def test_a_secret_in_a_row_is_in_its_label_proof_neither_as_text_nor_as_tokens(
     monkeypatch.setenv("HF_TOKEN", "hf_plantedHubToken0123456789")
     encoded = family.encode(row("say hf_plantedHubToken0123456789 \x9b2J"))
     dataset = SimpleNamespace(row=lambda _: encoded)
-    _prove_labels(dataset, family, tmp_path)  # type: ignore[arg-type]
+    write_label_proof(dataset, family, tmp_path)  # type: ignore[arg-type]
     text = (tmp_path / "label_proof.json").read_text(encoding="utf-8")
     assert "planted" not in text
     assert "\x9b" not in text
@@ -272,7 +273,7 @@ class TestCheckpoints:
         said = capsys.readouterr().err
         assert "train.seed was 1 and is 2; the files of data.train changed" in said
         assert "optim" not in said
-        assert "training starts anew: no checkpoint can be used stored=1" in said
+        assert "training starts from the beginning: no usable checkpoint stored=1" in said
 
     def test_one_of_another_length_is_taken_if_its_learning_rates_were_the_same(
         self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -408,7 +409,7 @@ def test_one_process_takes_one_gpu_of_a_machine_with_several(
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     engine: Any = SimpleNamespace(autocast=False, device=torch.device("cuda:0"))
-    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, True, None)
+    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, None)
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == spec.train.per_device_train_batch_size
 
