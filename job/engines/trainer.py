@@ -43,18 +43,14 @@ if TYPE_CHECKING:
 class MicroBatch(TypedDict, total=False):
     """What one forward pass of one process reads, as the collator returns it.
 
-    Padded, R rows of T tokens; packed, one sequence (R = 1) of all rows' tokens. The family adds
-    what its model takes besides: positions, image grids, sequence boundaries.
+    The model's inputs, from the family's `collate` or `pack`, of which these are common to all, and
+    what training adds.
     """
 
     input_ids: "torch.Tensor"
-    """(R, T)"""
+    """(B, T): rows padded to the longest; packed (1, T), the rows' tokens in one sequence."""
     labels: "torch.Tensor"
-    """(R, T); `IGNORED` where nothing is supervised"""
-    attention_mask: "torch.Tensor"
-    """(R, T), if padded"""
-    pixel_values: "torch.Tensor"
-    """(patches of all images, values of a patch)"""
+    """(B, T), if padded: `IGNORED` for tokens that are not supervised."""
     counted_tokens: int
     """Supervised tokens that count in the loss: none of a dummy row's."""
     tokens: int

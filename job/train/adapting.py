@@ -97,10 +97,10 @@ def adapt(spec: JobSpec, engine: Engine, family: Family, model: "PreTrainedModel
     )
 
 
-def supervised_logits_only(
+def loss_of_supervised_tokens(
     spec: JobSpec, engine: Engine, base: "PreTrainedModel"
 ) -> AbstractContextManager[object]:
-    """While entered, the model computes logits of supervised tokens only, if it can."""
+    """Inside, a training step computes logits of supervised tokens only, if the model can."""
     from job.families.supervised_logits import supervised_alone
 
     # An engine may bring its own loss; a sharded head is gathered by its own forward pass only.

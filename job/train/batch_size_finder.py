@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from job.families.base import Batch
-
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
@@ -92,7 +90,7 @@ class Trial:
             for rows in heaviest_batches(planned, self.dataset.lengths, self.dataset.patches)
         )
 
-    def _batch(self, rows: Sequence[int]) -> "Batch":
+    def _batch(self, rows: Sequence[int]) -> dict[str, Any]:
         batch = self.collator.batch([self.dataset.row(row) for row in rows])
         return to_device(model_inputs(dict(batch)), self.engine.device)
 
@@ -145,7 +143,7 @@ def first_that_fits(
 
 def fits(
     model: "PreTrainedModel | PeftModel",
-    make_batch: "Callable[[], Batch]",
+    make_batch: Callable[[], dict[str, Any]],
     engine: Engine,
     settings: BatchSettings,
 ) -> bool:

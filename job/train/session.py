@@ -14,7 +14,7 @@ from job.engines import sharding
 from job.engines.data_timer import DataTimer
 from job.errors import Stopped
 from job.spec.types import JobSpec
-from job.train.adapting import AdaptedModel, supervised_logits_only
+from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
 from job.train.callbacks.checkpoint import StoreCallback
 from job.train.callbacks.progress import ProgressCallback
 from job.train.callbacks.stop import StopCallback
@@ -107,7 +107,7 @@ def run(session: Session, context: TrainContext, adapted: AdaptedModel) -> float
     spec, trainer, resumed = session.spec, session.trainer, session.resumed_from
     rank_0 = process_group.rank() == 0
     trackers = context.trackers if rank_0 else nullcontext()
-    loss = supervised_logits_only(spec, context.engine, adapted.base)
+    loss = loss_of_supervised_tokens(spec, context.engine, adapted.base)
     started = time.monotonic()
     try:
         with signals.deferred(), trackers, session.uploads, frozen_gc(), loss:

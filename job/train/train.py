@@ -12,7 +12,7 @@ from job.distributed import process_group
 from job.engines.compiling import CompiledBlocks, compile_blocks
 from job.engines.device import resolve_optim
 from job.spec.types import TrainSpec
-from job.train.adapting import AdaptedModel, adapt, require_images, supervised_logits_only
+from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, require_images
 from job.train.batch_size_finder import Trial, find_batch_size
 from job.train.dataset import Collator
 from job.train.heaviest_batches import planned_batches
@@ -47,7 +47,7 @@ def train(
     _log_start(context, rows, adapted, optim)
 
     blocks = _compile(context, adapted)  # before the trial, which computes what is trained
-    with supervised_logits_only(context.spec, context.engine, adapted.base):
+    with loss_of_supervised_tokens(context.spec, context.engine, adapted.base):
         trial = _trial(context, rows, adapted, blocks)
         spec, fit = find_batch_size(context.spec, context.accelerator, trial)
     context.accelerator.reset_peak_memory()  # of an evaluation or a trial before training

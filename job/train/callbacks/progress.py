@@ -87,11 +87,22 @@ class ProgressCallback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         mark = Mark(step=state.global_step, at=time.monotonic(), waited=self._data_timer.seconds)
+        step = self._measure(state, logs, mark)
+        self._logged, self._tokens_at_log = mark, state.num_input_tokens_seen
+        record = {key: value for key, value in asdict(step).items() if key not in NOT_IN_HISTORY}
+        with self._history.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        self._report_step(step)
+        self._show(step)
+        self._warn_of_slow_data(mark, args.dataloader_num_workers)
+
+    def _measure(self, state: TrainerState, logs: dict[str, Any], mark: Mark) -> telemetry.Step:
+        """The step, with speeds since the previous log."""
         now = mark.at
         tokens = state.num_input_tokens_seen - self._tokens_at_log
         done = state.global_step - self._first_step
         left = (state.max_steps - state.global_step) * (now - self._started) / max(done, 1)
-        step = telemetry.Step(
+        return telemetry.Step(
             step=state.global_step,
             steps=state.max_steps,
             epoch=round(state.epoch or 0.0, 4),
@@ -105,11 +116,9 @@ class ProgressCallback(TrainerCallback):
             seconds=round(now - self._started, 3),
             left_seconds=round(left, 3),
         )
-        self._logged, self._tokens_at_log = mark, state.num_input_tokens_seen
-        record = {key: value for key, value in asdict(step).items() if key not in NOT_IN_HISTORY}
-        with self._history.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
-        self._report_step(step)
+
+    def _show(self, step: telemetry.Step) -> None:
+        """A line in a log; on a terminal the bar shows it at its next step."""
         if not log.on_terminal():
             log.info(
                 "train",
@@ -119,7 +128,7 @@ class ProgressCallback(TrainerCallback):
                 tokens_per_second=step.tokens_per_second,
                 data_wait_share=step.data_wait_share,
                 memory=log.amount(step.memory_bytes),
-                left=log.span(left),
+                left=log.span(step.left_seconds),
             )
         self._shown = {
             "loss": step.loss,
@@ -129,7 +138,6 @@ class ProgressCallback(TrainerCallback):
         }
         if step.data_wait_share > SLOW_DATA:
             self._shown["waits for data"] = f"{step.data_wait_share:.0%}"
-        self._warn_of_slow_data(mark, args.dataloader_num_workers)
 
     def _warn_of_slow_data(self, mark: Mark, workers: int) -> None:
         """Warns once. Time before the first log is in no window: workers start then."""

@@ -1,4 +1,4 @@
-"""How a step is divided until it fits."""
+"""How a batch size is found that fits."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ def settings(rows: int, accumulation: int, checkpointing: bool) -> BatchSettings
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 12, 15, 32])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_smaller_division_has_the_rows_of_the_first(rows: int, checkpointing: bool) -> None:
+def test_all_smaller_settings_have_the_rows_of_the_first(rows: int, checkpointing: bool) -> None:
     start = settings(rows, 3, checkpointing)
     found, too_large = first_that_fits(start, lambda _: False)
     assert found is None
@@ -36,7 +36,7 @@ def test_every_smaller_division_has_the_rows_of_the_first(rows: int, checkpointi
     assert too_large[-1] == settings(1, rows * 3, True)
 
 
-def test_rows_are_halved_before_activations_are_computed_again() -> None:
+def test_rows_are_halved_before_gradient_checkpointing_is_enabled() -> None:
     _, too_large = first_that_fits(settings(8, 1, False), lambda _: False)
     assert too_large == [
         settings(8, 1, False),
@@ -47,7 +47,7 @@ def test_rows_are_halved_before_activations_are_computed_again() -> None:
     ]
 
 
-def test_the_first_that_fits_is_taken() -> None:
+def test_the_first_settings_that_fit_are_returned() -> None:
     start = settings(8, 1, True)
     assert first_that_fits(start, lambda _: True) == (start, [])
     found, too_large = first_that_fits(start, lambda each: each.per_device_train_batch_size <= 2)
@@ -55,8 +55,8 @@ def test_the_first_that_fits_is_taken() -> None:
     assert too_large == [start, settings(4, 2, True)]
 
 
-@pytest.mark.parametrize("too_large", [[0, 1], [2, 3]], ids=["the pictures", "the texts"])
-def test_a_step_fits_where_both_its_tokens_and_its_pictures_do(
+@pytest.mark.parametrize("too_large", [[0, 1], [2, 3]], ids=["the images", "the texts"])
+def test_a_step_fits_if_both_its_tokens_and_its_images_do(
     too_large: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fits(_model: Any, make: Any, _engine: Any, settings: BatchSettings) -> bool:
@@ -82,7 +82,7 @@ def test_a_step_fits_where_both_its_tokens_and_its_pictures_do(
     assert found.train.per_device_train_batch_size == 1
 
 
-def test_blocks_are_compiled_no_more_where_activations_have_to_be_computed_again(
+def test_compiled_blocks_are_released_if_gradient_checkpointing_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released: list[Any] = []

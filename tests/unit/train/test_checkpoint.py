@@ -1,4 +1,4 @@
-"""What a checkpoint holds, what is checked of it, and how a training goes on from it."""
+"""A checkpoint's content, its checks, and resuming from it."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from job.train.sampler import DistributedBatchSampler, shuffled
 
 ROWS = 16
 AN_EPOCH = 4
-"""Steps: two rows a pass, two passes a step."""
+"""In steps: micro-batches of two rows, two of them per step."""
 
 
 class Net(torch.nn.Module):
@@ -30,7 +30,7 @@ class Net(torch.nn.Module):
         super().__init__()
         self.first, self.second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 1)
         self.idle = torch.nn.Linear(2, 2)
-        """Reached by no row."""
+        """Used by no row."""
 
     def forward(self, input_ids: torch.Tensor) -> Any:
         return SimpleNamespace(loss=((self.second(self.first(input_ids)) - 2) ** 2).mean())

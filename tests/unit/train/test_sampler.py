@@ -7,8 +7,10 @@ import pytest
 from job.train.sampler import DUMMY_ROW, BlockShuffleSampler, DistributedBatchSampler, shuffled
 
 
-def steps(rows: int, width: int, passes: int, processes: int, epoch: int = 0) -> list[list[int]]:
-    """The rows of each optimizer step, over all forward passes and processes."""
+def steps(
+    rows: int, width: int, micro_batches: int, processes: int, epoch: int = 0
+) -> list[list[int]]:
+    """The rows of each optimizer step, over all micro-batches and processes."""
     shares = []
     for process in range(processes):
         batches = DistributedBatchSampler(
@@ -18,7 +20,7 @@ def steps(rows: int, width: int, passes: int, processes: int, epoch: int = 0) ->
         shares.append(list(batches))
         assert len(shares[-1]) == len(batches)
     pieces = [list(chain(*found)) for found in zip(*shares, strict=True)]
-    found = [chain(*pieces[i : i + passes]) for i in range(0, len(pieces), passes)]
+    found = [chain(*pieces[i : i + micro_batches]) for i in range(0, len(pieces), micro_batches)]
     return [[row for row in step if row != DUMMY_ROW] for step in found]
 
 
@@ -36,7 +38,7 @@ def test_each_epoch_has_another_order() -> None:
     assert steps(12, 2, 1, 2, epoch=1) == steps(12, 4, 1, 1, epoch=1)
 
 
-def test_processes_have_equally_many_batches_and_those_without_rows_keep_step() -> None:
+def test_processes_have_equally_many_batches_and_those_without_rows_get_dummies() -> None:
     first, second = (
         list(DistributedBatchSampler(shuffled(5, 3), 2, rank=process, processes=2))
         for process in range(2)
