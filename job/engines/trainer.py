@@ -31,7 +31,7 @@ from transformers import Trainer
 from job.distributed import process_group
 from job.engines import gradient_checkpointing, sharding
 from job.engines.data_timer import DataTimer
-from job.families.base import COUNTED, FAILED, TOKENS, host_keys, model_inputs
+from job.families.base import host_keys, model_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -199,9 +199,9 @@ class StepTrainer(Trainer):
         batches = self._fetch(loader, micro_batches)
         if rng_state is not None:
             self._load_rng_state(rng_state)
-        supervised, tokens = process_group.totals(
-            [sum(batch[key] for batch in batches) for key in (COUNTED, TOKENS)]  # type: ignore[literal-required]
-        )
+        counted = sum(batch["counted_tokens"] for batch in batches)
+        tokens = sum(batch["tokens"] for batch in batches)
+        supervised, tokens = process_group.totals([counted, tokens])
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
         # Forward and backward. Gradients add up locally; only the last backward reduces them.
@@ -248,7 +248,7 @@ class StepTrainer(Trainer):
         """The next micro-batches. Raises the error of one that could not be built."""
         batches = list(itertools.islice(self._data_timer.timed(loader), count))
         for batch in batches:
-            if FAILED in batch:
+            if "failed" in batch:
                 raise batch["failed"]
         return batches
 

@@ -1,7 +1,7 @@
 """Compares a checkpoint's content with the training in memory, before anything is loaded.
 
 Names, shapes and dtypes are read from the files' headers. A checkpoint is loaded whole or not at
-all: a mismatch found halfway would leave a model that no older checkpoint can be loaded into.
+all: a mismatch found halfway would leave the training partly overwritten.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
