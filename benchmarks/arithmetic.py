@@ -1,4 +1,4 @@
-"""What a training step has to compute, and how near to the device's own speed it comes."""
+"""The FLOPs of a training step, and its share of the device's peak speed (MFU)."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from job.families.base import Encoded
 from job.families.ernie45_vl.activation_memory import head_dim
 
 SIDE = 8192
-"""Of the square matrices by whose product the device's speed is measured."""
+"""Side of the square matrices whose product measures the device's peak speed."""
 SHOWN = 80
 
 
@@ -23,9 +23,9 @@ def of(
     device: torch.device,
     measured: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
-    """The operations of a LoRA step for each token; on a GPU each way's share of its speed.
+    """FLOPs per token of a LoRA step; on a GPU, adds `mfu` to each way.
 
-    Adds `mfu` to the ways: of the speed of a large bf16 product, measured here and now.
+    MFU is relative to the speed of a large bf16 matrix product, measured in the same run.
     """
     operations = flops(config, family, rows) / sum(len(row.input_ids) for row in rows)
     found: dict[str, Any] = {"gflop_a_token": round(operations / 1e9, 2)}
@@ -38,10 +38,10 @@ def of(
 
 
 def flops(config: Any, family: Any, rows: Sequence[Encoded]) -> float:
-    """Operations of a LoRA step over the rows.
+    """FLOPs of a LoRA step over the rows.
 
-    Twice the weights that a token meets, forwards, and the same again for its gradient; frozen
-    weights have none. What attention and the adapters compute is left out: less than 3%.
+    Twice the weights that a token passes through, forward, and the same for its gradient; frozen
+    weights have no gradient. Attention and the adapters, less than 3%, are left out.
     """
     text, vision = config.text_config, config.vision_config
     wide = text.hidden_size
@@ -70,7 +70,7 @@ def flops(config: Any, family: Any, rows: Sequence[Encoded]) -> float:
 
 
 def product_speed(device: torch.device) -> float:
-    """Operations a second of a large bf16 matrix product, the best of five."""
+    """FLOP/s of a large bf16 matrix product, the best of five."""
     left, right = (torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
     times = []
     for _ in range(8):
@@ -83,7 +83,7 @@ def product_speed(device: torch.device) -> float:
 
 
 def write_profile(step: Callable[[], Any], path: Path, way: str, rows: int) -> None:
-    """The kernels of one step of that many rows by their time on the device, as JSON."""
+    """Profiles one step: its kernels by device time, as JSON."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:

@@ -1,8 +1,8 @@
-"""The step time with checkpoints uploaded in the background, in the foreground, and not at all.
+"""Step time with checkpoints uploaded in the background, in the foreground, and not at all.
 
 Full fine-tuning of the tiny model on one core, with a checkpoint of 66 MiB every ten steps to an S3
-server on loopback. The other cores are left to the uploads and the server, as beside a GPU. Run
-from the repository:
+server on loopback. The other cores are left to the uploads and the server, as with a GPU. Run from
+the repository:
 
     python -m benchmarks.checkpoint_uploads
 
@@ -16,7 +16,7 @@ import platform
 import statistics
 import tempfile
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there to read it
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it
 
 from benchmarks import record
 from job import storage
@@ -30,13 +30,13 @@ in_background = BackgroundUploads.submit
 
 
 def in_foreground(self: BackgroundUploads, step: int, store, *, urgent: bool = False) -> None:  # type: ignore[no-untyped-def]
-    """What training would wait for without the thread."""
+    """Uploads without the thread: training waits."""
     in_background(self, step, store, urgent=urgent)
     self.finish()
 
 
 def seconds_a_step(output: str, cache: str, every: int) -> tuple[float, float]:
-    """The mean and the largest step time of a training, its first steps left out."""
+    """Mean and largest step time of a training, without its first steps."""
     settings = {
         **FULL,
         "data.train.limit": 400,
@@ -53,7 +53,7 @@ def seconds_a_step(output: str, cache: str, every: int) -> tuple[float, float]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The least, the middle and the most of several runs."""
+    """Minimum, median and maximum of several runs."""
     found = {"min": min(values), "median": statistics.median(values), "max": max(values)}
     return {name: round(value, 4) for name, value in found.items()}
 
@@ -65,7 +65,7 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     with S3Server() as server, tempfile.TemporaryDirectory() as place:
         os.environ.update(server.environ)
-        for turn in range(TURNS):  # in turns, so that other work on the machine meets all alike
+        for turn in range(TURNS):  # interleaved, so that other load affects all alike
             for name, (submit, every) in ways.items():
                 BackgroundUploads.submit = submit  # type: ignore[method-assign]
                 output = f"s3://benchmark/{name}-{turn}"
@@ -76,7 +76,7 @@ def main() -> None:
         "longest_step_seconds": {
             name: spread([longest for _, longest in runs]) for name, runs in found.items()
         },
-        # Pair by pair within a turn, so that the machine's drift between turns is in neither.
+        # Compared within a round, so that the machine's drift between rounds cancels out.
         "ratio_to_no_uploads": {
             name: spread([a / b for a, b in zip(means, steps["none"], strict=True)])
             for name, means in steps.items()

@@ -1,12 +1,12 @@
-"""Measures both engines on the same checkpoints, rows and seed: speed, memory, and the losses.
+"""Measures both engines on the same checkpoints, rows and seed: speed, memory and losses.
 
     python -m benchmarks.engines                          on a GPU, a few minutes
     python -m benchmarks.engines --models dense --steps 20
 
 The checkpoints have random weights: some layers of ERNIE-4.5-VL-28B-A3B, and a Qwen2.5-VL of about
-a billion parameters. Each engine reads them in a process of its own and trains by the product's
-train stage; what Unsloth has trained is exported and proven as a job does. `job.engines.choice`
-holds the table that `auto` goes by, whose lines are those of `measured`.
+a billion parameters. Each engine loads them in its own process and trains with the product's train
+stage; what Unsloth has trained is exported and verified as in a job. `auto` selects by the table in
+`job.engines.choice`, whose lines are those of `measured`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks import record
 HERE = Path(__file__).parent
 SPEC = HERE.parent / "specs" / "latex.yaml"
 WARM_UP = 3
-"""Steps that are not counted; compiled ones compile in them."""
+"""Steps that are not counted: compilation happens in them."""
 ENGINES = ("transformers", "unsloth")
 MODELS = ("ernie", "dense")
 DENSE = {
@@ -64,12 +64,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--layers", type=int, default=4, help="decoder layers of ERNIE")
     parser.add_argument("--rows", type=int, default=32, help="rows a step")
-    parser.add_argument("--steps", type=int, default=12, help="steps, of which 3 are not counted")
+    parser.add_argument(
+        "--steps", type=int, default=12, help="number of steps; the first 3 are not counted"
+    )
     parser.add_argument("--place", type=Path, help="folder for the checkpoints, some 20 GB")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder to write to")
     parser.add_argument("--also-compiled", action="store_true", help="train.torch_compile too")
     parser.add_argument("--small", action="store_true", help="tiny models, to try it on a CPU")
-    # What the processes that this one starts are told.
+    # For the processes that this one starts.
     parser.add_argument("--build", help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
@@ -80,11 +82,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _measure(model: str, place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The model's checkpoint made, then trained in each way, each in a process of its own."""
+    """Builds the model's checkpoint, then trains it in each way, each in its own process."""
     checkpoint = place / model
     _start(arguments, "--build", model, "--checkpoint", str(checkpoint))
     ways: dict[str, Any] = {}
-    # Unsloth's compiled step of ERNIE breaks off.
+    # ERNIE's step crashes when compiled by Unsloth.
     compiles = (False, True) if arguments.also_compiled and model == "dense" else (False,)
     for compiled, engine in itertools.product(compiles, ENGINES):
         name = f"{engine}, compiled" if compiled else engine
@@ -106,11 +108,11 @@ def _start(arguments: argparse.Namespace, *more: str, check: bool = True) -> int
     shared = ["--rows", str(arguments.rows), "--steps", str(arguments.steps)]
     shared += ["--layers", str(arguments.layers), *(["--small"] if arguments.small else [])]
     command = [sys.executable, "-m", "benchmarks.engines", *shared, *more]
-    return subprocess.run(command, check=check).returncode  # noqa: S603 - this very file
+    return subprocess.run(command, check=check).returncode  # noqa: S603 - this file
 
 
 def _compared(ways: dict[str, Any]) -> dict[str, Any]:
-    """The losses of each way against the plain one's."""
+    """The losses of each way compared with the default engine's."""
     plain = ways["transformers"].get("losses")
     differences = {
         name: max(abs(a - b) / abs(b) for a, b in zip(way["losses"], plain, strict=True))
@@ -188,12 +190,12 @@ def _spec(arguments: argparse.Namespace, engine: str, checkpoint: Path) -> Any:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    """One engine on one checkpoint; of Unsloth's, its export too."""
+    """One engine on one checkpoint; for Unsloth, its export too."""
     with tempfile.TemporaryDirectory() as place:
-        if arguments.way == "unsloth":  # before anything of Transformers
+        if arguments.way == "unsloth":  # before Transformers is imported
             from job.engines import unsloth_patches
 
-            unsloth_patches.bring_in(Path(place), compiled=arguments.compiled)
+            unsloth_patches.import_unsloth(Path(place), compiled=arguments.compiled)
         found = _trained(arguments, Path(place))
     arguments.out.write_text(json.dumps(found))
 
@@ -242,7 +244,7 @@ def _trained(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
 def _exported(
     spec: Any, engine: Any, family: Any, rows: list[Any], trained: list[Any], place: Path
 ) -> dict[str, Any]:
-    """What `trained` holds, which is let go of, exported and proven as by a job."""
+    """Exports and verifies the model in `trained`, as in a job, and releases it."""
     from job import families
     from job.engines.device import release_memory
     from job.export.export import export
@@ -285,7 +287,7 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
         for compiled, pair in _pairs(model["ways"])
     ]
     headline = {}
-    if measured:  # where an engine failed, what the other did is kept all the same
+    if measured:  # even if the other engine failed
         last = measured[-1]
         headline = {
             "tokens_per_second": last["unsloth"],
@@ -310,7 +312,7 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def _pairs(ways: dict[str, Any]) -> list[tuple[bool, tuple[Any, ...]]]:
-    """Both engines' ways with the same `train.torch_compile`, where both came to an end."""
+    """Both engines' ways with the same `train.torch_compile`, if both succeeded."""
     pairs = []
     for compiled, end in ((False, ""), (True, ", compiled")):
         both = tuple(ways.get(f"{engine}{end}", {}) for engine in ENGINES)

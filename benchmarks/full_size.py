@@ -1,12 +1,12 @@
-"""The published architecture with random weights: written, loaded, trained, merged and exported.
+"""Writes, loads, trains, merges and exports the published architecture with random weights.
 
     python -m benchmarks.full_size                          the tiny model, on this CPU
-    python -m benchmarks.full_size --model 28b --layers 12  as many layers as disk and memory take
+    python -m benchmarks.full_size --model 28b --layers 12  as many layers as disk and memory hold
 
-Every stage is the product's own code, with its time and the peak of memory on the device and on the
-host while it ran. The base is written in the published layout and loaded from there; then come two
-steps of LoRA, of which the second is timed, and the merged weights in both layouts, one after the
-other. At 28 layers that takes 60 GB of disk.
+Every stage is the product's own code, measured by its time and its peak memory on the device and on
+the host. The base is written in the published layout and loaded from there; two LoRA steps follow,
+of which the second is timed, and then the merged weights in both layouts, one after the other. At
+28 layers that takes 60 GB of disk.
 """
 
 import argparse
@@ -72,12 +72,12 @@ def main() -> None:
         for name in ("first step", "second step"):
             with timed(stages, name) as found:
                 found["loss"] = step(family, model, optimizer, arguments.rows, engine)
-        del optimizer  # its moments are not the export's
+        del optimizer  # the export needs no optimizer state
         for layout in LAYOUTS:
             target = Path(place, layout)
             with timed(stages, f"merge and export, {layout} layout") as found:
                 merge = export(family, model, target, layout, spec)
-            assert merge.changed, "two steps change the adapted weights"  # noqa: S101
+            assert merge.changed, "two steps must change the adapted weights"  # noqa: S101
             found |= {"gib": size(target), "tensors": len(merge.digests)}
             shutil.rmtree(target)
     record.write(
@@ -99,7 +99,7 @@ def main() -> None:
 
 @contextmanager
 def timed(stages: dict[str, dict[str, float]], name: str) -> Iterator[dict[str, float]]:
-    """Notes the time of what is done in it, and the peaks of memory meanwhile."""
+    """Records the time and the memory peaks of its block."""
     release_memory()
     cuda = torch.cuda.is_available()
     if cuda:

@@ -1,4 +1,4 @@
-"""Draws what was measured of training speed on a GPU: the ways side by side, and a step's kernels.
+"""Draws training speed measured on a GPU: the ways side by side, and a step's kernels.
 
 python -m benchmarks.ladder docs/images/speed.png
 """
@@ -27,7 +27,7 @@ KINDS = {
     "matrix products": ("nvjet", "gemm"),
     "fused by the compiler": ("triton", "gradient"),
 }
-"""What a kernel belongs to, by a part of its name; the first that fits."""
+"""What a kernel belongs to, by a part of its name; the first match counts."""
 REST = "all else: loss, copies, sorting"
 
 
@@ -36,7 +36,7 @@ def kind(kernel: str) -> str:
 
 
 def shares(profile: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds by kind; kernels that the profile does not list count as the rest."""
+    """Milliseconds by kind; kernels that the profile does not list are in the rest."""
     spent: Counter[str] = Counter(dict.fromkeys([*KINDS, REST], 0.0))
     for kernel in profile["kernels"]:
         spent[kind(kernel["kernel"])] += kernel["ms"]
@@ -51,7 +51,7 @@ def bars(
     color: str,
     most: dict[str, float] | None = None,
 ) -> None:
-    """A bar for each value; where there is a `most`, a pale one behind it reaches that."""
+    """A bar for each value, with a pale one up to `most` behind it, if given."""
     names, most = list(values), most or values
     axes.barh(names, [most[name] for name in names], color=PALE)
     axes.barh(names, list(values.values()), color=color)
@@ -67,7 +67,7 @@ def bars(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the measured ways to train.")
-    parser.add_argument("picture", type=Path, help="the SVG or PNG to write")
+    parser.add_argument("image", type=Path, help="the SVG or PNG to write")
     given = parser.parse_args()
     mpl.rcParams |= {"svg.hashsalt": "speed", "font.size": 9}
     figure = Figure(figsize=(9.6, 6.0), layout="constrained")
@@ -93,7 +93,7 @@ def main() -> None:
         fontsize=10,
         loc="left",
     )
-    figure.savefig(given.picture, facecolor="white", metadata={"Date": None})
+    figure.savefig(given.image, facecolor="white", metadata={"Date": None})
 
 
 if __name__ == "__main__":

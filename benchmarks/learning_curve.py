@@ -1,6 +1,6 @@
-"""Draws the training loss of finished runs, a panel for each, for README and documents.
+"""Draws the training loss of finished runs, one panel each, for the README and the docs.
 
-A run is the folder that a job left, or a record of it with its history under benchmarks/results/.
+A run is the output folder of a job, or a record with its history under benchmarks/results/.
 
     python -m benchmarks.learning_curve docs/images/learning.png \\
         benchmarks/results/tiny-base-h200.json outputs/latex
@@ -20,7 +20,7 @@ LINE, FAINT = "#3b6fd4", "#9db7e8"
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The training of one run: what it is called, its length, and its logged steps."""
+    """The training of one run: its name, its length and its logged steps."""
 
     name: str
     seconds: float
@@ -45,7 +45,7 @@ class Curve:
 
 
 def panel(axes: mpl.axes.Axes, curve: Curve) -> None:
-    """The loss of every logged step, and its running mean."""
+    """The loss of every logged step, and the running mean."""
     entries = curve.history
     steps, losses = [e["step"] for e in entries], [e["loss"] for e in entries]
     reach = len(losses) // 100  # logged values are means over their steps already
@@ -63,7 +63,7 @@ def panel(axes: mpl.axes.Axes, curve: Curve) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the training loss of finished runs.")
-    parser.add_argument("picture", type=Path, help="the SVG or PNG to write")
+    parser.add_argument("image", type=Path, help="the SVG or PNG to write")
     parser.add_argument("outputs", type=Path, nargs="+", help="a run's folder, or a record of it")
     given = parser.parse_args()
     mpl.rcParams |= {"svg.hashsalt": "learning", "font.size": 9}
@@ -72,7 +72,7 @@ def main() -> None:
         figure.subplots(1, len(given.outputs), squeeze=False)[0], given.outputs, strict=True
     ):
         panel(axes, Curve.read(output))
-    figure.savefig(given.picture, facecolor="white", metadata={"Date": None})
+    figure.savefig(given.image, facecolor="white", metadata={"Date": None})
 
 
 if __name__ == "__main__":

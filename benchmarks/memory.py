@@ -1,10 +1,10 @@
-"""What training takes on a GPU, beside what `job plan` says that it will.
+"""Compares the memory that training takes on a GPU with the estimate of `job plan`.
 
     python -m benchmarks.memory --model 28b --layers 28
 
-Each configuration runs the product's train stage for a few steps, on the rows that need the most
-memory; weights are random, rows have the sizes of real formulas. The peak is what the allocator
-reserved, which is what a GPU lacks when it runs out.
+Each configuration runs the product's train stage for a few steps on the rows that need most memory;
+weights are random, rows have the sizes of real formulas. The peak is what the allocator reserved:
+that is what must fit into a GPU.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def settings(more: dict[str, Any]) -> JobSpec:
 
 
 def heaviest(spec: JobSpec, family: Any) -> tuple[list[Row], list[RowSize]]:
-    """The rows that make the heaviest pass of the spec, and what decides their memory."""
+    """The rows of the spec's heaviest micro-batch, and their sizes."""
     rows = list(formula_rows(ROWS))
     sizes = [family.row_size(family.encode(row)) for row in rows]
     width = spec.train.per_device_train_batch_size
@@ -108,7 +108,7 @@ def heaviest(spec: JobSpec, family: Any) -> tuple[list[Row], list[RowSize]]:
 
 
 def one(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) -> dict[str, float]:
-    """Trains a few steps of the rows that need the most, and compares the peaks."""
+    """Trains a few steps on the heaviest rows, and compares the peaks."""
     rows, sizes = heaviest(spec, family)
     planned = estimate(type(family), model, spec, sizes, accelerator)
     assert planned is not None  # noqa: S101

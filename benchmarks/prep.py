@@ -1,12 +1,12 @@
-"""Measures prep: rows a second, peak memory and disk over the number of rows and of processes.
+"""Measures prep: rows per second, peak memory and disk, by the number of rows and of processes.
 
     python -m benchmarks.prep --rows 1000 10000 100000 1000000 --workers 1 2
 
-Rows are synthetic: lines of JSON that name small PNG files, 1,000 different ones, of which 4 are
-held out. Each measurement runs in a process of its own; peak memory is the largest resident set of
-the job's own process, and of one of its workers. Peak disk is the most that prep's own files took,
-looked at four times a second, to be read beside the bytes of the pictures that they hold. `load` is
-that of the machine as the run began.
+Rows are synthetic: JSON Lines that name small PNG files, 1,000 different ones, of which 4 are held
+out. Each measurement runs in its own process; peak memory is the largest resident set of the job's
+process, and of one of its workers. Peak disk is the largest size of prep's files, sampled four
+times a second; compare it with the bytes of the images that they hold. `load` is the machine's load
+average at the start.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from job.prep.discovery import find_source
 from job.prep.prepare import PrepInputs, prepare
 from job.spec.load import load_spec
 
-PICTURES = 1000
+IMAGES = 1000
 
 
 def write_rows(folder: Path, count: int) -> Path:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    for n in range(PICTURES):
+    for n in range(IMAGES):
         path = folder / "images" / f"{n}.png"
         if not path.exists():
             grey = np.kron(rng.integers(0, 256, (7, 42), dtype=np.uint8), np.ones((8, 8), np.uint8))
@@ -51,7 +51,7 @@ def write_rows(folder: Path, count: int) -> Path:
     path = folder / f"rows-{count}.jsonl"
     with path.open("w", encoding="utf-8") as lines:
         for n in range(count):
-            row = {"image": f"images/{n % PICTURES}.png", "text": rf"\frac{{x_{{{n}}}}}{{y}}"}
+            row = {"image": f"images/{n % IMAGES}.png", "text": rf"\frac{{x_{{{n}}}}}{{y}}"}
             lines.write(json.dumps(row) + "\n")
     return path
 
@@ -87,7 +87,7 @@ output: {{uri: out}}
     seconds = time.monotonic() - clock
     ended.set()
     watcher.join()
-    pictures = sum((rows.parent / "images" / f"{n}.png").stat().st_size for n in range(PICTURES))
+    image_bytes = sum((rows.parent / "images" / f"{n}.png").stat().st_size for n in range(IMAGES))
     own, worker = (
         resource.getrusage(who).ru_maxrss / 1024
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -101,17 +101,17 @@ output: {{uri: out}}
         "peak_mib": round(own, 1),
         "peak_worker_mib": round(worker, 1),
         "peak_disk_mib": round(peak[0] / 2**20, 1),
-        "pictures_mib": round(pictures * count / PICTURES / 2**20, 1),
+        "pictures_mib": round(image_bytes * count / IMAGES / 2**20, 1),
         "load": round(load, 1),
     }
 
 
 def watch(place: Path, ended: threading.Event, peak: list[int]) -> None:
-    """Keeps the largest sum of what prep's own folders hold in `peak`."""
+    """Tracks the peak size of prep's folders in `peak`."""
     while not ended.wait(0.25):
         total = 0
         for path in place.glob("out*/**/*"):
-            with contextlib.suppress(FileNotFoundError):  # renamed while it is looked at
+            with contextlib.suppress(FileNotFoundError):  # renamed during the scan
                 total += path.stat().st_size if path.is_file() else 0
         peak[0] = max(peak[0], total)
 

@@ -1,4 +1,4 @@
-"""Where and with what something was measured, as every result of a benchmark says it."""
+"""Writes a benchmark's result with its device, command, versions and date."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ def write(
     packages: Sequence[str],
     results: Path = RESULTS,
 ) -> None:
-    """Writes `NAME.json`: what was measured, then the command, versions and date."""
+    """Writes `NAME.json`: the measurements, then the command, versions and date."""
     record = {
         "name": name,
         "device": device,
@@ -36,5 +36,5 @@ def write(
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "source_revision": source_revision(),
     }
-    results.mkdir(parents=True, exist_ok=True)  # what took minutes is not to be lost for a folder
+    results.mkdir(parents=True, exist_ok=True)  # a missing folder must not lose the result
     (results / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""How well the weights that ship as `builtin://ernie-vl-tiny` read, on a CPU.
+"""Evaluates the weights that ship as `builtin://ernie-vl-tiny`, on a CPU.
 
-The held-out formulas are those of the spec that made the weights; no row of its training set has
-the label of one of them. Run from the repository:
+The held-out formulas are those of the spec that trained the weights; none of their labels occurs in
+its training set. Run from the repository:
 
     python -m benchmarks.tiny_base
 """

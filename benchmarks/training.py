@@ -1,11 +1,12 @@
-"""Measures LoRA training: the product's step beside plain Transformers and the tutorial's way.
+"""Measures LoRA training: the product's step, plain Transformers and the tutorial's code.
 
     python -m benchmarks.training                                   the tiny model, on this CPU
     python -m benchmarks.training --model 28b --rows 64             the published one, on a GPU
 
 Weights are random, rows have the sizes of real formulas (benchmarks/im2latex_sizes.json), and all
 ways train the same rows with the same adapter in one run. Tokens are counted without padding. The
-last way is the product's own train stage, with its data workers, trial, callbacks and optimizer.
+last way is the product's train stage, with its data workers, batch size finder, callbacks and
+optimizer.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from PIL import Image
 from benchmarks import arithmetic, record
 from job import engines, families
 from job.engines import cpu
-from job.engines.compiling import compile_blocks, release_blocks
+from job.engines.compiling import CompiledBlocks, compile_blocks
 from job.engines.device import Accelerator, detect, release_memory
 from job.families import model_source
 from job.families.base import SORTED_EXPERTS, Encoded
@@ -43,8 +44,10 @@ from job.prep.shards import Split
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train.checkpoint.storage import CheckpointStore
+from job.train.result import TrainResult
 from job.train.trackers import TrackerFiles
-from job.train.train import TrainResult, train
+from job.train.train import train
+from job.train.train_context import TrainContext
 
 PUBLISHED = "hf://baidu/ERNIE-4.5-VL-28B-A3B-PT"
 HERE = Path(__file__).parent
@@ -60,24 +63,24 @@ class Way:
     experts: str = "grouped_mm"
     attention: str = "sdpa"
     indices: bool = True
-    """Whether positions and vision indices come with the batch."""
+    """Whether the batch holds positions and vision indices."""
     packed: bool = False
     bounds: bool = False
-    """Whether attention takes the boundaries of sequences, where a kernel does."""
+    """Whether attention is varlen, if there is a kernel."""
     low_rank: bool = False
-    """Whether adapters compute in their layer's dtype; else as PEFT does."""
+    """Whether adapters compute in their layer's dtype; else as in PEFT."""
     compiled: bool = False
     wide: bool = False
-    """Whether a compiled layer and its adapter are one matrix."""
+    """Whether adapters are fused into their compiled layers."""
     rows: int | None = None
-    """Rows a step where it is not the run's own."""
+    """Rows per step, if not the run's."""
 
 
-SORTED = Way(packed=True, experts=SORTED_EXPERTS, rows=32)  # as attention lays rows in a grid
+SORTED = Way(packed=True, experts=SORTED_EXPERTS, rows=32)  # attention pads rows to a grid
 BOUNDS = replace(SORTED, bounds=True, rows=None)
 WAYS = {
     "tutorial": Way(experts="eager", attention="eager", indices=False, rows=2),
-    "transformers": Way(indices=False, rows=16),  # it keeps all logits, and padding's too
+    "transformers": Way(indices=False, rows=16),  # it keeps all logits, padding's included
     "padded": Way(rows=16),
     "packed": Way(packed=True, rows=32),
     "+ sorted experts": SORTED,
@@ -87,7 +90,7 @@ WAYS = {
     "+ one product": replace(BOUNDS, low_rank=True, compiled=True, wide=True),
 }
 ON_GPU = ("+ bounds", "+ adapters in bf16", "+ torch.compile", "+ one product")
-"""Of these a CPU does the same as before, or nothing that pays."""
+"""Ways that change nothing on a CPU, or do not pay there."""
 JOB = "train stage"
 BASELINE = "transformers"
 
@@ -106,7 +109,7 @@ def main() -> None:
     last = next((name for name in reversed(arguments.ways) if name != JOB), None)
     for name in arguments.ways:
         if name == JOB:
-            # As many as it takes: an epoch as short as this would begin anew with empty workers.
+            # As many as needed: after a shorter epoch, workers would restart with empty queues.
             rows_of_all = list(formula_rows(spec.train.max_steps * arguments.rows))
             found = _measure_job(family, model, spec, accelerator, rows_of_all)
         else:
@@ -125,11 +128,11 @@ def main() -> None:
                 found = _measure(family, model, spec, way, batches, device, profile)
             except torch.OutOfMemoryError as error:
                 print(name, "does not fit:", error, flush=True)
-                break  # what it held would be missing to those after it
+                break  # frees its memory for the next ones
         measured[name] = found
         print(name, json.dumps(found), flush=True)
     result = {
-        # A CPU's speed counts where there are as many cores; a GPU's name says all.
+        # A CPU's speed depends on its cores; a GPU's name is enough.
         **({"cores": cpu.cores()} if device.type == "cpu" else {}),
         "rows_a_step": arguments.rows,
         "layers": layers,
@@ -155,7 +158,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=("tiny", "28b"), default="tiny")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
     parser.add_argument("--rows", type=int, default=8, help="rows a step")
-    parser.add_argument("--steps", type=int, default=8, help="steps, of which two are not counted")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="number of steps; the first two are not counted"
+    )
     ways = [*WAYS, JOB]
     here = ways if torch.cuda.is_available() else [way for way in ways if way not in ON_GPU]
     parser.add_argument("--ways", nargs="+", choices=ways, default=here)
@@ -236,9 +241,10 @@ def random_model(name: str, layers: int | None, family: Any, device: torch.devic
 
 
 def drawn(config: Any, family: Any, device: torch.device) -> Any:
-    """A model of the config in bf16: its matrices random, norms and routers' biases as made.
+    """A model of the config in bf16 with random matrices.
 
-    Random norms and biases would send all tokens to the same few experts.
+    Norms and router biases keep their initial values: random ones would route all tokens to the
+    same few experts.
     """
     from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
@@ -276,7 +282,7 @@ def _measure(
 
     torch.manual_seed(0)
     cuda = device.type == "cuda"
-    model = base if cuda else copy.deepcopy(base)  # there is no room for two on a GPU
+    model = base if cuda else copy.deepcopy(base)  # a GPU has no room for two
     native = type(model), [type(block) for block in _blocks(model)]
     targets = family.lora_targets(model, spec.lora)
     if way.packed:
@@ -294,8 +300,9 @@ def _measure(
     ).train()
     if way.low_rank:
         use_low_rank_layers(adapted)
+    blocks: CompiledBlocks | None = None
     if way.compiled and cuda:
-        compile_blocks(adapted, wide=way.wide)
+        blocks = compile_blocks(adapted, fuse=way.wide)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=cuda)
     synchronize: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
@@ -305,7 +312,7 @@ def _measure(
 
     def step(batch: Batch) -> torch.Tensor:
         moved: Any = to_device(batch, device)
-        if not way.indices:  # the tower makes its indices from the grid, where the grid is
+        if not way.indices:  # the tower computes its indices from the grid, on the grid's device
             moved["image_grid_thw"] = moved["image_grid_thw"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda and not way.low_rank):
             loss: torch.Tensor = adapted(**moved, use_cache=False).loss
@@ -326,7 +333,8 @@ def _measure(
         seconds.append(time.perf_counter() - start)
     if profile is not None and cuda:
         profile(lambda: step(batches[-1]))
-    release_blocks(adapted)
+    if blocks is not None:
+        blocks.release()
     adapted.unload()
     model.__class__ = native[0]
     for block, kind in zip(_blocks(model), native[1], strict=True):
@@ -340,7 +348,7 @@ def _measure(
         "fastest": round(max(each), 1),
         "seconds_a_step": round(statistics.median(seconds[WARM_UP:]), 4),
         "tokens_a_step": round(statistics.mean(tokens)),
-        # A process on a CPU tells but one peak, of all ways together.
+        # On a CPU a process has a single peak, for all ways together.
         **({"peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2)} if cuda else {}),
         "first_step_seconds": round(seconds[0], 2),
         "first_loss": round(float(losses[0]), 4),
@@ -354,7 +362,7 @@ def _blocks(model: Any) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Held(PreparedData):
-    """Rows in memory, as if prep had left them."""
+    """Rows in memory, as if prep had written them."""
 
     held: Sequence[Row]
 
@@ -368,7 +376,7 @@ class Held(PreparedData):
 def train_stage(
     spec: JobSpec, accelerator: Accelerator, family: Any, model: Any, rows: Sequence[Row]
 ) -> tuple[TrainResult, Any, list[dict[str, Any]]]:
-    """The train stage as a job runs it: its result, the trained model, and its history."""
+    """Runs the train stage as a job does: its result, the trained model and its history."""
     engine = engines.create(spec.model, spec.lora, accelerator)
     engine.prepare(model, family)
     data = Held(
@@ -381,21 +389,22 @@ def train_stage(
     )
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place, "stage")
-        trained, result = train(
-            spec,
-            engine,
-            accelerator,
-            family,
-            model,
-            data,
-            directory,
-            Path(place, "scratch"),
-            CheckpointStore(uri=str(Path(place, "checkpoints")), fingerprint="benchmark"),
-            publish=lambda _: None,
-            require=lambda: None,
-            tell=lambda _: None,
+        checkpoints = str(Path(place, "checkpoints"))
+        context = TrainContext(
+            spec=spec,
+            engine=engine,
+            accelerator=accelerator,
+            family=family,
+            data=data,
+            directory=directory,
+            scratch=Path(place, "scratch"),
+            checkpoints=CheckpointStore(uri=checkpoints, fingerprint="benchmark"),
             trackers=TrackerFiles((), Path(place, "logs"), str(Path(place, "logs"))),
+            publish=lambda _: None,
+            require_output=lambda: None,
+            report_step=lambda _: None,
         )
+        trained, result = train(context, model)
         lines = (directory / "train" / "history.jsonl").read_text().splitlines()
     assert result is not None  # noqa: S101
     return result, trained, [json.loads(line) for line in lines]
@@ -404,7 +413,7 @@ def train_stage(
 def _measure_job(
     family: Ernie45VL, model: Any, spec: JobSpec, accelerator: Accelerator, rows: list[Row]
 ) -> dict[str, float]:
-    """Of the train stage: its first window of steps is not counted."""
+    """The train stage's speed; its first window of steps is not counted."""
     result, _, history = train_stage(spec, accelerator, family, model, rows)
     windows = history[1:]
     each = [window["tokens_per_second"] for window in windows]
@@ -423,7 +432,7 @@ def _measure_job(
 
 
 def _speeds(measured: dict[str, dict[str, float]], spec: JobSpec) -> list[dict[str, object]]:
-    """The speed of the step that a job takes, as `job plan` reads it."""
+    """The speed of the job's step, as `job plan` reads it."""
     if JOB not in measured:
         return []
     way = measured[JOB]

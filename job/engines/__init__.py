@@ -1,21 +1,21 @@
-"""Engines load, adapt and train a model; `choose` says which one does, `create` makes it.
+"""Engines load and adapt models and compute their training steps; `choose` selects one.
 
 Imports: spec, distributed, families.
 """
 
 from job.engines.base import Engine
-from job.engines.choice import Choice, Name, choose
+from job.engines.choice import EngineChoice, EngineName, choose
 from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
 from job.engines.transformers import TransformersEngine
 from job.spec.types import LoraSpec, ModelSpec
 
-__all__ = ["Choice", "Engine", "Name", "choose", "create"]
+__all__ = ["Engine", "EngineChoice", "EngineName", "choose", "create"]
 
 
 def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine:
-    """The engine that the spec names; `auto`, which `choose` resolves, is the plain one.
+    """The engine that the spec names; `auto`, unless `choose` resolved it, is transformers.
 
-    Unsloth has to be in the process already, by `job.engines.unsloth_patches`.
+    Unsloth must have been imported by `job.engines.unsloth_patches`.
     """
     _quiet_libraries()
     dtype = resolve_dtype(model, lora, accelerator)
@@ -32,7 +32,7 @@ def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine
 
 
 def _quiet_libraries() -> None:
-    """The job has its own bars and log; the libraries' would break their lines."""
+    """Silences progress bars and warnings that would break the job's own lines."""
     import datasets
     import transformers
 

@@ -1,4 +1,7 @@
-"""The seam between the job and what loads, adapts and trains a model."""
+"""The engine protocol: what loads a model, adapts it and compiles it for training.
+
+Every engine trains with the same `StepTrainer` (`job.engines.trainer`).
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -9,7 +12,7 @@ from job.spec.types import LoraSpec
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel
 
 
 class Engine(Protocol):
@@ -17,41 +20,39 @@ class Engine(Protocol):
     def name(self) -> str: ...
 
     @property
-    def dtype(self) -> "torch.dtype": ...
+    def dtype(self) -> "torch.dtype":
+        """The dtype of the weights in memory."""
 
     @property
     def autocast(self) -> bool:
-        """Whether training computes in bf16 whatever the weights' dtype."""
+        """Whether training computes in bf16 regardless of the weights' dtype."""
 
     @property
     def device(self) -> "torch.device": ...
 
     @property
-    def brings_forward(self) -> bool:
-        """Whether it puts forward passes of its own into a model.
+    def patches_forward(self) -> bool:
+        """Whether it replaces the models' forward passes.
 
-        The family's packed step, and blocks that this project compiles, would take their place.
+        The family's packed step and blocks compiled by this project would overwrite them.
         """
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
         """The family's checkpoint on this engine's device, frozen and in evaluation mode.
 
-        In this engine's dtype unless another is asked for.
+        In this engine's dtype unless another is given.
         """
 
     def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
         """The family's architecture with seeded random weights."""
 
     def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
-        """A model in hand as `load` gives it: frozen, with the experts that the spec names."""
+        """Prepares a model as `load` does: frozen, with the experts that the spec selects."""
 
     def attach_adapter(
         self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
     ) -> "PeftModel":
-        """A new, seeded adapter on the model; only the adapter is trainable."""
+        """Adds a new, seeded adapter to the model; only the adapter is trainable."""
 
     def load_adapter(self, model: "PreTrainedModel", directory: Path) -> "PeftModel":
-        """A stored adapter on the model, in evaluation mode."""
-
-    def trainer_class(self) -> type["Trainer"]:
-        """The `Trainer` that runs this engine's step."""
+        """Adds a stored adapter to the model, in evaluation mode."""

@@ -1,4 +1,4 @@
-"""Which engine trains: the one that the spec names, or by `auto` the one measured faster."""
+"""Selects the engine: the one that the spec names or, for `auto`, the one that measured faster."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ from job.engines.device import Accelerator
 from job.errors import SpecError
 from job.spec.types import JobSpec
 
-Name = Literal["transformers", "unsloth"]
+EngineName = Literal["transformers", "unsloth"]
 FIELD = "$.model.engine"
 PACKAGES = ("unsloth", "unsloth_zoo")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Tokens a second of the same rows with each engine, as `benchmarks/engines.py` records it."""
+    """Tokens per second of both engines on the same rows, recorded by `benchmarks/engines.py`."""
 
     family: str
     device: str
-    """The GPU's name as torch has it."""
+    """The GPU's name in torch."""
     compiled: bool
     """Whether `train.torch_compile` was on, for both."""
     transformers: float
     unsloth: float
 
-    def is_of(self, family: str | None, device: str, *, compiled: bool) -> bool:
-        """Whether it was such a step on such a device: `h200` stands for `NVIDIA H200`."""
-        words = set(device.lower().split()) <= set(self.device.lower().split())
-        return (family, compiled) == (self.family, self.compiled) and words
+    def matches(self, family: str | None, device: str, *, compiled: bool) -> bool:
+        """Whether it measured this family on this device: `h200` matches `NVIDIA H200`."""
+        same_device = set(device.lower().split()) <= set(self.device.lower().split())
+        return (family, compiled) == (self.family, self.compiled) and same_device
 
 
 MEASURED: tuple[Measured, ...] = (
@@ -44,21 +44,21 @@ MEASURED: tuple[Measured, ...] = (
         family="vlm", device="NVIDIA H200", compiled=False, transformers=15967.3, unsloth=12570.7
     ),
 )
-"""Of each family, device and way, the newest. What is not here nobody has measured, and
-`transformers` trains it."""
+"""The newest measurement of each family, device and mode; anything else trains with
+`transformers`."""
 
 UNCOMPILED = ("ernie45_vl",)
-"""Families whose step Unsloth's compiled forward passes break off."""
+"""Families whose step crashes with Unsloth's compiled forward passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    engine: Name
+class EngineChoice:
+    engine: EngineName
     reason: str
 
 
 def installed() -> Collection[str]:
-    """Those of `PACKAGES` that this environment has; none is imported."""
+    """Which of `PACKAGES` are installed; imports none."""
     return [name for name in PACKAGES if find_spec(name) is not None]
 
 
@@ -70,77 +70,80 @@ def choose(
     processes: int = 1,
     present: Collection[str] | None = None,
     measured: Collection[Measured] = MEASURED,
-) -> Choice:
-    """The engine that trains `spec` on the accelerator; `family` is the model's, None if not known.
+) -> EngineChoice:
+    """The engine that trains `spec` on the accelerator; `family` is None if it is unknown.
 
-    `present` are the packages to count on, this environment's by default. Raises SpecError where
-    the spec names an engine that cannot train it here; `auto` never does.
+    `present` are the available packages, by default this environment's. Raises SpecError if the
+    spec names an engine that cannot train it here; `auto` never raises.
     """
     present = installed() if present is None else present
     if spec.model.engine == "transformers":
-        return Choice(engine="transformers", reason="the spec names it")
-    hindrance = _hindrance(spec, family, accelerator, processes, present)
+        return EngineChoice(engine="transformers", reason="the spec names it")
+    obstacle = _obstacle(spec, family, accelerator, processes, present)
     if spec.model.engine == "unsloth":
-        if hindrance is not None:
-            raise hindrance
-        return Choice(engine="unsloth", reason="the spec names it")
+        if obstacle is not None:
+            raise obstacle
+        return EngineChoice(engine="unsloth", reason="the spec names it")
     if accelerator.kind == "cpu":
-        return Choice(engine="transformers", reason="auto; there is no GPU")
+        return EngineChoice(engine="transformers", reason="auto; there is no GPU")
     compiled = spec.train.torch_compile
-    alike = (m for m in measured if m.is_of(family, accelerator.name, compiled=compiled))
-    found = next(alike, None)
-    if found is None:
+    matching = (m for m in measured if m.matches(family, accelerator.name, compiled=compiled))
+    speed = next(matching, None)
+    if speed is None:
         on = f"{family or 'this model'} on {accelerator.name}"
-        return Choice(engine="transformers", reason=f"auto; unsloth is not measured for {on}")
+        return EngineChoice(engine="transformers", reason=f"auto; unsloth is not measured for {on}")
     reason = (
-        f"auto; measured with transformers {found.transformers:,.0f} tokens a second, with "
-        f"unsloth {found.unsloth:,.0f}"
+        f"auto; measured with transformers {speed.transformers:,.0f} tokens a second, with "
+        f"unsloth {speed.unsloth:,.0f}"
     )
-    if found.unsloth <= found.transformers:
-        return Choice(engine="transformers", reason=reason)
-    if hindrance is not None:
-        said = hindrance.problems[0]
-        return Choice(engine="transformers", reason=f"{reason}, but {said.message}")
-    return Choice(engine="unsloth", reason=reason)
+    if speed.unsloth <= speed.transformers:
+        return EngineChoice(engine="transformers", reason=reason)
+    if obstacle is not None:
+        return EngineChoice(
+            engine="transformers", reason=f"{reason}, but {obstacle.problems[0].message}"
+        )
+    return EngineChoice(engine="unsloth", reason=reason)
 
 
-def _hindrance(
+def _obstacle(
     spec: JobSpec,
     family: str | None,
     accelerator: Accelerator,
     processes: int,
     present: Collection[str],
 ) -> SpecError | None:
-    """Why Unsloth cannot train the spec here; what a spec alone tells is refused with the spec."""
-    plain = "write transformers, or auto"
+    """Why Unsloth cannot train the spec here, beyond what validation of the spec rejects."""
+    other_engine = "set model.engine: transformers, or auto"
     if accelerator.kind == "cpu":
-        return SpecError(FIELD, "needs a GPU, and torch sees none", value="unsloth", fix=plain)
+        return SpecError(
+            FIELD, "needs a GPU, but torch sees none", value="unsloth", fix=other_engine
+        )
     if processes > 1:
         return SpecError(
             FIELD,
-            f"trains in one process, and {processes} were started",
+            f"trains in one process, but {processes} were started",
             value="unsloth",
-            fix="start one process, or write transformers",
+            fix="start one process, or set model.engine: transformers",
         )
     if missing := [name for name in PACKAGES if name not in present]:
         return SpecError(
             FIELD,
             f"the package {missing[0]} is not installed",
             value="unsloth",
-            fix=f'make setup EXTRAS="gpu unsloth", or {plain}',
+            fix=f'make setup EXTRAS="gpu unsloth", or {other_engine}',
         )
     if spec.train.torch_compile and family in UNCOMPILED:
         return SpecError(
             "$.train.torch_compile",
-            f"must be false where unsloth trains the family {family}: its compiled step breaks off",
+            f"must be false if unsloth trains the family {family}: its step crashes when compiled",
             value=True,
             fix="remove the line, or set model.engine: transformers",
         )
     if (spec.lora.method, spec.model.init, spec.lora.use_dora) != ("lora", "pretrained", False):
         return SpecError(
             FIELD,
-            "trains plain adapters on weights that it reads, and nothing else",
+            "trains plain LoRA adapters on pretrained weights only",
             value="unsloth",
-            fix=plain,
+            fix=other_engine,
         )
     return None

@@ -1,6 +1,6 @@
-"""What this machine's CPU is to this process: its model, its cores, and the memory behind it.
+"""The CPU as this process may use it: model, cores and memory.
 
-A container sees the whole machine's figures and may use its own part alone.
+In a container the machine's figures are visible, but only the container's share is usable.
 """
 
 import math
@@ -15,7 +15,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def model(cpuinfo: Path = CPUINFO) -> str:
-    """The maker's name of it where the kernel tells one, else the architecture's."""
+    """The model name if the kernel knows it, else the architecture."""
     with suppress(OSError):
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
@@ -25,12 +25,12 @@ def model(cpuinfo: Path = CPUINFO) -> str:
 
 
 def cores(cgroups: Path = CGROUPS) -> int:
-    """Cores that this process may use: the machine's, or fewer where it is bound or limited."""
+    """Cores this process may use: the machine's, or fewer if it is pinned or limited."""
     return min([len(os.sched_getaffinity(0)), *_quotas(cgroups)])
 
 
 def memory_limit(cgroups: Path = CGROUPS) -> int:
-    """Bytes that this process may use: the machine's, or fewer where its container has a limit."""
+    """Bytes this process may use: the machine's, or fewer if its container has a limit."""
     import psutil
 
     limits = [psutil.virtual_memory().total]
@@ -43,7 +43,7 @@ def memory_limit(cgroups: Path = CGROUPS) -> int:
 
 
 def reset_peak_memory() -> bool:
-    """Lets this process's peak begin with what it holds now; whether its kernel can."""
+    """Resets this process's peak to its current memory; returns whether the kernel can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -52,9 +52,9 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process held at once.
+    """The most bytes this process has held at once.
 
-    By its own mark: what `getrusage` tells may be the peak of the process that started it.
+    From its own high-water mark: `getrusage` may return the peak of the parent process.
     """
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -66,7 +66,7 @@ def peak_memory() -> int:
 
 
 def _quotas(cgroups: Path) -> Iterator[int]:
-    """What the container's CPU time comes to in whole cores, in either version of cgroups."""
+    """The container's CPU quota in whole cores, from cgroups v2 or v1."""
     with suppress(OSError, ValueError):  # no such file, or `max`
         quota, period = map(int, (cgroups / "cpu.max").read_text().split())
         yield max(1, math.ceil(quota / period))

@@ -1,19 +1,21 @@
-"""How long training waits for its batches."""
+"""Measures how long training waits for its batches."""
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-class Waiting:
-    """A clock that runs while a batch is asked for and not there."""
+class DataTimer:
+    """Runs while the training loop waits for a batch."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """All that was waited so far, in this process."""
+        """Total wait of this process."""
 
-    def of(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; the time until each of them counts."""
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the wait for each of them is added to `seconds`."""
         started = time.monotonic()
         for batch in batches:
             self.seconds += time.monotonic() - started

@@ -1,4 +1,4 @@
-"""What the machine offers: a GPU by CUDA or ROCm, or a CPU."""
+"""The accelerator (CUDA, ROCm or CPU) and what follows from it: dtype, autocast, optimizer."""
 
 import gc
 import os
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["cpu", "cuda", "rocm"]
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""The environment variables by which a user settles how PyTorch keeps a GPU's memory."""
+"""Environment variables that configure PyTorch's GPU allocator."""
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 
 
@@ -23,11 +23,11 @@ class Accelerator:
     kind: Kind
     name: str
     memory_bytes: int
-    """Of one device; for a CPU, what this process may use of the machine's."""
+    """Of one device; for a CPU, what this process may use."""
     cores: int | None = None
-    """Of a CPU, as many as this process may use; None of a GPU, whose name tells them."""
+    """Of a CPU, those this process may use; None of a GPU, whose name implies them."""
     index: int = 0
-    """Of the device among the machine's."""
+    """The device's index on its machine."""
 
     @property
     def device(self) -> "torch.device":
@@ -36,7 +36,7 @@ class Accelerator:
         return torch.device("cpu" if self.kind == "cpu" else f"cuda:{self.index}")
 
     def peak_memory_bytes(self) -> int:
-        """The most memory used since `reset_peak_memory`: on the GPU, or by this process."""
+        """Peak memory since `reset_peak_memory`: of the GPU, or of this process."""
         if self.kind == "cpu":
             return cpu.peak_memory()
         import torch
@@ -44,28 +44,28 @@ class Accelerator:
         return int(torch.cuda.max_memory_reserved(self.index))
 
     def reset_peak_memory(self) -> None:
-        """Lets the peak begin with what is in use now; of a process, where its kernel can."""
+        """Resets the peak to current use; for a process, if the kernel supports it."""
         if self.kind == "cpu":
             cpu.reset_peak_memory()
             return
         import torch
 
-        torch.cuda.empty_cache()  # what is kept without use would count as used
+        torch.cuda.empty_cache()  # cached blocks would count as used
         torch.cuda.reset_peak_memory_stats(self.index)
 
 
 def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
-    """The accelerator to use; `index` is the number of this process on its machine.
+    """The accelerator to use; `index` is this process's local rank.
 
-    Raises SpecError where the spec names one that this machine lacks, and UsageError where there
-    are more processes than GPUs.
+    Raises SpecError if the spec names one that this machine lacks, and UsageError if there are more
+    processes than GPUs.
     """
     import torch
 
-    found: Kind = "cpu"
+    available: Kind = "cpu"
     if torch.cuda.is_available():
-        found = "rocm" if torch.version.hip else "cuda"
-    if runtime.accelerator not in ("auto", "cpu", found):
+        available = "rocm" if torch.version.hip else "cuda"
+    if runtime.accelerator not in ("auto", "cpu", available):
         build = "ROCm" if torch.version.hip else "CUDA" if torch.version.cuda else "CPU"
         raise SpecError(
             "$.runtime.accelerator",
@@ -74,30 +74,30 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
             value=runtime.accelerator,
             fix="set it to auto, or install that build: make setup ACCELERATOR=…",
         )
-    if found == "cpu" or runtime.accelerator == "cpu":
+    if available == "cpu" or runtime.accelerator == "cpu":
         return Accelerator(
             kind="cpu", name=cpu.model(), memory_bytes=cpu.memory_limit(), cores=cpu.cores()
         )
     if index >= torch.cuda.device_count():
         raise UsageError(
             "LOCAL_RANK",
-            f"there are {torch.cuda.device_count()} GPUs, and each process needs one",
+            f"this machine has {torch.cuda.device_count()} GPUs, and each process needs one",
             value=index,
             fix="start as many processes on a node as it has GPUs: torchrun --nproc-per-node gpu",
         )
-    if found == "cuda" and not any(name in os.environ for name in ALLOCATOR):
-        # Passes of many sizes leave holes that no other pass fits into; so pages are put together.
-        # PyTorch reads it when it first touches a device, and never again.
+    if available == "cuda" and not any(name in os.environ for name in ALLOCATOR):
+        # Batches of many sizes fragment memory; expandable segments avoid that. PyTorch reads the
+        # variable once, when it first touches a device.
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     torch.cuda.set_device(index)
     properties = torch.cuda.get_device_properties(index)
     return Accelerator(
-        kind=found, name=properties.name, memory_bytes=properties.total_memory, index=index
+        kind=available, name=properties.name, memory_bytes=properties.total_memory, index=index
     )
 
 
 def release_memory() -> None:
-    """Gives back to the GPU what nothing refers to any more."""
+    """Frees unreferenced memory, on the GPU too."""
     import torch
 
     gc.collect()
@@ -106,10 +106,10 @@ def release_memory() -> None:
 
 
 def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> "torch.dtype":
-    """The dtype of the weights in memory, unless the spec says.
+    """The dtype of the weights in memory: the spec's or, for `auto`, by device and method.
 
-    On a CPU fp32. On a GPU bf16 where they are frozen under an adapter; where some are trained
-    themselves fp32, because an update is often smaller than bf16 can add.
+    fp32 on a CPU. On a GPU, bf16 if they are frozen under an adapter; fp32 if some are trained,
+    because updates are often too small for bf16.
     """
     import torch
 
@@ -120,10 +120,10 @@ def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) ->
 
 
 def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> bool:
-    """Whether training computes in bf16 whatever the dtype of what it multiplies.
+    """Whether training computes in bf16 regardless of the weights' dtype.
 
-    On a GPU, unless the spec asks for another dtype. Where an adapter is all that is trained, and
-    its layers compute in their base's bf16 (`job.families.lora.linear`), nothing needs it.
+    On a GPU, unless the spec sets another dtype. A plain adapter does not need it: its layers
+    compute in their base's bf16 (`job.families.lora.linear`).
     """
     if accelerator.kind == "cpu" or model.dtype not in ("auto", "bfloat16"):
         return False
@@ -131,19 +131,19 @@ def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator)
 
 
 def trains_weights(lora: LoraSpec) -> bool:
-    """Whether weights of the model itself are trained: all of them, or biases beside an adapter."""
+    """Whether weights of the model itself are trained: all, or biases beside an adapter."""
     return lora.method == "full" or lora.bias != "none"
 
 
 def is_plain(lora: LoraSpec) -> bool:
-    """Whether the adapter is two matrices a layer and nothing else."""
+    """Whether the adapter is plain LoRA: no DoRA, no dropout."""
     return not lora.use_dora and not lora.lora_dropout
 
 
 def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:
     """The optimizer's name for Transformers.
 
-    Raises SpecError for one that the machine lacks, naming the one to take instead.
+    Raises SpecError for one that this machine lacks, and names the substitute.
     """
     substitute = "adamw_torch" if accelerator.kind == "cpu" else "adamw_torch_fused"
     eight_bit = accelerator.kind != "cpu" and _has_bitsandbytes()

@@ -1,18 +1,21 @@
-"""Gradient checkpointing: activations are computed again for the backward pass, not kept."""
+"""Gradient checkpointing: activations are recomputed for the backward pass instead of stored."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def turn_on(model: Any) -> None:
-    """Has each of the model's blocks keep its input alone."""
+def enable(model: "PreTrainedModel") -> None:
+    """Makes each block of the model store only its input."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    leave_frozen_parts(model)
+    skip_frozen_inputs(model)
 
 
-def leave_frozen_parts(model: Any) -> None:
-    """Lets no gradient be computed where nothing is trained.
+def skip_frozen_inputs(model: "PreTrainedModel") -> None:
+    """Computes no gradients in parts where nothing is trained.
 
-    Transformers has every embedding ask for one, that of pictures too, as the reentrant kind of
-    checkpointing needs: a frozen vision tower would be computed again, and backward, for nothing.
+    Transformers makes every embedding's output require one, the images' too, as reentrant
+    checkpointing needs: a frozen vision tower would be recomputed and run backward for nothing.
     """
     model.disable_input_require_grads()

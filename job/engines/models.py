@@ -1,8 +1,8 @@
-"""The model in memory: loaded when a stage first asks for it, shared by the stages after."""
+"""The model in memory: loaded when a stage first needs it, shared by the stages that follow."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from job import log
 from job.engines.base import Engine
@@ -10,16 +10,20 @@ from job.engines.device import release_memory
 from job.families.base import Family
 from job.spec.types import JobSpec
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 
 class Models:
-    """One base model at a time, and on it the adapter that was trained."""
+    """Holds one model at a time: the base, or the base with the trained adapter."""
 
     def __init__(self, spec: JobSpec, engine: Engine, family: Family) -> None:
         self._spec, self._engine, self._family = spec, engine, family
-        self._base: Any = None
-        self._trained: Any = None
+        self._base: PreTrainedModel | None = None
+        self._trained: PreTrainedModel | PeftModel | None = None
 
-    def base(self) -> Any:
+    def base(self) -> "PreTrainedModel":
         """The model that training starts from."""
         if self._base is None:
             log.info("load model", init=self._spec.model.init, dtype=str(self._engine.dtype)[6:])
@@ -30,11 +34,13 @@ class Models:
             )
         return self._base
 
-    def keep_trained(self, model: Any) -> None:
-        """Hands over the model that training has just made out of the base."""
+    def keep_trained(self, model: "PreTrainedModel | PeftModel") -> None:
+        """Stores the model that training has built around the base."""
         self._trained, self._base = model, None
 
-    def trained(self, adapter: Path | None, family_of_weights: Callable[[], Family]) -> Any:
+    def trained(
+        self, adapter: Path | None, family_of_weights: Callable[[], Family]
+    ) -> "PreTrainedModel | PeftModel":
         """The trained model: in memory, or the base with the stored adapter, or stored weights."""
         if self._trained is None:
             if adapter is not None:
@@ -45,6 +51,6 @@ class Models:
         return self._trained
 
     def release(self) -> None:
-        """Lets go of every model, and of the GPU memory they held."""
+        """Drops every model and frees the GPU memory they used."""
         self._base = self._trained = None
         release_memory()

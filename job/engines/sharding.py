@@ -1,10 +1,10 @@
-"""FSDP2: every process holds a share of each layer, and gathers a layer while it computes it.
+"""FSDP2: every process holds a shard of each layer, and gathers a layer while it computes it.
 
-Accelerate's plugin cuts the model by the blocks that it must not split; what is trained is put
-together again for checkpoints and for the adapter.
+Accelerate's plugin shards the model by the blocks that must not be split. Trained weights and
+optimizer state are gathered whole for checkpoints and for the adapter.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -14,17 +14,21 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-_TO_SHARES = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+_GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+_SCATTERED = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
-def config(model: Any) -> dict[str, Any]:
-    """`fsdp_config` of Transformers' arguments for the model: a unit for each of its blocks."""
-    whole = set(model._no_split_modules)
+def config(model: "torch.nn.Module") -> dict[str, Any]:
+    """`fsdp_config` of Transformers' arguments for the model: one unit per block."""
+    unsplit = set(model._no_split_modules)  # type: ignore[arg-type]
     blocks = {
         type(module).__name__
         for module in model.modules()
-        if any(base.__name__ in whole for base in type(module).__mro__)
+        if any(base.__name__ in unsplit for base in type(module).__mro__)
     }
     return {
         "version": 2,
@@ -34,8 +38,8 @@ def config(model: Any) -> dict[str, Any]:
     }
 
 
-def use_on_cpu(accelerator: Any, plugin_arguments: dict[str, Any]) -> None:
-    """Has Accelerate shard on a CPU as well, which it offers for devices only."""
+def use_on_cpu(accelerator: "Accelerator", plugin_arguments: dict[str, Any]) -> None:
+    """Makes Accelerate shard on a CPU too; it does so on GPUs only."""
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
 
@@ -43,25 +47,28 @@ def use_on_cpu(accelerator: Any, plugin_arguments: dict[str, Any]) -> None:
     accelerator.state.distributed_type = DistributedType.FSDP
 
 
-def is_sharded(model: Any) -> bool:
+def is_sharded(model: object) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def keep_step(model: FSDPModule) -> None:
-    """Lets processes differ in which weights their rows use: all of them are summed anyway."""
+def allow_unused_parameters(model: "torch.nn.Module") -> None:
+    """Lets processes differ in which weights their rows use: all gradients are reduced anyway."""
+    assert isinstance(model, FSDPModule)
     model.set_reduce_scatter_unused_params(True)
 
 
-def trained_state(model: Any) -> dict[str, Any]:
-    """What is trained, whole and on the CPU: in rank 0; all processes have to ask for it."""
-    return get_model_state_dict(model, options=_WHOLE)
+def trained_state(model: "torch.nn.Module") -> dict[str, Any]:
+    """The trained weights, gathered on rank 0's CPU; every process has to call it."""
+    return get_model_state_dict(model, options=_GATHERED)
 
 
-def optimizer_state(model: Any, optimizer: Any) -> dict[str, Any]:
-    """The same of the optimizer's state, by the parameters' names."""
-    return get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+def optimizer_state(model: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, Any]:
+    """The optimizer's state, gathered likewise and keyed by parameter names."""
+    return get_optimizer_state_dict(model, optimizer, options=_GATHERED)
 
 
-def restore_optimizer(model: Any, optimizer: Any, state: dict[str, Any]) -> None:
-    """Gives every process its share of rank 0's `state`."""
-    set_optimizer_state_dict(model, optimizer, state, options=_TO_SHARES)
+def restore_optimizer(
+    model: "torch.nn.Module", optimizer: "torch.optim.Optimizer", state: dict[str, Any]
+) -> None:
+    """Gives every process its shard of rank 0's `state`."""
+    set_optimizer_state_dict(model, optimizer, state, options=_SCATTERED)

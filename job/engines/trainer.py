@@ -1,26 +1,69 @@
-"""The `Trainer` of the plain engine."""
+"""One training step, read from top to bottom: from the batches it fetches to the line it logs.
+
+Transformers' `Trainer` stays underneath. Before the first step it builds the optimizer and the
+scheduler, wraps the model (autocast, DDP or FSDP2) and restores a checkpoint; after the last one it
+closes the loop. `StepTrainer` has what lies between, its methods in the order of a step:
+
+    _run_epoch            the optimizer steps of an epoch; a resumed training skips finished ones
+      train_step          fetch → forward and backward → clip → optimizer → scheduler → log
+        _fetch            the step's micro-batches from the loader; `DataTimer` measures the wait
+        training_step     once per micro-batch, inherited from Transformers:
+          _prepare_inputs     moves the micro-batch to the device
+          compute_loss        forward, and the micro-batch's share of the step's loss
+                              then backward, through Accelerate
+        _maybe_log_save_evaluate   inherited; its callbacks are those of `job.train.callbacks`
+
+Where the pieces come from: `job.train.sampler` and `job.train.micro_batches` divide rows among
+micro-batches; `job.train.dataset` and the family's `pack` or `collate` turn them into tensors; the
+family's packed step is the forward pass; `job.families.supervised_logits` computes logits of
+supervised tokens only.
+"""
 
 import itertools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, TypedDict
 
+from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
 from job.distributed import process_group
 from job.engines import gradient_checkpointing, sharding
-from job.engines.data_timer import Waiting
-from job.families.batches import COUNTED, FAILED, TOKENS, host_keys, model_inputs
+from job.engines.data_timer import DataTimer
+from job.families.batches import host_keys, model_inputs
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainerControl
+
+    from job.errors import JobError
 
 
-def with_gradient(loss: "torch.Tensor", model: Any) -> "torch.Tensor":
-    """The loss as it is, with a gradient of zero for what is trained if it depends on none of it.
+class MicroBatch(TypedDict, total=False):
+    """What one forward pass of one process reads, as the collator returns it.
 
-    As where the vision tower alone is trained, and no row of a pass has an image. Processes add up
-    their gradients, so none of them may leave a pass out.
+    The model's inputs, from the family's `collate` or `pack`, of which these are common to all, and
+    what training adds.
+    """
+
+    input_ids: "torch.Tensor"
+    """(B, T): rows padded to the longest; packed (1, T), the rows' tokens in one sequence."""
+    labels: "torch.Tensor"
+    """(B, T), if padded: `IGNORED` for tokens that are not supervised."""
+    counted_tokens: int
+    """Supervised tokens that count in the loss: none of a dummy row's."""
+    tokens: int
+    """Tokens that count in the throughput, without padding."""
+    failed: "JobError"
+    """Alone, if the batch could not be built; raised by the process that trains."""
+
+
+def attach_gradient(loss: "torch.Tensor", model: "torch.nn.Module") -> "torch.Tensor":
+    """The loss, with a zero gradient for every trained weight if it depends on none of them.
+
+    For example if only the vision tower is trained and no row of a micro-batch has an image. DDP
+    reduces gradients across processes, so no process may skip a backward pass.
     """
     if loss.requires_grad:
         return loss
@@ -28,19 +71,29 @@ def with_gradient(loss: "torch.Tensor", model: Any) -> "torch.Tensor":
 
 
 class StepTrainer(Trainer):
-    """Transformers' own, with batches and a loss that several processes share.
+    """Transformers' `Trainer` with this project's batches, loss and step.
 
-    Each forward pass weighs as much as it has supervised tokens among those of the whole optimizer
-    step, over all its passes and processes: the mean over tokens, however they are divided.
+    The loss of an optimizer step is the mean over its supervised tokens, however they are divided
+    among micro-batches and processes.
     """
 
-    def __init__(self, *args: Any, batches: Any, waiting: Waiting, **kwargs: Any) -> None:
-        """`batches` is the batch sampler of this process; `waiting` counts the time for them."""
+    control: "TrainerControl"
+    """What the callbacks ask for: log, save, stop."""
+
+    def __init__(
+        self,
+        *args: object,
+        batch_sampler: Iterable[list[int]],
+        data_timer: DataTimer,
+        **kwargs: object,
+    ) -> None:
+        """`batch_sampler` yields the row numbers of each of this process's micro-batches."""
         super().__init__(*args, **kwargs)
-        self._batches, self._waiting = batches, waiting
-        self._unseen = 0
-        """The tokens of this step, over all its passes and processes, until they are counted."""
-        self.model_accepts_loss_kwargs = True  # else the loss would be divided once more
+        self._batch_sampler, self._data_timer = batch_sampler, data_timer
+        # `compute_loss` weighs micro-batches; without this Transformers would divide once more.
+        self.model_accepts_loss_kwargs = True
+
+    # Before the first step.
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -48,24 +101,17 @@ class StepTrainer(Trainer):
             sharding.use_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True
 
-    def _prepare_for_training(self, *args: Any) -> Any:
-        model, loader = super()._prepare_for_training(*args)
-        if self.args.gradient_checkpointing:
-            gradient_checkpointing.leave_frozen_parts(self.model)
-        if sharding.is_sharded(model):
-            sharding.keep_step(model)
-        return model, loader
-
     def get_train_dataloader(self) -> DataLoaderShard:
+        """The loader, whose batches are copied to the device while that computes."""
         import torch
 
         args = self.args
         return DataLoaderShard(
             self.train_dataset,
             device=args.device,
-            batch_sampler=self._batches,
-            # Each iterator draws seeds for workers. From torch's own generator, what dropout draws
-            # next would depend on how many iterators there were: on workers, and on resuming.
+            batch_sampler=self._batch_sampler,
+            # Each iterator draws seeds for its workers. If it drew them from the global generator,
+            # dropout would depend on how many workers and resumes there were.
             generator=torch.Generator().manual_seed(args.seed),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -74,46 +120,159 @@ class StepTrainer(Trainer):
             _non_blocking=True,
         )
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
-    ) -> tuple[list[Any], Any]:
-        # Whole, as libraries that patch the parent's count the tokens in their own way.
-        samples = list(itertools.islice(self._waiting.of(epoch_iterator), num_batches))
-        return samples, self._get_num_items_in_batch(samples, device)
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
+    ) -> "tuple[torch.nn.Module, DataLoaderShard]":
+        model, loader = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
+        if self.args.gradient_checkpointing:
+            gradient_checkpointing.skip_frozen_inputs(self.model)
+        if sharding.is_sharded(model):
+            sharding.allow_unused_parameters(model)
+        return model, loader
+
+    # An epoch, step by step.
+
+    def _run_epoch(
+        self,
+        model: "torch.nn.Module",
+        epoch: int,
+        train_dataloader: DataLoaderShard,
+        steps_in_epoch: int,
+        start_time: float,
+        resume_from_checkpoint: str | None,
+        epochs_trained: int,
+        steps_trained_in_current_epoch: int,
+        **_: object,
+    ) -> None:
+        """Trains the steps of an epoch. In Transformers' names, a step "in epoch" is a micro-batch.
+
+        The random state of a checkpoint is restored last: fetching batches may draw numbers.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed at the last step; Transformers would train one more before it compares.
+            self.control.should_training_stop = True
+            return
+        finished, rng_state = 0, None
+        if epoch == epochs_trained and resume_from_checkpoint is not None:
+            finished = steps_trained_in_current_epoch
+            if finished:
+                train_dataloader = skip_first_batches(train_dataloader, finished)
+                rng_state = resume_from_checkpoint
+            else:
+                self._load_rng_state(resume_from_checkpoint)
+        train_dataloader.set_epoch(epoch)
+        loader = iter(train_dataloader)
+        accumulation = self.args.gradient_accumulation_steps
+        for start in range(finished, steps_in_epoch, accumulation):
+            end = min(start + accumulation, steps_in_epoch)
+            self.train_step(
+                model,
+                loader,
+                micro_batches=end - start,
+                epoch=epoch + end / steps_in_epoch,
+                start_time=start_time,
+                rng_state=rng_state,
+            )
+            rng_state = None
+            if self.control.should_training_stop:
+                break
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+
+    def train_step(
+        self,
+        model: "torch.nn.Module",
+        loader: Iterator[MicroBatch],
+        *,
+        micro_batches: int,
+        epoch: float,
+        start_time: float,
+        rng_state: str | None = None,
+    ) -> None:
+        """One optimizer step over the next `micro_batches` of this process.
+
+        `epoch` is where the step ends, as a fraction. `rng_state` names the checkpoint whose random
+        state the forward passes begin with, in the first step after a resume.
+        """
+        # Fetch. Token counts are sums over micro-batches and processes.
+        batches = self._fetch(loader, micro_batches)
+        if rng_state is not None:
+            self._load_rng_state(rng_state)
+        counted = sum(batch["counted_tokens"] for batch in batches)
+        tokens = sum(batch["tokens"] for batch in batches)
+        supervised, tokens = process_group.all_reduce_sum([counted, tokens])
+        self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+
+        # Forward and backward. Gradients add up locally; only the last backward reduces them.
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                # (): this micro-batch's share of the step's loss. On the device: nothing waits.
+                self._tr_loss += self.training_step(model, batch, supervised)
+        self.state.num_input_tokens_seen += tokens
+
+        # Clip; without a limit the norm is only measured.
+        limited = self.args.max_grad_norm > 0
+        grad_norm = self._get_grad_norm(model, self._clip_grad_norm(model) if limited else None)
+
+        # Optimizer, then scheduler: the rate to log is the one that was used.
+        self.control = self.callback_handler.on_pre_optimizer_step(
+            self.args, self.state, self.control
+        )
+        self.optimizer.step()
+        self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
+        learning_rate = self._get_learning_rate()
+        self.lr_scheduler.step()
+        model.zero_grad()
+
+        # Callbacks decide whether to log, save and stop; Transformers then does it.
+        self.state.global_step += 1
+        self.state.epoch = epoch
+        self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+        self._maybe_log_save_evaluate(
+            self._tr_loss,
+            grad_norm,
+            model,
+            trial=None,
+            epoch=epoch,
+            ignore_keys_for_eval=None,
+            start_time=start_time,
+            learning_rate=learning_rate,
+        )
+
+    # What a step is made of.
+
+    def _fetch(self, loader: Iterator[MicroBatch], count: int) -> list[MicroBatch]:
+        """The next micro-batches. Raises the error of one that could not be built."""
+        batches = list(itertools.islice(self._data_timer.timed(loader), count))
+        for batch in batches:
+            if "failed" in batch:
+                raise batch["failed"]
+        return batches
+
+    def _prepare_inputs(self, inputs: MicroBatch) -> MicroBatch:
+        """The micro-batch on the device, except what the model reads value by value in Python."""
+        prepared = super()._prepare_inputs(inputs)
+        # One copy back; read on the device, each value would be a copy and a wait.
+        host = host_keys(prepared)
+        return {k: v.cpu() if k in host else v for k, v in prepared.items()}  # type: ignore[return-value]
 
     def compute_loss(
         self,
-        model: Any,
-        inputs: dict[str, Any],
+        model: "torch.nn.Module",
+        inputs: MicroBatch,
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> "torch.Tensor":
+        """Forward; returns the micro-batch's share () of the step's loss.
+
+        The model's loss is the mean over the micro-batch's supervised tokens. Its share is their
+        part of `num_items_in_batch`, the supervised tokens of the step over all processes.
+        """
         assert num_items_in_batch is not None
         assert not return_outputs
-        # Gradients are averaged over processes, where a sum is wanted.
-        share = inputs[COUNTED] * self.accelerator.num_processes / num_items_in_batch
-        return with_gradient(model(**model_inputs(inputs)).loss, model) * share
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> int:
-        for batch in batch_samples:
-            if FAILED in batch:
-                raise batch[FAILED]
-        counted, self._unseen = process_group.all_reduce_sum(
-            [sum(batch[key] for batch in batch_samples) for key in (COUNTED, TOKENS)]
-        )
-        return counted
-
-    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Counted on the host: Transformers asks the device in every pass, and waits for it."""
-        self.state.num_input_tokens_seen += self._unseen
-        self._unseen = 0
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Nothing reports it, and working it out walks through all modules in every pass."""
-        return 0
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        prepared = super()._prepare_inputs(inputs)
-        # One copy back; read on the device, each value would be one.
-        host = host_keys(prepared)
-        return {k: v.cpu() if k in host else v for k, v in prepared.items()}
+        # Times the processes: gradients are averaged over them, and a sum is needed.
+        share = inputs["counted_tokens"] * self.accelerator.num_processes / num_items_in_batch
+        return attach_gradient(model(**model_inputs(dict(inputs))).loss, model) * share

@@ -1,4 +1,4 @@
-"""The plain engine: Transformers' native classes, PEFT and the Transformers `Trainer`."""
+"""The default engine: Transformers' own classes and PEFT."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from job.spec.types import LoraSpec, ModelSpec
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class TransformersEngine:
     autocast: bool
     device: "torch.device"
     name: str = "transformers"
-    brings_forward: bool = False
+    patches_forward: bool = False
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
         model = family.load(dtype=dtype or self.dtype, device=self.device, **self._attention())
@@ -47,7 +47,7 @@ class TransformersEngine:
             use_dora=lora.use_dora,
             target_parameters=list(targets.parameters) or None,
         )
-        # Drawn on the CPU whatever the device, so that a seed means one adapter.
+        # Drawn on the CPU for every device, so that a seed gives the same adapter everywhere.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
@@ -59,11 +59,6 @@ class TransformersEngine:
 
         return PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
 
-    def trainer_class(self) -> type["Trainer"]:
-        from job.engines.trainer import StepTrainer
-
-        return StepTrainer
-
     def _attention(self) -> dict[str, Any]:
         chosen = self.model.attn_implementation
         return {"attn_implementation": "sdpa" if chosen == "auto" else chosen}
@@ -71,23 +66,25 @@ class TransformersEngine:
     def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
         chosen: str = self.model.experts_implementation
         if chosen == "auto":
-            # One grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.
+            # A grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.
             chosen = "eager" if self.device.type == "cpu" else family.experts_on_gpu
         try:
             family.set_experts_implementation(model, chosen)
-        except ValueError as error:  # it has no experts; whoever asked for theirs is told
+        except (
+            ValueError
+        ) as error:  # the model has no experts: an error only if the spec names them
             if self.model.experts_implementation != "auto":
                 raise SpecError(
                     "$.model.experts_implementation",
-                    f"is not for this model: {error}",
+                    f"does not apply to this model: {error}",
                     value=chosen,
-                    fix="remove the line; auto takes what the model has",
+                    fix="remove the line; auto selects what the model has",
                 ) from error
         return model.requires_grad_(False)
 
 
 def adapter_settings(targets: LoraTargets, lora: LoraSpec) -> dict[str, Any]:
-    """What every engine asks PEFT for, by the names that PEFT has for it."""
+    """The adapter's settings that all engines share, by PEFT's names."""
     return {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,

@@ -1,7 +1,7 @@
-"""The engine that trains by Unsloth: its rewritten forward passes, its LoRA layers, its loss.
+"""The Unsloth engine: its rewritten forward passes, its LoRA layers and its loss.
 
-All else is the plain engine's: the family reads the weights, PEFT makes the adapter and its files,
-and the `Trainer` is the same, so that both engines train the same numbers.
+Everything else is the default engine's: the family reads the weights, PEFT writes the adapter, and
+the `Trainer` is the same, so that both engines train the same numbers.
 """
 
 import tempfile
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UnslothEngine(TransformersEngine):
-    """Of a process into which `job.engines.unsloth_patches` has brought the library."""
+    """Needs a process in which `job.engines.unsloth_patches` has imported the library."""
 
     name: str = "unsloth"
-    brings_forward: bool = True
+    patches_forward: bool = True
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
-        if dtype is not None:  # not to be trained: an export's proof reads it by another way
+        if dtype is not None:  # not for training: the export's verification
             return super().load(family, dtype)
         from unsloth import FastModel
 
-        with tempfile.TemporaryDirectory() as place, quiet():
-            # By these it finds the architecture, whose classes it rewrites before they are used.
-            family.configuration().save_pretrained(place)
-            family.processor.tokenizer.save_pretrained(place)
+        with tempfile.TemporaryDirectory() as directory, quiet():
+            # Unsloth derives the architecture from these, and rewrites its classes before use.
+            family.configuration().save_pretrained(directory)
+            family.processor.tokenizer.save_pretrained(directory)
             model, _ = FastModel.from_pretrained(
-                place,
+                directory,
                 auto_model=_loader(family, self.dtype, self.device, self._attention()),
                 dtype=self.dtype,
                 device_map={"": self.device},
                 load_in_4bit=False,
                 load_in_16bit=True,
-                use_gradient_checkpointing=False,  # the Trainer turns it on where the spec does
+                use_gradient_checkpointing=False,  # the Trainer enables it if the spec does
                 offload_embedding=False,
-                use_exact_model_name=True,  # else it may take a checkpoint of its own in its place
+                use_exact_model_name=True,  # else Unsloth may substitute its own checkpoint
                 local_files_only=True,
                 **self._attention(),
             )
@@ -56,32 +56,32 @@ class UnslothEngine(TransformersEngine):
         import torch
         from unsloth import FastModel
 
-        # PEFT draws on the CPU: with the seed set just before, the plain engine's very adapter.
+        # PEFT draws on the CPU: with this seed, the same adapter as the default engine's.
         with torch.random.fork_rng(devices=[]), quiet():
             adapted: PeftModel = FastModel.get_peft_model(
                 model,
                 **adapter_settings(targets, lora),
-                target_parameters=list(targets.parameters),  # None would let it add experts
+                target_parameters=list(targets.parameters),  # None would let Unsloth add experts
                 use_gradient_checkpointing=False,
                 random_state=seed,
             )
         config = adapted.peft_config[adapted.active_adapter]
-        config.auto_mapping = None  # as in every adapter with a task type
+        config.auto_mapping = None  # as in all adapters with a task type
         config.target_parameters = config.target_parameters or None
         return adapted
 
     def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
-        if self.model.experts_implementation == "auto":  # it has put its own in
+        if self.model.experts_implementation == "auto":  # Unsloth has its own
             return model.requires_grad_(False)
         return super().prepare(model, family)
 
 
 def _loader(
     family: Family, dtype: "torch.dtype", device: "torch.device", attention: dict[str, Any]
-) -> Any:
-    """What Unsloth asks for the model once the classes are rewritten: the family's own reading.
+) -> type:
+    """The auto class that Unsloth loads the model with: it delegates to the family.
 
-    It knows the published layouts, and refuses files that do not hold the whole model.
+    The family knows the published layouts, and rejects files without the whole model.
     """
     import transformers
 
@@ -93,7 +93,7 @@ def _loader(
 
     class Loader(auto):
         @classmethod
-        def from_pretrained(cls, *_: Any, **__: Any) -> Any:
+        def from_pretrained(cls, *_: object, **__: object) -> "PreTrainedModel":
             return family.load(dtype=dtype, device=device, **attention)
 
     return Loader

@@ -51,7 +51,7 @@ class RunContext:
         self.output = Output(uri=self.spec.output.uri, workdir=self.work, run=self.record)
         self.processes = 1 if coordinator is None else coordinator.world.size
         self.inputs = StageInputs(self.spec, processes=self.processes)
-        self.engine_name: engines.Name = "transformers"
+        self.engine_name: engines.EngineName = "transformers"
 
     def _work_folder(self) -> WorkFolder:
         runtime = self.spec.runtime
@@ -132,7 +132,7 @@ class RunContext:
         choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
         log.info("engine", takes=choice.engine, reason=choice.reason)
         if choice.engine == "unsloth":
-            unsloth_patches.bring_in(self.work.path, compiled=self.spec.train.torch_compile)
+            unsloth_patches.import_unsloth(self.work.path, compiled=self.spec.train.torch_compile)
         self.engine_name = choice.engine
 
     def _family_name(self) -> str | None:

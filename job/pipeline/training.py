@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from job.train.train import TrainResult
+    from job.train.result import TrainResult
 
 
 def train(
@@ -26,26 +26,28 @@ def train(
     from job.distributed import process_group
     from job.train.trackers import TrackerFiles
     from job.train.train import train as train_model
+    from job.train.train_context import TrainContext
 
-    logs = run.spec.train.logging_dir or run.output.at(LOGS)
+    output, logs = run.output, run.spec.train.logging_dir or run.output.at(LOGS)
     with process_group.initialized(run.coordinator, run.accelerator.kind):
-        return train_model(
-            run.spec,
-            run.engine,
-            run.accelerator,
-            run.family,
-            run.models.base(),
-            run.data,
-            directory,
-            run.output.workdir / "trainer",
-            run.checkpoints(identity),
-            publish=functools.partial(run.output.stages.publish_file, "train"),
-            require=run.output.check_lease,
-            tell=run.status.set_step,
+        model = run.models.base()
+        context = TrainContext(
+            spec=run.spec,
+            engine=run.engine,
+            accelerator=run.accelerator,
+            family=run.family,
+            data=run.data,
+            directory=directory,
+            scratch=output.workdir / "trainer",
+            checkpoints=run.checkpoints(identity),
+            publish=functools.partial(output.stages.publish_file, "train"),
+            require_output=output.check_lease,
+            report_step=run.status.set_step,
             trackers=TrackerFiles(
                 run.spec.train.report_to,
-                run.output.workdir / "logs",
+                output.workdir / "logs",
                 logs,
-                run.output.uploader_for(logs),
+                output.uploader_for(logs),
             ),
         )
+        return train_model(context, model)

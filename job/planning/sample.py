@@ -15,7 +15,7 @@ from job.prep.rows import Reject, Row
 from job.prep.source_check import check_source
 from job.prep.source_files import DataSource
 from job.spec.types import JobSpec, SourceSpec
-from job.train.dataset import truncate
+from job.train.length_filter import truncate
 
 ROWS = 64
 DRAWN = 1_000

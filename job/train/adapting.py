@@ -1,8 +1,9 @@
-"""What of the model is trained, and the step by which it is."""
+"""Prepares a model for training: its adapter, its packed step and its loss."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from job import log
 from job.engines.base import Engine
@@ -11,27 +12,34 @@ from job.families.base import Family
 from job.prep.rows import Row
 from job.spec.types import JobSpec
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+VISION = ("vision attention", "vision mlp", "connector", "resampler")
+"""The target groups that a row without an image does not reach."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Adapted:
+class AdaptedModel:
     """A model that is ready to be trained."""
 
-    model: Any
-    base: Any
-    """The model itself, which an adapter is around; without an adapter the same."""
+    model: "PreTrainedModel | PeftModel"
+    base: "PreTrainedModel"
+    """The model inside the adapter; the same as `model` without one."""
     targets: dict[str, int]
-    """How many layers each target of `lora` adapts; of full fine-tuning none."""
+    """How many layers of each target group are adapted; empty for full fine-tuning."""
     padding_free: bool
-    """Whether it takes the rows of a batch as one sequence."""
+    """Whether it takes the rows of a micro-batch as one sequence."""
     trainable_parameters: int
     total_parameters: int
 
 
 def require(spec: JobSpec) -> None:
-    """Raises SpecError where the spec asks to train what the model does not have.
+    """Raises SpecError if the spec asks to train what the model does not have.
 
-    By its architecture alone: names and shapes without weights. A model that cannot be read is
-    left to whoever reads it.
+    Reads the architecture only: names and shapes, no weights. A model that cannot be read is
+    reported by the stage that loads it.
     """
     from job import families
 
@@ -44,48 +52,58 @@ def require(spec: JobSpec) -> None:
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)
 
 
-VISION = ("vision attention", "vision mlp", "connector", "resampler")
-"""The kinds of targets that a row without an image passes by."""
-
-
-def require_images(ready: Adapted, rows: Iterable[Row]) -> None:
-    """Raises DataError where vision alone is trained, and none of the rows has an image."""
-    if ready.targets and ready.targets.keys() <= {*VISION} and not any(row.images for row in rows):
+def require_images(adapted: AdaptedModel, rows: Iterable[Row]) -> None:
+    """Raises DataError if only vision layers are trained and no row has an image."""
+    targets = adapted.targets
+    if targets and targets.keys() <= {*VISION} and not any(row.images for row in rows):
         raise DataError(
             "$.data.train",
-            f"no row to train has an image, and what is trained sees nothing else: "
-            f"{', '.join(ready.targets)}",
+            f"no training row has an image, but only vision layers are trained: "
+            f"{', '.join(targets)}",
             fix="set lora.finetune_language_layers: true, or name rows with images",
         )
 
 
-def adapted(spec: JobSpec, engine: Engine, family: Family, model: Any) -> Adapted:
-    """Gives the model its adapter, or has all of it trained, and the step that the spec asks for.
+def adapt(spec: JobSpec, engine: Engine, family: Family, model: "PreTrainedModel") -> AdaptedModel:
+    """Adds the adapter, or unfreezes the model, and enables the spec's step and auxiliary loss.
 
-    Raises SpecError where `lora` names what the model has not.
+    Raises SpecError if `lora` names what the model does not have.
     """
     packs = spec.train.padding_free and family.supports_packing
-    padding_free = packs and not engine.brings_forward
+    padding_free = packs and not engine.patches_forward
     if padding_free:
         family.use_packed_step(model, varlen=spec.model.attn_implementation == "auto")
     elif packs:
-        log.info("rows are padded: the engine has a step of its own", engine=engine.name)
+        log.info("rows are padded: the engine has its own forward pass", engine=engine.name)
     elif spec.train.padding_free:
         log.info("rows are padded: the model's family has no padding-free step", family=family.name)
     targets: dict[str, int] = {}
+    trained: PreTrainedModel | PeftModel = model
     if spec.lora.method == "lora":
         resolved = family.lora_targets(model, spec.lora)
         targets = resolved.counts
-        model = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
+        trained = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
     else:
-        model.requires_grad_(True)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        trained.requires_grad_(True)
+    base = trained.get_base_model() if hasattr(trained, "get_base_model") else trained
     family.set_router_aux_loss(base, spec.train.router_aux_loss_coef)
-    return Adapted(
-        model=model,
+    return AdaptedModel(
+        model=trained,
         base=base,
         targets=targets,
         padding_free=padding_free,
-        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        total_parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        total_parameters=sum(p.numel() for p in trained.parameters()),
     )
+
+
+def loss_of_supervised_tokens(
+    spec: JobSpec, engine: Engine, base: "PreTrainedModel"
+) -> AbstractContextManager[object]:
+    """Inside, a training step computes logits of supervised tokens only, if the model can."""
+    from job.families.supervised_logits import supervised_logits_only
+
+    # An engine may bring its own loss; a sharded head is gathered by its own forward pass only.
+    if engine.patches_forward or spec.runtime.distributed == "fsdp2":
+        return nullcontext()
+    return supervised_logits_only(base)

@@ -1,15 +1,15 @@
-"""Whether a step fits into memory, tried before the first one.
+"""Finds a batch size that fits into memory, before the first step.
 
-The heaviest passes that the training will come to, by tokens and by pictures, are computed forward
-and backward. Where one does not fit, the rows of a step are divided further, and then activations
-are computed again rather than kept; the step stays the same.
+The heaviest micro-batches of the whole training are computed forward and backward. If one does not
+fit, they are divided into smaller ones, and then gradient checkpointing is enabled; the rows of an
+optimizer step stay the same.
 """
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,34 +17,39 @@ from job import log
 from job.distributed import process_group
 from job.engines import gradient_checkpointing
 from job.engines.base import Engine
-from job.engines.compiling import release_blocks
+from job.engines.compiling import CompiledBlocks
 from job.engines.device import Accelerator, release_memory
-from job.engines.trainer import with_gradient
+from job.engines.trainer import attach_gradient
 from job.errors import OutOfMemoryError
 from job.families.batches import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
 from job.train.dataset import Collator, EncodedDataset
-from job.train.heaviest_batches import heaviest
+from job.train.heaviest_batches import heaviest_batches
+from job.train.out_of_memory import FIELD, is_out_of_memory
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Division:
-    """How a process computes its rows of a step. The names are those of the spec."""
+class BatchSettings:
+    """How a process computes its rows of a step, by the spec's names."""
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
 
     @classmethod
-    def of(cls, train: TrainSpec) -> "Division":
+    def of(cls, train: TrainSpec) -> "BatchSettings":
         return cls(
             per_device_train_batch_size=train.per_device_train_batch_size,
             gradient_accumulation_steps=train.gradient_accumulation_steps,
             gradient_checkpointing=train.gradient_checkpointing,
         )
 
-    def smaller(self) -> "Division | None":
-        """The same rows with less memory at a time; None where that is not possible."""
+    def smaller(self) -> "BatchSettings | None":
+        """The same rows with less memory at a time; None if that is not possible."""
         rows = self.per_device_train_batch_size
         if rows > 1:
             part = max(n for n in range(1, rows // 2 + 1) if rows % n == 0)
@@ -58,44 +63,102 @@ class Division:
         return None
 
     def __str__(self) -> str:
-        rows, passes = self.per_device_train_batch_size, self.gradient_accumulation_steps
-        kept = "checkpointing" if self.gradient_checkpointing else "all activations kept"
-        return f"{rows} × {passes}, {kept}"
+        rows, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        checkpointing = "with" if self.gradient_checkpointing else "without"
+        return f"{rows} × {accumulation}, {checkpointing} gradient checkpointing"
 
 
-def find(
-    start: Division, fits: Callable[[Division], bool]
-) -> tuple[Division | None, list[Division]]:
-    """The first division from `start` on that fits every process, or None; and those too large."""
-    division: Division | None = start
-    too_large: list[Division] = []
-    while division is not None:
-        fitted = fits(division)
-        release_memory()  # what the step held: its error, and the frames of it, are gone by now
-        if not process_group.any_rank(not fitted):
-            return division, too_large
-        too_large.append(division)
-        smaller = division.smaller()
-        log.warn("a step does not fit into memory", tried=division, next=smaller or "nothing")
-        division = smaller
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What the trial steps compute: the training's own model, rows and order."""
+
+    engine: Engine
+    model: "PreTrainedModel | PeftModel"
+    dataset: EncodedDataset
+    collator: Collator
+    planned: Callable[[TrainSpec], Iterable[list[int]]]
+    """The rows of every micro-batch of this process, of the whole training."""
+    blocks: CompiledBlocks | None = None
+
+    def fits(self, spec: TrainSpec, settings: BatchSettings) -> bool:
+        """Whether the heaviest micro-batches fit."""
+        if self.blocks is not None and settings.gradient_checkpointing:
+            self.blocks.release()  # compiled, they cannot be recomputed
+        planned = self.planned(replace(spec, **asdict(settings)))
+        return all(
+            fits(self.model, functools.partial(self._batch, rows), self.engine, settings)
+            for rows in heaviest_batches(planned, self.dataset.lengths, self.dataset.patches)
+        )
+
+    def _batch(self, rows: Sequence[int]) -> dict[str, Any]:
+        batch = self.collator.batch([self.dataset.row(row) for row in rows])
+        return to_device(model_inputs(dict(batch)), self.engine.device)
+
+
+def find_batch_size(
+    spec: JobSpec, accelerator: Accelerator, trial: Trial
+) -> tuple[JobSpec, dict[str, Any] | None]:
+    """The spec with a batch size that fits, and run.json's record of the trial, None without one.
+
+    Raises OutOfMemoryError if nothing fits.
+    """
+    wanted = spec.train.fit == "on" or (spec.train.fit == "auto" and accelerator.kind != "cpu")
+    if not wanted or spec.runtime.distributed == "fsdp2":  # which fits only once it is sharded
+        return spec, None
+    settings, too_large = first_that_fits(
+        BatchSettings.of(spec.train), functools.partial(trial.fits, spec.train)
+    )
+    if settings is None:
+        raise OutOfMemoryError(
+            FIELD,
+            f"no step fits into the {log.size(accelerator.memory_bytes)} of {accelerator.name}: "
+            f"tried {'; '.join(map(str, too_large))}",
+            value=spec.train.per_device_train_batch_size,
+            fix="lower data.max_pixels or train.max_length",
+        )
+    log.info("a step fits into memory", tried=settings)
+    compiled = spec.train.torch_compile and not settings.gradient_checkpointing
+    train = replace(spec.train, **asdict(settings), torch_compile=compiled)
+    record = {**asdict(settings), "too_large": [asdict(each) for each in too_large]}
+    return replace(spec, train=train), record
+
+
+def first_that_fits(
+    start: BatchSettings, fits: Callable[[BatchSettings], bool]
+) -> tuple[BatchSettings | None, list[BatchSettings]]:
+    """The first settings from `start` on that fit all processes, or None; and those too large."""
+    settings: BatchSettings | None = start
+    too_large: list[BatchSettings] = []
+    while settings is not None:
+        fitting = fits(settings)
+        release_memory()  # the failed step's tensors: its error and frames are gone by now
+        if not process_group.any_rank(not fitting):
+            return settings, too_large
+        too_large.append(settings)
+        smaller = settings.smaller()
+        log.warn("a step does not fit into memory", tried=settings, next=smaller or "nothing")
+        settings = smaller
     return None, too_large
 
 
 def fits(
-    model: Any, make: Callable[[], dict[str, Any]], engine: Engine, division: Division
+    model: "PreTrainedModel | PeftModel",
+    make_batch: Callable[[], dict[str, Any]],
+    engine: Engine,
+    settings: BatchSettings,
 ) -> bool:
-    """Whether the batch can be made and computed forward and backward; leaves no trace.
+    """Whether the batch can be built and computed forward and backward.
 
-    Random numbers are drawn as if nothing had been tried.
+    Leaves no trace: gradients are dropped, and the random state is restored.
     """
     was_training = model.training
     model.train()
-    if division.gradient_checkpointing:
-        gradient_checkpointing.turn_on(model)
+    if settings.gradient_checkpointing:
+        gradient_checkpointing.enable(model)
     devices = [engine.device] if engine.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), _autocast(engine):
-            with_gradient(model(**make()).loss, model).backward()
+            attach_gradient(model(**make_batch()).loss, model).backward()
         return True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -103,89 +166,12 @@ def fits(
         return False
     finally:
         model.zero_grad(set_to_none=True)
-        if division.gradient_checkpointing:
+        if settings.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         model.train(was_training)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, had no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error).lower()
-
-
-def record(division: Division, too_large: Sequence[Division]) -> dict[str, Any]:
-    """What run.json keeps of the trial."""
-    return {**asdict(division), "too_large": [asdict(each) for each in too_large]}
-
-
-def _autocast(engine: Engine) -> Any:
+def _autocast(engine: Engine) -> AbstractContextManager[object]:
     if not engine.autocast:
         return nullcontext()
     return torch.autocast(engine.device.type, torch.bfloat16)
-
-
-def fitted_to_memory(
-    spec: JobSpec,
-    engine: Engine,
-    accelerator: Accelerator,
-    collate: Collator,
-    model: Any,
-    dataset: EncodedDataset,
-    order: Callable[[TrainSpec], Iterable[list[int]]],
-) -> tuple[JobSpec, dict[str, Any] | None]:
-    """The spec with its step divided so that it fits, and what there is to keep of the trial.
-
-    `order` gives the rows of each pass of this process, of the whole training. Raises
-    OutOfMemoryError where nothing fits.
-    """
-    wanted = spec.train.fit == "on" or (spec.train.fit == "auto" and accelerator.kind != "cpu")
-    if not wanted or spec.runtime.distributed == "fsdp2":  # which fits only once it is in shares
-        return spec, None
-
-    def fits_here(division: Division) -> bool:
-        def make(rows: Sequence[int]) -> dict[str, Any]:
-            batch = collate.batch([dataset.row(row) for row in rows])
-            return to_device(model_inputs(batch), engine.device)
-
-        if spec.train.torch_compile and division.gradient_checkpointing:
-            release_blocks(model)  # which cannot be computed again as they were
-        passes = order(replace(spec.train, **asdict(division)))
-        return all(
-            fits(model, functools.partial(make, rows), engine, division)
-            for rows in heaviest(passes, dataset.lengths, dataset.patches)
-        )
-
-    start = Division.of(spec.train)
-    found, too_large = find(start, fits_here)
-    if found is None:
-        raise OutOfMemoryError(
-            "$.train.per_device_train_batch_size",
-            f"no step fits into the {log.size(accelerator.memory_bytes)} of {accelerator.name}: "
-            f"tried {'; '.join(map(str, too_large))}",
-            value=spec.train.per_device_train_batch_size,
-            fix="lower data.max_pixels or train.max_length",
-        )
-    log.info("a step fits into memory", tried=found)
-    compiled = spec.train.torch_compile and not found.gradient_checkpointing
-    train = replace(spec.train, **asdict(found), torch_compile=compiled)
-    return replace(spec, train=train), record(found, too_large)
-
-
-def raise_if_out_of_memory(error: BaseException, spec: TrainSpec, accelerator: Accelerator) -> None:
-    if not is_out_of_memory(error):
-        return
-    rows = spec.per_device_train_batch_size
-    raise OutOfMemoryError(
-        "$.train.per_device_train_batch_size",
-        f"a training step does not fit into the {log.size(accelerator.memory_bytes)} "
-        f"of {accelerator.name}",
-        value=rows,
-        fix=(
-            f"--set train.per_device_train_batch_size={max(1, rows // 2)} "
-            f"--set train.gradient_accumulation_steps={spec.gradient_accumulation_steps * 2}"
-            if rows > 1
-            else "--set train.gradient_checkpointing=true, or lower data.max_pixels"
-        ),
-    ) from error

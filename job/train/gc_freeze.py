@@ -1,4 +1,4 @@
-"""Python's collector of reference cycles, while steps are on their way to the device."""
+"""Python's garbage collector during training."""
 
 import gc
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def spared() -> Iterator[None]:
-    """Within, the collector leaves alone what is there already.
+def frozen_gc() -> Iterator[None]:
+    """Freezes existing objects from garbage collection.
 
-    To walk through a model, its rows and the libraries, a million objects, takes half a second, in
-    which the device runs out of work; and none of it is given up before training ends.
+    Scanning the model, the rows and the libraries, a million objects, takes half a second in which
+    the device runs idle; and none of them is freed before training ends.
     """
     gc.collect()
     gc.freeze()

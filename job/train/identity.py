@@ -1,6 +1,6 @@
-"""What makes a training the one it is, however long it goes on and however its steps are computed.
+"""The identity of a training: what decides its weights, but not its length or batch layout.
 
-Checkpoints keep the parts, so that one of another training can be told with what has changed.
+Checkpoints store the parts, so that a mismatch is reported with what has changed.
 """
 
 import json
@@ -12,28 +12,28 @@ from job.redaction import redacted
 from job.storage.digests import fingerprint
 
 _SHOWN = 60
-"""Characters of a value; longer ones are named without it."""
+"""Characters of a value; longer values are not shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The parts of a training's identity by the names that a user knows them by."""
+    """The parts of a training's identity, by names that users know."""
 
     parts: Mapping[str, Any]
-    """Keys of the spec with their values, and digests of what the spec names."""
+    """Spec keys with their values, and digests of the files the spec names."""
 
     @property
     def fingerprint(self) -> str:
         return fingerprint("checkpoints", dict(self.parts))
 
     def to_json(self) -> dict[str, Any]:
-        """The parts as a checkpoint's manifest stores them: plain JSON, without secrets."""
+        """The parts as a checkpoint's manifest stores them: JSON without secrets."""
         parts: dict[str, Any] = json.loads(json.dumps(redacted(dict(self.parts))))
         return parts
 
 
 def changes(then: object, now: Mapping[str, Any]) -> str:
-    """What differs between the parts that a manifest stored and those of this training."""
+    """What differs between the parts stored in a manifest and this training's."""
     if not isinstance(then, dict) or not now:
         return "its manifest does not say what has changed"
     names = [

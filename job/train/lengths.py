@@ -1,4 +1,4 @@
-"""How long rows are in tokens, images included: what `max_length` and a batch have to hold."""
+"""Statistics of row lengths in tokens, images included, before truncation."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,19 +9,22 @@ from job.prep.statistics import bucket, histogram
 LENGTHS = "lengths.json"
 
 
-def lengths(measured: Counter[int], max_length: int) -> dict[str, Any]:
-    """Figures of rows by their tokens before any is cut; `measured` counts rows by length."""
-    rows, tokens = measured.total(), sum(length * count for length, count in measured.items())
-    over = sum(count for length, count in measured.items() if length > max_length)
+def lengths(token_counts: Counter[int], max_length: int) -> dict[str, Any]:
+    """The content of `lengths.json`; `token_counts` counts rows by length."""
+    rows, tokens = (
+        token_counts.total(),
+        sum(length * count for length, count in token_counts.items()),
+    )
+    over = sum(count for length, count in token_counts.items() if length > max_length)
     buckets: Counter[int] = Counter()
-    for length, count in measured.items():
+    for length, count in token_counts.items():
         buckets[bucket(length)] += count
     return {
         "rows": rows,
         "tokens": tokens,
         "tokens_a_row": {
             "mean": round(tokens / rows, 1),
-            **dict(_quantiles(measured, {"median": 0.5, "p95": 0.95, "max": 1.0})),
+            **dict(_quantiles(token_counts, {"median": 0.5, "p95": 0.95, "max": 1.0})),
             "histogram": histogram(buckets),
         },
         "over_max_length": {
@@ -32,12 +35,12 @@ def lengths(measured: Counter[int], max_length: int) -> dict[str, Any]:
     }
 
 
-def _quantiles(measured: Counter[int], wanted: dict[str, float]) -> Iterator[tuple[str, int]]:
-    """The shortest length that holds a share of the rows, for each name in rising order."""
-    passed, ordered = 0, iter(sorted(measured))
+def _quantiles(token_counts: Counter[int], shares: dict[str, float]) -> Iterator[tuple[str, int]]:
+    """The shortest length that covers each share of the rows; shares in rising order."""
+    passed, ordered = 0, iter(sorted(token_counts))
     length = 0
-    for name, share in wanted.items():
-        while passed < share * measured.total():
+    for name, share in shares.items():
+        while passed < share * token_counts.total():
             length = next(ordered)
-            passed += measured[length]
+            passed += token_counts[length]
         yield name, length

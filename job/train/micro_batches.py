@@ -1,73 +1,73 @@
-"""How the rows of an optimizer step are divided among its forward passes.
+"""How the rows of an optimizer step are split into micro-batches.
 
-A cut changes nothing in which rows a step has. Of none has a pass more tokens, or more rows times
-the longest of them, than the `width` longest rows of the step, nor more patches of pictures than
-the `width` rows of most patches.
+A split never changes which rows a step has. No micro-batch has more tokens, or more rows times its
+longest one, than the step's `size` longest rows together, nor more image patches than its `size`
+rows of most patches.
 """
 
 from collections.abc import Callable, Sequence
 
-Pieces = list[list[int]]
-Cut = Callable[[Sequence[int], int, int], Pieces]
-"""From the row numbers of a step, its passes and the processes: the pieces of the first pass, one
-for each process, then those of the next. There is a piece for each `width` rows, and some may be
-empty.
+MicroBatches = list[list[int]]
+Split = Callable[[Sequence[int], int, int], MicroBatches]
+"""From a step's row numbers, its micro-batches per process and the number of processes, to the
+micro-batches: the first of every process, then the second of every process, and so on. There is
+one for each `size` rows, and some may be empty.
 """
 
 
-def in_order(width: int) -> Cut:
-    """`width` rows a piece, as they come."""
+def in_order(size: int) -> Split:
+    """`size` rows each, as they come."""
 
-    def cut(rows: Sequence[int], passes: int, processes: int) -> Pieces:
-        return [list(rows[i * width : (i + 1) * width]) for i in range(passes * processes)]
+    def split(rows: Sequence[int], micro_batches: int, processes: int) -> MicroBatches:
+        return [list(rows[i * size : (i + 1) * size]) for i in range(micro_batches * processes)]
 
-    return cut
+    return split
 
 
-def alike(width: int, lengths: Sequence[int]) -> Cut:
-    """`width` rows a piece, by falling length: for passes that pad rows to their longest one."""
-    cut_in_order = in_order(width)
+def sorted_by_length(size: int, lengths: Sequence[int]) -> Split:
+    """`size` rows each, by falling length: for micro-batches that are padded to their longest."""
+    split_in_order = in_order(size)
 
-    def cut(rows: Sequence[int], passes: int, processes: int) -> Pieces:
+    def split(rows: Sequence[int], micro_batches: int, processes: int) -> MicroBatches:
         longest_first = sorted(rows, key=lengths.__getitem__, reverse=True)
-        return _there_and_back(cut_in_order(longest_first, passes, processes), processes)
+        return _alternate(split_in_order(longest_first, micro_batches, processes), processes)
 
-    return cut
+    return split
 
 
-def balanced(width: int, lengths: Sequence[int], patches: Sequence[int]) -> Cut:
-    """About equally many tokens a piece, however many rows: for passes without padding.
+def balanced(size: int, lengths: Sequence[int], patches: Sequence[int]) -> Split:
+    """About equally many tokens each, however many rows: for micro-batches without padding.
 
-    The longest row that is left goes to the piece with the fewest tokens. Attention may lay the
-    rows of a pass in a grid as wide as the longest, so a piece takes no row that would make its
-    grid larger than `width` times the longest row of the step, nor its patches more than those of
-    the step's `width` rows of most patches. One of fewer than `width` rows always has room.
+    Greedy: the longest remaining row goes to the micro-batch with the fewest tokens. Attention may
+    pad the rows of a micro-batch to a grid, so none takes a row that would make its grid larger
+    than `size` times the step's longest row, or give it more patches than the step's `size` rows of
+    most patches. One with fewer than `size` rows always has room.
     """
 
-    def cut(rows: Sequence[int], passes: int, processes: int) -> Pieces:
+    def split(rows: Sequence[int], micro_batches: int, processes: int) -> MicroBatches:
         longest_first = sorted(rows, key=lengths.__getitem__, reverse=True)
-        room = width * lengths[longest_first[0]]
-        pieces: Pieces = [[] for _ in range(passes * processes)]
-        tokens, pictured = [0] * len(pieces), [0] * len(pieces)
-        most = sum(sorted(map(patches.__getitem__, rows))[-width:])
+        max_grid = size * lengths[longest_first[0]]
+        max_patches = sum(sorted(map(patches.__getitem__, rows))[-size:])
+        parts: MicroBatches = [[] for _ in range(micro_batches * processes)]
+        tokens, part_patches = [0] * len(parts), [0] * len(parts)
         for row in longest_first:
             with_room = (
                 n
-                for n, piece in enumerate(pieces)
-                if (len(piece) + 1) * lengths[(piece or [row])[0]] <= room
-                and pictured[n] + patches[row] <= most
+                for n, part in enumerate(parts)
+                if (len(part) + 1) * lengths[(part or [row])[0]] <= max_grid
+                and part_patches[n] + patches[row] <= max_patches
             )
             fewest = min(with_room, key=tokens.__getitem__)
-            pieces[fewest].append(row)
+            parts[fewest].append(row)
             tokens[fewest] += lengths[row]
-            pictured[fewest] += patches[row]
-        order = sorted(range(len(pieces)), key=tokens.__getitem__, reverse=True)
-        return _there_and_back([pieces[n] for n in order], processes)
+            part_patches[fewest] += patches[row]
+        order = sorted(range(len(parts)), key=tokens.__getitem__, reverse=True)
+        return _alternate([parts[n] for n in order], processes)
 
-    return cut
+    return split
 
 
-def _there_and_back(pieces: Pieces, processes: int) -> Pieces:
-    """Falling pieces, so that no process has the largest of every pass."""
-    passes = [pieces[start : start + processes] for start in range(0, len(pieces), processes)]
-    return [piece for n, every in enumerate(passes) for piece in (every[::-1] if n % 2 else every)]
+def _alternate(parts: MicroBatches, processes: int) -> MicroBatches:
+    """Reverses every second round of falling parts: no process gets the largest of each round."""
+    rounds = [parts[start : start + processes] for start in range(0, len(parts), processes)]
+    return [part for n, each in enumerate(rounds) for part in (each[::-1] if n % 2 else each)]

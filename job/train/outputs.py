@@ -1,9 +1,9 @@
-"""What training leaves: the adapter, for PEFT and for vLLM, or the weights."""
+"""Writes what training produces: the adapter, for PEFT and for vLLM, or the weights."""
 
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from job.families.base import Family
 from job.families.weight_files import Weights
@@ -11,13 +11,22 @@ from job.redaction import redact, redacted
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, Trainer
 
 ADAPTER, SERVED_ADAPTER, WEIGHTS = "adapter", "adapter-vllm", "weights"
 
+Model = TypeVar("Model", bound="torch.nn.Module")
 
-def finish(spec: JobSpec, family: Family, trainer: "Trainer", directory: Path | None) -> Any:
-    """The trained model, stored in `directory` by who has one; None where it is in shares."""
+
+def finish(
+    spec: JobSpec, family: Family, trainer: "Trainer", directory: Path | None
+) -> "PreTrainedModel | PeftModel | None":
+    """The trained model in evaluation mode, None if it is sharded.
+
+    It is stored in `directory` by the process that has one.
+    """
     from job.engines import sharding
 
     model = trainer.model
@@ -32,12 +41,12 @@ def finish(spec: JobSpec, family: Family, trainer: "Trainer", directory: Path | 
     return model.eval()
 
 
-def without_autocast(model: Any) -> Any:
-    """The model with its class's own `forward` again, in place of accelerate's around it.
+def without_autocast(model: Model) -> Model:
+    """Restores the class's own `forward`, which Accelerate has wrapped on the instance.
 
-    Autocast ends with training: what is compared with the stored weights computes as they do.
-    Accelerate's own way back goes too far where `forward` is decorated, as those of Transformers
-    are: it takes their decorators off too, and the model no longer generates.
+    Autocast ends with training: the model has to compute as the stored weights do. Accelerate's own
+    `unwrap_model` would strip the decorators of Transformers' `forward` too, and the model would no
+    longer generate.
     """
     for name in ("forward", "_original_forward"):
         vars(model).pop(name, None)
@@ -45,9 +54,13 @@ def without_autocast(model: Any) -> Any:
 
 
 def _store_weights(
-    spec: JobSpec, family: Family, model: Any, state: dict[str, Any] | None, directory: Path
+    spec: JobSpec,
+    family: Family,
+    model: "PreTrainedModel | PeftModel",
+    state: "dict[str, torch.Tensor] | None",
+    directory: Path,
 ) -> None:
-    """Stores what was trained; where the model is in shares `state` is the adapter, whole."""
+    """Stores the trained weights; `state` is the gathered adapter of a sharded model."""
     if spec.lora.method == "lora":
         _store_adapter(spec, model, state, directory / ADAPTER)
         if not family.adapter_serving(spec.lora).merged_only:
@@ -64,18 +77,20 @@ def _store_weights(
 
 
 def _store_adapter(
-    spec: JobSpec, model: Any, state: dict[str, Any] | None, directory: Path
+    spec: JobSpec, model: "PeftModel", state: "dict[str, torch.Tensor] | None", directory: Path
 ) -> None:
     model.save_pretrained(directory, safe_serialization=True, state_dict=state)
-    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty form
-    # PEFT writes sets in the order of the day; equal adapters shall be equal files.
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty template
     path = directory / "adapter_config.json"
-    # Libraries that patch PEFT add keys, of which it warns whoever reads them.
+    # Libraries that patch PEFT add keys, and PEFT warns when it reads them.
     known = {field.name for field in fields(model.peft_config[model.active_adapter])}
     config = {key: v for key, v in json.loads(path.read_text()).items() if key in known}
-    # Named only now: PEFT would go and look the name up at the hub.
+    # Named only now: PEFT would look the name up on the hub.
     config["base_model_name_or_path"] = redact(spec.model.model_name_or_path).removeprefix("hf://")
-    for key, value in config.items():
-        if isinstance(value, list):
-            config[key] = sorted(value)
-    path.write_text(json.dumps(redacted(config), indent=2, sort_keys=True) + "\n")
+    config = redacted(with_sorted_lists(config))
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def with_sorted_lists(config: dict[str, Any]) -> dict[str, Any]:
+    """PEFT writes sets in hash order; equal adapters have to be equal files."""
+    return {key: sorted(v) if isinstance(v, list) else v for key, v in config.items()}

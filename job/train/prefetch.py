@@ -1,4 +1,4 @@
-"""Shards that are fetched before training comes to them, in a process of their own."""
+"""Prefetches the shards that training needs next, in a process of its own."""
 
 import threading
 from collections import OrderedDict, deque
@@ -6,26 +6,30 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+from accelerate.data_loader import SeedableRandomSampler
 
 from job.prep.streaming import FullShards, StreamedRows
 from job.prep.workers import worker_pool
-from job.train.sampler import SPARE, SharedBatches
+from job.train.sampler import DUMMY_ROW, BlockShuffleSampler, DistributedBatchSampler
 
 
-class Ahead:
-    """The batches of a sampler as they are; the shards of those to come are fetched meanwhile."""
+class PrefetchingBatchSampler:
+    """The batches of a sampler, unchanged; prefetches the shards of upcoming ones."""
 
     def __init__(
-        self, batches: SharedBatches, rows: StreamedRows, indices: tuple[int, ...], buffer_size: int
+        self,
+        batches: DistributedBatchSampler,
+        rows: StreamedRows,
+        indices: tuple[int, ...],
+        buffer_size: int,
     ) -> None:
-        """Batches name rows by their places in `indices`; as many as have about `buffer_size` rows
-        are looked ahead."""
+        """Batches hold positions in `indices`. It looks ahead by about `buffer_size` rows."""
         self._batches, self._rows, self._indices = batches, rows, indices
-        self._looked_ahead = -(-buffer_size // batches.batch_size)
+        self._lookahead = -(-buffer_size // batches.batch_size)
 
     @property
-    def sampler(self) -> Any:
+    def sampler(self) -> SeedableRandomSampler | BlockShuffleSampler:
         return self._batches.sampler
 
     @property
@@ -36,52 +40,55 @@ class Ahead:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        coming: deque[list[int]] = deque()
-        with Fetcher(self._rows.full_shards) as fetcher:
+        upcoming: deque[list[int]] = deque()
+        with ShardPrefetcher(self._rows.full_shards) as prefetcher:
             for batch in self._batches:
-                coming.append(batch)
-                named = (self._indices[row] for row in batch if row != SPARE)
-                fetcher.want(self._rows.shard_of(row) for row in named)
-                if len(coming) > self._looked_ahead:
-                    yield coming.popleft()
-            yield from coming
+                upcoming.append(batch)
+                rows = (self._indices[row] for row in batch if row != DUMMY_ROW)
+                prefetcher.request(self._rows.shard_of(row) for row in rows)
+                if len(upcoming) > self._lookahead:
+                    yield upcoming.popleft()
+            yield from upcoming
 
 
-class Fetcher:
-    """Fetches one shard after the other; of more than there is room for, the last that were asked
-    for: a training that resumes passes over all that came before."""
+class ShardPrefetcher:
+    """Fetches one shard after the other.
 
-    def __init__(self, full_shards: FullShards) -> None:
-        self._full_shards = full_shards
-        self._room = full_shards.capacity // 2
-        self._asked: OrderedDict[str, None] = OrderedDict()
-        self._waiting: deque[str] = deque(maxlen=self._room)
+    If more are requested than there is room for, it fetches the latest: a training that resumes
+    skips all that came before.
+    """
+
+    def __init__(self, images: FullShards) -> None:
+        self._images = images
+        self._room = images.capacity // 2
+        self._requested: OrderedDict[str, None] = OrderedDict()
+        self._pending: deque[str] = deque(maxlen=self._room)
         self._running: Future[Path] | None = None
         self._lock = threading.RLock()
         self._pool = worker_pool(1)
 
-    def want(self, shards: Iterable[str]) -> None:
+    def request(self, shards: Iterable[str]) -> None:
         with self._lock:
             for shard in shards:
-                if shard not in self._asked:
-                    self._asked[shard] = None
-                    self._waiting.append(shard)
-                while len(self._asked) > self._room:
-                    self._asked.popitem(last=False)
-            self._go_on()
+                if shard not in self._requested:
+                    self._requested[shard] = None
+                    self._pending.append(shard)
+                while len(self._requested) > self._room:
+                    self._requested.popitem(last=False)
+            self._start_next()
 
-    def _go_on(self) -> None:
-        if self._waiting and (self._running is None or self._running.done()):
-            self._running = self._pool.submit(self._full_shards.fetch, self._waiting.popleft())
+    def _start_next(self) -> None:
+        if self._pending and (self._running is None or self._running.done()):
+            self._running = self._pool.submit(self._images.fetch, self._pending.popleft())
             self._running.add_done_callback(self._done)
 
     def _done(self, future: "Future[Path]") -> None:
-        # Why one could not be fetched is told by who needs it and tries again.
+        # A failure is reported by the reader of the shard, which tries again.
         if not future.cancelled():
             with self._lock:
-                self._go_on()
+                self._start_next()
 
-    def __enter__(self) -> "Fetcher":
+    def __enter__(self) -> "ShardPrefetcher":
         return self
 
     def __exit__(
@@ -91,5 +98,5 @@ class Fetcher:
         trace: TracebackType | None,
     ) -> None:
         with self._lock:
-            self._waiting.clear()
+            self._pending.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)

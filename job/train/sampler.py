@@ -1,8 +1,8 @@
-"""The order of rows: one for the whole job, however many processes share it.
+"""The order of rows: one for the whole job, however many processes divide it.
 
-A pass over the rows is one shuffled list. Each optimizer step takes the next piece of it and
-divides it among its forward passes, over all processes, so that the rows of a step are the same
-whether they are taken by one process or by several, at once or one after another.
+An epoch is one shuffled list of rows. Each optimizer step takes the next rows of it and divides
+them among micro-batches and processes, so that a step has the same rows whether one process or
+several compute them, at once or one after another.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,40 +11,40 @@ from itertools import chain, pairwise
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from job.train.micro_batches import Cut, in_order
+from job.train.micro_batches import Split, in_order
 
-SPARE = -1
-"""Stands for a row that is computed and not counted: a process without rows must keep step."""
+DUMMY_ROW = -1
+"""The number of a dummy row, which keeps ranks in lockstep; excluded from the loss."""
 
 
-class SharedBatches:
-    """A batch sampler: the batches, as lists of row numbers, of one of `processes`.
+class DistributedBatchSampler:
+    """The micro-batches of one process, as lists of row numbers.
 
-    Every process has equally many. Where the rows of the last step do not reach all of them, the
-    others have `[SPARE]`.
+    All processes have equally many. If the last step has too few rows for all, the remaining
+    micro-batches are `[DUMMY_ROW]`.
     """
 
     def __init__(
         self,
-        sampler: "SeedableRandomSampler | Windows",
+        sampler: "SeedableRandomSampler | BlockShuffleSampler",
         batch_size: int,
         *,
-        passes: int = 1,
-        process: int = 0,
+        micro_batches: int = 1,
+        rank: int = 0,
         processes: int = 1,
-        cut: Cut | None = None,
+        split: Split | None = None,
     ) -> None:
-        """`sampler` gives the order of an epoch.
+        """`sampler` yields the rows of an epoch in order.
 
-        A step has `passes` batches of each process; `cut` divides its rows, by default in order. A
-        batch has `batch_size` rows, unless the cut gives it more or fewer.
+        A step has `micro_batches` of each process; `split` divides its rows, by default in order. A
+        micro-batch has `batch_size` rows, unless the split gives it more or fewer.
         """
         self.batch_size = batch_size
-        # Trainer's loader sets the epoch of what it finds under this name.
+        # Accelerate's loader sets the epoch of the attribute of this name.
         self.sampler = sampler
-        self._rows, self._passes = len(sampler), passes
-        self._process, self._processes = process, processes
-        self._cut = cut or in_order(batch_size)
+        self._rows, self._micro_batches = len(sampler), micro_batches
+        self._rank, self._processes = rank, processes
+        self._split = split or in_order(batch_size)
 
     def __len__(self) -> int:
         return -(-self._rows // (self.batch_size * self._processes))
@@ -52,34 +52,33 @@ class SharedBatches:
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.sampler)
         at_once = self.batch_size * self._processes
-        for start in range(0, len(order), at_once * self._passes):
-            rows = order[start : start + at_once * self._passes]
-            passes = -(-len(rows) // at_once)
-            pieces = self._cut(rows, passes, self._processes)
-            for piece in pieces[self._process :: self._processes]:
-                yield piece or [SPARE]
+        for start in range(0, len(order), at_once * self._micro_batches):
+            rows = order[start : start + at_once * self._micro_batches]
+            parts = self._split(rows, -(-len(rows) // at_once), self._processes)
+            for part in parts[self._rank :: self._processes]:
+                yield part or [DUMMY_ROW]
 
 
 def shuffled(rows: int, seed: int) -> SeedableRandomSampler:
-    """All rows in any order, another in every epoch."""
+    """All rows, shuffled anew in every epoch."""
     return SeedableRandomSampler(range(rows), data_seed=seed)
 
 
-class Windows:
-    """A sampler that shuffles the blocks of a data set, and then the rows of a few blocks together.
+class BlockShuffleSampler:
+    """Shuffles the blocks of a data set, then the rows of a few blocks together.
 
-    A row that lies far from its neighbours is expensive where blocks are fetched; here the rows of
-    a block follow each other closely.
+    For blocks that are downloaded, where random access to single rows is expensive: here the rows
+    of a block follow each other closely.
     """
 
     def __init__(self, rows: int, starts: Sequence[int], buffer_size: int, *, seed: int) -> None:
-        """`starts` are the numbers of each block's first row; `buffer_size` rows, in whole blocks,
-        are shuffled together."""
-        assert rows, "an order of no rows"
+        """`starts` are the numbers of each block's first row; about `buffer_size` rows, in whole
+        blocks, are shuffled together."""
+        assert rows, "no rows to order"
         self._rows, self._seed, self.epoch = rows, seed, 0
         ends = [*(start for start in sorted(set(starts)) if 0 < start < rows), rows]
         self._blocks = [range(*bounds) for bounds in pairwise([0, *ends])]
-        self._together = max(1, buffer_size * len(self._blocks) // rows)
+        self._blocks_together = max(1, buffer_size * len(self._blocks) // rows)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -90,8 +89,8 @@ class Windows:
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self.epoch)
         blocks = torch.randperm(len(self._blocks), generator=generator).tolist()
-        for first in range(0, len(blocks), self._together):
-            window = blocks[first : first + self._together]
+        for first in range(0, len(blocks), self._blocks_together):
+            window = blocks[first : first + self._blocks_together]
             rows = list(chain.from_iterable(self._blocks[block] for block in window))
-            places = torch.randperm(len(rows), generator=generator).tolist()
-            yield from (rows[place] for place in places)
+            order = torch.randperm(len(rows), generator=generator).tolist()
+            yield from (rows[position] for position in order)

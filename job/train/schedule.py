@@ -1,11 +1,11 @@
-"""How the learning rate goes over a training, and whether one of another length began the same."""
+"""The learning rates of a training, and whether one of another length began with the same."""
 
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A schedule by the spec's names for it."""
+    """A learning rate schedule, by the spec's names."""
 
     lr_scheduler_type: str
     warmup_steps: int
@@ -14,7 +14,7 @@ class Schedule:
     """Of the whole training."""
 
     def rates(self, count: int) -> list[float]:
-        """The learning rates of the first `count` steps, as shares of the highest."""
+        """The learning rates of the first `count` steps, relative to the peak."""
         import torch
         from transformers import get_scheduler
 
@@ -25,12 +25,13 @@ class Schedule:
             num_warmup_steps=self.warmup_steps,
             num_training_steps=self.steps,
         )
-        [share] = schedule.lr_lambdas
-        return [float(share(step)) for step in range(count)]
+        [factor] = schedule.lr_lambdas
+        return [float(factor(step)) for step in range(count)]
 
     def conflict(self, steps: int, until: int) -> str | None:
-        """Why the first `until` steps of a training of `steps` steps were not those of this one;
-        None where their learning rates are the same.
+        """Why the first `until` steps of a training of `steps` steps differ from this one's.
+
+        None if their learning rates are equal.
         """
         if steps == self.steps or replace(self, steps=steps).rates(until) == self.rates(until):
             return None

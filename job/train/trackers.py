@@ -1,7 +1,7 @@
-"""Trackers: TensorBoard, MLflow and W&B, which Transformers feeds, wherever their files shall be.
+"""Stores the files of trackers (TensorBoard, MLflow, W&B), which Transformers writes, at a URI.
 
-They write to local folders. What they wrote is stored under a URI as it grows, and once more when
-training ends, however it ends. MLflow and W&B write files only where no server is named.
+They write to a local folder, which is uploaded as it grows, and once more when training ends,
+however it ends. MLflow and W&B write files only if no server is configured.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from job.storage import retry
 
 KEPT = ".keep"
 EVERY_SECONDS = 30.0
-"""How often what has grown is stored while training goes on."""
+"""How often new content is uploaded during training."""
 
 
 def require(report_to: Sequence[str]) -> None:
@@ -36,10 +36,10 @@ def require(report_to: Sequence[str]) -> None:
 
 
 class TrackerFiles:
-    """What the trackers of one training write: in `directory`, and under `uri`.
+    """The tracker files of one training, in `directory` and under `uri`.
 
-    `upload` stores a file at a path below `uri`: where that is in the output, under its lease.
-    Without it no other job writes there.
+    `upload` stores a file at a path below `uri`: under the output's lease, if `uri` is in the
+    output. Without it, no other job writes there.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class TrackerFiles:
         self._warned = False
 
     def point(self) -> None:
-        """Tells the trackers where to write; what the user's environment says comes first.
+        """Sets where the trackers write; variables that the user has set take precedence.
 
-        They ask for it when Trainer is made.
+        They are read when the Trainer is built.
         """
         for name, value in self._settings().items():
             os.environ.setdefault(name, value)
@@ -77,65 +77,65 @@ class TrackerFiles:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stores what is left. A store that fails is warned of: the training counts for more."""
+        """Uploads the rest. A failure is only a warning: it must not fail the training."""
         if not self._report_to:
             return
         self._closing.set()
         self._thread.join()
-        _finish()
+        _finish_wandb()
         if self._store():
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def _settings(self) -> dict[str, str]:
-        found = {}
+        settings = {}
         if "tensorboard" in self._report_to:
-            found["TENSORBOARD_LOGGING_DIR"] = str(self._directory / "tensorboard")
+            settings["TENSORBOARD_LOGGING_DIR"] = str(self._directory / "tensorboard")
         if "mlflow" in self._report_to and "MLFLOW_TRACKING_URI" not in os.environ:
-            found["MLFLOW_TRACKING_URI"] = (self._directory / "mlflow").absolute().as_uri()
-            # MLflow would have a database, which cannot be stored while it is written to.
-            found["MLFLOW_ALLOW_FILE_STORE"] = "true"
+            settings["MLFLOW_TRACKING_URI"] = (self._directory / "mlflow").absolute().as_uri()
+            # Its default, a database, cannot be uploaded while it is written.
+            settings["MLFLOW_ALLOW_FILE_STORE"] = "true"
         if "wandb" in self._report_to:
-            found["WANDB_DIR"] = str(self._directory)
-            # Lines of its own would break the structured ones.
-            found |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
-            # Its notes on the machine hold the command line, with whatever stands in that.
-            found["WANDB_X_DISABLE_META"] = "true"
+            settings["WANDB_DIR"] = str(self._directory)
+            # Its own lines would break the structured log.
+            settings |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+            # Its metadata holds the command line, with any secret in it.
+            settings["WANDB_X_DISABLE_META"] = "true"
             if "WANDB_API_KEY" not in os.environ:
-                found["WANDB_MODE"] = "offline"
-        return found
+                settings["WANDB_MODE"] = "offline"
+        return settings
 
     def _watch(self) -> None:
         while not self._closing.wait(EVERY_SECONDS):
             self._store()
 
     def _store(self) -> bool:
-        """Stores the files that have changed; tells whether all are stored."""
+        """Uploads the files that have changed; returns whether all are uploaded."""
         for path in sorted(self._directory.rglob("*")):
             if path.is_dir() and not any(path.iterdir()):
-                # Object stores know no empty folders, and MLflow knows no run without all of its.
+                # Object stores have no empty folders, but MLflow needs all of a run's folders.
                 path /= KEPT
                 path.touch()
             if path.is_symlink() or not path.is_file():
                 continue
-            found = path.stat()
-            mark = (found.st_size, found.st_mtime_ns)
-            if self._stored.get(path) == mark:
+            stat = path.stat()
+            version = (stat.st_size, stat.st_mtime_ns)
+            if self._stored.get(path) == version:
                 continue
             try:
-                # A store that stays away must not hold up a job that was asked to stop.
+                # An unavailable store must not hold up a job that was asked to stop.
                 with retry.at_most(1):
                     self._upload(path, path.relative_to(self._directory).as_posix())
             except JobError as error:
                 if not self._warned:
-                    log.warn("the trackers' files could not be stored", reason=error)
+                    log.warn("the trackers' files could not be uploaded", reason=error)
                 self._warned = True
                 return False
-            self._stored[path] = mark
+            self._stored[path] = version
         return True
 
 
-def _finish() -> None:
-    """W&B writes the end of a run when told, or when the interpreter ends, which is too late."""
+def _finish_wandb() -> None:
+    """Ends a W&B run; by itself it would end with the interpreter, which is too late."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()

@@ -1,4 +1,4 @@
-"""How PyTorch keeps a GPU's memory in a job."""
+"""PyTorch's GPU allocator in a job."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ from tests.jobs import ROOT
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(torch.version.cuda is None, reason="of NVIDIA GPUs"),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator is seen by torch"),
+    pytest.mark.skipif(torch.version.cuda is None, reason="for NVIDIA GPUs"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 CODE = """
 import torch
@@ -23,8 +23,8 @@ print([segment["is_expandable"] for segment in torch.cuda.memory_snapshot()])
 """
 
 
-# Of its own, as PyTorch reads the setting once a process.
-def test_its_pages_are_put_together() -> None:
+# In its own process: PyTorch reads the setting once.
+def test_its_segments_are_expandable() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""The whole job on an accelerator: bf16 under an adapter, fp32 weights under bf16 arithmetic."""
+"""The whole job on a GPU: an adapter on bf16 weights, and fp32 weights under bf16 autocast."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from tests.jobs import FULL, job, read_json, sets, small_run
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator is seen by torch"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_whole_job_runs_and_its_export_is_proven(tmp_path: Path, method: str) -> None:
+def test_the_whole_job_runs_and_its_export_is_verified(tmp_path: Path, method: str) -> None:
     more = sets({**(FULL if method == "full" else {}), "train.max_steps": 20})
     done = job(*small_run(str(tmp_path / "out"), *more, cache=tmp_path / "cache"))
     assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""The packed step on a GPU: the plain step's losses and gradients, and no wait for the device."""
+"""The packed step on a GPU: losses and gradients of the padded step, and no synchronization."""
 
 import copy
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.unit.families.test_packed_step import BATCHES, adapted, image, row
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator is seen by torch"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
 ]
 CUDA = torch.device("cuda")
 TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
@@ -56,12 +56,12 @@ def step(model: Any, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """How far they are apart, relative to what is expected."""
+    """The relative difference."""
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 @pytest.mark.parametrize("experts", [False, True], ids=["reference targets", "routed experts"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["as written", "compiled"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_losses_and_gradients_are_those_of_the_eager_step(
     family: Ernie45VL, plain: Any, experts: bool, compiled: bool
 ) -> None:
@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_those_of_the_eager_step(
         torch._dynamo.reset()
         compile_blocks(models[1])
     encoded = [family.encode(each) for each in MIXED]
-    # What bf16 itself costs: the plain step's distance from the same in fp32.
+    # The error of bf16 itself: the padded step compared with fp32.
     exact = adapted(copy.deepcopy(plain).float(), packed=False, experts=experts)
     exact_loss, exact_grads = step(exact, to_device(family.collate(encoded), CUDA))
     loss, grads = step(models[0], to_device(family.collate(encoded), CUDA))
@@ -112,7 +112,7 @@ def test_a_step_never_waits_for_the_device(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     batch = to_device(pack([family.encode(each) for each in MIXED], family.processor), CUDA)
-    step(model, batch)  # what is set up once may wait
+    step(model, batch)  # one-time setup may synchronize
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     step(model, batch)

@@ -11,7 +11,7 @@ from tests.jobs import job
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs are seen"),
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch sees fewer than two GPUs"),
 ]
 LIKE = {"runtime.accelerator": "auto", "train.logging_steps": 1, "train.max_steps": 8}
 
@@ -32,7 +32,8 @@ OLDER = not hasattr(FSDPModule, "set_reduce_scatter_unused_params")
     [
         "ddp",
         pytest.param(
-            "fsdp2", marks=pytest.mark.skipif(OLDER, reason="torch older than the lock's")
+            "fsdp2",
+            marks=pytest.mark.skipif(OLDER, reason="torch is older than locked"),
         ),
     ],
 )
@@ -45,6 +46,6 @@ def test_two_processes_have_the_losses_of_one(kind: str, alone: Path, tmp_path: 
     assert len(expected) == LIKE["train.max_steps"]
     assert expected[-1]["loss"] < expected[0]["loss"]
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-2)
-    # bf16 rounds otherwise in passes of other rows, and every step builds on the one before.
+    # bf16 rounds differently in micro-batches of other rows, and steps build on each other.
     for mine, other in zip(found, expected, strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-1)

@@ -1,4 +1,4 @@
-"""Both engines on a GPU: the same losses from the same rows, and an export that is proven."""
+"""Both engines on a GPU: the same losses from the same rows, and a verified export."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from tests.jobs import job, read_json, sets, small_run
 MISSING = [name for name in PACKAGES if name not in installed()]
 STEPS = 8
 BF16 = 5e-2
-"""How far the losses may be apart, relatively: products are rounded to 8 bits, in other orders."""
+"""Relative tolerance of the losses: products are rounded to 8 bits, in another order."""
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator is seen by torch"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
 
@@ -28,7 +28,7 @@ def losses(output: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("model", ["ernie", "qwen_vl"])
-def test_both_engines_train_the_same_and_what_unsloth_trained_is_proven(
+def test_both_engines_train_the_same_and_unsloth_s_export_is_verified(
     tmp_path: Path, model: str
 ) -> None:
     settings: dict[str, object] = {"train.max_steps": STEPS, "train.gradient_checkpointing": False}
@@ -50,7 +50,7 @@ def test_both_engines_train_the_same_and_what_unsloth_trained_is_proven(
     assert not list(Path().glob("unsloth_compiled_cache*"))
 
 
-def test_what_unsloth_trained_the_plain_engine_reads(tmp_path: Path) -> None:
+def test_the_default_engine_reads_what_unsloth_trained(tmp_path: Path) -> None:
     more = sets({"model.engine": "unsloth"})
     done = job(*small_run(str(tmp_path / "out"), *more, cache=tmp_path / "cache"))
     assert done.code == 0, done.err

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from job.cli.app import app
 from job.engines import compiling
-from job.engines.fused_lora import Laying
+from job.engines.fused_lora import FusedLora
 from job.engines.trainer import StepTrainer
 from job.errors import OutOfMemoryError
 from tests.jobs import sets, small_run
@@ -45,7 +45,7 @@ def test_a_compiled_training_has_the_losses_and_the_names_of_one_that_is_not(
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
     train(plain, "false")
     train(compiled, "true")
-    assert "blocks are compiled when they are first computed blocks=8" in capsys.readouterr().err
+    assert "blocks are compiled at their first call blocks=8" in capsys.readouterr().err
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-4)
     for file in ("adapter", "checkpoints/step-2"):
         weights = f"{file}/adapter_model.safetensors"
@@ -60,7 +60,7 @@ def test_a_full_gpu_is_not_asked_for_more_once_training_has_failed_for_it(
 
     monkeypatch.setattr(compiling, "require", lambda _: None)  # no block gets as far
     monkeypatch.setattr(StepTrainer, "training_step", full)
-    monkeypatch.setattr(Laying, "release", full)
+    monkeypatch.setattr(FusedLora, "release", full)
     with pytest.raises(OutOfMemoryError, match="does not fit into") as refused:
         train(tmp_path / "out", "true", **{"train.fit": "off"})
     [problem] = refused.value.problems

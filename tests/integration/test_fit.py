@@ -1,12 +1,12 @@
 """The trial of a step before the first one changes nothing of what is trained."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from job.cli.app import app
 from job.engines.device import Accelerator
+from job.spec.types import JobSpec
 from job.train import train
 from tests.jobs import read_json, sets, small_run
 
@@ -52,13 +52,13 @@ def test_the_peak_of_memory_is_that_of_training_and_not_of_a_trial_before_it(
 ) -> None:
     peaks: list[int] = []
 
-    def hungry(spec: Any, _engine: Any, accelerator: Accelerator, *_: Any) -> Any:
+    def hungry(spec: JobSpec, accelerator: Accelerator, _: object) -> tuple[JobSpec, None]:
         tried = b"x" * 2**31
         del tried
         peaks.append(accelerator.peak_memory_bytes())
         return spec, None
 
-    monkeypatch.setattr(train, "fitted_to_memory", hungry)
+    monkeypatch.setattr(train, "find_batch_size", hungry)
     given = small_run(str(tmp_path / "out"), *sets(SETTINGS), cache=tmp_path / "cache")
     app(["train", *given[1:]], standalone_mode=False)
     summary = read_json(tmp_path / "out" / "run.json")["stages"]["train"]["summary"]

@@ -264,5 +264,5 @@ def test_vision_alone_is_not_trained_on_rows_without_any_image(
     lines = "".join(json.dumps({"messages": row}) + "\n" for row in rows)
     (tmp_path / "text.jsonl").write_text(lines)
     sets = (f"data.train.uri={tmp_path / 'text.jsonl'}", "data.text_only=true")
-    with pytest.raises(DataError, match="no row to train has an image"):
+    with pytest.raises(DataError, match="no training row has an image"):
         here("run", str(spec), *(item for each in sets for item in ("--set", each)))

@@ -186,7 +186,7 @@ def test_a_longer_training_goes_on_from_a_shorter_one_of_the_same_rates(
     assert (output / "checkpoints" / "step-9" / MANIFEST).exists()
 
 
-def test_a_training_that_starts_anew_beside_checkpoints_says_what_changed(
+def test_a_training_that_starts_from_the_beginning_beside_checkpoints_says_what_changed(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = interrupted(undisturbed, tmp_path, 3)
@@ -196,7 +196,7 @@ def test_a_training_that_starts_anew_beside_checkpoints_says_what_changed(
         "belongs to another spec, model or data set: train.learning_rate was 0.002 and is 0.5"
         in (said)
     )
-    assert "training starts anew" in said
+    assert "training starts from the beginning" in said
 
 
 def test_a_resumed_full_fine_tuning_is_bit_equal_too(

@@ -1,1 +1,1 @@
-"""What happens around the training's steps: progress, checkpoints, stopping."""
+"""Trainer callbacks: progress, checkpoints, stopping."""

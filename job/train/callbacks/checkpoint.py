@@ -1,10 +1,9 @@
-"""Stores checkpoints at the output."""
+"""Stores the Trainer's checkpoints at the output, in the background."""
 
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -14,9 +13,9 @@ from job.train.checkpoint.uploads import BackgroundUploads
 
 
 class StoreCallback(TrainerCallback):
-    """Takes each checkpoint that Trainer has written to the local disk, and stores it behind it.
+    """Moves each checkpoint that the Trainer has written to the local disk to an upload.
 
-    `require` raises where the output is no longer this job's: another's checkpoints lie there.
+    `require_output` raises if another job has taken over the output.
     """
 
     def __init__(
@@ -24,25 +23,26 @@ class StoreCallback(TrainerCallback):
         store: CheckpointStore,
         keep: int,
         uploads: BackgroundUploads,
-        require: Callable[[], None],
+        require_output: Callable[[], None],
     ) -> None:
-        self._store, self._keep, self._uploads, self._require = store, keep, uploads, require
+        self._store, self._keep, self._uploads = store, keep, uploads
+        self._require_output = require_output
         self._save_started = 0.0
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._uploads.check()
         if control.should_save:
             self._save_started = time.monotonic()
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         assert args.output_dir is not None
         step, started = state.global_step, self._save_started
         written = Path(args.output_dir, f"checkpoint-{step}")
-        # Away from Trainer's own: what is there is still to be uploaded, and goes when it is.
+        # Out of the Trainer's reach until it is uploaded, and then removed.
         directory = Path(args.output_dir, "uploads", f"step-{step}")
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(exist_ok=True)
@@ -51,18 +51,18 @@ class StoreCallback(TrainerCallback):
         local_seconds = time.monotonic() - started
 
         def store() -> None:
-            clock = time.monotonic()
-            self._require()
+            upload_started = time.monotonic()
+            self._require_output()
             self._store.save(directory, step, loss)
-            stored_seconds = time.monotonic() - clock
+            stored_seconds = time.monotonic() - upload_started
             shutil.rmtree(directory, ignore_errors=True)
-            self._require()
+            self._require_output()
             self._store.prune(self._keep, step)
-            self._tell(step, local_seconds, stored_seconds)
+            self._log_stored(step, local_seconds, stored_seconds)
 
         self._uploads.submit(step, store, urgent=signals.received() is not None)
 
-    def _tell(self, step: int, local_seconds: float, stored_seconds: float) -> None:
+    def _log_stored(self, step: int, local_seconds: float, stored_seconds: float) -> None:
         log.info(
             "checkpoint stored",
             step=step,
@@ -81,13 +81,15 @@ class StoreCallback(TrainerCallback):
 
 
 def _is_due(state: TrainerState) -> bool:
-    """Whether an undisturbed training stores a checkpoint here too. That of a stop is not compared:
-    it must take the place of none by its loss."""
+    """Whether an uninterrupted training stores a checkpoint here too.
+
+    One stored because of a stop has no loss: it must not displace another as the best.
+    """
     return state.global_step % state.save_steps == 0 or state.global_step >= state.max_steps
 
 
 def _loss_since_last(state: TrainerState) -> float | None:
-    """The mean of what was logged since the checkpoint that was due before, or None."""
+    """The mean logged loss since the previous regular checkpoint, or None."""
     due = (state.global_step - 1) // state.save_steps * state.save_steps
     losses = [e["loss"] for e in state.log_history if e["step"] > due and "loss" in e]
     return sum(losses) / len(losses) if losses else None

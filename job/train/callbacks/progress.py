@@ -1,4 +1,4 @@
-"""Shows and records the training as it goes: loss, learning rate, tokens/s, memory, time left."""
+"""Shows and records progress: loss, learning rate, tokens/s, memory, time left."""
 
 import json
 import time
@@ -11,30 +11,30 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from job import log, telemetry
-from job.engines.data_timer import Waiting
+from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
 
-UNWRITTEN = ("steps", "left_seconds")
-"""Of a step what history does not keep: it is known at the end."""
+NOT_IN_HISTORY = ("steps", "left_seconds")
+"""Fields of a step that are redundant once training has ended."""
 
 SLOW_DATA, WINDOW = 0.2, 20
-"""The share of the time that training may wait for its rows, over so many steps, unwarned."""
+"""The share of time spent waiting for data, over so many steps, above which a warning is logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """How far the training was at a time, and how long it had waited for its batches."""
+    """A point in the training: the step, the time, and the total wait for batches so far."""
 
     step: int
     at: float
     waited: float
 
-    def wait_a_step(self, before: "Mark") -> float:
+    def wait_per_step(self, before: "Mark") -> float:
         """Seconds, since the mark before."""
         return (self.waited - before.waited) / max(self.step - before.step, 1)
 
     def wait_share(self, before: "Mark") -> float:
-        """Of the time since the mark before, 0 to 1."""
+        """As a share of the time since the mark before, 0 to 1."""
         return (self.waited - before.waited) / max(self.at - before.at, 1e-9)
 
 
@@ -45,11 +45,11 @@ class ProgressCallback(TrainerCallback):
         self,
         accelerator: Accelerator,
         history: Path,
-        tell: Callable[[telemetry.Step], None],
-        waiting: Waiting,
+        report_step: Callable[[telemetry.Step], None],
+        data_timer: DataTimer,
     ) -> None:
-        self._accelerator, self._history, self._tell = accelerator, history, tell
-        self._waiting = waiting
+        self._accelerator, self._history = accelerator, history
+        self._report_step, self._data_timer = report_step, data_timer
         self._stack = ExitStack()
         self._bar: log.Progress | None = None
         self._started = 0.0
@@ -61,10 +61,10 @@ class ProgressCallback(TrainerCallback):
         self._shown: dict[str, Any] = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._first_step = state.global_step
-        # What a resumed training did before is in Trainer's own log, wherever that ran.
+        # The steps before a resume are in the Trainer's own log, whichever machine they ran on.
         known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
         earlier = [{k: e[k] for k in known if k in e} for e in state.log_history if "loss" in e]
         with self._history.open("w", encoding="utf-8") as lines:
@@ -82,16 +82,27 @@ class ProgressCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,
-        **_: Any,
+        **_: object,
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        mark = Mark(step=state.global_step, at=time.monotonic(), waited=self._waiting.seconds)
+        mark = Mark(step=state.global_step, at=time.monotonic(), waited=self._data_timer.seconds)
+        step = self._measure(state, logs, mark)
+        self._logged, self._tokens_at_log = mark, state.num_input_tokens_seen
+        record = {key: value for key, value in asdict(step).items() if key not in NOT_IN_HISTORY}
+        with self._history.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        self._report_step(step)
+        self._show(step)
+        self._warn_of_slow_data(mark, args.dataloader_num_workers)
+
+    def _measure(self, state: TrainerState, logs: dict[str, Any], mark: Mark) -> telemetry.Step:
+        """The step, with speeds since the previous log."""
         now = mark.at
         tokens = state.num_input_tokens_seen - self._tokens_at_log
         done = state.global_step - self._first_step
         left = (state.max_steps - state.global_step) * (now - self._started) / max(done, 1)
-        step = telemetry.Step(
+        return telemetry.Step(
             step=state.global_step,
             steps=state.max_steps,
             epoch=round(state.epoch or 0.0, 4),
@@ -99,17 +110,15 @@ class ProgressCallback(TrainerCallback):
             learning_rate=float(logs["learning_rate"]),
             grad_norm=float(logs.get("grad_norm", 0.0)),
             tokens_per_second=round(tokens / max(now - self._logged.at, 1e-9), 1),
-            data_wait_seconds=round(mark.wait_a_step(self._logged), 4),
+            data_wait_seconds=round(mark.wait_per_step(self._logged), 4),
             data_wait_share=round(mark.wait_share(self._logged), 4),
             memory_bytes=self._accelerator.peak_memory_bytes(),
             seconds=round(now - self._started, 3),
             left_seconds=round(left, 3),
         )
-        self._logged, self._tokens_at_log = mark, state.num_input_tokens_seen
-        record = {key: value for key, value in asdict(step).items() if key not in UNWRITTEN}
-        with self._history.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
-        self._tell(step)
+
+    def _show(self, step: telemetry.Step) -> None:
+        """A line in a log; on a terminal the bar shows it at its next step."""
         if not log.on_terminal():
             log.info(
                 "train",
@@ -119,7 +128,7 @@ class ProgressCallback(TrainerCallback):
                 tokens_per_second=step.tokens_per_second,
                 data_wait_share=step.data_wait_share,
                 memory=log.amount(step.memory_bytes),
-                left=log.span(left),
+                left=log.span(step.left_seconds),
             )
         self._shown = {
             "loss": step.loss,
@@ -129,35 +138,34 @@ class ProgressCallback(TrainerCallback):
         }
         if step.data_wait_share > SLOW_DATA:
             self._shown["waits for data"] = f"{step.data_wait_share:.0%}"
-        self._warn_of_slow_data(mark, args.dataloader_num_workers)
 
     def _warn_of_slow_data(self, mark: Mark, workers: int) -> None:
-        """Once; what came before the first log is in no window, as workers start then."""
-        begun = self._window = self._window or mark
-        if self._warned or mark.step - begun.step < WINDOW:
+        """Warns once. Time before the first log is in no window: workers start then."""
+        start = self._window = self._window or mark
+        if self._warned or mark.step - start.step < WINDOW:
             return
-        share, self._window = mark.wait_share(begun), mark
+        share, self._window = mark.wait_share(start), mark
         if share > SLOW_DATA:
             self._warned = True
             log.warn(
-                "training waits for its rows",
+                "data loading is the bottleneck",
                 share=f"{share:.0%}",
-                steps=f"{begun.step + 1}-{mark.step}",
-                fix=f"raise train.dataloader_num_workers, which is {workers}, "
-                "up to the cores that the job may use",
+                steps=f"{start.step + 1}-{mark.step}",
+                fix=f"raise train.dataloader_num_workers, now {workers}, "
+                "up to the number of cores that the job may use",
             )
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if self._bar is not None and log.on_terminal():
             self._bar.advance(1, **self._shown)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends the bar; called too where training ends by an error."""
+        """Ends the bar; also called if training fails."""
         self._stack.close()

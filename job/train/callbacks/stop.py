@@ -1,6 +1,4 @@
-"""Stops the training after a step, in all processes after the same one."""
-
-from typing import Any
+"""Stops the training after the same step in all processes."""
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -9,15 +7,15 @@ from job.distributed import process_group
 
 
 class StopCallback(TrainerCallback):
-    """Asks for a checkpoint and the end where a process has been asked to stop."""
+    """Requests a checkpoint and the end of training once any process has received a signal."""
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if control.should_save:
-            # A checkpoint is compared by the losses since the one before.
+            # Checkpoints are compared by the mean loss since the previous one.
             control.should_log = True
-        # At a step where none is due a log would be one that an undisturbed training has not.
+        # Without a log: an uninterrupted training would have none here.
         if process_group.any_rank(signals.received() is not None):
             if signals.received() is None:
                 signals.relay()

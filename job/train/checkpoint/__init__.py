@@ -1,1 +1,1 @@
-"""Checkpoints of a training: what they hold, how they are stored, read and resumed from."""
+"""Training checkpoints: their content, their storage, and resuming from them."""

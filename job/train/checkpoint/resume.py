@@ -1,47 +1,47 @@
-"""The checkpoint that a training goes on from: chosen by rank 0, fetched once on each machine."""
+"""The checkpoint to resume from: chosen by rank 0, fetched once per machine."""
 
 import json
 from pathlib import Path
 
 from job import log
 from job.spec.types import TrainSpec
-from job.train.checkpoint.storage import Check, CheckpointStore
+from job.train.checkpoint.storage import CheckpointStore, ContentCheck
 
 
 def resume_point(
-    spec: TrainSpec, store: CheckpointStore, scratch: Path, check: Check
+    spec: TrainSpec, store: CheckpointStore, scratch: Path, check: ContentCheck
 ) -> Path | None:
-    """The checkpoint to go on from, fetched once on every machine; None to start anew.
+    """The checkpoint to resume from, fetched once per machine; None to start from the beginning.
 
-    Rank 0 chooses it, for all: the newest whose content passes the `check`, or the one that the
-    spec names. Raises InputError if that one cannot be used.
+    Rank 0 chooses it for all: the newest whose content passes `check`, or the one that the spec
+    names. Raises InputError if that one cannot be used.
     """
     from job.distributed import process_group
 
     uri = None
     if process_group.rank() == 0:
-        uri = _checkpoint_to_take(spec, store, scratch / "resume", check)
+        uri = _choose(spec, store, scratch / "resume", check)
     uri = process_group.broadcast(uri)
     if uri is None:
         return None
-    found = scratch / "resume"
+    fetched = scratch / "resume"
     if process_group.is_local_rank_zero() and process_group.rank() > 0:
-        store.fetch(uri, found)
+        store.fetch(uri, fetched)
     process_group.barrier()
-    state = json.loads((found / "trainer_state.json").read_text())
-    named = found.with_name(f"checkpoint-{state['global_step']}")
+    state = json.loads((fetched / "trainer_state.json").read_text())
+    named = fetched.with_name(f"checkpoint-{state['global_step']}")
     process_group.barrier()
     if process_group.is_local_rank_zero():
-        found.rename(named)
+        fetched.rename(named)
     process_group.barrier()
     log.info("resuming", step=state["global_step"])
     return named
 
 
-def _checkpoint_to_take(
-    spec: TrainSpec, store: CheckpointStore, directory: Path, check: Check
+def _choose(
+    spec: TrainSpec, store: CheckpointStore, directory: Path, check: ContentCheck
 ) -> str | None:
-    """The URI of the checkpoint to go on from, which is fetched into `directory`."""
+    """The URI of the checkpoint to resume from, which is fetched into `directory`."""
     if spec.resume_from_checkpoint == "never":
         return None
     if spec.resume_from_checkpoint != "auto":

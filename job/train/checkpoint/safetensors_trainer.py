@@ -1,19 +1,17 @@
-"""A `Trainer` whose checkpoints hold safetensors and JSON only, so that reading one runs no code.
+"""A `Trainer` whose checkpoints hold safetensors and JSON only: reading one runs no code.
 
-Transformers pickles the optimizer, the scheduler, the generators and its own arguments. Here the
-same states go through `state_files`; the arguments are not read again, and left out. Weights that
-are trained themselves are stored by their names in memory, and every one has to be there again.
+Transformers pickles the optimizer, the scheduler, the random state and its own arguments. Here the
+same states go through `state_files`; the arguments are never read again, and left out. Weights that
+are trained directly are stored by their names in memory, and all of them have to be there again.
 
-What a checkpoint holds depends on the training alone: not on the time, nor on how often it was
-interrupted. What the spec says of the steps to come is taken from the spec.
+A checkpoint's content depends on the training alone: not on time, nor on how often the training was
+interrupted. Settings of the steps to come are read from the spec.
 """
 
 import json
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from safetensors.torch import load_model, save_model
@@ -21,172 +19,166 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from job.distributed import process_group
 from job.engines import sharding
-from job.train.checkpoint import state_files
-from job.train.checkpoint.contents import GENERATORS, KIND, OPTIMIZER, SCHEDULER, UNTOUCHED
+from job.engines.trainer import StepTrainer
+from job.train.checkpoint import random_state, state_files
+from job.train.checkpoint.contents import KIND, OPTIMIZER, RANDOM_STATE, SCHEDULER, UNTOUCHED
+from job.train.outputs import with_sorted_lists
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from accelerate.data_loader import DataLoaderShard
 
-CLOCKED = frozenset(
+TIMINGS = frozenset(
     f"train_{name}"
     for name in ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second")
 )
-"""What Transformers logs of the time that steps took."""
+"""What Transformers logs about the time that steps took."""
 
 
-def _generators(rank: int) -> str:
-    return f"{GENERATORS}_{rank}" if rank else GENERATORS
+class SafetensorsTrainer(StepTrainer):
+    """Stores and restores its state without pickles."""
+
+    _tr_loss: torch.Tensor
+    """Sum of the losses since the last log."""
+    _globalstep_last_logged: int
+
+    # The checkpoint's own files, and the trainer's state.
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        super()._save_checkpoint(model, trial)
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (directory / "training_args.bin").unlink(missing_ok=True)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        entry = self.state.log_history[-1]
+        self.state.log_history[-1] = {k: v for k, v in entry.items() if k not in TIMINGS}
+
+    def _init_training_state(self, max_steps: int, *args: object) -> tuple[int, int]:
+        epochs_and_steps: tuple[int, int] = super()._init_training_state(max_steps, *args)
+        # A checkpoint's state has the intervals of logs and saves of its time; the spec's count.
+        self.state.compute_steps(self.args, max_steps)
+        return epochs_and_steps
+
+    # Weights.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not sharding.is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = sharding.trained_state(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        if isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+            path = directory / "adapter_config.json"
+            config = with_sorted_lists(json.loads(path.read_text()))
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            return
+        # By the names in memory: `save_pretrained` would write the published layout, and a resume
+        # that reads by name would silently miss most weights.
+        directory.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(directory / SAFE_WEIGHTS_NAME))
+
+    def _prepare_for_training(
+        self,
+        max_steps: int,
+        train_dataloader: "DataLoaderShard",
+        resume_from_checkpoint: str | None,
+    ) -> "tuple[torch.nn.Module, DataLoaderShard]":
+        if resume_from_checkpoint is not None and self.is_fsdp_enabled:
+            # While every process has the whole model; Transformers would load it once sharded.
+            self._load_from_checkpoint(resume_from_checkpoint)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        if sharding.is_sharded(self.model):
+            return
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        weights = Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)
+        load_model(self.model, weights, strict=True)
+
+    # Optimizer and scheduler.
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if sharding.is_sharded(self.model):
+            state = sharding.optimizer_state(self.model, self.optimizer.optimizer)
+        else:
+            state = self.optimizer.state_dict()
+        if self.args.should_save:
+            parameters = [key for group in state["param_groups"] for key in group["params"]]
+            state[UNTOUCHED] = [key for key in parameters if key not in state["state"]]
+            state[KIND] = type(self.optimizer.optimizer).__name__
+            state_files.save(state, Path(output_dir, OPTIMIZER))
+            state_files.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        self._load_scheduler(state_files.load(Path(checkpoint, SCHEDULER)))
+        optimizer = self.optimizer.optimizer
+        stored = state_files.load(Path(checkpoint, OPTIMIZER))
+        # Rates, decay and the like are the spec's, not the checkpoint's: one that the spec names by
+        # URI may be another training's.
+        groups = [
+            {**group, **own, "params": group["params"], "lr": rate}
+            for group, own, rate in zip(
+                stored["param_groups"],
+                optimizer.param_groups,
+                self.lr_scheduler.get_last_lr(),
+                strict=True,
+            )
+        ]
+        state = {"state": stored["state"], "param_groups": groups}
+        if sharding.is_sharded(self.model):
+            sharding.restore_optimizer(self.model, optimizer, state)
+        else:
+            optimizer.load_state_dict(state)
+
+    def _load_scheduler(self, state: dict[str, Any]) -> None:
+        """Moves this training's schedule to the step of `state`."""
+        scheduler = self.lr_scheduler
+        peaks = scheduler.base_lrs
+        scheduler.load_state_dict(state)
+        scheduler.base_lrs = peaks
+        scheduler._last_lr = [
+            peak * factor(scheduler.last_epoch)
+            for peak, factor in zip(peaks, scheduler.lr_lambdas, strict=True)
+        ]
+
+    # Random state, one file per process, and the losses since the last log.
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        own: dict[str, Any] = {
+            **random_state.capture(),
+            # A stop between two logs would lose these.
+            "loss": self._tr_loss,
+            "logged": self._globalstep_last_logged,
+        }
+        every = process_group.all_gather(own)
+        if self.args.should_save:
+            for rank, state in enumerate(every):
+                state_files.save(state, Path(output_dir, _random_state_file(rank)))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        own = Path(checkpoint, _random_state_file(process_group.rank()))
+        if not own.with_suffix(state_files.STRUCTURE).exists():
+            return  # there were fewer processes, and this one is new
+        state = state_files.load(own)
+        random_state.restore(state)
+        self._tr_loss = state["loss"].to(self._tr_loss)
+        self._globalstep_last_logged = state["logged"]
 
 
-def resumable(base: type["Trainer"]) -> type["Trainer"]:
-    """`base`, storing and restoring its states without pickles."""
-
-    class ResumableTrainer(base):
-        _tr_loss: torch.Tensor
-        """Of the steps since the last log, their sum."""
-        _globalstep_last_logged: int
-
-        def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            super()._save_checkpoint(model, trial)
-            directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            (directory / "training_args.bin").unlink(missing_ok=True)
-
-        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-            super().log(logs, start_time)
-            entry = self.state.log_history[-1]
-            self.state.log_history[-1] = {k: v for k, v in entry.items() if k not in CLOCKED}
-
-        def _init_training_state(self, max_steps: int, *args: Any) -> tuple[int, int]:
-            begun = super()._init_training_state(max_steps, *args)
-            # A checkpoint also names the steps between logs and saves that were asked for then.
-            self.state.compute_steps(self.args, max_steps)
-            return begun
-
-        def _run_epoch(self, **course: Any) -> None:
-            if self.state.global_step >= self.state.max_steps:
-                # Transformers would train one more step, and only then compare.
-                self.control.should_training_stop = True
-                return
-            super()._run_epoch(**course)
-
-        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-            if not sharding.is_sharded(self.model):
-                super().save_model(output_dir, _internal_call)
-                return
-            state = sharding.trained_state(self.model)
-            if self.args.should_save:
-                self._save(output_dir, state)
-
-        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-            if isinstance(self.model, PeftModel):
-                super()._save(output_dir, state_dict)
-                _sort_lists(Path(output_dir or self.args.output_dir, "adapter_config.json"))
-                return
-            # By the names of the model in memory: `save_pretrained` writes those of the published
-            # layout, and what a resume then reads by name would silently miss most weights.
-            directory = Path(output_dir or self.args.output_dir)
-            directory.mkdir(parents=True, exist_ok=True)
-            save_model(self.model, str(directory / SAFE_WEIGHTS_NAME))
-
-        def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: Any) -> Any:
-            if checkpoint is not None and self.is_fsdp_enabled:
-                # While every process has the whole model; Transformers does it afterwards.
-                self._load_from_checkpoint(checkpoint)
-            return super()._prepare_for_training(max_steps, loader, checkpoint)
-
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            if sharding.is_sharded(self.model):
-                return
-            if isinstance(self.model, PeftModel):
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
-                return
-            weights = Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)
-            load_model(self.model, weights, strict=True)
-
-        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-            if sharding.is_sharded(self.model):
-                state = sharding.optimizer_state(self.model, self.optimizer.optimizer)
-            else:
-                state = self.optimizer.state_dict()
-            if self.args.should_save:
-                every = [key for group in state["param_groups"] for key in group["params"]]
-                state[UNTOUCHED] = [key for key in every if key not in state["state"]]
-                state[KIND] = type(self.optimizer.optimizer).__name__
-                state_files.save(state, Path(output_dir, OPTIMIZER))
-                state_files.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER))
-
-        def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-            if checkpoint is None:
-                return
-            self._load_scheduler(state_files.load(Path(checkpoint, SCHEDULER)))
-            optimizer = self.optimizer.optimizer
-            stored = state_files.load(Path(checkpoint, OPTIMIZER))
-            # What moves the weights from here on is as the spec says now: a checkpoint that it
-            # names by URI may be of other rates.
-            groups = [
-                {**group, **own, "params": group["params"], "lr": rate}
-                for group, own, rate in zip(
-                    stored["param_groups"],
-                    optimizer.param_groups,
-                    self.lr_scheduler.get_last_lr(),
-                    strict=True,
-                )
-            ]
-            state = {"state": stored["state"], "param_groups": groups}
-            if sharding.is_sharded(self.model):
-                sharding.restore_optimizer(self.model, optimizer, state)
-            else:
-                optimizer.load_state_dict(state)
-
-        def _load_scheduler(self, state: dict[str, Any]) -> None:
-            """The schedule of this training, at the step of the `state`."""
-            scheduler = self.lr_scheduler
-            peaks = scheduler.base_lrs
-            scheduler.load_state_dict(state)
-            scheduler.base_lrs = peaks
-            scheduler._last_lr = [
-                peak * share(scheduler.last_epoch)
-                for peak, share in zip(peaks, scheduler.lr_lambdas, strict=True)
-            ]
-
-        def _save_rng_state(self, output_dir: str) -> None:
-            states: dict[str, Any] = {
-                "python": random.getstate(),
-                "numpy": np.random.get_state(),
-                "torch": torch.random.get_rng_state(),
-                # Losses since the last log, which a stop between two logs would lose.
-                "loss": self._tr_loss,
-                "logged": self._globalstep_last_logged,
-            }
-            if torch.cuda.is_available():  # on ROCm too, under the same name
-                states["cuda"] = torch.cuda.random.get_rng_state()
-            every = process_group.all_gather(states)
-            if self.args.should_save:
-                for rank, each in enumerate(every):
-                    state_files.save(each, Path(output_dir, _generators(rank)))
-
-        def _load_rng_state(self, checkpoint: str | None) -> None:
-            if checkpoint is None:
-                return
-            own = Path(checkpoint, _generators(process_group.rank()))
-            if not own.with_suffix(state_files.STRUCTURE).exists():
-                return  # there were fewer processes, and this one is new
-            states = state_files.load(own)
-            random.setstate(states["python"])
-            np.random.set_state(states["numpy"])
-            torch.random.set_rng_state(states["torch"])
-            self._tr_loss = states["loss"].to(self._tr_loss)
-            self._globalstep_last_logged = states["logged"]
-            if torch.cuda.is_available() and "cuda" in states:
-                torch.cuda.random.set_rng_state(states["cuda"])
-
-    return ResumableTrainer
-
-
-def _sort_lists(path: Path) -> None:
-    """PEFT writes sets in the order of the day; equal adapters shall be equal files."""
-    config = json.loads(path.read_text())
-    for key, value in config.items():
-        if isinstance(value, list):
-            config[key] = sorted(value)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+def _random_state_file(rank: int) -> str:
+    return f"{RANDOM_STATE}_{rank}" if rank else RANDOM_STATE

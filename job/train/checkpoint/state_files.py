@@ -1,10 +1,11 @@
-"""States of optimizers, schedulers and generators as files that run no code when they are read.
+"""Stores the states of optimizers, schedulers and random generators in files that run no code.
 
-The tensors go into safetensors, everything around them into JSON: numbers, text, None, lists,
-tuples and dictionaries with any of these as keys. What is read back is equal, in value and type.
+Tensors go into safetensors, everything around them into JSON: numbers, text, None, lists, tuples
+and dictionaries with any of these as keys. What is read back is equal in value and type.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from safetensors.torch import load_file, save_file
 TENSORS, STRUCTURE = ".safetensors", ".json"
 
 
-def save(state: Any, stem: Path) -> None:
+def save(state: Mapping[Any, object], stem: Path) -> None:
     """Stores `state` as `stem`.safetensors and `stem`.json.
 
-    Raises TypeError for a value that neither can hold.
+    Raises TypeError for a value that neither format can hold.
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = _encode(state, "state", tensors)
@@ -28,36 +29,40 @@ def save(state: Any, stem: Path) -> None:
     stem.with_suffix(STRUCTURE).write_text(text + "\n", encoding="utf-8")
 
 
-def load(stem: Path, *, meta: bool = False) -> Any:
-    """What `save` stored, its tensors on the CPU; with `meta` their shapes and types alone.
+def load(stem: Path, *, meta: bool = False) -> dict[Any, Any]:
+    """What `save` stored, with tensors on the CPU, or on the device `meta`: shapes and dtypes only.
 
-    Raises KeyError for a tensor that the JSON names and the other file lacks.
+    Raises KeyError if the JSON names a tensor that the safetensors file lacks.
     """
     path = stem.with_suffix(TENSORS)
     tensors = headers(path) if meta else load_file(path)
-    return _decode(json.loads(stem.with_suffix(STRUCTURE).read_text(encoding="utf-8")), tensors)
+    structure = json.loads(stem.with_suffix(STRUCTURE).read_text(encoding="utf-8"))
+    state = _decode(structure, tensors)
+    if not isinstance(state, dict):
+        raise TypeError(f"{stem.name} holds no dictionary")
+    return state
 
 
 def headers(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file without their contents, on the device `meta`."""
+    """The tensors of a safetensors file on the device `meta`, without their contents."""
     with safe_open(path, framework="pt") as file:
         return {name: _header(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
-def _header(file: Any, name: str) -> torch.Tensor:
+def _header(file: safe_open, name: str) -> torch.Tensor:
     part = file.get_slice(name)
     shape = part.get_shape()
-    read = part[:0] if shape else file.get_tensor(name)  # nothing, for its type
+    read = part[:0] if shape else file.get_tensor(name)  # no element, only the dtype
     return torch.empty(shape, dtype=read.dtype, device="meta")
 
 
-def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """The JSON for `value`; every container and tensor is a pair of its kind and content."""
+def _encode(value: object, name: str, tensors: dict[str, torch.Tensor]) -> object:
+    """The JSON for `value`; every container and tensor is a pair of kind and content."""
     match value:
         case None | bool() | int() | float() | str():
             return value
         case torch.Tensor():
-            # A copy: parts of one storage could not be told apart in the file.
+            # A copy: safetensors rejects tensors that share storage.
             tensors[name] = value.detach().cpu().clone().contiguous()
             return ["tensor", name]
         case np.ndarray():
@@ -78,7 +83,7 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
             raise TypeError(f"{name}: a checkpoint cannot hold a {type(value).__name__}")
 
 
-def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _decode(value: object, tensors: dict[str, torch.Tensor]) -> object:
     if not isinstance(value, list):
         return value
     kind, content = value

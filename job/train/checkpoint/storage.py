@@ -1,8 +1,8 @@
-"""Training checkpoints at the output: files first, `manifest.json` last.
+"""Stores training checkpoints at the output: files first, `manifest.json` last.
 
-A checkpoint is believed only with its manifest, only if every file has the size and digest that it
-names, and only if what the files hold is what the training has in memory; `latest` passes over the
-others and says why. One with a pickle in it is refused: reading that runs code.
+A checkpoint is valid only with its manifest, only if every file has the size and digest it names,
+and only if the content matches the training in memory; `latest` skips the others and logs why. One
+that holds a pickle is rejected: reading it runs code.
 """
 
 import json
@@ -24,8 +24,8 @@ MANIFEST = "manifest.json"
 _STEP = re.compile(r"^step-(\d+)$")
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
-Check = Callable[[Path], str | None]
-"""What is wrong with the content of a checkpoint that was fetched into a folder, or None."""
+ContentCheck = Callable[[Path], str | None]
+"""What is wrong with the content of a checkpoint fetched into a folder, or None."""
 
 
 def _unchecked(directory: Path) -> None:
@@ -34,21 +34,21 @@ def _unchecked(directory: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointStore:
-    """The checkpoints of one training, under `uri`, with its fingerprint."""
+    """The checkpoints of one training under `uri`, with its fingerprint."""
 
     uri: str
     fingerprint: str
     parts: Mapping[str, Any] = field(default_factory=dict)
-    """What the fingerprint is made from: stored, to name what changed."""
+    """The fingerprint's inputs: stored, to name what changed."""
     schedule: Schedule | None = None
-    """Known once the training's length is; until then any length is taken for its own."""
+    """None until the training's length is known; until then any length is accepted."""
     writer: Writer | None = None
-    """What stores and removes them; without it, at a place that no other job writes to."""
+    """Writes under the output's lease; None if no other job writes to `uri`."""
 
     def save(self, directory: Path, step: int, loss: float | None = None) -> None:
-        """Stores the checkpoint in `directory` as `step-N`; visible only when whole.
+        """Stores the checkpoint in `directory` as `step-N`; valid once it is complete.
 
-        `loss` is what it is compared by where the best is kept: lower is better.
+        The best checkpoint is the one with the lowest `loss`.
         """
         files = digest_tree(directory)
         manifest = {
@@ -60,35 +60,35 @@ class CheckpointStore:
             "size": sum(file.size for file in files),
             "files": [file.to_json() for file in files],
         }
-        files_of = self._writer.inside(_name(step))
-        files_of.delete(MANIFEST)
-        files_of.upload_tree(directory)
-        files_of.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        target = self._writer.inside(_name(step))
+        target.delete(MANIFEST)
+        target.upload_tree(directory)
+        target.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
     def steps(self) -> tuple[int, ...]:
-        """The steps of which anything is stored, oldest first."""
-        found = {
+        """The steps with any stored file, oldest first."""
+        steps = {
             int(match[1])
             for entry in storage.list_files(self.uri)
             if (match := _STEP.match(entry.path.split("/")[0]))
         }
-        return tuple(sorted(found))
+        return tuple(sorted(steps))
 
     def newest(self) -> int | None:
-        """The newest step that this training stored whole, by its manifest; no file is read."""
+        """The newest complete step of this training; reads manifests only."""
         for step in reversed(self.steps()):
             try:
-                if self._other(self._manifest(self.at(step)), step) is None:
+                if self._mismatch(self._manifest(self.at(step)), step) is None:
                     return step
             except (MissingInputError, ValueError):
                 continue
         return None
 
-    def latest(self, directory: Path, check: Check = _unchecked) -> str | None:
-        """Fetches the newest valid checkpoint of this training: its URI, or None without one.
+    def latest(self, directory: Path, check: ContentCheck = _unchecked) -> str | None:
+        """Fetches the newest valid checkpoint of this training; returns its URI, None without one.
 
-        Raises StorageError where the store is away or the disk is full, and InputError where what
-        is stored may not be read: steps must not be trained anew because of that.
+        Raises StorageError if the store is unavailable or the disk is full, and InputError if files
+        may not be read: none of these may cause finished steps to be trained again.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -97,26 +97,26 @@ class CheckpointStore:
                 return self.at(step)
             log.warn("checkpoint skipped", step=step, reason=problem)
         if steps:
-            log.warn("training starts anew: no checkpoint can be used", stored=len(steps))
+            log.warn("training starts from the beginning: no usable checkpoint", stored=len(steps))
         return None
 
     def prune(self, keep: int, reached: int) -> None:
         """Removes all but the newest `keep` checkpoints and the best, each manifest first.
 
-        What is not whole, or another training's, goes too: nobody would resume from it here. Those
-        past the step `reached` were there before a resume that could not take them. They stay until
-        they are written anew, and take no place: a damaged one must not displace a good one.
+        Incomplete ones and other trainings' are removed too: nothing resumes from them here. Those
+        past the step `reached` are older than a resume that could not use them. They stay until
+        they are overwritten, and do not count: a damaged one must not displace a good one.
 
-        Raises InputError where a manifest may not be read, before anything is removed.
+        Raises InputError if a manifest may not be read, before anything is removed.
         """
         losses: dict[int, float] = {}
         ahead = set[int]()
-        for step in (every := self.steps()):
+        for step in (steps := self.steps()):
             try:
                 manifest = self._manifest(self.at(step))
             except (MissingInputError, ValueError):
                 continue
-            if self._other(manifest, step) is not None:
+            if self._mismatch(manifest, step) is not None:
                 continue
             if step > reached:
                 ahead.add(step)
@@ -126,15 +126,15 @@ class CheckpointStore:
         kept = set(sorted(losses)[-keep:])
         if losses:
             kept.add(min(losses, key=lambda step: (losses[step], -step)))
-        for step in every:
+        for step in steps:
             if step not in kept | ahead:
                 self._writer.delete(f"{_name(step)}/{MANIFEST}")
                 self._writer.delete_tree(_name(step))
 
-    def fetch(self, uri: str, directory: Path, check: Check = _unchecked) -> Path:
+    def fetch(self, uri: str, directory: Path, check: ContentCheck = _unchecked) -> Path:
         """Fetches the checkpoint at `uri`, which may be another training's.
 
-        Raises InputError where it is missing or damaged, or is of another model.
+        Raises InputError if it is missing, damaged or another model's.
         """
         problem = self._fetch(uri, directory, check)
         if problem is not None:
@@ -147,27 +147,27 @@ class CheckpointStore:
         return directory
 
     def _fetch(
-        self, source: str, directory: Path, check: Check, step: int | None = None
+        self, source: str, directory: Path, check: ContentCheck, step: int | None = None
     ) -> str | None:
-        """Downloads a checkpoint; gives what is wrong with it, or None.
+        """Downloads a checkpoint; returns what is wrong with it, or None.
 
-        With `step` it has to be this training's, of that step.
+        If `step` is given, it has to be this training's checkpoint of that step.
         """
         try:
             manifest = self._manifest(source)
             wanted = [FileDigest.from_json(file) for file in manifest["files"]]
         except MissingInputError:
-            return "it has no manifest, so it was not stored whole"
+            return "it has no manifest, so it is incomplete"
         except (ValueError, KeyError, TypeError) as error:
             return f"its manifest is unreadable: {error}"
         if step is not None:
-            if (other := self._other(manifest, step)) is not None:
-                return other
+            if (mismatch := self._mismatch(manifest, step)) is not None:
+                return mismatch
             if self.schedule is not None and step > self.schedule.steps:
                 return f"it is past the {self.schedule.steps} steps of this training"
         for file in wanted:
             if file.path.endswith(_PICKLES):
-                return f"{file.path} is a pickle, which runs code when it is read"
+                return f"{file.path} is a pickle, and reading one runs code"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         try:
@@ -175,14 +175,14 @@ class CheckpointStore:
                 storage.download(storage.join(source, file.path), directory / file.path)
         except MissingInputError as error:
             return f"a file cannot be read: {error.problems[0].message}"
-        found = {file.path: file for file in digest_tree(directory)}
+        fetched = {file.path: file for file in digest_tree(directory)}
         for file in wanted:
-            if found.get(file.path) != file:
-                return f"{file.path} is damaged: its digest is not the manifest's"
+            if fetched.get(file.path) != file:
+                return f"{file.path} is damaged: its digest differs from the manifest's"
         return check(directory)
 
-    def _other(self, manifest: Mapping[str, Any], step: int) -> str | None:
-        """Why the checkpoint of the manifest is another training's; None where it is this one's."""
+    def _mismatch(self, manifest: Mapping[str, Any], step: int) -> str | None:
+        """Why the manifest's checkpoint is another training's; None if it is this one's."""
         if manifest.get("fingerprint") != self.fingerprint:
             changed = changes(manifest.get("parts"), self.parts)
             return f"it belongs to another spec, model or data set: {changed}"
@@ -195,14 +195,14 @@ class CheckpointStore:
 
     @staticmethod
     def _manifest(source: str) -> dict[str, Any]:
-        """The manifest of the checkpoint at `source`; ValueError where it is no JSON object."""
+        """The manifest of the checkpoint at `source`; ValueError if it is not a JSON object."""
         manifest = json.loads(storage.read_bytes(storage.join(source, MANIFEST)))
         if not isinstance(manifest, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return manifest
 
     def at(self, step: int) -> str:
-        """The URI of a step's checkpoint."""
+        """The URI of the step's checkpoint."""
         return storage.join(self.uri, _name(step))
 
     @property

@@ -1,4 +1,4 @@
-"""Compiled blocks give what blocks as they are written give, and are not compiled without end."""
+"""Compiled blocks compute what eager ones do, and are recompiled a bounded number of times."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch._inductor import config
 
 from job import families
 from job.cli.app import app
-from job.engines.compiling import MOST, compile_blocks, release_blocks, require
+from job.engines.compiling import MAX_RECOMPILES, compile_blocks, require
 from job.errors import SpecError
 from job.families.base import SORTED_EXPERTS, Encoded
 from job.families.ernie45_vl.packed.experts import routed_experts
@@ -22,7 +22,7 @@ from job.prep.rows import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
 from tests.models import BUILDERS
-from tests.unit.families.test_packed_step import image, row
+from tests.unit.families.test_packed_step import row
 
 TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 SPEC = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
@@ -37,13 +37,13 @@ def _nothing_compiled_before() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def batches(count: int, *, pictures: bool) -> list[list[Row]]:
-    """Of one row and of several, of every length, with pictures of every size."""
+def batches(count: int, *, images: bool) -> list[list[Row]]:
+    """Of one row and of several, of many lengths, with images of many sizes."""
     return [
         [
             row(
                 "x+" * (1 + (5 * n + 3 * k) % 11),
-                *([image(56 + 28 * (n % 4), 56 + 28 * (k % 3))] if pictures else []),
+                *([image(56 + 28 * (n % 4), 56 + 28 * (k % 3))] if images else []),
             )
             for k in range(1 + n % 4)
         ]
@@ -52,7 +52,7 @@ def batches(count: int, *, pictures: bool) -> list[list[Row]]:
 
 
 class Pair:
-    """A family's model with an adapter, as it is written and compiled."""
+    """A family's model with an adapter, eager and compiled."""
 
     def __init__(self, name: str, place: Path, *, backend: str = "inductor") -> None:
         family = self._family(name, place)
@@ -64,10 +64,11 @@ class Pair:
         self.family = family
         self.plain = self._adapted(model)
         self.compiled = copy.deepcopy(self.plain)
-        assert compile_blocks(self.compiled, backend) > 1
+        self.blocks = compile_blocks(self.compiled, backend)
+        assert len(self.blocks) > 1
 
     def losses(self, rows: list[Row]) -> tuple[float, float]:
-        """Of either, each after a backward pass; the gradients are compared too."""
+        """Of both, after a backward pass each; compares the gradients too."""
         batch = self._collate([self.family.encode(each) for each in rows])
         found, grads = [], []
         for model in (self.plain, self.compiled):
@@ -116,15 +117,15 @@ def same(pair: Pair, rows: list[Row]) -> None:
 )
 def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path, backend="eager")
-    many = batches(20, pictures=name != "llama")
+    many = batches(20, images=name != "llama")
     for rows in many[:12]:
         same(pair, rows)
     compiled = counters["stats"]["unique_graphs"]
-    assert compiled <= MOST
+    assert compiled <= MAX_RECOMPILES
     for rows in many[12:]:
         same(pair, [*rows, *rows])
-    # The tower of Qwen takes pictures one by one: each number of them is a kind of its own. So is
-    # ERNIE's last layer, which goes on with supervised tokens alone.
+    # Qwen's tower computes images one by one: each number of them is a graph of its own. So is
+    # ERNIE's last layer, which continues with supervised tokens only.
     more = {"llama": 4, "ernie": 5, "qwen_vl": 8}[name]
     assert counters["stats"]["unique_graphs"] - compiled <= more
 
@@ -158,12 +159,12 @@ def test_sorted_experts_are_compiled_in_fp32_too(adapted: bool) -> None:
     torch.testing.assert_close(*found)
 
 
-def test_names_stay_and_released_blocks_are_what_they_were(tmp_path: Path) -> None:
+def test_names_stay_and_released_blocks_run_eagerly_again(tmp_path: Path) -> None:
     pair = Pair("llama", tmp_path, backend="eager")
     same(pair, [row("a")])
     assert list(pair.compiled.state_dict()) == list(pair.plain.state_dict())
     compiled = counters["stats"]["unique_graphs"]
-    release_blocks(pair.compiled)
+    pair.blocks.release()
     torch._dynamo.reset()
     same(pair, [row("b+c")])
     assert counters["stats"]["unique_graphs"] == compiled > 0
@@ -171,17 +172,15 @@ def test_names_stay_and_released_blocks_are_what_they_were(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ernie", "llama", "qwen_vl"])
-def test_losses_and_gradients_are_those_of_blocks_as_they_are_written(
-    name: str, tmp_path: Path
-) -> None:
+def test_losses_and_gradients_are_those_of_eager_blocks(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path)
-    for rows in batches(6, pictures=name != "llama")[1:]:
+    for rows in batches(6, images=name != "llama")[1:]:
         same(pair, rows)
 
 
-# Torch puts its settings back itself; pytest would leave this one unset, for every test after it.
+# Torch restores its settings itself; pytest would leave this one unset for all later tests.
 @config.patch("cpp.cxx", (None, "no-compiler-of-this-name"))
-def test_a_machine_without_a_compiler_is_told_before_any_work(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"\$\.train\.torch_compile: is not possible") as refused:
         require(CPU)
     [problem] = refused.value.problems

@@ -1,4 +1,4 @@
-"""What training waits for its rows: measured where they are taken, and warned of."""
+"""The wait for data: measured where batches are fetched, and warned of."""
 
 import json
 import time
@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from job import log, telemetry
-from job.engines.data_timer import Waiting
+from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
 from job.families.batches import COUNTED, TOKENS
 from job.train.callbacks import progress
@@ -29,25 +29,25 @@ def slow(count: int) -> Iterator[int]:
 
 
 def test_the_time_until_a_batch_counts_and_the_time_with_it_does_not() -> None:
-    slow_data, slow_steps = Waiting(), Waiting()
-    assert list(slow_data.of(slow(5))) == [0, 1, 2, 3, 4]
-    for _ in slow_steps.of(iter(range(5))):
+    slow_data, slow_steps = DataTimer(), DataTimer()
+    assert list(slow_data.timed(slow(5))) == [0, 1, 2, 3, 4]
+    for _ in slow_steps.timed(iter(range(5))):
         time.sleep(PAUSE)
     assert slow_data.seconds >= 5 * PAUSE
     assert slow_steps.seconds < slow_data.seconds / 10
 
 
-def test_batches_that_are_left_are_there_for_the_next_step() -> None:
-    batches, waiting = slow(4), Waiting()
-    first = waiting.of(batches)
+def test_the_next_step_gets_the_remaining_batches() -> None:
+    batches, data_timer = slow(4), DataTimer()
+    first = data_timer.timed(batches)
     assert [next(first), next(first)] == [0, 1]
     del first
-    assert list(waiting.of(batches)) == [2, 3]
-    assert waiting.seconds >= 4 * PAUSE
+    assert list(data_timer.timed(batches)) == [2, 3]
+    assert data_timer.seconds >= 4 * PAUSE
 
 
 class Rows(list[float]):
-    """Numbers, each of which takes its time to be read."""
+    """Numbers, each of which takes `pause` seconds to read."""
 
     def __init__(self, pause: float) -> None:
         super().__init__(float(n) for n in range(ROWS))
@@ -58,61 +58,61 @@ class Rows(list[float]):
         return super().__getitem__(index)
 
 
-def waited(pause: float, place: Path) -> float:
-    """The seconds that a short training waits for rows that take so long each."""
-    waiting = Waiting()
+def waited(pause: float, directory: Path) -> float:
+    """Seconds that a short training waits for rows that take `pause` seconds each."""
+    data_timer = DataTimer()
     trainer = short_training(
-        place,
+        directory,
         Rows(pause),
         lambda rows: {"input_ids": torch.tensor(rows), COUNTED: len(rows), TOKENS: 3},
-        waiting,
+        data_timer,
         max_steps=4,
     )
     trainer.train()
-    return waiting.seconds
+    return data_timer.seconds
 
 
-def test_a_data_set_that_is_slow_is_waited_for_and_one_that_is_not_is_not(tmp_path: Path) -> None:
+def test_the_wait_for_a_slow_data_set_is_measured(tmp_path: Path) -> None:
     slow_rows, fast_rows = waited(PAUSE, tmp_path), waited(0, tmp_path)
     assert slow_rows >= ROWS * PAUSE
     assert fast_rows < slow_rows / 5
 
 
 class Watched:
-    """A training whose every step takes a second, of which a share is waited."""
+    """A training whose every step takes a second, a share of it waiting for data."""
 
-    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.told: list[telemetry.Step] = []
-        self._waiting, self._now = Waiting(), 100.0
-        self._arguments = TrainingArguments(output_dir=str(place), dataloader_num_workers=3)
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reported: list[telemetry.Step] = []
+        self._data_timer, self._now = DataTimer(), 100.0
+        self._arguments = TrainingArguments(output_dir=str(directory), dataloader_num_workers=3)
         self._state = TrainerState(max_steps=10 * WINDOW, epoch=0.0)
         monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self._now))
         cpu = Accelerator(kind="cpu", name="CPU", memory_bytes=2**30)
-        history = place / "history.jsonl"
-        self._progress = ProgressCallback(cpu, history, self.told.append, self._waiting)
+        history = directory / "history.jsonl"
+        self._progress = ProgressCallback(cpu, history, self.reported.append, self._data_timer)
         self._progress.on_train_begin(self._arguments, self._state, TrainerControl())
 
     def steps(self, count: int, share: float) -> None:
         for _ in range(count):
             self._now += 1.0
-            self._waiting.seconds += share
+            self._data_timer.seconds += share
             self._state.global_step += 1
             logs = {"loss": 1.0, "learning_rate": 1e-3}
             self._progress.on_log(self._arguments, self._state, TrainerControl(), logs)
 
 
-def test_every_step_that_is_logged_tells_its_wait(
+def test_every_logged_step_reports_its_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched(tmp_path, monkeypatch)
     watched.steps(1, 0.25)
     watched.steps(1, 0.5)
-    assert [(step.data_wait_seconds, step.data_wait_share) for step in watched.told] == [
+    assert [(step.data_wait_seconds, step.data_wait_share) for step in watched.reported] == [
         (0.25, 0.25),
         (0.5, 0.5),
     ]
-    kept = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [entry["data_wait_share"] for entry in kept] == [0.25, 0.5]
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [entry["data_wait_share"] for entry in history] == [0.25, 0.5]
 
 
 def test_waiting_that_lasts_is_warned_of_once_with_its_fix(
@@ -121,18 +121,18 @@ def test_waiting_that_lasts_is_warned_of_once_with_its_fix(
     log.configure("text")
     watched = Watched(tmp_path, monkeypatch)
     watched.steps(1 + WINDOW, 0.1)
-    assert "waits for its rows" not in capsys.readouterr().err
+    assert "data loading is the bottleneck" not in capsys.readouterr().err
     watched.steps(3 * WINDOW, 0.5)
-    said = capsys.readouterr().err
-    assert said.count("training waits for its rows share=50%") == 1
-    assert "raise train.dataloader_num_workers, which is 3" in said
+    logged = capsys.readouterr().err
+    assert logged.count("data loading is the bottleneck share=50%") == 1
+    assert "raise train.dataloader_num_workers, now 3" in logged
 
 
-def test_workers_that_start_are_no_waiting_to_warn_of(
+def test_the_start_of_workers_is_no_wait_to_warn_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.configure("text")
     watched = Watched(tmp_path, monkeypatch)
     watched.steps(1, 60.0)
     watched.steps(2 * WINDOW, 0.01)
-    assert "waits for its rows" not in capsys.readouterr().err
+    assert "data loading is the bottleneck" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the machine decides where the spec leaves it open."""
+"""What the machine decides if the spec leaves it open."""
 
 import os
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Which engine trains: by the spec, by what is there, and by what was measured."""
+"""Which engine trains: by the spec, by what is installed, and by measurements."""
 
 import json
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def chosen(
     return choice.engine, choice.reason
 
 
-def test_auto_takes_the_one_measured_faster_on_such_a_device() -> None:
+def test_auto_selects_the_engine_that_measured_faster_on_the_device() -> None:
     engine, reason = chosen(spec())
     assert engine == "unsloth"
     assert "transformers 10,000 tokens a second, with unsloth 15,000" in reason
@@ -66,12 +66,12 @@ def test_auto_guesses_nothing(family: str | None) -> None:
     [
         ((), 1, (), "the package unsloth is not installed"),
         ((), 1, ("unsloth",), "the package unsloth_zoo is not installed"),
-        ((), 2, PACKAGES, "trains in one process, and 2 were started"),
-        (("model.init=random",), 1, PACKAGES, "trains plain adapters on weights that it reads"),
-        (("lora.use_dora=true",), 1, PACKAGES, "trains plain adapters on weights that it reads"),
+        ((), 2, PACKAGES, "trains in one process, but 2 were started"),
+        (("model.init=random",), 1, PACKAGES, "trains plain LoRA adapters on pretrained weights"),
+        (("lora.use_dora=true",), 1, PACKAGES, "trains plain LoRA adapters on pretrained weights"),
     ],
 )
-def test_auto_takes_the_plain_one_where_the_faster_cannot_train(
+def test_auto_selects_transformers_if_the_faster_engine_cannot_train(
     overrides: tuple[str, ...], processes: int, present: Sequence[str], why: str
 ) -> None:
     engine, reason = chosen(spec(*overrides), processes=processes, present=present)
@@ -80,16 +80,16 @@ def test_auto_takes_the_plain_one_where_the_faster_cannot_train(
 
 
 @pytest.mark.parametrize(
-    ("family", "device", "processes", "present", "said"),
+    ("family", "device", "processes", "present", "message"),
     [
-        ("vlm", CPU, 1, PACKAGES, "$.model.engine needs a GPU, and torch sees none"),
-        ("vlm", GPU, 2, PACKAGES, "$.model.engine trains in one process, and 2 were started"),
+        ("vlm", CPU, 1, PACKAGES, "$.model.engine needs a GPU, but torch sees none"),
+        ("vlm", GPU, 2, PACKAGES, "$.model.engine trains in one process, but 2 were started"),
         ("vlm", GPU, 1, (), "$.model.engine the package unsloth is not installed"),
-        ("ernie45_vl", GPU, 1, PACKAGES, "$.train.torch_compile must be false where unsloth"),
+        ("ernie45_vl", GPU, 1, PACKAGES, "$.train.torch_compile must be false if unsloth"),
     ],
 )
-def test_what_was_asked_for_and_cannot_be_is_refused(
-    family: str, device: Accelerator, processes: int, present: Sequence[str], said: str
+def test_an_engine_that_cannot_train_the_spec_is_rejected(
+    family: str, device: Accelerator, processes: int, present: Sequence[str], message: str
 ) -> None:
     asked = spec(
         "model.engine=unsloth", "train.torch_compile=true", "train.gradient_checkpointing=false"
@@ -97,11 +97,11 @@ def test_what_was_asked_for_and_cannot_be_is_refused(
     with pytest.raises(SpecError) as caught:
         chosen(asked, family, device, processes=processes, present=present)
     [problem] = caught.value.problems
-    assert f"{problem.field} {problem.message}".startswith(said)
+    assert f"{problem.field} {problem.message}".startswith(message)
     assert problem.fix
 
 
-def test_what_the_spec_names_is_taken() -> None:
+def test_the_engine_that_the_spec_names_is_selected() -> None:
     assert chosen(spec("model.engine=unsloth"), None)[0] == "unsloth"
     assert chosen(spec("model.engine=transformers"))[0] == "transformers"
 
@@ -121,6 +121,6 @@ def test_a_job_that_asks_for_it_without_a_gpu_ends_before_its_work(tmp_path: Pat
     )
     assert done.code == 10
     assert "$.model.engine" in done.err
-    assert "needs a GPU, and torch sees none" in done.err
-    assert "write transformers, or auto" in done.err
+    assert "needs a GPU, but torch sees none" in done.err
+    assert "set model.engine: transformers, or auto" in done.err
     assert "prep" not in done.err

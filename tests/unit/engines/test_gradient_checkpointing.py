@@ -1,4 +1,4 @@
-"""With gradient checkpointing no gradient is computed where nothing is trained."""
+"""With gradient checkpointing, no gradients are computed in frozen parts."""
 
 import json
 from typing import Any
@@ -31,8 +31,8 @@ def spec() -> JobSpec:
     return load_spec(SPEC.read_text(), str(SPEC), given, environ={}).spec
 
 
-def pictures(model: Any, family: Ernie45VL, rows: list[Encoded]) -> torch.Tensor:
-    """What the vision tower makes of the rows, within a step."""
+def image_features(model: Any, family: Ernie45VL, rows: list[Encoded]) -> torch.Tensor:
+    """The vision tower's output for the rows, in a step."""
     seen: list[torch.Tensor] = []
     tower = model.get_base_model().model.vision_tower
     hook = tower.ln.register_forward_hook(lambda *each: seen.append(each[2]))
@@ -48,12 +48,12 @@ def test_a_frozen_tower_has_none(spec: JobSpec) -> None:
     _, trained, _ = train_stage(spec, accelerator, family, model, rows)
     encoded = [family.encode(row) for row in rows]
     assert trained.is_gradient_checkpointing
-    assert not pictures(trained, family, encoded).requires_grad
+    assert not image_features(trained, family, encoded).requires_grad
     kept = [p.grad.clone() for p in trained.parameters() if p.grad is not None]
     trained.gradient_checkpointing_disable()
     trained.zero_grad()
-    pictures(trained, family, encoded)
+    image_features(trained, family, encoded)
     made = [p.grad for p in trained.parameters() if p.grad is not None]
     torch.testing.assert_close(kept, made)
-    gradient_checkpointing.turn_on(trained)
-    assert not pictures(trained, family, encoded).requires_grad
+    gradient_checkpointing.enable(trained)
+    assert not image_features(trained, family, encoded).requires_grad

@@ -1,15 +1,76 @@
-"""What the trainer does between passes: nothing for which the device would be waited for."""
+"""Between micro-batches the trainer does nothing that waits for the device."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
-from job.engines.data_timer import Waiting
+from job.engines.data_timer import DataTimer
 from job.engines.trainer import StepTrainer
 from job.families.batches import COUNTED, TOKENS
 from tests.unit.train.short_training import ROWS, short_training
+
+
+class TransformersLoop(StepTrainer):
+    """The trainer with Transformers' own epoch loop, which `StepTrainer` replaces."""
+
+    _run_epoch = Trainer._run_epoch
+
+    def get_batch_samples(self, loader: Any, count: int, _device: Any) -> tuple[list[Any], int]:
+        batches = self._fetch(loader, count)
+        return batches, sum(batch["counted_tokens"] for batch in batches)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        self.state.num_input_tokens_seen += inputs[TOKENS]
+
+
+def collate(rows: list[int]) -> dict[str, Any]:
+    values = torch.tensor(rows, dtype=torch.float)
+    return {"input_ids": values, COUNTED: len(rows), TOKENS: sum(rows)}
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+def test_an_epoch_has_the_steps_logs_and_weights_of_transformers_loop(
+    max_grad_norm: float, tmp_path: Path
+) -> None:
+    ours, theirs = (
+        short_training(
+            tmp_path,
+            list(range(ROWS)),
+            collate,
+            DataTimer(),
+            trainer=kind,
+            max_grad_norm=max_grad_norm,
+            learning_rate=0.01,
+            max_steps=7,
+            logging_steps=2,
+            include_num_input_tokens_seen="non_padding",
+        )
+        for kind in (StepTrainer, TransformersLoop)
+    )
+    for trainer in (ours, theirs):
+        trainer.train()
+    assert ours.model.weight.item() == theirs.model.weight.item() != 1.0
+    logged = [
+        [
+            {
+                k: v
+                for k, v in e.items()
+                if k in ("step", "epoch", "loss", "grad_norm", "learning_rate")
+            }
+            for e in trainer.state.log_history
+            if "loss" in e
+        ]
+        for trainer in (ours, theirs)
+    ]
+    assert logged[0] == logged[1]
+    assert len(logged[0]) == 3
+    assert ours.state.num_input_tokens_seen == theirs.state.num_input_tokens_seen
 
 
 @pytest.fixture
@@ -18,18 +79,14 @@ def trainer(tmp_path: Path) -> StepTrainer:
     return short_training(
         tmp_path,
         list(range(ROWS)),
-        lambda rows: {
-            "input_ids": torch.tensor(rows, dtype=torch.float),
-            COUNTED: len(rows),
-            TOKENS: sum(rows),
-        },
-        Waiting(),
+        collate,
+        DataTimer(),
         num_train_epochs=2,
         include_num_input_tokens_seen="non_padding",
     )
 
 
-def test_tokens_are_counted_on_the_host_and_operations_not_at_all(
+def test_tokens_are_counted_on_the_host_and_flops_not_at_all(
     trainer: StepTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gather(_: Any) -> Any:

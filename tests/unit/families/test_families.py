@@ -25,7 +25,7 @@ from job.prep.rows import Row
 from job.spec import keys
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
-from job.train.dataset import truncate
+from job.train.length_filter import truncate
 from tests.models import BUILDERS, add_noise
 from tests.unit.families.test_ernie45_vl import CONVERSATIONS, image, row, turn
 
@@ -149,7 +149,7 @@ def test_a_model_without_experts_is_prepared_for_a_gpu_and_has_no_choice_of_thei
     asked = replace(spec.model, experts_implementation="grouped_mm")
     ernies = replace(spec.model, experts_implementation="sorted_grouped_mm")
     for chosen in (asked, ernies):
-        with pytest.raises(SpecError, match="is not for this model"):
+        with pytest.raises(SpecError, match="does not apply to this model"):
             replace(engine, model=chosen).prepare(model, family)
 
 

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from job.engines.compiling import compile_blocks, release_blocks
-from job.engines.fused_lora import lay
+from job.engines.compiling import compile_blocks
+from job.engines.fused_lora import fuse_adapters
 from job.families.lora.fused import ALIGNMENT, FusedLoraLinear
 from job.families.lora.linear import (
     LowRankLinear,
@@ -78,7 +78,7 @@ def pair(*args: Any, **settings: Any) -> tuple[Any, Any]:
     own = copy.deepcopy(peft)
     use_low_rank_layers(own)
     blocks = list(own.base_model.model.blocks)
-    own.laying = lay(own, blocks)
+    own.fused_lora = fuse_adapters(own, blocks)
     for block in blocks:
         block.compile(backend="aot_eager", dynamic=True, fullgraph=True)
     return peft, own
@@ -115,7 +115,7 @@ def same(models: tuple[Any, Any], x: torch.Tensor) -> None:
 
 def laid(model: Any) -> list[int]:
     """How many layers each matrix holds."""
-    return [len(layers) for _, layers in model.laying.laid] if model.laying else []
+    return [len(layers) for _, layers in model.fused_lora.groups] if model.fused_lora else []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -175,13 +175,14 @@ def test_released_blocks_have_weights_of_their_own_under_the_names_they_had() ->
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(5, 12)
     expected = model(x)
-    model.laying = lay(model, list(model.base_model.model.blocks))
+    fused_lora = fuse_adapters(model, list(model.base_model.model.blocks))
+    assert fused_lora is not None
     layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
     assert not any(layer.get_base_layer().weight.is_contiguous() for layer in layers)
     assert {n: t.shape for n, t in model.state_dict().items()} == {
         n: t.shape for n, t in before.items()
     }
-    release_blocks(model)
+    fused_lora.release()
     assert not any(layer.fused for layer in layers)
     for name, tensor in model.state_dict().items():
         assert tensor.is_contiguous()
@@ -193,7 +194,7 @@ def test_released_blocks_have_weights_of_their_own_under_the_names_they_had() ->
 def test_blocks_are_compiled_with_weights_where_they_are_if_that_is_asked_for() -> None:
     model = adapted()
     use_low_rank_layers(model)
-    compile_blocks(model, wide=False)
+    compile_blocks(model, fuse=False)
     layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
     assert all(layer.get_base_layer().weight.is_contiguous() for layer in layers)
 

@@ -24,7 +24,7 @@ from job.families.lora.linear import use_low_rank_layers
 from job.prep.images import inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
-from job.train.micro_batches import Cut, alike, balanced, in_order
+from job.train.micro_batches import Split, balanced, in_order, sorted_by_length
 
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 TARGETS = [
@@ -232,7 +232,7 @@ def test_a_step_divided_by_length_has_the_loss_of_one_in_order(
     encoded = [family.encode(row(answer, image(84, 56))) for answer in answers]
     lengths = [len(each.input_ids) for each in encoded]
 
-    def loss(cut: Cut) -> float:
+    def loss(cut: Split) -> float:
         """The mean over the supervised tokens of all passes."""
         total, counted = 0.0, 0
         for piece in cut(range(len(encoded)), 2, 2):
@@ -245,7 +245,7 @@ def test_a_step_divided_by_length_has_the_loss_of_one_in_order(
 
     tokens_alike = balanced(2, lengths, [0] * 8)
     assert tokens_alike(range(8), 2, 2) != in_order(2)(range(8), 2, 2)
-    for cut in (tokens_alike, alike(2, lengths)):
+    for cut in (tokens_alike, sorted_by_length(2, lengths)):
         assert loss(cut) == pytest.approx(loss(in_order(2)), abs=1e-5)
 
 

@@ -17,8 +17,8 @@ from job.prep.rows import Row
 from job.prep.shards import Rows
 from job.prep.streaming import FullShards, StreamedRows
 from job.spec.types import DataSpec
-from job.train.prefetch import Ahead, Fetcher
-from job.train.sampler import SharedBatches, Windows
+from job.train.prefetch import PrefetchingBatchSampler, ShardPrefetcher
+from job.train.sampler import BlockShuffleSampler, DistributedBatchSampler
 from tests.unit.prep.test_prep import data_spec, pair, png, run, with_source, write_jsonl
 from tests.unit.prep.test_sources import KINDS, folder, image_bytes, kept_as, plain, text_of
 
@@ -128,7 +128,7 @@ def test_the_disk_holds_no_more_shards_than_the_buffer_needs(tmp_path: Path) -> 
     data, rows = streamed(spec, tmp_path / "streamed")
     full_shards = rows.full_shards
     most = 0
-    windows = Windows(len(rows), rows.blocks(), 6, seed=1)
+    windows = BlockShuffleSampler(len(rows), rows.blocks(), 6, seed=1)
     for number in windows:
         assert rows[number].images[0].data
         most = max(most, len(list(full_shards.folder.glob("*.arrow"))))
@@ -194,15 +194,15 @@ def test_a_tar_is_entered_at_the_row_and_not_read_from_its_beginning(
 def test_what_training_comes_to_is_fetched_before(folder: Path, tmp_path: Path) -> None:
     spec = replace(data_spec(write_jsonl(folder, plain())), eval_fraction=0.3)
     _, rows = streamed(spec, tmp_path)
-    batches = SharedBatches(Windows(len(rows), rows.blocks(), 3, seed=1), 2)
+    batches = DistributedBatchSampler(BlockShuffleSampler(len(rows), rows.blocks(), 3, seed=1), 2)
     wanted = list(batches)
-    ahead = Ahead(batches, rows, tuple(range(len(rows))), 4)
+    ahead = PrefetchingBatchSampler(batches, rows, tuple(range(len(rows))), 4)
     assert len(ahead) == len(wanted)
     assert list(ahead) == wanted
     made: set[str] = set()
     end = time.monotonic() + 60
-    with Fetcher(rows.full_shards) as fetcher:
-        fetcher.want(rows.shard_of(number) for number in range(len(rows)))
+    with ShardPrefetcher(rows.full_shards) as fetcher:
+        fetcher.request(rows.shard_of(number) for number in range(len(rows)))
         while made != set(rows.full_shards.chunks) and time.monotonic() < end:
             time.sleep(0.05)
             made = {path.name for path in rows.full_shards.folder.glob("*.arrow")}

@@ -1,4 +1,4 @@
-"""A training of one weight on 16 rows, two a pass and two passes a step, for tests of its steps."""
+"""A training of one weight on 16 rows, in micro-batches of two, two of them per step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from job.engines.data_timer import Waiting
+from job.engines.data_timer import DataTimer
 from job.engines.trainer import StepTrainer
-from job.train.sampler import SharedBatches, shuffled
+from job.train.sampler import DistributedBatchSampler, shuffled
 
 ROWS = 16
 
 
 class Line(torch.nn.Module):
-    """A model of one weight, whose operations nobody is to count."""
+    """A model of one weight, whose FLOPs must not be counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,18 +30,20 @@ class Line(torch.nn.Module):
 
 
 def short_training(
-    place: Path,
+    directory: Path,
     rows: Any,
     collate: Callable[[list[Any]], dict[str, Any]],
-    waiting: Waiting,
+    data_timer: DataTimer,
+    *,
+    trainer: type[StepTrainer] = StepTrainer,
     **arguments: Any,
 ) -> StepTrainer:
-    return StepTrainer(
-        batches=SharedBatches(shuffled(ROWS, 0), 2, passes=2),
-        waiting=waiting,
+    return trainer(
+        batch_sampler=DistributedBatchSampler(shuffled(ROWS, 0), 2, micro_batches=2),
+        data_timer=data_timer,
         model=Line(),
         args=TrainingArguments(
-            output_dir=str(place),
+            output_dir=str(directory),
             use_cpu=True,
             gradient_accumulation_steps=2,
             save_strategy="no",

@@ -1,4 +1,4 @@
-"""How a step is divided until it fits."""
+"""How a batch size is found that fits."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,56 +10,56 @@ from job.families.batches import COUNTED, TOKENS
 from job.spec.load import load_spec
 from job.spec.types import TrainSpec
 from job.train import batch_size_finder
-from job.train.batch_size_finder import Division, find, fitted_to_memory
+from job.train.batch_size_finder import BatchSettings, Trial, find_batch_size, first_that_fits
 from tests.jobs import ROOT
 
 
-def division(rows: int, passes: int, checkpointing: bool) -> Division:
-    return Division(
+def settings(rows: int, accumulation: int, checkpointing: bool) -> BatchSettings:
+    return BatchSettings(
         per_device_train_batch_size=rows,
-        gradient_accumulation_steps=passes,
+        gradient_accumulation_steps=accumulation,
         gradient_checkpointing=checkpointing,
     )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 12, 15, 32])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_smaller_division_has_the_rows_of_the_first(rows: int, checkpointing: bool) -> None:
-    start = division(rows, 3, checkpointing)
-    found, too_large = find(start, lambda _: False)
+def test_all_smaller_settings_have_the_rows_of_the_first(rows: int, checkpointing: bool) -> None:
+    start = settings(rows, 3, checkpointing)
+    found, too_large = first_that_fits(start, lambda _: False)
     assert found is None
     assert too_large[0] == start
     for each in too_large:
         assert each.per_device_train_batch_size * each.gradient_accumulation_steps == rows * 3
     sizes = [each.per_device_train_batch_size for each in too_large]
     assert sizes == sorted(sizes, reverse=True)
-    assert too_large[-1] == division(1, rows * 3, True)
+    assert too_large[-1] == settings(1, rows * 3, True)
 
 
-def test_rows_are_halved_before_activations_are_computed_again() -> None:
-    _, too_large = find(division(8, 1, False), lambda _: False)
+def test_rows_are_halved_before_gradient_checkpointing_is_enabled() -> None:
+    _, too_large = first_that_fits(settings(8, 1, False), lambda _: False)
     assert too_large == [
-        division(8, 1, False),
-        division(4, 2, False),
-        division(2, 4, False),
-        division(1, 8, False),
-        division(1, 8, True),
+        settings(8, 1, False),
+        settings(4, 2, False),
+        settings(2, 4, False),
+        settings(1, 8, False),
+        settings(1, 8, True),
     ]
 
 
-def test_the_first_that_fits_is_taken() -> None:
-    start = division(8, 1, True)
-    assert find(start, lambda _: True) == (start, [])
-    found, too_large = find(start, lambda each: each.per_device_train_batch_size <= 2)
-    assert found == division(2, 4, True)
-    assert too_large == [start, division(4, 2, True)]
+def test_the_first_settings_that_fit_are_returned() -> None:
+    start = settings(8, 1, True)
+    assert first_that_fits(start, lambda _: True) == (start, [])
+    found, too_large = first_that_fits(start, lambda each: each.per_device_train_batch_size <= 2)
+    assert found == settings(2, 4, True)
+    assert too_large == [start, settings(4, 2, True)]
 
 
-@pytest.mark.parametrize("too_large", [[0, 1], [2, 3]], ids=["the pictures", "the texts"])
-def test_a_step_fits_where_both_its_tokens_and_its_pictures_do(
+@pytest.mark.parametrize("too_large", [[0, 1], [2, 3]], ids=["the images", "the texts"])
+def test_a_step_fits_if_both_its_tokens_and_its_images_do(
     too_large: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fits(_model: Any, make: Any, _engine: Any, division: Division) -> bool:
+    def fits(_model: Any, make: Any, _engine: Any, settings: BatchSettings) -> bool:
         return sorted(make()["rows"]) != too_large
 
     monkeypatch.setattr(batch_size_finder, "fits", fits)
@@ -76,29 +76,37 @@ def test_a_step_fits_where_both_its_tokens_and_its_pictures_do(
         width = train.per_device_train_batch_size
         return [list(range(4))[start : start + width] for start in range(0, 4, width)]
 
-    found, _ = fitted_to_memory(spec, engine, accelerator, collate, None, rows, order)
+    model: Any = None
+    trial = Trial(engine=engine, model=model, dataset=rows, collator=collate, planned=order)
+    found, _ = find_batch_size(spec, accelerator, trial)
     assert found.train.per_device_train_batch_size == 1
 
 
-def test_blocks_are_compiled_no_more_where_activations_have_to_be_computed_again(
+def test_compiled_blocks_are_released_if_gradient_checkpointing_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released: list[Any] = []
 
-    def fits(_model: Any, _make: Any, _engine: Any, division: Division) -> bool:
-        return division.gradient_checkpointing
+    def fits(_model: Any, _make: Any, _engine: Any, settings: BatchSettings) -> bool:
+        return settings.gradient_checkpointing
 
     monkeypatch.setattr(batch_size_finder, "fits", fits)
-    monkeypatch.setattr(batch_size_finder, "release_blocks", released.append)
     sets = ["train.fit=on", "train.torch_compile=true", "train.gradient_checkpointing=false"]
     text = (ROOT / "specs" / "latex.yaml").read_text()
     spec = load_spec(text, "latex.yaml", sets, environ={}).spec
     nothing: Any = None
     rows: Any = SimpleNamespace(lengths=(3, 2), patches=(0, 0))
     accelerator = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
-    found, record = fitted_to_memory(
-        spec, nothing, accelerator, nothing, "model", rows, lambda _: [[0, 1]]
+    blocks: Any = SimpleNamespace(release=lambda: released.append("blocks"))
+    trial = Trial(
+        engine=nothing,
+        model=nothing,
+        dataset=rows,
+        collator=nothing,
+        planned=lambda _: [[0, 1]],
+        blocks=blocks,
     )
+    found, record = find_batch_size(spec, accelerator, trial)
     assert record is not None
-    assert released == ["model"]
+    assert released == ["blocks"]
     assert (found.train.gradient_checkpointing, found.train.torch_compile) == (True, False)

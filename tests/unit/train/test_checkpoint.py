@@ -1,4 +1,4 @@
-"""What a checkpoint holds, what is checked of it, and how a training goes on from it."""
+"""A checkpoint's content, its checks, and resuming from it."""
 
 import json
 import shutil
@@ -13,17 +13,16 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from job.engines.data_timer import Waiting
-from job.engines.trainer import StepTrainer
+from job.engines.data_timer import DataTimer
 from job.families.batches import COUNTED, TOKENS
 from job.train.checkpoint import state_files
 from job.train.checkpoint.contents import problem
-from job.train.checkpoint.safetensors_trainer import resumable
-from job.train.sampler import SharedBatches, shuffled
+from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
+from job.train.sampler import DistributedBatchSampler, shuffled
 
 ROWS = 16
 AN_EPOCH = 4
-"""Steps: two rows a pass, two passes a step."""
+"""In steps: micro-batches of two rows, two of them per step."""
 
 
 class Net(torch.nn.Module):
@@ -31,7 +30,7 @@ class Net(torch.nn.Module):
         super().__init__()
         self.first, self.second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 1)
         self.idle = torch.nn.Linear(2, 2)
-        """Reached by no row."""
+        """Used by no row."""
 
     def forward(self, input_ids: torch.Tensor) -> Any:
         return SimpleNamespace(loss=((self.second(self.first(input_ids)) - 2) ** 2).mean())
@@ -60,9 +59,9 @@ def training(place: Path, *, lora: bool = True, stop: int = 0, **arguments: Any)
         targets = ["first", "second", "idle"]
         model = get_peft_model(model, LoraConfig(r=2, lora_dropout=0.3, target_modules=targets))
     asked = {"learning_rate": 0.1, "max_steps": 10, "lr_scheduler_type": "constant", **arguments}
-    return resumable(StepTrainer)(
-        batches=SharedBatches(shuffled(ROWS, 0), 2, passes=2),
-        waiting=Waiting(),
+    return SafetensorsTrainer(
+        batch_sampler=DistributedBatchSampler(shuffled(ROWS, 0), 2, micro_batches=2),
+        data_timer=DataTimer(),
         model=model,
         args=TrainingArguments(
             output_dir=str(place),
@@ -224,22 +223,22 @@ DOWN = "base_model.model.first.lora_A.weight"
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
-        (ADAPTER, reshape(DOWN, (2, 5)), f"{DOWN} has the shape [2, 5], and this training [2, 4]"),
+        (ADAPTER, reshape(DOWN, (2, 5)), f"{DOWN} has the shape [2, 5], but this training [2, 4]"),
         (ADAPTER, lambda t: t.pop(DOWN), f"{DOWN} is missing"),
         (ADAPTER, lambda t: [t.pop(k) for k in list(t)[:2]], "and 1 more are missing"),
         (ADAPTER, reshape("strange", (1,)), "strange is not of this model"),
-        (ADAPTER, lambda t: t.update({DOWN: t[DOWN].half()}), "is torch.float16, and this"),
+        (ADAPTER, lambda t: t.update({DOWN: t[DOWN].half()}), "is torch.float16, but this"),
         ("optimizer.safetensors", lambda t: t.pop("state.state.0.exp_avg"), "cannot be read"),
         (
             "optimizer",
             lambda s: s["state"][0].pop("exp_avg_sq"),
-            "of parameter 0 exp_avg_sq is missing",
+            "of parameter 0, exp_avg_sq is missing",
         ),
-        ("optimizer", lambda s: s["state"].pop(1), "states 1 is missing"),
+        ("optimizer", lambda s: s["state"].pop(1), "states, 1 is missing"),
         (
             "optimizer",
             lambda s: s["state"][0].update(exp_avg=torch.zeros(3)),
-            "exp_avg of 0 has the shape [3], and this training [2, 4]",
+            "exp_avg of 0 has the shape [3], but this training [2, 4]",
         ),
         (
             "optimizer",
@@ -248,15 +247,15 @@ DOWN = "base_model.model.first.lora_A.weight"
         ),
         ("optimizer", lambda s: s["state"].update({9: s["state"][0]}), "9 is not of this model"),
         ("optimizer", lambda s: s["param_groups"][0]["params"].pop(), "groups of [5, 0]"),
-        ("optimizer", lambda s: s.update(kind="Adafactor"), "it is of Adafactor, and this"),
-        ("scheduler", lambda s: s.update(last_epoch=5), "it is at step 5, and the checkpoint at 6"),
+        ("optimizer", lambda s: s.update(kind="Adafactor"), "it is of Adafactor, but this"),
+        ("scheduler", lambda s: s.update(last_epoch=5), "it is at step 5, but the checkpoint at 6"),
         ("scheduler", lambda s: s.update(base_lrs=[0.1]), "base_lrs is [0.1]"),
         ("rng_state", lambda s: s.update(torch=s["torch"][:9]), "rng_state cannot be read"),
         ("rng_state", lambda s: s.pop("numpy"), "rng_state cannot be read: KeyError: 'numpy'"),
         (
             "trainer_state.json",
             lambda s: s.update(global_step="six"),
-            "does not say after which step",
+            "does not name the step",
         ),
         ("trainer_state.json", lambda s: s.update(strange=1), "trainer_state.json cannot be read"),
     ],

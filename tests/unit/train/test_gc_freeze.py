@@ -1,14 +1,14 @@
-"""The collector of cycles leaves alone what is there, as long as training takes."""
+"""Existing objects are frozen from garbage collection while training runs."""
 
 import gc
 
 import pytest
 
-from job.train.gc_freeze import spared
+from job.train.gc_freeze import frozen_gc
 
 
 def _stopped(counts: list[int]) -> None:
-    with spared():
+    with frozen_gc():
         counts.append(gc.get_freeze_count())
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""What trackers write reaches its URI as it grows, and whatever becomes of the training."""
+"""Tracker files are uploaded as they grow, however the training ends."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from job.train.trackers import TrackerFiles
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("TENSORBOARD_LOGGING_DIR", "MLFLOW_TRACKING_URI", "WANDB_DIR", "WANDB_MODE"):
-        monkeypatch.setenv(name, "")  # so that what the test's subject sets is put back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores what the code under test sets
         monkeypatch.delenv(name)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     return tmp_path / "logs"
@@ -57,14 +57,14 @@ def test_a_training_that_fails_leaves_its_trackers_files(directory: Path) -> Non
     assert storage.read_text(f"{uri}/tensorboard/events") == "last words"
 
 
-def test_a_store_that_refuses_is_a_warning_and_the_files_stay(
+def test_a_failed_upload_is_a_warning_and_the_files_stay(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.configure("text")
     (tmp_path / "file").touch()
     with TrackerFiles(["tensorboard"], directory, f"{tmp_path}/file/logs"):
         write(directory / "tensorboard" / "events", "x")
-    assert "the trackers' files could not be stored" in capsys.readouterr().err
+    assert "the trackers' files could not be uploaded" in capsys.readouterr().err
     assert (directory / "tensorboard" / "events").read_text() == "x"
 
 
@@ -74,7 +74,7 @@ def test_an_empty_folder_is_kept(directory: Path) -> None:
     assert storage.exists("memory://trackers/empty/mlflow/artifacts/.keep")
 
 
-def test_servers_that_the_user_names_come_first(
+def test_servers_that_the_user_names_take_precedence(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
@@ -93,7 +93,7 @@ def test_without_trackers_nothing_happens(directory: Path) -> None:
         assert not directory.exists()
 
 
-def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install() -> None:
+def test_a_tracker_that_is_not_installed_is_rejected_with_what_to_install() -> None:
     with pytest.raises(SpecError, match="no_such_tracker is not installed") as caught:
         trackers.require(["no_such_tracker"])
     assert "EXTRAS" in str(caught.value.problems[0].fix)

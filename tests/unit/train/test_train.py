@@ -1,4 +1,4 @@
-"""Training's own parts: what fits, what is trained, what is stored and resumed."""
+"""The parts of training: length filter, label proof, checkpoints, arguments."""
 
 import json
 from collections import Counter
@@ -19,12 +19,13 @@ from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
-from job.train import dataset
+from job.train import length_filter
 from job.train.checkpoint.storage import MANIFEST, CheckpointStore
-from job.train.dataset import Collator, fit, label_proof, truncate
+from job.train.dataset import Collator
+from job.train.label_proof import label_proof, write_label_proof
+from job.train.length_filter import filter_by_length, truncate
 from job.train.lengths import lengths
 from job.train.schedule import Schedule
-from job.train.train import _prove_labels
 from job.train.trainer_setup import training_arguments
 
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
@@ -44,7 +45,7 @@ def family(spec: JobSpec) -> families.Family:
 
 def row(answer: str, question: str = "Read.", images: int = 1) -> Row:
     spec = load_spec(Path("specs/latex.yaml").read_text(), "s", environ={}).spec
-    picture = inspect(formulas.sample(spec.data.train[0].formulas, 0).png)
+    image = inspect(formulas.sample(spec.data.train[0].formulas, 0).png)
     parts = [*[Part(image=i) for i in range(images)], Part(text=question)]
     return Row(
         id="rows.jsonl:1",
@@ -52,7 +53,7 @@ def row(answer: str, question: str = "Read.", images: int = 1) -> Row:
             Message(role="user", parts=tuple(parts)),
             Message(role="assistant", parts=(Part(text=answer),)),
         ),
-        images=(picture,) * images,
+        images=(image,) * images,
     )
 
 
@@ -105,15 +106,15 @@ def test_dropped_rows_are_counted_and_none_left_is_an_error(
     rows = [row("x"), row("x" * 90), row("y")]
     length = len(family.encode(rows[0]).input_ids)
     settings = replace(spec.train, max_length=length)
-    fitted = fit(rows, family, spec.data, settings)
-    assert (fitted.indices, fitted.dropped, fitted.lengths) == ((0, 2), 1, (length, length))
-    assert fitted.measured == {length: 2, length + 89: 1}, "before they are cut or dropped"
-    assert fitted.patches == (64, 64), "16 image tokens of four patches"
+    filtered = filter_by_length(rows, family, spec.data, settings)
+    assert (filtered.indices, filtered.dropped, filtered.lengths) == ((0, 2), 1, (length, length))
+    assert filtered.token_counts == {length: 2, length + 89: 1}, "before they are cut or dropped"
+    assert filtered.patches == (64, 64), "16 image tokens of four patches"
     with pytest.raises(DataError, match=r"all 1 training rows are longer .*max_length|longer"):
-        fit(rows[1:2], family, spec.data, settings)
+        filter_by_length(rows[1:2], family, spec.data, settings)
 
 
-def test_lengths_tell_the_share_over_max_length_and_a_histogram() -> None:
+def test_lengths_hold_the_share_over_max_length_and_a_histogram() -> None:
     found = lengths(Counter({60: 70, 64: 24, 200: 5, 3000: 1}), 128)
     assert found == {
         "rows": 100,
@@ -132,16 +133,16 @@ def test_lengths_tell_the_share_over_max_length_and_a_histogram() -> None:
 def test_worker_processes_measure_as_the_job_itself_does_and_name_the_row_they_refuse(
     family: families.Family, spec: JobSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(length_filter, "_MIN_ROWS_FOR_WORKERS", 1)
     rows = [row("x" * (1 + i % 7)) for i in range(130)]
-    alone = fit(rows, family, spec.data, replace(spec.train, dataloader_num_workers=0))
+    alone = filter_by_length(rows, family, spec.data, replace(spec.train, dataloader_num_workers=0))
     settings = replace(spec.train, dataloader_num_workers=2)
-    assert fit(rows, family, spec.data, settings) == alone
+    assert filter_by_length(rows, family, spec.data, settings) == alone
     control = row("y", question="<|IMAGE_PLACEHOLDER|>")
     with pytest.raises(DataError) as alone_refused:
         family.encode(control)
     with pytest.raises(DataError) as refused:
-        fit([*rows, control], family, spec.data, settings)
+        filter_by_length([*rows, control], family, spec.data, settings)
     assert refused.value.problems == alone_refused.value.problems
 
 
@@ -167,7 +168,7 @@ def test_a_secret_in_a_row_is_in_its_label_proof_neither_as_text_nor_as_tokens(
     monkeypatch.setenv("HF_TOKEN", "hf_plantedHubToken0123456789")
     encoded = family.encode(row("say hf_plantedHubToken0123456789 \x9b2J"))
     dataset = SimpleNamespace(row=lambda _: encoded)
-    _prove_labels(dataset, family, tmp_path)  # type: ignore[arg-type]
+    write_label_proof(dataset, family, tmp_path)  # type: ignore[arg-type]
     text = (tmp_path / "label_proof.json").read_text(encoding="utf-8")
     assert "planted" not in text
     assert "\x9b" not in text
@@ -196,21 +197,21 @@ def test_an_answer_that_is_not_trained_has_the_same_tokens_and_no_label(
 
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
-def test_an_optimizer_that_the_machine_lacks_is_refused_with_its_substitute(
+def test_an_optimizer_that_the_machine_lacks_is_rejected_with_its_substitute(
     spec: JobSpec, optim: str
 ) -> None:
     with pytest.raises(SpecError, match=rf"need a GPU \(found {optim}\)\n.*optim: adamw_torch "):
         resolve_optim(replace(spec.train, optim=optim), CPU)
 
 
-def test_auto_takes_an_optimizer_that_the_machine_has(spec: JobSpec) -> None:
+def test_auto_selects_an_optimizer_that_the_machine_has(spec: JobSpec) -> None:
     automatic = replace(spec.train, optim="auto")
     assert resolve_optim(automatic, CPU) == "adamw_torch"
     assert resolve_optim(automatic, GPU) in ("adamw_8bit", "adamw_torch_fused")
 
 
 class TestCheckpoints:
-    """Checkpoints are believed whole or not at all."""
+    """A checkpoint is valid as a whole or not at all."""
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> CheckpointStore:
@@ -237,7 +238,7 @@ class TestCheckpoints:
         assert self.newest(store, tmp_path) == 100
 
     @pytest.mark.parametrize("damage", ["wrong bytes", "missing file", "no manifest", "bad JSON"])
-    def test_a_damaged_one_is_passed_over_with_its_reason(
+    def test_a_damaged_one_is_skipped_with_its_reason(
         self,
         store: CheckpointStore,
         tmp_path: Path,
@@ -269,10 +270,10 @@ class TestCheckpoints:
         self.save(replace(store, parts=then), tmp_path, 5)
         now = {**then, "train.seed": 2, "the files of data.train": "b" * 64}
         assert self.newest(replace(store, fingerprint="g", parts=now), tmp_path) is None
-        said = capsys.readouterr().err
-        assert "train.seed was 1 and is 2; the files of data.train changed" in said
-        assert "optim" not in said
-        assert "training starts anew: no checkpoint can be used stored=1" in said
+        logged = capsys.readouterr().err
+        assert "train.seed was 1 and is 2; the files of data.train changed" in logged
+        assert "optim" not in logged
+        assert "training starts from the beginning: no usable checkpoint stored=1" in logged
 
     def test_one_of_another_length_is_taken_if_its_learning_rates_were_the_same(
         self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -294,9 +295,9 @@ class TestCheckpoints:
                 self.save(of(kind, 10), tmp_path, step)
             assert self.newest(of(kind, 10), tmp_path) == 10
             assert self.newest(of(kind, 20), tmp_path) == 5, "within the warm-up"
-            said = capsys.readouterr().err
-            assert f"train.lr_scheduler_type {kind} depends on the number of steps" in said
-            assert "which was 10 and is 20" in said
+            logged = capsys.readouterr().err
+            assert f"train.lr_scheduler_type {kind} depends on the number of steps" in logged
+            assert "which was 10 and is 20" in logged
 
     def test_pruning_a_shorter_training_leaves_what_a_longer_one_stored(
         self, store: CheckpointStore, tmp_path: Path
@@ -310,7 +311,7 @@ class TestCheckpoints:
         replace(store, schedule=linear).prune(keep=1, reached=6)
         assert store.steps() == ()
 
-    def test_one_whose_content_does_not_fit_is_passed_over_or_refused_with_the_reason(
+    def test_one_whose_content_does_not_match_is_skipped_or_rejected_with_the_reason(
         self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         for step in (5, 10):
@@ -325,7 +326,7 @@ class TestCheckpoints:
         with pytest.raises(InputError, match="weights are too heavy"):
             store.fetch(store.at(10), tmp_path / "fetched", check)
 
-    def test_one_named_by_uri_is_taken_or_refused_with_the_reason(
+    def test_one_named_by_uri_is_used_or_rejected_with_the_reason(
         self, store: CheckpointStore, tmp_path: Path
     ) -> None:
         self.save(store, tmp_path, 5)
@@ -341,7 +342,7 @@ class TestCheckpoints:
         store.prune(keep=2, reached=15)
         assert store.steps() == (10, 15)
 
-    def test_one_that_a_resume_could_not_take_displaces_none_that_is_good(
+    def test_one_that_a_resume_could_not_use_displaces_no_good_one(
         self, store: CheckpointStore, tmp_path: Path
     ) -> None:
         for step in (5, 10, 15):
@@ -355,7 +356,7 @@ class TestCheckpoints:
         assert store.steps() == (10, 12, 15)
 
     @pytest.mark.parametrize("path", ["../planted", "a/../../planted", "/tmp/planted"])
-    def test_one_whose_files_lead_out_of_its_folder_is_refused(
+    def test_one_whose_files_lead_out_of_its_folder_is_rejected(
         self, store: CheckpointStore, tmp_path: Path, path: str
     ) -> None:
         self.save(store, tmp_path, 5)
@@ -373,7 +374,7 @@ class TestCheckpoints:
             store.prune(keep=1, reached=step)
         assert store.steps() == (10, 20)
 
-    def test_what_nobody_would_resume_from_is_pruned_and_takes_no_place(
+    def test_unusable_ones_are_pruned_and_do_not_count(
         self, store: CheckpointStore, tmp_path: Path
     ) -> None:
         self.save(replace(store, fingerprint="g"), tmp_path, 100)
@@ -383,7 +384,7 @@ class TestCheckpoints:
         store.prune(keep=2, reached=15)
         assert store.steps() == (5, 10)
 
-    def test_one_with_a_pickle_in_it_is_refused(
+    def test_one_with_a_pickle_in_it_is_rejected(
         self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "made-5").mkdir()
@@ -393,7 +394,7 @@ class TestCheckpoints:
         assert "optimizer.pt is a pickle" in capsys.readouterr().err
 
 
-def test_the_peak_of_a_gpu_begins_anew_without_what_is_kept_unused(
+def test_a_gpu_s_peak_is_reset_without_cached_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[Any] = []
@@ -403,12 +404,12 @@ def test_the_peak_of_a_gpu_begins_anew_without_what_is_kept_unused(
     assert done == ["emptied", 3]
 
 
-def test_one_process_takes_one_gpu_of_a_machine_with_several(
+def test_one_process_uses_one_gpu_of_a_machine_with_several(
     spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     engine: Any = SimpleNamespace(autocast=False, device=torch.device("cuda:0"))
-    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, True, None)
+    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, None)
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == spec.train.per_device_train_batch_size
 

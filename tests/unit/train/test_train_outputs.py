@@ -1,4 +1,4 @@
-"""What training leaves behind."""
+"""What training writes, and the model after it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.jobs import ROOT
 from tests.unit.families.test_packed_step import image, row
 
 
-def test_a_model_whose_training_is_over_is_as_its_class_made_it() -> None:
+def test_a_trained_model_has_its_class_s_forward_again() -> None:
     spec = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec
     tiny = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
     family = families.bind(families.read_checkpoint("tiny", tiny), spec.model, spec.data)

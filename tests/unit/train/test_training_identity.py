@@ -1,4 +1,4 @@
-"""What makes a training the same one, and what of it checkpoints keep."""
+"""The identity of a training, and what checkpoints store of it."""
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""How evenly the rows of a step fill its forward passes, beside the plain order in the same run.
+"""How evenly the rows of a step fill its micro-batches, compared with the plain order.
 
-    python -m benchmarks.passes
+    python -m benchmarks.micro_batches
 
 Rows have the sizes of real formulas (benchmarks/im2latex_sizes.json). `largest_over_mean` is the
-tokens of a step's largest pass by the mean over its passes: of passes that wait for each other, as
-of processes that do, the time lost is this less 1. `padding` is the share of a padded pass, and
-`attention_padding` that of the grid in which a packed pass computes attention, that holds no token.
+tokens of a step's largest micro-batch divided by the mean: of processes that wait for each other,
+the time lost is this less 1. `padding` is the share of a padded micro-batch, and
+`attention_padding` that of the grid in which a packed one computes attention, that holds no token.
 """
 
 import platform
@@ -20,27 +20,28 @@ from job import families
 from job.families import model_source
 from job.families.ernie45_vl import Ernie45VL
 from job.spec.load import load_spec
-from job.train.micro_batches import Cut, alike, balanced, in_order
-from job.train.sampler import SPARE, SharedBatches, shuffled
+from job.train.micro_batches import Split, balanced, in_order, sorted_by_length
+from job.train.sampler import DUMMY_ROW, DistributedBatchSampler, shuffled
 
 ROWS, EPOCHS, SEED = 256, 20, 3407
 
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """How the rows of a step are divided: rows a pass, passes, processes."""
+    """How the rows of a step are divided."""
 
-    width: int
-    passes: int
+    size: int
+    """Rows of a micro-batch."""
+    micro_batches: int
     processes: int
 
 
 DIVISIONS = (
-    Division(width=2, passes=2, processes=1),
-    Division(width=2, passes=8, processes=1),
-    Division(width=8, passes=4, processes=1),
-    Division(width=2, passes=2, processes=8),
-    Division(width=8, passes=1, processes=8),
+    Division(size=2, micro_batches=2, processes=1),
+    Division(size=2, micro_batches=8, processes=1),
+    Division(size=8, micro_batches=4, processes=1),
+    Division(size=2, micro_batches=2, processes=8),
+    Division(size=8, micro_batches=1, processes=8),
 )
 
 
@@ -64,37 +65,43 @@ def main() -> None:
         "divisions": runs,
     }
     device = f"{platform.machine()}, no model is computed"
-    record.write("passes", "benchmarks.passes", device, measured, ("transformers", "accelerate"))
+    record.write(
+        "passes", "benchmarks.micro_batches", device, measured, ("transformers", "accelerate")
+    )
 
 
 def _measure(
     division: Division, lengths: Sequence[int], patches: Sequence[int]
 ) -> dict[str, object]:
-    plain, width = in_order(division.width), division.width
-    cuts = {"plain": plain, "grouped": balanced(width, lengths, patches)}
-    packed = {name: _figures(division, lengths, cut) for name, cut in cuts.items()}
+    plain, size = in_order(division.size), division.size
+    splits = {"plain": plain, "grouped": balanced(size, lengths, patches)}
+    packed = {name: _figures(division, lengths, split) for name, split in splits.items()}
     padded = {
         "plain": packed["plain"]["attention_padding"],
-        "grouped": _figures(division, lengths, alike(width, lengths))["attention_padding"],
+        "grouped": _figures(division, lengths, sorted_by_length(size, lengths))[
+            "attention_padding"
+        ],
     }
     return {
-        "per_device_train_batch_size": width,
-        "gradient_accumulation_steps": division.passes,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": division.micro_batches,
         "processes": division.processes,
         "packed": packed,
         "padding": padded,
     }
 
 
-def _figures(division: Division, lengths: Sequence[int], cut: Cut) -> dict[str, float]:
+def _figures(division: Division, lengths: Sequence[int], split: Split) -> dict[str, float]:
     largest, over_mean, tokens, grid = 0, [], 0, 0
-    for step in _steps(division, len(lengths), cut):
-        passes = [[lengths[row] for row in batch if row != SPARE] or [0] for batch in step]
-        sums = [sum(own) for own in passes]
+    for step in _steps(division, len(lengths), split):
+        micro_batches = [
+            [lengths[row] for row in batch if row != DUMMY_ROW] or [0] for batch in step
+        ]
+        sums = [sum(own) for own in micro_batches]
         over_mean.append(max(sums) / statistics.mean(sums))
         largest = max(largest, *sums)
         tokens += sum(sums)
-        grid += sum(len(own) * max(own) for own in passes)
+        grid += sum(len(own) * max(own) for own in micro_batches)
     return {
         "largest_over_mean": round(statistics.mean(over_mean), 3),
         "largest_pass_tokens": largest,
@@ -102,20 +109,20 @@ def _figures(division: Division, lengths: Sequence[int], cut: Cut) -> dict[str, 
     }
 
 
-def _steps(division: Division, rows: int, cut: Cut) -> Iterator[list[list[int]]]:
-    """The batches of every step, over all passes and processes."""
+def _steps(division: Division, rows: int, split: Split) -> Iterator[list[list[int]]]:
+    """The micro-batches of every step, over all processes."""
     every = [
-        SharedBatches(
+        DistributedBatchSampler(
             shuffled(rows, SEED),
-            division.width,
-            passes=division.passes,
-            process=process,
+            division.size,
+            micro_batches=division.micro_batches,
+            rank=process,
             processes=division.processes,
-            cut=cut,
+            split=split,
         )
         for process in range(division.processes)
     ]
-    at_once = division.passes * division.processes
+    at_once = division.micro_batches * division.processes
     for epoch in range(EPOCHS):
         for batches in every:
             batches.sampler.set_epoch(epoch)

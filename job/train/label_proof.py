@@ -1,0 +1,44 @@
+"""The label proof: one row as text with its trained tokens marked, for people to check."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from job import log
+from job.families.base import IGNORED, Encoded, Family
+from job.redaction import as_json, redact
+from job.train.dataset import EncodedDataset
+
+LABEL_PROOF = "label_proof.json"
+_REPEATED = re.compile(r"(<\|[^|]+\|>)\1+")
+
+
+def write_label_proof(dataset: EncodedDataset, family: Family, directory: Path) -> None:
+    """Writes the proof of the first row, and logs it."""
+    proof = label_proof(dataset.row(0), family)
+    (directory / LABEL_PROOF).write_text(as_json(proof, indent=2) + "\n", encoding="utf-8")
+    log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
+
+
+def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
+    tokenizer = family.processor.tokenizer
+    pieces: list[dict[str, Any]] = []
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        trained = label != IGNORED
+        if pieces and pieces[-1]["trained"] == trained:
+            pieces[-1]["tokens"].append(token)
+        else:
+            pieces.append({"trained": trained, "tokens": [token]})
+    for piece in pieces:
+        text = tokenizer.decode(piece["tokens"], skip_special_tokens=False)
+        if redact(text) != text:
+            piece["tokens"] = []  # they would give the row's secret away
+        # An image is hundreds of equal tokens: shown once, with their number.
+        piece["text"] = _REPEATED.sub(lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
+    return {
+        "row": encoded.id,
+        "tokens": len(encoded.input_ids),
+        "trained_tokens": encoded.trained_tokens,
+        "pieces": pieces,
+        "marked": "".join(f"⟦{p['text']}⟧" if p["trained"] else p["text"] for p in pieces),
+    }

@@ -1,0 +1,150 @@
+"""Filters rows by their length in tokens: `max_length` truncates or drops longer ones."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+from job import log
+from job.errors import DataError, Problem
+from job.families.base import IGNORED, Encoded, Family
+from job.prep.rows import Row
+from job.spec.types import DataSpec, TrainSpec
+
+_ROWS_PER_TASK = 64
+_MIN_ROWS_FOR_WORKERS = 10_000  # fewer rows are measured before worker processes have started
+_MAX_PROBLEMS = 20  # rejected rows that the error lists
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilteredRows:
+    """The rows to train, by their numbers among all rows."""
+
+    indices: tuple[int, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each row, after truncation."""
+    patches: tuple[int, ...]
+    """Image patches of each row; image tokens if the family does not know them."""
+    dropped: int
+    token_counts: Counter[int]
+    """How many of all rows have each length in tokens, before truncation."""
+
+    def starts(self, blocks: Sequence[int]) -> list[int]:
+        """Where blocks of all rows, given by their first rows, begin among these."""
+        return [bisect_left(self.indices, first) for first in blocks]
+
+
+def filter_by_length(
+    rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec
+) -> FilteredRows:
+    """Measures all rows and keeps those within `max_length`; decodes no image.
+
+    Raises DataError if the family rejects rows, naming them, or if no row is left.
+    """
+    from torch.utils.data import DataLoader
+
+    indices, lengths, patches = [], [], []
+    token_counts: Counter[int] = Counter()
+    rejected: list[Problem] = []
+    loader: DataLoader[list[RowLength | DataError]] = DataLoader(
+        _RowLengths(rows, family, lambda row: truncate(row, family, data, train)),  # type: ignore[arg-type]
+        batch_size=_ROWS_PER_TASK,
+        num_workers=train.dataloader_num_workers if len(rows) >= _MIN_ROWS_FOR_WORKERS else 0,
+        collate_fn=list,
+    )
+    with log.progress("measure rows", len(rows)) as bar:
+        for number, length in enumerate(chain.from_iterable(loader)):
+            bar.advance()
+            if isinstance(length, DataError):
+                rejected += length.problems
+                continue
+            token_counts[length.tokens] += 1
+            if length.truncated:
+                indices.append(number)
+                lengths.append(length.truncated)
+                patches.append(length.patches)
+    if rejected:
+        raise _rejection(rejected)
+    if not indices:
+        raise DataError(
+            "$.train.max_length",
+            f"all {len(rows)} training rows are longer",
+            value=train.max_length,
+            fix="raise max_length, or lower data.max_pixels",
+        )
+    return FilteredRows(
+        indices=tuple(indices),
+        lengths=tuple(lengths),
+        patches=tuple(patches),
+        dropped=len(rows) - len(indices),
+        token_counts=token_counts,
+    )
+
+
+def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec) -> Encoded | None:
+    """The row within `max_length`; None if it has to be dropped.
+
+    Image tokens are never cut: their number has to match the image.
+    """
+    excess = len(encoded.input_ids) - train.max_length
+    if excess <= 0:
+        return encoded
+    if data.truncation_strategy == "delete":
+        return None
+    cuttable = [i for i, token in enumerate(encoded.input_ids) if not family.is_image_token(token)]
+    if len(cuttable) < excess:
+        return None
+    cut = set(cuttable[:excess] if data.truncation_strategy == "left" else cuttable[-excess:])
+    kept = [i for i in range(len(encoded.input_ids)) if i not in cut]
+    labels = tuple(encoded.labels[i] for i in kept)
+    if all(label == IGNORED for label in labels):
+        return None
+    return Encoded(
+        id=encoded.id,
+        input_ids=tuple(encoded.input_ids[i] for i in kept),
+        labels=labels,
+        images=encoded.images,
+    )
+
+
+class RowLength(NamedTuple):
+    tokens: int
+    """Before truncation."""
+    truncated: int
+    """Tokens after truncation; 0 if the row is dropped."""
+    patches: int
+
+
+class _RowLengths:
+    """A map-style dataset of row lengths.
+
+    Errors are values: an exception raised in a worker process arrives as another type.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], family: Family, cut: Callable[[Encoded], Encoded | None]
+    ) -> None:
+        self._rows, self._family, self._cut = rows, family, cut
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> RowLength | DataError:
+        try:
+            encoded = self._family.encode(self._rows[index])
+        except DataError as error:
+            return error
+        tokens, truncated = len(encoded.input_ids), self._cut(encoded)
+        if truncated is None:
+            return RowLength(tokens, 0, 0)
+        size = self._family.row_size(truncated)
+        return RowLength(tokens, size.tokens, sum(size.patches) or size.image_tokens)
+
+
+def _rejection(rejected: list[Problem]) -> DataError:
+    listed = rejected[:_MAX_PROBLEMS]
+    if more := len(rejected) - len(listed):
+        listed.append(Problem("…", f"and {more} more rows that the model rejects"))
+    return DataError.from_problems(listed)

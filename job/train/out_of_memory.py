@@ -1,0 +1,35 @@
+"""Recognises errors of exhausted memory, and says what to change in the spec."""
+
+import torch
+
+from job import log
+from job.engines.device import Accelerator
+from job.errors import OutOfMemoryError
+from job.spec.types import TrainSpec
+
+FIELD = "$.train.per_device_train_batch_size"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error).lower()
+
+
+def raise_if_out_of_memory(error: BaseException, spec: TrainSpec, accelerator: Accelerator) -> None:
+    if not is_out_of_memory(error):
+        return
+    rows = spec.per_device_train_batch_size
+    raise OutOfMemoryError(
+        FIELD,
+        f"a training step does not fit into the {log.size(accelerator.memory_bytes)} "
+        f"of {accelerator.name}",
+        value=rows,
+        fix=(
+            f"--set train.per_device_train_batch_size={max(1, rows // 2)} "
+            f"--set train.gradient_accumulation_steps={spec.gradient_accumulation_steps * 2}"
+            if rows > 1
+            else "--set train.gradient_checkpointing=true, or lower data.max_pixels"
+        ),
+    ) from error

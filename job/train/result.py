@@ -1,0 +1,96 @@
+"""What a training did, as run.json records it."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from job.distributed import process_group
+from job.spec.types import JobSpec
+from job.train.adapting import AdaptedModel
+from job.train.checkpoint.resume import step_of
+from job.train.session import Session
+from job.train.train_context import TrainContext
+from job.train.training_rows import TrainingRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """The summary of the train stage; its files are in the stage's directory."""
+
+    steps: int
+    fit: dict[str, Any] | None
+    """The batch size that was found, and those that were too large; None without a trial."""
+    processes: int
+    rows_a_step: int
+    """At most, over all micro-batches and processes."""
+    resumed_from_step: int
+    epochs: float
+    rows: int
+    dropped_rows: int
+    first_loss: float
+    final_loss: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    data_wait_seconds: float
+    """Rank 0's wait for batches per step, the mean of this session."""
+    data_wait_share: float
+    """Of `seconds`, 0 to 1."""
+    peak_memory_bytes: int
+    """Of training alone, as `plan` estimates it."""
+    trainable_parameters: int
+    total_parameters: int
+    optim: str
+    lora_targets: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarise(
+    context: TrainContext,
+    rows: TrainingRows,
+    adapted: AdaptedModel,
+    session: Session,
+    fit: dict[str, Any] | None,
+    seconds: float,
+) -> TrainResult:
+    """The result, from the history and the trainer's state; `seconds` is the training loop's time.
+
+    Speeds are those of this session, without what was trained before a resume.
+    """
+    state = session.trainer.state
+    lines = (context.notes / "history.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    first_step, wait = step_of(session.resumed_from), session.data_timer.seconds
+    tokens_before = getattr(session.trainer, "_initial_num_input_tokens_seen", 0)
+    tokens_per_second = (state.num_input_tokens_seen - tokens_before) / max(seconds, 1e-9)
+    return TrainResult(
+        steps=state.global_step,
+        fit=fit,
+        processes=process_group.size(),
+        rows_a_step=rows_per_step(session.spec),
+        resumed_from_step=first_step,
+        epochs=round(state.epoch or 0.0, 4),
+        rows=len(rows.dataset),
+        dropped_rows=rows.filtered.dropped,
+        first_loss=losses[0] if losses else math.nan,
+        final_loss=losses[-1] if losses else math.nan,
+        tokens=state.num_input_tokens_seen,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(float(tokens_per_second), 1),
+        data_wait_seconds=round(wait / max(state.global_step - first_step, 1), 4),
+        data_wait_share=round(wait / max(seconds, 1e-9), 4),
+        peak_memory_bytes=context.accelerator.peak_memory_bytes(),
+        trainable_parameters=adapted.trainable_parameters,
+        total_parameters=adapted.total_parameters,
+        optim=session.optim,
+        lora_targets=adapted.targets,
+    )
+
+
+def rows_per_step(spec: JobSpec) -> int:
+    train = spec.train
+    per_process = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    return per_process * process_group.size()

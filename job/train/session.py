@@ -1,0 +1,149 @@
+"""One session of a training: from a new trainer or a checkpoint to the last step or a stop."""
+
+import functools
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job import log, signals
+from job.distributed import process_group
+from job.engines import sharding
+from job.engines.data_timer import DataTimer
+from job.errors import Stopped
+from job.spec.types import JobSpec
+from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
+from job.train.callbacks.checkpoint import StoreCallback
+from job.train.callbacks.progress import ProgressCallback
+from job.train.callbacks.stop import StopCallback
+from job.train.checkpoint.contents import problem
+from job.train.checkpoint.resume import resume_point, step_of
+from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
+from job.train.checkpoint.storage import CheckpointStore
+from job.train.checkpoint.uploads import BackgroundUploads
+from job.train.dataset import Collator
+from job.train.gc_freeze import frozen_gc
+from job.train.out_of_memory import raise_if_out_of_memory
+from job.train.train_context import TrainContext
+from job.train.trainer_setup import batch_sampler, schedule_of, training_arguments
+from job.train.training_rows import TrainingRows
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A trainer, and what accompanies its steps."""
+
+    spec: JobSpec
+    """With the batch size that fits."""
+    optim: str
+    trainer: SafetensorsTrainer
+    checkpoints: CheckpointStore
+    uploads: BackgroundUploads
+    data_timer: DataTimer
+    progress: ProgressCallback
+    resumed_from: Path | None
+    """The checkpoint, fetched to this machine."""
+
+    @property
+    def stored_step(self) -> int:
+        """The newest step whose checkpoint is stored, by this session or before."""
+        return self.uploads.stored_step or step_of(self.resumed_from)
+
+
+def start_session(
+    context: TrainContext, spec: JobSpec, rows: TrainingRows, adapted: AdaptedModel, optim: str
+) -> Session:
+    """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
+    uploads, data_timer = BackgroundUploads(), DataTimer()
+    progress = ProgressCallback(
+        context.accelerator, context.notes / "history.jsonl", context.report_step, data_timer
+    )
+    batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
+    checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
+    callbacks: list[TrainerCallback] = [StopCallback()]
+    if process_group.rank() == 0:
+        context.trackers.point()
+        store = StoreCallback(
+            checkpoints, spec.train.save_total_limit, uploads, context.require_output
+        )
+        callbacks += [store, progress]
+    remove_scratch(context)  # of a killed run
+    fsdp = sharding.config(adapted.base) if spec.runtime.distributed == "fsdp2" else None
+    trainer = SafetensorsTrainer(
+        batch_sampler=batches,
+        data_timer=data_timer,
+        model=adapted.model,
+        args=training_arguments(spec, optim, context.engine, context.scratch, fsdp),
+        train_dataset=rows.dataset,
+        data_collator=Collator(context.family, padding_free=adapted.padding_free),
+        callbacks=callbacks,
+    )
+    _remove_default_callbacks(trainer)
+    return Session(
+        spec=spec,
+        optim=optim,
+        trainer=trainer,
+        checkpoints=checkpoints,
+        uploads=uploads,
+        data_timer=data_timer,
+        progress=progress,
+        resumed_from=resume_point(
+            spec.train, checkpoints, context.scratch, functools.partial(problem, trainer=trainer)
+        ),
+    )
+
+
+def run(session: Session, context: TrainContext, adapted: AdaptedModel) -> float:
+    """Trains to the last step; returns the seconds it took.
+
+    Raises OutOfMemoryError if a step does not fit, and Stopped after SIGTERM, once the checkpoint
+    is stored.
+    """
+    spec, trainer, resumed = session.spec, session.trainer, session.resumed_from
+    rank_0 = process_group.rank() == 0
+    trackers = context.trackers if rank_0 else nullcontext()
+    loss = loss_of_supervised_tokens(spec, context.engine, adapted.base)
+    started = time.monotonic()
+    try:
+        with signals.deferred(), trackers, session.uploads, frozen_gc(), loss:
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    except (RuntimeError, MemoryError) as error:
+        raise_if_out_of_memory(error, spec.train, context.accelerator)
+        raise
+    finally:
+        session.progress.close()
+        context.family.set_router_aux_loss(adapted.base, 0)
+    seconds = time.monotonic() - started
+    if signals.received():
+        raise Stopped(
+            str(signals.received()),
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            f"the checkpoint of step {session.stored_step} is stored",
+            fix="run the same spec again; it resumes from there",
+        )
+    if rank_0 and resumed and trainer.state.global_step == step_of(resumed):
+        log.info("nothing was left to train", step=trainer.state.global_step)
+        context.require_output()
+        session.checkpoints.prune(spec.train.save_total_limit, trainer.state.global_step)
+    return seconds
+
+
+def remove_scratch(context: TrainContext) -> None:
+    """Removes local checkpoints, once per machine."""
+    if process_group.is_local_rank_zero():
+        shutil.rmtree(context.scratch, ignore_errors=True)
+
+
+def _remove_default_callbacks(trainer: SafetensorsTrainer) -> None:
+    from transformers.integrations import KubeflowCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    # Active in a TrainJob, it blocks steps on requests and reports the end of training as that of
+    # the job. `job.telemetry` reports to Kubeflow instead.
+    trainer.remove_callback(KubeflowCallback)

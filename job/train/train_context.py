@@ -1,0 +1,42 @@
+"""What a training is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from job import telemetry
+from job.engines.base import Engine
+from job.engines.device import Accelerator
+from job.families.base import Family
+from job.prep.prepared_data import PreparedData
+from job.spec.types import JobSpec
+from job.train.checkpoint.storage import CheckpointStore
+from job.train.trackers import TrackerFiles
+
+TRAIN = "train"
+"""The folder of the stage's notes: label proof, lengths and history."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainContext:
+    spec: JobSpec
+    engine: Engine
+    accelerator: Accelerator
+    family: Family
+    data: PreparedData
+    directory: Path
+    """Where the stage's outputs are written."""
+    scratch: Path
+    """Local folder for checkpoints before they are stored; removed at the end."""
+    checkpoints: CheckpointStore
+    trackers: TrackerFiles
+    publish: Callable[[str], None]
+    """Stores a file of `directory` at once, before the stage ends."""
+    require_output: Callable[[], None]
+    """Raises if another job has taken over the output."""
+    report_step: Callable[[telemetry.Step], None]
+    """Called with every step that is logged."""
+
+    @property
+    def notes(self) -> Path:
+        return self.directory / TRAIN

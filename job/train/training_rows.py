@@ -1,0 +1,57 @@
+"""The rows of a training, and what is published about them before the first step."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from job.distributed import process_group
+from job.families.base import Encoded, Family
+from job.prep.rows import Row
+from job.redaction import as_json
+from job.spec.types import JobSpec
+from job.train.dataset import EncodedDataset
+from job.train.label_proof import LABEL_PROOF, write_label_proof
+from job.train.length_filter import FilteredRows, filter_by_length, truncate
+from job.train.lengths import LENGTHS, lengths
+from job.train.train_context import TRAIN, TrainContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRows:
+    rows: Sequence[Row]
+    """All prepared rows; if they are streamed, each is fetched with its shard."""
+    measured: Sequence[Row]
+    """The same with the sizes of their images, and perhaps without the images' bytes."""
+    filtered: FilteredRows
+    dataset: EncodedDataset
+    statistics: dict[str, Any]
+    """The content of `lengths.json`."""
+
+
+def select_rows(context: TrainContext) -> TrainingRows:
+    """Filters the rows by length; rank 0 publishes the label proof and the lengths."""
+    spec, family = context.spec, context.family
+    measured = context.data.measured_rows()
+    rows = context.data.rows("train") if context.data.full_shards else measured
+    filtered = filter_by_length(measured, family, spec.data, spec.train)
+    encode = functools.partial(_encode, family=family, spec=spec)
+    statistics = lengths(filtered.token_counts, spec.train.max_length)
+    if process_group.rank() == 0:
+        context.notes.mkdir(parents=True, exist_ok=True)
+        write_label_proof(EncodedDataset(measured, filtered, encode), family, context.notes)
+        context.publish(f"{TRAIN}/{LABEL_PROOF}")
+        text = as_json(statistics, indent=2) + "\n"
+        (context.notes / LENGTHS).write_text(text, encoding="utf-8")
+        context.publish(f"{TRAIN}/{LENGTHS}")
+    return TrainingRows(
+        rows=rows,
+        measured=measured,
+        filtered=filtered,
+        dataset=EncodedDataset(rows, filtered, encode),
+        statistics=statistics,
+    )
+
+
+def _encode(row: Row, *, family: Family, spec: JobSpec) -> Encoded | None:
+    return truncate(family.encode(row), family, spec.data, spec.train)
