@@ -16,7 +16,7 @@ from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
 from job.evaluation.report.distributions import histograms
 from job.evaluation.report.generated_text import plain, visible
-from job.evaluation.report.rows import Album, Prediction, Subject, choose
+from job.evaluation.report.samples import Album, Prediction, Subject, choose
 from job.evaluation.report.tables import table
 from job.prep.rows import Row
 from job.spec.answer_kinds import Answer

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from job import log
 from job.artifacts.records import StageRecord
-from job.evaluation.report.rows import Prediction, cer
+from job.evaluation.report.samples import Prediction, cer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from job.evaluation.report import LARGEST, Reported, facts, make
 from job.evaluation.report.charts import charts, number, smooth, thin
 from job.evaluation.report.distributions import histograms
 from job.evaluation.report.generated_text import LONGEST, LONGEST_UNLIKE, difference, visible
-from job.evaluation.report.rows import Album, choose
+from job.evaluation.report.samples import Album, choose
 from job.evaluation.report.tables import table
 from job.spec.answer_kinds import Answer
 from tests.reports import HOSTILE, METRICS, asked, of_task, png, prediction, results
