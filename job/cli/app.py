@@ -380,7 +380,7 @@ def ask(
     """Ask a server that speaks OpenAI's protocol, such as vLLM, about an image."""
     from job.cli.ask import ask as put
 
-    print(redaction.shown(put(url, model, question, image, wait, shown=not no_image)))
+    print(redaction.shown(put(url, model, question, image, wait, with_image=not no_image)))
 
 
 @app.command()

@@ -94,7 +94,7 @@ class Pipeline:
 
     def _require_what_it_needs(self) -> None:
         if self.spec.export.verify == "vllm" and "export" in COMMANDS[self.command]:
-            from job.export.vllm_proof import require_vllm
+            from job.export.vllm_server import require_vllm
 
             require_vllm()
         if "train" in COMMANDS[self.command]:

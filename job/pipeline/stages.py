@@ -173,24 +173,25 @@ class Stages:
         return self._evaluate(self._trained_model(), directory, "final", "predictions")
 
     def export(self, directory: Path) -> dict[str, Any]:
+        from job.export.context import ExportContext
         from job.export.export import export
 
         if not self.spec.export.merged.enabled:
             return {"merged": False}
-        result = export(
-            self.spec,
-            self.engine,
-            self.family,
-            self.data.rows("eval"),
-            self._adapter_path(),
-            directory,
+        context = ExportContext(
+            spec=self.spec,
+            engine=self.engine,
+            family=self.family,
+            rows=self.data.rows("eval"),
+            adapter=self._adapter_path(),
+            directory=directory,
             load_trained=self._trained_model,
             load_base=self.models.base,
             release=self.models.release,
             bind_merged=self.bind,
-            finished=functools.partial(self.output.send, "export"),
+            on_shard_written=functools.partial(self.output.send, "export"),
         )
-        return result.to_json()
+        return export(context).to_json()
 
     def report(self, directory: Path) -> dict[str, Any]:
         from job.evaluation import report

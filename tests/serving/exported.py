@@ -13,7 +13,7 @@ import torch
 from job import engines, families
 from job.engines.base import Engine
 from job.engines.device import Accelerator
-from job.export import vllm_proof
+from job.export import vllm_server
 from job.export.merge import Merge
 from job.export.proof import Outputs, outputs
 from job.prep import formulas
@@ -28,7 +28,7 @@ MARKS = [
     pytest.mark.serving,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        vllm_proof.PYTHON not in os.environ, reason="needs `make test-serving`, which has a vLLM"
+        vllm_server.PYTHON not in os.environ, reason="needs `make test-serving`, which has a vLLM"
     ),
 ]
 
@@ -76,12 +76,12 @@ def export(
 
 
 @contextmanager
-def served(exported: Exported, log_file: Path) -> Iterator[vllm_proof.Server]:
+def served(exported: Exported, log_file: Path) -> Iterator[vllm_server.VllmServer]:
     """A vLLM on the base, with the adapter beside it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ON_A_CPU.items():
             patch.setenv(name, value)
-        with vllm_proof.serve(
+        with vllm_server.serve(
             exported.merged,
             exported.family,
             dtype="float16",

@@ -80,7 +80,21 @@ SECRET = "hf_plantedHubToken0123456789"
 
 
 def asked(url: str) -> Finished:
-    return job("ask", url, "--model=m", "--question=x", "--no-image", environ={"HF_TOKEN": SECRET})
+    environ = {"HF_TOKEN": SECRET, "HF_HUB_OFFLINE": "1"}
+    return job("ask", url, "--model=m", "--question=x", "--no-image", environ=environ)
+
+
+def test_the_token_for_the_hub_stays_here_and_offline_mode_is_about_the_hub(server: Server) -> None:
+    assert asked(server.url).code == 0
+    [(_, body, key)] = server.asked
+    assert key is None
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "max_tokens": 256,
+        "temperature": 0,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
 
 
 def test_an_answer_steers_no_terminal_and_repeats_no_secret(server: Server) -> None:
@@ -104,7 +118,7 @@ def test_an_error_of_a_server_steers_no_terminal_and_repeats_no_secret(
 
 
 def test_a_question_without_an_image(server: Server) -> None:
-    assert ask(server.url, "text", "What is this?", None, shown=False) == "x^{2}"
+    assert ask(server.url, "text", "What is this?", None, with_image=False) == "x^{2}"
     [(_, body, _)] = server.asked
     assert body["messages"][0]["content"] == [{"type": "text", "text": "What is this?"}]
 
@@ -131,9 +145,9 @@ def test_it_waits_for_a_server_that_is_starting(server: Server) -> None:
 @pytest.mark.parametrize(
     ("status", "answer", "message"),
     [
-        (404, {"error": "no such model"}, "refused: 404 .*no such model"),
-        (200, {"choices": [{"message": {"content": ""}}]}, "answered with nothing"),
-        (200, {"choices": []}, "not a chat completion"),
+        (404, {"error": "no such model"}, "refused the request: 404 .*no such model"),
+        (200, {"choices": [{"message": {"content": ""}}]}, "answer is empty"),
+        (200, {"choices": []}, "other than a chat completion"),
     ],
 )
 def test_what_is_no_answer_is_an_error(
