@@ -196,8 +196,8 @@ class Stages:
     def report(self, directory: Path) -> dict[str, Any]:
         from job.evaluation import report
 
-        page = report.make(
-            report.Reported(
+        page = report.render(
+            report.RunResults(
                 name=self.spec.name,
                 settings=self.loaded.resolved,
                 changed=self.loaded.changed,

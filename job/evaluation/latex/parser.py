@@ -1,4 +1,4 @@
-"""Reads tokens into a tree."""
+"""Parses tokens into a tree."""
 
 from job.evaluation.latex.commands import (
     ARGUMENTS,
@@ -15,7 +15,7 @@ from job.evaluation.latex.commands import (
 )
 from job.evaluation.latex.tokens import UnreadableError, after_group
 from job.evaluation.latex.tree import (
-    DEEPEST,
+    MAX_DEPTH,
     Call,
     Infix,
     Row,
@@ -29,7 +29,7 @@ from job.evaluation.latex.tree import (
 
 
 class Parser:
-    """Reads one formula. Raises UnreadableError where it cannot."""
+    """Parses one formula. Raises UnreadableError if it cannot."""
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens, self._at = tokens, 0
@@ -51,8 +51,8 @@ class Parser:
         return item
 
     def _row(self, stops: tuple[str, ...], depth: int) -> Row:
-        """Everything up to a closing brace, one of `stops` or the end, which stay untaken."""
-        if depth > DEEPEST:
+        """Everything up to, but not including, a closing brace, one of `stops` or the end."""
+        if depth > MAX_DEPTH:
             raise UnreadableError
         done: Row = []
         cell = _Cell()
@@ -88,7 +88,7 @@ class Parser:
         return row
 
     def _fence(self, out: Row, depth: int) -> None:
-        r"""`\left( … \right)`, whose inside is a group as far as infix commands go."""
+        r"""`\left( … \right)`, which delimits infix commands like a group."""
         self._take()
         extend(out, self._delimiter())
         extend(out, splice(self._row((r"\right",), depth + 1)))
@@ -105,8 +105,8 @@ class Parser:
         return [] if item == "." else [Symbol([shown])]
 
     def _single(self, depth: int) -> Row:
-        """One token, with its arguments where it is a command that takes some."""
-        if depth > DEEPEST:
+        """One token, with its arguments if it is a command that takes some."""
+        if depth > MAX_DEPTH:
             raise UnreadableError
         item = self._take()
         name = FONT.get(item, item)
@@ -156,7 +156,7 @@ class Parser:
         return list(rest[:length])
 
     def _scripted(self, row: Row, out: Row, depth: int) -> None:
-        """Adds `row` to `out`, with the scripts that follow it."""
+        """Adds `row` to `out`, with the scripts after it."""
         if self._next() not in ("^", "_", "'"):
             extend(out, splice(row))
             return
@@ -164,7 +164,7 @@ class Parser:
         raised = lowered = False
         while (item := self._next()) in ("^", "_", "'"):
             if (item == "^" and raised) or (item == "_" and lowered):
-                break  # two scripts of one kind: the second stands on its own
+                break  # a second script of the same kind has an empty base
             self._take()
             if item == "'":
                 extend(scripts.above, [Symbol([r"\prime"])])
@@ -181,12 +181,12 @@ class Parser:
 
 
 class _Cell:
-    """A table's cell, or a whole group: the reach of font switches and infix commands."""
+    """A table cell or a whole group: the scope of font switches and infix commands."""
 
     def __init__(self) -> None:
         self.row: Row = []
         self._font: str | None = None
-        self._before_row: Row = []  # what the fonts before the last switch hold
+        self._before_row: Row = []  # up to the last font switch
         self._left: Row | None = None
         self._infix = ""
 
@@ -196,7 +196,7 @@ class _Cell:
 
     def split(self, infix: str) -> None:
         if self._left is not None:
-            raise UnreadableError  # TeX finds it ambiguous, too
+            raise UnreadableError  # ambiguous in TeX, too
         self._flush()
         self._left, self._before_row, self._infix = self._before_row, [], infix
 

@@ -1,22 +1,22 @@
-"""A formula as a tree: rows of symbols, groups, commands with arguments, and scripts."""
+"""A formula's syntax tree: rows of symbols, groups, commands with arguments, and scripts."""
 
 from dataclasses import dataclass, field
 
 from job.evaluation.latex.commands import CELL_ENDS, FONTS
 
-DEEPEST = 48  # groups within groups; deeper text is no formula, and Python's stack is finite
+MAX_DEPTH = 48  # nested groups: no formula is deeper, and Python's stack is finite
 
 
 @dataclass
 class Symbol:
-    """What is drawn as it stands: one token, or a command with its verbatim arguments."""
+    """One token, or a command with its verbatim arguments."""
 
     tokens: list[str]
 
 
 @dataclass
 class Group:
-    """Braces that matter: around what a script belongs to, or around an infix command."""
+    """Significant braces: around a script's base, or around an infix command."""
 
     row: "Row"
 
@@ -47,7 +47,7 @@ Row = list[Node]
 
 
 def extend(row: Row, nodes: Row) -> None:
-    """Adds nodes to a row; neighbours in one font become one."""
+    """Adds nodes to a row, joining adjacent ones in the same font."""
     for node in nodes:
         last = row[-1] if row else None
         if (
@@ -62,7 +62,7 @@ def extend(row: Row, nodes: Row) -> None:
 
 
 def in_font(font: str, row: Row) -> Row:
-    """The row in a font, without what sets the same font again; nothing where it is empty."""
+    """The row in a font, without redundant inner font commands; empty if the row is."""
     inner: Row = []
     for node in row:
         same = isinstance(node, Call) and node.name == font
@@ -71,12 +71,12 @@ def in_font(font: str, row: Row) -> Row:
 
 
 def splice(row: Row) -> Row:
-    """A group's row as part of the row around it: without braces, except around an infix."""
+    """A group's row for the enclosing row: without braces, except around an infix command."""
     return [Group(row)] if any(isinstance(node, Infix) for node in row) else row
 
 
 def base_of(row: Row) -> Symbol | Group | Call | None:
-    """What a script belongs to: braces are kept around more than one thing."""
+    """A script's base; braces remain around more than one node."""
     match row:
         case []:
             return None

@@ -1,9 +1,9 @@
-"""Writes a tree as the tokens of its one spelling."""
+"""Writes a tree as the tokens of its normal form."""
 
 from job.evaluation.latex.commands import FUNCTIONS
 from job.evaluation.latex.tokens import UnreadableError
 from job.evaluation.latex.tree import (
-    DEEPEST,
+    MAX_DEPTH,
     Call,
     Group,
     Infix,
@@ -15,7 +15,7 @@ from job.evaluation.latex.tree import (
 
 def write(row: Row, out: list[str], depth: int) -> None:
     """Appends a row's tokens to `out`."""
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise UnreadableError
     for node in row:
         match node:
