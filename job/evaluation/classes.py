@@ -26,7 +26,7 @@ class LabelScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Class:
+class ClassCounts:
     """One class, with its counts."""
 
     name: str
@@ -47,7 +47,7 @@ class ClassScores:
 
     scores: tuple[LabelScore, ...]
     metrics: dict[str, float]
-    classes: tuple[Class, ...]
+    classes: tuple[ClassCounts, ...]
     """Sorted by name."""
     confusion: tuple[tuple[int, ...], ...]
     """By label (row) and answer (column), how many; the last column is answers outside the classes.
@@ -60,7 +60,9 @@ def score(predictions: Sequence[str], labels: Sequence[str]) -> ClassScores:
     names = sorted(set(labels))
     answered, expected = Counter(predictions), Counter(labels)
     classes = tuple(
-        Class(name=name, right=pairs[name, name], answered=answered[name], expected=expected[name])
+        ClassCounts(
+            name=name, right=pairs[name, name], answered=answered[name], expected=expected[name]
+        )
         for name in names
     )
     confusion: list[tuple[int, ...]] = []

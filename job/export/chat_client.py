@@ -22,7 +22,7 @@ _FAILURES = (OSError, ValueError, http.client.HTTPException)
 
 ChatMessage = dict[str, Any]
 """A role, and its content as a list of parts."""
-Part = dict[str, Any]
+ContentPart = dict[str, Any]
 
 
 class ChatError(Exception):
@@ -81,11 +81,11 @@ class ChatClient:
         return reply
 
 
-def text_part(text: str) -> Part:
+def text_part(text: str) -> ContentPart:
     return {"type": "text", "text": text}
 
 
-def image_part(data: bytes) -> Part:
+def image_part(data: bytes) -> ContentPart:
     """A PNG or JPEG file, as a data URL."""
     kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
     url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from job import log
 from job.errors import ProofError
-from job.export.chat_client import ChatError, ChatMessage, image_part, text_part
+from job.export.chat_client import ChatError, ChatMessage, ContentPart, image_part, text_part
 from job.export.context import ExportContext
 from job.export.proof import PROBE_TOKENS, TOLERANCE, Comparison, Outputs
 from job.export.vllm_server import BASE, VllmServer, serve
@@ -119,7 +119,7 @@ def chat_message(message: Message, images: Sequence[EncodedImage]) -> ChatMessag
     return {"role": message.role, "content": [_part(part, images) for part in message.parts]}
 
 
-def _part(part: Part, images: Sequence[EncodedImage]) -> dict[str, Any]:
+def _part(part: Part, images: Sequence[EncodedImage]) -> ContentPart:
     if part.image is None:
         return text_part(part.text or "")
     # Decoded as for training: vLLM would decode 16-bit files, for example, differently.

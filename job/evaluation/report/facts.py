@@ -42,7 +42,7 @@ class StageTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class SettingRow:
     path: str
     value: str
     changed: bool
@@ -129,10 +129,10 @@ def times(stages: Mapping[str, StageRecord]) -> tuple[StageTime, ...]:
 
 def settings(
     resolved: Mapping[str, Any], changed: Sequence[str], sections: Sequence[str]
-) -> tuple[Setting, ...]:
+) -> tuple[SettingRow, ...]:
     """Every key of the sections with its value, in the spec's order."""
     marked = set(changed)
-    result: list[Setting] = []
+    result: list[SettingRow] = []
 
     def walk(value: object, path: str) -> None:
         if isinstance(value, Mapping):
@@ -142,7 +142,7 @@ def settings(
             for number, inner in enumerate(value):
                 walk(inner, f"{path}[{number}]")
         else:
-            result.append(Setting(path=path, value=_as_text(value), changed=path in marked))
+            result.append(SettingRow(path=path, value=_as_text(value), changed=path in marked))
 
     for section in sections:
         walk(resolved[section], section)

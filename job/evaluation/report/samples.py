@@ -24,7 +24,7 @@ PredictionRecord = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
+class PromptTurn:
     """A turn of the conversation before the answer."""
 
     role: str
@@ -55,13 +55,13 @@ class SampleScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class AnswerCard:
     """One answer on the page."""
 
     id: str
     turn: int | None
     """Number of the answer in its conversation; None if it is the only one."""
-    turns: tuple[Turn, ...]
+    turns: tuple[PromptTurn, ...]
     """Empty if all rows ask the same question, which the page shows once."""
     earlier: int
     """Turns before those in `turns`, not shown."""
@@ -122,20 +122,22 @@ class SampleBuilder:
             shared_question=_shared_question(after),
         )
 
-    def samples(self, chosen: Sequence[int], embedder: ImageEmbedder) -> tuple[Sample, ...]:
+    def samples(self, chosen: Sequence[int], embedder: ImageEmbedder) -> tuple[AnswerCard, ...]:
         """The chosen answers."""
         return tuple(self._sample(index, embedder) for index in chosen)
 
-    def _sample(self, index: int, embedder: ImageEmbedder) -> Sample:
+    def _sample(self, index: int, embedder: ImageEmbedder) -> AnswerCard:
         prediction = self.after[index]
         label, answer = str(prediction["label"]), str(prediction["prediction"])
         limit = LONGEST_JSON if self.kind == "json" else LONGEST
         baseline = self.before.get(_key(prediction))
         images, more = self._images(index, prediction, embedder)
         asked = prediction.get("asked", ())
-        turns = [Turn(role=str(turn["role"]), text=plain(_as_text(turn), limit)) for turn in asked]
+        turns = [
+            PromptTurn(role=str(turn["role"]), text=plain(_as_text(turn), limit)) for turn in asked
+        ]
         number = int(prediction.get("turn", 1))
-        return Sample(
+        return AnswerCard(
             id=str(prediction["id"])[:120],
             turn=number if number > 1 or _has_answer(asked) else None,
             turns=() if self.shared_question is not None else tuple(turns[-_MAX_TURNS:]),

@@ -16,7 +16,7 @@ _MAX_NAME = 60  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TaskLine:
     """A field or a class, with its F1."""
 
     name: str
@@ -55,9 +55,9 @@ class ConfusedPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TaskTable:
     kind: Literal["fields", "classes"]
-    lines: tuple[Line, ...]
+    lines: tuple[TaskLine, ...]
     more: int
     """Lines that are not shown."""
     confusion: Confusion | None = None
@@ -67,18 +67,20 @@ class Table:
 
 def table(
     kind: Answer, before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]
-) -> Table | None:
+) -> TaskTable | None:
     """The task's table; None if its answers have neither fields nor classes."""
     if kind == "json":
         return _fields(before, after)
     return _classes(before, after) if kind == "label" else None
 
 
-def _fields(before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]) -> Table | None:
+def _fields(
+    before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]
+) -> TaskTable | None:
     now = fields.score_all(*_texts(after)).paths
     was = {each.path: each.f1 for each in fields.score_all(*_texts(before)).paths}
     lines = tuple(
-        Line(
+        TaskLine(
             name=each.path[:_MAX_NAME] or "(root)",
             expected=each.expected,
             after=each.f1,
@@ -88,14 +90,16 @@ def _fields(before: Sequence[PredictionRecord], after: Sequence[PredictionRecord
     )
     if not lines:
         return None
-    return Table(kind="fields", lines=lines[:MAX_LINES], more=len(lines[MAX_LINES:]))
+    return TaskTable(kind="fields", lines=lines[:MAX_LINES], more=len(lines[MAX_LINES:]))
 
 
-def _classes(before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]) -> Table | None:
+def _classes(
+    before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]
+) -> TaskTable | None:
     now = _scored(after)
     was = {each.name: each.f1 for each in _scored(before).classes}
     lines = tuple(
-        Line(
+        TaskLine(
             name=each.name[:_MAX_NAME],
             expected=each.expected,
             after=each.f1,
@@ -106,7 +110,7 @@ def _classes(before: Sequence[PredictionRecord], after: Sequence[PredictionRecor
     if not lines:
         return None
     narrow = len(now.classes) <= MAX_MATRIX
-    return Table(
+    return TaskTable(
         kind="classes",
         lines=lines[:MAX_LINES],
         more=len(lines[MAX_LINES:]),
