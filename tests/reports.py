@@ -1,4 +1,4 @@
-"""Results of runs that never were, to make reports from."""
+"""Made-up results of runs, to render reports from."""
 
 import io
 import json
@@ -71,8 +71,8 @@ TASKS: dict[Answer, list[tuple[str, str, str]]] = {
 
 
 def of_task(kind: Answer, *, conversations: bool = False) -> RunResults:
-    """A run's results on a task of that kind, with an image a row; in conversations with two, after
-    a system message, and with two answers to each row."""
+    """A run's results on a task of that kind, with one image per row; in conversations with two, a
+    system message and two answers per row."""
     triples = TASKS[kind]
     judged = [
         score_answers(kind, [triple[at] for triple in triples], [triple[0] for triple in triples],
@@ -137,7 +137,7 @@ def png(seed: int = 0, size: tuple[int, int] = (120, 40)) -> EncodedImage:
 
 
 def asked(found: RunResults, image: EncodedImage) -> list[Row]:
-    """The rows that the predictions answer, all with the one picture."""
+    """The rows that the predictions answer, all with the same image."""
     question = Message(role="user", parts=(Part(image=0), Part(text="Read it.")))
     answer = Message(role="assistant", parts=(Part(text="label"),))
     return [
@@ -146,7 +146,7 @@ def asked(found: RunResults, image: EncodedImage) -> list[Row]:
 
 
 def statistics() -> Statistics:
-    """Those of forty rows, one picture each."""
+    """Statistics of forty rows, one image each."""
     found = Statistics(rows=40, images=40, characters=500, longest=90, pixels=40 * 9000)
     found.largest = 20_000
     found.by_characters.update({4: 12, 8: 20, 16: 7, 64: 1})
@@ -155,7 +155,7 @@ def statistics() -> Statistics:
 
 
 def results(predictions: list[dict[str, Any]] | None = None) -> RunResults:
-    """A whole run's results, without pictures."""
+    """A complete run's results, without images."""
     text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
     loaded = load_spec(text, "latex.yaml", environ={})
     after = predictions or [prediction(f"rows.jsonl:{i}", f, f) for i, f in enumerate(FORMULAS)]

@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads nothing, breaks nowhere, and shows its pictures."""
+"""The report in a real browser: no requests, no overflow, and visible images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -92,7 +92,7 @@ def test_the_headline_is_seen_first_with_its_values_and_its_drawing(seen: Seen) 
         "Loss",
         "Character error rate",
         "Exact match",
-        "Exact match, normalised",
+        "Exact match, normalized",
         "Token edit distance",
         "BLEU",
         "Render match",
@@ -158,7 +158,7 @@ def test_a_page_of_any_task_fits_its_window_and_can_be_read(
 
 
 def test_text_stands_out_from_what_is_behind_it(seen: Seen) -> None:
-    """The contrast of WCAG's level AA, 4.5 to 1, for the kinds of text that the page has."""
+    """The contrast of WCAG's level AA, 4.5 to 1, for every kind of text on the page."""
     for name in (
         ".lead",
         ".aside",

@@ -1,4 +1,4 @@
-"""The report of a real run: stored with its sums, made again when it must be, never in the way."""
+"""The report of a real run: stored with checksums, regenerated when needed, never fatal."""
 
 import itertools
 import json

@@ -44,7 +44,9 @@ def server(exported: Exported) -> Iterator[vllm_server.VllmServer]:
 def test_merged_weights_of_other_families_answer_as_the_model_does(
     server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    found = vllm_proof.prove(server, exported.family, exported.rows, exported.base_says, ROUNDING)
+    found = vllm_proof.prove(
+        server, exported.family, exported.rows, exported.base_outputs, ROUNDING
+    )
     assert found.probes == 4
     assert found.tokens >= 4
     assert 0 < found.largest_logprob_difference < ROUNDING
@@ -53,10 +55,15 @@ def test_merged_weights_of_other_families_answer_as_the_model_does(
 def test_adapters_of_other_families_answer_as_peft_does_and_not_as_the_base(
     server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    assert exported.adapter_says.answers != exported.base_says.answers
+    assert exported.adapter_outputs.answers != exported.base_outputs.answers
     found = vllm_proof.prove(
-        server, exported.family, exported.rows, exported.adapter_says, ROUNDING, vllm_server.ADAPTER
+        server,
+        exported.family,
+        exported.rows,
+        exported.adapter_outputs,
+        ROUNDING,
+        vllm_server.ADAPTER,
     )
     assert found.tokens >= 4
     with pytest.raises(ProofError, match=r"differ|diverges from"):
-        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_says, ROUNDING)
+        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_outputs, ROUNDING)

@@ -1,7 +1,7 @@
-"""A real vLLM serves what is exported, and its answers are the trained model's.
+"""A real vLLM serves the exported weights, and its answers are the trained model's.
 
-`make setup-serving` makes the environment; vLLM's own three faults on a CPU are worked around in
-`plugin/`, which is installed there and nowhere else.
+`make setup-serving` creates the environment; `plugin/`, installed only there, works around three
+bugs of vLLM on CPUs.
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,9 @@ def server(
 def test_exported_weights_answer_as_the_model_does(
     server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    found = vllm_proof.prove(server, exported.family, exported.rows, exported.base_says, ROUNDING)
+    found = vllm_proof.prove(
+        server, exported.family, exported.rows, exported.base_outputs, ROUNDING
+    )
     assert (found.probes, found.same_answers) == (4, 4)
     assert found.tokens >= 4
     assert 0 < found.largest_logprob_difference < ROUNDING
@@ -73,13 +75,18 @@ def test_exported_weights_answer_as_the_model_does(
 def test_the_attention_adapter_answers_as_peft_does_and_not_as_the_base(
     server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    assert exported.adapter_says.answers != exported.base_says.answers
+    assert exported.adapter_outputs.answers != exported.base_outputs.answers
     found = vllm_proof.prove(
-        server, exported.family, exported.rows, exported.adapter_says, ROUNDING, vllm_server.ADAPTER
+        server,
+        exported.family,
+        exported.rows,
+        exported.adapter_outputs,
+        ROUNDING,
+        vllm_server.ADAPTER,
     )
     assert found.same_answers == 4
     with pytest.raises(ProofError, match=r"differ|diverges from"):
-        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_says, ROUNDING)
+        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_outputs, ROUNDING)
 
 
 def test_a_prompt_that_was_not_trained_is_found_out(
@@ -95,7 +102,7 @@ def test_a_prompt_that_was_not_trained_is_found_out(
 
     other: Any = Other()
     with pytest.raises(ProofError, match="is not the trained one"):
-        vllm_proof.prove(server, other, exported.rows, exported.base_says, ROUNDING)
+        vllm_proof.prove(server, other, exported.rows, exported.base_outputs, ROUNDING)
 
 
 def test_damaged_weights_are_found_out(exported: Exported, tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_damaged_weights_are_found_out(exported: Exported, tmp_path: Path) -> No
         ) as running,
         pytest.raises(ProofError, match=r"differ|diverges from"),
     ):
-        vllm_proof.prove(running, exported.family, exported.rows, exported.base_says, ROUNDING)
+        vllm_proof.prove(running, exported.family, exported.rows, exported.base_outputs, ROUNDING)
 
 
 def test_a_directory_that_vllm_cannot_load_ends_in_one_clear_error(

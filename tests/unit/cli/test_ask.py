@@ -1,4 +1,4 @@
-"""`job ask` speaks OpenAI's protocol to a real HTTP server, which stands in for vLLM."""
+"""`job ask` against an OpenAI-compatible HTTP server that stands in for vLLM."""
 
 import base64
 import io
@@ -67,12 +67,12 @@ def test_the_answer_to_a_drawn_formula(server: Server) -> None:
     assert ask(f"{server.url}/", "latex", "What is this?", None) == "x^{2}"
     [(path, body, key)] = server.asked
     assert (path, body["model"], key) == ("/v1/chat/completions", "latex", None)
-    picture, question = body["messages"][0]["content"]
+    image, question = body["messages"][0]["content"]
     assert question == {"type": "text", "text": "What is this?"}
-    head, _, data = picture["image_url"]["url"].partition(",")
+    head, _, data = image["image_url"]["url"].partition(",")
     assert head == "data:image/png;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        assert min(image.size) > 10
+    with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
+        assert min(shown.size) > 10
 
 
 STEERING = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"

@@ -1,4 +1,4 @@
-"""Kinds of answers: when two are the same, and what judges them."""
+"""Kinds of answers: normal forms and scores."""
 
 import json
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Evaluation of the tiny model: every answer of a conversation, how long answers may become."""
+"""Evaluation of the tiny model: conversations, and the limit on answer lengths."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Render match: pictures of formulas, compared."""
+"""Render match: comparing rendered formulas."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The report's page: what it marks, escapes, leaves out, and how large it may grow."""
+"""The report's page: what it marks, escapes and omits, and its size limit."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def without(found: RunResults, name: str) -> RunResults:
 
 
 class Page(HTMLParser):
-    """The elements of a page and its text; fails where tags do not match."""
+    """The elements of a page and its text; fails if tags do not match."""
 
     VOID = ("meta", "link", "img", "wbr", "line", "circle", "path", "use", "rect")
 
@@ -63,24 +63,24 @@ class Page(HTMLParser):
 
 def test_a_wrong_command_is_marked_as_a_whole() -> None:
     shown = difference(r"\frac{\beta}{b}", r"\frac{\alpha}{b}")
-    assert [(piece.mark, piece.text) for piece in shown.spans] == [
+    assert [(span.mark, span.text) for span in shown.spans] == [
         ("same", r"\frac{"), ("missing", r"\alpha"), ("extra", r"\beta"), ("same", "}{b}"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_pieces_hold_both_the_answer_and_the_label(seed: int) -> None:
+def test_the_spans_contain_both_the_answer_and_the_label(seed: int) -> None:
     rng = random.Random(seed)
     label = "".join(rng.choices([r"\alpha", r"\{", "x", " ", "12", "{", "}", "é"], k=40))
     answer = "".join(sign for sign in label if rng.random() > 0.2) + "z"
-    pieces = difference(answer, label).spans
-    assert "".join(p.text for p in pieces if p.mark != "missing") == answer.strip()
-    if any(p.mark == "same" for p in pieces):
-        assert "".join(p.text for p in pieces if p.mark != "extra") == label.strip()
+    spans = difference(answer, label).spans
+    assert "".join(p.text for p in spans if p.mark != "missing") == answer.strip()
+    if any(p.mark == "same" for p in spans):
+        assert "".join(p.text for p in spans if p.mark != "extra") == label.strip()
 
 
-def test_an_answer_unlike_its_label_is_one_piece_in_excess() -> None:
-    assert [piece.mark for piece in difference("}" * 50, r"\frac{a}{b}").spans] == ["extra"]
+def test_an_answer_unlike_its_label_is_one_extra_span() -> None:
+    assert [span.mark for span in difference("}" * 50, r"\frac{a}{b}").spans] == ["extra"]
     assert difference("", "x").spans == ()
     shown = difference("}" * 500, "x")
     assert (len(shown.spans[0].text), shown.more) == (LONGEST_UNLIKE, 500 - LONGEST_UNLIKE)
@@ -285,7 +285,7 @@ def test_full_fine_tuning_is_called_so() -> None:
     assert "Full fine-tuning of" in Page(render(replace(found, settings=settings))).text
 
 
-def test_pictures_stand_beside_the_drawn_answer() -> None:
+def test_images_stand_beside_the_rendered_answer() -> None:
     found = results()
     page = Page(render(replace(found, rows=asked(found, png()))))
     alts = [str(image["alt"]) for image in page.all("img")]

@@ -1,4 +1,4 @@
-"""The merge and its proof: right by every kind of adapter, and wrong weights are found out."""
+"""The merge and its proof: correct for every kind of adapter, and wrong weights are detected."""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,7 @@ def rows(spec: JobSpec) -> list[Row]:
 
 
 def adapted(spec: JobSpec, family: families.Family, **lora: Any) -> Any:
-    """A model with an adapter that says something, as if it had been trained."""
+    """A model with a nonzero adapter, as if it had been trained."""
     engine = engines.create(spec.model, spec.lora, CPU)
     settings = replace(spec.lora, **lora)
     base = engine.initialise(family, 5)

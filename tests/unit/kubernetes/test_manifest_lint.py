@@ -116,7 +116,7 @@ def test_the_schema_finds_wrong_names_and_types(
 
 
 def put(document: Any, key: str, value: object) -> None:
-    """Sets the value at a dotted key; deletes what is there where the value is None."""
+    """Sets the value at a dotted key; deletes the key if the value is None."""
     *above, last = [int(part) if part.isdigit() else part for part in key.split(".")]
     for part in above:
         document = document[part]

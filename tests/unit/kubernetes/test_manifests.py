@@ -1,4 +1,4 @@
-"""The files of k8s/ are what `job manifest` writes, and say what the job is and does."""
+"""The files in k8s/ are what `job manifest` writes, and match the spec and the exit codes."""
 
 import re
 import subprocess
@@ -172,7 +172,7 @@ def test_the_plan_tells_what_a_manifest_asks_for() -> None:
 
 @pytest.mark.parametrize("rows", [32, 1024])
 def test_a_pod_without_a_gpu_has_the_memory_that_training_takes(rows: int) -> None:
-    """Rows of a batch count: a pod with less is killed by the kernel, without a word."""
+    """Rows of a batch count: a pod with less is silently killed by the kernel."""
     sets = ("runtime.accelerator=cpu", f"train.per_device_train_batch_size={rows}")
     options = ManifestOptions(spec=LATEX, sets=sets, environ={})
     made = planning.make(planning.Order(loaded=options.loaded))
