@@ -63,7 +63,7 @@ def _wait_until_ready(client: ChatClient, seconds: float) -> None:
             if time.monotonic() >= end:
                 raise InputError(
                     client.url,
-                    f"the server {error}",
+                    f"the server is not ready: {error}",
                     fix="check the server's log, or wait longer: --wait 1800",
                 ) from error
         time.sleep(min(5.0, max(0.1, seconds / 10)))

@@ -26,7 +26,7 @@ ContentPart = dict[str, Any]
 
 
 class ChatError(Exception):
-    """Why there is no answer, worded to follow the server's name."""
+    """Why there is no answer; from `complete`, worded to follow the server's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class ChatClient:
             with urllib.request.urlopen(f"{self.url}/health", timeout=timeout):  # noqa: S310
                 return
         except _FAILURES as error:
-            raise ChatError(f"is not ready: {error}") from error
+            raise ChatError(str(error)) from error
 
     def complete(
         self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int, **extra: object
