@@ -247,6 +247,7 @@ def _exported(
     """Exports and verifies the model in `trained`, as in a job, and releases it."""
     from job import families
     from job.engines.device import release_memory
+    from job.export.context import ExportContext
     from job.export.export import export
 
     adapter = place / "adapter"
@@ -256,18 +257,19 @@ def _exported(
         checkpoint = families.read_checkpoint(str(directory), directory)
         return families.bind(checkpoint, spec.model, spec.data)
 
-    result = export(
-        spec,
-        engine,
-        family,
-        rows,
-        adapter,
-        place,
+    context = ExportContext(
+        spec=spec,
+        engine=engine,
+        family=family,
+        rows=rows,
+        adapter=adapter,
+        directory=place,
         load_trained=trained.pop,
         load_base=lambda: engine.load(family),
         release=release_memory,
         bind_merged=bind_merged,
-    ).to_json()
+    )
+    result = export(context).to_json()
     proof = ("tensors", "tensors_checked", "changed_tensors", "largest_change", "seconds")
     compared = ("adapter_reloaded", "merged_reloaded", "trained_against_base")
     return {key: result[key] for key in (*proof, *compared)}

@@ -1,4 +1,4 @@
-"""Results of runs that never were, to make reports from."""
+"""Made-up results of runs, to render reports from."""
 
 import io
 import json
@@ -10,8 +10,8 @@ from typing import Any
 from job.artifacts.records import StageRecord
 from job.evaluation.metrics import score
 from job.evaluation.prompts import questions
-from job.evaluation.report import Reported
-from job.evaluation.scoring import judge
+from job.evaluation.report import RunResults
+from job.evaluation.scoring import score_answers
 from job.prep.rows import EncodedImage, Message, Part, Row
 from job.prep.statistics import Statistics
 from job.spec import answer_kinds as kinds
@@ -70,12 +70,12 @@ TASKS: dict[Answer, list[tuple[str, str, str]]] = {
 }
 
 
-def of_task(kind: Answer, *, conversations: bool = False) -> Reported:
-    """A run's results on a task of that kind, with an image a row; in conversations with two, after
-    a system message, and with two answers to each row."""
+def of_task(kind: Answer, *, conversations: bool = False) -> RunResults:
+    """A run's results on a task of that kind, with one image per row; in conversations with two, a
+    system message and two answers per row."""
     triples = TASKS[kind]
     judged = [
-        judge(kind, [triple[at] for triple in triples], [triple[0] for triple in triples],
+        score_answers(kind, [triple[at] for triple in triples], [triple[0] for triple in triples],
               kinds.METRICS[kind])
         for at in (1, 2)
     ]  # fmt: skip
@@ -136,8 +136,8 @@ def png(seed: int = 0, size: tuple[int, int] = (120, 40)) -> EncodedImage:
     return EncodedImage(data=out.getvalue(), width=size[0], height=size[1])
 
 
-def asked(found: Reported, image: EncodedImage) -> list[Row]:
-    """The rows that the predictions answer, all with the one picture."""
+def asked(found: RunResults, image: EncodedImage) -> list[Row]:
+    """The rows that the predictions answer, all with the same image."""
     question = Message(role="user", parts=(Part(image=0), Part(text="Read it.")))
     answer = Message(role="assistant", parts=(Part(text="label"),))
     return [
@@ -146,7 +146,7 @@ def asked(found: Reported, image: EncodedImage) -> list[Row]:
 
 
 def statistics() -> Statistics:
-    """Those of forty rows, one picture each."""
+    """Statistics of forty rows, one image each."""
     found = Statistics(rows=40, images=40, characters=500, longest=90, pixels=40 * 9000)
     found.largest = 20_000
     found.by_characters.update({4: 12, 8: 20, 16: 7, 64: 1})
@@ -154,8 +154,8 @@ def statistics() -> Statistics:
     return found
 
 
-def results(predictions: list[dict[str, Any]] | None = None) -> Reported:
-    """A whole run's results, without pictures."""
+def results(predictions: list[dict[str, Any]] | None = None) -> RunResults:
+    """A complete run's results, without images."""
     text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
     loaded = load_spec(text, "latex.yaml", environ={})
     after = predictions or [prediction(f"rows.jsonl:{i}", f, f) for i, f in enumerate(FORMULAS)]
@@ -173,7 +173,7 @@ def results(predictions: list[dict[str, Any]] | None = None) -> Reported:
         "train": stage("train", train),
         "eval": stage("eval", {"metrics": METRICS, "generated_tokens_per_second": 10.0}),
     }
-    return Reported(
+    return RunResults(
         name="formulas",
         settings=loaded.resolved,
         changed=loaded.changed,

@@ -380,7 +380,7 @@ def ask(
     """Ask a server that speaks OpenAI's protocol, such as vLLM, about an image."""
     from job.cli.ask import ask as put
 
-    print(redaction.shown(put(url, model, question, image, wait, shown=not no_image)))
+    print(redaction.shown(put(url, model, question, image, wait, with_image=not no_image)))
 
 
 @app.command()
@@ -413,15 +413,15 @@ def manifest(
     """Print the Kubernetes manifest of a job, or write all of them."""
     from job import kubernetes
 
-    order = kubernetes.Order(
+    options = kubernetes.ManifestOptions(
         spec=spec, sets=tuple(set or ()), output=output, registry=registry, environ=os.environ
     )
     if directory is not None:
-        written = kubernetes.folder(order, nodes, smoke)
+        written = kubernetes.folder(options, nodes, smoke)
         kubernetes.write(directory, written)
         log.info("written", files=len(written), folder=directory)
     else:
-        print(kubernetes.render(order, platform, nodes, kind), end="")
+        print(kubernetes.render(options, platform, nodes, kind), end="")
 
 
 @app.command()

@@ -221,12 +221,12 @@ def held_out(stages: RunContext, asked: Asked) -> Row:
 
 def _longest(stages: RunContext) -> int:
     """What `max_new_tokens: auto` came to when the run was evaluated, if it was."""
-    from job.evaluation.answer_lengths import UNKNOWN
+    from job.evaluation.answer_lengths import DEFAULT
 
     with suppress(MissingInputError):
         record = read_stage(stages.output.at(STAGES, "eval.json"))
-        return int(record.summary.get("max_new_tokens", UNKNOWN))
-    return UNKNOWN
+        return int(record.summary.get("max_new_tokens", DEFAULT))
+    return DEFAULT
 
 
 def _model(stages: RunContext, weights: str) -> tuple[Any, Any]:

@@ -61,10 +61,10 @@ def _trackers(spec: JobSpec) -> str:
 
 
 def _vllm() -> str:
-    from job.export import vllm_proof
+    from job.export import vllm_server
 
-    vllm_proof.require_vllm()
-    return f"{vllm_proof.interpreter()} has it"
+    vllm_server.require_vllm()
+    return f"{vllm_server.interpreter()} has it"
 
 
 def installed() -> dict[str, str]:

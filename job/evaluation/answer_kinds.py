@@ -1,11 +1,11 @@
-"""The normal form of each kind of answer: two answers are the same where theirs are equal.
+"""The normal form of each kind of answer: answers are the same if their normal forms are equal.
 
 | kind | normal form |
 |---|---|
-| `text` | Unicode's NFC, white space as single spaces, none around |
-| `label` | the same; upper and lower case differ |
-| `latex` | one spelling of what draws the same (`job.evaluation.latex`) |
-| `json` | the value with sorted keys (`job.evaluation.fields`); a text that is no JSON as `text` |
+| `text` | Unicode NFC, white space collapsed and stripped |
+| `label` | the same; case-sensitive |
+| `latex` | one spelling for all formulas that render the same (`job.evaluation.latex`) |
+| `json` | the value with sorted keys (`job.evaluation.fields`); invalid JSON as `text` |
 """
 
 import unicodedata
@@ -16,17 +16,17 @@ from job.spec.answer_kinds import Answer
 
 
 def text(answer: str) -> str:
-    """The normal form of plain text."""
+    """Plain text's normal form."""
     return " ".join(unicodedata.normalize("NFC", answer).split())
 
 
 def as_json(answer: str) -> str:
-    """The normal form of a JSON value; of a text that is none, the text's."""
+    """A JSON value's normal form; invalid JSON is normalized as text."""
     value = fields.parse(answer)
     return text(answer) if value is fields.INVALID else fields.canonical(value)
 
 
-# Functions of a module, as processes that prepare rows are sent them.
+# Module-level functions, because they are pickled for the processes that prepare rows.
 FORMS: Mapping[Answer, Callable[[str], str]] = {
     "text": text,
     "latex": latex.normalize,

@@ -1,13 +1,13 @@
-"""Answers that are labels, one of a few classes: how many are right, and what is taken for what.
+"""Classification: answers that are one of a few class labels.
 
 | metric | unit | definition |
 |---|---|---|
-| `accuracy` | share of answers, 0 to 1 | the answer is the label; white space around them aside |
-| `macro_f1` | share, 0 to 1 | the mean of the classes' F1, each weighing the same |
+| `accuracy` | fraction of answers, 0 to 1 | the answer is the label, white space aside |
+| `macro_f1` | 0 to 1 | unweighted mean of the classes' F1 |
 
-The classes are those of the held-out labels. An answer that is none of them is wrong and belongs to
-no class: it counts against the recall of its label's class alone. F1 of a class is twice its right
-answers by the answers and the labels that name it.
+The classes are the distinct held-out labels. An answer outside them is wrong and belongs to no
+class: it only lowers the recall of its label's class. A class's F1 is twice its correct answers
+divided by the number of answers and labels that name it.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_CLASSES = 200
-"""Classes that are told apart in the confusion matrix; a set of more is no set of classes."""
+"""Above this there is no confusion matrix, and labels are hardly classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,8 @@ class LabelScore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Class:
-    """One class of the labels."""
+class ClassCounts:
+    """One class, with its counts."""
 
     name: str
     right: int
@@ -42,38 +42,40 @@ class Class:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassesJudged:
-    """All answers together."""
+class ClassScores:
+    """All answers, scored."""
 
     scores: tuple[LabelScore, ...]
     metrics: dict[str, float]
-    classes: tuple[Class, ...]
+    classes: tuple[ClassCounts, ...]
     """Sorted by name."""
     confusion: tuple[tuple[int, ...], ...]
-    """A row for each class of labels: how many answers name each class, and at the end none of
-    them. Empty for more than `MOST_CLASSES`."""
+    """By label (row) and answer (column), how many; the last column is answers outside the classes.
+    Empty for more than `MOST_CLASSES`."""
 
 
-def judge(predictions: Sequence[str], labels: Sequence[str]) -> ClassesJudged:
-    """Scores every answer; predictions and labels are in their normal form."""
+def score(predictions: Sequence[str], labels: Sequence[str]) -> ClassScores:
+    """Scores normalized predictions against normalized labels."""
     pairs = Counter(zip(labels, predictions, strict=True))
     names = sorted(set(labels))
     answered, expected = Counter(predictions), Counter(labels)
     classes = tuple(
-        Class(name=name, right=pairs[name, name], answered=answered[name], expected=expected[name])
+        ClassCounts(
+            name=name, right=pairs[name, name], answered=answered[name], expected=expected[name]
+        )
         for name in names
     )
     confusion: list[tuple[int, ...]] = []
     for name in names if len(names) <= MOST_CLASSES else ():
-        among = [pairs[name, other] for other in names]
-        confusion.append((*among, expected[name] - sum(among)))
+        counts = [pairs[name, other] for other in names]
+        confusion.append((*counts, expected[name] - sum(counts)))
     metrics = {}
     if labels:
         metrics = {
             "accuracy": sum(each.right for each in classes) / len(labels),
             "macro_f1": sum(each.f1 for each in classes) / len(classes),
         }
-    return ClassesJudged(
+    return ClassScores(
         scores=tuple(LabelScore(correct=p == e) for p, e in zip(predictions, labels, strict=True)),
         metrics=metrics,
         classes=classes,

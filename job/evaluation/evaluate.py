@@ -1,50 +1,53 @@
-"""The evaluation of one model: answers, scores, and the files that keep them."""
+"""Evaluates a model: generates answers, scores them, and writes the results."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job import log
 from job.evaluation import answer_lengths, classes, fields, render_match
-from job.evaluation.generate import answer_rows
+from job.evaluation.generate import generate_answers
 from job.evaluation.prompts import Question, questions
-from job.evaluation.scoring import judge
+from job.evaluation.scoring import score_answers
 from job.families.base import Family
 from job.prep.rows import Row
 from job.redaction import as_json
 from job.spec.types import EvalSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EVAL = "eval"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answer that was asked for, with the model's and its score."""
+    """The model's answer to one question, with its score."""
 
     id: str
     row: int
     """Number of the held-out row, from 0."""
     turn: int
-    """Which answer of the row, from 1."""
+    """Number of the answer in the row, from 1."""
     asked: list[dict[str, Any]]
-    """The conversation before the answer; images by their number in the row."""
+    """The conversation before the answer; images by their index in the row."""
     label: str
     prediction: str
     cut_short: bool
-    """Whether the answer reached the longest that was allowed."""
+    """Whether the answer reached max_new_tokens."""
     score: dict[str, Any]
     render: render_match.Outcome | None = None
-    """How the two pictures compare; None where the spec does not ask."""
+    """How the rendered images compare; None unless render_match is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A model on the held-out rows."""
+    """A model's results on the held-out rows."""
 
     metrics: dict[str, float | int]
-    """`loss`, `rows` and what the spec asks for, by name; `answers` where rows have several."""
+    """By name: `loss`, `rows`, those that the spec names, and `answers` if rows have several."""
     predictions: tuple[Prediction, ...]
     seconds: float
     tokens_per_second: float
@@ -53,9 +56,9 @@ class Evaluation:
     turns: str
     max_new_tokens: int
     cannot_be_right: int
-    """Labels longer than that."""
+    """Labels longer than `max_new_tokens`."""
     details: dict[str, Any] = field(default_factory=dict)
-    """By field, or by class; see `job.evaluation.scoring`."""
+    """Scores by field or by class; see `job.evaluation.scoring`."""
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -73,7 +76,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any,
+    model: "PreTrainedModel",
     family: Family,
     rows: Sequence[Row],
     spec: EvalSpec,
@@ -81,30 +84,30 @@ def evaluate(
     batch_size: int,
     label: str,
 ) -> Evaluation:
-    """Asks for the answers of the first `max_samples` rows and scores them."""
+    """Answers and scores the first `max_samples` rows."""
     chosen = [rows[i] for i in range(min(len(rows), spec.max_samples))]
     asked = questions(chosen, spec.turns)
     labels = [question.label for question in asked]
-    _check(asked, spec)
-    sizes = answer_lengths.tokens(family.processor.tokenizer, labels)
-    most = answer_lengths.limit(spec.generation, sizes)
-    hopeless = _warn_of_short_answers(sizes, most)
+    _check_labels(asked, spec)
+    lengths = answer_lengths.tokens(family.processor.tokenizer, labels)
+    limit = answer_lengths.limit(spec.generation, lengths)
+    too_long = _check_limit(lengths, limit)
     started = time.monotonic()
-    found = answer_rows(
+    answers = generate_answers(
         model,
         family,
         asked,
         chosen,
-        replace(spec.generation, max_new_tokens=most),
+        replace(spec.generation, max_new_tokens=limit),
         batch_size=batch_size,
         label=label,
     )
     seconds = time.monotonic() - started
-    judged = judge(spec.answer, found.texts, labels, spec.measured)
+    scores = score_answers(spec.answer, answers.texts, labels, spec.measured)
     several = {"answers": len(asked)} if len(asked) != len(chosen) else {}
     return Evaluation(
         metrics={
-            "loss": found.loss, "rows": len(chosen), **several, **judged.metrics, **judged.counts,
+            "loss": answers.loss, "rows": len(chosen), **several, **scores.metrics, **scores.counts,
         },
         predictions=tuple(
             Prediction(
@@ -116,25 +119,25 @@ def evaluate(
                 prediction=text,
                 cut_short=cut,
                 score=score,
-                render=None if judged.renders is None else judged.renders[number],
+                render=None if scores.renders is None else scores.renders[number],
             )
             for number, (question, text, cut, score) in enumerate(
-                zip(asked, found.texts, found.cut_short, judged.scores, strict=True)
+                zip(asked, answers.texts, answers.cut_short, scores.scores, strict=True)
             )
         ),
         seconds=round(seconds, 3),
-        tokens_per_second=round(found.generated_tokens / max(seconds, 1e-9), 1),
+        tokens_per_second=round(answers.generated_tokens / max(seconds, 1e-9), 1),
         rows=len(chosen),
         answer=spec.answer,
         turns=spec.turns,
-        max_new_tokens=most,
-        cannot_be_right=hopeless,
-        details=judged.details,
+        max_new_tokens=limit,
+        cannot_be_right=too_long,
+        details=scores.details,
     )  # fmt: skip
 
 
 def write(evaluation: Evaluation, directory: Path, name: str, predictions: str) -> None:
-    """Writes `eval/<name>.json` and `eval/<predictions>`, one line an answer."""
+    """Writes `eval/<name>.json` and `eval/<predictions>`, one line per answer."""
     folder = directory / EVAL
     folder.mkdir(parents=True, exist_ok=True)
     summary = {**evaluation.summary(), **evaluation.details}
@@ -144,37 +147,37 @@ def write(evaluation: Evaluation, directory: Path, name: str, predictions: str) 
             lines.write(as_json(asdict(prediction)) + "\n")
 
 
-def _check(asked: Sequence[Question], spec: EvalSpec) -> None:
-    """Warns where labels are not what `eval.answer` says."""
+def _check_labels(asked: Sequence[Question], spec: EvalSpec) -> None:
+    """Warns if labels are not of the kind that `eval.answer` names."""
     if spec.answer == "json":
-        others = [each for each in asked if fields.parse(each.label) is fields.INVALID]
-        if others:
+        invalid = [each for each in asked if fields.parse(each.label) is fields.INVALID]
+        if invalid:
             log.warn(
-                "labels that are no JSON are left out of the metrics of fields",
-                labels=log.of(len(others), len(asked)),
-                first=others[0].id,
-                fix="mend them, or set eval.answer: text",
+                "labels that are not valid JSON are excluded from the field metrics",
+                labels=log.of(len(invalid), len(asked)),
+                first=invalid[0].id,
+                fix="fix them, or set eval.answer: text",
             )
     elif spec.answer == "label":
-        different = len({each.label for each in asked})
-        if different > classes.MOST_CLASSES or (different > 20 and 2 * different > len(asked)):
+        distinct = len({each.label for each in asked})
+        if distinct > classes.MOST_CLASSES or (distinct > 20 and 2 * distinct > len(asked)):
             log.warn(
-                "labels hardly repeat, so they are no classes to tell apart",
-                different=log.of(different, len(asked)),
+                "labels hardly repeat, so they are probably not classes",
+                different=log.of(distinct, len(asked)),
                 fix="set eval.answer: text",
             )
 
 
-def _warn_of_short_answers(sizes: Sequence[int], most: int) -> int:
-    """How many labels are longer than an answer may become; warns where there are any."""
-    hopeless = answer_lengths.too_long(sizes, most)
-    if hopeless:
+def _check_limit(lengths: Sequence[int], limit: int) -> int:
+    """How many labels are longer than the limit on answers; warns if there are any."""
+    too_long = answer_lengths.too_long(lengths, limit)
+    if too_long:
         log.warn(
             "answers are cut short: some labels are longer than eval.generation.max_new_tokens, "
             "so no answer to them can be right",
-            cannot_be_right=log.of(hopeless, len(sizes)),
-            max_new_tokens=most,
-            longest_label=max(sizes),
+            cannot_be_right=log.of(too_long, len(lengths)),
+            max_new_tokens=limit,
+            longest_label=max(lengths),
             fix="set eval.generation.max_new_tokens: auto",
         )
-    return hopeless
+    return too_long

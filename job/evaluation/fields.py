@@ -1,21 +1,20 @@
-r"""Answers that are JSON: how many are valid, and how many of their fields are right.
+r"""JSON answers: validity, and the fraction of correct fields.
 
 | metric | unit | definition |
 |---|---|---|
-| `valid_json` | share of answers, 0 to 1 | the answer is JSON, and nothing else |
-| `exact_object` | share of answers, 0 to 1 | it is the label's value; order of keys and white space aside |
-| `field_precision` | share, 0 to 1 | of the fields of all answers, those that their labels have |
-| `field_recall` | share, 0 to 1 | of the fields of all labels, those that their answers have |
-| `field_f1` | share, 0 to 1 | the harmonic mean of the two |
+| `valid_json` | fraction of answers, 0 to 1 | the answer is JSON, and nothing else |
+| `exact_object` | fraction of answers, 0 to 1 | it equals the label's value, up to key order and white space |
+| `field_precision` | 0 to 1 | fraction of all answers' fields that are in their labels |
+| `field_recall` | 0 to 1 | fraction of all labels' fields that are in their answers |
+| `field_f1` | 0 to 1 | harmonic mean of the two |
 | `exact_match`, `cer` | | as for text (`job.evaluation.metrics`) |
 
-A field is a value at a path: `{"items": [{"price": 5}]}` has one, `items[].price = 5`. The items of
-a list share their path, so a list that lacks its first item loses that one and no more; a value that
-stands there twice counts twice. Text is compared in its normal form, numbers by their value, an empty
-list or object is a value of its own. An answer that is no JSON has no fields.
+A field is a value at a path: `{"items": [{"price": 5}]}` has one, `items[].price = 5`. Items of a
+list share their path, so an answer that misses the first item loses only that one; duplicates count
+as often as they occur. Text is compared in its normal form and numbers by value; an empty list or
+object is a value. An answer that is not JSON has no fields.
 
-A label that is no JSON says nothing about fields: its row is left out of these metrics and counted as
-`labels_not_json`.
+Rows whose label is not JSON are excluded from these metrics and counted as `labels_not_json`.
 """  # noqa: E501  a table's row is one line
 
 import json
@@ -23,15 +22,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 INVALID: Final = object()
-"""What `parse` makes of a text that is no JSON."""
+"""What `parse` returns for invalid JSON."""
 NAMES = ("valid_json", "exact_object", "field_precision", "field_recall", "field_f1")
-DEEPEST = 100
-"""Levels of a value; a text that nests deeper is taken for no JSON."""
+MAX_DEPTH = 100
+"""Text that nests deeper counts as invalid."""
 MOST_PATHS = 50
-"""Paths that are told apart in the table of fields, those of the labels with the most values."""
+"""Paths in the table of fields: the most frequent ones of the labels."""
 
 Field = tuple[str, str]
 """A path, and the value at it as JSON."""
@@ -52,7 +51,7 @@ class FieldScore:
 
 @dataclass(frozen=True, kw_only=True)
 class PathScore:
-    """The values at one path, of all rows."""
+    """The values at one path, over all rows."""
 
     path: str
     right: int
@@ -64,14 +63,14 @@ class PathScore:
         return f1(self.right, self.answered, self.expected)
 
 
-def parse(text: str) -> Any:
-    """The JSON value that a text is, or INVALID."""
+def parse(text: str) -> object:
+    """The text's JSON value, or INVALID."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return INVALID
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner = (
             e.values() if isinstance(e, dict) else e for e in level if isinstance(e, dict | list)
         )
@@ -79,8 +78,8 @@ def parse(text: str) -> Any:
     return INVALID if level else value
 
 
-def canonical(value: Any) -> str:
-    """One spelling of a value: keys sorted, numbers by value, text in its normal form."""
+def canonical(value: object) -> str:
+    """A value's normal form: keys sorted, numbers by value, text normalized."""
     match value:
         case dict():
             inner = sorted((_text(key), canonical(each)) for key, each in value.items())
@@ -94,8 +93,8 @@ def canonical(value: Any) -> str:
     return json.dumps(value)
 
 
-def fields_of(value: Any, path: str = "") -> Iterator[Field]:
-    """Every value that holds no other, with its path."""
+def fields_of(value: object, path: str = "") -> Iterator[Field]:
+    """Every leaf value, with its path."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from fields_of(inner, f"{path}.{_text(key)}" if path else _text(key))
@@ -107,16 +106,16 @@ def fields_of(value: Any, path: str = "") -> Iterator[Field]:
 
 
 def score(prediction: str, label: str) -> tuple[FieldScore, Counter[Field], Counter[Field]]:
-    """One answer against its label, and the fields of both."""
-    found, wanted = parse(prediction), parse(label)
-    valid, known = found is not INVALID, wanted is not INVALID
-    answered = Counter(fields_of(found) if valid else ())
-    expected = Counter(fields_of(wanted) if known else ())
+    """One answer's score against its label, and the fields of both."""
+    answer, truth = parse(prediction), parse(label)
+    valid, known = answer is not INVALID, truth is not INVALID
+    answered = Counter(fields_of(answer) if valid else ())
+    expected = Counter(fields_of(truth) if known else ())
     right = (answered & expected).total()
     return (
         FieldScore(
             valid_json=valid,
-            exact_object=valid and known and canonical(found) == canonical(wanted),
+            exact_object=valid and known and canonical(answer) == canonical(truth),
             fields_right=right,
             fields_answered=answered.total(),
             fields_expected=expected.total(),
@@ -129,39 +128,39 @@ def score(prediction: str, label: str) -> tuple[FieldScore, Counter[Field], Coun
 
 
 @dataclass(frozen=True, kw_only=True)
-class FieldsJudged:
-    """All answers together."""
+class FieldScores:
+    """All answers, scored."""
 
     scores: tuple[FieldScore, ...]
     metrics: dict[str, float]
-    """Every metric of fields; none where no label is JSON."""
+    """Every metric of fields; empty if no label is JSON."""
     paths: tuple[PathScore, ...]
-    """In the order of the labels' first rows; at most `MOST_PATHS`."""
+    """In order of first occurrence in the labels; at most `MOST_PATHS`."""
 
 
-def judge(predictions: Sequence[str], labels: Sequence[str]) -> FieldsJudged:
+def score_all(predictions: Sequence[str], labels: Sequence[str]) -> FieldScores:
     """Scores every answer, and all of them by path."""
     scores: list[FieldScore] = []
     totals: dict[str, Counter[str]] = {
         name: Counter() for name in ("right", "answered", "expected")
     }
     for prediction, label in zip(predictions, labels, strict=True):
-        found, answered, expected = score(prediction, label)
-        scores.append(found)
-        if not found.label_is_json:
+        row_score, answered, expected = score(prediction, label)
+        scores.append(row_score)
+        if not row_score.label_is_json:
             continue
         for name, counted in (
             ("expected", expected), ("answered", answered), ("right", answered & expected),
         ):  # fmt: skip
             for (path, _), count in counted.items():
                 totals[name][path] += count
-    kept = dict(totals["expected"].most_common(MOST_PATHS))
+    frequent = dict(totals["expected"].most_common(MOST_PATHS))
     paths = tuple(
         PathScore(path=path, **{name: counted[path] for name, counted in totals.items()})
         for path in totals["expected"]
-        if path in kept
+        if path in frequent
     )
-    return FieldsJudged(scores=tuple(scores), metrics=_summary(scores), paths=paths)
+    return FieldScores(scores=tuple(scores), metrics=_summary(scores), paths=paths)
 
 
 def _summary(scores: Sequence[FieldScore]) -> dict[str, float]:
@@ -181,7 +180,7 @@ def _summary(scores: Sequence[FieldScore]) -> dict[str, float]:
 
 
 def f1(right: int, answered: int, expected: int) -> float:
-    """The harmonic mean of precision and recall; 0 where nothing is right."""
+    """The harmonic mean of precision and recall; 0 if nothing is right."""
     return 2 * right / max(1, answered + expected)
 
 
@@ -190,4 +189,4 @@ def _text(value: str) -> str:
 
 
 def _refuse(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

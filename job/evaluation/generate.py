@@ -1,10 +1,10 @@
-"""Predictions of a model on held-out rows: greedy or sampled answers, and the loss."""
+"""A model's predictions on held-out rows: greedy or sampled answers, and the loss."""
 
 import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job import log
 from job.evaluation.prompts import Question
@@ -13,21 +13,25 @@ from job.families.batches import to_device
 from job.prep.rows import Row
 from job.spec.types import GenerationSpec
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.generation.streamers import BaseStreamer
+
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What the model answered, in the questions' order, and how it did on the true answers."""
+class GeneratedAnswers:
+    """The model's answers, in the questions' order, and its loss on the labels."""
 
     texts: tuple[str, ...]
     cut_short: tuple[bool, ...]
-    """Whether an answer is as long as any may be, without having ended."""
+    """Whether an answer reached max_new_tokens without an end token."""
     loss: float
-    """Mean cross-entropy of an answer's token, over all tokens of all answers of the rows."""
+    """Mean cross-entropy per token, over all answers of the rows."""
     generated_tokens: int
 
 
-def answer_rows(
-    model: Any,
+def generate_answers(
+    model: "PreTrainedModel",
     family: Family,
     asked: Sequence[Question],
     rows: Sequence[Row],
@@ -35,15 +39,15 @@ def answer_rows(
     *,
     batch_size: int,
     label: str,
-) -> Answers:
-    """Answers every question, and measures the loss of the rows' true answers."""
+) -> GeneratedAnswers:
+    """Answers every question, and measures the loss on the rows' answers."""
     model.eval()
     texts: list[str] = []
     cut: list[bool] = []
     generated = 0
     with log.progress(label, len(asked), unit="answers") as bar:
         for start in range(0, len(asked), batch_size):
-            part = asked[start : start + batch_size]
+            batch = asked[start : start + batch_size]
             prompts = [
                 family.encode_prompt(
                     question.id,
@@ -51,7 +55,7 @@ def answer_rows(
                     question.images,
                     enable_thinking=generation.enable_thinking,
                 )
-                for question in part
+                for question in batch
             ]
             tokens = generate(model, family, prompts, generation)
             generated += sum(len(row) for row in tokens)
@@ -60,13 +64,13 @@ def answer_rows(
                 family.processor.tokenizer.decode(row, skip_special_tokens=True).strip()
                 for row in tokens
             ]
-            bar.advance(len(part))
+            bar.advance(len(batch))
     nll, supervised = 0.0, 0
     for start in range(0, len(rows), batch_size):
         encoded = [family.encode(row) for row in rows[start : start + batch_size]]
-        part_nll, part_supervised = _loss(model, family, encoded)
-        nll, supervised = nll + part_nll, supervised + part_supervised
-    return Answers(
+        batch_nll, batch_supervised = _summed_loss(model, family, encoded)
+        nll, supervised = nll + batch_nll, supervised + batch_supervised
+    return GeneratedAnswers(
         texts=tuple(texts),
         cut_short=tuple(cut),
         loss=nll / supervised if supervised else math.nan,
@@ -75,20 +79,19 @@ def answer_rows(
 
 
 def generate(
-    model: Any,
+    model: "PreTrainedModel",
     family: Family,
     prompts: Sequence[Encoded],
     generation: GenerationSpec,
-    streamer: Any = None,
+    streamer: "BaseStreamer | None" = None,
 ) -> list[list[int]]:
-    """The tokens that the model writes after each prompt, without the end token and padding.
+    """The tokens generated after each prompt, without end token and padding.
 
-    At most `generation.max_new_tokens`, a number by now; as many only where no end was reached.
-    A `streamer`, which Transformers calls with each token, takes one prompt only.
+    `generation.max_new_tokens` must be a number. A `streamer` works with one prompt only.
     """
     import torch
 
-    assert generation.max_new_tokens != "auto", "the length is known before answers are made"
+    assert generation.max_new_tokens != "auto", "resolved by the caller"
     tokenizer = family.processor.tokenizer
     batch = to_device(family.collate_prompts(prompts), model.device)
     sampling: dict[str, Any] = {"do_sample": generation.do_sample}
@@ -111,8 +114,10 @@ def _until_end(tokens: list[int], ends: Collection[int]) -> list[int]:
     return list(itertools.takewhile(lambda token: token not in ends, tokens))
 
 
-def _loss(model: Any, family: Family, rows: Sequence[Encoded]) -> tuple[float, int]:
-    """The summed negative log-likelihood of the answers' tokens, and how many there are."""
+def _summed_loss(
+    model: "PreTrainedModel", family: Family, rows: Sequence[Encoded]
+) -> tuple[float, int]:
+    """The summed negative log-likelihood of the answers' tokens, and their number."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -120,6 +125,6 @@ def _loss(model: Any, family: Family, rows: Sequence[Encoded]) -> tuple[float, i
     labels = batch.pop("labels")[:, 1:]  # (B, T-1)
     with torch.inference_mode():
         logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
-        chosen = labels != IGNORED
-        nll = cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
-    return float(nll), int(chosen.sum())
+        supervised = labels != IGNORED
+        nll = cross_entropy(logits[supervised].float(), labels[supervised], reduction="sum")
+    return float(nll), int(supervised.sum())

@@ -1,21 +1,20 @@
-"""How near answers are to their labels as text or as formulas: exact match, edit rates and BLEU.
+"""Metrics for text and formulas: exact match, edit rates and BLEU.
 
 | metric | unit | definition |
 |---|---|---|
-| `exact_match` | share of rows, 0 to 1 | prediction and label are the same text, but for white space around them |
-| `exact_match_normalized` | share of rows, 0 to 1 | both have the same normal form (`job.evaluation.answer_kinds`) |
-| `cer` | edits per character | Levenshtein distance in characters, summed over all rows, by the labels' characters; raw texts, white space around them aside |
-| `token_edit_distance` | edits per token | the same in LaTeX tokens, of the normal forms |
-| `wer` | edits per word | the same in words: what white space parts in the normal forms |
-| `bleu` | 0 to 100 | corpus BLEU-4 of the normal forms' LaTeX tokens, or of text in words and signs |
-| `render_match` | share of rows, 0 to 1 | both draw the same picture (`job.evaluation.render_match`) |
+| `exact_match` | fraction of rows, 0 to 1 | prediction equals label, up to surrounding white space |
+| `exact_match_normalized` | fraction of rows, 0 to 1 | both have the same normal form (`job.evaluation.answer_kinds`) |
+| `cer` | edits per character | Levenshtein distance in characters, summed over all rows, divided by the labels' characters; on raw text, surrounding white space stripped |
+| `token_edit_distance` | edits per token | the same in LaTeX tokens, on normal forms |
+| `wer` | edits per word | the same in white-space-separated words, on normal forms |
+| `bleu` | 0 to 100 | corpus BLEU-4 on normal forms: LaTeX tokens, or words and punctuation |
+| `render_match` | fraction of rows, 0 to 1 | both render to the same image (`job.evaluation.render_match`) |
 
-Edit rates weigh a row by its length, as is usual for character error rates, and pass 1 where
-predictions run on far beyond their labels. Levenshtein distance counts insertions, deletions and
-substitutions, each as 1 (rapidfuzz). BLEU is sacreBLEU's with its own smoothing (`exp`: an order
-without a match counts as half, a quarter, … of one), orders 1 to 4 and the brevity penalty. Tokens
-of formulas are those of `latex.tokenize`, of text those of sacreBLEU's own tokenizer (`13a`), not the
-model's, so values compare across models.
+Edit rates weight rows by length, as is usual for character error rates, and exceed 1 if predictions
+run far beyond their labels. Levenshtein distance counts insertions, deletions and substitutions as 1
+each (rapidfuzz). BLEU is sacreBLEU's with its default smoothing (`exp`), orders 1 to 4 and brevity
+penalty. Formulas are tokenized by `latex.tokenize` and text by sacreBLEU's `13a`, not by the model's
+tokenizer, so values compare across models.
 """  # noqa: E501  a table's row is one line
 
 from collections.abc import Sequence
@@ -24,8 +23,8 @@ from typing import Literal
 
 from job.evaluation import answer_kinds, latex
 
-Written = Literal["text", "latex"]
-"""What is compared by what is written."""
+TextKind = Literal["text", "latex"]
+"""The kinds of answers that are compared as text."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,15 @@ class RowScore:
     """`edits` per character of the label; an empty label counts as one character."""
     edits: int
     characters: int
-    """The label's, without white space around it."""
+    """Of the stripped label."""
     token_edits: int
     tokens: int
-    """The label's, in its normal form: LaTeX's tokens, or words."""
+    """Of the normalized label: LaTeX tokens, or words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """All rows together; None where a metric was not asked for, or where there are no rows."""
+    """Metrics over all rows; None if not requested, or without rows."""
 
     rows: int
     exact_match: float | None = None
@@ -57,8 +56,8 @@ class Metrics:
     bleu: float | None = None
 
 
-def score(prediction: str, label: str, kind: Written) -> RowScore:
-    """Compares one prediction with its label."""
+def score(prediction: str, label: str, kind: TextKind) -> RowScore:
+    """Scores one prediction against its label."""
     from rapidfuzz.distance import Levenshtein
 
     prediction, label = prediction.strip(), label.strip()
@@ -80,10 +79,10 @@ def summarize(
     predictions: Sequence[str],
     labels: Sequence[str],
     metrics: Sequence[str],
-    kind: Written,
+    kind: TextKind,
 ) -> Metrics:
-    """The named metrics over all rows; predictions and labels are those that `rows` scored."""
-    assert len(rows) == len(predictions) == len(labels), "one score, prediction and label a row"
+    """The named metrics over all rows; `rows` are the scores of `predictions` against `labels`."""
+    assert len(rows) == len(predictions) == len(labels), "one score, prediction and label per row"
     if not rows:
         return Metrics(rows=0)
     values: dict[str, float] = {}
@@ -106,7 +105,7 @@ def summarize(
     return Metrics(rows=len(rows), **values)
 
 
-def _tokens(text: str, kind: Written) -> tuple[str, ...]:
+def _tokens(text: str, kind: TextKind) -> tuple[str, ...]:
     return (
         latex.normalized_tokens(text) if kind == "latex" else tuple(answer_kinds.text(text).split())
     )
@@ -116,11 +115,11 @@ def _rate(edits: int, length: int) -> float:
     return edits / max(1, length)
 
 
-def _bleu(predictions: Sequence[str], labels: Sequence[str], kind: Written) -> float:
+def _bleu(predictions: Sequence[str], labels: Sequence[str], kind: TextKind) -> float:
     from sacrebleu.metrics import BLEU
 
-    # LaTeX is already split; `tokenize` must then not split it again, and `force` takes it so.
-    # `effective_order` matters only where no row has four tokens: no 4-gram is not a wrong one.
+    # LaTeX is already tokenized: `force` silences the warning about it.
+    # `effective_order` matters only if no row has four tokens: BLEU would be 0 without 4-grams.
     tokenizer = "none" if kind == "latex" else "13a"
     bleu = BLEU(tokenize=tokenizer, force=True, smooth_method="exp", effective_order=True)
     hypotheses, references = (

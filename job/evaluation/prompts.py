@@ -1,4 +1,4 @@
-"""What a model is asked of held-out rows: each answer of a conversation, with all before it."""
+"""Questions from held-out rows: each answer of a conversation, with the turns before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from job.prep.rows import EncodedImage, Message, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One answer of a row, to be given anew."""
+    """One answer of a row, for the model to predict."""
 
     id: str
     """The row's."""
     row: int
-    """Number of the row among those that are judged, from 0."""
+    """Number of the row among those evaluated, from 0."""
     turn: int
-    """Which answer of the row it is, from 1."""
+    """Number of the answer in the row, from 1."""
     asked: tuple[Message, ...]
-    """The conversation before the answer; earlier answers are the true ones."""
+    """The conversation before the answer, with the labels of earlier answers."""
     images: tuple[EncodedImage, ...]
-    """All of the row; `asked` mentions some of them, by their numbers."""
+    """All images of the row; `asked` refers to some of them by index."""
     label: str
-    """The true answer."""
+    """The row's answer."""
 
     def to_json(self) -> list[dict[str, Any]]:
         """The conversation before the answer, for `predictions.jsonl`."""
@@ -41,21 +41,21 @@ class Question:
 
 
 def questions(rows: Sequence[Row], turns: Literal["all", "last"]) -> list[Question]:
-    """Every answer of the rows, or the last of each; an earlier one that is empty asks nothing."""
-    found = []
+    """A question for every answer, or the last of each row; empty earlier answers are skipped."""
+    result = []
     for number, row in enumerate(rows):
-        places = [at for at, message in enumerate(row.messages) if message.role == "assistant"]
-        for turn, place in enumerate(places, start=1):
-            answer = row.messages[place].text
-            if place == places[-1] or (turns == "all" and answer.strip()):
-                found.append(
+        answers = [index for index, each in enumerate(row.messages) if each.role == "assistant"]
+        for turn, index in enumerate(answers, start=1):
+            label = row.messages[index].text
+            if index == answers[-1] or (turns == "all" and label.strip()):
+                result.append(
                     Question(
                         id=row.id,
                         row=number,
                         turn=turn,
-                        asked=row.messages[:place],
+                        asked=row.messages[:index],
                         images=row.images,
-                        label=answer,
+                        label=label,
                     )
                 )
-    return found
+    return result

@@ -1,74 +1,74 @@
-"""Answers against labels, by the kind of answer: scores a row, metrics, and what tables show."""
+"""Scores answers against labels, by kind of answer."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from job.evaluation import answer_kinds, classes, fields, metrics, render_match
-from job.evaluation.metrics import Written
+from job.evaluation.metrics import TextKind
 from job.spec.answer_kinds import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """All answers against their labels."""
+class Scores:
+    """All answers, scored against their labels."""
 
     metrics: dict[str, float]
-    """Those that were asked for and can be measured, by name."""
+    """The requested metrics that could be measured, by name."""
     counts: dict[str, int]
-    """Rows that a metric leaves out."""
+    """Rows that a metric excludes."""
     scores: tuple[dict[str, Any], ...]
-    """What is known of each answer, by name."""
+    """Each answer's scores, by name."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Of JSON the fields, of labels the classes and their confusion matrix."""
+    """For JSON the fields, for labels the classes and their confusion matrix."""
     renders: tuple[render_match.Outcome, ...] | None = None
-    """How the drawn answers compare; None where the spec does not ask."""
+    """How the rendered answers compare; None unless requested."""
 
 
-def judge(
+def score_answers(
     kind: Answer, predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]
-) -> Judged:
-    """Compares every answer with its label; `wanted` names metrics that fit the kind."""
+) -> Scores:
+    """Scores every answer against its label; `wanted` names metrics of the kind."""
     if kind == "label":
         return _labels(predictions, labels, wanted)
     if kind == "json":
         return _json(predictions, labels, wanted)
-    return _written(kind, predictions, labels, wanted)
+    return _text(kind, predictions, labels, wanted)
 
 
-def _labels(predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> Judged:
-    found = classes.judge(
+def _labels(predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> Scores:
+    scored = classes.score(
         *([answer_kinds.text(each) for each in texts] for texts in (predictions, labels))
     )
-    return Judged(
-        metrics=_chosen(found.metrics, wanted),
+    return Scores(
+        metrics=_requested(scored.metrics, wanted),
         counts={},
-        scores=tuple(asdict(score) for score in found.scores),
+        scores=tuple(asdict(score) for score in scored.scores),
         details={
-            "classes": [{**asdict(each), "f1": each.f1} for each in found.classes],
-            "confusion": found.confusion,
+            "classes": [{**asdict(each), "f1": each.f1} for each in scored.classes],
+            "confusion": scored.confusion,
         },
     )
 
 
-def _json(predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> Judged:
-    found = fields.judge(predictions, labels)
-    texts = _written("text", predictions, labels, [n for n in wanted if n not in fields.NAMES])
-    unknown = sum(not each.label_is_json for each in found.scores)
-    return Judged(
-        metrics=_chosen({**found.metrics, **texts.metrics}, wanted),
-        counts={"labels_not_json": unknown} if unknown else {},
+def _json(predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]) -> Scores:
+    scored = fields.score_all(predictions, labels)
+    texts = _text("text", predictions, labels, [n for n in wanted if n not in fields.NAMES])
+    invalid = sum(not each.label_is_json for each in scored.scores)
+    return Scores(
+        metrics=_requested({**scored.metrics, **texts.metrics}, wanted),
+        counts={"labels_not_json": invalid} if invalid else {},
         scores=tuple(
             {**asdict(of_fields), "exact_match": of_text["exact_match"], "cer": of_text["cer"]}
-            for of_fields, of_text in zip(found.scores, texts.scores, strict=True)
+            for of_fields, of_text in zip(scored.scores, texts.scores, strict=True)
         ),
-        details={"fields": [{**asdict(each), "f1": each.f1} for each in found.paths]},
+        details={"fields": [{**asdict(each), "f1": each.f1} for each in scored.paths]},
     )
 
 
-def _written(
-    kind: Written, predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]
-) -> Judged:
+def _text(
+    kind: TextKind, predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[str]
+) -> Scores:
     scores = [
         metrics.score(text, truth, kind) for text, truth in zip(predictions, labels, strict=True)
     ]
@@ -78,11 +78,10 @@ def _written(
     renders = None
     if render_match.NAME in wanted:
         renders = tuple(map(render_match.compare, predictions, labels))
-        drawn = asdict(render_match.summarize(renders))
-        measured[render_match.NAME] = drawn.pop(render_match.NAME)
-        counts = drawn
+        counts = asdict(render_match.summarize(renders))
+        measured[render_match.NAME] = counts.pop(render_match.NAME)
     del measured["rows"]
-    return Judged(
+    return Scores(
         metrics={name: value for name, value in measured.items() if value is not None},
         counts=counts,
         scores=tuple(map(asdict, scores)),
@@ -90,5 +89,5 @@ def _written(
     )
 
 
-def _chosen(measured: dict[str, float], wanted: Sequence[str]) -> dict[str, float]:
+def _requested(measured: dict[str, float], wanted: Sequence[str]) -> dict[str, float]:
     return {name: value for name, value in measured.items() if name in wanted}

@@ -1,4 +1,4 @@
-"""The export stage: merged weights written, reloaded and proven, and served by vLLM.
+"""The export stage: merges the weights, and verifies them by reloading and by serving with vLLM.
 
 Imports: spec, storage, prep, families, engines.
 """

@@ -1,9 +1,8 @@
-"""Proof of what was exported: the reloaded model against the trained one and the base.
+"""Comparing two models on the probes: the logits of the labels' tokens, and greedy answers.
 
-A few held-out rows are the probes. On each, the logits at the answer's tokens and the greedy
-answer are compared. The tolerances are those of the arithmetic: what is stored with an 11-bit
-(fp16) or 8-bit (bf16) significand cannot give the same logits to the last digit, and may turn a
-greedy choice only where the trained model itself was undecided.
+Tolerances follow from the arithmetic: weights stored with an 11-bit (fp16) or 8-bit (bf16)
+significand cannot reproduce logits exactly, but may change a greedy token only where the trained
+model's choice was close.
 """
 
 from collections.abc import Sequence
@@ -17,12 +16,14 @@ from job.prep.rows import Row
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 PROBES = 4
 PROBE_TOKENS = 24
 
-# Relative RMS difference of logits that rounding the weights to the dtype may cause.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Relative RMS difference of logits that rounding the weights to the dtype may cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,32 +31,32 @@ class Outputs:
     """A model's outputs on the probes."""
 
     logits: "torch.Tensor"
-    """(N, V): every answer token's logits, in fp32 on the CPU."""
+    """(N, V): the logits of every label token, in fp32 on the CPU."""
     answers: tuple[tuple[int, ...], ...]
     margins: tuple[tuple[float, ...], ...]
-    """For each answer's token, how far its logit lies above the second best."""
+    """By answer and token, the logit's distance from the second best."""
     logprobs: tuple[tuple[float, ...], ...]
-    """Each answer's token's log-probability."""
+    """By answer and token, the log-probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far one model's outputs are from another's."""
+    """How far one model's outputs are from a reference."""
 
     relative_rms: float
     largest: float
     same_top1: float
     same_answers: int
     decided_differently: int
-    """Answers that part at a token the reference chose by more than rounding."""
+    """Answers that diverge at a token that the reference chose by more than rounding."""
     probes: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
-    """What the model says on the probes."""
+def outputs(model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence[Row]) -> Outputs:
+    """The model's outputs on the probes."""
     import torch
 
     model.eval()
@@ -63,12 +64,12 @@ def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
     batch = to_device(family.collate(encoded), model.device)
     labels = batch.pop("labels")[:, 1:]  # (B, T-1)
     prompts = [family.encode_prompt(row.id, row.prompt, row.images) for row in rows]
-    asked = to_device(family.collate_prompts(prompts), model.device)
+    prompt_batch = to_device(family.collate_prompts(prompts), model.device)
     tokenizer = family.processor.tokenizer
     with torch.inference_mode():
         logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
-        written = model.generate(
-            **asked,
+        generated = model.generate(
+            **prompt_batch,
             max_new_tokens=PROBE_TOKENS,
             do_sample=False,
             return_dict_in_generate=True,
@@ -76,33 +77,33 @@ def outputs(model: Any, family: Family, rows: Sequence[Row]) -> Outputs:
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(family.end_tokens),
         )
-    steps = torch.stack(written.logits, dim=1).float()  # (B, steps, V)
+    steps = torch.stack(generated.logits, dim=1).float()  # (B, steps, V)
     top = steps.topk(2).values  # (B, steps, 2)
     margins = top[..., 0] - top[..., 1]  # (B, steps)
-    logprobs = top[..., 0] - steps.logsumexp(-1)  # (B, steps): greedy, so of the largest
-    start = asked["input_ids"].shape[1]
+    logprobs = top[..., 0] - steps.logsumexp(-1)  # (B, steps): greedy takes the largest
+    start = prompt_batch["input_ids"].shape[1]
     return Outputs(
         logits=logits[labels != IGNORED].float().cpu(),
-        answers=tuple(tuple(row) for row in written.sequences[:, start:].tolist()),
+        answers=tuple(tuple(row) for row in generated.sequences[:, start:].tolist()),
         margins=tuple(tuple(row) for row in margins.tolist()),
         logprobs=tuple(tuple(row) for row in logprobs.tolist()),
     )
 
 
 def compare(reference: Outputs, other: Outputs) -> Comparison:
-    """`other` against `reference`, both on the same probes."""
+    """Compares `other` with `reference`, both on the same probes."""
     difference = other.logits - reference.logits  # (N, V)
     scale = float(reference.logits.std()) or 1.0
     largest = float(difference.abs().max())
     same, decided = 0, 0
-    for expected, found, margins in zip(
+    for expected, answer, margins in zip(
         reference.answers, other.answers, reference.margins, strict=True
     ):
-        steps = min(len(expected), len(found))
-        parting = next((i for i in range(steps) if expected[i] != found[i]), None)
-        if parting is None:
+        steps = min(len(expected), len(answer))
+        divergence = next((i for i in range(steps) if expected[i] != answer[i]), None)
+        if divergence is None:
             same += 1
-        elif margins[parting] > 2 * largest:
+        elif margins[divergence] > 2 * largest:
             decided += 1
     return Comparison(
         relative_rms=float(difference.pow(2).mean().sqrt()) / scale,
@@ -114,21 +115,22 @@ def compare(reference: Outputs, other: Outputs) -> Comparison:
     )
 
 
-def require_equal(what: str, found: Comparison, *dtypes: str) -> None:
-    """Raises ProofError where `found` is more than rounding to the coarsest dtype explains."""
+def require_equal(what: str, comparison: Comparison, *dtypes: str) -> None:
+    """Raises ProofError if models differ by more than rounding to the coarsest dtype explains."""
     dtype = max(dtypes, key=TOLERANCE.__getitem__)
     limit = TOLERANCE[dtype]
-    if not found.relative_rms <= limit:
+    fix = "do not serve it; export again, and report this with the run's export.json"
+    if not comparison.relative_rms <= limit:
         raise ProofError(
             what,
-            f"its logits differ from the trained model's by {found.relative_rms:.2g} of their "
-            f"spread; rounding to {dtype} explains {limit:g}",
-            fix="do not serve it; export again, and report this with the run's export.json",
+            f"its logits differ from the trained model's by {comparison.relative_rms:.2g} of their "
+            f"standard deviation; rounding to {dtype} explains {limit:g}",
+            fix=fix,
         )
-    if found.decided_differently:
+    if comparison.decided_differently:
         raise ProofError(
             what,
-            f"{found.decided_differently} of {found.probes} greedy answers differ from the trained "
-            "model's at a token that it chose clearly",
-            fix="do not serve it; export again, and report this with the run's export.json",
+            f"{comparison.decided_differently} of {comparison.probes} greedy answers differ from "
+            "the trained model's at a token that was not a close choice",
+            fix=fix,
         )

@@ -1,4 +1,4 @@
-"""What a manifest is made from: a spec, as written and as measured, and where it shall run."""
+"""What manifests are rendered from: a spec, its resource needs, and the target platform."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,27 +12,27 @@ from job.planning.requirements import Needs
 from job.spec.types import JobSpec
 
 Object = dict[str, Any]
-"""A Kubernetes object, as YAML would say it."""
+"""A Kubernetes object, as in YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RenderContext:
     spec: JobSpec
     text: str = field(repr=False)
-    """The spec as its author wrote it: it reaches the cluster with its comments and variables."""
+    """The spec as written: it reaches the cluster with its comments and variables."""
     platform: Platform
     needs: Needs
     family: type[Family]
     registry: str
     nodes: int
     sets: tuple[str, ...]
-    """Overrides, as `--set` takes them."""
+    """Overrides, as given to `--set`."""
     output: str | None
-    """What replaces `output.uri`, if anything does."""
+    """Replaces `output.uri` unless None."""
     environ: Mapping[str, str]
-    """The variables that the spec names, secrets aside, with their values."""
+    """Values of the variables that the spec names, except secrets."""
     secrets: Mapping[str, str] = field(repr=False)
-    """The others: the job is given them by a Secret, and no manifest may show them."""
+    """The secret ones: the pod reads them from a Secret, and no manifest may contain them."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Request:
 
     @property
     def cache_claim(self) -> str:
-        """The claim for the cache's volume: its access modes can never change, so two names."""
+        """The cache's PersistentVolumeClaim. Access modes are immutable, hence two names."""
         return f"{self.name}-cache" if self.nodes == 1 else f"{self.name}-cache-shared"
 
     @property
@@ -55,7 +55,7 @@ class Request:
         return {"name": self.name + suffix, "labels": self.labels(component)}
 
     def labels(self, component: str) -> dict[str, str]:
-        """The labels that Kubernetes recommends, for one part of this job."""
+        """Kubernetes' recommended labels for one component of this job."""
         return {
             **self.selector(component),
             "app.kubernetes.io/version": __version__,
@@ -64,7 +64,7 @@ class Request:
         }
 
     def selector(self, component: str) -> dict[str, str]:
-        """The labels that tell this part from every other."""
+        """The labels that identify the component."""
         return {
             "app.kubernetes.io/name": constants.NAME,
             "app.kubernetes.io/instance": self.name,

@@ -1,4 +1,4 @@
-"""What a cluster may add to a job, whatever its platform: a queue, and ways to reach a bucket."""
+"""Optional cluster features for any platform: a Kueue queue, and ways to authenticate to S3."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -7,12 +7,12 @@ from job.kubernetes import constants
 from job.kubernetes.context import Object
 
 QUEUE = "finetune"
-"""The LocalQueue of Kueue that the reader makes."""
+"""Kueue's LocalQueue, created by the user."""
 ROLE = "arn:aws:iam::111122223333:role/finetune-job"
-"""Stands for the reader's own role; the account is the one of AWS's documentation."""
+"""Placeholder for the user's role; the account is the one in AWS's documentation."""
 TOKENS = "/var/run/secrets/finetune"
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-OTHERS = (
+OPTIONAL_KEYS = (
     "AWS_REGION",
     "AWS_ENDPOINT_URL",
     "HF_TOKEN",
@@ -20,37 +20,37 @@ OTHERS = (
     "MLFLOW_TRACKING_TOKEN",
     "WANDB_API_KEY",
 )
-"""What the Secret may hold beside them."""
+"""Other entries that the Secret may have."""
 
 Feature = Callable[[Object], None]
-"""Changes a Job or a Deployment in place."""
+"""Modifies a Job or Deployment in place."""
 
 
 def kueue(document: Object) -> None:
-    """Kueue admits the job when its queue has room, and takes it back by suspending it."""
+    """Kueue admits the Job when its queue has quota, and preempts it by suspending it."""
     if document["kind"] == "Job":
         document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = QUEUE
         document["spec"]["suspend"] = True
 
 
 def s3_static_keys(document: Object) -> None:
-    """The keys must be there; without them the pod waits and says which is missing."""
-    for container in _readers(document):
+    """Requires the keys: without them the pod stays pending and names the missing one."""
+    for container in _with_secret(document):
         container["env"] = [*container.get("env", []), *(_from_secret(key) for key in KEYS)]
 
 
 def s3_workload_identity(document: Object) -> None:
-    """A role in place of keys: a short-lived token that only this pod is given.
+    """An IAM role instead of keys: a short-lived token for this pod only.
 
-    Whole Secrets are no longer read: keys among them would come before the role.
+    Replaces `envFrom`: static keys in the Secret would take precedence over the role.
     """
-    for container in _readers(document):
+    for container in _with_secret(document):
         del container["envFrom"]
         container["env"] = [
             *container.get("env", []),
             {"name": "AWS_ROLE_ARN", "value": ROLE},
             {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": f"{TOKENS}/token"},
-            *(_from_secret(key, optional=True) for key in OTHERS),
+            *(_from_secret(key, optional=True) for key in OPTIONAL_KEYS),
         ]
         mount = {"name": "identity", "mountPath": TOKENS, "readOnly": True}
         container["volumeMounts"].append(mount)
@@ -60,8 +60,8 @@ def s3_workload_identity(document: Object) -> None:
     )
 
 
-def _readers(document: Object) -> list[Object]:
-    """The containers that are given the Secret, which are those that speak to storage."""
+def _with_secret(document: Object) -> list[Object]:
+    """The containers that read the Secret: those that access storage."""
     spec = document["spec"]["template"]["spec"]
     containers = [*spec.get("initContainers", []), *spec["containers"]]
     return [container for container in containers if "envFrom" in container]
@@ -75,12 +75,12 @@ FEATURES: dict[str, Feature] = {
 
 
 def apply(feature: Feature, documents: Sequence[Object]) -> list[Object]:
-    """The documents with the feature in those of them that run the job's image."""
-    found = copy.deepcopy(list(documents))
-    for document in found:
+    """A copy of the documents with the feature applied to Jobs and Deployments."""
+    changed = copy.deepcopy(list(documents))
+    for document in changed:
         if document["kind"] in ("Job", "Deployment"):
             feature(document)
-    return found
+    return changed
 
 
 def _from_secret(key: str, *, optional: bool = False) -> Object:

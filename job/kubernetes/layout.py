@@ -1,20 +1,20 @@
 """The folder `k8s/`: the manifests of one spec, ready for kubectl and for kustomize.
 
-finetune-job.yaml           the job on AMD, alone: kubectl apply -f
+finetune-job.yaml           the job on one AMD node: kubectl apply -f
 trainjob.yaml               the same on several nodes
-vllm-deployment.yaml        vLLM on AMD with what the job exported
-vllm-smoke-job.yaml         asks it a question
-base/                       finetune-job.yaml and vllm-deployment.yaml for the overlays, which
-vllm/                       kustomize allows to read neither files nor folders above them
-components/                 a queue and ways to reach S3, for any overlay
-overlays/                   one each for kubectl apply -k
+vllm-deployment.yaml        vLLM on AMD, serving the exported weights
+vllm-smoke-job.yaml         asks the server a question
+base/, vllm/                copies of finetune-job.yaml and vllm-deployment.yaml for the overlays:
+                            kustomize does not let them read files outside a kustomization
+components/                 a queue and ways to authenticate to S3, for any overlay
+overlays/                   each one for kubectl apply -k
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from job.kubernetes import batch, features, overlays, serving, trainjob, yaml_text
-from job.kubernetes.context import Object, Request
+from job.kubernetes.context import Object, RenderContext
 
 KUSTOMIZE = "kustomize.config.k8s.io"
 JOB, TRAINJOB = "finetune-job.yaml", "trainjob.yaml"
@@ -23,52 +23,52 @@ KUSTOMIZATION = "kustomization.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """One spec on every platform, and another for the test on a CPU."""
+class FolderContexts:
+    """One spec on every GPU platform, and another one for the CPU smoke test."""
 
-    amd: Request
-    nvidia: Request
-    several: Request
-    """On AMD too, on several nodes."""
-    smoke: Request | None
+    amd: RenderContext
+    nvidia: RenderContext
+    multi_node: RenderContext
+    """On several AMD nodes."""
+    smoke: RenderContext | None
 
 
-def files(wanted: Wanted) -> Mapping[str, list[Object]]:
-    """The documents of every file by its path in the folder."""
-    job, server = batch.bundle(wanted.amd), serving.deployment(wanted.amd)
-    found: dict[str, list[Object]] = {
+def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
+    """The documents of every file, by path in the folder."""
+    job, server = batch.bundle(contexts.amd), serving.deployment(contexts.amd)
+    documents: dict[str, list[Object]] = {
         JOB: job,
-        TRAINJOB: trainjob.bundle(wanted.several),
+        TRAINJOB: trainjob.bundle(contexts.multi_node),
         SERVER: server,
-        SMOKE: serving.smoke_job(wanted.amd),
+        SMOKE: serving.smoke_job(contexts.amd),
         f"base/{JOB}": job,
         f"base/{KUSTOMIZATION}": [_kustomization(resources=[JOB])],
         f"vllm/{SERVER}": server,
         f"vllm/{KUSTOMIZATION}": [_kustomization(resources=[SERVER])],
         _overlay("nvidia"): [
             _kustomization(
-                resources=["../../base"], patches=_patches(job, batch.bundle(wanted.nvidia))
+                resources=["../../base"], patches=_patches(job, batch.bundle(contexts.nvidia))
             )
         ],
         _overlay("vllm-nvidia"): [
             _kustomization(
                 resources=["../../vllm"],
-                patches=_patches(server, serving.deployment(wanted.nvidia)),
+                patches=_patches(server, serving.deployment(contexts.nvidia)),
             )
         ],
     }
     for name, feature in features.FEATURES.items():
         both = [*job, *server]
-        found[f"components/{name}/{KUSTOMIZATION}"] = [
+        documents[f"components/{name}/{KUSTOMIZATION}"] = [
             _kustomization("Component", patches=_patches(both, features.apply(feature, both)))
         ]
-        found[_overlay(name)] = [
+        documents[_overlay(name)] = [
             _kustomization(resources=["../../base"], components=[f"../../components/{name}"])
         ]
-    if wanted.smoke is not None:
-        found[f"overlays/cpu-smoke/{JOB}"] = batch.bundle(wanted.smoke)
-        found[_overlay("cpu-smoke")] = [_kustomization(resources=[JOB])]
-    return found
+    if contexts.smoke is not None:
+        documents[f"overlays/cpu-smoke/{JOB}"] = batch.bundle(contexts.smoke)
+        documents[_overlay("cpu-smoke")] = [_kustomization(resources=[JOB])]
+    return documents
 
 
 def _overlay(name: str) -> str:
@@ -81,7 +81,7 @@ def _kustomization(kind: str = "Kustomization", **more: object) -> Object:
 
 
 def _patches(before: list[Object], after: list[Object]) -> list[Object]:
-    """Kustomize takes the operations as a text of YAML."""
+    """Kustomize expects a patch's operations as YAML text."""
     return [
         {**patch, "patch": yaml_text.dump([patch["patch"]])}
         for patch in overlays.between(before, after)

@@ -1,39 +1,41 @@
-"""What stands around a job: its spec, its account, its cache, and whom it may speak to."""
+"""The objects around a pod: the spec's ConfigMap, service account, cache volume, network policy."""
 
 from job.kubernetes import constants
-from job.kubernetes.context import Object, Request
+from job.kubernetes.context import Object, RenderContext
 from job.kubernetes.resources import quantity
 
 
-def config_map(request: Request) -> Object:
-    """The spec, as its author wrote it."""
+def config_map(context: RenderContext) -> Object:
+    """The spec, as written."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": request.metadata("training", "-spec"),
-        "data": {constants.SPEC_FILE: request.text},
+        "metadata": context.metadata("training", "-spec"),
+        "data": {constants.SPEC_FILE: context.text},
     }
 
 
-def service_account(request: Request, component: str = "training", suffix: str = "") -> Object:
-    """An account of its own, without rights; workload identity trusts it by name."""
+def service_account(
+    context: RenderContext, component: str = "training", suffix: str = ""
+) -> Object:
+    """An account without permissions; workload identity trusts it by name."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": request.metadata(component, suffix),
+        "metadata": context.metadata(component, suffix),
         "automountServiceAccountToken": False,
     }
 
 
-def cache(request: Request) -> Object:
-    """The volume that keeps downloads between tries and runs."""
+def cache(context: RenderContext) -> Object:
+    """The volume that caches downloads across retries and runs."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": request.cache_claim, "labels": request.labels("training")},
+        "metadata": {"name": context.cache_claim, "labels": context.labels("training")},
         "spec": {
-            "accessModes": ["ReadWriteOnce" if request.nodes == 1 else "ReadWriteMany"],
-            "resources": {"requests": {"storage": quantity(request.needs.cache)}},
+            "accessModes": ["ReadWriteOnce" if context.nodes == 1 else "ReadWriteMany"],
+            "resources": {"requests": {"storage": quantity(context.needs.cache)}},
         },
     }
 
@@ -45,32 +47,32 @@ def tcp(port: int) -> Object:
 STORAGE: tuple[Object, ...] = (
     {"ports": [tcp(port) for port in (constants.HTTPS, *constants.STORAGE_PORTS)]},
 )
-"""The hub and buckets. Ports count and not addresses, which change with every hub and bucket. The
-metadata service of clouds is on port 80, so a node's own credentials are out of reach."""
+"""The hub and buckets: by port, as their addresses vary. Cloud metadata services listen on port 80,
+so the node's credentials stay out of reach."""
 
 
-def scraping(request: Request) -> tuple[Object, ...]:
-    """Opens the port for metrics, if there is one: Prometheus may run in any namespace."""
-    port = request.spec.runtime.metrics_port
+def scraping(context: RenderContext) -> tuple[Object, ...]:
+    """Ingress to the metrics port, if any; Prometheus may run in any namespace."""
+    port = context.spec.runtime.metrics_port
     return ({"from": [{"namespaceSelector": {}}], "ports": [tcp(port)]},) if port else ()
 
 
 def network_policy(
-    request: Request,
+    context: RenderContext,
     component: str,
     suffix: str = "",
     *,
     ingress: tuple[Object, ...] = (),
     egress: tuple[Object, ...] = STORAGE,
 ) -> Object:
-    """Lets a part of the job look up names and reach `egress`; `ingress` alone reaches it."""
+    """Lets a component reach DNS and `egress`, and be reached by `ingress` only."""
     names = [{"port": constants.DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": request.metadata(component, suffix),
+        "metadata": context.metadata(component, suffix),
         "spec": {
-            "podSelector": {"matchLabels": request.selector(component)},
+            "podSelector": {"matchLabels": context.selector(component)},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": list(ingress),
             "egress": [{"ports": names}, *egress],

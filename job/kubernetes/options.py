@@ -1,28 +1,35 @@
-"""What a user asks for: one spec, with what was said beside it on the command line."""
+"""The options of `job manifest`, and their validation."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 
 from job import families, storage
 from job.errors import SpecError, UsageError
 from job.kubernetes import constants
-from job.kubernetes.context import Request
+from job.kubernetes.context import RenderContext
 from job.kubernetes.platforms import Platform
 from job.planning.requirements import needs
 from job.planning.sizes import Sizes, measure
-from job.redaction import holds_secret, is_secret_name, redact
+from job.redaction import holds_secret, redact
 from job.spec.interpolate import variables
 from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
 from job.spec.parse import MAX_BYTES, decode, parse
+from job.spec.types import JobSpec
 
 _REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 
 
+CACHE_VARIABLES = ("HOME", "_HOME", "_CACHE", "_CACHE_DIR", "_CACHE_ROOT")
+"""Suffixes of environment variables that name a writable directory."""
+WRITABLE = (constants.CACHE, constants.WORK, constants.TMP, constants.SHM)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class ManifestOptions:
     spec: str
     """Path or URI."""
     sets: tuple[str, ...] = ()
@@ -30,36 +37,21 @@ class Order:
     registry: str | None = None
     environ: Mapping[str, str]
 
-    def request(self, platform: Platform, nodes: int = 1) -> Request:
-        """The request for one platform.
+    def context(self, platform: Platform, nodes: int = 1) -> RenderContext:
+        """What to render for one platform; a local output moves to the cache volume.
 
-        Results that would go to a folder of the container go to the cache's volume instead.
-        Raises SpecError, UsageError for a registry that no image can come from, for several nodes
-        that would share such a folder and for a secret that the manifest would show, and
-        InputError where the model's configuration cannot be read.
+        Raises SpecError for an invalid spec, UsageError for an invalid option, a node count that
+        the spec does not allow or a secret that the manifest would show, and InputError if the
+        model's configuration cannot be read.
         """
-        registry = self.registry or constants.REGISTRY
-        if not _REGISTRY.fullmatch(registry):
-            raise UsageError(
-                "--registry",
-                "must be a host with a path or none, as image names begin",
-                value=registry,
-                fix="registry.example.com/team, in lower case and without https://",
-            )
+        registry = _valid_registry(self.registry or constants.REGISTRY)
         spec, output = self.loaded.spec, self.output
-        _no_secret_is_shown(self)
-        _name_is_one_for_kubernetes(spec.name, nodes)
-        _nodes_are_what_the_spec_wants(spec.runtime.distributed, nodes)
+        _check_secrets(self)
+        _check_name(spec.name)
+        _check_nodes(spec, nodes)
         if storage.is_local(spec.output.uri):
-            if nodes > 1:
-                raise UsageError(
-                    "--nodes",
-                    "several nodes need an output that all of them reach",
-                    value=spec.output.uri,
-                    fix="--output s3://bucket/prefix",
-                )
             output = f"{constants.CACHE}/outputs/{spec.name}"
-        return Request(
+        return RenderContext(
             spec=spec,
             text=self.text,
             platform=platform,
@@ -69,8 +61,8 @@ class Order:
             nodes=nodes,
             sets=self.sets,
             output=output,
-            environ=self._named(output is not None, secret=False),
-            secrets=self._named(output is not None, secret=True),
+            environ=self._variables(output is not None, secret=False),
+            secrets=self._variables(output is not None, secret=True),
         )
 
     @cached_property
@@ -86,52 +78,83 @@ class Order:
     def sizes(self) -> Sizes:
         return measure(self.loaded.spec)
 
-    def _named(self, replaced_output: bool, *, secret: bool) -> dict[str, str]:
-        """The variables that the spec names, with their values: the secrets, or all others."""
+    def _variables(self, replaced_output: bool, *, secret: bool) -> dict[str, str]:
+        """The set variables that the spec names, with their values: only secrets, or all others."""
         text = self.text
-        if replaced_output:  # then its variables mean nothing any more
+        if replaced_output:  # its variables are no longer used
             text = text.replace(str(parse(text, self.spec).values["output"]["uri"]), "")
-        found = {
+        values = {
             name: self.environ.get(name) or default for name, default in variables(text).items()
         }
-        found = {name: value for name, value in found.items() if _is_secret(name, value) == secret}
-        return {name: value for name, value in found.items() if value is not None}
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None and holds_secret(name, value) == secret
+        }
 
 
-def _is_secret(name: str, value: str | None) -> bool:
-    return is_secret_name(name) if value is None else holds_secret(name, value)
+def _valid_registry(registry: str) -> str:
+    if not _REGISTRY.fullmatch(registry):
+        raise UsageError(
+            "--registry",
+            "must be a host, optionally followed by a path",
+            value=registry,
+            fix="registry.example.com/team, in lower case and without https://",
+        )
+    return registry
 
 
-def _no_secret_is_shown(order: Order) -> None:
-    """Raises an error for a secret that is written in the spec or on the command line.
+def _check_secrets(options: ManifestOptions) -> None:
+    """Raises an error for a secret written in the spec or on the command line.
 
-    Manifests hold both as they are written, and go into repositories.
+    Manifests contain both verbatim, and are committed to repositories.
     """
-    fix = "write ${NAME} in its place, and put NAME into the Secret that the manifest names"
-    message = "holds a secret, which the manifest would show"
-    for option, text in (*(("--set", each) for each in order.sets), ("--output", order.output)):
+    fix = "write ${NAME} instead, and add NAME to the Secret that the manifest refers to"
+    message = "contains a secret, which the manifest would show"
+    for option, text in (*(("--set", each) for each in options.sets), ("--output", options.output)):
         if text and redact(text) != text:
             raise UsageError(option, message, value=text, fix=fix)
-    for number, line in enumerate(order.text.splitlines(), 1):
+    for number, line in enumerate(options.text.splitlines(), 1):
         if redact(line) != line:
-            raise SpecError(f"{order.spec}:{number}", message, value=line.strip(), fix=fix)
+            raise SpecError(f"{options.spec}:{number}", message, value=line.strip(), fix=fix)
 
 
-def _nodes_are_what_the_spec_wants(distributed: str, nodes: int) -> None:
-    """Raises UsageError for what the job itself would refuse in its pods."""
+def _check_nodes(spec: JobSpec, nodes: int) -> None:
+    """Raises UsageError for node counts that the job would refuse at startup."""
+    if nodes < 1:
+        raise UsageError("--nodes", "must be 1 or more", value=nodes)
+    distributed = spec.runtime.distributed
     if (distributed == "none" and nodes > 1) or (distributed in ("ddp", "fsdp2") and nodes == 1):
         raise UsageError(
             "--nodes",
-            f"does not fit to runtime.distributed: {distributed}",
+            f"conflicts with runtime.distributed: {distributed}",
             value=nodes,
-            fix="write runtime.distributed: auto, or ask for "
-            + ("one node" if distributed == "none" else "two nodes or more"),
+            fix="set runtime.distributed: auto, or use "
+            + ("one node" if distributed == "none" else "two or more nodes"),
+        )
+    if nodes > 1 and storage.is_local(spec.output.uri):
+        raise UsageError(
+            "--nodes",
+            "more than one node needs an output that all of them can reach",
+            value=spec.output.uri,
+            fix="--output s3://bucket/prefix",
         )
 
 
-def _name_is_one_for_kubernetes(name: str, nodes: int) -> None:
-    """Raises SpecError for names that a spec may have and an object made from it may not."""
-    if nodes < 1:
-        raise UsageError("--nodes", "must be 1 or more", value=nodes)
+def _check_name(name: str) -> None:
+    """Raises SpecError for a name that specs allow but Services do not."""
     if not name[0].isalpha():
-        raise SpecError("$.name", "must begin with a letter for a Service of it", value=name)
+        raise SpecError("$.name", "must begin with a letter to name a Service", value=name)
+
+
+def check_caches_are_writable(environ: Mapping[str, str]) -> None:
+    """Raises UsageError for a cache directory outside the pod's volumes: it would be read-only."""
+    for name, value in environ.items():
+        path = PurePosixPath(value)
+        if name.endswith(CACHE_VARIABLES) and not any(map(path.is_relative_to, WRITABLE)):
+            raise UsageError(
+                name,
+                "is outside the pod's writable volumes",
+                value=value,
+                fix=f"set it to a path in {constants.CACHE}",
+            )

@@ -1,11 +1,11 @@
-"""Overlays as the differences between two renderings, so that no value is written twice."""
+"""Overlays as the difference between two renderings, so that no value is written twice."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from job.kubernetes.context import Object
 
-Operation = dict[str, Any]
+Operation = dict[str, object]
+"""An RFC 6902 (JSON Patch) operation."""
 
 
 def between(before: Sequence[Object], after: Sequence[Object]) -> list[Object]:
@@ -13,12 +13,12 @@ def between(before: Sequence[Object], after: Sequence[Object]) -> list[Object]:
 
     Both hold the same objects, in the same order.
     """
-    found = []
+    patches = []
     for old, new in zip(before, after, strict=True):
         operations = list(_operations(old, new, ""))
         if operations:
-            found.append({"target": _target(old), "patch": operations})
-    return found
+            patches.append({"target": _target(old), "patch": operations})
+    return patches
 
 
 def _target(document: Object) -> Object:
@@ -27,19 +27,19 @@ def _target(document: Object) -> Object:
     return {"group": group, **target} if group else target
 
 
-def _operations(old: Any, new: Any, path: str) -> Iterator[Operation]:
-    """RFC 6902 operations; what was appended to a list is added, any other list is replaced."""
+def _operations(old: object, new: object, path: str) -> Iterator[Operation]:
+    """The operations from `old` to `new`; lists are patched by index and may only grow."""
     if old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            place = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
+            pointer = f"{path}/{key.replace('~', '~0').replace('/', '~1')}"
             if key not in new:
-                yield {"op": "remove", "path": place}
+                yield {"op": "remove", "path": pointer}
             elif key not in old:
-                yield {"op": "add", "path": place, "value": new[key]}
+                yield {"op": "add", "path": pointer, "value": new[key]}
             else:
-                yield from _operations(old[key], new[key], place)
+                yield from _operations(old[key], new[key], pointer)
     elif isinstance(old, list) and isinstance(new, list) and len(old) <= len(new):
         for index, item in enumerate(old):
             yield from _operations(item, new[index], f"{path}/{index}")

@@ -1,4 +1,4 @@
-"""What differs between the machines that a job can run on."""
+"""The platforms that a job can run on, and how their pods differ."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,28 +7,28 @@ from job.errors import UsageError
 from job.kubernetes import constants
 
 VLLM = "0.32.0"
-"""The release of vLLM that serves; tags of both images carry it."""
+"""The vLLM release that serves; the tag of every vLLM image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Platform:
     name: str
     accelerator: str
-    """As `runtime.accelerator`, and as `make image ACCELERATOR=` has it."""
+    """As in `runtime.accelerator` and `make image ACCELERATOR=`."""
     resource: str | None
-    """The device plugin's resource, which is also the key of the taint on such nodes."""
+    """The device plugin's resource; also the key of the taint on its nodes."""
     groups: tuple[int, ...]
-    """Groups beside the user's own that may open the device."""
+    """Supplemental groups that may open the device."""
     cpus: int
     vllm_image: str
 
     @property
     def gpus(self) -> int:
-        """The job trains on one device a pod."""
+        """One device per pod."""
         return 0 if self.resource is None else 1
 
     @property
-    def limits(self) -> dict[str, str]:
+    def device_limits(self) -> dict[str, str]:
         return {self.resource: str(self.gpus)} if self.resource else {}
 
     @property
@@ -70,10 +70,7 @@ PLATFORMS = {
 
 
 def platform(name: str) -> Platform:
-    """The platform of that name.
-
-    Raises UsageError for another name.
-    """
+    """The platform with this name. Raises UsageError if there is none."""
     if name not in PLATFORMS:
         raise UsageError("--platform", f"must be one of {', '.join(PLATFORMS)}", value=name)
     return PLATFORMS[name]

@@ -1,11 +1,11 @@
-"""The pod that runs the job: what it may do, what it may write, what it is told."""
+"""The pod that runs the job: containers, volumes, resources, security context."""
 
 import re
 from collections.abc import Mapping
 
 from job import signals
 from job.kubernetes import constants
-from job.kubernetes.context import Object, Request
+from job.kubernetes.context import Object, RenderContext
 from job.kubernetes.resources import quantity
 
 CONFIG = "spec"
@@ -19,49 +19,51 @@ MOUNTS = {
 
 
 def template(
-    request: Request, name: str = constants.CONTAINER, labels: Mapping[str, str] | None = None
+    context: RenderContext, name: str = constants.CONTAINER, labels: Mapping[str, str] | None = None
 ) -> Object:
-    """The pod template of the job, whose container is called `name`."""
-    needs = request.needs
+    """The job's pod template; `name` is its main container's."""
+    needs = context.needs
     spec: Object = {
         "restartPolicy": "Never",
-        "serviceAccountName": request.name,
-        # The job never speaks to the API server.
+        "serviceAccountName": context.name,
+        # The job never calls the API server.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": needs.grace_seconds,
-        "securityContext": pod_security(request.platform.groups),
-        "tolerations": request.platform.tolerations,
-        # On the node and with the accounts of the job; a device that it is given, the job is given.
-        "initContainers": [container(request, constants.DOCTOR, command="doctor")],
-        "containers": [{**container(request, name), **_metrics(request)}],
+        "securityContext": pod_security(context.platform.groups),
+        "tolerations": context.platform.tolerations,
+        # With the node, credentials and device of the job's own container.
+        "initContainers": [container(context, constants.DOCTOR, command="doctor")],
+        "containers": [{**container(context, name), **_metrics(context)}],
         "volumes": [
-            {"name": CONFIG, "configMap": {"name": f"{request.name}-spec"}},
-            {"name": "cache", "persistentVolumeClaim": {"claimName": request.cache_claim}},
+            {"name": CONFIG, "configMap": {"name": f"{context.name}-spec"}},
+            {"name": "cache", "persistentVolumeClaim": {"claimName": context.cache_claim}},
             scratch("work", needs.work),
             scratch("tmp", needs.tmp),
             memory("shm", needs.shared_memory),
         ],
     }
     return {
-        "metadata": {"labels": {**request.labels("training"), **(labels or {})}},
+        "metadata": {"labels": {**context.labels("training"), **(labels or {})}},
         "spec": {key: value for key, value in spec.items() if value != []},
     }
 
 
-def container(request: Request, name: str = constants.CONTAINER, command: str = "run") -> Object:
-    """A container that runs the whole job, or another command with its spec."""
-    found: Object = {
+def container(
+    context: RenderContext, name: str = constants.CONTAINER, command: str = "run"
+) -> Object:
+    """A container that runs the job, or another command on the same spec."""
+    spec: Object = {
         "name": name,
-        "image": request.image,
+        "image": context.image,
         "imagePullPolicy": "IfNotPresent",
-        "args": arguments(request, command),
+        "args": arguments(context, command),
         "env": [
             {"name": key, "value": literal(value)}
-            for key, value in sorted(_environ(request).items())
+            for key, value in sorted(_environ(context).items())
         ],
         "envFrom": [{"secretRef": {"name": constants.SECRET, "optional": True}}],
-        "resources": _resources(request),
+        "resources": _resources(context),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -69,54 +71,54 @@ def container(request: Request, name: str = constants.CONTAINER, command: str = 
             *({"name": name, "mountPath": path} for name, path in MOUNTS.items()),
         ],
     }
-    return {key: value for key, value in found.items() if value != []}
+    return {key: value for key, value in spec.items() if value != []}
 
 
-def _environ(request: Request) -> dict[str, str]:
-    # Else the job would warn of checkpoints that take longer than Kubernetes' own 30 seconds.
-    return {**request.environ, signals.GRACE_VARIABLE: str(request.needs.grace_seconds)}
+def _environ(context: RenderContext) -> dict[str, str]:
+    # Without it the job would assume Kubernetes' default of 30 seconds to save a checkpoint.
+    return {**context.environ, signals.GRACE_VARIABLE: str(context.needs.grace_seconds)}
 
 
-def arguments(request: Request, command: str) -> list[str]:
-    """What the image's entrypoint is given."""
+def arguments(context: RenderContext, command: str) -> list[str]:
+    """Arguments for the image's entrypoint."""
     settings = {
-        # A pod without its device must fail, not train for weeks on the CPU.
-        "runtime.accelerator": request.platform.accelerator,
+        # A pod without its GPU must fail, not train on the CPU for weeks.
+        "runtime.accelerator": context.platform.accelerator,
         "runtime.cache_dir": constants.CACHE,
         "runtime.workdir": constants.WORK,
     }
-    sets = (*request.sets, *(f"{key}={value}" for key, value in settings.items()))
-    found = ["--log-format=json", command, f"{constants.SPEC_DIR}/{constants.SPEC_FILE}"]
-    found += [f"--set={item}" for item in sets]
-    if request.output:
-        found.append(f"--output={request.output}")
-    return [literal(each) for each in found]
+    sets = (*context.sets, *(f"{key}={value}" for key, value in settings.items()))
+    args = ["--log-format=json", command, f"{constants.SPEC_DIR}/{constants.SPEC_FILE}"]
+    args += [f"--set={item}" for item in sets]
+    if context.output:
+        args.append(f"--output={context.output}")
+    return [literal(each) for each in args]
 
 
 def literal(text: str) -> str:
-    """`text` as an argument or variable that Kubernetes hands on as it is.
+    """Escapes an argument or variable, which may contain LaTeX, for Kubernetes.
 
-    It puts variables in the place of `$(NAME)` there, and makes `$$` one `$`: LaTeX has both.
+    Kubernetes expands `$(NAME)` and unescapes `$$` to `$`.
     """
     return _DOLLARS.sub(lambda found: 2 * found[0], text)
 
 
 def pod_security(groups: tuple[int, ...] = ()) -> Object:
-    """What the Pod Security Standard `restricted` asks of a pod."""
-    found: Object = {
+    """A pod's security context under the Pod Security Standard `restricted`."""
+    spec: Object = {
         "runAsNonRoot": True,
         "runAsUser": constants.UID,
         "runAsGroup": constants.UID,
         "fsGroup": constants.UID,
-        # Without this every start would walk through all files of the cache.
+        # Otherwise every start changes the owner of all files in the cache.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    return {**found, "supplementalGroups": list(groups)} if groups else found
+    return {**spec, "supplementalGroups": list(groups)} if groups else spec
 
 
 def container_security() -> Object:
-    """What `restricted` asks of a container, and a root file system that nobody writes to."""
+    """A container's security context under `restricted`, with a read-only root file system."""
     return {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -125,26 +127,27 @@ def container_security() -> Object:
 
 
 def scratch(name: str, size: int) -> Object:
-    """A folder on the node that goes with the pod."""
+    """A volume on the node's disk that lives as long as the pod."""
     return {"name": name, "emptyDir": {"sizeLimit": quantity(size)}}
 
 
 def memory(name: str, size: int) -> Object:
-    """A folder in memory; without one /dev/shm holds 64 MB, too little for data loaders."""
+    """A volume in memory; /dev/shm is 64 MB by default, too little for data loader workers."""
     return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": quantity(size)}}
 
 
-def _metrics(request: Request) -> Object:
-    """The port that Prometheus asks, where the spec names one."""
-    port = request.spec.runtime.metrics_port
+def _metrics(context: RenderContext) -> Object:
+    """The port that Prometheus scrapes, if the spec sets one."""
+    port = context.spec.runtime.metrics_port
     return {"ports": [{"name": "metrics", "containerPort": port}]} if port else {}
 
 
-def _resources(request: Request) -> Object:
-    platform, needs = request.platform, request.needs
-    # Memory and disk are given and limited alike: nothing is gained by being killed later.
-    fixed = {"memory": quantity(needs.memory), "ephemeral-storage": quantity(needs.ephemeral)}
-    return {
-        "requests": {"cpu": str(platform.cpus), **fixed, **platform.limits},
-        "limits": {**fixed, **platform.limits},
+def _resources(context: RenderContext) -> Object:
+    platform, needs = context.platform, context.needs
+    # Requests equal limits: a pod that exceeds its request would only be killed later.
+    limits = {
+        "memory": quantity(needs.memory),
+        "ephemeral-storage": quantity(needs.ephemeral),
+        **platform.device_limits,
     }
+    return {"requests": {"cpu": str(platform.cpus), **limits}, "limits": limits}

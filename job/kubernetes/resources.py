@@ -1,9 +1,9 @@
-"""Bytes as Kubernetes writes them."""
+"""Resource quantities."""
 
 from job.planning.sizes import GIB
 
 
 def quantity(count: int) -> str:
-    """`78Gi`. Asserts that it is whole GiB, as needs are."""
+    """Bytes as a quantity, such as `78Gi`."""
     assert count % GIB == 0, "needs are whole GiB"
     return f"{count // GIB}Gi"

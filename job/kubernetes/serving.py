@@ -1,223 +1,20 @@
-"""Serving what a job exported: vLLM behind a Service, and a Job that asks it a question."""
+"""Serving the exported weights: vLLM behind a Service, and a smoke Job that asks it a question."""
 
 import math
 
 from job import storage
 from job.errors import SpecError
 from job.kubernetes import batch, constants, objects, pod
-from job.kubernetes.context import Object, Request
+from job.kubernetes.context import Object, RenderContext
 from job.kubernetes.resources import quantity
 from job.planning.requirements import UPLOAD_RATE
 
 SERVER, SMOKE = "serving", "smoke"
 HEALTH = {"httpGet": {"path": "/health", "port": "http"}}
-UP_SECONDS = 30 * 60
-"""Loading the weights and compiling kernels may take this long."""
+STARTUP_SECONDS = 30 * 60
+"""Time for vLLM to load the weights and compile kernels."""
 
-
-def deployment(request: Request) -> list[Object]:
-    """vLLM with the merged weights of the job's output, which it fetches and checks itself.
-
-    Raises SpecError where there will be no such weights, or none that another pod can reach.
-    """
-    _can_be_served(request)
-    needs = request.needs
-    labels = request.labels(SERVER)
-    return [
-        objects.service_account(request, SERVER, "-vllm"),
-        objects.network_policy(
-            request,
-            SERVER,
-            "-vllm",
-            ingress=({"from": [{"podSelector": {}}], "ports": [objects.tcp(constants.VLLM_PORT)]},),
-        ),
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": request.metadata(SERVER, "-vllm"),
-            "spec": {
-                "selector": request.selector(SERVER),
-                "ports": [{"name": "http", "port": constants.VLLM_PORT, "targetPort": "http"}],
-            },
-        },
-        {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": request.metadata(SERVER, "-vllm"),
-            "spec": {
-                "replicas": 1,
-                # Else Kubernetes calls it failed after ten minutes.
-                "progressDeadlineSeconds": UP_SECONDS + math.ceil(needs.weights / UPLOAD_RATE),
-                # Two at a time would ask for a second GPU during an update.
-                "strategy": {"type": "Recreate"},
-                "selector": {"matchLabels": request.selector(SERVER)},
-                "template": {"metadata": {"labels": labels}, "spec": _server(request)},
-            },
-        },
-    ]
-
-
-def smoke_job(request: Request) -> list[Object]:
-    """A Job that asks the server, about an image where it reads them; fails without an answer."""
-    needs = {"cpu": "500m", "memory": "2Gi", "ephemeral-storage": "1Gi"}
-    limits = {"memory": "2Gi", "ephemeral-storage": "1Gi"}
-    server = [{"podSelector": {"matchLabels": request.selector(SERVER)}}]
-    asks: Object = {
-        "name": constants.CONTAINER,
-        "image": request.image,
-        "imagePullPolicy": "IfNotPresent",
-        "args": [
-            "--log-format=json",
-            "ask",
-            f"http://{request.name}-vllm:{constants.VLLM_PORT}",
-            f"--model={request.name}",
-            _literal(request, "data.instruction", f"--question={_question(request)}"),
-            *(() if request.family.reads_images else ("--no-image",)),
-            f"--wait={UP_SECONDS}",
-        ],
-        "resources": {"requests": needs, "limits": limits},
-        "securityContext": pod.container_security(),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": "cache", "mountPath": constants.CACHE},
-            {"name": "tmp", "mountPath": constants.TMP},
-        ],
-    }
-    template = {
-        "metadata": {"labels": request.labels(SMOKE)},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "enableServiceLinks": False,
-            "securityContext": pod.pod_security(),
-            "containers": [asks],
-            "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
-        },
-    }
-    egress = {"to": server, "ports": [objects.tcp(constants.VLLM_PORT)]}
-    return [
-        objects.network_policy(request, SMOKE, "-vllm-smoke", egress=(egress,)),
-        {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": request.metadata(SMOKE, "-vllm-smoke"),
-            "spec": batch.spec(template),
-        },
-    ]
-
-
-def _can_be_served(request: Request) -> None:
-    if not request.spec.export.merged.enabled:
-        raise SpecError("$.export.merged.enabled", "must be true for vLLM to serve", value=False)
-    if storage.is_local(request.output_uri):
-        raise SpecError(
-            "$.output.uri",
-            "must be a bucket, for the server to fetch the weights from it",
-            value=request.spec.output.uri,
-            fix="--output s3://bucket/prefix",
-        )
-
-
-def _literal(request: Request, key: str, text: str) -> str:
-    """An argument made of a value of the spec. Raises SpecError where a secret is part of it."""
-    for name, secret in request.secrets.items():
-        if secret and secret in text:
-            raise SpecError(
-                f"$.{key}",
-                f"holds {name}, a secret, which the manifest would show",
-                fix=f"write it without, as in --set {key}=…",
-            )
-    return pod.literal(text)
-
-
-def _question(request: Request) -> str:
-    """What the rows asked; any answer will do where each asked its own."""
-    asked = "What does the image show?" if request.family.reads_images else "Who are you?"
-    return request.spec.data.question or asked
-
-
-def _server(request: Request) -> Object:
-    needs, platform = request.needs, request.platform
-    weights = {"name": "weights", "mountPath": constants.WEIGHTS}
-    volumes = [
-        pod.scratch("weights", needs.weights),
-        pod.scratch("cache", needs.tmp),
-        pod.scratch("tmp", needs.tmp),
-        pod.memory("shm", needs.shared_memory),
-    ]
-    mounts = [
-        {"name": name, "mountPath": path} for name, path in pod.MOUNTS.items() if name != "work"
-    ]
-    disk = {"ephemeral-storage": quantity(needs.weights + 3 * needs.tmp)}
-    memory = {"memory": quantity(needs.server_memory + needs.shared_memory)}
-    found: Object = {
-        "automountServiceAccountToken": False,
-        "serviceAccountName": f"{request.name}-vllm",
-        "enableServiceLinks": False,
-        "securityContext": pod.pod_security(platform.groups),
-        "tolerations": platform.tolerations,
-        "initContainers": [
-            {
-                "name": "weights",
-                "image": request.image,
-                "imagePullPolicy": "IfNotPresent",
-                "args": [
-                    "--log-format=json",
-                    "fetch",
-                    _literal(request, "output.uri", request.output_uri),
-                    "--part=merged",
-                    f"--to={constants.WEIGHTS}",
-                ],
-                "envFrom": [{"secretRef": {"name": constants.SECRET, "optional": True}}],
-                "resources": {
-                    "requests": {"cpu": "1", "memory": "2Gi", **disk},
-                    "limits": {"memory": "2Gi", **disk},
-                },
-                "securityContext": pod.container_security(),
-                "volumeMounts": [weights, *mounts],
-            }
-        ],
-        "containers": [
-            {
-                "name": "vllm",
-                "image": platform.vllm_image,
-                "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
-                "args": [
-                    f"--model={constants.WEIGHTS}",
-                    f"--served-model-name={request.name}",
-                    f"--port={constants.VLLM_PORT}",
-                    f"--dtype={request.spec.export.merged.dtype}",
-                    # Code, if any, is of the project's own modules beside the weights.
-                    *request.family.vllm_arguments,
-                ],
-                "env": [{"name": name, "value": value} for name, value in _ENVIRON.items()],
-                "ports": [{"name": "http", "containerPort": constants.VLLM_PORT}],
-                "startupProbe": {
-                    **HEALTH,
-                    "periodSeconds": 10,
-                    "failureThreshold": UP_SECONDS // 10,
-                },
-                "readinessProbe": {**HEALTH, "periodSeconds": 5, "failureThreshold": 3},
-                "livenessProbe": {
-                    **HEALTH,
-                    "periodSeconds": 20,
-                    "timeoutSeconds": 10,
-                    "failureThreshold": 3,
-                },
-                "resources": {
-                    "requests": {"cpu": str(platform.cpus), **memory, **disk, **platform.limits},
-                    "limits": {**memory, **disk, **platform.limits},
-                },
-                "securityContext": pod.container_security(),
-                "volumeMounts": [{**weights, "readOnly": True}, *mounts],
-            }
-        ],
-        "volumes": volumes,
-    }
-    return {key: value for key, value in found.items() if value != []}
-
-
-# Another project's image: it knows nothing of this volume, nor has it a user of this number.
+# The vLLM image knows neither the cache volume nor the pod's user.
 _ENVIRON = {
     "HOME": constants.CACHE,
     "USER": "vllm",
@@ -228,3 +25,215 @@ _ENVIRON = {
     "TORCHINDUCTOR_CACHE_DIR": f"{constants.CACHE}/inductor",
     "TRITON_CACHE_DIR": f"{constants.CACHE}/triton",
 }
+_WEIGHTS = {"name": "weights", "mountPath": constants.WEIGHTS}
+_MOUNTS = [{"name": name, "mountPath": path} for name, path in pod.MOUNTS.items() if name != "work"]
+
+
+def deployment(context: RenderContext) -> list[Object]:
+    """vLLM serving the job's merged weights, which it fetches and verifies itself.
+
+    Raises SpecError if the job exports no merged weights, or only to a local folder.
+    """
+    _check_servable(context)
+    return [
+        objects.service_account(context, SERVER, "-vllm"),
+        objects.network_policy(
+            context,
+            SERVER,
+            "-vllm",
+            ingress=({"from": [{"podSelector": {}}], "ports": [objects.tcp(constants.VLLM_PORT)]},),
+        ),
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": context.metadata(SERVER, "-vllm"),
+            "spec": {
+                "selector": context.selector(SERVER),
+                "ports": [{"name": "http", "port": constants.VLLM_PORT, "targetPort": "http"}],
+            },
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": context.metadata(SERVER, "-vllm"),
+            "spec": {
+                "replicas": 1,
+                # The default is ten minutes, less than vLLM may take to start.
+                "progressDeadlineSeconds": STARTUP_SECONDS
+                + math.ceil(context.needs.weights / UPLOAD_RATE),
+                # A rolling update would need a second GPU.
+                "strategy": {"type": "Recreate"},
+                "selector": {"matchLabels": context.selector(SERVER)},
+                "template": {
+                    "metadata": {"labels": context.labels(SERVER)},
+                    "spec": _server_pod(context),
+                },
+            },
+        },
+    ]
+
+
+def smoke_job(context: RenderContext) -> list[Object]:
+    """A Job that asks the server a question, about an image if the model reads them.
+
+    It fails unless the server answers.
+    """
+    server = [{"podSelector": {"matchLabels": context.selector(SERVER)}}]
+    egress = {"to": server, "ports": [objects.tcp(constants.VLLM_PORT)]}
+    template = {
+        "metadata": {"labels": context.labels(SMOKE)},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": pod.pod_security(),
+            "containers": [_client_container(context)],
+            "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
+        },
+    }
+    return [
+        objects.network_policy(context, SMOKE, "-vllm-smoke", egress=(egress,)),
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": context.metadata(SMOKE, "-vllm-smoke"),
+            "spec": batch.job_spec(template),
+        },
+    ]
+
+
+def _check_servable(context: RenderContext) -> None:
+    if not context.spec.export.merged.enabled:
+        raise SpecError("$.export.merged.enabled", "must be true for vLLM to serve", value=False)
+    if storage.is_local(context.output_uri):
+        raise SpecError(
+            "$.output.uri",
+            "must be a bucket: the server fetches the weights from it",
+            value=context.spec.output.uri,
+            fix="--output s3://bucket/prefix",
+        )
+
+
+def _client_container(context: RenderContext) -> Object:
+    """`job ask`, waiting for the server to start."""
+    limits = {"memory": "2Gi", "ephemeral-storage": "1Gi"}
+    return {
+        "name": constants.CONTAINER,
+        "image": context.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": [
+            "--log-format=json",
+            "ask",
+            f"http://{context.name}-vllm:{constants.VLLM_PORT}",
+            f"--model={context.name}",
+            _literal(context, "data.instruction", f"--question={_question(context)}"),
+            *(() if context.family.reads_images else ("--no-image",)),
+            f"--wait={STARTUP_SECONDS}",
+        ],
+        "resources": {"requests": {"cpu": "500m", **limits}, "limits": limits},
+        "securityContext": pod.container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "cache", "mountPath": constants.CACHE},
+            {"name": "tmp", "mountPath": constants.TMP},
+        ],
+    }
+
+
+def _question(context: RenderContext) -> str:
+    """The spec's question; any will do if each row has its own."""
+    default = "What does the image show?" if context.family.reads_images else "Who are you?"
+    return context.spec.data.question or default
+
+
+def _server_pod(context: RenderContext) -> Object:
+    needs, platform = context.needs, context.platform
+    spec: Object = {
+        "automountServiceAccountToken": False,
+        "serviceAccountName": f"{context.name}-vllm",
+        "enableServiceLinks": False,
+        "securityContext": pod.pod_security(platform.groups),
+        "tolerations": platform.tolerations,
+        "initContainers": [_fetch_container(context)],
+        "containers": [_server_container(context)],
+        "volumes": [
+            pod.scratch("weights", needs.weights),
+            pod.scratch("cache", needs.tmp),
+            pod.scratch("tmp", needs.tmp),
+            pod.memory("shm", needs.shared_memory),
+        ],
+    }
+    return {key: value for key, value in spec.items() if value != []}
+
+
+def _fetch_container(context: RenderContext) -> Object:
+    """`job fetch`: downloads the merged weights and verifies their digests."""
+    limits = {"memory": "2Gi", **_disk(context)}
+    return {
+        "name": "weights",
+        "image": context.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": [
+            "--log-format=json",
+            "fetch",
+            _literal(context, "output.uri", context.output_uri),
+            "--part=merged",
+            f"--to={constants.WEIGHTS}",
+        ],
+        "envFrom": [{"secretRef": {"name": constants.SECRET, "optional": True}}],
+        "resources": {"requests": {"cpu": "1", **limits}, "limits": limits},
+        "securityContext": pod.container_security(),
+        "volumeMounts": [_WEIGHTS, *_MOUNTS],
+    }
+
+
+def _server_container(context: RenderContext) -> Object:
+    """vLLM's OpenAI-compatible server."""
+    needs, platform = context.needs, context.platform
+    limits = {
+        "memory": quantity(needs.server_memory + needs.shared_memory),
+        **_disk(context),
+        **platform.device_limits,
+    }
+    return {
+        "name": "vllm",
+        "image": platform.vllm_image,
+        "command": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+        "args": [
+            f"--model={constants.WEIGHTS}",
+            f"--served-model-name={context.name}",
+            f"--port={constants.VLLM_PORT}",
+            f"--dtype={context.spec.export.merged.dtype}",
+            # If these trust remote code, it is the project's own, exported beside the weights.
+            *context.family.vllm_arguments,
+        ],
+        "env": [{"name": name, "value": value} for name, value in _ENVIRON.items()],
+        "ports": [{"name": "http", "containerPort": constants.VLLM_PORT}],
+        "startupProbe": {**HEALTH, "periodSeconds": 10, "failureThreshold": STARTUP_SECONDS // 10},
+        "readinessProbe": {**HEALTH, "periodSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": {
+            **HEALTH,
+            "periodSeconds": 20,
+            "timeoutSeconds": 10,
+            "failureThreshold": 3,
+        },
+        "resources": {"requests": {"cpu": str(platform.cpus), **limits}, "limits": limits},
+        "securityContext": pod.container_security(),
+        "volumeMounts": [{**_WEIGHTS, "readOnly": True}, *_MOUNTS],
+    }
+
+
+def _disk(context: RenderContext) -> dict[str, str]:
+    return {"ephemeral-storage": quantity(context.needs.weights + 3 * context.needs.tmp)}
+
+
+def _literal(context: RenderContext, key: str, text: str) -> str:
+    """An argument from a value of the spec. Raises SpecError if it contains a secret."""
+    for name, secret in context.secrets.items():
+        if secret and secret in text:
+            raise SpecError(
+                f"$.{key}",
+                f"contains {name}, a secret, which the manifest would show",
+                fix=f"remove it, for example with --set {key}=…",
+            )
+    return pod.literal(text)

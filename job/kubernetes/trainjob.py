@@ -1,91 +1,91 @@
-"""The job as a TrainJob of Kubeflow Trainer (v2), with a runtime of its own, for several nodes too.
+"""The job as a Kubeflow Trainer (v2) TrainJob with its own TrainingRuntime, on one or more nodes.
 
-The runtime carries everything that the plain Job has, so that nothing has to be installed in the
-cluster but the Trainer. Each pod has one process for its one device, started as everywhere else:
-a launcher between would turn every exit code into 1. The processes find each other by the PET_
-variables that the Trainer sets.
+The runtime contains everything that the plain Job does, so the cluster needs only the Trainer. Each
+pod runs one process for its one device, without a launcher, which would turn every exit code into
+1. Processes find each other through the PET_ variables that the Trainer sets.
 """
 
 from job.errors import SpecError
 from job.kubernetes import batch, constants, objects, pod
-from job.kubernetes.context import Object, Request
-from job.kubernetes.rules import trainer
+from job.kubernetes.context import Object, RenderContext
 
 API = "trainer.kubeflow.org/v1alpha1"
-NODE = trainer.CONTAINER
-"""The name that the Trainer expects of the replicated job, and of its container."""
+ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
+"""The label by which the Trainer recognizes the training step, and its pods."""
+NODE = "node"
+"""The replicated job's name, and its container's, as the Trainer expects."""
 
-LONGEST = 63
-"""Characters of a pod's name that is a host's name too."""
+MAX_HOSTNAME = 63
+"""Characters of a pod's name, which is also its hostname."""
 
 
-def bundle(request: Request) -> list[Object]:
-    """Everything that `kubectl apply` needs but the Secret and the Trainer.
+def bundle(context: RenderContext) -> list[Object]:
+    """Everything to `kubectl apply` except the Secret and the Trainer.
 
-    Raises SpecError where the job's name makes the names of its pods too long.
+    Raises SpecError if the job's name makes its pods' names too long.
     """
-    _names_fit(request)
-    peers = [{"podSelector": {"matchLabels": request.selector("training")}}]
+    _check_name(context)
+    peers = [{"podSelector": {"matchLabels": context.selector("training")}}]
     return [
-        objects.service_account(request),
-        objects.config_map(request),
-        objects.cache(request),
+        objects.service_account(context),
+        objects.config_map(context),
+        objects.cache(context),
         objects.network_policy(
-            request,
+            context,
             "training",
-            ingress=({"from": peers}, *objects.scraping(request)),
+            ingress=({"from": peers}, *objects.scraping(context)),
             egress=(
                 *objects.STORAGE,
                 {"to": peers},
                 {"ports": [objects.tcp(constants.TRAINER_PORT)]},
             ),
         ),
-        _runtime(request),
+        _runtime(context),
         {
             "apiVersion": API,
             "kind": "TrainJob",
-            "metadata": request.metadata("training"),
+            "metadata": context.metadata("training"),
             "spec": {
                 "runtimeRef": {
                     "apiGroup": API.partition("/")[0],
                     "kind": "TrainingRuntime",
-                    "name": request.name,
+                    "name": context.name,
                 },
                 "trainer": {
-                    "numNodes": request.nodes,
-                    "numProcPerNode": max(1, request.platform.gpus),
+                    "numNodes": context.nodes,
+                    "numProcPerNode": max(1, context.platform.gpus),
                 },
             },
         },
     ]
 
 
-def _names_fit(request: Request) -> None:
-    name = request.name
-    pod = f"{name}-{NODE}-0-{request.nodes - 1}-abcde"
-    if len(pod) > LONGEST:
+def _check_name(context: RenderContext) -> None:
+    name = context.name
+    pod_name = f"{name}-{NODE}-0-{context.nodes - 1}-abcde"
+    if len(pod_name) > MAX_HOSTNAME:
         raise SpecError(
             "$.name",
-            f"is too long for the pods of a TrainJob ({pod})",
+            f"makes a TrainJob's pod names too long ({pod_name})",
             value=name,
-            fix=f"use {len(name) - len(pod) + LONGEST} characters at most",
+            fix=f"use at most {len(name) - len(pod_name) + MAX_HOSTNAME} characters",
         )
 
 
-def _runtime(request: Request) -> Object:
-    ancestor = {trainer.ANCESTOR: "trainer"}
-    # On the pod too: by it the Trainer's own network policy knows whom it hears.
-    job = batch.spec(pod.template(request, NODE, ancestor))
-    # One that is lost ends all of them, and each counts.
-    job["backoffLimit"] *= request.nodes
-    # The Trainer keeps and removes what it made by itself.
+def _runtime(context: RenderContext) -> Object:
+    ancestor = {ANCESTOR: "trainer"}
+    # On the pods too: the Trainer's own network policy selects them by it.
+    job = batch.job_spec(pod.template(context, NODE, ancestor))
+    # When one pod fails, all of them end, and each counts.
+    job["backoffLimit"] *= context.nodes
+    # The Trainer cleans up by itself.
     del job["ttlSecondsAfterFinished"]
     return {
         "apiVersion": API,
         "kind": "TrainingRuntime",
-        "metadata": request.metadata("training"),
+        "metadata": context.metadata("training"),
         "spec": {
-            "mlPolicy": {"numNodes": request.nodes, "torch": {}},
+            "mlPolicy": {"numNodes": context.nodes, "torch": {}},
             "template": {
                 "spec": {
                     "replicatedJobs": [

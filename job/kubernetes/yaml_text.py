@@ -1,7 +1,6 @@
-"""Objects as YAML for people: block texts, keys in the order given, a comment on top."""
+"""Objects as readable YAML: block scalars, keys in insertion order, a comment on top."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import yaml
 
@@ -9,7 +8,7 @@ from job.kubernetes.context import Object
 
 
 def dump(documents: Sequence[Object], comment: str = "") -> str:
-    """A YAML stream of the documents under the comment."""
+    """The documents as a YAML stream, below the comment."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
     bodies = [
         yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
@@ -19,7 +18,7 @@ def dump(documents: Sequence[Object], comment: str = "") -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:

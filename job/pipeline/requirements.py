@@ -17,7 +17,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
     """Requires the packages that the stages need; chooses the engine if one of them trains."""
     spec = run.spec
     if spec.export.verify == "vllm" and "export" in stages:
-        from job.export.vllm_proof import require_vllm
+        from job.export.vllm_server import require_vllm
 
         require_vllm()
     if "train" in stages:

@@ -97,33 +97,34 @@ class Stages:
 
     def export(self, directory: Path) -> Summary:
         """Merges the adapter into the weights, and proves the result."""
+        from job.export.context import ExportContext
         from job.export.export import export
 
         run = self._run
         if not self._spec.export.merged.enabled:
             return {"merged": False}
-        result = export(
-            self._spec,
-            run.engine,
-            run.family,
-            run.data.rows("eval"),
-            run.adapter_path(),
-            directory,
+        context = ExportContext(
+            spec=self._spec,
+            engine=run.engine,
+            family=run.family,
+            rows=run.data.rows("eval"),
+            adapter=run.adapter_path(),
+            directory=directory,
             load_trained=run.trained_model,
             load_base=run.models.base,
             release=run.models.release,
             bind_merged=run.bind,
-            finished=functools.partial(run.output.stages.upload_early, "export"),
+            on_shard_written=functools.partial(run.output.stages.upload_early, "export"),
         )
-        return result.to_json()
+        return export(context).to_json()
 
     def report(self, directory: Path) -> Summary:
         """Writes `report.html` from the results of all other stages."""
         from job.evaluation import report
 
         run = self._run
-        page = report.make(
-            report.Reported(
+        page = report.render(
+            report.RunResults(
                 name=self._spec.name,
                 settings=run.loaded.resolved,
                 changed=run.loaded.changed,

@@ -102,14 +102,14 @@ def test_after_a_proof_that_failed_no_shard_is_left(
 ) -> None:
     output = s3.uri("out")
     more = (*SHARDED, "--set", "train.learning_rate=1e-12")
-    prove = Merge._refuse_broken
+    prove = Merge._require_finite
     with Proxy(s3.server.endpoint) as proxy:
 
         def late(merge: Merge) -> None:  # weights as small as these are proven before they are sent
             wait_for(lambda: len(sent(proxy)) > 3)
             prove(merge)
 
-        monkeypatch.setattr(Merge, "_refuse_broken", late)
+        monkeypatch.setattr(Merge, "_require_finite", late)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with pytest.raises(ProofError) as caught:
             app(small_run(output, *more, cache=tmp_path / "cache"), standalone_mode=False)

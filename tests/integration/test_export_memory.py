@@ -1,4 +1,4 @@
-"""What a merge takes beside the model that is merged."""
+"""The memory that a merge needs beside the merged model."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole job on other makers' architectures, by its command: one family each."""
+"""The whole job on other architectures, from the command line: one of each family."""
 
 import json
 import re
@@ -37,7 +37,7 @@ class Ran:
 
 
 def here(*arguments: str) -> str:
-    """What the command prints, in this process: it raises its errors as they are."""
+    """What the command prints; runs in this process, so errors propagate."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if done.exception is not None:
         raise done.exception

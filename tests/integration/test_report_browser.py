@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads nothing, breaks nowhere, and shows its pictures."""
+"""The report in a real browser: no requests, no overflow, and visible images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from job.evaluation.report import make
+from job.evaluation.report import render
 from tests import browser
 from tests.jobs import job, small_run
 from tests.reports import HOSTILE, of_task, prediction, results
@@ -72,7 +72,7 @@ def test_every_picture_is_drawn_and_named(seen: Seen) -> None:
     for image in images:
         image.scroll_into_view_if_needed()
         assert image.evaluate("image => image.complete && image.naturalWidth") > 20
-        assert str(image.get_attribute("alt")).startswith(("Input of row", "The answer for row"))
+        assert str(image.get_attribute("alt")).startswith(("Input of row", "Rendered answer"))
     charts = seen.page.locator("figure[role=img] svg").all()
     assert len(charts) == 4
     for chart in charts:
@@ -92,7 +92,7 @@ def test_the_headline_is_seen_first_with_its_values_and_its_drawing(seen: Seen) 
         "Loss",
         "Character error rate",
         "Exact match",
-        "Exact match, normalised",
+        "Exact match, normalized",
         "Token edit distance",
         "BLEU",
         "Render match",
@@ -122,7 +122,7 @@ def test_hostile_text_neither_runs_nor_loads_nor_breaks_the_page(
         versions={HOSTILE: "x" * 300},
         rejects=[{"id": "x" * 300, "reason": HOSTILE + "x" * 300}],
     )
-    path.write_text(make(made), encoding="utf-8")
+    path.write_text(render(made), encoding="utf-8")
     page = chromium.new_page(viewport={"width": width, "height": 900})
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -144,7 +144,7 @@ def test_a_page_of_any_task_fits_its_window_and_can_be_read(
     chats = kind == "conversations"
     found = of_task("text" if chats else kind, conversations=chats)  # type: ignore[arg-type]
     path = tmp_path / "report.html"
-    path.write_text(make(found), encoding="utf-8")
+    path.write_text(render(found), encoding="utf-8")
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.goto(path.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -158,7 +158,7 @@ def test_a_page_of_any_task_fits_its_window_and_can_be_read(
 
 
 def test_text_stands_out_from_what_is_behind_it(seen: Seen) -> None:
-    """The contrast of WCAG's level AA, 4.5 to 1, for the kinds of text that the page has."""
+    """The contrast of WCAG's level AA, 4.5 to 1, for every kind of text on the page."""
     for name in (
         ".lead",
         ".aside",

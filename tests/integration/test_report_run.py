@@ -1,4 +1,4 @@
-"""The report of a real run: stored with its sums, made again when it must be, never in the way."""
+"""The report of a real run: stored with checksums, regenerated when needed, never fatal."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ def test_the_report_holds_the_figures_of_the_run(finished: Path) -> None:
     assert "report.html" in sums(finished)
     metrics = read_json(finished / "run.json")["metrics"]
     for part in ("baseline", "final"):
-        assert f">{report.facts.amount(metrics[part]['loss'])}</td>" in html
+        assert f">{report.amount(metrics[part]['loss'])}</td>" in html
     for line in (finished / "eval" / "predictions.jsonl").read_text().splitlines():
         assert json.loads(line)["id"] in html
     assert html.count("data:image/png;base64,") >= 6
@@ -72,13 +72,13 @@ def test_a_report_is_made_again_with_the_evaluation_and_on_another_machine(
     after = (output / "report.html").read_text(encoding="utf-8")
     assert "Token edit distance" in before
     assert "Token edit distance" not in after
-    assert "was not judged before training" in after
+    assert "was not evaluated before training" in after
 
 
 def test_a_report_that_cannot_be_made_costs_no_result_and_is_told(
     output: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: report.Reported) -> str:
+    def fail(_: report.RunResults) -> str:
         raise ValueError("a defect")
 
     (output / ".stages" / "report.json").write_text(
@@ -87,7 +87,7 @@ def test_a_report_that_cannot_be_made_costs_no_result_and_is_told(
         .replace('"fingerprint": "', '"fingerprint": "0')
     )
     with monkeypatch.context() as patch:
-        patch.setattr(report, "make", fail)
+        patch.setattr(report, "render", fail)
         record = runner.run(loaded(output, cache))
     assert record.status == "succeeded"
     assert record.warnings == ["report: failed: ValueError: a defect"]

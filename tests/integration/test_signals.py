@@ -304,9 +304,9 @@ def test_a_signal_that_comes_while_the_job_is_imported_ends_it() -> None:
 SERVING = """
 import sys
 from pathlib import Path
-from job.export import serving
+from job.export import vllm_server
 from job.families.ernie45_vl import Ernie45VL
-with serving.serve(Path("."), Ernie45VL, dtype="float16", log_file=Path(sys.argv[1])):
+with vllm_server.serve(Path("."), Ernie45VL, dtype="float16", log_file=Path(sys.argv[1])):
     pass
 """
 

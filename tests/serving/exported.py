@@ -1,4 +1,4 @@
-"""What the tests of serving serve: a base, an adapter of noise beside it, and what both say."""
+"""Fixtures for serving: a base and an adapter of noise, with the outputs of both."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from job import engines, families
 from job.engines.base import Engine
 from job.engines.device import Accelerator
-from job.export import vllm_proof
+from job.export import vllm_server
 from job.export.merge import Merge
 from job.export.proof import Outputs, outputs
 from job.prep import formulas
@@ -28,21 +28,21 @@ MARKS = [
     pytest.mark.serving,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        vllm_proof.PYTHON not in os.environ, reason="needs `make test-serving`, which has a vLLM"
+        vllm_server.PYTHON not in os.environ, reason="needs `make test-serving`, which has a vLLM"
     ),
 ]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A base in vLLM's layout, an adapter beside it, and what both say."""
+    """A base in vLLM's layout and an adapter, with the outputs of both."""
 
     family: families.Family
     rows: list[Row]
     merged: Path
     adapter: Path
-    base_says: Outputs
-    adapter_says: Outputs
+    base_outputs: Outputs
+    adapter_outputs: Outputs
 
 
 def engine_for(spec: JobSpec) -> Engine:
@@ -53,9 +53,9 @@ def engine_for(spec: JobSpec) -> Engine:
 def export(
     spec: JobSpec, family: families.Family, base: Any, directory: Path, noise: float
 ) -> Exported:
-    """The base in fp16, and an adapter on it with so much noise, both in `directory`."""
+    """Writes the base in fp16, and an adapter of noise on it, to `directory`."""
     rows = [_row(spec, family, number) for number in range(4)]
-    base_says = outputs(base, family, rows)
+    base_outputs = outputs(base, family, rows)
     family.save(
         base,
         Merge(base, dtype=torch.float16, keeps_fp32=family.keeps_fp32).weights(),
@@ -67,21 +67,26 @@ def export(
     targets = family.lora_targets(base, spec.lora)
     model = engine_for(spec).attach_adapter(base, targets, spec.lora, 5)
     add_noise(model, noise)
-    adapter_says = outputs(model.eval(), family, rows)
+    adapter_outputs = outputs(model.eval(), family, rows)
     model.save_pretrained(directory / "adapter")
     family.write_served_adapter(directory / "adapter", directory / "adapter-vllm")
     return Exported(
-        family, rows, directory / "merged", directory / "adapter-vllm", base_says, adapter_says
+        family,
+        rows,
+        directory / "merged",
+        directory / "adapter-vllm",
+        base_outputs,
+        adapter_outputs,
     )
 
 
 @contextmanager
-def served(exported: Exported, log_file: Path) -> Iterator[vllm_proof.Server]:
+def served(exported: Exported, log_file: Path) -> Iterator[vllm_server.VllmServer]:
     """A vLLM on the base, with the adapter beside it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ON_A_CPU.items():
             patch.setenv(name, value)
-        with vllm_proof.serve(
+        with vllm_server.serve(
             exported.merged,
             exported.family,
             dtype="float16",
@@ -92,7 +97,7 @@ def served(exported: Exported, log_file: Path) -> Iterator[vllm_proof.Server]:
 
 
 def _row(spec: JobSpec, family: families.Family, number: int) -> Row:
-    """A formula to read, or a sum where the model reads text alone."""
+    """A formula to read, or a sum if the model is text-only."""
     asked: tuple[Part, ...]
     images: tuple[EncodedImage, ...] = ()
     if family.reads_images:

@@ -7,7 +7,7 @@ import pytest
 
 from job import families
 from job.errors import ProofError
-from job.export import vllm_proof
+from job.export import vllm_proof, vllm_server
 from job.spec.load import load_spec
 from tests.models import BUILDERS
 from tests.serving.exported import MARKS, ROUNDING, Exported, engine_for, export, served
@@ -36,27 +36,34 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def server(exported: Exported) -> Iterator[vllm_proof.Server]:
+def server(exported: Exported) -> Iterator[vllm_server.VllmServer]:
     with served(exported, exported.merged.parent / "vllm.log") as running:
         yield running
 
 
 def test_merged_weights_of_other_families_answer_as_the_model_does(
-    server: vllm_proof.Server, exported: Exported
+    server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    found = vllm_proof.prove(server, exported.family, exported.rows, exported.base_says, ROUNDING)
+    found = vllm_proof.prove(
+        server, exported.family, exported.rows, exported.base_outputs, ROUNDING
+    )
     assert found.probes == 4
     assert found.tokens >= 4
     assert 0 < found.largest_logprob_difference < ROUNDING
 
 
 def test_adapters_of_other_families_answer_as_peft_does_and_not_as_the_base(
-    server: vllm_proof.Server, exported: Exported
+    server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    assert exported.adapter_says.answers != exported.base_says.answers
+    assert exported.adapter_outputs.answers != exported.base_outputs.answers
     found = vllm_proof.prove(
-        server, exported.family, exported.rows, exported.adapter_says, ROUNDING, vllm_proof.ADAPTER
+        server,
+        exported.family,
+        exported.rows,
+        exported.adapter_outputs,
+        ROUNDING,
+        vllm_server.ADAPTER,
     )
     assert found.tokens >= 4
-    with pytest.raises(ProofError, match=r"differ|parts from"):
-        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_says, ROUNDING)
+    with pytest.raises(ProofError, match=r"differ|diverges from"):
+        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_outputs, ROUNDING)

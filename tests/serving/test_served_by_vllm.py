@@ -1,7 +1,7 @@
-"""A real vLLM serves what is exported, and its answers are the trained model's.
+"""A real vLLM serves the exported weights, and its answers are the trained model's.
 
-`make setup-serving` makes the environment; vLLM's own three faults on a CPU are worked around in
-`plugin/`, which is installed there and nowhere else.
+`make setup-serving` creates the environment; `plugin/`, installed only there, works around three
+bugs of vLLM on CPUs.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import safetensors.torch
 
 from job import families
 from job.errors import ProofError
-from job.export import vllm_proof
+from job.export import vllm_proof, vllm_server
 from job.prep.rows import Message, Part
 from job.spec.load import load_spec
 from tests.jobs import FORMULAS, SMALL, job, read_json, sets
@@ -56,34 +56,41 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture(scope="module")
 def server(
     exported: Exported, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[vllm_proof.Server]:
+) -> Iterator[vllm_server.VllmServer]:
     with served(exported, tmp_path_factory.mktemp("log") / "vllm.log") as running:
         yield running
 
 
 def test_exported_weights_answer_as_the_model_does(
-    server: vllm_proof.Server, exported: Exported
+    server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    found = vllm_proof.prove(server, exported.family, exported.rows, exported.base_says, ROUNDING)
+    found = vllm_proof.prove(
+        server, exported.family, exported.rows, exported.base_outputs, ROUNDING
+    )
     assert (found.probes, found.same_answers) == (4, 4)
     assert found.tokens >= 4
     assert 0 < found.largest_logprob_difference < ROUNDING
 
 
 def test_the_attention_adapter_answers_as_peft_does_and_not_as_the_base(
-    server: vllm_proof.Server, exported: Exported
+    server: vllm_server.VllmServer, exported: Exported
 ) -> None:
-    assert exported.adapter_says.answers != exported.base_says.answers
+    assert exported.adapter_outputs.answers != exported.base_outputs.answers
     found = vllm_proof.prove(
-        server, exported.family, exported.rows, exported.adapter_says, ROUNDING, vllm_proof.ADAPTER
+        server,
+        exported.family,
+        exported.rows,
+        exported.adapter_outputs,
+        ROUNDING,
+        vllm_server.ADAPTER,
     )
     assert found.same_answers == 4
-    with pytest.raises(ProofError, match=r"differ|parts from"):
-        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_says, ROUNDING)
+    with pytest.raises(ProofError, match=r"differ|diverges from"):
+        vllm_proof.prove(server, exported.family, exported.rows, exported.adapter_outputs, ROUNDING)
 
 
 def test_a_prompt_that_was_not_trained_is_found_out(
-    server: vllm_proof.Server, exported: Exported
+    server: vllm_server.VllmServer, exported: Exported
 ) -> None:
     class Other:
         end_tokens = exported.family.end_tokens
@@ -94,8 +101,8 @@ def test_a_prompt_that_was_not_trained_is_found_out(
             )
 
     other: Any = Other()
-    with pytest.raises(ProofError, match="is not the one trained"):
-        vllm_proof.prove(server, other, exported.rows, exported.base_says, ROUNDING)
+    with pytest.raises(ProofError, match="is not the trained one"):
+        vllm_proof.prove(server, other, exported.rows, exported.base_outputs, ROUNDING)
 
 
 def test_damaged_weights_are_found_out(exported: Exported, tmp_path: Path) -> None:
@@ -107,12 +114,12 @@ def test_damaged_weights_are_found_out(exported: Exported, tmp_path: Path) -> No
     tensors[name] = tensors[name].roll(1, 0)
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
     with (
-        vllm_proof.serve(
+        vllm_server.serve(
             tmp_path, exported.family, dtype="float16", log_file=tmp_path / "vllm.log"
         ) as running,
-        pytest.raises(ProofError, match=r"differ|parts from"),
+        pytest.raises(ProofError, match=r"differ|diverges from"),
     ):
-        vllm_proof.prove(running, exported.family, exported.rows, exported.base_says, ROUNDING)
+        vllm_proof.prove(running, exported.family, exported.rows, exported.base_outputs, ROUNDING)
 
 
 def test_a_directory_that_vllm_cannot_load_ends_in_one_clear_error(
@@ -121,8 +128,10 @@ def test_a_directory_that_vllm_cannot_load_ends_in_one_clear_error(
     log_file = tmp_path / "vllm.log"
     (tmp_path / "config.json").write_text('{"model_type": "nobody_knows"}')
     with (
-        pytest.raises(ProofError, match=r"vLLM ended with 1 before it served\n(?s:.*)nobody_knows"),
-        vllm_proof.serve(tmp_path, exported.family, dtype="float16", log_file=log_file),
+        pytest.raises(
+            ProofError, match=r"vLLM exited with 1 before it was ready\n(?s:.*)nobody_knows"
+        ),
+        vllm_server.serve(tmp_path, exported.family, dtype="float16", log_file=log_file),
     ):
         pass
 

@@ -1,17 +1,16 @@
-r"""LaTeX formulas as tokens, and one spelling for what draws the same.
+r"""LaTeX tokens, and a normal form: one spelling for all formulas that render the same.
 
-Much of LaTeX is freedom of spelling: `x^2`, `x^{2}` and `{x}^{ 2 }` are one formula. `normalize`
-takes that freedom away, so that a comparison sees what a reader sees:
+`x^2`, `x^{2}` and `{x}^{ 2 }` are the same formula. `normalize` removes such freedom of spelling:
 
-- spaces, sizes and names go: `\,` `~` `\quad` `\hspace{…}` `\left` `\right` `\big` `\displaystyle`
-  `\limits` `\label{…}` `\tag{…}` `\nonumber` and the dollars around a formula;
-- synonyms get one name: `\le` is `\leq`, `\to` is `\rightarrow`, `\dfrac` is `\frac`;
-- arguments and scripts are in braces, other braces go, and `_` stands before `^`;
+- spacing, sizes and labels are dropped: `\,` `~` `\quad` `\hspace{…}` `\left` `\right` `\big`
+  `\displaystyle` `\limits` `\label{…}` `\tag{…}` `\nonumber` and the dollars around a formula;
+- synonyms become one command: `\le` is `\leq`, `\to` is `\rightarrow`, `\dfrac` is `\frac`;
+- arguments and scripts get braces, other braces are dropped, and `_` comes before `^`;
 - `a \over b` is `\frac{a}{b}`, `f'` is `f^{\prime}`, `\not=` is `\neq`;
-- fonts are commands with an argument: `{\rm d}x` and `\text{d}x` are `\mathrm{d}x`, neighbours in
-  one font are joined, and the upright letters of a function's name are that function.
+- fonts are commands with an argument: `{\rm d}x` and `\text{d}x` are `\mathrm{d}x`; adjacent groups
+  in one font are joined, and upright letters that spell a function are that function.
 
-Text that cannot be read as LaTeX keeps its tokens, every one, as it came.
+Text that cannot be parsed keeps all its tokens unchanged.
 """
 
 from job.evaluation.latex.parser import Parser
@@ -22,12 +21,12 @@ __all__ = ["join", "normalize", "normalized_tokens", "tokenize"]
 
 
 def normalize(latex: str) -> str:
-    """The one spelling of a formula; the tokens as they are where it cannot be read."""
+    """A formula's normal form; the tokens unchanged if it cannot be parsed."""
     return join(normalized_tokens(latex))
 
 
 def normalized_tokens(latex: str) -> tuple[str, ...]:
-    """The tokens of the one spelling."""
+    """The tokens of the normal form."""
     tokens = tokenize(latex)
     try:
         out: list[str] = []

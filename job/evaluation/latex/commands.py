@@ -1,4 +1,4 @@
-"""The commands of LaTeX: which draw nothing, which are synonyms, which take arguments."""
+"""LaTeX commands: those without visible output, synonyms, and those with arguments."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -14,7 +14,7 @@ DROPPED = {"~", "$", "\\", *("\\" + sign for sign in " ,;:!>()[]")} | _names(
 )
 DROPPED_WITH_ARGUMENT = _names("label tag hspace vspace")
 DROPPED_WITH_LENGTH = _names("kern mkern hskip mskip")
-WRAPPERS = ("equation", "equation*", "displaymath", "math")  # environments that draw nothing
+WRAPPERS = ("equation", "equation*", "displaymath", "math")  # environments without visible output
 
 FONTS = {
     r"\mathrm": "rm textrm text textnormal mbox hbox operatorname mathrm rmfamily",
@@ -28,9 +28,9 @@ FONTS = {
     r"\boldsymbol": "boldsymbol bm pmb",
 }
 FONT = {name: font for font, names in FONTS.items() for name in _names(names)}
-SWITCHES = _names("rm bf it sf tt cal rmfamily bfseries itshape")  # in force to the group's end
+SWITCHES = _names("rm bf it sf tt cal rmfamily bfseries itshape")  # until the end of the group
 
-# The name that stays, then its synonyms.
+# The canonical name, then its synonyms.
 _SAME = r"""
 \leq \le; \geq \ge; \neq \ne; \rightarrow \to; \leftarrow \gets; \wedge \land; \vee \lor;
 \neg \lnot; \ni \owns; \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; * \ast; ^ \sp; _ \sb;

@@ -1,4 +1,4 @@
-"""Reads tokens into a tree."""
+"""Parses tokens into a tree."""
 
 from job.evaluation.latex.commands import (
     ARGUMENTS,
@@ -15,10 +15,10 @@ from job.evaluation.latex.commands import (
 )
 from job.evaluation.latex.tokens import UnreadableError, after_group
 from job.evaluation.latex.tree import (
-    DEEPEST,
+    MAX_DEPTH,
     Call,
     Infix,
-    Row,
+    Nodes,
     Scripts,
     Symbol,
     base_of,
@@ -29,12 +29,12 @@ from job.evaluation.latex.tree import (
 
 
 class Parser:
-    """Reads one formula. Raises UnreadableError where it cannot."""
+    """Parses one formula. Raises UnreadableError if it cannot."""
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens, self._at = tokens, 0
 
-    def formula(self) -> Row:
+    def formula(self) -> Nodes:
         row = self._row((), 0)
         if self._next() is not None:
             raise UnreadableError  # a closing brace without an opening one
@@ -50,11 +50,11 @@ class Parser:
         self._at += 1
         return item
 
-    def _row(self, stops: tuple[str, ...], depth: int) -> Row:
-        """Everything up to a closing brace, one of `stops` or the end, which stay untaken."""
-        if depth > DEEPEST:
+    def _row(self, stops: tuple[str, ...], depth: int) -> Nodes:
+        """Everything up to, but not including, a closing brace, one of `stops` or the end."""
+        if depth > MAX_DEPTH:
             raise UnreadableError
-        done: Row = []
+        done: Nodes = []
         cell = _Cell()
         while (item := self._next()) is not None and item != "}" and item not in stops:
             if item in CELL_ENDS:
@@ -79,7 +79,7 @@ class Parser:
         extend(done, cell.close())
         return done
 
-    def _braces(self, depth: int) -> Row:
+    def _braces(self, depth: int) -> Nodes:
         self._take()
         row = self._row((), depth + 1)
         if self._next() != "}":
@@ -87,8 +87,8 @@ class Parser:
         self._take()
         return row
 
-    def _fence(self, out: Row, depth: int) -> None:
-        r"""`\left( … \right)`, whose inside is a group as far as infix commands go."""
+    def _fence(self, out: Nodes, depth: int) -> None:
+        r"""`\left( … \right)`, which delimits infix commands like a group."""
         self._take()
         extend(out, self._delimiter())
         extend(out, splice(self._row((r"\right",), depth + 1)))
@@ -96,7 +96,7 @@ class Parser:
             self._take()
             self._scripted(self._delimiter(), out, depth)
 
-    def _delimiter(self) -> Row:
+    def _delimiter(self) -> Nodes:
         item = self._next()
         if item is None or any(item in names for names in NO_DELIMITER):
             return []
@@ -104,9 +104,9 @@ class Parser:
         shown = {"<": r"\langle", ">": r"\rangle"}.get(item, item)
         return [] if item == "." else [Symbol([shown])]
 
-    def _single(self, depth: int) -> Row:
-        """One token, with its arguments where it is a command that takes some."""
-        if depth > DEEPEST:
+    def _single(self, depth: int) -> Nodes:
+        """One token, with its arguments if it is a command that takes some."""
+        if depth > MAX_DEPTH:
             raise UnreadableError
         item = self._take()
         name = FONT.get(item, item)
@@ -129,7 +129,7 @@ class Parser:
                     return [Symbol([NEGATED[negated]])]
         return [Call(name, arguments, option or None)]
 
-    def _argument(self, depth: int) -> Row:
+    def _argument(self, depth: int) -> Nodes:
         item = self._next()
         if item == "{":
             return self._braces(depth)
@@ -137,7 +137,7 @@ class Parser:
             raise UnreadableError
         return self._single(depth + 1)
 
-    def _verbatim(self, name: str) -> Row:
+    def _verbatim(self, name: str) -> Nodes:
         label = self._verbatim_group()
         environment = "".join(label[1:-1])
         if name in (r"\begin", r"\end") and environment in WRAPPERS:
@@ -155,8 +155,8 @@ class Parser:
         self._at += length
         return list(rest[:length])
 
-    def _scripted(self, row: Row, out: Row, depth: int) -> None:
-        """Adds `row` to `out`, with the scripts that follow it."""
+    def _scripted(self, row: Nodes, out: Nodes, depth: int) -> None:
+        """Adds `row` to `out`, with the scripts after it."""
         if self._next() not in ("^", "_", "'"):
             extend(out, splice(row))
             return
@@ -164,7 +164,7 @@ class Parser:
         raised = lowered = False
         while (item := self._next()) in ("^", "_", "'"):
             if (item == "^" and raised) or (item == "_" and lowered):
-                break  # two scripts of one kind: the second stands on its own
+                break  # a second script of the same kind has an empty base
             self._take()
             if item == "'":
                 extend(scripts.above, [Symbol([r"\prime"])])
@@ -181,13 +181,13 @@ class Parser:
 
 
 class _Cell:
-    """A table's cell, or a whole group: the reach of font switches and infix commands."""
+    """A table cell or a whole group: the scope of font switches and infix commands."""
 
     def __init__(self) -> None:
-        self.row: Row = []
+        self.row: Nodes = []
         self._font: str | None = None
-        self._before_row: Row = []  # what the fonts before the last switch hold
-        self._left: Row | None = None
+        self._before_row: Nodes = []  # up to the last font switch
+        self._left: Nodes | None = None
         self._infix = ""
 
     def switch(self, font: str) -> None:
@@ -196,11 +196,11 @@ class _Cell:
 
     def split(self, infix: str) -> None:
         if self._left is not None:
-            raise UnreadableError  # TeX finds it ambiguous, too
+            raise UnreadableError  # ambiguous in TeX, too
         self._flush()
         self._left, self._before_row, self._infix = self._before_row, [], infix
 
-    def close(self) -> Row:
+    def close(self) -> Nodes:
         self._flush()
         if self._left is None:
             return self._before_row

@@ -1,4 +1,4 @@
-"""LaTeX as tokens, and tokens as LaTeX."""
+"""Tokenizes LaTeX, and joins tokens."""
 
 import re
 from collections.abc import Iterable
@@ -16,20 +16,19 @@ _LENGTH = re.compile(r"[-+]?[0-9.,]+(?:pt|em|ex|mm|cm|in|mu|pc|bp|sp)")
 
 
 class UnreadableError(Exception):
-    """Braces that do not match, an argument that is missing, or groups too deep to follow."""
+    """Unbalanced braces, a missing argument, or too deeply nested groups."""
 
 
 def tokenize(latex: str) -> tuple[str, ...]:
-    r"""Commands (`\alpha`), escaped characters (`\{`) and single characters; no white space.
+    r"""Commands (`\alpha`), escaped characters (`\{`) and single characters, without white space.
 
-    White space after a backslash is a token, `\ `, whatever kind it is; a backslash at the end of
-    the text is one of its own.
+    A backslash before any white space is the token `\ `; a trailing backslash is a token too.
     """
     return tuple("\\ " if item[-1].isspace() else item for item in _TOKEN.findall(latex))
 
 
 def join(tokens: Iterable[str]) -> str:
-    """Tokens side by side, with a space only where a letter follows a command."""
+    """Concatenates tokens, with a space only between a command and a letter."""
     out: list[str] = []
     after_command = False
     for item in tokens:
@@ -41,7 +40,7 @@ def join(tokens: Iterable[str]) -> str:
 
 
 def without_spacing(tokens: tuple[str, ...]) -> list[str]:
-    """Synonyms under one name, without spacing and other commands that draw nothing."""
+    """Replaces synonyms, and drops spacing and other commands without visible output."""
     out: list[str] = []
     at = 0
     while at < len(tokens):
@@ -60,7 +59,7 @@ def without_spacing(tokens: tuple[str, ...]) -> list[str]:
 
 
 def after_group(tokens: tuple[str, ...], start: int) -> int:
-    """Where the group that begins at `start` is over; `start` where none begins there."""
+    """The index after the group that begins at `start`; `start` if none does."""
     if tokens[start : start + 1] != ("{",):
         return start
     depth = 0

@@ -1,53 +1,53 @@
-"""A formula as a tree: rows of symbols, groups, commands with arguments, and scripts."""
+"""A formula's syntax tree: rows of symbols, groups, commands with arguments, and scripts."""
 
 from dataclasses import dataclass, field
 
 from job.evaluation.latex.commands import CELL_ENDS, FONTS
 
-DEEPEST = 48  # groups within groups; deeper text is no formula, and Python's stack is finite
+MAX_DEPTH = 48  # nested groups: no formula is deeper, and Python's stack is finite
 
 
 @dataclass
 class Symbol:
-    """What is drawn as it stands: one token, or a command with its verbatim arguments."""
+    """One token, or a command with its verbatim arguments."""
 
     tokens: list[str]
 
 
 @dataclass
-class Group:
-    """Braces that matter: around what a script belongs to, or around an infix command."""
+class Braces:
+    """Significant braces: around a script's base, or around an infix command."""
 
-    row: "Row"
+    row: "Nodes"
 
 
 @dataclass
 class Call:
     name: str
-    arguments: list["Row"]
-    option: "Row | None" = None
+    arguments: list["Nodes"]
+    option: "Nodes | None" = None
 
 
 @dataclass
 class Infix:
     name: str
-    left: "Row"
-    right: "Row"
+    left: "Nodes"
+    right: "Nodes"
 
 
 @dataclass
 class Scripts:
-    base: "Symbol | Group | Call | None"
-    below: "Row" = field(default_factory=list)
-    above: "Row" = field(default_factory=list)
+    base: "Symbol | Braces | Call | None"
+    below: "Nodes" = field(default_factory=list)
+    above: "Nodes" = field(default_factory=list)
 
 
-Node = Symbol | Group | Call | Infix | Scripts
-Row = list[Node]
+Node = Symbol | Braces | Call | Infix | Scripts
+Nodes = list[Node]
 
 
-def extend(row: Row, nodes: Row) -> None:
-    """Adds nodes to a row; neighbours in one font become one."""
+def extend(row: Nodes, nodes: Nodes) -> None:
+    """Adds nodes to a row, joining adjacent ones in the same font."""
     for node in nodes:
         last = row[-1] if row else None
         if (
@@ -61,27 +61,27 @@ def extend(row: Row, nodes: Row) -> None:
             row.append(node)
 
 
-def in_font(font: str, row: Row) -> Row:
-    """The row in a font, without what sets the same font again; nothing where it is empty."""
-    inner: Row = []
+def in_font(font: str, row: Nodes) -> Nodes:
+    """The row in a font, without redundant inner font commands; empty if the row is."""
+    inner: Nodes = []
     for node in row:
         same = isinstance(node, Call) and node.name == font
         extend(inner, node.arguments[0] if same else [node])  # type: ignore[union-attr]
     return [Call(font, [inner])] if inner else []
 
 
-def splice(row: Row) -> Row:
-    """A group's row as part of the row around it: without braces, except around an infix."""
-    return [Group(row)] if any(isinstance(node, Infix) for node in row) else row
+def splice(row: Nodes) -> Nodes:
+    """A group's row for the enclosing row: without braces, except around an infix command."""
+    return [Braces(row)] if any(isinstance(node, Infix) for node in row) else row
 
 
-def base_of(row: Row) -> Symbol | Group | Call | None:
-    """What a script belongs to: braces are kept around more than one thing."""
+def base_of(row: Nodes) -> Symbol | Braces | Call | None:
+    """A script's base; braces remain around more than one node."""
     match row:
         case []:
             return None
         case [Symbol(tokens=[mark])] if mark in CELL_ENDS:
-            return Group(row)
-        case [(Symbol() | Call() | Group()) as only]:
+            return Braces(row)
+        case [(Symbol() | Call() | Braces()) as only]:
             return only
-    return Group(row)
+    return Braces(row)

@@ -1,27 +1,27 @@
-"""Writes a tree as the tokens of its one spelling."""
+"""Writes a tree as the tokens of its normal form."""
 
 from job.evaluation.latex.commands import FUNCTIONS
 from job.evaluation.latex.tokens import UnreadableError
 from job.evaluation.latex.tree import (
-    DEEPEST,
+    MAX_DEPTH,
+    Braces,
     Call,
-    Group,
     Infix,
-    Row,
+    Nodes,
     Scripts,
     Symbol,
 )
 
 
-def write(row: Row, out: list[str], depth: int) -> None:
+def write(row: Nodes, out: list[str], depth: int) -> None:
     """Appends a row's tokens to `out`."""
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise UnreadableError
     for node in row:
         match node:
             case Symbol(tokens):
                 out += tokens
-            case Group(inner):
+            case Braces(inner):
                 _write_group(inner, out, depth)
             case Infix(name, left, right):
                 write(left, out, depth)
@@ -41,7 +41,7 @@ def write(row: Row, out: list[str], depth: int) -> None:
 
 
 def _write_call(
-    name: str, arguments: list[Row], option: Row | None, out: list[str], depth: int
+    name: str, arguments: list[Nodes], option: Nodes | None, out: list[str], depth: int
 ) -> None:
     if name == r"\mathrm":
         letters = [node.tokens[0] for node in arguments[0] if isinstance(node, Symbol)]
@@ -58,7 +58,7 @@ def _write_call(
         _write_group(argument, out, depth)
 
 
-def _write_group(row: Row, out: list[str], depth: int) -> None:
+def _write_group(row: Nodes, out: list[str], depth: int) -> None:
     out.append("{")
     write(row, out, depth + 1)
     out.append("}")

@@ -1,7 +1,7 @@
-"""Curves of a training as SVG, drawn by matplotlib to stand inside the page.
+"""Training curves as inline SVG, drawn by matplotlib.
 
-Colours are names of the page's style sheet, so that a curve follows dark mode and print; words
-are text in the page's own typeface; the same history gives the same bytes.
+Colors are variables of the page's style sheet, so that curves follow dark mode; text uses the
+page's typeface. The same history gives the same bytes.
 """
 
 import io
@@ -14,24 +14,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-_MOST_POINTS = 300  # more cannot be told apart at the width of a page
-_SMOOTH_FROM = 24  # points; a shorter curve is its own trend
+_MOST_POINTS = 300  # more are indistinguishable at the page's width
+_SMOOTH_FROM = 24  # points; shorter curves are not smoothed
 _INCHES, _DPI = (4.4, 2.1), 100
-# Stand-ins that matplotlib accepts, and what the page calls them.
-_COLOURS = {"#010101": "var(--soft)", "#020202": "var(--line)", "#030303": "var(--accent)"}
-_SOFT, _LINE, _ACCENT = _COLOURS
+# Placeholders for matplotlib, and the page's variables that replace them.
+_COLORS = {"#010101": "var(--soft)", "#020202": "var(--line)", "#030303": "var(--accent)"}
+_SOFT, _LINE, _ACCENT = _COLORS
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawn curve, its heading, and what it shows in words."""
+    """A curve with its title and description."""
 
     title: str
-    words: str
+    description: str
     svg: Markup
-    """Drawn from numbers and this module's own words, so that it needs no escaping."""
+    """Contains only numbers and this module's own text, so it needs no escaping."""
 
 
 def charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
@@ -41,18 +41,18 @@ def charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
     drawn = (
         draw("Loss", points(history, "loss"), trend=True),
         draw("Learning rate", rate, from_zero=True),
-        draw("Tokens a second", speed, trend=True, from_zero=True),
-        draw("Peak memory, GiB", memory, from_zero=True),
+        draw("Tokens per second", speed, trend=True, from_zero=True),
+        draw("Peak memory (GiB)", memory, from_zero=True),
     )
     return tuple(chart for chart in drawn if chart is not None)
 
 
 def points(history: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> list[Point]:
-    """(step, value) of the entries that have a finite value."""
-    found = [(entry.get("step"), entry.get(key)) for entry in history]
+    """(step, value) of the entries with a finite value."""
+    pairs = [(entry.get("step"), entry.get(key)) for entry in history]
     return [
         (float(x), float(y) * scale)
-        for x, y in found
+        for x, y in pairs
         if isinstance(x, int | float) and isinstance(y, int | float) and math.isfinite(y)
     ]
 
@@ -62,12 +62,12 @@ def thin(values: Sequence[Point]) -> list[Point]:
     if len(values) <= _MOST_POINTS:
         return list(values)
     bounds = [i * len(values) // _MOST_POINTS for i in range(_MOST_POINTS + 1)]
-    parts = [values[start:stop] for start, stop in itertools.pairwise(bounds)]
-    return [(_mean([x for x, _ in part]), _mean([y for _, y in part])) for part in parts]
+    groups = [values[start:stop] for start, stop in itertools.pairwise(bounds)]
+    return [(_mean([x for x, _ in group]), _mean([y for _, y in group])) for group in groups]
 
 
 def smooth(values: Sequence[Point]) -> list[Point]:
-    """The running mean over about a twentieth of the curve, started without a bias to zero."""
+    """The bias-corrected exponential moving average over about a twentieth of the curve."""
     keep = 1 - 1 / max(1.0, len(values) / 20)
     out, total, weight = [], 0.0, 0.0
     for x, y in values:
@@ -79,7 +79,7 @@ def smooth(values: Sequence[Point]) -> list[Point]:
 def draw(
     title: str, values: Sequence[Point], *, trend: bool = False, from_zero: bool = False
 ) -> Chart | None:
-    """A curve over steps; one of many points is pale behind its trend. None without a point."""
+    """A curve over steps; with `trend`, smoothed above the raw values. None without points."""
     if not values:
         return None
     import matplotlib
@@ -114,11 +114,13 @@ def draw(
         axes.set_xlabel("step", color=_SOFT, loc="right", labelpad=1)
         out = io.StringIO()
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    return Chart(title=title, words=_words(title, values), svg=_for_page(out.getvalue()))
+    return Chart(
+        title=title, description=_description(title, values), svg=_for_page(out.getvalue())
+    )
 
 
 def number(value: float) -> str:
-    """A value in the width of an axis: `5.4`, `12.5k`, `2e-4`."""
+    """A value short enough for an axis: `5.4`, `12.5k`, `2e-4`."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.4g}M"
@@ -131,23 +133,23 @@ def number(value: float) -> str:
 
 
 def _for_page(svg: str) -> Markup:
-    """The drawing alone, in the page's colours and type, at the width that the page gives it."""
+    """The SVG element alone, with the page's colors, typeface and width."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # it would style the page
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # would style the page
     width, height = (round(side * 72) for side in _INCHES)
     head = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true" focusable="false"'
     svg = re.sub(r"<svg[^>]*?(?= xmlns=|>)[^>]*", head, svg, count=1)
     svg = svg.replace("xlink:href", "href")
-    # Names that only matplotlib reads would stand on the page once for each curve.
+    # matplotlib's ids would repeat for each curve.
     svg = re.sub(r' id="[a-z0-9.]+_[0-9]+"', "", svg)
     svg = re.sub(r" font-family: [^;]*;", "", svg)
-    for stand_in, name in _COLOURS.items():
-        svg = svg.replace(stand_in, name)
+    for placeholder, variable in _COLORS.items():
+        svg = svg.replace(placeholder, variable)
     return Markup(re.sub(r"\n\s*", "\n", svg).strip())  # noqa: S704
 
 
-def _words(title: str, values: Sequence[Point]) -> str:
+def _description(title: str, values: Sequence[Point]) -> str:
     low, high = min(values, key=lambda p: p[1]), max(values, key=lambda p: p[1])
     first, last = values[0], values[-1]
     return (

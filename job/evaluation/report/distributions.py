@@ -1,4 +1,4 @@
-"""How the training rows spread: tokens a row, characters of an answer, pixels of a picture."""
+"""Histograms of the training rows: tokens per row, characters per answer, pixels per image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One range of a histogram; the bar's length is `share`, the longest being 1."""
+    """One range of a histogram; `share` is the bar's length relative to the longest."""
 
     name: str
     count: int
@@ -24,34 +24,36 @@ class Histogram:
 def histograms(
     statistics: Mapping[str, Any] | None, lengths: Mapping[str, Any] | None
 ) -> tuple[Histogram, ...]:
-    """Those that `data/stats.json` and `train/lengths.json` have figures for."""
-    found = []
+    """The histograms in `data/stats.json` and `train/lengths.json`."""
+    result = []
     if lengths:
         over = lengths["over_max_length"]
         words = (
-            f"{over['rows']:,} of {lengths['rows']:,} rows ({over['share']:.2%}) are longer than "
-            f"train.max_length, {over['max_length']:,}"
+            f"{over['rows']:,} of {lengths['rows']:,} rows ({over['share']:.2%}) exceed "
+            f"train.max_length ({over['max_length']:,})"
         )
-        found.append(_histogram("Tokens a row, pictures included", lengths["tokens_a_row"], words))
+        result.append(
+            _histogram("Tokens per row, including images", lengths["tokens_a_row"], words)
+        )
     train = (statistics or {}).get("train", {})
     for key, title in (
-        ("answer_characters", "Characters of an answer"),
-        ("image_pixels", "Pixels of a picture"),
+        ("answer_characters", "Characters per answer"),
+        ("image_pixels", "Pixels per image"),
     ):
         if train.get(key, {}).get("histogram"):
-            found.append(_histogram(title, train[key]))
-    return tuple(found)
+            result.append(_histogram(title, train[key]))
+    return tuple(result)
 
 
 def _histogram(title: str, figures: Mapping[str, Any], more: str = "") -> Histogram:
     counts = {int(name.split("-")[0]): count for name, count in figures["histogram"].items()}
     most, low, ranges = max(counts.values()), min(counts), []
-    while low <= max(counts):  # a range without rows is a gap to see
+    while low <= max(counts):  # empty ranges show as gaps
         ranges.append(low)
         low *= 2
-    middle = f"median {figures['median']:,}, " if "median" in figures else ""
+    median = f"median {figures['median']:,}, " if "median" in figures else ""
     mean = f"{figures['mean']:,.1f}".removesuffix(".0")
-    words = f"mean {mean}, {middle}largest {figures['max']:,}"
+    words = f"mean {mean}, {median}maximum {figures['max']:,}"
     return Histogram(
         title=title,
         words=f"{words}; {more}" if more else words,

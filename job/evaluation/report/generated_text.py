@@ -1,7 +1,7 @@
-"""Text that a model wrote, made safe to show: bounded, visible, and marked where it is wrong.
+"""Model output for the page: truncated, made visible, and compared with the label.
 
-The template escapes HTML. What is left to do here is what escaping does not: characters that a
-page must not hold, that show nothing, or that turn the text around them.
+The template escapes HTML. This module replaces what escaping does not: control characters,
+invisible characters, and those that change the direction of text.
 """
 
 import re
@@ -11,72 +11,71 @@ from typing import Literal
 LONGEST = 400
 """Characters of a text that are shown."""
 LONGEST_UNLIKE = 160
-"""Characters that are shown of an answer which shares little with its label."""
+"""Characters that are shown of an answer that has little in common with its label."""
 
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_UNSEEN = re.compile(
+_INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 _FORBIDDEN = re.compile("[\x80-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-# What changes as one: a LaTeX command, an escaped sign, a number, any other character.
+# Units of a difference: a LaTeX command, an escaped character, a number, any other character.
 _UNIT = re.compile(r"\\[a-zA-Z]+|\\.|[0-9]+|.", re.DOTALL)
 
 Mark = Literal["same", "extra", "missing"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of an answer: as in the label, in excess of it, or of the label and missing."""
+class Span:
+    """A part of a text: same as in the label, extra in the answer, or missing from it."""
 
     mark: Mark
     text: str
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The start of a text in pieces, and how many characters of it are not shown."""
+class Excerpt:
+    """The start of a text, and how many characters are left out."""
 
-    pieces: tuple[Piece, ...]
+    spans: tuple[Span, ...]
     more: int
 
 
 def visible(text: str) -> str:
-    """The text with its control, direction and zero-width characters as signs that can be seen."""
+    """The text with control, direction and zero-width characters replaced by visible ones."""
     text = text.translate(_CONTROL_PICTURES).replace("\x7f", "␡")
-    text = _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+    text = _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
     return _FORBIDDEN.sub("\ufffd", text)
 
 
-def plain(text: str, limit: int = LONGEST) -> Shown:
-    """The text's start, without marks."""
-    pieces = (Piece("same", text[:limit]),) if text else ()
-    return Shown(pieces, max(0, len(text) - limit))
+def plain(text: str, limit: int = LONGEST) -> Excerpt:
+    """The start of a text, without a comparison."""
+    spans = (Span("same", text[:limit]),) if text else ()
+    return Excerpt(spans, max(0, len(text) - limit))
 
 
-def difference(answer: str, label: str, limit: int = LONGEST) -> Shown:
-    """The answer's start with what differs from the label's marked.
+def difference(answer: str, label: str, limit: int = LONGEST) -> Excerpt:
+    """The start of an answer, with its differences from the label.
 
-    Without the extra pieces it reads as the label, without the missing ones as the answer. An
-    answer that shares less than a third with its label is one piece in excess: a salad of single
-    signs that happen to agree helps nobody.
+    Without the extra spans it reads as the label, without the missing ones as the answer. An answer
+    less than a third similar to its label is one extra span, since scattered matches help nobody.
     """
     from rapidfuzz.distance import Levenshtein
 
     whole = answer.strip()
     answer, label = whole[:limit], label.strip()[:limit]
-    found, expected = _UNIT.findall(answer), _UNIT.findall(label)
-    if Levenshtein.normalized_similarity(expected, found) < 1 / 3:
+    actual, expected = _UNIT.findall(answer), _UNIT.findall(label)
+    if Levenshtein.normalized_similarity(expected, actual) < 1 / 3:
         answer = answer[:LONGEST_UNLIKE]
-        return Shown((Piece("extra", answer),) if answer else (), len(whole) - len(answer))
-    pieces: list[Piece] = []
-    for change in Levenshtein.opcodes(expected, found):
-        lost = "".join(expected[change.src_start : change.src_end])
-        won = "".join(found[change.dest_start : change.dest_end])
+        return Excerpt((Span("extra", answer),) if answer else (), len(whole) - len(answer))
+    spans: list[Span] = []
+    for change in Levenshtein.opcodes(expected, actual):
+        missing = "".join(expected[change.src_start : change.src_end])
+        extra = "".join(actual[change.dest_start : change.dest_end])
         if change.tag == "equal":
-            pieces.append(Piece("same", won))
+            spans.append(Span("same", extra))
             continue
-        if lost:
-            pieces.append(Piece("missing", lost))
-        if won:
-            pieces.append(Piece("extra", won))
-    return Shown(tuple(pieces), len(whole) - len(answer))
+        if missing:
+            spans.append(Span("missing", missing))
+        if extra:
+            spans.append(Span("extra", extra))
+    return Excerpt(tuple(spans), len(whole) - len(answer))

@@ -1,28 +1,27 @@
-"""Tables of a task: fields of JSON answers, or classes and what they are taken for."""
+"""A task's tables: the fields of JSON answers, or the classes and their confusion matrix."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from job.evaluation import answer_kinds, classes, fields
+from job.evaluation.report.samples import PredictionRecord
 from job.spec.answer_kinds import Answer
 
-MOST_LINES = 30
+MAX_LINES = 30
 """Lines of a table that are shown."""
-WIDEST = 12
-"""Classes that a confusion matrix shows side by side; of more, the pairs that are confused most."""
-_LETTERS = 60
-
-Prediction = Mapping[str, Any]
+MAX_MATRIX = 12
+"""With more classes, the most frequent confusions replace the matrix."""
+_MAX_NAME = 60  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """A field or a class, and how well it is answered."""
+class TaskLine:
+    """A field or a class, with its F1."""
 
     name: str
     expected: int
-    """Labels that have it."""
+    """Number of labels that have it."""
     after: float
     """F1, 0 to 1."""
     before: float | None
@@ -38,47 +37,51 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """What the labels of each class were answered with, after training."""
+    """The confusion matrix after training."""
 
     names: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    """A row for each name; at the end of each what is none of them."""
+    """By label; the last cell of each row is answers outside the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Confused:
-    """A class that was taken for something else."""
+class ConfusedPair:
+    """A class and an answer that it was confused with."""
 
     label: str
     answer: str | None
-    """None is an answer that is no class."""
+    """None for answers outside the classes."""
     count: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TaskTable:
     kind: Literal["fields", "classes"]
-    lines: tuple[Line, ...]
+    lines: tuple[TaskLine, ...]
     more: int
     """Lines that are not shown."""
     confusion: Confusion | None = None
-    confused: tuple[Confused, ...] = ()
-    """In place of a matrix that would be too wide."""
+    confused: tuple[ConfusedPair, ...] = ()
+    """Instead of a matrix that would be too wide."""
 
 
-def table(kind: Answer, before: Sequence[Prediction], after: Sequence[Prediction]) -> Table | None:
-    """The table of the task; None where answers have neither fields nor classes."""
+def table(
+    kind: Answer, before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]
+) -> TaskTable | None:
+    """The task's table; None if its answers have neither fields nor classes."""
     if kind == "json":
         return _fields(before, after)
     return _classes(before, after) if kind == "label" else None
 
 
-def _fields(before: Sequence[Prediction], after: Sequence[Prediction]) -> Table | None:
-    now = fields.judge(*_texts(after)).paths
-    was = {each.path: each.f1 for each in fields.judge(*_texts(before)).paths}
+def _fields(
+    before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]
+) -> TaskTable | None:
+    now = fields.score_all(*_texts(after)).paths
+    was = {each.path: each.f1 for each in fields.score_all(*_texts(before)).paths}
     lines = tuple(
-        Line(
-            name=each.path[:_LETTERS] or "the value itself",
+        TaskLine(
+            name=each.path[:_MAX_NAME] or "(root)",
             expected=each.expected,
             after=each.f1,
             before=was.get(each.path, 0.0) if before else None,
@@ -87,15 +90,17 @@ def _fields(before: Sequence[Prediction], after: Sequence[Prediction]) -> Table 
     )
     if not lines:
         return None
-    return Table(kind="fields", lines=lines[:MOST_LINES], more=len(lines[MOST_LINES:]))
+    return TaskTable(kind="fields", lines=lines[:MAX_LINES], more=len(lines[MAX_LINES:]))
 
 
-def _classes(before: Sequence[Prediction], after: Sequence[Prediction]) -> Table | None:
-    now = _judged(after)
-    was = {each.name: each.f1 for each in _judged(before).classes}
+def _classes(
+    before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]
+) -> TaskTable | None:
+    now = _scored(after)
+    was = {each.name: each.f1 for each in _scored(before).classes}
     lines = tuple(
-        Line(
-            name=each.name[:_LETTERS],
+        TaskLine(
+            name=each.name[:_MAX_NAME],
             expected=each.expected,
             after=each.f1,
             before=was.get(each.name, 0.0) if before else None,
@@ -104,47 +109,47 @@ def _classes(before: Sequence[Prediction], after: Sequence[Prediction]) -> Table
     )
     if not lines:
         return None
-    narrow = len(now.classes) <= WIDEST
-    return Table(
+    narrow = len(now.classes) <= MAX_MATRIX
+    return TaskTable(
         kind="classes",
-        lines=lines[:MOST_LINES],
-        more=len(lines[MOST_LINES:]),
+        lines=lines[:MAX_LINES],
+        more=len(lines[MAX_LINES:]),
         confusion=_matrix(now) if narrow else None,
         confused=() if narrow else _most_confused(now),
     )
 
 
-def _judged(found: Sequence[Prediction]) -> classes.ClassesJudged:
-    predictions, labels = _texts(found)
-    return classes.judge(
+def _scored(records: Sequence[PredictionRecord]) -> classes.ClassScores:
+    predictions, labels = _texts(records)
+    return classes.score(
         list(map(answer_kinds.text, predictions)), list(map(answer_kinds.text, labels))
     )
 
 
-def _matrix(judged: classes.ClassesJudged) -> Confusion:
-    names = [each.name for each in judged.classes]
+def _matrix(scores: classes.ClassScores) -> Confusion:
+    names = [each.name for each in scores.classes]
     return Confusion(
-        names=tuple(name[:_LETTERS] for name in names),
+        names=tuple(name[:_MAX_NAME] for name in names),
         rows=tuple(
             tuple(
-                Cell(count=count, share=count / max(1, sum(counts)), right=place == number)
-                for place, count in enumerate(counts)
+                Cell(count=count, share=count / max(1, sum(counts)), right=column == number)
+                for column, count in enumerate(counts)
             )
-            for number, counts in enumerate(judged.confusion)
+            for number, counts in enumerate(scores.confusion)
         ),
     )
 
 
-def _most_confused(judged: classes.ClassesJudged) -> tuple[Confused, ...]:
-    names = [*(each.name[:_LETTERS] for each in judged.classes), None]
-    found = [
-        Confused(label=str(names[number]), answer=names[place], count=count)
-        for number, counts in enumerate(judged.confusion)
-        for place, count in enumerate(counts)
-        if count and place != number
+def _most_confused(scores: classes.ClassScores) -> tuple[ConfusedPair, ...]:
+    names = [*(each.name[:_MAX_NAME] for each in scores.classes), None]
+    pairs = [
+        ConfusedPair(label=str(names[number]), answer=names[column], count=count)
+        for number, counts in enumerate(scores.confusion)
+        for column, count in enumerate(counts)
+        if count and column != number
     ]
-    return tuple(sorted(found, key=lambda each: -each.count)[:MOST_LINES])
+    return tuple(sorted(pairs, key=lambda each: -each.count)[:MAX_LINES])
 
 
-def _texts(found: Sequence[Prediction]) -> tuple[list[str], list[str]]:
-    return [str(row["prediction"]) for row in found], [str(row["label"]) for row in found]
+def _texts(records: Sequence[PredictionRecord]) -> tuple[list[str], list[str]]:
+    return [str(row["prediction"]) for row in records], [str(row["label"]) for row in records]

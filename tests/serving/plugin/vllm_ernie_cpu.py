@@ -1,4 +1,4 @@
-"""Three places where vLLM 0.32 for a CPU cannot run ERNIE-4.5-VL; a GPU needs none of this.
+"""Works around three bugs of vLLM 0.32 that keep ERNIE-4.5-VL from running on CPUs (not GPUs).
 
 vLLM calls `register` in each of its processes, through the entry point in pyproject.toml.
 """

@@ -1,4 +1,4 @@
-"""`job ask` speaks OpenAI's protocol to a real HTTP server, which stands in for vLLM."""
+"""`job ask` against an OpenAI-compatible HTTP server that stands in for vLLM."""
 
 import base64
 import io
@@ -67,12 +67,12 @@ def test_the_answer_to_a_drawn_formula(server: Server) -> None:
     assert ask(f"{server.url}/", "latex", "What is this?", None) == "x^{2}"
     [(path, body, key)] = server.asked
     assert (path, body["model"], key) == ("/v1/chat/completions", "latex", None)
-    picture, question = body["messages"][0]["content"]
+    image, question = body["messages"][0]["content"]
     assert question == {"type": "text", "text": "What is this?"}
-    head, _, data = picture["image_url"]["url"].partition(",")
+    head, _, data = image["image_url"]["url"].partition(",")
     assert head == "data:image/png;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-        assert min(image.size) > 10
+    with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
+        assert min(shown.size) > 10
 
 
 STEERING = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"
@@ -80,7 +80,21 @@ SECRET = "hf_plantedHubToken0123456789"
 
 
 def asked(url: str) -> Finished:
-    return job("ask", url, "--model=m", "--question=x", "--no-image", environ={"HF_TOKEN": SECRET})
+    environ = {"HF_TOKEN": SECRET, "HF_HUB_OFFLINE": "1"}
+    return job("ask", url, "--model=m", "--question=x", "--no-image", environ=environ)
+
+
+def test_the_token_for_the_hub_stays_here_and_offline_mode_is_about_the_hub(server: Server) -> None:
+    assert asked(server.url).code == 0
+    [(_, body, key)] = server.asked
+    assert key is None
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "max_tokens": 256,
+        "temperature": 0,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
 
 
 def test_an_answer_steers_no_terminal_and_repeats_no_secret(server: Server) -> None:
@@ -104,7 +118,7 @@ def test_an_error_of_a_server_steers_no_terminal_and_repeats_no_secret(
 
 
 def test_a_question_without_an_image(server: Server) -> None:
-    assert ask(server.url, "text", "What is this?", None, shown=False) == "x^{2}"
+    assert ask(server.url, "text", "What is this?", None, with_image=False) == "x^{2}"
     [(_, body, _)] = server.asked
     assert body["messages"][0]["content"] == [{"type": "text", "text": "What is this?"}]
 
@@ -131,9 +145,9 @@ def test_it_waits_for_a_server_that_is_starting(server: Server) -> None:
 @pytest.mark.parametrize(
     ("status", "answer", "message"),
     [
-        (404, {"error": "no such model"}, "refused: 404 .*no such model"),
-        (200, {"choices": [{"message": {"content": ""}}]}, "answered with nothing"),
-        (200, {"choices": []}, "not a chat completion"),
+        (404, {"error": "no such model"}, "refused the request: 404 .*no such model"),
+        (200, {"choices": [{"message": {"content": ""}}]}, "answer is empty"),
+        (200, {"choices": []}, "other than a chat completion"),
     ],
 )
 def test_what_is_no_answer_is_an_error(

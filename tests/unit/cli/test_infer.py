@@ -9,7 +9,7 @@ import torch
 from job.artifacts.records import STAGES, StageRecord
 from job.cli.infer import Asked, Stream, _longest, typed
 from job.errors import DataError, InputError, UsageError
-from job.evaluation.answer_lengths import UNKNOWN
+from job.evaluation.answer_lengths import DEFAULT
 from job.pipeline.context import RunContext
 from job.spec.load import load_spec
 from tests.jobs import ROOT
@@ -97,7 +97,7 @@ def test_every_image_that_is_missing_or_damaged_is_named(
 def test_an_answer_may_be_as_long_as_those_of_the_run_s_evaluation(tmp_path: Path) -> None:
     text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
     stages = RunContext(load_spec(text, "latex.yaml", [f"output.uri={tmp_path}"], {}), "infer")
-    assert _longest(stages) == UNKNOWN
+    assert _longest(stages) == DEFAULT
     record = StageRecord(
         name="eval", fingerprint="f", started="", seconds=1, files=(),
         summary={"max_new_tokens": 77},

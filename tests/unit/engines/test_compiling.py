@@ -22,7 +22,7 @@ from job.prep.rows import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
 from tests.models import BUILDERS
-from tests.unit.families.test_packed_step import row
+from tests.unit.families.test_packed_step import image, row
 
 TINY = ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny"
 SPEC = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex.yaml", environ={}).spec

@@ -1,4 +1,4 @@
-"""Kinds of answers: when two are the same, and what judges them."""
+"""Kinds of answers: normal forms and scores."""
 
 import json
 from typing import get_args
@@ -7,7 +7,7 @@ import pytest
 
 from job.errors import SpecError
 from job.evaluation import answer_kinds, classes, fields
-from job.evaluation.scoring import judge
+from job.evaluation.scoring import score_answers
 from job.spec import keys
 from job.spec.answer_kinds import MEASURED, METRICS, Answer
 from job.spec.load import load_spec
@@ -141,7 +141,7 @@ def test_fields_that_are_right_are_counted(
 def test_a_label_that_is_no_json_is_left_out_and_counted() -> None:
     pairs = [('{"a": 1}', '{"a": 1}'), ("no", "a chat"), ("{}", '{"a": 1}')]
     predictions, labels = zip(*pairs, strict=True)
-    found = judge("json", predictions, labels, METRICS["json"])
+    found = score_answers("json", predictions, labels, METRICS["json"])
     assert found.counts == {"labels_not_json": 1}
     assert found.metrics["valid_json"] == 1.0
     assert found.metrics["exact_object"] == 0.5
@@ -155,7 +155,7 @@ def test_a_label_that_is_no_json_is_left_out_and_counted() -> None:
 
 def test_classes_are_those_of_the_labels_and_weigh_the_same() -> None:
     labels = ["a"] * 8 + ["b"] * 2
-    found = classes.judge(["a"] * 8 + ["a", "cow"], labels)
+    found = classes.score(["a"] * 8 + ["a", "cow"], labels)
     assert found.metrics == {"accuracy": 0.8, "macro_f1": pytest.approx((16 / 17 + 0) / 2)}
     assert found.confusion == ((8, 0, 0), (1, 0, 1))
     assert [(each.name, each.right, each.answered) for each in found.classes] == [
@@ -165,7 +165,7 @@ def test_classes_are_those_of_the_labels_and_weigh_the_same() -> None:
 
 
 def test_the_confusion_matrix_stands_beside_the_metrics() -> None:
-    found = judge("label", ["a ", "b"], ["a", "a"], ("accuracy",))
+    found = score_answers("label", ["a ", "b"], ["a", "a"], ("accuracy",))
     assert found.metrics == {"accuracy": 0.5}
     assert found.details["confusion"] == ((1, 1),)
     assert [score["correct"] for score in found.scores] == [True, False]
@@ -174,4 +174,4 @@ def test_the_confusion_matrix_stands_beside_the_metrics() -> None:
 
 @pytest.mark.parametrize("kind", get_args(Answer))
 def test_no_answers_at_all_are_judged_without_metrics(kind: Answer) -> None:
-    assert judge(kind, [], [], METRICS[kind]).metrics == {}
+    assert score_answers(kind, [], [], METRICS[kind]).metrics == {}

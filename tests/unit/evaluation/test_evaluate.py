@@ -1,4 +1,4 @@
-"""Evaluation of the tiny model: every answer of a conversation, how long answers may become."""
+"""Evaluation of the tiny model: conversations, and the limit on answer lengths."""
 
 import json
 from dataclasses import replace
@@ -124,7 +124,7 @@ def test_auto_leaves_room_beyond_the_longest_label() -> None:
     thinking = replace(generation, enable_thinking=True)
     assert answer_lengths.limit(thinking, [400]) == 516 + 2048
     assert answer_lengths.limit(replace(generation, max_new_tokens=7), [400]) == 7
-    assert answer_lengths.limit(generation, []) == answer_lengths.UNKNOWN
+    assert answer_lengths.limit(generation, []) == answer_lengths.DEFAULT
 
 
 def test_a_limit_below_the_labels_is_told_before_a_token_is_written(

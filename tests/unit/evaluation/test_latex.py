@@ -1,4 +1,4 @@
-"""LaTeX tokens and the one spelling of a formula."""
+"""LaTeX tokens, and the normal form of formulas."""
 
 import pytest
 from hypothesis import example, given, settings

@@ -4,7 +4,7 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from job.evaluation import metrics
-from job.evaluation.metrics import Metrics, RowScore, Written, summarize
+from job.evaluation.metrics import Metrics, RowScore, TextKind, summarize
 
 NAMES = ("exact_match", "exact_match_normalized", "cer", "token_edit_distance", "bleu")
 
@@ -14,7 +14,7 @@ def score(prediction: str, label: str) -> RowScore:
 
 
 def judge(
-    pairs: list[tuple[str, str]], names: tuple[str, ...] = NAMES, kind: Written = "latex"
+    pairs: list[tuple[str, str]], names: tuple[str, ...] = NAMES, kind: TextKind = "latex"
 ) -> Metrics:
     rows = [metrics.score(prediction, label, kind) for prediction, label in pairs]
     return summarize(rows, [pair[0] for pair in pairs], [pair[1] for pair in pairs], names, kind)

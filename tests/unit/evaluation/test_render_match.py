@@ -1,4 +1,4 @@
-"""Render match: pictures of formulas, compared."""
+"""Render match: comparing rendered formulas."""
 
 import time
 
@@ -10,8 +10,8 @@ from job.evaluation.render_match import (
     SLACK,
     RenderMatch,
     compare,
-    draw,
-    same_picture,
+    render,
+    same_image,
     summarize,
 )
 
@@ -131,20 +131,20 @@ def test_an_ordinary_row_takes_milliseconds() -> None:
 
 def test_the_tolerance_is_one_pixel_of_place_and_two_of_size() -> None:
     block = np.ones((10, 10), bool)
-    assert same_picture(block, np.ones((11, 11), bool))
-    assert not same_picture(block, np.ones((10, 10 + SLACK), bool))  # its edge is two pixels off
-    assert not same_picture(block, np.ones((10, 11 + SLACK), bool))
+    assert same_image(block, np.ones((11, 11), bool))
+    assert not same_image(block, np.ones((10, 10 + SLACK), bool))  # its edge is two pixels off
+    assert not same_image(block, np.ones((10, 11 + SLACK), bool))
     hole = block.copy()
     hole[4:6, 4:6] = False  # each pixel of it touches ink
-    assert same_picture(block, hole)
+    assert same_image(block, hole)
     hole[3:6, 3:6] = False  # its middle does not
-    assert not same_picture(block, hole)
-    assert not same_picture(hole, block)
+    assert not same_image(block, hole)
+    assert not same_image(hole, block)
 
 
 def test_the_picture_is_given_for_people_too() -> None:
-    small, large = draw("x+1", 14, 110), draw("x+1")
+    small, large = render("x+1", 14, 110), render("x+1")
     assert small is not None
     assert large is not None
     assert small.width < large.width
-    assert draw("x" * 5_000) is None
+    assert render("x" * 5_000) is None

@@ -1,4 +1,4 @@
-"""The report's page: what it marks, escapes, leaves out, and how large it may grow."""
+"""The report's page: what it marks, escapes and omits, and its size limit."""
 
 import json
 import math
@@ -9,23 +9,25 @@ from html.parser import HTMLParser
 
 import pytest
 
-from job.evaluation.report import LARGEST, Reported, facts, make
+from job.evaluation.report import MAX_BYTES, RunResults, facts, render
 from job.evaluation.report.charts import charts, number, smooth, thin
 from job.evaluation.report.distributions import histograms
+from job.evaluation.report.embedded_images import ImageEmbedder
 from job.evaluation.report.generated_text import LONGEST, LONGEST_UNLIKE, difference, visible
-from job.evaluation.report.rows import Album, choose
+from job.evaluation.report.headline import headline
+from job.evaluation.report.samples import choose
 from job.evaluation.report.tables import table
 from job.spec.answer_kinds import Answer
 from tests.reports import HOSTILE, METRICS, asked, of_task, png, prediction, results
 
 
-def without(found: Reported, name: str) -> Reported:
+def without(found: RunResults, name: str) -> RunResults:
     stages = {key: value for key, value in found.stages.items() if key != name}
     return replace(found, stages=stages, before=() if name == "baseline" else found.before)
 
 
 class Page(HTMLParser):
-    """The elements of a page and its text; fails where tags do not match."""
+    """The elements of a page and its text; fails if tags do not match."""
 
     VOID = ("meta", "link", "img", "wbr", "line", "circle", "path", "use", "rect")
 
@@ -61,32 +63,32 @@ class Page(HTMLParser):
 
 def test_a_wrong_command_is_marked_as_a_whole() -> None:
     shown = difference(r"\frac{\beta}{b}", r"\frac{\alpha}{b}")
-    assert [(piece.mark, piece.text) for piece in shown.pieces] == [
+    assert [(span.mark, span.text) for span in shown.spans] == [
         ("same", r"\frac{"), ("missing", r"\alpha"), ("extra", r"\beta"), ("same", "}{b}"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_pieces_hold_both_the_answer_and_the_label(seed: int) -> None:
+def test_the_spans_contain_both_the_answer_and_the_label(seed: int) -> None:
     rng = random.Random(seed)
     label = "".join(rng.choices([r"\alpha", r"\{", "x", " ", "12", "{", "}", "é"], k=40))
     answer = "".join(sign for sign in label if rng.random() > 0.2) + "z"
-    pieces = difference(answer, label).pieces
-    assert "".join(p.text for p in pieces if p.mark != "missing") == answer.strip()
-    if any(p.mark == "same" for p in pieces):
-        assert "".join(p.text for p in pieces if p.mark != "extra") == label.strip()
+    spans = difference(answer, label).spans
+    assert "".join(p.text for p in spans if p.mark != "missing") == answer.strip()
+    if any(p.mark == "same" for p in spans):
+        assert "".join(p.text for p in spans if p.mark != "extra") == label.strip()
 
 
-def test_an_answer_unlike_its_label_is_one_piece_in_excess() -> None:
-    assert [piece.mark for piece in difference("}" * 50, r"\frac{a}{b}").pieces] == ["extra"]
-    assert difference("", "x").pieces == ()
+def test_an_answer_unlike_its_label_is_one_extra_span() -> None:
+    assert [span.mark for span in difference("}" * 50, r"\frac{a}{b}").spans] == ["extra"]
+    assert difference("", "x").spans == ()
     shown = difference("}" * 500, "x")
-    assert (len(shown.pieces[0].text), shown.more) == (LONGEST_UNLIKE, 500 - LONGEST_UNLIKE)
+    assert (len(shown.spans[0].text), shown.more) == (LONGEST_UNLIKE, 500 - LONGEST_UNLIKE)
 
 
 def test_a_long_answer_is_cut_and_says_by_how_much() -> None:
     shown = difference("x" * 1000, "x" * 1000)
-    assert (len(shown.pieces[0].text), shown.more) == (LONGEST, 1000 - LONGEST)
+    assert (len(shown.spans[0].text), shown.more) == (LONGEST, 1000 - LONGEST)
 
 
 def test_what_cannot_be_seen_is_made_visible() -> None:
@@ -98,7 +100,7 @@ def test_what_cannot_be_seen_is_made_visible() -> None:
 
 def test_a_fall_is_better_for_errors_and_a_rise_for_matches() -> None:
     before = {"cer": 0.5, "exact_match": 0.5, "loss": 1.0}
-    found = facts.headline(before, {"cer": 0.2, "exact_match": 0.25, "loss": 1.0})
+    found = headline(before, {"cer": 0.2, "exact_match": 0.25, "loss": 1.0})
     assert [(m.key, m.change, m.verdict) for m in found] == [
         ("loss", "±0", "equal"),
         ("cer", "−0.300", "better"),
@@ -107,13 +109,13 @@ def test_a_fall_is_better_for_errors_and_a_rise_for_matches() -> None:
 
 
 def test_rendering_says_what_was_not_compared() -> None:
-    [metric] = facts.headline(None, {k: v for k, v in METRICS.items() if "render" in k})
-    assert metric.note == "1 skipped (label cannot be drawn), 2 failed (answer cannot)"
+    [metric] = headline(None, {k: v for k, v in METRICS.items() if "render" in k})
+    assert metric.note == "1 skipped (label cannot be rendered), 2 failed (answer cannot)"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_a_value_off_every_scale_stays_on_the_page(value: float) -> None:
-    [metric] = facts.headline({"loss": 2.0}, {"loss": value})
+    [metric] = headline({"loss": 2.0}, {"loss": value})
     assert 0 <= metric.after_at <= 1
 
 
@@ -136,7 +138,7 @@ def test_changed_settings_are_marked() -> None:
 def test_curves_leave_out_what_is_no_number_and_say_their_ends() -> None:
     history = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": 1.0}]
     [chart] = charts(history)
-    assert chart.words == (
+    assert chart.description == (
         "Loss: 3 at step 1, 1 at step 3; lowest 1 at step 3, highest 3 at step 1."
     )
     assert charts([]) == ()
@@ -179,21 +181,21 @@ def test_right_rows_are_never_the_worst() -> None:
     assert choose([], 16, 8) == ([], [])
 
 
-def test_an_album_stops_at_its_bytes() -> None:
+def test_images_stop_at_their_budget() -> None:
     from PIL import Image
 
-    album = Album(left=4_000)
+    embedder = ImageEmbedder(budget=4_000)
     noise = [Image.frombytes("L", (50, 50), random.Random(i).randbytes(2500)) for i in range(3)]
-    assert [album.add(image) is not None for image in noise] == [True, False, False]
-    assert album.refused == 2
+    assert [embedder.embed(image) is not None for image in noise] == [True, False, False]
+    assert embedder.omitted == 2
 
 
 # --- the page ----------------------------------------------------------------------------------
 
 
 def test_a_page_is_well_formed_and_the_same_each_time() -> None:
-    html = make(results())
-    assert html == make(results())
+    html = render(results())
+    assert html == render(results())
     page = Page(html)
     ids = [str(a["id"]) for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids)) > 8
@@ -201,12 +203,12 @@ def test_a_page_is_well_formed_and_the_same_each_time() -> None:
     assert links <= set(ids)
     assert all(image["alt"] for image in page.all("img"))
     assert all(cell.get("scope") for cell in page.all("th"))
-    for word in ("Character error rate", "Exact match, normalised", "Render match", "rank 16"):
+    for word in ("Character error rate", "Exact match, normalized", "Render match", "rank 16"):
         assert word in page.text
 
 
 def test_a_page_loads_nothing_and_runs_nothing() -> None:
-    page = Page(make(results()))
+    page = Page(render(results()))
     assert not page.all("script")
     for _, attributes in page.tags:
         for name, value in attributes.items():
@@ -225,7 +227,7 @@ def test_hostile_text_stays_text_wherever_it_stands() -> None:
         versions={HOSTILE: HOSTILE},
         rejects=[{"id": HOSTILE, "reason": HOSTILE}],
     )
-    html = make(found)
+    html = render(found)
     page = Page(html)
     assert not page.all("script")
     assert not page.all("img")
@@ -237,16 +239,16 @@ def test_hostile_text_stays_text_wherever_it_stands() -> None:
 def test_a_page_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_TOKEN", "pass<word>123")
     inputs = {"model": {"uri": "s3://pass<word>123/x", "digest": "d"}}
-    html = make(replace(results(), inputs=inputs))
+    html = render(replace(results(), inputs=inputs))
     assert "word&gt;123" not in html
     assert "${DATA_TOKEN}" in html
 
 
 def test_how_rows_spread_is_drawn_from_the_figures_of_prep_and_training() -> None:
-    page = make(results())
-    for title in ("Tokens a row", "Characters of an answer", "Pixels of a picture"):
+    page = render(results())
+    for title in ("Tokens per row", "Characters per answer", "Pixels per image"):
         assert page.count(title) == 1
-    assert "1 of 40 rows (2.50%) are longer than train.max_length, 512" in page
+    assert "1 of 40 rows (2.50%) exceed train.max_length (512)" in page
     tokens, letters, _ = histograms(results().statistics, results().lengths)
     assert [(bar.name, bar.count) for bar in tokens.bars] == [
         ("32 – 63", 25), ("64 – 127", 8), ("128 – 255", 6), ("256 – 511", 0),
@@ -258,8 +260,8 @@ def test_how_rows_spread_is_drawn_from_the_figures_of_prep_and_training() -> Non
 
 
 def test_without_a_baseline_the_page_says_so_and_compares_nothing() -> None:
-    page = Page(make(without(results(), "baseline")))
-    assert "was not judged before training" in page.text
+    page = Page(render(without(results(), "baseline")))
+    assert "was not evaluated before training" in page.text
     assert "Change" not in page.text
     assert "6.00" not in page.text.split("Training")[0]
 
@@ -271,7 +273,7 @@ def test_a_metric_that_was_not_asked_for_is_not_on_the_page() -> None:
         stages["eval"],
         summary={"metrics": {"loss": 1.0, "bleu": 3.0}, "generated_tokens_per_second": 1.0},
     )
-    page = Page(make(replace(found, stages=stages)))
+    page = Page(render(replace(found, stages=stages)))
     assert "BLEU" in page.text
     assert "Render match" not in page.text
 
@@ -280,14 +282,14 @@ def test_full_fine_tuning_is_called_so() -> None:
     found = results()
     settings = json.loads(json.dumps(found.settings))
     settings["lora"]["method"] = "full"
-    assert "Full fine-tuning of" in Page(make(replace(found, settings=settings))).text
+    assert "Full fine-tuning of" in Page(render(replace(found, settings=settings))).text
 
 
-def test_pictures_stand_beside_the_drawn_answer() -> None:
+def test_images_stand_beside_the_rendered_answer() -> None:
     found = results()
-    page = Page(make(replace(found, rows=asked(found, png()))))
+    page = Page(render(replace(found, rows=asked(found, png()))))
     alts = [str(image["alt"]) for image in page.all("img")]
-    assert alts[:2] == ["Input of row rows.jsonl:0", "The answer for row rows.jsonl:0, drawn"]
+    assert alts[:2] == ["Input of row rows.jsonl:0", "Rendered answer of row rows.jsonl:0"]
     assert len(alts) == 6
 
 
@@ -301,29 +303,29 @@ def test_ten_thousand_rows_of_long_text_and_noise_stay_under_two_megabytes() -> 
         after.append(prediction(f"rows.jsonl:{i}", label, answer))
     rejects = [{"id": "r" * 9_000, "reason": "<" * 9_000}] * 10_000
     found = replace(results(after), rejects=rejects)
-    html = make(replace(found, rows=asked(found, png(size=(760, 480)))))
-    assert len(html.encode()) < LARGEST
+    html = render(replace(found, rows=asked(found, png(size=(760, 480)))))
+    assert len(html.encode()) < MAX_BYTES
     assert "of 10,000 rows" in html
-    assert "pictures are left out" in html
+    assert "images are omitted" in html
 
 
 # --- tasks that are no formulas ----------------------------------------------------------------
 
 
 def test_json_answers_are_told_by_their_fields() -> None:
-    page = Page(make(of_task("json")))
+    page = Page(render(of_task("json")))
     for words in ("Valid JSON", "Exact object", "Field F1", "Fields", "exact object",
-                  "1 of 2 fields right", "Labels that are no JSON"):  # fmt: skip
+                  "1 of 2 fields correct", "Labels that are not JSON"):  # fmt: skip
         assert words in page.text
-    assert "cannot be drawn" not in page.text
-    assert "How far off the rows are" not in page.text
+    assert "cannot be rendered" not in page.text
+    assert "Distribution of character error rates" not in page.text
 
 
 def test_labels_are_told_by_their_classes_and_what_they_were_taken_for() -> None:
-    page = Page(make(of_task("label")))
-    for words in ("Accuracy", "Macro F1", "Classes", "answered with after training", "wrong"):
+    page = Page(render(of_task("label")))
+    for words in ("Accuracy", "Macro F1", "Classes", "Confusion matrix after training", "wrong"):
         assert words in page.text
-    assert "none of them" in page.text
+    assert "other" in page.text
     assert "Character error rate" not in page.text
     for row in ("invoice4000", "letter0300", "receipt1001"):
         assert row in page.text
@@ -339,23 +341,23 @@ def test_many_classes_are_listed_by_what_is_confused_most() -> None:
 
 
 def test_a_conversation_is_shown_with_its_history_and_all_its_images() -> None:
-    page = Page(make(of_task("text", conversations=True)))
+    page = Page(render(of_task("text", conversations=True)))
     alts = [str(image["alt"]) for image in page.all("img")]
     assert "Image 2 of row rows.jsonl:0" in alts
-    for words in ("4 answers of 2 rows", "Answer in one line.", "[image 1] [image 2] What is it?",
-                  "answer 2", "cut short", "Cut short"):  # fmt: skip
+    for words in ("4 answers in 2 held-out rows", "Answer in one line.", "answer 2", "cut short",
+                  "[image 1] [image 2] What is it?", "Cut short"):  # fmt: skip
         assert words in page.text
-    assert "cannot be drawn" not in page.text
+    assert "cannot be rendered" not in page.text
 
 
 def test_one_question_for_all_is_said_once() -> None:
-    page = Page(make(of_task("text")))
+    page = Page(render(of_task("text")))
     assert page.text.count("What is it?") == 1
 
 
 def test_a_row_of_text_alone_has_no_empty_pane() -> None:
     found = of_task("text")
-    assert "no picture" not in make(replace(found, rows=None))
+    assert "no image" not in render(replace(found, rows=None))
 
 
 @pytest.mark.parametrize("kind", ["json", "label", "text"])
@@ -364,7 +366,7 @@ def test_hostile_answers_of_every_task_stay_text(kind: Answer) -> None:
     bad = [{**row, "id": HOSTILE, "label": HOSTILE, "prediction": HOSTILE + str(n),
             "asked": [{"role": "user", "content": [{"type": "text", "text": HOSTILE * (n + 1)}]}]}
            for n, row in enumerate(found.after)]  # fmt: skip
-    html = make(replace(found, after=bad))
+    html = render(replace(found, after=bad))
     page = Page(html)
     assert not page.all("script")
     assert not set("\u202e\x00\ud83d") & set(html)

@@ -1,4 +1,4 @@
-"""The merge and its proof: right by every kind of adapter, and wrong weights are found out."""
+"""The merge and its proof: correct for every kind of adapter, and wrong weights are detected."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,9 @@ import torch
 from job import engines, families
 from job.engines.device import Accelerator
 from job.errors import ProofError
-from job.export import export as stage
+from job.export.context import ExportContext
+from job.export.export import ExportResult
+from job.export.export import export as run_export
 from job.export.merge import Merge, digest, fits
 from job.export.proof import Comparison, compare, outputs, require_equal
 from job.prep import formulas
@@ -60,7 +62,7 @@ def rows(spec: JobSpec) -> list[Row]:
 
 
 def adapted(spec: JobSpec, family: families.Family, **lora: Any) -> Any:
-    """A model with an adapter that says something, as if it had been trained."""
+    """A model with a nonzero adapter, as if it had been trained."""
     engine = engines.create(spec.model, spec.lora, CPU)
     settings = replace(spec.lora, **lora)
     base = engine.initialise(family, 5)
@@ -97,7 +99,7 @@ def test_a_merge_that_does_not_fit_into_fp16_is_refused(
     model = adapted(spec, family)
     name, parameter = next((n, p) for n, p in model.named_parameters() if "lora_B" in n)
     parameter.data.fill_(1e7)
-    with pytest.raises(ProofError, match=r"[0-9]+ values .* do not fit into the dtype") as caught:
+    with pytest.raises(ProofError, match=r"[0-9]+ values .* overflow the dtype") as caught:
         list(Merge(model, dtype=torch.float16, keeps_fp32=family.keeps_fp32).tensors())
     assert "bfloat16" in str(caught.value)
     wider = Merge(model, dtype=torch.bfloat16, keeps_fp32=family.keeps_fp32)
@@ -126,32 +128,33 @@ class Export:
     """The export stage on a small adapted model, with a hook between writing and proving."""
 
     def __init__(
-        self, spec: JobSpec, family: families.Family, rows: list[Row], place: Path
+        self, spec: JobSpec, family: families.Family, rows: list[Row], directory: Path
     ) -> None:
-        self.spec, self.family, self.rows, self.place = spec, family, rows, place
+        self.spec, self.family, self.rows, self.directory = spec, family, rows, directory
         self.engine = engines.create(spec.model, spec.lora, CPU)
         self.model = adapted(spec, family)
-        self.model.save_pretrained(place / "adapter")
+        self.model.save_pretrained(directory / "adapter")
 
-    def run(self, damage: Any = None) -> Any:
+    def run(self, damage: Any = None) -> ExportResult:
         def bind(directory: Path) -> families.Family:
             if damage is not None:
                 damage(directory)
             checkpoint = families.read_checkpoint("merged", directory)
             return families.bind(checkpoint, self.spec.model, self.spec.data)
 
-        return stage.export(
-            self.spec,
-            self.engine,
-            self.family,
-            self.rows,
-            self.place / "adapter",
-            self.place,
+        context = ExportContext(
+            spec=self.spec,
+            engine=self.engine,
+            family=self.family,
+            rows=self.rows,
+            adapter=self.directory / "adapter",
+            directory=self.directory,
             load_trained=lambda: self.model,
-            load_base=lambda: None,
+            load_base=lambda: self.model.get_base_model(),
             release=lambda: None,
             bind_merged=bind,
         )
+        return run_export(context)
 
 
 @pytest.fixture

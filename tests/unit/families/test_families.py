@@ -18,7 +18,7 @@ from job.families import FAMILIES, Family, chat
 from job.families.base import IGNORED, Encoded
 from job.families.batches import host_keys
 from job.families.lora.targets import OTHER, kind_of
-from job.kubernetes.options import Order
+from job.kubernetes.options import ManifestOptions
 from job.planning import sizes
 from job.prep.images import decode
 from job.prep.rows import Row
@@ -399,7 +399,7 @@ def test_a_manifest_serves_weights_without_code_and_asks_as_the_model_reads(
     kind: str, folder: Path
 ) -> None:
     sets = (f"model.model_name_or_path={folder}",)
-    order = Order(spec="specs/text.yaml", sets=sets, output="s3://bucket/x", environ={})
-    assert "--trust-remote-code" not in kubernetes.render(order, "nvidia", kind="vllm")
-    asked = kubernetes.render(order, "nvidia", kind="vllm-smoke")
+    options = ManifestOptions(spec="specs/text.yaml", sets=sets, output="s3://bucket/x", environ={})
+    assert "--trust-remote-code" not in kubernetes.render(options, "nvidia", kind="vllm")
+    asked = kubernetes.render(options, "nvidia", kind="vllm-smoke")
     assert ("--no-image" in asked) is (kind not in READERS)

@@ -1,4 +1,4 @@
-"""The files of k8s/ are what `job manifest` writes, and say what the job is and does."""
+"""The files in k8s/ are what `job manifest` writes, and match the spec and the exit codes."""
 
 import re
 import subprocess
@@ -11,12 +11,13 @@ import yaml
 from job import errors, kubernetes, planning, signals
 from job.distributed.world import World
 from job.errors import JobError, SpecError, UsageError
-from job.kubernetes import constants, features, overlays, resources
-from job.kubernetes.options import Order
-from job.kubernetes.rules import trainer
+from job.kubernetes import constants, features, overlays, resources, trainjob
+from job.kubernetes.options import ManifestOptions
+from job.kubernetes.platforms import PLATFORMS
 from job.planning import requirements
 from job.planning.sizes import Sizes, measure
 from job.spec.load import load_spec
+from tests import manifest_lint
 from tests.jobs import ROOT, tool
 
 K8S = ROOT / "k8s"
@@ -31,8 +32,8 @@ def _from_the_root() -> Any:
 
 
 @pytest.fixture(scope="module")
-def ernie() -> Order:
-    return Order(spec=ERNIE, environ={})
+def ernie() -> ManifestOptions:
+    return ManifestOptions(spec=ERNIE, environ={})
 
 
 def documents(text: str) -> list[Any]:
@@ -55,7 +56,7 @@ def container_of(text: str) -> Any:
 # --- the folder -----------------------------------------------------------------------------
 
 
-def test_the_folder_is_what_the_command_writes(ernie: Order) -> None:
+def test_the_folder_is_what_the_command_writes(ernie: ManifestOptions) -> None:
     written = kubernetes.folder(ernie, smoke=LATEX)
     there = {str(path.relative_to(K8S)) for path in K8S.rglob("*.yaml")}
     assert there == set(written), "make manifests"
@@ -74,20 +75,20 @@ def rendered(*texts: str) -> list[Any]:
     return sorted(found, key=lambda document: str(document["kind"]))
 
 
-def test_overlays_give_what_the_command_renders(ernie: Order) -> None:
+def test_overlays_give_what_the_command_renders(ernie: ManifestOptions) -> None:
     job = kubernetes.render(ernie, "amd")
     assert kustomized(K8S / "base") == rendered(job)
     assert kustomized(K8S / "overlays/nvidia") == rendered(kubernetes.render(ernie, "nvidia"))
     served = kubernetes.render(ernie, "nvidia", kind="vllm")
     assert kustomized(K8S / "overlays/vllm-nvidia") == rendered(served)
-    smoke = kubernetes.render(Order(spec=LATEX, environ={}), "cpu")
+    smoke = kubernetes.render(ManifestOptions(spec=LATEX, environ={}), "cpu")
     assert kustomized(K8S / "overlays/cpu-smoke") == rendered(smoke)
     for name, feature in features.FEATURES.items():
         wanted = features.apply(feature, rendered(job))
         assert kustomized(K8S / "overlays" / name) == wanted
 
 
-def test_components_go_with_any_overlay(tmp_path: Path, ernie: Order) -> None:
+def test_components_go_with_any_overlay(tmp_path: Path, ernie: ManifestOptions) -> None:
     (tmp_path / "k8s").mkdir()
     kubernetes.write(tmp_path / "k8s", kubernetes.folder(ernie))
     mine = tmp_path / "mine"
@@ -123,7 +124,7 @@ def test_patches_add_to_lists_at_their_end() -> None:
 # --- the job --------------------------------------------------------------------------------
 
 
-def test_each_exit_code_has_one_policy(ernie: Order) -> None:
+def test_each_exit_code_has_one_policy(ernie: ManifestOptions) -> None:
     job = one(kubernetes.render(ernie, "amd"), "Job")["spec"]
     by_container: dict[str, dict[str, list[int]]] = {constants.CONTAINER: {}, constants.DOCTOR: {}}
     for rule in job["podFailurePolicy"]["rules"][1:]:
@@ -141,7 +142,7 @@ def test_each_exit_code_has_one_policy(ernie: Order) -> None:
     }
 
 
-def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
+def test_requests_are_those_of_the_sizes(ernie: ManifestOptions) -> None:
     sizes = ernie.sizes
     assert sizes.parameters == 29_399_294_336
     found = requirements.needs(ernie.loaded.spec, sizes, gpus=1)
@@ -158,11 +159,11 @@ def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
 
 
 def test_the_plan_tells_what_a_manifest_asks_for() -> None:
-    order = Order(spec=LATEX, environ={})
-    lines = planning.text(planning.make(planning.Order(loaded=order.loaded))).splitlines()
+    options = ManifestOptions(spec=LATEX, environ={})
+    lines = planning.text(planning.make(planning.Order(loaded=options.loaded))).splitlines()
     for platform, name in (("amd", "with a GPU"), ("cpu", "on CPUs")):
         [line] = [line for line in lines if line.startswith(f"  {name} ")]
-        text = kubernetes.render(order, platform)
+        text = kubernetes.render(options, platform)
         asked = container_of(text)["resources"]["requests"]
         volume = one(text, "PersistentVolumeClaim")["spec"]["resources"]["requests"]["storage"]
         for quantity in (asked["memory"], asked["ephemeral-storage"], volume):
@@ -171,16 +172,16 @@ def test_the_plan_tells_what_a_manifest_asks_for() -> None:
 
 @pytest.mark.parametrize("rows", [32, 1024])
 def test_a_pod_without_a_gpu_has_the_memory_that_training_takes(rows: int) -> None:
-    """Rows of a batch count: a pod with less is killed by the kernel, without a word."""
+    """Rows of a batch count: a pod with less is silently killed by the kernel."""
     sets = ("runtime.accelerator=cpu", f"train.per_device_train_batch_size={rows}")
-    order = Order(spec=LATEX, sets=sets, environ={})
-    made = planning.make(planning.Order(loaded=order.loaded))
+    options = ManifestOptions(spec=LATEX, sets=sets, environ={})
+    made = planning.make(planning.Order(loaded=options.loaded))
     assert made.memory is not None
     [training] = made.memory.fits
     [pod] = [pod for pod in made.pods if pod.name == "on CPUs"]
     assert pod.memory >= training.at_max_length + pod.shared_memory
     assert training.at_max_length > training.total
-    asked = container_of(kubernetes.render(order, "cpu"))["resources"]["requests"]["memory"]
+    asked = container_of(kubernetes.render(options, "cpu"))["resources"]["requests"]["memory"]
     assert asked == resources.quantity(pod.memory)
 
 
@@ -193,7 +194,7 @@ def test_the_grace_period_is_longer_than_a_save(checkpoint: int) -> None:
     assert found.save_seconds > checkpoint / requirements.UPLOAD_RATE
 
 
-def test_the_spec_reaches_the_cluster_as_written_and_loads_there(ernie: Order) -> None:
+def test_the_spec_reaches_the_cluster_as_written_and_loads_there(ernie: ManifestOptions) -> None:
     text = kubernetes.render(ernie, "amd")
     spec = one(text, "ConfigMap")["data"][constants.SPEC_FILE]
     assert spec == (ROOT / ERNIE).read_text(encoding="utf-8")
@@ -207,10 +208,10 @@ def test_the_spec_reaches_the_cluster_as_written_and_loads_there(ernie: Order) -
 
 
 def test_the_environment_and_overrides_of_the_command_reach_the_pod() -> None:
-    order = Order(
+    options = ManifestOptions(
         spec=ERNIE, environ={"BUCKET": "mine", "HF_TOKEN": "secret-token"}, sets=("lora.r=4",)
     )
-    text = kubernetes.render(order, "nvidia")
+    text = kubernetes.render(options, "nvidia")
     container = container_of(text)
     assert {"name": "BUCKET", "value": "mine"} in container["env"]
     assert "--set=lora.r=4" in container["args"]
@@ -221,11 +222,11 @@ def test_dollars_reach_the_job_as_they_were_written() -> None:
     instruction = "Give $$x$$, not $(BUCKET) or \\$5 or $$$(y)."
     escaped = "Give $$$$x$$$$, not $$(BUCKET) or \\$5 or $$$$$$(y)."
     sets = (f"data.instruction={instruction}", "output.uri=s3://${BUCKET}/out")
-    order = Order(spec=LATEX, environ={"BUCKET": "a$(b)"}, sets=sets)
-    container = container_of(kubernetes.render(order, "cpu"))
+    options = ManifestOptions(spec=LATEX, environ={"BUCKET": "a$(b)"}, sets=sets)
+    container = container_of(kubernetes.render(options, "cpu"))
     assert f"--set=data.instruction={escaped}" in container["args"]
     assert "--set=output.uri=s3://${BUCKET}/out" in container["args"]
-    asked = container_of(kubernetes.render(order, "cpu", kind="vllm-smoke"))
+    asked = container_of(kubernetes.render(options, "cpu", kind="vllm-smoke"))
     assert f"--question={escaped}" in asked["args"]
 
 
@@ -237,8 +238,8 @@ def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> Non
         .replace("uri: ${OUTPUT,outputs/latex}", "uri: s3://b/${MY_TOKEN}")
     )
     path.write_text(spec)
-    order = Order(spec=str(path), environ={"MY_TOKEN": "abcdefgh"})
-    text = kubernetes.render(order, "cpu")
+    options = ManifestOptions(spec=str(path), environ={"MY_TOKEN": "abcdefgh"})
+    text = kubernetes.render(options, "cpu")
     assert "abcdefgh" not in text
     assert {"secretRef": {"name": constants.SECRET, "optional": True}} in container_of(text)[
         "envFrom"
@@ -263,13 +264,15 @@ def test_what_would_show_a_secret_is_refused(
     path, spec = tmp_path / "spec.yaml", (ROOT / LATEX).read_text()
     assert spec.count(written) == 1
     path.write_text(spec.replace(written, with_a_secret))
-    order = Order(spec=str(path), environ={"MY_TOKEN": "abcdefgh", "OUTPUT": "s3://b/run"})
-    with pytest.raises(SpecError, match=rf"\$\.{key}: holds MY_TOKEN, a secret") as raised:
-        kubernetes.render(order, "cpu", 1, kind)
+    options = ManifestOptions(
+        spec=str(path), environ={"MY_TOKEN": "abcdefgh", "OUTPUT": "s3://b/run"}
+    )
+    with pytest.raises(SpecError, match=rf"\$\.{key}: contains MY_TOKEN, a secret") as raised:
+        kubernetes.render(options, "cpu", 1, kind)
     assert "abcdefgh" not in str(raised.value)
 
 
-def test_the_doctor_looks_at_what_the_job_will_use(ernie: Order) -> None:
+def test_the_doctor_looks_at_what_the_job_will_use(ernie: ManifestOptions) -> None:
     for platform in ("amd", "nvidia", "cpu"):
         pod = pod_of(kubernetes.render(ernie, platform))
         [doctor], [container] = pod["initContainers"], pod["containers"]
@@ -281,18 +284,18 @@ def test_the_doctor_looks_at_what_the_job_will_use(ernie: Order) -> None:
             assert doctor[key] == container[key]
 
 
-def test_the_job_knows_the_grace_period_of_its_pod(ernie: Order) -> None:
+def test_the_job_knows_the_grace_period_of_its_pod(ernie: ManifestOptions) -> None:
     pod = pod_of(kubernetes.render(ernie, "amd"))
     seconds = str(pod["terminationGracePeriodSeconds"])
     assert {"name": signals.GRACE_VARIABLE, "value": seconds} in pod["containers"][0]["env"]
 
 
-def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: Order) -> None:
+def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: ManifestOptions) -> None:
     closed = kubernetes.render(ernie, "amd")
     assert one(closed, "NetworkPolicy")["spec"]["ingress"] == []
     assert "ports" not in container_of(closed)
-    order = Order(spec=LATEX, sets=("runtime.metrics_port=9464",), environ={})
-    text = kubernetes.render(order, "cpu")
+    options = ManifestOptions(spec=LATEX, sets=("runtime.metrics_port=9464",), environ={})
+    text = kubernetes.render(options, "cpu")
     assert container_of(text)["ports"] == [{"name": "metrics", "containerPort": 9464}]
     assert "ports" not in pod_of(text)["initContainers"][0]
     [rule] = one(text, "NetworkPolicy")["spec"]["ingress"]
@@ -300,31 +303,31 @@ def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: Order) -> None:
 
 
 def test_a_trainjob_of_one_node_runs_and_reaches_the_trainer() -> None:
-    order = Order(spec=LATEX, sets=("output.uri=s3://b/x",), environ={})
-    text = kubernetes.render(order, "cpu", kind="trainjob")
+    options = ManifestOptions(spec=LATEX, sets=("output.uri=s3://b/x",), environ={})
+    text = kubernetes.render(options, "cpu", kind="trainjob")
     assert one(text, "TrainJob")["spec"]["trainer"]["numNodes"] == 1
     egress = one(text, "NetworkPolicy")["spec"]["egress"]
     assert {"ports": [{"port": constants.TRAINER_PORT, "protocol": "TCP"}]} in egress
     # The Trainer hears pods that carry this label.
     [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
     labels = replicated["template"]["spec"]["template"]["metadata"]["labels"]
-    assert labels[trainer.ANCESTOR] == "trainer"
+    assert labels[trainjob.ANCESTOR] == "trainer"
 
 
 def test_results_for_a_local_folder_go_to_the_volume() -> None:
-    container = container_of(kubernetes.render(Order(spec=LATEX, environ={}), "cpu"))
+    container = container_of(kubernetes.render(ManifestOptions(spec=LATEX, environ={}), "cpu"))
     assert "--output=/cache/outputs/latex" in container["args"]
     assert [variable["name"] for variable in container["env"]] == [signals.GRACE_VARIABLE]
 
 
 def test_a_cpu_pod_asks_for_no_device() -> None:
-    pod = pod_of(kubernetes.render(Order(spec=LATEX, environ={}), "cpu"))
+    pod = pod_of(kubernetes.render(ManifestOptions(spec=LATEX, environ={}), "cpu"))
     assert "tolerations" not in pod
     assert "supplementalGroups" not in pod["securityContext"]
     assert not [name for name in pod["containers"][0]["resources"]["limits"] if "/" in name]
 
 
-def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
+def test_several_nodes_keep_the_policy_of_one(ernie: ManifestOptions) -> None:
     text = kubernetes.render(ernie, "amd", nodes=4)
     assert one(text, "TrainJob")["spec"]["trainer"] == {"numNodes": 4, "numProcPerNode": 1}
     runtime = one(text, "TrainingRuntime")["spec"]
@@ -339,14 +342,16 @@ def test_several_nodes_keep_the_policy_of_one(ernie: Order) -> None:
     assert claim["accessModes"] == ["ReadWriteMany"]
 
 
-def test_every_process_of_several_nodes_may_fail_as_often_as_one(ernie: Order) -> None:
+def test_every_process_of_several_nodes_may_fail_as_often_as_one(ernie: ManifestOptions) -> None:
     for nodes in (1, 4):
         text = kubernetes.render(ernie, "amd", nodes, "trainjob")
         [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
         assert replicated["template"]["spec"]["backoffLimit"] == nodes * constants.RETRIES
 
 
-def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(ernie: Order) -> None:
+def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(
+    ernie: ManifestOptions,
+) -> None:
     text = kubernetes.render(ernie, "amd", nodes=2)
     [replicated] = one(text, "TrainingRuntime")["spec"]["template"]["spec"]["replicatedJobs"]
     container = replicated["template"]["spec"]["template"]["spec"]["containers"][0]
@@ -368,11 +373,11 @@ def test_the_pods_of_several_nodes_are_told_their_places_by_the_trainer(ernie: O
 @pytest.mark.parametrize(("distributed", "nodes"), [("none", 2), ("ddp", 1), ("fsdp2", 1)])
 def test_nodes_that_the_job_would_refuse_are_not_rendered(distributed: str, nodes: int) -> None:
     sets = ("output.uri=s3://b/x", f"runtime.distributed={distributed}")
-    with pytest.raises(UsageError, match=r"--nodes: does not fit to runtime\.distributed"):
-        kubernetes.render(Order(spec=LATEX, sets=sets, environ={}), "amd", nodes)
+    with pytest.raises(UsageError, match=r"--nodes: conflicts with runtime\.distributed"):
+        kubernetes.render(ManifestOptions(spec=LATEX, sets=sets, environ={}), "amd", nodes)
 
 
-def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
+def test_the_server_fetches_what_the_job_writes(ernie: ManifestOptions) -> None:
     served = one(kubernetes.render(ernie, "nvidia", kind="vllm"), "Deployment")
     pod = served["spec"]["template"]["spec"]
     assert ernie.loaded.spec.output.uri in pod["initContainers"][0]["args"]
@@ -383,7 +388,31 @@ def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
     assert f"--model={ernie.loaded.spec.name}" in smoke["args"]
 
 
+@pytest.mark.parametrize("spec", [ERNIE, LATEX])
+def test_every_manifest_of_every_platform_passes_the_lint(spec: str) -> None:
+    sets = ("runtime.metrics_port=9464", "train.dataloader_num_workers=8")
+    options = ManifestOptions(
+        spec=spec, sets=sets, output="s3://b/x", registry="localhost:5000", environ={}
+    )
+    for platform in PLATFORMS:
+        for kind in kubernetes.KINDS:
+            text = kubernetes.render(options, platform, kind=kind)
+            assert manifest_lint.problems(documents(text)) == [], (platform, kind)
+
+
 # --- refusals -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["/root/cache", "cache"])
+def test_a_cache_that_the_pod_cannot_write_is_refused(cache: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"{(ROOT / LATEX).read_text()}\nruntime: {{cache_dir: '${{HF_HOME}}'}}\n")
+    with pytest.raises(UsageError, match="HF_HOME: is outside the pod's writable volumes"):
+        kubernetes.render(ManifestOptions(spec=str(path), environ={"HF_HOME": cache}), "cpu")
+    options = ManifestOptions(spec=str(path), environ={"HF_HOME": "/cache/hf"})
+    text = kubernetes.render(options, "cpu")
+    assert {"name": "HF_HOME", "value": "/cache/hf"} in container_of(text)["env"]
+    assert manifest_lint.problems(documents(text)) == []
 
 
 @pytest.mark.parametrize(
@@ -397,18 +426,18 @@ def test_the_server_fetches_what_the_job_writes(ernie: Order) -> None:
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -> None:
     with pytest.raises(UsageError, match=re.escape(field)):
-        kubernetes.render(Order(spec=LATEX, environ={}), **arguments)
+        kubernetes.render(ManifestOptions(spec=LATEX, environ={}), **arguments)
 
 
 @pytest.mark.parametrize("registry", ["https://x.com", "a b", "X.com/Team", "x.com/", "x.com:tag"])
 def test_a_registry_that_no_image_comes_from_is_refused(registry: str) -> None:
     with pytest.raises(UsageError, match="--registry: must be a host"):
-        kubernetes.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+        kubernetes.render(ManifestOptions(spec=LATEX, registry=registry, environ={}), "cpu")
 
 
 @pytest.mark.parametrize("registry", ["localhost:5000", "x.com/team/a_b", "10.0.0.1", "x.com:1/y"])
 def test_images_come_from_the_registry_that_is_named(registry: str) -> None:
-    text = kubernetes.render(Order(spec=LATEX, registry=registry, environ={}), "cpu")
+    text = kubernetes.render(ManifestOptions(spec=LATEX, registry=registry, environ={}), "cpu")
     assert container_of(text)["image"].startswith(f"{registry}/{constants.NAME}:")
 
 
@@ -416,8 +445,8 @@ def test_images_come_from_the_registry_that_is_named(registry: str) -> None:
     ("sets", "arguments", "message"),
     [
         (["name=4bit"], {}, "begin with a letter"),
-        (["name=" + "a" * 52], {"nodes": 2}, "use 48 characters at most"),
-        (["name=" + "a" * 52], {"kind": "trainjob"}, "use 48 characters at most"),
+        (["name=" + "a" * 52], {"nodes": 2}, "use at most 48 characters"),
+        (["name=" + "a" * 52], {"kind": "trainjob"}, "use at most 48 characters"),
         (["export.merged.enabled=false"], {"kind": "vllm"}, "must be true for vLLM"),
         (["output.uri=/tmp/x"], {"kind": "vllm"}, "must be a bucket"),
     ],
@@ -425,9 +454,9 @@ def test_images_come_from_the_registry_that_is_named(registry: str) -> None:
 def test_a_spec_that_makes_no_such_object_is_refused(
     sets: list[str], arguments: dict[str, Any], message: str
 ) -> None:
-    order = Order(spec=LATEX, sets=("output.uri=s3://b/x", *sets), environ={})
+    options = ManifestOptions(spec=LATEX, sets=("output.uri=s3://b/x", *sets), environ={})
     with pytest.raises(SpecError, match=message):
-        kubernetes.render(order, "amd", **arguments)
+        kubernetes.render(options, "amd", **arguments)
 
 
 def test_the_longest_names_fit() -> None:
@@ -436,14 +465,17 @@ def test_the_longest_names_fit() -> None:
         (48, 2, kubernetes.KINDS),
     ):
         sets = ("output.uri=s3://b/x", "name=" + "a" * length)
-        order = Order(spec=LATEX, sets=sets, environ={})
+        options = ManifestOptions(spec=LATEX, sets=sets, environ={})
         for kind in kinds:
-            kubernetes.render(order, "amd", nodes, kind)
+            text = kubernetes.render(options, "amd", nodes, kind)
+            assert manifest_lint.problems(documents(text)) == []
 
 
 def test_an_invalid_spec_is_refused_before_anything_is_rendered() -> None:
     with pytest.raises(SpecError, match="learning_rate"):
-        kubernetes.render(Order(spec=LATEX, sets=("train.learning_rate=-1",), environ={}), "amd")
+        kubernetes.render(
+            ManifestOptions(spec=LATEX, sets=("train.learning_rate=-1",), environ={}), "amd"
+        )
 
 
 def test_a_checkpoint_needs_its_configuration_only(tmp_path: Path) -> None:
@@ -462,14 +494,14 @@ def test_a_secret_that_is_written_in_a_spec_or_an_option_is_refused(tmp_path: Pa
     path = tmp_path / "spec.yaml"
     typed = "s3://AbCdEf0123456789@bucket/rows.jsonl?apikey=typed-by-hand"
     path.write_text((ROOT / LATEX).read_text() + f"# {typed}\n")
-    orders = (
-        Order(spec=str(path), environ={}),
-        Order(spec=LATEX, environ={}, sets=(f"runtime.cache_dir={typed}",)),
-        Order(spec=LATEX, environ={}, output=typed),
+    refused = (
+        ManifestOptions(spec=str(path), environ={}),
+        ManifestOptions(spec=LATEX, environ={}, sets=(f"runtime.cache_dir={typed}",)),
+        ManifestOptions(spec=LATEX, environ={}, output=typed),
     )
-    for order in orders:
+    for options in refused:
         with pytest.raises(JobError, match="a secret, which the manifest would show") as raised:
-            kubernetes.render(order, "cpu")
+            kubernetes.render(options, "cpu")
         assert "typed-by-hand" not in str(raised.value)
         assert "AbCdEf" not in str(raised.value)
 
@@ -487,7 +519,7 @@ def test_what_is_a_secret_by_its_looks_or_in_a_uri_is_left_to_the_secret(tmp_pat
         "PREFIX": "Zq3vX9kLm2Np8RtYw5",
         "ASKED": "https://me:typed-by-hand@host/x",
     }
-    text = kubernetes.render(Order(spec=str(path), environ=environ), "cpu")
+    text = kubernetes.render(ManifestOptions(spec=str(path), environ=environ), "cpu")
     assert {"name": "OUTPUT", "value": "s3://bucket/run"} in container_of(text)["env"]
     assert environ["PREFIX"] not in text
     assert "typed-by-hand" not in text

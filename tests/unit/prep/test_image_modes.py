@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from PIL import Image, ImageCms
 
-from job.export.vllm_proof import openai
+from job.export.vllm_proof import chat_message
 from job.prep.colors import to_rgb
 from job.prep.images import ImageRefused, decode, inspect
 from job.prep.rows import Message, Part
@@ -306,6 +306,6 @@ def test_an_image_is_upright_by_exif_in_every_format(kind: str, turned: int, cle
 
 def test_a_probe_of_vllm_is_sent_as_it_is_trained() -> None:
     image = inspect(FILES["I;16"][0])  # of which vLLM itself would make a white one
-    sent = openai(Message(role="user", parts=(Part(image=0),)), [image])["content"][0]
+    sent = chat_message(Message(role="user", parts=(Part(image=0),)), [image])["content"][0]
     data = base64.b64decode(sent["image_url"]["url"].partition(",")[2])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), grey(RAMP))

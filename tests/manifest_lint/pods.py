@@ -1,4 +1,4 @@
-"""Where pods stand in the objects that own them."""
+"""The pod templates in a manifest, with their owners."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from job.kubernetes.context import Object
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """A pod template with what its owner says of it."""
+    """A pod template and its owner."""
 
     owner: str
     """Kind and name of the owner, for messages."""

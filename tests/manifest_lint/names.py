@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from job.kubernetes.context import Object
-from job.kubernetes.rules.pods import Pod
+from tests.manifest_lint.pods import Pod
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")

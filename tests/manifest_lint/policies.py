@@ -1,15 +1,15 @@
-"""Restarts and exit codes."""
+"""Restart and failure policies."""
 
 from collections.abc import Iterator
 
 from job import errors
-from job.kubernetes.rules.pods import Pod
+from tests.manifest_lint.pods import Pod
 
 CODES = {code for retry in errors.RETRIES for code in errors.exit_codes(retry)}
 NEVER = set(errors.exit_codes("never"))
 MOST_RULES = 20
 DEADLINE = 600
-"""Seconds until Kubernetes calls a Deployment failed, unless it says otherwise."""
+"""Kubernetes' default progressDeadlineSeconds."""
 
 
 def restart_policy_fits(pod: Pod) -> Iterator[str]:
@@ -59,14 +59,14 @@ def failure_policy_names_real_codes(pod: Pod) -> Iterator[str]:
         if rule["action"] == "FailJob":
             failing[exits["containerName"]] |= set(codes)
         elif retried := sorted(NEVER & set(codes)):
-            yield f"podFailurePolicy[{index}] tries again what no try can mend: {retried}"
+            yield f"podFailurePolicy[{index}] retries permanent errors: {retried}"
     for name, codes in failing.items():
         if missing := sorted(NEVER - codes):
-            yield f"podFailurePolicy tries {name} again after what no try can mend: {missing}"
+            yield f"podFailurePolicy retries permanent errors of {name}: {missing}"
     if not any(_ignores_disruption(rule) for rule in rules):
-        yield "podFailurePolicy counts a pod that its node lost as a failure of the job"
+        yield "podFailurePolicy counts a node disruption as a failure of the job"
     if not pod.job.get("backoffLimit"):
-        yield "backoffLimit must be 1 or more, so that what may pass by itself is tried again"
+        yield "backoffLimit must be 1 or more, to retry transient errors"
 
 
 def _ignores_disruption(rule: dict[str, object]) -> bool:

@@ -1,13 +1,13 @@
-"""What schemas do not see in manifests: values that contradict each other.
+"""Lint rules for manifests: contradictions between values, which schemas cannot express.
 
-Each rule looks at one pod template in its owner, or at all documents together.
+Each rule checks one pod template, or all documents together.
 """
 
 from collections.abc import Sequence
 
 from job.kubernetes.context import Object
-from job.kubernetes.rules import names, policies, references, resources, security, trainer
-from job.kubernetes.rules.pods import pods
+from tests.manifest_lint import names, policies, references, resources, security, trainer
+from tests.manifest_lint.pods import pods
 
 POD_RULES = (
     names.images_are_pinned,
@@ -32,8 +32,8 @@ RULES = (
 
 
 def problems(documents: Sequence[Object]) -> list[str]:
-    """What is wrong with the documents, a line each; nothing where all is well."""
-    found = [line for rule in RULES for line in rule(documents)]
+    """The documents' problems, one line each."""
+    lines = [line for rule in RULES for line in rule(documents)]
     for pod in pods(documents):
-        found += [f"{pod.owner}: {line}" for rule in POD_RULES for line in rule(pod)]
-    return found
+        lines += [f"{pod.owner}: {line}" for rule in POD_RULES for line in rule(pod)]
+    return lines

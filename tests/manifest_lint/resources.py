@@ -1,11 +1,11 @@
-"""Quantities, and what they add up to."""
+"""Resource quantities, requests and limits."""
 
 import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from job.kubernetes.context import Object
-from job.kubernetes.rules.pods import Pod
+from tests.manifest_lint.pods import Pod
 
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 FACTORS = {
@@ -17,10 +17,7 @@ FACTORS = {
 
 
 def value(quantity: object) -> Decimal:
-    """The number that a quantity stands for.
-
-    Raises ValueError where it is none that Kubernetes knows.
-    """
+    """A quantity's numeric value. Raises ValueError if Kubernetes would not accept it."""
     found = QUANTITY.fullmatch(str(quantity))
     if found is None:
         raise ValueError(f"{quantity!r} is no quantity")
@@ -54,7 +51,7 @@ def quantities_are_sound(pod: Pod) -> Iterator[str]:
 
 
 def shared_memory_fits(pod: Pod) -> Iterator[str]:
-    """What is in /dev/shm counts as the pod's memory."""
+    """Memory-backed volumes count against the pod's memory limit."""
     shared = Decimal(0)
     for volume in pod.spec.get("volumes", []):
         directory = volume.get("emptyDir", {})

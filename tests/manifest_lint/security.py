@@ -1,9 +1,9 @@
-"""The Pod Security Standard `restricted`, and a root file system that nobody writes to."""
+"""The Pod Security Standard `restricted`, and a read-only root file system."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from job.kubernetes.rules.pods import Pod
+from tests.manifest_lint.pods import Pod
 
 ALLOWED_VOLUMES = {
     "configMap",
@@ -16,7 +16,7 @@ ALLOWED_VOLUMES = {
     "secret",
 }
 CACHES = ("HOME", "_HOME", "_CACHE", "_CACHE_DIR", "_CACHE_ROOT")
-"""Ends of the names of variables that say where something is written."""
+"""Suffixes of environment variables that name a writable directory."""
 
 
 def is_restricted(pod: Pod) -> Iterator[str]:

@@ -1,11 +1,10 @@
-"""What Kubeflow Trainer looks for in a runtime, which it takes or passes over without a word."""
+"""What Kubeflow Trainer looks for in a runtime, and silently ignores if it is missing."""
 
 from collections.abc import Iterator, Sequence
 
 from job.kubernetes.context import Object
-
-ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
-CONTAINER = "node"
+from job.kubernetes.trainjob import ANCESTOR
+from job.kubernetes.trainjob import NODE as CONTAINER
 
 
 def the_trainer_finds_its_parts(documents: Sequence[Object]) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Names by which one thing speaks of another."""
+"""References between objects: volumes, ports, selectors."""
 
 from collections.abc import Iterator, Sequence
 
 from job.kubernetes.context import Object
-from job.kubernetes.rules.pods import Pod, pods
+from tests.manifest_lint.pods import Pod, pods
 
 
 def mounts_name_volumes(pod: Pod) -> Iterator[str]:
@@ -31,8 +31,8 @@ def probes_name_ports(pod: Pod) -> Iterator[str]:
 
 
 def objects_exist(documents: Sequence[Object]) -> Iterator[str]:
-    """Secrets aside, a manifest brings everything that its pods name."""
-    there = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    """A manifest defines everything that its pods refer to, except Secrets."""
+    defined = {(document["kind"], document["metadata"]["name"]) for document in documents}
     for pod in pods(documents):
         wanted = set()
         if "serviceAccountName" in pod.spec:
@@ -43,12 +43,12 @@ def objects_exist(documents: Sequence[Object]) -> Iterator[str]:
             if "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 wanted.add(("PersistentVolumeClaim", claim))
-        for kind, name in sorted(wanted - there):
+        for kind, name in sorted(wanted - defined):
             yield f"{pod.owner}: there is no {kind}/{name}"
     for document in documents:
         if document["kind"] == "TrainJob":
             runtime = document["spec"]["runtimeRef"]
-            if (runtime["kind"], runtime["name"]) not in there:
+            if (runtime["kind"], runtime["name"]) not in defined:
                 yield f"TrainJob: there is no {runtime['kind']}/{runtime['name']}"
 
 

@@ -1,6 +1,6 @@
-"""Manifests pass the schemas of every supported Kubernetes and the rules that schemas miss.
+"""Manifests pass the schemas of every supported Kubernetes and the lint rules beyond them.
 
-Each rule is shown a planted failure, and finds that alone.
+Each rule finds the failure planted for it.
 """
 
 import copy
@@ -13,9 +13,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from job.kubernetes import constants, layout, rules, trainjob
-from job.kubernetes.rules.resources import value
+from job.kubernetes import constants, layout, trainjob
+from tests import manifest_lint
 from tests.jobs import ROOT, tool
+from tests.manifest_lint.resources import value
 
 K8S = ROOT / "k8s"
 FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != layout.KUSTOMIZATION)
@@ -61,7 +62,7 @@ def test_every_manifest_passes_the_rules(path: Path) -> None:
     # The question needs the server, which is in a file of its own.
     if path.name == layout.SMOKE:
         found += documents(K8S / layout.SERVER)
-    assert rules.problems(found) == []
+    assert manifest_lint.problems(found) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
@@ -74,7 +75,7 @@ def test_every_overlay_as_kustomize_builds_it_is_valid_and_passes_the_rules(over
     for version in VERSIONS:
         for document in found:
             checked(document, version)
-    assert rules.problems(found) == []
+    assert manifest_lint.problems(found) == []
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_the_schema_finds_wrong_names_and_types(
 
 
 def put(document: Any, key: str, value: object) -> None:
-    """Sets the value at a dotted key; deletes what is there where the value is None."""
+    """Sets the value at a dotted key; deletes the key if the value is None."""
     *above, last = [int(part) if part.isdigit() else part for part in key.split(".")]
     for part in above:
         document = document[part]
@@ -154,13 +155,19 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
         "Job",
         f"{RULE}.2.onExitCodes.values",
         [2, 10, 11, 12, 20],
-        "job again after what no try can mend: [30]",
+        "retries permanent errors of job: [30]",
     ),
-    (layout.JOB, "Job", f"{RULE}.1.onExitCodes.values", [10, 143], "tries again what no try can"),
+    (
+        layout.JOB,
+        "Job",
+        f"{RULE}.1.onExitCodes.values",
+        [10, 143],
+        "retries permanent errors: [10]",
+    ),
     (layout.JOB, "Job", f"{RULE}.2.onExitCodes.values", [10, 2, 11, 12, 20, 30], "in order"),
     (layout.JOB, "Job", f"{RULE}.2.onExitCodes.containerName", "main", "names no container: main"),
-    (layout.JOB, "Job", f"{RULE}.4", None, "doctor again after what no try can mend: [2, 10, 11"),
-    (layout.JOB, "Job", f"{RULE}.0.action", "Count", "that its node lost"),
+    (layout.JOB, "Job", f"{RULE}.4", None, "permanent errors of doctor: [2, 10, 11"),
+    (layout.JOB, "Job", f"{RULE}.0.action", "Count", "counts a node disruption"),
     (
         layout.JOB,
         "Job",
@@ -297,19 +304,21 @@ def test_a_planted_failure_is_found(
         ] = planted
     else:
         put(document, key, planted)
-    assert any(message in line for line in rules.problems(found)), rules.problems(found)
+    assert any(message in line for line in manifest_lint.problems(found)), manifest_lint.problems(
+        found
+    )
 
 
 def test_volumes_of_the_host_are_refused() -> None:
     found = documents(K8S / layout.JOB)
     volumes = found[-1]["spec"]["template"]["spec"]["volumes"]
     volumes[2] = {"name": volumes[2]["name"], "hostPath": {"path": "/"}}
-    assert any("not allowed: ['hostPath']" in line for line in rules.problems(found))
+    assert any("not allowed: ['hostPath']" in line for line in manifest_lint.problems(found))
 
 
 def test_two_objects_of_one_name_are_found() -> None:
     found = documents(K8S / layout.JOB)
-    assert any("appears twice" in line for line in rules.problems([*found, found[0]]))
+    assert any("appears twice" in line for line in manifest_lint.problems([*found, found[0]]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""The headline table: each metric before and after training."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from job.evaluation.report.formatting import amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    name: str
+    words: str
+    higher_is_better: bool
+    unit: str = ""
+    """`%` for fractions, which are shown times 100."""
+    top: float | None = None
+    """End of the scale; None for the larger of the two values."""
+
+
+_METRICS = {
+    "loss": _Kind(
+        name="Loss", words="mean cross-entropy per answer token", higher_is_better=False
+    ),
+    "accuracy": _Kind(
+        name="Accuracy", words="answers equal to the label", higher_is_better=True, unit="%", top=1,
+    ),
+    "macro_f1": _Kind(
+        name="Macro F1", words="unweighted mean of the classes’ F1",
+        higher_is_better=True, top=1,
+    ),
+    "valid_json": _Kind(
+        name="Valid JSON", words="answers that are valid JSON and nothing else",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "exact_object": _Kind(
+        name="Exact object", words="answers whose JSON equals the label’s",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "field_f1": _Kind(
+        name="Field F1", words="harmonic mean of field precision and recall",
+        higher_is_better=True, top=1,
+    ),
+    "field_precision": _Kind(
+        name="Field precision", words="correct fields among the answers’",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "field_recall": _Kind(
+        name="Field recall", words="correct fields among the labels’",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "cer": _Kind(
+        name="Character error rate", words="edits per character of the label",
+        higher_is_better=False,
+    ),
+    "exact_match": _Kind(
+        name="Exact match", words="answers identical to the label",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "exact_match_normalized": _Kind(
+        name="Exact match, normalized", words="answers with the label’s normal form",
+        higher_is_better=True, unit="%", top=1,
+    ),
+    "token_edit_distance": _Kind(
+        name="Token edit distance", words="edits per LaTeX token, on normal forms",
+        higher_is_better=False,
+    ),
+    "wer": _Kind(
+        name="Word error rate", words="edits per word of the label",
+        higher_is_better=False,
+    ),
+    "bleu": _Kind(
+        name="BLEU", words="BLEU-4 on normal forms, 0 to 100",
+        higher_is_better=True, top=100,
+    ),
+    "render_match": _Kind(
+        name="Render match", words="answers that render to the label’s image",
+        higher_is_better=True, unit="%", top=1,
+    ),
+}  # fmt: skip
+
+
+Verdict = Literal["better", "worse", "equal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the table: the values as text, and their positions on a scale from 0 to 1."""
+
+    key: str
+    name: str
+    words: str
+    after: str
+    after_at: float
+    before: str | None = None
+    before_at: float | None = None
+    change: str | None = None
+    verdict: Verdict | None = None
+    note: str | None = None
+
+
+def headline(before: Mapping[str, float] | None, after: Mapping[str, float]) -> tuple[Metric, ...]:
+    """A row for each metric that was measured, in a fixed order."""
+    return tuple(
+        _metric(key, kind, None if before is None else before.get(key), after)
+        for key, kind in _METRICS.items()
+        if key in after
+    )
+
+
+def _metric(key: str, kind: _Kind, before: float | None, after: Mapping[str, float]) -> Metric:
+    value = after[key]
+    end = kind.top or max(value, before or 0)
+    comparison: dict[str, Any] = {}
+    if before is not None:
+        better = value > before if kind.higher_is_better else value < before
+        comparison = {
+            "before": amount(before, kind.unit),
+            "before_at": _position(before, end),
+            "change": _change(before, value, kind.unit),
+            "verdict": "equal" if value == before else "better" if better else "worse",
+        }
+    note = None
+    if key == "render_match":
+        skipped, failed = int(after["render_skipped"]), int(after["render_failed"])
+        note = f"{skipped:,} skipped (label cannot be rendered), {failed:,} failed (answer cannot)"
+    return Metric(
+        key=key, name=kind.name, words=kind.words, note=note,
+        after=amount(value, kind.unit), after_at=_position(value, end), **comparison,
+    )  # fmt: skip
+
+
+def _position(value: float, end: float) -> float:
+    """The value's position on a scale from 0 to `end`; 0 if it is not finite."""
+    return min(1.0, max(0.0, value / end)) if end and math.isfinite(value / end) else 0.0
+
+
+def _change(before: float, after: float, unit: str) -> str:
+    difference = after - before
+    if difference == 0:
+        return "±0"
+    sign = "+" if difference > 0 else "−"
+    points = unit == "%"
+    return f"{sign}{amount(abs(difference), unit).removesuffix(unit)}{'pp' if points else ''}"

@@ -1,0 +1,63 @@
+"""What the export stage works on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job.engines.base import Engine
+from job.export.proof import PROBES
+from job.families.base import Family
+from job.prep.rows import Row
+from job.spec.types import JobSpec
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+MERGED = "merged"
+"""The folder of the merged weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportContext:
+    spec: JobSpec
+    engine: Engine
+    family: Family
+    rows: Sequence[Row]
+    """The held-out rows, of which the first few are probes."""
+    adapter: Path | None
+    """The stored adapter; None after full fine-tuning."""
+    directory: Path
+    load_trained: "Callable[[], PeftModel | PreTrainedModel]"
+    load_base: "Callable[[], PreTrainedModel]"
+    """Called only if the trained model no longer contains the base weights: all were trained, or
+    their biases."""
+    release: Callable[[], None]
+    """Frees the models in memory before the merged one is loaded."""
+    bind_merged: Callable[[Path], Family]
+    on_shard_written: Callable[[Path], None] | None = None
+    """Called with each finished shard, before the export is verified."""
+
+    @cached_property
+    def probes(self) -> tuple[Row, ...]:
+        """The rows on which models are compared."""
+        return tuple(self.rows[:PROBES])
+
+    @property
+    def target(self) -> Path:
+        return self.directory / MERGED
+
+    @property
+    def dtype_name(self) -> str:
+        return self.spec.export.merged.dtype
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """The merged weights' dtype."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        return dtype

@@ -1,0 +1,127 @@
+"""Proof by reloading: the stored adapter and the merged weights against the trained model."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from job.errors import ProofError
+from job.export.context import ExportContext
+from job.export.merge import digest
+from job.export.proof import Comparison, Outputs, compare, outputs, require_equal
+from job.storage.background import BackgroundTasks
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+CONCURRENT_CHECKS = 4
+"""Reloaded tensors that are hashed concurrently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """The trained model's outputs, and how they compare."""
+
+    expected: Outputs
+    against_base: Comparison
+    adapter_reloaded: Comparison | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reloaded:
+    """The merged model, reloaded."""
+
+    comparison: Comparison
+    tensors_checked: int
+
+
+def measure_trained(context: ExportContext, trained: "PeftModel | PreTrainedModel") -> TrainedModel:
+    """Runs the probes through the trained model, the base and the stored adapter.
+
+    Raises ProofError if the stored adapter differs from the trained one.
+    """
+    expected = _outputs(context, trained)
+    if context.adapter is not None and context.spec.lora.bias == "none":
+        with trained.disable_adapter():
+            base = _outputs(context, trained)
+        reloaded = compare(expected, _outputs_of_stored_adapter(context, trained))
+    else:  # the trained model no longer contains the base weights
+        model = context.load_base()
+        base, reloaded = _outputs(context, model), None
+        if context.adapter is not None:  # trained biases: PEFT cannot load it beside another one
+            adapted = context.engine.load_adapter(model, context.adapter)
+            reloaded = compare(expected, _outputs(context, adapted))
+    if reloaded is not None:
+        require_equal("adapter", reloaded, _name(context.engine.dtype))
+    return TrainedModel(
+        expected=expected, against_base=compare(base, expected), adapter_reloaded=reloaded
+    )
+
+
+def reload_merged(context: ExportContext, digests: dict[str, str], expected: Outputs) -> Reloaded:
+    """Loads the merged weights and compares every tensor, and the outputs on the probes.
+
+    Raises ProofError if a tensor is not bit-identical, or the outputs differ by more than rounding.
+    """
+    import torch
+
+    # CPUs compute in fp32, which represents every stored value exactly.
+    exact = torch.float32 if context.engine.device.type == "cpu" else context.dtype
+    model = context.engine.load(context.bind_merged(context.target), exact)
+    checked = _check_tensors(model, digests, context.dtype, context.family.keeps_fp32)
+    comparison = compare(expected, _outputs(context, model))
+    del model
+    context.release()
+    require_equal("merged", comparison, context.dtype_name, _name(context.engine.dtype))
+    return Reloaded(comparison=comparison, tensors_checked=checked)
+
+
+def _outputs(context: ExportContext, model: "PeftModel | PreTrainedModel") -> Outputs:
+    return outputs(model, context.family, context.probes)
+
+
+def _outputs_of_stored_adapter(context: ExportContext, trained: "PeftModel") -> Outputs:
+    """Loads the stored adapter beside the trained one, which stays active afterwards."""
+    trained.load_adapter(context.adapter, adapter_name="reloaded", is_trainable=False)
+    trained.set_adapter("reloaded")
+    try:
+        return _outputs(context, trained)
+    finally:
+        trained.set_adapter("default")
+        trained.delete_adapter("reloaded")
+
+
+def _check_tensors(
+    model: "PreTrainedModel",
+    digests: dict[str, str],
+    dtype: "torch.dtype",
+    keeps_fp32: Callable[[str], bool],
+) -> int:
+    """Compares the digest of every reloaded tensor with the merge's; returns their number."""
+    import torch
+
+    def check(name: str, parameter: "torch.Tensor") -> None:
+        stored = parameter.detach().to(torch.float32 if keeps_fp32(name) else dtype)
+        if digests.get(name) != digest(stored):
+            raise ProofError(
+                f"merged: {name}",
+                "the tensor on disk is not the one that was merged",
+                fix="check the disk; export again",
+            )
+
+    checked = 0
+    with BackgroundTasks(
+        "check", threads=CONCURRENT_CHECKS, max_pending=CONCURRENT_CHECKS
+    ) as checks:
+        for name, parameter in model.named_parameters():
+            checks.submit(functools.partial(check, name, parameter))
+            checked += 1
+    if checked != len(digests):
+        raise ProofError("merged", f"{len(digests) - checked} tensors were not written")
+    return checked
+
+
+def _name(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")
