@@ -181,7 +181,7 @@ def reported(error: BaseException) -> ReportedError:
         found = full(error, "disk")
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "job").startswith("job"):
         found = JobError(
-            "python", f"has no package {error.name}", fix="make setup, or build the image anew"
+            "python", f"has no package {error.name}", fix="make setup, or rebuild the image"
         )
     else:
         found = JobError("job", message, fix="run again with --debug and report the traceback")

@@ -60,7 +60,8 @@ def packages() -> dict[str, Distribution]:
     found: dict[str, Distribution] = {}
     for package in distributions():
         name = _said(package, "Name")
-        if name is not None:  # what an interrupted installation left has none
+        # An interrupted installation has no name; the job itself is no package of its environment.
+        if name is not None and normal(name) != _NAME:
             found.setdefault(normal(name), package)  # the first is what is imported
     return found
 

@@ -1,4 +1,4 @@
-"""`job clean`: lists what runs and downloads left on this machine, and removes it when asked to."""
+"""`job clean`: lists or removes what runs and downloads left on this machine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,13 @@ from job.spec.load import LoadedSpec
 def clean(
     loaded: LoadedSpec | None, cache_dir: Path | None, *, unused_days: float, remove: bool
 ) -> None:
-    """Prints what is there; with `remove`, removes what goes.
+    """Lists or removes the leftovers in the folders of the spec, or in the default ones.
 
-    The folders are those of the spec, or the usual ones. Raises InputError for what may not be
-    removed, when all else is.
+    Raises InputError if some cannot be removed, after removing all others.
     """
     runtime = loaded.spec.runtime if loaded else None
-    usual = runtime.cache_dir if runtime else str(keys.default("runtime.cache_dir"))
-    cache = (cache_dir or Path(usual)).expanduser()
+    default = runtime.cache_dir if runtime else str(keys.default("runtime.cache_dir"))
+    cache = (cache_dir or Path(default)).expanduser()
     work = cache / "work"
     if runtime is not None and runtime.workdir is not None:
         work = Path(runtime.workdir).expanduser()
@@ -31,13 +30,13 @@ def clean(
         _say(each)
     places = f"{cache}" if work == cache / "work" else f"{cache} and {work}"
     if not remove:
-        fix = {"fix": "the same command with --remove removes it"} if goes else {}
+        fix = {"fix": "run the same command with --remove"} if goes else {}
         log.info("would be removed", folders=len(goes), size=_total(goes), below=places, **fix)
         return
     gone, taken = leftovers.remove(goes)
     log.info("removed", folders=len(gone), size=_total(gone), below=places)
     for each in taken:
-        log.info("stays: a process has taken it meanwhile", folder=each.path)
+        log.info("kept: a process started using it", folder=each.path)
 
 
 def _say(found: Found) -> None:

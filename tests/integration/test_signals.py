@@ -298,7 +298,7 @@ def test_a_signal_that_comes_while_the_job_is_imported_ends_it() -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert said == "SIGTERM: stopped before anything was begun\n"
+    assert said == "SIGTERM: stopped before the job started\n"
 
 
 SERVING = """

@@ -159,7 +159,8 @@ def test_requests_are_those_of_the_sizes(ernie: Order) -> None:
 
 def test_the_plan_tells_what_a_manifest_asks_for() -> None:
     order = Order(spec=LATEX, environ={})
-    lines = planning.text(planning.make(planning.Order(loaded=order.loaded))).splitlines()
+    plan = planning.make_plan(planning.PlanOptions(loaded=order.loaded))
+    lines = planning.text(plan).splitlines()
     for platform, name in (("amd", "with a GPU"), ("cpu", "on CPUs")):
         [line] = [line for line in lines if line.startswith(f"  {name} ")]
         text = kubernetes.render(order, platform)
@@ -174,7 +175,7 @@ def test_a_pod_without_a_gpu_has_the_memory_that_training_takes(rows: int) -> No
     """Rows of a batch count: a pod with less is killed by the kernel, without a word."""
     sets = ("runtime.accelerator=cpu", f"train.per_device_train_batch_size={rows}")
     order = Order(spec=LATEX, sets=sets, environ={})
-    made = planning.make(planning.Order(loaded=order.loaded))
+    made = planning.make_plan(planning.PlanOptions(loaded=order.loaded))
     assert made.memory is not None
     [training] = made.memory.fits
     [pod] = [pod for pod in made.pods if pod.name == "on CPUs"]
