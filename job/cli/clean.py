@@ -60,5 +60,5 @@ def _age(seconds: float) -> str:
     return f"{seconds / DAY:.0f} days" if seconds >= 2 * DAY else log.duration(seconds)
 
 
-def _total(found: Sequence[Found]) -> log.Said:
+def _total(found: Sequence[Found]) -> log.Quantity:
     return log.amount(sum(each.bytes for each in found))

@@ -42,7 +42,7 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
         record = runner.run(loaded, command, together)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
     names = [name for name in after if name in MEASURED]  # others count rows
-    log.change({name: (before.get(name), after[name]) for name in names})
+    log.metrics({name: (before.get(name), after[name]) for name in names})
     log.info("done", output=loaded.spec.output.uri)
 
 

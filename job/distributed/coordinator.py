@@ -248,7 +248,7 @@ def joined(coordinator: Coordinator | None) -> Iterator[None]:
         return
     code = OK
     # First of the last words that are said after the run's own.
-    with signals.telling(lambda error: coordinator.end(error.exit_code)):
+    with signals.on_give_up(lambda error: coordinator.end(error.exit_code)):
         try:
             yield
         except BaseException as error:

@@ -15,7 +15,7 @@ SECONDS = 1.0
 
 def kept(complete: Sequence[str], checkpoints: CheckpointStore | None) -> str:
     """The stages that the next run skips, and the checkpoint that it goes on from."""
-    said = f"the stages {', '.join(complete)}" if complete else "no stage, for none is complete yet"
+    said = f"the stages {', '.join(complete)}" if complete else "nothing: no stage has completed"
     step = _newest(checkpoints) if checkpoints is not None else None
     if checkpoints is not None and step is not None:
         said += f", and the checkpoint {checkpoints.at(step)}"

@@ -16,7 +16,7 @@ from job.artifacts import provenance, sbom
 from job.artifacts.output import utc_now
 from job.artifacts.records import RunRecord
 from job.distributed.coordinator import Coordinator
-from job.errors import JobError, Stopped, full, is_full, reported
+from job.errors import JobError, Stopped, disk_full, is_disk_full, reported
 from job.pipeline.fingerprints import Stage
 from job.pipeline.stages import Stages
 from job.prep.prepare import TooManyBadRows
@@ -43,14 +43,14 @@ def run(
     Where several processes train together this is rank 0; the others follow it by `coordinator`.
     """
     job = Pipeline(loaded, command, coordinator)
-    with job.stages.work, signals.telling(job.fail):
+    with job.stages.work, signals.on_give_up(job.fail):
         try:
             job.open()
             for stage in COMMANDS[command]:
                 job.make(stage)
             job.finish()
         except BaseException as error:  # noqa: BLE001 - raised again, as what it is
-            signals.taken()
+            signals.work_ended()
             end = signals.end_of(error)
             job.fail(end)
             raise end from end.__cause__
@@ -140,8 +140,8 @@ class Pipeline:
             try:
                 summary = work(self.output.directory(stage))
             except Exception as error:
-                if not isinstance(error, JobError) and is_full(error):
-                    raise full(error, self.output.workdir) from error
+                if not isinstance(error, JobError) and is_disk_full(error):
+                    raise disk_full(error, self.output.workdir) from error
                 if stage not in EXPENDABLE or isinstance(error, JobError):
                     raise
                 self._go_on_without(stage, error)
@@ -214,7 +214,7 @@ class Pipeline:
         # Before prep is done no data may have been found yet, which the identity looks for.
         training = "train" in stages and "train" not in complete and "prep" in complete
         store = self.stages.checkpoints(self.given.identity_of_checkpoints()) if training else None
-        error.tell_kept(kept(complete, store), same_command())
+        error.report_kept(kept(complete, store), same_command())
 
     def _store_failure(self, error: BaseException) -> None:
         if not self.output.taken:

@@ -114,9 +114,9 @@ def web() -> Iterator[Web]:
 COMMAND = """
 import sys
 from pathlib import Path
-from job import cli, farewell
-farewell.TERMINATION_LOG = Path(sys.argv.pop(1))
-cli.main()
+from job.cli import app, termination
+termination.TERMINATION_LOG = Path(sys.argv.pop(1))
+app.main()
 """
 
 

@@ -197,7 +197,7 @@ def test_a_stop_that_is_lost_in_a_finalizer_is_raised_again() -> None:
 
 MADE_ANOTHER = """
 import os, signal, sys, time
-from job import cli
+from job.cli import app
 from job.pipeline.stages import Stages
 
 def prep(stages, directory):
@@ -209,7 +209,7 @@ def prep(stages, directory):
 
 Stages.prep = prep
 sys.argv = ["job", *sys.argv[1:]]
-cli.main()
+app.main()
 """
 
 
@@ -304,9 +304,9 @@ def test_a_signal_that_comes_while_the_job_is_imported_ends_it() -> None:
 SERVING = """
 import sys
 from pathlib import Path
-from job.export import serving
+from job.export import vllm_proof
 from job.families.ernie45_vl import Ernie45VL
-with serving.serve(Path("."), Ernie45VL, dtype="float16", log_file=Path(sys.argv[1])):
+with vllm_proof.serve(Path("."), Ernie45VL, dtype="float16", log_file=Path(sys.argv[1])):
     pass
 """
 

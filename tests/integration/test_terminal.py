@@ -44,5 +44,5 @@ def test_ctrl_c_before_anything_is_complete_says_so(tmp_path: Path) -> None:
     command = small_run(str(tmp_path / "out"), cache=tmp_path / "cache")
     stopped = job_on_terminal(*command, interrupt_at="prep: started")
     assert stopped.code == 143
-    assert "kept: no stage, for none is complete yet" in stopped.text
+    assert "kept: nothing: no stage has completed" in stopped.text
     assert " ".join(command) in stopped.text

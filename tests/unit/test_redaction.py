@@ -356,7 +356,7 @@ def test_nothing_that_is_shown_or_stored_as_json_steers_a_terminal(steering: str
 
 def written(pieces: list[str]) -> list[str]:
     found: list[str] = []
-    screen = redaction.Screen(found.append)
+    screen = redaction.RedactingWriter(found.append)
     for piece in pieces:
         screen.write(piece)
     screen.close()
