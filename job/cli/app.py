@@ -61,7 +61,7 @@ def _options(
         typer.Option("--verbose", "-v", help="Also show inputs, fingerprints and stored files."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option(termination.DEBUG, help="--verbose, plus the traceback of an error.")
+        bool, typer.Option(termination.DEBUG, help="Like --verbose, with tracebacks of errors.")
     ] = False,
     log_format: Annotated[
         str,
@@ -73,7 +73,9 @@ def _options(
     ] = "auto",
     version: Annotated[
         bool,
-        typer.Option(help="Print the version.", callback=_print_version, is_eager=True),
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     if log_format not in ("auto", "text", "json"):

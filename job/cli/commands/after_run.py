@@ -35,10 +35,10 @@ def fetch(
 
 
 def verify(output: FinishedRun) -> None:
-    """Check every file of a finished run against its records. Reads everything, writes nothing.
+    """Check every file of a finished run against its records.
 
-    Exits with 11 if a file differs, is missing or is unexpected, naming each; with 12 if the run is
-    not finished or cannot be read.
+    Reads everything and writes nothing. Exits with 11 if a file differs, is missing or is
+    unexpected, naming each; with 12 if the run is not finished or cannot be read.
     """
     from job.cli.verify import verify
 
@@ -57,7 +57,7 @@ def clean(
         Path | None, typer.Option(help="The cache folder (overrides runtime.cache_dir).")
     ] = None,
     unused_days: Annotated[
-        float, typer.Option(min=0, help="Cache entries unused for this long are removed.")
+        float, typer.Option(min=0, help="Remove cache entries unused for this many days.")
     ] = 30,
     remove: Annotated[
         bool, typer.Option("--remove", help="Remove; by default they are only listed.")
