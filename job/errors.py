@@ -168,24 +168,24 @@ def reported(error: BaseException) -> ReportedError:
     if isinstance(error, ReportedError):
         return error
     message = f"{type(error).__name__}: {error}"
-    found: JobError
+    result: JobError
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        found = OutOfMemoryError(
+        result = OutOfMemoryError(
             "memory",
             message,
             fix="lower train.per_device_train_batch_size, train.per_device_eval_batch_size or "
             "data.max_pixels, or turn on train.gradient_checkpointing",
         )
     elif is_disk_full(error):
-        found = disk_full(error, "disk")
+        result = disk_full(error, "disk")
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "job").startswith("job"):
-        found = JobError(
+        result = JobError(
             "python", f"has no package {error.name}", fix="make setup, or rebuild the image"
         )
     else:
-        found = JobError("job", message, fix="run again with --debug and report the traceback")
-    found.__cause__ = error
-    return found
+        result = JobError("job", message, fix="run again with --debug and report the traceback")
+    result.__cause__ = error
+    return result
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -180,13 +180,13 @@ def metrics(changes: Mapping[str, tuple[float | None, float]]) -> None:
 
 def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
     """Fields for JSON, which has no NaN or infinity."""
-    found: dict[str, object] = {}
+    record: dict[str, object] = {}
     for key, value in fields.items():
         numbers = value.numbers if isinstance(value, Quantity) else {"": value}
         for ending, number in numbers.items():
             finite = not isinstance(number, float) or math.isfinite(number)
-            found[key + ending] = number if finite else None
-    return found
+            record[key + ending] = number if finite else None
+    return record
 
 
 def _console() -> "Console":
@@ -225,15 +225,15 @@ def progress(label: str, total: int | None, unit: str = "rows") -> Iterator[Prog
         from rich.table import Column
 
         # Counts keep their width; the bar and then the values shrink.
-        whole = Column(no_wrap=True)
-        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        fixed = Column(no_wrap=True)
+        flexible = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description}", table_column=whole, markup=False),
+            TextColumn("{task.description}", table_column=fixed, markup=False),
             BarColumn(bar_width=min(40, max(8, _console().width - 72))),
-            MofNCompleteColumn(table_column=whole),
-            TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", table_column=whole),
-            TimeRemainingColumn(compact=True, table_column=whole),
-            TextColumn("{task.fields[shown]}", style="dim", table_column=cut, markup=False),
+            MofNCompleteColumn(table_column=fixed),
+            TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", table_column=fixed),
+            TimeRemainingColumn(compact=True, table_column=fixed),
+            TextColumn("{task.fields[shown]}", style="dim", table_column=flexible, markup=False),
         )
         with RichProgress(*columns, console=_console(), transient=True, expand=True) as bars:
             yield _Bar(bars, bars.add_task(_one_line(label), total=total, shown="", rate=""))

@@ -27,19 +27,19 @@ def clean(
     found = leftovers.look(cache, work, unused_days=unused_days, limit=limit)
     goes = [each for each in found if each.goes]
     for each in found:
-        _say(each)
+        _report(each)
     places = f"{cache}" if work == cache / "work" else f"{cache} and {work}"
     if not remove:
         fix = {"fix": "run the same command with --remove"} if goes else {}
         log.info("would be removed", folders=len(goes), size=_total(goes), below=places, **fix)
         return
-    gone, taken = leftovers.remove(goes)
-    log.info("removed", folders=len(gone), size=_total(gone), below=places)
-    for each in taken:
+    removed, in_use = leftovers.remove(goes)
+    log.info("removed", folders=len(removed), size=_total(removed), below=places)
+    for each in in_use:
         log.info("kept: a process started using it", folder=each.path)
 
 
-def _say(found: Found) -> None:
+def _report(found: Found) -> None:
     if log.is_json():
         log.info(
             "found",

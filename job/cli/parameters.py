@@ -42,7 +42,7 @@ def load(spec: str, overrides: "Sequence[Override] | None", output: str | None) 
 
 
 def overrides_from(options: Mapping[str, tuple[str, object]]) -> "list[Override]":
-    """The overrides that options stand for: each option's key and value, None where not given."""
+    """The overrides that options stand for: each option's key and value, None if not given."""
     from job.spec.overrides import Setting
 
     return [

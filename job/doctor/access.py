@@ -31,9 +31,9 @@ def checks(subject: Subject) -> Iterator[Check]:
     spec = subject.spec
 
     def model() -> str:
-        found = model_source.find_model(spec.model)
-        _ = found.digest  # reads what must be readable
-        return f"{found.uri} ({log.size(found.size_bytes)})"
+        source = model_source.find_model(spec.model)
+        _ = source.digest  # reads what must be readable
+        return f"{source.uri} ({log.size(source.size_bytes)})"
 
     def output() -> str:
         refuse_nested(spec.output.uri)
@@ -61,17 +61,17 @@ def s3_identity() -> Check:
 
     name, session = "s3 identity", get_session()
     try:
-        found = session.get_credentials()
-        frozen = found.get_frozen_credentials() if found else None
+        credentials = session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials else None
     except (BotoCoreError, ClientError) as error:
         return fail(name, f"cannot get keys: {error}", "check the role and its token")
-    if found is None or frozen is None:
+    if credentials is None or frozen is None:
         return warn(
             name,
             "no keys: only public buckets can be read",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role",
         )
-    shown = f"key …{frozen.access_key[-TAIL:]} from {found.method}"
+    shown = f"key …{frozen.access_key[-TAIL:]} from {credentials.method}"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint and STS[0] not in os.environ:
         return ok(name, f"{shown}, for {endpoint}")

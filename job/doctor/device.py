@@ -138,10 +138,10 @@ def is_supported(architecture: str, built: Sequence[str]) -> bool:
     major, minor = _capability(architecture)
     for name in built:
         kind = name.partition("_")[0]
-        found = _capability(name)
-        if kind == "sm" and found[0] == major and found[1] <= minor:
+        capability = _capability(name)
+        if kind == "sm" and capability[0] == major and capability[1] <= minor:
             return True
-        if kind == "compute" and found <= (major, minor):
+        if kind == "compute" and capability <= (major, minor):
             return True
     return False
 

@@ -116,15 +116,15 @@ def redact(text: str) -> str:
 
 def _mask(text: str) -> str:
     if _State.pattern is not None:
-        text = _State.pattern.sub(lambda found: _known[found[0]], text)
+        text = _State.pattern.sub(lambda match: _known[match[0]], text)
     if may_hold_known_form(text):
         text = KNOWN_FORM.sub(urls.HIDDEN, text)
     return urls.hide(text) if "=" in text or "://" in text else text
 
 
-def _decoded(found: re.Match[str]) -> str:
+def _decoded(match: re.Match[str]) -> str:
     """Any character of a URL may be percent-encoded, more than once."""
-    text = found[0]
+    text = match[0]
     for _ in range(3 if "%" in text else 0):
         decoded = unquote(text)
         if decoded == text:
@@ -133,7 +133,7 @@ def _decoded(found: re.Match[str]) -> str:
         if cleaned != decoded:
             return " ".join(cleaned.split())
         text = decoded
-    return found[0]
+    return match[0]
 
 
 def _learn_environment() -> None:
@@ -201,9 +201,9 @@ class RedactingWriter:
                 if text.endswith(secret[:length]):
                     end = min(end, len(text) - length)
                     break
-        for found in _State.pattern.finditer(text) if _State.pattern else ():
-            if found.start() < end < found.end():
-                end = found.start()  # complete, but its end may be the beginning of another
+        for match in _State.pattern.finditer(text) if _State.pattern else ():
+            if match.start() < end < match.end():
+                end = match.start()  # complete, but its end may be the beginning of another
         begin = text.rfind("-----BEGIN")
         if begin >= 0 and "-----END" not in text[begin:]:
             return min(end, begin)

@@ -22,7 +22,7 @@ def spellings(value: str) -> set[str]:
         repr(value)[1:-1],
         html.escape(value),
         *quoted,
-        *(_HEXADECIMAL.sub(lambda found: found[0].lower(), each) for each in quoted),
+        *(_HEXADECIMAL.sub(lambda match: match[0].lower(), each) for each in quoted),
     }
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         spelled.add(encode(raw).decode().rstrip("="))
@@ -37,10 +37,10 @@ def parts(value: str) -> Iterator[str]:
             yield line
     if value.lstrip().startswith("{"):
         try:
-            held = json.loads(value)
+            document = json.loads(value)
         except ValueError:
             return
-        for text in _texts(held):
+        for text in _texts(document):
             if len(text) >= _SHORTEST_PART and "://" not in text:
                 yield text
                 yield from (part for part in parts(text) if not text.startswith("{"))

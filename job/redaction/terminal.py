@@ -23,7 +23,7 @@ def printable(text: str, keep: str = "") -> str:
     """`text` with control characters and line ends escaped: `\\x1b`, `\\u2028`."""
     if text.isprintable():
         return text
-    return CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
+    return CONTROL.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:
@@ -37,7 +37,7 @@ def json_text(
     text = json.dumps(value, indent=indent, ensure_ascii=False, default=default)
     if text.isprintable():
         return text
-    return CONTROL.sub(lambda found: found[0] if found[0] == "\n" else _in_json(found[0]), text)
+    return CONTROL.sub(lambda match: match[0] if match[0] == "\n" else _in_json(match[0]), text)
 
 
 def _in_json(character: str) -> str:

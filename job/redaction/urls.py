@@ -40,13 +40,13 @@ def hide(text: str) -> str:
     return text
 
 
-def _without_user(found: re.Match[str]) -> str:
-    user, scheme = found["password"] or found["alone"], found["scheme"] or ""
-    last = user.rpartition(":")[2] if found["password"] else user
+def _without_user(match: re.Match[str]) -> str:
+    user, scheme = match["password"] or match["alone"], match["scheme"] or ""
+    last = user.rpartition(":")[2] if match["password"] else user
     if _NAMED.fullmatch(last) and HIDDEN not in last:
-        return found[0]
-    if found["alone"] and not _is_secret_user(scheme, user):
-        return found[0]
+        return match[0]
+    if match["alone"] and not _is_secret_user(scheme, user):
+        return match[0]
     return f"{scheme}://{HIDDEN}"
 
 
@@ -58,10 +58,10 @@ def _is_secret_user(scheme: str, user: str) -> bool:
     )
 
 
-def _without_value(found: re.Match[str]) -> str:
-    mark, name, value = found.groups()
+def _without_value(match: re.Match[str]) -> str:
+    mark, name, value = match.groups()
     if _NAMED.fullmatch(value):
-        return found[0]
+        return match[0]
     if not _is_secret_value(name, value):
         # A fragment may have parameters too.
         return f"{mark}{name}={_PARAMETER.sub(_without_value, value)}"
@@ -74,10 +74,10 @@ def _is_secret_value(name: str, value: str) -> bool:
 
 def secrets(uri: str) -> Iterator[str]:
     """The secrets in a URI or a connection string, also percent-decoded."""
-    for found in _secrets(uri):
-        yield found
-        if "%" in found:
-            yield unquote(found)
+    for secret in _secrets(uri):
+        yield secret
+        if "%" in secret:
+            yield unquote(secret)
 
 
 def _secrets(uri: str) -> Iterator[str]:
