@@ -6,6 +6,7 @@ from pathlib import Path
 from job import log
 from job.local import eviction, leftovers
 from job.local.leftovers import DAY, Found
+from job.redaction import redact
 from job.spec import keys
 from job.spec.load import LoadedSpec
 
@@ -53,7 +54,7 @@ def _report(found: Found) -> None:
         return
     size, age = log.size(found.bytes), _age(found.age_seconds)
     line = f"{found.state:<7} {size:>10} {age:>9}  {found.kind:<9} {found.path}"
-    print(log.redact(line + (f"  ({found.of})" if found.of else "")))
+    print(redact(line + (f"  ({found.of})" if found.of else "")))
 
 
 def _age(seconds: float) -> str:

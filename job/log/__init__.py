@@ -17,11 +17,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
+from job.log.units import Quantity, amount, duration, number, of, size, span
 from job.redaction import as_json, printable, redact, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+__all__ = [
+    "Format",
+    "Level",
+    "Progress",
+    "Quantity",
+    "amount",
+    "configure",
+    "debug",
+    "duration",
+    "error",
+    "info",
+    "is_json",
+    "is_terminal",
+    "metrics",
+    "number",
+    "of",
+    "on_terminal",
+    "progress",
+    "size",
+    "span",
+    "stage",
+    "warn",
+]
 
 Format = Literal["auto", "text", "json"]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -80,33 +105,6 @@ def stage(name: str) -> Iterator[None]:
         yield
     finally:
         _state.stage = before
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A value with a text for people and numbers for JSON."""
-
-    text: str
-    numbers: Mapping[str, float | None]
-    """By the suffix of the field's name."""
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def of(done: int, total: int | None) -> Quantity:
-    """`3/40`; in JSON `step` and `step_total`."""
-    return Quantity(str(done) if total is None else f"{done}/{total}", {"": done, "_total": total})
-
-
-def amount(count: float) -> Quantity:
-    """`3.4 MiB`; in JSON `memory_bytes`."""
-    return Quantity(size(count), {"_bytes": int(count)})
-
-
-def span(seconds: float) -> Quantity:
-    """`3m20s`; in JSON `left_seconds`."""
-    return Quantity(duration(seconds), {"_seconds": round(seconds, 3)})
 
 
 def debug(event: str, **fields: object) -> None:
@@ -183,9 +181,9 @@ def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
     record: dict[str, object] = {}
     for key, value in fields.items():
         numbers = value.numbers if isinstance(value, Quantity) else {"": value}
-        for ending, number in numbers.items():
-            finite = not isinstance(number, float) or math.isfinite(number)
-            record[key + ending] = number if finite else None
+        for suffix, each in numbers.items():
+            finite = not isinstance(each, float) or math.isfinite(each)
+            record[key + suffix] = each if finite else None
     return record
 
 
@@ -275,28 +273,3 @@ class _Lines:
         if self._total is not None:
             counts["left"] = span(max(self._total - self._done, 0) / rate)
         info(self._label, **counts, **fields)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number as people read it: `0.1235`, `195,900`."""
-    if 999.5 <= abs(value) < math.inf:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: `8.2s`, `3m20s`, `2h05m`."""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
-    return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: `812 B`, `3.4 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
