@@ -91,7 +91,7 @@ def test_tab_completes_commands_files_options_keys_and_values(
         began += 1
         return next(keys, None)
 
-    shown = on_terminal(SHELLS[shell], environ=home, type_in=type_in, seconds=60)
+    shown = on_terminal(SHELLS[shell], environ=home, type_in=type_in, seconds=120)
     for line, ran in lines.items():
         assert f"ran job {ran}." in shown.text, f"{line}:\n{shown.text}"
 
