@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 PYTHON      ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,13))' 2>/dev/null && echo $$p && break; done)
 VENV        ?= .venv
-# What an environment was made with it keeps, so that newer locks never bring it another torch.
+# An environment keeps the build of torch that it was created with, whatever newer locks say.
 ACCELERATOR ?= $(or $(shell sed -n 1p $(VENV)/.torch 2>/dev/null),default)
 TORCH_INDEX ?= $(shell sed -n 2p $(VENV)/.torch 2>/dev/null)
 EXTRAS      ?=
@@ -13,21 +13,21 @@ SPEC   ?= specs/latex.yaml
 OUTPUT ?=
 ARGS   ?=
 
-# vLLM pins other versions than training does.
+# vLLM pins other versions than training.
 SERVING := .venv-serving
 
 JOB   := $(VENV)/bin/python -m job
 LOCKS := $(filter-out requirements/serving.txt,$(wildcard requirements/*.txt)) requirements/install.sh
 
-# Images: what builds them, and where they are to be pushed.
+# Images: the build tool, and where to push.
 ENGINE   ?= $(shell for e in docker podman buildah; do command -v $$e >/dev/null && echo $$e && break; done)
 REGISTRY ?= localhost
 VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BASE_IMAGE ?=
-# The index that the environment here was made from is none for an image, unless it is asked for.
+# An image does not use the index of the environment here unless TORCH_INDEX is given.
 IMAGE_TORCH_INDEX = $(if $(filter command environment,$(firstword $(origin TORCH_INDEX))),$(TORCH_INDEX))
 
-# The browser of the report's tests: from npm where there is one, else what the machine has.
+# The browser for the report's tests: from npm if possible, else the machine's.
 CHROMIUM := $(VENV)/chromium
 
 .PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests reference session lock clean
@@ -39,7 +39,7 @@ help: ## List the targets
 run: $(VENV)/.ready ## Run a job: make run SPEC=specs/latex.yaml [OUTPUT=URI] [ARGS="--set train.max_steps=5"]
 	$(JOB) run $(SPEC) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
-plan: $(VENV)/.ready ## Say what a run would do: make plan SPEC=...
+plan: $(VENV)/.ready ## Show what a run would do: make plan SPEC=...
 	$(JOB) plan $(SPEC) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
 validate: $(VENV)/.ready ## Check a spec: make validate SPEC=...
@@ -47,7 +47,7 @@ validate: $(VENV)/.ready ## Check a spec: make validate SPEC=...
 
 setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu trackers unsloth"]
 	@rm -f $(VENV)/.ready $(VENV)/.ready-dev
-	@$(MAKE) --no-print-directory $(VENV)/.ready
+	@$(MAKE) --no-print-directory $(VENV)/bin/job
 
 $(VENV)/.ready: $(LOCKS)
 	@test -n "$(PYTHON)" || { echo "setup: no Python 3.11 or 3.12 found. Fix: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
@@ -56,12 +56,17 @@ $(VENV)/.ready: $(LOCKS)
 	@printf '%s\n' "$(ACCELERATOR)" "$(TORCH_INDEX)" > $(VENV)/.torch
 	@touch $@
 
-# The trackers are among what tests run. This file too decides what is installed.
-$(VENV)/.ready-dev: $(VENV)/.ready Makefile
+# The command `job` runs this checkout; setuptools, which builds it, is locked.
+$(VENV)/bin/job: $(VENV)/.ready pyproject.toml
+	@$(VENV)/bin/python -m pip install -qq --no-index --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Tests use the trackers too. This file also decides what is installed.
+$(VENV)/.ready-dev: $(VENV)/bin/job Makefile
 	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt
 	@touch $@
 
-# One thread a process: two processes that each use every core wait for each other.
+# One thread per process: processes that each use every core slow each other down.
 test: $(VENV)/.ready-dev lint ## Set up, lint and run the tests (no GPU, no network)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -71,7 +76,7 @@ $(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
 test-slow: $(VENV)/.ready-dev $(CHROMIUM)/.ready ## Run the tests that take minutes
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses=2 --dist loadfile $(ARGS)
 
-setup-serving: $(SERVING)/.ready ## Install vLLM for a CPU, in an environment of its own
+setup-serving: $(SERVING)/.ready ## Install vLLM for a CPU, in its own environment
 
 $(SERVING)/.ready: requirements/serving.txt $(wildcard tests/serving/plugin/*) | $(VENV)/.ready
 	@test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
@@ -81,13 +86,13 @@ $(SERVING)/.ready: requirements/serving.txt $(wildcard tests/serving/plugin/*) |
 	@rm -rf tests/serving/plugin/build tests/serving/plugin/*.egg-info
 	@touch $@
 
-test-serving: $(VENV)/.ready-dev $(SERVING)/.ready ## Serve what was exported with a real vLLM, and compare
+test-serving: $(VENV)/.ready-dev $(SERVING)/.ready ## Serve exported models with a real vLLM and compare
 	JOB_VLLM_PYTHON=$(abspath $(SERVING))/bin/python $(VENV)/bin/python -m pytest -m serving $(ARGS)
 
 test-gpu: $(VENV)/.ready-dev ## Run the tests that need a GPU
 	$(VENV)/bin/python -m pytest -m gpu $(ARGS)
 
-fuzz: $(VENV)/.ready-dev ## Run the property tests on examples that no run has drawn before
+fuzz: $(VENV)/.ready-dev ## Run the property tests on new random examples
 	$(VENV)/bin/python -m pytest --hypothesis-profile=explore -m "" $$(grep -rl "from hypothesis" tests --include='test_*.py') $(ARGS)
 
 bench: $(VENV)/.ready ## Measure training on this machine: make bench [ARGS="--model 28b --rows 32"]
@@ -95,7 +100,7 @@ bench: $(VENV)/.ready ## Measure training on this machine: make bench [ARGS="--m
 
 image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…] [EXTRAS="gpu trackers unsloth"]
 	@test -f containers/$(ACCELERATOR).Containerfile || { echo "image: ACCELERATOR must be rocm, cuda or cpu (found $(ACCELERATOR))" >&2; exit 2; }
-	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name it: ENGINE=…" >&2; exit 2; }
+	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name one: ENGINE=…" >&2; exit 2; }
 	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \
 		-t $(REGISTRY)/finetune-job:$(VERSION)-$(ACCELERATOR) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=12) \
@@ -109,22 +114,22 @@ lint: $(VENV)/.ready-dev ## ruff, mypy and hadolint
 	$(VENV)/bin/hadolint containers/*.Containerfile
 
 audit: $(VENV)/.ready-dev ## Check the locks: exact pins, licences, known vulnerabilities
-	@$(VENV)/bin/python requirements/audit.py || [ $$? = 3 ]  # 3: nobody could be asked, and it says so
+	@$(VENV)/bin/python requirements/audit.py || [ $$? = 3 ]  # 3: the service did not answer, which it reports
 
 format: $(VENV)/.ready-dev ## Format the code
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-manifests: $(VENV)/.ready ## Make the files of k8s/ anew
+manifests: $(VENV)/.ready ## Regenerate k8s/
 	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
 
-session: $(VENV)/.ready ## Record the terminal session of the README anew: make session [ARGS=1]
+session: $(VENV)/.ready ## Record the terminal session of the README again: make session [ARGS=1]
 	$(VENV)/bin/python -m docs.images.session $(ARGS)
 
-reference: $(VENV)/.ready ## Make docs/16-reference.md anew from the schema
+reference: $(VENV)/.ready ## Regenerate docs/16-reference.md from the schema
 	$(JOB) reference --format markdown > docs/16-reference.md
 
-lock: $(VENV)/.ready-dev ## Resolve the lock files anew from pyproject.toml
+lock: $(VENV)/.ready-dev ## Resolve the lock files again from pyproject.toml
 	PATH=$(abspath $(VENV))/bin:$$PATH $(VENV)/bin/python requirements/lock.py
 
 clean: ## Remove the environment and caches

@@ -1,15 +1,32 @@
-"""`python -m job`, the entrypoint of the container."""
+"""`python -m job`, the entrypoint of the container, and `job`, the console script."""
 
 import os
 import signal
 import sys
 
-USAGE, STOPPED = 2, 143  # as `job.errors` has them, which an older Python cannot read
+USAGE, STOPPED = 2, 143  # those of `job.errors`, which an older Python cannot parse
 SETUP = "make setup, then start it with .venv/bin/python -m job"
 
 
-def _stopped(number: int, _: object) -> None:
-    os.write(2, f"{signal.Signals(number).name}: stopped before anything was begun\n".encode())
+def main() -> None:
+    """Starts the command line, or says in one line what this Python lacks."""
+    # The first process of a container gets no signal that it has no handler for, and the imports
+    # below take a moment.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, _stop)
+    if sys.version_info < (3, 11):  # noqa: UP036 - any Python may be called here
+        _refuse("is Python {}.{}; the job needs 3.11 or 3.12".format(*sys.version_info))
+    try:
+        from job.cli.app import main as command_line
+    except ModuleNotFoundError as error:
+        if (error.name or "job").startswith("job"):
+            raise
+        _refuse(f"has no package {error.name}, which the job needs")
+    command_line()
+
+
+def _stop(number: int, _: object) -> None:
+    os.write(2, f"{signal.Signals(number).name}: stopped before the job started\n".encode())
     os._exit(STOPPED)
 
 
@@ -19,16 +36,4 @@ def _refuse(reason: str) -> None:
 
 
 if __name__ == "__main__":
-    # The first process of a container gets no signal that it has no handler for, and what is
-    # imported next takes a moment.
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _stopped)
-    if sys.version_info < (3, 11):  # noqa: UP036 - whichever Python is called so
-        _refuse("is Python {}.{}; the job needs 3.11 or 3.12".format(*sys.version_info))
-    try:
-        from job.cli.app import main
-    except ModuleNotFoundError as error:
-        if (error.name or "job").startswith("job"):
-            raise
-        _refuse(f"has no package {error.name}, which the job needs")
     main()

@@ -1,7 +1,7 @@
 """The errors that a user can meet, each with its exit code.
 
-Every error names what is wrong (`field` and `value`), why (`message`) and what to do (`fix`).
-Anything that is not a `JobError` is a defect of this project and ends with exit code 70.
+Every error says what is wrong (`field` and `value`), why (`message`) and what to do (`fix`). Any
+other exception is a bug in this project and exits with 70.
 """
 
 import errno
@@ -20,18 +20,18 @@ RETRIES: tuple[Retry, ...] = ("never", "counted", "free")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong: where it is, what is there, why it is wrong and how to mend it."""
+    """One thing wrong: where, what is there, why it is wrong and how to fix it."""
 
     field: str
     """Where: a JSON path (`$.train.learning_rate`), a URI, or a row (`train.jsonl:12`)."""
     message: str
-    """Why it is wrong, in a few words that follow the field: `must be greater than 0`."""
+    """Why it is wrong, to be read after the field: `must be greater than 0`."""
     value: str | None = None
-    """What was found there, as the user wrote it; None where there is nothing to show."""
+    """The value, as the user wrote it; None if there is none to show."""
     fix: str | None = None
     """What to do about it, as an instruction."""
     key: str | None = None
-    """The key of the spec that it is about, which the reference explains."""
+    """The key of the spec, which the reference explains."""
 
     def __str__(self) -> str:
         found = f" (found {_shorten(self.value)})" if self.value is not None else ""
@@ -41,12 +41,12 @@ class Problem:
 
 
 class ReportedError(BaseException):
-    """What ends the job with an exit code of its own and one or more problems to show."""
+    """Ends the job with its own exit code and one or more problems to show."""
 
     exit_code = INTERNAL
     title = "internal error"
     retry: Retry = "counted"
-    """What a scheduler may do: another try is pointless, costs one of few, or costs nothing."""
+    """How a scheduler may retry: never, against a limit, or without counting."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class ReportedError(BaseException):
 
     @classmethod
     def from_problems(cls, problems: Sequence[Problem]) -> Self:
-        """One error that reports every problem found, in the order found."""
+        """One error that reports all problems, in order."""
         assert problems, "an error needs at least one problem"
         error = cls.__new__(cls)
         error.problems = tuple(map(_clean, problems))
@@ -71,7 +71,7 @@ class ReportedError(BaseException):
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors cross from worker processes whole; pickle alone would pass the text only."""
+        """Keeps the problems when an error crosses processes; by default pickle keeps the text."""
         return type(self).from_problems, (self.problems,)
 
     def __str__(self) -> str:
@@ -79,11 +79,11 @@ class ReportedError(BaseException):
 
 
 class JobError(ReportedError, Exception):
-    """An error that the user can mend, or a defect of this project."""
+    """An error that the user can fix, or a bug in this project."""
 
 
 class UsageError(JobError):
-    """The command line makes no sense."""
+    """The command line is invalid."""
 
     exit_code = USAGE
     title = "usage"
@@ -115,10 +115,9 @@ class InputError(JobError):
 
 
 class MissingInputError(InputError):
-    """Nothing is there: the one case in which work may go on without what was looked for.
+    """The input does not exist, the only case in which work may go on without it.
 
-    What may not be read is another matter. Who takes it for missing makes anew, or removes, what
-    is stored.
+    Denied access is different: treating it as missing would overwrite or remove stored files.
     """
 
 
@@ -138,7 +137,7 @@ class StorageError(JobError):
 
 
 class ProofError(JobError):
-    """What was exported is not what was trained."""
+    """The exported model differs from the trained one."""
 
     exit_code = 30
     title = "export proof failed"
@@ -146,67 +145,67 @@ class ProofError(JobError):
 
 
 class Stopped(ReportedError):
-    """SIGTERM arrived; what could be kept was stored.
+    """A signal asked the job to stop; what could be kept is stored.
 
-    No `Exception`: libraries catch those at places where a signal finds them.
+    Not an `Exception`, because libraries catch those wherever the signal may interrupt them.
     """
 
     exit_code = STOPPED
     title = "stopped"
     retry = "free"
 
-    def tell_kept(self, what: str, command: str) -> None:
-        """Says what is kept and how to go on, in place of general advice."""
-        told = (replace(problem, fix=None) for problem in self.problems)
-        self.problems = (*told, _clean(Problem("kept", what, fix=f"go on with {command}")))
+    def report_kept(self, what: str, command: str) -> None:
+        """Says what is kept and how to resume, in place of the general fix."""
+        problems = (replace(problem, fix=None) for problem in self.problems)
+        self.problems = (*problems, _clean(Problem("kept", what, fix=f"continue with {command}")))
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def reported(error: BaseException) -> ReportedError:
-    """The error itself where it is one to tell, else one for what a library raised, its cause."""
+    """The error to report: itself, or one for what a library raised, with that as its cause."""
     if isinstance(error, ReportedError):
         return error
     message = f"{type(error).__name__}: {error}"
-    found: JobError
+    result: JobError
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        found = OutOfMemoryError(
+        result = OutOfMemoryError(
             "memory",
             message,
             fix="lower train.per_device_train_batch_size, train.per_device_eval_batch_size or "
             "data.max_pixels, or turn on train.gradient_checkpointing",
         )
-    elif is_full(error):
-        found = full(error, "disk")
+    elif is_disk_full(error):
+        result = disk_full(error, "disk")
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "job").startswith("job"):
-        found = JobError(
-            "python", f"has no package {error.name}", fix="make setup, or build the image anew"
+        result = JobError(
+            "python", f"has no package {error.name}", fix="make setup, or rebuild the image"
         )
     else:
-        found = JobError("job", message, fix="run again with --debug and report the traceback")
-    found.__cause__ = error
-    return found
+        result = JobError("job", message, fix="run again with --debug and report the traceback")
+    result.__cause__ = error
+    return result
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a disk is full, or a quota used up: safetensors and Arrow say it in words only."""
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk is full or a quota exceeded; safetensors and Arrow only say so in the text."""
     number = getattr(error, "errno", None)
-    return number in _FULL or any(os.strerror(each) in str(error) for each in _FULL)
+    return number in _DISK_FULL or any(os.strerror(each) in str(error) for each in _DISK_FULL)
 
 
-def full(error: BaseException, place: object) -> StorageError:
-    """The error for a full disk: the file that `error` names, else what is on that disk."""
+def disk_full(error: BaseException, path: object) -> StorageError:
+    """The error for a full disk, at the file that `error` names, else at `path`."""
     return StorageError(
-        str(getattr(error, "filename", None) or place),
-        f"no space is left there: {type(error).__name__}: {error}",
-        fix="free some space there (python -m job clean), or set runtime.workdir to a folder on a "
+        str(getattr(error, "filename", None) or path),
+        f"no space left on device: {type(error).__name__}: {error}",
+        fix="free space there (python -m job clean), or set runtime.workdir to a folder on a "
         "larger volume",
     )
 
 
 def _clean(problem: Problem) -> Problem:
-    """Without secrets from the start: whole, before a message is cut, and wherever it goes."""
+    """Redacts at once, before a message is cut in the middle of a secret."""
 
     def clean(text: str) -> str:
         return printable(redact(text), keep="\n\t")
@@ -221,12 +220,12 @@ def _clean(problem: Problem) -> Problem:
 
 
 def _shorten(value: str, limit: int = 160) -> str:
-    """The value on one line, cut in the middle where it is longer than `limit` characters."""
+    """The value on one line, with its middle cut if it is longer than `limit` characters."""
     line = " ".join(value.split()) or repr(value)
     return line if len(line) <= limit else f"{line[: limit - 30]} … {line[-25:]}"
 
 
 def exit_codes(retry: Retry) -> list[int]:
-    """The exit codes of the failures that are to be tried again so."""
+    """The exit codes of failures with this retry policy."""
     kinds = {*ReportedError.__subclasses__(), *JobError.__subclasses__()}
     return sorted({kind.exit_code for kind in kinds if kind.retry == retry})

@@ -1,12 +1,12 @@
-"""SIGTERM and SIGINT, as a job on a cluster has to take them.
+"""SIGTERM and SIGINT, as a job on a cluster must handle them.
 
-Outside training the signal ends the work where it is, by an exception; what is stored is whole
-by the way it is stored. During training it is remembered, and the trainer stops after the step
-with a checkpoint. A second signal ends the process at once.
+Outside training the signal interrupts the work with an exception; what is stored stays intact,
+because it is published atomically. During training the signal is deferred, and the trainer stops
+after the step with a checkpoint. A second signal ends the process at once.
 
-Python runs handlers between two steps of the main thread only, which may be deep in a library or
-waiting for a transfer. So a thread watches too: work that has not ended within PATIENCE_SECONDS
-is left as it is. That loses nothing that a kill would not, and is told instead of silent.
+Python runs signal handlers only between bytecodes of the main thread, which may be deep in a
+library or waiting for a transfer. So a thread watches too: work that does not end within
+PATIENCE_SECONDS is abandoned. That loses nothing that a kill would not, and it is reported.
 """
 
 import ctypes
@@ -27,22 +27,22 @@ from job import log
 from job.errors import STOPPED, ReportedError, Stopped, UsageError
 
 GRACE_VARIABLE = "JOB_GRACE_SECONDS"
-"""The environment variable that tells how long after SIGTERM the job is left alive."""
+"""The environment variable with the time between SIGTERM and SIGKILL."""
 GRACE_SECONDS = 30.0
-"""Kubernetes' own, unless the pod says otherwise."""
+"""Kubernetes' default."""
 PATIENCE_SECONDS = 1.5
 """How long the work may take to end by itself."""
-LAST_WORDS_SECONDS = 5.0
-"""How long it may then take to store why it ended."""
+REPORT_SECONDS = 5.0
+"""How long each callback may then take to store why it ended."""
 
 _PR_SET_PDEATHSIG = 1
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 _RELAYED = signal.SIGUSR1
-"""By which this process is told that another one of the job was asked to stop."""
+"""Tells this process that another process of the job was asked to stop."""
 _LOST = 0
-"""No signal's number: by which the watching thread is told to have the stop raised again."""
-_AGAIN_SECONDS = 0.01
-"""How long it waits before, for what lost the stop to be over."""
+"""Not a signal: tells the watching thread that the stop was lost and must be raised again."""
+_RERAISE_SECONDS = 0.01
+"""How long it waits for what lost the stop to be over."""
 
 
 @dataclass
@@ -51,64 +51,66 @@ class _State:
     raised: bool = False
     lost: bool = False
     deferred: bool = False
-    taken: bool = False
-    last_words: list[Callable[[ReportedError], object]] = field(default_factory=list)
+    ended: bool = False
+    callbacks: list[Callable[[ReportedError], object]] = field(default_factory=list)
 
 
 _state = _State()
 
 
-def install(*last_words: Callable[[ReportedError], object]) -> None:
-    """From now on SIGTERM and SIGINT are handled; once for a process, in its main thread.
+def install(*callbacks: Callable[[ReportedError], object]) -> None:
+    """Handles SIGTERM and SIGINT from now on; called once per process, in its main thread.
 
-    `last_words` are called, before those of `telling`, where the work has to be left as it is.
+    The callbacks run after those of `on_give_up` if the work is abandoned.
     """
-    _state.last_words[:0] = last_words
+    _state.callbacks[:0] = callbacks
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    sys.unraisablehook = _raising_again(writer, sys.unraisablehook)
-    os.register_at_fork(after_in_child=_forget)
+    sys.unraisablehook = _reraising(writer, sys.unraisablehook)
+    os.register_at_fork(after_in_child=_restore_defaults)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
     for number in (*_NUMBERS, _RELAYED):
         signal.signal(number, _handle)
 
 
 def relay() -> None:
-    """Has this process stop as another one of the job was asked to.
+    """Stops this process because another process of the job was asked to stop.
 
-    Its launcher may ask it too, before or after: that is no second signal.
+    Its launcher may ask it too, before or after; that does not count as a second signal.
     """
     os.kill(os.getpid(), _RELAYED)
 
 
 def received() -> str | None:
-    """The name of the signal that asked the job to stop, if one has."""
+    """The name of the signal that asked the job to stop, if any."""
     return _state.received
 
 
 def grace_seconds() -> float:
-    """How long after SIGTERM the job is left alive. Raises UsageError for what is no number."""
+    """The time between SIGTERM and SIGKILL. Raises UsageError if it is not a number."""
     text = os.environ.get(GRACE_VARIABLE, "").strip()
     try:
         return float(text) if text else GRACE_SECONDS
     except ValueError:
         raise UsageError(
-            GRACE_VARIABLE, "must be a number of seconds", value=text, fix="set it to 30, say"
+            GRACE_VARIABLE,
+            "must be a number of seconds",
+            value=text,
+            fix="set it to 30, for example",
         ) from None
 
 
 def check() -> None:
-    """Raises Stopped where a signal came while it was deferred and nothing has taken it up."""
+    """Raises Stopped if a signal came while signals were deferred."""
     if _state.received is not None:
         raise _stopped(_state.received)
 
 
 def end_of(error: BaseException) -> BaseException:
-    """Why the work ended where `error` ended it: the stop, if one was raised before.
+    """Why the work ended with `error`: the stop, if one was raised before.
 
-    Libraries make errors of their own of what is raised within them, and so does Python: in an
-    import, say.
+    Libraries, and Python's imports, turn exceptions raised within them into their own.
     """
     if _state.raised and _state.received and not isinstance(error, Stopped):
         stopped = _stopped(_state.received)
@@ -119,7 +121,7 @@ def end_of(error: BaseException) -> BaseException:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal is only remembered, for `received` to tell."""
+    """Within, a signal raises nothing; `received` returns it."""
     before, _state.deferred = _state.deferred, True
     try:
         yield
@@ -128,22 +130,22 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def telling(last_words: Callable[[ReportedError], object]) -> Iterator[None]:
-    """Within, `last_words` is called where the work has to be left as it is."""
-    _state.last_words.insert(0, last_words)
+def on_give_up(callback: Callable[[ReportedError], object]) -> Iterator[None]:
+    """Within, `callback` is called if the work is abandoned."""
+    _state.callbacks.insert(0, callback)
     try:
         yield
     finally:
-        _state.last_words.remove(last_words)
+        _state.callbacks.remove(callback)
 
 
-def taken() -> None:
-    """Says that the work has ended and what is left is to tell of it."""
-    _state.taken = True
+def work_ended() -> None:
+    """Notes that the work has ended; only its report is left."""
+    _state.ended = True
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process now: no thread is waited for, and no worker process stays behind."""
+    """Ends the process now, without waiting for threads; kills its worker processes."""
     for child in multiprocessing.active_children():
         child.kill()
     with suppress(Exception):
@@ -153,39 +155,36 @@ def leave(code: int) -> NoReturn:
 
 
 def give_up(error: ReportedError) -> NoReturn:
-    """Leaves the work as it is, from any thread, and says why."""
-    for tell in _state.last_words:
-        # The store may be what the work is stuck on.
-        thread = threading.Thread(target=tell, args=(error,), daemon=True)
+    """Abandons the work, from any thread, and reports why."""
+    for callback in _state.callbacks:
+        # In a thread: the work may be stuck on the very store that the callback writes to.
+        thread = threading.Thread(target=callback, args=(error,), daemon=True)
         thread.start()
-        thread.join(LAST_WORDS_SECONDS)
+        thread.join(REPORT_SECONDS)
     leave(error.exit_code)
 
 
 def die_with_parent() -> None:
-    """For a child process to call first: it then ends where the job is killed.
-
-    Linux only; elsewhere nothing happens.
-    """
+    """Called first in a child process, so that it dies if the job is killed. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    if _state.received is not None and (not _state.lost or _state.taken):
-        return  # the watching thread has seen it too
+    if _state.received is not None and (not _state.lost or _state.ended):
+        return  # the watching thread handles further signals
     _state.received, _state.lost = _state.received or _name(number), False
     if not _state.deferred:
         _state.raised = True
         raise _stopped(_state.received)
 
 
-def _raising_again(
-    writer: int, otherwise: Callable[["sys.UnraisableHookArgs"], object]
+def _reraising(
+    writer: int, default: Callable[["sys.UnraisableHookArgs"], object]
 ) -> Callable[["sys.UnraisableHookArgs"], object]:
-    """A hook that has a stop raised again where Python could not raise it: in a finalizer, say.
+    """A hook that raises a stop again if Python could not, as in a finalizer.
 
-    It takes no lock and starts no thread: a finalizer runs wherever its object is let go.
+    It takes no lock and starts no thread, because finalizers run anywhere.
     """
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -193,21 +192,21 @@ def _raising_again(
             _state.lost = True
             os.write(writer, bytes([_LOST]))
         else:
-            otherwise(unraisable)
+            default(unraisable)
 
     return hook
 
 
 def _watch(reader: int) -> None:
-    """Reads the numbers of signals as they come, and sees to it that the first one has effect."""
+    """Reads signal numbers as they arrive, and makes sure that the first one takes effect."""
     name, own, due, end = "", False, float("inf"), float("inf")
     while True:
         wait = max(due - time.monotonic(), 0) if name else None
-        # Stops that are lost again and again come faster than they are read.
+        # A stop that is lost again and again arrives faster than it is read.
         if select.select([reader], [], [], wait)[0] and time.monotonic() < due:
             number = os.read(reader, 1)[0]
             if number == _LOST:
-                time.sleep(_AGAIN_SECONDS)
+                time.sleep(_RERAISE_SECONDS)
                 relay()
             if number not in (*_NUMBERS, _RELAYED):
                 continue
@@ -219,8 +218,8 @@ def _watch(reader: int) -> None:
                 continue
             name, due, end = _name(number), time.monotonic() + PATIENCE_SECONDS, _end()
             log.warn(f"{name} received: stopping " + ("after this step" * _state.deferred or "now"))
-        elif _state.taken:
-            time.sleep(LAST_WORDS_SECONDS - PATIENCE_SECONDS)
+        elif _state.ended:
+            time.sleep(REPORT_SECONDS - PATIENCE_SECONDS)
             leave(STOPPED)
         elif not _state.deferred or time.monotonic() > end:
             if _state.deferred:
@@ -231,20 +230,20 @@ def _watch(reader: int) -> None:
 
 
 def _end() -> float:
-    """When a deferred stop is given up: in time to say so before the job is killed.
+    """When a deferred stop is abandoned: in time to report it before the job is killed.
 
-    Never where nobody said when that is: then there may be all the time that a store needs.
+    Never if the grace period is not set: then a store may take all the time it needs.
     """
     if not os.environ.get(GRACE_VARIABLE):
         return float("inf")
     with suppress(UsageError):
-        left = grace_seconds() - LAST_WORDS_SECONDS - PATIENCE_SECONDS
+        left = grace_seconds() - REPORT_SECONDS - PATIENCE_SECONDS
         return time.monotonic() + max(left, PATIENCE_SECONDS)
     return float("inf")
 
 
-def _forget() -> None:
-    """In a forked worker: a signal to it is not one to the job."""
+def _restore_defaults() -> None:
+    """In a forked worker, whose signals are not the job's."""
     signal.set_wakeup_fd(-1)
     for number in (*_NUMBERS, _RELAYED):
         signal.signal(number, signal.SIG_DFL)
@@ -255,4 +254,4 @@ def _name(number: int) -> str:
 
 
 def _stopped(name: str) -> Stopped:
-    return Stopped(name, "the job was asked to stop", fix="run it again; finished stages are kept")
+    return Stopped(name, "the job was asked to stop", fix="run it again: completed stages are kept")

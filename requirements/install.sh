@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Installs the locked packages into the Python given as $PYTHON (a virtual environment's, or a
-# container's). Makefile and container builds both call this, so they hold the same packages.
+# container's). The Makefile and the container builds both call this, so their packages are the same.
 #
 #   PYTHON       the interpreter to install into (required)
-#   ACCELERATOR  default | cuda | cpu | rocm. default and cuda take the plain wheels, which run on
-#                a CPU and on CUDA; cpu and rocm take torch from TORCH_INDEX
-#   TORCH_INDEX  the package index that holds that torch build
+#   ACCELERATOR  default | cuda | cpu | rocm. default and cuda use the plain wheels, which run on
+#                a CPU and on CUDA; cpu and rocm install torch from TORCH_INDEX
+#   TORCH_INDEX  the package index with that torch build
 #   EXTRAS       any of: dev gpu trackers unsloth
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -30,7 +30,7 @@ esac
 
 locks=(-r base.txt)
 for extra in ${EXTRAS:-}; do
-    # By name: not every lock file is of an extra.
+    # By name: not every lock file belongs to an extra.
     case "$extra" in
     dev | gpu | trackers | unsloth) ;;
     *) die "EXTRAS names '$extra'; known: dev gpu trackers unsloth" ;;
@@ -38,10 +38,10 @@ for extra in ${EXTRAS:-}; do
     locks+=(-r "$extra.txt")
 done
 
-# pip before 24 backtracks on a set of this size even where everything is pinned.
+# pip before 24 backtracks on a set of this size even if everything is pinned.
 "${PIP[@]}" install -qq "pip==26.3"
 
-# --no-deps throughout: the locks are complete, and nothing may bring a torch of its own.
+# --no-deps throughout: the locks are complete, and nothing may install another torch.
 say "installing the locked packages"
 "${PIP[@]}" install -qq --no-deps "${locks[@]}"
 
@@ -51,8 +51,8 @@ default | cuda)
     "${PIP[@]}" install -qq --no-deps -r torch.txt ;;
 cpu | rocm)
     say "installing $(pin torch), $(pin torchvision) from TORCH_INDEX"
-    # Both from the one index in one step, so that they are of the same build; what else this torch
-    # needs of its own (pytorch-triton-rocm) comes with it, the rest is there already.
+    # Both from one index in one step, so that their builds match. What only this torch needs
+    # (pytorch-triton-rocm) comes with it; the rest is installed already.
     "${PIP[@]}" install -qq --index-url "$TORCH_INDEX" "$(pin torch)" "$(pin torchvision)" ;;
 esac
 
@@ -60,8 +60,8 @@ esac
 import torch, torchvision
 built = [module.__version__.partition("+")[2] for module in (torch, torchvision)]
 if built[0] != built[1]:
-    raise SystemExit(f"setup: torch is build {built[0]!r} and torchvision {built[1]!r}; both must be of one build")
-torchvision.ops.nms  # fails to resolve where the two do not belong together
+    raise SystemExit(f"setup: torch is build {built[0]!r} and torchvision {built[1]!r}; their builds must match")
+torchvision.ops.nms  # fails to resolve if their builds do not match
 found = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
 print(f"torch {torch.__version__} ({found} build), torchvision {torchvision.__version__}, "
       f"{torch.cuda.device_count()} GPU(s)")

@@ -60,7 +60,8 @@ def packages() -> dict[str, Distribution]:
     installed: dict[str, Distribution] = {}
     for package in distributions():
         name = _metadata(package, "Name")
-        if name is not None:  # None after an interrupted installation
+        # An interrupted installation has no name; the job itself is no package of its environment.
+        if name is not None and normal(name) != _NAME:
             installed.setdefault(normal(name), package)  # the first is the one imported
     return installed
 

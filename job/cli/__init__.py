@@ -1,4 +1,4 @@
-"""The command line: one module a command, help, and how the process ends.
+"""The command line: commands with their help and completion, and how the process ends.
 
 Imports: spec, storage, distributed, local, artifacts, prep, families, train, evaluation, export,
 pipeline, planning, kubernetes, doctor.

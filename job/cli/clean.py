@@ -1,11 +1,12 @@
-"""`job clean`: lists what runs and downloads left on this machine, and removes it when asked to."""
+"""`job clean`: lists or removes what runs and downloads left on this machine."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from job import log
 from job.local import eviction, leftovers
-from job.local.leftovers import DAY, Leftover
+from job.local.leftovers import DAY
+from job.redaction import redact
 from job.spec import keys
 from job.spec.load import LoadedSpec
 
@@ -13,14 +14,13 @@ from job.spec.load import LoadedSpec
 def clean(
     loaded: LoadedSpec | None, cache_dir: Path | None, *, unused_days: float, remove: bool
 ) -> None:
-    """Prints what is there; with `remove`, removes what goes.
+    """Lists or removes the leftovers in the folders of the spec, or in the default ones.
 
-    The folders are those of the spec, or the usual ones. Raises InputError for what may not be
-    removed, when all else is.
+    Raises InputError if some cannot be removed, after removing all others.
     """
     runtime = loaded.spec.runtime if loaded else None
-    usual = runtime.cache_dir if runtime else str(keys.default("runtime.cache_dir"))
-    cache = (cache_dir or Path(usual)).expanduser()
+    default = runtime.cache_dir if runtime else str(keys.default("runtime.cache_dir"))
+    cache = (cache_dir or Path(default)).expanduser()
     work = cache / "work"
     if runtime is not None and runtime.workdir is not None:
         work = Path(runtime.workdir).expanduser()
@@ -28,38 +28,38 @@ def clean(
     found = leftovers.scan(cache, work, unused_days=unused_days, limit=limit)
     goes = [each for each in found if each.removable]
     for each in found:
-        _say(each)
+        _report(each)
     places = f"{cache}" if work == cache / "work" else f"{cache} and {work}"
     if not remove:
-        fix = {"fix": "the same command with --remove removes it"} if goes else {}
+        fix = {"fix": "run the same command with --remove"} if goes else {}
         log.info("would be removed", folders=len(goes), size=_total(goes), below=places, **fix)
         return
-    gone, taken = leftovers.remove(goes)
-    log.info("removed", folders=len(gone), size=_total(gone), below=places)
-    for each in taken:
-        log.info("stays: a process has taken it meanwhile", folder=each.path)
+    removed, in_use = leftovers.remove(goes)
+    log.info("removed", folders=len(removed), size=_total(removed), below=places)
+    for each in in_use:
+        log.info("kept: a process started using it", folder=each.path)
 
 
-def _say(found: Leftover) -> None:
+def _report(found: Leftover) -> None:
     if log.is_json():
         log.info(
             "found",
             kind=found.kind,
             folder=found.path,
             size=log.amount(found.bytes),
-            age=log.span(found.age_seconds),
+            age=log.duration(found.age_seconds),
             state=found.state,
             of=found.of or None,
         )
         return
     size, age = log.size(found.bytes), _age(found.age_seconds)
     line = f"{found.state:<7} {size:>10} {age:>9}  {found.kind:<9} {found.path}"
-    print(log.redact(line + (f"  ({found.of})" if found.of else "")))
+    print(redact(line + (f"  ({found.of})" if found.of else "")))
 
 
 def _age(seconds: float) -> str:
     return f"{seconds / DAY:.0f} days" if seconds >= 2 * DAY else log.duration(seconds)
 
 
-def _total(found: Sequence[Leftover]) -> log.Said:
+def _total(found: Sequence[Leftover]) -> log.Quantity:
     return log.amount(sum(each.bytes for each in found))

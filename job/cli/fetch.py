@@ -1,8 +1,8 @@
-"""`job fetch`: a part of a finished run, on this machine, checked against its `SHA256SUMS`.
+"""`job fetch`: downloads a part of a finished run and checks it against the run's `SHA256SUMS`.
 
-What is fetched is put together in a hidden folder of the target and moved in when all of it is
-there. The files that a model is loaded by (its configuration and index) go first and come last, so
-that nobody loads one run's configuration with another's weights, or half of either.
+Files are downloaded to a hidden folder of the target and moved into place once all are there. The
+files that loaders open first (configuration and index) are removed first and added last, so nobody
+loads one run's configuration with another's weights, or half of either.
 """
 
 import json
@@ -21,23 +21,24 @@ from job.storage import local
 from job.storage.digests import sha256_file
 from job.storage.uri import safe_relative
 
-OWN = ".fetch"
-"""The hidden folder of a target: what is not whole yet, the lock, and what was fetched before."""
+HIDDEN = ".fetch"
+"""The hidden folder of a target: incomplete downloads, the lock, and the record."""
 RECORD = "fetched.json"
+"""The files of earlier downloads, with their digests."""
 LOST_AND_FOUND = "lost+found"
-"""A disk's own folder, where one is mounted."""
+"""A file system's own folder at a mount point."""
 SHOWN = 5
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_LOADED_BY = (re.compile(r"\.index\.json$"), re.compile(r"(^|/)(adapter_)?config\.json$"))
-"""What names the weights, and what names the model: come in this order, go in the other."""
+_LOADED_FIRST = (re.compile(r"\.index\.json$"), re.compile(r"(^|/)(adapter_)?config\.json$"))
+"""What names the weights, and what names the model: added in this order, removed in reverse."""
 
 
 def fetch(uri: str, part: str, directory: Path) -> int:
-    """Brings the files of folder `part` of the run at `uri`; gives their number.
+    """Downloads the folder `part` of the run at `uri`; returns its number of files.
 
-    What is there already and whole is kept; what an earlier call brought is replaced. Raises
+    Keeps files that are already there and intact, and replaces those of an earlier download. Raises
     InputError if the run is not finished or has no such part, if a file is not what the run wrote,
-    or if the folder holds files that no earlier call brought.
+    or if the folder holds files that no earlier call downloaded.
     """
     part = part.rstrip("/")
     if not storage.exists(storage.join(uri, SUCCESS)):
@@ -48,23 +49,23 @@ def fetch(uri: str, part: str, directory: Path) -> int:
         )
     wanted = _wanted(uri, part)
     _refuse_outputs(directory)
-    if not (directory / OWN).exists():  # nothing is left in a folder that is refused
-        Target(directory).require_only(wanted)
+    if not (directory / HIDDEN).exists():  # a refused folder is left untouched
+        Target(directory).require_no_other_files(wanted)
     target = Target(directory)
     with target:
-        target.require_only(wanted)
+        target.require_no_other_files(wanted)
         missing = {path: digest for path, digest in wanted.items() if target.lacks(path, digest)}
         with log.progress(f"fetch {part}", len(wanted), "files") as bar:
             bar.advance(len(wanted) - len(missing))
             for path, digest in missing.items():
-                target.bring(storage.join(uri, part, path), path, digest)
+                target.download(storage.join(uri, part, path), path, digest)
                 bar.advance()
-        target.put(wanted, missing)
+        target.install(wanted, missing)
     return len(wanted)
 
 
 def _refuse_outputs(directory: Path) -> None:
-    """Raises InputError if a run writes to the folder: what is fetched is none of its files."""
+    """Raises InputError if the folder belongs to the output of a run."""
     if (run := run_written_at(str(directory.resolve()))) is not None:
         raise InputError(
             "--to",
@@ -76,54 +77,54 @@ def _refuse_outputs(directory: Path) -> None:
 
 def _wanted(uri: str, part: str) -> dict[str, str]:
     """The digests of the part's files, by their path in it."""
-    sums, found, parts = storage.join(uri, SUMS), {}, set[str]()
+    sums, wanted, parts = storage.join(uri, SUMS), {}, set[str]()
     text = storage.read_text(sums)
     for line in text.splitlines():
         entry = _LINE.fullmatch(line)
         if entry is None or not text.endswith("\n"):
             raise InputError(
                 sums,
-                "is cut or was changed: a line is no digest with its file",
+                "is truncated or was changed: a line is not a digest and a file",
                 value=line,
-                fix="run the job again: it writes the file anew",
+                fix="run the job again: it rewrites the file",
             )
         if "/" in entry[2]:
             parts.add(entry[2].partition("/")[0])
         if entry[2].startswith(f"{part}/"):
-            found[safe_relative(entry[2], uri).removeprefix(f"{part}/")] = entry[1]
-    if not found:
+            wanted[safe_relative(entry[2], uri).removeprefix(f"{part}/")] = entry[1]
+    if not wanted:
         raise InputError(
             storage.join(uri, part),
             "the run has no such part",
-            fix=f"--part may be {', '.join(sorted(parts)) or 'nothing: it left no folders'}",
+            fix=f"--part may be {', '.join(sorted(parts)) or 'nothing: the run has no folders'}",
         )
-    return found
+    return wanted
 
 
 class Target:
-    """The folder that files are put into; in a `with` no other call fetches into it."""
+    """The folder to download into; within `with`, no other call downloads into it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._known: dict[str, list[str]] = {}  # what earlier calls brought, with its digests
+        self._known: dict[str, list[str]] = {}  # digests of the files of earlier calls
         self._digests: dict[str, str] = {}
         self._lock: locks.Lock | None = None
 
     def __enter__(self) -> "Target":
-        own = self._directory / OWN
+        hidden = self._directory / HIDDEN
         try:
-            own.mkdir(parents=True, exist_ok=True)
-            self._lock = locks.wait(own / "lock")
+            hidden.mkdir(parents=True, exist_ok=True)
+            self._lock = locks.wait(hidden / "lock")
         except OSError as error:
             if error.errno not in locks.UNSUPPORTED:
                 raise InputError(
                     "--to",
-                    f"may not be written: {error.strerror}",
+                    f"cannot be written: {error.strerror}",
                     value=self._directory,
                     fix="name a folder that this user may write to",
                 ) from error
         with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads((own / RECORD).read_bytes())["files"]
+            known = json.loads((hidden / RECORD).read_bytes())["files"]
             self._known = {str(path): [str(each) for each in known[path]] for path in known}
         return self
 
@@ -131,63 +132,66 @@ class Target:
         if self._lock is not None:
             self._lock.close()
 
-    def require_only(self, wanted: Mapping[str, str]) -> None:
-        """Raises InputError if the folder holds anything that neither this run nor an earlier call
-        put there: it would be loaded with what is fetched, or be lost."""
-        strangers = [
-            name for name in sorted(self._names(wanted)) if not self._may_go(name, wanted.get(name))
+    def require_no_other_files(self, wanted: Mapping[str, str]) -> None:
+        """Raises InputError if the folder holds files of neither this run nor an earlier call.
+
+        They would be loaded together with the downloaded ones, or be lost.
+        """
+        others = [
+            name
+            for name in sorted(self._names(wanted))
+            if not self._is_replaceable(name, wanted.get(name))
         ]
-        if strangers:
-            more = f" and {len(strangers) - SHOWN} more" if len(strangers) > SHOWN else ""
+        if others:
+            more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
             raise InputError(
                 "--to",
-                "holds files that are neither of this run nor as an earlier fetch brought them: "
-                f"{', '.join(strangers[:SHOWN])}{more}",
+                "holds files that are neither of this run nor unchanged from an earlier fetch: "
+                f"{', '.join(others[:SHOWN])}{more}",
                 value=self._directory,
                 fix="name an empty or a new folder, or move those files away",
             )
 
     def lacks(self, path: str, digest: str) -> bool:
-        """Whether the file is not there with these bytes."""
+        """Whether the file is missing or has other bytes."""
         return self._digest(path) != digest
 
-    def bring(self, uri: str, path: str, digest: str) -> None:
-        """A file, to where it waits for the others; one that an interrupted call brought stays."""
-        waiting = self._waiting(path)
-        if waiting.is_file() and sha256_file(waiting) == digest:
+    def download(self, uri: str, path: str, digest: str) -> None:
+        """Downloads a file to the hidden folder, unless an interrupted call has done so."""
+        staged = self._staged(path)
+        if staged.is_file() and sha256_file(staged) == digest:
             return
-        storage.download(uri, waiting)
-        if sha256_file(waiting) != digest:
-            waiting.unlink()
+        storage.download(uri, staged)
+        if sha256_file(staged) != digest:
+            staged.unlink()
             raise InputError(
                 uri, "is not what the run wrote: its SHA-256 differs", fix="export again"
             )
 
-    def put(self, wanted: Mapping[str, str], missing: Collection[str]) -> None:
-        """Moves what waits to its place, and removes what earlier calls brought beside it."""
+    def install(self, wanted: Mapping[str, str], missing: Collection[str]) -> None:
+        """Moves the downloaded files into place and removes those that only earlier calls had."""
         old = self._known.keys() - wanted.keys()
         if missing or old:
             if self._known:
-                log.info("what an earlier fetch brought is replaced", files=len(old | {*missing}))
-            # A call that is cut off here is to know everything that it finds.
+                log.info("replacing files of an earlier fetch", files=len(old | {*missing}))
+            # If this call is interrupted, the next one must know every file that it finds.
             both = {path: [*self._known.get(path, ()), each] for path, each in wanted.items()}
-            self._note({**self._known, **both})
-            for path in sorted(
-                wanted, key=_turn, reverse=True
-            ):  # without these nobody loads the rest
-                if _turn(path) and path not in missing:
-                    self._move(self._directory / path, self._waiting(path))
-            for path in sorted(old | {*missing}, key=_turn, reverse=True):
+            self._record({**self._known, **both})
+            # Without the files that are loaded first, nobody loads the others.
+            for path in sorted(wanted, key=_rank, reverse=True):
+                if _rank(path) and path not in missing:
+                    self._move(self._directory / path, self._staged(path))
+            for path in sorted(old | {*missing}, key=_rank, reverse=True):
                 (self._directory / path).unlink(missing_ok=True)
-            for path in sorted([p for p in wanted if p in missing or _turn(p)], key=_turn):
-                self._move(self._waiting(path), self._directory / path)
+            for path in sorted([p for p in wanted if p in missing or _rank(p)], key=_rank):
+                self._move(self._staged(path), self._directory / path)
             for path in old:
                 self._remove_empty((self._directory / path).parent)
-        self._note({path: [digest] for path, digest in wanted.items()})
-        shutil.rmtree(self._directory / OWN / "files", ignore_errors=True)
+        self._record({path: [digest] for path, digest in wanted.items()})
+        shutil.rmtree(self._directory / HIDDEN / "files", ignore_errors=True)
 
     def _names(self, wanted: Mapping[str, str]) -> Iterator[str]:
-        """What the folder holds and may load with the rest; hidden files do not."""
+        """The folder's files that a loader might load; hidden ones do not count."""
         for path in self._directory.rglob("*"):
             name = path.relative_to(self._directory).as_posix()
             first = name.partition("/")[0]
@@ -196,21 +200,21 @@ class Target:
             if name in wanted or not path.is_dir():
                 yield name
 
-    def _may_go(self, name: str, wanted: str | None) -> bool:
-        """Whether a file is wanted as it is, or one that an earlier call brought: unchanged, or
-        damaged where the same is brought again."""
+    def _is_replaceable(self, name: str, wanted: str | None) -> bool:
+        """Whether a file is already the wanted one, or one that an earlier call downloaded:
+        unchanged, or damaged and wanted again."""
         digest, known = self._digest(name), self._known.get(name, ())
         return digest is not None and (digest == wanted or digest in known or wanted in known)
 
     def _digest(self, path: str) -> str | None:
-        """Of the file that is there; None where there is none."""
+        """The digest of the file in place; None if there is none."""
         if path not in self._digests and (self._directory / path).is_file():
             self._digests[path] = sha256_file(self._directory / path)
         return self._digests.get(path)
 
-    def _note(self, files: Mapping[str, Sequence[str]]) -> None:
+    def _record(self, files: Mapping[str, Sequence[str]]) -> None:
         text = json.dumps({"files": files}, indent=1)
-        local.write(self._directory / OWN / RECORD, f"{text}\n".encode())
+        local.write(self._directory / HIDDEN / RECORD, f"{text}\n".encode())
 
     def _move(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -221,10 +225,10 @@ class Target:
             folder.rmdir()
             folder = folder.parent
 
-    def _waiting(self, path: str) -> Path:
-        return self._directory / OWN / "files" / path
+    def _staged(self, path: str) -> Path:
+        return self._directory / HIDDEN / "files" / path
 
 
-def _turn(path: str) -> int:
-    """When a file comes to its place: zero, unless the others are loaded by it."""
-    return next((turn for turn, name in enumerate(_LOADED_BY, 1) if name.search(path)), 0)
+def _rank(path: str) -> int:
+    """The order in which files are added: zero, unless loaders open the file first."""
+    return next((rank for rank, name in enumerate(_LOADED_FIRST, 1) if name.search(path)), 0)

@@ -1,6 +1,6 @@
-"""What `--help` shows: the commands by what they are for, each with examples to copy.
+"""What `--help` shows: the commands in panels, each with examples to copy.
 
-On a terminal it is coloured and framed; in a pipe, a file or a dumb terminal it is plain text.
+Coloured and framed on a terminal; plain text in a pipe, a file or a dumb terminal.
 """
 
 import re
@@ -9,33 +9,34 @@ from collections.abc import Mapping, Sequence
 from textwrap import indent
 from typing import Any
 
+from typer import Context
 from typer.core import TyperGroup
 
 from job import log
 
 FIRST_STEPS = """
-# Is the spec right, what would it do, is all there that it needs?
+# Is the spec valid? What would it do? Is everything it needs there?
 python -m job validate specs/latex.yaml
 python -m job plan specs/latex.yaml
 python -m job doctor specs/latex.yaml
 
-# Do it. The same command goes on where a stopped run left off.
+# Run it. The same command resumes a run that was stopped.
 python -m job run specs/latex.yaml
 
-# Options of all commands may stand behind the command too.
+# Global options may also follow the command.
 python -m job run specs/latex.yaml --quiet
 """
 
 EXAMPLES: Mapping[str, str] = {
     "run": """
-# The whole job, as the spec says.
+# The whole job.
 python -m job run specs/latex.yaml
 
-# A short trial of it, with its results elsewhere.
+# A short trial, with its own output.
 python -m job run specs/latex.yaml --set train.max_steps=5 -o /tmp/try
 """,
     "prep": """
-# Look at the data before anything else: rows, rejects, statistics.
+# Look at the data first: rows, rejects, statistics.
 python -m job prep my.yaml
 
 # The first 100 rows only.
@@ -45,24 +46,24 @@ python -m job prep my.yaml --set data.train.limit=100
 # The adapter, without evaluation and export.
 python -m job train specs/latex.yaml
 
-# From the start, instead of from the newest checkpoint.
+# From scratch, instead of from the newest checkpoint.
 python -m job train my.yaml --set train.resume_from_checkpoint=never
 """,
     "eval": """
 # Metrics before and after, with report.html.
 python -m job eval specs/latex.yaml
 
-# On more held-out rows; nothing is trained again for it.
+# On more held-out rows, without training again.
 python -m job eval specs/latex.yaml --set eval.max_samples=500
 """,
     "export": """
-# Merged weights with their proof.
+# Merged weights, verified by reloading them.
 python -m job export specs/latex.yaml
 
-# Proven by a vLLM that serves them, too.
+# Also verified by serving them with vLLM.
 python -m job export specs/latex.yaml --verify vllm
 
-# In bfloat16, in files of 2 GB at most.
+# In bfloat16, in files of at most 2 GB.
 python -m job export my.yaml --set export.merged.dtype=bfloat16 \\
     --set export.merged.max_shard_size=2GB
 """,
@@ -70,14 +71,14 @@ python -m job export my.yaml --set export.merged.dtype=bfloat16 \\
 # Every problem with its line, value and fix.
 python -m job validate my.yaml
 
-# With the changes that you mean to run it with.
+# With the overrides of the run to come.
 python -m job validate my.yaml --set lora.r=16 --set train.max_steps=100
 """,
     "plan": """
-# Rows, steps, trainable parameters, sizes, stages to come.
+# Rows, steps, trainable parameters, memory, disk, stages.
 python -m job plan specs/latex.yaml
 
-# Does it fit that accelerator, and what would training cost there?
+# Does training fit an MI300X, and what would it cost there?
 python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
 
 # What would a larger rank change?
@@ -87,7 +88,7 @@ python -m job plan specs/latex.yaml --set lora.r=64
 # What does the trained adapter read in an image?
 python -m job infer my.yaml --image formula.png
 
-# Two images, in this order, and a system text.
+# Two images, in this order, and a system prompt.
 python -m job infer my.yaml --image before.png --image after.png \\
     --system "Be brief." --question "What changed?"
 
@@ -97,29 +98,29 @@ python -m job infer my.yaml --row train.jsonl:12
 # And the model before training?
 python -m job infer my.yaml --image formula.png --weights base
 
-# Sampled, the same at every call.
+# Sampled, reproducibly.
 python -m job infer my.yaml --image formula.png --temperature 1.5 --seed 1
 """,
     "fetch": """
-# Merged weights from a bucket, for a server here.
+# Merged weights from a bucket, to serve them here.
 python -m job fetch s3://results/my-run --to weights
 
-# The adapter alone.
+# Only the adapter.
 python -m job fetch outputs/latex --part adapter --to adapter
 """,
     "verify": """
-# Is every byte of a run still what the run wrote?
+# Is every byte of a run still as it was written?
 python -m job verify s3://results/my-run
 """,
     "clean": """
-# What is left on this machine, how large and how old; nothing is removed.
+# What is left on this machine, its size and age; removes nothing.
 python -m job clean
 
-# Remove it, where a spec keeps its files; models unused for a week too.
+# Remove it from the folders of a spec, and models unused for a week.
 python -m job clean my.yaml --unused-days 7 --remove
 """,
     "ask": """
-# Wait until vLLM is ready, then ask it about a picture.
+# Wait until vLLM is ready, then ask it about an image.
 python -m job ask http://localhost:8000 --model my-model --wait 600 \\
     --question "Write the LaTeX representation for this image." \\
     --image formula.png
@@ -129,22 +130,22 @@ python -m job ask http://localhost:8000 --model my-model --wait 600 \\
 python -m job manifest my.yaml --registry registry.example.com \\
     | kubectl apply -f -
 
-# Serve what it exported, on NVIDIA.
+# Serve the exported weights on NVIDIA GPUs.
 python -m job manifest my.yaml --platform nvidia --kind vllm
 """,
     "doctor": """
-# This machine alone.
+# Only this machine.
 python -m job doctor
 
-# And what a run needs: inputs, output, disk, memory, accounts.
+# Also what a run needs: inputs, output, disk, memory, credentials.
 python -m job doctor my.yaml --output s3://results/try
 """,
     "schema": """
-# For an editor that completes and checks the keys of a spec.
+# For an editor that completes and checks specs.
 python -m job schema > job.v1.json
 """,
     "reference": """
-# One key, by its last name or in full; a section; everything.
+# One key, by its full or last name; a section; all keys.
 python -m job reference optim
 python -m job reference lora
 python -m job reference | less
@@ -158,37 +159,37 @@ PANELS: Mapping[str, Sequence[str]] = {
 }
 
 EVERYWHERE = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")
-"""Options of all commands."""
+"""Global options, which may precede or follow the command."""
 
 
 class Commands(TyperGroup):
-    """The commands with their examples; options of all may stand behind a command too."""
+    """The commands in panels, with examples; global options may also follow the command."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - passed through to Typer's group
+        super().__init__(**settings)
         panels = {name: panel for panel, names in PANELS.items() for name in names}
         plain = not log.is_terminal(sys.stdout)
         self.epilog = _epilog(FIRST_STEPS, plain)
         for name, command in self.commands.items():
             command.epilog = _epilog(EXAMPLES.get(name, ""), plain)
             command.rich_help_panel = panels.get(name)  # type: ignore[attr-defined]
-            # Lines are for the reader of the code; a paragraph is as wide as the terminal.
+            # Unwraps the source's lines: a paragraph is as wide as the terminal.
             command.help = re.sub(r"(?<!\n)\n *(?! *\n)", " ", command.help or "")
         if plain:
             for each in (self, *self.commands.values()):
                 each.rich_markup_mode = None  # type: ignore[attr-defined]
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Context) -> list[str]:  # type: ignore[override]
         """In the order of the panels."""
         ordered = [name for names in PANELS.values() for name in names if name in self.commands]
         return [*ordered, *(name for name in self.commands if name not in ordered)]
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override]
         return super().parse_args(ctx, hoisted(args))
 
 
 def hoisted(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the options of all commands first, where their parser looks for them."""
+    """The arguments with global options first, where their parser looks for them."""
     first: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -208,6 +209,6 @@ def _epilog(examples: str, plain: bool) -> str | None:
     if not examples:
         return None
     text = f"Examples:\n\n{indent(examples.strip(), '  ')}"
-    if plain:  # \b: the lines of a paragraph stay as they are
+    if plain:  # \b: do not rewrap the paragraph
         return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.split("\n\n"))
     return re.sub(r"^  #.*$", r"[dim]\g<0>[/]", text, flags=re.MULTILINE)

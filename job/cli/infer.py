@@ -1,15 +1,16 @@
-"""`job infer`: one question, one answer, from what a run left at its output."""
+"""`job infer`: answers one question with the base, adapter or merged weights of a run."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 from job.artifacts import reader
 from job.artifacts.records import STAGES, read_stage
 from job.errors import DataError, InputError, MissingInputError, Problem, UsageError
+from job.families.base import Family
 from job.pipeline.context import RunContext
 from job.prep.images import ImageRefused, inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
@@ -18,40 +19,42 @@ from job.prep.turn_parts import IMAGE_PLACEHOLDER
 from job.spec.foreign_names import nearest
 from job.spec.load import LoadedSpec
 
-Weights = Literal["base", "adapter", "merged"]
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the command line asks."""
+class Query:
+    """What the command line asks: images and a question, or a held-out row."""
 
     images: tuple[Path, ...] = ()
     """In the order in which the model sees them."""
     question: str | None = None
-    """In place of the spec's instruction."""
+    """Overrides the spec's instruction."""
     system: str | None = None
     row: str | None = None
-    """A held-out row's id, in place of all of these."""
+    """The id of a held-out row, instead of all of the above."""
 
 
-class Stream:
-    """What `generate` calls with each token, as a streamer of Transformers.
+class AnswerStreamer:
+    """Writes each token as it is generated, with the interface of Transformers' streamers.
 
-    Theirs holds text back up to the next space, which a formula may not have at all.
+    Theirs hold text back until the next space, which a formula may not have at all.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], object]) -> None:
         self._decode, self._write = decode, write
-        self._tokens: list[int] | None = None  # none before the prompt, which comes first
+        self._tokens: list[int] | None = None  # None until the prompt, which comes first
         self._written = ""
 
-    def put(self, tokens: Any) -> None:
+    def put(self, tokens: "torch.Tensor") -> None:
         """Takes the prompt, of shape (1, T), then each new token, of shape (1,)."""
         if self._tokens is None:
             self._tokens = []
             return
         self._tokens += tokens.tolist()
-        self._show(self._text().removesuffix("\ufffd"))  # half a character may become a whole one
+        self._show(self._text().removesuffix("\ufffd"))  # an incomplete character
 
     def end(self) -> None:
         self._show(self._text())
@@ -66,29 +69,29 @@ class Stream:
 
 def infer(
     loaded: LoadedSpec,
-    asked: Asked,
+    query: Query,
     weights: str,
     *,
     seed: int | None,
     write: Callable[[str], object],
 ) -> None:
-    """Answers what is asked; a held-out row's answer is followed by its label.
+    """Answers the query; the label follows the answer to a held-out row.
 
-    `write` is given the answer piece by piece as it is made; `seed` decides what is sampled. Raises
-    InputError if images, the row or the weights are missing, DataError for an image that cannot be
-    read, and UsageError if nothing is asked.
+    `write` gets the answer piece by piece as it is generated. Raises InputError if images, the row
+    or the weights are missing, DataError if an image cannot be read, and UsageError if nothing is
+    asked.
     """
     if weights not in ("base", "adapter", "merged"):
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
     stages = RunContext(loaded, "infer")
-    if asked.row is None:
-        system = loaded.spec.data.system if asked.system is None else asked.system
-        row = typed(replace(asked, system=system), loaded.spec.data.question)
+    if query.row is None:
+        system = loaded.spec.data.system if query.system is None else query.system
+        row = query_row(replace(query, system=system), loaded.spec.data.question)
         prompt, label = row.messages, None
     else:
-        row = held_out(stages, asked)
+        row = held_out_row(stages, query)
         prompt, label = row.prompt, row.answer
-    model, family = _model(stages, weights)
+    model, family = _load_model(stages, weights)
     from transformers import set_seed
 
     from job.evaluation.generate import generate
@@ -97,7 +100,7 @@ def infer(
         set_seed(seed)
     generation = loaded.spec.eval.generation
     if generation.max_new_tokens == "auto":
-        generation = replace(generation, max_new_tokens=_longest(stages))
+        generation = replace(generation, max_new_tokens=_max_new_tokens(stages))
     encoded = family.encode_prompt(
         row.id, prompt, row.images, enable_thinking=generation.enable_thinking
     )
@@ -106,34 +109,34 @@ def infer(
         return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
     write("answer: " if label is not None else "")
-    generate(model, family, [encoded], generation, Stream(decode, write))
+    generate(model, family, [encoded], generation, AnswerStreamer(decode, write))
     write(f"\nlabel:  {label}" if label is not None else "")
 
 
-def typed(asked: Asked, instruction: str | None) -> Row:
-    """The question as a row to answer, its images first or where `<image>` stands.
+def query_row(query: Query, instruction: str | None) -> Row:
+    """The query as a row to answer, its images first or where `<image>` marks them.
 
-    Raises InputError or DataError for images that are not there or no images, and UsageError if
-    there is no question.
+    Raises InputError for missing images, DataError for unreadable ones, and UsageError if there is
+    no question.
     """
-    if not asked.images and asked.question is None:
+    if not query.images and query.question is None:
         raise UsageError(
             "--image",
             "nothing is asked",
-            fix="name an image, write --question for text alone, or --row for a held-out row",
+            fix="give an --image, a --question, or a held-out --row",
         )
-    question = instruction if asked.question is None else asked.question
+    question = instruction if query.question is None else query.question
     if not question:
         raise UsageError(
             "--question",
-            "is needed: the spec has no data.instruction to ask",
-            fix='say what to ask about the image: --question "…"',
+            "is required: the spec has no data.instruction",
+            fix='ask something about the image: --question "…"',
         )
-    images = _read(asked.images)
+    images = _read(query.images)
     turns = [Message(role="user", parts=_parts(question, len(images)))]
-    if asked.system is not None:
-        turns.insert(0, Message(role="system", parts=(Part(text=asked.system),)))
-    row_id = ", ".join(map(str, asked.images)) or "--question"
+    if query.system is not None:
+        turns.insert(0, Message(role="system", parts=(Part(text=query.system),)))
+    row_id = ", ".join(map(str, query.images)) or "--question"
     return Row(id=row_id, messages=tuple(turns), images=images)
 
 
@@ -145,7 +148,7 @@ def _parts(question: str, images: int) -> tuple[Part, ...]:
         raise UsageError(
             "--question",
             f"has {len(texts) - 1} {IMAGE_PLACEHOLDER} for {images} images",
-            fix=f"write {IMAGE_PLACEHOLDER} once for each --image, or not at all",
+            fix=f"write {IMAGE_PLACEHOLDER} once per --image, or not at all",
         )
     parts: list[Part] = []
     for number, text in enumerate(texts):
@@ -155,36 +158,36 @@ def _parts(question: str, images: int) -> tuple[Part, ...]:
 
 
 def _read(paths: tuple[Path, ...]) -> tuple[EncodedImage, ...]:
-    """The images; all that are not there, or else cannot be read, are named at once."""
-    found: list[EncodedImage] = []
+    """The images. Reports all that are missing or unreadable at once."""
+    images: list[EncodedImage] = []
     missing: list[Problem] = []
     refused: list[Problem] = []
     for path in paths:
         try:
-            found.append(inspect(path.read_bytes()))
+            images.append(inspect(path.read_bytes()))
         except FileNotFoundError:
-            fix = "name an image on this machine"
-            missing.append(Problem("--image", "there is no such file", str(path), fix))
+            fix = "give the path of an image on this machine"
+            missing.append(Problem("--image", "no such file", str(path), fix))
         except (ImageRefused, OSError) as error:
             refused.append(Problem("--image", str(error), str(path), "use a PNG or JPEG"))
     if missing:
         raise InputError.from_problems([*missing, *refused])
     if refused:
         raise DataError.from_problems(refused)
-    return tuple(found)
+    return tuple(images)
 
 
-def held_out(stages: RunContext, asked: Asked) -> Row:
-    """The held-out row of that id as prep left it at the output.
+def held_out_row(stages: RunContext, query: Query) -> Row:
+    """The held-out row with the query's id, from the output of prep.
 
-    Raises UsageError beside other questions, and InputError if there is no such row.
+    Raises UsageError if the query has more than the id, and InputError if there is no such row.
     """
-    assert asked.row is not None
-    if asked.images or asked.question is not None or asked.system is not None:
+    assert query.row is not None
+    if query.images or query.question is not None or query.system is not None:
         raise UsageError(
             "--row",
-            "has its own images, system text and question",
-            value=asked.row,
+            "has its own images, system prompt and question",
+            value=query.row,
             fix="leave out --image, --question and --system, or --row",
         )
     order = order_file(Path("data"), "eval").name
@@ -197,30 +200,38 @@ def held_out(stages: RunContext, asked: Asked) -> Row:
         only=re.compile(rf"data/({re.escape(order)}|eval-.*\.arrow)"),
     )
     files = sorted(folder.glob("eval-*.arrow"))
-    order_here = folder / order if (folder / order).exists() else None
-    rows = Rows(files, order_here)
+    rows = Rows(files, folder / order if (folder / order).exists() else None)
     ids = rows.ids()
-    # `list.jsonl:7 (name)` goes by either part too.
-    fits = [n for n, each in enumerate(ids) if each == asked.row] or [
-        n
-        for n, each in enumerate(ids)
-        if asked.row in (each.partition(" (")[0], each.partition(" (")[2].removesuffix(")"))
-    ]
-    if len(fits) != 1:
-        close = nearest(asked.row, ids)
+    matches = _matches(query.row, ids)
+    if len(matches) != 1:
+        close = nearest(query.row, ids)
         raise InputError(
             "--row",
-            f"{len(fits)} held-out rows go by this id" if fits else "no held-out row has this id",
-            value=asked.row,
-            fix=f"{f'try {close!r}; ' if close else ''}eval/predictions.jsonl at the output has "
+            f"{len(matches)} held-out rows have this id"
+            if matches
+            else "no held-out row has this id",
+            value=query.row,
+            fix=f"{f'try {close!r}; ' if close else ''}eval/predictions.jsonl at the output lists "
             "the ids",
         )
-    row: Row = rows[fits[0]]
+    row: Row = rows[matches[0]]
     return row
 
 
-def _longest(stages: RunContext) -> int:
-    """What `max_new_tokens: auto` came to when the run was evaluated, if it was."""
+def _matches(wanted: str, ids: Sequence[str]) -> list[int]:
+    """The numbers of the rows with this id; either part of `list.jsonl:7 (name)` matches too."""
+    if exact := [number for number, row_id in enumerate(ids) if row_id == wanted]:
+        return exact
+    parts = [row_id.partition(" (") for row_id in ids]
+    return [
+        number
+        for number, (position, _, name) in enumerate(parts)
+        if wanted in (position, name.removesuffix(")"))
+    ]
+
+
+def _max_new_tokens(stages: RunContext) -> int:
+    """What `max_new_tokens: auto` resolved to in the run's evaluation, if there was one."""
     from job.evaluation.answer_lengths import DEFAULT
 
     with suppress(MissingInputError):
@@ -229,14 +240,14 @@ def _longest(stages: RunContext) -> int:
     return DEFAULT
 
 
-def _model(stages: RunContext, weights: str) -> tuple[Any, Any]:
+def _load_model(stages: RunContext, weights: str) -> tuple["PreTrainedModel", Family]:
     if weights == "base":
         return stages.models.base(), stages.family
     stage = "train" if weights == "adapter" else "export"
     adapted = weights == "adapter" and stages.spec.lora.method == "lora"
     folder = "adapter" if adapted else "merged" if weights == "merged" else "weights"
-    found = reader.fetch(stages.output.uri, stage, folder, stages.cache_dir, stages.cache_limit)
+    path = reader.fetch(stages.output.uri, stage, folder, stages.cache_dir, stages.cache_limit)
     if adapted:
-        return stages.engine.load_adapter(stages.models.base(), found), stages.family
-    family = stages.bind(found)
+        return stages.engine.load_adapter(stages.models.base(), path), stages.family
+    family = stages.bind(path)
     return stages.engine.load(family), family

@@ -1,4 +1,4 @@
-"""The start of a job's stages: in this process alone, or in this one among several."""
+"""Starts a job's stages, in one process or as one of several."""
 
 import os
 from typing import TYPE_CHECKING
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def silence_all_but_the_first() -> None:
-    """To be called before the spec is read: what there is to warn of is warned of once."""
+    """Silences other processes before the spec is read, so that its warnings appear once."""
     if not World.from_environment(os.environ).is_rank_zero:
         coordinator.silence_logs()
 
 
 def launch(loaded: "LoadedSpec", command: str) -> None:
-    """Runs the command's stages and says what became of the metrics.
+    """Runs the command's stages and logs how the metrics changed.
 
-    In another process than the first it follows that one, and does not come back. Raises
-    UsageError where the job is not started as the spec wants it.
+    Processes other than the first follow it and do not return. Raises UsageError if the number of
+    processes contradicts the spec.
     """
     here = World.from_environment(os.environ)
     _require_processes(loaded.spec.runtime.distributed, here)
     here.export(os.environ)
-    # Only now: torch reads its variables when it is imported.
+    # Only now: torch reads its environment variables on import.
     from job.pipeline import runner, worker
     from job.storage.digests import fingerprint
 
@@ -42,8 +42,8 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     with coordinator.ending_workers(together):
         record = runner.run(loaded, command, together)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
-    names = [name for name in after if name in MEASURED]  # the others count rows
-    log.change({name: (before.get(name), after[name]) for name in names})
+    names = [name for name in after if name in MEASURED]  # others count rows
+    log.metrics({name: (before.get(name), after[name]) for name in names})
     log.info("done", output=loaded.spec.output.uri)
 
 
@@ -51,13 +51,13 @@ def _require_processes(distributed: str, here: World) -> None:
     if distributed == "none" and not here.is_single:
         raise UsageError(
             "$.runtime.distributed",
-            f"is none, and the job is started as one of {here.size} processes",
-            fix="write auto, ddp or fsdp2, or start one process",
+            f"is none, but the job was started as one of {here.size} processes",
+            fix="set it to auto, ddp or fsdp2, or start one process",
         )
     if distributed in ("ddp", "fsdp2") and here.is_single:
         raise UsageError(
             "$.runtime.distributed",
-            "needs several processes, and the job is started as one",
+            "needs several processes, but the job was started as one",
             value=distributed,
-            fix="start `torchrun --nproc-per-node 2 -m job run SPEC`, say, or write auto",
+            fix="start it with, say, `torchrun --nproc-per-node 2 -m job run SPEC`, or set auto",
         )

@@ -1,4 +1,4 @@
-"""The end of the job's process: what is said of an error, to whom, and the exit code."""
+"""The end of the process: the report of an error, the termination message, the exit code."""
 
 import atexit
 import os
@@ -14,15 +14,15 @@ from job import log, redaction, signals
 from job.errors import STOPPED, USAGE, OutOfMemoryError, ReportedError
 
 TERMINATION_LOG = Path("/dev/termination-log")
-TERMINATION_LIMIT = 4096  # bytes that the kubelet reads of it
+TERMINATION_LIMIT = 4096  # bytes that the kubelet reads
 DEBUG = "--debug"
 
 
 def report(error: ReportedError) -> int:
-    """Says what is wrong and leaves it for the kubelet; gives the exit code."""
+    """Reports an error, also as the pod's termination message. Returns the exit code."""
     if DEBUG in sys.argv:
         redaction.print_traceback(error)
-    text = redaction.shown(str(error))  # with what became known after it was made
+    text = redaction.shown(str(error))
     if log.is_json():
         for problem in error.problems:
             known = {key: value for key, value in asdict(problem).items() if value is not None}
@@ -30,19 +30,19 @@ def report(error: ReportedError) -> int:
     else:
         log.error(f"{error.title} (exit {error.exit_code})")
         print(text, file=sys.stderr)
-    leave_for_the_kubelet(f"{error.title}\n{text}")
+    write_termination_log(f"{error.title}\n{text}")
     return error.exit_code
 
 
 def report_usage(error: typer.TyperException) -> int:
-    """Says what the command line lacks; gives the exit code."""
+    """Reports a command line that cannot be parsed. Returns the exit code."""
     error.message = redaction.shown(error.message)
     code: int = getattr(error, "exit_code", USAGE)
-    leave_for_the_kubelet(f"usage\n{error.message}")
+    write_termination_log(f"usage\n{error.message}")
     if log.is_json():
         log.error("usage", exit_code=code, message=error.message)
     elif log.is_terminal(sys.stderr):
-        from typer.rich_utils import rich_format_error  # 60 ms that valid commands need not pay
+        from typer.rich_utils import rich_format_error  # 60 ms that valid commands save
 
         rich_format_error(error)  # type: ignore[arg-type]
     else:
@@ -50,24 +50,24 @@ def report_usage(error: typer.TyperException) -> int:
     return code
 
 
-def leave_for_the_kubelet(text: str) -> None:
-    """Writes it to where `kubectl describe` shows it from, if there is such a place."""
+def write_termination_log(text: str) -> None:
+    """Writes the pod's termination message, which `kubectl describe` shows, if this is a pod."""
     message = redaction.shown(text).encode()[:TERMINATION_LIMIT]
-    with suppress(OSError):  # a full disk must not hide what happened, nor its exit code
+    with suppress(OSError):  # a full disk must hide neither the error nor its exit code
         if TERMINATION_LOG.exists():
             TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process, at once where its libraries' farewells would take time or fail."""
+    """Ends the process; at once if libraries' exit handlers would take time or fail."""
     sys.stdout.flush()
     sys.stderr.flush()
     if code == OutOfMemoryError.exit_code:
-        os._exit(code)  # they need memory too, and fail loudly without
+        os._exit(code)  # exit handlers need memory too, and fail loudly without
     if code == STOPPED:
-        signals.leave(code)  # a transfer under way may take longer than there is
+        signals.leave(code)  # a transfer in progress may outlast the grace period
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # Threads of torch's process groups can outlive these, and abort a process that is done.
-        atexit._run_exitfuncs()  # trackers'
+        # Threads of torch's process groups can outlive exit handlers and abort a finished process.
+        atexit._run_exitfuncs()  # those of trackers
         signals.leave(code)
     sys.exit(code)

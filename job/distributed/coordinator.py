@@ -256,7 +256,7 @@ def ending_workers(coordinator: Coordinator | None) -> Iterator[None]:
         return
     code = OK
     # The run's own last words come before these.
-    with signals.telling(lambda error: coordinator.finish(error.exit_code)):
+    with signals.on_give_up(lambda error: coordinator.finish(error.exit_code)):
         try:
             yield
         except BaseException as error:

@@ -1,6 +1,6 @@
-"""`job doctor`: whether this machine, with its storage and accounts, can run a job.
+"""`job doctor`: whether this machine, its storage and its credentials can run a job.
 
-A job's own checks come as it reaches them; these come before anything is downloaded, all at once.
+A job checks things as it reaches them; the doctor checks all of them before anything is downloaded.
 
 Imports: spec, storage, artifacts, prep, families, engines, train, export, planning.
 """
@@ -14,15 +14,15 @@ from job.doctor.subject import Subject
 from job.errors import InputError, JobError
 from job.spec.load import LoadedSpec
 
-__all__ = ["Check", "doctor", "exit_code", "screen"]
+__all__ = ["Check", "exit_code", "run_checks", "text"]
 
 MARKS = {"ok": "ok  ", "note": "    ", "warn": "warn", "fail": "FAIL"}
 
 
-def doctor(loaded: LoadedSpec | None = None) -> Iterator[Check]:
-    """Every check of the machine, and those of what the spec names, in the order of a screen.
+def run_checks(loaded: LoadedSpec | None = None) -> Iterator[Check]:
+    """Runs every check of the machine and of what the spec names, in the order to show them.
 
-    Raises what `sizes.measure` does where the spec's model has no readable configuration.
+    Raises what `sizes.measure` does if the model's configuration cannot be read.
     """
     subject = Subject.of(loaded)
     yield from software.checks(subject.spec)
@@ -32,18 +32,18 @@ def doctor(loaded: LoadedSpec | None = None) -> Iterator[Check]:
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """0 where nothing failed; 12 where another try would find the same; else 70.
+    """0 if nothing failed; 12 if a retry cannot help; else 70.
 
-    What is denied or missing is so everywhere. Another node may have the GPU that this one lacks.
+    What is missing or denied is so on every machine. Another node may have the GPU that this one
+    lacks.
     """
     codes = {check.exit_code for check in checks if check.state == "fail"}
     if not codes:
         return 0
-    lasting = InputError.exit_code
-    return lasting if lasting in codes else JobError.exit_code
+    return InputError.exit_code if InputError.exit_code in codes else JobError.exit_code
 
 
-def screen(check: Check) -> str:
+def text(check: Check) -> str:
     """The lines of one check."""
     line = f"{MARKS[check.state]}  {check.name:<14}{check.found}"
     return redaction.shown(line + (f"\n      fix: {check.fix}" if check.fix else ""))

@@ -1,11 +1,11 @@
-"""What is outside the machine: inputs, the output, and as whom the job asks for them."""
+"""Checks outside the machine: inputs, the output, and the identities that access them."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 from job import log, storage
 from job.artifacts.nesting import refuse_nested
-from job.doctor.check import Check, fail, failed, note, ok, tried, warn
+from job.doctor.check import Check, attempt, fail, failed, note, ok, warn
 from job.doctor.subject import Subject
 from job.families import model_source
 from job.prep import discovery
@@ -14,9 +14,9 @@ from job.storage.backends.hub import hub_forbidden_by, offline
 from job.storage.connect import CONNECT_SECONDS
 
 TAIL = 4
-"""Characters of a key's id that tell it from another and are of no use to anybody."""
+"""Characters of a key's id: enough to recognize it, useless to anybody else."""
 UNNEEDED_SECONDS = 3
-"""How long the hub may take to answer if no input needs it."""
+"""The hub's time to answer if no input needs it."""
 STS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL")
 
 
@@ -27,21 +27,21 @@ def checks(subject: Subject) -> Iterator[Check]:
         yield s3_identity()
     yield from hub_checks(hub)
     if subject.spec is None:
-        yield note("inputs", "not looked at: doctor SPEC looks at those of a spec")
+        yield note("inputs", "not checked: `doctor SPEC` checks those of a spec")
         return
     spec = subject.spec
 
     def model() -> str:
-        found = model_source.find_model(spec.model)
-        _ = found.digest  # reads what has to be readable
-        return f"{found.uri} ({log.size(found.size_bytes)})"
+        source = model_source.find_model(spec.model)
+        _ = source.digest  # reads what must be readable
+        return f"{source.uri} ({log.size(source.size_bytes)})"
 
     def output() -> str:
         refuse_nested(spec.output.uri)
         storage.check_access(spec.output.uri, "write")
         return f"{spec.output.uri}: wrote an object and deleted it"
 
-    yield _tried("model", model)
+    yield _attempt("model", model)
     for field, source in spec.data.sources().items():
 
         def rows(field: str = field, source: discovery.SourceSpec = source) -> str:
@@ -50,29 +50,29 @@ def checks(subject: Subject) -> Iterator[Check]:
             files = "" if found.builtin else f" ({len(found.files)} files)"
             return f"{found.uri}{files}"
 
-        yield _tried(f"{field.removeprefix('$.data.')} rows", rows)
-    yield _tried("output", output)
+        yield _attempt(f"{field.removeprefix('$.data.')} rows", rows)
+    yield _attempt("output", output)
 
 
 def s3_identity() -> Check:
-    """Whose keys are used for S3, by what they are called and never by what they are."""
+    """Whose S3 keys are used; never the keys themselves."""
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.session import get_session
 
     name, session = "s3 identity", get_session()
     try:
-        found = session.get_credentials()
-        frozen = found.get_frozen_credentials() if found else None
+        credentials = session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials else None
     except (BotoCoreError, ClientError) as error:
-        return fail(name, f"no keys to be had: {error}", "check the role and its token")
-    if found is None or frozen is None:
+        return fail(name, f"cannot get keys: {error}", "check the role and its token")
+    if credentials is None or frozen is None:
         return warn(
             name,
             "no keys: only public buckets can be read",
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role",
         )
-    shown = f"key …{frozen.access_key[-TAIL:]} from {found.method}"
+    shown = f"key …{frozen.access_key[-TAIL:]} from {credentials.method}"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint and STS[0] not in os.environ:
         return ok(name, f"{shown}, for {endpoint}")
@@ -86,17 +86,16 @@ def s3_identity() -> Check:
     except ClientError as error:
         fix = "renew the keys; AWS_SESSION_TOKEN belongs to temporary ones"
         return fail(name, f"{shown}: refused: {error.response['Error'].get('Code')}", fix)
-    except BotoCoreError as error:  # buckets may be reachable where this service is not
-        return warn(name, f"{shown}; who that is cannot be asked: {error}", "open TCP 443 to AWS")
+    except BotoCoreError as error:  # buckets may be reachable even if this service is not
+        return warn(name, f"{shown}; identity lookup failed: {error}", "open TCP 443 to AWS")
 
 
 def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
-    """Whether the hub answers, and as whom; without URIs that need it its silence is no failure."""
+    """Whether the hub answers, and to whom. Its silence fails only if a URI needs it."""
     for uri in needed or ("hf://",):
         if (variable := hub_forbidden_by(uri)) is not None:
-            told = offline(uri, variable)
             yield (
-                failed("hub", told)
+                failed("hub", offline(uri, variable))
                 if needed
                 else note("hub", f"not asked: {variable} is set; no hf:// input needs it")
             )
@@ -120,7 +119,7 @@ def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
         yield fail(
             "hub",
             f"{endpoint} does not answer: {reason}",
-            "open TCP 443 to it, set HF_ENDPOINT to a mirror, or keep the inputs in a bucket",
+            "open TCP 443 to it, set HF_ENDPOINT to a mirror, or store the inputs in a bucket",
         )
         return
     yield ok("hub", f"{endpoint} answers")
@@ -134,10 +133,10 @@ def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
         yield warn(
             "hub identity",
             f"HF_TOKEN is refused: {error}".splitlines()[0],
-            "set a token that is valid",
+            "set a valid token",
         )
 
 
-def _tried(name: str, look: Callable[[], str]) -> Check:
+def _attempt(name: str, look: Callable[[], str]) -> Check:
     with retry.at_most(1):
-        return tried(name, look)
+        return attempt(name, look)

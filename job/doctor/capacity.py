@@ -1,4 +1,4 @@
-"""Where the job keeps things: memory, shared memory, and disk for downloads and merged weights."""
+"""Checks of memory, shared memory, and disk space for downloads and results."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ from job.planning.requirements import Needs
 from job.planning.sizes import GIB, Sizes
 
 SHM = Path("/dev/shm")  # noqa: S108 - a mount, not a file of ours
-DOCKERS_SHM = 64 * 2**20
-"""What a container has of shared memory unless more is asked for; workers die of it."""
+DOCKER_SHM = 64 * 2**20
+"""A container's default shared memory; data loading workers crash with so little."""
 MIN_FREE = 10 * GIB
-"""Disk without a spec to say what is needed."""
+"""Free disk space required without a spec."""
 
 
 def checks(subject: Subject) -> Iterator[Check]:
@@ -26,7 +26,7 @@ def checks(subject: Subject) -> Iterator[Check]:
     try:
         measured = subject.measured(gpus)
     except JobError:
-        measured = None  # the model's own check says why
+        measured = None  # the model's own check reports why
     need = measured[1] if measured else None
     yield memory(cpu.memory_limit(), need)
     workers = subject.spec.train.dataloader_num_workers if subject.spec else 0
@@ -41,26 +41,26 @@ def memory(limit: int, need: Needs | None) -> Check:
     if limit < need.memory:
         return warn(
             "memory",
-            f"{shown}; {log.size(need.memory)} are planned for",
-            "give it more, or lower train.dataloader_num_workers; on a CPU also "
+            f"{shown}; the plan needs {log.size(need.memory)}",
+            "provide more memory, or lower train.dataloader_num_workers; on a CPU also "
             "train.per_device_train_batch_size or train.max_length",
         )
-    return ok("memory", f"{shown}; {log.size(need.memory)} planned for")
+    return ok("memory", f"{shown}; the plan needs {log.size(need.memory)}")
 
 
 def shared_memory(total: int, need: Needs | None, workers: int) -> Check:
     fix = "docker's --shm-size 8g, or an emptyDir of medium Memory at /dev/shm"
     shown = log.size(total)
-    if total <= DOCKERS_SHM and workers:
+    if total <= DOCKER_SHM and workers:
         return fail("shared memory", f"{shown} for {workers} data loading processes", fix)
     if need is not None and total < need.shared_memory:
-        found = f"{shown}; {log.size(need.shared_memory)} are planned for"
+        found = f"{shown}; the plan needs {log.size(need.shared_memory)}"
         return warn("shared memory", found, fix)
     return ok("shared memory", shown)
 
 
 def disks(cache: Path, work: Path, measured: tuple[Sizes, Needs] | None) -> Iterator[Check]:
-    """Room for what is downloaded and what is made; what earlier runs left there counts as room."""
+    """Space for downloads and results; files that earlier runs left there count as free."""
     if measured is None:
         wanted = {"cache": (cache, MIN_FREE, MIN_FREE)}
     else:
@@ -79,17 +79,17 @@ def disks(cache: Path, work: Path, measured: tuple[Sizes, Needs] | None) -> Iter
 
 def _disk(name: str, path: Path, least: int, planned: int) -> Check:
     key = "runtime.workdir" if name == "scratch" else "runtime.cache_dir"
-    fix = f"free space (python -m job clean), or set {key} to a folder of a larger disk"
-    there = _existing(path)
-    if not os.access(there, os.W_OK):
-        return fail(name, f"{path}: user {os.getuid()} may not write to {there}", fix)
-    room = shutil.disk_usage(there).free + _used(path)
-    shown = f"{path}: room for {log.size(room)}"
-    if room < least:
-        return fail(name, f"{shown}; {log.size(least)} are needed at the least", fix)
-    if room < planned:
-        return warn(name, f"{shown}; {log.size(planned)} are planned for", fix)
-    return ok(name, f"{shown}; {log.size(planned)} planned for")
+    fix = f"free space (python -m job clean), or set {key} to a folder on a larger disk"
+    parent = _existing(path)
+    if not os.access(parent, os.W_OK):
+        return fail(name, f"{path}: user {os.getuid()} may not write to {parent}", fix)
+    space = shutil.disk_usage(parent).free + _used(path)
+    shown = f"{path}: {log.size(space)} available"
+    if space < least:
+        return fail(name, f"{shown}; at least {log.size(least)} needed", fix)
+    if space < planned:
+        return warn(name, f"{shown}; the plan needs {log.size(planned)}", fix)
+    return ok(name, f"{shown}; the plan needs {log.size(planned)}")
 
 
 def _gpus(subject: Subject) -> int:
@@ -111,6 +111,6 @@ def _device(path: Path) -> int:
 def _used(path: Path) -> int:
     used = 0
     for file in path.rglob("*"):
-        with suppress(OSError):  # another job may be at work there
+        with suppress(OSError):  # another job may be changing it
             used += file.stat().st_size if file.is_file() else 0
     return used

@@ -1,4 +1,4 @@
-"""What one check found."""
+"""The result of one check."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ State = Literal["ok", "note", "warn", "fail"]
 class Check:
     name: str
     state: State
-    """`note` tells without judging; what is a `warn` may cost a run later, a `fail` will."""
+    """`note` only informs; a `warn` may fail a run later, a `fail` will."""
     found: str
     fix: str = ""
     exit_code: int = JobError.exit_code
@@ -33,12 +33,12 @@ def warn(name: str, found: str, fix: str) -> Check:
 
 
 def fail(name: str, found: str, fix: str) -> Check:
-    """A fault of this machine, or one that may pass."""
+    """A fault of this machine, or a temporary one."""
     return Check(name=name, state="fail", found=found, fix=fix)
 
 
-def tried(name: str, look: Callable[[], str]) -> Check:
-    """The check that finds what `look` gives, or the error that it ends in."""
+def attempt(name: str, look: Callable[[], str]) -> Check:
+    """`ok` with what `look` returns, or the failure that it raises."""
     try:
         return ok(name, look())
     except JobError as error:
@@ -46,7 +46,7 @@ def tried(name: str, look: Callable[[], str]) -> Check:
 
 
 def failed(name: str, error: JobError) -> Check:
-    """The check that ended in `error`: its words, and 12 where no other try can mend it."""
+    """The check that raised `error`; its exit code is 12 if a retry cannot help."""
     problem = error.problems[0]
     return Check(
         name=name,

@@ -1,4 +1,4 @@
-"""Python and its packages, against the lock that they were installed from."""
+"""Checks of Python and its packages against the lock files."""
 
 import re
 import sys
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from job.artifacts import sbom
-from job.doctor.check import Check, fail, note, ok, tried, warn
+from job.doctor.check import Check, attempt, fail, note, ok, warn
 from job.spec.types import JobSpec
 
 LOCKS = Path(__file__).resolve().parents[2] / "requirements"
 REQUIRED = ("base", "torch")
-"""Locks whose packages must all be there; of the others those that are."""
-SETUP = "make setup, or build the image anew"
+"""Locks that must be installed in full; packages of the others are optional."""
+SETUP = "make setup, or rebuild the image"
 SHOWN = 4
 
 
@@ -24,18 +24,18 @@ def checks(spec: JobSpec | None) -> Iterator[Check]:
         yield fail("python", version, "use Python 3.11 or 3.12")
     yield packages(LOCKS, installed())
     if spec is not None and spec.train.report_to:
-        yield tried("trackers", lambda: _trackers(spec))
+        yield attempt("trackers", lambda: _trackers(spec))
     if spec is not None and spec.export.verify == "vllm":
-        yield tried("vllm", _vllm)
+        yield attempt("vllm", _vllm)
 
 
 def packages(locks: Path, found: Mapping[str, str]) -> Check:
-    """The packages in `found` against the locks in the folder."""
+    """Compares the installed packages with the locks in the folder."""
     pins = {lock.stem: _pins(lock) for lock in sorted(locks.glob("*.txt"))}
     if not set(REQUIRED) <= set(pins):
-        return note("packages", f"{len(found)} installed; no lock beside the code")
+        return note("packages", f"{len(found)} installed; no lock files beside the code")
     wanted = {name: pin for lock in REQUIRED for name, pin in pins[lock].items()}
-    # Another build of torch brings other libraries than the one that the lock is of.
+    # Other builds of torch bring other libraries than the locked one.
     if _build(found):
         wanted = {**pins["base"], **{name: wanted[name] for name in ("torch", "torchvision")}}
     for lock in ("gpu", "trackers", "unsloth"):
@@ -64,11 +64,11 @@ def _vllm() -> str:
     from job.export import vllm_server
 
     vllm_server.require_vllm()
-    return f"{vllm_server.interpreter()} has it"
+    return f"installed for {vllm_server.interpreter()}"
 
 
 def installed() -> dict[str, str]:
-    """Version by package, as names are compared."""
+    """Versions by normalized package name."""
     return {name: package.version for name, package in sbom.packages().items()}
 
 
@@ -79,7 +79,7 @@ def _pins(lock: Path) -> dict[str, str]:
 
 
 def _build(found: Mapping[str, str]) -> str:
-    """The build of torch behind its version's plus sign: `rocm7.2`; empty for the plain wheels."""
+    """The build of torch, from its local version: `rocm7.2`; empty for the plain wheels."""
     return found.get("torch", "").partition("+")[2]
 
 

@@ -1,4 +1,4 @@
-"""What is to run: a spec's places and needs, or the defaults where there is no spec."""
+"""What the checks are about: the locations and needs of a spec, or the defaults without one."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,14 +32,14 @@ class Subject:
 
     @property
     def uris(self) -> tuple[str, ...]:
-        """Everything that the spec names."""
+        """The URIs that the spec names."""
         if self.spec is None:
             return ()
         sources = [source.uri for source in self.spec.data.sources().values()]
         return (self.spec.model.model_name_or_path, *sources, self.spec.output.uri)
 
     def measured(self, gpus: int) -> tuple[Sizes, Needs] | None:
-        """Sizes and needs of the spec; None without one."""
+        """Sizes and needs of the spec; None without a spec."""
         if self.spec is None:
             return None
         return self._sizes, needs(self.spec, self._sizes, gpus=gpus)

@@ -13,7 +13,7 @@ from job import log, signals, telemetry
 from job.artifacts import provenance, sbom
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
-from job.errors import JobError, Stopped, full, is_full, reported
+from job.errors import JobError, Stopped, disk_full, is_disk_full, reported
 from job.local.process_identity import utc_now
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
@@ -43,14 +43,14 @@ def run(
     With several processes this is rank 0, which leads the others through `coordinator`.
     """
     pipeline = Pipeline(loaded, command, coordinator)
-    with pipeline.work, signals.telling(pipeline.fail):
+    with pipeline.work, signals.on_give_up(pipeline.fail):
         try:
             pipeline.start()
             for stage in COMMANDS[command]:
                 pipeline.run_stage(stage)
             pipeline.finish()
         except BaseException as error:  # noqa: BLE001 - raised again, as what ended the run
-            signals.taken()
+            signals.work_ended()
             cause = signals.end_of(error)
             pipeline.fail(cause)
             raise cause from cause.__cause__
@@ -155,15 +155,15 @@ class Pipeline:
         except JobError:
             raise
         except Exception as error:
-            if is_full(error):
-                raise full(error, self.work) from error
+            if is_disk_full(error):
+                raise disk_full(error, self.work) from error
             if stage not in OPTIONAL_STAGES:
                 raise
             self._continue_without(stage, error)
             return
         seconds = time.monotonic() - clock
         record = store.publish(stage, fingerprint, started, seconds, summary)
-        log.info(f"{stage}: done", took=log.span(seconds))
+        log.info(f"{stage}: done", took=log.duration(seconds))
         self._add_event(stage, "done", seconds=record.seconds)
         self._add_stage(record, seconds)
 
@@ -252,4 +252,4 @@ class Pipeline:
         store = None
         if training:
             store = self._context.checkpoints(self._context.inputs.identity_of_checkpoints())
-        error.tell_kept(describe_kept(complete, store), same_command())
+        error.report_kept(describe_kept(complete, store), same_command())

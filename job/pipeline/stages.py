@@ -84,7 +84,7 @@ class Stages:
             step=result.steps,
             first_loss=result.first_loss,
             loss=result.final_loss,
-            took=log.span(result.seconds),
+            took=log.duration(result.seconds),
             tokens_per_second=result.tokens_per_second,
             peak_memory=log.amount(result.peak_memory_bytes),
             memory=log.amount(run.accelerator.memory_bytes),

@@ -1,17 +1,17 @@
-"""`job plan`: what a run would do, from headers and a sample: no weights, no training, no GPU.
+"""`job plan`: what a run would do and need. Reads headers and a few rows, no weights.
 
 Imports: spec, storage, prep, families, engines, train, evaluation, pipeline.
 """
 
-from job.planning.gather import Order, make
 from job.planning.name_patterns import patterns
+from job.planning.plan import PlanOptions, make_plan
 from job.planning.refusal import refuse_missing_data, refuse_what_does_not_fit
 from job.planning.text import as_json, text
 
 __all__ = [
-    "Order",
+    "PlanOptions",
     "as_json",
-    "make",
+    "make_plan",
     "patterns",
     "refuse_missing_data",
     "refuse_what_does_not_fit",

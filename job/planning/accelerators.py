@@ -1,4 +1,4 @@
-"""The accelerators that a plan can be made for, whichever machine makes it."""
+"""The accelerators that a plan can be made for, on any machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from job.engines.device import Accelerator, Kind
 from job.planning.sizes import GIB
 
 USABLE = 0.98
-"""The share of the memory that programs get: drivers keep some, more with ECC."""
+"""The share of the memory that programs get: drivers reserve some, more with ECC."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """One model of accelerator."""
+class GPU:
+    """One model of GPU."""
 
     title: str
     kind: Kind
     gigabytes: int
-    """Of memory, as the vendor states it; memory chips come in powers of two, so these are GiB."""
+    """Memory as the vendor states it; chips come in powers of two, so these are GiB."""
 
     def device(self) -> Accelerator:
         return Accelerator(
@@ -25,16 +25,16 @@ class Model:
         )
 
 
-ACCELERATORS: Mapping[str, Model] = {
-    "a100-40gb": Model(title="NVIDIA A100 40 GB", kind="cuda", gigabytes=40),
-    "a100-80gb": Model(title="NVIDIA A100 80 GB", kind="cuda", gigabytes=80),
-    "h100": Model(title="NVIDIA H100", kind="cuda", gigabytes=80),
-    "h200": Model(title="NVIDIA H200", kind="cuda", gigabytes=141),
-    "b200": Model(title="NVIDIA B200", kind="cuda", gigabytes=180),
-    "l40s": Model(title="NVIDIA L40S", kind="cuda", gigabytes=48),
-    "mi210": Model(title="AMD Instinct MI210", kind="rocm", gigabytes=64),
-    "mi250x": Model(title="AMD Instinct MI250X, one of two dies", kind="rocm", gigabytes=64),
-    "mi300x": Model(title="AMD Instinct MI300X", kind="rocm", gigabytes=192),
-    "mi325x": Model(title="AMD Instinct MI325X", kind="rocm", gigabytes=256),
-    "mi355x": Model(title="AMD Instinct MI355X", kind="rocm", gigabytes=288),
+ACCELERATORS: Mapping[str, GPU] = {
+    "a100-40gb": GPU(title="NVIDIA A100 40 GB", kind="cuda", gigabytes=40),
+    "a100-80gb": GPU(title="NVIDIA A100 80 GB", kind="cuda", gigabytes=80),
+    "h100": GPU(title="NVIDIA H100", kind="cuda", gigabytes=80),
+    "h200": GPU(title="NVIDIA H200", kind="cuda", gigabytes=141),
+    "b200": GPU(title="NVIDIA B200", kind="cuda", gigabytes=180),
+    "l40s": GPU(title="NVIDIA L40S", kind="cuda", gigabytes=48),
+    "mi210": GPU(title="AMD Instinct MI210", kind="rocm", gigabytes=64),
+    "mi250x": GPU(title="AMD Instinct MI250X, one of two dies", kind="rocm", gigabytes=64),
+    "mi300x": GPU(title="AMD Instinct MI300X", kind="rocm", gigabytes=192),
+    "mi325x": GPU(title="AMD Instinct MI325X", kind="rocm", gigabytes=256),
+    "mi355x": GPU(title="AMD Instinct MI355X", kind="rocm", gigabytes=288),
 }

@@ -1,4 +1,4 @@
-"""Which engine would train, on each of the devices that a plan is for."""
+"""Which engine would train on each of the planned devices."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,16 @@ from job.spec.types import JobSpec
 
 
 def engine_of(spec: JobSpec, family: str, devices: Mapping[str, Accelerator]) -> str:
-    """In words: with the reason for one device, by their names for several that differ."""
+    """The engine, in words: with its reason for one device, per device if several differ."""
     try:
-        taken = {name: choose(spec, family, device) for name, device in devices.items()}
+        choices = {name: choose(spec, family, device) for name, device in devices.items()}
     except SpecError as error:
         return f"{spec.model.engine}, refused here: {error.problems[0].message}"
-    if len(taken) == 1:
-        [only] = taken.values()
+    if len(choices) == 1:
+        [only] = choices.values()
         return f"{only.engine}: {only.reason}"
     by_engine: dict[str, list[str]] = {}
-    for name, choice in taken.items():
+    for name, choice in choices.items():
         by_engine.setdefault(choice.engine, []).append(name)
     if len(by_engine) == 1:
         return next(iter(by_engine))

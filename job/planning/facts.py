@@ -1,6 +1,6 @@
-"""What a plan says, as values: the JSON form is these fields by these names.
+"""The contents of a plan. Its JSON form has these fields by these names.
 
-Fields are only ever added. Sizes are bytes and times seconds; None is what could not be known.
+Fields are only ever added. Sizes are bytes, times are seconds, and None is unknown.
 """
 
 from collections.abc import Mapping
@@ -19,52 +19,52 @@ class Source:
     uri: str
     rows: int | None
     rows_an_epoch: int | None
-    """Other than `rows` where sources are mixed by weights."""
+    """Differs from `rows` if sources are mixed by weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     sources: tuple[Source, ...]
     train_rows: int | None
-    """An epoch's, of all sources."""
+    """Per epoch, of all sources."""
     held_out_rows: int | None
     exact: bool
-    """Whether the rows are counted. They are estimated where some are held back by their content,
-    and where a large list would have to be read through. What prep refuses, and what it removes as
-    leaked, still counts as rows: it is seen in the sample alone, or not at all."""
+    """Whether the rows are counted. They are estimated if held-out rows are chosen by content, or
+    if a large list would have to be read in full. Rows that prep rejects, or removes as leaked, are
+    included: only the sample shows them, if anything does."""
     asked: int
-    """Held-out rows that are judged at most."""
+    """The most held-out rows that are evaluated."""
     sampled: int
     refused: int
     first_refusal: str | None
     too_long: int
     question: str | None
-    """What rows ask that have no question of their own; None where nothing does."""
+    """The question of rows that have none themselves; None without data.instruction."""
     images_a_row: float | None
-    """In the sample, on average."""
+    """The sample's mean."""
     rows_without_image: int
-    """Of the sample."""
+    """In the sample."""
     tokens_a_row: float | None
     longest_row: int | None
     tokens_an_epoch: int | None
     longest_answer: int | None
-    """In tokens, of the sample."""
+    """In tokens, in the sample."""
     max_new_tokens: int | None
-    """The longest answer that is generated; of `auto` what it comes to with the sample."""
+    """The longest answer that is generated; `auto` as the sample resolves it."""
     answers_too_long: float
-    """Share of the sample's answers that are longer, so that none like them can be right."""
+    """Share of the sample's labels that are longer, so that no generated answer can match them."""
     unknown: str | None
     """Why rows could not be counted or encoded."""
     missing: tuple[Problem, ...]
-    """What is not there, or denied: a run would end for it with exit code 12."""
+    """What is missing, or access to it denied: a run would exit with 12."""
     warning: str | None
-    """Why training will refuse the data, as far as the sample tells."""
+    """Why training will refuse the data, judging by the sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
     rows_a_step: int
-    """Of one process; several multiply it."""
+    """Per process."""
     total: int | None
     an_epoch: int | None
     epochs: float | None
@@ -86,15 +86,15 @@ class Model:
     trainable: int
     groups: tuple[Group, ...]
     served: str | None
-    """What vLLM can serve of the adapter; None where the weights are trained themselves."""
+    """What vLLM can serve of the adapter; None for a full fine-tune."""
     engine: str
-    """Which one trains; with the reason where the plan is for one accelerator."""
+    """Which one trains; with the reason if the plan is for one accelerator."""
     padded: bool
-    """Whether batches are padded though `train.padding_free` is on, as the family needs it."""
+    """Whether batches are padded despite `train.padding_free`, because the family requires it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class DeviceFit:
     """Peak memory of training on one accelerator."""
 
     accelerator: str
@@ -102,35 +102,37 @@ class Fit:
     memory: int
     fits: bool
     tight: bool
-    """Whether the estimate's uncertainty decides."""
+    """Whether the verdict is within the estimate's uncertainty."""
     dtype: str
     parts: Mapping[str, int]
     total: int
     at_max_length: int
-    """The same if every row of a batch were as long as `train.max_length` allows."""
+    """The total if every row of the batch were as long as `train.max_length` allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemoryFit:
+    """Peak memory of training with the largest micro-batch, on each accelerator."""
+
     batch_rows: int
     batch_tokens: int
     batch_patches: int
     basis: str
-    """`sample`, or `max_length` where no row could be encoded."""
+    """`sample`, or `max_length` if no row could be encoded."""
     uncertainty: float
-    fits: tuple[Fit, ...]
+    fits: tuple[DeviceFit, ...]
     change: Mapping[str, Any] | None
-    """Settings that would make the one named accelerator do; None where it does or none would."""
+    """Settings with which training fits the largest accelerator; None if it fits, or none help."""
     change_total: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
     download: int
-    """The checkpoint in the cache; 0 where it is on this machine."""
+    """The model's checkpoint; 0 if it is on this machine."""
     prepared: int | None
     checkpoints: int
-    """All that are kept at once at the output."""
+    """All that the output keeps at one time."""
     adapter: int
     merged: int
 
@@ -145,8 +147,8 @@ class Pod:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Duration:
-    """Training alone: loading, evaluation and export come on top."""
+class TrainingTime:
+    """Of training only; loading, evaluation and export come on top."""
 
     accelerator: str
     shortest: float
@@ -155,7 +157,7 @@ class Duration:
     cost_to: float | None
     sources: tuple[str, ...]
     beyond: bool
-    """Whether passes of this job's size were not among those measured."""
+    """Whether no micro-batches of this size were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +169,11 @@ class Plan:
     data: Data
     steps: Steps
     model: Model
-    memory: Memory | None
+    memory: MemoryFit | None
     memory_unknown: str | None
     disk: Disk
     pods: tuple[Pod, ...]
-    time: Duration | None
+    time: TrainingTime | None
     time_unknown: str | None
     stages: Mapping[str, str]
     stages_unknown: str | None

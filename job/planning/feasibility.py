@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator
 from job.families.base import Family, RowSize
-from job.planning.memory import Memory, estimate
+from job.planning.memory import MemoryEstimate, estimate
 from job.planning.sample import worst_batch
 from job.spec.types import JobSpec
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 SHORTEST = 256
 """Tokens: no shorter `max_length` is proposed."""
 SMALLEST = 56 * 56
-"""Pixels: in smaller pictures nothing can be read."""
+"""Pixels: smaller images are illegible."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Settings that make training fit, with what it takes then."""
+    """Settings that make training fit, and the memory that it then takes."""
 
     settings: Mapping[str, Any]
-    memory: Memory
+    memory: MemoryEstimate
 
 
 def nearest_change(
@@ -34,14 +34,13 @@ def nearest_change(
     sizes: Sequence[RowSize],
     accelerator: Accelerator,
 ) -> Change | None:
-    """The first change that fits, from those that leave the result as it is to those that do not.
+    """The first change that fits, trying those that do not affect the result first.
 
-    Smaller passes with more accumulation come first, then gradient checkpointing, then smaller
-    pictures and shorter rows, and at last fewer trained weights. None where none is enough.
+    In order: smaller micro-batches with more accumulation, gradient checkpointing, smaller images
+    and shorter rows, fewer trained weights. None if none is enough.
     """
-    for settings, changed in _changes(model, spec, sizes):
-        edited = _edited(spec, settings)
-        memory = estimate(family, model, edited, changed, accelerator)
+    for settings, batch in _changes(model, spec, sizes):
+        memory = estimate(family, model, _edited(spec, settings), batch, accelerator)
         if memory is not None and memory.fits(accelerator.memory_bytes):
             return Change(settings=settings, memory=memory)
     return None
@@ -50,7 +49,7 @@ def nearest_change(
 def _changes(
     model: "PreTrainedModel", spec: JobSpec, sizes: Sequence[RowSize]
 ) -> Iterator[tuple[dict[str, Any], tuple[RowSize, ...]]]:
-    smaller = list(_smaller_passes(spec))
+    smaller = list(_smaller_micro_batches(spec))
     for settings in smaller:
         yield settings, _batch(spec, sizes, settings)
     least = smaller[-1] if smaller else {}
@@ -66,14 +65,14 @@ def _changes(
         yield {**least, **settings}, _batch(spec, sizes, least)
 
 
-def _smaller_passes(spec: JobSpec) -> Iterator[dict[str, Any]]:
-    """Half the rows in a pass and twice the passes, as often as rows divide by two."""
-    rows, passes = spec.train.per_device_train_batch_size, spec.train.gradient_accumulation_steps
+def _smaller_micro_batches(spec: JobSpec) -> Iterator[dict[str, Any]]:
+    """Half the rows and twice the accumulation steps, as often as rows divide by two."""
+    rows, steps = spec.train.per_device_train_batch_size, spec.train.gradient_accumulation_steps
     while rows > 1 and rows % 2 == 0:
-        rows, passes = rows // 2, passes * 2
+        rows, steps = rows // 2, steps * 2
         yield {
             "train.per_device_train_batch_size": rows,
-            "train.gradient_accumulation_steps": passes,
+            "train.gradient_accumulation_steps": steps,
         }
 
 
@@ -108,7 +107,7 @@ def _batch(
 
 
 def _shrunk(size: RowSize, patches: int, merge: int) -> RowSize:
-    """The row with no picture of more patches than these."""
+    """The row with no image of more patches than these."""
     fewer = tuple(min(count, patches) for count in size.patches)
     saved = (sum(size.patches) - sum(fewer)) // merge
     return replace(

@@ -1,8 +1,8 @@
-"""The most memory that training will take on one device, piece by piece, before anything runs.
+"""Peak memory of training on one device, estimated part by part before anything runs.
 
-Static parts are counted: so many weights of so many bytes. What a step keeps for its backward pass
-comes from the family, which knows the shapes. The sum takes the worst moment, the turn from forward
-to backward, when all activations are there and the first gradients join them.
+Static parts (weights, gradients, optimizer states) are counted. Activation memory comes from the
+family, which knows the shapes. The peak is at the turn from forward to backward, when all
+activations are alive and the first gradients appear.
 """
 
 from collections.abc import Sequence
@@ -21,47 +21,48 @@ if TYPE_CHECKING:
 FP32, BF16 = 4, 2
 
 PROCESS = 4 * GIB
-"""Python with its libraries, and rows on their way. An allowance, not a calculation."""
+"""Python with its libraries, and rows being loaded. An allowance, not a calculation."""
 
 CONTEXT = int(1.5 * GIB)
-"""What a GPU's runtime takes for itself: its context with the loaded kernels (0.4 to 0.6 GiB on
-the GPUs listed), workspaces of the matrix libraries, and blocks that the allocator cannot fill. An
-allowance, not a calculation."""
+"""The GPU's runtime: its context with loaded kernels (0.4 to 0.6 GiB on the GPUs listed),
+workspaces of the matrix libraries, and fragmentation in the allocator. An allowance, not a
+calculation."""
 
 UNCERTAINTY = 0.15
-"""How far an estimate may be off: kernels differ in what they keep, and allocators in what they
-lose. See the tests for what it was held against."""
+"""How far an estimate may be off: kernels save different tensors, and allocators fragment
+differently. The tests say what it was compared with."""
 
-OPTIMIZER = {
-    "auto": 8,  # where bitsandbytes is installed it will be 2
+OPTIMIZER_STATE_BYTES = {
+    "auto": 8,  # 2 if bitsandbytes is installed
     "adamw_torch": 8,
     "adamw_torch_fused": 8,
     "adamw_8bit": 2,
     "paged_adamw_8bit": 2,  # pages go to the host only when the device is full
-    "adafactor": 4,  # a row and a column a matrix; for matrices of few rows hardly less than this
+    "adafactor": 4,  # a row and a column per matrix; little less than this for few rows
     "sgd": 0,
 }
-"""Bytes of optimizer state for each trained weight: AdamW's two moments in fp32, or in 8 bits."""
+"""Optimizer states per trained weight: AdamW's two moments in fp32, or in 8 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes on the device at the worst moment of training."""
+class MemoryEstimate:
+    """Bytes on the device at the peak of a training step."""
 
     weights: int
-    """The model's own, in the dtype that they are trained in; gates in fp32."""
+    """The model's, in the dtype that it trains in; router gates in fp32."""
     adapter: int
-    """In fp32, as are its gradients, with the copy that its layers compute with; 0 where the
-    weights are trained themselves."""
+    """In fp32, like its gradients, plus the copy that its layers compute with; 0 for a full
+    fine-tune."""
     gradients: int
     optimizer: int
+    """Optimizer states."""
     activations: int
-    """What the forward pass keeps, without attention and logits."""
+    """Activation memory, without attention and logits."""
     attention: int
     logits: int
     """Of the supervised tokens, with their log-probabilities and gradients."""
     working: int
-    """One layer's temporary tensors, and with checkpointing the layer that is made again."""
+    """One layer's temporary tensors and, with checkpointing, the recomputed layer."""
     context: int
 
     @property
@@ -72,7 +73,7 @@ class Memory:
         return self.total <= memory_bytes
 
     def is_tight(self, memory_bytes: int) -> bool:
-        """Whether the estimate's own uncertainty decides."""
+        """Whether the verdict is within the estimate's uncertainty."""
         fixed = self.weights + self.adapter + self.gradients + self.optimizer
         spread = UNCERTAINTY * (self.total - fixed)
         return abs(self.total - memory_bytes) <= spread
@@ -84,70 +85,75 @@ def estimate(
     spec: JobSpec,
     rows: Sequence[RowSize],
     accelerator: Accelerator,
-) -> Memory | None:
-    """The memory that training takes with a batch of these rows; None where the family cannot tell.
+) -> MemoryEstimate | None:
+    """Peak memory with a micro-batch of these rows; None if the family cannot estimate it.
 
     `model` is the architecture on the meta device.
     """
     full = spec.lora.method == "full"
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
-    autocast = resolve_autocast(spec.model, spec.lora, accelerator)
-    on_gpu = accelerator.kind != "cpu"
-    weights = weight_bytes(family, model, dtype.itemsize)
-    if full:
-        trained = {name for name, _ in model.named_modules()}
-        trained |= {name for name, _ in model.named_parameters()}
-        count = sum(parameter.numel() for parameter in model.parameters())
-    else:
-        targets = family.lora_targets(model, spec.lora)
-        trained = {*targets.modules, *targets.parameters}
-        count = trained_parameters(model, targets, spec.lora)
-    if autocast and dtype.itemsize == FP32:
-        # Autocast keeps a copy until the backward pass is over.
-        weights += BF16 * sum(parameter.numel() for parameter in model.parameters())
-    width = BF16 if autocast else dtype.itemsize
-    experts = spec.model.experts_implementation
-    attention: str = spec.model.attn_implementation
-    if attention == "auto":
-        by_bounds = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
-        attention = VARLEN if by_bounds else "sdpa"
-    saved = family.activation_memory(
-        model.config,
-        trained,
-        rows,
-        StepSettings(
-            itemsize=width,
-            autocast=autocast,
-            packed=spec.train.padding_free,
-            checkpointing=spec.train.gradient_checkpointing,
-            attention=attention,
-            experts=(family.experts_on_gpu if on_gpu else "eager")
-            if experts == "auto"
-            else experts,
-            rank=0 if full else spec.lora.r,
-            low_rank_linear=is_plain(spec.lora),
-            dropout=0 if not spec.lora.lora_dropout else 1 if on_gpu else FP32,
-        ),
-    )
+    step = _step(family, spec, accelerator)
+    trained, count = _trained(family, model, spec)
+    saved = family.activation_memory(model.config, trained, rows, step)
     if saved is None:
         return None
-    copied = is_plain(spec.lora) and width != FP32  # its layers compute with a copy
-    trained_width = dtype.itemsize if full else FP32
-    return Memory(
+    weights = weight_bytes(family, model, dtype.itemsize)
+    if step.autocast and dtype.itemsize == FP32:
+        # Autocast keeps a copy until the backward pass is over.
+        weights += BF16 * sum(parameter.numel() for parameter in model.parameters())
+    copied = step.low_rank_linear and step.itemsize != FP32  # LoRA layers compute with a copy
+    return MemoryEstimate(
         weights=weights,
-        adapter=0 if full else count * (FP32 + (width if copied else 0)),
-        gradients=count * trained_width,
-        optimizer=count * OPTIMIZER[spec.train.optim],
+        adapter=0 if full else count * (FP32 + (step.itemsize if copied else 0)),
+        gradients=count * (dtype.itemsize if full else FP32),
+        optimizer=count * OPTIMIZER_STATE_BYTES[spec.train.optim],
         activations=saved.activations,
         attention=saved.attention,
         logits=saved.logits,
         working=saved.workspace + saved.recomputed,
-        context=CONTEXT if on_gpu else PROCESS,
+        context=PROCESS if accelerator.kind == "cpu" else CONTEXT,
     )
 
 
+def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> StepSettings:
+    """What decides which activations a step saves on this device."""
+    dtype = resolve_dtype(spec.model, spec.lora, accelerator)
+    autocast = resolve_autocast(spec.model, spec.lora, accelerator)
+    width = BF16 if autocast else dtype.itemsize
+    on_gpu = accelerator.kind != "cpu"
+    experts: str = spec.model.experts_implementation
+    if experts == "auto":
+        experts = family.experts_on_gpu if on_gpu else "eager"
+    attention: str = spec.model.attn_implementation
+    if attention == "auto":
+        by_bounds = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
+        attention = VARLEN if by_bounds else "sdpa"
+    return StepSettings(
+        itemsize=width,
+        autocast=autocast,
+        packed=spec.train.padding_free,
+        checkpointing=spec.train.gradient_checkpointing,
+        attention=attention,
+        experts=experts,
+        rank=0 if spec.lora.method == "full" else spec.lora.r,
+        low_rank_linear=is_plain(spec.lora),
+        dropout=0 if not spec.lora.lora_dropout else 1 if on_gpu else FP32,
+    )
+
+
+def _trained(family: type[Family], model: "PreTrainedModel", spec: JobSpec) -> tuple[set[str], int]:
+    """Names of the modules and parameters that train or carry adapters, and how many weights."""
+    if spec.lora.method == "full":
+        names = {name for name, _ in model.named_modules()}
+        names |= {name for name, _ in model.named_parameters()}
+        return names, sum(parameter.numel() for parameter in model.parameters())
+    targets = family.lora_targets(model, spec.lora)
+    names = {*targets.modules, *targets.parameters}
+    return names, trained_parameters(model, targets, spec.lora)
+
+
 def weight_bytes(family: type[Family], model: "PreTrainedModel", width: int) -> int:
-    """The model's weights at `width` bytes each, but for those that stay fp32 in every dtype."""
+    """The model's weights at `width` bytes each, except those that always stay in fp32."""
     return sum(
         parameter.numel() * (FP32 if family.keeps_fp32(name) else width)
         for name, parameter in model.named_parameters()
@@ -155,18 +161,18 @@ def weight_bytes(family: type[Family], model: "PreTrainedModel", width: int) -> 
 
 
 def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:
-    """The heaviest row that `train.max_length` lets through: nearly all of it a picture.
+    """The heaviest row that `train.max_length` allows: nearly all of it an image.
 
-    Where `data.max_pixels` bounds pictures the rest is text.
+    If `data.max_pixels` limits images, the rest is text.
     """
     tokens = spec.train.max_length
     vision: Any = getattr(model.config, "vision_config", None)
-    if not hasattr(vision, "spatial_merge_size"):  # text alone, or pictures cut in another way
+    if not hasattr(vision, "spatial_merge_size"):  # text-only, or other image patches
         return RowSize(tokens=tokens, image_tokens=0, trained=tokens, patches=())
     merge, area = vision.spatial_merge_size**2, vision.patch_size**2
-    pictured = tokens
+    image_tokens = tokens
     if spec.data.max_pixels is not None:
-        pictured = min(tokens, spec.data.max_pixels // area // merge)
+        image_tokens = min(tokens, spec.data.max_pixels // area // merge)
     return RowSize(
-        tokens=tokens, image_tokens=pictured, trained=tokens, patches=(pictured * merge,)
+        tokens=tokens, image_tokens=image_tokens, trained=tokens, patches=(image_tokens * merge,)
     )

@@ -1,17 +1,17 @@
-"""Many names of one pattern, said once."""
+"""Abbreviates names that differ only in a number."""
 
 import re
 from collections.abc import Sequence
 
 
 def patterns(names: Sequence[str]) -> list[str]:
-    """Names that differ in one number as one line: `layers.0-3.self_attn.q_proj`."""
-    found: dict[str, list[int]] = {}
+    """One line for names that differ in one number: `layers.0-3.self_attn.q_proj`."""
+    groups: dict[str, list[int]] = {}
     for name in names:
         numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)
         pattern = re.sub(r"(?<=\.)\d+(?=\.)", "{}", name)
-        found.setdefault(pattern, []).extend(map(int, numbers[:1]))
-    return [pattern.replace("{}", _ranges(numbers), 1) for pattern, numbers in found.items()]
+        groups.setdefault(pattern, []).extend(map(int, numbers[:1]))
+    return [pattern.replace("{}", _ranges(numbers), 1) for pattern, numbers in groups.items()]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""The end of a plan that nobody can carry out: its data is missing, or no accelerator suffices."""
+"""The errors of a plan that cannot be carried out: missing data, or too little memory."""
 
 from job import log
 from job.errors import InputError, OutOfMemoryError
@@ -6,13 +6,13 @@ from job.planning.facts import Plan
 
 
 def refuse_missing_data(plan: Plan) -> None:
-    """Raises InputError, as a run would, where data is missing or denied."""
+    """Raises InputError, as a run would, if data is missing or access to it is denied."""
     if plan.data.missing:
         raise InputError.from_problems(plan.data.missing)
 
 
 def refuse_what_does_not_fit(plan: Plan) -> None:
-    """Raises OutOfMemoryError, with the nearest change that helps, where training fits nowhere."""
+    """Raises OutOfMemoryError, with the nearest change that helps, if training fits nowhere."""
     memory = plan.memory
     if memory is None or any(fit.fits for fit in memory.fits):
         return
@@ -23,13 +23,14 @@ def refuse_what_does_not_fit(plan: Plan) -> None:
     else:
         fixed = largest.parts["weights"] + largest.parts["optimizer"] + largest.parts["gradients"]
         fix = (
-            f"take a larger accelerator: weights, gradients and optimizer alone are "
+            "use a larger accelerator: weights, gradients and optimizer states alone take "
             f"{log.size(fixed)}"
         )
     raise OutOfMemoryError(
         "$.train.per_device_train_batch_size",
-        f"training would take {log.size(largest.total)} of the {log.size(largest.memory)} "
-        f"of {largest.title}{'' if memory.basis == 'sample' else ', at rows of max_length'}",
+        f"training would take {log.size(largest.total)}, and {largest.title} has "
+        f"{log.size(largest.memory)}"
+        f"{'' if memory.basis == 'sample' else ' (rows as long as max_length)'}",
         value=memory.batch_rows,
         fix=fix,
     )

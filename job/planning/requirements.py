@@ -1,6 +1,6 @@
-"""What a job needs of the machine that it runs on, worked out from its sizes.
+"""What a job needs of its machine, computed from its sizes.
 
-`plan` tells it, a manifest asks a cluster for it, and `doctor` looks whether it is there.
+`plan` reports it, a manifest requests it of a cluster, and `doctor` checks for it.
 """
 
 import math
@@ -14,39 +14,39 @@ from job.spec.types import FORMULAS, JobSpec
 from job.storage.retry import TOTAL_SECONDS
 
 WORKER = 2 * GIB
-"""Each data loading process."""
+"""Per data loading process."""
 ON_HOST = 1.2
-"""Host memory that a merge takes, as a multiple of the merged weights."""
+"""Host memory for merging, as a multiple of the merged weights."""
 ON_CPU = 3 * 4
-"""Bytes a parameter where the CPU does the work: base, trained and merged model in fp32."""
+"""Bytes per parameter on a CPU: base, trained and merged model in fp32."""
 DATA, DRAWN = 20 * GIB, 2 * GIB
-"""Disk for lists and prepared rows, which nobody can know before they are read; the smaller where
-all rows are drawn by the project itself."""
+"""Disk for lists and prepared rows, unknown until they are read; the smaller amount if the project
+draws all rows itself."""
 TMP = 2 * GIB
 LOGS = 1 * GIB
 UPLOAD_RATE = 50e6
-"""Bytes a second that storage takes, and gives, at the least."""
+"""Bytes per second that storage must transfer, either way."""
 LAST_STEP = 120
-"""Seconds for the step under way when the signal comes."""
+"""Seconds for the step in progress when the signal comes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Bytes, and seconds; in a cluster of one pod."""
+    """Bytes, and seconds; per pod in a cluster."""
 
     memory: int
-    """With shared memory, which is counted as the pod's."""
+    """Includes shared memory, which counts towards the pod's limit."""
     shared_memory: int
     cache: int
-    """The volume that survives the pod: downloads, compiled kernels, results without a bucket."""
+    """The volume that outlives the pod: downloads, compiled kernels, results without a bucket."""
     work: int
-    """Scratch on the node: what is made before it is published."""
+    """Scratch space on the node, for files that are not published yet."""
     tmp: int
     weights: int
     """A server's copy of the merged weights."""
     server_memory: int
     save_seconds: int
-    """The longest that storing a checkpoint may take."""
+    """The longest time that storing a checkpoint may take."""
     grace_seconds: int
 
     @property
@@ -55,20 +55,20 @@ class Needs:
 
 
 def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
-    """What the job needs on a machine where it has `gpus` devices, or none."""
+    """What the job needs on a machine with `gpus` devices, or none."""
     workers = spec.train.dataloader_num_workers
     shared = (8 * GIB if gpus else GIB) + workers * GIB
     model = sizes.merged * ON_HOST if gpus else sizes.parameters * ON_CPU
     process = PROCESS + model if gpus else max(PROCESS + model, training_on_cpu(spec))
     drawn = all(source.uri == FORMULAS for source in spec.data.sources().values())
     data = DRAWN if drawn else DATA
-    kept = (spec.train.save_total_limit + 1) * sizes.checkpoint
+    checkpoints = (spec.train.save_total_limit + 1) * sizes.checkpoint
     save = TOTAL_SECONDS + sizes.checkpoint / UPLOAD_RATE
     return Needs(
         memory=_gib(process + workers * WORKER + shared),
         shared_memory=shared,
         cache=_gib(sizes.download * 1.1 + sizes.merged + data),
-        work=_gib(sizes.merged + sizes.adapter + kept + data),
+        work=_gib(sizes.merged + sizes.adapter + checkpoints + data),
         tmp=TMP,
         weights=_gib(sizes.merged * 1.1),
         server_memory=_gib(PROCESS + sizes.merged * ON_HOST + 8 * GIB),
@@ -78,16 +78,16 @@ def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
 
 
 def training_on_cpu(spec: JobSpec) -> int:
-    """What training takes of a CPU's memory, its process included; 0 where nobody can tell.
+    """Peak memory of training on a CPU, its process included; 0 if it cannot be estimated.
 
-    All rows of a batch are as long as `train.max_length` allows: who asks a cluster for memory has
-    read no rows, and none may be killed for the ones that come.
+    Assumes rows as long as `train.max_length` allows: a manifest requests memory before any row is
+    read, and no row that comes may get the pod killed.
     """
     family, model = families.architecture(spec.model)
     rows = (longest(model, spec),) * spec.train.per_device_train_batch_size
-    nowhere = Accelerator(kind="cpu", name="CPU", memory_bytes=0)  # any: nothing is held against it
-    taken = estimate(family, model, spec, rows, nowhere)
-    return taken.total if taken else 0
+    cpu = Accelerator(kind="cpu", name="CPU", memory_bytes=0)  # the estimate does not depend on it
+    memory = estimate(family, model, spec, rows, cpu)
+    return memory.total if memory else 0
 
 
 def _gib(count: float) -> int:

@@ -1,4 +1,4 @@
-"""What rows weigh, from a sample of them: tokens, pixels, and what would be refused."""
+"""A sample of the rows, encoded: their tokens and patches, and which of them would be refused."""
 
 import random
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from job.spec.types import JobSpec, SourceSpec
 from job.train.length_filter import truncate
 
 ROWS = 64
-DRAWN = 1_000
-"""Passes: as many as a training of some length comes to."""
+DRAWS = 1_000
+"""Micro-batches: about as many as a longer training has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +29,19 @@ class Sample:
     read: int
     refused: tuple[Reject, ...]
     too_long: int
-    """Rows that training would leave out for their length."""
+    """Rows that training would leave out because of their length."""
     sizes: tuple[RowSize, ...]
     """Of the rows that would train."""
     images: tuple[int, ...]
-    """Of each row that can be used."""
+    """The number of images of each valid row."""
     answers: tuple[int, ...]
-    """Tokens of each answer that would be asked for, were the row held out."""
+    """Tokens of each answer that evaluation would ask for if the row were held out."""
     stored_bytes: int
-    """What the rows read take in prepared shards: nearly all of it is pictures."""
+    """The size of the rows in prepared shards, nearly all of it images."""
 
     @property
     def tokens(self) -> float:
-        """Tokens that a row of the source brings to training, those that do not train included."""
+        """Trained tokens per row of the source; rows that do not train count as 0."""
         return sum(size.tokens for size in self.sizes) / max(1, self.read)
 
     @property
@@ -49,15 +49,15 @@ class Sample:
         return len(self.sizes) / max(1, self.read)
 
 
-def take(
-    source: DataSource, given: SourceSpec, place: str, family: Family, spec: JobSpec
+def sample_source(
+    source: DataSource, source_spec: SourceSpec, field: str, family: Family, spec: JobSpec
 ) -> Sample:
-    """Reads and encodes the sample; pictures are looked at, none is decoded for the model.
+    """Reads and encodes the sample. Images are inspected, not decoded for the model.
 
-    Raises DataError where the columns that the spec maps are not there.
+    Raises DataError if a column that the spec maps does not exist.
     """
-    few = replace(given, limit=min(ROWS, given.limit or ROWS), shuffle_seed=None)
-    options = check_source(source, few, spec.data, place)
+    few = replace(source_spec, limit=min(ROWS, source_spec.limit or ROWS), shuffle_seed=None)
+    reading = check_source(source, few, spec.data, field)
     read = too_long = stored = 0
     refused: list[Reject] = []
     sizes: list[RowSize] = []
@@ -65,18 +65,18 @@ def take(
     answers: list[str] = []
     for record in sources.read(source, few):
         read += 1
-        row = to_result(record, options)
-        found = _size(row, family, spec) if isinstance(row, Row) else row
+        row = to_result(record, reading)
+        size = _size(row, family, spec) if isinstance(row, Row) else row
         if isinstance(row, Row):
             images.append(len(row.images))
             stored += sum(len(image.data) for image in row.images)
             answers += [each.label for each in questions([row], spec.eval.turns)]
-        if isinstance(found, Reject):
-            refused.append(found)
-        elif found is None:
+        if isinstance(size, Reject):
+            refused.append(size)
+        elif size is None:
             too_long += 1
         else:
-            sizes.append(found)
+            sizes.append(size)
     return Sample(
         read=read,
         refused=tuple(refused),
@@ -89,25 +89,26 @@ def take(
 
 
 def _size(row: Row, family: Family, spec: JobSpec) -> RowSize | Reject | None:
+    """The row's size; None if it is too long to train."""
     try:
-        fitted = truncate(family.encode(row), family, spec.data, spec.train)
+        encoded = truncate(family.encode(row), family, spec.data, spec.train)
     except DataError as error:
         return Reject(id=row.id, reason=error.problems[0].message)
-    return family.row_size(fitted) if fitted else None
+    return family.row_size(encoded) if encoded else None
 
 
 def worst_batch(sizes: Sequence[RowSize], rows: int) -> tuple[RowSize, ...]:
-    """The heaviest of `DRAWN` passes of `rows` rows drawn from the sample, by its share of the mean
-    tokens and the mean patches. The same sample gives the same pass.
+    """The heaviest of `DRAWS` micro-batches of `rows` rows drawn from the sample.
 
-    One row is a token shorter, as no two rows of real data are of one length: packing them into a
-    grid then takes copies.
+    A row weighs its tokens and patches relative to their means. The same sample gives the same
+    micro-batch. One row is a token shorter, because rows of real data differ in length, and packing
+    such rows into a grid takes copies.
     """
-    token = fmean(size.tokens for size in sizes)
-    patch = fmean(sum(size.patches) for size in sizes) or 1.0
-    weights = [size.tokens / token + sum(size.patches) / patch for size in sizes]
+    tokens = fmean(size.tokens for size in sizes)
+    patches = fmean(sum(size.patches) for size in sizes) or 1.0
+    weights = [size.tokens / tokens + sum(size.patches) / patches for size in sizes]
     draw, numbers = random.Random(0), range(len(sizes))  # noqa: S311 - nothing is secret here
-    passes = (draw.choices(numbers, k=rows) for _ in range(DRAWN))
-    *others, last = max(passes, key=lambda drawn: sum(weights[number] for number in drawn))
+    batches = (draw.choices(numbers, k=rows) for _ in range(DRAWS))
+    *others, last = max(batches, key=lambda batch: sum(weights[number] for number in batch))
     shorter = replace(sizes[last], tokens=sizes[last].tokens - (rows > 1))
     return (*(sizes[number] for number in others), shorter)

@@ -1,21 +1,21 @@
-"""How large a job is, from its spec and the model's architecture alone: no weights are read.
-
-What a plan tells, and what a manifest asks a cluster for, come from here.
-"""
+"""The sizes of a job, from its spec and the model's architecture; reads no weights."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from job import families
 from job.families import model_source
 from job.families.base import LoraTargets, TargetGroup
 from job.spec.types import JobSpec, LoraSpec
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 GIB = 2**30
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 WEIGHTS, OPTIMIZER = 4, 8
-"""Bytes that a trained parameter takes in a checkpoint: itself in fp32, and Adam's two moments."""
+"""Bytes per trained parameter in a checkpoint: the weight in fp32, and Adam's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +25,20 @@ class Sizes:
     parameters: int
     trainable: int
     download: int
-    """The checkpoint that the job starts from, as fetched; 0 where the project ships it."""
+    """The checkpoint of the base model; 0 if the project ships it."""
     adapter: int
-    """What training leaves: the adapter, or all weights where they are trained themselves."""
+    """The adapter, or all weights after a full fine-tune."""
     checkpoint: int
-    """One training checkpoint, with the optimizer's state."""
+    """One training checkpoint, with optimizer states."""
     merged: int
-    """The merged weights; 0 where the spec asks for none."""
+    """The merged weights; 0 if the spec asks for none."""
 
 
 def measure(spec: JobSpec) -> Sizes:
     """The sizes of the job.
 
-    Raises InputError where the model's configuration cannot be read, and SpecError where it
-    belongs to no known family.
+    Raises InputError if the model's configuration cannot be read, and SpecError if it belongs to no
+    known family.
     """
     family, model = families.architecture(spec.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -58,15 +58,15 @@ def measure(spec: JobSpec) -> Sizes:
     )
 
 
-def trained_parameters(model: Any, targets: LoraTargets, lora: LoraSpec) -> int:
-    """What an adapter trains: its own matrices, and the model's biases that `lora.bias` names."""
+def trained_parameters(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec) -> int:
+    """What an adapter trains: its matrices, DoRA's magnitudes, and biases per `lora.bias`."""
     adapter = sum(adapter_parameters(model, group, lora.r) for group in targets.groups)
     magnitudes = sum(model.get_submodule(n).out_features for n in targets.modules if lora.use_dora)
     return adapter + magnitudes + bias_parameters(model, targets, lora)
 
 
-def bias_parameters(model: Any, targets: LoraTargets, lora: LoraSpec) -> int:
-    """Those of the model that are trained beside an adapter, as PEFT chooses them."""
+def bias_parameters(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec) -> int:
+    """The model's biases that are trained beside an adapter, as PEFT chooses them."""
     if lora.bias == "none":
         return 0
     only = {f"{name}.bias" for name in targets.modules} if lora.bias == "lora_only" else None
@@ -77,10 +77,10 @@ def bias_parameters(model: Any, targets: LoraTargets, lora: LoraSpec) -> int:
     )
 
 
-def adapter_parameters(model: Any, group: TargetGroup, rank: int) -> int:
+def adapter_parameters(model: "PreTrainedModel", group: TargetGroup, rank: int) -> int:
     """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
-    named = dict(model.named_modules())
-    count = sum(rank * (named[n].in_features + named[n].out_features) for n in group.modules)
+    modules = dict(model.named_modules())
+    count = sum(rank * (modules[n].in_features + modules[n].out_features) for n in group.modules)
     tensors = dict(model.named_parameters())
     for name in group.parameters:
         *experts, rows, columns = tensors[name].shape

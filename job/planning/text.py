@@ -1,29 +1,29 @@
-"""A plan as text: for people within 100 columns, and for machines."""
+"""A plan as text, within 100 columns, and as JSON."""
 
 import textwrap
 from collections.abc import Iterable, Iterator
 
 from job import log, redaction
-from job.planning.facts import Data, Fit, Plan
+from job.planning.facts import Data, DeviceFit, Plan
 
 WIDTH = 98
 _PARTS = {
     "weights": "weights",
     "adapter": "adapter",
     "gradients": "gradients",
-    "optimizer": "optimizer state",
+    "optimizer": "optimizer states",
     "activations": "activations",
     "attention": "attention",
     "logits": "logits and loss",
-    "working": "working space",
-    "context": "runtime, allowance",
+    "working": "temporary tensors",
+    "context": "runtime (allowance)",
 }
 
 Lines = Iterable[tuple[str, str]]
 
 
 def text(plan: Plan) -> str:
-    """The plan, a section after another, names in a column of their own."""
+    """The plan, section by section, with names in their own column."""
     sections: dict[str, Lines] = {
         "settings that differ from the defaults": [
             (path, str(value)) for path, value in plan.settings.items()
@@ -31,17 +31,17 @@ def text(plan: Plan) -> str:
         "data": _data(plan),
         "model": _model(plan),
         _memory_title(plan): _memory(plan),
-        "time of training": _time(plan),
+        "training time": _time(plan),
         "disk": _disk(plan),
-        "a pod asks a cluster for": [
+        "resources of a pod": [
             (
                 pod.name,
-                f"{log.size(pod.memory)} memory, {log.size(pod.shared_memory)} of it shared, "
+                f"{log.size(pod.memory)} memory ({log.size(pod.shared_memory)} of it shared), "
                 f"{log.size(pod.scratch)} scratch disk, {log.size(pod.cache)} cache",
             )
             for pod in plan.pods
         ],
-        "stages": plan.stages.items() or [("not known", plan.stages_unknown or "")],
+        "stages": plan.stages.items() or [("unknown", plan.stages_unknown or "")],
     }
     lines = [f"plan of {plan.name} → {plan.output}"]
     for title, rows in sections.items():
@@ -54,14 +54,14 @@ def text(plan: Plan) -> str:
 
 
 def as_json(plan: Plan) -> str:
-    """The plan for machines; `facts` says what each key means."""
+    """The plan as JSON; `facts` documents the keys."""
     return redaction.as_json(plan.to_json(), indent=2)
 
 
 def _wrapped(name: str, value: str, width: int) -> Iterator[str]:
     room = WIDTH - width - 4
     pieces = [value]
-    if len(value) > room:  # only then, as wrapping loses columns
+    if len(value) > room:  # only then, because wrapping collapses columns
         pieces = textwrap.wrap(value, room, break_on_hyphens=False, break_long_words=False)
     for number, piece in enumerate(pieces):
         yield f"  {'' if number else name:<{width}}  {piece}".rstrip()
@@ -69,10 +69,10 @@ def _wrapped(name: str, value: str, width: int) -> Iterator[str]:
 
 def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     data, steps = plan.data, plan.steps
-    # What leaks and what is refused is known when the rows are read, by prep.
+    # Prep finds leaked and rejected rows only when it reads them all.
     about, train, held_out = "about ", "", ""
     if data.exact:
-        about, train, held_out = "", " before leakage and refusals", " before refusals"
+        about, train, held_out = "", " before leak removal and rejects", " before rejects"
     if data.train_rows is not None:
         one = f"  ({data.sources[0].uri})" if len(data.sources) == 1 else ""
         yield "train rows", f"{about}{data.train_rows:,}{train}{one}"
@@ -80,56 +80,56 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
             yield "", f"{source.rows_an_epoch:,} of {source.rows:,}  ({source.uri})"
         yield (
             "held-out rows",
-            f"{about}{data.held_out_rows:,}{held_out}, of which {data.asked} at most are asked",
+            f"{about}{data.held_out_rows:,}{held_out}, at most {data.asked} evaluated",
         )
     if data.sampled:
         yield "sample", _sample(data)
     if data.images_a_row is not None:
-        without = f"; {data.rows_without_image} rows have none" if data.rows_without_image else ""
-        yield "images", f"{data.images_a_row:g} a row of the sample{without}"
-    own = "what each row asks; no instruction is set"
+        without = f"; {data.rows_without_image} have none" if data.rows_without_image else ""
+        yield "images", f"{data.images_a_row:g} per sampled row{without}"
+    own = "each row's own; no data.instruction"
     yield "question", own if data.question is None else f"{data.question}  (or a row's own)"
     if data.warning is not None:
         yield "warning", data.warning
     if data.tokens_a_row is not None and data.tokens_an_epoch is not None:
         yield (
             "tokens",
-            f"{data.tokens_a_row:,.0f} a row ({data.longest_row:,} the longest), "
-            f"about {data.tokens_an_epoch:,} an epoch",
+            f"{data.tokens_a_row:,.0f} per row (longest: {data.longest_row:,}), "
+            f"about {data.tokens_an_epoch:,} per epoch",
         )
     if data.answers_too_long:
         yield (
             "warning",
-            f"{data.answers_too_long:.0%} of the sampled answers are longer than "
-            f"eval.generation.max_new_tokens, {data.max_new_tokens:,} (the longest takes "
-            f"{data.longest_answer:,}): no answer to them can be right; set it to auto",
+            f"{data.answers_too_long:.0%} of the sampled labels are longer than "
+            f"eval.generation.max_new_tokens, {data.max_new_tokens:,} (longest: "
+            f"{data.longest_answer:,}): no answer can match them; set it to auto",
         )
     if data.unknown is not None:
-        yield "not known", data.unknown
-    yield "rows a step", f"{steps.rows_a_step} for each process"
+        yield "unknown", data.unknown
+    yield "rows per step", f"{steps.rows_a_step} per process"
     if steps.total is not None and steps.an_epoch is not None:
         yield (
             "steps",
-            f"{steps.total:,} of {about}{steps.an_epoch:,} an epoch ({steps.epochs:.2f} epochs)",
+            f"{steps.total:,} ({steps.epochs:.2f} epochs of {about}{steps.an_epoch:,})",
         )
     elif steps.total is not None:
         yield "steps", f"{steps.total:,}"
 
 
 def _sample(data: Data) -> str:
-    said = f"the first {data.sampled} rows" + (" of all sources" if len(data.sources) > 1 else "")
+    text = f"the first {data.sampled} rows" + (" of all sources" if len(data.sources) > 1 else "")
     if data.refused:
-        said += f"; {data.refused} cannot be used ({data.first_refusal})"
+        text += f"; {data.refused} rejected ({data.first_refusal})"
     if data.too_long:
-        said += f"; {data.too_long} longer than train.max_length, which are left out"
-    return said
+        text += f"; {data.too_long} left out, being longer than train.max_length"
+    return text
 
 
 def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     model = plan.model
     yield "family", f"{model.family}, {model.parameters / 1e6:,.1f} M parameters"
-    fetched = plan.disk.download
-    yield "checkpoint", model.uri + (f" ({log.size(fetched)} to download)" if fetched else "")
+    download = plan.disk.download
+    yield "checkpoint", model.uri + (f" ({log.size(download)} to download)" if download else "")
     for group in model.groups:
         yield f"lora: {group.name}", f"{group.tensors} tensors, {group.trainable:,} trainable"
         for pattern in group.patterns:
@@ -140,7 +140,7 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "served", model.served
     yield "engine", model.engine
     if model.padded:
-        yield "batches", "padded: the family has no padding-free step"
+        yield "batches", "padded: the family has no padding-free training"
 
 
 def _memory_title(plan: Plan) -> str:
@@ -148,12 +148,10 @@ def _memory_title(plan: Plan) -> str:
     if memory is None:
         return "memory of one device"
     basis = (
-        "of the sample at their heaviest"
-        if memory.basis == "sample"
-        else "as long as max_length allows"
+        "the heaviest of the sample" if memory.basis == "sample" else "as long as max_length allows"
     )
     return (
-        f"memory of one device: {memory.batch_rows} rows a pass {basis}, "
+        f"memory of one device: micro-batch of {memory.batch_rows} rows ({basis}), "
         f"{memory.batch_tokens:,} tokens"
     )
 
@@ -161,7 +159,7 @@ def _memory_title(plan: Plan) -> str:
 def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
     memory = plan.memory
     if memory is None:
-        yield "not known", plan.memory_unknown or ""
+        yield "unknown", plan.memory_unknown or ""
         return
     if len(memory.fits) == 1:
         [fit] = memory.fits
@@ -169,43 +167,43 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
         for part, name in _PARTS.items():
             if fit.parts[part]:
                 yield name, f"{log.size(fit.parts[part]):>10}"
-        yield "in all", f"{log.size(fit.total):>10} of {log.size(fit.memory)}: {_verdict(fit)}"
+        yield "total", f"{log.size(fit.total):>10} of {log.size(fit.memory)}: {_verdict(fit)}"
         if memory.basis == "sample":
             yield "at max_length", f"{log.size(fit.at_max_length):>10} if every row were that long"
-        yield "uncertainty", f"{memory.uncertainty:.0%} of what the batch takes"
+        yield "uncertainty", f"{memory.uncertainty:.0%} of what depends on the batch"
         return
     for fit in memory.fits:
         yield (
             fit.accelerator,
             f"{log.size(fit.total):>10} of {log.size(fit.memory):>10}  {_verdict(fit)}",
         )
-    yield "", "by component: --accelerator NAME"
+    yield "", "for a breakdown: --accelerator NAME"
 
 
-def _verdict(fit: Fit) -> str:
+def _verdict(fit: DeviceFit) -> str:
     verdict = "fits" if fit.fits else "does not fit"
-    return f"{verdict}, barely: the estimate may be off by as much" if fit.tight else verdict
+    return f"{verdict}, barely: within the estimate's uncertainty" if fit.tight else verdict
 
 
 def _time(plan: Plan) -> Iterator[tuple[str, str]]:
     time = plan.time
     if time is None:
-        yield "not known", plan.time_unknown or ""
+        yield "unknown", plan.time_unknown or ""
         return
     low, high = log.duration(time.shortest), log.duration(time.longest)
     span = low if low == high else f"{low} to {high}"
-    yield "training alone", f"{span} on {time.accelerator}"
+    yield "training only", f"{span} on {time.accelerator}"
     if time.cost_from is not None and time.cost_to is not None:
         low, high = f"{time.cost_from:,.2f}", f"{time.cost_to:,.2f}"
-        yield "cost", (low if low == high else f"{low} to {high}") + " at the price given"
+        yield "cost", (low if low == high else f"{low} to {high}") + " at the given price"
     for source in time.sources:
         yield "measured", source
     yield (
         "uncertainty",
         (
-            "no pass of this job's size was measured: take it for the order of magnitude"
+            "an order of magnitude: no micro-batch of this size was measured"
             if time.beyond
-            else "from the slowest to the fastest of the measured passes nearest in size"
+            else "from the slowest to the fastest of the measured micro-batches nearest in size"
         ),
     )
 
@@ -213,10 +211,10 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
 def _disk(plan: Plan) -> Iterator[tuple[str, str]]:
     disk = plan.disk
     if disk.download:
-        yield "download", f"{log.size(disk.download)}, kept in the cache"
+        yield "download", f"{log.size(disk.download)}, cached"
     if disk.prepared is not None:
         yield "prepared rows", f"about {log.size(disk.prepared)}"
-    yield "checkpoints", f"{log.size(disk.checkpoints)} at most at one time"
+    yield "checkpoints", f"at most {log.size(disk.checkpoints)} at one time"
     yield "adapter/" if plan.model.groups else "weights/", log.size(disk.adapter)
     if disk.merged:
         yield "merged/", log.size(disk.merged)

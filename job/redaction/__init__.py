@@ -1,9 +1,8 @@
-"""What is written holds no secret, and no control character that somebody typed into data.
+"""Keeps secrets, and control characters from data, out of everything that the job writes.
 
-It may import nothing of the job, and everything may import it. `kinds` says what a secret is,
-`urls` what URLs hold of them, `terminal` what steers one. Secrets of the environment, and those
-that the spec reads from it, are written by their variables' names; others, which are told by their
-form or place, as `***`.
+Imports nothing of the job. `kinds` says what a secret is, `urls` finds those in URLs, `terminal`
+escapes control characters. Secrets from the environment, or read from it by the spec, are replaced
+by their variables' names; others, recognized by their form or position, by `***`.
 """
 
 import os
@@ -13,7 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 from urllib.parse import unquote
 
 from job.redaction import spellings, urls
@@ -25,11 +24,11 @@ from job.redaction.kinds import (
     is_secret_where_read,
     may_hold_known_form,
 )
-from job.redaction.terminal import STEERING, json_text, printable, texts_in
+from job.redaction.terminal import CONTROL, json_text, map_texts, printable
 
 __all__ = [
-    "STEERING",
-    "Screen",
+    "CONTROL",
+    "RedactingWriter",
     "add_secret",
     "add_secrets_of",
     "adopt",
@@ -47,57 +46,59 @@ __all__ = [
     "shown",
 ]
 
-_SHORTEST_SECRET = 6  # anything shorter would redact half of every ordinary line
+T = TypeVar("T")
+
+_SHORTEST_SECRET = 6  # anything shorter would redact parts of ordinary text
 _WORD = re.compile(r"\S+")
 
 _known: dict[str, str] = {}
-"""Every spelling of every secret met so far, with what to write for it."""
+"""Every spelling of every secret met so far, with its replacement."""
 
 
 class _State:
-    """What was made of the environment and of the known secrets, while both are the same."""
+    """Derived from the environment and the known secrets; valid while both are unchanged."""
 
-    environ: Any = None
+    environ: object = None
     secrets: dict[str, str] | None = None
     count = -1
     pattern: re.Pattern[str] | None = None
 
 
 def add_secret(name: str, value: str) -> None:
-    """From now on `value` is written as `${name}` wherever it would appear."""
+    """From now on writes `${name}` instead of `value`."""
     _add(value, "${" + name + "}")
-    # Parts of it are used alone: the key in a connection string, a line of a PEM block.
+    # Parts of it are used alone, such as the key in a connection string or a line of a PEM block.
     for part in (*urls.secrets(value), *spellings.parts(value)):
         _add(part, "${" + name + "}")
 
 
 def add_secrets_of(uri: str) -> None:
-    """From now on the passwords and signatures in `uri` are written as `***` wherever they are."""
+    """From now on writes `***` instead of the passwords and signatures in `uri`."""
     if "://" in uri or ("=" in uri and ";" in uri):
         for secret in urls.secrets(uri):
             _add(secret, urls.HIDDEN)
 
 
 def holds_secret(name: str, value: str) -> bool:
-    """Whether what a spec reads of a variable is a secret, or a URI that holds one."""
+    """Whether the value that a spec reads from a variable is a secret, or a URI with one."""
     return is_secret_where_read(name, value) or next(urls.secrets(value), None) is not None
 
 
 def known() -> dict[str, str]:
-    """The secrets met so far, for `adopt` in a process that this one starts."""
+    """The secrets met so far, for `adopt` in a child process."""
     return dict(_known)
 
 
 def adopt(secrets: Mapping[str, str]) -> None:
-    """Knows the secrets of another process."""
+    """Adds the secrets of another process."""
     _known.update(secrets)
 
 
-def _add(value: str, instead: str) -> None:
+def _add(value: str, replacement: str) -> None:
     for text in {value, value.strip()}:
         if len(text) >= _SHORTEST_SECRET and text not in _known and not _is_hidden(text):
             for spelled in spellings.spellings(text):
-                _known.setdefault(spelled, instead)
+                _known.setdefault(spelled, replacement)
 
 
 def _is_hidden(text: str) -> bool:
@@ -105,8 +106,8 @@ def _is_hidden(text: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """`text` without secrets: known ones by their names, what looks like one as `***`."""
-    _look_at_environment()
+    """`text` with known secrets replaced by their names, and what looks like one by `***`."""
+    _learn_environment()
     cleaned = _mask(text)
     if "%" in cleaned:
         cleaned = _WORD.sub(_decoded, cleaned)
@@ -115,15 +116,15 @@ def redact(text: str) -> str:
 
 def _mask(text: str) -> str:
     if _State.pattern is not None:
-        text = _State.pattern.sub(lambda found: _known[found[0]], text)
+        text = _State.pattern.sub(lambda match: _known[match[0]], text)
     if may_hold_known_form(text):
         text = KNOWN_FORM.sub(urls.HIDDEN, text)
     return urls.hide(text) if "=" in text or "://" in text else text
 
 
-def _decoded(found: re.Match[str]) -> str:
-    """Any character of a URL may be spelled with a percent sign, more than once."""
-    text = found[0]
+def _decoded(match: re.Match[str]) -> str:
+    """Any character of a URL may be percent-encoded, more than once."""
+    text = match[0]
     for _ in range(3 if "%" in text else 0):
         decoded = unquote(text)
         if decoded == text:
@@ -132,12 +133,12 @@ def _decoded(found: re.Match[str]) -> str:
         if cleaned != decoded:
             return " ".join(cleaned.split())
         text = decoded
-    return found[0]
+    return match[0]
 
 
-def _look_at_environment() -> None:
-    """Learns of the secrets in it where it has changed; comparing costs a microsecond."""
-    # The bytes themselves: to go through `os.environ` decodes each name and value anew.
+def _learn_environment() -> None:
+    """Adds the secrets of the environment if it has changed; comparing takes a microsecond."""
+    # The raw bytes: `os.environ` decodes every name and value again.
     environ = getattr(os.environ, "_data", None)
     now = os.environ if environ is None else environ
     if _State.secrets is not _known or now != _State.environ:
@@ -147,7 +148,7 @@ def _look_at_environment() -> None:
                 add_secret(name, value)
             else:
                 add_secrets_of(value)
-        # Last, so that no other thread takes it for looked at before it is.
+        # Last, so that no other thread skips an environment that is only half read.
         _State.environ, _State.secrets, _State.count = seen, _known, -1
     if _State.count != len(_known):
         longest_first = sorted(_known, key=len, reverse=True)
@@ -155,25 +156,25 @@ def _look_at_environment() -> None:
         _State.pattern, _State.count = pattern, len(longest_first)
 
 
-def redacted(value: Any) -> Any:
-    """`value` with its texts redacted: in lists and mappings too, but for their keys."""
-    return texts_in(value, redact)
+def redacted(value: T) -> T:
+    """`value` with its texts redacted, also in lists and mappings, except for keys."""
+    return map_texts(value, redact)
 
 
 def as_json(
-    value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None
+    value: object, *, indent: int | None = None, default: Callable[[object], object] | None = None
 ) -> str:
-    """`value` as the job writes JSON: no secret, and nothing that steers a terminal."""
+    """`value` as JSON without secrets or control characters."""
     return json_text(redacted(value), indent=indent, default=default)
 
 
 def shown(text: str) -> str:
-    """Text of several lines as it goes to a terminal or a file for people."""
+    """Text of several lines without secrets or control characters, for people to read."""
     return printable(redact(text), keep="\n\t")
 
 
-class Screen:
-    """Writes text that comes in pieces, each as soon as it cannot be part of a secret."""
+class RedactingWriter:
+    """Writes text that arrives in pieces, each as soon as it cannot be part of a secret."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write, self._held = write, ""
@@ -191,8 +192,8 @@ class Screen:
         self._held = ""
 
     def _certain(self) -> int:
-        """How much may go: what could begin a secret waits for its end."""
-        _look_at_environment()
+        """How much can be written: the possible beginning of a secret waits for its end."""
+        _learn_environment()
         text = self._held
         end = len(text)
         for secret in (*_known, *MARKS, "://"):
@@ -200,44 +201,50 @@ class Screen:
                 if text.endswith(secret[:length]):
                     end = min(end, len(text) - length)
                     break
-        for found in _State.pattern.finditer(text) if _State.pattern else ():
-            if found.start() < end < found.end():
-                end = found.start()  # whole, its end may be the beginning of another
+        for match in _State.pattern.finditer(text) if _State.pattern else ():
+            if match.start() < end < match.end():
+                end = match.start()  # complete, but its end may be the beginning of another
         begin = text.rfind("-----BEGIN")
         if begin >= 0 and "-----END" not in text[begin:]:
             return min(end, begin)
-        # What is known by its form has no spaces; its word waits where it has the beginning of one.
+        # Secrets of a known form have no spaces: a word that begins like one waits for its end.
         word = max(map(text.rfind, " \n\t")) + 1
         begun = "://" in text[word:] or may_hold_known_form(text[word:])
         return min(end, word) if begun or text[:word].endswith(("earer ", "Basic ")) else end
 
 
 def print_traceback(error: BaseException) -> None:
-    """What Python would print of the error and of those that caused it."""
+    """Prints the traceback of the error and its causes, redacted."""
     sys.stderr.write(shown("".join(traceback.format_exception(error))))
 
 
 def install() -> None:
-    """Has Python's own words redacted too: tracebacks that nobody catches, and warnings."""
+    """Also redacts what Python prints itself: uncaught exceptions and warnings."""
 
     def uncaught(kind: type[BaseException], error: BaseException, _: object) -> None:
         if not issubclass(kind, SystemExit):
             print_traceback(error)
 
-    def in_thread(told: threading.ExceptHookArgs) -> None:
-        if told.exc_value is not None:
-            uncaught(told.exc_type, told.exc_value, told.exc_traceback)
+    def in_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None:
+            uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
-    def unraisable(told: "sys.UnraisableHookArgs") -> None:
-        if told.exc_value is not None:
-            sys.stderr.write(shown(f"{told.err_msg or 'Exception ignored in'}: {told.object!r}\n"))
-            print_traceback(told.exc_value)
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        if args.exc_value is not None:
+            sys.stderr.write(shown(f"{args.err_msg or 'Exception ignored in'}: {args.object!r}\n"))
+            print_traceback(args.exc_value)
 
-    plain = warnings.formatwarning
+    format_warning = warnings.formatwarning
 
-    def warned(*what: Any, **more: Any) -> str:
-        return shown(plain(*what, **more))
+    def warning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        return shown(format_warning(message, category, filename, lineno, line))
 
     sys.excepthook, threading.excepthook = uncaught, in_thread
     sys.unraisablehook = unraisable
-    warnings.formatwarning = warned
+    warnings.formatwarning = warning

@@ -1,4 +1,4 @@
-"""What a secret is: by the name of its variable, by a known form, or by looking drawn at random.
+"""What a secret is: by its variable's name, by a known form, or by looking random.
 
 The forms are those that their issuers document (a prefix and a length), as secret scanners use
 them.
@@ -8,30 +8,30 @@ import re
 from functools import lru_cache
 from urllib.parse import unquote
 
-# A word anywhere in a name that tells of a secret, and abbreviations that only do as whole words.
-_TELLING = re.compile(
+# Words that mark a name as a secret's, and abbreviations that do so only as whole words.
+_SECRET_NAME = re.compile(
     r"SECRET|TOKEN(?!I[ZS])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CONNECTION_?STRING|CONNSTR|"
     r"(API|ACCESS|ACCOUNT|PRIVATE|STORAGE|ENCRYPTION|SIGNING|SHARED)_?KEY|"
     r"(^|_)(PASS|PWD|PW|PAT|SAS|JWT|CREDS?|COOKIE|BEARER|DSN|WEBHOOK|SIGNATURE|SIG)(_|$)|"
     r"(^|_)(AUTH|AUTHORIZATION|KEYS?)$|"
     r"(DB|USER|ROOT|ADMIN|MY)PASS$"
 )
-# Names that hold such a word and say where a secret is, what it is called, or how many there are.
-_NOT_TELLING = re.compile(
+# Names with such a word that only say where a secret is, what it is called, or how many there are.
+_NOT_SECRET_NAME = re.compile(
     r"^(OLD)?PWD$|^GOOGLE_APPLICATION_CREDENTIALS$|"
     r"_(FILE|PATH|DIR|DIRECTORY|SOCK|HELPER|ENDPOINT|HOST|PORT|TYPE|NAME|LENGTH|LIMIT|COUNT|TTL)$|"
     r"(^|_)(MAX|MIN|NEW|NUM|N|TOTAL|PER)_TOKENS?(_|$)|^TOKENS$|TOKENS_PER|"
     r"(^|_)(PUBLIC|PRIMARY|FOREIGN|SORT|PARTITION|CACHE|IMAGE|TEXT|LABEL|ROW|QUESTION|ANSWER|"
     r"AUTHORIZED|HOST|KNOWN)_KEYS?$"
 )
-# Names whose values are identifiers: digests and the like, drawn at random and no secrets.
+# Names of identifiers, such as digests: random values, but no secrets.
 _IDENTIFIER = re.compile(
     r"(^|_)(ID|UUID|GUID|COMMIT|SHA\d*|REVISION|REV|REF|TAG|DIGEST|HASH|CHECKSUM|FINGERPRINT|"
     r"VERSION|BUILD|RUN|JOB|HOME|USER|LOGNAME|HOSTNAME|HOST|PWD|OLDPWD|SHELL|PATH|TMPDIR|"
     r"ADDRESS|GPG_KEY|COLORS|OUTPUT|SPEC|BUCKET|REGION)$"
 )
-# Names whose values are known to be harmless where a spec reads them, by their last word: places,
-# sizes, settings, questions.
+# Names, by their last word, of harmless values that a spec reads: locations, sizes, settings,
+# questions.
 _HARMLESS = re.compile(
     r"(^|_)(NAME|TITLE|URI|URL|DIR|DIRECTORY|FOLDER|FILE|PATH|PREFIX|ROOT|OUTPUTS?|INPUTS?|DATA|"
     r"DATASET|DATASETS|TRAIN|EVAL|TEST|VALIDATION|SPLIT|ROWS|MODEL|BASE|ADAPTER|CHECKPOINT|LOGS?|"
@@ -42,7 +42,7 @@ _HARMLESS = re.compile(
 )
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
-_WORDY = r"(?=[A-Za-z_-]{0,40}[0-9A-Z])"  # what is all lower case is a word in an ordinary name
+_WORDY = r"(?=[A-Za-z_-]{0,40}[0-9A-Z])"  # all lower case is an ordinary word
 KNOWN_FORM = re.compile(
     r"-----BEGIN[A-Z ]* PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?!-----)[\s\S])*(?:-----END[A-Z ]*-----)?"
@@ -63,7 +63,7 @@ KNOWN_FORM = re.compile(
     r"|(?<=[Bb]earer )(?=[A-Za-z._~+/-]{0,40}[0-9A-Z])[A-Za-z0-9._~+/-]{12,}=*"
     r"|(?<=[Aa]uthorization: Basic )[A-Za-z0-9+/]{4,}={0,2}"
 )
-"""Secrets that are known by how they begin, wherever they stand."""
+"""Secrets that are recognized by their prefix, anywhere."""
 MARKS = (
     *("hf_", "sk-", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
     *("xox", "xapp-", "AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "eyJ", "npm_", "pypi-"),
@@ -74,8 +74,8 @@ MARKS = (
 
 
 def may_hold_known_form(text: str) -> bool:
-    """Whether the beginning of a known form is in `text`: far cheaper to ask than the pattern."""
-    for mark in MARKS:  # noqa: SIM110 - half as long as any(), and asked for every line
+    """Whether `text` contains a known prefix; far cheaper than the pattern."""
+    for mark in MARKS:  # noqa: SIM110 - twice as fast as any(), and called for every line
         if mark in text:
             return True
     return False
@@ -93,17 +93,17 @@ _PLAIN_WORDS = frozenset(
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether a variable, or a parameter of a URL, of this name is taken to hold a secret."""
+    """Whether the name of a variable, or of a URL's parameter, is that of a secret."""
     words = _CAMEL.sub("_", name).replace("-", "_").upper()
     whole = name.replace("-", "_").upper()
-    if _NOT_TELLING.search(words) or _NOT_TELLING.search(whole):
+    if _NOT_SECRET_NAME.search(words) or _NOT_SECRET_NAME.search(whole):
         return False
-    return bool(_TELLING.search(words) or _TELLING.search(whole))
+    return bool(_SECRET_NAME.search(words) or _SECRET_NAME.search(whole))
 
 
 @lru_cache(maxsize=4096)
 def is_secret_parameter(name: str) -> bool:
-    """Whether the parameter of a URL's query holds one: signed URLs have their own names."""
+    """Whether a parameter of a URL's query is a secret; signed URLs have names of their own."""
     name = unquote(name)
     if re.match(r"X-(Amz|Goog|OSS)-", name, re.I):
         return True
@@ -111,10 +111,10 @@ def is_secret_parameter(name: str) -> bool:
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether a variable's value is a secret: by its name, by a known form, or by its looks.
+    """Whether a variable's value is a secret: by its name, by a known form, or by looking random.
 
-    Numbers, words, sentences, paths and URIs are none under a name that tells of none, nor is what
-    identifies something, a commit or a run. What a URI holds of a secret is for `urls` to tell.
+    Unless the name says so, numbers, words, sentences, paths, URIs and identifiers (a commit, a
+    run) are not. `urls` finds secrets within URIs.
     """
     if value.strip().lower() in _PLAIN_WORDS:
         return False
@@ -126,10 +126,10 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def is_secret_where_read(name: str, value: str) -> bool:
-    """Whether the value that a spec reads of a variable is a secret.
+    """Whether the value that a spec reads from a variable is a secret.
 
     It is, unless the variable's name is known to be harmless, or the value is a number, a path or a
-    URI: what a URI holds of a secret is for `urls` to tell.
+    URI; `urls` finds secrets within URIs.
     """
     if is_secret(name, value):
         return True
@@ -142,10 +142,10 @@ def is_secret_where_read(name: str, value: str) -> bool:
 
 
 def looks_random(value: str) -> bool:
-    """Whether a value holds what nobody would type: a long mixture of letters and digits.
+    """Whether a value contains a long mixture of letters and digits that nobody would type.
 
-    Hexadecimal and lower-case names of files and folders are common, so in a path or URI that
-    begins with its root only a mixture of cases and digits counts.
+    Hexadecimal and lower-case file names are common, so in an absolute path or URI only a mixture
+    of upper case, lower case and digits counts.
     """
     value = value.strip()
     if len(value) < 16 or _NUMBER.fullmatch(value):
@@ -161,7 +161,7 @@ def _is_mixture(run: str, *, cased: bool) -> bool:
     both_cases = run.lower() != run != run.upper()
     if not letters or (cased and not (digits and both_cases)):
         return False
-    # Words and numbers are long pieces of one kind; what is drawn at random changes all the time.
+    # Words and numbers are long runs of one kind; random text changes kind all the time.
     piece = len(run) / len(_CHUNK.findall(run))
     if digits:
         limit = 2.6 if len(run) < 20 else 4.0 if len(run) < 32 else 8.0

@@ -1,11 +1,10 @@
-"""The ways in which a secret may be spelled, and the parts of it that may stand alone."""
+"""The encodings of a secret, and the parts of it that are used alone."""
 
 import base64
 import html
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import quote, quote_plus
 
 _HEXADECIMAL = re.compile("%[0-9A-F]{2}")
@@ -13,7 +12,7 @@ _SHORTEST_PART = 16  # a shorter line or field is no secret by itself
 
 
 def spellings(value: str) -> set[str]:
-    """As it is, in JSON, in Python's quotes, in a URL's path and query, in HTML, in a header."""
+    """Raw, in JSON, in Python's repr, in a URL's path and query, in HTML, in a header."""
     raw = value.encode("utf-8", "surrogateescape")
     quoted = {quote(raw), quote(raw, safe=""), quote_plus(raw)}
     spelled = {
@@ -23,7 +22,7 @@ def spellings(value: str) -> set[str]:
         repr(value)[1:-1],
         html.escape(value),
         *quoted,
-        *(_HEXADECIMAL.sub(lambda found: found[0].lower(), each) for each in quoted),
+        *(_HEXADECIMAL.sub(lambda match: match[0].lower(), each) for each in quoted),
     }
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         spelled.add(encode(raw).decode().rstrip("="))
@@ -31,23 +30,23 @@ def spellings(value: str) -> set[str]:
 
 
 def parts(value: str) -> Iterator[str]:
-    """The lines of a secret of several, such as a key, and the texts in one that is JSON."""
+    """The lines of a secret with several, such as a PEM key, and the texts of a JSON secret."""
     lines = value.split("\n")
     for line in lines if len(lines) > 1 else ():
         if len(line) >= _SHORTEST_PART and not line.startswith("-----"):
             yield line
     if value.lstrip().startswith("{"):
         try:
-            held = json.loads(value)
+            document = json.loads(value)
         except ValueError:
             return
-        for text in _texts(held):
+        for text in _texts(document):
             if len(text) >= _SHORTEST_PART and "://" not in text:
                 yield text
                 yield from (part for part in parts(text) if not text.startswith("{"))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

@@ -1,7 +1,7 @@
-"""What URLs hold of secrets: the user's part before the host, and parameters of the query.
+"""Secrets in URLs: user information before the host, and query parameters.
 
-A URL that is known to be one, a value of the spec or of the environment, is taken apart. In other
-text the same is told by its place, and where the end of a password is not clear more is hidden.
+A value of the spec or the environment that is a URL is parsed. In other text they are recognized by
+their position, and if the end of a password is unclear, more is hidden.
 """
 
 import base64
@@ -13,15 +13,15 @@ from job.redaction.kinds import KNOWN_FORM, is_secret, is_secret_parameter, look
 
 HIDDEN = "***"
 _NAMED = re.compile(r"(?:\$\{\w+\}|\*\*\*)+")
-"""What redaction itself has put in the place of a secret."""
+"""A replacement that redaction has inserted already."""
 
-# In these a name alone before the `@` is no secret: a repository, a container, a login.
+# Schemes in which a lone name before the `@` is no secret: a repository, a container, a login.
 _NAMES_FIRST = frozenset(
     ("hf", "abfs", "abfss", "wasb", "wasbs", "adl", "ssh", "sftp", "git", "hdfs", "ftp", "smb")
 )
 
-# A password may hold `@`, `/` and quotes: all goes up to the last `@` before a space or an end of
-# quoting. What is a port, up to a slash, is none.
+# A password may contain `@`, `/` and quotes, so everything up to the last `@` before a space or a
+# closing quote belongs to it. A port, up to a slash, does not.
 _IN_WORD = r"(?:[^\s<>\"']|[\"'](?![\s,:)\]}]|$))"
 _PASSWORD = rf"(?!\[)[^/\s:@\"'<>?#]*:(?!\d{{1,5}}(?:[/?#\s\"'<>]|$)){_IN_WORD}*(?=@)"
 _ALONE = r"[^/\s:@\"'<>?#]+(?=@)"
@@ -32,7 +32,7 @@ _PARAMETER = re.compile(r"([?&;#])([^=&;#?\s\"'<>/:@]{1,64})=([^&;\s\"'<>\\]+)")
 
 
 def hide(text: str) -> str:
-    """`text` with what its URLs hold of secrets as `***`; what is named already stays named."""
+    """`text` with the secrets in its URLs as `***`, except those that are replaced already."""
     if "://" in text and "@" in text:
         text = _USER.sub(_without_user, text)
     if "=" in text:
@@ -40,13 +40,13 @@ def hide(text: str) -> str:
     return text
 
 
-def _without_user(found: re.Match[str]) -> str:
-    user, scheme = found["password"] or found["alone"], found["scheme"] or ""
-    last = user.rpartition(":")[2] if found["password"] else user
+def _without_user(match: re.Match[str]) -> str:
+    user, scheme = match["password"] or match["alone"], match["scheme"] or ""
+    last = user.rpartition(":")[2] if match["password"] else user
     if _NAMED.fullmatch(last) and HIDDEN not in last:
-        return found[0]
-    if found["alone"] and not _is_secret_user(scheme, user):
-        return found[0]
+        return match[0]
+    if match["alone"] and not _is_secret_user(scheme, user):
+        return match[0]
     return f"{scheme}://{HIDDEN}"
 
 
@@ -58,12 +58,13 @@ def _is_secret_user(scheme: str, user: str) -> bool:
     )
 
 
-def _without_value(found: re.Match[str]) -> str:
-    mark, name, value = found.groups()
+def _without_value(match: re.Match[str]) -> str:
+    mark, name, value = match.groups()
     if _NAMED.fullmatch(value):
-        return found[0]
+        return match[0]
     if not _is_secret_value(name, value):
-        return f"{mark}{name}={_PARAMETER.sub(_without_value, value)}"  # a fragment has some too
+        # A fragment may have parameters too.
+        return f"{mark}{name}={_PARAMETER.sub(_without_value, value)}"
     return f"{mark}{name}={HIDDEN}"
 
 
@@ -72,11 +73,11 @@ def _is_secret_value(name: str, value: str) -> bool:
 
 
 def secrets(uri: str) -> Iterator[str]:
-    """The secrets that a URI, or a connection string, holds, in the spellings it may be used in."""
-    for found in _secrets(uri):
-        yield found
-        if "%" in found:
-            yield unquote(found)
+    """The secrets in a URI or a connection string, also percent-decoded."""
+    for secret in _secrets(uri):
+        yield secret
+        if "%" in secret:
+            yield unquote(secret)
 
 
 def _secrets(uri: str) -> Iterator[str]:
@@ -87,14 +88,14 @@ def _secrets(uri: str) -> Iterator[str]:
         port = re.match(r"\d{1,5}(?:[/?#]|$)", password)
         if colon and "/" not in user and not port:
             yield password
-            first = rest.partition("@")[0].partition(":")[2]  # the path may hold an `@` too
+            first = rest.partition("@")[0].partition(":")[2]  # the path may contain an `@` too
             yield first
             for each in (password, first):
                 yield base64.b64encode(f"{unquote(user)}:{unquote(each)}".encode()).decode()
         alone = rest.partition("@")[0]
         if not any(c in alone for c in "/:?#") and _is_secret_user(scheme[0], alone):
             yield alone
-    # In a whole URI a value ends with its parameter only, whatever it holds.
+    # In a whole URI only the end of the parameter ends its value.
     for part in re.split(r"[?&;#]", uri):
         name, equals, value = part.partition("=")
         if equals and len(name) <= 64 and _is_secret_value(name.strip(), value):

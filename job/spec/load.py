@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from job.errors import SpecError
-from job.redaction import STEERING, add_secrets_of, redact
+from job.redaction import CONTROL, add_secrets_of, redact
 from job.spec.core_yaml import CoreLoader
 from job.spec.interpolate import Expanded, interpolate
 from job.spec.keys import Json, Path
@@ -60,7 +60,7 @@ def dump_resolved(loaded: LoadedSpec) -> str:
         loaded.resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
     )
     # Texts with such characters are in double quotes, where YAML has escapes.
-    body = STEERING.sub(lambda match: _escaped(match[0]), body)
+    body = CONTROL.sub(lambda match: _escaped(match[0]), body)
     return f"# The spec as run: every key, with its default where none was given.\n{body}"
 
 
@@ -73,7 +73,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # Unquoted, PyYAML writes some line breaks that it reads back as others.
-    style = '"' if STEERING.search(text.replace("\n", "")) else None
+    style = '"' if CONTROL.search(text.replace("\n", "")) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

@@ -378,7 +378,7 @@ def test_a_full_disk_without_a_name_names_the_working_folder(
     settings = [f"runtime.workdir={small_disk}", f"output.uri={tmp_path}/out"]
     text = (ROOT / "specs/latex.yaml").read_text()
     loaded = load_spec(text, "latex.yaml", [*settings, f"runtime.cache_dir={tmp_path}/cache"])
-    with pytest.raises(StorageError, match="no space is left there") as caught:
+    with pytest.raises(StorageError, match="no space left on device") as caught:
         runner.run(loaded, "prep")
     [problem] = caught.value.problems
     assert problem.field.startswith(str(small_disk))

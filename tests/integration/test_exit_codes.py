@@ -161,10 +161,11 @@ def test_nobody_needs_to_listen(closed: str, spec: str, code: int) -> None:
 def test_70_a_defect_shows_its_traceback_only_when_asked() -> None:
     code = """
 import sys
-from job import cli
+from job.cli import app
+from job.cli.commands import before_run
 def broken(*arguments): raise ZeroDivisionError("a defect")
-cli._load = broken
-cli.main()
+before_run.load = broken
+app.main()
 """
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:

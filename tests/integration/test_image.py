@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from job import __version__
 from job.kubernetes import constants
 from tests.jobs import ROOT, make, read_json, sums
 
@@ -145,6 +146,7 @@ def test_the_whole_job_runs_in_it_as_the_manifest_says(
     run = ("run", "--isolation=chroot", *mounts, container, "--")
 
     assert buildah(*run, "id", "-u") == str(constants.UID)
+    assert buildah(*run, "job", "--version") == __version__
     buildah(*run, *config["Entrypoint"], *doctor["args"])
     few = ("--set", "train.max_steps=20", "--set", "data.train.limit=640")  # minutes less
     buildah(*run, *config["Entrypoint"], *asked["args"], *few)

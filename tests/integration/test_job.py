@@ -313,7 +313,7 @@ def test_an_image_that_is_missing_is_an_error_if_another_follows(
     arguments = [*small_run(str(tmp_path / "out"), cache=cache)[1:], "--weights", "base"]
     done = job("infer", *arguments, "--image", "gone.png", "--image", image)
     assert done.code == 12
-    assert "there is no such file (found gone.png)" in done.err
+    assert "no such file (found gone.png)" in done.err
 
 
 def drawn(directory: Path) -> tuple[str, str]:

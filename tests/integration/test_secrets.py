@@ -40,7 +40,7 @@ ENVIRONMENT = {
 }
 READ = "Read " + " ".join(f"${{{name}}}" for name in ENVIRONMENT if name != "SIGNING")
 """An instruction that holds every secret of the environment."""
-STEERING = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"
+CONTROL = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"
 PASSWORD, SIGNATURE, IN_A_ROW = "planted-password", "planted%2Bsignature", "planted-in-a-row"
 PARTS = ("planted-mlflow", "plantedAzureKey==", "planted%2Bsas", "MIIEvplantedPrivateKey0123")
 PLANTED = (*ENVIRONMENT.values(), *PARTS, PASSWORD, SIGNATURE, IN_A_ROW, WRITER[1])
@@ -63,7 +63,7 @@ def row(number: int) -> dict[str, str]:
     image = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     # What a model learns from is data, and is stored as it is; what is told of it is not.
     secret = list(ENVIRONMENT.values())[number % len(ENVIRONMENT)]
-    held = f"{secret} {STEERING}" if number % 2 else ""
+    held = f"{secret} {CONTROL}" if number % 2 else ""
     return {"image": image, "text": f"x_{{{number}}} {held}", "id": f"{number} {held}"}
 
 
@@ -114,9 +114,9 @@ def web() -> Iterator[Web]:
 COMMAND = """
 import sys
 from pathlib import Path
-from job import cli, farewell
-farewell.TERMINATION_LOG = Path(sys.argv.pop(1))
-cli.main()
+from job.cli import app, termination
+termination.TERMINATION_LOG = Path(sys.argv.pop(1))
+app.main()
 """
 
 

@@ -197,7 +197,7 @@ def test_a_stop_that_is_lost_in_a_finalizer_is_raised_again() -> None:
 
 MADE_ANOTHER = """
 import os, signal, sys, time
-from job import cli
+from job.cli import app
 from job.pipeline.stages import Stages
 
 def prep(stages, directory):
@@ -209,7 +209,7 @@ def prep(stages, directory):
 
 Stages.prep = prep
 sys.argv = ["job", *sys.argv[1:]]
-cli.main()
+app.main()
 """
 
 
@@ -298,7 +298,7 @@ def test_a_signal_that_comes_while_the_job_is_imported_ends_it() -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert said == "SIGTERM: stopped before anything was begun\n"
+    assert said == "SIGTERM: stopped before the job started\n"
 
 
 SERVING = """

@@ -101,7 +101,7 @@ def test_numbers_read_as_people_write_them(
     value: float, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log.info("train", tokens_per_second=value)
-    log.change({"bleu": (value, value)})
+    log.metrics({"bleu": (value, value)})
     said = capsys.readouterr().err
     assert f" tokens_per_second={shown}\n" in said
     assert f"bleu: {shown} → {shown}\n" in said

@@ -22,7 +22,7 @@ from job.redaction import redact, redacted
 from tests.jobs import ROOT
 
 CONTROLS = (*("\x00-\x08\x0b-\x1f\x7f-\x9f", "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"),)
-STEERING = [
+CONTROL = [
     *("\x1b]8;;https://h\x1b\\", "\x1b[2J", "\x9b2J", "\x07", "\r", "\x08", "\x7f", "\x85"),
     *("\u202e", "\u2066", "\u200f", "\u2028"),
 ]
@@ -343,7 +343,7 @@ def test_what_only_shows_is_left_as_it_is() -> None:
     assert redaction.printable(text) == text
 
 
-@pytest.mark.parametrize("steering", STEERING)
+@pytest.mark.parametrize("steering", CONTROL)
 def test_nothing_that_is_shown_or_stored_as_json_steers_a_terminal(steering: str) -> None:
     value = {"text": f"a{steering}b\nc"}
     text = redaction.as_json(value)
@@ -356,7 +356,7 @@ def test_nothing_that_is_shown_or_stored_as_json_steers_a_terminal(steering: str
 
 def written(pieces: list[str]) -> list[str]:
     found: list[str] = []
-    screen = redaction.Screen(found.append)
+    screen = redaction.RedactingWriter(found.append)
     for piece in pieces:
         screen.write(piece)
     screen.close()

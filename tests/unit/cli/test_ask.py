@@ -75,7 +75,7 @@ def test_the_answer_to_a_drawn_formula(server: Server) -> None:
         assert min(shown.size) > 10
 
 
-STEERING = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"
+CONTROL = "\x1b]8;;https://h\x1b\\x\x9b2J\u202e"
 SECRET = "hf_plantedHubToken0123456789"
 
 
@@ -98,7 +98,7 @@ def test_the_token_for_the_hub_stays_here_and_offline_mode_is_about_the_hub(serv
 
 
 def test_an_answer_steers_no_terminal_and_repeats_no_secret(server: Server) -> None:
-    content = f"a{STEERING} {SECRET}\n\tb"
+    content = f"a{CONTROL} {SECRET}\n\tb"
     server.answer = {"choices": [{"message": {"content": content}}]}
     done = asked(server.url)
     assert done.code == 0, done.err
@@ -110,7 +110,7 @@ def test_an_error_of_a_server_steers_no_terminal_and_repeats_no_secret(
     server: Server, status: int
 ) -> None:
     # Cut at 500 bytes it would show the first half of the secret.
-    server.status, server.answer = status, {"x" * 470: f"{SECRET} {STEERING}"}
+    server.status, server.answer = status, {"x" * 470: f"{SECRET} {CONTROL}"}
     done = asked(server.url)
     assert done.code == 12, done.err
     assert "planted" not in done.err

@@ -146,5 +146,5 @@ def test_settings_without_a_spec_are_refused_and_nothing_is_removed(tmp_path: Pa
         environ={"HOME": str(tmp_path)},
     )
     assert found.code == 2
-    assert "--set: changes a spec, and none is named" in found.err
+    assert "--set: overrides a spec, but no spec is given" in found.err
     assert made.exists()

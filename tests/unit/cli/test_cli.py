@@ -52,18 +52,18 @@ def test_what_an_option_says_wrongly_is_told_of_the_option(
     assert [problem.field for problem in caught.value.problems] == [option]
 
 
-STEERING = "a\x1b]0;x\x07\x9b2J\u202e[red]b[/red][/]"
+CONTROL = "a\x1b]0;x\x07\x9b2J\u202e[red]b[/red][/]"
 PLANTED = "hf_plantedHubToken0123456789"
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["validate", STEERING + PLANTED],
-        ["command" + STEERING],
-        ["validate", "--" + STEERING, "x"],
-        ["validate", "specs/latex.yaml", "--set", f"train.optim={PLANTED}{STEERING}"],
-        ["validate", "specs/latex.yaml", "--set", f"train.{STEERING}=1"],
+        ["validate", CONTROL + PLANTED],
+        ["command" + CONTROL],
+        ["validate", "--" + CONTROL, "x"],
+        ["validate", "specs/latex.yaml", "--set", f"train.optim={PLANTED}{CONTROL}"],
+        ["validate", "specs/latex.yaml", "--set", f"train.{CONTROL}=1"],
     ],
     ids=["file", "command", "option", "value", "key"],
 )

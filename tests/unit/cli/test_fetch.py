@@ -182,7 +182,7 @@ def test_sums_that_are_cut_are_not_taken_for_fewer_files(
     sums = run / "SHA256SUMS"
     text = sums.read_text()
     sums.write_text(text[: 70 if cut == "in a line" else -1])
-    with pytest.raises(InputError, match="is cut or was changed"):
+    with pytest.raises(InputError, match="is truncated or was changed"):
         fetch(str(run), "merged", tmp_path / "weights")
 
 

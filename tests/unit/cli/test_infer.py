@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from job.artifacts.records import STAGES, StageRecord
-from job.cli.infer import Asked, Stream, _longest, typed
+from job.cli.infer import AnswerStreamer, Query, _max_new_tokens, query_row
 from job.errors import DataError, InputError, UsageError
 from job.evaluation.answer_lengths import DEFAULT
 from job.pipeline.context import RunContext
@@ -20,7 +20,7 @@ def streamed(pieces: list[bytes]) -> list[str]:
     """What is written of tokens that stand for these bytes, and when."""
     written: list[str] = []
     decode = lambda tokens: b"".join(pieces[t] for t in tokens).decode(errors="replace")  # noqa: E731
-    stream = Stream(decode, written.append)
+    stream = AnswerStreamer(decode, written.append)
     stream.put(torch.tensor([[7, 8, 9]]))  # the prompt
     for token in range(len(pieces)):
         stream.put(torch.tensor([token]))
@@ -54,7 +54,7 @@ def images(tmp_path: Path) -> tuple[Path, ...]:
 
 
 def test_images_stand_in_their_order_before_the_question(images: tuple[Path, ...]) -> None:
-    row = typed(Asked(images=images, question="What?", system="Be brief."), "Read.")
+    row = query_row(Query(images=images, question="What?", system="Be brief."), "Read.")
     assert [message.role for message in row.messages] == ["system", "user"]
     assert row.messages[0].text == "Be brief."
     assert [image.width for image in row.images] == [40, 41, 42]
@@ -63,22 +63,22 @@ def test_images_stand_in_their_order_before_the_question(images: tuple[Path, ...
 
 
 def test_a_mark_in_the_question_says_where_an_image_stands(images: tuple[Path, ...]) -> None:
-    row = typed(Asked(images=images[:2], question="From <image> to <image>?"), None)
+    row = query_row(Query(images=images[:2], question="From <image> to <image>?"), None)
     parts = [(part.text, part.image) for part in row.messages[0].parts]
     assert parts == [("From ", None), (None, 0), (" to ", None), (None, 1), ("?", None)]
     with pytest.raises(UsageError, match="has 2 <image> for 3 images"):
-        typed(Asked(images=images, question="From <image> to <image>?"), None)
+        query_row(Query(images=images, question="From <image> to <image>?"), None)
 
 
 def test_without_a_question_the_instruction_is_asked_or_there_must_be_one(
     images: tuple[Path, ...],
 ) -> None:
-    assert typed(Asked(images=images[:1]), "Read.").messages[0].text == "Read."
+    assert query_row(Query(images=images[:1]), "Read.").messages[0].text == "Read."
     for instruction in (None, ""):
         with pytest.raises(UsageError, match=r"the spec has no data\.instruction"):
-            typed(Asked(images=images[:1]), instruction)
+            query_row(Query(images=images[:1]), instruction)
     with pytest.raises(UsageError, match="nothing is asked"):
-        typed(Asked(), "Read.")
+        query_row(Query(), "Read.")
 
 
 def test_every_image_that_is_missing_or_damaged_is_named(
@@ -87,21 +87,21 @@ def test_every_image_that_is_missing_or_damaged_is_named(
     (tmp_path / "page.png").write_text("<!DOCTYPE html>")
     names = ("gone.png", images[0], "page.png", "away.png", images[1])
     with pytest.raises(InputError) as missing:
-        typed(Asked(images=tuple(tmp_path / name for name in names)), "Read.")
+        query_row(Query(images=tuple(tmp_path / name for name in names)), "Read.")
     found = [Path(problem.value or "").name for problem in missing.value.problems]
     assert found == ["gone.png", "away.png", "page.png"]
     with pytest.raises(DataError, match="an HTML page"):
-        typed(Asked(images=(images[0], tmp_path / "page.png")), "Read.")
+        query_row(Query(images=(images[0], tmp_path / "page.png")), "Read.")
 
 
 def test_an_answer_may_be_as_long_as_those_of_the_run_s_evaluation(tmp_path: Path) -> None:
     text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
     stages = RunContext(load_spec(text, "latex.yaml", [f"output.uri={tmp_path}"], {}), "infer")
-    assert _longest(stages) == DEFAULT
+    assert _max_new_tokens(stages) == DEFAULT
     record = StageRecord(
         name="eval", fingerprint="f", started="", seconds=1, files=(),
         summary={"max_new_tokens": 77},
     )  # fmt: skip
     (tmp_path / STAGES).mkdir()
     (tmp_path / STAGES / "eval.json").write_text(json.dumps(record.to_json()))
-    assert _longest(stages) == 77
+    assert _max_new_tokens(stages) == 77

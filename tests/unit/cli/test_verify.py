@@ -112,16 +112,16 @@ def replaced(path: str, old: str, new: str) -> Callable[[Path], None]:
             put("adapter/adapter_model.safetensors", "x"),
             "adapter/adapter_model.safetensors: is not of this run: no record names it",
         ),
-        (remove(".stages/prep.json"), ".stages/prep.json: is missing, and run.json says"),
+        (remove(".stages/prep.json"), ".stages/prep.json: is missing, but run.json says"),
         (put(".stages/prep.json", "{"), ".stages/prep.json: the marker is unreadable"),
         (
             replaced(".stages/prep.json", "of prep", "of another"),
-            ".stages/prep.json: tells of another making of the stage than run.json",
+            ".stages/prep.json: is of another execution of the stage than run.json",
         ),
         (put("run.json", "{"), "run.json: is missing or unreadable"),
         (
             replaced("run.json", '"succeeded"', '"preempted"'),
-            "run.json: says preempted where _SUCCESS says that it succeeded",
+            "run.json: says preempted, but _SUCCESS says that it succeeded",
         ),
         (remove("SHA256SUMS"), "SHA256SUMS: is missing, or names no file"),
         (put("SHA256SUMS", "00  data/stats.json\n"), "SHA256SUMS: is not the one that _SUCCESS"),
@@ -217,7 +217,7 @@ def test_a_run_that_changes_meanwhile_is_not_called_damaged(
 def test_the_command_ends_with_11_and_names_the_file(run: Path) -> None:
     done = job("verify", str(run))
     assert done.code == 0, done.err
-    assert "the run is whole files=4 checkpoints=2" in done.err
+    assert "the run is intact files=4 checkpoints=2" in done.err
     (run / "merged" / "config.json").write_text("[]")
     done = job("verify", str(run))
     assert done.code == 11

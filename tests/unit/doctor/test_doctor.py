@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from job import log
-from job.doctor import access, capacity, device, exit_code, screen, software
+from job.doctor import access, capacity, device, exit_code, software, text
 from job.doctor.check import Check, State, fail, failed, ok, warn
 from job.engines import cpu
 from job.engines.device import detect
@@ -72,7 +72,7 @@ def test_a_screen_shows_state_finding_and_fix_and_no_secret(
 ) -> None:
     monkeypatch.setenv("MY_SECRET", "planted-value-123")
     log.configure("text")
-    shown = screen(fail("disk", "planted-value-123: full", "free space"))
+    shown = text(fail("disk", "planted-value-123: full", "free space"))
     assert shown == "FAIL  disk          ${MY_SECRET}: full\n      fix: free space"
 
 
@@ -180,7 +180,7 @@ def test_a_driver_is_told_by_the_files_of_the_system(
 ) -> None:
     make(tmp_path)
     [driver] = device.drivers(tmp_path)
-    assert (driver.accelerator, driver.version, driver.closed) == (accelerator, version, ())
+    assert (driver.accelerator, driver.version, driver.inaccessible) == (accelerator, version, ())
 
 
 def test_a_machine_without_a_driver_has_none(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_the_build_of_torch_must_be_one_for_the_driver(
 
 
 def test_a_device_that_may_not_be_opened_is_named_with_the_groups_to_add() -> None:
-    there = [device.Driver(accelerator="rocm", version="1", closed=("/dev/kfd",))]
+    there = [device.Driver(accelerator="rocm", version="1", inaccessible=("/dev/kfd",))]
     check = one(device.driver_checks(there, "rocm", "rocm"))
     assert check.state == "fail"
     assert "/dev/kfd cannot be opened" in check.found
@@ -233,11 +233,11 @@ def test_a_device_that_may_not_be_opened_is_named_with_the_groups_to_add() -> No
 def test_a_build_covers_the_architectures_that_it_has_code_for(
     architecture: str, built: list[str], runs: bool
 ) -> None:
-    assert device.covered(architecture, built) is runs
+    assert device.is_supported(architecture, built) is runs
 
 
 def test_a_gpu_that_is_asked_for_and_not_seen_is_a_failure() -> None:
-    check = device.unseen("rocm", [], "rocm")
+    check = device.no_gpu("rocm", [], "rocm")
     assert check.state == "fail"
     assert "runtime.accelerator is rocm" in check.found
 

@@ -160,7 +160,8 @@ def test_requests_are_those_of_the_sizes(ernie: ManifestOptions) -> None:
 
 def test_the_plan_tells_what_a_manifest_asks_for() -> None:
     options = ManifestOptions(spec=LATEX, environ={})
-    lines = planning.text(planning.make(planning.Order(loaded=options.loaded))).splitlines()
+    plan = planning.make_plan(planning.PlanOptions(loaded=options.loaded))
+    lines = planning.text(plan).splitlines()
     for platform, name in (("amd", "with a GPU"), ("cpu", "on CPUs")):
         [line] = [line for line in lines if line.startswith(f"  {name} ")]
         text = kubernetes.render(options, platform)
@@ -175,7 +176,7 @@ def test_a_pod_without_a_gpu_has_the_memory_that_training_takes(rows: int) -> No
     """Rows of a batch count: a pod with less is silently killed by the kernel."""
     sets = ("runtime.accelerator=cpu", f"train.per_device_train_batch_size={rows}")
     options = ManifestOptions(spec=LATEX, sets=sets, environ={})
-    made = planning.make(planning.Order(loaded=options.loaded))
+    made = planning.make_plan(planning.PlanOptions(loaded=options.loaded))
     assert made.memory is not None
     [training] = made.memory.fits
     [pod] = [pod for pod in made.pods if pod.name == "on CPUs"]

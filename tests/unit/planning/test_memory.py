@@ -21,7 +21,7 @@ from job.families.base import SORTED_EXPERTS, RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.families.lora.linear import use_low_rank_layers
 from job.planning import memory
-from job.planning.memory import OPTIMIZER, weight_bytes
+from job.planning.memory import OPTIMIZER_STATE_BYTES, weight_bytes
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec
@@ -52,7 +52,7 @@ def published() -> Any:
 
 def estimate(
     model: Any, spec: JobSpec, rows: Sequence[RowSize], device: Accelerator
-) -> memory.Memory:
+) -> memory.MemoryEstimate:
     """The estimate of a family that can tell."""
     found = memory.estimate(Ernie45VL, model, spec, rows, device)
     assert found is not None
@@ -278,7 +278,7 @@ def test_every_optimizer_of_the_spec_has_its_size() -> None:
 
     node = keys.at(("train", "optim"))
     assert node is not None
-    assert set(OPTIMIZER) == set(node["enum"])
+    assert set(OPTIMIZER_STATE_BYTES) == set(node["enum"])
 
 
 @pytest.mark.parametrize("name", MEASURED["configurations"])

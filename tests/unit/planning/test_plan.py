@@ -33,7 +33,7 @@ PARAMETERS = 29_399_294_336
 
 def estimate(
     model: Any, spec: JobSpec, rows: Sequence[RowSize], device: Accelerator
-) -> memory.Memory:
+) -> memory.MemoryEstimate:
     """The estimate of a family that can tell."""
     found = memory.estimate(Ernie45VL, model, spec, rows, device)
     assert found is not None
@@ -65,7 +65,7 @@ def made(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> facts.Plan:
         "train.max_length=60",
         f"output.uri={tmp_path_factory.mktemp('output')}",
     )
-    return planning.make(planning.Order(loaded=spec, accelerator="mi300x"))
+    return planning.make_plan(planning.PlanOptions(loaded=spec, accelerator="mi300x"))
 
 
 def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None:
@@ -183,7 +183,7 @@ def test_the_vendor_s_memory_is_not_all_there_is() -> None:
 
 def test_an_unknown_accelerator_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        planning.make(planning.Order(loaded=loaded("latex"), accelerator="mi300"))
+        planning.make_plan(planning.PlanOptions(loaded=loaded("latex"), accelerator="mi300"))
     assert "try mi300x" in str(caught.value)
 
 
@@ -206,20 +206,22 @@ def test_what_cannot_fit_ends_with_20_and_the_change_that_would(rows: Path, tmp_
 
 
 def took(
-    tokens_a_pass: float,
+    batch_tokens: float,
     device: str = "NVIDIA H200",
     cores: int | None = None,
     parameters: int = PARAMETERS,
-) -> speed.Time | None:
+) -> speed.TimeRange | None:
     return speed.training_time(
         speed.measurements(),
-        device=device,
-        cores=cores,
-        parameters=parameters,
-        trained="lora",
-        compiled=False,
-        tokens=1e6,
-        tokens_a_pass=tokens_a_pass,
+        speed.Training(
+            device=device,
+            cores=cores,
+            parameters=parameters,
+            method="lora",
+            compiled=False,
+            tokens=1e6,
+            batch_tokens=batch_tokens,
+        ),
     )
 
 
@@ -264,10 +266,10 @@ def test_a_plan_for_a_cpu_that_nobody_measured_tells_no_time(
 ) -> None:
     """The architecture's name is one for a laptop and for a server of 64 cores."""
     monkeypatch.setattr(cpu, "model", lambda: "x86_64")
-    order = planning.Order(loaded=loaded("latex", "runtime.accelerator=cpu"))
+    order = planning.PlanOptions(loaded=loaded("latex", "runtime.accelerator=cpu"))
     for cores in (2, 64):
         monkeypatch.setattr(cpu, "cores", lambda cores=cores: cores)
-        made = planning.make(order)
+        made = planning.make_plan(order)
         assert (made.time is not None) is (cores == 2)
     assert made.time_unknown == (
         "no measurement for this CPU of 64 cores (x86_64) with a model of this size"
@@ -307,10 +309,10 @@ def large_rows(path: Path, size: int) -> int:
     return len(lines) * (size // len(text))
 
 
-def of(path: Path, *more: str) -> planning.Order:
+def of(path: Path, *more: str) -> planning.PlanOptions:
     output = f"output.uri={path.parent / 'output'}"
     sets = (f"data.train.uri={path}", "data.eval=null", output, *more)
-    return planning.Order(loaded=loaded("im2latex", *sets), accelerator="mi300x")
+    return planning.PlanOptions(loaded=loaded("im2latex", *sets), accelerator="mi300x")
 
 
 def test_a_large_list_is_not_read_through(made: facts.Plan, tmp_path: Path) -> None:
@@ -319,7 +321,7 @@ def test_a_large_list_is_not_read_through(made: facts.Plan, tmp_path: Path) -> N
     rows = large_rows(train, 80 * 2**20)
     held_out.write_text(json.dumps({"image": "a.png", "text": "x"}) + "\n")
     before = read_by_this_process()
-    found = planning.make(of(train, f"data.eval={{uri: {held_out}}}"))
+    found = planning.make_plan(of(train, f"data.eval={{uri: {held_out}}}"))
     assert read_by_this_process() - before < 40 * 2**20
     assert found.data.train_rows == pytest.approx(rows, rel=0.01)
     assert not found.data.exact
@@ -334,7 +336,7 @@ def test_weights_are_not_read_for_a_plan(made: facts.Plan, rows: Path, tmp_path:
         weights.truncate(200 * 2**20)
     order = of(rows, f"model.model_name_or_path={model}", f"output.uri={tmp_path}/output")
     before = read_by_this_process()
-    planning.make(order)
+    planning.make_plan(order)
     assert read_by_this_process() - before < 40 * 2**20
 
 
@@ -348,10 +350,10 @@ def test_a_stage_that_was_made_is_compared_with_what_it_would_be(
     (output.stages.local.create("prep") / "file").write_text("made")
     output.stages.publish("prep", fingerprint, "2026-01-01T00:00:00Z", 1.0, {"rows": {}})
     output.release()
-    stages = planning.make(order).stages
+    stages = planning.make_plan(order).stages
     assert stages["prep"].startswith("complete since 2026-01-01")
     assert stages["train"] == "will run"
-    other = planning.make(of(rows, f"output.uri={tmp_path}", "data.instruction=Another"))
+    other = planning.make_plan(of(rows, f"output.uri={tmp_path}", "data.instruction=Another"))
     assert other.stages["prep"] == "will run"
 
 
@@ -359,18 +361,18 @@ def test_a_stage_that_was_made_is_compared_with_what_it_would_be(
 
 
 def test_rows_that_are_counted_are_those_before_leakage_and_refusals(rows: Path) -> None:
-    made = planning.make(of(rows, f"data.eval={{uri: {rows}}}"))
+    made = planning.make_plan(of(rows, f"data.eval={{uri: {rows}}}"))
     assert made.data.exact
-    assert "20 before leakage and refusals" in planning.text(made)
-    assert "20 before refusals, of which" in planning.text(made)
+    assert "20 before leak removal and rejects" in planning.text(made)
+    assert "20 before rejects, at most" in planning.text(made)
 
 
 def test_rows_that_are_all_too_long_are_told_before_training_refuses_them(rows: Path) -> None:
-    made = planning.make(of(rows, "train.max_length=16"))
+    made = planning.make_plan(of(rows, "train.max_length=16"))
     assert made.data.too_long == 19
     assert made.data.warning is not None
     assert "training will refuse them" in " ".join(planning.text(made).split())
-    assert planning.make(of(rows, "train.max_length=60")).data.warning is None
+    assert planning.make_plan(of(rows, "train.max_length=60")).data.warning is None
 
 
 def test_missing_data_is_told_with_all_that_is_known_without_it(tmp_path: Path) -> None:
@@ -383,10 +385,10 @@ def test_missing_data_is_told_with_all_that_is_known_without_it(tmp_path: Path) 
     )
     assert done.code == InputError.exit_code, done.err
     assert "none.jsonl" in done.err
-    for section in ("model", "disk", "a pod asks a cluster for"):
+    for section in ("model", "disk", "resources of a pod"):
         assert f"\n{section}\n" in done.out
     assert "\nmemory of one device" in done.out
-    assert "not known" in done.out
+    assert "unknown" in done.out
 
 
 # --- what is fetched -------------------------------------------------------------------------
@@ -412,7 +414,9 @@ def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     text = Path("specs/latex.yaml").read_text(encoding="utf-8")
     overrides = ("output.uri=s3://somebody-elses/bucket", "data.train.limit=8")
-    made = planning.make(planning.Order(loaded=load_spec(text, "latex.yaml", overrides, {})))
+    made = planning.make_plan(
+        planning.PlanOptions(loaded=load_spec(text, "latex.yaml", overrides, {}))
+    )
     assert made.memory is not None
     assert made.data.train_rows
     assert "access is denied" in (made.stages_unknown or "")

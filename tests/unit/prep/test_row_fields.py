@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from job import log
-from job.cli.infer import Asked, infer
+from job.cli.infer import Query, infer
 from job.errors import DataError, UsageError
 from job.pipeline import runner
 from job.prep import image_identity, sources
@@ -463,7 +463,7 @@ output: {{uri: "{tmp_path}/out"}}
     PIL.Image.new("RGB", (64, 40), "white").save(image)
     loaded = load_spec(text, "spec", environ={})
     with pytest.raises(UsageError, match=r"the spec has no data\.instruction"):
-        infer(loaded, Asked(images=(image,)), "base", seed=None, write=print)
+        infer(loaded, Query(images=(image,)), "base", seed=None, write=print)
     formulas = load_spec(text.replace("rows.jsonl", "builtin://formulas, limit: 4"), "", environ={})
     assert formulas.spec.data.question == "Write the LaTeX representation for this image."
     assert loaded.spec.data.question is None

@@ -54,10 +54,10 @@ def leaves() -> list[tuple[str, keys.Schema]]:
     ids=lambda p: p.stem,
 )
 def test_an_example_can_be_planned(path: Path, tmp_path: Path) -> None:
-    order = planning.Order(
+    order = planning.PlanOptions(
         loaded=load(path, f"output.uri={tmp_path}", "data.train.limit=8"), accelerator="mi300x"
     )
-    made = planning.make(order)
+    made = planning.make_plan(order)
     assert made.memory is not None
     assert [fit.fits for fit in made.memory.fits] == [True]
     assert made.data.tokens_a_row

@@ -1,8 +1,8 @@
-"""What the job says while it runs, on standard error.
+"""The job's log, on standard error.
 
-A progress bar and short coloured lines on a terminal; elsewhere one structured line an event,
-as text (`12:00:01 INFO train step=3 loss=0.41`) or as JSON. Secrets are replaced by their names
-before anything is written.
+A progress bar and short coloured lines on a terminal; elsewhere one structured line per event, as
+text (`12:00:01 INFO train step=3 loss=0.41`) or JSON. Secrets are replaced by their names before
+anything is written.
 """
 
 import json
@@ -17,11 +17,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
+from job.log.units import Quantity, amount, duration, number, of, size, span
 from job.redaction import as_json, printable, redact, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+__all__ = [
+    "Format",
+    "Level",
+    "Progress",
+    "Quantity",
+    "amount",
+    "configure",
+    "debug",
+    "duration",
+    "error",
+    "info",
+    "is_json",
+    "is_terminal",
+    "metrics",
+    "number",
+    "of",
+    "on_terminal",
+    "progress",
+    "size",
+    "span",
+    "stage",
+    "warn",
+]
 
 Format = Literal["auto", "text", "json"]
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -41,9 +66,9 @@ _state = _State()
 
 
 def configure(format: Format = "auto", level: Level = "INFO") -> None:
-    """Sets how and how much is said."""
+    """Sets the format and the threshold."""
     _state.format, _state.threshold, _state.console = format, RANK[level], None
-    # Libraries speak only of what a user must act on; their tracebacks still reach --debug.
+    # Of libraries, only what a user must act on; their tracebacks still reach --debug.
     libraries = logging.StreamHandler(sys.stderr)
     libraries.setFormatter(_Libraries("%(name)s: %(message)s"))
     logging.basicConfig(
@@ -58,55 +83,28 @@ class _Libraries(logging.Formatter):
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person reads it on a screen that can do more than show one line after another."""
+    """Whether it is a terminal that understands control sequences."""
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def on_terminal() -> bool:
-    """Whether a person is watching: standard error is a terminal and no format was asked for."""
+    """Whether standard error is a terminal and no format was requested."""
     return _state.format == "auto" and is_terminal(sys.stderr)
 
 
 def is_json() -> bool:
-    """Whether lines are for machines to read."""
+    """Whether the log is JSON."""
     return _state.format == "json"
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Within, each line for machines says that it is of this stage."""
+    """Within, each JSON line has this stage."""
     before, _state.stage = _state.stage, name
     try:
         yield
     finally:
         _state.stage = before
-
-
-@dataclass(frozen=True)
-class Said:
-    """A value that people read in one way and machines in another."""
-
-    text: str
-    numbers: Mapping[str, float | None]
-    """By what is appended to the field's name."""
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def of(done: int, total: int | None) -> Said:
-    """`3/40`; to machines `step` and `step_total`."""
-    return Said(str(done) if total is None else f"{done}/{total}", {"": done, "_total": total})
-
-
-def amount(count: float) -> Said:
-    """`3.4 MiB`; to machines `memory_bytes`."""
-    return Said(size(count), {"_bytes": int(count)})
-
-
-def span(seconds: float) -> Said:
-    """`3m20s`; to machines `left_seconds`."""
-    return Said(duration(seconds), {"_seconds": round(seconds, 3)})
 
 
 def debug(event: str, **fields: object) -> None:
@@ -136,13 +134,13 @@ def _write(level: Level, event: str, fields: dict[str, object]) -> None:
     else:
         pairs = "".join(f" {key}={_quote(_text(value))}" for key, value in fields.items())
         line = f"{_utc('%H:%M:%S')} {level} {_one_line(event)}{pairs}"
-    # In one piece, for threads speak too.
+    # In one write, because other threads log too.
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def _line(level: Level, event: str, fields: Mapping[str, object]) -> "Text":
-    """Built of pieces: what stands in data is never read as markup."""
+    """Built of pieces, so that nothing in the data is read as markup."""
     from rich.text import Text
 
     line = Text().append(_one_line(event), style=STYLE[level])
@@ -161,37 +159,37 @@ def _json(level: str, event: str, fields: Mapping[str, object]) -> str:
     return as_json({**record, **stage, **_numbers(fields)}, default=_text)
 
 
-def change(metrics: Mapping[str, tuple[float | None, float]]) -> None:
-    """What became of each metric: a table on a terminal, a line each elsewhere."""
+def metrics(changes: Mapping[str, tuple[float | None, float]]) -> None:
+    """Each metric before and after training: a table on a terminal, a line each elsewhere."""
     if not on_terminal():
-        for name, (before, after) in metrics.items():
+        for name, (before, after) in changes.items():
             info(f"{name}: " + ("" if before is None else f"{number(before)} → ") + number(after))
-    elif metrics and RANK["INFO"] >= _state.threshold:
+    elif changes and RANK["INFO"] >= _state.threshold:
         from rich import box
         from rich.table import Table
 
         table = Table("", box=box.SIMPLE_HEAD)
         for title in ("before", "after"):
             table.add_column(title, justify="right")
-        for name, (before, after) in metrics.items():
+        for name, (before, after) in changes.items():
             table.add_row(name, "" if before is None else number(before), number(after))
         _console().print(table)
 
 
 def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
-    """Fields for machines; JSON has no words for what is no number."""
-    found: dict[str, object] = {}
+    """Fields for JSON, which has no NaN or infinity."""
+    record: dict[str, object] = {}
     for key, value in fields.items():
-        numbers = value.numbers if isinstance(value, Said) else {"": value}
-        for ending, number in numbers.items():
-            known = not isinstance(number, float) or math.isfinite(number)
-            found[key + ending] = number if known else None
-    return found
+        numbers = value.numbers if isinstance(value, Quantity) else {"": value}
+        for suffix, each in numbers.items():
+            finite = not isinstance(each, float) or math.isfinite(each)
+            record[key + suffix] = each if finite else None
+    return record
 
 
 def _console() -> "Console":
     if _state.console is None:
-        from rich.console import Console  # 60 ms that piped commands need not pay
+        from rich.console import Console  # 60 ms that piped commands save
 
         _state.console = Console(stderr=True, highlight=False)
     return _state.console
@@ -210,30 +208,30 @@ def _quote(text: str) -> str:
 
 
 class Progress(Protocol):
-    """A long piece of work, of known length or not."""
+    """The progress of a long piece of work."""
 
     def advance(self, done: int = 1, **fields: object) -> None:
-        """Another `done` units are finished; `fields` is what to show of them now."""
+        """Counts another `done` units, and shows `fields`."""
 
 
 @contextmanager
 def progress(label: str, total: int | None, unit: str = "rows") -> Iterator[Progress]:
-    """Shows how far a piece of work is: a bar on a terminal, a line every ten seconds elsewhere."""
+    """Shows progress: a bar on a terminal, a line every ten seconds elsewhere."""
     if on_terminal() and RANK["INFO"] >= _state.threshold:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
-        # What must be read in full keeps its width; the bar and then the values give way.
-        whole = Column(no_wrap=True)
-        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        # Counts keep their width; the bar and then the values shrink.
+        fixed = Column(no_wrap=True)
+        flexible = Column(no_wrap=True, overflow="ellipsis", ratio=1)
         columns = (
-            TextColumn("{task.description}", table_column=whole, markup=False),
+            TextColumn("{task.description}", table_column=fixed, markup=False),
             BarColumn(bar_width=min(40, max(8, _console().width - 72))),
-            MofNCompleteColumn(table_column=whole),
-            TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", table_column=whole),
-            TimeRemainingColumn(compact=True, table_column=whole),
-            TextColumn("{task.fields[shown]}", style="dim", table_column=cut, markup=False),
+            MofNCompleteColumn(table_column=fixed),
+            TextColumn(f"{unit} [dim]{{task.fields[rate]}}[/]", table_column=fixed),
+            TimeRemainingColumn(compact=True, table_column=fixed),
+            TextColumn("{task.fields[shown]}", style="dim", table_column=flexible, markup=False),
         )
         with RichProgress(*columns, console=_console(), transient=True, expand=True) as bars:
             yield _Bar(bars, bars.add_task(_one_line(label), total=total, shown="", rate=""))
@@ -247,10 +245,10 @@ class _Bar:
         self._done, self._started = 0, time.monotonic()
 
     def advance(self, done: int = 1, **fields: object) -> None:
-        told = "  ".join(f"{key} {_one_line(_text(value))}" for key, value in fields.items())
+        shown = "  ".join(f"{key} {_one_line(_text(value))}" for key, value in fields.items())
         self._done += done
         rate = f"{number(self._done / max(time.monotonic() - self._started, 1e-9), 3)}/s"
-        self._bars.update(self._task, advance=done, shown=told, rate=rate)  # type: ignore[attr-defined]
+        self._bars.update(self._task, advance=done, shown=shown, rate=rate)  # type: ignore[attr-defined]
 
 
 class _Lines:
@@ -268,35 +266,10 @@ class _Lines:
             return
         self._last = now
         rate = self._done / max(now - self._started, 1e-9)
-        told = {
+        counts = {
             "done": of(self._done, self._total),
-            "rate": Said(f"{number(rate, 3)} {self._unit}/s", {"": rate}),
+            "rate": Quantity(f"{number(rate, 3)} {self._unit}/s", {"": rate}),
         }
         if self._total is not None:
-            told["left"] = span(max(self._total - self._done, 0) / rate)
-        info(self._label, **told, **fields)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number as people read it: `0.1235`, `195,900`."""
-    if 999.5 <= abs(value) < math.inf:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: `8.2s`, `3m20s`, `2h05m`."""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
-    return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: `812 B`, `3.4 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+            counts["left"] = span(max(self._total - self._done, 0) / rate)
+        info(self._label, **counts, **fields)

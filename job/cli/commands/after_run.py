@@ -1,0 +1,135 @@
+"""Commands for the time after a run: fetch, verify, clean, ask, manifest; infer has its own file.
+
+Docstrings are the commands' help.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from job import log, redaction
+from job.cli import completion
+from job.cli.parameters import SPEC, Output, Overrides, Spec, load
+from job.errors import UsageError
+
+FinishedRun = Annotated[str, typer.Argument(help="The output of a finished run.", metavar="URI")]
+
+
+def fetch(
+    uri: FinishedRun,
+    to: Annotated[Path, typer.Option(help="The folder to download into.")],
+    part: Annotated[
+        str,
+        typer.Option(
+            help="adapter, merged, or another folder of the output.",
+            autocompletion=completion.one_of("adapter", "adapter-vllm", "merged"),
+        ),
+    ] = "merged",
+) -> None:
+    """Download a part of a finished run and check its digests."""
+    from job.cli.fetch import fetch
+
+    log.info(f"{part} is complete", files=fetch(uri, part, to), folder=to)
+
+
+def verify(output: FinishedRun) -> None:
+    """Check every file of a finished run against its records.
+
+    Reads everything and writes nothing. Exits with 11 if a file differs, is missing or is
+    unexpected, naming each; with 12 if the run is not finished or cannot be read.
+    """
+    from job.cli.verify import verify
+
+    verified = verify(output)
+    log.info(
+        "the run is intact",
+        files=verified.files,
+        checkpoints=verified.checkpoints,
+        read=log.amount(verified.bytes),
+    )
+
+
+def clean(
+    spec: Annotated[str | None, SPEC] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="The cache folder (overrides runtime.cache_dir).")
+    ] = None,
+    unused_days: Annotated[
+        float, typer.Option(min=0, help="Remove cache entries unused for this many days.")
+    ] = 30,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove; by default they are only listed.")
+    ] = False,
+    set: Overrides = None,
+) -> None:
+    """List or remove what runs left on this machine.
+
+    Keeps what a running process uses, and whatever the job did not write.
+    """
+    if set and spec is None:
+        raise UsageError(
+            "--set",
+            "overrides a spec, but no spec is given",
+            value=set[0],
+            fix="name the spec before it, or use --cache-dir for the folder alone",
+        )
+    from job.cli.clean import clean
+
+    loaded = load(spec, set, None) if spec else None
+    clean(loaded, cache_dir, unused_days=unused_days, remove=remove)
+
+
+def ask(
+    url: Annotated[str, typer.Argument(help="The server, without /v1.", metavar="URL")],
+    model: Annotated[str, typer.Option(help="The model's name on the server.")],
+    question: Annotated[str, typer.Option(help="What to ask about the image.")],
+    image: Annotated[Path | None, typer.Option(help="The image; default: a drawn formula.")] = None,
+    no_image: Annotated[bool, typer.Option("--no-image", help="Send no image.")] = False,
+    wait: Annotated[int, typer.Option(help="Seconds to wait for the server to be ready.")] = 0,
+) -> None:
+    """Ask an OpenAI-compatible server, such as vLLM, about an image."""
+    from job.cli.ask import ask
+
+    print(redaction.shown(ask(url, model, question, image, wait, with_image=not no_image)))
+
+
+def manifest(
+    spec: Spec,
+    platform: Annotated[
+        str,
+        typer.Option(
+            help="amd, nvidia or cpu.", autocompletion=completion.one_of("amd", "nvidia", "cpu")
+        ),
+    ] = "amd",
+    nodes: Annotated[int, typer.Option(help="More than one makes it a TrainJob.")] = 1,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="job, trainjob, vllm or vllm-smoke.",
+            autocompletion=completion.one_of("job", "trainjob", "vllm", "vllm-smoke"),
+        ),
+    ] = "job",
+    registry: Annotated[str | None, typer.Option(help="The registry of your images.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Write all manifests, with their overlays, to this folder.")
+    ] = None,
+    smoke: Annotated[
+        str | None, typer.Option(help="With --directory, the spec of the CPU smoke test.")
+    ] = None,
+    set: Overrides = None,
+    output: Output = None,
+) -> None:
+    """Print or write the Kubernetes manifests of a job."""
+    from job import kubernetes
+
+    order = kubernetes.ManifestOptions(
+        spec=spec, sets=tuple(set or ()), output=output, registry=registry, environ=os.environ
+    )
+    if directory is not None:
+        written = kubernetes.folder(order, nodes, smoke)
+        kubernetes.write(directory, written)
+        log.info("written", files=len(written), folder=directory)
+    else:
+        print(kubernetes.render(order, platform, nodes, kind), end="")

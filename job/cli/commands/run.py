@@ -1,0 +1,60 @@
+"""Commands that run a spec's stages: run, prep, train, eval, export."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from job.cli import completion, launch
+from job.cli.parameters import Output, Overrides, Spec, load, overrides_from
+
+if TYPE_CHECKING:
+    from job.spec.overrides import Override
+
+
+def run(spec: Spec, set: Overrides = None, output: Output = None) -> None:
+    """Run all stages: prep → train → eval → export. Completed stages are skipped."""
+    _start("run", spec, set, output)
+
+
+def prep(spec: Spec, set: Overrides = None, output: Output = None) -> None:
+    """Read, check and split the data."""
+    _start("prep", spec, set, output)
+
+
+def train(spec: Spec, set: Overrides = None, output: Output = None) -> None:
+    """Prepare the data and train the adapter."""
+    _start("train", spec, set, output)
+
+
+def evaluate(spec: Spec, set: Overrides = None, output: Output = None) -> None:
+    """Evaluate the model before and after training."""
+    _start("eval", spec, set, output)
+
+
+def export(
+    spec: Spec,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help="none, reload or vllm: how to verify the export (overrides export.verify).",
+            autocompletion=completion.one_of("none", "reload", "vllm"),
+        ),
+    ] = None,
+    set: Overrides = None,
+    output: Output = None,
+) -> None:
+    """Write the merged weights and verify them."""
+    overrides = overrides_from({"--verify": ("export.verify", verify)})
+    _start("export", spec, [*(set or ()), *overrides], output)
+
+
+def _start(
+    command: str, spec: str, overrides: "Sequence[Override] | None", output: str | None
+) -> None:
+    from job.families import model_source
+
+    launch.silence_all_but_the_first()
+    loaded = load(spec, overrides, output)
+    model_source.require_hub(loaded.spec)
+    launch.launch(loaded, command)

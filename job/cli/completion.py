@@ -1,0 +1,27 @@
+"""What Tab offers for keys of the spec and for options that take one of a few words."""
+
+from collections.abc import Callable
+
+
+def spec_keys(incomplete: str) -> list[str]:
+    """Keys of the spec, by dotted name."""
+    from job.spec import keys
+
+    return [key for key in keys.dotted_keys() if key.startswith(incomplete)]
+
+
+def overrides(incomplete: str) -> list[str]:
+    """`KEY=` for each key; after the `=`, the values of a key that takes only a few."""
+    from job.spec import keys
+
+    key, equals, _ = incomplete.partition("=")
+    if not equals:
+        return [f"{name}=" for name in spec_keys(incomplete)]
+    node = keys.at(tuple(key.split("."))) or {}
+    values = node.get("enum") or (["true", "false"] if node.get("type") == "boolean" else [])
+    return [text for value in values if (text := f"{key}={value}").startswith(incomplete)]
+
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """The values that begin with what is typed."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]

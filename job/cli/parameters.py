@@ -1,0 +1,52 @@
+"""The arguments and options that commands share, and the spec that they name."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from job.cli import completion
+
+if TYPE_CHECKING:
+    from job.spec.load import LoadedSpec
+    from job.spec.overrides import Override
+
+SPEC = typer.Argument(help="The spec: a YAML file, by path or URI.", metavar="SPEC")
+
+Spec = Annotated[str, SPEC]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Override a key of the spec. Repeatable.",
+        metavar="KEY=VALUE",
+        autocompletion=completion.overrides,
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="Where results go (overrides output.uri).", metavar="URI"),
+]
+
+
+def load(spec: str, overrides: "Sequence[Override] | None", output: str | None) -> "LoadedSpec":
+    """Reads and checks the spec with its overrides."""
+    from job import storage
+    from job.spec.load import load_spec
+    from job.spec.overrides import with_output
+    from job.spec.parse import MAX_BYTES, decode
+
+    text = decode(storage.read_bytes(spec, MAX_BYTES + 1), spec)
+    return load_spec(text, spec, with_output(overrides or (), output))
+
+
+def overrides_from(options: Mapping[str, tuple[str, object]]) -> "list[Override]":
+    """The overrides that options stand for: each option's key and value, None if not given."""
+    from job.spec.overrides import Setting
+
+    return [
+        Setting(option, key, value if isinstance(value, str) else json.dumps(value))
+        for option, (key, value) in options.items()
+        if value is not None
+    ]

@@ -1,0 +1,149 @@
+"""The data of a plan: rows counted by headers, tokens from a sample of the first rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from job.errors import InputError, JobError
+from job.evaluation import answer_lengths
+from job.families.base import Family, RowSize
+from job.pipeline.context import RunContext
+from job.planning import facts
+from job.planning.sample import Sample, sample_source
+from job.prep import chunks, mixture, sources
+from job.prep.shards import BYTES_BESIDE_IMAGES
+from job.prep.streaming import max_full_shards
+from job.spec.types import DataSpec, JobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCounts:
+    """Rows of the sources, before the held-out rows are split off."""
+
+    train: Sequence[int]
+    """Of each training source."""
+    held_out: int | None
+    """Of the evaluation source; None without one."""
+    exact: bool
+    """Whether all rows were counted, none estimated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLook:
+    """What could be learned of the data, and why the rest could not."""
+
+    counts: RowCounts | None
+    samples: tuple[Sample, ...] | None
+    """Of each training source."""
+    unknown: JobError | None
+    missing: InputError | None
+
+    @property
+    def sizes(self) -> tuple[RowSize, ...]:
+        """Of all sampled rows that would train."""
+        return tuple(size for sample in self.samples or () for size in sample.sizes)
+
+
+def count_rows(stages: RunContext) -> RowCounts:
+    specs = stages.spec.data.sources()
+    counted = [
+        sources.estimate_count(source, specs[field])
+        for field, source in stages.inputs.sources.items()
+    ]
+    rows = [count for count, _ in counted]
+    held_out = rows.pop() if stages.inputs.eval_source is not None else None
+    return RowCounts(train=rows, held_out=held_out, exact=all(exact for _, exact in counted))
+
+
+def sample_rows(stages: RunContext, family: Family) -> tuple[Sample, ...]:
+    """A sample of each training source."""
+    spec, staged = stages.spec, stages.inputs.sources
+    named = list(spec.data.sources().items())[: len(spec.data.train)]
+    return tuple(sample_source(staged[at], source, at, family, spec) for at, source in named)
+
+
+def data_facts(spec: JobSpec, look: DataLook) -> facts.Data:
+    samples = look.samples or ()
+    rows, per_epoch, held_out = _split(spec.data, look.counts)
+    tokens = usable = None
+    if per_epoch is not None and look.samples is not None:
+        usable = sum(n * each.usable_share for n, each in zip(per_epoch, samples, strict=True))
+        tokens = sum(n * each.tokens for n, each in zip(per_epoch, samples, strict=True))
+    refused = [reject for each in samples for reject in each.refused]
+    images = [count for each in samples for count in each.images]
+    answers = [length for each in samples for length in each.answers]
+    longest_answer = answer_lengths.limit(spec.eval.generation, answers)
+    unknown = [None] * len(spec.data.train)
+    return facts.Data(
+        sources=tuple(
+            facts.Source(uri=source.uri, rows=n, rows_an_epoch=m)
+            for source, n, m in zip(
+                spec.data.train, rows or unknown, per_epoch or unknown, strict=True
+            )
+        ),
+        train_rows=None if per_epoch is None else sum(per_epoch),
+        held_out_rows=held_out,
+        exact=look.counts is not None and look.counts.exact and spec.data.eval is not None,
+        asked=spec.eval.max_samples,
+        sampled=sum(each.read for each in samples),
+        refused=len(refused),
+        first_refusal=f"{refused[0].id}: {refused[0].reason}" if refused else None,
+        too_long=sum(each.too_long for each in samples),
+        question=spec.data.question,
+        images_a_row=round(sum(images) / len(images), 2) if images else None,
+        rows_without_image=images.count(0),
+        tokens_a_row=round(tokens / usable, 1) if tokens and usable else None,
+        longest_row=max((size.tokens for size in look.sizes), default=None),
+        tokens_an_epoch=None if tokens is None else round(tokens),
+        longest_answer=max(answers, default=None),
+        max_new_tokens=longest_answer if answers else None,
+        answers_too_long=answer_lengths.too_long(answers, longest_answer) / max(1, len(answers)),
+        unknown=reason(look.unknown),
+        missing=look.missing.problems if look.missing else (),
+        warning=_warning(samples),
+    )
+
+
+def _split(
+    spec: DataSpec, counts: RowCounts | None
+) -> tuple[Sequence[int] | None, Sequence[int] | None, int | None]:
+    """Training rows of each source, the same per epoch as mixed by weights, and held-out rows."""
+    if counts is None:
+        return None, None, None
+    rows, held_out = counts.train, counts.held_out
+    if held_out is None:
+        held_out = round(sum(rows) * spec.eval_fraction)
+        rows = [count - round(count * spec.eval_fraction) for count in rows]
+    weights = [source.weight for source in spec.train]
+    return rows, mixture.epoch_rows(rows, weights, spec.stopping_strategy), held_out
+
+
+def _warning(samples: Sequence[Sample]) -> str | None:
+    """Why training would refuse the data, if all rows are like those of the sample."""
+    if not any(each.too_long for each in samples) or any(each.sizes for each in samples):
+        return None
+    return (
+        "every sampled row is longer than train.max_length: training will refuse them with exit "
+        "code 11; raise max_length, or lower data.max_pixels"
+    )
+
+
+def prepared_bytes(spec: DataSpec, data: facts.Data, look: DataLook) -> int | None:
+    """The size of prepared rows, which hold the images as they came.
+
+    Each source counts once, however it is mixed; of a streamed one only a part is on disk.
+    """
+    if look.samples is None or data.train_rows is None:
+        return None
+    per_row = [sample.stored_bytes / max(1, sample.read) for sample in look.samples]
+    mean = sum(per_row) / len(per_row)
+    stored = sum(n * (source.rows or 0) for n, source in zip(per_row, data.sources, strict=True))
+    if spec.streaming:
+        stored = min(stored, max_full_shards(spec, chunks.ROWS) * chunks.ROWS * mean)
+    held_out = data.held_out_rows or 0
+    rows = held_out + sum(source.rows or 0 for source in data.sources)
+    return round(stored + held_out * mean + rows * BYTES_BESIDE_IMAGES)
+
+
+def reason(error: JobError | None) -> str | None:
+    """Why something is unknown."""
+    return None if error is None else f"{error.problems[0].field} {error.problems[0].message}"

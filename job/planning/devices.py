@@ -1,0 +1,103 @@
+"""The accelerators that a plan is for, and whether training fits each of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from job.engines.device import Accelerator, detect, resolve_dtype
+from job.errors import UsageError
+from job.families.base import Family, RowSize
+from job.planning import facts
+from job.planning.accelerators import ACCELERATORS
+from job.planning.feasibility import nearest_change
+from job.planning.memory import UNCERTAINTY, estimate, longest
+from job.planning.sample import worst_batch
+from job.spec.foreign_names import nearest
+from job.spec.types import JobSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+THIS_MACHINE = "this machine"
+
+
+def planned_devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
+    """The named accelerator; without a name this machine's, or else its CPU and all known ones."""
+    if name is not None:
+        if name not in ACCELERATORS:
+            close = nearest(name, ACCELERATORS)
+            raise UsageError(
+                "--accelerator",
+                "is not known",
+                value=name,
+                fix=f"{f'try {close}; ' if close else ''}known: {', '.join(ACCELERATORS)}",
+            )
+        return {name: ACCELERATORS[name].device()}
+    own = detect(replace(spec.runtime, accelerator="auto"))
+    if own.kind != "cpu" or spec.runtime.accelerator == "cpu":
+        return {THIS_MACHINE: own}
+    others = {
+        name: model.device()
+        for name, model in ACCELERATORS.items()
+        if spec.runtime.accelerator in ("auto", model.kind)
+    }
+    return {**({THIS_MACHINE: own} if spec.runtime.accelerator == "auto" else {}), **others}
+
+
+def memory_fit(
+    family: type[Family],
+    skeleton: "PreTrainedModel",
+    spec: JobSpec,
+    sampled: Sequence[RowSize],
+    devices: Mapping[str, Accelerator],
+) -> facts.MemoryFit | None:
+    """Peak memory of training on each device; None if the family cannot estimate it."""
+    longest_row = longest(skeleton, spec)
+    rows = sampled or (longest_row,)
+    batch = worst_batch(rows, spec.train.per_device_train_batch_size)
+    fits = []
+    for name, device in devices.items():
+        fit = _device_fit(family, skeleton, spec, batch, longest_row, name, device)
+        if fit is None:
+            return None
+        fits.append(fit)
+    change = None
+    if not any(fit.fits for fit in fits):
+        largest = max(devices.values(), key=lambda device: device.memory_bytes)
+        change = nearest_change(family, skeleton, spec, rows, largest)
+    return facts.MemoryFit(
+        batch_rows=len(batch),
+        batch_tokens=sum(size.tokens for size in batch),
+        batch_patches=sum(sum(size.patches) for size in batch),
+        basis="sample" if sampled else "max_length",
+        uncertainty=UNCERTAINTY,
+        fits=tuple(fits),
+        change=change.settings if change else None,
+        change_total=change.memory.total if change else None,
+    )
+
+
+def _device_fit(
+    family: type[Family],
+    skeleton: "PreTrainedModel",
+    spec: JobSpec,
+    batch: Sequence[RowSize],
+    longest_row: RowSize,
+    name: str,
+    device: Accelerator,
+) -> facts.DeviceFit | None:
+    memory = estimate(family, skeleton, spec, batch, device)
+    at_longest = estimate(family, skeleton, spec, (longest_row,) * len(batch), device)
+    if memory is None or at_longest is None:
+        return None
+    return facts.DeviceFit(
+        accelerator=name,
+        title=device.name,
+        memory=device.memory_bytes,
+        fits=memory.fits(device.memory_bytes),
+        tight=memory.is_tight(device.memory_bytes),
+        dtype=str(resolve_dtype(spec.model, spec.lora, device)).removeprefix("torch."),
+        parts=vars(memory),
+        total=memory.total,
+        at_max_length=at_longest.total,
+    )

@@ -1,0 +1,237 @@
+"""Makes a plan: from the spec, the model's architecture, and the first rows of the data."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from job import families, storage
+from job.engines.device import Accelerator
+from job.errors import InputError, JobError, StorageError
+from job.families import model_source
+from job.pipeline.context import RunContext
+from job.pipeline.runner import COMMANDS
+from job.planning import data, facts, sizes, speed
+from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
+from job.planning.engine import engine_of
+from job.planning.name_patterns import patterns
+from job.planning.requirements import needs
+from job.spec.keys import path_of
+from job.spec.load import LoadedSpec
+from job.spec.types import JobSpec
+from job.storage import retry
+from job.storage.backends.hub import hub_forbidden_by
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+NAME_ONE = "name one accelerator to see it: --accelerator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What to plan, and for what."""
+
+    loaded: LoadedSpec
+    accelerator: str | None = None
+    """A name of ACCELERATORS; None for this machine's own, or for all if it has none."""
+    price_per_hour: float | None = None
+
+
+def make_plan(options: PlanOptions) -> facts.Plan:
+    """The plan.
+
+    Raises UsageError for an unknown accelerator, and InputError if the model is missing or access
+    to it is denied. Missing data, and whatever cannot be reached, is left unknown.
+    """
+    spec = options.loaded.spec
+    uri = spec.model.model_name_or_path
+    devices = planned_devices(options.accelerator, spec)
+    job = RunContext(options.loaded, "plan")
+    with retry.at_most(1):
+        look = _look_at_data(job)
+        # A laptop need not have keys to the output; stages' fingerprints need the data too.
+        stages, no_stages = _try(lambda: dict(_stages(job)), InputError)
+    family, skeleton = families.architecture(spec.model)
+    family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)  # may refuse, as in a run
+    data_facts = data.data_facts(spec, look)
+    steps = _steps(job, data_facts)
+    measured = sizes.measure(spec)
+    memory = memory_fit(family, skeleton, spec, look.sizes, devices)
+    time, no_time = _time(options, devices, data_facts, steps, measured)
+    return facts.Plan(
+        name=spec.name,
+        output=spec.output.uri,
+        settings={path: _value(options.loaded, path) for path in options.loaded.changed},
+        data=data_facts,
+        steps=steps,
+        model=_model(family, skeleton, spec, measured, devices),
+        memory=memory,
+        memory_unknown=None if memory else f"the activation memory of the family {family.name}",
+        disk=facts.Disk(
+            download=0 if storage.is_local(uri) else measured.download,
+            prepared=data.prepared_bytes(spec.data, data_facts, look),
+            checkpoints=(spec.train.save_total_limit + 1) * measured.checkpoint,
+            adapter=measured.adapter,
+            merged=measured.merged,
+        ),
+        pods=tuple(_pods(spec, measured)),
+        time=time,
+        time_unknown=no_time,
+        stages=stages or {},
+        stages_unknown=data.reason(no_stages),
+    )
+
+
+def _look_at_data(job: RunContext) -> data.DataLook:
+    """Counts and samples the data, as far as storage and the hub can be reached."""
+    uri = job.spec.model.model_name_or_path
+    # A model known by its name can be planned for even if the hub is forbidden.
+    forbidden = hub_forbidden_by(uri) is not None and families.is_known(uri)
+    family, no_family = _try(lambda: _family(job), *((InputError,) if forbidden else ()))
+    counts, no_counts = _try(lambda: data.count_rows(job), InputError)
+    samples, no_samples = None, no_family or no_counts
+    if family is not None and counts is not None:
+        samples, no_samples = _try(lambda: data.sample_rows(job, family), InputError)
+    lost = [error for error in (no_counts, no_samples) if error is not no_family]
+    return data.DataLook(
+        counts=counts,
+        samples=samples,
+        unknown=no_counts or no_samples,
+        missing=next((error for error in lost if isinstance(error, InputError)), None),
+    )
+
+
+def _try(ask: Callable[[], T], *also: type[JobError]) -> tuple[T | None, JobError | None]:
+    """The answer, or the StorageError, or one of the other kinds given, that prevented it."""
+    expected: tuple[type[JobError], ...] = (StorageError, *also)
+    try:
+        return ask(), None
+    except expected as error:
+        return None, error
+
+
+def _family(job: RunContext) -> families.Family:
+    """The family with its tokenizer, from the checkpoint's small files."""
+    directory = model_source.fetch_headers(job.inputs.model, job.cache_dir, job.cache_limit)
+    return job.bind(directory, job.inputs.model.uri)
+
+
+def _steps(job: RunContext, data: facts.Data) -> facts.Steps:
+    train, rows = job.spec.train, job.inputs.rows_a_step
+    total: int | None = train.max_steps if train.max_steps > 0 else None
+    per_epoch = epochs = None
+    if data.train_rows is not None:
+        per_epoch = math.ceil(data.train_rows / rows)
+        total = math.ceil(per_epoch * train.num_train_epochs) if total is None else total
+        epochs = round(total / max(1, per_epoch), 2)
+    return facts.Steps(rows_a_step=rows, total=total, an_epoch=per_epoch, epochs=epochs)
+
+
+def _model(
+    family: type[families.Family],
+    skeleton: "PreTrainedModel",
+    spec: JobSpec,
+    measured: sizes.Sizes,
+    devices: Mapping[str, Accelerator],
+) -> facts.Model:
+    groups = []
+    if spec.lora.method == "lora":
+        for group in family.lora_targets(skeleton, spec.lora).groups:
+            groups.append(
+                facts.Group(
+                    name=group.name,
+                    tensors=len(group),
+                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora.r),
+                    patterns=tuple(patterns((*group.modules, *group.parameters))),
+                )
+            )
+    return facts.Model(
+        family=family.name,
+        uri=spec.model.model_name_or_path,
+        parameters=measured.parameters,
+        trainable=measured.trainable,
+        groups=tuple(groups),
+        served=str(family.adapter_serving(spec.lora)) if groups else None,
+        engine=engine_of(spec, family.name, devices),
+        padded=spec.train.padding_free and not family.supports_packing,
+    )
+
+
+def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:
+    for name, gpus in (("with a GPU", 1), ("on CPUs", 0)):
+        pod = needs(spec, measured, gpus=gpus)
+        yield facts.Pod(
+            name=name,
+            memory=pod.memory,
+            shared_memory=pod.shared_memory,
+            scratch=pod.ephemeral,
+            cache=pod.cache,
+        )
+
+
+def _time(
+    options: PlanOptions,
+    devices: Mapping[str, Accelerator],
+    data: facts.Data,
+    steps: facts.Steps,
+    measured: sizes.Sizes,
+) -> tuple[facts.TrainingTime | None, str | None]:
+    """How long training takes and costs; if that is unknown, why."""
+    own = [name for name in devices if name == THIS_MACHINE]
+    if len(devices) > 1 and not own:
+        return None, NAME_ONE
+    if steps.total is None or data.tokens_a_row is None:
+        return None, "the tokens per row are unknown"
+    [name] = own or devices
+    device = devices[name]
+    spec = options.loaded.spec
+    span = speed.training_time(
+        speed.measurements(),
+        speed.Training(
+            device=device.name,
+            cores=device.cores,
+            parameters=measured.parameters,
+            method=spec.lora.method,
+            compiled=spec.train.torch_compile,
+            tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
+            batch_tokens=spec.train.per_device_train_batch_size * data.tokens_a_row,
+        ),
+    )
+    if span is None and len(devices) > 1:
+        return None, NAME_ONE
+    if span is None:
+        kind = "accelerator" if device.cores is None else f"CPU of {device.cores} cores"
+        return None, f"no measurement for this {kind} ({device.name}) with a model of this size"
+    price = options.price_per_hour
+    return facts.TrainingTime(
+        accelerator=name,
+        shortest=round(span.shortest, 1),
+        longest=round(span.longest, 1),
+        cost_from=None if price is None else round(span.shortest / 3600 * price, 2),
+        cost_to=None if price is None else round(span.longest / 3600 * price, 2),
+        sources=span.sources,
+        beyond=span.beyond,
+    ), None
+
+
+def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
+    for stage in COMMANDS["run"]:
+        if stage == "baseline" and not job.spec.eval.baseline:
+            yield stage, "off (eval.baseline: false)"
+            continue
+        # Without a marker it will run: computing the fingerprint would read all data for nothing.
+        marked = job.output.stages.markers.exists(stage)
+        record = job.output.stages.completed(stage, job.fingerprint(stage)) if marked else None
+        if record is not None:
+            job.record.add(record)  # the fingerprint of the report needs it
+        yield stage, f"complete since {record.started}; will be skipped" if record else "will run"
+
+
+def _value(loaded: LoadedSpec, path: str) -> object:
+    value: Any = loaded.resolved
+    for key in path_of(path):
+        value = value[key]
+    return value
