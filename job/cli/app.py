@@ -491,10 +491,10 @@ def reference(
 
 def _settings(said: Mapping[str, tuple[str, object]]) -> "list[Override]":
     """What options say of the keys that they are for, without those that say nothing."""
-    from job.spec.overrides import Setting
+    from job.spec.overrides import KeyValue
 
     return [
-        Setting(option, key, value if isinstance(value, str) else json.dumps(value))
+        KeyValue(option, key, value if isinstance(value, str) else json.dumps(value))
         for option, (key, value) in said.items()
         if value is not None
     ]
