@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job import log
 from job.local import eviction, leftovers
-from job.local.leftovers import DAY
+from job.local.leftovers import DAY, Leftover
 from job.redaction import redact
 from job.spec import keys
 from job.spec.load import LoadedSpec

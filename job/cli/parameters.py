@@ -43,10 +43,10 @@ def load(spec: str, overrides: "Sequence[Override] | None", output: str | None) 
 
 def overrides_from(options: Mapping[str, tuple[str, object]]) -> "list[Override]":
     """The overrides that options stand for: each option's key and value, None if not given."""
-    from job.spec.overrides import Setting
+    from job.spec.overrides import KeyValue
 
     return [
-        Setting(option, key, value if isinstance(value, str) else json.dumps(value))
+        KeyValue(option, key, value if isinstance(value, str) else json.dumps(value))
         for option, (key, value) in options.items()
         if value is not None
     ]

@@ -84,23 +84,23 @@ def plain(text: str) -> Json:
 
 def _not_yaml(error: yaml.MarkedYAMLError, text: str, origin: str) -> SpecError:
     mark = error.problem_mark or error.context_mark
-    where = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark else origin
+    location = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark else origin
     problem = error.problem or "it cannot be read"
     lines = text.splitlines()
     line = lines[mark.line] if mark and mark.line < len(lines) else ""
     if "expected a single document" in (error.context or ""):
         return SpecError(
-            where, "contains more than one YAML document", fix="put each job in its own file"
+            location, "contains more than one YAML document", fix="put each job in its own file"
         )
     if "\\t" in problem or (mark and line[mark.column : mark.column + 1] == "\t"):
-        return SpecError(where, "contains a tab where YAML allows only spaces", fix="use spaces")
+        return SpecError(location, "contains a tab where YAML allows only spaces", fix="use spaces")
     if problem.startswith("found undefined alias"):
         fix = "put the anchor (&name) before the alias, or put the value in quotes"
     elif "${" in line and "," in problem:
         fix = "put ${…} in quotes inside [ ] or { }"
     else:
         fix = _FIXES.get(problem, "fix the YAML at this position")
-    return SpecError(where, f"is not valid YAML: {problem}", value=line.strip() or None, fix=fix)
+    return SpecError(location, f"is not valid YAML: {problem}", value=line.strip() or None, fix=fix)
 
 
 def position(origin: str, text: str, index: int) -> str:

@@ -132,7 +132,7 @@ def instead_of(path: keys.Path, value: object = None) -> str:
     leaves = {dotted.split(".")[-1]: dotted for dotted in reversed(_leaves(section))}
     if close := typo(name, leaves):
         return _move(section, [leaves[close]])
-    return f"remove it; keys here: {', '.join(here)}" if here else "remove it"
+    return f"remove it; valid keys: {', '.join(here)}" if here else "remove it"
 
 
 def _leaves(section: keys.Path) -> list[str]:
@@ -147,7 +147,7 @@ def _instruction(known: Word, section: keys.Path, value: object) -> str:
         return f"remove it: {known.none}"
     if known.set is not None:
         if not value:  # `use_cpu: false` changes nothing
-            return "remove it: it is off anyway"
+            return "remove it: nothing needs to be turned off"
         because = f", {known.because}" if known.because else ""
         return known.text or f"write {known.set}{because}"
     assert known.key is not None, "an entry has key, set or none"

@@ -48,12 +48,12 @@ def interpolate(document: Document, environ: Mapping[str, str]) -> Expanded:
 
 def variables(text: str) -> dict[str, str | None]:
     """The variables in a spec, each with its default, or None without one."""
-    found: dict[str, str | None] = {}
+    defaults: dict[str, str | None] = {}
     for match in _VARIABLE.finditer(text):
         name, default = match["name"], match["default"]
-        if name and found.get(name) is None:
-            found[name] = None if default is None else default.strip()
-    return found
+        if name and defaults.get(name) is None:
+            defaults[name] = None if default is None else default.strip()
+    return defaults
 
 
 class _Expander:

@@ -61,7 +61,7 @@ def dump_resolved(loaded: LoadedSpec) -> str:
     )
     # Texts with such characters are in double quotes, where YAML has escapes.
     body = CONTROL.sub(lambda match: _escaped(match[0]), body)
-    return f"# The spec as run: every key, with its default where none was given.\n{body}"
+    return f"# The spec as run: every key, with defaults for unset ones.\n{body}"
 
 
 class _Dumper(yaml.SafeDumper):

@@ -14,7 +14,7 @@ from job.spec.problems import Finding, json_path
 
 
 @dataclass(frozen=True)
-class Setting:
+class KeyValue:
     """A value for a key."""
 
     option: str | None
@@ -24,7 +24,7 @@ class Setting:
     """The value as YAML."""
 
 
-Override = str | Setting
+Override = str | KeyValue
 """`KEY=VALUE`, or the value of a dedicated option."""
 
 
@@ -57,16 +57,16 @@ def override(document: Document, overrides: Sequence[Override]) -> tuple[Documen
 
 def with_output(overrides: Sequence[Override], output: str | None) -> list[Override]:
     """The overrides, followed by `output.uri` if an output is given."""
-    return [*overrides, *([Setting("--output", "output.uri", output)] if output else [])]
+    return [*overrides, *([KeyValue("--output", "output.uri", output)] if output else [])]
 
 
-def _setting(item: str) -> Setting:
+def _setting(item: str) -> KeyValue:
     key, equals, text = item.partition("=")
     if not equals:
         raise UsageError(
             "--set", "must be KEY=VALUE", value=item, fix="write --set train.max_steps=5"
         )
-    return Setting(None, key.strip().removeprefix("$."), text)
+    return KeyValue(None, key.strip().removeprefix("$."), text)
 
 
 def _value(path: Path, text: str) -> Json:

@@ -52,11 +52,11 @@ def _uris_have_two_slashes(at: View) -> Iterator[Finding]:
             uri = at(dotted)
         except Unavailable:
             continue
-        found = _ONE_SLASH.fullmatch(uri) if isinstance(uri, str) else None
-        if found is None or (found[2].startswith(":///") and found["scheme"] not in _BUCKETS):
+        match = _ONE_SLASH.fullmatch(uri) if isinstance(uri, str) else None
+        if match is None or (match[2].startswith(":///") and match["scheme"] not in _BUCKETS):
             continue
-        scheme, rest = found["scheme"].lower(), found["rest"]
-        if scheme in ("file", "local") and found[2] == ":/":
+        scheme, rest = match["scheme"].lower(), match["rest"]
+        if scheme in ("file", "local") and match[2] == ":/":
             rest = f"/{rest}"
         yield finding(
             dotted,
@@ -108,8 +108,8 @@ def _remote_code_is_pinned(at: View) -> Iterator[Finding]:
 
 
 def _revision(uri: str) -> str | None:
-    found = re.search(r"@([^/@]+)", uri.removeprefix("hf://"))
-    return found[1] if found else None
+    match = re.search(r"@([^/@]+)", uri.removeprefix("hf://"))
+    return match[1] if match else None
 
 
 def _output_overwrites_no_input(at: View) -> Iterator[Finding]:

@@ -7,16 +7,16 @@ from typing import Any
 
 from job.storage.backend import Backend
 from job.storage.backends.hub import Hub
-from job.storage.backends.local import Local
-from job.storage.backends.memory import Memory
+from job.storage.backends.local import LocalFiles
+from job.storage.backends.memory import MemoryStore
 from job.storage.backends.object_store import ObjectStore
 from job.storage.backends.s3 import S3
 from job.storage.backends.web import Web
 from job.storage.uri import scheme
 
 BACKENDS: dict[str, Backend[Any]] = {
-    "file": Local(),
-    "memory": Memory(),
+    "file": LocalFiles(),
+    "memory": MemoryStore(),
     "s3": (_s3 := S3()),
     "s3a": _s3,
     "hf": Hub(),

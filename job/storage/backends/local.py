@@ -12,7 +12,7 @@ from job.storage.uri import local_path
 from job.storage.write_guard import UNGUARDED, Guard
 
 
-class Local(Backend[FileSystem]):
+class LocalFiles(Backend[FileSystem]):
     """Goes to the file system directly; fsspec only matches patterns."""
 
     def listing(self, uri: str) -> list[Entry]:

@@ -10,7 +10,7 @@ from job.storage.filesystem import FileSystem
 from job.storage.write_guard import UNGUARDED, Guard
 
 
-class Memory(Backend[FileSystem]):
+class MemoryStore(Backend[FileSystem]):
     """fsspec's own shows a file from its first byte on, and its open files share one position."""
 
     def open(self, uri: str) -> BinaryIO:

@@ -33,7 +33,7 @@ _NO_OBJECT = {"IfMatch": '"00000000000000000000000000000000"'}
 """A condition that no object meets."""
 
 
-class Target(TypedDict):
+class ObjectKey(TypedDict):
     """The object of a request."""
 
     Bucket: str
@@ -259,7 +259,7 @@ def _put_parts(store: Store, uri: str, source: bytes | Path, length: int, guard:
         raise
 
 
-def _unchanged(filesystem: S3FileSystem, target: Target) -> dict[str, str]:
+def _unchanged(filesystem: S3FileSystem, target: ObjectKey) -> dict[str, str]:
     """The condition that the object has the version it has now, or still does not exist."""
     try:
         head = filesystem.call_s3("head_object", **target)
@@ -279,7 +279,7 @@ def _retrying_changes() -> Iterator[None]:
         raise
 
 
-def _target(filesystem: S3FileSystem, path: str, uri: str) -> Target:
+def _target(filesystem: S3FileSystem, path: str, uri: str) -> ObjectKey:
     bucket, key, _ = filesystem.split_path(path)
     if not key:
         raise InputError(uri, "names a bucket, not an object", fix="add a key after the bucket")

@@ -9,7 +9,7 @@ import pytest
 from job import redaction
 from job.errors import SpecError
 from job.spec.load import LoadedSpec, dump_resolved, load_spec
-from job.spec.overrides import Setting
+from job.spec.overrides import KeyValue
 
 MINIMAL = """
 version: 1
@@ -264,7 +264,7 @@ def test_a_password_that_is_a_variable_of_its_own_stays_so_in_its_url() -> None:
 @pytest.mark.parametrize("steering", ["\u202e", "\x9b2J", "\u2066", "\u200f", "\U000e0041", "\x85"])
 def test_a_resolved_spec_steers_no_terminal_and_loads_as_the_same(steering: str) -> None:
     loaded = load_spec(
-        MINIMAL, "job.yaml", [Setting(None, "data.instruction", json.dumps(f"a{steering}b"))]
+        MINIMAL, "job.yaml", [KeyValue(None, "data.instruction", json.dumps(f"a{steering}b"))]
     )
     shown = dump_resolved(loaded)
     assert steering[0] not in shown

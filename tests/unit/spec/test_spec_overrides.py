@@ -4,7 +4,7 @@ import pytest
 
 from job.errors import SpecError, UsageError
 from job.spec.load import load_spec
-from job.spec.overrides import Override, Setting, override
+from job.spec.overrides import KeyValue, Override, override
 from job.spec.parse import parse
 from job.spec.types import JobSpec
 
@@ -61,9 +61,9 @@ def test_the_last_of_several_wins() -> None:
 
 
 def test_an_option_of_a_key_s_own_is_named_in_place_of_a_set_that_nobody_wrote() -> None:
-    wrong = Setting("--temperature", "eval.generation.temperature", "0")
+    wrong = KeyValue("--temperature", "eval.generation.temperature", "0")
     assert _error(wrong).startswith("--temperature: must be a number greater than 0")
-    both = _error("train.seed=x", Setting("--temperature", "eval.generation.temperature", "[1"))
+    both = _error("train.seed=x", KeyValue("--temperature", "eval.generation.temperature", "[1"))
     assert "--set $.train.seed: " in both
     assert "--temperature: value is not valid YAML" in both
 

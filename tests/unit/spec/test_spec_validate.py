@@ -304,7 +304,7 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         (
             "runtime",
             "zzz",
-            "remove it; keys here: workdir, cache_dir, cache_limit, accelerator, "
+            "remove it; valid keys: workdir, cache_dir, cache_limit, accelerator, "
             "distributed, metrics_port, metrics_file",
         ),
     ],
@@ -325,7 +325,7 @@ def test_an_unknown_key_leads_to_the_known_one(section: str, key: str, fix: str)
         ("training: {}", "write train"),
         ("outptu: {}", "write output"),
         ("load_in_4bit: true", "remove it: quantized training is not supported in this version"),
-        ('"": 1', "remove it; keys here: version, name, model, data, lora, train, eval, export"),
+        ('"": 1', "remove it; valid keys: version, name, model, data, lora, train, eval, export"),
     ],
 )
 def test_an_unknown_section_leads_to_the_known_one(line: str, fix: str) -> None:

@@ -128,7 +128,7 @@ def test_a_word_that_turns_something_off_leads_to_no_key_that_turns_it_on() -> N
             values: tuple[Any, ...] = (False, None, "", [])
             for off in values:
                 told = instead_of(("train", entry["names"][0]), off)
-                assert told == "remove it: it is off anyway"
+                assert told == "remove it: nothing needs to be turned off"
 
 
 # --- the configurations of libraries, whole -------------------------------------------------
