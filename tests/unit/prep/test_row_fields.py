@@ -196,7 +196,7 @@ def test_a_late_column_of_images_that_is_not_read_is_refused(folder: Path) -> No
 def test_a_second_column_of_images_is_an_error_and_another_name_of_the_first_is_none(
     folder: Path,
 ) -> None:
-    with pytest.raises(DataError, match="column `after` holds images"):
+    with pytest.raises(DataError, match="column `after` contains images"):
         only(folder, pair(1, after=B))
     assert isinstance(only(folder, pair(1, file_name="1.png")), Row)
     held = {"bytes": base64.b64encode(png()).decode(), "path": None}
