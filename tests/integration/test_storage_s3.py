@@ -376,7 +376,7 @@ def test_a_killed_writer_leaves_nothing_visible(
     assert storage.list_files(s3.uri()) == ()
 
 
-# What users must mend ----------------------------------------------------------------------
+# What users must fix  ----------------------------------------------------------------------
 
 
 def test_a_missing_object_or_bucket_is_an_input_error(s3: S3, tmp_path: Path) -> None:

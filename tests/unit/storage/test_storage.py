@@ -275,7 +275,7 @@ def test_threads_that_write_one_file_leave_one_of_their_contents(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-# What users must mend ----------------------------------------------------------------------
+# What users must fix  ----------------------------------------------------------------------
 
 
 def test_a_missing_file_is_an_input_error_that_names_it(root: str, tmp_path: Path) -> None:
