@@ -25,7 +25,7 @@ KINDS = {
     "routed experts": ("GroupProblem",),
     "attention": ("flash",),
     "matrix products": ("nvjet", "gemm"),
-    "fused by the compiler": ("triton", "gradient"),
+    "fused by the compiler": ("triton", "swiglu_backward", "gradient"),
 }
 """What a kernel belongs to, by a part of its name; the first match counts."""
 REST = "all else: loss, copies, sorting"

@@ -223,7 +223,7 @@ class RowEncoding(Protocol):
     def encode(self, row: Row) -> Encoded:
         """The whole conversation; answers are labelled.
 
-        Raises DataError if the row cannot be told from the model's control tokens.
+        Raises DataError if the row contains control tokens, or if its answers cannot be located.
         """
 
     def encode_prompt(

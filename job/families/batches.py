@@ -14,7 +14,7 @@ COUNTED = "counted_tokens"
 TOKENS = "tokens"
 """Likewise: the number of tokens, without padding."""
 FAILED = "failed"
-"""Key of the error that takes a training batch's place; the training process raises it."""
+"""Key of the error that a data worker returns instead of a batch; training raises it."""
 
 
 class PaddedBatch(TypedDict):

@@ -87,7 +87,7 @@ class BoundFamily(ABC):
 
     @abstractmethod
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
-        """The tokens of consecutive texts, with every image's tokens in its place.
+        """The tokens of consecutive texts, with every image expanded to its tokens.
 
         Removes from `images` those that the texts show, first to last.
         """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TextProcessor:
-    """A tokenizer in the place of a processor."""
+    """The processor of a model that has only a tokenizer."""
 
     tokenizer: "PreTrainedTokenizerBase"
 

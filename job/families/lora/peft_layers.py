@@ -1,4 +1,4 @@
-"""What has to be known of PEFT's layers before something else computes in their place."""
+"""When something else may compute one of PEFT's layers."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 def sole_active_adapter(layer: "LoraLayer") -> str | None:
     """The one active adapter of a LoRA layer; None if PEFT itself has to compute the layer.
 
-    Which it does if adapters are disabled or merged, or if there are several, as when an export
+    PEFT has to if adapters are disabled or merged, or if several are active, as when an export
     proves the stored adapter beside the trained one.
     """
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:

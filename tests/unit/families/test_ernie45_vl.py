@@ -1,4 +1,4 @@
-"""The ERNIE-4.5-VL family on the embedded miniature: rows to tensors, LoRA targets, files."""
+"""The ERNIE-4.5-VL family on the builtin tiny model: rows to tensors, LoRA targets, files."""
 
 import filecmp
 import io
@@ -44,9 +44,9 @@ def model(family: Ernie45VL) -> Any:
 
 
 def image(width: int, height: int) -> EncodedImage:
-    picture = Image.effect_noise((width, height), 64).convert("RGB")
+    noise = Image.effect_noise((width, height), 64).convert("RGB")
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    noise.save(file, "PNG")
     return inspect(file.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""The families of what Transformers knows, on tiny models: tokens, tensors, targets, files."""
+"""The Auto families on tiny models: tokens, tensors, targets, files."""
 
 import json
 from dataclasses import replace
@@ -203,9 +203,9 @@ def test_tokens_and_tensors_are_those_of_the_processor(family: Family) -> None:
     for said in (each for each in CONVERSATIONS.values() if each.images):
         encoded = family.encode_prompt("p", said.prompt, said.images)
         text = cast(Any, family)._template(chat.turns(said.prompt), add_generation_prompt=True)
-        pictures = [[decode(i) for i in encoded.images]]
+        images = [[decode(i) for i in encoded.images]]
         expected = cast(Any, family).processor(
-            text=[text], images=pictures, return_tensors="pt", add_special_tokens=False
+            text=[text], images=images, return_tensors="pt", add_special_tokens=False
         )
         batch: Any = family.collate_prompts([encoded])
         assert expected.keys() <= batch.keys()
@@ -329,7 +329,7 @@ def test_what_these_families_do_not_adapt_is_refused(family: Family, spec: JobSp
             family.lora_targets(skeleton, replace(spec.lora, **cast(Any, lora)))
     with pytest.raises(SpecError, match="names no linear module"):
         family.lora_targets(skeleton, replace(spec.lora, target_modules=("query",)))
-    with pytest.raises(SpecError, match="weighs a loss that"):
+    with pytest.raises(SpecError, match="weights a loss that"):
         family.set_router_aux_loss(skeleton, 0.1)
 
 

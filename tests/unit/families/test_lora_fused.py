@@ -1,4 +1,4 @@
-"""A layer and its adapter as one matrix: values and gradients of PEFT, and weights come back."""
+"""Layers fused with their adapters: PEFT's values and gradients, and the weights come back."""
 
 import copy
 from collections.abc import Iterator

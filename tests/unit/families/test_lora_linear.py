@@ -1,4 +1,4 @@
-"""LoRA in the dtype of its base: PEFT's values and gradients, and PEFT's way where it does more."""
+"""LoRA in the dtype of its base: PEFT's values and gradients; other variants stay PEFT's."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The packed training step gives the losses and gradients of the plain one."""
+"""The packed training step has the losses and gradients of the padded one."""
 
 import copy
 import io

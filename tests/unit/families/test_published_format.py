@@ -301,7 +301,7 @@ def test_a_config_that_cannot_be_translated_is_refused(
     path = copied / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "moe_num_experts": [4, 8]}))
-    with pytest.raises(InputError, match=r"moe_num_experts must be the same twice, not \[4, 8\]"):
+    with pytest.raises(InputError, match=r"must be two equal numbers, not \[4, 8\]"):
         bind(copied)
     del config["vision_config"]
     path.write_text(json.dumps(config))
@@ -309,7 +309,7 @@ def test_a_config_that_cannot_be_translated_is_refused(
         bind(copied)
 
 
-# --- tokenizer, pictures, template ---------------------------------------------------------
+# --- tokenizer, images, template ---------------------------------------------------------
 
 
 def test_a_translated_checkpoint_has_the_processor_that_it_was_written_with(
@@ -335,7 +335,7 @@ def test_limits_of_the_spec_bind_what_is_read_and_what_is_written(
     assert settings["max_pixels"] == 100 * 28 * 28
 
 
-def test_what_vllm_runs_reads_the_folder_alone_and_cuts_pictures_as_training_does(
+def test_what_vllm_runs_reads_the_folder_alone_and_cuts_images_as_training_does(
     original: Path,
     bind: Callable[[Path], Ernie45VL],
     monkeypatch: pytest.MonkeyPatch,
@@ -348,9 +348,9 @@ def test_what_vllm_runs_reads_the_folder_alone_and_cuts_pictures_as_training_doe
     assert (config.spatial_conv_size, config.vision_config.embed_dim) == (2, 128)
     processor = AutoProcessor.from_pretrained(original, trust_remote_code=True)
     native = bind(TINY).processor
-    pictures = [Image.effect_noise(size, 64).convert("RGB") for size in ((300, 50), (56, 84))]
-    made = processor(text=["a"], images=pictures, videos=[])
-    expected = native.image_processor(images=pictures, return_tensors="pt")
+    images = [Image.effect_noise(size, 64).convert("RGB") for size in ((300, 50), (56, 84))]
+    made = processor(text=["a"], images=images, videos=[])
+    expected = native.image_processor(images=images, return_tensors="pt")
     mean, std = (
         torch.tensor(values).repeat_interleave(14 * 14)
         for values in (processor.image_processor.image_mean, processor.image_processor.image_std)

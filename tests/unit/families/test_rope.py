@@ -1,4 +1,4 @@
-"""Rotations by two products and a sum: values and gradients of Transformers, for either pairs."""
+"""RoPE as two products and a sum: Transformers' values and gradients, for both pairings."""
 
 from collections.abc import Callable
 

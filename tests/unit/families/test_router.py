@@ -1,4 +1,4 @@
-"""The router's product in parts is the one in fp32."""
+"""The router's split bf16 product equals the fp32 one."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""A base's small files: what may be wrong with them, what depends on them, and what does not."""
+"""A checkpoint's small files: what may be wrong with them, and what depends on them."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The loss of supervised tokens alone is that of Transformers, for every type of model named."""
+"""The loss from supervised logits equals Transformers', for every model type of the list."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The gated product in the middle of experts, and the gradient that is made in one pass."""
+"""SwiGLU inside routed experts, and its gradient in a single pass."""
 
 import os
 import subprocess

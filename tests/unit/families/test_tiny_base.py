@@ -1,4 +1,4 @@
-"""The weights that ship as `builtin://ernie-vl-tiny`: what their card says of them holds."""
+"""The weights that ship as `builtin://ernie-vl-tiny`: what their card states holds."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Weights as files: planned before they are made, and the bytes that safetensors would write."""
+"""Weight files: planned before any tensor is computed, byte for byte as safetensors writes them."""
 
 import json
 from collections.abc import Iterator
