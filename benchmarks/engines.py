@@ -247,7 +247,7 @@ def _exported(
     """Exports and verifies the model in `trained`, as in a job, and releases it."""
     from job import families
     from job.engines.device import release_memory
-    from job.export.context import ExportContext
+    from job.export.export_context import ExportContext
     from job.export.export import export
 
     adapter = place / "adapter"

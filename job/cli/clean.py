@@ -47,7 +47,7 @@ def _report(found: Leftover) -> None:
             kind=found.kind,
             folder=found.path,
             size=log.amount(found.bytes),
-            age=log.duration(found.age_seconds),
+            age=log.span(found.age_seconds),
             state=found.state,
             of=found.of or None,
         )

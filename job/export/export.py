@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from job import log
 from job.errors import ProofError
-from job.export.context import ExportContext
+from job.export.export_context import ExportContext
 from job.export.merge import Merge
 from job.export.proof import Comparison
 from job.export.reload import Reloaded, measure_trained, reload_merged

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from job.errors import ProofError
-from job.export.context import ExportContext
+from job.export.export_context import ExportContext
 from job.export.merge import digest
 from job.export.proof import Comparison, Outputs, compare, outputs, require_equal
 from job.storage.background import BackgroundTasks

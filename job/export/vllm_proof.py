@@ -9,7 +9,7 @@ from typing import Any
 from job import log
 from job.errors import ProofError
 from job.export.chat_client import ChatError, ChatMessage, ContentPart, image_part, text_part
-from job.export.context import ExportContext
+from job.export.export_context import ExportContext
 from job.export.proof import PROBE_TOKENS, TOLERANCE, Comparison, Outputs
 from job.export.vllm_server import BASE, VllmServer, serve
 from job.families.base import Family

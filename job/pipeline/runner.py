@@ -163,7 +163,7 @@ class Pipeline:
             return
         seconds = time.monotonic() - clock
         record = store.publish(stage, fingerprint, started, seconds, summary)
-        log.info(f"{stage}: done", took=log.duration(seconds))
+        log.info(f"{stage}: done", took=log.span(seconds))
         self._add_event(stage, "done", seconds=record.seconds)
         self._add_stage(record, seconds)
 

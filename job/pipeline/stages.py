@@ -84,7 +84,7 @@ class Stages:
             step=result.steps,
             first_loss=result.first_loss,
             loss=result.final_loss,
-            took=log.duration(result.seconds),
+            took=log.span(result.seconds),
             tokens_per_second=result.tokens_per_second,
             peak_memory=log.amount(result.peak_memory_bytes),
             memory=log.amount(run.accelerator.memory_bytes),
@@ -97,8 +97,8 @@ class Stages:
 
     def export(self, directory: Path) -> Summary:
         """Merges the adapter into the weights, and proves the result."""
-        from job.export.context import ExportContext
         from job.export.export import export
+        from job.export.export_context import ExportContext
 
         run = self._run
         if not self._spec.export.merged.enabled:

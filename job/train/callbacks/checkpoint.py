@@ -66,15 +66,15 @@ class StoreCallback(TrainerCallback):
         log.info(
             "checkpoint stored",
             step=step,
-            written=log.duration(local_seconds),
-            uploaded=log.duration(stored_seconds),
+            written=log.span(local_seconds),
+            uploaded=log.span(stored_seconds),
         )
         grace = signals.grace_seconds()
         if local_seconds + stored_seconds > grace:
             log.warn(
                 "storing a checkpoint takes longer than the grace period after SIGTERM",
-                takes=log.duration(local_seconds + stored_seconds),
-                grace=log.duration(grace),
+                takes=log.span(local_seconds + stored_seconds),
+                grace=log.span(grace),
                 fix="raise terminationGracePeriodSeconds of the pod and set "
                 f"{signals.GRACE_VARIABLE} to the same seconds",
             )

@@ -128,7 +128,7 @@ class ProgressCallback(TrainerCallback):
                 tokens_per_second=step.tokens_per_second,
                 data_wait_share=step.data_wait_share,
                 memory=log.amount(step.memory_bytes),
-                left=log.duration(step.left_seconds),
+                left=log.span(step.left_seconds),
             )
         self._shown = {
             "loss": step.loss,

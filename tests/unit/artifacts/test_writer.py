@@ -88,7 +88,7 @@ def test_what_the_job_stores_at_an_output_has_the_writer_of_the_output() -> None
     [(_, store)] = calls_of("CheckpointStore")
     assert "writer=self.output.writer.inside('checkpoints')" in ast.unparse(store)
     [(_, trackers)] = calls_of("TrackerFiles")
-    assert "run.output.uploader_for(logs)" in ast.unparse(trackers)
+    assert "output.uploader_for(logs)" in ast.unparse(trackers)
     without = [path for path, made in calls_of("Writer") if "lease=None" in ast.unparse(made)]
     assert without == [
         "artifacts/output.py",  # a tracker's files at a place outside of the output

@@ -12,9 +12,9 @@ import torch
 from job import engines, families
 from job.engines.device import Accelerator
 from job.errors import ProofError
-from job.export.context import ExportContext
 from job.export.export import ExportResult
 from job.export.export import export as run_export
+from job.export.export_context import ExportContext
 from job.export.merge import Merge, digest, fits
 from job.export.proof import Comparison, compare, outputs, require_equal
 from job.prep import formulas
