@@ -133,7 +133,7 @@ def _with_required(part: dict[str, Any], least: dict[str, Any]) -> dict[str, Any
 
 @every_page
 def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s…*]*)`", text(page))
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s…*<]*)`", text(page))
     for code in blocks(page, "bash", "console"):
         named += re.findall(r"(?<![\w/.=])((?:specs|k8s)/[\w./-]+)", code)
     assert not [path for path in named if not (ROOT / path).exists()]
