@@ -1,4 +1,4 @@
-"""What the documents name exists: links, targets, commands, options, keys, files, messages."""
+"""What the docs name exists: links, targets, commands, options, keys, files, messages."""
 
 import ast
 import dataclasses
@@ -23,6 +23,7 @@ from job.planning.facts import Plan
 from job.spec import keys
 from job.spec.load import load_spec
 from tests.jobs import ROOT
+from tests.unit.project.test_rooms import RANK, stated
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(DOCS / "zh").glob("*.md")])
@@ -44,13 +45,13 @@ def text(page: Path) -> str:
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced code of a page in one of the languages."""
-    found = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
-    return [code for language, code in found if language in languages]
+    """A page's fenced code blocks in the given languages."""
+    fenced = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text(page), re.DOTALL | re.MULTILINE)
+    return [code for language, code in fenced if language in languages]
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as GitHub links to them."""
+    """The anchors that GitHub gives to a page's headings."""
     prose = re.sub(r"^```.*?^```", "", text(page), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ +(.+?) *$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -75,15 +76,15 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words behind each `python -m job` of a page, in blocks of commands and in prose."""
+    """The arguments of each `python -m job` on a page, in code blocks and in prose."""
     lines = [
         line for code in blocks(page, "bash", "console") for line in _joined(code).splitlines()
     ]
     lines += re.findall(r"`([^`\n]*python -m job[^`\n]*)`", text(page))
     for line in lines:
         for command in re.split(r"\s(?:&&|[|;>&#])(?:\s|$)", line):
-            if (called := command.partition("python -m job ")[2]) and "…" not in called:
-                yield shlex.split(called)
+            if (arguments := command.partition("python -m job ")[2]) and "…" not in arguments:
+                yield shlex.split(arguments)
 
 
 def _joined(code: str) -> str:
@@ -92,12 +93,13 @@ def _joined(code: str) -> str:
 
 @every_page
 def test_commands_and_their_options_exist(page: Path) -> None:
-    of_all = {option for parameter in GROUP.params for option in parameter.opts} | {"-h", "--help"}
+    of_group = {option for parameter in GROUP.params for option in parameter.opts}
+    of_group |= {"-h", "--help"}
     for words in commands(page):
         options = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         [command, *_] = [*(word for word in words if not word.startswith("-")), None]
         if command is None or not re.fullmatch("[a-z]+", command):
-            assert options <= of_all or command is not None, words
+            assert options <= of_group or command is not None, words
             continue
         assert command in GROUP.commands, words
         known = {o for parameter in GROUP.commands[command].params for o in parameter.opts}
@@ -114,15 +116,15 @@ def test_specs_are_valid_whole_and_in_parts(page: Path) -> None:
         "output": {"uri": "outputs/part"},
     }
     for code in blocks(page, "yaml"):
-        found: Any = next(yaml.safe_load_all(code), {})  # nothing but a comment
-        if "version" in found:
+        spec: Any = next(yaml.safe_load_all(code), {})  # a block of comments only has none
+        if "version" in spec:
             load_spec(code, name_of(page), environ={})
-        elif set(found) <= SECTIONS:
-            load_spec(yaml.safe_dump({**least, **_with_required(found, least)}), "", environ={})
+        elif set(spec) <= SECTIONS:
+            load_spec(yaml.safe_dump({**least, **_with_required(spec, least)}), "", environ={})
 
 
 def _with_required(part: dict[str, Any], least: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a part, with what each must have and the part leaves out."""
+    """A partial spec's sections, completed with their required keys."""
     return {
         name: {**least[name], **keys} if isinstance(least.get(name), dict) else keys
         for name, keys in part.items()
@@ -131,10 +133,18 @@ def _with_required(part: dict[str, Any], least: dict[str, Any]) -> dict[str, Any
 
 @every_page
 def test_files_that_are_named_exist(page: Path) -> None:
-    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s…*]*)`", text(page))
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[^`\s…*<]*)`", text(page))
     for code in blocks(page, "bash", "console"):
         named += re.findall(r"(?<![\w/.=])((?:specs|k8s)/[\w./-]+)", code)
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_table_of_packages_names_every_room_and_what_it_imports() -> None:
+    page = text(DOCS / "01-how-it-works.md")
+    table = page.partition("| package | holds | imports |\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", table, re.MULTILINE)
+    listed = {room: set(names.split(", ")) - {"nothing"} for room, names in rows}
+    assert listed == {room: stated(room) for room in RANK}
 
 
 def test_the_index_names_every_page() -> None:
@@ -148,8 +158,9 @@ def test_a_translation_has_the_code_of_its_original(page: Path) -> None:
     original = DOCS / page.name
 
     def code(of: Path) -> list[str]:
-        found = blocks(of, "bash", "yaml", "python")
-        return [re.sub(r"\s*(?<!\S)#(?!\{).*$", "", each, flags=re.MULTILINE) for each in found]
+        code_blocks = blocks(of, "bash", "yaml", "python")
+        comment = re.compile(r"\s*(?<!\S)#(?!\{).*$", re.MULTILINE)
+        return [comment.sub("", each) for each in code_blocks]
 
     assert code(page) == code(original)
     headings = [len(re.findall(r"^## ", text(each), re.MULTILINE)) for each in (page, original)]
@@ -158,8 +169,8 @@ def test_a_translation_has_the_code_of_its_original(page: Path) -> None:
 
 @cache
 def messages() -> tuple[str, ...]:
-    """Every text in the code but docstrings, with `…` for each value that is put in."""
-    found = []
+    """Every string in the code except docstrings, with `…` for each interpolated value."""
+    strings = []
     for file in (ROOT / "job").rglob("*.py"):
         every = list(ast.walk(ast.parse(text(file))))
         docstrings = [node.value for node in every if isinstance(node, ast.Expr)]
@@ -167,16 +178,16 @@ def messages() -> tuple[str, ...]:
             if node in docstrings:
                 continue
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
+                strings.append(node.value)
             elif isinstance(node, ast.JoinedStr):
-                found.append(
+                strings.append(
                     "".join(
                         str(part.value) if isinstance(part, ast.Constant) else "…"
                         for part in node.values
                     )
                 )
-    found.append(text(ROOT / "job" / "spec" / "schema" / "job.v1.json"))
-    return tuple(message.replace("`", "") for message in found)
+    strings.append(text(ROOT / "job" / "spec" / "schema" / "job.v1.json"))
+    return tuple(message.replace("`", "") for message in strings)
 
 
 @pytest.mark.parametrize("page", ["11-your-own-data.md", "13-faq.md"])
@@ -203,31 +214,31 @@ def test_the_support_matrix_has_every_choice(key: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["10-tutorial.md", "zh/10-tutorial.md"])
-def test_the_tutorial_says_in_what_its_spec_and_the_one_that_ships_differ(page: str) -> None:
+def test_the_tutorial_names_every_difference_to_the_shipped_spec(page: str) -> None:
     [code] = [code for code in blocks(DOCS / page, "yaml") if code.startswith("version")]
     shipped = text(ROOT / "specs" / "ernie-4.5-vl-28b-latex.yaml")
     one, other = (_flat(load_spec(spec, "", environ={}).resolved) for spec in (code, shipped))
     differ = {key.split(".")[-1] for key, value in one.items() if value != other[key]}
-    told = text(DOCS / page).partition("job run my.yaml\n```\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"`(\w+)`", told)) == differ
-    assert {str(each["train.max_steps"]) for each in (one, other)} <= set(re.findall(r"\d+", told))
+    note = text(DOCS / page).partition("job run my.yaml\n```\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", note)) == differ
+    assert {str(each["train.max_steps"]) for each in (one, other)} <= set(re.findall(r"\d+", note))
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{above}{key}.")
+            flat |= _flat(value, f"{above}{key}.")
         else:
-            found[f"{above}{key}"] = value
-    return found
+            flat[f"{above}{key}"] = value
+    return flat
 
 
 def test_the_readme_names_every_spec_that_ships() -> None:
     words = ("no", "one", "two", "three", "four", "five", "six", "seven")
     specs = sorted(path.name for path in (ROOT / "specs").glob("*.yaml"))
-    told = text(ROOT / "README.md").partition(f"{words[len(specs)].title()} specs ship:")[2]
-    assert sorted(re.findall(r"\(specs/([\w.-]+\.yaml)\)", told)) == specs
+    table = text(ROOT / "README.md").partition(f"{words[len(specs)].title()} specs ship:")[2]
+    assert sorted(re.findall(r"\(specs/([\w.-]+\.yaml)\)", table)) == specs
 
 
 def test_the_plan_that_is_shown_is_of_the_spec_that_ships() -> None:
@@ -262,7 +273,7 @@ def test_the_tests_that_a_page_names_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=name_of)
-def test_a_diagram_is_whole_has_words_for_who_cannot_see_it_and_fetches_nothing(
+def test_a_diagram_is_valid_has_alt_text_and_loads_nothing(
     image: Path,
 ) -> None:
     root = ElementTree.fromstring(text(image))  # noqa: S314 - our own files
