@@ -118,17 +118,17 @@ def _watch_files(comes: Callable[[str, str], None]) -> None:
 
 
 def _watch_objects(comes: Callable[[str, str], None]) -> None:
-    from job.storage.backends.memory import MemoryStore
+    from job.storage.backends.s3 import S3
 
     def watched(kind: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: MemoryStore, uri: str, *arguments: Any) -> Any:
+        def call(self: S3, uri: str, *arguments: Any) -> Any:
             comes(kind, uri.partition("://")[2])
             return work(self, uri, *arguments)
 
         return call
 
     for name, kind in (("put", "put"), ("put_new", "put"), ("delete", "delete")):
-        setattr(MemoryStore, name, watched(kind, getattr(MemoryStore, name)))
+        setattr(S3, name, watched(kind, getattr(S3, name)))
 
 
 class Farm:
