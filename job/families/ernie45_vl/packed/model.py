@@ -4,7 +4,7 @@ T tokens in all rows, S of them supervised, H the hidden size.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -43,15 +43,13 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
     # Generation inspects the signature.
     @functools.wraps(native.Ernie4_5_VLMoeForConditionalGeneration.forward)
     def forward(
-        self,
-        *args: object,
-        targets: torch.Tensor | None = None,
-        **batch: Any,
+        self, *args: object, targets: torch.Tensor | None = None, **inputs: object
     ) -> native.MoeCausalLMOutputWithPast:
         """The loss of a packed batch; returns no logits."""
         if targets is None:
-            return super().forward(*args, **batch)
-        hidden, router_logits = self._hidden_states(cast(PackedBatch, batch))
+            return super().forward(*args, **inputs)
+        batch = cast(PackedBatch, inputs)
+        hidden, router_logits = self._hidden_states(batch)
         loss = supervised_loss(hidden, targets, self.lm_head)
         aux = None
         if self.config.text_config.output_router_logits:
