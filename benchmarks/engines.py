@@ -247,8 +247,8 @@ def _exported(
     """Exports and verifies the model in `trained`, as in a job, and releases it."""
     from job import families
     from job.engines.device import release_memory
-    from job.export.export_context import ExportContext
     from job.export.export import export
+    from job.export.export_context import ExportContext
 
     adapter = place / "adapter"
     trained[0].save_pretrained(adapter)

@@ -3,7 +3,7 @@
 The weights move: a layer's weight becomes a view of the matrix, so that nothing is held twice.
 Adapters stay where they are, and are copied into the matrix before each forward pass.
 
-Its one seam with `job.families.lora`: `fuse_adapters` sets `LowRankLinear.wide`, which the layer
+Its one seam with `job.families.lora`: `fuse_adapters` sets `LowRankLinear.fused`, which the layer
 computes with while its block is compiled; `FusedLora.release` resets it.
 """
 

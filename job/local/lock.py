@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from job.local.process_identity import boot_id, utc_now
+
 POLL_SECONDS = 0.2
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors of file systems without locks."""
@@ -38,15 +40,15 @@ class LockHolder:
     def this_process(cls) -> "LockHolder":
         return cls(
             host=socket.gethostname(),
-            boot=_boot(),
+            boot=boot_id(),
             process=os.getpid(),
-            since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            since=utc_now(),
         )
 
     @property
     def on_another_machine(self) -> bool:
         """Whether it ran on another machine, whose locks may be invisible here."""
-        return self.boot != _boot() and self.host != socket.gethostname()
+        return self.boot != boot_id() and self.host != socket.gethostname()
 
 
 class Lock:
@@ -148,13 +150,6 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _forget_all() -> None:

@@ -58,9 +58,9 @@ class ShardPrefetcher:
     skips all that came before.
     """
 
-    def __init__(self, images: FullShards) -> None:
-        self._images = images
-        self._room = images.capacity // 2
+    def __init__(self, full_shards: FullShards) -> None:
+        self._full_shards = full_shards
+        self._room = full_shards.capacity // 2
         self._requested: OrderedDict[str, None] = OrderedDict()
         self._pending: deque[str] = deque(maxlen=self._room)
         self._running: Future[Path] | None = None
@@ -79,7 +79,7 @@ class ShardPrefetcher:
 
     def _start_next(self) -> None:
         if self._pending and (self._running is None or self._running.done()):
-            self._running = self._pool.submit(self._images.fetch, self._pending.popleft())
+            self._running = self._pool.submit(self._full_shards.fetch, self._pending.popleft())
             self._running.add_done_callback(self._done)
 
     def _done(self, future: "Future[Path]") -> None:

@@ -25,7 +25,7 @@ class View:
         """Whether the command line sets the value, for this run only."""
         return keys.path_of(dotted) in self._options
 
-    def __call__(self, dotted: str) -> Any:
+    def __call__(self, dotted: str) -> Any:  # noqa: ANN401 - typed by the schema, key by key
         """The value of a key. Raises Unavailable if it is missing or invalid."""
         path = keys.path_of(dotted)
         if any(bad[: len(path)] == path or path[: len(bad)] == bad for bad in self._invalid):

@@ -46,13 +46,13 @@ def test_the_dtype_of_auto_goes_by_the_device_and_the_method_as_the_reference_sa
     assert resolve_dtype(spec.model, spec.lora, device) == dtype
     node = keys.at(("model", "dtype"))
     assert node is not None
-    in_full, adapted = node["description"].partition(". auto takes ")[2].split("; ")
+    in_full, adapted = node["description"].partition(". auto uses ")[2].split("; ")
     if kind == "cpu":
         assert in_full.startswith("float32 on a CPU")
     elif method == "full":
-        assert "where lora.method is full" in in_full
+        assert "when lora.method is full" in in_full
     else:
-        assert adapted.startswith("bfloat16 on a GPU under an adapter")
+        assert adapted.startswith("it uses bfloat16 for adapters on a GPU")
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])

@@ -13,6 +13,11 @@ JOB = Path(__file__).parents[3] / "job"
 LOOSE = {"__init__", "__main__", "errors", "log", "signals", "redaction"}
 """What stands outside the rooms; everything may import it."""
 
+LONGEST_FUNCTION = 80
+"""Lines."""
+MOST_UNTYPED = 20
+"""Parameters and results of type `Any`."""
+
 # From the bottom up; a room may import those in earlier rows.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "storage", "distributed"),
@@ -79,6 +84,30 @@ def test_loose_modules_import_no_room(name: str) -> None:
 def test_no_file_name_stands_for_three_things() -> None:
     names = [path.name for path in JOB.rglob("*.py") if path.name != "__init__.py"]
     assert {name for name in names if names.count(name) > 2} == set()
+
+
+def test_a_function_is_read_without_scrolling_far() -> None:
+    long = {
+        f"{path.relative_to(JOB)}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in JOB.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= LONGEST_FUNCTION
+    }
+    assert long == {}
+
+
+def test_what_stays_untyped_says_why() -> None:
+    """ruff's ANN401 refuses `Any` at a function's border; each exception carries its reason."""
+    marked = [
+        line
+        for path in JOB.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "noqa: ANN401" in line
+    ]
+    assert len(marked) <= MOST_UNTYPED
+    assert [line for line in marked if not re.search(r"ANN401 - \w+", line)] == []
 
 
 @pytest.mark.parametrize(
