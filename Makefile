@@ -47,7 +47,7 @@ validate: $(VENV)/.ready ## Check a spec: make validate SPEC=...
 
 setup: ## Install: make setup [ACCELERATOR=cpu|rocm TORCH_INDEX=URL] [EXTRAS="gpu trackers unsloth"]
 	@rm -f $(VENV)/.ready $(VENV)/.ready-dev
-	@$(MAKE) --no-print-directory $(VENV)/bin/job
+	@$(MAKE) --no-print-directory $(VENV)/bin/finetune-job
 
 $(VENV)/.ready: $(LOCKS)
 	@test -n "$(PYTHON)" || { echo "setup: no Python 3.11 or 3.12 found. Fix: install one, or make PYTHON=/path/to/python" >&2; exit 2; }
@@ -56,13 +56,13 @@ $(VENV)/.ready: $(LOCKS)
 	@printf '%s\n' "$(ACCELERATOR)" "$(TORCH_INDEX)" > $(VENV)/.torch
 	@touch $@
 
-# The command `job` runs this checkout; setuptools, which builds it, is locked.
-$(VENV)/bin/job: $(VENV)/.ready pyproject.toml
+# The command `finetune-job` runs this checkout; setuptools, which builds it, is locked.
+$(VENV)/bin/finetune-job: $(VENV)/.ready pyproject.toml
 	@$(VENV)/bin/python -m pip install -qq --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Tests use the trackers too. This file also decides what is installed.
-$(VENV)/.ready-dev: $(VENV)/bin/job Makefile
+$(VENV)/.ready-dev: $(VENV)/bin/finetune-job Makefile
 	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt
 	@touch $@
 

@@ -4,7 +4,7 @@
 #   setup.sh build     the packages into /opt/venv. Takes ACCELERATOR, TORCH_INDEX and EXTRAS as
 #                      requirements/install.sh does.
 #   setup.sh runtime   an interpreter for them, and the user who runs the job. Takes JOB_UID.
-#   setup.sh finish    writes the command `job`, compiles the sources, checks the image.
+#   setup.sh finish    writes the command `finetune-job`, compiles the sources, checks the image.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 
@@ -31,9 +31,9 @@ runtime)
     install -d -o "$JOB_UID" -g "$JOB_UID" /cache /work
     ;;
 finish)
-    # The command `job`; pip, which would write it, is gone.
-    printf '%s\n' '#!/opt/venv/bin/python' 'from job.__main__ import main' 'main()' > /opt/venv/bin/job
-    chmod 755 /opt/venv/bin/job
+    # The command `finetune-job`; pip, which would write it, is gone.
+    printf '%s\n' '#!/opt/venv/bin/python' 'from job.__main__ import main' 'main()' > /opt/venv/bin/finetune-job
+    chmod 755 /opt/venv/bin/finetune-job
     # Nobody can write beside the sources later on.
     /opt/venv/bin/python -m compileall -q /opt/finetune/job
     /opt/venv/bin/python containers/check.py image

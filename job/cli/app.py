@@ -14,6 +14,9 @@ from job.cli.commands import after_run, before_run, run
 from job.cli.commands.infer import infer
 from job.errors import OK, ReportedError, UsageError, reported
 
+SCRIPT = "finetune-job"
+"""The console script, as pyproject.toml names it."""
+
 app = typer.Typer(
     name="job",
     cls=help.Commands,
@@ -96,7 +99,7 @@ def main() -> NoReturn:
     # Completion is of the console script: a shell cannot complete `python -m job`.
     completes = {"--install-completion", "--show-completion"} & {*sys.argv}
     try:
-        code = app(standalone_mode=False, prog_name="job" if completes else None) or OK
+        code = app(standalone_mode=False, prog_name=SCRIPT if completes else None) or OK
     except typer.TyperException as error:
         code = termination.report_usage(error)
     except (ReportedError, Exception) as error:  # noqa: BLE001 - tracebacks only with --debug

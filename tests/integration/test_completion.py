@@ -16,23 +16,24 @@ SHELLS = {
     "zsh": ("zsh", "-i"),
     "fish": ("fish", "-i"),
 }
-SCRIPT = Path(sys.executable).parent / "job"
+NAME = "finetune-job"
+SCRIPT = Path(sys.executable).parent / NAME
 # Answers the shells' questions as the console script does, and says what else it is called with.
 JOB = f"""#!/bin/sh
-[ -n "$_JOB_COMPLETE" ] && exec '{SCRIPT}' "$@"
-echo "ran job $*."
+[ -n "$_FINETUNE_JOB_COMPLETE" ] && exec '{SCRIPT}' "$@"
+echo "ran {NAME} $*."
 """
 LINES = {
-    "job vali": "validate",
-    "job run specs/im2l": "run specs/im2latex.yaml",
-    "job run my.yaml --se": "run my.yaml --set",
-    "job run my.yaml --set train.learning_ra": "run my.yaml --set train.learning_rate=",
-    "job manifest my.yaml --platform nv": "manifest my.yaml --platform nvidia",
-    "job reference train.learning_ra": "reference train.learning_rate",
+    "vali": "validate",
+    "run specs/im2l": "run specs/im2latex.yaml",
+    "run my.yaml --se": "run my.yaml --set",
+    "run my.yaml --set train.learning_ra": "run my.yaml --set train.learning_rate=",
+    "manifest my.yaml --platform nv": "manifest my.yaml --platform nvidia",
+    "reference train.learning_ra": "reference train.learning_rate",
 }
 # bash takes `a=b` apart, so that only the others complete what follows the `=`.
 VALUES = {
-    "job run my.yaml --set train.optim=adamw_8": "run my.yaml --set train.optim=adamw_8bit",
+    "run my.yaml --set train.optim=adamw_8": "run my.yaml --set train.optim=adamw_8bit",
 }
 
 
@@ -45,9 +46,9 @@ def shell(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """The environment of a person who has nothing set up yet, with `job` on the PATH."""
+    """The environment of a person who has nothing set up yet, with the script on the PATH."""
     assert SCRIPT.is_file(), f"{SCRIPT} is missing: make setup"
-    script = tmp_path / "bin" / "job"
+    script = tmp_path / "bin" / NAME
     script.parent.mkdir()
     script.write_text(JOB)
     script.chmod(0o755)
@@ -80,20 +81,20 @@ def test_tab_completes_commands_files_options_keys_and_values(
         told = call_from(shell, home, f"{command} --install-completion")
         assert f"{shell} completion installed in {home['HOME']}" in told
     lines = {**LINES, **(VALUES if shell != "bash" else {})}
-    loads = ["job \t\n"] if shell == "zsh" else []  # there the first Tab only loads the script
-    keys = iter([*loads, *(f"{line}\t\n" for line in lines), "exit\n"])
+    loads = [f"{NAME} \t\n"] if shell == "zsh" else []  # there the first Tab only loads the script
+    keys = iter([*loads, *(f"{NAME} {line}\t\n" for line in lines), "exit\n"])
     began = 0
 
     def type_in(text: str) -> str | None:
         nonlocal began
-        if text.count("ran job") < began:
+        if text.count(f"ran {NAME}") < began:
             return None
         began += 1
         return next(keys, None)
 
     shown = on_terminal(SHELLS[shell], environ=home, type_in=type_in, seconds=120)
     for line, ran in lines.items():
-        assert f"ran job {ran}." in shown.text, f"{line}:\n{shown.text}"
+        assert f"ran {NAME} {ran}." in shown.text, f"{line}:\n{shown.text}"
 
 
 @pytest.mark.parametrize("command", [f"'{SCRIPT}'", f"'{sys.executable}' -m job"])
@@ -101,4 +102,4 @@ def test_the_script_is_printed_for_the_shell_that_asks(
     shell: str, home: dict[str, str], command: str
 ) -> None:
     script = call_from(shell, home, f"{command} --show-completion")
-    assert "_JOB_COMPLETE=complete_" + shell in script
+    assert "_FINETUNE_JOB_COMPLETE=complete_" + shell in script

@@ -146,7 +146,7 @@ def test_the_whole_job_runs_in_it_as_the_manifest_says(
     run = ("run", "--isolation=chroot", *mounts, container, "--")
 
     assert buildah(*run, "id", "-u") == str(constants.UID)
-    assert buildah(*run, "job", "--version") == __version__
+    assert buildah(*run, "finetune-job", "--version") == __version__
     buildah(*run, *config["Entrypoint"], *doctor["args"])
     few = ("--set", "train.max_steps=20", "--set", "data.train.limit=640")  # minutes less
     buildah(*run, *config["Entrypoint"], *asked["args"], *few)
