@@ -250,7 +250,7 @@ def test_plan_names_steps_parameters_and_what_will_be_skipped(output: Path, cach
     arguments = small_run(str(output), cache=cache)[1:]
     done = job("plan", *arguments, "--set", "train.learning_rate=1e-3")
     assert done.code == 0, done.err
-    assert "4 of 6 an epoch" in done.out
+    assert "4 (0.67 epochs of 6)" in done.out
     assert "402,432 (7.00%)" in done.out
     lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
     assert "will be skipped" in lines["prep"]
