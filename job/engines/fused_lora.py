@@ -22,17 +22,21 @@ from job.families.lora.peft_layers import sole_active_adapter
 Layers = tuple[LowRankLinear, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class FusedLora:
-    """The fused matrices of a model, with the layers of each."""
+    """The fused matrices of a model, with the layers of each; empty once released."""
 
-    groups: tuple[tuple[FusedLoraLinear, Layers], ...]
+    groups: list[tuple[FusedLoraLinear, Layers]]
     refresh_hook: RemovableHandle
 
     def release(self) -> None:
-        """Gives each layer its own weight again."""
+        """Gives each layer its own weight again; frees each matrix once its weights are copied.
+
+        If memory is short this happens before training, which then needs that of the matrices.
+        """
         self.refresh_hook.remove()
-        for _, layers in self.groups:
+        while self.groups:
+            _, layers = self.groups.pop()
             for layer in layers:
                 layer.fused = None
                 weight = layer.get_base_layer().weight
@@ -44,7 +48,7 @@ def fuse_adapters(model: nn.Module, blocks: Sequence[nn.Module]) -> FusedLora | 
 
     Each forward pass of the model begins by copying the adapters' current weights.
     """
-    groups = tuple((_fuse(layers), layers) for layers in _groups(blocks))
+    groups = [(_fuse(layers), layers) for layers in _groups(blocks)]
     each = [
         (layer, fused.adapter, *parts)
         for fused, layers in groups

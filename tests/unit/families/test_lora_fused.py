@@ -1,6 +1,7 @@
 """Layers fused with their adapters: PEFT's values and gradients, and the weights come back."""
 
 import copy
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -189,6 +190,16 @@ def test_released_blocks_have_weights_of_their_own_under_the_names_they_had() ->
         assert torch.equal(tensor, before[name])
     torch.testing.assert_close(model(x), expected)
     assert not model._forward_pre_hooks
+
+
+def test_released_matrices_are_freed_while_their_holder_lives() -> None:
+    _, own = pair()
+    own(torch.randn(5, 12)).sum().backward()
+    matrices = [weakref.ref(fused.matrix) for fused, _ in own.fused_lora.groups]
+    assert matrices
+    own.fused_lora.release()
+    assert not any(matrix() is not None for matrix in matrices)
+    own.fused_lora.release()  # a second time, at the end of training, changes nothing
 
 
 def test_blocks_are_compiled_with_weights_where_they_are_if_that_is_asked_for() -> None:
