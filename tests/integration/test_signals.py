@@ -253,6 +253,28 @@ def test_a_second_signal_ends_a_deferred_stop_at_once() -> None:
     assert "SIGTERM again: leaving at once" in said
 
 
+HANGING_UPLOAD = """
+from job.train.checkpoint.uploads import BackgroundUploads
+with signals.deferred(), BackgroundUploads() as uploads:
+    uploads.submit(1, lambda: print("uploading", file=sys.stderr, flush=True) or time.sleep(60))
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_checkpoint_that_hangs() -> None:
+    process = scripted(HANGING_UPLOAD)
+    wait_for(process, "uploading")
+    process.send_signal(signal.SIGTERM)
+    wait_for(process, "stopping after this step")
+    time.sleep(0.5)
+    assert process.poll() is None
+    sent = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert time.monotonic() - sent < BUSY
+    assert "SIGTERM again: leaving at once" in said
+
+
 RELAYED = """
 import os, signal
 with signals.deferred():
