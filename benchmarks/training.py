@@ -35,7 +35,7 @@ from job.families import model_source
 from job.families.base import SORTED_EXPERTS, Encoded
 from job.families.batches import Batch, PaddedBatch, to_device
 from job.families.ernie45_vl import Ernie45VL
-from job.families.lora.linear import use_low_rank_layers
+from job.families.lora.linear import use_lora_linear
 from job.planning.sizes import GIB
 from job.prep.images import inspect
 from job.prep.prepared_data import PreparedData
@@ -226,7 +226,7 @@ def encoded_rows(family: Any, count: int) -> list[Encoded]:
 def random_model(name: str, layers: int | None, family: Any, device: torch.device) -> Any:
     """The model with random weights: fp32 on a CPU, bf16 on a GPU."""
     if name == "tiny":
-        return family.initialise(
+        return family.initialize(
             seed=0, dtype=torch.float32, device=device, attn_implementation="sdpa"
         )
     config = Ernie45VL.architecture(PUBLISHED, Ernie45VL.known_config(PUBLISHED) or {}).config
@@ -299,7 +299,7 @@ def _measure(
         ),
     ).train()
     if way.low_rank:
-        use_low_rank_layers(adapted)
+        use_lora_linear(adapted)
     blocks: CompiledBlocks | None = None
     if way.compiled and cuda:
         blocks = compile_blocks(adapted, fuse=way.wide)

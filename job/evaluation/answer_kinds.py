@@ -27,7 +27,7 @@ def as_json(answer: str) -> str:
 
 
 # Module-level functions, because they are pickled for the processes that prepare rows.
-FORMS: Mapping[Answer, Callable[[str], str]] = {
+NORMALIZERS: Mapping[Answer, Callable[[str], str]] = {
     "text": text,
     "latex": latex.normalize,
     "json": as_json,

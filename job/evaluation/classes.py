@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST_CLASSES = 200
+MAX_CLASSES = 200
 """Above this there is no confusion matrix, and labels are hardly classes."""
 
 
@@ -51,7 +51,7 @@ class ClassScores:
     """Sorted by name."""
     confusion: tuple[tuple[int, ...], ...]
     """By label (row) and answer (column), how many; the last column is answers outside the classes.
-    Empty for more than `MOST_CLASSES`."""
+    Empty for more than `MAX_CLASSES`."""
 
 
 def score(predictions: Sequence[str], labels: Sequence[str]) -> ClassScores:
@@ -66,7 +66,7 @@ def score(predictions: Sequence[str], labels: Sequence[str]) -> ClassScores:
         for name in names
     )
     confusion: list[tuple[int, ...]] = []
-    for name in names if len(names) <= MOST_CLASSES else ():
+    for name in names if len(names) <= MAX_CLASSES else ():
         counts = [pairs[name, other] for other in names]
         confusion.append((*counts, expected[name] - sum(counts)))
     metrics = {}

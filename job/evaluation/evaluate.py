@@ -160,7 +160,7 @@ def _check_labels(asked: Sequence[Question], spec: EvalSpec) -> None:
             )
     elif spec.answer == "label":
         distinct = len({each.label for each in asked})
-        if distinct > classes.MOST_CLASSES or (distinct > 20 and 2 * distinct > len(asked)):
+        if distinct > classes.MAX_CLASSES or (distinct > 20 and 2 * distinct > len(asked)):
             log.warn(
                 "labels hardly repeat, so they are probably not classes",
                 different=log.of(distinct, len(asked)),

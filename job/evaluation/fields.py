@@ -29,7 +29,7 @@ INVALID: Final = object()
 NAMES = ("valid_json", "exact_object", "field_precision", "field_recall", "field_f1")
 MAX_DEPTH = 100
 """Text that nests deeper counts as invalid."""
-MOST_PATHS = 50
+MAX_PATHS = 50
 """Paths in the table of fields: the most frequent ones of the labels."""
 
 Field = tuple[str, str]
@@ -66,7 +66,7 @@ class PathScore:
 def parse(text: str) -> object:
     """The text's JSON value, or INVALID."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return INVALID
     level = [value]
@@ -135,7 +135,7 @@ class FieldScores:
     metrics: dict[str, float]
     """Every metric of fields; empty if no label is JSON."""
     paths: tuple[PathScore, ...]
-    """In order of first occurrence in the labels; at most `MOST_PATHS`."""
+    """In order of first occurrence in the labels; at most `MAX_PATHS`."""
 
 
 def score_all(predictions: Sequence[str], labels: Sequence[str]) -> FieldScores:
@@ -154,7 +154,7 @@ def score_all(predictions: Sequence[str], labels: Sequence[str]) -> FieldScores:
         ):  # fmt: skip
             for (path, _), count in counted.items():
                 totals[name][path] += count
-    frequent = dict(totals["expected"].most_common(MOST_PATHS))
+    frequent = dict(totals["expected"].most_common(MAX_PATHS))
     paths = tuple(
         PathScore(path=path, **{name: counted[path] for name, counted in totals.items()})
         for path in totals["expected"]
@@ -188,5 +188,5 @@ def _text(value: str) -> str:
     return " ".join(unicodedata.normalize("NFC", value).split())
 
 
-def _refuse(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")

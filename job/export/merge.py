@@ -38,13 +38,13 @@ class Merge:
     ) -> None:
         peft = hasattr(model, "get_base_model")
         self._base = model.get_base_model() if peft else model
-        self._deltas = lora_deltas(model) if peft else {}
+        self._merges = lora_merges(model) if peft else {}
         self._dtype, self._keeps_fp32 = dtype, keeps_fp32
         self._non_finite: list[str] = []
         self._non_finite_values = self._overflowed = 0
         self.digests: dict[str, str] = {}
         """SHA-256 of each merged tensor, by name."""
-        self.adapted = len(self._deltas)
+        self.adapted = len(self._merges)
         """Number of adapted tensors."""
         self.changed = 0
         """Adapted tensors that differ from the base after the cast."""
@@ -52,7 +52,7 @@ class Merge:
 
     def weights(self) -> Weights:
         """The merged weights, for `Family.save`."""
-        return Weights(outlines=self._outlines(), tensors=self.tensors())
+        return Weights(meta_tensors=self._meta_tensors(), tensors=self.tensors())
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Yields every merged tensor with its name, on the CPU.
@@ -71,10 +71,10 @@ class Merge:
                 digests.submit(partial(self._record_digest, name, merged))
                 yield name, merged
                 del merged  # may be large; only the caller needs it now
-        assert not self._deltas, f"adapted but not in the model: {sorted(self._deltas)[:3]}"
+        assert not self._merges, f"adapted but not in the model: {sorted(self._merges)[:3]}"
         self._require_finite()
 
-    def _outlines(self) -> "Iterator[tuple[str, torch.Tensor]]":
+    def _meta_tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         import torch
 
         for name, parameter in self._parameters():
@@ -94,9 +94,9 @@ class Merge:
     def _merged(self, name: str, parameter: "torch.Tensor") -> "torch.Tensor":
         target = self._target(name)
         value = parameter.detach()
-        if name in self._deltas:
+        if name in self._merges:
             before = value.float()
-            value = self._deltas.pop(name)(before)
+            value = self._merges.pop(name)(before)
             self._record_change(before, value, target)
             del before
         if not fits(value, target):
@@ -172,10 +172,10 @@ def _chunks(tensor: "torch.Tensor") -> "Sequence[torch.Tensor]":
     return tensor.flatten().split(2**22)
 
 
-Delta = Callable[["torch.Tensor"], "torch.Tensor"]
+MergeFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
-def lora_deltas(model: "PeftModel") -> dict[str, Delta]:
+def lora_merges(model: "PeftModel") -> dict[str, MergeFunction]:
     """The function from base to merged weight, in fp32, by adapted tensor.
 
     Linear modules: W + scaling · B·A (LoRA, https://arxiv.org/abs/2106.09685; PEFT applies rsLoRA's
@@ -184,7 +184,7 @@ def lora_deltas(model: "PeftModel") -> dict[str, Delta]:
     """
     from peft.tuners.lora.layer import LoraLayer
 
-    deltas: dict[str, Delta] = {}
+    merges: dict[str, MergeFunction] = {}
     for wrapped_name, module in model.get_base_model().named_modules():
         if not isinstance(module, LoraLayer):
             continue
@@ -193,13 +193,13 @@ def lora_deltas(model: "PeftModel") -> dict[str, Delta]:
         if adapter is None:
             continue
         parameter = getattr(module, "parameter_name", "weight")
-        deltas[f"{name}.{parameter}"] = (
+        merges[f"{name}.{parameter}"] = (
             _linear(module, adapter) if parameter == "weight" else _fused_experts(module, adapter)
         )
-    return deltas
+    return merges
 
 
-def _linear(module: "LoraLayer", adapter: str) -> Delta:
+def _linear(module: "LoraLayer", adapter: str) -> MergeFunction:
     def merged(weight: "torch.Tensor") -> "torch.Tensor":  # (out, in)
         a = module.lora_A[adapter].weight.float()  # (r, in)
         b = module.lora_B[adapter].weight.float()  # (out, r)
@@ -212,7 +212,7 @@ def _linear(module: "LoraLayer", adapter: str) -> Delta:
     return merged
 
 
-def _fused_experts(module: "LoraLayer", adapter: str) -> Delta:
+def _fused_experts(module: "LoraLayer", adapter: str) -> MergeFunction:
     def merged(weight: "torch.Tensor") -> "torch.Tensor":  # (E, out, in)
         experts = module.num_experts
         a = module.lora_A[adapter].weight.float()  # (E·r, in)

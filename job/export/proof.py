@@ -27,7 +27,7 @@ TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outputs:
+class ProbeOutputs:
     """A model's outputs on the probes."""
 
     logits: "torch.Tensor"
@@ -55,7 +55,9 @@ class Comparison:
         return asdict(self)
 
 
-def outputs(model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence[Row]) -> Outputs:
+def probe_outputs(
+    model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence[Row]
+) -> ProbeOutputs:
     """The model's outputs on the probes."""
     import torch
 
@@ -82,7 +84,7 @@ def outputs(model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence
     margins = top[..., 0] - top[..., 1]  # (B, steps)
     logprobs = top[..., 0] - steps.logsumexp(-1)  # (B, steps): greedy takes the largest
     start = prompt_batch["input_ids"].shape[1]
-    return Outputs(
+    return ProbeOutputs(
         logits=logits[labels != IGNORED].float().cpu(),
         answers=tuple(tuple(row) for row in generated.sequences[:, start:].tolist()),
         margins=tuple(tuple(row) for row in margins.tolist()),
@@ -90,7 +92,7 @@ def outputs(model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence
     )
 
 
-def compare(reference: Outputs, other: Outputs) -> Comparison:
+def compare(reference: ProbeOutputs, other: ProbeOutputs) -> Comparison:
     """Compares `other` with `reference`, both on the same probes."""
     difference = other.logits - reference.logits  # (N, V)
     scale = float(reference.logits.std()) or 1.0

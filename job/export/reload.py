@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from job.errors import ProofError
 from job.export.export_context import ExportContext
 from job.export.merge import digest
-from job.export.proof import Comparison, Outputs, compare, outputs, require_equal
+from job.export.proof import Comparison, ProbeOutputs, compare, probe_outputs, require_equal
 from job.storage.background import BackgroundTasks
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ CONCURRENT_CHECKS = 4
 class TrainedModel:
     """The trained model's outputs, and how they compare."""
 
-    expected: Outputs
+    expected: ProbeOutputs
     against_base: Comparison
     adapter_reloaded: Comparison | None
 
@@ -60,7 +60,9 @@ def measure_trained(context: ExportContext, trained: "PeftModel | PreTrainedMode
     )
 
 
-def reload_merged(context: ExportContext, digests: dict[str, str], expected: Outputs) -> Reloaded:
+def reload_merged(
+    context: ExportContext, digests: dict[str, str], expected: ProbeOutputs
+) -> Reloaded:
     """Loads the merged weights and compares every tensor, and the outputs on the probes.
 
     Raises ProofError if a tensor is not bit-identical, or the outputs differ by more than rounding.
@@ -78,11 +80,11 @@ def reload_merged(context: ExportContext, digests: dict[str, str], expected: Out
     return Reloaded(comparison=comparison, tensors_checked=checked)
 
 
-def _outputs(context: ExportContext, model: "PeftModel | PreTrainedModel") -> Outputs:
-    return outputs(model, context.family, context.probes)
+def _outputs(context: ExportContext, model: "PeftModel | PreTrainedModel") -> ProbeOutputs:
+    return probe_outputs(model, context.family, context.probes)
 
 
-def _outputs_of_stored_adapter(context: ExportContext, trained: "PeftModel") -> Outputs:
+def _outputs_of_stored_adapter(context: ExportContext, trained: "PeftModel") -> ProbeOutputs:
     """Loads the stored adapter beside the trained one, which stays active afterwards."""
     trained.load_adapter(context.adapter, adapter_name="reloaded", is_trainable=False)
     trained.set_adapter("reloaded")

@@ -10,7 +10,7 @@ from job import log
 from job.errors import ProofError
 from job.export.chat_client import ChatError, ChatMessage, ContentPart, image_part, text_part
 from job.export.export_context import ExportContext
-from job.export.proof import PROBE_TOKENS, TOLERANCE, Comparison, Outputs
+from job.export.proof import PROBE_TOKENS, TOLERANCE, Comparison, ProbeOutputs
 from job.export.vllm_server import BASE, VllmServer, serve
 from job.families.base import Family
 from job.prep.images import decode
@@ -42,7 +42,7 @@ class Reply:
     """The answer's, by token."""
 
 
-def prove_merged(context: ExportContext, expected: Outputs, reloaded: Comparison) -> Served:
+def prove_merged(context: ExportContext, expected: ProbeOutputs, reloaded: Comparison) -> Served:
     """Serves the merged weights and compares vLLM's answers with the trained model's."""
     # vLLM computes in the stored dtype; the reloaded model may have used fp32.
     spread = float(expected.logits.std())
@@ -67,7 +67,7 @@ def prove(
     server: VllmServer,
     family: Family,
     rows: Sequence[Row],
-    expected: Outputs,
+    expected: ProbeOutputs,
     rounding: float,
     model: str = BASE,
 ) -> Served:

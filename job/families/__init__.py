@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FAMILIES: tuple[type[Family], ...] = (Ernie45VL, Vlm, Llm)
-"""In order of precedence: a checkpoint belongs to the first that recognises it."""
+"""In order of precedence: a checkpoint belongs to the first that recognizes it."""
 
 
 def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
@@ -84,7 +84,7 @@ def _family(uri: str, config: dict[str, Any], model: ModelSpec) -> type[Family]:
     if model.family != "auto":
         return known[model.family]
     for family in FAMILIES:
-        if family.recognises(config):
+        if family.recognizes(config):
             return family
     raise SpecError(
         "$.model.model_name_or_path",

@@ -19,8 +19,8 @@ class StepSettings:
     experts: str
     rank: int
     """The adapter's; 0 in full fine-tuning."""
-    low_rank_linear: bool
-    """Whether adapted layers are `LowRankLinear`, which copies no input; else PEFT's own."""
+    lora_linear: bool
+    """Whether adapted layers are `LoraLinear`, which copies no input; else PEFT's own."""
     dropout: int = 0
     """Bytes of the dropout mask for each element: 1 on a GPU, an element's own size on a CPU."""
 

@@ -25,7 +25,7 @@ from job.families.base import (
 )
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
-from job.families.weight_files import Named
+from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import LoraSpec
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class AutoFamily(BoundFamily):
     """A model of one of Transformers' `Auto` classes, bound to its processor.
 
-    A subclass has `name`, `recognises`, `bind`, and what images are to it.
+    A subclass has `name`, `recognizes`, `bind`, and what images are to it.
     """
 
     name: str
@@ -57,7 +57,7 @@ class AutoFamily(BoundFamily):
 
     def __init__(self, checkpoint: Checkpoint, processor: Processor) -> None:
         super().__init__(checkpoint, processor)
-        if self._writer.chat_template is None:
+        if self._processing_class.chat_template is None:
             raise InputError(
                 checkpoint.uri,
                 "has no chat template",
@@ -156,7 +156,7 @@ class AutoFamily(BoundFamily):
         return self._with_images(padding.left(rows, self._padding_token), rows)
 
     @property
-    def _writer(self) -> "ProcessorMixin | PreTrainedTokenizerBase":
+    def _processing_class(self) -> "ProcessorMixin | PreTrainedTokenizerBase":
         """What owns the chat template: the processor, or a tokenizer that stands alone."""
         return self.processor
 
@@ -169,14 +169,14 @@ class AutoFamily(BoundFamily):
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages)
 
-    def _template(
+    def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
         # A processor would take a variable that its template does not read for its own argument.
-        thinks = "enable_thinking" in str(self._writer.chat_template)
+        thinks = "enable_thinking" in str(self._processing_class.chat_template)
         settings = {"enable_thinking": enable_thinking} if thinks else {}
         return str(
-            self._writer.apply_chat_template(
+            self._processing_class.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
             )
         )
@@ -236,14 +236,16 @@ class AutoFamily(BoundFamily):
 
     # --- CheckpointWriting -----------------------------------------------------------------
 
-    def _stored(self, model: "PreTrainedModel") -> Callable[[Iterable[Named]], Iterable[Named]]:
+    def _to_checkpoint_format(
+        self, model: "PreTrainedModel"
+    ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
         return functools.partial(transformers_format.stored, model)
 
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout
     ) -> tuple[str, ...]:
         transformers_format.write_config(self._checkpoint.config, directory, dtype)
-        self._writer.save_pretrained(directory)
+        self._processing_class.save_pretrained(directory)
         settings = generation_config.read(self._checkpoint)
         return generation_config.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 

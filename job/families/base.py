@@ -1,6 +1,6 @@
 """The interface between the job and a model family.
 
-A family recognises its checkpoints, builds their models, turns rows into batches, names what LoRA
+A family recognizes its checkpoints, builds their models, turns rows into batches, names what LoRA
 may adapt, and writes checkpoints. Training, evaluation, export and planning are written once,
 against `Family`. It is the sum of eight parts, one for each kind of question; the parts' docstrings
 say who asks.
@@ -134,7 +134,7 @@ class Recognition(Protocol):
     """As `model.family` of the spec has it."""
 
     @staticmethod
-    def recognises(config: dict[str, Any]) -> bool:
+    def recognizes(config: dict[str, Any]) -> bool:
         """Whether a checkpoint with this `config.json` belongs to the family."""
 
     @staticmethod
@@ -181,7 +181,7 @@ class ModelBuilding(Protocol):
     ) -> "PreTrainedModel":
         """The checkpoint's model, in evaluation mode."""
 
-    def initialise(
+    def initialize(
         self,
         *,
         seed: int,

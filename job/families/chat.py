@@ -58,7 +58,7 @@ class ControlTokens:
         pattern = control_tokens.pattern({*tokenizer.all_special_tokens, *added})
         return cls(pattern=pattern, answer_end=re.compile(rf"\s*(?:{pattern.pattern})"))
 
-    def refuse(self, row_id: str, messages: Sequence[Message]) -> None:
+    def reject(self, row_id: str, messages: Sequence[Message]) -> None:
         """Raises DataError if a text contains one.
 
         Prep rejects such rows; this is for prompts of `infer`, and for tokens that only the loaded

@@ -92,9 +92,9 @@ def find_model(model: ModelSpec) -> ModelInput:
         directory = MODELS / uri.removeprefix(BUILTIN)
         return ModelInput(uri=uri, files=_entries(directory))
     if uri.startswith("hf://") and model.revision is not None:
-        organisation, _, name = uri.removeprefix("hf://").partition("/")
+        organization, _, name = uri.removeprefix("hf://").partition("/")
         repository, slash, rest = name.partition("/")
-        uri = f"hf://{organisation}/{repository}@{model.revision}{slash}{rest}"
+        uri = f"hf://{organization}/{repository}@{model.revision}{slash}{rest}"
     globs = MODEL_FILES + (CODE_FILES if model.trust_remote_code else ())
     files = tuple(
         file

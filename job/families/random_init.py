@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def initialised(
+def initialized(
     build: "Callable[..., PreTrainedModel]",
     config: "PreTrainedConfig",
     *,

@@ -20,7 +20,7 @@ _METADATA = {"format": "pt"}
 _WRITE_QUEUE = 2
 """Tensors queued for the disk while the next one is computed."""
 
-Named = tuple[str, "torch.Tensor"]
+NamedTensor = tuple[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +30,25 @@ class Weights:
     Both have the same names in the same order, and can be iterated once.
     """
 
-    outlines: Iterable[Named]
+    meta_tensors: Iterable[NamedTensor]
     """Shapes and dtypes, on the meta device."""
-    tensors: Iterable[Named]
+    tensors: Iterable[NamedTensor]
     """Values, on the CPU; each is computed when the iterator reaches it."""
 
     @classmethod
-    def of(cls, tensors: Iterable[Named]) -> Self:
+    def of(cls, tensors: Iterable[NamedTensor]) -> Self:
         """Of tensors in memory."""
         in_memory = list(tensors)
         return cls(
-            outlines=((name, tensor.detach().to("meta")) for name, tensor in in_memory),
+            meta_tensors=((name, tensor.detach().to("meta")) for name, tensor in in_memory),
             tensors=((name, tensor.detach().cpu()) for name, tensor in in_memory),
         )
 
-    def through(self, convert: Callable[[Iterable[Named]], Iterable[Named]]) -> "Weights":
+    def converted(
+        self, convert: Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]
+    ) -> "Weights":
         """The weights with names and shapes converted."""
-        return Weights(outlines=convert(self.outlines), tensors=convert(self.tensors))
+        return Weights(meta_tensors=convert(self.meta_tensors), tensors=convert(self.tensors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Shard:
     """A file of a checkpoint, planned before any of its tensors is computed."""
 
     file: str
-    outlines: Mapping[str, "torch.Tensor"]
+    meta_tensors: Mapping[str, "torch.Tensor"]
     """In the order of the tensors."""
 
 
@@ -65,7 +67,7 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def plan(outlines: Iterable[Named], max_shard_size: str) -> tuple[Shard, ...]:
+def plan(meta_tensors: Iterable[NamedTensor], max_shard_size: str) -> tuple[Shard, ...]:
     """Assigns each tensor to a file, so that every file has its final name from the start.
 
     `model.safetensors` if one is enough, else `model-00001-of-0000N.safetensors`, named and filled
@@ -73,16 +75,16 @@ def plan(outlines: Iterable[Named], max_shard_size: str) -> tuple[Shard, ...]:
     """
     limit, size = parse_size(max_shard_size), 0
     groups: list[dict[str, torch.Tensor]] = [{}]
-    for name, outline in outlines:
-        if groups[-1] and size + outline.nbytes > limit:
+    for name, meta_tensor in meta_tensors:
+        if groups[-1] and size + meta_tensor.nbytes > limit:
             groups.append({})
             size = 0
-        groups[-1][name] = outline.to("meta")
-        size += outline.nbytes
+        groups[-1][name] = meta_tensor.to("meta")
+        size += meta_tensor.nbytes
     if len(groups) == 1:
-        return (Shard(file="model.safetensors", outlines=groups[0]),)
+        return (Shard(file="model.safetensors", meta_tensors=groups[0]),)
     return tuple(
-        Shard(file=f"model-{number:05}-of-{len(groups):05}.safetensors", outlines=group)
+        Shard(file=f"model-{number:05}-of-{len(groups):05}.safetensors", meta_tensors=group)
         for number, group in enumerate(groups, start=1)
     )
 
@@ -99,7 +101,7 @@ def write(
     `finished` is called for each of several shards once it is complete, while the next one is
     written. Not for a single file, which could be mistaken for a complete checkpoint.
     """
-    shards = plan(weights.outlines, max_shard_size)
+    shards = plan(weights.meta_tensors, max_shard_size)
     tensors = iter(weights.tensors)
     directory.mkdir(parents=True, exist_ok=True)
     for shard in shards:
@@ -108,7 +110,7 @@ def write(
             finished(directory / shard.file)
     # Exhausts the iterator, which may raise at its end.
     extra = next(tensors, None)
-    assert extra is None, f"not among the outlines: {extra and extra[0]}"
+    assert extra is None, f"not among the meta_tensors: {extra and extra[0]}"
     if len(shards) > 1:
         _write_index(shards, directory)
 
@@ -120,9 +122,9 @@ def raw(tensor: "torch.Tensor") -> memoryview:
     return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> None:
+def _write_shard(shard: Shard, tensors: "Iterator[NamedTensor]", directory: Path) -> None:
     """Tensors may come in another order than they have in the file."""
-    header, starts = _header(shard.outlines)
+    header, starts = _header(shard.meta_tensors)
 
     def put(file: BinaryIO, start: int, tensor: "torch.Tensor") -> None:
         file.seek(start)
@@ -133,15 +135,15 @@ def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> N
         BackgroundTasks("write", max_pending=_WRITE_QUEUE) as writes,
     ):
         file.write(header)
-        for name, outline in shard.outlines.items():
+        for name, meta_tensor in shard.meta_tensors.items():
             actual, tensor = next(tensors)
-            expected = (name, outline.shape, outline.dtype)
+            expected = (name, meta_tensor.shape, meta_tensor.dtype)
             assert (actual, tensor.shape, tensor.dtype) == expected, f"{actual} is not {expected}"
             writes.submit(partial(put, file, starts[name], tensor))
             del tensor  # it may be large; the writer frees it
 
 
-def _header(outlines: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
+def _header(meta_tensors: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
     """The header of a safetensors file, and each tensor's offset in the file.
 
     The library decides the order of tensors and the names of dtypes: it saves empty tensors of the
@@ -150,14 +152,14 @@ def _header(outlines: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, in
     import torch
     from safetensors.torch import save
 
-    empty = {name: torch.empty(0, dtype=each.dtype) for name, each in outlines.items()}
+    empty = {name: torch.empty(0, dtype=each.dtype) for name, each in meta_tensors.items()}
     saved = save(empty, metadata=_METADATA)
     entries = json.loads(saved[8 : 8 + int.from_bytes(saved[:8], "little")])
     starts, offset = dict[str, int](), 0
     for name, entry in entries.items():
-        if name in outlines:
-            end = offset + outlines[name].nbytes
-            entry |= {"shape": list(outlines[name].shape), "data_offsets": [offset, end]}
+        if name in meta_tensors:
+            end = offset + meta_tensors[name].nbytes
+            entry |= {"shape": list(meta_tensors[name].shape), "data_offsets": [offset, end]}
             starts[name], offset = offset, end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -166,12 +168,12 @@ def _header(outlines: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, in
 
 
 def _write_index(shards: Sequence[Shard], directory: Path) -> None:
-    outlines = [outline for shard in shards for outline in shard.outlines.values()]
+    meta_tensors = [meta_tensor for shard in shards for meta_tensor in shard.meta_tensors.values()]
     metadata = {
-        "total_parameters": sum(outline.numel() for outline in outlines),
-        "total_size": sum(outline.nbytes for outline in outlines),
+        "total_parameters": sum(meta_tensor.numel() for meta_tensor in meta_tensors),
+        "total_size": sum(meta_tensor.nbytes for meta_tensor in meta_tensors),
     }
-    files = {name: shard.file for shard in shards for name in shard.outlines}
+    files = {name: shard.file for shard in shards for name in shard.meta_tensors}
     index = json.dumps({"metadata": metadata, "weight_map": files}, indent=2, sort_keys=True)
     (directory / INDEX).write_text(index + "\n")
 

@@ -103,9 +103,17 @@ class StageInputs:
             parts: list[Any] = [read, digests, self._spec.train.seed, tokens, answer]
         elif stage == "baseline":
             generation = self.model.generation_digest
-            parts = [self.fingerprint("prep", completed), self._start, generation, spec["eval"]]
+            parts = [
+                self.fingerprint("prep", completed),
+                self._initial_model,
+                generation,
+                spec["eval"],
+            ]
         elif stage == "train":
-            parts = [*self._training(completed), *(spec["train"][key] for key in COMPUTING_KEYS)]
+            parts = [
+                *self._training_inputs(completed),
+                *(spec["train"][key] for key in COMPUTING_KEYS),
+            ]
         elif stage == "eval":
             parts = [
                 self.fingerprint("train", completed),
@@ -124,12 +132,12 @@ class StageInputs:
             ]
         return fingerprint(__version__, stage, parts)
 
-    def identity_of_checkpoints(self) -> Identity:
+    def checkpoint_identity(self) -> Identity:
         """What must be equal to resume a training: not how steps are computed, nor how many.
 
         So it may resume on fewer GPUs, say, or train longer than first planned.
         """
-        spec, trained = asdict(self._spec), self._trained
+        spec, trained = asdict(self._spec), self._training_settings
         sections = {
             "data": {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS},
             "model": spec["model"],
@@ -138,19 +146,19 @@ class StageInputs:
         }
         parts = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
         parts["the version of the job"] = __version__
-        parts["the files of the model"] = self._start
+        parts["the files of the model"] = self._initial_model
         parts["the images of the data"] = self._images
         for path, source in self.sources.items():
             parts[f"the files of {path.removeprefix('$.')}"] = source.digest
         return Identity(parts=parts)
 
-    def _training(self, completed: Mapping[str, StageRecord]) -> list[Any]:
+    def _training_inputs(self, completed: Mapping[str, StageRecord]) -> list[Any]:
         """The inputs of a training, however its steps are computed."""
         spec, prepared = asdict(self._spec), self.fingerprint("prep", completed)
-        return [prepared, self._start, spec["model"], spec["lora"], self._trained]
+        return [prepared, self._initial_model, spec["model"], spec["lora"], self._training_settings]
 
     @property
-    def _trained(self) -> dict[str, Any]:
+    def _training_settings(self) -> dict[str, Any]:
         """All settings beside model and LoRA that affect the trained weights."""
         skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
         trained = {k: v for k, v in asdict(self._spec)["train"].items() if k not in skipped}
@@ -167,7 +175,7 @@ class StageInputs:
         return [image_identity.digest(source, specs[path]) for path, source in self.sources.items()]
 
     @cached_property
-    def _start(self) -> list[Any]:
+    def _initial_model(self) -> list[Any]:
         """The identity of the model before training."""
         model = self._spec.model
         start: list[Any] = [self.model.weights_digest, model.init, model.family, model.dtype]

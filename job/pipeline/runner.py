@@ -136,7 +136,7 @@ class Pipeline:
             self._output.release()
         self._end_status()
         if isinstance(error, Stopped):
-            self._tell_kept(error)
+            self._report_kept(error)
 
     # --- one stage ---------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class Pipeline:
         except JobError as failed:
             log.warn("run.json could not be stored", reason=failed)
 
-    def _tell_kept(self, error: Stopped) -> None:
+    def _report_kept(self, error: Stopped) -> None:
         from job.pipeline.interrupted import describe_kept, same_command
 
         stages = COMMANDS[self._command]
@@ -251,5 +251,5 @@ class Pipeline:
         training = "train" in stages and "train" not in complete and "prep" in complete
         store = None
         if training:
-            store = self._context.checkpoints(self._context.inputs.identity_of_checkpoints())
+            store = self._context.checkpoints(self._context.inputs.checkpoint_identity())
         error.report_kept(describe_kept(complete, store), same_command())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import families, log
-from job.evaluation.answer_kinds import FORMS
+from job.evaluation.answer_kinds import NORMALIZERS
 from job.local import eviction
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
@@ -71,7 +71,7 @@ class Stages:
 
         run = self._run
         self._check_before_models()
-        identity = run.inputs.identity_of_checkpoints()
+        identity = run.inputs.checkpoint_identity()
         self._start_workers()
         model, result = training.train(run, directory, identity)
         assert result is not None
@@ -151,7 +151,7 @@ class Stages:
             train=self._run.inputs.train_sources,
             evaluation=self._run.inputs.eval_source,
             seed=self._spec.train.seed,
-            normalize_label=FORMS[self._spec.eval.answer],
+            normalize_label=NORMALIZERS[self._spec.eval.answer],
             classes=self._spec.eval.answer == "label",
             identity=identity,
             control_tokens=self._run.inputs.control_tokens,

@@ -1,4 +1,4 @@
-"""What a training is given."""
+"""The inputs of a training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ class TrainContext:
     family: Family
     data: PreparedData
     directory: Path
-    """Where the stage's outputs are written."""
+    """The folder for the stage's outputs."""
     scratch: Path
     """Local folder for checkpoints before they are stored; removed at the end."""
     checkpoints: CheckpointStore
     trackers: TrackerFiles
     publish: Callable[[str], None]
-    """Stores a file of `directory` at once, before the stage ends."""
+    """Uploads a file of `directory` immediately, before the stage ends."""
     require_output: Callable[[], None]
     """Raises if another job has taken over the output."""
     report_step: Callable[[telemetry.Step], None]
-    """Called with every step that is logged."""
+    """Called with every logged step."""
 
     @property
     def notes(self) -> Path:

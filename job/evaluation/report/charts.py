@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-_MOST_POINTS = 300  # more are indistinguishable at the page's width
+_MAX_POINTS = 300  # more are indistinguishable at the page's width
 _SMOOTH_FROM = 24  # points; shorter curves are not smoothed
 _INCHES, _DPI = (4.4, 2.1), 100
 # Placeholders for matplotlib, and the page's variables that replace them.
@@ -58,10 +58,10 @@ def points(history: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -
 
 
 def thin(values: Sequence[Point]) -> list[Point]:
-    """At most `_MOST_POINTS` points, each the mean of its neighbours."""
-    if len(values) <= _MOST_POINTS:
+    """At most `_MAX_POINTS` points, each the mean of its neighbors."""
+    if len(values) <= _MAX_POINTS:
         return list(values)
-    bounds = [i * len(values) // _MOST_POINTS for i in range(_MOST_POINTS + 1)]
+    bounds = [i * len(values) // _MAX_POINTS for i in range(_MAX_POINTS + 1)]
     groups = [values[start:stop] for start, stop in itertools.pairwise(bounds)]
     return [(_mean([x for x, _ in group]), _mean([y for _, y in group])) for group in groups]
 

@@ -15,7 +15,7 @@ class Count:
     """A number of rows or answers."""
 
     name: str
-    words: str
+    description: str
     value: str
 
 
@@ -53,23 +53,23 @@ def counts(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> tuple[
     metrics = after["metrics"]
     rows = int(after.get("rows", metrics.get("rows", 0)))
     answers = int(after.get("answers", rows))
-    result = [Count(name="Rows evaluated", words="", value=f"{rows:,}")]
+    result = [Count(name="Rows evaluated", description="", value=f"{rows:,}")]
     if answers != rows:
-        result.append(Count(name="Answers", words="in conversations", value=f"{answers:,}"))
+        result.append(Count(name="Answers", description="in conversations", value=f"{answers:,}"))
     if "max_new_tokens" in after:
         cut = f"{after['cut_short']:,}"
         if before is not None and "cut_short" in before:
             cut = f"{before['cut_short']:,} → {cut}"
-        words = f"answers that reached the limit of {after['max_new_tokens']:,} tokens"
-        result.append(Count(name="Cut short", words=words, value=cut))
+        description = f"answers that reached the limit of {after['max_new_tokens']:,} tokens"
+        result.append(Count(name="Cut short", description=description, value=cut))
     if after.get("cannot_be_right"):
-        words = "labels longer than the limit: no answer can be right"
+        description = "labels longer than the limit: no answer can be right"
         value = f"{after['cannot_be_right']:,}"
-        result.append(Count(name="Labels too long", words=words, value=value))
+        result.append(Count(name="Labels too long", description=description, value=value))
     if metrics.get("labels_not_json"):
-        words = "excluded from the field metrics"
+        description = "excluded from the field metrics"
         value = f"{int(metrics['labels_not_json']):,}"
-        result.append(Count(name="Labels that are not JSON", words=words, value=value))
+        result.append(Count(name="Labels that are not JSON", description=description, value=value))
     return tuple(result)
 
 

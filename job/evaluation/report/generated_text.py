@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-LONGEST = 400
+MAX_CHARACTERS = 400
 """Characters of a text that are shown."""
-LONGEST_UNLIKE = 160
+MAX_UNLIKE_CHARACTERS = 160
 """Characters that are shown of an answer that has little in common with its label."""
 
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
@@ -47,13 +47,13 @@ def visible(text: str) -> str:
     return _FORBIDDEN.sub("\ufffd", text)
 
 
-def plain(text: str, limit: int = LONGEST) -> Excerpt:
+def plain(text: str, limit: int = MAX_CHARACTERS) -> Excerpt:
     """The start of a text, without a comparison."""
     spans = (Span("same", text[:limit]),) if text else ()
     return Excerpt(spans, max(0, len(text) - limit))
 
 
-def difference(answer: str, label: str, limit: int = LONGEST) -> Excerpt:
+def difference(answer: str, label: str, limit: int = MAX_CHARACTERS) -> Excerpt:
     """The start of an answer, with its differences from the label.
 
     Without the extra spans it reads as the label, without the missing ones as the answer. An answer
@@ -65,7 +65,7 @@ def difference(answer: str, label: str, limit: int = LONGEST) -> Excerpt:
     answer, label = whole[:limit], label.strip()[:limit]
     actual, expected = _UNIT.findall(answer), _UNIT.findall(label)
     if Levenshtein.normalized_similarity(expected, actual) < 1 / 3:
-        answer = answer[:LONGEST_UNLIKE]
+        answer = answer[:MAX_UNLIKE_CHARACTERS]
         return Excerpt((Span("extra", answer),) if answer else (), len(whole) - len(answer))
     spans: list[Span] = []
     for change in Levenshtein.opcodes(expected, actual):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from job.evaluation import render_match
 from job.evaluation.report.embedded_images import DENSITY, EmbeddedImage, ImageEmbedder
 from job.evaluation.report.formatting import amount
-from job.evaluation.report.generated_text import LONGEST, Excerpt, difference, plain
+from job.evaluation.report.generated_text import MAX_CHARACTERS, Excerpt, difference, plain
 from job.prep.images import ImageRefused, decode
 from job.prep.rows import Row
 from job.redaction import redact
@@ -16,7 +16,7 @@ from job.spec.answer_kinds import Answer
 
 _MAX_RENDERED_WIDTH = 2_400  # wider ones would be illegible once scaled to the page
 _MAX_IMAGES, _MAX_TURNS = 6, 12  # shown of a row
-LONGEST_JSON = 1_200
+MAX_JSON_CHARACTERS = 1_200
 """Characters of a JSON text that are shown."""
 
 PredictionRecord = Mapping[str, Any]
@@ -129,7 +129,7 @@ class SampleBuilder:
     def _sample(self, index: int, embedder: ImageEmbedder) -> AnswerCard:
         prediction = self.after[index]
         label, answer = str(prediction["label"]), str(prediction["prediction"])
-        limit = LONGEST_JSON if self.kind == "json" else LONGEST
+        limit = MAX_JSON_CHARACTERS if self.kind == "json" else MAX_CHARACTERS
         baseline = self.before.get(_key(prediction))
         images, more = self._images(index, prediction, embedder)
         asked = prediction.get("asked", ())

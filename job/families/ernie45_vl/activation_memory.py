@@ -5,7 +5,7 @@ The rules behind all of it:
 - A linear layer saves its input only if its weight or an adapter on it is trained. The backward
   pass of a frozen one needs its weight alone.
 - Nothing is saved before the first trained weight, as no gradient goes there.
-- A normalisation saves its input in fp32, a product both factors, an attention kernel its query,
+- A normalization saves its input in fp32, a product both factors, an attention kernel its query,
   key, value and output, and the cross-entropy the log-probabilities in fp32.
 - Under autocast each trained layer casts its input itself, so each saves a copy of its own.
 
@@ -295,7 +295,7 @@ class _Step:
             return
         self.needs_gradient = True
         # PEFT's adapter is fp32, and without autocast its input is cast to that.
-        by_peft = step.rank and not step.low_rank_linear
+        by_peft = step.rank and not step.lora_linear
         itemsize = FP32 if by_peft and not step.autocast else step.itemsize
         copies = step.autocast or step.dropout > 0 or itemsize != step.itemsize
         self._save(

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from job.families import padding
 from job.families.base import Encoded
 from job.families.batches import PaddedBatch
-from job.families.ernie45_vl.image_processing import Grid, mean_and_std, normalised, patches
+from job.families.ernie45_vl.image_processing import Grid, mean_and_std, normalized, patches
 from job.families.ernie45_vl.mrope import mrope_positions
 from job.prep.images import decode
 
@@ -73,7 +73,7 @@ def _add_images(
     if not images:
         return []
     pixels, grids = patches(images, processor.image_processor)
-    batch["pixel_values"] = normalised(pixels, *mean_and_std(processor.image_processor))
+    batch["pixel_values"] = normalized(pixels, *mean_and_std(processor.image_processor))
     batch["image_grid_thw"] = torch.tensor(grids)  # (images, 3)
     return grids
 

@@ -28,7 +28,7 @@ from job.families.ernie45_vl import checkpoint_files
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.transformers_format import attention_arguments
-from job.families.weight_files import Named
+from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import DataSpec, LoraSpec
 
@@ -58,7 +58,7 @@ class Ernie45VL(BoundFamily):
     # --- Recognition -----------------------------------------------------------------------
 
     @staticmethod
-    def recognises(config: dict[str, Any]) -> bool:
+    def recognizes(config: dict[str, Any]) -> bool:
         return config.get("model_type") in (PUBLISHED, NATIVE)
 
     @staticmethod
@@ -124,7 +124,7 @@ class Ernie45VL(BoundFamily):
                 parameter.data = parameter.data.clone()
         return _with_packed_vision(model.eval())
 
-    def initialise(
+    def initialize(
         self,
         *,
         seed: int,
@@ -132,7 +132,7 @@ class Ernie45VL(BoundFamily):
         device: "torch.device",
         attn_implementation: str | None = None,
     ) -> "PreTrainedModel":
-        model = super().initialise(
+        model = super().initialize(
             seed=seed, dtype=dtype, device=device, attn_implementation=attn_implementation
         )
         return _with_packed_vision(model)
@@ -193,7 +193,7 @@ class Ernie45VL(BoundFamily):
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages, reasoning_content=EMPTY_THOUGHT)
 
-    def _template(
+    def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
         return self.processor.apply_chat_template(
@@ -260,7 +260,9 @@ class Ernie45VL(BoundFamily):
 
     # --- CheckpointWriting -----------------------------------------------------------------
 
-    def _stored(self, model: "PreTrainedModel") -> Callable[[Iterable[Named]], Iterable[Named]]:
+    def _to_checkpoint_format(
+        self, model: "PreTrainedModel"
+    ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
         """The published names, which Transformers reads and writes too: both layouts have them."""
         from job.families.ernie45_vl.published_format.weights import published
 

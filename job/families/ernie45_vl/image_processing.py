@@ -4,7 +4,7 @@ The same numbers as the checkpoint's image processor computes, image by image; a
 equal. Here, images of one size that need no resizing are processed together: about five times as
 fast, for the largest part of the data workers' work.
 
-Patches stay bytes until the vision tower normalises them: a quarter of the data to copy from the
+Patches stay bytes until the vision tower normalizes them: a quarter of the data to copy from the
 workers to the training process and to the device.
 """
 
@@ -65,8 +65,8 @@ def mean_and_std(
     return mean, std
 
 
-def normalised(patches: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """The patches normalised, (patches, channels · patch_size²) fp32."""
+def normalized(patches: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """The patches normalized, (patches, channels · patch_size²) fp32."""
     return patches.float().sub_(mean).div_(std)
 
 

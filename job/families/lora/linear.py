@@ -19,7 +19,7 @@ from job.families.lora.peft_layers import sole_active_adapter
 from job.families.split_gradients import split_frozen_linear
 
 
-class LowRankLinear(Linear):
+class LoraLinear(Linear):
     """PEFT's layer with a forward pass of its own; names, files and merging are its parent's."""
 
     fused: FusedLoraLinear | None = None
@@ -77,12 +77,12 @@ def _by_matrix(
     None if there is none, if another adapter is active, or in eager mode.
     """
     first = layers[0]
-    if not torch.compiler.is_compiling() or not isinstance(first, LowRankLinear):
+    if not torch.compiler.is_compiling() or not isinstance(first, LoraLinear):
         return None
     fused, name = first.fused, sole_active_adapter(first)
     if fused is None or len(fused.outputs) != len(layers) or name != fused.adapter:
         return None
-    adapted = cast(Sequence[LowRankLinear], layers)
+    adapted = cast(Sequence[LoraLinear], layers)
     # Only for their gradients; the matrix has copies, with the scaling in them.
     downs = [layer.lora_A[name].weight * layer.scaling[name] for layer in adapted]
     ups = [layer.lora_B[name].weight for layer in adapted]
@@ -100,12 +100,12 @@ def _preserves_dtype(layer: nn.Linear, x: torch.Tensor) -> bool:
     return x.dtype == layer.weight.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
-def use_low_rank_layers(model: nn.Module) -> int:
+def use_lora_linear(model: nn.Module) -> int:
     """Replaces PEFT's linear layers that are `is_plain_lora`; returns their number."""
     layers = [cast(Linear, module) for module in model.modules() if type(module) is Linear]
     plain = [layer for layer in layers if all(is_plain_lora(layer, name) for name in layer.lora_A)]
     for layer in plain:
-        swap_class(layer, LowRankLinear)
+        swap_class(layer, LoraLinear)
     return len(plain)
 
 

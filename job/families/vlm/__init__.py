@@ -43,7 +43,7 @@ class Vlm(AutoFamily):
         self._add_brackets()
 
     @staticmethod
-    def recognises(config: dict[str, Any]) -> bool:
+    def recognizes(config: dict[str, Any]) -> bool:
         return isinstance(config.get("vision_config"), dict)
 
     @classmethod

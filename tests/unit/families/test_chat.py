@@ -164,7 +164,7 @@ def test_an_answer_that_is_not_trained_is_cut_out_all_the_same(source: str) -> N
 
 def test_digits_that_a_tokenizer_marks_special_are_text() -> None:
     control = chat.ControlTokens.of(tokenizer((*SPECIAL, "7"), eos="</s>", pad=None))
-    control.refuse("row", said("7 + 7?", "14"))
+    control.reject("row", said("7 + 7?", "14"))
 
 
 def test_an_answer_that_looks_like_a_mark_is_refused_or_cut_right() -> None:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from job.engines.data_timer import DataTimer
 from job.families.batches import COUNTED, TOKENS
 from job.train.checkpoint import state_files
-from job.train.checkpoint.contents import problem
+from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
 from job.train.sampler import DistributedBatchSampler, shuffled
 
@@ -265,10 +265,10 @@ def test_what_a_checkpoint_holds_is_compared_with_the_training(
 ) -> None:
     copy = Path(shutil.copytree(checkpoint_of(whole, 6), tmp_path / "checkpoint-6"))
     trainer = training(tmp_path / "trainer")
-    assert problem(copy, trainer) is None
+    assert resume_problem(copy, trainer) is None
     before = weights(trainer)
     change(copy / file, damage)
-    found = problem(copy, trainer)
+    found = resume_problem(copy, trainer)
     assert found is not None
     assert said in found
     assert file.partition(".")[0] in found
@@ -298,7 +298,7 @@ def test_a_file_that_is_missing_or_of_other_content_is_a_reason_and_no_error(
         (copy / file).unlink()
         if content is not None:
             (copy / file).write_bytes(content)
-        found = problem(copy, trainer)
+        found = resume_problem(copy, trainer)
         assert found is not None
         assert file.partition(".")[0] in found
         (copy / file).write_bytes(b"")
@@ -308,9 +308,9 @@ def test_weights_that_are_trained_themselves_are_compared_too(tmp_path: Path) ->
     full = training(tmp_path / "full", lora=False)
     full.train()
     checkpoint = Path(checkpoint_of(full, 6))
-    assert problem(checkpoint, full) is None
+    assert resume_problem(checkpoint, full) is None
     change(checkpoint / "model.safetensors", lambda tensors: tensors.pop("first.weight"))
-    assert problem(checkpoint, full) == "model.safetensors: first.weight is missing"
+    assert resume_problem(checkpoint, full) == "model.safetensors: first.weight is missing"
 
 
 @pytest.mark.parametrize("optim", ["adafactor", "sgd", "adamw_torch_fused"])
@@ -320,8 +320,8 @@ def test_every_optimizer_s_own_state_is_taken_and_another_s_is_not(
     trained = training(tmp_path, optim=optim)
     trained.train()
     fresh = training(tmp_path / "fresh", optim=optim)
-    assert problem(Path(checkpoint_of(trained, 6)), fresh) is None
+    assert resume_problem(Path(checkpoint_of(trained, 6)), fresh) is None
     fresh.train(checkpoint_of(trained, 6))
     assert weights(fresh) == weights(trained)
-    said = problem(Path(checkpoint_of(whole, 6)), training(tmp_path / "other", optim=optim))
+    said = resume_problem(Path(checkpoint_of(whole, 6)), training(tmp_path / "other", optim=optim))
     assert (said is None) == (optim == "adamw_torch_fused")

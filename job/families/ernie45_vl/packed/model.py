@@ -12,10 +12,10 @@ from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as nati
 
 from job.families.batches import PackedBatch, PatchInputs
 from job.families.class_swap import swap_class
-from job.families.ernie45_vl.image_processing import normalised
+from job.families.ernie45_vl.image_processing import normalized
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
-from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_halves, swap_neighbours
+from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_halves, swap_neighbors
 from job.families.ernie45_vl.packed.varlen_attention import (
     PackedSequences,
     gather,
@@ -31,7 +31,7 @@ class _LayerTokens(TypedDict, total=False):
     """The tokens whose output a decoder layer computes."""
 
     modalities: Modalities
-    only: torch.Tensor
+    output_indices: torch.Tensor
 
 
 class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
@@ -74,7 +74,7 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             blank = self._blank_patches(hidden.device)
             hidden = hidden + 0 * self._image_embeddings(blank).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D) each
-        angles = RotaryAngles.of(cos[0], sin[0], swap_neighbours)
+        angles = RotaryAngles.of(cos[0], sin[0], swap_neighbors)
         rows = self._sequences(batch, "row")
         tokens: _LayerTokens = {"modalities": _modalities(batch, "token")}
         router_logits = []
@@ -82,12 +82,12 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             if number == len(text.layers) and self._last_layer_skips_unsupervised(layer):
                 tokens = {
                     "modalities": _modalities(batch, "supervised"),
-                    "only": batch["supervised"],
+                    "output_indices": batch["supervised"],
                 }
             hidden, logits = layer(hidden, angles, sequences=rows, **tokens)
             if logits is not None:
                 router_logits.append(logits)
-        if "only" not in tokens:
+        if "output_indices" not in tokens:
             hidden = gather(hidden, batch["supervised"])  # (S, H)
         return text.norm(hidden), tuple(router_logits)
 
@@ -106,7 +106,7 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
     def _image_embeddings(self, batch: PatchInputs) -> torch.Tensor:
         """The vision tower and the resampler, which merges patches: (image tokens, H)."""
         tower, resampler = self.model.vision_tower, self.model.resampler_model
-        pixels = normalised(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
+        pixels = normalized(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
         hidden = tower.patch_embed(pixels)  # (patches, vision H)
         cos, sin = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])  # (patches, D) each
         angles = RotaryAngles.of(cos, sin, swap_halves)

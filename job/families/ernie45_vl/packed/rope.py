@@ -35,7 +35,7 @@ def swap_halves(values: torch.Tensor) -> torch.Tensor:
     return values.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
 
 
-def swap_neighbours(values: torch.Tensor) -> torch.Tensor:
+def swap_neighbors(values: torch.Tensor) -> torch.Tensor:
     """(…, D): elements 2n and 2n + 1 pair, "interleaved" RoPE (language model)."""
     return values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 

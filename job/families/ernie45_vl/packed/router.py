@@ -25,7 +25,7 @@ def route(
     """Router logits (T, experts), and weights and indices of the k chosen experts, (T, k) each.
 
     Experts are chosen by probability plus a correction bias, the "auxiliary-loss-free" balancing;
-    their weights are the probabilities alone, normalised over the chosen.
+    their weights are the probabilities alone, normalized over the chosen.
 
     If an adapter adapts the gate, PEFT's wrapper around it computes, which alone knows the adapter.
     """
