@@ -1,6 +1,6 @@
-"""What all families share: rows to tokens by the checkpoint's chat template, and saving.
+"""Code that all families share: tokenization with the chat template, and saving.
 
-A family adds how its models are built, what an image becomes, and which files a checkpoint has.
+Families define how models are built, how images are encoded, and which files a checkpoint has.
 """
 
 import functools
@@ -77,19 +77,19 @@ class BoundFamily(ABC):
 
     @abstractmethod
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
-        """The messages in the form that the chat template takes."""
+        """The messages as the chat template takes them."""
 
     @abstractmethod
     def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
-        """The turns as the checkpoint's chat template renders them."""
+        """Renders the turns with the checkpoint's chat template."""
 
     @abstractmethod
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
-        """The tokens of consecutive texts, with every image expanded to its tokens.
+        """Tokenizes consecutive texts, expanding each image placeholder to the image's tokens.
 
-        Removes from `images` those that the texts show, first to last.
+        Removes the images that the texts show from the front of `images`.
         """
 
     def encode(self, row: Row) -> Encoded:
@@ -131,18 +131,18 @@ class BoundFamily(ABC):
     def _checked_images(
         self, row_id: str, messages: Sequence[Message], images: Sequence[EncodedImage]
     ) -> tuple[EncodedImage, ...]:
-        """The images in the order in which the conversation mentions them.
+        """The images, in the order in which the conversation mentions them.
 
-        Raises DataError if the model cannot read the row.
+        Raises DataError if the row contains control tokens, or images that the model cannot read.
         """
         self._control.reject(row_id, messages)
         return chat.in_order(messages, images)
 
     def _require_shown(self, row_id: str, images: Sequence[EncodedImage]) -> None:  # noqa: B027
-        """Raises DataError if the chat template has not shown these; a family may rely on it."""
+        """Raises DataError if images are left that the chat template did not show."""
 
     def _patches(self, images: Sequence[EncodedImage]) -> tuple[int, ...]:
-        """The patches of each image before merging; none if the family cannot tell."""
+        """The number of patches of each image, before merging; empty if the family cannot tell."""
         return ()
 
     def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
@@ -168,7 +168,7 @@ class BoundFamily(ABC):
     def _to_checkpoint_format(
         self, model: "PreTrainedModel"
     ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
-        """How the model's tensors are named and shaped in files."""
+        """The conversion of the model's tensors to their names and shapes in files."""
 
     def save(
         self,

@@ -1,4 +1,4 @@
-"""Safetensors files: written tensor by tensor, and inspected by their headers alone."""
+"""Safetensors files: writes them tensor by tensor, and inspects their headers."""
 
 import json
 import re
@@ -25,7 +25,7 @@ NamedTensor = tuple[str, "torch.Tensor"]
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The tensors of a checkpoint to write: all shapes first, then the values one by one.
+    """The tensors of a checkpoint to write: all shapes up front, and values computed one by one.
 
     Both have the same names in the same order, and can be iterated once.
     """
@@ -37,7 +37,7 @@ class Weights:
 
     @classmethod
     def of(cls, tensors: Iterable[NamedTensor]) -> Self:
-        """Of tensors in memory."""
+        """From tensors in memory."""
         in_memory = list(tensors)
         return cls(
             meta_tensors=((name, tensor.detach().to("meta")) for name, tensor in in_memory),
@@ -53,11 +53,11 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A file of a checkpoint, planned before any of its tensors is computed."""
+    """A file of a checkpoint, planned before its tensors are computed."""
 
     file: str
     meta_tensors: Mapping[str, "torch.Tensor"]
-    """In the order of the tensors."""
+    """By name, in the order of `Weights.tensors`."""
 
 
 def parse_size(text: str) -> int:
@@ -68,10 +68,10 @@ def parse_size(text: str) -> int:
 
 
 def plan(meta_tensors: Iterable[NamedTensor], max_shard_size: str) -> tuple[Shard, ...]:
-    """Assigns each tensor to a file, so that every file has its final name from the start.
+    """Assigns each tensor to a file, before anything is written.
 
-    `model.safetensors` if one is enough, else `model-00001-of-0000N.safetensors`, named and filled
-    as Transformers does.
+    One file is named `model.safetensors`, several `model-00001-of-0000N.safetensors`; names and
+    contents are the same as Transformers'.
     """
     limit, size = parse_size(max_shard_size), 0
     groups: list[dict[str, torch.Tensor]] = [{}]
@@ -96,10 +96,10 @@ def write(
     max_shard_size: str,
     finished: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes each tensor at its offset in its file, and at the end the index of several shards.
+    """Writes each tensor at its offset in its file, and an index if there are several shards.
 
-    `finished` is called for each of several shards once it is complete, while the next one is
-    written. Not for a single file, which could be mistaken for a complete checkpoint.
+    `finished` is called with each complete shard, before the next one is written. It is not called
+    for a single file, which could be mistaken for a complete checkpoint.
     """
     shards = plan(weights.meta_tensors, max_shard_size)
     tensors = iter(weights.tensors)
@@ -108,7 +108,7 @@ def write(
         _write_shard(shard, tensors, directory)
         if finished is not None and len(shards) > 1:
             finished(directory / shard.file)
-    # Exhausts the iterator, which may raise at its end.
+    # Exhausts the iterator, which may raise after its last tensor.
     extra = next(tensors, None)
     assert extra is None, f"not among the meta_tensors: {extra and extra[0]}"
     if len(shards) > 1:
@@ -146,8 +146,8 @@ def _write_shard(shard: Shard, tensors: "Iterator[NamedTensor]", directory: Path
 def _header(meta_tensors: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
     """The header of a safetensors file, and each tensor's offset in the file.
 
-    The library decides the order of tensors and the names of dtypes: it saves empty tensors of the
-    same names.
+    The library determines the order of tensors and the names of dtypes: it saves empty tensors of
+    the same names, and only shapes and offsets are changed.
     """
     import torch
     from safetensors.torch import save
@@ -182,7 +182,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(uri: str, directory: Path) -> Shapes:
-    """The shape of every tensor in the folder's safetensors files, from their headers.
+    """The shapes of all tensors in the folder's safetensors files, from their headers.
 
     Raises InputError if there is none, or if a file of the index is missing or truncated.
     """
@@ -242,5 +242,5 @@ def require(uri: str, stored: Shapes, expected: Shapes) -> None:
 
 
 def shortened(names: Sequence[str], limit: int = 5) -> str:
-    """The first few names, for messages."""
+    """The first few names, for error messages."""
     return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")

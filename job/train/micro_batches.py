@@ -68,6 +68,6 @@ def balanced(size: int, lengths: Sequence[int], patches: Sequence[int]) -> Split
 
 
 def _alternate(parts: MicroBatches, processes: int) -> MicroBatches:
-    """Reverses every other round of descending parts: no process gets the largest of every round."""
+    """Reverses every other round of descending parts, so no process gets all the largest ones."""
     rounds = [parts[start : start + processes] for start in range(0, len(parts), processes)]
     return [part for n, each in enumerate(rounds) for part in (each[::-1] if n % 2 else each)]

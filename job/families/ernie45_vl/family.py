@@ -1,7 +1,6 @@
-"""The ERNIE-4.5-VL family, part by part.
+"""The ERNIE-4.5-VL family.
 
-A checkpoint in the published layout is translated when it is bound; everything else sees
-Transformers' layout only.
+Binding converts a checkpoint in the published layout; all other code sees Transformers' layout.
 """
 
 import copy
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeProcessor, PreTrainedModel
 
-# Routers choose experts by small differences: gates and correction biases are fp32 everywhere.
+# Routing depends on small differences: gates and correction biases are always fp32.
 _FP32 = re.compile(r"mlp\.(text_moe|vision_moe)\.gate\.")
 
 EMPTY_THOUGHT = "\n"
-"""The thinking block before every answer, as `enable_thinking: false` generates it."""
+"""The content of the thinking block before every answer, as with `enable_thinking: false`."""
 
 
 class Ernie45VL(BoundFamily):
@@ -51,7 +50,7 @@ class Ernie45VL(BoundFamily):
     supports_packing = True
     experts_on_gpu = SORTED_EXPERTS
     processor: "Ernie4_5_VLMoeProcessor"
-    # The remote code is the two small modules that `save` writes.
+    # The remote code is two small modules of this project, which `save_settings` writes.
     vllm_arguments: tuple[str, ...] = ("--trust-remote-code",)
     vllm_adapter_arguments: tuple[str, ...] = ("--lora-target-modules", "qkv_proj", "o_proj")
 
@@ -118,8 +117,8 @@ class Ernie45VL(BoundFamily):
             **attention_arguments(attn_implementation),
         )
         for parameter in model.parameters():
-            # The two correction biases of a layer are stored as one tensor and would be views of
-            # it, which safetensors refuses to write after full fine-tuning.
+            # The two correction biases of a layer are stored as one tensor, and loaded as views of
+            # it, which safetensors would refuse to write after full fine-tuning.
             if parameter.untyped_storage().nbytes() != parameter.nbytes:
                 parameter.data = parameter.data.clone()
         return _with_packed_vision(model.eval())
@@ -165,9 +164,9 @@ class Ernie45VL(BoundFamily):
 
     @functools.cached_property
     def end_tokens(self) -> tuple[int, ...]:
-        """The tokenizer's and the template's.
+        """The end tokens of the tokenizer and the chat template.
 
-        They differ in the published checkpoints, where only the template's is trained.
+        They differ in the published checkpoints, which are trained to generate the template's.
         """
         own = self.processor.tokenizer.eos_token_id
         return tuple(dict.fromkeys([own, self._template_end_token()]))
@@ -204,7 +203,7 @@ class Ernie45VL(BoundFamily):
         )
 
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
-        """Repeats each image's placeholder for every token of the image."""
+        """Repeats each image placeholder once per token of the image."""
         placeholder = self.processor.image_token_id
         for text in texts:
             ids = list[int]()
@@ -263,7 +262,7 @@ class Ernie45VL(BoundFamily):
     def _to_checkpoint_format(
         self, model: "PreTrainedModel"
     ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
-        """The published names, which Transformers reads and writes too: both layouts have them."""
+        """Both layouts use the published names, which Transformers reads and writes too."""
         from job.families.ernie45_vl.published_format.weights import published
 
         return published

@@ -1,4 +1,4 @@
-"""Text-only models of Transformers' `AutoModelForCausalLM`."""
+"""Text-only models, by Transformers' `AutoModelForCausalLM`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TextProcessor:
-    """The processor of a model that has only a tokenizer."""
+    """The `Processor` of a model that has only a tokenizer."""
 
     tokenizer: "PreTrainedTokenizerBase"
 

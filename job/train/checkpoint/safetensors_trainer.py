@@ -79,8 +79,8 @@ class SafetensorsTrainer(StepTrainer):
             config = with_sorted_lists(json.loads(path.read_text()))
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             return
-        # Under the names in memory: `save_pretrained` would write the published layout, from which a
-        # resume, which loads by name, would silently miss most weights.
+        # Under the names in memory: `save_pretrained` would write the published layout, and a
+        # resume that loads by name would silently miss most weights.
         directory.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(directory / SAFE_WEIGHTS_NAME))
 

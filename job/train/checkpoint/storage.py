@@ -1,8 +1,8 @@
 """Stores training checkpoints at the output: files first, `manifest.json` last.
 
-A checkpoint is valid only if it has its manifest, every file has the size and digest listed there,
-and the content matches the training in memory; `latest` skips invalid ones and logs why. Pickles are
-rejected, because reading one runs code.
+A checkpoint is valid only if it has a manifest, every file has the size and digest listed there,
+and the content matches the training in memory; `latest` skips invalid ones and logs why. Pickles
+are rejected, because reading one runs code.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""The mixture-of-experts block: tokens sorted by expert, one grouped product a projection.
+"""The mixture-of-experts block: tokens sorted by expert, one grouped product per projection.
 
-ERNIE-4.5-VL has two sets of routed experts with a router each, one for text tokens and one for
-image tokens and their brackets ("modality-isolated routing"), and shared experts for all tokens.
-The data workers compute the index of each modality's tokens. Transformers uses boolean masks as
-wide as the hidden states instead, which save three integers an element for the backward pass.
+ERNIE-4.5-VL has two sets of routed experts with a router each ("modality-isolated routing"): one
+for text tokens, and one for image tokens and image start and end tokens. Shared experts process all
+tokens. The data workers compute the indices of each modality's tokens. Transformers uses boolean
+masks as wide as the hidden states, which save three integers per element for the backward pass.
 """
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Modalities(NamedTuple):
-    """Which of T tokens go to the text experts, and which to the vision experts."""
+    """The indices of the tokens for the text experts and for the vision experts, among T tokens."""
 
     text: torch.Tensor
-    """(T_text,): indices of tokens."""
+    """(T_text,)"""
     vision: torch.Tensor
     """(T_vision,)"""
     grouped: torch.Tensor
@@ -38,7 +38,7 @@ class Modalities(NamedTuple):
 
     @classmethod
     def of(cls, is_vision: torch.Tensor) -> "Modalities":
-        """From (T,) flags; for data workers, as it would make a GPU wait."""
+        """From (T,) flags; called by data workers, because on a GPU it would sync."""
         text, vision = (~is_vision).nonzero()[:, 0], is_vision.nonzero()[:, 0]
         return cls.from_indices(text, vision, torch.cat([text, vision]).argsort())
 
@@ -78,8 +78,10 @@ def routed_experts(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The weighted sum of each token's experts, (T, H) to (T, H); adapted experts by this module,
-    others by the implementation that is set for them."""
+    """The weighted sum of each token's experts, (T, H) to (T, H).
+
+    Computed here if the experts are adapted, else by the implementation that is set for them.
+    """
     loras = expert_loras(experts)
     if not loras:
         return experts(tokens, top_k_index, top_k_weights)
@@ -102,12 +104,12 @@ def sorted_experts(
 
     Each token is copied to its k experts ("dispatch"), and the copies are sorted by expert. The
     routing weight is applied inside the MLP, where rows are narrowest, so that the MLP's output
-    need not be saved for the weight's gradient.
+    need not be saved for the gradient of the routing weight.
     """
     count, k = top_k_index.shape
-    # Copy i of token t has index t·k + i; int16 has few digits for a radix sort.
+    # Copy i of token t has index t·k + i. int16 makes the radix sort faster.
     expert_of_row, order = top_k_index.flatten().to(torch.int16).sort(stable=True)  # (T·k,) each
-    # histc, because bincount waits for the device.
+    # histc, because bincount syncs with the device.
     kind = torch.float if hidden_states.device.type == "cpu" else torch.int
     load = torch.histc(  # (E,): rows of each expert
         expert_of_row.to(kind), bins=module.num_experts, max=module.num_experts - 1
@@ -137,7 +139,7 @@ def sorted_experts(
 def permute(values: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """`values[order]`, (R, …) to (R, …), for a permutation and its inverse.
 
-    The gradient is a gather by the inverse; an index's own gradient would be a scatter-add.
+    The gradient is a gather with the inverse; that of plain indexing would be a scatter-add.
     """
     return _Permute.apply(values, order, inverse)
 

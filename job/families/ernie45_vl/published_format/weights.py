@@ -1,7 +1,7 @@
 """Converts the names and shapes of Transformers' weights to the published ones.
 
 The inverse of Transformers' conversion mapping for `ernie4_5_vl_moe`, tensor by tensor, so that
-writing a model needs no second copy of it in memory. A test holds both equal.
+writing a model needs no second copy of it in memory. A test compares the two.
 """
 
 import re
@@ -85,7 +85,7 @@ def rename(name: str) -> str:
 
 
 def _experts(mlp: str, modality: str, part: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
-    """Each expert of (E, out, in) under its number; vision experts follow the text experts."""
+    """Splits (E, out, in) into experts, by number; vision experts follow the text experts."""
     first = tensor.shape[0] if modality == "vision" else 0
     for number, expert in enumerate(tensor, start=first):
         if part == "experts.down_proj":  # (hidden, intermediate)
