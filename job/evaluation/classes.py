@@ -1,4 +1,4 @@
-"""Classification: answers that are one of a few class labels.
+"""Classification metrics: answers are class labels.
 
 | metric | unit | definition |
 |---|---|---|
@@ -15,19 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_CLASSES = 200
-"""Above this there is no confusion matrix, and labels are hardly classes."""
+"""With more distinct labels they are hardly classes: there is no confusion matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelScore:
-    """One answer against its label."""
+    """The score of one answer."""
 
     correct: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCounts:
-    """One class, with its counts."""
+    """The counts of one class."""
 
     name: str
     right: int
@@ -43,15 +43,15 @@ class ClassCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """All answers, scored."""
+    """The scores of all answers."""
 
     scores: tuple[LabelScore, ...]
     metrics: dict[str, float]
     classes: tuple[ClassCounts, ...]
     """Sorted by name."""
     confusion: tuple[tuple[int, ...], ...]
-    """By label (row) and answer (column), how many; the last column is answers outside the classes.
-    Empty for more than `MAX_CLASSES`."""
+    """Counts by label (row) and answer (column); the last column counts answers outside the
+    classes. Empty for more than `MAX_CLASSES`."""
 
 
 def score(predictions: Sequence[str], labels: Sequence[str]) -> ClassScores:

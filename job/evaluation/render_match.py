@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 NAME = "render_match"
 MAX_CHARACTERS = 1_000
-"""Characters beyond which a text is not rendered."""
+"""Longer text is not rendered."""
 SLACK = 2
-"""Pixels by which the sizes of equal images may differ."""
+"""Pixels by which the sizes of matching images may differ."""
 
 Outcome = Literal["match", "differs", "failed", "skipped"]
 
@@ -61,7 +61,7 @@ class RenderMatch:
 
 
 def summarize(outcomes: Sequence[Outcome]) -> RenderMatch:
-    """The fraction of matches among rows that were not skipped, and the other counts."""
+    """The fraction of matches among rows that were not skipped, and the numbers of the others."""
     count = Counter(outcomes)
     compared = len(outcomes) - count["skipped"]
     return RenderMatch(
@@ -118,7 +118,7 @@ def same_image(one: "np.ndarray", other: "np.ndarray") -> bool:
 
 
 def _ink(text: str) -> "np.ndarray | None":
-    """The rendered text's ink mask (H, W), cropped."""
+    """The cropped ink mask (H, W) of the rendered text; None if it cannot be rendered."""
     import numpy as np
 
     image = render(text)

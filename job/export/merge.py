@@ -1,7 +1,7 @@
-"""The merge: every tensor of the trained model as `base + scaling · B·A`, in fp32, cast once.
+"""Merges an adapter into its base: `base + scaling · B·A` for every tensor, in fp32, cast once.
 
-Tensors are merged one at a time, so that no second model is held in memory. Values are checked on
-the model's device, and digests are computed in the background: a GPU must not wait for the CPU.
+Tensors are merged one at a time, to avoid a second model in memory. Values are checked on the
+model's device, and digests are computed in the background, so that a GPU does not wait for the CPU.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WRAPPER = re.compile(r"\.base_layer")
 _ADAPTER = re.compile(r"\.lora_")
 CONCURRENT_DIGESTS = 2
-"""Tensors that are hashed while the next one is merged."""
+"""Number of tensors that are hashed concurrently, while the next one is merged."""
 
 
 class Merge:
@@ -47,7 +47,7 @@ class Merge:
         self.adapted = len(self._merges)
         """Number of adapted tensors."""
         self.changed = 0
-        """Adapted tensors that differ from the base after the cast."""
+        """Number of adapted tensors that differ from the base after the cast."""
         self.largest_change = 0.0
 
     def weights(self) -> Weights:
@@ -55,7 +55,7 @@ class Merge:
         return Weights(meta_tensors=self._meta_tensors(), tensors=self.tensors())
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yields every merged tensor with its name, on the CPU.
+        """Yields every tensor, merged and on the CPU, with its name.
 
         Raises ProofError after the last one if values are not finite, or overflow the dtype.
         """
@@ -67,10 +67,10 @@ class Merge:
             for name, parameter in self._parameters():
                 with torch.no_grad():
                     merged = self._merged(name, parameter)
-                self.digests[name] = ""  # keeps the model's order, whichever finishes first
+                self.digests[name] = ""  # keeps the model's order
                 digests.submit(partial(self._record_digest, name, merged))
                 yield name, merged
-                del merged  # may be large; only the caller needs it now
+                del merged  # it may be large; the caller has it now
         assert not self._merges, f"adapted but not in the model: {sorted(self._merges)[:3]}"
         self._require_finite()
 
@@ -150,8 +150,8 @@ def digest(tensor: "torch.Tensor") -> str:
 def fits(tensor: "torch.Tensor", target: "torch.dtype") -> bool:
     """Whether every value is finite, before and after the cast.
 
-    Checks the extremes only: casts are monotonic, and one NaN makes both of them NaN. Counting
-    finite values takes thirty times as long on a CPU.
+    Checks only the minimum and maximum: casts are monotonic, and a NaN makes both NaN. Counting
+    finite values would take thirty times as long on a CPU.
     """
     import torch
 
@@ -168,7 +168,7 @@ def _count_finite(tensor: "torch.Tensor") -> int:
 
 
 def _chunks(tensor: "torch.Tensor") -> "Sequence[torch.Tensor]":
-    """The tensor in chunks, which bounds the temporary copies of elementwise operations."""
+    """The tensor in chunks, which bounds the size of temporary copies."""
     return tensor.flatten().split(2**22)
 
 
@@ -176,7 +176,7 @@ MergeFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def lora_merges(model: "PeftModel") -> dict[str, MergeFunction]:
-    """The function from base to merged weight, in fp32, by adapted tensor.
+    """For each adapted tensor, by name, the function from its base to its merged value, in fp32.
 
     Linear modules: W + scaling · B·A (LoRA, https://arxiv.org/abs/2106.09685; PEFT applies rsLoRA's
     scaling), times magnitude over norm for DoRA (https://arxiv.org/abs/2402.09353). Fused expert

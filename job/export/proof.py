@@ -1,7 +1,7 @@
-"""Comparing two models on the probes: the logits of the labels' tokens, and greedy answers.
+"""Compares two models on the probes: logits of the label tokens, and greedy answers.
 
 Tolerances follow from the arithmetic: weights stored with an 11-bit (fp16) or 8-bit (bf16)
-significand cannot reproduce logits exactly, but may change a greedy token only where the trained
+significand cannot reproduce logits exactly, but may change a greedy token only if the trained
 model's choice was close.
 """
 
@@ -34,21 +34,21 @@ class ProbeOutputs:
     """(N, V): the logits of every label token, in fp32 on the CPU."""
     answers: tuple[tuple[int, ...], ...]
     margins: tuple[tuple[float, ...], ...]
-    """By answer and token, the logit's distance from the second best."""
+    """By answer and token: the largest logit minus the second largest."""
     logprobs: tuple[tuple[float, ...], ...]
-    """By answer and token, the log-probability."""
+    """By answer and token: the log-probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far one model's outputs are from a reference."""
+    """The differences of a model's outputs from a reference."""
 
     relative_rms: float
     largest: float
     same_top1: float
     same_answers: int
     decided_differently: int
-    """Answers that diverge at a token that the reference chose by more than rounding."""
+    """Answers that diverge at a token where the reference's margin exceeds rounding."""
     probes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def compare(reference: ProbeOutputs, other: ProbeOutputs) -> Comparison:
 
 
 def require_equal(what: str, comparison: Comparison, *dtypes: str) -> None:
-    """Raises ProofError if models differ by more than rounding to the coarsest dtype explains."""
+    """Raises ProofError if they differ by more than rounding to the coarsest dtype explains."""
     dtype = max(dtypes, key=TOLERANCE.__getitem__)
     limit = TOLERANCE[dtype]
     fix = "do not serve it; export again, and report this with the run's export.json"

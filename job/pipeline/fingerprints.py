@@ -42,15 +42,15 @@ COMPUTING_KEYS = (
     "group_by_length",
     "torch_compile",
 )
-# Keys for the length of a training. job.train.schedule tells whether its schedule depends on it.
+# Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
 _EVAL = "$.data.eval"
 
 
 class StageInputs:
-    """The model and the data of a spec, each located on first use.
+    """The model and the data of a spec, located on first use, and the stages' fingerprints.
 
-    Raises InputError if one is missing or access is denied.
+    Properties raise InputError if an input is missing or access is denied.
     """
 
     def __init__(self, spec: JobSpec, processes: int) -> None:
@@ -63,7 +63,7 @@ class StageInputs:
 
     @cached_property
     def sources(self) -> dict[str, DataSource]:
-        """What `data` names, by its place in the spec."""
+        """The sources that `data` names, by their path in the spec."""
         named = self._spec.data.sources()
         return {place: discovery.find_source(source, place) for place, source in named.items()}
 
@@ -90,15 +90,15 @@ class StageInputs:
         return train.per_device_train_batch_size * micro_batches
 
     def fingerprint(self, stage: Stage, completed: Mapping[str, StageRecord]) -> str:
-        """The identity of the stage's result: a digest of the code's version and all its inputs.
+        """A digest of the job's version and all inputs of the stage, which identifies its result.
 
-        That of the report is final once all stages before it are among the `completed`.
+        The report's depends on `completed`, so it is final only once all stages before it are.
         """
         spec = asdict(self._spec)
         if stage == "prep":
             digests = [[source.digest for source in self.sources.values()], self._images]
             read = {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS}
-            # Which answers count as equal decides which rows are held out, and which leak.
+            # The kind of answer determines which rows count as equal, in splits and leakage checks.
             answer, tokens = self._spec.eval.answer, self.control_tokens
             parts: list[Any] = [read, digests, self._spec.train.seed, tokens, answer]
         elif stage == "baseline":
@@ -121,7 +121,7 @@ class StageInputs:
                 spec["eval"],
             ]
         elif stage == "report":
-            # It shows when stages ran and for how long, so a rerun changes it.
+            # It shows when stages ran and for how long, so rerunning one changes it.
             runs = [(record.fingerprint, record.started) for record in completed.values()]
             parts = [runs, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
         else:  # the generation settings of servers are written beside the weights
@@ -133,9 +133,9 @@ class StageInputs:
         return fingerprint(__version__, stage, parts)
 
     def checkpoint_identity(self) -> Identity:
-        """What must be equal to resume a training: not how steps are computed, nor how many.
+        """What must be equal to resume a training: not how steps are computed, nor their number.
 
-        So it may resume on fewer GPUs, say, or train longer than first planned.
+        So a training may resume on fewer GPUs, or be extended.
         """
         spec, trained = asdict(self._spec), self._training_settings
         sections = {
@@ -153,13 +153,13 @@ class StageInputs:
         return Identity(parts=parts)
 
     def _training_inputs(self, completed: Mapping[str, StageRecord]) -> list[Any]:
-        """The inputs of a training, however its steps are computed."""
+        """The inputs of a training, except how its steps are computed."""
         spec, prepared = asdict(self._spec), self.fingerprint("prep", completed)
         return [prepared, self._initial_model, spec["model"], spec["lora"], self._training_settings]
 
     @property
     def _training_settings(self) -> dict[str, Any]:
-        """All settings beside model and LoRA that affect the trained weights."""
+        """All settings other than those of model and LoRA that affect the trained weights."""
         skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
         trained = {k: v for k, v in asdict(self._spec)["train"].items() if k not in skipped}
         trained["rows_a_step"] = self.rows_a_step
@@ -170,7 +170,7 @@ class StageInputs:
 
     @cached_property
     def _images(self) -> list[str]:
-        """Digests of the images that the sources' lists name."""
+        """Digests of the images to which the sources' rows refer."""
         specs = self._spec.data.sources()
         return [image_identity.digest(source, specs[path]) for path, source in self.sources.items()]
 

@@ -1,4 +1,4 @@
-"""`report.html`: a run's results on one self-contained page.
+"""Renders `report.html`: a run's results on one self-contained page.
 
 The page has no scripts and makes no network requests; its Content-Security-Policy forbids both. It
 is deterministic: the same results give the same bytes.
@@ -31,9 +31,9 @@ MAX_BYTES = 2_000_000
 """The page's size limit."""
 
 _HERE = Path(__file__).parent
-_SECTIONS = ("model", "data", "lora", "train", "eval", "export")  # without where it ran
+_SECTIONS = ("model", "data", "lora", "train", "eval", "export")  # not where the run took place
 _SAMPLES, _WORST = 12, 6
-_IMAGE_BYTES = 1_000_000  # of all images; base64 adds a third
+_IMAGE_BYTES = 1_000_000  # for all images together; base64 adds a third
 _REJECTS = 20
 
 
@@ -43,7 +43,7 @@ class RunResults:
 
     name: str
     settings: Mapping[str, Any]
-    """The resolved spec; secrets as their variables' names."""
+    """The resolved spec, with the names of variables in place of secrets."""
     changed: Sequence[str]
     """Dotted keys of `settings` that differ from their defaults."""
     stages: Mapping[str, StageRecord]

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One range of a histogram; `share` is the bar's length relative to the longest."""
+    """One bin of a histogram; `share` is the bar's length relative to the longest."""
 
     name: str
     count: int
@@ -48,7 +48,7 @@ def histograms(
 def _histogram(title: str, figures: Mapping[str, Any], more: str = "") -> Histogram:
     counts = {int(name.split("-")[0]): count for name, count in figures["histogram"].items()}
     most, low, ranges = max(counts.values()), min(counts), []
-    while low <= max(counts):  # empty ranges show as gaps
+    while low <= max(counts):  # empty bins show as gaps
         ranges.append(low)
         low *= 2
     median = f"median {figures['median']:,}, " if "median" in figures else ""

@@ -1,4 +1,4 @@
-"""The report's figures besides metrics: counts, error rates, stage times, settings."""
+"""The report's data other than metrics: counts, error rates, stage times, settings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ class StageTime:
     started: str
     duration: str
     share: float
-    """Of the total time, 0 to 1."""
+    """The stage's share of the total time, 0 to 1."""
     before: float
-    """The share of the stages before it."""
+    """The share of all stages before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def bands(
 
 
 def times(stages: Mapping[str, StageRecord]) -> tuple[StageTime, ...]:
-    """When each stage started and how long it took, in order."""
+    """The start and duration of each stage, in order."""
     total = sum(stage.seconds for stage in stages.values()) or 1
     result, before = [], 0.0
     for stage in stages.values():

@@ -1,7 +1,7 @@
-"""Model output for the page: truncated, made visible, and compared with the label.
+"""Prepares model output for the page: truncates it, makes it visible, and marks differences.
 
-The template escapes HTML. This module replaces what escaping does not: control characters,
-invisible characters, and those that change the direction of text.
+The template escapes HTML. This module replaces the characters that escaping does not: control
+characters, invisible characters, and those that change the direction of text.
 """
 
 import re
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_CHARACTERS = 400
-"""Characters of a text that are shown."""
+"""Maximum number of characters that are shown of a text."""
 MAX_UNLIKE_CHARACTERS = 160
-"""Characters that are shown of an answer that has little in common with its label."""
+"""The same for an answer that has little in common with its label."""
 
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _INVISIBLE = re.compile(
@@ -26,7 +26,7 @@ Mark = Literal["same", "extra", "missing"]
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a text: same as in the label, extra in the answer, or missing from it."""
+    """A part of an answer: same as in the label, extra, or missing from the answer."""
 
     mark: Mark
     text: str
@@ -34,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The start of a text, and how many characters are left out."""
+    """The beginning of a text, and the number of characters left out."""
 
     spans: tuple[Span, ...]
     more: int
@@ -48,16 +48,17 @@ def visible(text: str) -> str:
 
 
 def plain(text: str, limit: int = MAX_CHARACTERS) -> Excerpt:
-    """The start of a text, without a comparison."""
+    """The beginning of a text, without a comparison."""
     spans = (Span("same", text[:limit]),) if text else ()
     return Excerpt(spans, max(0, len(text) - limit))
 
 
 def difference(answer: str, label: str, limit: int = MAX_CHARACTERS) -> Excerpt:
-    """The start of an answer, with its differences from the label.
+    """The beginning of an answer, with its differences from the label.
 
-    Without the extra spans it reads as the label, without the missing ones as the answer. An answer
-    less than a third similar to its label is one extra span, since scattered matches help nobody.
+    Without the extra spans it reads as the label; without the missing ones, as the answer. An
+    answer less than a third similar to its label is one extra span, because scattered matches would
+    be noise.
     """
     from rapidfuzz.distance import Levenshtein
 

@@ -16,7 +16,7 @@ class _Kind:
     unit: str = ""
     """`%` for fractions, which are shown times 100."""
     top: float | None = None
-    """End of the scale; None for the larger of the two values."""
+    """The end of the scale; None means the larger of the two values."""
 
 
 _METRICS = {
@@ -87,7 +87,7 @@ Verdict = Literal["better", "worse", "equal"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One row of the table: the values as text, and their positions on a scale from 0 to 1."""
+    """A row of the table: the values as text, and their positions on a scale from 0 to 1."""
 
     key: str
     name: str
@@ -102,7 +102,7 @@ class Metric:
 
 
 def headline(before: Mapping[str, float] | None, after: Mapping[str, float]) -> tuple[Metric, ...]:
-    """A row for each metric that was measured, in a fixed order."""
+    """One row per measured metric, in a fixed order."""
     return tuple(
         _metric(key, kind, None if before is None else before.get(key), after)
         for key, kind in _METRICS.items()

@@ -1,7 +1,7 @@
 """LoRA targets of ERNIE-4.5-VL, selected by the spec's toggles or names.
 
-The default targets are the tutorial's (q, k, v, o, gate, up, down, fc1, fc2): attention, the MLPs of
-dense layers and shared experts, the vision tower's MLPs, and the resampler. Routed experts are fused
+The default targets are the tutorial's (q, k, v, o, gate, up, down, fc1, fc2): attention, the MLPs
+of dense layers and shared experts, the vision tower's MLPs, and the resampler. Routed experts are
 3-D parameters, not modules: `finetune_experts` adds them as PEFT's `target_parameters`.
 """
 

@@ -1,8 +1,8 @@
 """Builds `builtin://ernie-vl-tiny`: a miniature ERNIE-4.5-VL with the full architecture.
 
 It has two modality-isolated sets of routed experts, shared experts, a dense first layer, M-RoPE,
-the vision tower and the variable-resolution resampler, so that code for the 28B model can be tested
-in seconds on a CPU. The head dimension of 128 and the M-RoPE sections are the published ones, because
+the vision tower and the variable-resolution resampler: code for the 28B model is tested on it in
+seconds on a CPU. The head dimension of 128 and the M-RoPE sections are the published ones, because
 vLLM supports no others.
 
     python -m job.families.ernie45_vl.tiny DIRECTORY      writes config, tokenizer and processor

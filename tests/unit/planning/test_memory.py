@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks import memory as benchmarks
-from benchmarks.training import bound
+from benchmarks.training import tiny_family
 from job import families
 from job.engines.device import Accelerator
 from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
@@ -284,7 +284,7 @@ def test_every_optimizer_of_the_spec_has_its_size() -> None:
 @pytest.mark.parametrize("name", MEASURED["configurations"])
 def test_peaks_of_training_on_a_gpu_at_full_size_are_estimated(name: str) -> None:
     settings = benchmarks.settings(benchmarks.CONFIGURATIONS[name])
-    _, sizes = benchmarks.heaviest(settings, bound(settings))
+    _, sizes = benchmarks.heaviest(settings, tiny_family(settings))
     found = estimate(published(), settings, sizes, H200)
     peak = MEASURED["configurations"][name]["measured_gib"]
     assert found.total / 2**30 == pytest.approx(peak, rel=0.15)
