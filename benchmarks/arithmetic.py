@@ -65,7 +65,7 @@ def flops(config: Any, family: Any, rows: Sequence[Encoded]) -> float:
         image_tokens, patches = size.image_tokens, sum(size.patches)
         total += (size.tokens - image_tokens) * (common + routed[0])
         total += image_tokens * (common + routed[1])
-        total += size.trained * hidden * text.vocab_size
+        total += size.supervised_tokens * hidden * text.vocab_size
         total += patches * vision.depth * block
         total += patches / vision.spatial_merge_size**2 * resampler
     return 4 * total

@@ -402,7 +402,7 @@ def train_stage(
             checkpoints=CheckpointStore(uri=checkpoints, fingerprint="benchmark"),
             trackers=TrackerFiles((), Path(folder, "logs"), str(Path(folder, "logs"))),
             publish=lambda _: None,
-            require_output=lambda: None,
+            check_lease=lambda: None,
             report_step=lambda _: None,
         )
         trained, result = train(context, model)

@@ -112,7 +112,7 @@ def _obstacle(
     processes: int,
     present: Collection[str],
 ) -> SpecError | None:
-    """Why Unsloth cannot train the spec here, besides what spec validation already rejects."""
+    """Why Unsloth cannot train the spec here; spec validation has rejected other cases already."""
     other_engine = "set model.engine: transformers, or auto"
     if accelerator.kind == "cpu":
         return SpecError(

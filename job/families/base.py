@@ -51,7 +51,7 @@ class Encoded:
     images: tuple[EncodedImage, ...]
 
     @property
-    def trained_tokens(self) -> int:
+    def supervised_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
 
@@ -62,7 +62,7 @@ class RowSize:
     tokens: int
     image_tokens: int
     """Tokens that belong to images, including start and end tokens."""
-    trained: int
+    supervised_tokens: int
     """Supervised tokens."""
     patches: tuple[int, ...]
     """Patches of each image, before merging."""

@@ -124,7 +124,7 @@ class BoundFamily(ABC):
         return RowSize(
             tokens=len(encoded.input_ids),
             image_tokens=sum(map(self.is_image_token, encoded.input_ids)),
-            trained=encoded.trained_tokens,
+            supervised_tokens=encoded.supervised_tokens,
             patches=self._patches(encoded.images),
         )
 

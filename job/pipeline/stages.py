@@ -61,7 +61,7 @@ class Stages:
 
     def baseline(self, directory: Path) -> Summary:
         """Evaluates the model before training."""
-        self._check_before_models()
+        self._preflight_checks()
         model = self._run.models.base()
         return self._evaluate(model, directory, "baseline", "baseline.predictions")
 
@@ -70,7 +70,7 @@ class Stages:
         from job.pipeline import training
 
         run = self._run
-        self._check_before_models()
+        self._preflight_checks()
         identity = run.inputs.checkpoint_identity()
         self._start_workers()
         model, result = training.train(run, directory, identity)
@@ -164,7 +164,7 @@ class Stages:
             "leaked": data.leaked_rows,
         }
 
-    def _check_before_models(self) -> None:
+    def _preflight_checks(self) -> None:
         """Checks for errors that would otherwise show up only after hours of work."""
         require_images(self._spec, type(self._run.family), self._run.data.directory)
         if not self._checked:

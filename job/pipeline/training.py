@@ -40,7 +40,7 @@ def train(
             scratch=output.workdir / "trainer",
             checkpoints=run.checkpoints(identity),
             publish=functools.partial(output.stages.publish_file, "train"),
-            require_output=output.check_lease,
+            check_lease=output.check_lease,
             report_step=run.status.set_step,
             trackers=TrackerFiles(
                 run.spec.train.report_to,

@@ -168,11 +168,14 @@ def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:
     tokens = spec.train.max_length
     vision: Any = getattr(model.config, "vision_config", None)
     if not hasattr(vision, "spatial_merge_size"):  # text-only, or other image patches
-        return RowSize(tokens=tokens, image_tokens=0, trained=tokens, patches=())
+        return RowSize(tokens=tokens, image_tokens=0, supervised_tokens=tokens, patches=())
     merge, area = vision.spatial_merge_size**2, vision.patch_size**2
     image_tokens = tokens
     if spec.data.max_pixels is not None:
         image_tokens = min(tokens, spec.data.max_pixels // area // merge)
     return RowSize(
-        tokens=tokens, image_tokens=image_tokens, trained=tokens, patches=(image_tokens * merge,)
+        tokens=tokens,
+        image_tokens=image_tokens,
+        supervised_tokens=tokens,
+        patches=(image_tokens * merge,),
     )

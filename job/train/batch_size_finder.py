@@ -76,7 +76,7 @@ class Trial:
     model: "PreTrainedModel | PeftModel"
     dataset: EncodedDataset
     collator: Collator
-    planned: Callable[[TrainSpec], Iterable[list[int]]]
+    planned_batches: Callable[[TrainSpec], Iterable[list[int]]]
     """Every micro-batch of this process in the whole training, as row numbers."""
     blocks: CompiledBlocks | None = None
 
@@ -84,7 +84,7 @@ class Trial:
         """Whether the heaviest micro-batches fit."""
         if self.blocks is not None and settings.gradient_checkpointing:
             self.blocks.release()  # compiled blocks do not support gradient checkpointing
-        planned = self.planned(replace(spec, **asdict(settings)))
+        planned = self.planned_batches(replace(spec, **asdict(settings)))
         return all(
             fits(self.model, functools.partial(self._batch, rows), self.engine, settings)
             for rows in heaviest_batches(planned, self.dataset.lengths, self.dataset.patches)

@@ -86,7 +86,7 @@ class Collator:
         """Collates these rows. Raises DataError if none of them has a supervised token."""
         rows = [item.row if isinstance(item, DummyRow) else item for item in items]
         real = [item for item in items if isinstance(item, Encoded)]
-        if not any(row.trained_tokens for row in rows):
+        if not any(row.supervised_tokens for row in rows):
             raise DataError(
                 ", ".join(row.id for row in rows),
                 "a batch has no trained token",

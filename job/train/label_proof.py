@@ -38,7 +38,7 @@ def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
     return {
         "row": encoded.id,
         "tokens": len(encoded.input_ids),
-        "trained_tokens": encoded.trained_tokens,
+        "trained_tokens": encoded.supervised_tokens,
         "pieces": pieces,
         "marked": "".join(f"⟦{p['text']}⟧" if p["trained"] else p["text"] for p in pieces),
     }

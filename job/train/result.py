@@ -61,7 +61,7 @@ def summarize(
     Speeds are those of this session: steps before a resume do not count.
     """
     state = session.trainer.state
-    lines = (context.notes / "history.jsonl").read_text().splitlines()
+    lines = (context.train_directory / "history.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     first_step, wait = step_of(session.resumed_from), session.data_timer.seconds
     tokens_before = getattr(session.trainer, "_initial_num_input_tokens_seen", 0)

@@ -61,7 +61,10 @@ def start_session(
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
     progress = ProgressCallback(
-        context.accelerator, context.notes / "history.jsonl", context.report_step, data_timer
+        context.accelerator,
+        context.train_directory / "history.jsonl",
+        context.report_step,
+        data_timer,
     )
     batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
     checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
@@ -69,7 +72,7 @@ def start_session(
     if process_group.rank() == 0:
         context.trackers.set_environment()
         store = CheckpointCallback(
-            checkpoints, spec.train.save_total_limit, uploads, context.require_output
+            checkpoints, spec.train.save_total_limit, uploads, context.check_lease
         )
         callbacks += [store, progress]
     remove_scratch(context)  # of a killed run
@@ -131,7 +134,7 @@ def run_session(session: Session, context: TrainContext, adapted: AdaptedModel) 
         )
     if rank_0 and resumed and trainer.state.global_step == step_of(resumed):
         log.info("nothing was left to train", step=trainer.state.global_step)
-        context.require_output()
+        context.check_lease()
         session.checkpoints.prune(spec.train.save_total_limit, trainer.state.global_step)
     return seconds
 

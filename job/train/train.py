@@ -111,6 +111,6 @@ def _trial(
         model=adapted.model,
         dataset=rows.dataset,
         collator=Collator(context.family, padding_free=adapted.padding_free),
-        planned=planned,
+        planned_batches=planned,
         blocks=blocks,
     )

@@ -14,7 +14,7 @@ from job.train.checkpoint.storage import CheckpointStore
 from job.train.trackers import TrackerFiles
 
 TRAIN = "train"
-"""The folder of the stage's notes: label proof, lengths and history."""
+"""The folder of the label proof, length statistics and history."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class TrainContext:
     trackers: TrackerFiles
     publish: Callable[[str], None]
     """Uploads a file of `directory` immediately, before the stage ends."""
-    require_output: Callable[[], None]
+    check_lease: Callable[[], None]
     """Raises if another job has taken over the output."""
     report_step: Callable[[telemetry.Step], None]
     """Called with every logged step."""
 
     @property
-    def notes(self) -> Path:
+    def train_directory(self) -> Path:
         return self.directory / TRAIN

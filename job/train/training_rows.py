@@ -38,11 +38,13 @@ def select_rows(context: TrainContext) -> TrainingRows:
     encode = functools.partial(_encode, family=family, spec=spec)
     statistics = lengths(filtered.token_counts, spec.train.max_length)
     if process_group.rank() == 0:
-        context.notes.mkdir(parents=True, exist_ok=True)
-        write_label_proof(EncodedDataset(measured, filtered, encode), family, context.notes)
+        context.train_directory.mkdir(parents=True, exist_ok=True)
+        write_label_proof(
+            EncodedDataset(measured, filtered, encode), family, context.train_directory
+        )
         context.publish(f"{TRAIN}/{LABEL_PROOF}")
         text = as_json(statistics, indent=2) + "\n"
-        (context.notes / LENGTHS).write_text(text, encoding="utf-8")
+        (context.train_directory / LENGTHS).write_text(text, encoding="utf-8")
         context.publish(f"{TRAIN}/{LENGTHS}")
     return TrainingRows(
         rows=rows,

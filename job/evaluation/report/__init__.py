@@ -78,11 +78,11 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
     baseline = stages["baseline"].summary if "baseline" in stages else None
     embedder = ImageEmbedder(budget=image_bytes)
     kind: Answer = results.settings["eval"]["answer"]
-    spread, last = choose(results.after, samples, worst, kind)
+    spaced_indices, worst_indices = choose(results.after, samples, worst, kind)
     builder = SampleBuilder.of(kind, results.before, results.after, results.rows)
     shown = {
-        "samples": builder.samples(spread, embedder),
-        "worst": builder.samples(last, embedder),
+        "samples": builder.samples(spaced_indices, embedder),
+        "worst": builder.samples(worst_indices, embedder),
     }
     return _environment().get_template("page.html.jinja").render(
         results=results,

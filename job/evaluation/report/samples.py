@@ -87,10 +87,10 @@ def choose(
     """
     errors = [error(each, kind) for each in predictions]
     wrong = [i for i in range(len(predictions)) if errors[i] > 0]
-    last = sorted(wrong, key=lambda i: (-errors[i], i))[: min(worst, len(predictions) // 3)]
-    others = sorted(set(range(len(predictions))) - set(last))
+    chosen = sorted(wrong, key=lambda i: (-errors[i], i))[: min(worst, len(predictions) // 3)]
+    others = sorted(set(range(len(predictions))) - set(chosen))
     count = min(samples, len(others))
-    return [others[i * len(others) // count] for i in range(count)], last
+    return [others[i * len(others) // count] for i in range(count)], chosen
 
 
 @dataclass(frozen=True, kw_only=True)

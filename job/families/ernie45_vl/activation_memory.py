@@ -168,7 +168,7 @@ class _Step:
         return self.step.packed and not any(name.startswith(vision) for name in self.trained)
 
     def _keep_supervised(self) -> int:
-        self.tokens = sum(row.trained for row in self.rows)
+        self.tokens = sum(row.supervised_tokens for row in self.rows)
         self.by_experts = {"text_moe": self.tokens, "vision_moe": 0}
         return self.tokens
 
@@ -242,7 +242,7 @@ class _Step:
         Log-probabilities are saved; their gradient and that of the logits are added before the
         backward pass of any layer frees memory.
         """
-        step, supervised = self.step, sum(row.trained for row in self.rows)
+        step, supervised = self.step, sum(row.supervised_tokens for row in self.rows)
         trained = "lm_head" in self.trained
         logits = (min(supervised, CHUNK) if step.packed else self.tokens) * self.text.vocab_size
         if trained or step.packed:  # its input, or the gradient computed in the forward pass

@@ -15,7 +15,7 @@ from job.train.checkpoint.uploads import BackgroundUploads
 class CheckpointCallback(TrainerCallback):
     """Uploads each checkpoint that the Trainer has written to the local disk.
 
-    `require_output` raises if another job has taken over the output.
+    `check_lease` raises if another job has taken over the output.
     """
 
     def __init__(
@@ -23,10 +23,10 @@ class CheckpointCallback(TrainerCallback):
         store: CheckpointStore,
         keep: int,
         uploads: BackgroundUploads,
-        require_output: Callable[[], None],
+        check_lease: Callable[[], None],
     ) -> None:
         self._store, self._keep, self._uploads = store, keep, uploads
-        self._require_output = require_output
+        self._check_lease = check_lease
         self._save_started = 0.0
 
     def on_step_end(
@@ -52,11 +52,11 @@ class CheckpointCallback(TrainerCallback):
 
         def store() -> None:
             upload_started = time.monotonic()
-            self._require_output()
+            self._check_lease()
             self._store.save(directory, step, loss)
             stored_seconds = time.monotonic() - upload_started
             shutil.rmtree(directory, ignore_errors=True)
-            self._require_output()
+            self._check_lease()
             self._store.prune(self._keep, step)
             self._log_stored(step, local_seconds, stored_seconds)
 

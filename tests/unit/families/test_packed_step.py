@@ -218,7 +218,7 @@ def test_rows_do_not_see_each_other(family: Ernie45VL, plain: Any) -> None:
     first, second = (family.encode(each) for each in BATCHES["mixed images"][:2])
     alone = [float(model(**pack([each], family.processor)).loss) for each in (first, second)]
     together = float(model(**pack([first, second], family.processor)).loss)
-    counts = [each.trained_tokens for each in (first, second)]
+    counts = [each.supervised_tokens for each in (first, second)]
     mean = sum(a * c for a, c in zip(alone, counts, strict=True)) / sum(counts)
     assert together == pytest.approx(mean, rel=1e-5)
 
@@ -237,7 +237,7 @@ def test_a_step_divided_by_length_has_the_loss_of_one_in_order(
         total, counted = 0.0, 0
         for piece in cut(range(len(encoded)), 2, 2):
             rows = [encoded[number] for number in piece]
-            tokens = sum(each.trained_tokens for each in rows)
+            tokens = sum(each.supervised_tokens for each in rows)
             with torch.no_grad():
                 total += float(model(**pack(rows, family.processor)).loss) * tokens
             counted += tokens
