@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--layers", type=int, default=4, help="decoder layers of ERNIE")
-    parser.add_argument("--rows", type=int, default=32, help="rows a step")
+    parser.add_argument("--rows", type=int, default=32, help="rows per step")
     parser.add_argument(
         "--steps", type=int, default=12, help="number of steps; the first 3 are not counted"
     )

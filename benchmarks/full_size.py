@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("tiny", "28b"), default="tiny")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
-    parser.add_argument("--rows", type=int, default=4, help="rows a step")
+    parser.add_argument("--rows", type=int, default=4, help="rows per step")
     parser.add_argument("--experts", action="store_true", help="adapt the routed experts too")
     parser.add_argument("--place", type=Path, help="folder for the weights")
     parser.add_argument("--results", type=Path, default=record.RESULTS)

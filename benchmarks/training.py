@@ -157,7 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("tiny", "28b"), default="tiny")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
-    parser.add_argument("--rows", type=int, default=8, help="rows a step")
+    parser.add_argument("--rows", type=int, default=8, help="rows per step")
     parser.add_argument(
         "--steps", type=int, default=8, help="number of steps; the first two are not counted"
     )

@@ -156,7 +156,7 @@ class StepTrainer(Trainer):
             # Resumed at the last step: Transformers would train one more before it checks.
             self.control.should_training_stop = True
             return
-        finished, rng_checkpoint = 0, None
+        finished, rng_checkpoint = 0, None  # micro-batches; the checkpoint to restore from
         if epoch == epochs_trained and resume_from_checkpoint is not None:
             finished = steps_trained_in_current_epoch
             if finished:
@@ -202,23 +202,23 @@ class StepTrainer(Trainer):
         batches = self._fetch(loader, micro_batches)
         if rng_checkpoint is not None:
             self._load_rng_state(rng_checkpoint)
-        counted = sum(batch["counted_tokens"] for batch in batches)
-        tokens = sum(batch["tokens"] for batch in batches)
-        supervised, tokens = process_group.all_reduce_sum([counted, tokens])
+        local_supervised = sum(batch["counted_tokens"] for batch in batches)
+        local_tokens = sum(batch["tokens"] for batch in batches)
+        supervised, tokens = process_group.all_reduce_sum([local_supervised, local_tokens])
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
         # Forward and backward. Gradients accumulate locally; the last backward all-reduces them.
         for number, batch in enumerate(batches, start=1):
-            last = number == len(batches)
-            self.accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            is_last = number == len(batches)
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
                 # (): this micro-batch's share of the step's loss. Stays on the device: no sync.
                 self._tr_loss += self.training_step(model, batch, supervised)
         self.state.num_input_tokens_seen += tokens
 
         # Clip; if max_grad_norm is 0, only measure the norm.
-        limited = self.args.max_grad_norm > 0
-        grad_norm = self._get_grad_norm(model, self._clip_grad_norm(model) if limited else None)
+        clips = self.args.max_grad_norm > 0
+        grad_norm = self._get_grad_norm(model, self._clip_grad_norm(model) if clips else None)
 
         # Optimizer, then scheduler. Log the learning rate that this step used, not the next one.
         self.control = self.callback_handler.on_pre_optimizer_step(

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 COUNTED = "counted_tokens"
 """Key of a training batch besides the model's inputs: the number of supervised tokens."""
 TOKENS = "tokens"
-"""Another one: the number of tokens, without padding."""
-FAILED = "failed"
-"""Key of an error, which a data worker returns instead of a batch; training raises it."""
+"""Another such key: the number of tokens, without padding."""
 
 
 class PaddedBatch(TypedDict):

@@ -99,7 +99,7 @@ class BoundFamily(ABC):
         texts = [segment.text for segment in segments]
         for segment, tokens in zip(segments, self._tokenize(texts, pending), strict=True):
             ids += tokens
-            labels += tokens if segment.answer else [IGNORED] * len(tokens)
+            labels += tokens if segment.supervised else [IGNORED] * len(tokens)
         self._require_shown(row.id, pending)
         return Encoded(id=row.id, input_ids=tuple(ids), labels=tuple(labels), images=images)
 

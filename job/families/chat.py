@@ -36,8 +36,8 @@ class Segment:
     """A piece of the rendered conversation."""
 
     text: str
-    answer: bool
-    """Whether its tokens are supervised."""
+    supervised: bool
+    """Whether its tokens have labels: those of answers that are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +104,14 @@ def segments(
     there, because the model has to generate it. If a template renders earlier answers differently
     from their prompts (without a thinking block, say), their segments begin with the answer's text.
 
-    Raises DataError if the template refuses the conversation, changes an answer, does not render
+    Raises DataError if the template rejects the conversation, changes an answer, does not render
     the last answer after its own generation prompt, or ends one without a control token.
     """
     whole = _render(row_id, template, conversation)
     answers = [i for i, turn in enumerate(conversation) if turn["role"] == "assistant"]
     spans = _spans(whole, _render(row_id, template, _marked(conversation)))
     if spans is None or len(spans) != len(answers):
-        _fail(row_id, "does not write every answer as it is given", whole)
+        _fail(row_id, "changes an answer", whole)
     cut: list[Segment] = []
     done = 0
     for index, (start, end) in zip(answers, spans, strict=True):
@@ -120,13 +120,13 @@ def segments(
         if whole.startswith(question) and length <= end and not whole[length:start].strip():
             start = length
         elif index == answers[-1]:
-            _fail(row_id, "does not write an answer after its own generation prompt", question)
+            _fail(row_id, "does not render an answer after its generation prompt", question)
         last = control.answer_end.match(whole, end)
         if last is None:
             _fail(row_id, "ends an answer without a control token to stop at", whole[end:])
-        cut.append(Segment(text=whole[done:start], answer=False))
+        cut.append(Segment(text=whole[done:start], supervised=False))
         trained = messages[index].train if messages else True
-        cut.append(Segment(text=whole[start : last.end()], answer=trained))
+        cut.append(Segment(text=whole[start : last.end()], supervised=trained))
         done = last.end()
     return tuple(cut)
 

@@ -83,7 +83,7 @@ class StageInputs:
         return self.sources.get(_EVAL)
 
     @property
-    def rows_a_step(self) -> int:
+    def rows_per_step(self) -> int:
         """The rows of one optimizer step, over all micro-batches and processes."""
         train = self._spec.train
         micro_batches = train.gradient_accumulation_steps * self._processes
@@ -162,7 +162,7 @@ class StageInputs:
         """All settings other than those of model and LoRA that affect the trained weights."""
         skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
         trained = {k: v for k, v in asdict(self._spec)["train"].items() if k not in skipped}
-        trained["rows_a_step"] = self.rows_a_step
+        trained["rows_a_step"] = self.rows_per_step
         if self._spec.data.streaming:
             trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
         trained["sharded"] = self._spec.runtime.distributed == "fsdp2"

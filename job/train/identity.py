@@ -39,7 +39,10 @@ def changes(then: object, now: Mapping[str, Any]) -> str:
     names = [
         name for name in (*now, *(then.keys() - now.keys())) if then.get(name) != now.get(name)
     ]
-    return "; ".join(_change(name, then, now) for name in names) or "in a value that is not stored"
+    return (
+        "; ".join(_change(name, then, now) for name in names)
+        or "a value that is not stored changed"
+    )
 
 
 def _change(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

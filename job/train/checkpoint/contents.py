@@ -87,9 +87,7 @@ def _state(directory: Path) -> None:
     state = TrainerState.load_from_json(str(directory / STATE))
     counts = (state.global_step, state.num_input_tokens_seen)
     if not all(isinstance(count, int) for count in counts) or state.global_step < 1:
-        raise ContentMismatch(
-            "it does not name the step and the number of tokens it was stored after"
-        )
+        raise ContentMismatch("it lacks the step or the number of tokens seen")
     for entry in state.log_history:
         if not isinstance(entry["step"], int) or not isinstance(entry["epoch"], int | float):
             raise ContentMismatch(f"log_history has {entry}")
@@ -127,7 +125,7 @@ def _optimizer(directory: Path, trainer: "Trainer") -> None:
     optimizer = _unwrapped_optimizer(trainer)
     kind = type(optimizer).__name__
     if (stored_kind := state.get(KIND, kind)) != kind:
-        raise ContentMismatch(f"it is of {stored_kind}, but this training uses {kind}")
+        raise ContentMismatch(f"it belongs to {stored_kind}, but this training uses {kind}")
     parameters = _parameters(trainer, optimizer, state["param_groups"])
     states = state["state"]
     if unknown := states.keys() - parameters.keys():
@@ -135,10 +133,10 @@ def _optimizer(directory: Path, trainer: "Trainer") -> None:
     if (untouched := state.get(UNTOUCHED)) is not None and (
         missing := parameters.keys() - states.keys() - set(untouched)
     ):
-        raise ContentMismatch(f"of the parameters' states, {_some(missing)} missing")
+        raise ContentMismatch(f"the state of parameter {_some(missing)} missing")
     for key, stored in states.items():
         if missing := set(_NEEDED.get(kind, ())) - stored.keys():
-            raise ContentMismatch(f"of parameter {key}, {_some(missing)} missing")
+            raise ContentMismatch(f"in the state of parameter {key}, {_some(missing)} missing")
         shape, dtype = tuple(parameters[key].shape), parameters[key].dtype
         for name, value in stored.items():
             if name in _SHAPES and isinstance(value, torch.Tensor):
@@ -167,7 +165,7 @@ def _parameters(
     counts, stored = [len(group) for group in groups], [len(g["params"]) for g in stored_groups]
     if counts != stored:
         raise ContentMismatch(
-            f"it has groups of {stored} parameters, but this training of {counts}"
+            f"its parameter groups have {stored} parameters, but this training's have {counts}"
         )
     parameters = [parameter for group in groups for parameter in group]
     keys = [key for group in stored_groups for key in group["params"]]
@@ -202,10 +200,10 @@ def _random_states(directory: Path) -> None:
 def _require_like(name: str, tensor: torch.Tensor, shape: Shape, dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != shape:
         raise ContentMismatch(
-            f"{name} has the shape {list(tensor.shape)}, but this training {list(shape)}"
+            f"{name} has the shape {list(tensor.shape)}, but this training needs {list(shape)}"
         )
     if tensor.dtype != dtype:
-        raise ContentMismatch(f"{name} is {tensor.dtype}, but this training has {dtype}")
+        raise ContentMismatch(f"{name} is {tensor.dtype}, but this training needs {dtype}")
 
 
 def _some(names: Iterable[Any]) -> str:

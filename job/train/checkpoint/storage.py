@@ -187,7 +187,7 @@ class CheckpointStore:
             changed = changes(manifest.get("parts"), self.parts)
             return f"it belongs to another spec, model or data set: {changed}"
         if manifest.get("step") != step:
-            return f"its manifest is that of step {manifest.get('step')}"
+            return f"its manifest names step {manifest.get('step')}"
         total = manifest.get("total_steps")
         if self.schedule is None or not isinstance(total, int):
             return None

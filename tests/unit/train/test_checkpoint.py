@@ -223,7 +223,11 @@ DOWN = "base_model.model.first.lora_A.weight"
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
-        (ADAPTER, reshape(DOWN, (2, 5)), f"{DOWN} has the shape [2, 5], but this training [2, 4]"),
+        (
+            ADAPTER,
+            reshape(DOWN, (2, 5)),
+            f"{DOWN} has the shape [2, 5], but this training needs [2, 4]",
+        ),
         (ADAPTER, lambda t: t.pop(DOWN), f"{DOWN} is missing"),
         (ADAPTER, lambda t: [t.pop(k) for k in list(t)[:2]], "and 1 more are missing"),
         (ADAPTER, reshape("strange", (1,)), "strange is not of this model"),
@@ -232,13 +236,13 @@ DOWN = "base_model.model.first.lora_A.weight"
         (
             "optimizer",
             lambda s: s["state"][0].pop("exp_avg_sq"),
-            "of parameter 0, exp_avg_sq is missing",
+            "in the state of parameter 0, exp_avg_sq is missing",
         ),
-        ("optimizer", lambda s: s["state"].pop(1), "states, 1 is missing"),
+        ("optimizer", lambda s: s["state"].pop(1), "the state of parameter 1 is missing"),
         (
             "optimizer",
             lambda s: s["state"][0].update(exp_avg=torch.zeros(3)),
-            "exp_avg of 0 has the shape [3], but this training [2, 4]",
+            "exp_avg of 0 has the shape [3], but this training needs [2, 4]",
         ),
         (
             "optimizer",
@@ -246,8 +250,8 @@ DOWN = "base_model.model.first.lora_A.weight"
             "exp_avg of 0 is torch.float64",
         ),
         ("optimizer", lambda s: s["state"].update({9: s["state"][0]}), "9 is not of this model"),
-        ("optimizer", lambda s: s["param_groups"][0]["params"].pop(), "groups of [5, 0]"),
-        ("optimizer", lambda s: s.update(kind="Adafactor"), "it is of Adafactor, but this"),
+        ("optimizer", lambda s: s["param_groups"][0]["params"].pop(), "groups have [5, 0]"),
+        ("optimizer", lambda s: s.update(kind="Adafactor"), "it belongs to Adafactor, but this"),
         ("scheduler", lambda s: s.update(last_epoch=5), "it is at step 5, but the checkpoint at 6"),
         ("scheduler", lambda s: s.update(base_lrs=[0.1]), "base_lrs is [0.1]"),
         ("rng_state", lambda s: s.update(torch=s["torch"][:9]), "rng_state cannot be read"),
@@ -255,7 +259,7 @@ DOWN = "base_model.model.first.lora_A.weight"
         (
             "trainer_state.json",
             lambda s: s.update(global_step="six"),
-            "does not name the step",
+            "lacks the step",
         ),
         ("trainer_state.json", lambda s: s.update(strange=1), "trainer_state.json cannot be read"),
     ],

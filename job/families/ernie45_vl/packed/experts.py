@@ -110,24 +110,24 @@ def sorted_experts(
     # Copy i of token t has index t·k + i. int16 makes the radix sort faster.
     expert_of_row, order = top_k_index.flatten().to(torch.int16).sort(stable=True)  # (T·k,) each
     # histc, because bincount syncs with the device.
-    kind = torch.float if hidden_states.device.type == "cpu" else torch.int
-    load = torch.histc(  # (E,): rows of each expert
-        expert_of_row.to(kind), bins=module.num_experts, max=module.num_experts - 1
+    dtype = torch.float if hidden_states.device.type == "cpu" else torch.int
+    tokens_per_expert = torch.histc(  # (E,)
+        expert_of_row.to(dtype), bins=module.num_experts, max=module.num_experts - 1
     )
-    ends = load.cumsum(0, dtype=torch.int32)  # (E,): where each expert's rows end
+    offsets = tokens_per_expert.cumsum(0, dtype=torch.int32)  # (E,): where each expert's rows end
     rows = torch.arange(count * k, device=order.device)
     inverse = torch.empty_like(order).index_copy_(0, order, rows)  # (T·k,): copy to row
 
     def project(name: str, rows: torch.Tensor) -> torch.Tensor:
         """(T·k, in) to (T·k, out), each row by its expert's matrix, plus the adapter's."""
         weight = getattr(module, name)  # (E, out, in)
-        out = grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+        out = grouped_mm(rows, weight.transpose(1, 2), offs=offsets)
         if loras is None or name not in loras:
             return out
         lora = loras[name]
         down, up = lora.in_dtype(weight.dtype)  # (E, in, r), (E, r, out)
-        inner = grouped_mm(rows, down, offs=ends) * lora.scaling  # (T·k, r)
-        return out + grouped_mm(inner, up, offs=ends)
+        inner = grouped_mm(rows, down, offs=offsets) * lora.scaling  # (T·k, r)
+        return out + grouped_mm(inner, up, offs=offsets)
 
     dispatched = _Dispatch.apply(hidden_states.to(module.gate_up_proj.dtype), order, inverse, k)
     row_weight = permute(top_k_weights.flatten(), order, inverse)  # (T·k,)
