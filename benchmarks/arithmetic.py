@@ -1,4 +1,4 @@
-"""The FLOPs of a training step, and its share of the device's peak speed (MFU)."""
+"""Counts the FLOPs of a training step, and computes its MFU."""
 
 import json
 import time
@@ -12,58 +12,60 @@ from job.families.base import Encoded
 from job.families.ernie45_vl.activation_memory import head_dim
 
 SIDE = 8192
-"""Side of the square matrices whose product measures the device's peak speed."""
-SHOWN = 80
+"""Size of the square matrices with which peak FLOP/s are measured."""
+MAX_KERNELS = 80
 
 
-def of(
+def flops_and_mfu(
     config: Any,
     family: Any,
     rows: Sequence[Encoded],
     device: torch.device,
     measured: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
-    """FLOPs per token of a LoRA step; on a GPU, adds `mfu` to each way.
+    """The FLOPs per token of a LoRA step; on a GPU, also adds `mfu` to each way in `measured`.
 
-    MFU is relative to the speed of a large bf16 matrix product, measured in the same run.
+    MFU is relative to the FLOP/s of a large bf16 matrix product, measured in the same run.
     """
-    operations = flops(config, family, rows) / sum(len(row.input_ids) for row in rows)
-    found: dict[str, Any] = {"gflop_a_token": round(operations / 1e9, 2)}
+    flops_per_token = flops(config, family, rows) / sum(len(row.input_ids) for row in rows)
+    found: dict[str, Any] = {"gflop_a_token": round(flops_per_token / 1e9, 2)}
     if device.type != "cuda":
         return found
     peak = product_speed(device)
     for way in measured.values():
-        way["mfu"] = round(way["tokens_per_second"] * operations / peak, 3)
+        way["mfu"] = round(way["tokens_per_second"] * flops_per_token / peak, 3)
     return {**found, "bf16_product_tflops": round(peak / 1e12)}
 
 
 def flops(config: Any, family: Any, rows: Sequence[Encoded]) -> float:
     """FLOPs of a LoRA step over the rows.
 
-    Twice the weights that a token passes through, forward, and the same for its gradient; frozen
-    weights have no gradient. Attention and the adapters, less than 3%, are left out.
+    Two per weight and token in the forward pass, and two in the backward pass: frozen weights need
+    no gradient of their own. Attention and adapters, less than 3%, are ignored.
     """
     text, vision = config.text_config, config.vision_config
-    wide = text.hidden_size
-    attention = wide * head_dim(text) * 2 * (text.num_attention_heads + text.num_key_value_heads)
+    hidden = text.hidden_size
+    attention = hidden * head_dim(text) * 2 * (text.num_attention_heads + text.num_key_value_heads)
     sparse = sum(kind == "sparse" for kind in text.mlp_layer_types)
     dense = len(text.mlp_layer_types) - sparse
-    shared = 3 * wide * text.moe_intermediate_size[0] * text.moe_num_shared_experts
+    shared = 3 * hidden * text.moe_intermediate_size[0] * text.moe_num_shared_experts
     common = (
         (sparse + dense) * attention
-        + dense * 3 * wide * text.intermediate_size
-        + sparse * (shared + wide * text.moe_num_experts)
+        + dense * 3 * hidden * text.intermediate_size
+        + sparse * (shared + hidden * text.moe_num_experts)
     )
-    routed = [sparse * text.moe_k * 3 * wide * inner for inner in text.moe_intermediate_size]
+    routed = [sparse * text.moe_k * 3 * hidden * inner for inner in text.moe_intermediate_size]
     block = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
-    joined = vision.hidden_size * vision.spatial_merge_size**2
-    resampler = joined * joined * 5 + joined * wide  # two, and two after the double width
+    merged = vision.hidden_size * vision.spatial_merge_size**2
+    # Spatial: two matrices of merged². Temporal: three, because its first matrix is twice as wide.
+    resampler = merged * merged * 5 + merged * hidden
     total = 0.0
     for row in rows:
         size = family.row_size(row)
-        seen, patches = size.image_tokens, sum(size.patches)
-        total += (size.tokens - seen) * (common + routed[0]) + seen * (common + routed[1])
-        total += size.trained * wide * text.vocab_size
+        image_tokens, patches = size.image_tokens, sum(size.patches)
+        total += (size.tokens - image_tokens) * (common + routed[0])
+        total += image_tokens * (common + routed[1])
+        total += size.supervised_tokens * hidden * text.vocab_size
         total += patches * vision.depth * block
         total += patches / vision.spatial_merge_size**2 * resampler
     return 4 * total
@@ -83,7 +85,7 @@ def product_speed(device: torch.device) -> float:
 
 
 def write_profile(step: Callable[[], Any], path: Path, way: str, rows: int) -> None:
-    """Profiles one step: its kernels by device time, as JSON."""
+    """Profiles one step, and writes its kernels by device time as JSON."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
@@ -100,7 +102,7 @@ def write_profile(step: Callable[[], Any], path: Path, way: str, rows: int) -> N
     total = sum(event.self_device_time_total for event in kernels)
     lines = [
         {"ms": round(e.self_device_time_total / 1e3, 2), "calls": e.count, "kernel": e.key[:160]}
-        for e in kernels[:SHOWN]
+        for e in kernels[:MAX_KERNELS]
     ]
     found = {
         "device": torch.cuda.get_device_name(),

@@ -1,8 +1,8 @@
 """Step time with checkpoints uploaded in the background, in the foreground, and not at all.
 
 Full fine-tuning of the tiny model on one core, with a checkpoint of 66 MiB every ten steps to an S3
-server on loopback. The other cores are left to the uploads and the server, as with a GPU. Run from
-the repository:
+server on loopback. As with a GPU, the other cores are free for uploads and the server. Run from the
+repository:
 
     python -m benchmarks.checkpoint_uploads
 
@@ -30,13 +30,13 @@ in_background = BackgroundUploads.submit
 
 
 def in_foreground(self: BackgroundUploads, step: int, store, *, urgent: bool = False) -> None:  # type: ignore[no-untyped-def]
-    """Uploads without the thread: training waits."""
+    """Uploads synchronously: training waits."""
     in_background(self, step, store, urgent=urgent)
     self.finish()
 
 
 def seconds_a_step(output: str, cache: str, every: int) -> tuple[float, float]:
-    """Mean and largest step time of a training, without its first steps."""
+    """Mean and maximum step time of a training, without its first steps."""
     settings = {
         **FULL,
         "data.train.limit": 400,
@@ -63,13 +63,13 @@ def main() -> None:
     ways = {"none": (in_background, 10**6), "background": (in_background, EVERY)}
     ways["foreground"] = (in_foreground, EVERY)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    with S3Server() as server, tempfile.TemporaryDirectory() as place:
+    with S3Server() as server, tempfile.TemporaryDirectory() as folder:
         os.environ.update(server.environ)
-        for turn in range(TURNS):  # interleaved, so that other load affects all alike
+        for turn in range(TURNS):  # interleaved, so that other load affects all equally
             for name, (submit, every) in ways.items():
                 BackgroundUploads.submit = submit  # type: ignore[method-assign]
                 output = f"s3://benchmark/{name}-{turn}"
-                found[name].append(seconds_a_step(output, f"{place}/{name}-{turn}", every))
+                found[name].append(seconds_a_step(output, f"{folder}/{name}-{turn}", every))
     steps = {name: [mean for mean, _ in runs] for name, runs in found.items()}
     result = {
         "seconds_per_step": {name: spread(means) for name, means in steps.items()},

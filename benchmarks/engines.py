@@ -5,8 +5,8 @@
 
 The checkpoints have random weights: some layers of ERNIE-4.5-VL-28B-A3B, and a Qwen2.5-VL of about
 a billion parameters. Each engine loads them in its own process and trains with the product's train
-stage; what Unsloth has trained is exported and verified as in a job. `auto` selects by the table in
-`job.engines.choice`, whose lines are those of `measured`.
+stage; the model trained with Unsloth is also exported and verified as in a job. The results under
+`measured` belong into the table in `job.engines.choice`, by which `auto` selects.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks import record
 HERE = Path(__file__).parent
 SPEC = HERE.parent / "specs" / "latex.yaml"
 WARM_UP = 3
-"""Steps that are not counted: compilation happens in them."""
+"""Steps that are not counted, because compilation happens in them."""
 ENGINES = ("transformers", "unsloth")
 MODELS = ("ernie", "dense")
 DENSE = {
@@ -53,8 +53,8 @@ def main() -> None:
         return _train(arguments)
     if arguments.build is not None:
         return _build(arguments)
-    with tempfile.TemporaryDirectory(dir=arguments.place) as place:
-        found = {model: _measure(model, Path(place), arguments) for model in arguments.models}
+    with tempfile.TemporaryDirectory(dir=arguments.place) as folder:
+        found = {model: _measure(model, Path(folder), arguments) for model in arguments.models}
     _write(found, arguments)
     return None
 
@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--layers", type=int, default=4, help="decoder layers of ERNIE")
-    parser.add_argument("--rows", type=int, default=32, help="rows a step")
+    parser.add_argument("--rows", type=int, default=32, help="rows per step")
     parser.add_argument(
         "--steps", type=int, default=12, help="number of steps; the first 3 are not counted"
     )
@@ -81,16 +81,16 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure(model: str, place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _measure(model: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Builds the model's checkpoint, then trains it in each way, each in its own process."""
-    checkpoint = place / model
+    checkpoint = folder / model
     _start(arguments, "--build", model, "--checkpoint", str(checkpoint))
     ways: dict[str, Any] = {}
     # ERNIE's step crashes when compiled by Unsloth.
     compiles = (False, True) if arguments.also_compiled and model == "dense" else (False,)
     for compiled, engine in itertools.product(compiles, ENGINES):
         name = f"{engine}, compiled" if compiled else engine
-        out = place / "found.json"
+        out = folder / "found.json"
         more = ["--compiled"] if compiled else []
         ended = _start(
             arguments,
@@ -112,7 +112,7 @@ def _start(arguments: argparse.Namespace, *more: str, check: bool = True) -> int
 
 
 def _compared(ways: dict[str, Any]) -> dict[str, Any]:
-    """The losses of each way compared with the default engine's."""
+    """Compares the losses of each way with those of the default engine."""
     plain = ways["transformers"].get("losses")
     differences = {
         name: max(abs(a - b) / abs(b) for a, b in zip(way["losses"], plain, strict=True))
@@ -129,9 +129,9 @@ def _build(arguments: argparse.Namespace) -> None:
     arguments.checkpoint.mkdir(parents=True, exist_ok=True)
     if arguments.build == "dense":
         return _build_dense(arguments.checkpoint, device, small=arguments.small)
-    from benchmarks.training import bound, random_model
+    from benchmarks.training import random_model, tiny_family
 
-    family = bound(_spec(arguments, "transformers", arguments.checkpoint))
+    family = tiny_family(_spec(arguments, "transformers", arguments.checkpoint))
     kind = "tiny" if arguments.small else "28b"
     model = random_model(kind, None if arguments.small else arguments.layers, family, device)
     model.save_pretrained(arguments.checkpoint)
@@ -139,16 +139,16 @@ def _build(arguments: argparse.Namespace) -> None:
     return None
 
 
-def _build_dense(place: Path, device: Any, *, small: bool) -> None:
+def _build_dense(folder: Path, device: Any, *, small: bool) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from tests import models
 
-    models.qwen_vl(place)  # with its processor
+    models.qwen_vl(folder)  # with its processor
     if small:
         return
-    config = AutoConfig.from_pretrained(place)
+    config = AutoConfig.from_pretrained(folder)
     for section, sizes in ((config.text_config, DENSE), (config.vision_config, TOWER)):
         for key, size in sizes.items():
             setattr(section, key, size)
@@ -161,7 +161,7 @@ def _build_dense(place: Path, device: Any, *, small: bool) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.02)
-    model.save_pretrained(place)
+    model.save_pretrained(folder)
 
 
 def _spec(arguments: argparse.Namespace, engine: str, checkpoint: Path) -> Any:
@@ -190,17 +190,17 @@ def _spec(arguments: argparse.Namespace, engine: str, checkpoint: Path) -> Any:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    """One engine on one checkpoint; for Unsloth, its export too."""
-    with tempfile.TemporaryDirectory() as place:
+    """Trains with one engine on one checkpoint; for Unsloth, also exports the model."""
+    with tempfile.TemporaryDirectory() as folder:
         if arguments.way == "unsloth":  # before Transformers is imported
             from job.engines import unsloth_patches
 
-            unsloth_patches.import_unsloth(Path(place), compiled=arguments.compiled)
-        found = _trained(arguments, Path(place))
+            unsloth_patches.import_unsloth(Path(folder), compiled=arguments.compiled)
+        found = _trained(arguments, Path(folder))
     arguments.out.write_text(json.dumps(found))
 
 
-def _trained(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
+def _trained(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from benchmarks.training import formula_rows, train_stage
     from job import engines, families
     from job.engines.device import detect
@@ -237,12 +237,12 @@ def _trained(arguments: argparse.Namespace, place: Path) -> dict[str, Any]:
     if arguments.way == "unsloth" and not arguments.compiled:
         handed_over = [trained]
         del trained
-        found["export"] = _exported(spec, engine, family, rows, handed_over, place)
+        found["export"] = _exported(spec, engine, family, rows, handed_over, folder)
     return found
 
 
 def _exported(
-    spec: Any, engine: Any, family: Any, rows: list[Any], trained: list[Any], place: Path
+    spec: Any, engine: Any, family: Any, rows: list[Any], trained: list[Any], folder: Path
 ) -> dict[str, Any]:
     """Exports and verifies the model in `trained`, as in a job, and releases it."""
     from job import families
@@ -250,7 +250,7 @@ def _exported(
     from job.export.export import export
     from job.export.export_context import ExportContext
 
-    adapter = place / "adapter"
+    adapter = folder / "adapter"
     trained[0].save_pretrained(adapter)
 
     def bind_merged(directory: Path) -> Any:
@@ -263,7 +263,7 @@ def _exported(
         family=family,
         rows=rows,
         adapter=adapter,
-        directory=place,
+        directory=folder,
         load_trained=trained.pop,
         load_base=lambda: engine.load(family),
         release=release_memory,
@@ -314,7 +314,7 @@ def _write(found: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def _pairs(ways: dict[str, Any]) -> list[tuple[bool, tuple[Any, ...]]]:
-    """Both engines' ways with the same `train.torch_compile`, if both succeeded."""
+    """Pairs of both engines' ways with the same `train.torch_compile`, if both succeeded."""
     pairs = []
     for compiled, end in ((False, ""), (True, ", compiled")):
         both = tuple(ways.get(f"{engine}{end}", {}) for engine in ENGINES)

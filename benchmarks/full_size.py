@@ -3,10 +3,10 @@
     python -m benchmarks.full_size                          the tiny model, on this CPU
     python -m benchmarks.full_size --model 28b --layers 12  as many layers as disk and memory hold
 
-Every stage is the product's own code, measured by its time and its peak memory on the device and on
-the host. The base is written in the published layout and loaded from there; two LoRA steps follow,
-of which the second is timed, and then the merged weights in both layouts, one after the other. At
-28 layers that takes 60 GB of disk.
+Every stage runs the product's own code, and is measured by time and by peak memory on the device
+and on the host. The base is written in the published layout and loaded again; after two LoRA
+steps, the merged weights are written in both layouts, one after the other. At 28 layers that takes
+60 GB of disk.
 """
 
 import argparse
@@ -43,15 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("tiny", "28b"), default="tiny")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
-    parser.add_argument("--rows", type=int, default=4, help="rows a step")
+    parser.add_argument("--rows", type=int, default=4, help="rows per step")
     parser.add_argument("--experts", action="store_true", help="adapt the routed experts too")
     parser.add_argument("--place", type=Path, help="folder for the weights")
     parser.add_argument("--results", type=Path, default=record.RESULTS)
     arguments = parser.parse_args()
     accelerator = detect(load_spec(SPEC.read_text(), str(SPEC), environ={}).spec.runtime)
     stages: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(dir=arguments.place) as place:
-        base = Path(place, "base")
+    with tempfile.TemporaryDirectory(dir=arguments.place) as folder:
+        base = Path(folder, "base")
         with timed(stages, "write the base") as found:
             write_base(arguments, accelerator.device, base)
         weights = found["gib"] = size(base)
@@ -61,7 +61,7 @@ def main() -> None:
         with timed(stages, "load"):
             model: Any = engine.load(family)
         for shard in base.glob("*.safetensors"):
-            shard.unlink()  # the exports need the room
+            shard.unlink()  # the exports need the space
         parameters = sum(parameter.numel() for parameter in model.parameters())
         layers = model.config.text_config.num_hidden_layers
         family.use_packed_step(model)
@@ -74,7 +74,7 @@ def main() -> None:
                 found["loss"] = step(family, model, optimizer, arguments.rows, engine)
         del optimizer  # the export needs no optimizer state
         for layout in LAYOUTS:
-            target = Path(place, layout)
+            target = Path(folder, layout)
             with timed(stages, f"merge and export, {layout} layout") as found:
                 merge = export(family, model, target, layout, spec)
             assert merge.changed, "two steps must change the adapted weights"  # noqa: S101
@@ -99,7 +99,7 @@ def main() -> None:
 
 @contextmanager
 def timed(stages: dict[str, dict[str, float]], name: str) -> Iterator[dict[str, float]]:
-    """Records the time and the memory peaks of its block."""
+    """Records the time and the peak memory of its block."""
     release_memory()
     cuda = torch.cuda.is_available()
     if cuda:

@@ -1,4 +1,4 @@
-"""Draws training speed measured on a GPU: the ways side by side, and a step's kernels.
+"""Plots training speed measured on a GPU: the ways side by side, and a step's kernels.
 
 python -m benchmarks.ladder docs/images/speed.png
 """
@@ -27,7 +27,7 @@ KINDS = {
     "matrix products": ("nvjet", "gemm"),
     "fused by the compiler": ("triton", "swiglu_backward", "gradient"),
 }
-"""What a kernel belongs to, by a part of its name; the first match counts."""
+"""Kinds of kernels, by substrings of their names; the first match counts."""
 REST = "all else: loss, copies, sorting"
 
 
@@ -36,7 +36,7 @@ def kind(kernel: str) -> str:
 
 
 def shares(profile: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds by kind; kernels that the profile does not list are in the rest."""
+    """Milliseconds by kind; kernels that the profile does not list count as the rest."""
     spent: Counter[str] = Counter(dict.fromkeys([*KINDS, REST], 0.0))
     for kernel in profile["kernels"]:
         spent[kind(kernel["kernel"])] += kernel["ms"]
@@ -56,9 +56,9 @@ def bars(
     axes.barh(names, [most[name] for name in names], color=PALE)
     axes.barh(names, list(values.values()), color=color)
     axes.invert_yaxis()
-    for place, value in enumerate(values.values()):
-        end = most[names[place]]
-        axes.text(end, place, f" {value:,.0f}{unit}", va="center", fontsize=8)
+    for row, value in enumerate(values.values()):
+        end = most[names[row]]
+        axes.text(end, row, f" {value:,.0f}{unit}", va="center", fontsize=8)
     axes.set_xlim(0, 1.18 * max(most.values()))
     axes.set_xticks([])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
@@ -68,7 +68,7 @@ def bars(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the measured ways to train.")
     parser.add_argument("image", type=Path, help="the SVG or PNG to write")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     mpl.rcParams |= {"svg.hashsalt": "speed", "font.size": 9}
     figure = Figure(figsize=(9.6, 6.0), layout="constrained")
     first, second, third = figure.subplots(3, 1, height_ratios=(10, 3, 5))
@@ -93,7 +93,7 @@ def main() -> None:
         fontsize=10,
         loc="left",
     )
-    figure.savefig(given.image, facecolor="white", metadata={"Date": None})
+    figure.savefig(arguments.image, facecolor="white", metadata={"Date": None})
 
 
 if __name__ == "__main__":

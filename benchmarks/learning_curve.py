@@ -1,4 +1,4 @@
-"""Draws the training loss of finished runs, one panel each, for the README and the docs.
+"""Plots the training loss of finished runs, one panel each, for the README and the docs.
 
 A run is the output folder of a job, or a record with its history under benchmarks/results/.
 
@@ -35,11 +35,11 @@ class Curve:
                 seconds=record["seconds"],
                 history=record["history"],
             )
-        made = json.loads((run / "run.json").read_text())
+        record = json.loads((run / "run.json").read_text())
         lines = (run / "train" / "history.jsonl").read_text().splitlines()
         return cls(
-            name=made["name"],
-            seconds=made["stages"]["train"]["seconds"],
+            name=record["name"],
+            seconds=record["stages"]["train"]["seconds"],
             history=[entry for entry in map(json.loads, lines) if "loss" in entry],
         )
 
@@ -48,10 +48,10 @@ def panel(axes: mpl.axes.Axes, curve: Curve) -> None:
     """The loss of every logged step, and the running mean."""
     entries = curve.history
     steps, losses = [e["step"] for e in entries], [e["loss"] for e in entries]
-    reach = len(losses) // 100  # logged values are means over their steps already
-    around = [losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses))]
+    radius = len(losses) // 100  # each logged value is already a mean over several steps
+    windows = [losses[max(0, i - radius) : i + radius + 1] for i in range(len(losses))]
     axes.plot(steps, losses, color=FAINT, linewidth=0.8)
-    axes.plot(steps, [sum(near) / len(near) for near in around], color=LINE, linewidth=1.8)
+    axes.plot(steps, [sum(window) / len(window) for window in windows], color=LINE, linewidth=1.8)
     minutes = curve.seconds / 60
     axes.set_title(f"{curve.name}: {minutes:.1f} minutes, {steps[-1]:,} steps", fontsize=10)
     axes.set_xlabel("step")
@@ -65,14 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the training loss of finished runs.")
     parser.add_argument("image", type=Path, help="the SVG or PNG to write")
     parser.add_argument("outputs", type=Path, nargs="+", help="a run's folder, or a record of it")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     mpl.rcParams |= {"svg.hashsalt": "learning", "font.size": 9}
-    figure = Figure(figsize=(5.2 * len(given.outputs), 2.8), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(arguments.outputs), 2.8), layout="constrained")
     for axes, output in zip(
-        figure.subplots(1, len(given.outputs), squeeze=False)[0], given.outputs, strict=True
+        figure.subplots(1, len(arguments.outputs), squeeze=False)[0], arguments.outputs, strict=True
     ):
         panel(axes, Curve.read(output))
-    figure.savefig(given.image, facecolor="white", metadata={"Date": None})
+    figure.savefig(arguments.image, facecolor="white", metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --model 28b --layers 28
 
-Each configuration runs the product's train stage for a few steps on the rows that need most memory;
-weights are random, rows have the sizes of real formulas. The peak is what the allocator reserved:
-that is what must fit into a GPU.
+Each configuration runs the product's train stage for a few steps on the rows that need the most
+memory; weights are random, and rows have the sizes of real formulas. The peak is the memory that
+the allocator reserves, which is what has to fit on a GPU.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.training import SPEC, bound, formula_rows, random_model, train_stage
+from benchmarks.training import SPEC, formula_rows, random_model, tiny_family, train_stage
 from job.engines.device import Accelerator, detect, release_memory
 from job.families.base import RowSize
 from job.planning.memory import estimate
@@ -66,15 +66,15 @@ def main() -> None:
     arguments = parser.parse_args()
     spec = settings({})
     accelerator = detect(spec.runtime)
-    family = bound(spec)
+    family = tiny_family(spec)
     model: Any = random_model(arguments.model, arguments.layers, family, accelerator.device)
-    native = type(model)
+    original_class = type(model)
     found = {}
     for name in arguments.only:
         spec = settings(CONFIGURATIONS[name])
-        found[name] = one(spec, accelerator, family, model)
+        found[name] = measure(spec, accelerator, family, model)
         print(name, json.dumps(found[name]), flush=True)
-        model.__class__ = native
+        model.__class__ = original_class
     record.write(
         f"memory-{arguments.model}-{accelerator.kind}",
         "benchmarks.memory",
@@ -82,14 +82,14 @@ def main() -> None:
         {
             "layers": model.config.text_config.num_hidden_layers,
             "configurations": found,
-            "farthest_off": max((each["ratio"] for each in found.values()), key=off),
+            "farthest_off": max((each["ratio"] for each in found.values()), key=relative_error),
         },
         ("torch", "transformers", "peft"),
         arguments.results,
     )
 
 
-def off(ratio: float) -> float:
+def relative_error(ratio: float) -> float:
     return abs(ratio - 1)
 
 
@@ -102,12 +102,12 @@ def heaviest(spec: JobSpec, family: Any) -> tuple[list[Row], list[RowSize]]:
     """The rows of the spec's heaviest micro-batch, and their sizes."""
     rows = list(formula_rows(ROWS))
     sizes = [family.row_size(family.encode(row)) for row in rows]
-    width = spec.train.per_device_train_batch_size
-    chosen = sorted(range(ROWS), key=lambda n: sizes[n].tokens, reverse=True)[:width]
+    batch_size = spec.train.per_device_train_batch_size
+    chosen = sorted(range(ROWS), key=lambda n: sizes[n].tokens, reverse=True)[:batch_size]
     return [rows[n] for n in chosen], [sizes[n] for n in chosen]
 
 
-def one(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) -> dict[str, float]:
+def measure(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) -> dict[str, float]:
     """Trains a few steps on the heaviest rows, and compares the peaks."""
     rows, sizes = heaviest(spec, family)
     planned = estimate(type(family), model, spec, sizes, accelerator)

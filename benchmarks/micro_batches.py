@@ -1,11 +1,11 @@
-"""How evenly the rows of a step fill its micro-batches, compared with the plain order.
+"""Measures how evenly the rows of a step fill its micro-batches, compared with the plain order.
 
     python -m benchmarks.micro_batches
 
 Rows have the sizes of real formulas (benchmarks/im2latex_sizes.json). `largest_over_mean` is the
-tokens of a step's largest micro-batch divided by the mean: of processes that wait for each other,
-the time lost is this less 1. `padding` is the share of a padded micro-batch, and
-`attention_padding` that of the grid in which a packed one computes attention, that holds no token.
+number of tokens in a step's largest micro-batch, divided by the mean; minus 1, it is the share of
+time that processes lose waiting for each other. `padding` is the share of padding in a padded
+micro-batch, and `attention_padding` that in the grid in which a packed one computes attention.
 """
 
 import platform
@@ -97,11 +97,11 @@ def _figures(division: Division, lengths: Sequence[int], split: Split) -> dict[s
         micro_batches = [
             [lengths[row] for row in batch if row != DUMMY_ROW] or [0] for batch in step
         ]
-        sums = [sum(own) for own in micro_batches]
+        sums = [sum(batch) for batch in micro_batches]
         over_mean.append(max(sums) / statistics.mean(sums))
         largest = max(largest, *sums)
         tokens += sum(sums)
-        grid += sum(len(own) * max(own) for own in micro_batches)
+        grid += sum(len(batch) * max(batch) for batch in micro_batches)
     return {
         "largest_over_mean": round(statistics.mean(over_mean), 3),
         "largest_pass_tokens": largest,
@@ -111,7 +111,7 @@ def _figures(division: Division, lengths: Sequence[int], split: Split) -> dict[s
 
 def _steps(division: Division, rows: int, split: Split) -> Iterator[list[list[int]]]:
     """The micro-batches of every step, over all processes."""
-    every = [
+    samplers = [
         DistributedBatchSampler(
             shuffled(rows, SEED),
             division.size,
@@ -124,9 +124,9 @@ def _steps(division: Division, rows: int, split: Split) -> Iterator[list[list[in
     ]
     at_once = division.micro_batches * division.processes
     for epoch in range(EPOCHS):
-        for batches in every:
+        for batches in samplers:
             batches.sampler.set_epoch(epoch)
-        together = list(chain.from_iterable(zip(*every, strict=True)))
+        together = list(chain.from_iterable(zip(*samplers, strict=True)))
         yield from (together[i : i + at_once] for i in range(0, len(together), at_once))
 
 

@@ -1,11 +1,11 @@
-"""Measures prep: rows per second, peak memory and disk, by the number of rows and of processes.
+"""Measures prep: rows per second, peak memory and peak disk, by number of rows and processes.
 
     python -m benchmarks.prep --rows 1000 10000 100000 1000000 --workers 1 2
 
-Rows are synthetic: JSON Lines that name small PNG files, 1,000 different ones, of which 4 are held
-out. Each measurement runs in its own process; peak memory is the largest resident set of the job's
+Rows are synthetic: JSON Lines that refer to 1,000 different small PNG files, of which 4 are held
+out. Each measurement runs in its own process; peak memory is the largest resident set of the main
 process, and of one of its workers. Peak disk is the largest size of prep's files, sampled four
-times a second; compare it with the bytes of the images that they hold. `load` is the machine's load
+times a second; compare it with the bytes of the images in them. `load` is the machine's load
 average at the start.
 """
 
@@ -42,9 +42,10 @@ def write_rows(folder: Path, count: int) -> Path:
     for n in range(IMAGES):
         path = folder / "images" / f"{n}.png"
         if not path.exists():
-            grey = np.kron(rng.integers(0, 256, (7, 42), dtype=np.uint8), np.ones((8, 8), np.uint8))
+            noise = rng.integers(0, 256, (7, 42), dtype=np.uint8)
+            pixels = np.kron(noise, np.ones((8, 8), np.uint8))
             file = io.BytesIO()
-            Image.fromarray(grey).save(file, "PNG")
+            Image.fromarray(pixels).save(file, "PNG")
             path.write_bytes(file.getvalue())
     held_out = [{"image": f"images/{n}.png", "text": f"held out {n}"} for n in range(4)]
     (folder / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
@@ -106,11 +107,11 @@ output: {{uri: out}}
     }
 
 
-def watch(place: Path, ended: threading.Event, peak: list[int]) -> None:
+def watch(folder: Path, ended: threading.Event, peak: list[int]) -> None:
     """Tracks the peak size of prep's folders in `peak`."""
     while not ended.wait(0.25):
         total = 0
-        for path in place.glob("out*/**/*"):
+        for path in folder.glob("out*/**/*"):
             with contextlib.suppress(FileNotFoundError):  # renamed during the scan
                 total += path.stat().st_size if path.is_file() else 0
         peak[0] = max(peak[0], total)
@@ -128,12 +129,12 @@ def main() -> None:
         print(json.dumps(measure(rows, count, workers, arguments.one / "out" / "data")))
         return
     runs = []
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for count in arguments.rows:
-            write_rows(Path(place), count)
+            write_rows(Path(folder), count)
             for workers in arguments.workers:
-                shutil.rmtree(Path(place, "out"), ignore_errors=True)  # it would count as disk
-                command = [sys.executable, "-m", "benchmarks.prep", "--one", place]
+                shutil.rmtree(Path(folder, "out"), ignore_errors=True)  # it would count as disk
+                command = [sys.executable, "-m", "benchmarks.prep", "--one", folder]
                 command += ["--rows", str(count), "--workers", str(workers)]
                 done = subprocess.run(  # noqa: S603
                     command, check=True, stdout=subprocess.PIPE, text=True

@@ -3,10 +3,10 @@
     python -m benchmarks.training                                   the tiny model, on this CPU
     python -m benchmarks.training --model 28b --rows 64             the published one, on a GPU
 
-Weights are random, rows have the sizes of real formulas (benchmarks/im2latex_sizes.json), and all
-ways train the same rows with the same adapter in one run. Tokens are counted without padding. The
-last way is the product's train stage, with its data workers, batch size finder, callbacks and
-optimizer.
+Weights are random, and rows have the sizes of real formulas (benchmarks/im2latex_sizes.json). A
+"way" is one implementation of the training step; all ways of a run train the same rows with the
+same adapter. Tokens are counted without padding. The last way is the product's train stage, with
+its data workers, batch size finder, callbacks and optimizer.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from job.families import model_source
 from job.families.base import SORTED_EXPERTS, Encoded
 from job.families.batches import Batch, PaddedBatch, to_device
 from job.families.ernie45_vl import Ernie45VL
-from job.families.lora.linear import use_low_rank_layers
+from job.families.lora.linear import use_lora_linear
 from job.planning.sizes import GIB
 from job.prep.images import inspect
 from job.prep.prepared_data import PreparedData
@@ -58,39 +58,39 @@ WARM_UP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to train."""
+    """One implementation of the training step."""
 
     experts: str = "grouped_mm"
     attention: str = "sdpa"
     indices: bool = True
-    """Whether the batch holds positions and vision indices."""
+    """Whether the batch contains position ids and vision indices."""
     packed: bool = False
-    bounds: bool = False
-    """Whether attention is varlen, if there is a kernel."""
-    low_rank: bool = False
-    """Whether adapters compute in their layer's dtype; else as in PEFT."""
+    varlen: bool = False
+    """Whether attention uses the varlen kernel, if the device has one."""
+    lora_linear: bool = False
+    """Whether adapters compute in their base layer's dtype; else as in PEFT."""
     compiled: bool = False
-    wide: bool = False
+    fused_lora: bool = False
     """Whether adapters are fused into their compiled layers."""
     rows: int | None = None
-    """Rows per step, if not the run's."""
+    """Rows per step, if fewer than the run's."""
 
 
 SORTED = Way(packed=True, experts=SORTED_EXPERTS, rows=32)  # attention pads rows to a grid
-BOUNDS = replace(SORTED, bounds=True, rows=None)
+VARLEN = replace(SORTED, varlen=True, rows=None)
 WAYS = {
     "tutorial": Way(experts="eager", attention="eager", indices=False, rows=2),
-    "transformers": Way(indices=False, rows=16),  # it keeps all logits, padding's included
+    "transformers": Way(indices=False, rows=16),  # it keeps all logits, including those of padding
     "padded": Way(rows=16),
     "packed": Way(packed=True, rows=32),
     "+ sorted experts": SORTED,
-    "+ bounds": BOUNDS,
-    "+ adapters in bf16": replace(BOUNDS, low_rank=True),
-    "+ torch.compile": replace(BOUNDS, low_rank=True, compiled=True),
-    "+ one product": replace(BOUNDS, low_rank=True, compiled=True, wide=True),
+    "+ bounds": VARLEN,
+    "+ adapters in bf16": replace(VARLEN, lora_linear=True),
+    "+ torch.compile": replace(VARLEN, lora_linear=True, compiled=True),
+    "+ one product": replace(VARLEN, lora_linear=True, compiled=True, fused_lora=True),
 }
 ON_GPU = ("+ bounds", "+ adapters in bf16", "+ torch.compile", "+ one product")
-"""Ways that change nothing on a CPU, or do not pay there."""
+"""Ways that have no effect on a CPU, or do not pay off there."""
 JOB = "train stage"
 BASELINE = "transformers"
 
@@ -100,7 +100,7 @@ def main() -> None:
     spec = _spec(arguments)
     accelerator = detect(spec.runtime)
     device = accelerator.device
-    family = bound(spec)
+    family = tiny_family(spec)
     encoded = encoded_rows(family, arguments.steps * arguments.rows)
     model = random_model(arguments.model, arguments.layers, family, device)
     layers = model.config.text_config.num_hidden_layers
@@ -109,9 +109,9 @@ def main() -> None:
     last = next((name for name in reversed(arguments.ways) if name != JOB), None)
     for name in arguments.ways:
         if name == JOB:
-            # As many as needed: after a shorter epoch, workers would restart with empty queues.
-            rows_of_all = list(formula_rows(spec.train.max_steps * arguments.rows))
-            found = _measure_job(family, model, spec, accelerator, rows_of_all)
+            # Enough rows for one epoch: after each epoch, workers restart with empty queues.
+            all_rows = list(formula_rows(spec.train.max_steps * arguments.rows))
+            found = _measure_job(family, model, spec, accelerator, all_rows)
         else:
             way = WAYS[name]
             rows = min(way.rows or arguments.rows, arguments.rows)
@@ -132,14 +132,14 @@ def main() -> None:
         measured[name] = found
         print(name, json.dumps(found), flush=True)
     result = {
-        # A CPU's speed depends on its cores; a GPU's name is enough.
+        # A CPU's speed depends on its cores; a GPU is identified by its name.
         **({"cores": cpu.cores()} if device.type == "cpu" else {}),
         "rows_a_step": arguments.rows,
         "layers": layers,
         "parameters": parameters,
         "routed_experts_adapted": arguments.experts,
         "ways": measured,
-        **arithmetic.of(model.config, family, encoded, device, measured),
+        **arithmetic.flops_and_mfu(model.config, family, encoded, device, measured),
         "speeds": _speeds(measured, spec),
         **_headline(measured),
     }
@@ -157,7 +157,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("tiny", "28b"), default="tiny")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
-    parser.add_argument("--rows", type=int, default=8, help="rows a step")
+    parser.add_argument("--rows", type=int, default=8, help="rows per step")
     parser.add_argument(
         "--steps", type=int, default=8, help="number of steps; the first two are not counted"
     )
@@ -190,7 +190,7 @@ def _spec(arguments: argparse.Namespace) -> JobSpec:
     return load_spec(SPEC.read_text(), str(SPEC), overrides, environ={}).spec
 
 
-def bound(spec: JobSpec) -> Ernie45VL:
+def tiny_family(spec: JobSpec) -> Ernie45VL:
     """The family with the tiny model's tokenizer and processor."""
     tiny = families.read_checkpoint(
         "builtin://ernie-vl-tiny", model_source.MODELS / "ernie-vl-tiny"
@@ -199,6 +199,7 @@ def bound(spec: JobSpec) -> Ernie45VL:
 
 
 def formula_rows(count: int) -> Iterator[Row]:
+    """Rows of noise, with the sizes of real formulas."""
     sizes = json.loads((HERE / "im2latex_sizes.json").read_text())["rows"]
     noise = np.random.default_rng(0)
     for number in range(count):
@@ -219,14 +220,14 @@ def formula_rows(count: int) -> Iterator[Row]:
 
 
 def encoded_rows(family: Any, count: int) -> list[Encoded]:
-    """Rows with the sizes of real formulas, as tokens."""
+    """Tokenized `formula_rows`."""
     return [family.encode(row) for row in formula_rows(count)]
 
 
 def random_model(name: str, layers: int | None, family: Any, device: torch.device) -> Any:
-    """The model with random weights: fp32 on a CPU, bf16 on a GPU."""
+    """The model with random weights: `tiny` in fp32, `28b` in bf16."""
     if name == "tiny":
-        return family.initialise(
+        return family.initialize(
             seed=0, dtype=torch.float32, device=device, attn_implementation="sdpa"
         )
     config = Ernie45VL.architecture(PUBLISHED, Ernie45VL.known_config(PUBLISHED) or {}).config
@@ -237,13 +238,13 @@ def random_model(name: str, layers: int | None, family: Any, device: torch.devic
         setattr(
             config, kind, getattr(family.processor, kind)
         )  # the rows' tokenizer is the tiny one
-    return drawn(config, family, device)
+    return random_weights(config, family, device)
 
 
-def drawn(config: Any, family: Any, device: torch.device) -> Any:
-    """A model of the config in bf16 with random matrices.
+def random_weights(config: Any, family: Any, device: torch.device) -> Any:
+    """Builds the model in bf16, with random matrices.
 
-    Norms and router biases keep their initial values: random ones would route all tokens to the
+    Norms and router biases keep their initial values: random biases would route all tokens to the
     same few experts.
     """
     from transformers import Ernie4_5_VLMoeForConditionalGeneration
@@ -282,11 +283,11 @@ def _measure(
 
     torch.manual_seed(0)
     cuda = device.type == "cuda"
-    model = base if cuda else copy.deepcopy(base)  # a GPU has no room for two
-    native = type(model), [type(block) for block in _blocks(model)]
+    model = base if cuda else copy.deepcopy(base)  # two do not fit on a GPU
+    original_classes = type(model), [type(block) for block in _blocks(model)]
     targets = family.lora_targets(model, spec.lora)
     if way.packed:
-        family.use_packed_step(model, varlen=way.bounds)
+        family.use_packed_step(model, varlen=way.varlen)
     family.set_experts_implementation(model, way.experts)
     model.set_attn_implementation(way.attention)
     adapted = get_peft_model(
@@ -298,11 +299,11 @@ def _measure(
             target_parameters=list(targets.parameters) or None,
         ),
     ).train()
-    if way.low_rank:
-        use_low_rank_layers(adapted)
+    if way.lora_linear:
+        use_lora_linear(adapted)
     blocks: CompiledBlocks | None = None
     if way.compiled and cuda:
-        blocks = compile_blocks(adapted, fuse=way.wide)
+        blocks = compile_blocks(adapted, fuse=way.fused_lora)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=cuda)
     synchronize: Callable[[], None] = torch.cuda.synchronize if cuda else lambda: None
@@ -314,7 +315,7 @@ def _measure(
         moved: Any = to_device(batch, device)
         if not way.indices:  # the tower computes its indices from the grid, on the grid's device
             moved["image_grid_thw"] = moved["image_grid_thw"].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cuda and not way.low_rank):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda and not way.lora_linear):
             loss: torch.Tensor = adapted(**moved, use_cache=False).loss
         loss.backward()
         optimizer.step()
@@ -336,8 +337,8 @@ def _measure(
     if blocks is not None:
         blocks.release()
     adapted.unload()
-    model.__class__ = native[0]
-    for block, kind in zip(_blocks(model), native[1], strict=True):
+    model.__class__ = original_classes[0]
+    for block, kind in zip(_blocks(model), original_classes[1], strict=True):
         block.__class__ = kind
     optimizer.state.clear()
     release_memory()
@@ -348,7 +349,7 @@ def _measure(
         "fastest": round(max(each), 1),
         "seconds_a_step": round(statistics.median(seconds[WARM_UP:]), 4),
         "tokens_a_step": round(statistics.mean(tokens)),
-        # On a CPU a process has a single peak, for all ways together.
+        # On a CPU the peak is that of the process, over all ways.
         **({"peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2)} if cuda else {}),
         "first_step_seconds": round(seconds[0], 2),
         "first_loss": round(float(losses[0]), 4),
@@ -361,35 +362,35 @@ def _blocks(model: Any) -> list[Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held(PreparedData):
-    """Rows in memory, as if prep had written them."""
+class InMemoryData(PreparedData):
+    """Rows in memory, in place of prep's files."""
 
-    held: Sequence[Row]
+    in_memory: Sequence[Row]
 
     def rows(self, split: Split) -> Sequence[Row]:
-        return self.held
+        return self.in_memory
 
     def measured_rows(self) -> Sequence[Row]:
-        return self.held
+        return self.in_memory
 
 
 def train_stage(
     spec: JobSpec, accelerator: Accelerator, family: Any, model: Any, rows: Sequence[Row]
 ) -> tuple[TrainResult, Any, list[dict[str, Any]]]:
-    """Runs the train stage as a job does: its result, the trained model and its history."""
+    """Runs the train stage as a job does; returns its result, the trained model and the history."""
     engine = engines.create(spec.model, spec.lora, accelerator)
     engine.prepare(model, family)
-    data = Held(
+    data = InMemoryData(
         directory=Path(),
         train_rows=len(rows),
         eval_rows=0,
         rejected_rows=0,
         leaked_rows=0,
-        held=rows,
+        in_memory=rows,
     )
-    with tempfile.TemporaryDirectory() as place:
-        directory = Path(place, "stage")
-        checkpoints = str(Path(place, "checkpoints"))
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder, "stage")
+        checkpoints = str(Path(folder, "checkpoints"))
         context = TrainContext(
             spec=spec,
             engine=engine,
@@ -397,11 +398,11 @@ def train_stage(
             family=family,
             data=data,
             directory=directory,
-            scratch=Path(place, "scratch"),
+            scratch=Path(folder, "scratch"),
             checkpoints=CheckpointStore(uri=checkpoints, fingerprint="benchmark"),
-            trackers=TrackerFiles((), Path(place, "logs"), str(Path(place, "logs"))),
+            trackers=TrackerFiles((), Path(folder, "logs"), str(Path(folder, "logs"))),
             publish=lambda _: None,
-            require_output=lambda: None,
+            check_lease=lambda: None,
             report_step=lambda _: None,
         )
         trained, result = train(context, model)
@@ -413,7 +414,7 @@ def train_stage(
 def _measure_job(
     family: Ernie45VL, model: Any, spec: JobSpec, accelerator: Accelerator, rows: list[Row]
 ) -> dict[str, float]:
-    """The train stage's speed; its first window of steps is not counted."""
+    """The train stage's speed; the first logging window is not counted."""
     result, _, history = train_stage(spec, accelerator, family, model, rows)
     windows = history[1:]
     each = [window["tokens_per_second"] for window in windows]
@@ -432,7 +433,7 @@ def _measure_job(
 
 
 def _speeds(measured: dict[str, dict[str, float]], spec: JobSpec) -> list[dict[str, object]]:
-    """The speed of the job's step, as `job plan` reads it."""
+    """The train stage's speed, in the format that `job plan` reads."""
     if JOB not in measured:
         return []
     way = measured[JOB]

@@ -1,4 +1,4 @@
-"""Engines load and adapt models and compute their training steps; `choose` selects one.
+"""Engines load models, attach adapters and run training steps; `choose` selects one.
 
 Imports: spec, distributed, families.
 """
@@ -13,9 +13,9 @@ __all__ = ["Engine", "EngineChoice", "EngineName", "choose", "create"]
 
 
 def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine:
-    """The engine that the spec names; `auto`, unless `choose` resolved it, is transformers.
+    """The engine that the spec names; an unresolved `auto` means transformers.
 
-    Unsloth must have been imported by `job.engines.unsloth_patches`.
+    For Unsloth, `job.engines.unsloth_patches` must have imported the library.
     """
     _quiet_libraries()
     dtype = resolve_dtype(model, lora, accelerator)
@@ -32,7 +32,7 @@ def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine
 
 
 def _quiet_libraries() -> None:
-    """Silences progress bars and warnings that would break the job's own lines."""
+    """Silences progress bars and warnings that would garble the job's own log."""
     import datasets
     import transformers
 

@@ -34,20 +34,21 @@ class Engine(Protocol):
     def patches_forward(self) -> bool:
         """Whether it replaces the models' forward passes.
 
-        The family's packed step and blocks compiled by this project would overwrite them.
+        If so, the family's packed step and this project's compiled blocks are not used: they would
+        override the replacements.
         """
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
-        """The family's checkpoint on this engine's device, frozen and in evaluation mode.
+        """The family's model with the checkpoint's weights, on this engine's device.
 
-        In this engine's dtype unless another is given.
+        Frozen, in evaluation mode, and in this engine's dtype unless another is given.
         """
 
-    def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
+    def initialize(self, family: Family, seed: int) -> "PreTrainedModel":
         """The family's architecture with seeded random weights."""
 
     def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
-        """Prepares a model as `load` does: frozen, with the experts that the spec selects."""
+        """Freezes a model and selects the spec's experts implementation, as `load` does."""
 
     def attach_adapter(
         self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int

@@ -1,4 +1,4 @@
-"""Selects the engine: the one that the spec names or, for `auto`, the one that measured faster."""
+"""Selects the engine: the one that the spec names or, for `auto`, the one measured to be faster."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ PACKAGES = ("unsloth", "unsloth_zoo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Tokens per second of both engines on the same rows, recorded by `benchmarks/engines.py`."""
+class Measurement:
+    """Tokens per second of both engines on the same rows, measured by `benchmarks/engines.py`."""
 
     family: str
     device: str
     """The GPU's name in torch."""
     compiled: bool
-    """Whether `train.torch_compile` was on, for both."""
+    """Whether both were measured with `train.torch_compile`."""
     transformers: float
     unsloth: float
 
@@ -32,23 +32,23 @@ class Measured:
         return (family, compiled) == (self.family, self.compiled) and same_device
 
 
-MEASURED: tuple[Measured, ...] = (
-    Measured(
+MEASURED: tuple[Measurement, ...] = (
+    Measurement(
         family="ernie45_vl",
         device="NVIDIA H200",
         compiled=False,
         transformers=19689.7,
         unsloth=8338.7,
     ),
-    Measured(
+    Measurement(
         family="vlm", device="NVIDIA H200", compiled=False, transformers=15967.3, unsloth=12570.7
     ),
 )
-"""The newest measurement of each family, device and mode; anything else trains with
+"""The newest measurement for each family, device and mode; without one, `auto` selects
 `transformers`."""
 
-UNCOMPILED = ("ernie45_vl",)
-"""Families whose step crashes with Unsloth's compiled forward passes."""
+CRASHES_COMPILED = ("ernie45_vl",)
+"""Families whose training step crashes with Unsloth's compiled forward passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class EngineChoice:
 
 
 def installed() -> Collection[str]:
-    """Which of `PACKAGES` are installed; imports none."""
+    """The installed ones of `PACKAGES`; imports none of them."""
     return [name for name in PACKAGES if find_spec(name) is not None]
 
 
@@ -69,7 +69,7 @@ def choose(
     *,
     processes: int = 1,
     present: Collection[str] | None = None,
-    measured: Collection[Measured] = MEASURED,
+    measured: Collection[Measurement] = MEASURED,
 ) -> EngineChoice:
     """The engine that trains `spec` on the accelerator; `family` is None if it is unknown.
 
@@ -112,7 +112,7 @@ def _obstacle(
     processes: int,
     present: Collection[str],
 ) -> SpecError | None:
-    """Why Unsloth cannot train the spec here, beyond what validation of the spec rejects."""
+    """Why Unsloth cannot train the spec here; spec validation has rejected other cases already."""
     other_engine = "set model.engine: transformers, or auto"
     if accelerator.kind == "cpu":
         return SpecError(
@@ -132,7 +132,7 @@ def _obstacle(
             value="unsloth",
             fix=f'make setup EXTRAS="gpu unsloth", or {other_engine}',
         )
-    if spec.train.torch_compile and family in UNCOMPILED:
+    if spec.train.torch_compile and family in CRASHES_COMPILED:
         return SpecError(
             "$.train.torch_compile",
             f"must be false if unsloth trains the family {family}: its step crashes when compiled",

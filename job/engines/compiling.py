@@ -1,7 +1,7 @@
-"""`torch.compile` of a model's blocks, one by one: equal blocks share one compiled function.
+"""Regional `torch.compile`: block by block, so that equal blocks share one compiled function.
 
-Blocks are the units of gradient checkpointing: decoder layers, and those of vision towers. They are
-compiled in place, so that weights keep their names, and for dynamic shapes.
+Blocks are the units of gradient checkpointing: decoder layers and vision blocks. They are compiled
+in place, so that weights keep their names, and for dynamic shapes.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from job.errors import SpecError
 
 FIELD = "$.train.torch_compile"
 MAX_RECOMPILES = 32
-"""How often one function is recompiled before it runs eagerly. Rows with and without images, one
-row or several, padded or not, and each kind of layer need their own graph.
+"""How often a function may be recompiled before dynamo falls back to eager. Batches with and
+without images, of one row or several, padded or not, and each kind of layer need their own graph.
 """
 
 
 def require(device: torch.device) -> None:
-    """Compiles one line for the device. Raises SpecError if that is not possible."""
+    """Compiles a trivial function for the device. Raises SpecError if that fails."""
     try:
         # A cached result proves nothing about the compiler that is installed now.
         with fresh_cache():
@@ -44,7 +44,7 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class CompiledBlocks:
-    """What `compile_blocks` changed in a model, and the way back."""
+    """The compiled blocks of a model; `release` undoes `compile_blocks`."""
 
     blocks: tuple[GradientCheckpointingLayer, ...]
     fused: FusedLora | None
@@ -54,7 +54,7 @@ class CompiledBlocks:
         return len(self.blocks)
 
     def release(self) -> None:
-        """Makes the blocks run eagerly again: generation would trigger compilations of its own."""
+        """Makes the blocks run eagerly again: generation would trigger more compilations."""
         for block in self.blocks:
             block._compiled_call_impl = None
         if self.fused is not None:
@@ -64,13 +64,13 @@ class CompiledBlocks:
 def compile_blocks(
     model: torch.nn.Module, backend: str = "inductor", *, fuse: bool = True
 ) -> CompiledBlocks:
-    """Has each block compiled at its first call, with its adapters.
+    """Marks each block, with its adapters, for compilation at its first call.
 
-    `fuse` says whether adapters may be fused into their layers' matrices: not under autocast, which
-    chooses the dtype of each operation.
+    `fuse` allows fusing adapters into their layers' matrices; it must be off under autocast, which
+    chooses a dtype for each operation.
     """
     torch._dynamo.config.recompile_limit = MAX_RECOMPILES
-    # An adapter's scaling is a constant; as an input of the blocks it would be a kernel in each.
+    # Makes an adapter's scaling a constant; as a graph input it would cost a kernel in each block.
     torch._dynamo.config.specialize_float = True
     blocks = tuple(
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)

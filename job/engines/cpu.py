@@ -1,6 +1,6 @@
-"""The CPU as this process may use it: model, cores and memory.
+"""The CPU model, and the cores and memory that this process may use.
 
-In a container the machine's figures are visible, but only the container's share is usable.
+In a container the kernel reports the whole machine, but only the container's limits are usable.
 """
 
 import math

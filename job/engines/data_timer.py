@@ -8,14 +8,14 @@ T = TypeVar("T")
 
 
 class DataTimer:
-    """Runs while the training loop waits for a batch."""
+    """Adds up the time that the training loop waits for batches."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Total wait of this process."""
+        """Total wait of this process so far."""
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; the wait for each of them is added to `seconds`."""
+        """Yields the same batches, and adds the wait for each to `seconds`."""
         started = time.monotonic()
         for batch in batches:
             self.seconds += time.monotonic() - started

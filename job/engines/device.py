@@ -1,4 +1,4 @@
-"""The accelerator (CUDA, ROCm or CPU) and what follows from it: dtype, autocast, optimizer."""
+"""The accelerator (CUDA, ROCm or CPU), and the dtype, autocast and optimizer chosen for it."""
 
 import gc
 import os
@@ -23,9 +23,9 @@ class Accelerator:
     kind: Kind
     name: str
     memory_bytes: int
-    """Of one device; for a CPU, what this process may use."""
+    """Memory of one GPU, or the host memory that this process may use."""
     cores: int | None = None
-    """Of a CPU, those this process may use; None of a GPU, whose name implies them."""
+    """CPU cores that this process may use; None for a GPU."""
     index: int = 0
     """The device's index on its machine."""
 
@@ -44,7 +44,7 @@ class Accelerator:
         return int(torch.cuda.max_memory_reserved(self.index))
 
     def reset_peak_memory(self) -> None:
-        """Resets the peak to current use; for a process, if the kernel supports it."""
+        """Resets the peak to current use; on a CPU, only if the kernel supports it."""
         if self.kind == "cpu":
             cpu.reset_peak_memory()
             return
@@ -87,7 +87,7 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
         )
     if available == "cuda" and not any(name in os.environ for name in ALLOCATOR):
         # Batches of many sizes fragment memory; expandable segments avoid that. PyTorch reads the
-        # variable once, when it first touches a device.
+        # variable once, when it initializes CUDA.
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     torch.cuda.set_device(index)
     properties = torch.cuda.get_device_properties(index)
@@ -97,7 +97,7 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
 
 
 def release_memory() -> None:
-    """Frees unreferenced memory, on the GPU too."""
+    """Collects garbage and empties the GPU allocator's cache."""
     import torch
 
     gc.collect()
@@ -108,8 +108,8 @@ def release_memory() -> None:
 def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> "torch.dtype":
     """The dtype of the weights in memory: the spec's or, for `auto`, by device and method.
 
-    fp32 on a CPU. On a GPU, bf16 if they are frozen under an adapter; fp32 if some are trained,
-    because updates are often too small for bf16.
+    `auto` is fp32 on a CPU. On a GPU it is bf16 if only an adapter is trained, and fp32 if weights
+    of the model itself are, because updates are often too small for bf16.
     """
     import torch
 
@@ -122,8 +122,8 @@ def resolve_dtype(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) ->
 def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> bool:
     """Whether training computes in bf16 regardless of the weights' dtype.
 
-    On a GPU, unless the spec sets another dtype. A plain adapter does not need it: its layers
-    compute in their base's bf16 (`job.families.lora.linear`).
+    Only on a GPU, and unless the spec sets a dtype other than bf16. A plain adapter does not need
+    autocast: its layers compute in their base layer's bf16 (`job.families.lora.linear`).
     """
     if accelerator.kind == "cpu" or model.dtype not in ("auto", "bfloat16"):
         return False
@@ -131,7 +131,7 @@ def resolve_autocast(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator)
 
 
 def trains_weights(lora: LoraSpec) -> bool:
-    """Whether weights of the model itself are trained: all, or biases beside an adapter."""
+    """Whether weights of the model itself are trained: all of them, or biases with an adapter."""
     return lora.method == "full" or lora.bias != "none"
 
 
@@ -143,7 +143,7 @@ def is_plain(lora: LoraSpec) -> bool:
 def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:
     """The optimizer's name for Transformers.
 
-    Raises SpecError for one that this machine lacks, and names the substitute.
+    Raises SpecError, naming a substitute, if this machine does not support the spec's optimizer.
     """
     substitute = "adamw_torch" if accelerator.kind == "cpu" else "adamw_torch_fused"
     eight_bit = accelerator.kind != "cpu" and _has_bitsandbytes()

@@ -1,10 +1,10 @@
 """Fuses frozen linear layers and their adapters into one matrix each, for compiled blocks.
 
-The weights move: a layer's weight becomes a view of the matrix, so that nothing is held twice.
-Adapters stay where they are, and are copied into the matrix before each forward pass.
+A layer's weight becomes a view of the matrix, so that no weight is stored twice. The adapters'
+weights stay in place, and are copied into the matrix before each forward pass.
 
-Its one seam with `job.families.lora`: `fuse_adapters` sets `LowRankLinear.fused`, which the layer
-computes with while its block is compiled; `FusedLora.release` resets it.
+The only interface with `job.families.lora`: `fuse_adapters` sets `LoraLinear.fused`, which the
+layer uses while its block is compiled; `FusedLora.release` resets it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from job.families.lora.fused import FusedLoraLinear
-from job.families.lora.linear import FusableBlock, LowRankLinear, is_plain_lora
+from job.families.lora.linear import FusableBlock, LoraLinear, is_plain_lora
 from job.families.lora.peft_layers import sole_active_adapter
 
-Layers = tuple[LowRankLinear, ...]
+Layers = tuple[LoraLinear, ...]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class FusedLora:
     refresh_hook: RemovableHandle
 
     def release(self) -> None:
-        """Gives each layer its own weight again; frees each matrix once its weights are copied.
+        """Gives each layer a weight tensor of its own again; frees each matrix once its weights are copied.
 
         If memory is short this happens before training, which then needs that of the matrices.
         """
@@ -46,7 +46,7 @@ class FusedLora:
 def fuse_adapters(model: nn.Module, blocks: Sequence[nn.Module]) -> FusedLora | None:
     """Fuses the adapted layers of the blocks; None if there are none.
 
-    Each forward pass of the model begins by copying the adapters' current weights.
+    A hook copies the adapters' current weights before each forward pass of the model.
     """
     groups = [(_fuse(layers), layers) for layers in _groups(blocks)]
     each = [
@@ -59,7 +59,7 @@ def fuse_adapters(model: nn.Module, blocks: Sequence[nn.Module]) -> FusedLora | 
     downs, ups = [down for *_, down, _ in each], [up for *_, up in each]
 
     def refresh(*_: object) -> None:
-        """In few kernels for all layers: the device waits for them."""
+        """Copies the adapters' weights into the matrices, in few kernels for all layers."""
         with torch.no_grad():
             own = [layer.lora_A[name].weight for layer, name, *_ in each]
             scaled = torch._foreach_mul(own, [layer.scaling[name] for layer, name, *_ in each])
@@ -93,8 +93,8 @@ def _groups(blocks: Sequence[nn.Module]) -> Iterator[Layers]:
                 yield (layer,)
 
 
-def _can_be_fused(layer: nn.Module) -> TypeGuard[LowRankLinear]:
-    if not isinstance(layer, LowRankLinear) or (name := sole_active_adapter(layer)) is None:
+def _can_be_fused(layer: nn.Module) -> TypeGuard[LoraLinear]:
+    if not isinstance(layer, LoraLinear) or (name := sole_active_adapter(layer)) is None:
         return False
     base = layer.get_base_layer()
     frozen = not any(parameter.requires_grad for parameter in base.parameters())

@@ -13,9 +13,10 @@ def enable(model: "PreTrainedModel") -> None:
 
 
 def skip_frozen_inputs(model: "PreTrainedModel") -> None:
-    """Computes no gradients in parts where nothing is trained.
+    """Skips the backward pass of parts in which nothing is trained.
 
-    Transformers makes every embedding's output require one, the images' too, as reentrant
-    checkpointing needs: a frozen vision tower would be recomputed and run backward for nothing.
+    Transformers makes the output of every embedding, images included, require a gradient, as
+    reentrant checkpointing needs: a frozen vision tower would be recomputed and run backward for
+    nothing.
     """
     model.disable_input_require_grads()

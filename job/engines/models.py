@@ -1,4 +1,4 @@
-"""The model in memory: loaded when a stage first needs it, shared by the stages that follow."""
+"""The model in memory: loaded when a stage first needs it, and shared by later stages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,20 +28,21 @@ class Models:
         if self._base is None:
             log.info("load model", init=self._spec.model.init, dtype=str(self._engine.dtype)[6:])
             self._base = (
-                self._engine.initialise(self._family, self._spec.train.seed)
+                self._engine.initialize(self._family, self._spec.train.seed)
                 if self._spec.model.init == "random"
                 else self._engine.load(self._family)
             )
         return self._base
 
     def keep_trained(self, model: "PreTrainedModel | PeftModel") -> None:
-        """Stores the model that training has built around the base."""
+        """Keeps the trained model, which contains the base, for later stages."""
         self._trained, self._base = model, None
 
     def trained(
         self, adapter: Path | None, family_of_weights: Callable[[], Family]
     ) -> "PreTrainedModel | PeftModel":
-        """The trained model: in memory, or the base with the stored adapter, or stored weights."""
+        """The trained model: in memory already, or loaded: the base with the stored adapter or, if
+        `adapter` is None, the stored weights."""
         if self._trained is None:
             if adapter is not None:
                 self._trained = self._engine.load_adapter(self.base(), adapter)
@@ -51,6 +52,6 @@ class Models:
         return self._trained
 
     def release(self) -> None:
-        """Drops every model and frees the GPU memory they used."""
+        """Drops all models and frees their memory."""
         self._base = self._trained = None
         release_memory()

@@ -1,7 +1,7 @@
-"""FSDP2: every process holds a shard of each layer, and gathers a layer while it computes it.
+"""FSDP2: every process holds a shard of each layer, and all-gathers it while it is computed.
 
-Accelerate's plugin shards the model by the blocks that must not be split. Trained weights and
-optimizer state are gathered whole for checkpoints and for the adapter.
+Accelerate's plugin wraps each of the blocks in `_no_split_modules`. Trained weights and optimizer
+state are gathered in full for checkpoints and for the adapter.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ _SCATTERED = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
 def config(model: "torch.nn.Module") -> dict[str, Any]:
-    """`fsdp_config` of Transformers' arguments for the model: one unit per block."""
+    """The `fsdp_config` of Transformers' training arguments: one FSDP unit per block."""
     unsplit = set(model._no_split_modules)  # type: ignore[arg-type]
     blocks = {
         type(module).__name__
@@ -39,7 +39,7 @@ def config(model: "torch.nn.Module") -> dict[str, Any]:
 
 
 def use_on_cpu(accelerator: "Accelerator", plugin_arguments: dict[str, Any]) -> None:
-    """Makes Accelerate shard on a CPU too; it does so on GPUs only."""
+    """Makes Accelerate shard on a CPU, which it does not support by itself."""
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
 
@@ -52,7 +52,7 @@ def is_sharded(model: object) -> bool:
 
 
 def allow_unused_parameters(model: "torch.nn.Module") -> None:
-    """Lets processes differ in which weights their rows use: all gradients are reduced anyway."""
+    """Lets processes use different weights in a step: all gradients are reduced regardless."""
     assert isinstance(model, FSDPModule)
     model.set_reduce_scatter_unused_params(True)
 
@@ -63,7 +63,7 @@ def trained_state(model: "torch.nn.Module") -> dict[str, Any]:
 
 
 def optimizer_state(model: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, Any]:
-    """The optimizer's state, gathered likewise and keyed by parameter names."""
+    """The optimizer's state, gathered like `trained_state`, and keyed by parameter names."""
     return get_optimizer_state_dict(model, optimizer, options=_GATHERED)
 
 

@@ -1,22 +1,22 @@
-"""One training step, read from top to bottom: from the batches it fetches to the line it logs.
+"""The training step, top to bottom: from fetching its micro-batches to logging it.
 
-Transformers' `Trainer` stays underneath. Before the first step it builds the optimizer and the
-scheduler, wraps the model (autocast, DDP or FSDP2) and restores a checkpoint; after the last one it
-closes the loop. `StepTrainer` has what lies between, its methods in the order of a step:
+`StepTrainer` subclasses Transformers' `Trainer`, which still builds the optimizer and scheduler,
+wraps the model (autocast, DDP or FSDP2), restores checkpoints and ends the loop. Everything in
+between is here, in the order of a step:
 
-    _run_epoch            the optimizer steps of an epoch; a resumed training skips finished ones
+    _run_epoch            the optimizer steps of an epoch; after a resume, skips finished ones
       train_step          fetch → forward and backward → clip → optimizer → scheduler → log
         _fetch            the step's micro-batches from the loader; `DataTimer` measures the wait
         training_step     once per micro-batch, inherited from Transformers:
           _prepare_inputs     moves the micro-batch to the device
           compute_loss        forward, and the micro-batch's share of the step's loss
-                              then backward, through Accelerate
-        _maybe_log_save_evaluate   inherited; its callbacks are those of `job.train.callbacks`
+                              (the backward pass follows, through Accelerate)
+        _maybe_log_save_evaluate   inherited; calls the callbacks in `job.train.callbacks`
 
-Where the pieces come from: `job.train.sampler` and `job.train.micro_batches` divide rows among
-micro-batches; `job.train.dataset` and the family's `pack` or `collate` turn them into tensors; the
-family's packed step is the forward pass; `job.families.supervised_logits` computes logits of
-supervised tokens only.
+Elsewhere: `job.train.sampler` and `job.train.micro_batches` divide rows into micro-batches;
+`job.train.dataset` and the family's `pack` or `collate` turn rows into tensors; the family's packed
+model is the forward pass; `job.families.supervised_logits` computes logits of supervised tokens
+only.
 """
 
 import itertools
@@ -41,29 +41,29 @@ if TYPE_CHECKING:
 
 
 class MicroBatch(TypedDict, total=False):
-    """What one forward pass of one process reads, as the collator returns it.
+    """A micro-batch of one process, as the collator returns it.
 
-    The model's inputs, from the family's `collate` or `pack`, of which these are common to all, and
-    what training adds.
+    The model's inputs, from the family's `collate` or `pack` (only those common to all families are
+    listed), and the keys that training adds.
     """
 
     input_ids: "torch.Tensor"
-    """(B, T): rows padded to the longest; packed (1, T), the rows' tokens in one sequence."""
+    """(B, T) if padded to the longest row; (1, T) if packed: all rows' tokens in one sequence."""
     labels: "torch.Tensor"
-    """(B, T), if padded: `IGNORED` for tokens that are not supervised."""
+    """(B, T), only if padded: `IGNORED` for tokens that are not supervised."""
     counted_tokens: int
-    """Supervised tokens that count in the loss: none of a dummy row's."""
+    """Number of supervised tokens; a dummy row's are not counted."""
     tokens: int
-    """Tokens that count in the throughput, without padding."""
+    """Number of tokens without padding, for the throughput."""
     failed: "JobError"
-    """Alone, if the batch could not be built; raised by the process that trains."""
+    """The only key if the batch could not be built; the training process raises it."""
 
 
 def attach_gradient(loss: "torch.Tensor", model: "torch.nn.Module") -> "torch.Tensor":
-    """The loss, with a zero gradient for every trained weight if it depends on none of them.
+    """Connects a loss that depends on no trained weight to all of them, with zero gradients.
 
-    For example if only the vision tower is trained and no row of a micro-batch has an image. DDP
-    reduces gradients across processes, so no process may skip a backward pass.
+    This happens if only the vision tower is trained and a micro-batch has no image. DDP reduces
+    gradients across processes, so no process may skip a backward pass.
     """
     if loss.requires_grad:
         return loss
@@ -78,7 +78,7 @@ class StepTrainer(Trainer):
     """
 
     control: "TrainerControl"
-    """What the callbacks ask for: log, save, stop."""
+    """What the callbacks request: log, save, stop."""
 
     def __init__(
         self,
@@ -90,7 +90,8 @@ class StepTrainer(Trainer):
         """`batch_sampler` yields the row numbers of each of this process's micro-batches."""
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
-        # `compute_loss` weighs micro-batches; without this Transformers would divide once more.
+        # `compute_loss` weights micro-batches; without this, Transformers would divide the loss by
+        # their number again.
         self.model_accepts_loss_kwargs = True
 
     # Before the first step.
@@ -102,7 +103,7 @@ class StepTrainer(Trainer):
             self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> DataLoaderShard:
-        """The loader, whose batches are copied to the device while that computes."""
+        """The loader; copies of batches to the device overlap with compute."""
         import torch
 
         args = self.args
@@ -110,8 +111,8 @@ class StepTrainer(Trainer):
             self.train_dataset,
             device=args.device,
             batch_sampler=self._batch_sampler,
-            # Each iterator draws seeds for its workers. If it drew them from the global generator,
-            # dropout would depend on how many workers and resumes there were.
+            # Each iterator draws seeds for its workers. Drawn from the global generator, they would
+            # make dropout depend on the number of workers and resumes.
             generator=torch.Generator().manual_seed(args.seed),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -146,20 +147,21 @@ class StepTrainer(Trainer):
         steps_trained_in_current_epoch: int,
         **_: object,
     ) -> None:
-        """Trains the steps of an epoch. In Transformers' names, a step "in epoch" is a micro-batch.
+        """Trains the steps of an epoch.
 
-        The random state of a checkpoint is restored last: fetching batches may draw numbers.
+        In Transformers' argument names, a step "in epoch" is a micro-batch. After a resume, the
+        random state is restored only once batches are fetched, because fetching may draw numbers.
         """
         if self.state.global_step >= self.state.max_steps:
-            # Resumed at the last step; Transformers would train one more before it compares.
+            # Resumed at the last step: Transformers would train one more before it checks.
             self.control.should_training_stop = True
             return
-        finished, rng_state = 0, None
+        finished, rng_checkpoint = 0, None  # micro-batches; the checkpoint to restore from
         if epoch == epochs_trained and resume_from_checkpoint is not None:
             finished = steps_trained_in_current_epoch
             if finished:
                 train_dataloader = skip_first_batches(train_dataloader, finished)
-                rng_state = resume_from_checkpoint
+                rng_checkpoint = resume_from_checkpoint
             else:
                 self._load_rng_state(resume_from_checkpoint)
         train_dataloader.set_epoch(epoch)
@@ -173,9 +175,9 @@ class StepTrainer(Trainer):
                 micro_batches=end - start,
                 epoch=epoch + end / steps_in_epoch,
                 start_time=start_time,
-                rng_state=rng_state,
+                rng_checkpoint=rng_checkpoint,
             )
-            rng_state = None
+            rng_checkpoint = None
             if self.control.should_training_stop:
                 break
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
@@ -188,36 +190,37 @@ class StepTrainer(Trainer):
         micro_batches: int,
         epoch: float,
         start_time: float,
-        rng_state: str | None = None,
+        rng_checkpoint: str | None = None,
     ) -> None:
         """One optimizer step over the next `micro_batches` of this process.
 
-        `epoch` is where the step ends, as a fraction. `rng_state` names the checkpoint whose random
-        state the forward passes begin with, in the first step after a resume.
+        `epoch` is the fractional epoch at the end of the step. `rng_checkpoint` is the checkpoint
+        whose random state is restored before the forward passes: only in the first step after a
+        resume.
         """
-        # Fetch. Token counts are sums over micro-batches and processes.
+        # Fetch. Token counts are summed over micro-batches and processes.
         batches = self._fetch(loader, micro_batches)
-        if rng_state is not None:
-            self._load_rng_state(rng_state)
-        counted = sum(batch["counted_tokens"] for batch in batches)
-        tokens = sum(batch["tokens"] for batch in batches)
-        supervised, tokens = process_group.all_reduce_sum([counted, tokens])
+        if rng_checkpoint is not None:
+            self._load_rng_state(rng_checkpoint)
+        local_supervised = sum(batch["counted_tokens"] for batch in batches)
+        local_tokens = sum(batch["tokens"] for batch in batches)
+        supervised, tokens = process_group.all_reduce_sum([local_supervised, local_tokens])
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
-        # Forward and backward. Gradients add up locally; only the last backward reduces them.
+        # Forward and backward. Gradients accumulate locally; the last backward all-reduces them.
         for number, batch in enumerate(batches, start=1):
-            last = number == len(batches)
-            self.accelerator.gradient_state._set_sync_gradients(last)
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                # (): this micro-batch's share of the step's loss. On the device: nothing waits.
+            is_last = number == len(batches)
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                # (): this micro-batch's share of the step's loss. Stays on the device: no sync.
                 self._tr_loss += self.training_step(model, batch, supervised)
         self.state.num_input_tokens_seen += tokens
 
-        # Clip; without a limit the norm is only measured.
-        limited = self.args.max_grad_norm > 0
-        grad_norm = self._get_grad_norm(model, self._clip_grad_norm(model) if limited else None)
+        # Clip; if max_grad_norm is 0, only measure the norm.
+        clips = self.args.max_grad_norm > 0
+        grad_norm = self._get_grad_norm(model, self._clip_grad_norm(model) if clips else None)
 
-        # Optimizer, then scheduler: the rate to log is the one that was used.
+        # Optimizer, then scheduler. Log the learning rate that this step used, not the next one.
         self.control = self.callback_handler.on_pre_optimizer_step(
             self.args, self.state, self.control
         )
@@ -227,7 +230,7 @@ class StepTrainer(Trainer):
         self.lr_scheduler.step()
         model.zero_grad()
 
-        # Callbacks decide whether to log, save and stop; Transformers then does it.
+        # Callbacks decide whether to log, save and stop; Transformers then logs and saves.
         self.state.global_step += 1
         self.state.epoch = epoch
         self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
@@ -242,10 +245,10 @@ class StepTrainer(Trainer):
             learning_rate=learning_rate,
         )
 
-    # What a step is made of.
+    # Parts of a step.
 
     def _fetch(self, loader: Iterator[MicroBatch], count: int) -> list[MicroBatch]:
-        """The next micro-batches. Raises the error of one that could not be built."""
+        """The next `count` micro-batches. Raises the error of one that could not be built."""
         batches = list(itertools.islice(self._data_timer.timed(loader), count))
         for batch in batches:
             if "failed" in batch:
@@ -253,9 +256,10 @@ class StepTrainer(Trainer):
         return batches
 
     def _prepare_inputs(self, inputs: MicroBatch) -> MicroBatch:
-        """The micro-batch on the device, except what the model reads value by value in Python."""
+        """Moves the micro-batch to the device, except for `host_keys`."""
         prepared = super()._prepare_inputs(inputs)
-        # One copy back; read on the device, each value would be a copy and a wait.
+        # The loader has moved everything. One copy back; reading values one by one on the device
+        # would sync for each.
         host = host_keys(prepared)
         return {k: v.cpu() if k in host else v for k, v in prepared.items()}  # type: ignore[return-value]
 
@@ -268,11 +272,11 @@ class StepTrainer(Trainer):
     ) -> "torch.Tensor":
         """Forward; returns the micro-batch's share () of the step's loss.
 
-        The model's loss is the mean over the micro-batch's supervised tokens. Its share is their
-        part of `num_items_in_batch`, the supervised tokens of the step over all processes.
+        The model's loss is the mean over the micro-batch's supervised tokens. It is weighted by
+        their fraction of `num_items_in_batch`: the step's supervised tokens over all processes.
         """
         assert num_items_in_batch is not None
         assert not return_outputs
-        # Times the processes: gradients are averaged over them, and a sum is needed.
+        # Times the number of processes: DDP and FSDP average gradients, but a sum is needed.
         share = inputs["counted_tokens"] * self.accelerator.num_processes / num_items_in_batch
         return attach_gradient(model(**model_inputs(dict(inputs))).loss, model) * share

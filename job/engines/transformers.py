@@ -27,8 +27,8 @@ class TransformersEngine:
         model = family.load(dtype=dtype or self.dtype, device=self.device, **self._attention())
         return self.prepare(model, family)
 
-    def initialise(self, family: Family, seed: int) -> "PreTrainedModel":
-        model = family.initialise(
+    def initialize(self, family: Family, seed: int) -> "PreTrainedModel":
+        model = family.initialize(
             seed=seed, dtype=self.dtype, device=self.device, **self._attention()
         )
         return self.prepare(model, family)
@@ -39,7 +39,7 @@ class TransformersEngine:
         import torch
         from peft import LoraConfig, TaskType, get_peft_model
 
-        from job.families.lora.linear import use_low_rank_layers
+        from job.families.lora.linear import use_lora_linear
 
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
@@ -47,11 +47,11 @@ class TransformersEngine:
             use_dora=lora.use_dora,
             target_parameters=list(targets.parameters) or None,
         )
-        # Drawn on the CPU for every device, so that a seed gives the same adapter everywhere.
+        # Initialized on the CPU for every device, so that a seed gives the same adapter everywhere.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
-        use_low_rank_layers(adapted)
+        use_lora_linear(adapted)
         return adapted
 
     def load_adapter(self, model: "PreTrainedModel", directory: Path) -> "PeftModel":
@@ -66,7 +66,7 @@ class TransformersEngine:
     def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
         chosen: str = self.model.experts_implementation
         if chosen == "auto":
-            # A grouped kernel pays on a GPU; on a CPU a loop over a few experts is as fast.
+            # A grouped kernel pays off on a GPU; on a CPU a loop over the experts is as fast.
             chosen = "eager" if self.device.type == "cpu" else family.experts_on_gpu
         try:
             family.set_experts_implementation(model, chosen)
@@ -84,7 +84,7 @@ class TransformersEngine:
 
 
 def adapter_settings(targets: LoraTargets, lora: LoraSpec) -> dict[str, Any]:
-    """The adapter's settings that all engines share, by PEFT's names."""
+    """The adapter's settings that all engines share, by their names in PEFT."""
     return {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,

@@ -1,7 +1,7 @@
 """The Unsloth engine: its rewritten forward passes, its LoRA layers and its loss.
 
-Everything else is the default engine's: the family reads the weights, PEFT writes the adapter, and
-the `Trainer` is the same, so that both engines train the same numbers.
+Everything else is shared with the default engine: the family reads the weights, PEFT writes the
+adapter, and the `Trainer` is the same.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UnslothEngine(TransformersEngine):
-    """Needs a process in which `job.engines.unsloth_patches` has imported the library."""
+    """Requires that `job.engines.unsloth_patches` has imported the library in this process."""
 
     name: str = "unsloth"
     patches_forward: bool = True
@@ -32,7 +32,7 @@ class UnslothEngine(TransformersEngine):
         from unsloth import FastModel
 
         with tempfile.TemporaryDirectory() as directory, quiet():
-            # Unsloth derives the architecture from these, and rewrites its classes before use.
+            # Unsloth derives the architecture from these files, and rewrites its classes first.
             family.configuration().save_pretrained(directory)
             family.processor.tokenizer.save_pretrained(directory)
             model, _ = FastModel.from_pretrained(
@@ -56,7 +56,7 @@ class UnslothEngine(TransformersEngine):
         import torch
         from unsloth import FastModel
 
-        # PEFT draws on the CPU: with this seed, the same adapter as the default engine's.
+        # PEFT initializes on the CPU: this seed gives the same adapter as in the default engine.
         with torch.random.fork_rng(devices=[]), quiet():
             adapted: PeftModel = FastModel.get_peft_model(
                 model,
@@ -79,9 +79,9 @@ class UnslothEngine(TransformersEngine):
 def _loader(
     family: Family, dtype: "torch.dtype", device: "torch.device", attention: dict[str, Any]
 ) -> type:
-    """The auto class that Unsloth loads the model with: it delegates to the family.
+    """The auto class with which Unsloth loads the model: it delegates to the family.
 
-    The family knows the published layouts, and rejects files without the whole model.
+    The family knows the published layouts, and rejects incomplete checkpoints.
     """
     import transformers
 

@@ -1,7 +1,7 @@
 """Imports Unsloth into this process.
 
-Its import patches torch, PEFT and Transformers, as environment variables say at that time, and
-misses what was imported from Transformers before. So it is imported first, once it is selected.
+Importing it patches torch, PEFT and Transformers, depending on environment variables, and misses
+whatever was imported from Transformers before. So, if selected, it is imported first.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ SETTINGS = {
 
 
 def import_unsloth(cache: Path, *, compiled: bool) -> None:
-    """Imports Unsloth; the modules it rewrites are written below `cache`.
+    """Imports Unsloth, which writes its rewritten modules below `cache`.
 
-    `compiled` says whether its rewritten forward passes go through torch.compile. Raises SpecError
-    if the import fails.
+    `compiled` selects torch.compile for its rewritten forward passes. Raises SpecError if the
+    import fails.
     """
     directory = cache / "unsloth" / ("compiled" if compiled else "as-written")
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The eval stages and the report: answers to held-out rows, their scores, and the HTML page.
+"""The evaluation stages and the report: answers to held-out rows, their scores, an HTML page.
 
 Imports: spec, artifacts, prep, families.
 """

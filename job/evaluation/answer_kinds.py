@@ -1,4 +1,4 @@
-"""The normal form of each kind of answer: answers are the same if their normal forms are equal.
+"""The normal form of each kind of answer: answers match if their normal forms are equal.
 
 | kind | normal form |
 |---|---|
@@ -16,18 +16,18 @@ from job.spec.answer_kinds import Answer
 
 
 def text(answer: str) -> str:
-    """Plain text's normal form."""
+    """The normal form of plain text."""
     return " ".join(unicodedata.normalize("NFC", answer).split())
 
 
 def as_json(answer: str) -> str:
-    """A JSON value's normal form; invalid JSON is normalized as text."""
+    """The normal form of a JSON value; invalid JSON is normalized as text."""
     value = fields.parse(answer)
     return text(answer) if value is fields.INVALID else fields.canonical(value)
 
 
 # Module-level functions, because they are pickled for the processes that prepare rows.
-FORMS: Mapping[Answer, Callable[[str], str]] = {
+NORMALIZERS: Mapping[Answer, Callable[[str], str]] = {
     "text": text,
     "latex": latex.normalize,
     "json": as_json,

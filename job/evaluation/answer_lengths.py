@@ -1,4 +1,4 @@
-"""The limit on answer lengths, `eval.generation.max_new_tokens`, and the labels that exceed it."""
+"""The limit on answer length, `eval.generation.max_new_tokens`, and the labels that exceed it."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HEADROOM, EXTRA_TOKENS = 0.25, 16
-"""What `auto` adds to the longest label: a fraction of it, and a number of tokens."""
+"""`auto` adds this fraction of the longest label, and this number of tokens, to its length."""
 THINKING_TOKENS = 2048
-"""What `auto` adds for a model that thinks before it answers."""
+"""`auto` adds this many tokens if thinking is enabled."""
 MAX_AUTO = 32_768
 DEFAULT = 1024
-"""What `auto` is without labels."""
+"""The value of `auto` without labels."""
 
 
 def tokens(tokenizer: "PreTrainedTokenizerBase", answers: Iterable[str]) -> list[int]:
@@ -23,7 +23,7 @@ def tokens(tokenizer: "PreTrainedTokenizerBase", answers: Iterable[str]) -> list
 
 
 def limit(generation: GenerationSpec, labels: Sequence[int]) -> int:
-    """max_new_tokens, given the labels' lengths in tokens."""
+    """The value of max_new_tokens, given the labels' lengths in tokens."""
     if generation.max_new_tokens != "auto":
         return generation.max_new_tokens
     if not labels:
@@ -34,5 +34,5 @@ def limit(generation: GenerationSpec, labels: Sequence[int]) -> int:
 
 
 def too_long(labels: Sequence[int], limit: int) -> int:
-    """How many labels are longer than the limit: no answer to them can be right."""
+    """The number of labels longer than the limit, for which no answer can be right."""
     return sum(length > limit for length in labels)

@@ -1,4 +1,4 @@
-"""Classification: answers that are one of a few class labels.
+"""Classification metrics: answers are class labels.
 
 | metric | unit | definition |
 |---|---|---|
@@ -14,20 +14,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST_CLASSES = 200
-"""Above this there is no confusion matrix, and labels are hardly classes."""
+MAX_CLASSES = 200
+"""With more distinct labels they are hardly classes: there is no confusion matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelScore:
-    """One answer against its label."""
+    """The score of one answer."""
 
     correct: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCounts:
-    """One class, with its counts."""
+    """The counts of one class."""
 
     name: str
     right: int
@@ -43,15 +43,15 @@ class ClassCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """All answers, scored."""
+    """The scores of all answers."""
 
     scores: tuple[LabelScore, ...]
     metrics: dict[str, float]
     classes: tuple[ClassCounts, ...]
     """Sorted by name."""
     confusion: tuple[tuple[int, ...], ...]
-    """By label (row) and answer (column), how many; the last column is answers outside the classes.
-    Empty for more than `MOST_CLASSES`."""
+    """Counts by label (row) and answer (column); the last column counts answers outside the
+    classes. Empty for more than `MAX_CLASSES`."""
 
 
 def score(predictions: Sequence[str], labels: Sequence[str]) -> ClassScores:
@@ -66,7 +66,7 @@ def score(predictions: Sequence[str], labels: Sequence[str]) -> ClassScores:
         for name in names
     )
     confusion: list[tuple[int, ...]] = []
-    for name in names if len(names) <= MOST_CLASSES else ():
+    for name in names if len(names) <= MAX_CLASSES else ():
         counts = [pairs[name, other] for other in names]
         confusion.append((*counts, expected[name] - sum(counts)))
     metrics = {}

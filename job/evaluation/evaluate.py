@@ -36,10 +36,10 @@ class Prediction:
     label: str
     prediction: str
     cut_short: bool
-    """Whether the answer reached max_new_tokens."""
+    """Whether the answer was truncated at max_new_tokens."""
     score: dict[str, Any]
     render: render_match.Outcome | None = None
-    """How the rendered images compare; None unless render_match is measured."""
+    """The comparison of the rendered images; None unless render_match is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Evaluation:
     """A model's results on the held-out rows."""
 
     metrics: dict[str, float | int]
-    """By name: `loss`, `rows`, those that the spec names, and `answers` if rows have several."""
+    """`loss`, `rows`, the metrics that the spec names, and `answers` if rows have several."""
     predictions: tuple[Prediction, ...]
     seconds: float
     tokens_per_second: float
@@ -56,7 +56,7 @@ class Evaluation:
     turns: str
     max_new_tokens: int
     cannot_be_right: int
-    """Labels longer than `max_new_tokens`."""
+    """Number of labels longer than `max_new_tokens`."""
     details: dict[str, Any] = field(default_factory=dict)
     """Scores by field or by class; see `job.evaluation.scoring`."""
 
@@ -84,7 +84,7 @@ def evaluate(
     batch_size: int,
     label: str,
 ) -> Evaluation:
-    """Answers and scores the first `max_samples` rows."""
+    """Generates and scores answers to the first `max_samples` rows."""
     chosen = [rows[i] for i in range(min(len(rows), spec.max_samples))]
     asked = questions(chosen, spec.turns)
     labels = [question.label for question in asked]
@@ -160,7 +160,7 @@ def _check_labels(asked: Sequence[Question], spec: EvalSpec) -> None:
             )
     elif spec.answer == "label":
         distinct = len({each.label for each in asked})
-        if distinct > classes.MOST_CLASSES or (distinct > 20 and 2 * distinct > len(asked)):
+        if distinct > classes.MAX_CLASSES or (distinct > 20 and 2 * distinct > len(asked)):
             log.warn(
                 "labels hardly repeat, so they are probably not classes",
                 different=log.of(distinct, len(asked)),
@@ -169,7 +169,7 @@ def _check_labels(asked: Sequence[Question], spec: EvalSpec) -> None:
 
 
 def _check_limit(lengths: Sequence[int], limit: int) -> int:
-    """How many labels are longer than the limit on answers; warns if there are any."""
+    """The number of labels longer than the limit on answers; warns if there are any."""
     too_long = answer_lengths.too_long(lengths, limit)
     if too_long:
         log.warn(

@@ -10,8 +10,8 @@ r"""JSON answers: validity, and the fraction of correct fields.
 | `exact_match`, `cer` | | as for text (`job.evaluation.metrics`) |
 
 A field is a value at a path: `{"items": [{"price": 5}]}` has one, `items[].price = 5`. Items of a
-list share their path, so an answer that misses the first item loses only that one; duplicates count
-as often as they occur. Text is compared in its normal form and numbers by value; an empty list or
+list share a path, so an answer that misses the first item loses only that one. Duplicates count as
+often as they occur. Text is compared in its normal form and numbers by value; an empty list or
 object is a value. An answer that is not JSON has no fields.
 
 Rows whose label is not JSON are excluded from these metrics and counted as `labels_not_json`.
@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from typing import Final
 
 INVALID: Final = object()
-"""What `parse` returns for invalid JSON."""
+"""The result of `parse` for invalid JSON."""
 NAMES = ("valid_json", "exact_object", "field_precision", "field_recall", "field_f1")
 MAX_DEPTH = 100
-"""Text that nests deeper counts as invalid."""
-MOST_PATHS = 50
-"""Paths in the table of fields: the most frequent ones of the labels."""
+"""Deeper nesting counts as invalid JSON."""
+MAX_PATHS = 50
+"""Maximum number of paths in the table of fields: those that are most frequent in the labels."""
 
 Field = tuple[str, str]
 """A path, and the value at it as JSON."""
@@ -38,7 +38,7 @@ Field = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class FieldScore:
-    """One answer against its label."""
+    """The score of one answer."""
 
     valid_json: bool
     exact_object: bool
@@ -51,7 +51,7 @@ class FieldScore:
 
 @dataclass(frozen=True, kw_only=True)
 class PathScore:
-    """The values at one path, over all rows."""
+    """Counts of the values at one path, over all rows."""
 
     path: str
     right: int
@@ -66,7 +66,7 @@ class PathScore:
 def parse(text: str) -> object:
     """The text's JSON value, or INVALID."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return INVALID
     level = [value]
@@ -79,7 +79,7 @@ def parse(text: str) -> object:
 
 
 def canonical(value: object) -> str:
-    """A value's normal form: keys sorted, numbers by value, text normalized."""
+    """A value's normal form: sorted keys, numbers by value, normalized text."""
     match value:
         case dict():
             inner = sorted((_text(key), canonical(each)) for key, each in value.items())
@@ -106,7 +106,7 @@ def fields_of(value: object, path: str = "") -> Iterator[Field]:
 
 
 def score(prediction: str, label: str) -> tuple[FieldScore, Counter[Field], Counter[Field]]:
-    """One answer's score against its label, and the fields of both."""
+    """The score of one answer, and the fields of answer and label."""
     answer, truth = parse(prediction), parse(label)
     valid, known = answer is not INVALID, truth is not INVALID
     answered = Counter(fields_of(answer) if valid else ())
@@ -129,17 +129,17 @@ def score(prediction: str, label: str) -> tuple[FieldScore, Counter[Field], Coun
 
 @dataclass(frozen=True, kw_only=True)
 class FieldScores:
-    """All answers, scored."""
+    """The scores of all answers."""
 
     scores: tuple[FieldScore, ...]
     metrics: dict[str, float]
-    """Every metric of fields; empty if no label is JSON."""
+    """All field metrics; empty if no label is JSON."""
     paths: tuple[PathScore, ...]
-    """In order of first occurrence in the labels; at most `MOST_PATHS`."""
+    """In order of first occurrence in the labels; at most `MAX_PATHS`."""
 
 
 def score_all(predictions: Sequence[str], labels: Sequence[str]) -> FieldScores:
-    """Scores every answer, and all of them by path."""
+    """Scores every answer, and every path over all answers."""
     scores: list[FieldScore] = []
     totals: dict[str, Counter[str]] = {
         name: Counter() for name in ("right", "answered", "expected")
@@ -154,7 +154,7 @@ def score_all(predictions: Sequence[str], labels: Sequence[str]) -> FieldScores:
         ):  # fmt: skip
             for (path, _), count in counted.items():
                 totals[name][path] += count
-    frequent = dict(totals["expected"].most_common(MOST_PATHS))
+    frequent = dict(totals["expected"].most_common(MAX_PATHS))
     paths = tuple(
         PathScore(path=path, **{name: counted[path] for name, counted in totals.items()})
         for path in totals["expected"]
@@ -188,5 +188,5 @@ def _text(value: str) -> str:
     return " ".join(unicodedata.normalize("NFC", value).split())
 
 
-def _refuse(name: str) -> float:
+def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")

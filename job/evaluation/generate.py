@@ -1,4 +1,4 @@
-"""A model's predictions on held-out rows: greedy or sampled answers, and the loss."""
+"""Generates answers to held-out rows, greedy or sampled, and measures the loss."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ def generate_answers(
     batch_size: int,
     label: str,
 ) -> GeneratedAnswers:
-    """Answers every question, and measures the loss on the rows' answers."""
+    """Generates an answer to every question, and measures the loss on the rows' answers."""
     model.eval()
     texts: list[str] = []
     cut: list[bool] = []
@@ -91,7 +91,7 @@ def generate(
     """
     import torch
 
-    assert generation.max_new_tokens != "auto", "resolved by the caller"
+    assert generation.max_new_tokens != "auto", "the caller resolves it"
     tokenizer = family.processor.tokenizer
     batch = to_device(family.collate_prompts(prompts), model.device)
     sampling: dict[str, Any] = {"do_sample": generation.do_sample}
@@ -117,7 +117,7 @@ def _until_end(tokens: list[int], ends: Collection[int]) -> list[int]:
 def _summed_loss(
     model: "PreTrainedModel", family: Family, rows: Sequence[Encoded]
 ) -> tuple[float, int]:
-    """The summed negative log-likelihood of the answers' tokens, and their number."""
+    """The summed negative log-likelihood of the answer tokens, and their number."""
     import torch
     from torch.nn.functional import cross_entropy
 

@@ -29,7 +29,7 @@ TextKind = Literal["text", "latex"]
 
 @dataclass(frozen=True)
 class RowScore:
-    """One prediction against its label."""
+    """The score of one prediction."""
 
     exact_match: bool
     exact_match_normalized: bool
@@ -37,10 +37,10 @@ class RowScore:
     """`edits` per character of the label; an empty label counts as one character."""
     edits: int
     characters: int
-    """Of the stripped label."""
+    """Characters of the stripped label."""
     token_edits: int
     tokens: int
-    """Of the normalized label: LaTeX tokens, or words."""
+    """LaTeX tokens, or words, of the normalized label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def _bleu(predictions: Sequence[str], labels: Sequence[str], kind: TextKind) -> 
     from sacrebleu.metrics import BLEU
 
     # LaTeX is already tokenized: `force` silences the warning about it.
-    # `effective_order` matters only if no row has four tokens: BLEU would be 0 without 4-grams.
+    # `effective_order` matters only if no row has four tokens: without 4-grams, BLEU would be 0.
     tokenizer = "none" if kind == "latex" else "13a"
     bleu = BLEU(tokenize=tokenizer, force=True, smooth_method="exp", effective_order=True)
     hypotheses, references = (

@@ -1,4 +1,4 @@
-"""Questions from held-out rows: each answer of a conversation, with the turns before it."""
+"""Questions from held-out rows: the turns before each answer of a conversation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from job.prep.rows import EncodedImage, Message, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One answer of a row, for the model to predict."""
+    """The turns before an answer of a row, and the answer as the label."""
 
     id: str
-    """The row's."""
+    """The row's id."""
     row: int
     """Number of the row among those evaluated, from 0."""
     turn: int

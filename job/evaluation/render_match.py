@@ -4,21 +4,21 @@ Both are rendered by matplotlib's mathtext and compared as images, so spelling d
 `\le` and `\leq`, or `x^2` and `{x}^{ 2 }`, are the same image.
 
 1. Surrounding dollars and `\[ … \]` are removed. The normal form of the rest (`latex.normalize`) is
-   rendered, so spacing and size commands do not count; if mathtext cannot render the normal form,
-   the original text is.
+   rendered, so spacing and size commands do not matter; if mathtext cannot render the normal form,
+   the original text is rendered.
 2. Images are binarized, cropped to their ink and aligned at the top left.
 3. Two images are equal if their sizes differ by at most `SLACK` pixels and every inked pixel of
    each has ink of the other within one pixel. A capital letter is about 28 pixels high.
 
 Cropping removes position: a lone `.` and a lone `\cdot` are the same dot.
 
-Rows whose label cannot be rendered say nothing about the model: they are excluded and counted as
+Rows whose label cannot be rendered are excluded and counted as
 `render_skipped`. A prediction that cannot be rendered does not match, and is counted as
 `render_failed`. mathtext has no tables or line breaks (`\begin{array}`), and non-ASCII text is not
 rendered: missing glyphs all look the same, and would match.
 
-A row takes about 10 ms. Text of more than `LONGEST` characters is not rendered: it would take a
-fifth of a second or more.
+A row takes about 10 ms. Text longer than `MAX_CHARACTERS` is not rendered: it would take 0.2 s or
+more.
 """
 
 import re
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NAME = "render_match"
-LONGEST = 1_000
-"""Characters beyond which a text is not rendered."""
+MAX_CHARACTERS = 1_000
+"""Longer text is not rendered."""
 SLACK = 2
-"""Pixels by which the sizes of equal images may differ."""
+"""Pixels by which the sizes of matching images may differ."""
 
 Outcome = Literal["match", "differs", "failed", "skipped"]
 
@@ -61,7 +61,7 @@ class RenderMatch:
 
 
 def summarize(outcomes: Sequence[Outcome]) -> RenderMatch:
-    """The fraction of matches among rows that were not skipped, and the other counts."""
+    """The fraction of matches among rows that were not skipped, and the numbers of the others."""
     count = Counter(outcomes)
     compared = len(outcomes) - count["skipped"]
     return RenderMatch(
@@ -85,7 +85,7 @@ def compare(prediction: str, label: str) -> Outcome:
 def render(text: str, size: float = _SIZE, dpi: int = _DPI) -> "Image | None":
     """The image to compare; None if the text is too long or cannot be rendered."""
     text = text.strip()
-    if len(text) > LONGEST or not _RENDERABLE.fullmatch(text):
+    if len(text) > MAX_CHARACTERS or not _RENDERABLE.fullmatch(text):
         return None
     delimited = _DELIMITED.match(text)
     text = delimited[1] if delimited else text
@@ -118,7 +118,7 @@ def same_image(one: "np.ndarray", other: "np.ndarray") -> bool:
 
 
 def _ink(text: str) -> "np.ndarray | None":
-    """The rendered text's ink mask (H, W), cropped."""
+    """The cropped ink mask (H, W) of the rendered text; None if it cannot be rendered."""
     import numpy as np
 
     image = render(text)

@@ -11,18 +11,18 @@ from job.spec.answer_kinds import Answer
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """All answers, scored against their labels."""
+    """The scores of all answers."""
 
     metrics: dict[str, float]
     """The requested metrics that could be measured, by name."""
     counts: dict[str, int]
-    """Rows that a metric excludes."""
+    """Numbers of rows that a metric excludes."""
     scores: tuple[dict[str, Any], ...]
     """Each answer's scores, by name."""
     details: dict[str, Any] = field(default_factory=dict)
-    """For JSON the fields, for labels the classes and their confusion matrix."""
+    """For JSON, the scores by field; for labels, those by class and the confusion matrix."""
     renders: tuple[render_match.Outcome, ...] | None = None
-    """How the rendered answers compare; None unless requested."""
+    """The comparisons of rendered answers; None unless requested."""
 
 
 def score_answers(
@@ -59,8 +59,8 @@ def _json(predictions: Sequence[str], labels: Sequence[str], wanted: Sequence[st
         metrics=_requested({**scored.metrics, **texts.metrics}, wanted),
         counts={"labels_not_json": invalid} if invalid else {},
         scores=tuple(
-            {**asdict(of_fields), "exact_match": of_text["exact_match"], "cer": of_text["cer"]}
-            for of_fields, of_text in zip(scored.scores, texts.scores, strict=True)
+            {**asdict(score), "exact_match": text["exact_match"], "cer": text["cer"]}
+            for score, text in zip(scored.scores, texts.scores, strict=True)
         ),
         details={"fields": [{**asdict(each), "f1": each.f1} for each in scored.paths]},
     )
@@ -72,8 +72,8 @@ def _text(
     scores = [
         metrics.score(text, truth, kind) for text, truth in zip(predictions, labels, strict=True)
     ]
-    of_texts = [name for name in wanted if name != render_match.NAME]
-    measured = asdict(metrics.summarize(scores, predictions, labels, of_texts, kind))
+    text_metrics = [name for name in wanted if name != render_match.NAME]
+    measured = asdict(metrics.summarize(scores, predictions, labels, text_metrics, kind))
     counts: dict[str, int] = {}
     renders = None
     if render_match.NAME in wanted:

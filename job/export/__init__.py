@@ -1,4 +1,4 @@
-"""The export stage: merges the weights, and verifies them by reloading and by serving with vLLM.
+"""The export stage: merges the adapter, and verifies the result by reloading and by serving it.
 
 Imports: spec, storage, prep, families, engines.
 """

@@ -1,7 +1,7 @@
 """A minimal client for OpenAI-compatible chat servers, such as vLLM: greedy answers, no retries.
 
-huggingface_hub's InferenceClient would not do: it sends HF_TOKEN to whatever server it talks to,
-and refuses to connect at all under HF_HUB_OFFLINE.
+huggingface_hub's InferenceClient is unsuitable: it sends HF_TOKEN to every server, and refuses to
+connect under HF_HUB_OFFLINE.
 """
 
 import base64
@@ -16,7 +16,7 @@ from typing import Any
 from job.redaction import redact
 
 NO_THINKING = {"enable_thinking": False}
-"""Models are trained with an empty thinking block; some chat templates think by default."""
+"""Models are trained with an empty thinking block, but some chat templates think by default."""
 _ERROR_READ, _ERROR_SHOWN = 65_536, 500  # bytes and characters of a server's error message
 _FAILURES = (OSError, ValueError, http.client.HTTPException)
 
@@ -26,13 +26,13 @@ ContentPart = dict[str, Any]
 
 
 class ChatError(Exception):
-    """Why there is no answer; from `complete`, worded to follow the server's name."""
+    """Why there is no answer; messages of `complete` are phrased to follow the server's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatClient:
     url: str
-    """Without /v1."""
+    """The server's URL, without /v1."""
     timeout: float
     """Seconds to wait for an answer."""
     api_key: str | None = field(default=None, repr=False)
@@ -48,7 +48,7 @@ class ChatClient:
     def complete(
         self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int, **extra: object
     ) -> dict[str, Any]:
-        """The server's reply, as JSON, to a greedy request; `extra` are further request fields.
+        """The server's JSON reply to a greedy request; `extra` has further request fields.
 
         Raises ChatError if the server refuses, does not answer, or answers with something else.
         """
@@ -86,7 +86,7 @@ def text_part(text: str) -> ContentPart:
 
 
 def image_part(data: bytes) -> ContentPart:
-    """A PNG or JPEG file, as a data URL."""
+    """An image part with a PNG or JPEG file as a data URL."""
     kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
     url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}

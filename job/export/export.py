@@ -26,7 +26,7 @@ PROOF = "export.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What was exported, with the measurements that verify it; `export.json` holds the same."""
+    """What was exported, and the measurements that verify it; the content of `export.json`."""
 
     layout: str
     dtype: str
@@ -43,7 +43,7 @@ class ExportResult:
     trained_against_base: Comparison | None
     tensors_checked: int
     notes: tuple[str, ...]
-    """Fixes to the base model's own settings."""
+    """Repairs to the base model's settings."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,7 +51,7 @@ class ExportResult:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedWeights:
-    """The merged weights as written."""
+    """The merged weights that were written."""
 
     digests: dict[str, str]
     """SHA-256 by tensor name."""

@@ -1,4 +1,4 @@
-"""What the export stage works on."""
+"""The inputs of the export stage."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ class ExportContext:
     engine: Engine
     family: Family
     rows: Sequence[Row]
-    """The held-out rows, of which the first few are probes."""
+    """The held-out rows; the first few are the probes."""
     adapter: Path | None
     """The stored adapter; None after full fine-tuning."""
     directory: Path
     load_trained: "Callable[[], PeftModel | PreTrainedModel]"
     load_base: "Callable[[], PreTrainedModel]"
-    """Called only if the trained model no longer contains the base weights: all were trained, or
-    their biases."""
+    """Called only if the trained model no longer contains the base weights, because all weights or
+    the biases were trained."""
     release: Callable[[], None]
-    """Frees the models in memory before the merged one is loaded."""
+    """Frees the models in memory, before and after the merged one is loaded."""
     bind_merged: Callable[[Path], Family]
     on_shard_written: Callable[[Path], None] | None = None
     """Called with each finished shard, before the export is verified."""

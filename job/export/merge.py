@@ -1,7 +1,7 @@
-"""The merge: every tensor of the trained model as `base + scaling · B·A`, in fp32, cast once.
+"""Merges an adapter into its base: `base + scaling · B·A` for every tensor, in fp32, cast once.
 
-Tensors are merged one at a time, so that no second model is held in memory. Values are checked on
-the model's device, and digests are computed in the background: a GPU must not wait for the CPU.
+Tensors are merged one at a time, to avoid a second model in memory. Values are checked on the
+model's device, and digests are computed in the background, so that a GPU does not wait for the CPU.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WRAPPER = re.compile(r"\.base_layer")
 _ADAPTER = re.compile(r"\.lora_")
 CONCURRENT_DIGESTS = 2
-"""Tensors that are hashed while the next one is merged."""
+"""Number of tensors that are hashed concurrently, while the next one is merged."""
 
 
 class Merge:
@@ -38,24 +38,24 @@ class Merge:
     ) -> None:
         peft = hasattr(model, "get_base_model")
         self._base = model.get_base_model() if peft else model
-        self._deltas = lora_deltas(model) if peft else {}
+        self._merges = lora_merges(model) if peft else {}
         self._dtype, self._keeps_fp32 = dtype, keeps_fp32
         self._non_finite: list[str] = []
         self._non_finite_values = self._overflowed = 0
         self.digests: dict[str, str] = {}
         """SHA-256 of each merged tensor, by name."""
-        self.adapted = len(self._deltas)
+        self.adapted = len(self._merges)
         """Number of adapted tensors."""
         self.changed = 0
-        """Adapted tensors that differ from the base after the cast."""
+        """Number of adapted tensors that differ from the base after the cast."""
         self.largest_change = 0.0
 
     def weights(self) -> Weights:
         """The merged weights, for `Family.save`."""
-        return Weights(outlines=self._outlines(), tensors=self.tensors())
+        return Weights(meta_tensors=self._meta_tensors(), tensors=self.tensors())
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yields every merged tensor with its name, on the CPU.
+        """Yields every tensor, merged and on the CPU, with its name.
 
         Raises ProofError after the last one if values are not finite, or overflow the dtype.
         """
@@ -67,14 +67,14 @@ class Merge:
             for name, parameter in self._parameters():
                 with torch.no_grad():
                     merged = self._merged(name, parameter)
-                self.digests[name] = ""  # keeps the model's order, whichever finishes first
+                self.digests[name] = ""  # keeps the model's order
                 digests.submit(partial(self._record_digest, name, merged))
                 yield name, merged
-                del merged  # may be large; only the caller needs it now
-        assert not self._deltas, f"adapted but not in the model: {sorted(self._deltas)[:3]}"
+                del merged  # it may be large; the caller has it now
+        assert not self._merges, f"adapted but not in the model: {sorted(self._merges)[:3]}"
         self._require_finite()
 
-    def _outlines(self) -> "Iterator[tuple[str, torch.Tensor]]":
+    def _meta_tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         import torch
 
         for name, parameter in self._parameters():
@@ -94,9 +94,9 @@ class Merge:
     def _merged(self, name: str, parameter: "torch.Tensor") -> "torch.Tensor":
         target = self._target(name)
         value = parameter.detach()
-        if name in self._deltas:
+        if name in self._merges:
             before = value.float()
-            value = self._deltas.pop(name)(before)
+            value = self._merges.pop(name)(before)
             self._record_change(before, value, target)
             del before
         if not fits(value, target):
@@ -150,8 +150,8 @@ def digest(tensor: "torch.Tensor") -> str:
 def fits(tensor: "torch.Tensor", target: "torch.dtype") -> bool:
     """Whether every value is finite, before and after the cast.
 
-    Checks the extremes only: casts are monotonic, and one NaN makes both of them NaN. Counting
-    finite values takes thirty times as long on a CPU.
+    Checks only the minimum and maximum: casts are monotonic, and a NaN makes both NaN. Counting
+    finite values would take thirty times as long on a CPU.
     """
     import torch
 
@@ -168,15 +168,15 @@ def _count_finite(tensor: "torch.Tensor") -> int:
 
 
 def _chunks(tensor: "torch.Tensor") -> "Sequence[torch.Tensor]":
-    """The tensor in chunks, which bounds the temporary copies of elementwise operations."""
+    """The tensor in chunks, which bounds the size of temporary copies."""
     return tensor.flatten().split(2**22)
 
 
-Delta = Callable[["torch.Tensor"], "torch.Tensor"]
+MergeFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
-def lora_deltas(model: "PeftModel") -> dict[str, Delta]:
-    """The function from base to merged weight, in fp32, by adapted tensor.
+def lora_merges(model: "PeftModel") -> dict[str, MergeFunction]:
+    """For each adapted tensor, by name, the function from its base to its merged value, in fp32.
 
     Linear modules: W + scaling · B·A (LoRA, https://arxiv.org/abs/2106.09685; PEFT applies rsLoRA's
     scaling), times magnitude over norm for DoRA (https://arxiv.org/abs/2402.09353). Fused expert
@@ -184,7 +184,7 @@ def lora_deltas(model: "PeftModel") -> dict[str, Delta]:
     """
     from peft.tuners.lora.layer import LoraLayer
 
-    deltas: dict[str, Delta] = {}
+    merges: dict[str, MergeFunction] = {}
     for wrapped_name, module in model.get_base_model().named_modules():
         if not isinstance(module, LoraLayer):
             continue
@@ -193,13 +193,13 @@ def lora_deltas(model: "PeftModel") -> dict[str, Delta]:
         if adapter is None:
             continue
         parameter = getattr(module, "parameter_name", "weight")
-        deltas[f"{name}.{parameter}"] = (
+        merges[f"{name}.{parameter}"] = (
             _linear(module, adapter) if parameter == "weight" else _fused_experts(module, adapter)
         )
-    return deltas
+    return merges
 
 
-def _linear(module: "LoraLayer", adapter: str) -> Delta:
+def _linear(module: "LoraLayer", adapter: str) -> MergeFunction:
     def merged(weight: "torch.Tensor") -> "torch.Tensor":  # (out, in)
         a = module.lora_A[adapter].weight.float()  # (r, in)
         b = module.lora_B[adapter].weight.float()  # (out, r)
@@ -212,7 +212,7 @@ def _linear(module: "LoraLayer", adapter: str) -> Delta:
     return merged
 
 
-def _fused_experts(module: "LoraLayer", adapter: str) -> Delta:
+def _fused_experts(module: "LoraLayer", adapter: str) -> MergeFunction:
     def merged(weight: "torch.Tensor") -> "torch.Tensor":  # (E, out, in)
         experts = module.num_experts
         a = module.lora_A[adapter].weight.float()  # (E·r, in)

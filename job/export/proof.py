@@ -1,7 +1,7 @@
-"""Comparing two models on the probes: the logits of the labels' tokens, and greedy answers.
+"""Compares two models on the probes: logits of the label tokens, and greedy answers.
 
 Tolerances follow from the arithmetic: weights stored with an 11-bit (fp16) or 8-bit (bf16)
-significand cannot reproduce logits exactly, but may change a greedy token only where the trained
+significand cannot reproduce logits exactly, but may change a greedy token only if the trained
 model's choice was close.
 """
 
@@ -27,35 +27,37 @@ TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outputs:
+class ProbeOutputs:
     """A model's outputs on the probes."""
 
     logits: "torch.Tensor"
     """(N, V): the logits of every label token, in fp32 on the CPU."""
     answers: tuple[tuple[int, ...], ...]
     margins: tuple[tuple[float, ...], ...]
-    """By answer and token, the logit's distance from the second best."""
+    """By answer and token: the largest logit minus the second largest."""
     logprobs: tuple[tuple[float, ...], ...]
-    """By answer and token, the log-probability."""
+    """By answer and token: the log-probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How far one model's outputs are from a reference."""
+    """The differences of a model's outputs from a reference."""
 
     relative_rms: float
     largest: float
     same_top1: float
     same_answers: int
     decided_differently: int
-    """Answers that diverge at a token that the reference chose by more than rounding."""
+    """Answers that diverge at a token where the reference's margin exceeds rounding."""
     probes: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def outputs(model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence[Row]) -> Outputs:
+def probe_outputs(
+    model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence[Row]
+) -> ProbeOutputs:
     """The model's outputs on the probes."""
     import torch
 
@@ -82,7 +84,7 @@ def outputs(model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence
     margins = top[..., 0] - top[..., 1]  # (B, steps)
     logprobs = top[..., 0] - steps.logsumexp(-1)  # (B, steps): greedy takes the largest
     start = prompt_batch["input_ids"].shape[1]
-    return Outputs(
+    return ProbeOutputs(
         logits=logits[labels != IGNORED].float().cpu(),
         answers=tuple(tuple(row) for row in generated.sequences[:, start:].tolist()),
         margins=tuple(tuple(row) for row in margins.tolist()),
@@ -90,7 +92,7 @@ def outputs(model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence
     )
 
 
-def compare(reference: Outputs, other: Outputs) -> Comparison:
+def compare(reference: ProbeOutputs, other: ProbeOutputs) -> Comparison:
     """Compares `other` with `reference`, both on the same probes."""
     difference = other.logits - reference.logits  # (N, V)
     scale = float(reference.logits.std()) or 1.0
@@ -116,7 +118,7 @@ def compare(reference: Outputs, other: Outputs) -> Comparison:
 
 
 def require_equal(what: str, comparison: Comparison, *dtypes: str) -> None:
-    """Raises ProofError if models differ by more than rounding to the coarsest dtype explains."""
+    """Raises ProofError if they differ by more than rounding to the coarsest dtype explains."""
     dtype = max(dtypes, key=TOLERANCE.__getitem__)
     limit = TOLERANCE[dtype]
     fix = "do not serve it; export again, and report this with the run's export.json"

@@ -1,4 +1,4 @@
-"""Proof by reloading: the stored adapter and the merged weights against the trained model."""
+"""Verifies by reloading: the stored adapter and the merged weights against the trained model."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from job.errors import ProofError
 from job.export.export_context import ExportContext
 from job.export.merge import digest
-from job.export.proof import Comparison, Outputs, compare, outputs, require_equal
+from job.export.proof import Comparison, ProbeOutputs, compare, probe_outputs, require_equal
 from job.storage.background import BackgroundTasks
 
 if TYPE_CHECKING:
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONCURRENT_CHECKS = 4
-"""Reloaded tensors that are hashed concurrently."""
+"""Number of reloaded tensors that are hashed concurrently."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """The trained model's outputs, and how they compare."""
+    """The trained model's outputs, compared with the base's and the stored adapter's."""
 
-    expected: Outputs
+    expected: ProbeOutputs
     against_base: Comparison
     adapter_reloaded: Comparison | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reloaded:
-    """The merged model, reloaded."""
+    """The comparison of the reloaded merged model with the trained one."""
 
     comparison: Comparison
     tensors_checked: int
@@ -50,7 +50,7 @@ def measure_trained(context: ExportContext, trained: "PeftModel | PreTrainedMode
     else:  # the trained model no longer contains the base weights
         model = context.load_base()
         base, reloaded = _outputs(context, model), None
-        if context.adapter is not None:  # trained biases: PEFT cannot load it beside another one
+        if context.adapter is not None:  # trained biases: PEFT cannot load two such adapters
             adapted = context.engine.load_adapter(model, context.adapter)
             reloaded = compare(expected, _outputs(context, adapted))
     if reloaded is not None:
@@ -60,14 +60,16 @@ def measure_trained(context: ExportContext, trained: "PeftModel | PreTrainedMode
     )
 
 
-def reload_merged(context: ExportContext, digests: dict[str, str], expected: Outputs) -> Reloaded:
+def reload_merged(
+    context: ExportContext, digests: dict[str, str], expected: ProbeOutputs
+) -> Reloaded:
     """Loads the merged weights and compares every tensor, and the outputs on the probes.
 
     Raises ProofError if a tensor is not bit-identical, or the outputs differ by more than rounding.
     """
     import torch
 
-    # CPUs compute in fp32, which represents every stored value exactly.
+    # On a CPU, in fp32, which represents every stored value exactly.
     exact = torch.float32 if context.engine.device.type == "cpu" else context.dtype
     model = context.engine.load(context.bind_merged(context.target), exact)
     checked = _check_tensors(model, digests, context.dtype, context.family.keeps_fp32)
@@ -78,12 +80,12 @@ def reload_merged(context: ExportContext, digests: dict[str, str], expected: Out
     return Reloaded(comparison=comparison, tensors_checked=checked)
 
 
-def _outputs(context: ExportContext, model: "PeftModel | PreTrainedModel") -> Outputs:
-    return outputs(model, context.family, context.probes)
+def _outputs(context: ExportContext, model: "PeftModel | PreTrainedModel") -> ProbeOutputs:
+    return probe_outputs(model, context.family, context.probes)
 
 
-def _outputs_of_stored_adapter(context: ExportContext, trained: "PeftModel") -> Outputs:
-    """Loads the stored adapter beside the trained one, which stays active afterwards."""
+def _outputs_of_stored_adapter(context: ExportContext, trained: "PeftModel") -> ProbeOutputs:
+    """Loads the stored adapter next to the trained one, which is active again afterwards."""
     trained.load_adapter(context.adapter, adapter_name="reloaded", is_trainable=False)
     trained.set_adapter("reloaded")
     try:

@@ -1,4 +1,4 @@
-"""Proof by serving: vLLM answers the probes from the merged weights as the trained model does."""
+"""Verifies by serving: vLLM's answers to the probes have to equal the trained model's."""
 
 import io
 import time
@@ -10,7 +10,7 @@ from job import log
 from job.errors import ProofError
 from job.export.chat_client import ChatError, ChatMessage, ContentPart, image_part, text_part
 from job.export.export_context import ExportContext
-from job.export.proof import PROBE_TOKENS, TOLERANCE, Comparison, Outputs
+from job.export.proof import PROBE_TOKENS, TOLERANCE, Comparison, ProbeOutputs
 from job.export.vllm_server import BASE, VllmServer, serve
 from job.families.base import Family
 from job.prep.images import decode
@@ -19,12 +19,12 @@ from job.prep.rows import EncodedImage, Message, Part, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """How vLLM's answers compare with the trained model's."""
+    """The comparison of vLLM's answers with the trained model's."""
 
     probes: int
     same_answers: int
     tokens: int
-    """Greedy tokens compared, up to where answers diverge."""
+    """Number of equal greedy tokens, up to where answers diverge."""
     largest_logprob_difference: float
     seconds: float
 
@@ -39,10 +39,10 @@ class Reply:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """The answer's, by token."""
+    """The log-probability of each token of the answer."""
 
 
-def prove_merged(context: ExportContext, expected: Outputs, reloaded: Comparison) -> Served:
+def prove_merged(context: ExportContext, expected: ProbeOutputs, reloaded: Comparison) -> Served:
     """Serves the merged weights and compares vLLM's answers with the trained model's."""
     # vLLM computes in the stored dtype; the reloaded model may have used fp32.
     spread = float(expected.logits.std())
@@ -67,15 +67,15 @@ def prove(
     server: VllmServer,
     family: Family,
     rows: Sequence[Row],
-    expected: Outputs,
+    expected: ProbeOutputs,
     rounding: float,
     model: str = BASE,
 ) -> Served:
     """Compares vLLM's prompts and greedy answers with the trained model's, token by token.
 
-    Log-probabilities may differ by `rounding` up to and including the token at which answers
-    diverge, and they may diverge only where the trained model's margin (in logits) is below it.
-    Raises ProofError if either is exceeded, or if vLLM's prompt differs from the trained one.
+    Log-probabilities may differ by `rounding`, up to and including the token at which answers
+    diverge. Answers may diverge only at a token where the trained model's margin (in logits) is at
+    most `rounding`. Raises ProofError otherwise, or if vLLM's prompt differs from the trained one.
     """
     started, same, tokens, largest = time.monotonic(), 0, 0, 0.0
     for row, wanted, margins, logprobs in zip(
@@ -86,7 +86,7 @@ def prove(
         answer = _until_end(wanted, family.end_tokens)
         divergence = _divergence(reply.answer, answer)
         tokens += divergence
-        # The diverging token too: both took their likeliest, and these are equally likely.
+        # Includes the diverging token: both chose their likeliest, with about equal probability.
         compared = zip(reply.logprobs[: divergence + 1], logprobs, strict=False)
         largest = max([largest, *(abs(one - other) for one, other in compared)])
         if not largest <= rounding:
@@ -122,7 +122,7 @@ def chat_message(message: Message, images: Sequence[EncodedImage]) -> ChatMessag
 def _part(part: Part, images: Sequence[EncodedImage]) -> ContentPart:
     if part.image is None:
         return text_part(part.text or "")
-    # Decoded as for training: vLLM would decode 16-bit files, for example, differently.
+    # Decoded as in training: vLLM would decode some files, such as 16-bit ones, differently.
     file = io.BytesIO()
     decode(images[part.image]).save(file, "PNG")
     return image_part(file.getvalue())
@@ -162,12 +162,12 @@ def _require_same_prompt(reply: Reply, family: Family, row: Row, model: str) -> 
 
 
 def _divergence(one: Sequence[int], other: Sequence[int]) -> int:
-    """The first index at which they differ, or the shorter one's length."""
+    """The first index at which the sequences differ, or the shorter one's length."""
     shorter = min(len(one), len(other))
     return next((i for i in range(shorter) if one[i] != other[i]), shorter)
 
 
 def _until_end(answer: Sequence[int], end_tokens: Sequence[int]) -> tuple[int, ...]:
-    """The answer up to and including its first end token: the rest is padding."""
+    """The answer up to and including its first end token; the rest is padding."""
     last = next((i for i, token in enumerate(answer) if token in end_tokens), len(answer))
     return tuple(answer[: last + 1])

@@ -1,7 +1,7 @@
-"""A vLLM server as a child process, serving exported weights.
+"""Runs a vLLM server for exported weights as a child process.
 
-vLLM pins other package versions than training does, so `JOB_VLLM_PYTHON` may name the interpreter
-of its own environment; by default it is this one.
+vLLM needs other package versions than training, so `JOB_VLLM_PYTHON` may name the interpreter of a
+separate environment; the default is this one.
 """
 
 import importlib.util
@@ -78,8 +78,7 @@ def serve(
 ) -> Iterator[VllmServer]:
     """Runs vLLM on the weights in `directory`, and stops it with all its processes.
 
-    `adapter` is served beside them under the name `ADAPTER`. Raises ProofError if vLLM does not
-    start.
+    `adapter` is served too, under the name `ADAPTER`. Raises ProofError if vLLM does not start.
     """
     port = _free_port()
     # All weights are local: no downloads, no telemetry.
@@ -91,7 +90,7 @@ def serve(
             stderr=subprocess.STDOUT,
             env=environ,
             start_new_session=True,
-            preexec_fn=signals.die_with_parent,  # else it would outlive a killed job, with its GPU
+            preexec_fn=signals.die_with_parent,  # or it would outlive a killed job and keep the GPU
         )
     try:
         client = ChatClient(url=f"http://127.0.0.1:{port}", timeout=ANSWER_SECONDS)
@@ -145,16 +144,16 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _max_rank(adapter: Path) -> int:
-    """The adapter's rank, rounded up to one that vLLM supports: 8, 16, 32 and so on."""
+    """The adapter's rank, rounded up to a value that vLLM supports: 8, 16, 32 and so on."""
     rank = int(json.loads((adapter / "adapter_config.json").read_text())["r"])
     return max(8, 1 << (rank - 1).bit_length())
 
 
 def _context_length(directory: Path) -> int:
-    """Probes are short, but vLLM refuses a context longer than the model's."""
+    """The context length to serve: probes are short, but vLLM rejects more than the model's."""
     path = directory / "config.json"
     if not path.is_file():
-        return MAX_CONTEXT  # vLLM reports what is missing
+        return MAX_CONTEXT  # vLLM will report the missing file
     config = json.loads(path.read_text(encoding="utf-8"))
     text = config.get("text_config") or {}
     limit = text.get("max_position_embeddings", config.get("max_position_embeddings", MAX_CONTEXT))

@@ -1,4 +1,4 @@
-"""Model families: which one a checkpoint belongs to, and everything specific to it.
+"""Model families: everything that is specific to a model architecture or checkpoint layout.
 
 Imports: spec, storage, local, prep.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FAMILIES: tuple[type[Family], ...] = (Ernie45VL, Vlm, Llm)
-"""In order of precedence: a checkpoint belongs to the first that recognises it."""
+"""In order of precedence: a checkpoint belongs to the first that recognizes it."""
 
 
 def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
@@ -31,7 +31,7 @@ def read_checkpoint(uri: str, directory: Path) -> Checkpoint:
 
 
 def control_tokens(uri: str, directory: Path, model: ModelSpec) -> tuple[str, ...]:
-    """The strings that no row may contain, sorted; `directory` needs no weights.
+    """The control tokens that no row may contain, sorted; `directory` needs no weights.
 
     Raises InputError if its files cannot be read, and SpecError if it belongs to no family.
     """
@@ -40,12 +40,12 @@ def control_tokens(uri: str, directory: Path, model: ModelSpec) -> tuple[str, ..
 
 
 def is_known(uri: str) -> bool:
-    """Whether a family knows the checkpoint's configuration by its URI."""
+    """Whether the checkpoint's configuration is known from its URI, without a download."""
     return any(family.known_config(uri) for family in FAMILIES)
 
 
 def resolve_offline(model: ModelSpec) -> type[Family] | None:
-    """The family, if the spec and the files on this machine determine it."""
+    """The family, if the spec and local files suffice to determine it; else None."""
     uri = model.model_name_or_path
     if model.family != "auto":
         return _family(uri, {}, model)
@@ -74,7 +74,7 @@ def resolve(model: ModelSpec) -> tuple[type[Family], dict[str, Any]]:
 
 
 def architecture(model: ModelSpec) -> "tuple[type[Family], PreTrainedModel]":
-    """The model's family, and its model on the meta device. Raises what `resolve` does."""
+    """The family, and the model on the meta device. Raises the errors of `resolve`."""
     family, config = resolve(model)
     return family, family.architecture(model.model_name_or_path, config)
 
@@ -84,7 +84,7 @@ def _family(uri: str, config: dict[str, Any], model: ModelSpec) -> type[Family]:
     if model.family != "auto":
         return known[model.family]
     for family in FAMILIES:
-        if family.recognises(config):
+        if family.recognizes(config):
             return family
     raise SpecError(
         "$.model.model_name_or_path",

@@ -1,4 +1,4 @@
-"""What a family reports about the memory of a training step, and what it has to know for that."""
+"""The memory of a training step as a family estimates it, and the settings that it depends on."""
 
 from dataclasses import dataclass
 
@@ -8,39 +8,39 @@ VARLEN = "varlen"
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """The settings of a training step that its memory depends on."""
+    """The settings that the memory of a training step depends on."""
 
     itemsize: int
-    """Bytes of an activation's element."""
+    """Bytes per element of an activation."""
     autocast: bool
     packed: bool
     checkpointing: bool
     attention: str
     experts: str
     rank: int
-    """The adapter's; 0 in full fine-tuning."""
-    low_rank_linear: bool
-    """Whether adapted layers are `LowRankLinear`, which copies no input; else PEFT's own."""
+    """The adapter's rank; 0 in full fine-tuning."""
+    lora_linear: bool
+    """Whether adapted layers are `LoraLinear`, which does not copy its input; else PEFT's."""
     dropout: int = 0
-    """Bytes of the dropout mask for each element: 1 on a GPU, an element's own size on a CPU."""
+    """Bytes per element of the dropout mask: 1 on a GPU, the element's own size on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationMemory:
-    """Bytes that a step needs beside weights, gradients and optimizer state."""
+    """Bytes that a step needs in addition to weights, gradients and optimizer state."""
 
     activations: int
     attention: int
     log_probabilities: int
-    """What the forward pass saves of the logits."""
+    """Log-probabilities that the forward pass saves."""
     logits: int
     """The logits and everything that their backward pass adds."""
     recomputed: int
-    """The largest block that gradient checkpointing computes again."""
+    """The largest block that gradient checkpointing recomputes."""
     workspace: int
     """Temporary tensors of the largest layer."""
 
     @property
     def after_forward(self) -> int:
-        """What is saved once the forward pass is over."""
+        """Everything saved at the end of the forward pass."""
         return self.activations + self.attention + self.log_probabilities

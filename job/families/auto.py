@@ -1,7 +1,7 @@
-"""Families of checkpoints that Transformers' `Auto` classes read and write.
+"""The base of families whose checkpoints Transformers' `Auto` classes read and write.
 
-Their published file layout is Transformers' own, and vLLM reads it: both layouts of an export are
-the same files.
+Their published file layout is Transformers' own, which vLLM reads too: both layouts of an export
+are identical.
 """
 
 import functools
@@ -25,7 +25,7 @@ from job.families.base import (
 )
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
-from job.families.weight_files import Named
+from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import LoraSpec
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class AutoFamily(BoundFamily):
     """A model of one of Transformers' `Auto` classes, bound to its processor.
 
-    A subclass has `name`, `recognises`, `bind`, and what images are to it.
+    A subclass defines `name`, `recognizes`, `bind`, and how it handles images.
     """
 
     name: str
@@ -57,7 +57,7 @@ class AutoFamily(BoundFamily):
 
     def __init__(self, checkpoint: Checkpoint, processor: Processor) -> None:
         super().__init__(checkpoint, processor)
-        if self._writer.chat_template is None:
+        if self._processing_class.chat_template is None:
             raise InputError(
                 checkpoint.uri,
                 "has no chat template",
@@ -118,12 +118,12 @@ class AutoFamily(BoundFamily):
 
     @staticmethod
     def keeps_fp32(name: str) -> bool:
-        return False  # what Transformers' classes keep in fp32 is stored in the checkpoint's dtype
+        return False  # even parameters that Transformers keeps in fp32 have the checkpoint's dtype
 
     @staticmethod
     def set_experts_implementation(model: "PreTrainedModel", name: str) -> None:
         if name == SORTED_EXPERTS:
-            raise ValueError("it is written for the experts of ERNIE-4.5-VL")
+            raise ValueError("it supports the experts of ERNIE-4.5-VL only")
         model.set_experts_implementation(name)
 
     @staticmethod
@@ -136,7 +136,7 @@ class AutoFamily(BoundFamily):
 
     @functools.cached_property
     def end_tokens(self) -> tuple[int, ...]:
-        """The template's, the tokenizer's, and those of the checkpoint's generation settings."""
+        """End tokens of the chat template, the tokenizer and the checkpoint's generation config."""
         named = generation_config.read(self._checkpoint).get("eos_token_id")
         own = named if isinstance(named, list) else [named]
         every = [self._template_end_token(), self.processor.tokenizer.eos_token_id, *own]
@@ -156,27 +156,27 @@ class AutoFamily(BoundFamily):
         return self._with_images(padding.left(rows, self._padding_token), rows)
 
     @property
-    def _writer(self) -> "ProcessorMixin | PreTrainedTokenizerBase":
-        """What owns the chat template: the processor, or a tokenizer that stands alone."""
+    def _processing_class(self) -> "ProcessorMixin | PreTrainedTokenizerBase":
+        """The owner of the chat template: the processor, or the tokenizer if there is none."""
         return self.processor
 
     @property
     def _padding_token(self) -> int:
-        """Many checkpoints name none; the attention mask hides whichever it is."""
+        """The tokenizer's, or any other: many checkpoints have none, and padding is masked."""
         pad = self.processor.tokenizer.pad_token_id
         return int(self.end_tokens[0] if pad is None else pad)
 
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages)
 
-    def _template(
+    def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
-        # A processor would take a variable that its template does not read for its own argument.
-        thinks = "enable_thinking" in str(self._writer.chat_template)
+        # A processor mistakes a variable that its template does not read for its own argument.
+        thinks = "enable_thinking" in str(self._processing_class.chat_template)
         settings = {"enable_thinking": enable_thinking} if thinks else {}
         return str(
-            self._writer.apply_chat_template(
+            self._processing_class.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
             )
         )
@@ -191,10 +191,11 @@ class AutoFamily(BoundFamily):
             yield tokens
 
     def _continue(self, before: str, ids: list[int], text: str) -> list[int]:
-        """The tokens of `text` after `before`, whose tokens are `ids`.
+        """The tokens of `text`, which continues `before`, whose tokens are `ids`.
 
-        Tokenized as one text if that does not change `ids`, because some tokenizers put a space
-        before a text of its own; if a token would span the cut, tokenized apart, as in generation.
+        Both are tokenized as one text, because some tokenizers prepend a space to every text. If
+        that changes `ids`, because a token spans the boundary, `text` is tokenized alone, as in
+        generation.
         """
         together = self._tokens(before + text)
         spans_cut = together[: len(ids)] != ids
@@ -231,19 +232,21 @@ class AutoFamily(BoundFamily):
         rows: Sequence[RowSize],
         step: StepSettings,
     ) -> None:
-        """Unknown: it depends on the architecture."""
+        """None: the architecture is unknown."""
         return
 
     # --- CheckpointWriting -----------------------------------------------------------------
 
-    def _stored(self, model: "PreTrainedModel") -> Callable[[Iterable[Named]], Iterable[Named]]:
+    def _to_checkpoint_format(
+        self, model: "PreTrainedModel"
+    ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
         return functools.partial(transformers_format.stored, model)
 
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout
     ) -> tuple[str, ...]:
         transformers_format.write_config(self._checkpoint.config, directory, dtype)
-        self._writer.save_pretrained(directory)
+        self._processing_class.save_pretrained(directory)
         settings = generation_config.read(self._checkpoint)
         return generation_config.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 
@@ -257,5 +260,5 @@ class AutoFamily(BoundFamily):
 
     @staticmethod
     def write_served_adapter(adapter: Path, directory: Path) -> None:
-        """The files as PEFT names them; not tested against a server."""
+        """Copies PEFT's files; not tested against a server."""
         shutil.copytree(adapter, directory, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""The types of this project's own `torch.autograd.Function`s."""
+"""The type of `ctx` in this project's `torch.autograd.Function`s."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Context(Protocol):
-    """What the methods of a function are given; a function that stores more extends it."""
+    """`ctx` of `forward` and `backward`; functions that store attributes on it extend this."""
 
     @property
     def saved_tensors(self) -> tuple[torch.Tensor, ...]: ...

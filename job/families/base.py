@@ -1,9 +1,8 @@
 """The interface between the job and a model family.
 
-A family recognises its checkpoints, builds their models, turns rows into batches, names what LoRA
-may adapt, and writes checkpoints. Training, evaluation, export and planning are written once,
-against `Family`. It is the sum of eight parts, one for each kind of question; the parts' docstrings
-say who asks.
+A family recognizes its checkpoints, builds their models, turns rows into batches, selects LoRA
+targets, and writes checkpoints. Training, evaluation, export and planning use only `Family`. It
+combines eight protocols; their docstrings name their callers.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -25,7 +24,7 @@ IGNORED = -100
 """The label of a token that is not supervised; `ignore_index` of the cross-entropy."""
 
 Layout = Literal["vllm", "transformers"]
-"""Whose file layout a checkpoint is written in."""
+"""The file layout of a written checkpoint: as vLLM or as Transformers reads it."""
 
 SORTED_EXPERTS = "sorted_grouped_mm"
 """This project's implementation of routed experts, as registered with Transformers."""
@@ -48,33 +47,33 @@ class Encoded:
     id: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
-    """As long as `input_ids`; `IGNORED` for every token outside an answer."""
+    """Same length as `input_ids`; `IGNORED` for tokens that are not supervised."""
     images: tuple[EncodedImage, ...]
 
     @property
-    def trained_tokens(self) -> int:
+    def supervised_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSize:
-    """What a row's memory depends on."""
+    """The sizes that determine a row's memory in a training step."""
 
     tokens: int
     image_tokens: int
-    """Those of them that belong to images, brackets included."""
-    trained: int
+    """Tokens that belong to images, including start and end tokens."""
+    supervised_tokens: int
     """Supervised tokens."""
     patches: tuple[int, ...]
-    """Of each image, before merging."""
+    """Patches of each image, before merging."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetGroup:
-    """One kind of LoRA targets, by full names."""
+    """LoRA targets of one kind, by full name."""
 
     name: str
-    """As reports show it: `language attention`."""
+    """As reports show it, for example `language attention`."""
     modules: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
 
@@ -84,7 +83,7 @@ class TargetGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraTargets:
-    """Everything that an adapter adapts."""
+    """All modules and parameters that an adapter adapts."""
 
     groups: tuple[TargetGroup, ...]
 
@@ -104,12 +103,12 @@ class LoraTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterServing:
-    """What vLLM can serve of an adapter without merging it."""
+    """Which parts of an adapter vLLM can serve without merging."""
 
     servable: tuple[str, ...]
     """Names of target groups."""
     merged_only: tuple[str, ...]
-    """Target groups and settings that require merged weights; one is enough to require them."""
+    """Target groups and settings that require merged weights; if any, the whole adapter does."""
 
     def __str__(self) -> str:
         if not self.merged_only:
@@ -121,20 +120,20 @@ class AdapterServing:
 
 
 class Processor(Protocol):
-    """What the rest of the job uses of a checkpoint's processor."""
+    """The part of a checkpoint's processor that the rest of the job uses."""
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase": ...
 
 
 class Recognition(Protocol):
-    """Which checkpoints are the family's. Asked by `job.families` and prep; loads nothing heavy."""
+    """Recognizes the family's checkpoints. Called by `job.families` and prep; imports are light."""
 
     name: str
-    """As `model.family` of the spec has it."""
+    """The value of `model.family` in the spec."""
 
     @staticmethod
-    def recognises(config: dict[str, Any]) -> bool:
+    def recognizes(config: dict[str, Any]) -> bool:
         """Whether a checkpoint with this `config.json` belongs to the family."""
 
     @staticmethod
@@ -143,25 +142,25 @@ class Recognition(Protocol):
 
     @staticmethod
     def control_tokens(directory: Path) -> frozenset[str]:
-        """The strings that no row may contain, from the checkpoint's small files.
+        """The control tokens, which no row may contain, from the checkpoint's small files.
 
         Raises InputError if they cannot be read.
         """
 
     @classmethod
     def bind(cls, checkpoint: Checkpoint, data: DataSpec) -> "Family":
-        """The family with the checkpoint's tokenizer and image processor."""
+        """The family bound to the checkpoint's tokenizer and image processor."""
 
 
 class ModelBuilding(Protocol):
-    """Models of the checkpoint's architecture. Asked by the engines and by planning."""
+    """Builds and loads models. Called by the engines and planning."""
 
     experts_on_gpu: str
     """The fastest implementation of routed experts on GPUs, by its name in the spec."""
 
     @staticmethod
     def architecture(uri: str, config: dict[str, Any]) -> "PreTrainedModel":
-        """The model of a `config.json` on the meta device: names and shapes without weights.
+        """The model of a `config.json` on the meta device: names and shapes, no weights.
 
         Raises InputError if the configuration cannot be read.
         """
@@ -181,7 +180,7 @@ class ModelBuilding(Protocol):
     ) -> "PreTrainedModel":
         """The checkpoint's model, in evaluation mode."""
 
-    def initialise(
+    def initialize(
         self,
         *,
         seed: int,
@@ -193,7 +192,7 @@ class ModelBuilding(Protocol):
 
     @staticmethod
     def keeps_fp32(name: str) -> bool:
-        """Whether the parameter of this name is fp32 in every precision."""
+        """Whether the parameter stays fp32 whatever the model's dtype."""
 
     @staticmethod
     def set_experts_implementation(model: "PreTrainedModel", name: str) -> None:
@@ -204,11 +203,11 @@ class ModelBuilding(Protocol):
 
     @staticmethod
     def set_router_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
-        """Weights the routers' auxiliary loss; None keeps the model's weight, 0 turns it off."""
+        """Sets the weight of the router auxiliary loss; None keeps the model's, 0 turns it off."""
 
 
 class RowEncoding(Protocol):
-    """Rows to tokens, tokens to tensors. Asked by training, evaluation and the export's proof."""
+    """Rows to tokens, tokens to tensors. Called by training, evaluation and the export proof."""
 
     reads_images: bool
 
@@ -221,7 +220,7 @@ class RowEncoding(Protocol):
         """The tokens that end an answer."""
 
     def encode(self, row: Row) -> Encoded:
-        """The whole conversation; answers are labelled.
+        """Tokenizes the whole conversation; answers are supervised.
 
         Raises DataError if the row contains control tokens, or if its answers cannot be located.
         """
@@ -234,40 +233,40 @@ class RowEncoding(Protocol):
         *,
         enable_thinking: bool = False,
     ) -> Encoded:
-        """The conversation up to the next answer; nothing is labelled."""
+        """Tokenizes the conversation up to the next answer; nothing is supervised."""
 
     def is_image_token(self, token: int) -> bool:
-        """Whether the token belongs to an image, brackets included; truncation never cuts those."""
+        """Whether the token belongs to an image, or starts or ends one: truncation keeps those."""
 
     def row_size(self, encoded: Encoded) -> RowSize:
-        """The row's size; decodes no image."""
+        """The row's sizes; decodes no image."""
 
     def collate(self, rows: Sequence[Encoded]) -> PaddedBatch:
-        """A training batch: right-padded, with labels and every input of `forward`."""
+        """A training batch: right-padded, with labels and all inputs of `forward`."""
 
     def collate_prompts(self, rows: Sequence[Encoded]) -> PaddedBatch:
         """A generation batch: left-padded, without labels."""
 
 
 class PackedTraining(Protocol):
-    """Training without padding. Asked by training if the spec sets `train.padding_free`."""
+    """Training without padding. Called by training if the spec sets `train.padding_free`."""
 
     supports_packing: bool
     """Whether the family has a packed step; if not, `pack` and `use_packed_step` are not called."""
 
     def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
-        """A training batch without padding, for a model with the packed step."""
+        """A training batch without padding, for a model on which `use_packed_step` was called."""
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
         """Makes the model accept packed batches too; weights and their names do not change.
 
-        `varlen` allows PyTorch's variable-length attention, where the device has it.
+        `varlen` allows PyTorch's variable-length attention, if the device supports it.
         """
 
 
 class LoraSupport(Protocol):
-    """What LoRA adapts. Asked by training and planning."""
+    """Selects LoRA targets. Called by training and planning."""
 
     @staticmethod
     def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
@@ -275,7 +274,7 @@ class LoraSupport(Protocol):
 
 
 class MemoryEstimate(Protocol):
-    """What a step needs. Asked by planning."""
+    """Estimates the memory of a training step. Called by planning."""
 
     @staticmethod
     def activation_memory(
@@ -284,14 +283,14 @@ class MemoryEstimate(Protocol):
         rows: Sequence[RowSize],
         step: StepSettings,
     ) -> ActivationMemory | None:
-        """The memory of a training step on these rows; None if the family cannot tell.
+        """The memory of a training step on these rows; None if the family cannot estimate it.
 
         `trained` names the modules and parameters that are trained or adapted.
         """
 
 
 class CheckpointWriting(Protocol):
-    """Checkpoints on disk. Asked by training (full fine-tuning) and export."""
+    """Writes checkpoints. Called by training (full fine-tuning) and export."""
 
     def save(
         self,
@@ -304,10 +303,10 @@ class CheckpointWriting(Protocol):
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
     ) -> tuple[str, ...]:
-        """Writes a checkpoint: the weights, named as in the model and in the dtype to store, then
-        everything of `save_settings`.
+        """Writes a checkpoint: the weights, then the files of `save_settings`.
 
-        `finished` is called for every shard, see `weight_files.write`. Returns what was repaired.
+        `weights` have the model's names and the dtype to store. `finished` is called for every
+        shard, see `weight_files.write`. Returns what was repaired.
         """
 
     def save_settings(
@@ -315,26 +314,26 @@ class CheckpointWriting(Protocol):
     ) -> tuple[str, ...]:
         """Writes a checkpoint without weights: configuration, processor and tokenizer.
 
-        Returns what was repaired of the base's settings. Raises InputError if they are beyond
-        repair.
+        Returns descriptions of the repairs to the base's settings. Raises InputError if they cannot
+        be repaired.
         """
 
 
 class Serving(Protocol):
-    """Serving by vLLM. Asked by export, its proof, and the Kubernetes manifests."""
+    """Serving with vLLM. Called by export, its proof, and the Kubernetes manifests."""
 
     vllm_arguments: tuple[str, ...]
-    """What `vllm serve` needs to read the family's merged weights."""
+    """Arguments that `vllm serve` needs for the family's merged weights."""
     vllm_adapter_arguments: tuple[str, ...]
-    """What it needs for an adapter of `write_served_adapter`, besides `--enable-lora`."""
+    """Further arguments that it needs for an adapter, besides `--enable-lora`."""
 
     @staticmethod
     def adapter_serving(lora: LoraSpec) -> AdapterServing:
-        """What vLLM can serve of the spec's adapter; needs no model."""
+        """Which parts of the spec's adapter vLLM can serve; needs no model."""
 
     @staticmethod
     def write_served_adapter(adapter: Path, directory: Path) -> None:
-        """Writes a stored adapter under the names that vLLM reads; all of it is servable."""
+        """Writes a stored adapter, all of it servable, with the tensor names that vLLM reads."""
 
 
 class Family(

@@ -1,4 +1,4 @@
-"""The batches that models take: what every tensor is called and how it is shaped.
+"""The batches that models take: names and shapes of all tensors.
 
 B rows, T tokens, N sequences of at most L tokens, S supervised tokens.
 """
@@ -10,30 +10,28 @@ if TYPE_CHECKING:
     import torch
 
 COUNTED = "counted_tokens"
-"""Key of a training batch, beside the model's inputs: the number of supervised tokens."""
+"""Key of a training batch besides the model's inputs: the number of supervised tokens."""
 TOKENS = "tokens"
-"""Likewise: the number of tokens, without padding."""
-FAILED = "failed"
-"""Key of the error that a data worker returns instead of a batch; training raises it."""
+"""Another such key: the number of tokens, without padding."""
 
 
 class PaddedBatch(TypedDict):
-    """Rows padded to the longest. A vision-language processor may add inputs of its own."""
+    """Rows padded to the longest. A vision-language processor may add further inputs."""
 
     input_ids: "torch.Tensor"
     """(B, T)"""
     attention_mask: "torch.Tensor"
-    """(B, T): 0 where there is padding."""
+    """(B, T): 0 for padding."""
     labels: NotRequired["torch.Tensor"]
-    """(B, T), in training: `IGNORED` for tokens that are not supervised."""
+    """(B, T), only in training: `IGNORED` for tokens that are not supervised."""
     position_ids: NotRequired["torch.Tensor"]
     """(3, B, T): M-RoPE positions (time, height, width)."""
     mm_token_type_ids: NotRequired["torch.Tensor"]
     """(B, T): 1 for image tokens."""
     moe_mm_token_type_ids: NotRequired["torch.Tensor"]
-    """(B, T): 1 for tokens of the vision experts, which are image tokens and their brackets."""
+    """(B, T): 1 for tokens of the vision experts: image tokens, and image start and end tokens."""
     pixel_values: NotRequired["torch.Tensor"]
-    """(patches, channels · patch_size²) of all images; the shape of other processors differs."""
+    """(patches, channels · patch_size²) of all images; other processors have other shapes."""
     image_grid_thw: NotRequired["torch.Tensor"]
     """(images, 3): frames, rows and columns of patches."""
     image_cu_seqlens: NotRequired["torch.Tensor"]
@@ -43,7 +41,7 @@ class PaddedBatch(TypedDict):
 
 
 class PatchInputs(TypedDict, total=False):
-    """The vision tower's inputs in a packed batch; all or none of them are there."""
+    """The vision tower's inputs in a packed batch; all present, or none if there is no image."""
 
     pixels: "torch.Tensor"
     """(patches, channels · patch_size²), uint8."""
@@ -60,7 +58,7 @@ class PatchInputs(TypedDict, total=False):
     patch_cu_seqlens: "torch.Tensor"
     """(images + 1,), int32."""
     image_token_indices: "torch.Tensor"
-    """(image tokens,): where the image embeddings go among the T tokens."""
+    """(image tokens,): indices of the image tokens among the T tokens."""
 
 
 class PackedBatch(PatchInputs):
@@ -71,23 +69,23 @@ class PackedBatch(PatchInputs):
     position_ids: "torch.Tensor"
     """(3, 1, T): M-RoPE positions (time, height, width)."""
     row_indices: "torch.Tensor"
-    """(T,): where each token lies in the padded (N, L) grid, flattened."""
+    """(T,): each token's index in the flattened (N, L) grid."""
     row_mask: "torch.Tensor"
     """(N, L), bool: False where the grid is padding."""
     row_cu_seqlens: "torch.Tensor"
     """(N + 1,), int32: where each row begins, and the end of the last."""
     supervised: "torch.Tensor"
-    """(S,): the tokens whose successor is supervised."""
+    """(S,): indices of the tokens whose successor is supervised."""
     targets: "torch.Tensor"
-    """(S,): those successors."""
+    """(S,): the labels of those successors."""
     token_text: "torch.Tensor"
-    """(text tokens,): the tokens of the text experts."""
+    """(text tokens,): indices of the tokens for the text experts."""
     token_vision: "torch.Tensor"
-    """(vision tokens,): the tokens of the vision experts."""
+    """(vision tokens,): indices of the tokens for the vision experts."""
     token_inverse: "torch.Tensor"
-    """(T,): where each token lies in the concatenation of the two."""
+    """(T,): each token's index in the concatenation of the two."""
     supervised_text: "torch.Tensor"
-    """The same three among the S supervised tokens."""
+    """The same three, among the S supervised tokens."""
     supervised_vision: "torch.Tensor"
     supervised_inverse: "torch.Tensor"
 
@@ -97,19 +95,20 @@ B = TypeVar("B", bound=Mapping[str, object])
 
 
 def host_keys(batch: Mapping[str, object]) -> tuple[str, ...]:
-    """The inputs that the model reads in Python: on a GPU every value would be a sync.
+    """The inputs that the model reads in Python, and that stay on the CPU to avoid device syncs.
 
-    Only if the batch has the vision tower's indices; other towers compute them from the grids.
+    Only if the batch has the vision tower's indices: other towers compute them from the grid, on
+    the device.
     """
     return ("image_grid_thw",) if "image_position_ids" in batch else ()
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A training batch without the token counts."""
+    """The model's inputs: a training batch without its token counts."""
     return {key: value for key, value in batch.items() if key not in (COUNTED, TOKENS)}
 
 
 def to_device(batch: B, device: "torch.device") -> B:
-    """The batch on the device, except for its `host_keys`."""
+    """Moves the batch to the device, except for its `host_keys`."""
     host, tensors = host_keys(batch), cast("Mapping[str, torch.Tensor]", batch)
     return cast(B, {k: v if k in host else v.to(device) for k, v in tensors.items()})

@@ -1,6 +1,6 @@
-"""What all families share: rows to tokens by the checkpoint's chat template, and saving.
+"""Code that all families share: tokenization with the chat template, and saving.
 
-A family adds how its models are built, what an image becomes, and which files a checkpoint has.
+Families define how models are built, how images are encoded, and which files a checkpoint has.
 """
 
 import functools
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from job.families import chat, weight_files
 from job.families.base import IGNORED, Checkpoint, Encoded, Layout, Processor, RowSize
-from job.families.weight_files import Named, Weights
+from job.families.weight_files import NamedTensor, Weights
 from job.prep.rows import EncodedImage, Message, Row
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class BoundFamily(ABC):
     def meta_model(self) -> "PreTrainedModel":
         return self.architecture(self._checkpoint.uri, self._checkpoint.config)
 
-    def initialise(
+    def initialize(
         self,
         *,
         seed: int,
@@ -58,9 +58,9 @@ class BoundFamily(ABC):
         device: "torch.device",
         attn_implementation: str | None = None,
     ) -> "PreTrainedModel":
-        from job.families.random_init import initialised
+        from job.families.random_init import initialized
 
-        return initialised(
+        return initialized(
             self._from_config(),
             self.configuration(),
             seed=seed,
@@ -77,29 +77,29 @@ class BoundFamily(ABC):
 
     @abstractmethod
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
-        """The messages in the form that the chat template takes."""
+        """The messages as the chat template takes them."""
 
     @abstractmethod
-    def _template(
+    def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
-        """The turns as the checkpoint's chat template renders them."""
+        """Renders the turns with the checkpoint's chat template."""
 
     @abstractmethod
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
-        """The tokens of consecutive texts, with every image expanded to its tokens.
+        """Tokenizes consecutive texts, expanding each image placeholder to the image's tokens.
 
-        Removes from `images` those that the texts show, first to last.
+        Removes the images that the texts show from the front of `images`.
         """
 
     def encode(self, row: Row) -> Encoded:
-        images = self._accept(row.id, row.messages, row.images)
+        images = self._checked_images(row.id, row.messages, row.images)
         segments, pending = self._segments(row.id, row.messages), list(images)
         ids, labels = list[int](), list[int]()
         texts = [segment.text for segment in segments]
         for segment, tokens in zip(segments, self._tokenize(texts, pending), strict=True):
             ids += tokens
-            labels += tokens if segment.answer else [IGNORED] * len(tokens)
+            labels += tokens if segment.supervised else [IGNORED] * len(tokens)
         self._require_shown(row.id, pending)
         return Encoded(id=row.id, input_ids=tuple(ids), labels=tuple(labels), images=images)
 
@@ -111,9 +111,9 @@ class BoundFamily(ABC):
         *,
         enable_thinking: bool = False,
     ) -> Encoded:
-        ordered = self._accept(row_id, messages, images)
+        ordered = self._checked_images(row_id, messages, images)
         pending = list(ordered)
-        template = functools.partial(self._template, enable_thinking=enable_thinking)
+        template = functools.partial(self._render_template, enable_thinking=enable_thinking)
         [ids] = self._tokenize([chat.prompt(row_id, template, self._turns(messages))], pending)
         self._require_shown(row_id, pending)
         return Encoded(
@@ -124,29 +124,31 @@ class BoundFamily(ABC):
         return RowSize(
             tokens=len(encoded.input_ids),
             image_tokens=sum(map(self.is_image_token, encoded.input_ids)),
-            trained=encoded.trained_tokens,
+            supervised_tokens=encoded.supervised_tokens,
             patches=self._patches(encoded.images),
         )
 
-    def _accept(
+    def _checked_images(
         self, row_id: str, messages: Sequence[Message], images: Sequence[EncodedImage]
     ) -> tuple[EncodedImage, ...]:
-        """The images in the order in which the conversation mentions them.
+        """The images, in the order in which the conversation mentions them.
 
-        Raises DataError if the model cannot read the row.
+        Raises DataError if the row contains control tokens, or images that the model cannot read.
         """
-        self._control.refuse(row_id, messages)
+        self._control.reject(row_id, messages)
         return chat.in_order(messages, images)
 
     def _require_shown(self, row_id: str, images: Sequence[EncodedImage]) -> None:  # noqa: B027
-        """Raises DataError if the chat template has not shown these; a family may rely on it."""
+        """Raises DataError if images are left that the chat template did not show."""
 
     def _patches(self, images: Sequence[EncodedImage]) -> tuple[int, ...]:
-        """The patches of each image before merging; none if the family cannot tell."""
+        """The number of patches of each image, before merging; empty if the family cannot tell."""
         return ()
 
     def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
-        return chat.segments(row_id, self._template, self._turns(messages), self._control, messages)
+        return chat.segments(
+            row_id, self._render_template, self._turns(messages), self._control, messages
+        )
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -163,8 +165,10 @@ class BoundFamily(ABC):
     ) -> tuple[str, ...]: ...
 
     @abstractmethod
-    def _stored(self, model: "PreTrainedModel") -> Callable[[Iterable[Named]], Iterable[Named]]:
-        """How the model's tensors are named and shaped in files."""
+    def _to_checkpoint_format(
+        self, model: "PreTrainedModel"
+    ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
+        """The conversion of the model's tensors to their names and shapes in files."""
 
     def save(
         self,
@@ -178,7 +182,7 @@ class BoundFamily(ABC):
         finished: Callable[[Path], None] | None = None,
     ) -> tuple[str, ...]:
         weight_files.write(
-            weights.through(self._stored(model)),
+            weights.converted(self._to_checkpoint_format(model)),
             directory,
             max_shard_size=max_shard_size,
             finished=finished,

@@ -1,8 +1,8 @@
-"""Conversations as the checkpoint's chat template renders them, cut before and after each answer.
+"""Renders conversations with the chat template, and splits them before and after each answer.
 
-An answer is supervised from where generation would begin to its end token. Families tokenize the
-segments one by one: at inference the prompt is tokenized without the answer too, so training sees
-the same tokens, and the labels' mask is right by construction.
+An answer is supervised from where generation would begin, up to and including its end token. Each
+segment is tokenized separately, as in inference, where the prompt is tokenized without the answer:
+training sees the same tokens, and the label mask follows from the segments.
 """
 
 import re
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 Turns = list[dict[str, Any]]
 
-# Put around the answers of a second rendering, to find them in the first: templates do not trim
-# these, whatever else they do to an answer.
+# Markers around the answers in a second rendering, which locate the answers in the first: templates
+# may trim an answer, but not these.
 _BEGIN, _END = "[[answer>>", "<<answer]]"
 
 PROBE = tuple(Message(role=role, parts=(Part(text="a"),)) for role in ("user", "assistant"))
-"""The shortest conversation, to see what a template puts around an answer."""
+"""The shortest conversation, which shows what a template puts around an answer."""
 
 
 class Template(Protocol):
@@ -36,32 +36,32 @@ class Segment:
     """A piece of the rendered conversation."""
 
     text: str
-    answer: bool
-    """Whether its tokens are supervised."""
+    supervised: bool
+    """Whether its tokens have labels: those of answers that are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlTokens:
-    """A tokenizer's control tokens: one of them ends an answer, and no text may contain any."""
+    """A tokenizer's control tokens: one of them ends every answer, and no text may contain any."""
 
     pattern: "re.Pattern[str]"
     answer_end: "re.Pattern[str]"
-    """One of them, with the whitespace that a template puts before it."""
+    """A control token, and whitespace before it."""
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase") -> "ControlTokens":
         added = [
             token.content
             for token in tokenizer.added_tokens_decoder.values()
-            if token.special and not token.content.isalnum()  # some converters mark digits
+            if token.special and not token.content.isalnum()  # some converters flag digits
         ]
         pattern = control_tokens.pattern({*tokenizer.all_special_tokens, *added})
         return cls(pattern=pattern, answer_end=re.compile(rf"\s*(?:{pattern.pattern})"))
 
-    def refuse(self, row_id: str, messages: Sequence[Message]) -> None:
-        """Raises DataError if a text contains one.
+    def reject(self, row_id: str, messages: Sequence[Message]) -> None:
+        """Raises DataError if a message contains a control token.
 
-        Prep rejects such rows; this is for prompts of `infer`, and for tokens that only the loaded
+        Prep rejects such rows; this catches prompts of `infer`, and tokens that only the loaded
         tokenizer knows.
         """
         if (token := control_tokens.find(messages, self.pattern)) is not None:
@@ -69,7 +69,7 @@ class ControlTokens:
 
 
 def turns(messages: Sequence[Message], *, as_text: bool = False, **answer_fields: str) -> Turns:
-    """The messages as templates take them: content as parts, or as one text.
+    """The messages as chat templates take them: content as parts, or as one text.
 
     `answer_fields` are added to every turn of the assistant.
     """
@@ -84,7 +84,7 @@ def turns(messages: Sequence[Message], *, as_text: bool = False, **answer_fields
 
 
 def prompt(row_id: str, template: Template, question: Turns) -> str:
-    """The rendered conversation up to where the model begins to answer."""
+    """The rendered conversation with the generation prompt."""
     return _render(row_id, template, question, add_generation_prompt=True)
 
 
@@ -95,23 +95,23 @@ def segments(
     control: ControlTokens,
     messages: Sequence[Message] = (),
 ) -> tuple[Segment, ...]:
-    """The rendered conversation in segments, questions and answers in turn.
+    """The rendered conversation in alternating segments: questions and answers.
 
-    `messages` are what `conversation` was made from. An answer of theirs that is not to be trained
-    is a segment too, so that its tokens are the same.
+    `conversation` is made from `messages`, which say which answers are supervised. Unsupervised
+    answers are segments too, so that their tokens are the same.
 
-    An answer begins where its prompt ends, so whitespace that the template puts there is the
-    model's to write. If a template renders earlier answers differently from their prompts (without
-    a thinking block, say), those answers begin with their own text.
+    An answer's segment begins where its prompt ends, including whitespace that the template puts
+    there, because the model has to generate it. If a template renders earlier answers differently
+    from their prompts (without a thinking block, say), their segments begin with the answer's text.
 
-    Raises DataError if the template refuses the conversation, changes an answer, does not render
+    Raises DataError if the template rejects the conversation, changes an answer, does not render
     the last answer after its own generation prompt, or ends one without a control token.
     """
     whole = _render(row_id, template, conversation)
     answers = [i for i, turn in enumerate(conversation) if turn["role"] == "assistant"]
     spans = _spans(whole, _render(row_id, template, _marked(conversation)))
     if spans is None or len(spans) != len(answers):
-        _fail(row_id, "does not write every answer as it is given", whole)
+        _fail(row_id, "changes an answer", whole)
     cut: list[Segment] = []
     done = 0
     for index, (start, end) in zip(answers, spans, strict=True):
@@ -120,13 +120,13 @@ def segments(
         if whole.startswith(question) and length <= end and not whole[length:start].strip():
             start = length
         elif index == answers[-1]:
-            _fail(row_id, "does not write an answer after its own generation prompt", question)
+            _fail(row_id, "does not render an answer after its generation prompt", question)
         last = control.answer_end.match(whole, end)
         if last is None:
             _fail(row_id, "ends an answer without a control token to stop at", whole[end:])
-        cut.append(Segment(text=whole[done:start], answer=False))
+        cut.append(Segment(text=whole[done:start], supervised=False))
         trained = messages[index].train if messages else True
-        cut.append(Segment(text=whole[start : last.end()], answer=trained))
+        cut.append(Segment(text=whole[start : last.end()], supervised=trained))
         done = last.end()
     return tuple(cut)
 
@@ -148,7 +148,7 @@ def _part(part: Part) -> dict[str, Any]:
 
 
 def _marked(conversation: Turns) -> Turns:
-    """The conversation with marks around every answer."""
+    """The conversation with markers around every answer."""
     return [
         {**turn, "content": _between_marks(turn["content"])}
         if turn["role"] == "assistant"
@@ -164,9 +164,9 @@ def _between_marks(content: str | list[dict[str, Any]]) -> str | list[dict[str, 
 
 
 def _spans(whole: str, marked: str) -> list[tuple[int, int]] | None:
-    """Each answer's start and end in `whole`, found by a rendering with marks around them.
+    """Each answer's start and end in `whole`, found by a rendering with markers around them.
 
-    None if the two differ in more than the marks and the whitespace that a template trims.
+    None if the two differ by more than the markers and trimmed whitespace.
     """
     first, *rest = marked.split(_BEGIN)
     if not whole.startswith(first):
@@ -188,7 +188,7 @@ def _spans(whole: str, marked: str) -> list[tuple[int, int]] | None:
 
 
 def _trimmed(text: str) -> list[str]:
-    """The text, and what is left of it by templates that trim."""
+    """The text as templates may render it: as is, or trimmed in several ways."""
     starts = [text, text.lstrip("\n"), text.lstrip()]
     return [trimmed for start in starts for trimmed in (start, start.rstrip("\n"), start.rstrip())]
 

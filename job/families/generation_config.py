@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 FILE = "generation_config.json"
 _NAMED = re.compile(r"^- `(\w+)`", re.MULTILINE)
-"""How Transformers' error lists the settings without effect."""
+"""Settings without effect, as Transformers' error lists them."""
 
 
 def read(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def read(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def defaults(config: "PreTrainedConfig") -> dict[str, Any]:
-    """How Transformers generates if a checkpoint has no settings."""
+    """Transformers' own settings for a checkpoint that has none."""
     from transformers import GenerationConfig
 
     settings: dict[str, Any] = GenerationConfig.from_model_config(config).to_diff_dict()

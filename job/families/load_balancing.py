@@ -1,6 +1,6 @@
-"""The auxiliary loss that balances routed experts, in Transformers' models.
+"""The auxiliary load-balancing loss of routed experts, in Transformers' models.
 
-Depending on the class, it is added if the configuration says so, if the call asks for it, or never.
+Depending on the class, a configuration flag enables it, an argument of `forward`, or nothing.
 Its weight is an attribute of the model or of its configuration.
 """
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import ModelOutput
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
-"""The weight's name in models that have it as an attribute."""
+"""The attributes that hold the weight."""
 PER_CALL = ("glm4v_moe", "jetmoe", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp")
-"""Model types that add the loss if `forward` is called with `output_router_logits`. A test holds
-the list to Transformers' classes."""
+"""Model types that add the loss if `forward` is called with `output_router_logits`. A test compares
+the list with Transformers' classes."""
 
 
 def set_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
-    """Adds the auxiliary loss to the loss; None keeps the model's own weight, 0 turns it off.
+    """Sets the auxiliary loss's weight; None keeps the model's own, 0 turns the loss off.
 
-    Raises SpecError for a weight of a loss that the model does not compute.
+    Raises SpecError if the model does not compute that loss.
     """
     text = model.config.get_text_config()
     attribute = next((name for name in COEFFICIENTS if hasattr(model, name)), None)
@@ -45,9 +45,9 @@ def set_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
 
 
 def _set_per_call(model: "PreTrainedModel", *, enabled: bool) -> None:
-    """Makes each training forward pass compute the loss, or none.
+    """Makes training forward passes add the loss, or stop adding it.
 
-    Set as the instance's `forward`: PEFT calls that directly, past any hooks.
+    Replaces the instance's `forward`, because PEFT calls that directly, bypassing hooks.
     """
     if isinstance(vars(model).get("forward"), _ForwardWithRouterLogits):
         del model.forward
@@ -56,11 +56,11 @@ def _set_per_call(model: "PreTrainedModel", *, enabled: bool) -> None:
 
 
 class _ForwardWithRouterLogits:
-    """A model's `forward` that asks for router logits while training."""
+    """A model's `forward` that requests router logits in training mode."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self._model, self._forward = model, model.forward
-        # For what inspects the signature, as generation and the Trainer do.
+        # Generation and the Trainer inspect the signature.
         self.__wrapped__ = model.forward
 
     def __call__(self, *args: object, **batch: object) -> "ModelOutput":

@@ -1,4 +1,4 @@
-"""The cross-entropy of the supervised tokens, without logits of any others.
+"""The cross-entropy of the supervised tokens; computes no logits of other tokens.
 
 H is the hidden size, V the vocabulary's, S the number of supervised tokens.
 """
@@ -11,17 +11,17 @@ from torch.utils.checkpoint import checkpoint
 from job.families.autograd import Context
 
 CHUNK = 2048
-"""Tokens whose logits exist at a time: 0.8 GiB in fp32 with a vocabulary of 103,424."""
+"""Tokens whose logits are in memory at a time: 0.8 GiB in fp32 with a vocabulary of 103,424."""
 
 
 def supervised_loss(
     hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module
 ) -> torch.Tensor:
-    """The mean over tokens, a scalar in fp32, of hidden states (S, H) and their targets (S,).
+    """The mean loss, an fp32 scalar, from hidden states (S, H) and targets (S,).
 
-    A frozen head saves no logits for the backward pass. A trained one recomputes them there, if
-    there is more than one chunk. A sharded head (FSDP2), frozen or trained, runs once and its
-    logits are saved: each run is a collective, and ranks differ in their number of chunks.
+    With a frozen head, no logits are saved for the backward pass. With a trained one, they are
+    recomputed there, if there is more than one chunk. A sharded head (FSDP2) is called once and its
+    logits are saved: each call is a collective, and ranks differ in their number of chunks.
     """
     if is_frozen(head):
         return _FrozenHeadLoss.apply(hidden, targets, head.weight) / len(targets)
@@ -50,8 +50,8 @@ def _loss_and_gradient(
     log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32)  # (C, V)
     index = targets[:, None]  # (C, 1)
     of_targets = log_probabilities.gather(1, index)  # (C, 1)
-    # d loss / d logits = softmax - onehot(target), written into the logits' own memory, which
-    # rounds it without a pass of its own.
+    # d loss / d logits = softmax - onehot(target), written in place of the logits, which also
+    # rounds it to their dtype.
     slopes = torch.exp(log_probabilities, out=logits)
     slopes.scatter_(1, index, of_targets.expm1().to(slopes.dtype))
     gradient.copy_(slopes @ weight)
@@ -59,10 +59,9 @@ def _loss_and_gradient(
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """The summed loss of (S, H), (S,) and a frozen head (V, H); computes its gradient right away.
+    """The summed loss of (S, H), (S,) and a frozen head (V, H), with its gradient computed forward.
 
-    All that the backward pass needs of the logits is the gradient of the hidden states, which is
-    a small part of their size.
+    Instead of the logits, only the gradient of the hidden states is saved, which is far smaller.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Models by URI: finds, identifies and downloads what the spec names.
+"""Finds, identifies and downloads the model that the spec names by URI.
 
 `find_model` is cheap: it lists files and reads no remote weights, so a run whose stages are
-complete downloads nothing. `fetch_model` downloads when a stage needs the files. Data is
-`job.prep.discovery`'s.
+complete downloads nothing. `fetch_model` downloads when a stage needs the files. For data, see
+`job.prep.discovery`.
 """
 
 import fnmatch
@@ -25,8 +25,8 @@ MODELS = Path(__file__).parent / "builtin"
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
 CODE_FILES = ("*.py",)
 GENERATION = "generation_config.json"
-# Those of the files above that loading a model, its tokenizer or its processor reads, whatever the
-# class; not a checkpoint's licence, notes, or records of its own training.
+# Those of the files above that any class reads to load a model, its tokenizer or its processor; not
+# a checkpoint's license, notes, or records of its own training.
 READ_FILES = (
     *("*.safetensors", "*.safetensors.index.json", "*.jinja", "*.model", "*.py"),
     *("*config*.json", "*token*.json", "*template*.json", "*vocab*.json", "*vocab*.txt"),
@@ -36,16 +36,16 @@ READ_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInput:
-    """A checkpoint that was found, but not downloaded."""
+    """A checkpoint that was found, but not yet downloaded."""
 
     uri: str
     files: tuple[storage.Entry, ...]
 
     @cached_property
     def digest(self) -> str:
-        """Of the contents of a local checkpoint, of the names, sizes and versions of a remote one.
+        """A digest of a local checkpoint's contents, or a remote one's names, sizes and versions.
 
-        Lazy, as it reads local weights.
+        Lazy, because it reads local weights.
         """
         return self._digest_of(self._digests)
 
@@ -62,7 +62,7 @@ class ModelInput:
 
     @property
     def generation_digest(self) -> str:
-        """The digest of `generation_config.json`, which generation reads; may be empty."""
+        """The digest of `generation_config.json`, which generation reads; empty if missing."""
         return self._digests.get(GENERATION, "")
 
     @cached_property
@@ -74,7 +74,7 @@ class ModelInput:
         return {file.path: sha256_file(directory / file.path) for file in self.files}
 
     def _digest_of(self, digests: Mapping[str, str]) -> str:
-        # A copy of a local checkpoint elsewhere is the same checkpoint.
+        # The path of a local checkpoint does not matter: a copy is the same checkpoint.
         return fingerprint("" if _local_directory(self) else self.uri, sorted(digests.items()))
 
     @property
@@ -92,9 +92,9 @@ def find_model(model: ModelSpec) -> ModelInput:
         directory = MODELS / uri.removeprefix(BUILTIN)
         return ModelInput(uri=uri, files=_entries(directory))
     if uri.startswith("hf://") and model.revision is not None:
-        organisation, _, name = uri.removeprefix("hf://").partition("/")
+        organization, _, name = uri.removeprefix("hf://").partition("/")
         repository, slash, rest = name.partition("/")
-        uri = f"hf://{organisation}/{repository}@{model.revision}{slash}{rest}"
+        uri = f"hf://{organization}/{repository}@{model.revision}{slash}{rest}"
     globs = MODEL_FILES + (CODE_FILES if model.trust_remote_code else ())
     files = tuple(
         file
@@ -112,9 +112,9 @@ def find_model(model: ModelSpec) -> ModelInput:
 
 
 def require_hub(spec: JobSpec, *, exempt: str | None = None) -> None:
-    """Raises one InputError for all sources on the hub, if an environment variable disables it.
+    """Raises one InputError for all hub URIs of the spec, if the environment disables the hub.
 
-    Called before anything heavy is imported. The URI `exempt` is not checked.
+    Called before heavy imports. The URI `exempt` is not checked.
     """
     sources = (source.uri for source in spec.data.sources().values())
     problems = [
@@ -132,9 +132,9 @@ def location(uri: str) -> str:
 
 
 def fetch_model(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
-    """The checkpoint's folder on this machine; downloaded once, and checked before each use.
+    """The checkpoint's local folder; downloaded once, and checked before each use.
 
-    `limit` is the cache's size in bytes, 0 for no limit. Raises what `cache.ensure` does.
+    `limit` is the cache's maximum size in bytes, 0 for no limit. Raises what `cache.ensure` does.
     """
     return _local_directory(model) or _fetched(
         model.uri, model.files, model.digest, cache_dir, limit
@@ -142,7 +142,7 @@ def fetch_model(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
 
 
 def fetch_headers(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
-    """A folder with the checkpoint except for its weights."""
+    """A local folder with the checkpoint's files, possibly without its weights."""
     if directory := _local_directory(model):
         return directory
     small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
@@ -153,7 +153,7 @@ def fetch_headers(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
 
 
 def _local_directory(model: ModelInput) -> Path | None:
-    """The folder of a checkpoint that is on this machine without a download."""
+    """The folder of a local or builtin checkpoint; None for a remote one."""
     if model.uri.startswith(BUILTIN):
         return MODELS / model.uri.removeprefix(BUILTIN)
     return storage.local_path(model.uri) if storage.is_local(model.uri) else None

@@ -1,4 +1,4 @@
-"""Tokenized rows of different lengths as one padded batch."""
+"""Pads tokenized rows to the longest row of a batch."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from job.families.batches import PaddedBatch
 
 
 def right(rows: Sequence[Encoded], padding_token: int) -> PaddedBatch:
-    """`input_ids`, `labels` and `attention_mask` for training."""
+    """Right padding, for training: `input_ids`, `labels` and `attention_mask`, (B, T) each."""
     length = max(len(row.input_ids) for row in rows)
 
     def padded(values: Sequence[int], fill: int) -> list[int]:
@@ -23,7 +23,7 @@ def right(rows: Sequence[Encoded], padding_token: int) -> PaddedBatch:
 
 
 def left(rows: Sequence[Encoded], padding_token: int) -> PaddedBatch:
-    """`input_ids` and `attention_mask` for generation."""
+    """Left padding, for generation: `input_ids` and `attention_mask`, (B, T) each."""
     length = max(len(row.input_ids) for row in rows)
 
     def padded(values: Sequence[int], fill: int) -> list[int]:

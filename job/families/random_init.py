@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def initialised(
+def initialized(
     build: "Callable[..., PreTrainedModel]",
     config: "PreTrainedConfig",
     *,
@@ -20,15 +20,15 @@ def initialised(
     keeps_fp32: Callable[[str], bool],
     attn_implementation: str | None,
 ) -> "PreTrainedModel":
-    """The model that `build` makes of the config, in evaluation mode.
+    """The model that `build` creates from the config, with random weights, in evaluation mode.
 
-    Drawn on the CPU in fp32 on every machine, so that a seed determines the weights.
+    Initialized on the CPU in fp32 on every machine, so that the seed alone determines the weights.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(config, dtype=torch.float32, **attention_arguments(attn_implementation))
-    for name, parameter in model.named_parameters():  # buffers keep the dtype of their computation
+    for name, parameter in model.named_parameters():  # buffers keep their dtype
         parameter.data = parameter.data.to(device, None if keeps_fp32(name) else dtype)
     return model.to(device).eval()

@@ -1,7 +1,7 @@
-"""Writes split gradients into one buffer, avoiding the compiler's concatenation kernel.
+"""Writes split gradients into one buffer, avoiding Inductor's concatenation kernel.
 
-That kernel would decide for every element which part it belongs to. If the concatenation ends with
-a tensor that is in memory already, the compiler has each part's own kernel write into the buffer.
+That kernel branches for every element on the part it belongs to. If the concatenation ends with a
+tensor that is already materialized, each part's own kernel writes into the buffer instead.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ from torch.nn.functional import linear
 from job.families.autograd import Context
 
 ALIGNMENT = 8
-"""Fast matrix products need rows of whole 16 bytes: eight elements in bf16."""
+"""Fast matrix products need rows that are multiples of 16 bytes: eight elements in bf16."""
 
 
 def concat_gradients(parts: Sequence[torch.Tensor], spare: torch.Tensor) -> torch.Tensor:
-    """The parts (T, n) side by side, followed by as many arbitrary columns as `spare` (T, r) has.
+    """Concatenates the parts (T, n), followed by as many columns as `spare` (T, r) has.
 
-    Callers overwrite or ignore those.
+    The contents of the spare columns are arbitrary; callers overwrite or ignore them.
     """
-    # A cumulative sum is what the compiler always materializes.
+    # The compiler always materializes a cumulative sum.
     return torch.cat([*parts, spare.cumsum(1)], dim=1)
 
 
 def split_frozen_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, count: int
 ) -> list[torch.Tensor]:
-    """A frozen linear layer of x (…, in), its output in equal parts (…, out / count)."""
+    """The output of a frozen linear layer for x (…, in), in equal parts (…, out / count)."""
     parts: Sequence[torch.Tensor] = _SplitLinear.apply(x.flatten(0, -2), weight, bias, count)
     return [part.unflatten(0, x.shape[:-1]) for part in parts]
 

@@ -1,7 +1,7 @@
-"""Training Transformers' own models without logits of unsupervised tokens.
+"""Trains Transformers' own models without computing logits of unsupervised tokens.
 
-Their forward passes compute logits of all tokens, padding included, and keep them in fp32: with a
-vocabulary of 150,000 that is more memory than everything else that a step saves.
+Their forward passes compute logits of all tokens, including padding, and keep them in fp32: with a
+vocabulary of 150,000 that is more than all other activations of a step.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MODEL_TYPES = ("idefics3", "llama", "qwen2_5_vl", "qwen3")
-"""Models whose loss is the cross-entropy of one linear layer. A test holds each of them to
-Transformers' loss; others may scale or cap their logits."""
+"""Models whose loss is the cross-entropy of one linear layer; others may scale or cap their logits.
+A test compares each with Transformers' loss."""
 
 
 @contextmanager
 def supervised_logits_only(model: "PreTrainedModel") -> Iterator[bool]:
-    """Inside, training computes the loss from hidden states of supervised tokens.
+    """A context in which training computes logits of supervised tokens only.
 
-    Yields whether it does: for `MODEL_TYPES` with a frozen head. In evaluation mode the model
-    computes all logits as always.
+    Yields whether it does so: only for `MODEL_TYPES` with a frozen head. In evaluation mode the
+    model computes all logits as usual.
     """
     head = model.get_output_embeddings()
     if model.config.model_type not in MODEL_TYPES or head is None or not is_frozen(head):
@@ -35,11 +35,11 @@ def supervised_logits_only(model: "PreTrainedModel") -> Iterator[bool]:
     original_loss = model.loss_function
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        """In training the hidden states themselves (B, T, H), else logits (B, T, V)."""
+        """In training, passes the hidden states (B, T, H) through; else, logits (B, T, V)."""
         return hidden if head.training else torch.nn.Linear.forward(head, hidden)
 
     def loss_function(logits: torch.Tensor, labels: torch.Tensor, **more: object) -> torch.Tensor:
-        """The mean over supervised tokens, of hidden states (B, T, H) and labels (B, T)."""
+        """The mean loss of supervised tokens; in training, `logits` are hidden states (B, T, H)."""
         if not head.training:
             return original_loss(logits=logits, labels=labels, **more)
         targets = labels[:, 1:].flatten()  # each token predicts its successor

@@ -1,6 +1,6 @@
-"""A checkpoint's control tokens, from its tokenizer's files.
+"""A checkpoint's control tokens, read from its tokenizer's files without torch or Transformers.
 
-Prep rejects texts that contain them, and loads neither torch nor Transformers for it.
+Prep rejects texts that contain them.
 """
 
 import json
@@ -15,7 +15,7 @@ _LIST_KEYS = ("additional_special_tokens", "extra_special_tokens", "model_specif
 
 
 def control_tokens(directory: Path) -> frozenset[str]:
-    """The tokens that the checkpoint's files name as special, or flag as special.
+    """The tokens that the checkpoint's files name or flag as special.
 
     Raises InputError if one of the files is not JSON.
     """
@@ -29,7 +29,7 @@ def control_tokens(directory: Path) -> frozenset[str]:
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
-    """The object in a file of the checkpoint; an empty one if there is no such file."""
+    """The JSON object in a file of the checkpoint; empty if there is no such file."""
     path = directory / name
     if not path.is_file():
         return {}
@@ -41,13 +41,13 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
 
 
 def token_text(token: object) -> str | None:
-    """A token's text: files hold plain strings, or objects with `content`."""
+    """A token's text: a token is a string, or an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _flagged(added: object) -> Iterator[str]:
-    """The texts of added tokens flagged as special; some converters flag digits and words too."""
+    """Added tokens flagged as special, without digits and words, which some converters flag too."""
     for token in added if isinstance(added, list) else []:
         text = token_text(token)
         if text and token.get("special") and not text.isalnum():

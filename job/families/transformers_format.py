@@ -21,10 +21,10 @@ _WRAPPER = re.compile(r"\.base_layer\b")
 
 
 def configuration(auto: "type[AutoClass]", uri: str, config: dict[str, Any]) -> "PreTrainedConfig":
-    """The configuration of a model of the `Auto` class.
+    """The configuration object for a `config.json`.
 
-    Raises SpecError if the class has no such model, and InputError if the weights are quantized: a
-    merge would have to undo that.
+    Raises SpecError if the `Auto` class has no such model, and InputError if the weights are
+    quantized, which cannot be merged.
     """
     from transformers import CONFIG_MAPPING
 
@@ -48,7 +48,7 @@ def configuration(auto: "type[AutoClass]", uri: str, config: dict[str, Any]) -> 
 
 
 def attention_arguments(attn_implementation: str | None) -> dict[str, str]:
-    """The keyword arguments that select an attention; None leaves the choice to Transformers."""
+    """Arguments that select the attention implementation; none if Transformers is to choose."""
     return {} if attn_implementation is None else {"attn_implementation": attn_implementation}
 
 
@@ -63,7 +63,7 @@ def load(
 ) -> "PreTrainedModel":
     """The checkpoint's model, in evaluation mode.
 
-    Raises InputError if files or tensors are missing, or tensors have another shape.
+    Raises InputError if files or tensors are missing, or tensors have the wrong shape.
     """
     weight_files.shapes(uri, directory)  # raises if a file is missing or truncated
     try:
@@ -77,7 +77,7 @@ def load(
             ignore_mismatched_sizes=True,  # reported below, by name
             **attention_arguments(attn_implementation),
         )
-    except ValueError as error:  # for example, an attention that the model does not support
+    except ValueError as error:  # for example, an unsupported attention implementation
         raise InputError(uri, f"Transformers cannot load it: {error}") from error
     misshapen = [name for name, *_ in loading["mismatched_keys"]]
     for names, what in ((loading["missing_keys"], "are missing"), (misshapen, "are misshapen")):
@@ -114,10 +114,10 @@ def write_json(config: dict[str, Any], path: Path) -> None:
 def stored(
     model: "PreTrainedModel", tensors: "Iterable[tuple[str, torch.Tensor]]"
 ) -> "Iterator[tuple[str, torch.Tensor]]":
-    """The tensors as published checkpoints name them, with the buffers that those contain.
+    """The tensors under their names in checkpoints, and the buffers that checkpoints contain.
 
-    Converted one by one, so that there is no second copy of the model in memory; all at once only
-    if the checkpoint stores several of them as one tensor.
+    Converted one by one, to avoid a second copy of the model in memory; all at once only if the
+    checkpoint fuses several of them into one tensor.
     """
     from transformers.core_model_loading import WeightConverter, revert_weight_conversion
 
@@ -136,7 +136,7 @@ def _with_dtype(section: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _buffers(model: "PreTrainedModel") -> "Iterator[tuple[str, torch.Tensor]]":
-    """The stored buffers, such as a router's correction bias."""
+    """Persistent buffers, such as a router's correction bias."""
     stored_names = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name in stored_names:

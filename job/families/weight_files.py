@@ -1,4 +1,4 @@
-"""Safetensors files: written tensor by tensor, and inspected by their headers alone."""
+"""Safetensors files: writes them tensor by tensor, and inspects their headers."""
 
 import json
 import re
@@ -20,42 +20,44 @@ _METADATA = {"format": "pt"}
 _WRITE_QUEUE = 2
 """Tensors queued for the disk while the next one is computed."""
 
-Named = tuple[str, "torch.Tensor"]
+NamedTensor = tuple[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The tensors of a checkpoint to write: all shapes first, then the values one by one.
+    """The tensors of a checkpoint to write: all shapes up front, and values computed one by one.
 
     Both have the same names in the same order, and can be iterated once.
     """
 
-    outlines: Iterable[Named]
+    meta_tensors: Iterable[NamedTensor]
     """Shapes and dtypes, on the meta device."""
-    tensors: Iterable[Named]
+    tensors: Iterable[NamedTensor]
     """Values, on the CPU; each is computed when the iterator reaches it."""
 
     @classmethod
-    def of(cls, tensors: Iterable[Named]) -> Self:
-        """Of tensors in memory."""
+    def of(cls, tensors: Iterable[NamedTensor]) -> Self:
+        """From tensors in memory."""
         in_memory = list(tensors)
         return cls(
-            outlines=((name, tensor.detach().to("meta")) for name, tensor in in_memory),
+            meta_tensors=((name, tensor.detach().to("meta")) for name, tensor in in_memory),
             tensors=((name, tensor.detach().cpu()) for name, tensor in in_memory),
         )
 
-    def through(self, convert: Callable[[Iterable[Named]], Iterable[Named]]) -> "Weights":
+    def converted(
+        self, convert: Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]
+    ) -> "Weights":
         """The weights with names and shapes converted."""
-        return Weights(outlines=convert(self.outlines), tensors=convert(self.tensors))
+        return Weights(meta_tensors=convert(self.meta_tensors), tensors=convert(self.tensors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A file of a checkpoint, planned before any of its tensors is computed."""
+    """A file of a checkpoint, planned before its tensors are computed."""
 
     file: str
-    outlines: Mapping[str, "torch.Tensor"]
-    """In the order of the tensors."""
+    meta_tensors: Mapping[str, "torch.Tensor"]
+    """By name, in the order of `Weights.tensors`."""
 
 
 def parse_size(text: str) -> int:
@@ -65,24 +67,24 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def plan(outlines: Iterable[Named], max_shard_size: str) -> tuple[Shard, ...]:
-    """Assigns each tensor to a file, so that every file has its final name from the start.
+def plan(meta_tensors: Iterable[NamedTensor], max_shard_size: str) -> tuple[Shard, ...]:
+    """Assigns each tensor to a file, before anything is written.
 
-    `model.safetensors` if one is enough, else `model-00001-of-0000N.safetensors`, named and filled
-    as Transformers does.
+    One file is named `model.safetensors`, several `model-00001-of-0000N.safetensors`; names and
+    contents are the same as Transformers'.
     """
     limit, size = parse_size(max_shard_size), 0
     groups: list[dict[str, torch.Tensor]] = [{}]
-    for name, outline in outlines:
-        if groups[-1] and size + outline.nbytes > limit:
+    for name, meta_tensor in meta_tensors:
+        if groups[-1] and size + meta_tensor.nbytes > limit:
             groups.append({})
             size = 0
-        groups[-1][name] = outline.to("meta")
-        size += outline.nbytes
+        groups[-1][name] = meta_tensor.to("meta")
+        size += meta_tensor.nbytes
     if len(groups) == 1:
-        return (Shard(file="model.safetensors", outlines=groups[0]),)
+        return (Shard(file="model.safetensors", meta_tensors=groups[0]),)
     return tuple(
-        Shard(file=f"model-{number:05}-of-{len(groups):05}.safetensors", outlines=group)
+        Shard(file=f"model-{number:05}-of-{len(groups):05}.safetensors", meta_tensors=group)
         for number, group in enumerate(groups, start=1)
     )
 
@@ -94,21 +96,21 @@ def write(
     max_shard_size: str,
     finished: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes each tensor at its offset in its file, and at the end the index of several shards.
+    """Writes each tensor at its offset in its file, and an index if there are several shards.
 
-    `finished` is called for each of several shards once it is complete, while the next one is
-    written. Not for a single file, which could be mistaken for a complete checkpoint.
+    `finished` is called with each complete shard, before the next one is written. It is not called
+    for a single file, which could be mistaken for a complete checkpoint.
     """
-    shards = plan(weights.outlines, max_shard_size)
+    shards = plan(weights.meta_tensors, max_shard_size)
     tensors = iter(weights.tensors)
     directory.mkdir(parents=True, exist_ok=True)
     for shard in shards:
         _write_shard(shard, tensors, directory)
         if finished is not None and len(shards) > 1:
             finished(directory / shard.file)
-    # Exhausts the iterator, which may raise at its end.
+    # Exhausts the iterator, which may raise after its last tensor.
     extra = next(tensors, None)
-    assert extra is None, f"not among the outlines: {extra and extra[0]}"
+    assert extra is None, f"not among the meta_tensors: {extra and extra[0]}"
     if len(shards) > 1:
         _write_index(shards, directory)
 
@@ -120,9 +122,9 @@ def raw(tensor: "torch.Tensor") -> memoryview:
     return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> None:
+def _write_shard(shard: Shard, tensors: "Iterator[NamedTensor]", directory: Path) -> None:
     """Tensors may come in another order than they have in the file."""
-    header, starts = _header(shard.outlines)
+    header, starts = _header(shard.meta_tensors)
 
     def put(file: BinaryIO, start: int, tensor: "torch.Tensor") -> None:
         file.seek(start)
@@ -133,31 +135,31 @@ def _write_shard(shard: Shard, tensors: "Iterator[Named]", directory: Path) -> N
         BackgroundTasks("write", max_pending=_WRITE_QUEUE) as writes,
     ):
         file.write(header)
-        for name, outline in shard.outlines.items():
+        for name, meta_tensor in shard.meta_tensors.items():
             actual, tensor = next(tensors)
-            expected = (name, outline.shape, outline.dtype)
+            expected = (name, meta_tensor.shape, meta_tensor.dtype)
             assert (actual, tensor.shape, tensor.dtype) == expected, f"{actual} is not {expected}"
             writes.submit(partial(put, file, starts[name], tensor))
             del tensor  # it may be large; the writer frees it
 
 
-def _header(outlines: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
+def _header(meta_tensors: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
     """The header of a safetensors file, and each tensor's offset in the file.
 
-    The library decides the order of tensors and the names of dtypes: it saves empty tensors of the
-    same names.
+    The library determines the order of tensors and the names of dtypes: it saves empty tensors of
+    the same names, and only shapes and offsets are changed.
     """
     import torch
     from safetensors.torch import save
 
-    empty = {name: torch.empty(0, dtype=each.dtype) for name, each in outlines.items()}
+    empty = {name: torch.empty(0, dtype=each.dtype) for name, each in meta_tensors.items()}
     saved = save(empty, metadata=_METADATA)
     entries = json.loads(saved[8 : 8 + int.from_bytes(saved[:8], "little")])
     starts, offset = dict[str, int](), 0
     for name, entry in entries.items():
-        if name in outlines:
-            end = offset + outlines[name].nbytes
-            entry |= {"shape": list(outlines[name].shape), "data_offsets": [offset, end]}
+        if name in meta_tensors:
+            end = offset + meta_tensors[name].nbytes
+            entry |= {"shape": list(meta_tensors[name].shape), "data_offsets": [offset, end]}
             starts[name], offset = offset, end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -166,12 +168,12 @@ def _header(outlines: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, in
 
 
 def _write_index(shards: Sequence[Shard], directory: Path) -> None:
-    outlines = [outline for shard in shards for outline in shard.outlines.values()]
+    meta_tensors = [meta_tensor for shard in shards for meta_tensor in shard.meta_tensors.values()]
     metadata = {
-        "total_parameters": sum(outline.numel() for outline in outlines),
-        "total_size": sum(outline.nbytes for outline in outlines),
+        "total_parameters": sum(meta_tensor.numel() for meta_tensor in meta_tensors),
+        "total_size": sum(meta_tensor.nbytes for meta_tensor in meta_tensors),
     }
-    files = {name: shard.file for shard in shards for name in shard.outlines}
+    files = {name: shard.file for shard in shards for name in shard.meta_tensors}
     index = json.dumps({"metadata": metadata, "weight_map": files}, indent=2, sort_keys=True)
     (directory / INDEX).write_text(index + "\n")
 
@@ -180,7 +182,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(uri: str, directory: Path) -> Shapes:
-    """The shape of every tensor in the folder's safetensors files, from their headers.
+    """The shapes of all tensors in the folder's safetensors files, from their headers.
 
     Raises InputError if there is none, or if a file of the index is missing or truncated.
     """
@@ -240,5 +242,5 @@ def require(uri: str, stored: Shapes, expected: Shapes) -> None:
 
 
 def shortened(names: Sequence[str], limit: int = 5) -> str:
-    """The first few names, for messages."""
+    """The first few names, for error messages."""
     return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")

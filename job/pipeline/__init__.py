@@ -1,4 +1,4 @@
-"""A run: its stages in order, their fingerprints, and how it ends.
+"""Runs a job: its stages in order, their fingerprints, and success, failure or preemption.
 
 Imports: spec, storage, distributed, telemetry, local, artifacts, prep, families, engines, train,
 evaluation, export.

@@ -1,6 +1,6 @@
-"""What the stages of one spec share: its inputs, the output, prepared data, engine and models.
+"""The state that the stages of a run share: inputs, output, prepared data, engine and models.
 
-Everything is created on first use: no model is loaded unless a stage that runs needs one.
+Everything is created on first use: no model is loaded unless a stage needs it.
 """
 
 import shutil
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class RunContext:
-    """The state of one run, in rank 0 or, with `coordinator`, in any rank."""
+    """The state of a run in this process; `coordinator` is None if there is only one process."""
 
     def __init__(
         self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
@@ -89,7 +89,7 @@ class RunContext:
         )
 
     def fetch_rows(self, prep: StageRecord) -> Path:
-        """The files of prep, from the cache if it has them, else from the output."""
+        """The folder of prep's files, from the cache if possible, else from the output."""
         local = self.output.stages.local
         if not (local.path("prep") / "data").exists():
             prepared = self.cache_dir / eviction.PREPARED
@@ -97,7 +97,7 @@ class RunContext:
         return local.fetch(prep)
 
     def _full_shards(self, directory: Path) -> FullShards:
-        """The images of the training rows, if prep does not store them."""
+        """Streamed training images, which prep does not store; removes those of other data."""
         folder = self.output.workdir / "pictures"
         identity = self.record.stages["prep"].fingerprint[:16]
         for old in folder.glob("*"):
@@ -121,10 +121,10 @@ class RunContext:
         return engines.create(model, self.spec.lora, self.accelerator)
 
     def choose_engine(self) -> None:
-        """Chooses the engine that trains; by default, and in other commands, it is Transformers.
+        """Chooses the engine for training; until then, and in other commands, it is Transformers.
 
-        Must precede any import of Transformers, which Unsloth patches. Raises SpecError if the spec
-        names an engine that cannot train it here.
+        Must be called before Transformers is imported, because Unsloth patches it. Raises SpecError
+        if the spec names an engine that cannot train it here.
         """
         from job.engines import unsloth_patches
 
@@ -136,7 +136,7 @@ class RunContext:
         self.engine_name = choice.engine
 
     def _family_name(self) -> str | None:
-        """None if the model cannot be read, which is reported when it is loaded."""
+        """The family's name; None if the model cannot be read, which loading it will report."""
         with suppress(JobError):
             return families.resolve(self.spec.model)[0].name
         return None

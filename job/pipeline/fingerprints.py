@@ -42,15 +42,15 @@ COMPUTING_KEYS = (
     "group_by_length",
     "torch_compile",
 )
-# Keys for the length of a training. job.train.schedule tells whether its schedule depends on it.
+# Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
 _EVAL = "$.data.eval"
 
 
 class StageInputs:
-    """The model and the data of a spec, each located on first use.
+    """The model and the data of a spec, located on first use, and the stages' fingerprints.
 
-    Raises InputError if one is missing or access is denied.
+    Properties raise InputError if an input is missing or access is denied.
     """
 
     def __init__(self, spec: JobSpec, processes: int) -> None:
@@ -63,7 +63,7 @@ class StageInputs:
 
     @cached_property
     def sources(self) -> dict[str, DataSource]:
-        """What `data` names, by its place in the spec."""
+        """The sources that `data` names, by their path in the spec."""
         named = self._spec.data.sources()
         return {place: discovery.find_source(source, place) for place, source in named.items()}
 
@@ -83,29 +83,37 @@ class StageInputs:
         return self.sources.get(_EVAL)
 
     @property
-    def rows_a_step(self) -> int:
+    def rows_per_step(self) -> int:
         """The rows of one optimizer step, over all micro-batches and processes."""
         train = self._spec.train
         micro_batches = train.gradient_accumulation_steps * self._processes
         return train.per_device_train_batch_size * micro_batches
 
     def fingerprint(self, stage: Stage, completed: Mapping[str, StageRecord]) -> str:
-        """The identity of the stage's result: a digest of the code's version and all its inputs.
+        """A digest of the job's version and all inputs of the stage, which identifies its result.
 
-        That of the report is final once all stages before it are among the `completed`.
+        The report's depends on `completed`, so it is final only once all stages before it are.
         """
         spec = asdict(self._spec)
         if stage == "prep":
             digests = [[source.digest for source in self.sources.values()], self._images]
             read = {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS}
-            # Which answers count as equal decides which rows are held out, and which leak.
+            # The kind of answer determines which rows count as equal, in splits and leakage checks.
             answer, tokens = self._spec.eval.answer, self.control_tokens
             parts: list[Any] = [read, digests, self._spec.train.seed, tokens, answer]
         elif stage == "baseline":
             generation = self.model.generation_digest
-            parts = [self.fingerprint("prep", completed), self._start, generation, spec["eval"]]
+            parts = [
+                self.fingerprint("prep", completed),
+                self._initial_model,
+                generation,
+                spec["eval"],
+            ]
         elif stage == "train":
-            parts = [*self._training(completed), *(spec["train"][key] for key in COMPUTING_KEYS)]
+            parts = [
+                *self._training_inputs(completed),
+                *(spec["train"][key] for key in COMPUTING_KEYS),
+            ]
         elif stage == "eval":
             parts = [
                 self.fingerprint("train", completed),
@@ -113,7 +121,7 @@ class StageInputs:
                 spec["eval"],
             ]
         elif stage == "report":
-            # It shows when stages ran and for how long, so a rerun changes it.
+            # It shows when stages ran and for how long, so rerunning one changes it.
             runs = [(record.fingerprint, record.started) for record in completed.values()]
             parts = [runs, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
         else:  # the generation settings of servers are written beside the weights
@@ -124,12 +132,12 @@ class StageInputs:
             ]
         return fingerprint(__version__, stage, parts)
 
-    def identity_of_checkpoints(self) -> Identity:
-        """What must be equal to resume a training: not how steps are computed, nor how many.
+    def checkpoint_identity(self) -> Identity:
+        """What must be equal to resume a training: not how steps are computed, nor their number.
 
-        So it may resume on fewer GPUs, say, or train longer than first planned.
+        So a training may resume on fewer GPUs, or be extended.
         """
-        spec, trained = asdict(self._spec), self._trained
+        spec, trained = asdict(self._spec), self._training_settings
         sections = {
             "data": {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS},
             "model": spec["model"],
@@ -138,23 +146,23 @@ class StageInputs:
         }
         parts = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
         parts["the version of the job"] = __version__
-        parts["the files of the model"] = self._start
+        parts["the files of the model"] = self._initial_model
         parts["the images of the data"] = self._images
         for path, source in self.sources.items():
             parts[f"the files of {path.removeprefix('$.')}"] = source.digest
         return Identity(parts=parts)
 
-    def _training(self, completed: Mapping[str, StageRecord]) -> list[Any]:
-        """The inputs of a training, however its steps are computed."""
+    def _training_inputs(self, completed: Mapping[str, StageRecord]) -> list[Any]:
+        """The inputs of a training, except how its steps are computed."""
         spec, prepared = asdict(self._spec), self.fingerprint("prep", completed)
-        return [prepared, self._start, spec["model"], spec["lora"], self._trained]
+        return [prepared, self._initial_model, spec["model"], spec["lora"], self._training_settings]
 
     @property
-    def _trained(self) -> dict[str, Any]:
-        """All settings beside model and LoRA that affect the trained weights."""
+    def _training_settings(self) -> dict[str, Any]:
+        """All settings other than those of model and LoRA that affect the trained weights."""
         skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
         trained = {k: v for k, v in asdict(self._spec)["train"].items() if k not in skipped}
-        trained["rows_a_step"] = self.rows_a_step
+        trained["rows_a_step"] = self.rows_per_step
         if self._spec.data.streaming:
             trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
         trained["sharded"] = self._spec.runtime.distributed == "fsdp2"
@@ -162,12 +170,12 @@ class StageInputs:
 
     @cached_property
     def _images(self) -> list[str]:
-        """Digests of the images that the sources' lists name."""
+        """Digests of the images to which the sources' rows refer."""
         specs = self._spec.data.sources()
         return [image_identity.digest(source, specs[path]) for path, source in self.sources.items()]
 
     @cached_property
-    def _start(self) -> list[Any]:
+    def _initial_model(self) -> list[Any]:
         """The identity of the model before training."""
         model = self._spec.model
         start: list[Any] = [self.model.weights_digest, model.init, model.family, model.dtype]

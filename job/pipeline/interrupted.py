@@ -1,4 +1,4 @@
-"""Describes what a stopped run leaves for the next one."""
+"""Describes what the next run can reuse of a stopped one."""
 
 import shlex
 import sys
@@ -10,7 +10,7 @@ from job.errors import JobError
 from job.train.checkpoint.storage import CheckpointStore
 
 LOOKUP_SECONDS = 1.0
-"""How long to wait for a store to list its checkpoints: a stopped job has little time left."""
+"""How long to wait for a listing of checkpoints: a stopped job has little time left."""
 
 
 def describe_kept(complete: Sequence[str], checkpoints: CheckpointStore | None) -> str:

@@ -1,4 +1,4 @@
-"""Checks before the expensive work of a run: what it needs must be there, and fit together."""
+"""Checks before the expensive work of a run: software, and that model and data fit together."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from job.spec.types import JobSpec
 
 
 def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
-    """Requires the packages that the stages need; chooses the engine if one of them trains."""
+    """Requires the packages that the stages need; chooses the engine if the run trains."""
     spec = run.spec
     if spec.export.verify == "vllm" and "export" in stages:
         from job.export.vllm_server import require_vllm
@@ -51,9 +51,9 @@ def require_images(
 
 
 def require_exportable(run: RunContext) -> None:
-    """Writes the files of an export other than weights, and discards them.
+    """Writes all files of an export except weights, and discards them.
 
-    An error in the base's own files should not show up only after the training.
+    Otherwise an error in the base's own files would show up only after the training.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""A run, stage by stage: prep → baseline → train → eval → export → report.
+"""Runs the stages of a command: prep → baseline → train → eval → export → report.
 
-What each stage does is in `job.pipeline.stages`. A stage is skipped if its marker at the output has
-its fingerprint (`job.pipeline.fingerprints`).
+The stages themselves are in `job.pipeline.stages`. A stage is skipped if its marker at the output
+has the current fingerprint (`job.pipeline.fingerprints`).
 """
 
 import time
@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, tuple[Stage, ...]] = {
 """The stages of each command, in order."""
 
 OPTIONAL_STAGES: tuple[Stage, ...] = ("report",)
-"""The results are complete without them, so a defect in one does not end the run."""
+"""An unexpected error in these does not fail the run: the results are complete without them."""
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
 ) -> RunRecord:
     """Runs the command's stages, skipping those that are complete; `run` ends with `_SUCCESS`.
 
-    With several processes this is rank 0, which leads the others through `coordinator`.
+    If there are several processes, rank 0 calls this, and directs the others by `coordinator`.
     """
     pipeline = Pipeline(loaded, command, coordinator)
     with pipeline.work, signals.on_give_up(pipeline.fail):
@@ -49,7 +49,7 @@ def run(
             for stage in COMMANDS[command]:
                 pipeline.run_stage(stage)
             pipeline.finish()
-        except BaseException as error:  # noqa: BLE001 - raised again, as what ended the run
+        except BaseException as error:  # noqa: BLE001 - re-raised, as the reason for which the run ended
             signals.work_ended()
             cause = signals.end_of(error)
             pipeline.fail(cause)
@@ -58,7 +58,7 @@ def run(
 
 
 class Pipeline:
-    """One run, from taking the output's lease to how it ended."""
+    """A run: `start`, then `run_stage` for each stage, then `finish`, or `fail` after an error."""
 
     def __init__(
         self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
@@ -74,7 +74,7 @@ class Pipeline:
     # --- the run -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Takes the output's lease, and checks software and inputs before any work is done."""
+        """Acquires the output's lease, and checks software and inputs before any work is done."""
         self._output.acquire()
         self._found_finished_run = self._output.holds_finished_run
         self._output.write_sbom(sbom.to_text())
@@ -104,7 +104,7 @@ class Pipeline:
         signals.check()
 
     def finish(self) -> None:
-        """Ends the run, which is finished if every stage of the command `run` is complete."""
+        """Ends the run; it counts as finished if every stage of the command `run` is complete."""
         self.record.stage = None
         missing = self._add_complete_stages(COMMANDS["run"])
         changed = not self._output.holds_finished_run
@@ -123,7 +123,7 @@ class Pipeline:
         self.work.remove()
 
     def fail(self, error: BaseException) -> None:
-        """Records why the run ended; a storage error here must not hide the first error."""
+        """Records why the run ended; a storage error here must not hide `error`."""
         preempted = isinstance(error, Stopped | KeyboardInterrupt)
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
@@ -136,13 +136,13 @@ class Pipeline:
             self._output.release()
         self._end_status()
         if isinstance(error, Stopped):
-            self._tell_kept(error)
+            self._report_kept(error)
 
     # --- one stage ---------------------------------------------------------------------------
 
     def _execute(self, stage: Stage, fingerprint: str) -> None:
         """Runs a stage that is not complete, and publishes its files."""
-        # Before any message: a stop from here on hits a run that is not finished.
+        # First, before any message: from here on, the run at the output is no longer finished.
         self._output.reopen_run(f"{stage} will run")
         log.info(f"{stage}: started")
         self._add_event(stage, "started")
@@ -198,7 +198,7 @@ class Pipeline:
     def _add_complete_stages(self, stages: Sequence[Stage]) -> list[Stage]:
         """Adds the stages that earlier runs completed; returns those that are not complete.
 
-        They belong to the run at the output, and the report covers them.
+        Those stages belong to the run at the output, so the report covers them.
         """
         missing: list[Stage] = []
         for stage in stages:
@@ -242,14 +242,14 @@ class Pipeline:
         except JobError as failed:
             log.warn("run.json could not be stored", reason=failed)
 
-    def _tell_kept(self, error: Stopped) -> None:
+    def _report_kept(self, error: Stopped) -> None:
         from job.pipeline.interrupted import describe_kept, same_command
 
         stages = COMMANDS[self._command]
         complete = [stage for stage in stages if stage in self.record.stages]
-        # Before prep is complete the data may not have been found, on which the identity depends.
+        # The identity depends on the data, which may not have been located before prep is complete.
         training = "train" in stages and "train" not in complete and "prep" in complete
         store = None
         if training:
-            store = self._context.checkpoints(self._context.inputs.identity_of_checkpoints())
+            store = self._context.checkpoints(self._context.inputs.checkpoint_identity())
         error.report_kept(describe_kept(complete, store), same_command())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import families, log
-from job.evaluation.answer_kinds import FORMS
+from job.evaluation.answer_kinds import NORMALIZERS
 from job.local import eviction
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Summary = dict[str, Any]
-"""What later stages and readers need of a stage without its files, as JSON."""
+"""A stage's result as JSON, for later stages and for run.json."""
 
 
 class Stages:
@@ -44,7 +44,7 @@ class Stages:
         }
 
     def prep(self, directory: Path) -> Summary:
-        """Prepares the rows, or links those that an earlier run prepared from the same inputs."""
+        """Prepares the rows, or takes them from the cache if an earlier run had the same inputs."""
         run, target = self._run, directory / "data"
         identity, prepared = run.fingerprint("prep"), run.cache_dir / eviction.PREPARED
         rows = cache.restore(prepared, identity, target)
@@ -61,17 +61,17 @@ class Stages:
 
     def baseline(self, directory: Path) -> Summary:
         """Evaluates the model before training."""
-        self._check_before_models()
+        self._preflight_checks()
         model = self._run.models.base()
         return self._evaluate(model, directory, "baseline", "baseline.predictions")
 
     def train(self, directory: Path) -> Summary:
-        """Trains the adapter, or the weights, in all processes."""
+        """Trains the adapter, or the weights, with all processes."""
         from job.pipeline import training
 
         run = self._run
-        self._check_before_models()
-        identity = run.inputs.identity_of_checkpoints()
+        self._preflight_checks()
+        identity = run.inputs.checkpoint_identity()
         self._start_workers()
         model, result = training.train(run, directory, identity)
         assert result is not None
@@ -96,7 +96,7 @@ class Stages:
         return self._evaluate(self._run.trained_model(), directory, "final", "predictions")
 
     def export(self, directory: Path) -> Summary:
-        """Merges the adapter into the weights, and proves the result."""
+        """Merges the adapter into the weights, and verifies the result."""
         from job.export.export import export
         from job.export.export_context import ExportContext
 
@@ -143,7 +143,7 @@ class Stages:
         (directory / report.REPORT).write_text(page, encoding="utf-8")
         return {"bytes": len(page.encode())}
 
-    # --- their parts -------------------------------------------------------------------------
+    # --- parts of stages ---------------------------------------------------------------------
 
     def _prepare(self, directory: Path, identity: str) -> dict[str, int]:
         inputs = PrepInputs(
@@ -151,7 +151,7 @@ class Stages:
             train=self._run.inputs.train_sources,
             evaluation=self._run.inputs.eval_source,
             seed=self._spec.train.seed,
-            normalize_label=FORMS[self._spec.eval.answer],
+            normalize_label=NORMALIZERS[self._spec.eval.answer],
             classes=self._spec.eval.answer == "label",
             identity=identity,
             control_tokens=self._run.inputs.control_tokens,
@@ -164,15 +164,15 @@ class Stages:
             "leaked": data.leaked_rows,
         }
 
-    def _check_before_models(self) -> None:
-        """Checks what would otherwise fail only after hours of work."""
+    def _preflight_checks(self) -> None:
+        """Checks for errors that would otherwise show up only after hours of work."""
         require_images(self._spec, type(self._run.family), self._run.data.directory)
         if not self._checked:
             require_exportable(self._run)
             self._checked = True
 
     def _start_workers(self) -> None:
-        """Calls the other processes to the training, once this machine's files are complete."""
+        """Starts the training in the other processes, once this machine's files are complete."""
         run = self._run
         if run.coordinator is None:
             return
@@ -188,7 +188,7 @@ class Stages:
 
         from job.evaluation.evaluate import evaluate, write
 
-        torch.manual_seed(0)  # sampled answers do not depend on earlier work, such as training
+        torch.manual_seed(0)  # sampled answers must not depend on earlier work, such as training
         evaluation = evaluate(
             model,
             self._run.family,
@@ -208,14 +208,14 @@ class Stages:
         return summary
 
     def _read_lines(self, stage: Stage, path: str) -> list[dict[str, Any]]:
-        """The JSON lines of a complete stage's file; none without the stage."""
+        """The lines of a stage's JSON Lines file; empty if the stage is not complete."""
         if stage not in self._run.record.stages:
             return []
         with self._fetch(stage, path).open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
     def _read_json(self, stage: Stage, path: str) -> dict[str, Any]:
-        """The JSON object in a complete stage's file."""
+        """The JSON object in a file of a complete stage."""
         content: dict[str, Any]
         content = json.loads(self._fetch(stage, path).read_text(encoding="utf-8"))
         return content

@@ -1,4 +1,4 @@
-"""The training itself, in which every process takes part."""
+"""Sets up and runs the training; called in every process."""
 
 import functools
 from pathlib import Path
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 def train(
     run: RunContext, directory: Path, identity: Identity | None = None
 ) -> "tuple[PreTrainedModel | PeftModel | None, TrainResult | None]":
-    """Trains; gives rank 0 the result, and the model unless it is sharded.
+    """Trains; returns the model (None if it is sharded) and the result on rank 0, else None twice.
 
-    Other ranks pass no `identity`: rank 0 chooses the checkpoint to resume from, and stores new
-    ones.
+    Only rank 0 passes an `identity`: it chooses the checkpoint to resume from, and stores new ones.
     """
     from job.distributed import process_group
     from job.train.trackers import TrackerFiles
@@ -41,7 +40,7 @@ def train(
             scratch=output.workdir / "trainer",
             checkpoints=run.checkpoints(identity),
             publish=functools.partial(output.stages.publish_file, "train"),
-            require_output=output.check_lease,
+            check_lease=output.check_lease,
             report_step=run.status.set_step,
             trackers=TrackerFiles(
                 run.spec.train.report_to,

@@ -1,6 +1,6 @@
-"""A process other than rank 0: it takes part in the training only.
+"""Runs a process other than rank 0, which takes part in the training only.
 
-Everything else is up to rank 0: the lease, prep, evaluation, export and every file at the output. A
+Rank 0 does everything else: the lease, prep, evaluation, export and all files at the output. A
 worker waits for the training to start, and exits when rank 0 does, with its exit code.
 """
 
@@ -17,12 +17,12 @@ from job.spec.load import LoadedSpec
 
 def run(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> NoReturn:
     """Trains with rank 0, and exits when it does."""
-    # Rank 0 decides when the job stops, and learns of every signal.
+    # Rank 0 receives every signal too, and decides when the job stops.
     with signals.deferred():
         try:
             _train(loaded, command, coordinator)
             coordinator.wait_for_end()
-        except BaseException as error:  # noqa: BLE001 - rank 0 must learn of any error
+        except BaseException as error:  # noqa: BLE001 - any error is reported to rank 0
             coordinator.fail(error)
 
 
@@ -37,7 +37,7 @@ def _train(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> None:
         context.models.base()
         coordinator.publish(f"fetched/{world.node}", str(context.work.path))
     else:
-        # The work folder of this machine's first process, which holds its lock.
+        # The work folder of this machine's local rank 0, which holds its lock.
         node = world.node
         folder = coordinator.wait_for(f"fetched/{node}", str) if node > 0 else start["work"]
         context.work.share(Path(folder))

@@ -101,7 +101,7 @@ def estimate(
     if step.autocast and dtype.itemsize == FP32:
         # Autocast keeps a copy until the backward pass is over.
         weights += BF16 * sum(parameter.numel() for parameter in model.parameters())
-    copied = step.low_rank_linear and step.itemsize != FP32  # LoRA layers compute with a copy
+    copied = step.lora_linear and step.itemsize != FP32  # LoRA layers compute with a copy
     return MemoryEstimate(
         weights=weights,
         adapter=0 if full else count * (FP32 + (step.itemsize if copied else 0)),
@@ -136,7 +136,7 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
         attention=attention,
         experts=experts,
         rank=0 if spec.lora.method == "full" else spec.lora.r,
-        low_rank_linear=is_plain(spec.lora),
+        lora_linear=is_plain(spec.lora),
         dropout=0 if not spec.lora.lora_dropout else 1 if on_gpu else FP32,
     )
 
@@ -168,11 +168,14 @@ def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:
     tokens = spec.train.max_length
     vision: Any = getattr(model.config, "vision_config", None)
     if not hasattr(vision, "spatial_merge_size"):  # text-only, or other image patches
-        return RowSize(tokens=tokens, image_tokens=0, trained=tokens, patches=())
+        return RowSize(tokens=tokens, image_tokens=0, supervised_tokens=tokens, patches=())
     merge, area = vision.spatial_merge_size**2, vision.patch_size**2
     image_tokens = tokens
     if spec.data.max_pixels is not None:
         image_tokens = min(tokens, spec.data.max_pixels // area // merge)
     return RowSize(
-        tokens=tokens, image_tokens=image_tokens, trained=tokens, patches=(image_tokens * merge,)
+        tokens=tokens,
+        image_tokens=image_tokens,
+        supervised_tokens=tokens,
+        patches=(image_tokens * merge,),
     )

@@ -120,7 +120,7 @@ def _family(job: RunContext) -> families.Family:
 
 
 def _steps(job: RunContext, data: facts.Data) -> facts.Steps:
-    train, rows = job.spec.train, job.inputs.rows_a_step
+    train, rows = job.spec.train, job.inputs.rows_per_step
     total: int | None = train.max_steps if train.max_steps > 0 else None
     per_epoch = epochs = None
     if data.train_rows is not None:

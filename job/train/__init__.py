@@ -1,4 +1,4 @@
-"""The train stage: a model, its data and the spec in; a trained adapter, or weights, out.
+"""The train stage: trains an adapter, or the model's weights, on the prepared rows.
 
 Imports: spec, storage, distributed, telemetry, artifacts, prep, families, engines.
 """

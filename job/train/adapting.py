@@ -1,4 +1,4 @@
-"""Prepares a model for training: its adapter, its packed step and its loss."""
+"""Prepares a model for training: attaches the adapter, and selects the packed step and the loss."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VISION = ("vision attention", "vision mlp", "connector", "resampler")
-"""The target groups that a row without an image does not reach."""
+"""LoRA target groups that are used only by rows with images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedModel:
-    """A model that is ready to be trained."""
+    """A model that is ready for training."""
 
     model: "PreTrainedModel | PeftModel"
     base: "PreTrainedModel"
-    """The model inside the adapter; the same as `model` without one."""
+    """The model inside the adapter; `model` itself without an adapter."""
     targets: dict[str, int]
     """How many layers of each target group are adapted; empty for full fine-tuning."""
     padding_free: bool
-    """Whether it takes the rows of a micro-batch as one sequence."""
+    """Whether micro-batches are packed: all rows in one sequence, without padding."""
     trainable_parameters: int
     total_parameters: int
 
 
 def require(spec: JobSpec) -> None:
-    """Raises SpecError if the spec asks to train what the model does not have.
+    """Raises SpecError if the spec trains parts that the model does not have.
 
     Reads the architecture only: names and shapes, no weights. A model that cannot be read is
-    reported by the stage that loads it.
+    reported later, by the stage that loads it.
     """
     from job import families
 
@@ -65,9 +65,9 @@ def require_images(adapted: AdaptedModel, rows: Iterable[Row]) -> None:
 
 
 def adapt(spec: JobSpec, engine: Engine, family: Family, model: "PreTrainedModel") -> AdaptedModel:
-    """Adds the adapter, or unfreezes the model, and enables the spec's step and auxiliary loss.
+    """Attaches the adapter, or unfreezes the model; enables the packed step and the auxiliary loss.
 
-    Raises SpecError if `lora` names what the model does not have.
+    Raises SpecError if `lora` names modules that the model does not have.
     """
     packs = spec.train.padding_free and family.supports_packing
     padding_free = packs and not engine.patches_forward
@@ -100,10 +100,10 @@ def adapt(spec: JobSpec, engine: Engine, family: Family, model: "PreTrainedModel
 def loss_of_supervised_tokens(
     spec: JobSpec, engine: Engine, base: "PreTrainedModel"
 ) -> AbstractContextManager[object]:
-    """Inside, a training step computes logits of supervised tokens only, if the model can."""
+    """A context in which training computes logits of supervised tokens only, if the model can."""
     from job.families.supervised_logits import supervised_logits_only
 
-    # An engine may bring its own loss; a sharded head is gathered by its own forward pass only.
+    # An engine may have its own loss; a sharded head is gathered only in its own forward pass.
     if engine.patches_forward or spec.runtime.distributed == "fsdp2":
         return nullcontext()
     return supervised_logits_only(base)

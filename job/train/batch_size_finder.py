@@ -1,7 +1,7 @@
 """Finds a batch size that fits into memory, before the first step.
 
-The heaviest micro-batches of the whole training are computed forward and backward. If one does not
-fit, they are divided into smaller ones, and then gradient checkpointing is enabled; the rows of an
+Runs the heaviest micro-batches of the whole training forward and backward. If one does not fit,
+micro-batches are made smaller, and at one row gradient checkpointing is enabled; the rows of an
 optimizer step stay the same.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
-    """How a process computes its rows of a step, by the spec's names."""
+    """The spec's settings that divide the rows of a step into micro-batches."""
 
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
@@ -49,7 +49,7 @@ class BatchSettings:
         )
 
     def smaller(self) -> "BatchSettings | None":
-        """The same rows with less memory at a time; None if that is not possible."""
+        """The next settings to try, for the same rows with less memory; None if there are none."""
         rows = self.per_device_train_batch_size
         if rows > 1:
             part = max(n for n in range(1, rows // 2 + 1) if rows % n == 0)
@@ -70,21 +70,21 @@ class BatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the trial steps compute: the training's own model, rows and order."""
+    """Runs trial steps with the model, the rows and the row order of the training."""
 
     engine: Engine
     model: "PreTrainedModel | PeftModel"
     dataset: EncodedDataset
     collator: Collator
-    planned: Callable[[TrainSpec], Iterable[list[int]]]
-    """The rows of every micro-batch of this process, of the whole training."""
+    planned_batches: Callable[[TrainSpec], Iterable[list[int]]]
+    """Every micro-batch of this process in the whole training, as row numbers."""
     blocks: CompiledBlocks | None = None
 
     def fits(self, spec: TrainSpec, settings: BatchSettings) -> bool:
         """Whether the heaviest micro-batches fit."""
         if self.blocks is not None and settings.gradient_checkpointing:
-            self.blocks.release()  # compiled, they cannot be recomputed
-        planned = self.planned(replace(spec, **asdict(settings)))
+            self.blocks.release()  # compiled blocks do not support gradient checkpointing
+        planned = self.planned_batches(replace(spec, **asdict(settings)))
         return all(
             fits(self.model, functools.partial(self._batch, rows), self.engine, settings)
             for rows in heaviest_batches(planned, self.dataset.lengths, self.dataset.patches)
@@ -98,12 +98,12 @@ class Trial:
 def find_batch_size(
     spec: JobSpec, accelerator: Accelerator, trial: Trial
 ) -> tuple[JobSpec, dict[str, Any] | None]:
-    """The spec with a batch size that fits, and run.json's record of the trial, None without one.
+    """The spec with a batch size that fits, and the trial's record for run.json; None if skipped.
 
     Raises OutOfMemoryError if nothing fits.
     """
     wanted = spec.train.fit == "on" or (spec.train.fit == "auto" and accelerator.kind != "cpu")
-    if not wanted or spec.runtime.distributed == "fsdp2":  # which fits only once it is sharded
+    if not wanted or spec.runtime.distributed == "fsdp2":  # it may fit only once it is sharded
         return spec, None
     settings, too_large = first_that_fits(
         BatchSettings.of(spec.train), functools.partial(trial.fits, spec.train)
@@ -126,7 +126,8 @@ def find_batch_size(
 def first_that_fits(
     start: BatchSettings, fits: Callable[[BatchSettings], bool]
 ) -> tuple[BatchSettings | None, list[BatchSettings]]:
-    """The first settings from `start` on that fit all processes, or None; and those too large."""
+    """The first settings, from `start` on, that fit on all processes, or None; and those that were
+    too large."""
     settings: BatchSettings | None = start
     too_large: list[BatchSettings] = []
     while settings is not None:
@@ -147,9 +148,9 @@ def fits(
     engine: Engine,
     settings: BatchSettings,
 ) -> bool:
-    """Whether the batch can be built and computed forward and backward.
+    """Whether the batch can be built, and a forward and backward pass fits into memory.
 
-    Leaves no trace: gradients are dropped, and the random state is restored.
+    No side effects: gradients are dropped, and the random state is restored.
     """
     was_training = model.training
     model.train()

@@ -1,4 +1,4 @@
-"""Rows as the training loader reads them: encoded on access, and collated into micro-batches."""
+"""The training dataset and its collator: rows are tokenized on access."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,21 +28,21 @@ class EncodedDataset:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each row."""
+        """Number of tokens of each row."""
         return self._filtered.lengths
 
     @property
     def patches(self) -> tuple[int, ...]:
-        """Image patches of each row."""
+        """Number of image patches of each row."""
         return self._filtered.patches
 
     def __len__(self) -> int:
         return len(self._filtered.indices)
 
     def __getitem__(self, index: int) -> "Encoded | DummyRow | JobError":
-        """The row of that number; for `DUMMY_ROW`, the first one as a dummy.
+        """The row of that number; for `DUMMY_ROW`, a dummy copy of the first row.
 
-        Errors are values: an exception raised in a worker process arrives as another type.
+        Errors are returned, because DataLoader changes the type of exceptions raised in workers.
         """
         try:
             return DummyRow(self.row(0)) if index == DUMMY_ROW else self.row(index)
@@ -63,9 +63,9 @@ class DummyRow:
 
 
 class Collator:
-    """The family's collator, with token counts for the loss and the throughput.
+    """The family's collator; adds token counts for the loss and the throughput.
 
-    A micro-batch that cannot be built is its error instead.
+    If a micro-batch cannot be built, its only key is the error.
     """
 
     def __init__(self, family: Family, *, padding_free: bool) -> None:
@@ -83,10 +83,10 @@ class Collator:
             return {"failed": error}
 
     def batch(self, items: "Sequence[Encoded | DummyRow]") -> "MicroBatch":
-        """The micro-batch of these rows. Raises DataError if none of them has a trained token."""
+        """Collates these rows. Raises DataError if none of them has a supervised token."""
         rows = [item.row if isinstance(item, DummyRow) else item for item in items]
         real = [item for item in items if isinstance(item, Encoded)]
-        if not any(row.trained_tokens for row in rows):
+        if not any(row.supervised_tokens for row in rows):
             raise DataError(
                 ", ".join(row.id for row in rows),
                 "a batch has no trained token",

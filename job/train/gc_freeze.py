@@ -9,8 +9,8 @@ from contextlib import contextmanager
 def frozen_gc() -> Iterator[None]:
     """Freezes existing objects from garbage collection.
 
-    Scanning the model, the rows and the libraries, a million objects, takes half a second in which
-    the device runs idle; and none of them is freed before training ends.
+    A full collection scans about a million objects (model, rows, libraries) in half a second, while
+    the device is idle, and frees none of them before training ends.
     """
     gc.collect()
     gc.freeze()

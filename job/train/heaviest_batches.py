@@ -1,4 +1,4 @@
-"""Finds the micro-batches of a training that need most memory, before it starts."""
+"""Finds the micro-batches that need the most memory, before training starts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, islice
@@ -8,8 +8,8 @@ from job.spec.types import TrainSpec
 from job.train.sampler import DUMMY_ROW, DistributedBatchSampler
 
 MAX_ROWS = 2_000_000
-"""How many rows are searched, in some ten seconds: later batches of a long training are hardly
-heavier than all before them."""
+"""Maximum number of rows to search, which takes about ten seconds: later batches of a long training
+are hardly heavier than all earlier ones."""
 
 
 def planned_batches(batches: DistributedBatchSampler, train: TrainSpec) -> Iterator[list[int]]:
@@ -32,11 +32,11 @@ def planned_batches(batches: DistributedBatchSampler, train: TrainSpec) -> Itera
 def heaviest_batches(
     batches: Iterable[list[int]], lengths: Sequence[int], patches: Sequence[int]
 ) -> list[list[int]]:
-    """The batches with most tokens, most tokens after padding, most image patches, and most of
-    tokens and patches together; each once.
+    """The batches with the most tokens, tokens after padding, image patches, and tokens and patches
+    combined, without duplicates.
 
-    Images take memory in the vision tower, besides that of their tokens. `lengths` and `patches`
-    are those of the rows by number.
+    Images take memory in the vision tower, in addition to that of their tokens. `lengths` and
+    `patches` are by row number.
     """
     mean_length, mean_patches = fmean(lengths), fmean(patches) or 1.0
     heaviest: list[tuple[float, list[int]]] = [(0.0, [])] * 4

@@ -1,6 +1,6 @@
-"""The identity of a training: what decides its weights, but not its length or batch layout.
+"""The identity of a training: all that determines its weights, except length and batch layout.
 
-Checkpoints store the parts, so that a mismatch is reported with what has changed.
+Checkpoints store its parts, so that a mismatch can be explained by what has changed.
 """
 
 import json
@@ -12,15 +12,15 @@ from job.redaction import redacted
 from job.storage.digests import fingerprint
 
 _SHOWN = 60
-"""Characters of a value; longer values are not shown."""
+"""Maximum number of characters of a value that is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """The parts of a training's identity, by names that users know."""
+    """The parts of a training's identity, under user-facing names."""
 
     parts: Mapping[str, Any]
-    """Spec keys with their values, and digests of the files the spec names."""
+    """Spec keys with their values, and digests of the files that the spec names."""
 
     @property
     def fingerprint(self) -> str:
@@ -33,13 +33,16 @@ class Identity:
 
 
 def changes(then: object, now: Mapping[str, Any]) -> str:
-    """What differs between the parts stored in a manifest and this training's."""
+    """Describes how this training's parts differ from those stored in a manifest."""
     if not isinstance(then, dict) or not now:
         return "its manifest does not say what has changed"
     names = [
         name for name in (*now, *(then.keys() - now.keys())) if then.get(name) != now.get(name)
     ]
-    return "; ".join(_change(name, then, now) for name in names) or "in a value that is not stored"
+    return (
+        "; ".join(_change(name, then, now) for name in names)
+        or "a value that is not stored changed"
+    )
 
 
 def _change(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

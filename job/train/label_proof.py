@@ -1,4 +1,4 @@
-"""The label proof: one row as text with its trained tokens marked, for people to check."""
+"""The label proof: one row as text with its supervised tokens marked, for people to check."""
 
 import re
 from pathlib import Path
@@ -32,13 +32,13 @@ def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
     for piece in pieces:
         text = tokenizer.decode(piece["tokens"], skip_special_tokens=False)
         if redact(text) != text:
-            piece["tokens"] = []  # they would give the row's secret away
-        # An image is hundreds of equal tokens: shown once, with their number.
+            piece["tokens"] = []  # token ids would reveal the secret
+        # An image is hundreds of identical tokens: shown once, with their number.
         piece["text"] = _REPEATED.sub(lambda m: f"{m[1]}×{len(m[0]) // len(m[1])}", text)
     return {
         "row": encoded.id,
         "tokens": len(encoded.input_ids),
-        "trained_tokens": encoded.trained_tokens,
+        "trained_tokens": encoded.supervised_tokens,
         "pieces": pieces,
         "marked": "".join(f"⟦{p['text']}⟧" if p["trained"] else p["text"] for p in pieces),
     }

@@ -1,4 +1,4 @@
-"""Filters rows by their length in tokens: `max_length` truncates or drops longer ones."""
+"""Filters rows by their length in tokens: rows over `max_length` are truncated or dropped."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -20,19 +20,20 @@ _MAX_PROBLEMS = 20  # rejected rows that the error lists
 
 @dataclass(frozen=True, kw_only=True)
 class FilteredRows:
-    """The rows to train, by their numbers among all rows."""
+    """The rows to train on, as indices into all rows."""
 
     indices: tuple[int, ...]
     lengths: tuple[int, ...]
-    """Tokens of each row, after truncation."""
+    """Number of tokens of each kept row, after truncation."""
     patches: tuple[int, ...]
-    """Image patches of each row; image tokens if the family does not know them."""
+    """Number of image patches of each kept row; of image tokens if the family cannot tell."""
     dropped: int
     token_counts: Counter[int]
-    """How many of all rows have each length in tokens, before truncation."""
+    """Number of rows by length in tokens, before truncation; includes dropped rows."""
 
     def starts(self, blocks: Sequence[int]) -> list[int]:
-        """Where blocks of all rows, given by their first rows, begin among these."""
+        """The index among the kept rows at which each block begins; `blocks` has the blocks' first
+        rows among all rows."""
         return [bisect_left(self.indices, first) for first in blocks]
 
 
@@ -41,7 +42,7 @@ def filter_by_length(
 ) -> FilteredRows:
     """Measures all rows and keeps those within `max_length`; decodes no image.
 
-    Raises DataError if the family rejects rows, naming them, or if no row is left.
+    Raises DataError, listing the rows, if the family rejects any, or if no row is left.
     """
     from torch.utils.data import DataLoader
 
@@ -84,9 +85,9 @@ def filter_by_length(
 
 
 def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec) -> Encoded | None:
-    """The row within `max_length`; None if it has to be dropped.
+    """The row, truncated to `max_length` if necessary; None if it is dropped.
 
-    Image tokens are never cut: their number has to match the image.
+    Image tokens are never cut, because their number has to match the image.
     """
     excess = len(encoded.input_ids) - train.max_length
     if excess <= 0:
@@ -120,7 +121,7 @@ class RowLength(NamedTuple):
 class _RowLengths:
     """A map-style dataset of row lengths.
 
-    Errors are values: an exception raised in a worker process arrives as another type.
+    Errors are returned, because DataLoader changes the type of exceptions raised in workers.
     """
 
     def __init__(

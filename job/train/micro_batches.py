@@ -1,22 +1,22 @@
-"""How the rows of an optimizer step are split into micro-batches.
+"""Splits the rows of an optimizer step into micro-batches.
 
-A split never changes which rows a step has. No micro-batch has more tokens, or more rows times its
-longest one, than the step's `size` longest rows together, nor more image patches than its `size`
-rows of most patches.
+A split never changes which rows are in a step. It bounds the memory of every micro-batch: tokens
+before and after padding by those of the step's `size` longest rows, and image patches by those of
+the `size` rows with the most patches.
 """
 
 from collections.abc import Callable, Sequence
 
 MicroBatches = list[list[int]]
 Split = Callable[[Sequence[int], int, int], MicroBatches]
-"""From a step's row numbers, its micro-batches per process and the number of processes, to the
-micro-batches: the first of every process, then the second of every process, and so on. There is
-one for each `size` rows, and some may be empty.
+"""Maps a step's row numbers, the number of micro-batches per process and the number of processes to
+the micro-batches: the first of every process, then the second of every process, and so on. Some may
+be empty.
 """
 
 
 def in_order(size: int) -> Split:
-    """`size` rows each, as they come."""
+    """`size` rows each, in order."""
 
     def split(rows: Sequence[int], micro_batches: int, processes: int) -> MicroBatches:
         return [list(rows[i * size : (i + 1) * size]) for i in range(micro_batches * processes)]
@@ -25,7 +25,7 @@ def in_order(size: int) -> Split:
 
 
 def sorted_by_length(size: int, lengths: Sequence[int]) -> Split:
-    """`size` rows each, by falling length: for micro-batches that are padded to their longest."""
+    """`size` rows each, by descending length: for padded micro-batches."""
     split_in_order = in_order(size)
 
     def split(rows: Sequence[int], micro_batches: int, processes: int) -> MicroBatches:
@@ -36,12 +36,12 @@ def sorted_by_length(size: int, lengths: Sequence[int]) -> Split:
 
 
 def balanced(size: int, lengths: Sequence[int], patches: Sequence[int]) -> Split:
-    """About equally many tokens each, however many rows: for micro-batches without padding.
+    """About equally many tokens each, with any number of rows: for packed micro-batches.
 
     Greedy: the longest remaining row goes to the micro-batch with the fewest tokens. Attention may
-    pad the rows of a micro-batch to a grid, so none takes a row that would make its grid larger
-    than `size` times the step's longest row, or give it more patches than the step's `size` rows of
-    most patches. One with fewer than `size` rows always has room.
+    pad the rows of a micro-batch to a grid, so no row is added that would make the grid larger than
+    `size` times the step's longest row, or the patches more than those of the `size` rows with the
+    most patches. A micro-batch with fewer than `size` rows always has room.
     """
 
     def split(rows: Sequence[int], micro_batches: int, processes: int) -> MicroBatches:
@@ -68,6 +68,6 @@ def balanced(size: int, lengths: Sequence[int], patches: Sequence[int]) -> Split
 
 
 def _alternate(parts: MicroBatches, processes: int) -> MicroBatches:
-    """Reverses every second round of falling parts: no process gets the largest of each round."""
+    """Reverses every other round of descending parts, so no process gets all the largest ones."""
     rounds = [parts[start : start + processes] for start in range(0, len(parts), processes)]
     return [part for n, each in enumerate(rounds) for part in (each[::-1] if n % 2 else each)]

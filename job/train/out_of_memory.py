@@ -1,4 +1,4 @@
-"""Recognises errors of exhausted memory, and says what to change in the spec."""
+"""Detects out-of-memory errors, and suggests what to change in the spec."""
 
 import torch
 

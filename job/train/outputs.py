@@ -20,12 +20,13 @@ ADAPTER, SERVED_ADAPTER, WEIGHTS = "adapter", "adapter-vllm", "weights"
 Model = TypeVar("Model", bound="torch.nn.Module")
 
 
-def finish(
+def store_trained(
     spec: JobSpec, family: Family, trainer: "Trainer", directory: Path | None
 ) -> "PreTrainedModel | PeftModel | None":
-    """The trained model in evaluation mode, None if it is sharded.
+    """Stores the trained weights in `directory`; returns the model in evaluation mode.
 
-    It is stored in `directory` by the process that has one.
+    Only the process with a `directory` writes, but all have to call it if the model is sharded;
+    then it returns None.
     """
     from job.engines import sharding
 
@@ -42,11 +43,10 @@ def finish(
 
 
 def without_autocast(model: Model) -> Model:
-    """Restores the class's own `forward`, which Accelerate has wrapped on the instance.
+    """Removes the `forward` that Accelerate has set on the instance, which autocasts.
 
-    Autocast ends with training: the model has to compute as the stored weights do. Accelerate's own
-    `unwrap_model` would strip the decorators of Transformers' `forward` too, and the model would no
-    longer generate.
+    After training the model has to compute in the dtype of the stored weights. Accelerate's own
+    `unwrap_model` would also strip the decorators of Transformers' `forward`, and break generation.
     """
     for name in ("forward", "_original_forward"):
         vars(model).pop(name, None)
@@ -82,15 +82,15 @@ def _store_adapter(
     model.save_pretrained(directory, safe_serialization=True, state_dict=state)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty template
     path = directory / "adapter_config.json"
-    # Libraries that patch PEFT add keys, and PEFT warns when it reads them.
+    # Libraries that patch PEFT add keys that PEFT warns about when it loads the adapter.
     known = {field.name for field in fields(model.peft_config[model.active_adapter])}
     config = {key: v for key, v in json.loads(path.read_text()).items() if key in known}
-    # Named only now: PEFT would look the name up on the hub.
+    # Set only now: with a name, `save_pretrained` looks the model up on the hub.
     config["base_model_name_or_path"] = redact(spec.model.model_name_or_path).removeprefix("hf://")
     config = redacted(with_sorted_lists(config))
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def with_sorted_lists(config: dict[str, Any]) -> dict[str, Any]:
-    """PEFT writes sets in hash order; equal adapters have to be equal files."""
+    """Sorts lists, because PEFT writes sets in hash order: equal adapters must be equal files."""
     return {key: sorted(v) if isinstance(v, list) else v for key, v in config.items()}

@@ -1,4 +1,4 @@
-"""Prefetches the shards that training needs next, in a process of its own."""
+"""Prefetches the shards that training needs next, in a separate process."""
 
 import threading
 from collections import OrderedDict, deque
@@ -15,7 +15,7 @@ from job.train.sampler import DUMMY_ROW, BlockShuffleSampler, DistributedBatchSa
 
 
 class PrefetchingBatchSampler:
-    """The batches of a sampler, unchanged; prefetches the shards of upcoming ones."""
+    """Yields a sampler's batches unchanged, and prefetches the shards of upcoming ones."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class PrefetchingBatchSampler:
         indices: tuple[int, ...],
         buffer_size: int,
     ) -> None:
-        """Batches hold positions in `indices`. It looks ahead by about `buffer_size` rows."""
+        """Batches hold positions in `indices`. The lookahead is about `buffer_size` rows."""
         self._batches, self._rows, self._indices = batches, rows, indices
         self._lookahead = -(-buffer_size // batches.batch_size)
 
@@ -52,10 +52,10 @@ class PrefetchingBatchSampler:
 
 
 class ShardPrefetcher:
-    """Fetches one shard after the other.
+    """Fetches requested shards one after the other.
 
-    If more are requested than there is room for, it fetches the latest: a training that resumes
-    skips all that came before.
+    If more are requested than fit, it fetches the latest requests: a resumed training skips all
+    earlier ones.
     """
 
     def __init__(self, full_shards: FullShards) -> None:
@@ -83,7 +83,7 @@ class ShardPrefetcher:
             self._running.add_done_callback(self._done)
 
     def _done(self, future: "Future[Path]") -> None:
-        # A failure is reported by the reader of the shard, which tries again.
+        # A failure is ignored here: the reader of the shard fetches it again, and reports errors.
         if not future.cancelled():
             with self._lock:
                 self._start_next()

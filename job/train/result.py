@@ -1,4 +1,4 @@
-"""What a training did, as run.json records it."""
+"""The train stage's result, as run.json records it."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from job.train.training_rows import TrainingRows
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """The summary of the train stage; its files are in the stage's directory."""
+    """The summary of a training."""
 
     steps: int
     fit: dict[str, Any] | None
-    """The batch size that was found, and those that were too large; None without a trial."""
+    """The batch size that was found, and those that were too large; None if none was searched."""
     processes: int
     rows_a_step: int
-    """At most, over all micro-batches and processes."""
+    """Rows of a full step, over all micro-batches and processes."""
     resumed_from_step: int
     epochs: float
     rows: int
@@ -34,11 +34,11 @@ class TrainResult:
     seconds: float
     tokens_per_second: float
     data_wait_seconds: float
-    """Rank 0's wait for batches per step, the mean of this session."""
+    """Rank 0's mean wait for batches per step, in this session."""
     data_wait_share: float
-    """Of `seconds`, 0 to 1."""
+    """The same as a fraction of `seconds`, 0 to 1."""
     peak_memory_bytes: int
-    """Of training alone, as `plan` estimates it."""
+    """Peak during training only, which is what `plan` estimates."""
     trainable_parameters: int
     total_parameters: int
     optim: str
@@ -48,7 +48,7 @@ class TrainResult:
         return asdict(self)
 
 
-def summarise(
+def summarize(
     context: TrainContext,
     rows: TrainingRows,
     adapted: AdaptedModel,
@@ -58,10 +58,10 @@ def summarise(
 ) -> TrainResult:
     """The result, from the history and the trainer's state; `seconds` is the training loop's time.
 
-    Speeds are those of this session, without what was trained before a resume.
+    Speeds are those of this session: steps before a resume do not count.
     """
     state = session.trainer.state
-    lines = (context.notes / "history.jsonl").read_text().splitlines()
+    lines = (context.train_directory / "history.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     first_step, wait = step_of(session.resumed_from), session.data_timer.seconds
     tokens_before = getattr(session.trainer, "_initial_num_input_tokens_seen", 0)

@@ -1,8 +1,7 @@
-"""The order of rows: one for the whole job, however many processes divide it.
+"""Samplers: the row order does not depend on the number of processes or micro-batches.
 
-An epoch is one shuffled list of rows. Each optimizer step takes the next rows of it and divides
-them among micro-batches and processes, so that a step has the same rows whether one process or
-several compute them, at once or one after another.
+An epoch is one shuffled list of rows, shared by all processes. Each optimizer step takes the next
+rows of that list and divides them among processes and micro-batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +13,14 @@ from accelerate.data_loader import SeedableRandomSampler
 from job.train.micro_batches import Split, in_order
 
 DUMMY_ROW = -1
-"""The number of a dummy row, which keeps ranks in lockstep; excluded from the loss."""
+"""Stands for a dummy row, which keeps ranks in lockstep; excluded from the loss."""
 
 
 class DistributedBatchSampler:
     """The micro-batches of one process, as lists of row numbers.
 
-    All processes have equally many. If the last step has too few rows for all, the remaining
-    micro-batches are `[DUMMY_ROW]`.
+    All processes have the same number of them: if the last step has too few rows, some are
+    `[DUMMY_ROW]`.
     """
 
     def __init__(
@@ -34,13 +33,13 @@ class DistributedBatchSampler:
         processes: int = 1,
         split: Split | None = None,
     ) -> None:
-        """`sampler` yields the rows of an epoch in order.
+        """`sampler` yields the rows of an epoch.
 
-        A step has `micro_batches` of each process; `split` divides its rows, by default in order. A
-        micro-batch has `batch_size` rows, unless the split gives it more or fewer.
+        Each process has `micro_batches` in a step; `split` divides the step's rows among all of
+        them, by default in order, `batch_size` rows each.
         """
         self.batch_size = batch_size
-        # Accelerate's loader sets the epoch of the attribute of this name.
+        # Accelerate's loader calls `set_epoch` on the attribute of this name.
         self.sampler = sampler
         self._rows, self._micro_batches = len(sampler), micro_batches
         self._rank, self._processes = rank, processes
@@ -60,20 +59,20 @@ class DistributedBatchSampler:
 
 
 def shuffled(rows: int, seed: int) -> SeedableRandomSampler:
-    """All rows, shuffled anew in every epoch."""
+    """All rows, reshuffled in every epoch."""
     return SeedableRandomSampler(range(rows), data_seed=seed)
 
 
 class BlockShuffleSampler:
-    """Shuffles the blocks of a data set, then the rows of a few blocks together.
+    """Shuffles the blocks of a dataset, then the rows within a window of a few blocks.
 
-    For blocks that are downloaded, where random access to single rows is expensive: here the rows
-    of a block follow each other closely.
+    For blocks that are downloaded when needed: the rows of a block stay close together, because
+    random access to single rows would be expensive.
     """
 
     def __init__(self, rows: int, starts: Sequence[int], buffer_size: int, *, seed: int) -> None:
-        """`starts` are the numbers of each block's first row; about `buffer_size` rows, in whole
-        blocks, are shuffled together."""
+        """`starts` has the first row of each block; a window is about `buffer_size` rows, in whole
+        blocks."""
         assert rows, "no rows to order"
         self._rows, self._seed, self.epoch = rows, seed, 0
         ends = [*(start for start in sorted(set(starts)) if 0 < start < rows), rows]

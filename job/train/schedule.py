@@ -1,4 +1,4 @@
-"""The learning rates of a training, and whether one of another length began with the same."""
+"""Learning rate schedules, and whether two of different lengths begin with the same rates."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ class Schedule:
     warmup_steps: int
     learning_rate: float
     steps: int
-    """Of the whole training."""
+    """Number of steps of the whole training."""
 
     def rates(self, count: int) -> list[float]:
         """The learning rates of the first `count` steps, relative to the peak."""
@@ -29,9 +29,9 @@ class Schedule:
         return [float(factor(step)) for step in range(count)]
 
     def conflict(self, steps: int, until: int) -> str | None:
-        """Why the first `until` steps of a training of `steps` steps differ from this one's.
+        """Why a training of `steps` steps has other learning rates in its first `until` steps.
 
-        None if their learning rates are equal.
+        None if they are equal.
         """
         if steps == self.steps or replace(self, steps=steps).rates(until) == self.rates(until):
             return None

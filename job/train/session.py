@@ -1,4 +1,4 @@
-"""One session of a training: from a new trainer or a checkpoint to the last step or a stop."""
+"""A session of a training: from the start, or a checkpoint, to the last step or a stop."""
 
 import functools
 import shutil
@@ -15,10 +15,10 @@ from job.engines.data_timer import DataTimer
 from job.errors import Stopped
 from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
-from job.train.callbacks.checkpoint import StoreCallback
+from job.train.callbacks.checkpoint import CheckpointCallback
 from job.train.callbacks.progress import ProgressCallback
 from job.train.callbacks.stop import StopCallback
-from job.train.checkpoint.contents import problem
+from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.resume import resume_point, step_of
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
 from job.train.checkpoint.storage import CheckpointStore
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A trainer, and what accompanies its steps."""
+    """A trainer with its checkpoints, uploads, timer and progress."""
 
     spec: JobSpec
-    """With the batch size that fits."""
+    """The spec, with the batch size that fits."""
     optim: str
     trainer: SafetensorsTrainer
     checkpoints: CheckpointStore
@@ -47,11 +47,11 @@ class Session:
     data_timer: DataTimer
     progress: ProgressCallback
     resumed_from: Path | None
-    """The checkpoint, fetched to this machine."""
+    """The local copy of the checkpoint; None if training starts from the beginning."""
 
     @property
     def stored_step(self) -> int:
-        """The newest step whose checkpoint is stored, by this session or before."""
+        """The newest step whose checkpoint is stored, by this session or an earlier one."""
         return self.uploads.stored_step or step_of(self.resumed_from)
 
 
@@ -61,15 +61,18 @@ def start_session(
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
     progress = ProgressCallback(
-        context.accelerator, context.notes / "history.jsonl", context.report_step, data_timer
+        context.accelerator,
+        context.train_directory / "history.jsonl",
+        context.report_step,
+        data_timer,
     )
     batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
     checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
     callbacks: list[TrainerCallback] = [StopCallback()]
     if process_group.rank() == 0:
-        context.trackers.point()
-        store = StoreCallback(
-            checkpoints, spec.train.save_total_limit, uploads, context.require_output
+        context.trackers.set_environment()
+        store = CheckpointCallback(
+            checkpoints, spec.train.save_total_limit, uploads, context.check_lease
         )
         callbacks += [store, progress]
     remove_scratch(context)  # of a killed run
@@ -93,12 +96,15 @@ def start_session(
         data_timer=data_timer,
         progress=progress,
         resumed_from=resume_point(
-            spec.train, checkpoints, context.scratch, functools.partial(problem, trainer=trainer)
+            spec.train,
+            checkpoints,
+            context.scratch,
+            functools.partial(resume_problem, trainer=trainer),
         ),
     )
 
 
-def run(session: Session, context: TrainContext, adapted: AdaptedModel) -> float:
+def run_session(session: Session, context: TrainContext, adapted: AdaptedModel) -> float:
     """Trains to the last step; returns the seconds it took.
 
     Raises OutOfMemoryError if a step does not fit, and Stopped after SIGTERM, once the checkpoint
@@ -128,7 +134,7 @@ def run(session: Session, context: TrainContext, adapted: AdaptedModel) -> float
         )
     if rank_0 and resumed and trainer.state.global_step == step_of(resumed):
         log.info("nothing was left to train", step=trainer.state.global_step)
-        context.require_output()
+        context.check_lease()
         session.checkpoints.prune(spec.train.save_total_limit, trainer.state.global_step)
     return seconds
 
@@ -144,6 +150,6 @@ def _remove_default_callbacks(trainer: SafetensorsTrainer) -> None:
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    # Active in a TrainJob, it blocks steps on requests and reports the end of training as that of
-    # the job. `job.telemetry` reports to Kubeflow instead.
+    # In a TrainJob, its requests block steps, and it reports the end of training as the end of the
+    # job. `job.telemetry` reports to Kubeflow instead.
     trainer.remove_callback(KubeflowCallback)

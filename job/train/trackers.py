@@ -1,7 +1,7 @@
-"""Stores the files of trackers (TensorBoard, MLflow, W&B), which Transformers writes, at a URI.
+"""Uploads the files of experiment trackers (TensorBoard, MLflow, W&B) to a URI.
 
-They write to a local folder, which is uploaded as it grows, and once more when training ends,
-however it ends. MLflow and W&B write files only if no server is configured.
+Transformers' callbacks write them to a local folder, which is uploaded periodically, and once more
+when training ends, even if it fails. MLflow and W&B write files only if no server is configured.
 """
 
 import importlib.util
@@ -18,8 +18,8 @@ from job.artifacts.writer import Writer
 from job.errors import JobError, SpecError
 from job.storage import retry
 
-KEPT = ".keep"
-EVERY_SECONDS = 30.0
+KEEP_FILE = ".keep"
+UPLOAD_INTERVAL_SECONDS = 30.0
 """How often new content is uploaded during training."""
 
 
@@ -38,8 +38,8 @@ def require(report_to: Sequence[str]) -> None:
 class TrackerFiles:
     """The tracker files of one training, in `directory` and under `uri`.
 
-    `upload` stores a file at a path below `uri`: under the output's lease, if `uri` is in the
-    output. Without it, no other job writes there.
+    `upload` stores a file at a path below `uri`, under the output's lease if `uri` is in the
+    output. By default, files are written without a lease.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class TrackerFiles:
         self._thread = threading.Thread(target=self._watch, name="trackers", daemon=True)
         self._warned = False
 
-    def point(self) -> None:
-        """Sets where the trackers write; variables that the user has set take precedence.
+    def set_environment(self) -> None:
+        """Sets the trackers' environment variables; those that the user has set take precedence.
 
-        They are read when the Trainer is built.
+        Must be called before the Trainer is built, which reads them.
         """
         for name, value in self._settings().items():
             os.environ.setdefault(name, value)
@@ -77,7 +77,7 @@ class TrackerFiles:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Uploads the rest. A failure is only a warning: it must not fail the training."""
+        """Uploads what is left. A failure only warns: it must not fail the training."""
         if not self._report_to:
             return
         self._closing.set()
@@ -92,11 +92,11 @@ class TrackerFiles:
             settings["TENSORBOARD_LOGGING_DIR"] = str(self._directory / "tensorboard")
         if "mlflow" in self._report_to and "MLFLOW_TRACKING_URI" not in os.environ:
             settings["MLFLOW_TRACKING_URI"] = (self._directory / "mlflow").absolute().as_uri()
-            # Its default, a database, cannot be uploaded while it is written.
+            # The default, a database, cannot be uploaded while it is written.
             settings["MLFLOW_ALLOW_FILE_STORE"] = "true"
         if "wandb" in self._report_to:
             settings["WANDB_DIR"] = str(self._directory)
-            # Its own lines would break the structured log.
+            # Its output would break the structured log.
             settings |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
             # Its metadata holds the command line, with any secret in it.
             settings["WANDB_X_DISABLE_META"] = "true"
@@ -105,7 +105,7 @@ class TrackerFiles:
         return settings
 
     def _watch(self) -> None:
-        while not self._closing.wait(EVERY_SECONDS):
+        while not self._closing.wait(UPLOAD_INTERVAL_SECONDS):
             self._store()
 
     def _store(self) -> bool:
@@ -113,7 +113,7 @@ class TrackerFiles:
         for path in sorted(self._directory.rglob("*")):
             if path.is_dir() and not any(path.iterdir()):
                 # Object stores have no empty folders, but MLflow needs all of a run's folders.
-                path /= KEPT
+                path /= KEEP_FILE
                 path.touch()
             if path.is_symlink() or not path.is_file():
                 continue
@@ -135,7 +135,7 @@ class TrackerFiles:
 
 
 def _finish_wandb() -> None:
-    """Ends a W&B run; by itself it would end with the interpreter, which is too late."""
+    """Ends a W&B run; otherwise it ends with the interpreter, after the last upload."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()

@@ -1,6 +1,6 @@
-"""The train stage: a model, its data and the spec in; a trained adapter, or weights, out.
+"""The train stage: trains an adapter, or the model's weights, on the prepared rows.
 
-A single step is read in `job.engines.trainer`.
+`train` calls its parts in order; the training step is `job.engines.trainer.StepTrainer.train_step`.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, r
 from job.train.batch_size_finder import Trial, find_batch_size
 from job.train.dataset import Collator
 from job.train.heaviest_batches import planned_batches
-from job.train.outputs import finish
-from job.train.result import TrainResult, summarise
-from job.train.session import remove_scratch, run, start_session
+from job.train.outputs import store_trained
+from job.train.result import TrainResult, summarize
+from job.train.session import remove_scratch, run_session, start_session
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler
 from job.train.training_rows import TrainingRows, select_rows
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 def train(
     context: TrainContext, model: "PreTrainedModel"
 ) -> "tuple[PreTrainedModel | PeftModel | None, TrainResult | None]":
-    """Trains `model`; leaves the adapter (or the weights), label proof and history in `directory`.
+    """Trains `model`; writes the adapter (or weights), label proof and history to the directory.
 
-    Returns the trained model, None if it is sharded, and the result, None except on rank 0. All
-    processes of a group have to call it; rank 0 alone writes. The label proof is published before
-    step 1.
+    All processes of a group have to call it. Rank 0 alone writes, and returns the trained model
+    (None if it is sharded) and the result; other ranks return None twice. The label proof is
+    published before step 1.
 
-    Raises DataError if a batch trains nothing, OutOfMemoryError if a step does not fit, and Stopped
-    after SIGTERM with the checkpoint stored.
+    Raises DataError if a batch has no supervised token, OutOfMemoryError if a step does not fit,
+    and Stopped after SIGTERM, once the checkpoint is stored.
     """
     optim = resolve_optim(context.spec.train, context.accelerator)
     rows = select_rows(context)
@@ -46,24 +46,26 @@ def train(
     require_images(adapted, rows.measured)
     _log_start(context, rows, adapted, optim)
 
-    blocks = _compile(context, adapted)  # before the trial, which computes what is trained
+    blocks = _compile(context, adapted)  # before the trial, which runs the compiled blocks
     with loss_of_supervised_tokens(context.spec, context.engine, adapted.base):
         trial = _trial(context, rows, adapted, blocks)
         spec, fit = find_batch_size(context.spec, context.accelerator, trial)
-    context.accelerator.reset_peak_memory()  # of an evaluation or a trial before training
+    context.accelerator.reset_peak_memory()  # the trial and the baseline evaluation do not count
 
     session = start_session(context, spec, rows, adapted, optim)
-    seconds = run(session, context, adapted)
+    seconds = run_session(session, context, adapted)
     if blocks is not None:
         blocks.release()
 
     rank_0 = process_group.rank() == 0
-    trained = finish(spec, context.family, session.trainer, context.directory if rank_0 else None)
+    trained = store_trained(
+        spec, context.family, session.trainer, context.directory if rank_0 else None
+    )
     process_group.barrier()
     remove_scratch(context)
     if not rank_0:
         return None, None
-    return trained, summarise(context, rows, adapted, session, fit, seconds)
+    return trained, summarize(context, rows, adapted, session, fit, seconds)
 
 
 def _log_start(
@@ -109,6 +111,6 @@ def _trial(
         model=adapted.model,
         dataset=rows.dataset,
         collator=Collator(context.family, padding_free=adapted.padding_free),
-        planned=planned,
+        planned_batches=planned,
         blocks=blocks,
     )

@@ -1,4 +1,4 @@
-"""What a training is given."""
+"""The inputs of a training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from job.train.checkpoint.storage import CheckpointStore
 from job.train.trackers import TrackerFiles
 
 TRAIN = "train"
-"""The folder of the stage's notes: label proof, lengths and history."""
+"""The folder of the label proof, length statistics and history."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +25,18 @@ class TrainContext:
     family: Family
     data: PreparedData
     directory: Path
-    """Where the stage's outputs are written."""
+    """The folder for the stage's outputs."""
     scratch: Path
     """Local folder for checkpoints before they are stored; removed at the end."""
     checkpoints: CheckpointStore
     trackers: TrackerFiles
     publish: Callable[[str], None]
-    """Stores a file of `directory` at once, before the stage ends."""
-    require_output: Callable[[], None]
+    """Uploads a file of `directory` immediately, before the stage ends."""
+    check_lease: Callable[[], None]
     """Raises if another job has taken over the output."""
     report_step: Callable[[telemetry.Step], None]
-    """Called with every step that is logged."""
+    """Called with every logged step."""
 
     @property
-    def notes(self) -> Path:
+    def train_directory(self) -> Path:
         return self.directory / TRAIN

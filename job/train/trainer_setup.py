@@ -1,4 +1,4 @@
-"""The spec as Transformers' `Trainer` reads it: its arguments, and the order of the batches."""
+"""Builds `TrainingArguments`, the batch sampler and the learning rate schedule from the spec."""
 
 import math
 from pathlib import Path
@@ -63,8 +63,8 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
     )
-    # One GPU per process, however many it sees: with more, the Trainer would split each batch among
-    # replicas of the model, but a packed batch is one sequence.
+    # One GPU per process, even if it sees several: the Trainer would use DataParallel, which splits
+    # each batch, but a packed batch is one sequence.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
@@ -72,7 +72,7 @@ def training_arguments(
 def batch_sampler(
     spec: JobSpec, rows: TrainingRows, *, padding_free: bool
 ) -> DistributedBatchSampler | PrefetchingBatchSampler:
-    """This process's micro-batches of an epoch; the shards of streamed rows are prefetched."""
+    """This process's micro-batches in an epoch; prefetches the shards of streamed rows."""
     batches = planned_sampler(spec, rows, padding_free=padding_free)
     if not isinstance(rows.rows, StreamedRows) or not process_group.is_local_rank_zero():
         return batches
@@ -83,7 +83,7 @@ def batch_sampler(
 def planned_sampler(
     spec: JobSpec, rows: TrainingRows, *, padding_free: bool
 ) -> DistributedBatchSampler:
-    """This process's micro-batches of an epoch, without fetching anything."""
+    """This process's micro-batches in an epoch; fetches nothing."""
     filtered, buffer = rows.filtered, spec.data.shuffle_buffer_size
     streamed = rows.rows if isinstance(rows.rows, StreamedRows) else None
     size, count = spec.train.per_device_train_batch_size, len(filtered.indices)
@@ -109,7 +109,7 @@ def planned_sampler(
 def schedule_of(
     train: TrainSpec, batches: DistributedBatchSampler | PrefetchingBatchSampler
 ) -> Schedule:
-    """The learning rates of all steps of a training with these batches in an epoch."""
+    """The learning rate schedule of a training whose epochs have these batches."""
     steps_per_epoch = -(-len(batches) // train.gradient_accumulation_steps)
     steps = train.max_steps
     return Schedule(

@@ -1,4 +1,4 @@
-"""The rows of a training, and what is published about them before the first step."""
+"""Selects the rows to train on, and publishes the label proof and length statistics."""
 
 import functools
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from job.train.train_context import TRAIN, TrainContext
 @dataclass(frozen=True, kw_only=True)
 class TrainingRows:
     rows: Sequence[Row]
-    """All prepared rows; if they are streamed, each is fetched with its shard."""
+    """All prepared rows; streamed rows are fetched with their shard on access."""
     measured: Sequence[Row]
-    """The same with the sizes of their images, and perhaps without the images' bytes."""
+    """The same rows with their images' sizes, but possibly without the images' bytes."""
     filtered: FilteredRows
     dataset: EncodedDataset
     statistics: dict[str, Any]
@@ -30,7 +30,7 @@ class TrainingRows:
 
 
 def select_rows(context: TrainContext) -> TrainingRows:
-    """Filters the rows by length; rank 0 publishes the label proof and the lengths."""
+    """Filters the rows by length; rank 0 publishes the label proof and the statistics."""
     spec, family = context.spec, context.family
     measured = context.data.measured_rows()
     rows = context.data.rows("train") if context.data.full_shards else measured
@@ -38,11 +38,13 @@ def select_rows(context: TrainContext) -> TrainingRows:
     encode = functools.partial(_encode, family=family, spec=spec)
     statistics = lengths(filtered.token_counts, spec.train.max_length)
     if process_group.rank() == 0:
-        context.notes.mkdir(parents=True, exist_ok=True)
-        write_label_proof(EncodedDataset(measured, filtered, encode), family, context.notes)
+        context.train_directory.mkdir(parents=True, exist_ok=True)
+        write_label_proof(
+            EncodedDataset(measured, filtered, encode), family, context.train_directory
+        )
         context.publish(f"{TRAIN}/{LABEL_PROOF}")
         text = as_json(statistics, indent=2) + "\n"
-        (context.notes / LENGTHS).write_text(text, encoding="utf-8")
+        (context.train_directory / LENGTHS).write_text(text, encoding="utf-8")
         context.publish(f"{TRAIN}/{LENGTHS}")
     return TrainingRows(
         rows=rows,

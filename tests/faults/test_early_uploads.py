@@ -18,7 +18,7 @@ from job.cli.app import app
 from job.errors import ProofError
 from job.export.merge import Merge
 from job.families import weight_files
-from job.families.weight_files import Named, Weights
+from job.families.weight_files import NamedTensor, Weights
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
 from tests.jobs import Finished, job, small_run, start
@@ -66,7 +66,7 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
     output = Output(uri=s3.uri("out"), workdir=tmp_path, run=run)
     first = output.at("merged", "model-00001-of-00005.safetensors")
 
-    def tensors() -> Iterator[Named]:
+    def tensors() -> Iterator[NamedTensor]:
         for name, tensor in held.items():
             if name == "layer.4":
                 wait_for(lambda: storage.is_file(first))
@@ -77,7 +77,7 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
         output.acquire()
         output.stages.invalidate("export")
         weight_files.write(
-            Weights(outlines=Weights.of(held.items()).outlines, tensors=tensors()),
+            Weights(meta_tensors=Weights.of(held.items()).meta_tensors, tensors=tensors()),
             output.stages.local.create("export") / "merged",
             max_shard_size="17KB",
             finished=lambda path: output.stages.upload_early("export", path),

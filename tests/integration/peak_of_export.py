@@ -39,7 +39,7 @@ def main(place: Path) -> None:
     device = Accelerator(kind="cpu", name="test", memory_bytes=2**34)
     engine = engines.create(spec.model, spec.lora, device)
     lora = replace(spec.lora, finetune_experts=True)  # the largest tensors
-    base = engine.initialise(family, 1)
+    base = engine.initialize(family, 1)
     model = engine.attach_adapter(base, family.lora_targets(base, lora), lora, 1).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -15,7 +15,7 @@ from job.engines.base import Engine
 from job.engines.device import Accelerator
 from job.export import vllm_server
 from job.export.merge import Merge
-from job.export.proof import Outputs, outputs
+from job.export.proof import ProbeOutputs, probe_outputs
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
@@ -41,8 +41,8 @@ class Exported:
     rows: list[Row]
     merged: Path
     adapter: Path
-    base_outputs: Outputs
-    adapter_outputs: Outputs
+    base_outputs: ProbeOutputs
+    adapter_outputs: ProbeOutputs
 
 
 def engine_for(spec: JobSpec) -> Engine:
@@ -55,7 +55,7 @@ def export(
 ) -> Exported:
     """Writes the base in fp16, and an adapter of noise on it, to `directory`."""
     rows = [_row(spec, family, number) for number in range(4)]
-    base_outputs = outputs(base, family, rows)
+    base_outputs = probe_outputs(base, family, rows)
     family.save(
         base,
         Merge(base, dtype=torch.float16, keeps_fp32=family.keeps_fp32).weights(),
@@ -67,7 +67,7 @@ def export(
     targets = family.lora_targets(base, spec.lora)
     model = engine_for(spec).attach_adapter(base, targets, spec.lora, 5)
     add_noise(model, noise)
-    adapter_outputs = outputs(model.eval(), family, rows)
+    adapter_outputs = probe_outputs(model.eval(), family, rows)
     model.save_pretrained(directory / "adapter")
     family.write_served_adapter(directory / "adapter", directory / "adapter-vllm")
     return Exported(

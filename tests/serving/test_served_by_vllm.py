@@ -50,7 +50,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     ).spec
     family = families.bind(families.read_checkpoint("tiny", TINY), spec.model, spec.data)
     # An adapter of noise makes trained weights overshoot.
-    return export(spec, family, engine_for(spec).initialise(family, 5), directory, noise=0.3)
+    return export(spec, family, engine_for(spec).initialize(family, 5), directory, noise=0.3)
 
 
 @pytest.fixture(scope="module")

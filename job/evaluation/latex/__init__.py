@@ -1,6 +1,6 @@
 r"""LaTeX tokens, and a normal form: one spelling for all formulas that render the same.
 
-`x^2`, `x^{2}` and `{x}^{ 2 }` are the same formula. `normalize` removes such freedom of spelling:
+`x^2`, `x^{2}` and `{x}^{ 2 }` are the same formula. `normalize` removes such differences:
 
 - spacing, sizes and labels are dropped: `\,` `~` `\quad` `\hspace{…}` `\left` `\right` `\big`
   `\displaystyle` `\limits` `\label{…}` `\tag{…}` `\nonumber` and the dollars around a formula;
@@ -21,7 +21,7 @@ __all__ = ["join", "normalize", "normalized_tokens", "tokenize"]
 
 
 def normalize(latex: str) -> str:
-    """A formula's normal form; the tokens unchanged if it cannot be parsed."""
+    """A formula's normal form; its unchanged tokens if it cannot be parsed."""
     return join(normalized_tokens(latex))
 
 

@@ -57,6 +57,6 @@ FUNCTIONS = _names(
     "arccos arcsin arctan arg cos cosh cot coth csc deg det dim exp gcd hom inf ker lg lim liminf "
     "limsup ln log max min sec sin sinh sup tan tanh Pr"
 )
-# What cannot be an argument without braces, and what cannot follow `\left`.
+# Tokens that cannot be an argument without braces, and those that cannot follow `\left`.
 NO_ARGUMENT = {"{", "}", "^", "_", "'", r"\left", r"\right", *CELL_ENDS, *INFIX} | SWITCHES
 NO_DELIMITER = (NO_ARGUMENT, ARGUMENTS, FONT, VERBATIM)

@@ -51,7 +51,7 @@ class Parser:
         return item
 
     def _row(self, stops: tuple[str, ...], depth: int) -> Nodes:
-        """Everything up to, but not including, a closing brace, one of `stops` or the end."""
+        """Parses up to, but not including, a closing brace, one of `stops` or the end."""
         if depth > MAX_DEPTH:
             raise UnreadableError
         done: Nodes = []
@@ -88,7 +88,7 @@ class Parser:
         return row
 
     def _fence(self, out: Nodes, depth: int) -> None:
-        r"""`\left( … \right)`, which delimits infix commands like a group."""
+        r"""Parses `\left( … \right)`, which is the scope of infix commands, like a group."""
         self._take()
         extend(out, self._delimiter())
         extend(out, splice(self._row((r"\right",), depth + 1)))
@@ -105,7 +105,7 @@ class Parser:
         return [] if item == "." else [Symbol([shown])]
 
     def _single(self, depth: int) -> Nodes:
-        """One token, with its arguments if it is a command that takes some."""
+        """Parses one token, with its arguments if it is a command that takes any."""
         if depth > MAX_DEPTH:
             raise UnreadableError
         item = self._take()

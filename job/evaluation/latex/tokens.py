@@ -59,7 +59,7 @@ def without_spacing(tokens: tuple[str, ...]) -> list[str]:
 
 
 def after_group(tokens: tuple[str, ...], start: int) -> int:
-    """The index after the group that begins at `start`; `start` if none does."""
+    """The index after the group that begins at `start`; `start` itself if there is no group."""
     if tokens[start : start + 1] != ("{",):
         return start
     depth = 0

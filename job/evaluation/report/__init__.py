@@ -1,4 +1,4 @@
-"""`report.html`: a run's results on one self-contained page.
+"""Renders `report.html`: a run's results on one self-contained page.
 
 The page has no scripts and makes no network requests; its Content-Security-Policy forbids both. It
 is deterministic: the same results give the same bytes.
@@ -31,9 +31,9 @@ MAX_BYTES = 2_000_000
 """The page's size limit."""
 
 _HERE = Path(__file__).parent
-_SECTIONS = ("model", "data", "lora", "train", "eval", "export")  # without where it ran
+_SECTIONS = ("model", "data", "lora", "train", "eval", "export")  # not where the run took place
 _SAMPLES, _WORST = 12, 6
-_IMAGE_BYTES = 1_000_000  # of all images; base64 adds a third
+_IMAGE_BYTES = 1_000_000  # for all images together; base64 adds a third
 _REJECTS = 20
 
 
@@ -43,7 +43,7 @@ class RunResults:
 
     name: str
     settings: Mapping[str, Any]
-    """The resolved spec; secrets as their variables' names."""
+    """The resolved spec, with the names of variables in place of secrets."""
     changed: Sequence[str]
     """Dotted keys of `settings` that differ from their defaults."""
     stages: Mapping[str, StageRecord]
@@ -78,11 +78,11 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
     baseline = stages["baseline"].summary if "baseline" in stages else None
     embedder = ImageEmbedder(budget=image_bytes)
     kind: Answer = results.settings["eval"]["answer"]
-    spread, last = choose(results.after, samples, worst, kind)
+    spaced_indices, worst_indices = choose(results.after, samples, worst, kind)
     builder = SampleBuilder.of(kind, results.before, results.after, results.rows)
     shown = {
-        "samples": builder.samples(spread, embedder),
-        "worst": builder.samples(last, embedder),
+        "samples": builder.samples(spaced_indices, embedder),
+        "worst": builder.samples(worst_indices, embedder),
     }
     return _environment().get_template("page.html.jinja").render(
         results=results,

@@ -1,7 +1,7 @@
 """Training curves as inline SVG, drawn by matplotlib.
 
-Colors are variables of the page's style sheet, so that curves follow dark mode; text uses the
-page's typeface. The same history gives the same bytes.
+Colors are variables of the page's style sheet, so that charts follow dark mode; text uses the
+page's typeface. Output is deterministic.
 """
 
 import io
@@ -14,10 +14,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-_MOST_POINTS = 300  # more are indistinguishable at the page's width
+_MAX_POINTS = 300  # more would be indistinguishable at the page's width
 _SMOOTH_FROM = 24  # points; shorter curves are not smoothed
 _INCHES, _DPI = (4.4, 2.1), 100
-# Placeholders for matplotlib, and the page's variables that replace them.
+# Placeholder colors for matplotlib, and the page's variables that replace them.
 _COLORS = {"#010101": "var(--soft)", "#020202": "var(--line)", "#030303": "var(--accent)"}
 _SOFT, _LINE, _ACCENT = _COLORS
 
@@ -35,7 +35,7 @@ class Chart:
 
 
 def charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
-    """The curves that the history has values for."""
+    """The charts for which the history has values."""
     rate, memory = points(history, "learning_rate"), points(history, "memory_bytes", 2.0**-30)
     speed = points(history, "tokens_per_second")
     drawn = (
@@ -48,7 +48,7 @@ def charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
 
 
 def points(history: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> list[Point]:
-    """(step, value) of the entries with a finite value."""
+    """(step, value) for the entries with a finite value."""
     pairs = [(entry.get("step"), entry.get(key)) for entry in history]
     return [
         (float(x), float(y) * scale)
@@ -58,10 +58,10 @@ def points(history: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -
 
 
 def thin(values: Sequence[Point]) -> list[Point]:
-    """At most `_MOST_POINTS` points, each the mean of its neighbours."""
-    if len(values) <= _MOST_POINTS:
+    """At most `_MAX_POINTS` points, each the mean of its neighbors."""
+    if len(values) <= _MAX_POINTS:
         return list(values)
-    bounds = [i * len(values) // _MOST_POINTS for i in range(_MOST_POINTS + 1)]
+    bounds = [i * len(values) // _MAX_POINTS for i in range(_MAX_POINTS + 1)]
     groups = [values[start:stop] for start, stop in itertools.pairwise(bounds)]
     return [(_mean([x for x, _ in group]), _mean([y for _, y in group])) for group in groups]
 

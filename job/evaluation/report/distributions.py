@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One range of a histogram; `share` is the bar's length relative to the longest."""
+    """One bin of a histogram; `share` is the bar's length relative to the longest."""
 
     name: str
     count: int
@@ -17,7 +17,7 @@ class Bar:
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
     title: str
-    words: str
+    description: str
     bars: tuple[Bar, ...]
 
 
@@ -28,12 +28,12 @@ def histograms(
     result = []
     if lengths:
         over = lengths["over_max_length"]
-        words = (
+        description = (
             f"{over['rows']:,} of {lengths['rows']:,} rows ({over['share']:.2%}) exceed "
             f"train.max_length ({over['max_length']:,})"
         )
         result.append(
-            _histogram("Tokens per row, including images", lengths["tokens_a_row"], words)
+            _histogram("Tokens per row, including images", lengths["tokens_a_row"], description)
         )
     train = (statistics or {}).get("train", {})
     for key, title in (
@@ -48,15 +48,15 @@ def histograms(
 def _histogram(title: str, figures: Mapping[str, Any], more: str = "") -> Histogram:
     counts = {int(name.split("-")[0]): count for name, count in figures["histogram"].items()}
     most, low, ranges = max(counts.values()), min(counts), []
-    while low <= max(counts):  # empty ranges show as gaps
+    while low <= max(counts):  # empty bins show as gaps
         ranges.append(low)
         low *= 2
     median = f"median {figures['median']:,}, " if "median" in figures else ""
     mean = f"{figures['mean']:,.1f}".removesuffix(".0")
-    words = f"mean {mean}, {median}maximum {figures['max']:,}"
+    description = f"mean {mean}, {median}maximum {figures['max']:,}"
     return Histogram(
         title=title,
-        words=f"{words}; {more}" if more else words,
+        description=f"{description}; {more}" if more else description,
         bars=tuple(
             Bar(name=_range(low), count=counts.get(low, 0), share=counts.get(low, 0) / most)
             for low in ranges

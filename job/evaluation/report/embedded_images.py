@@ -1,4 +1,4 @@
-"""Images in the page, as data URLs."""
+"""Embeds images in the page as data URLs."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DENSITY = 2
-"""Pixels of a rendered answer per pixel of the page, for high-density screens."""
+"""Device pixels per page pixel in rendered answers, for high-density screens."""
 _MAX_WIDTH, _MAX_HEIGHT = 760, 480  # in pixels of the page
 _MAX_PNG_BYTES = 48_000
 
@@ -31,7 +31,7 @@ class ImageEmbedder:
     omitted: int = field(default=0, init=False)
 
     def embed(self, image: "Image", density: int = 1) -> EmbeddedImage | None:
-        """The image, scaled down and re-encoded, which drops the file's metadata."""
+        """Scales down and re-encodes the image, which drops its metadata; None if over budget."""
         image.thumbnail((_MAX_WIDTH * density, _MAX_HEIGHT * density))
         gray = image.convert("L")
         # Most formulas are gray, and gray images take a third of the bytes.

@@ -1,4 +1,4 @@
-"""The report's figures besides metrics: counts, error rates, stage times, settings."""
+"""The report's data other than metrics: counts, error rates, stage times, settings."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ class Count:
     """A number of rows or answers."""
 
     name: str
-    words: str
+    description: str
     value: str
 
 
@@ -36,9 +36,9 @@ class StageTime:
     started: str
     duration: str
     share: float
-    """Of the total time, 0 to 1."""
+    """The stage's share of the total time, 0 to 1."""
     before: float
-    """The share of the stages before it."""
+    """The share of all stages before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,23 +53,23 @@ def counts(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> tuple[
     metrics = after["metrics"]
     rows = int(after.get("rows", metrics.get("rows", 0)))
     answers = int(after.get("answers", rows))
-    result = [Count(name="Rows evaluated", words="", value=f"{rows:,}")]
+    result = [Count(name="Rows evaluated", description="", value=f"{rows:,}")]
     if answers != rows:
-        result.append(Count(name="Answers", words="in conversations", value=f"{answers:,}"))
+        result.append(Count(name="Answers", description="in conversations", value=f"{answers:,}"))
     if "max_new_tokens" in after:
         cut = f"{after['cut_short']:,}"
         if before is not None and "cut_short" in before:
             cut = f"{before['cut_short']:,} → {cut}"
-        words = f"answers that reached the limit of {after['max_new_tokens']:,} tokens"
-        result.append(Count(name="Cut short", words=words, value=cut))
+        description = f"answers that reached the limit of {after['max_new_tokens']:,} tokens"
+        result.append(Count(name="Cut short", description=description, value=cut))
     if after.get("cannot_be_right"):
-        words = "labels longer than the limit: no answer can be right"
+        description = "labels longer than the limit: no answer can be right"
         value = f"{after['cannot_be_right']:,}"
-        result.append(Count(name="Labels too long", words=words, value=value))
+        result.append(Count(name="Labels too long", description=description, value=value))
     if metrics.get("labels_not_json"):
-        words = "excluded from the field metrics"
+        description = "excluded from the field metrics"
         value = f"{int(metrics['labels_not_json']):,}"
-        result.append(Count(name="Labels that are not JSON", words=words, value=value))
+        result.append(Count(name="Labels that are not JSON", description=description, value=value))
     return tuple(result)
 
 
@@ -109,7 +109,7 @@ def bands(
 
 
 def times(stages: Mapping[str, StageRecord]) -> tuple[StageTime, ...]:
-    """When each stage started and how long it took, in order."""
+    """The start and duration of each stage, in order."""
     total = sum(stage.seconds for stage in stages.values()) or 1
     result, before = [], 0.0
     for stage in stages.values():

@@ -1,4 +1,4 @@
-"""Numbers as the page shows them."""
+"""Formats numbers for the page."""
 
 
 def amount(value: float, unit: str = "") -> str:

@@ -1,17 +1,17 @@
-"""Model output for the page: truncated, made visible, and compared with the label.
+"""Prepares model output for the page: truncates it, makes it visible, and marks differences.
 
-The template escapes HTML. This module replaces what escaping does not: control characters,
-invisible characters, and those that change the direction of text.
+The template escapes HTML. This module replaces the characters that escaping does not: control
+characters, invisible characters, and those that change the direction of text.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-LONGEST = 400
-"""Characters of a text that are shown."""
-LONGEST_UNLIKE = 160
-"""Characters that are shown of an answer that has little in common with its label."""
+MAX_CHARACTERS = 400
+"""Maximum number of characters that are shown of a text."""
+MAX_UNLIKE_CHARACTERS = 160
+"""The same for an answer that has little in common with its label."""
 
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _INVISIBLE = re.compile(
@@ -26,7 +26,7 @@ Mark = Literal["same", "extra", "missing"]
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a text: same as in the label, extra in the answer, or missing from it."""
+    """A part of an answer: same as in the label, extra, or missing from the answer."""
 
     mark: Mark
     text: str
@@ -34,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The start of a text, and how many characters are left out."""
+    """The beginning of a text, and the number of characters left out."""
 
     spans: tuple[Span, ...]
     more: int
@@ -47,17 +47,18 @@ def visible(text: str) -> str:
     return _FORBIDDEN.sub("\ufffd", text)
 
 
-def plain(text: str, limit: int = LONGEST) -> Excerpt:
-    """The start of a text, without a comparison."""
+def plain(text: str, limit: int = MAX_CHARACTERS) -> Excerpt:
+    """The beginning of a text, without a comparison."""
     spans = (Span("same", text[:limit]),) if text else ()
     return Excerpt(spans, max(0, len(text) - limit))
 
 
-def difference(answer: str, label: str, limit: int = LONGEST) -> Excerpt:
-    """The start of an answer, with its differences from the label.
+def difference(answer: str, label: str, limit: int = MAX_CHARACTERS) -> Excerpt:
+    """The beginning of an answer, with its differences from the label.
 
-    Without the extra spans it reads as the label, without the missing ones as the answer. An answer
-    less than a third similar to its label is one extra span, since scattered matches help nobody.
+    Without the extra spans it reads as the label; without the missing ones, as the answer. An
+    answer less than a third similar to its label is one extra span, because scattered matches would
+    be noise.
     """
     from rapidfuzz.distance import Levenshtein
 
@@ -65,7 +66,7 @@ def difference(answer: str, label: str, limit: int = LONGEST) -> Excerpt:
     answer, label = whole[:limit], label.strip()[:limit]
     actual, expected = _UNIT.findall(answer), _UNIT.findall(label)
     if Levenshtein.normalized_similarity(expected, actual) < 1 / 3:
-        answer = answer[:LONGEST_UNLIKE]
+        answer = answer[:MAX_UNLIKE_CHARACTERS]
         return Excerpt((Span("extra", answer),) if answer else (), len(whole) - len(answer))
     spans: list[Span] = []
     for change in Levenshtein.opcodes(expected, actual):

@@ -11,71 +11,72 @@ from job.evaluation.report.formatting import amount
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
     name: str
-    words: str
+    description: str
     higher_is_better: bool
     unit: str = ""
     """`%` for fractions, which are shown times 100."""
     top: float | None = None
-    """End of the scale; None for the larger of the two values."""
+    """The end of the scale; None means the larger of the two values."""
 
 
 _METRICS = {
     "loss": _Kind(
-        name="Loss", words="mean cross-entropy per answer token", higher_is_better=False
+        name="Loss", description="mean cross-entropy per answer token", higher_is_better=False
     ),
     "accuracy": _Kind(
-        name="Accuracy", words="answers equal to the label", higher_is_better=True, unit="%", top=1,
+        name="Accuracy", description="answers equal to the label",
+        higher_is_better=True, unit="%", top=1,
     ),
     "macro_f1": _Kind(
-        name="Macro F1", words="unweighted mean of the classes’ F1",
+        name="Macro F1", description="unweighted mean of the classes’ F1",
         higher_is_better=True, top=1,
     ),
     "valid_json": _Kind(
-        name="Valid JSON", words="answers that are valid JSON and nothing else",
+        name="Valid JSON", description="answers that are valid JSON and nothing else",
         higher_is_better=True, unit="%", top=1,
     ),
     "exact_object": _Kind(
-        name="Exact object", words="answers whose JSON equals the label’s",
+        name="Exact object", description="answers whose JSON equals the label’s",
         higher_is_better=True, unit="%", top=1,
     ),
     "field_f1": _Kind(
-        name="Field F1", words="harmonic mean of field precision and recall",
+        name="Field F1", description="harmonic mean of field precision and recall",
         higher_is_better=True, top=1,
     ),
     "field_precision": _Kind(
-        name="Field precision", words="correct fields among the answers’",
+        name="Field precision", description="correct fields among the answers’",
         higher_is_better=True, unit="%", top=1,
     ),
     "field_recall": _Kind(
-        name="Field recall", words="correct fields among the labels’",
+        name="Field recall", description="correct fields among the labels’",
         higher_is_better=True, unit="%", top=1,
     ),
     "cer": _Kind(
-        name="Character error rate", words="edits per character of the label",
+        name="Character error rate", description="edits per character of the label",
         higher_is_better=False,
     ),
     "exact_match": _Kind(
-        name="Exact match", words="answers identical to the label",
+        name="Exact match", description="answers identical to the label",
         higher_is_better=True, unit="%", top=1,
     ),
     "exact_match_normalized": _Kind(
-        name="Exact match, normalized", words="answers with the label’s normal form",
+        name="Exact match, normalized", description="answers with the label’s normal form",
         higher_is_better=True, unit="%", top=1,
     ),
     "token_edit_distance": _Kind(
-        name="Token edit distance", words="edits per LaTeX token, on normal forms",
+        name="Token edit distance", description="edits per LaTeX token, on normal forms",
         higher_is_better=False,
     ),
     "wer": _Kind(
-        name="Word error rate", words="edits per word of the label",
+        name="Word error rate", description="edits per word of the label",
         higher_is_better=False,
     ),
     "bleu": _Kind(
-        name="BLEU", words="BLEU-4 on normal forms, 0 to 100",
+        name="BLEU", description="BLEU-4 on normal forms, 0 to 100",
         higher_is_better=True, top=100,
     ),
     "render_match": _Kind(
-        name="Render match", words="answers that render to the label’s image",
+        name="Render match", description="answers that render to the label’s image",
         higher_is_better=True, unit="%", top=1,
     ),
 }  # fmt: skip
@@ -86,22 +87,22 @@ Verdict = Literal["better", "worse", "equal"]
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One row of the table: the values as text, and their positions on a scale from 0 to 1."""
+    """A row of the table: the values as text, and their positions on a scale from 0 to 1."""
 
     key: str
     name: str
-    words: str
+    description: str
     after: str
-    after_at: float
+    after_position: float
     before: str | None = None
-    before_at: float | None = None
+    before_position: float | None = None
     change: str | None = None
     verdict: Verdict | None = None
     note: str | None = None
 
 
 def headline(before: Mapping[str, float] | None, after: Mapping[str, float]) -> tuple[Metric, ...]:
-    """A row for each metric that was measured, in a fixed order."""
+    """One row per measured metric, in a fixed order."""
     return tuple(
         _metric(key, kind, None if before is None else before.get(key), after)
         for key, kind in _METRICS.items()
@@ -117,7 +118,7 @@ def _metric(key: str, kind: _Kind, before: float | None, after: Mapping[str, flo
         better = value > before if kind.higher_is_better else value < before
         comparison = {
             "before": amount(before, kind.unit),
-            "before_at": _position(before, end),
+            "before_position": _position(before, end),
             "change": _change(before, value, kind.unit),
             "verdict": "equal" if value == before else "better" if better else "worse",
         }
@@ -126,8 +127,8 @@ def _metric(key: str, kind: _Kind, before: float | None, after: Mapping[str, flo
         skipped, failed = int(after["render_skipped"]), int(after["render_failed"])
         note = f"{skipped:,} skipped (label cannot be rendered), {failed:,} failed (answer cannot)"
     return Metric(
-        key=key, name=kind.name, words=kind.words, note=note,
-        after=amount(value, kind.unit), after_at=_position(value, end), **comparison,
+        key=key, name=kind.name, description=kind.description, note=note,
+        after=amount(value, kind.unit), after_position=_position(value, end), **comparison,
     )  # fmt: skip
 
 

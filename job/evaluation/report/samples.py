@@ -1,4 +1,4 @@
-"""The rows that a report shows, with their images, answers and differences."""
+"""The sample rows in a report, with their images, answers and differences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -8,16 +8,16 @@ from typing import Any, Literal
 from job.evaluation import render_match
 from job.evaluation.report.embedded_images import DENSITY, EmbeddedImage, ImageEmbedder
 from job.evaluation.report.formatting import amount
-from job.evaluation.report.generated_text import LONGEST, Excerpt, difference, plain
+from job.evaluation.report.generated_text import MAX_CHARACTERS, Excerpt, difference, plain
 from job.prep.images import ImageRefused, decode
 from job.prep.rows import Row
 from job.redaction import redact
 from job.spec.answer_kinds import Answer
 
-_MAX_RENDERED_WIDTH = 2_400  # wider ones would be illegible once scaled to the page
-_MAX_IMAGES, _MAX_TURNS = 6, 12  # shown of a row
-LONGEST_JSON = 1_200
-"""Characters of a JSON text that are shown."""
+_MAX_RENDERED_WIDTH = 2_400  # wider images would be illegible once scaled to the page
+_MAX_IMAGES, _MAX_TURNS = 6, 12  # shown per row
+MAX_JSON_CHARACTERS = 1_200
+"""Maximum number of characters that are shown of a JSON text."""
 
 PredictionRecord = Mapping[str, Any]
 """A line of `predictions.jsonl`."""
@@ -62,9 +62,9 @@ class AnswerCard:
     turn: int | None
     """Number of the answer in its conversation; None if it is the only one."""
     turns: tuple[PromptTurn, ...]
-    """Empty if all rows ask the same question, which the page shows once."""
+    """The conversation before the answer; empty if all rows share one question, shown once."""
     earlier: int
-    """Turns before those in `turns`, not shown."""
+    """Number of earlier turns, which are not shown."""
     label: Excerpt
     before: Excerpt | None
     """None without a baseline."""
@@ -73,24 +73,24 @@ class AnswerCard:
     score: SampleScore | None
     images: tuple[EmbeddedImage, ...]
     more_images: int
-    """Images of the row that are not shown."""
+    """Number of the row's images that are not shown."""
     rendered: EmbeddedImage | None
-    """The answer as a formula; None if it is not one, or mathtext cannot render it."""
+    """The rendered formula; None if the answer is not a formula, or cannot be rendered."""
 
 
 def choose(
     predictions: Sequence[PredictionRecord], samples: int, worst: int, kind: Answer = "latex"
 ) -> tuple[list[int], list[int]]:
-    """The indices of evenly spaced samples, and of the worst answers; no answer is both.
+    """The indices of evenly spaced samples, and of the worst answers; the two do not overlap.
 
-    Right answers are never among the worst, which are at most a third of all.
+    The worst answers include no right ones, and are at most a third of all.
     """
     errors = [error(each, kind) for each in predictions]
     wrong = [i for i in range(len(predictions)) if errors[i] > 0]
-    last = sorted(wrong, key=lambda i: (-errors[i], i))[: min(worst, len(predictions) // 3)]
-    others = sorted(set(range(len(predictions))) - set(last))
+    chosen = sorted(wrong, key=lambda i: (-errors[i], i))[: min(worst, len(predictions) // 3)]
+    others = sorted(set(range(len(predictions))) - set(chosen))
     count = min(samples, len(others))
-    return [others[i * len(others) // count] for i in range(count)], last
+    return [others[i * len(others) // count] for i in range(count)], chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class SampleBuilder:
     before: Mapping[tuple[str, int], PredictionRecord]
     """The baseline, by row id and number of the answer."""
     rows: Sequence[Row] | None
-    """The evaluated rows, by number."""
+    """The evaluated rows; predictions refer to them by number."""
     shared_question: str | None
     """The question, if all answers have the same one."""
 
@@ -123,13 +123,13 @@ class SampleBuilder:
         )
 
     def samples(self, chosen: Sequence[int], embedder: ImageEmbedder) -> tuple[AnswerCard, ...]:
-        """The chosen answers."""
+        """Builds the cards of the chosen answers."""
         return tuple(self._sample(index, embedder) for index in chosen)
 
     def _sample(self, index: int, embedder: ImageEmbedder) -> AnswerCard:
         prediction = self.after[index]
         label, answer = str(prediction["label"]), str(prediction["prediction"])
-        limit = LONGEST_JSON if self.kind == "json" else LONGEST
+        limit = MAX_JSON_CHARACTERS if self.kind == "json" else MAX_CHARACTERS
         baseline = self.before.get(_key(prediction))
         images, more = self._images(index, prediction, embedder)
         asked = prediction.get("asked", ())
@@ -162,7 +162,7 @@ class SampleBuilder:
     def _images(
         self, index: int, prediction: PredictionRecord, embedder: ImageEmbedder
     ) -> tuple[tuple[EmbeddedImage, ...], int]:
-        """The images of the conversation before the answer, and how many are not shown."""
+        """The images of the conversation before the answer, and the number of those not shown."""
         number = int(prediction.get("row", index))
         if self.rows is None or number >= len(self.rows):
             return (), 0
@@ -185,7 +185,7 @@ class SampleBuilder:
 
 
 def tags(prediction: PredictionRecord, kind: Answer) -> Iterator[Tag]:
-    """An answer's verdicts, in the terms of its task."""
+    """An answer's tags, depending on the kind of answer."""
     score = prediction.get("score", {})
     if kind == "label":
         yield (

@@ -1,4 +1,4 @@
-"""A task's tables: the fields of JSON answers, or the classes and their confusion matrix."""
+"""Tables of scores: by field for JSON answers, by class with a confusion matrix for labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from job.evaluation.report.samples import PredictionRecord
 from job.spec.answer_kinds import Answer
 
 MAX_LINES = 30
-"""Lines of a table that are shown."""
+"""Maximum number of lines that are shown of a table."""
 MAX_MATRIX = 12
 """With more classes, the most frequent confusions replace the matrix."""
 _MAX_NAME = 60  # characters
@@ -21,7 +21,7 @@ class TaskLine:
 
     name: str
     expected: int
-    """Number of labels that have it."""
+    """Number of occurrences in the labels."""
     after: float
     """F1, 0 to 1."""
     before: float | None
@@ -31,7 +31,7 @@ class TaskLine:
 class Cell:
     count: int
     share: float
-    """Of the row's labels."""
+    """Share of the labels in this row of the matrix."""
     right: bool
 
 
@@ -41,12 +41,12 @@ class Confusion:
 
     names: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    """By label; the last cell of each row is answers outside the classes."""
+    """By label; the last cell of each row counts answers outside the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusedPair:
-    """A class and an answer that it was confused with."""
+    """A class, and an answer with which it was confused."""
 
     label: str
     answer: str | None
@@ -62,13 +62,13 @@ class TaskTable:
     """Lines that are not shown."""
     confusion: Confusion | None = None
     confused: tuple[ConfusedPair, ...] = ()
-    """Instead of a matrix that would be too wide."""
+    """Shown instead of a matrix that would be too wide."""
 
 
 def table(
     kind: Answer, before: Sequence[PredictionRecord], after: Sequence[PredictionRecord]
 ) -> TaskTable | None:
-    """The task's table; None if its answers have neither fields nor classes."""
+    """The table for this kind of answer; None if answers have neither fields nor classes."""
     if kind == "json":
         return _fields(before, after)
     return _classes(before, after) if kind == "label" else None

@@ -1,15 +1,15 @@
-"""What a training step of ERNIE-4.5-VL saves for its backward pass, computed from shapes.
+"""Estimates the activation memory of an ERNIE-4.5-VL training step from shapes.
 
-The rules behind all of it:
+The rules:
 
-- A linear layer saves its input only if its weight or an adapter on it is trained. The backward
-  pass of a frozen one needs its weight alone.
-- Nothing is saved before the first trained weight, as no gradient goes there.
-- A normalisation saves its input in fp32, a product both factors, an attention kernel its query,
-  key, value and output, and the cross-entropy the log-probabilities in fp32.
-- Under autocast each trained layer casts its input itself, so each saves a copy of its own.
+- A linear layer saves its input only if its weight, or an adapter on it, is trained. The backward
+  pass of a frozen layer needs only its weight.
+- Nothing is saved before the first trained weight, because no gradient flows there.
+- A norm saves its input in fp32; a product, both factors; an attention kernel, its query, key,
+  value and output; the cross-entropy, the log-probabilities in fp32.
+- Under autocast, each trained layer casts its input separately, and saves its own copy.
 
-Tests hold the sums to the tensors that real steps save.
+Tests compare the sums with the tensors that real steps save.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeTextConfig
 
 FP32, INDEX = 4, 8
-"""Bytes of an element, and of an int64 index."""
+"""Bytes of an fp32 element, and of an int64 index."""
 
 
 def activation_memory(
@@ -34,7 +34,7 @@ def activation_memory(
     rows: Sequence[RowSize],
     step: StepSettings,
 ) -> ActivationMemory:
-    """What the forward pass over the rows saves, and what its backward pass adds.
+    """The memory that the forward pass over the rows saves, and that its backward pass adds.
 
     `trained` names the modules and parameters that are trained or adapted.
     """
@@ -42,7 +42,7 @@ def activation_memory(
 
 
 class _Step:
-    """Goes through a step in order and adds up what each part saves."""
+    """Walks through a step, and adds up the bytes that each part saves."""
 
     def __init__(
         self,
@@ -54,15 +54,15 @@ class _Step:
         self.text, self.vision = config.text_config, config.vision_config
         self.trained, self.rows, self.step = trained, rows, step
         self.needs_gradient = False
-        """Whether the backward pass reaches the current part."""
+        """Whether the backward pass reaches the part that is currently walked through."""
         self.saved: Counter[str] = Counter()
         self.largest: Counter[str] = Counter()
-        """The block that saves most; checkpointing recomputes one block at a time."""
+        """The block that saves the most; checkpointing recomputes one block at a time."""
         self.longest = max(row.tokens for row in rows)
         self.patches = [count for row in rows for count in row.patches]
         grid = len(rows) * self.longest
         vision = sum(row.image_tokens for row in rows)
-        # Padding goes to the text experts.
+        # Padding tokens are routed to the text experts.
         self.tokens = sum(row.tokens for row in rows) if step.packed else grid
         self.by_experts = {"text_moe": self.tokens - vision, "vision_moe": vision}
 
@@ -113,7 +113,7 @@ class _Step:
             self._layer_norm(tokens, merged)
         self._linear(["model.resampler_model.mlp"], tokens, merged)
         self._rms_norm(tokens)
-        self._save("activations", tokens * self.text.hidden_size)  # what is put among the tokens
+        self._save("activations", tokens * self.text.hidden_size)  # image embeddings
 
     def _vision_attention(self, count: int, hidden: int) -> bool:
         """Returns whether the output projection's input is saved already, as attention's output."""
@@ -163,12 +163,12 @@ class _Step:
         self._rms_norm(tokens)
 
     def _skips_unsupervised(self, last: str) -> bool:
-        """Whether the last layer computes supervised tokens only; see `packed.model`."""
+        """Whether the last layer computes only supervised tokens; see `packed.model`."""
         vision = f"{last}.mlp.vision_moe"
         return self.step.packed and not any(name.startswith(vision) for name in self.trained)
 
     def _keep_supervised(self) -> int:
-        self.tokens = sum(row.trained for row in self.rows)
+        self.tokens = sum(row.supervised_tokens for row in self.rows)
         self.by_experts = {"text_moe": self.tokens, "vision_moe": 0}
         return self.tokens
 
@@ -191,7 +191,7 @@ class _Step:
                 self._save("attention", self.tokens * (queries + 2 * keys))
             self._save("attention", grid * (2 * queries + 2 * keys))
         else:
-            # With a mask kernels take as many key heads as query heads.
+            # With a mask, kernels need as many key heads as query heads.
             repeated = queries if padded else keys
             self._save("attention", grid * (2 * queries + 2 * repeated))
         self._save("attention", grid * text.num_attention_heads, FP32)
@@ -215,10 +215,10 @@ class _Step:
             self._save("activations", count * (text.moe_num_experts + 3 * k), FP32)  # routing
             self._save("activations", 3 * copies, INDEX)  # the order of copies, and its inverse
             ours = step.experts == SORTED_EXPERTS
-            # Gate and up in one tensor, and the activated gate; then what the routing weight's
-            # gradient needs: the product of both, or the output.
+            # Gate and up in one tensor, and the activated gate; then, for the routing weight's
+            # gradient, the product of both or the output.
             self._save("activations", copies * (4 * inner if ours else 3 * inner + hidden))
-            if step.experts == "eager":  # adding up saves what it adds
+            if step.experts == "eager":  # the sum over experts saves each expert's output
                 self._save("activations", copies * hidden)
             weights = text.moe_num_experts * hidden * inner
             for adapted, inputs, size in ((up, hidden, 2 * weights), (down, inner, weights)):
@@ -232,17 +232,17 @@ class _Step:
 
     def _feed_forward(self, name: str, inner: int) -> None:
         self._linear([f"{name}.gate_proj", f"{name}.up_proj"], self.tokens, self.text.hidden_size)
-        # The gate before and after its activation, and what it is multiplied by.
+        # The gate before and after its activation, and up.
         self._save("activations", 3 * self.tokens * inner)
         self._linear([f"{name}.down_proj"], self.tokens, inner)
 
     def _head(self) -> tuple[int, int]:
-        """The bytes of logits at their peak, and those of them that the forward pass saves.
+        """The peak bytes of the logits, and the bytes that the forward pass saves of them.
 
-        Log-probabilities are saved; their gradient and that of the logits join them before any
-        layer's backward pass has freed memory.
+        Log-probabilities are saved; their gradient and that of the logits are added before the
+        backward pass of any layer frees memory.
         """
-        step, supervised = self.step, sum(row.trained for row in self.rows)
+        step, supervised = self.step, sum(row.supervised_tokens for row in self.rows)
         trained = "lm_head" in self.trained
         logits = (min(supervised, CHUNK) if step.packed else self.tokens) * self.text.vocab_size
         if trained or step.packed:  # its input, or the gradient computed in the forward pass
@@ -255,7 +255,7 @@ class _Step:
     def _workspace(self) -> int:
         """The temporary tensors of the largest layer's backward pass.
 
-        Gradients of the routed copies on both sides of the experts, and of gate and up; and the
+        Gradients of the routed copies, before and after the experts, and of gate and up; also the
         batch's pixels.
         """
         text = self.text
@@ -275,7 +275,7 @@ class _Step:
         return Counter(self.saved)
 
     def _end_block(self, before: Counter[str], input_size: int) -> None:
-        """With checkpointing, all that stays of a block is its input."""
+        """With checkpointing, only a block's input is saved."""
         block = self.saved - before
         if self.step.checkpointing and block:
             self.largest = max(self.largest, block, key=Counter.total)
@@ -289,13 +289,13 @@ class _Step:
     def _linear(
         self, names: Sequence[str], tokens: int, inputs: int, *, input_saved: bool = False
     ) -> None:
-        """Linear layers on one input, which the operation before may have saved already."""
+        """Linear layers on one input, which the previous operation may have saved already."""
         step, trained = self.step, sum(name in self.trained for name in names)
         if not trained:
             return
         self.needs_gradient = True
         # PEFT's adapter is fp32, and without autocast its input is cast to that.
-        by_peft = step.rank and not step.low_rank_linear
+        by_peft = step.rank and not step.lora_linear
         itemsize = FP32 if by_peft and not step.autocast else step.itemsize
         copies = step.autocast or step.dropout > 0 or itemsize != step.itemsize
         self._save(
@@ -306,13 +306,13 @@ class _Step:
             self._save("activations", trained * tokens * inputs, step.dropout)
 
     def _attention_probabilities(self, count: int) -> None:
-        """Of eager attention: in fp32, and cast to the dtype of the values."""
+        """Eager attention saves them in fp32, and cast to the dtype of the values."""
         cast = self.step.itemsize if self.step.itemsize != FP32 else 0
         self._save("attention", count, FP32 + cast)
 
     def _rms_norm(self, tokens: int) -> None:
         self._save("activations", tokens * (self.text.hidden_size + 1), FP32)
-        if not self.step.rank:  # its own weight is trained: the factor beside that
+        if not self.step.rank:  # full fine-tuning trains the weight, which saves its other factor
             self._save("activations", tokens * self.text.hidden_size)
 
     def _layer_norm(self, tokens: int, hidden: int) -> None:

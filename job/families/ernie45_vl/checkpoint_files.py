@@ -1,4 +1,4 @@
-"""A checkpoint's files beside its weights: read in either layout, written in either layout."""
+"""Reads and writes a checkpoint's files other than weights, in either layout."""
 
 import copy
 from dataclasses import replace
@@ -88,6 +88,6 @@ def _read_published(checkpoint: Checkpoint) -> "tuple[Checkpoint, Ernie4_5_VLMoe
 
     config = nested_config(checkpoint.uri, checkpoint.config)
     processor = published_processor.read(checkpoint.uri, checkpoint.directory)
-    # The published form has no field for the video placeholder; servers use the image's.
+    # The published format has no field for the video placeholder; servers use the image's.
     config.setdefault("video_token_id", processor.video_token_id)
     return replace(checkpoint, config=config), processor

@@ -1,4 +1,4 @@
-"""Tokenized rows to the inputs of `Ernie4_5_VLMoeForConditionalGeneration.forward`."""
+"""Collates tokenized rows to the inputs of `Ernie4_5_VLMoeForConditionalGeneration.forward`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from job.families import padding
 from job.families.base import Encoded
 from job.families.batches import PaddedBatch
-from job.families.ernie45_vl.image_processing import Grid, mean_and_std, normalised, patches
+from job.families.ernie45_vl.image_processing import Grid, mean_and_std, normalized, patches
 from job.families.ernie45_vl.mrope import mrope_positions
 from job.prep.images import decode
 
@@ -34,7 +34,7 @@ def collate(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Pa
 
 
 def collate_prompts(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> PaddedBatch:
-    """A generation batch, left-padded, without labels and positions."""
+    """A generation batch, left-padded, without labels or positions."""
     batch = padding.left(rows, processor.tokenizer.pad_token_id)
     _add_images(batch, rows, processor)
     _add_token_types(batch, processor)
@@ -42,13 +42,13 @@ def collate_prompts(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor
 
 
 def image_flags(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> list[list[bool]]:
-    """Which tokens of each row are image tokens."""
+    """Flags the image tokens of each row."""
     image_token = processor.image_token_id
     return [[token == image_token for token in row.input_ids] for row in rows]
 
 
 def image_brackets(ids: torch.Tensor, processor: "Ernie4_5_VLMoeProcessor") -> torch.Tensor:
-    """Which of the tokens begin or end an image; same shape as `ids`."""
+    """Flags the tokens that start or end an image; same shape as `ids`."""
     return (ids == processor.image_start_token_id) | (ids == processor.image_end_token_id)
 
 
@@ -59,7 +59,7 @@ def patch_positions(grids: Sequence[Grid], merge: int) -> torch.Tensor:
 
 
 def _patch_positions(grid: Grid, merge: int) -> torch.Tensor:
-    """Of one image: the patches of a merged block are consecutive."""
+    """Those of one image, (patches, 2): the patches of a merged block are consecutive."""
     _, height, width = grid
     positions = torch.cartesian_prod(torch.arange(height), torch.arange(width))
     blocks = positions.view(height // merge, merge, width // merge, merge, 2)
@@ -73,20 +73,20 @@ def _add_images(
     if not images:
         return []
     pixels, grids = patches(images, processor.image_processor)
-    batch["pixel_values"] = normalised(pixels, *mean_and_std(processor.image_processor))
+    batch["pixel_values"] = normalized(pixels, *mean_and_std(processor.image_processor))
     batch["image_grid_thw"] = torch.tensor(grids)  # (images, 3)
     return grids
 
 
 def _add_vision_indices(batch: PaddedBatch, grids: Sequence[Grid], merge: int) -> None:
-    """What the vision tower would compute from the grids, image by image, on the device."""
+    """Adds the indices that the vision tower would otherwise compute on the device."""
     counts = torch.tensor([height * width for _, height, width in grids])
     batch["image_cu_seqlens"] = pad(counts.cumsum(0), (1, 0)).int()
     batch["image_position_ids"] = patch_positions(grids, merge)
 
 
 def _add_token_types(batch: PaddedBatch, processor: "Ernie4_5_VLMoeProcessor") -> None:
-    """Image tokens for positions; image tokens and their brackets for the experts."""
+    """Adds two type ids: image tokens, and tokens that are routed to the vision experts."""
     ids = batch["input_ids"]
     is_image = ids == processor.image_token_id
     batch["mm_token_type_ids"] = is_image.long()

@@ -1,7 +1,6 @@
-"""The ERNIE-4.5-VL family, part by part.
+"""The ERNIE-4.5-VL family.
 
-A checkpoint in the published layout is translated when it is bound; everything else sees
-Transformers' layout only.
+Binding converts a checkpoint in the published layout; all other code sees Transformers' layout.
 """
 
 import copy
@@ -28,7 +27,7 @@ from job.families.ernie45_vl import checkpoint_files
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.transformers_format import attention_arguments
-from job.families.weight_files import Named
+from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import DataSpec, LoraSpec
 
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeProcessor, PreTrainedModel
 
-# Routers choose experts by small differences: gates and correction biases are fp32 everywhere.
+# Routing depends on small differences: gates and correction biases are always fp32.
 _FP32 = re.compile(r"mlp\.(text_moe|vision_moe)\.gate\.")
 
 EMPTY_THOUGHT = "\n"
-"""The thinking block before every answer, as `enable_thinking: false` generates it."""
+"""The content of the thinking block before every answer, as with `enable_thinking: false`."""
 
 
 class Ernie45VL(BoundFamily):
@@ -51,14 +50,14 @@ class Ernie45VL(BoundFamily):
     supports_packing = True
     experts_on_gpu = SORTED_EXPERTS
     processor: "Ernie4_5_VLMoeProcessor"
-    # The remote code is the two small modules that `save` writes.
+    # The remote code is two small modules of this project, which `save_settings` writes.
     vllm_arguments: tuple[str, ...] = ("--trust-remote-code",)
     vllm_adapter_arguments: tuple[str, ...] = ("--lora-target-modules", "qkv_proj", "o_proj")
 
     # --- Recognition -----------------------------------------------------------------------
 
     @staticmethod
-    def recognises(config: dict[str, Any]) -> bool:
+    def recognizes(config: dict[str, Any]) -> bool:
         return config.get("model_type") in (PUBLISHED, NATIVE)
 
     @staticmethod
@@ -118,13 +117,13 @@ class Ernie45VL(BoundFamily):
             **attention_arguments(attn_implementation),
         )
         for parameter in model.parameters():
-            # The two correction biases of a layer are stored as one tensor and would be views of
-            # it, which safetensors refuses to write after full fine-tuning.
+            # The two correction biases of a layer are stored as one tensor, and loaded as views of
+            # it, which safetensors would refuse to write after full fine-tuning.
             if parameter.untyped_storage().nbytes() != parameter.nbytes:
                 parameter.data = parameter.data.clone()
         return _with_packed_vision(model.eval())
 
-    def initialise(
+    def initialize(
         self,
         *,
         seed: int,
@@ -132,7 +131,7 @@ class Ernie45VL(BoundFamily):
         device: "torch.device",
         attn_implementation: str | None = None,
     ) -> "PreTrainedModel":
-        model = super().initialise(
+        model = super().initialize(
             seed=seed, dtype=dtype, device=device, attn_implementation=attn_implementation
         )
         return _with_packed_vision(model)
@@ -165,9 +164,9 @@ class Ernie45VL(BoundFamily):
 
     @functools.cached_property
     def end_tokens(self) -> tuple[int, ...]:
-        """The tokenizer's and the template's.
+        """The end tokens of the tokenizer and the chat template.
 
-        They differ in the published checkpoints, where only the template's is trained.
+        They differ in the published checkpoints, which are trained to generate the template's.
         """
         own = self.processor.tokenizer.eos_token_id
         return tuple(dict.fromkeys([own, self._template_end_token()]))
@@ -193,7 +192,7 @@ class Ernie45VL(BoundFamily):
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages, reasoning_content=EMPTY_THOUGHT)
 
-    def _template(
+    def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
         return self.processor.apply_chat_template(
@@ -204,7 +203,7 @@ class Ernie45VL(BoundFamily):
         )
 
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
-        """Repeats each image's placeholder for every token of the image."""
+        """Repeats each image placeholder once per token of the image."""
         placeholder = self.processor.image_token_id
         for text in texts:
             ids = list[int]()
@@ -260,8 +259,10 @@ class Ernie45VL(BoundFamily):
 
     # --- CheckpointWriting -----------------------------------------------------------------
 
-    def _stored(self, model: "PreTrainedModel") -> Callable[[Iterable[Named]], Iterable[Named]]:
-        """The published names, which Transformers reads and writes too: both layouts have them."""
+    def _to_checkpoint_format(
+        self, model: "PreTrainedModel"
+    ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
+        """Both layouts use the published names, which Transformers reads and writes too."""
         from job.families.ernie45_vl.published_format.weights import published
 
         return published

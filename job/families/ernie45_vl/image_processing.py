@@ -1,10 +1,10 @@
-"""Images to the patches that the vision tower reads.
+"""Cuts images into the patches that the vision tower reads.
 
-The same numbers as the checkpoint's image processor computes, image by image; a test holds them
-equal. Here, images of one size that need no resizing are processed together: about five times as
-fast, for the largest part of the data workers' work.
+The results equal those of the checkpoint's image processor, which works image by image; a test
+compares them. Here, images of one size that need no resizing are processed together, which is about
+five times as fast; this is most of the data workers' time.
 
-Patches stay bytes until the vision tower normalises them: a quarter of the data to copy from the
+Patches stay uint8 until they are normalized on the device: a quarter of the data to copy from the
 workers to the training process and to the device.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import Ernie4_5_VLMoeImageProcessor
 
 Grid = tuple[int, int, int]
-"""Frames, height and width in patches, before merging."""
+"""Frames, and height and width in patches, before merging."""
 
 
 def patches(
@@ -56,7 +56,7 @@ def patches(
 def mean_and_std(
     processor: "Ernie4_5_VLMoeImageProcessor",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each byte of a patch, (channels · patch_size²,) each."""
+    """Mean and standard deviation of each value of a patch, (channels · patch_size²,) each."""
     area = processor.patch_size**2
     mean, std = (
         (torch.tensor(values) * (1.0 / processor.rescale_factor)).repeat_interleave(area)
@@ -65,8 +65,8 @@ def mean_and_std(
     return mean, std
 
 
-def normalised(patches: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """The patches normalised, (patches, channels · patch_size²) fp32."""
+def normalized(patches: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """The normalized patches, (patches, channels · patch_size²) fp32."""
     return patches.float().sub_(mean).div_(std)
 
 
@@ -79,7 +79,7 @@ def _needs_no_resizing(height: int, width: int, processor: "Ernie4_5_VLMoeImageP
 def _patches_of_equal(
     images: Sequence["Image"], processor: "Ernie4_5_VLMoeImageProcessor"
 ) -> torch.Tensor:
-    """(N, patches, channels · patch_size²) uint8 of N images of one size."""
+    """The patches of N images of one size, (N, patches, channels · patch_size²) uint8."""
     size, merge = processor.patch_size, processor.merge_size
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (N, H, W, C)
     count, height, width, channels = pixels.shape

@@ -1,8 +1,8 @@
-"""LoRA targets of ERNIE-4.5-VL, by the spec's toggles or names.
+"""LoRA targets of ERNIE-4.5-VL, selected by the spec's toggles or names.
 
-The reference is the tutorial's target list (q, k, v, o, gate, up, down, fc1, fc2): attention, the
-MLPs of dense layers and shared experts, the vision tower's MLPs, and the resampler. Routed experts
-are fused 3-D parameters, not modules: `finetune_experts` adds them as PEFT's target parameters.
+The default targets are the tutorial's (q, k, v, o, gate, up, down, fc1, fc2): attention, the MLPs
+of dense layers and shared experts, the vision tower's MLPs, and the resampler. Routed experts are
+3-D parameters, not modules: `finetune_experts` adds them as PEFT's `target_parameters`.
 """
 
 import re
@@ -47,9 +47,8 @@ WITHOUT_GRADIENT = (
     r"model\.language_model\.layers\.{last}\.mlp\.vision_moe\.experts\..*"
     r"|.*\.e_score_correction_bias"
 )
-"""Parameters that get no gradient: the last layer's vision experts, as image tokens are never
-supervised and no later layer reads their states; and the bias that corrects the choice of
-experts."""
+"""Parameters without a gradient: the last layer's vision experts, because image tokens are never
+supervised and no later layer reads their states; and the routers' correction biases."""
 
 
 _Problem = tuple[str, str]
@@ -58,7 +57,7 @@ _USE_TOGGLE = "for the routed experts set finetune_experts: true"
 
 
 def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
-    """Every module and parameter that the spec selects, by full name.
+    """All modules and parameters that the spec selects, by full name.
 
     Raises SpecError if a name or pattern of the spec selects nothing.
     """
@@ -124,7 +123,7 @@ def _problem(
 
 
 def serving(lora: LoraSpec) -> AdapterServing:
-    """What vLLM can serve of the spec's adapter; needs no model.
+    """Which parts of the spec's adapter vLLM can serve; needs no model.
 
     vLLM 0.32 and 0.33 silently drop an adapter's weights for MLPs, vision tower and resampler,
     reject routed experts, DoRA and biases, and crash on shared experts.
@@ -163,7 +162,7 @@ def _toggled(lora: LoraSpec) -> tuple[str, ...]:
 
 
 def _examples() -> dict[str, list[str]]:
-    """Module names by kind, of a model with more layers than any checkpoint."""
+    """Module names by kind, for a model with more layers than any checkpoint has."""
     layers = [f"model.language_model.layers.{n}" for n in range(128)]
     blocks = [f"model.vision_tower.blocks.{n}" for n in range(128)]
     mlps = [f"{layer}.mlp{part}" for layer in layers for part in ("", ".shared_experts")]
@@ -179,7 +178,7 @@ def _examples() -> dict[str, list[str]]:
 
 
 def _grouped(names: list[str], kinds: dict[str, str], field: str) -> list[TargetGroup]:
-    """Targets by kind, each in the first kind whose pattern it matches."""
+    """Groups the names by kind: the first whose pattern matches."""
     by_kind: dict[str, list[str]] = {}
     for name in names:
         kind = next(kind for kind, pattern in kinds.items() if re.fullmatch(pattern, name))

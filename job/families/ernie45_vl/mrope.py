@@ -1,7 +1,7 @@
-"""M-RoPE: the 3-D rotary positions of ERNIE-4.5-VL, computed on the host before a step.
+"""M-RoPE: the 3-D position ids of ERNIE-4.5-VL, computed by the data workers.
 
-Transformers computes them inside `forward`, in Python over device tensors: dozens of host syncs a
-row. These are the same numbers, computed from lists; a test holds them to
+Transformers computes them inside `forward`, in Python over device tensors: dozens of device syncs
+per row. These are the same values, computed from lists; a test compares them with
 `Ernie4_5_VLMoeModel.get_rope_index`.
 """
 
@@ -22,15 +22,15 @@ def mrope_positions(
     """Time, height and width positions, (3, B, T) with T = `length`.
 
     `is_image` flags the image tokens of each unpadded row; `grids` are the batch's images in
-    order. Text tokens advance all three by one. All tokens of an image share one time; their
-    height and width add their row and column to it. The text after an image continues from the
-    image's longer side. Right padding stays 0.
+    order. Text tokens advance all three positions by one. All tokens of an image share one time
+    position; their height and width positions are offset from it by their row and column. Text
+    after an image continues from the image's longer side. Right padding stays 0.
     """
     positions = torch.zeros(3, len(is_image), length, dtype=torch.long)
     remaining = iter(grids)
     for row, flags in enumerate(is_image):
-        start = 0  # the run's first token
-        position = 0  # and its position
+        start = 0  # index of the run's first token
+        position = 0  # its position
         for image, count in _runs(flags):
             end = start + count
             if image:
@@ -62,7 +62,7 @@ def _runs(flags: Sequence[bool]) -> Iterator[tuple[bool, int]]:
 
 
 def _grids_of_run(remaining: Iterator[Grid], count: int, merge: int) -> Iterator[Grid]:
-    """The images of a run of `count` image tokens; chat templates allow one."""
+    """The images in a run of `count` image tokens; chat templates give only one."""
     while count > 0:
         grid = next(remaining)
         count -= grid[1] * grid[2] // merge**2

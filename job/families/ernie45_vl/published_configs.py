@@ -1,7 +1,7 @@
 """The configurations of the published checkpoints, known without a download.
 
-All ERNIE-4.5-VL-28B-A3B checkpoints have the defaults of Transformers' own configuration (29.4
-billion parameters), so a plan or a manifest of one needs no access to the hub.
+All ERNIE-4.5-VL-28B-A3B checkpoints (29.4 billion parameters) have the default configuration of
+Transformers' classes, so planning and manifests need no access to the hub.
 """
 
 import re

@@ -1,13 +1,13 @@
-"""Builds `builtin://ernie-vl-tiny`: ERNIE-4.5-VL in miniature, with all its parts.
+"""Builds `builtin://ernie-vl-tiny`: a miniature ERNIE-4.5-VL with the full architecture.
 
-Two modality-isolated sets of routed experts, shared experts, a dense first layer, M-RoPE, the
-vision tower and the variable-resolution resampler: what works on this model works on the 28B one,
-in seconds on a CPU. The head dimension of 128 and the M-RoPE sections are the published ones,
-because vLLM supports no others.
+It has two modality-isolated sets of routed experts, shared experts, a dense first layer, M-RoPE,
+the vision tower and the variable-resolution resampler: code for the 28B model is tested on it in
+seconds on a CPU. The head dimension of 128 and the M-RoPE sections are the published ones, because
+vLLM supports no others.
 
     python -m job.families.ernie45_vl.tiny DIRECTORY      writes config, tokenizer and processor
 
-`job/families/builtin/ernie-vl-tiny` is this module's output; a test holds them equal.
+`job/families/builtin/ernie-vl-tiny` is this module's output; a test compares them.
 """
 
 import json
@@ -33,7 +33,7 @@ SPECIAL_TOKENS = {
     "video_token": "<|VIDEO_PLACEHOLDER|>",
 }
 
-# One token a command, so that generating a formula takes about as many steps as it has symbols.
+# One token per command, so that generating a formula takes about as many steps as it has symbols.
 COMMANDS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi
 varpi rho varrho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma
@@ -88,9 +88,9 @@ TEXT = {
     },
 }
 
-# Nearly all of a formula's image is paper, so paper is 0 and ink is -3.3. With the published mean
-# and deviation paper is the largest value, and a model with random weights takes several times as
-# many steps to see the ink: loss 2.43 after 600 steps of 512, instead of 0.61.
+# Most of a formula's image is white, so white is 0 and ink is -3.3. With the published mean and
+# standard deviation, white would be the largest value, and a model with random weights would take
+# several times as many steps: loss 2.43 after 600 steps of 512 rows, instead of 0.61.
 IMAGE_MEAN, IMAGE_STD = (1.0, 1.0, 1.0), (0.3, 0.3, 0.3)
 
 # Cheap on a laptop: an image of 56 × 336 pixels has 24 tokens, and none has more than 256.
@@ -128,7 +128,7 @@ CHAT_TEMPLATE = """\
 
 
 def build(directory: Path) -> None:
-    """Writes the architecture's checkpoint without weights."""
+    """Writes the checkpoint's files, without weights."""
     tokenizer = _tokenizer()
     config, processor = _config(tokenizer), _processor(tokenizer)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Vision attention over all images of a padded batch at once.
 
-Without a flash-attention package, Transformers calls attention once per image: hundreds of kernel
-launches a layer. This implementation, registered beside Transformers' own, takes the packed images
-with their boundaries. Images of one size form a batch without a copy; others are padded.
+Without the flash-attn package, Transformers calls attention once per image: hundreds of kernel
+launches per layer. This implementation, registered with Transformers, takes the packed images and
+their boundaries. Images of one size form a batch without a copy; others are padded.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ NAME = "packed_sdpa_as_flash"
 
 
 def use_packed_vision_attention(model: "PreTrainedModel") -> None:
-    """Makes the model's vision tower attend to all images in one call a layer."""
+    """Makes the model's vision tower compute all images' attention in one call per layer."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)

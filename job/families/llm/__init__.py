@@ -1,4 +1,4 @@
-"""Text-only models of Transformers' `AutoModelForCausalLM`."""
+"""Text-only models, by Transformers' `AutoModelForCausalLM`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TextProcessor:
-    """The processor of a model that has only a tokenizer."""
+    """The `Processor` of a model that has only a tokenizer."""
 
     tokenizer: "PreTrainedTokenizerBase"
 
@@ -31,7 +31,7 @@ class Llm(AutoFamily):
     processor: TextProcessor
 
     @staticmethod
-    def recognises(config: dict[str, Any]) -> bool:
+    def recognizes(config: dict[str, Any]) -> bool:
         multimodal = "vision_config" in config or "audio_config" in config
         return "model_type" in config and not multimodal and not config.get("is_encoder_decoder")
 
@@ -58,13 +58,13 @@ class Llm(AutoFamily):
         return cls(checkpoint, TextProcessor(tokenizer=tokenizer))
 
     @property
-    def _writer(self) -> "PreTrainedTokenizerBase":
+    def _processing_class(self) -> "PreTrainedTokenizerBase":
         return self.processor.tokenizer
 
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages, as_text=True)
 
-    def _accept(
+    def _checked_images(
         self, row_id: str, messages: Sequence[Message], images: Sequence[EncodedImage]
     ) -> tuple[EncodedImage, ...]:
         if images:
@@ -73,4 +73,4 @@ class Llm(AutoFamily):
                 "has an image, but the model is text-only",
                 fix="use rows without images, or a vision-language model",
             )
-        return super()._accept(row_id, messages, images)
+        return super()._checked_images(row_id, messages, images)

@@ -1,15 +1,14 @@
-"""A frozen linear layer and its LoRA adapter as one matrix, so that one product computes both.
+"""A frozen linear layer and its LoRA adapter in one matrix, so that one product computes both.
 
-By itself an adapter reads the layer's input again and writes as much as the layer does, for few
-operations. Beside the frozen weight, its two matrices are only some more rows and columns:
+A separate adapter is memory-bound: it reads the layer's input again and writes an output of the
+same size, for few FLOPs. Fused, its matrices only add some rows and columns to the frozen weight:
 
     [ weight  up ]      (out, in)   (out, R)
     [ down    0  ]      (R, in)     (R, R)
 
-Forward, the upper rows multiply the input with `down`'s output appended: x' = [x, x·downᵀ], and
-y = x'·[weight, up]ᵀ. Backward, the left columns multiply the gradient with `up`'s appended:
-g' = [g, g·up], and dx = g'·[weight; down]. Layers that read the same input are stacked in one
-matrix.
+Forward, with the output of `down` appended to the input, x' = [x, x·downᵀ], the upper rows give
+y = x'·[weight, up]ᵀ. Backward, with the gradient of `up`'s input appended, g' = [g, g·up], the left
+columns give dx = g'·[weight; down]. Layers that read the same input are stacked in one matrix.
 """
 
 from collections.abc import Sequence
@@ -25,14 +24,14 @@ from job.families.split_gradients import ALIGNMENT, concat_gradients
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FusedLoraLinear:
-    """Linear layers that read the same input, and their adapters, in one matrix."""
+    """One matrix that holds linear layers that read the same input, and their adapters."""
 
     matrix: torch.Tensor
     """(out + R, in + R); R is the sum of the adapters' ranks, padded to `ALIGNMENT`."""
     bias: torch.Tensor | None
     """(out,)"""
     outputs: tuple[int, ...]
-    """How many of the rows `out` each layer has."""
+    """Each layer's number of output features; they add up to `out`."""
     ranks: tuple[int, ...]
     adapter: str
     """The adapter's name."""
@@ -45,7 +44,7 @@ class FusedLoraLinear:
         ranks: Sequence[int],
         adapter: str,
     ) -> "FusedLoraLinear":
-        """A copy of the frozen weights, (out, in) each; the adapters' parts are zero."""
+        """Copies the frozen weights, (out, in) each; the adapters' parts are zero."""
         rank = sum(ranks) + -sum(ranks) % ALIGNMENT
         outputs = tuple(len(weight) for weight in weights)
         inputs = weights[0].shape[1]
@@ -83,8 +82,8 @@ class FusedLoraLinear:
     ) -> list[torch.Tensor]:
         """The output (…, out) of each layer for x (…, in), or of a single layer in equal parts.
 
-        The values of `downs` and `ups` are not read: only their gradients are computed.
-        `input_saved` says that the operation before saves x for its backward pass.
+        `downs` and `ups` only receive gradients; the values in `matrix` are used. `input_saved`
+        means that the previous operation saves x for its backward pass.
         """
         widths = parts * (sum(self.outputs) // parts,) if parts else self.outputs
         outputs: Sequence[torch.Tensor] = _FusedProduct.apply(
@@ -122,7 +121,7 @@ class _FusedProduct(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         out, inputs = sum(outputs), x.shape[1]
         down = matrix[out:, :inputs]  # (R, in)
-        if input_saved:  # x is in memory until the backward pass anyway: save no copy of it
+        if input_saved:  # x stays in memory until the backward pass anyway, so save no copy
             inner = linear(x, down)  # (T, R)
             extended = torch.cat([x, inner], dim=1)  # (T, in + R)
             ctx.save_for_backward(x, inner, matrix)
@@ -151,7 +150,8 @@ class _FusedProduct(torch.autograd.Function):
 def _by_layer(
     downs: torch.Tensor, ups: torch.Tensor, outputs: Sequence[int], ranks: Sequence[int]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each layer's (r, in) of all rows (R, in), and its (out, r) on the diagonal of (out, R)."""
+    """Each layer's rows (r, in) of `downs` (R, in), and its diagonal block (out, r) of `ups`
+    (out, R)."""
     rank = sum(ranks)
     rows = downs[:rank].split(list(ranks))
     columns = ups[:, :rank].split(list(ranks), dim=1)
@@ -165,8 +165,8 @@ def _fill_product(extended: torch.Tensor, right: torch.Tensor) -> None:
     torch.mm(extended.narrow(1, 0, rows), right, out=extended.narrow(1, rows, columns))
 
 
-# A custom operation: the compiler would write the product elsewhere and copy all of it. Declared by
-# `Library`, whose calls cost the host least: a step makes some hundred of them.
+# A custom operator: the compiler would write the product to a new tensor and copy it. Declared with
+# `Library`, which has the least overhead per call: a step makes hundreds of them.
 _OPERATIONS = torch.library.Library("finetune_job", "FRAGMENT")
 _OPERATIONS.define("fill_product(Tensor(a!) extended, Tensor right) -> ()")
 _OPERATIONS.impl("fill_product", _fill_product, "CompositeExplicitAutograd")

@@ -1,8 +1,8 @@
-"""LoRA on linear layers, computed in the dtype of the layer itself.
+"""LoRA on linear layers, computed in the dtype of the base layer.
 
 PEFT casts a layer's input to the adapter's fp32, and autocast casts it back: two useless copies of
-every activation. Here the adapter's two small matrices are cast instead. The trained weights and
-their optimizer state stay fp32.
+every activation. Here the adapter's two small matrices are cast instead. The adapter's weights and
+their optimizer state stay in fp32.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from job.families.lora.peft_layers import sole_active_adapter
 from job.families.split_gradients import split_frozen_linear
 
 
-class LowRankLinear(Linear):
-    """PEFT's layer with a forward pass of its own; names, files and merging are its parent's."""
+class LoraLinear(Linear):
+    """PEFT's linear layer with another forward pass; names, files and merging are unchanged."""
 
     fused: FusedLoraLinear | None = None
-    """The matrix that holds the layer's weights, alone or with other layers'; see `lora`."""
+    """The matrix that holds this layer's weights, alone or with other layers'; see `lora`."""
 
     def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         """(…, in) to (…, out)."""
@@ -40,10 +40,10 @@ class LowRankLinear(Linear):
 
 @runtime_checkable
 class FusableBlock(Protocol):
-    """A block that computes some of its layers by `linear_together`."""
+    """A block that computes some of its layers with `linear_together`."""
 
     def layers_computed_together(self) -> list[tuple[nn.Module, ...]]:
-        """The layers of each such call."""
+        """The layers of each call of `linear_together`."""
 
 
 def linear_together(
@@ -51,7 +51,8 @@ def linear_together(
 ) -> list[torch.Tensor]:
     """The output of each layer for x (…, in); one matrix product if the layers are fused.
 
-    `input_saved` says that the operation before saves x for its backward pass, as attention does.
+    `input_saved` means that the previous operation saves x for its backward pass, as attention
+    does.
     """
     return _by_matrix(layers, x, input_saved=input_saved) or [layer(x) for layer in layers]
 
@@ -72,18 +73,18 @@ def _by_matrix(
     parts: int | None = None,
     input_saved: bool = False,
 ) -> list[torch.Tensor] | None:
-    """The layers' outputs by the matrix that holds exactly these layers.
+    """The layers' outputs, computed with the fused matrix that holds exactly these layers.
 
-    None if there is none, if another adapter is active, or in eager mode.
+    None if there is no such matrix, if another adapter is active, or in eager mode.
     """
     first = layers[0]
-    if not torch.compiler.is_compiling() or not isinstance(first, LowRankLinear):
+    if not torch.compiler.is_compiling() or not isinstance(first, LoraLinear):
         return None
     fused, name = first.fused, sole_active_adapter(first)
     if fused is None or len(fused.outputs) != len(layers) or name != fused.adapter:
         return None
-    adapted = cast(Sequence[LowRankLinear], layers)
-    # Only for their gradients; the matrix has copies, with the scaling in them.
+    adapted = cast(Sequence[LoraLinear], layers)
+    # These only receive gradients; the matrix has copies of them, with the scaling applied.
     downs = [layer.lora_A[name].weight * layer.scaling[name] for layer in adapted]
     ups = [layer.lora_B[name].weight for layer in adapted]
     return fused(x, downs, ups, parts=parts, input_saved=input_saved)
@@ -100,12 +101,12 @@ def _preserves_dtype(layer: nn.Linear, x: torch.Tensor) -> bool:
     return x.dtype == layer.weight.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
-def use_low_rank_layers(model: nn.Module) -> int:
+def use_lora_linear(model: nn.Module) -> int:
     """Replaces PEFT's linear layers that are `is_plain_lora`; returns their number."""
     layers = [cast(Linear, module) for module in model.modules() if type(module) is Linear]
     plain = [layer for layer in layers if all(is_plain_lora(layer, name) for name in layer.lora_A)]
     for layer in plain:
-        swap_class(layer, LowRankLinear)
+        swap_class(layer, LoraLinear)
     return len(plain)
 
 

@@ -1,4 +1,4 @@
-"""When something else may compute one of PEFT's layers."""
+"""Whether this project may compute a PEFT layer itself, instead of calling it."""
 
 from typing import TYPE_CHECKING
 
@@ -9,8 +9,7 @@ if TYPE_CHECKING:
 def sole_active_adapter(layer: "LoraLayer") -> str | None:
     """The one active adapter of a LoRA layer; None if PEFT itself has to compute the layer.
 
-    PEFT has to if adapters are disabled or merged, or if several are active, as when an export
-    proves the stored adapter beside the trained one.
+    PEFT has to if adapters are disabled or merged, or if not exactly one is active.
     """
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
         return None

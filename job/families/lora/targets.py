@@ -1,8 +1,8 @@
-"""LoRA target modules: by the spec's names, and by kind in Transformers' models.
+"""LoRA target modules of Transformers' models, selected by name or by kind.
 
-A module's kind follows from whether it is inside the language model, and from the usual names of
-its parents: `self_attn`, `attn`, `mlp`, `feed_forward`. A module without such a name can only be
-named: a wrong guess would train what nobody asked for.
+A module's kind is derived from whether it is inside the language model, and from common names of
+its parents: `self_attn`, `attn`, `mlp`, `feed_forward`. Other modules can be selected by name only,
+because a wrong guess would train unwanted modules.
 """
 
 import re
@@ -36,11 +36,11 @@ class LinearModules:
     """The linear modules of a model, by full name."""
 
     names: tuple[str, ...]
-    """Those that an adapter can adapt."""
+    """All linear modules, except a tied output layer."""
     head: str | None
     """The output layer."""
     tied: str | None
-    """The output layer, if it shares its weight with the embeddings."""
+    """The output layer, if its weight is tied to the embeddings."""
     others: tuple[str, ...]
     """Other modules with weights: embeddings, convolutions, norms."""
 
@@ -62,7 +62,7 @@ class LinearModules:
         )
 
     def named(self, wanted: str | tuple[str, ...]) -> list[str]:
-        """What PEFT would match: its keyword, a regular expression on full names, or name suffixes.
+        """Matches like PEFT: its keyword, a regular expression for full names, or name suffixes.
 
         Raises SpecError if one of them selects nothing, or tied weights.
         """
@@ -113,10 +113,10 @@ def _tied(head: str) -> SpecError:
 
 
 def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
-    """Every module of one of Transformers' models that the spec selects, by full name.
+    """All modules that the spec selects, by full name.
 
-    Raises SpecError if a name selects nothing, and for bare parameters such as fused experts, which
-    these families do not adapt.
+    Raises SpecError if a name selects nothing, or if the spec selects parameters such as fused
+    experts, which cannot be adapted in these families.
     """
     for key in ("finetune_experts", "target_parameters"):
         if getattr(lora, key):
@@ -139,9 +139,9 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
 
 
 def serving(lora: LoraSpec, *, reads_images: bool) -> AdapterServing:
-    """What vLLM can serve of the spec's adapter: linear modules of the language model.
+    """Which parts of the spec's adapter vLLM can serve: linear modules of the language model.
 
-    From the spec alone, so named modules count only if no vision tower can have them too.
+    Only the spec is known, so modules by name count only if the model has no vision tower.
     """
     if lora.target_modules is None:
         kinds = [kind for kind in _toggled(lora) if reads_images or kind in LANGUAGE]
@@ -156,13 +156,13 @@ def serving(lora: LoraSpec, *, reads_images: bool) -> AdapterServing:
 
 
 def merged_settings(lora: LoraSpec) -> tuple[str, ...]:
-    """The settings whose adapters vLLM rejects."""
+    """The settings in use for which vLLM rejects an adapter."""
     settings = (("DoRA", lora.use_dora), ("trained biases", lora.bias != "none"))
     return tuple(name for name, on in settings if on)
 
 
 def selected(groups: Sequence[TargetGroup]) -> LoraTargets:
-    """The groups as targets. Raises SpecError if they are empty."""
+    """The groups as targets. Raises SpecError if all of them are empty."""
     if not any(len(group) for group in groups):
         raise SpecError(
             "$.lora", "selects no module of the model", fix="turn on a finetune_ toggle"
@@ -171,7 +171,7 @@ def selected(groups: Sequence[TargetGroup]) -> LoraTargets:
 
 
 def kind_of(name: str, prefix: str) -> str:
-    """The kind of a linear module; names in the language model start with `prefix`."""
+    """The kind of a linear module; `prefix` is the path of the language model."""
     part = "language" if name.startswith(prefix) else "vision"
     if "audio" in name or _ROUTER.search(name):
         return OTHER

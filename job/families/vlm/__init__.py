@@ -1,6 +1,6 @@
-"""Image-text models of Transformers' `AutoModelForImageTextToText`.
+"""Vision-language models, by Transformers' `AutoModelForImageTextToText`.
 
-The checkpoint's own processor decides what an image becomes in the text and in tensors.
+The checkpoint's own processor determines the text and the tensors for an image.
 """
 
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 MAX_CACHED_SIZES = 1024
-"""Image sizes whose expansions are cached; each may be a hundred kilobytes."""
+"""Image sizes whose expansions are cached; an expansion may be a hundred kilobytes."""
 PIXEL_LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Keys of `data` in the spec, and what Transformers' image processors call them."""
 _IMAGE_PROBE = (
@@ -29,7 +29,7 @@ _IMAGE_PROBE = (
 
 
 class Vlm(AutoFamily):
-    """An image-text model bound to its processor."""
+    """A vision-language model bound to its processor."""
 
     name = "vlm"
     auto = "AutoModelForImageTextToText"
@@ -43,7 +43,7 @@ class Vlm(AutoFamily):
         self._add_brackets()
 
     @staticmethod
-    def recognises(config: dict[str, Any]) -> bool:
+    def recognizes(config: dict[str, Any]) -> bool:
         return isinstance(config.get("vision_config"), dict)
 
     @classmethod
@@ -69,7 +69,7 @@ class Vlm(AutoFamily):
         return cls(checkpoint, processor)
 
     def is_image_token(self, token: int) -> bool:
-        """What the processor puts in an image's place, and the template's brackets around it."""
+        """Whether images are expanded to this token, or the chat template brackets them by it."""
         return token in self._image_tokens
 
     def _expand_images(self, text: str, images: list[EncodedImage]) -> str:
@@ -95,19 +95,19 @@ class Vlm(AutoFamily):
             )
 
     def _expansion(self, width: int, height: int) -> str:
-        """The processor's text for an image of this size."""
+        """The text to which the processor expands an image of this size."""
         cached = self._expansions.get((width, height))
         if cached is not None:
             return cached
         if len(self._expansions) >= MAX_CACHED_SIZES:
             self._expansions.clear()
-        text = self._expansions[width, height] = self._ask_processor(width, height)
+        text = self._expansions[width, height] = self._expand_blank_image(width, height)
         special = self.processor.tokenizer.added_tokens_decoder
         self._image_tokens |= {token for token in self._tokens(text) if token in special}
         return text
 
-    def _ask_processor(self, width: int, height: int) -> str:
-        """The expansion of a blank image: only the size matters."""
+    def _expand_blank_image(self, width: int, height: int) -> str:
+        """Expands a blank image, because only the size matters."""
         from PIL import Image
 
         try:
@@ -127,7 +127,7 @@ class Vlm(AutoFamily):
             ) from error
 
     def _add_brackets(self) -> None:
-        """Counts the control tokens that the template puts around an image as image tokens."""
+        """Adds the control tokens that the template puts around an image to the image tokens."""
         text = "".join(
             segment.text for segment in self._segments("the chat template", _IMAGE_PROBE)
         )

@@ -1,4 +1,4 @@
-"""Stores the Trainer's checkpoints at the output, in the background."""
+"""Uploads the Trainer's checkpoints to the output, in the background."""
 
 import shutil
 import time
@@ -12,10 +12,10 @@ from job.train.checkpoint.storage import CheckpointStore
 from job.train.checkpoint.uploads import BackgroundUploads
 
 
-class StoreCallback(TrainerCallback):
-    """Moves each checkpoint that the Trainer has written to the local disk to an upload.
+class CheckpointCallback(TrainerCallback):
+    """Uploads each checkpoint that the Trainer has written to the local disk.
 
-    `require_output` raises if another job has taken over the output.
+    `check_lease` raises if another job has taken over the output.
     """
 
     def __init__(
@@ -23,10 +23,10 @@ class StoreCallback(TrainerCallback):
         store: CheckpointStore,
         keep: int,
         uploads: BackgroundUploads,
-        require_output: Callable[[], None],
+        check_lease: Callable[[], None],
     ) -> None:
         self._store, self._keep, self._uploads = store, keep, uploads
-        self._require_output = require_output
+        self._check_lease = check_lease
         self._save_started = 0.0
 
     def on_step_end(
@@ -42,7 +42,7 @@ class StoreCallback(TrainerCallback):
         assert args.output_dir is not None
         step, started = state.global_step, self._save_started
         written = Path(args.output_dir, f"checkpoint-{step}")
-        # Out of the Trainer's reach until it is uploaded, and then removed.
+        # The Trainer must not rotate it away before it is uploaded.
         directory = Path(args.output_dir, "uploads", f"step-{step}")
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(exist_ok=True)
@@ -52,11 +52,11 @@ class StoreCallback(TrainerCallback):
 
         def store() -> None:
             upload_started = time.monotonic()
-            self._require_output()
+            self._check_lease()
             self._store.save(directory, step, loss)
             stored_seconds = time.monotonic() - upload_started
             shutil.rmtree(directory, ignore_errors=True)
-            self._require_output()
+            self._check_lease()
             self._store.prune(self._keep, step)
             self._log_stored(step, local_seconds, stored_seconds)
 
@@ -81,9 +81,9 @@ class StoreCallback(TrainerCallback):
 
 
 def _is_due(state: TrainerState) -> bool:
-    """Whether an uninterrupted training stores a checkpoint here too.
+    """Whether an uninterrupted training would store a checkpoint at this step too.
 
-    One stored because of a stop has no loss: it must not displace another as the best.
+    Only those have a loss: one stored because of a stop must not become the best checkpoint.
     """
     return state.global_step % state.save_steps == 0 or state.global_step >= state.max_steps
 

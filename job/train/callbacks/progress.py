@@ -1,4 +1,4 @@
-"""Shows and records progress: loss, learning rate, tokens/s, memory, time left."""
+"""Shows and records progress: loss, learning rate, tokens per second, memory, time left."""
 
 import json
 import time
@@ -18,28 +18,28 @@ NOT_IN_HISTORY = ("steps", "left_seconds")
 """Fields of a step that are redundant once training has ended."""
 
 SLOW_DATA, WINDOW = 0.2, 20
-"""The share of time spent waiting for data, over so many steps, above which a warning is logged."""
+"""Warns if more than this share of the time of this many steps is spent waiting for data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A point in the training: the step, the time, and the total wait for batches so far."""
+    """A point in time: the step, the clock, and the total wait for batches so far."""
 
     step: int
     at: float
     waited: float
 
     def wait_per_step(self, before: "Mark") -> float:
-        """Seconds, since the mark before."""
+        """Seconds of waiting per step since an earlier mark."""
         return (self.waited - before.waited) / max(self.step - before.step, 1)
 
     def wait_share(self, before: "Mark") -> float:
-        """As a share of the time since the mark before, 0 to 1."""
+        """The share of time spent waiting since an earlier mark, 0 to 1."""
         return (self.waited - before.waited) / max(self.at - before.at, 1e-9)
 
 
 class ProgressCallback(TrainerCallback):
-    """One bar on a terminal, structured lines elsewhere, and `history.jsonl` for the report."""
+    """A progress bar on a terminal, log lines elsewhere, and `history.jsonl` for the report."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ProgressCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._first_step = state.global_step
-        # The steps before a resume are in the Trainer's own log, whichever machine they ran on.
+        # Steps before a resume are restored from the Trainer's log: this may be another machine.
         known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
         earlier = [{k: e[k] for k in known if k in e} for e in state.log_history if "loss" in e]
         with self._history.open("w", encoding="utf-8") as lines:
@@ -118,7 +118,7 @@ class ProgressCallback(TrainerCallback):
         )
 
     def _show(self, step: telemetry.Step) -> None:
-        """A line in a log; on a terminal the bar shows it at its next step."""
+        """Logs a line; on a terminal, updates the bar at its next step instead."""
         if not log.on_terminal():
             log.info(
                 "train",
@@ -140,7 +140,7 @@ class ProgressCallback(TrainerCallback):
             self._shown["waits for data"] = f"{step.data_wait_share:.0%}"
 
     def _warn_of_slow_data(self, mark: Mark, workers: int) -> None:
-        """Warns once. Time before the first log is in no window: workers start then."""
+        """Warns once. Steps before the first log do not count, because workers start then."""
         start = self._window = self._window or mark
         if self._warned or mark.step - start.step < WINDOW:
             return
@@ -167,5 +167,5 @@ class ProgressCallback(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Ends the bar; also called if training fails."""
+        """Closes the bar; also called if training fails."""
         self._stack.close()

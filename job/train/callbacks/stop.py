@@ -13,9 +13,9 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if control.should_save:
-            # Checkpoints are compared by the mean loss since the previous one.
+            # Checkpoints are compared by the mean loss logged since the previous one.
             control.should_log = True
-        # Without a log: an uninterrupted training would have none here.
+        # No log here: an uninterrupted training would have none at this step.
         if process_group.any_rank(signals.received() is not None):
             if signals.received() is None:
                 signals.relay()

@@ -1,7 +1,7 @@
-"""Compares a checkpoint's content with the training in memory, before anything is loaded.
+"""Checks that a checkpoint matches the training in memory, before anything is loaded.
 
-Names, shapes and dtypes are read from the files' headers. A checkpoint is loaded whole or not at
-all: a mismatch found halfway would leave the training partly overwritten.
+Names, shapes and dtypes are read from the files' headers. Checking first makes loading all or
+nothing: a mismatch found halfway would leave the training partly overwritten.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ STATE, OPTIMIZER, SCHEDULER, RANDOM_STATE = (
     "rng_state",
 )
 KIND, UNTOUCHED = "kind", "untouched"
-"""Keys beside an optimizer's state: its class, and the parameters without a gradient so far."""
+"""Extra keys of an optimizer's state: its class, and the parameters that have had no gradient."""
 
 Tensors = Mapping[str, torch.Tensor]
 Shape = tuple[int, ...]
@@ -39,7 +39,7 @@ _SHAPES: Mapping[str, Callable[[Shape], Shape]] = {
     "exp_avg_sq_row": lambda shape: shape[:-1],
     "exp_avg_sq_col": lambda shape: shape[:-2] + shape[-1:],
 }
-# The states that an optimizer cannot do without.
+# States that an optimizer requires.
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "AdamW": ("step", "exp_avg", "exp_avg_sq"),
     "Adafactor": ("step", "RMS"),
@@ -47,10 +47,10 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
 
 
 class ContentMismatch(ValueError):
-    """A file of a checkpoint does not hold what this training needs."""
+    """A file of a checkpoint does not match this training."""
 
 
-def problem(directory: Path, trainer: "Trainer") -> str | None:
+def resume_problem(directory: Path, trainer: "Trainer") -> str | None:
     """Why the trainer cannot resume from the checkpoint in `directory`; None if it can."""
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
         (STATE, lambda: _state(directory)),
@@ -66,7 +66,7 @@ def problem(directory: Path, trainer: "Trainer") -> str | None:
             return f"it has no {Path(error.filename or name).name}"
         except ContentMismatch as error:
             return f"{name}: {error}"
-        # Files of other content make their readers raise any of these.
+        # Reading a malformed file may raise any of these.
         except (
             *(ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError),
             SafetensorError,
@@ -87,16 +87,14 @@ def _state(directory: Path) -> None:
     state = TrainerState.load_from_json(str(directory / STATE))
     counts = (state.global_step, state.num_input_tokens_seen)
     if not all(isinstance(count, int) for count in counts) or state.global_step < 1:
-        raise ContentMismatch(
-            "it does not name the step and the number of tokens it was stored after"
-        )
+        raise ContentMismatch("it lacks the step or the number of tokens seen")
     for entry in state.log_history:
         if not isinstance(entry["step"], int) or not isinstance(entry["epoch"], int | float):
             raise ContentMismatch(f"log_history has {entry}")
 
 
 def _weights(directory: Path, trainer: "Trainer") -> None:
-    """Exactly the trained weights, each by name, shape and dtype."""
+    """Requires exactly the trained weights, by name, shape and dtype."""
     path = directory / _weights_file(trainer)
     if not path.exists():
         raise FileNotFoundError(None, None, str(path))
@@ -117,7 +115,7 @@ def _weights(directory: Path, trainer: "Trainer") -> None:
 
 
 def _shared(wanted: Tensors, stored: Iterable[str]) -> set[str]:
-    """The names of tensors that are stored under another name: tied weights."""
+    """Names of tied weights, which are stored under another name."""
     addresses = {wanted[name].data_ptr() for name in stored if name in wanted}
     return {name for name, tensor in wanted.items() if tensor.data_ptr() in addresses}
 
@@ -127,7 +125,7 @@ def _optimizer(directory: Path, trainer: "Trainer") -> None:
     optimizer = _unwrapped_optimizer(trainer)
     kind = type(optimizer).__name__
     if (stored_kind := state.get(KIND, kind)) != kind:
-        raise ContentMismatch(f"it is of {stored_kind}, but this training uses {kind}")
+        raise ContentMismatch(f"it belongs to {stored_kind}, but this training uses {kind}")
     parameters = _parameters(trainer, optimizer, state["param_groups"])
     states = state["state"]
     if unknown := states.keys() - parameters.keys():
@@ -135,10 +133,10 @@ def _optimizer(directory: Path, trainer: "Trainer") -> None:
     if (untouched := state.get(UNTOUCHED)) is not None and (
         missing := parameters.keys() - states.keys() - set(untouched)
     ):
-        raise ContentMismatch(f"of the parameters' states, {_some(missing)} missing")
+        raise ContentMismatch(f"the state of parameter {_some(missing)} missing")
     for key, stored in states.items():
         if missing := set(_NEEDED.get(kind, ())) - stored.keys():
-            raise ContentMismatch(f"of parameter {key}, {_some(missing)} missing")
+            raise ContentMismatch(f"in the state of parameter {key}, {_some(missing)} missing")
         shape, dtype = tuple(parameters[key].shape), parameters[key].dtype
         for name, value in stored.items():
             if name in _SHAPES and isinstance(value, torch.Tensor):
@@ -156,7 +154,7 @@ def _unwrapped_optimizer(trainer: "Trainer") -> torch.optim.Optimizer:
 def _parameters(
     trainer: "Trainer", optimizer: torch.optim.Optimizer, stored_groups: Sequence[Mapping[str, Any]]
 ) -> dict[Any, torch.Tensor]:
-    """The trained parameters by the keys of the stored optimizer state: numbers, or names if the
+    """The trained parameters by their keys in the stored optimizer state: numbers, or names if the
     model is sharded."""
     if trainer.is_fsdp_enabled:
         named = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
@@ -167,7 +165,7 @@ def _parameters(
     counts, stored = [len(group) for group in groups], [len(g["params"]) for g in stored_groups]
     if counts != stored:
         raise ContentMismatch(
-            f"it has groups of {stored} parameters, but this training of {counts}"
+            f"its parameter groups have {stored} parameters, but this training's have {counts}"
         )
     parameters = [parameter for group in groups for parameter in group]
     keys = [key for group in stored_groups for key in group["params"]]
@@ -189,7 +187,7 @@ def _scheduler(directory: Path, trainer: "Trainer") -> None:
 
 
 def _random_states(directory: Path) -> None:
-    """The random state of every process, and its losses since the last log."""
+    """Checks every process's random state and its losses since the last log."""
     for path in sorted(
         {directory / f"{RANDOM_STATE}.json", *directory.glob(f"{RANDOM_STATE}*.json")}
     ):
@@ -202,10 +200,10 @@ def _random_states(directory: Path) -> None:
 def _require_like(name: str, tensor: torch.Tensor, shape: Shape, dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != shape:
         raise ContentMismatch(
-            f"{name} has the shape {list(tensor.shape)}, but this training {list(shape)}"
+            f"{name} has the shape {list(tensor.shape)}, but this training needs {list(shape)}"
         )
     if tensor.dtype != dtype:
-        raise ContentMismatch(f"{name} is {tensor.dtype}, but this training has {dtype}")
+        raise ContentMismatch(f"{name} is {tensor.dtype}, but this training needs {dtype}")
 
 
 def _some(names: Iterable[Any]) -> str:

@@ -11,10 +11,10 @@ from job.train.checkpoint.storage import CheckpointStore, ContentCheck
 def resume_point(
     spec: TrainSpec, store: CheckpointStore, scratch: Path, check: ContentCheck
 ) -> Path | None:
-    """The checkpoint to resume from, fetched once per machine; None to start from the beginning.
+    """The local copy of the checkpoint to resume from; None to start from the beginning.
 
-    Rank 0 chooses it for all: the newest whose content passes `check`, or the one that the spec
-    names. Raises InputError if that one cannot be used.
+    Rank 0 chooses for all ranks: the newest checkpoint whose content passes `check`, or the one
+    that the spec names. Raises InputError if that one cannot be used.
     """
     from job.distributed import process_group
 
@@ -41,7 +41,7 @@ def resume_point(
 def _choose(
     spec: TrainSpec, store: CheckpointStore, directory: Path, check: ContentCheck
 ) -> str | None:
-    """The URI of the checkpoint to resume from, which is fetched into `directory`."""
+    """Fetches the checkpoint to resume from into `directory`; returns its URI."""
     if spec.resume_from_checkpoint == "never":
         return None
     if spec.resume_from_checkpoint != "auto":

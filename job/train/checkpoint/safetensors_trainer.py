@@ -1,11 +1,11 @@
-"""A `Trainer` whose checkpoints hold safetensors and JSON only: reading one runs no code.
+"""A `Trainer` whose checkpoints are safetensors and JSON only: reading one runs no code.
 
 Transformers pickles the optimizer, the scheduler, the random state and its own arguments. Here the
-same states go through `state_files`; the arguments are never read again, and left out. Weights that
-are trained directly are stored by their names in memory, and all of them have to be there again.
+same states are written by `state_files`; the arguments are omitted, because nothing reads them.
+Fully fine-tuned weights are stored under their names in memory, and loading requires all of them.
 
-A checkpoint's content depends on the training alone: not on time, nor on how often the training was
-interrupted. Settings of the steps to come are read from the spec.
+A checkpoint's content depends on the training alone, not on time or the number of interruptions.
+After a resume, settings of further steps come from the spec.
 """
 
 import json
@@ -31,7 +31,7 @@ TIMINGS = frozenset(
     f"train_{name}"
     for name in ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second")
 )
-"""What Transformers logs about the time that steps took."""
+"""Keys under which Transformers logs timings."""
 
 
 class SafetensorsTrainer(StepTrainer):
@@ -55,7 +55,7 @@ class SafetensorsTrainer(StepTrainer):
 
     def _init_training_state(self, max_steps: int, *args: object) -> tuple[int, int]:
         epochs_and_steps: tuple[int, int] = super()._init_training_state(max_steps, *args)
-        # A checkpoint's state has the intervals of logs and saves of its time; the spec's count.
+        # The checkpoint's state has its own logging and saving intervals; the spec's apply.
         self.state.compute_steps(self.args, max_steps)
         return epochs_and_steps
 
@@ -79,8 +79,8 @@ class SafetensorsTrainer(StepTrainer):
             config = with_sorted_lists(json.loads(path.read_text()))
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             return
-        # By the names in memory: `save_pretrained` would write the published layout, and a resume
-        # that reads by name would silently miss most weights.
+        # Under the names in memory: `save_pretrained` would write the published layout, and a
+        # resume that loads by name would silently miss most weights.
         directory.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(directory / SAFE_WEIGHTS_NAME))
 
@@ -91,7 +91,7 @@ class SafetensorsTrainer(StepTrainer):
         resume_from_checkpoint: str | None,
     ) -> "tuple[torch.nn.Module, DataLoaderShard]":
         if resume_from_checkpoint is not None and self.is_fsdp_enabled:
-            # While every process has the whole model; Transformers would load it once sharded.
+            # Load while every process has the whole model; Transformers would load after sharding.
             self._load_from_checkpoint(resume_from_checkpoint)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
@@ -126,8 +126,8 @@ class SafetensorsTrainer(StepTrainer):
         self._load_scheduler(state_files.load(Path(checkpoint, SCHEDULER)))
         optimizer = self.optimizer.optimizer
         stored = state_files.load(Path(checkpoint, OPTIMIZER))
-        # Rates, decay and the like are the spec's, not the checkpoint's: one that the spec names by
-        # URI may be another training's.
+        # Learning rate, weight decay and so on come from the spec: a checkpoint that the spec names
+        # by URI may be another training's.
         groups = [
             {**group, **own, "params": group["params"], "lr": rate}
             for group, own, rate in zip(
@@ -159,7 +159,7 @@ class SafetensorsTrainer(StepTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         own: dict[str, Any] = {
             **random_state.capture(),
-            # A stop between two logs would lose these.
+            # Otherwise a stop between two logs would lose these.
             "loss": self._tr_loss,
             "logged": self._globalstep_last_logged,
         }
@@ -173,7 +173,7 @@ class SafetensorsTrainer(StepTrainer):
             return
         own = Path(checkpoint, _random_state_file(process_group.rank()))
         if not own.with_suffix(state_files.STRUCTURE).exists():
-            return  # there were fewer processes, and this one is new
+            return  # the checkpoint has fewer processes, and none of this rank
         state = state_files.load(own)
         random_state.restore(state)
         self._tr_loss = state["loss"].to(self._tr_loss)

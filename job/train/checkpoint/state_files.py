@@ -1,7 +1,7 @@
-"""Stores the states of optimizers, schedulers and random generators in files that run no code.
+"""Stores the states of optimizers, schedulers and random generators without pickles.
 
 Tensors go into safetensors, everything around them into JSON: numbers, text, None, lists, tuples
-and dictionaries with any of these as keys. What is read back is equal in value and type.
+and dictionaries with any of these as keys. Values are read back with the same types.
 """
 
 import json
@@ -30,7 +30,7 @@ def save(state: Mapping[Any, object], stem: Path) -> None:
 
 
 def load(stem: Path, *, meta: bool = False) -> dict[Any, Any]:
-    """What `save` stored, with tensors on the CPU, or on the device `meta`: shapes and dtypes only.
+    """Reads what `save` stored; tensors are on the CPU, or with `meta` shapes and dtypes only.
 
     Raises KeyError if the JSON names a tensor that the safetensors file lacks.
     """
@@ -44,7 +44,7 @@ def load(stem: Path, *, meta: bool = False) -> dict[Any, Any]:
 
 
 def headers(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file on the device `meta`, without their contents."""
+    """The tensors of a safetensors file on the meta device; reads no contents."""
     with safe_open(path, framework="pt") as file:
         return {name: _header(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
 

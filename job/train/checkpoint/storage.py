@@ -1,8 +1,8 @@
 """Stores training checkpoints at the output: files first, `manifest.json` last.
 
-A checkpoint is valid only with its manifest, only if every file has the size and digest it names,
-and only if the content matches the training in memory; `latest` skips the others and logs why. One
-that holds a pickle is rejected: reading it runs code.
+A checkpoint is valid only if it has a manifest, every file has the size and digest listed there,
+and the content matches the training in memory; `latest` skips invalid ones and logs why. Pickles
+are rejected, because reading one runs code.
 """
 
 import json
@@ -25,7 +25,7 @@ _STEP = re.compile(r"^step-(\d+)$")
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 ContentCheck = Callable[[Path], str | None]
-"""What is wrong with the content of a checkpoint fetched into a folder, or None."""
+"""Returns what is wrong with the checkpoint in a folder, or None."""
 
 
 def _unchecked(directory: Path) -> None:
@@ -39,7 +39,7 @@ class CheckpointStore:
     uri: str
     fingerprint: str
     parts: Mapping[str, Any] = field(default_factory=dict)
-    """The fingerprint's inputs: stored, to name what changed."""
+    """The fingerprint's inputs, stored so that a mismatch can be explained."""
     schedule: Schedule | None = None
     """None until the training's length is known; until then any length is accepted."""
     writer: Writer | None = None
@@ -87,8 +87,8 @@ class CheckpointStore:
     def latest(self, directory: Path, check: ContentCheck = _unchecked) -> str | None:
         """Fetches the newest valid checkpoint of this training; returns its URI, None without one.
 
-        Raises StorageError if the store is unavailable or the disk is full, and InputError if files
-        may not be read: none of these may cause finished steps to be trained again.
+        Raises StorageError if the store is unavailable or the disk is full, and InputError if
+        access is denied: none of these may cause finished steps to be trained again.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -103,11 +103,11 @@ class CheckpointStore:
     def prune(self, keep: int, reached: int) -> None:
         """Removes all but the newest `keep` checkpoints and the best, each manifest first.
 
-        Incomplete ones and other trainings' are removed too: nothing resumes from them here. Those
-        past the step `reached` are older than a resume that could not use them. They stay until
-        they are overwritten, and do not count: a damaged one must not displace a good one.
+        Incomplete checkpoints, and those of other trainings, are removed too. Checkpoints past step
+        `reached` remain from before a resume that could not use them: they are kept until they are
+        overwritten, but do not count, so that a damaged one never displaces a good one.
 
-        Raises InputError if a manifest may not be read, before anything is removed.
+        Raises InputError if access to a manifest is denied, before anything is removed.
         """
         losses: dict[int, float] = {}
         ahead = set[int]()
@@ -182,12 +182,12 @@ class CheckpointStore:
         return check(directory)
 
     def _mismatch(self, manifest: Mapping[str, Any], step: int) -> str | None:
-        """Why the manifest's checkpoint is another training's; None if it is this one's."""
+        """Why the checkpoint belongs to another training; None if it belongs to this one."""
         if manifest.get("fingerprint") != self.fingerprint:
             changed = changes(manifest.get("parts"), self.parts)
             return f"it belongs to another spec, model or data set: {changed}"
         if manifest.get("step") != step:
-            return f"its manifest is that of step {manifest.get('step')}"
+            return f"its manifest names step {manifest.get('step')}"
         total = manifest.get("total_steps")
         if self.schedule is None or not isinstance(total, int):
             return None

@@ -1,7 +1,7 @@
-"""Stores checkpoints in the background while training continues.
+"""Uploads checkpoints in the background while training continues.
 
 One upload runs and one more may wait. A third blocks the training, so that a slow store throttles
-it instead of filling the disk. Errors are raised at the next training step, or at the end.
+it instead of filling the disk. Errors are raised at the next training step, or when training ends.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from job.engines.compiling import MAX_RECOMPILES, compile_blocks, require
 from job.errors import SpecError
 from job.families.base import SORTED_EXPERTS, Encoded
 from job.families.ernie45_vl.packed.experts import routed_experts
-from job.families.lora.linear import use_low_rank_layers
+from job.families.lora.linear import use_lora_linear
 from job.prep.rows import Row
 from job.spec.load import load_spec
 from tests.jobs import ROOT, sets, small_run
@@ -56,7 +56,7 @@ class Pair:
 
     def __init__(self, name: str, place: Path, *, backend: str = "inductor") -> None:
         family = self._family(name, place)
-        model = family.initialise(seed=3, dtype=torch.float32, device=CPU)
+        model = family.initialize(seed=3, dtype=torch.float32, device=CPU)
         self._collate: Callable[[list[Encoded]], Any] = family.collate
         if family.supports_packing:
             family.use_packed_step(model)
@@ -98,7 +98,7 @@ class Pair:
         targets = self.family.lora_targets(model, replace(SPEC.lora, target_modules=None))
         lora = LoraConfig(r=4, target_modules=list(targets.modules), init_lora_weights=False)
         adapted = get_peft_model(model.requires_grad_(False), lora).train()
-        assert use_low_rank_layers(adapted)
+        assert use_lora_linear(adapted)
         return adapted
 
 
@@ -134,7 +134,7 @@ def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: P
 def test_sorted_experts_are_compiled_in_fp32_too(adapted: bool) -> None:
     checkpoint = families.read_checkpoint("builtin://ernie-vl-tiny", TINY)
     family = families.bind(checkpoint, SPEC.model, SPEC.data)
-    model: Any = family.initialise(seed=3, dtype=torch.float32, device=CPU).requires_grad_(False)
+    model: Any = family.initialize(seed=3, dtype=torch.float32, device=CPU).requires_grad_(False)
     family.set_experts_implementation(model, SORTED_EXPERTS)
     if adapted:
         from peft import LoraConfig, get_peft_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import record
-from job.engines.choice import MEASURED, PACKAGES, Measured, choose
+from job.engines.choice import MEASURED, PACKAGES, Measurement, choose
 from job.engines.device import Accelerator
 from job.errors import SpecError
 from job.spec.load import load_spec
@@ -17,7 +17,7 @@ from tests.jobs import ROOT, job, small_run
 
 CPU = Accelerator(kind="cpu", name="a CPU", memory_bytes=2**34)
 GPU = Accelerator(kind="cuda", name="NVIDIA H200", memory_bytes=2**37)
-FASTER = Measured(
+FASTER = Measurement(
     family="vlm", device="NVIDIA H200", compiled=False, transformers=10_000, unsloth=15_000
 )
 SLOWER = replace(FASTER, family="ernie45_vl", unsloth=9_000)
@@ -108,7 +108,7 @@ def test_the_engine_that_the_spec_names_is_selected() -> None:
 
 def test_the_table_is_what_was_measured() -> None:
     results = [json.loads(path.read_text()) for path in record.RESULTS.glob("engines-*.json")]
-    found = [Measured(device=each["device"], **m) for each in results for m in each["measured"]]
+    found = [Measurement(device=each["device"], **m) for each in results for m in each["measured"]]
     assert set(MEASURED) == set(found)
     kinds = {(line.family, line.device, line.compiled) for line in MEASURED}
     assert len(kinds) == len(MEASURED)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.training import SPEC, bound, formula_rows, random_model, train_stage
+from benchmarks.training import SPEC, formula_rows, random_model, tiny_family, train_stage
 from job.engines import gradient_checkpointing
 from job.engines.device import detect
 from job.families.base import Encoded
@@ -42,7 +42,7 @@ def image_features(model: Any, family: Ernie45VL, rows: list[Encoded]) -> torch.
 
 
 def test_a_frozen_tower_has_none(spec: JobSpec) -> None:
-    accelerator, family = detect(spec.runtime), bound(spec)
+    accelerator, family = detect(spec.runtime), tiny_family(spec)
     model = random_model("tiny", None, family, accelerator.device)
     rows = list(formula_rows(2))
     _, trained, _ = train_stage(spec, accelerator, family, model, rows)

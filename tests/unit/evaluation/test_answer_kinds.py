@@ -29,7 +29,7 @@ def test_every_kind_of_answer_has_its_normal_form_and_its_metrics() -> None:
     node = keys.at(("eval", "answer"))
     assert node is not None
     assert list(kinds) == list(node["enum"]) == list(METRICS)
-    assert set(answer_kinds.FORMS) == set(kinds)
+    assert set(answer_kinds.NORMALIZERS) == set(kinds)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_kind_of_answer_has_its_normal_form_and_its_metrics() -> None:
 def test_two_answers_are_the_same_as_their_kind_says(
     kind: Answer, one: str, other: str, same: bool
 ) -> None:
-    form = answer_kinds.FORMS[kind]
+    form = answer_kinds.NORMALIZERS[kind]
     assert (form(one) == form(other)) is same
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from job.evaluation.render_match import (
-    LONGEST,
+    MAX_CHARACTERS,
     SLACK,
     RenderMatch,
     compare,
@@ -102,14 +102,14 @@ def test_what_was_not_compared_is_counted() -> None:
     "prediction",
     [
         "x" * 5_000,
-        "x" * (LONGEST + 1),
+        "x" * (MAX_CHARACTERS + 1),
         "{" * 5_000,
         r"\frac{" * 150,
         r"\left(" * 160,
         r"\sqrt{" * 120 + "x" + "}" * 120,
         "x^{" * 200 + "}" * 200,
         r"\hspace{10000000}" + "}",  # unreadable, so the space stays: gigabytes if it were drawn
-        "x" * LONGEST,
+        "x" * MAX_CHARACTERS,
     ],
     ids=lambda text: f"{text[:12]}x{len(text)}",
 )

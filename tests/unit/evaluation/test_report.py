@@ -13,7 +13,12 @@ from job.evaluation.report import MAX_BYTES, RunResults, facts, render
 from job.evaluation.report.charts import charts, number, smooth, thin
 from job.evaluation.report.distributions import histograms
 from job.evaluation.report.embedded_images import ImageEmbedder
-from job.evaluation.report.generated_text import LONGEST, LONGEST_UNLIKE, difference, visible
+from job.evaluation.report.generated_text import (
+    MAX_CHARACTERS,
+    MAX_UNLIKE_CHARACTERS,
+    difference,
+    visible,
+)
 from job.evaluation.report.headline import headline
 from job.evaluation.report.samples import choose
 from job.evaluation.report.tables import table
@@ -83,12 +88,15 @@ def test_an_answer_unlike_its_label_is_one_extra_span() -> None:
     assert [span.mark for span in difference("}" * 50, r"\frac{a}{b}").spans] == ["extra"]
     assert difference("", "x").spans == ()
     shown = difference("}" * 500, "x")
-    assert (len(shown.spans[0].text), shown.more) == (LONGEST_UNLIKE, 500 - LONGEST_UNLIKE)
+    assert (len(shown.spans[0].text), shown.more) == (
+        MAX_UNLIKE_CHARACTERS,
+        500 - MAX_UNLIKE_CHARACTERS,
+    )
 
 
 def test_a_long_answer_is_cut_and_says_by_how_much() -> None:
     shown = difference("x" * 1000, "x" * 1000)
-    assert (len(shown.spans[0].text), shown.more) == (LONGEST, 1000 - LONGEST)
+    assert (len(shown.spans[0].text), shown.more) == (MAX_CHARACTERS, 1000 - MAX_CHARACTERS)
 
 
 def test_what_cannot_be_seen_is_made_visible() -> None:
@@ -116,7 +124,7 @@ def test_rendering_says_what_was_not_compared() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_a_value_off_every_scale_stays_on_the_page(value: float) -> None:
     [metric] = headline({"loss": 2.0}, {"loss": value})
-    assert 0 <= metric.after_at <= 1
+    assert 0 <= metric.after_position <= 1
 
 
 def test_every_row_is_in_one_band() -> None:

@@ -16,7 +16,7 @@ from job.export.export import ExportResult
 from job.export.export import export as run_export
 from job.export.export_context import ExportContext
 from job.export.merge import Merge, digest, fits
-from job.export.proof import Comparison, compare, outputs, require_equal
+from job.export.proof import Comparison, compare, probe_outputs, require_equal
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
@@ -65,7 +65,7 @@ def adapted(spec: JobSpec, family: families.Family, **lora: Any) -> Any:
     """A model with a nonzero adapter, as if it had been trained."""
     engine = engines.create(spec.model, spec.lora, CPU)
     settings = replace(spec.lora, **lora)
-    base = engine.initialise(family, 5)
+    base = engine.initialize(family, 5)
     model = engine.attach_adapter(base, family.lora_targets(base, settings), settings, 5)
     generator = torch.Generator().manual_seed(9)
     for name, parameter in model.named_parameters():
@@ -79,16 +79,16 @@ def test_merged_weights_say_what_the_adapter_says(
     spec: JobSpec, family: families.Family, rows: list[Row], kind: str
 ) -> None:
     model = adapted(spec, family, **KINDS[kind])
-    expected = outputs(model, family, rows)
+    expected = probe_outputs(model, family, rows)
     with model.disable_adapter():
-        base = outputs(model, family, rows)
+        base = probe_outputs(model, family, rows)
     merge = Merge(model, dtype=torch.float32, keeps_fp32=family.keeps_fp32)
     state = dict(merge.tensors())
     assert merge.changed == merge.adapted > 0
-    plain = engines.create(spec.model, spec.lora, CPU).initialise(family, 5)
+    plain = engines.create(spec.model, spec.lora, CPU).initialize(family, 5)
     missing, unexpected = plain.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])  # tied to the embeddings
-    found = compare(expected, outputs(plain, family, rows))
+    found = compare(expected, probe_outputs(plain, family, rows))
     assert found.relative_rms < 1e-5
     assert compare(expected, base).relative_rms > 1e-2
 

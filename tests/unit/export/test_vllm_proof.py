@@ -9,7 +9,7 @@ import torch
 
 from job.errors import ProofError
 from job.export.chat_client import ChatError
-from job.export.proof import Outputs
+from job.export.proof import ProbeOutputs
 from job.export.vllm_proof import prove
 from job.export.vllm_server import VllmServer
 from job.prep.rows import Message, Part, Row
@@ -23,7 +23,7 @@ ROW = Row(
     ),
     images=(),
 )
-EXPECTED = Outputs(
+EXPECTED = ProbeOutputs(
     logits=torch.zeros(1, 8),
     answers=((3, 4, END, 0),),
     margins=((5.0, 0.01, 5.0, 0.0),),

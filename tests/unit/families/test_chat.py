@@ -64,7 +64,7 @@ def cut(source: str, messages: list[Message]) -> tuple[chat.Segment, ...]:
 
 
 def answers(source: str, messages: list[Message]) -> list[str]:
-    return [segment.text for segment in cut(source, messages) if segment.answer]
+    return [segment.text for segment in cut(source, messages) if segment.supervised]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_trimmed_answer_is_trained_as_the_template_writes_it() -> None:
 
 def test_a_default_system_prompt_is_asked_and_not_answered() -> None:
     first = cut(CHATML, said("?", "a"))[0]
-    assert (first.answer, "Be kind." in first.text) == (False, True)
+    assert (first.supervised, "Be kind." in first.text) == (False, True)
     own = cut(CHATML, said("?", "a", system="Be brief."))[0]
     assert "Be brief." in own.text
     assert "Be kind." not in own.text
@@ -118,17 +118,17 @@ def test_a_default_system_prompt_is_asked_and_not_answered() -> None:
 
 def test_a_thinking_block_before_the_last_answer_alone_is_asked() -> None:
     segments = cut(QWEN_TEMPLATE, said("1?", "one", "2?", "two"))
-    assert [s.text for s in segments if s.answer] == ["one<|im_end|>", "two<|im_end|>"]
+    assert [s.text for s in segments if s.supervised] == ["one<|im_end|>", "two<|im_end|>"]
     assert segments[2].text.endswith("<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize(
     ("source", "texts", "reason"),
     [
-        (THINKS_ALOUD, ("?", "a"), "does not write an answer after its own generation prompt"),
+        (THINKS_ALOUD, ("?", "a"), "does not render an answer after its generation prompt"),
         (NO_END, ("?", "a"), "ends an answer without a control token"),
-        (SHOUTS, ("?", "a"), "does not write every answer as it is given"),
-        (QWEN_TEMPLATE, ("?", "<think>b</think>a"), "does not write every answer as it is given"),
+        (SHOUTS, ("?", "a"), "changes an answer"),
+        (QWEN_TEMPLATE, ("?", "<think>b</think>a"), "changes an answer"),
         (LLAMA_TEMPLATE, (), "begins with the user"),
     ],
 )
@@ -159,12 +159,12 @@ def test_an_answer_that_is_not_trained_is_cut_out_all_the_same(source: str) -> N
     turns = chat.turns(muted, as_text=True)
     found = chat.segments("row", template(source), turns, CONTROL, muted)
     assert [s.text for s in found] == [s.text for s in cut(source, messages)]
-    assert [s.answer for s in found] == [False, False, False, True]
+    assert [s.supervised for s in found] == [False, False, False, True]
 
 
 def test_digits_that_a_tokenizer_marks_special_are_text() -> None:
     control = chat.ControlTokens.of(tokenizer((*SPECIAL, "7"), eos="</s>", pad=None))
-    control.refuse("row", said("7 + 7?", "14"))
+    control.reject("row", said("7 + 7?", "14"))
 
 
 def test_an_answer_that_looks_like_a_mark_is_refused_or_cut_right() -> None:

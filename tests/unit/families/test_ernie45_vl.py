@@ -15,7 +15,7 @@ from job.errors import DataError, SpecError
 from job.families import chat
 from job.families.base import IGNORED
 from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, vision_attention
-from job.families.ernie45_vl.image_processing import mean_and_std, normalised, patches
+from job.families.ernie45_vl.image_processing import mean_and_std, normalized, patches
 from job.families.ernie45_vl.mrope import mrope_positions
 from job.families.ernie45_vl.tiny import build
 from job.prep.images import decode, inspect
@@ -40,7 +40,7 @@ def family(spec: JobSpec) -> Ernie45VL:
 
 @pytest.fixture(scope="module")
 def model(family: Ernie45VL) -> Any:
-    return family.initialise(seed=1, dtype=torch.float32, device=torch.device("cpu"))
+    return family.initialize(seed=1, dtype=torch.float32, device=torch.device("cpu"))
 
 
 def image(width: int, height: int) -> EncodedImage:
@@ -129,7 +129,7 @@ def test_tokens_equal_those_of_the_processor(family: Ernie45VL, name: str) -> No
     conversation = CONVERSATIONS[name]
     encoded = family.encode_prompt("p", conversation.prompt, conversation.images)
     turns = chat.turns(conversation.prompt, reasoning_content=EMPTY_THOUGHT)
-    text = family._template(turns, add_generation_prompt=True)
+    text = family._render_template(turns, add_generation_prompt=True)
     images = [decode(i) for i in encoded.images] or None
     expected = family.processor(text=[text], images=images, return_tensors="pt")
     batch = family.collate_prompts([encoded])
@@ -214,15 +214,15 @@ def test_a_target_that_selects_nothing_is_refused_by_name(
 
 def test_a_seed_means_one_set_of_weights(family: Ernie45VL, model: Any) -> None:
     torch.manual_seed(99)
-    again = family.initialise(seed=1, dtype=torch.float32, device=torch.device("cpu"))
-    other = family.initialise(seed=2, dtype=torch.float32, device=torch.device("cpu"))
+    again = family.initialize(seed=1, dtype=torch.float32, device=torch.device("cpu"))
+    other = family.initialize(seed=2, dtype=torch.float32, device=torch.device("cpu"))
     names = dict(model.named_parameters())
     assert all(torch.equal(p, names[n]) for n, p in again.named_parameters())
     assert not all(torch.equal(p, names[n]) for n, p in other.named_parameters())
 
 
 def test_router_gates_stay_fp32_in_half_precision(family: Ernie45VL) -> None:
-    half = family.initialise(seed=1, dtype=torch.float16, device=torch.device("cpu"))
+    half = family.initialize(seed=1, dtype=torch.float16, device=torch.device("cpu"))
     kinds = {name: p.dtype for name, p in half.named_parameters()}
     gates = [name for name in kinds if family.keeps_fp32(name)]
     assert len(gates) == 3 * 2 * 2  # 3 sparse layers, text and vision, gate and correction bias
@@ -274,7 +274,7 @@ def test_patches_equal_those_of_the_image_processor(family: Ernie45VL) -> None:
     found, grids = patches(images, processor)
     assert grids == [tuple(grid) for grid in expected["image_grid_thw"].tolist()]
     assert found.dtype == torch.uint8
-    assert torch.equal(normalised(found, *mean_and_std(processor)), expected["pixel_values"])
+    assert torch.equal(normalized(found, *mean_and_std(processor)), expected["pixel_values"])
 
 
 def test_vision_indices_change_nothing(family: Ernie45VL, model: Any) -> None:

@@ -88,7 +88,7 @@ def test_the_schema_offers_every_family() -> None:
     assert offered["enum"] == ["auto", *(family.name for family in FAMILIES)]
 
 
-def test_a_checkpoint_is_recognised_by_its_config(kind: str, folder: Path, spec: JobSpec) -> None:
+def test_a_checkpoint_is_recognized_by_its_config(kind: str, folder: Path, spec: JobSpec) -> None:
     found = families.resolve_offline(of_model(spec, folder).model)
     assert found is not None
     assert found.name == ("vlm" if kind in READERS else "llm")
@@ -202,7 +202,9 @@ def test_tokens_and_tensors_are_those_of_the_processor(family: Family) -> None:
         pytest.skip("the model is text-only")
     for said in (each for each in CONVERSATIONS.values() if each.images):
         encoded = family.encode_prompt("p", said.prompt, said.images)
-        text = cast(Any, family)._template(chat.turns(said.prompt), add_generation_prompt=True)
+        text = cast(Any, family)._render_template(
+            chat.turns(said.prompt), add_generation_prompt=True
+        )
         images = [[decode(i) for i in encoded.images]]
         expected = cast(Any, family).processor(
             text=[text], images=images, return_tensors="pt", add_special_tokens=False

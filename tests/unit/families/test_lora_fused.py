@@ -14,10 +14,10 @@ from job.engines.compiling import compile_blocks
 from job.engines.fused_lora import fuse_adapters
 from job.families.lora.fused import ALIGNMENT, FusedLoraLinear
 from job.families.lora.linear import (
-    LowRankLinear,
+    LoraLinear,
     linear_in_parts,
     linear_together,
-    use_low_rank_layers,
+    use_lora_linear,
 )
 
 ALL = ["q", "k", "v", "qkv", "o", "fc"]
@@ -77,7 +77,7 @@ def pair(*args: Any, **settings: Any) -> tuple[Any, Any]:
     """PEFT's own model, and the same laid and compiled."""
     peft = adapted(*args, **settings)
     own = copy.deepcopy(peft)
-    use_low_rank_layers(own)
+    use_lora_linear(own)
     blocks = list(own.base_model.model.blocks)
     own.fused_lora = fuse_adapters(own, blocks)
     for block in blocks:
@@ -172,13 +172,13 @@ def test_another_adapter_is_computed_by_its_own_matrices() -> None:
 
 def test_released_blocks_have_weights_of_their_own_under_the_names_they_had() -> None:
     model = adapted()
-    use_low_rank_layers(model)
+    use_lora_linear(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(5, 12)
     expected = model(x)
     fused_lora = fuse_adapters(model, list(model.base_model.model.blocks))
     assert fused_lora is not None
-    layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
+    layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
     assert not any(layer.get_base_layer().weight.is_contiguous() for layer in layers)
     assert {n: t.shape for n, t in model.state_dict().items()} == {
         n: t.shape for n, t in before.items()
@@ -204,9 +204,9 @@ def test_released_matrices_are_freed_while_their_holder_lives() -> None:
 
 def test_blocks_are_compiled_with_weights_where_they_are_if_that_is_asked_for() -> None:
     model = adapted()
-    use_low_rank_layers(model)
+    use_lora_linear(model)
     compile_blocks(model, fuse=False)
-    layers = [m for m in model.modules() if isinstance(m, LowRankLinear)]
+    layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
     assert all(layer.get_base_layer().weight.is_contiguous() for layer in layers)
 
 

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from job.families.lora.linear import LowRankLinear, use_low_rank_layers
+from job.families.lora.linear import LoraLinear, use_lora_linear
 
 
 def adapted(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
@@ -37,7 +37,7 @@ def test_values_and_gradients_are_those_of_peft(
     dtype: torch.dtype, tolerance: float, compiled: bool
 ) -> None:
     peft, own = adapted(dtype), adapted(dtype)
-    assert use_low_rank_layers(own) == 2
+    assert use_lora_linear(own) == 2
     if compiled:
         torch._dynamo.reset()
         own.compile(backend="aot_eager", dynamic=True, fullgraph=True)
@@ -55,13 +55,13 @@ def test_values_and_gradients_are_those_of_peft(
 )
 def test_what_does_more_stays_peft_s(settings: dict[str, Any]) -> None:
     model = adapted(**settings)
-    assert use_low_rank_layers(model) == 0
-    assert not any(isinstance(module, LowRankLinear) for module in model.modules())
+    assert use_lora_linear(model) == 0
+    assert not any(isinstance(module, LoraLinear) for module in model.modules())
 
 
 def test_without_its_adapter_and_with_another_it_does_what_peft_does() -> None:
     peft, own = adapted(), adapted()
-    use_low_rank_layers(own)
+    use_lora_linear(own)
     x = torch.randn(5, 12)
     with own.disable_adapter(), peft.disable_adapter():
         torch.testing.assert_close(own(x), peft(x))

@@ -59,7 +59,7 @@ Adapt = Callable[..., Any]
 def adapt(spec: JobSpec, family: families.Family) -> Adapt:
     """A model with an adapter that says something, as if it had been trained."""
     engine = engines.create(spec.model, spec.lora, CPU)
-    base = engine.initialise(family, 5)
+    base = engine.initialize(family, 5)
 
     def adapted(**lora: Any) -> Any:
         settings = replace(spec.lora, **lora)

@@ -20,7 +20,7 @@ from job.families.ernie45_vl.packed.experts import Modalities, moe_block
 from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock
 from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
 from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, gather
-from job.families.lora.linear import use_low_rank_layers
+from job.families.lora.linear import use_lora_linear
 from job.prep.images import inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
@@ -49,7 +49,7 @@ def family() -> Ernie45VL:
 
 @pytest.fixture(scope="module")
 def plain(family: Ernie45VL) -> Any:
-    model = family.initialise(seed=3, dtype=torch.float32, device=torch.device("cpu"))
+    model = family.initialize(seed=3, dtype=torch.float32, device=torch.device("cpu"))
     model.set_experts_implementation("eager")
     return model
 
@@ -97,7 +97,7 @@ def adapted(model: Any, *, packed: bool, experts: bool, checkpointing: bool = Fa
     )
     model = get_peft_model(model, config)
     if packed:
-        assert use_low_rank_layers(model)
+        assert use_lora_linear(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
@@ -218,7 +218,7 @@ def test_rows_do_not_see_each_other(family: Ernie45VL, plain: Any) -> None:
     first, second = (family.encode(each) for each in BATCHES["mixed images"][:2])
     alone = [float(model(**pack([each], family.processor)).loss) for each in (first, second)]
     together = float(model(**pack([first, second], family.processor)).loss)
-    counts = [each.trained_tokens for each in (first, second)]
+    counts = [each.supervised_tokens for each in (first, second)]
     mean = sum(a * c for a, c in zip(alone, counts, strict=True)) / sum(counts)
     assert together == pytest.approx(mean, rel=1e-5)
 
@@ -237,7 +237,7 @@ def test_a_step_divided_by_length_has_the_loss_of_one_in_order(
         total, counted = 0.0, 0
         for piece in cut(range(len(encoded)), 2, 2):
             rows = [encoded[number] for number in piece]
-            tokens = sum(each.trained_tokens for each in rows)
+            tokens = sum(each.supervised_tokens for each in rows)
             with torch.no_grad():
                 total += float(model(**pack(rows, family.processor)).loss) * tokens
             counted += tokens

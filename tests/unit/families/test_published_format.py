@@ -43,7 +43,7 @@ def bind(spec: JobSpec) -> Callable[[Path], Ernie45VL]:
 @pytest.fixture(scope="module")
 def model(bind: Callable[[Path], Ernie45VL]) -> Any:
     """Random weights, with correction biases that differ from expert to expert."""
-    model = bind(TINY).initialise(seed=1, dtype=torch.float32, device=CPU)
+    model = bind(TINY).initialize(seed=1, dtype=torch.float32, device=CPU)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if "e_score_correction_bias" in name:

@@ -11,7 +11,7 @@ from job.families.ernie45_vl.packed.rope import (
     SwapPairs,
     apply_rope,
     swap_halves,
-    swap_neighbours,
+    swap_neighbors,
 )
 
 D = 8
@@ -29,9 +29,9 @@ def tables(swap: SwapPairs) -> tuple[torch.Tensor, torch.Tensor]:
     ("swap", "theirs"),
     [
         (swap_halves, native.apply_rotary_pos_emb_vision),
-        (swap_neighbours, native.apply_rotary_pos_emb),
+        (swap_neighbors, native.apply_rotary_pos_emb),
     ],
-    ids=["swap_halves", "swap_neighbours"],
+    ids=["swap_halves", "swap_neighbors"],
 )
 def test_values_and_gradients_are_those_of_transformers(
     swap: SwapPairs, theirs: Callable[..., tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype
@@ -50,7 +50,7 @@ def test_values_and_gradients_are_those_of_transformers(
     torch.testing.assert_close(gradient, wanted.to(dtype))
 
 
-@pytest.mark.parametrize("swap", [swap_halves, swap_neighbours])
+@pytest.mark.parametrize("swap", [swap_halves, swap_neighbors])
 def test_a_rotation_keeps_lengths(swap: SwapPairs) -> None:
     torch.manual_seed(1)
     values = torch.randn(5, 3, D)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from job.families import weight_files
-from job.families.weight_files import Named, Weights
+from job.families.weight_files import NamedTensor, Weights
 
 # Of every kind: dtypes that lie apart in a file, no size, no dimension, a name beyond ASCII.
 TENSORS: dict[str, torch.Tensor] = {
@@ -68,17 +68,17 @@ def test_a_shard_is_told_of_under_its_final_name_before_the_next_one_is_made(
     def finished(path: Path) -> None:
         number = len(whole)
         whole.append(path.name)
-        held = weight_files.plan(Weights.of(TENSORS.items()).outlines, "0.7KB")[: number + 1]
-        assert made == [name for shard in held for name in shard.outlines]
+        held = weight_files.plan(Weights.of(TENSORS.items()).meta_tensors, "0.7KB")[: number + 1]
+        assert made == [name for shard in held for name in shard.meta_tensors]
         (tmp_path / "copies").mkdir(exist_ok=True)
         (tmp_path / "copies" / path.name).write_bytes(path.read_bytes())
 
-    def tensors() -> Iterator[Named]:
+    def tensors() -> Iterator[NamedTensor]:
         for name, tensor in TENSORS.items():
             made.append(name)
             yield name, tensor
 
-    weights = Weights(outlines=Weights.of(TENSORS.items()).outlines, tensors=tensors())
+    weights = Weights(meta_tensors=Weights.of(TENSORS.items()).meta_tensors, tensors=tensors())
     weight_files.write(weights, tmp_path / "all", max_shard_size="0.7KB", finished=finished)
     count = len(whole)
     assert count > 2
@@ -112,6 +112,6 @@ def test_what_is_not_as_it_was_planned_is_a_defect(wrong: str, tmp_path: Path) -
             del tensors[-1]
         case "more":
             tensors.append(("other", tensor))
-    weights = Weights(outlines=Weights.of(TENSORS.items()).outlines, tensors=iter(tensors))
+    weights = Weights(meta_tensors=Weights.of(TENSORS.items()).meta_tensors, tensors=iter(tensors))
     with pytest.raises((AssertionError, StopIteration)):
         weight_files.write(weights, tmp_path, max_shard_size="1KB")

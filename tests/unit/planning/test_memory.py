@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from benchmarks import memory as benchmarks
-from benchmarks.training import bound
+from benchmarks.training import tiny_family
 from job import families
 from job.engines.device import Accelerator
 from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
 from job.families.base import SORTED_EXPERTS, RowSize
 from job.families.ernie45_vl import Ernie45VL
-from job.families.lora.linear import use_low_rank_layers
+from job.families.lora.linear import use_lora_linear
 from job.planning import memory
 from job.planning.memory import OPTIMIZER_STATE_BYTES, weight_bytes
 from job.prep.images import inspect
@@ -94,7 +94,7 @@ class Case:
     dropout: float = 0
 
     @property
-    def low_rank_linear(self) -> bool:
+    def lora_linear(self) -> bool:
         return not self.dropout and not self.autocast
 
 
@@ -128,7 +128,7 @@ CASES = {
 
 def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]:
     """Bytes of the tensors that a real forward pass saves, by the decoder layer or block."""
-    model = family.initialise(
+    model = family.initialize(
         seed=3,
         dtype=case.dtype,
         device=torch.device("cpu"),
@@ -151,8 +151,8 @@ def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]
                 target_parameters=list(targets.parameters) or None,
             ),
         )
-        if case.low_rank_linear:
-            use_low_rank_layers(model)
+        if case.lora_linear:
+            use_lora_linear(model)
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     known = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
@@ -209,7 +209,7 @@ def estimated(family: Ernie45VL, spec: JobSpec, case: Case) -> ActivationMemory:
         StepSettings(
             itemsize=case.dtype.itemsize,
             autocast=case.autocast,
-            low_rank_linear=case.low_rank_linear,
+            lora_linear=case.lora_linear,
             packed=case.packed,
             checkpointing=case.checkpointing,
             attention=case.attention,
@@ -242,7 +242,7 @@ def test_what_checkpointing_makes_again_is_the_largest_layer(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_weigh_what_is_told_to_the_byte(dtype: torch.dtype, family: Ernie45VL) -> None:
-    model = family.initialise(seed=0, dtype=dtype, device=torch.device("cpu"))
+    model = family.initialize(seed=0, dtype=dtype, device=torch.device("cpu"))
     real = sum(parameter.nbytes for parameter in model.parameters())
     assert weight_bytes(Ernie45VL, family.meta_model(), dtype.itemsize) == real
 
@@ -257,7 +257,7 @@ def test_adapter_gradients_and_optimizer_weigh_what_those_of_a_step_do(
 ) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = family.initialise(seed=0, dtype=torch.float32, device=torch.device("cpu"))
+    model = family.initialize(seed=0, dtype=torch.float32, device=torch.device("cpu"))
     targets = family.lora_targets(model, spec.lora)
     adapted = get_peft_model(model, LoraConfig(r=spec.lora.r, target_modules=list(targets.modules)))
     trained = [p for p in adapted.parameters() if p.requires_grad]
@@ -284,7 +284,7 @@ def test_every_optimizer_of_the_spec_has_its_size() -> None:
 @pytest.mark.parametrize("name", MEASURED["configurations"])
 def test_peaks_of_training_on_a_gpu_at_full_size_are_estimated(name: str) -> None:
     settings = benchmarks.settings(benchmarks.CONFIGURATIONS[name])
-    _, sizes = benchmarks.heaviest(settings, bound(settings))
+    _, sizes = benchmarks.heaviest(settings, tiny_family(settings))
     found = estimate(published(), settings, sizes, H200)
     peak = MEASURED["configurations"][name]["measured_gib"]
     assert found.total / 2**30 == pytest.approx(peak, rel=0.15)

@@ -27,7 +27,7 @@ from job.spec.load import LoadedSpec, load_spec
 from job.spec.types import JobSpec, ModelSpec
 from tests.jobs import ROOT, job
 
-ROW = RowSize(tokens=400, image_tokens=202, trained=150, patches=(800,))
+ROW = RowSize(tokens=400, image_tokens=202, supervised_tokens=150, patches=(800,))
 PARAMETERS = 29_399_294_336
 
 
@@ -423,8 +423,11 @@ def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(
 
 
 def test_the_worst_pass_is_one_that_training_may_come_to() -> None:
-    short = RowSize(tokens=100, image_tokens=50, trained=40, patches=(200,))
-    sampled = [*[short] * 31, RowSize(tokens=900, image_tokens=50, trained=40, patches=(200,))]
+    short = RowSize(tokens=100, image_tokens=50, supervised_tokens=40, patches=(200,))
+    sampled = [
+        *[short] * 31,
+        RowSize(tokens=900, image_tokens=50, supervised_tokens=40, patches=(200,)),
+    ]
     pair, many = worst_batch(sampled, 2), worst_batch(sampled, 64)
     assert sum(row.tokens for row in pair) == 900 + 900 - 1, "in a thousand pairs they meet"
     longest = sum(row.tokens >= 899 for row in many)

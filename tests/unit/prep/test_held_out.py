@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from job.errors import DataError, SpecError
-from job.evaluation.answer_kinds import FORMS
+from job.evaluation.answer_kinds import NORMALIZERS
 from job.prep.contact_sheet import contact_sheet
 from job.prep.discovery import find_source
 from job.prep.prepare import PrepInputs, prepare
@@ -60,7 +60,7 @@ def prepared(
         train=(find_source(spec.train[0], "$.data.train"),),
         evaluation=evaluation,
         seed=3407,
-        normalize_label=FORMS[answer],
+        normalize_label=NORMALIZERS[answer],
         classes=answer == "label",
     )
     return prepare(inputs, folder / "made" / "data")

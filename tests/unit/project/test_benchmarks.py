@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.training import SPEC, drawn, encoded_rows
+from benchmarks.training import SPEC, encoded_rows, random_weights
 from job import families
 from job.families.ernie45_vl import Ernie45VL
 from job.spec.load import load_spec
@@ -22,7 +22,7 @@ def test_the_tokens_of_a_random_model_go_to_all_experts() -> None:
     config = family.meta_model().config
     config.text_config.moe_num_experts, config.text_config.moe_k = EXPERTS, CHOSEN
     torch.manual_seed(0)
-    model = drawn(config, family, torch.device("cpu"))
+    model = random_weights(config, family, torch.device("cpu"))
     family.use_packed_step(model)
     loads: dict[str, Counter[int]] = {}
 

@@ -77,7 +77,7 @@ def test_a_step_fits_if_both_its_tokens_and_its_images_do(
         return [list(range(4))[start : start + width] for start in range(0, 4, width)]
 
     model: Any = None
-    trial = Trial(engine=engine, model=model, dataset=rows, collator=collate, planned=order)
+    trial = Trial(engine=engine, model=model, dataset=rows, collator=collate, planned_batches=order)
     found, _ = find_batch_size(spec, accelerator, trial)
     assert found.train.per_device_train_batch_size == 1
 
@@ -103,7 +103,7 @@ def test_compiled_blocks_are_released_if_gradient_checkpointing_is_needed(
         model=nothing,
         dataset=rows,
         collator=nothing,
-        planned=lambda _: [[0, 1]],
+        planned_batches=lambda _: [[0, 1]],
         blocks=blocks,
     )
     found, record = find_batch_size(spec, accelerator, trial)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from job.engines.data_timer import DataTimer
 from job.families.batches import COUNTED, TOKENS
 from job.train.checkpoint import state_files
-from job.train.checkpoint.contents import problem
+from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
 from job.train.sampler import DistributedBatchSampler, shuffled
 
@@ -223,7 +223,11 @@ DOWN = "base_model.model.first.lora_A.weight"
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
-        (ADAPTER, reshape(DOWN, (2, 5)), f"{DOWN} has the shape [2, 5], but this training [2, 4]"),
+        (
+            ADAPTER,
+            reshape(DOWN, (2, 5)),
+            f"{DOWN} has the shape [2, 5], but this training needs [2, 4]",
+        ),
         (ADAPTER, lambda t: t.pop(DOWN), f"{DOWN} is missing"),
         (ADAPTER, lambda t: [t.pop(k) for k in list(t)[:2]], "and 1 more are missing"),
         (ADAPTER, reshape("strange", (1,)), "strange is not of this model"),
@@ -232,13 +236,13 @@ DOWN = "base_model.model.first.lora_A.weight"
         (
             "optimizer",
             lambda s: s["state"][0].pop("exp_avg_sq"),
-            "of parameter 0, exp_avg_sq is missing",
+            "in the state of parameter 0, exp_avg_sq is missing",
         ),
-        ("optimizer", lambda s: s["state"].pop(1), "states, 1 is missing"),
+        ("optimizer", lambda s: s["state"].pop(1), "the state of parameter 1 is missing"),
         (
             "optimizer",
             lambda s: s["state"][0].update(exp_avg=torch.zeros(3)),
-            "exp_avg of 0 has the shape [3], but this training [2, 4]",
+            "exp_avg of 0 has the shape [3], but this training needs [2, 4]",
         ),
         (
             "optimizer",
@@ -246,8 +250,8 @@ DOWN = "base_model.model.first.lora_A.weight"
             "exp_avg of 0 is torch.float64",
         ),
         ("optimizer", lambda s: s["state"].update({9: s["state"][0]}), "9 is not of this model"),
-        ("optimizer", lambda s: s["param_groups"][0]["params"].pop(), "groups of [5, 0]"),
-        ("optimizer", lambda s: s.update(kind="Adafactor"), "it is of Adafactor, but this"),
+        ("optimizer", lambda s: s["param_groups"][0]["params"].pop(), "groups have [5, 0]"),
+        ("optimizer", lambda s: s.update(kind="Adafactor"), "it belongs to Adafactor, but this"),
         ("scheduler", lambda s: s.update(last_epoch=5), "it is at step 5, but the checkpoint at 6"),
         ("scheduler", lambda s: s.update(base_lrs=[0.1]), "base_lrs is [0.1]"),
         ("rng_state", lambda s: s.update(torch=s["torch"][:9]), "rng_state cannot be read"),
@@ -255,7 +259,7 @@ DOWN = "base_model.model.first.lora_A.weight"
         (
             "trainer_state.json",
             lambda s: s.update(global_step="six"),
-            "does not name the step",
+            "lacks the step",
         ),
         ("trainer_state.json", lambda s: s.update(strange=1), "trainer_state.json cannot be read"),
     ],
@@ -265,10 +269,10 @@ def test_what_a_checkpoint_holds_is_compared_with_the_training(
 ) -> None:
     copy = Path(shutil.copytree(checkpoint_of(whole, 6), tmp_path / "checkpoint-6"))
     trainer = training(tmp_path / "trainer")
-    assert problem(copy, trainer) is None
+    assert resume_problem(copy, trainer) is None
     before = weights(trainer)
     change(copy / file, damage)
-    found = problem(copy, trainer)
+    found = resume_problem(copy, trainer)
     assert found is not None
     assert said in found
     assert file.partition(".")[0] in found
@@ -298,7 +302,7 @@ def test_a_file_that_is_missing_or_of_other_content_is_a_reason_and_no_error(
         (copy / file).unlink()
         if content is not None:
             (copy / file).write_bytes(content)
-        found = problem(copy, trainer)
+        found = resume_problem(copy, trainer)
         assert found is not None
         assert file.partition(".")[0] in found
         (copy / file).write_bytes(b"")
@@ -308,9 +312,9 @@ def test_weights_that_are_trained_themselves_are_compared_too(tmp_path: Path) ->
     full = training(tmp_path / "full", lora=False)
     full.train()
     checkpoint = Path(checkpoint_of(full, 6))
-    assert problem(checkpoint, full) is None
+    assert resume_problem(checkpoint, full) is None
     change(checkpoint / "model.safetensors", lambda tensors: tensors.pop("first.weight"))
-    assert problem(checkpoint, full) == "model.safetensors: first.weight is missing"
+    assert resume_problem(checkpoint, full) == "model.safetensors: first.weight is missing"
 
 
 @pytest.mark.parametrize("optim", ["adafactor", "sgd", "adamw_torch_fused"])
@@ -320,8 +324,8 @@ def test_every_optimizer_s_own_state_is_taken_and_another_s_is_not(
     trained = training(tmp_path, optim=optim)
     trained.train()
     fresh = training(tmp_path / "fresh", optim=optim)
-    assert problem(Path(checkpoint_of(trained, 6)), fresh) is None
+    assert resume_problem(Path(checkpoint_of(trained, 6)), fresh) is None
     fresh.train(checkpoint_of(trained, 6))
     assert weights(fresh) == weights(trained)
-    said = problem(Path(checkpoint_of(whole, 6)), training(tmp_path / "other", optim=optim))
+    said = resume_problem(Path(checkpoint_of(whole, 6)), training(tmp_path / "other", optim=optim))
     assert (said is None) == (optim == "adamw_torch_fused")

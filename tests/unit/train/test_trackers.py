@@ -29,16 +29,16 @@ def test_files_are_stored_as_they_grow_and_at_the_end(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = "memory://trackers/growing"
-    monkeypatch.setattr(trackers, "EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(trackers, "UPLOAD_INTERVAL_SECONDS", 0.01)
     files = TrackerFiles(["tensorboard"], directory, uri)
-    files.point()
+    files.set_environment()
     with files:
         events = Path(os.environ["TENSORBOARD_LOGGING_DIR"]) / "events"
         write(events, "one")
         stored = f"{uri}/tensorboard/events"
         while not storage.exists(stored):
             pass
-        monkeypatch.setattr(trackers, "EVERY_SECONDS", 600)
+        monkeypatch.setattr(trackers, "UPLOAD_INTERVAL_SECONDS", 600)
         write(events, "one and two")
     assert storage.read_text(stored) == "one and two"
     assert not directory.exists()
@@ -79,7 +79,7 @@ def test_servers_that_the_user_names_take_precedence(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     monkeypatch.setenv("WANDB_API_KEY", "planted-key")
-    TrackerFiles(["mlflow", "wandb"], directory, "memory://trackers/servers").point()
+    TrackerFiles(["mlflow", "wandb"], directory, "memory://trackers/servers").set_environment()
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert "WANDB_MODE" not in os.environ
 
@@ -87,7 +87,7 @@ def test_servers_that_the_user_names_take_precedence(
 def test_without_trackers_nothing_happens(directory: Path) -> None:
     before = dict(os.environ)
     files = TrackerFiles([], directory, "memory://trackers/none")
-    files.point()
+    files.set_environment()
     with files:
         assert dict(os.environ) == before
         assert not directory.exists()

@@ -416,4 +416,4 @@ def test_one_process_uses_one_gpu_of_a_machine_with_several(
 
 def test_encoded_rows_count_their_trained_tokens() -> None:
     encoded = Encoded(id="a", input_ids=(1, 2, 3), labels=(IGNORED, 2, 3), images=())
-    assert encoded.trained_tokens == 2
+    assert encoded.supervised_tokens == 2

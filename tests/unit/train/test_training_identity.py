@@ -18,9 +18,7 @@ def spec() -> JobSpec:
 
 
 def identity(spec: JobSpec, **train: Any) -> Identity:
-    return StageInputs(
-        replace(spec, train=replace(spec.train, **train)), 1
-    ).identity_of_checkpoints()
+    return StageInputs(replace(spec, train=replace(spec.train, **train)), 1).checkpoint_identity()
 
 
 def another(value: Any) -> Any:

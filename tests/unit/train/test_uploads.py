@@ -11,7 +11,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from job import signals, storage
 from job.errors import StorageError, UsageError
-from job.train.callbacks.checkpoint import StoreCallback
+from job.train.callbacks.checkpoint import CheckpointCallback
 from job.train.checkpoint import state_files
 from job.train.checkpoint.storage import MANIFEST, CheckpointStore
 from job.train.checkpoint.uploads import BackgroundUploads
@@ -121,7 +121,7 @@ def test_a_grace_period_shorter_than_a_save_is_warned_about(
     state = TrainerState(global_step=3, log_history=[{"step": 3, "loss": 2.5}])
     store = CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="f")
     with BackgroundUploads() as uploads:
-        callback = StoreCallback(store, 2, uploads, lambda: None)
+        callback = CheckpointCallback(store, 2, uploads, lambda: None)
         control = TrainerControl(should_save=True)
         callback.on_step_end(arguments, state, control)
         callback.on_save(arguments, state, control)
@@ -142,7 +142,7 @@ def test_the_loss_of_a_checkpoint_is_that_of_an_undisturbed_training_and_a_stop_
         state.global_step = step
         state.log_history.append({"step": step, "loss": loss})
         with BackgroundUploads() as uploads:  # as if each were of another start
-            callback = StoreCallback(store, 9, uploads, lambda: None)
+            callback = CheckpointCallback(store, 9, uploads, lambda: None)
             callback.on_save(arguments, state, TrainerControl())
     kept = {
         step: json.loads(storage.read_text(f"{store.at(step)}/{MANIFEST}")) for step in (2, 3, 4, 5)
@@ -168,7 +168,7 @@ def test_a_job_that_lost_its_output_stores_no_checkpoint_and_removes_none(tmp_pa
         raise StorageError("out", "another job has taken the output over")
 
     uploads = BackgroundUploads()
-    callback = StoreCallback(store, 1, uploads, lost)
+    callback = CheckpointCallback(store, 1, uploads, lost)
     callback.on_save(arguments, TrainerState(global_step=3), TrainerControl())
     with pytest.raises(StorageError, match="taken the output over"):
         uploads.finish()

@@ -1,4 +1,4 @@
-"""Tokenized rows to a batch without padding, with every index that the step needs."""
+"""Packs tokenized rows into a batch without padding, with all indices that the step needs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

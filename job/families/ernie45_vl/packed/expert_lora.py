@@ -1,7 +1,7 @@
-"""LoRA on routed experts, computed beside their frozen weights.
+"""LoRA on routed experts, computed separately from their frozen weights.
 
 PEFT would add the product of each pair of matrices to a copy of all experts' weights, and save that
-copy for the backward pass: two GiB a layer at full size.
+copy for the backward pass: two GiB per layer at full size.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 RANK_MULTIPLE = 8
-"""Grouped products need rows of whole 16 bytes: eight elements in bf16."""
+"""Grouped products need rows that are multiples of 16 bytes: eight elements in bf16."""
 
 
 class ExpertLora(NamedTuple):
-    """LoRA on one matrix (out, in) of each of E experts, as PEFT stores it."""
+    """LoRA on one weight (out, in) of each of E experts, as PEFT stores it."""
 
     down: torch.Tensor
     """(E·r, in): expert by expert."""
@@ -48,7 +48,7 @@ ExpertLoras = dict[str, ExpertLora]
 def expert_loras(
     experts: "native.Ernie4_5_VLMoeMoeExperts | ParamWrapper",
 ) -> ExpertLoras:
-    """The adapters of routed experts; empty if the experts' own forward pass has to compute."""
+    """The adapters of routed experts; empty if PEFT's or the experts' own forward has to run."""
     loras: ExpertLoras = {}
     layer = experts
     while isinstance(layer, ParamWrapper):
@@ -69,8 +69,7 @@ def expert_loras(
 def expert_major(up: torch.Tensor, experts: int) -> torch.Tensor:
     """(out, r·E), experts interleaved, to (E, r, out), contiguous.
 
-    A custom operation: the compiler would replace the copy by a view, which grouped products
-    reject.
+    A custom operator: the compiler would replace the copy by a view, which grouped products reject.
     """
     return (
         up.unflatten(1, (-1, experts)).permute(2, 1, 0).clone(memory_format=torch.contiguous_format)

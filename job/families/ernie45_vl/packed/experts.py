@@ -1,9 +1,9 @@
-"""The mixture-of-experts block: tokens sorted by expert, one grouped product a projection.
+"""The mixture-of-experts block: tokens sorted by expert, one grouped product per projection.
 
-ERNIE-4.5-VL has two sets of routed experts with a router each, one for text tokens and one for
-image tokens and their brackets ("modality-isolated routing"), and shared experts for all tokens.
-The data workers compute the index of each modality's tokens. Transformers uses boolean masks as
-wide as the hidden states instead, which save three integers an element for the backward pass.
+ERNIE-4.5-VL has two sets of routed experts with a router each ("modality-isolated routing"): one
+for text tokens, and one for image tokens and image start and end tokens. Shared experts process all
+tokens. The data workers compute the indices of each modality's tokens. Transformers uses boolean
+masks as wide as the hidden states, which save three integers per element for the backward pass.
 """
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Modalities(NamedTuple):
-    """Which of T tokens go to the text experts, and which to the vision experts."""
+    """The indices of the tokens for the text experts and for the vision experts, among T tokens."""
 
     text: torch.Tensor
-    """(T_text,): indices of tokens."""
+    """(T_text,)"""
     vision: torch.Tensor
     """(T_vision,)"""
     grouped: torch.Tensor
@@ -38,7 +38,7 @@ class Modalities(NamedTuple):
 
     @classmethod
     def of(cls, is_vision: torch.Tensor) -> "Modalities":
-        """From (T,) flags; for data workers, as it would make a GPU wait."""
+        """From (T,) flags; called by data workers, because on a GPU it would sync."""
         text, vision = (~is_vision).nonzero()[:, 0], is_vision.nonzero()[:, 0]
         return cls.from_indices(text, vision, torch.cat([text, vision]).argsort())
 
@@ -78,8 +78,10 @@ def routed_experts(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The weighted sum of each token's experts, (T, H) to (T, H); adapted experts by this module,
-    others by the implementation that is set for them."""
+    """The weighted sum of each token's experts, (T, H) to (T, H).
+
+    Computed here if the experts are adapted, else by the implementation that is set for them.
+    """
     loras = expert_loras(experts)
     if not loras:
         return experts(tokens, top_k_index, top_k_weights)
@@ -102,30 +104,30 @@ def sorted_experts(
 
     Each token is copied to its k experts ("dispatch"), and the copies are sorted by expert. The
     routing weight is applied inside the MLP, where rows are narrowest, so that the MLP's output
-    need not be saved for the weight's gradient.
+    need not be saved for the gradient of the routing weight.
     """
     count, k = top_k_index.shape
-    # Copy i of token t has index t·k + i; int16 has few digits for a radix sort.
+    # Copy i of token t has index t·k + i. int16 makes the radix sort faster.
     expert_of_row, order = top_k_index.flatten().to(torch.int16).sort(stable=True)  # (T·k,) each
-    # histc, because bincount waits for the device.
-    kind = torch.float if hidden_states.device.type == "cpu" else torch.int
-    load = torch.histc(  # (E,): rows of each expert
-        expert_of_row.to(kind), bins=module.num_experts, max=module.num_experts - 1
+    # histc, because bincount syncs with the device.
+    dtype = torch.float if hidden_states.device.type == "cpu" else torch.int
+    tokens_per_expert = torch.histc(  # (E,)
+        expert_of_row.to(dtype), bins=module.num_experts, max=module.num_experts - 1
     )
-    ends = load.cumsum(0, dtype=torch.int32)  # (E,): where each expert's rows end
+    offsets = tokens_per_expert.cumsum(0, dtype=torch.int32)  # (E,): where each expert's rows end
     rows = torch.arange(count * k, device=order.device)
     inverse = torch.empty_like(order).index_copy_(0, order, rows)  # (T·k,): copy to row
 
     def project(name: str, rows: torch.Tensor) -> torch.Tensor:
         """(T·k, in) to (T·k, out), each row by its expert's matrix, plus the adapter's."""
         weight = getattr(module, name)  # (E, out, in)
-        out = grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+        out = grouped_mm(rows, weight.transpose(1, 2), offs=offsets)
         if loras is None or name not in loras:
             return out
         lora = loras[name]
         down, up = lora.in_dtype(weight.dtype)  # (E, in, r), (E, r, out)
-        inner = grouped_mm(rows, down, offs=ends) * lora.scaling  # (T·k, r)
-        return out + grouped_mm(inner, up, offs=ends)
+        inner = grouped_mm(rows, down, offs=offsets) * lora.scaling  # (T·k, r)
+        return out + grouped_mm(inner, up, offs=offsets)
 
     dispatched = _Dispatch.apply(hidden_states.to(module.gate_up_proj.dtype), order, inverse, k)
     row_weight = permute(top_k_weights.flatten(), order, inverse)  # (T·k,)
@@ -137,7 +139,7 @@ def sorted_experts(
 def permute(values: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     """`values[order]`, (R, …) to (R, …), for a permutation and its inverse.
 
-    The gradient is a gather by the inverse; an index's own gradient would be a scatter-add.
+    The gradient is a gather with the inverse; that of plain indexing would be a scatter-add.
     """
     return _Permute.apply(values, order, inverse)
 

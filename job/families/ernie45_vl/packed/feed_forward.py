@@ -1,4 +1,4 @@
-"""The MLP of a dense layer, and of the shared experts, which every token passes."""
+"""The MLP of dense layers and of shared experts, which all tokens pass through."""
 
 from typing import TYPE_CHECKING
 

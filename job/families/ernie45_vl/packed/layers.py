@@ -1,7 +1,7 @@
 """The vision block and the decoder layer over packed sequences.
 
-Subclasses of Transformers' own that `use_packed_layers` swaps in: the same submodules, called on
-(T, H) with the sequences' boundaries. Called without boundaries they behave as their parents.
+Subclasses of Transformers' layers that `use_packed_layers` swaps in: the same submodules, called on
+(T, H) with the sequences' boundaries. Without boundaries they behave like their parents.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -17,7 +17,7 @@ from job.families.ernie45_vl.packed.rope import (
     RotaryAngles,
     apply_rope,
     swap_halves,
-    swap_neighbours,
+    swap_neighbors,
 )
 from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, attention, gather
 from job.families.lora.linear import linear_in_parts, linear_together
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CosSin = tuple[torch.Tensor, torch.Tensor]
-"""What Transformers calls `position_embeddings`."""
+"""Cosines and sines, which Transformers calls `position_embeddings`."""
 
 
 class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
@@ -37,21 +37,26 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         *args: object,
         sequences: PackedSequences | None = None,
         modalities: Modalities | None = None,
-        only: torch.Tensor | None = None,
+        output_indices: torch.Tensor | None = None,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None] | torch.Tensor:
         """(T, H) to (T, H), and the router logits (T, experts), None in a dense layer.
 
-        With `only`, indices (S,), every token is attended to, but the output is theirs alone,
-        (S, H), and `modalities` has to be theirs too.
+        With `output_indices` (S,), every token is attended to, but the output is computed for those
+        tokens only, (S, H), and `modalities` has to cover only them too.
         """
         if sequences is None or modalities is None:
             return super().forward(hidden_states, position_embeddings, *args, **kwargs)
         angles = cast(RotaryAngles, position_embeddings)
         out = self._attention(self.input_layernorm(hidden_states), angles, sequences)
-        if only is not None:
-            hidden_states, out = gather(hidden_states, only), gather(out, only)  # (S, ·) each
-        [attended] = linear_together((self.self_attn.o_proj,), out, input_saved=only is None)
+        if output_indices is not None:
+            hidden_states, out = (
+                gather(hidden_states, output_indices),
+                gather(out, output_indices),
+            )  # (S, ·) each
+        [attended] = linear_together(
+            (self.self_attn.o_proj,), out, input_saved=output_indices is None
+        )
         hidden = hidden_states + attended
         normed, logits = self.post_attention_layernorm(hidden), None
         if isinstance(self.mlp, native.Ernie4_5_VLMoeMoeBlock):
@@ -68,13 +73,13 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
     def _attention(
         self, hidden: torch.Tensor, angles: RotaryAngles, sequences: PackedSequences
     ) -> torch.Tensor:
-        """(T, H) to (T, heads · D), without the output projection."""
+        """(T, H) to (T, heads · D), before the output projection."""
         attn = self.self_attn
         query, key, value = (
             projected.unflatten(-1, (-1, attn.head_dim))  # (T, heads, D)
             for projected in linear_together((attn.q_proj, attn.k_proj, attn.v_proj), hidden)
         )
-        query, key = (apply_rope(each, angles, swap_neighbours) for each in (query, key))
+        query, key = (apply_rope(each, angles, swap_neighbors) for each in (query, key))
         return attention(query, key, value, sequences, causal=True, scale=attn.scaling).flatten(1)
 
 
@@ -87,7 +92,7 @@ class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):
         sequences: PackedSequences | None = None,
         **kwargs: object,
     ) -> torch.Tensor:
-        """(patches, H) to (patches, H), each image attending to itself."""
+        """(patches, H) to (patches, H); patches attend within their image."""
         if sequences is None or position_embeddings is None:
             return super().forward(
                 hidden_states, *args, position_embeddings=position_embeddings, **kwargs

@@ -1,6 +1,6 @@
-"""The training step over a packed batch, as a subclass of Transformers' model.
+"""The forward pass over a packed batch, as a subclass of Transformers' model.
 
-T tokens in all rows, S of them supervised, H the hidden size.
+T tokens in all rows, S of them supervised; H is the hidden size.
 """
 
 import functools
@@ -12,10 +12,10 @@ from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as nati
 
 from job.families.batches import PackedBatch, PatchInputs
 from job.families.class_swap import swap_class
-from job.families.ernie45_vl.image_processing import normalised
+from job.families.ernie45_vl.image_processing import normalized
 from job.families.ernie45_vl.packed.experts import Modalities
 from job.families.ernie45_vl.packed.layers import use_packed_layers
-from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_halves, swap_neighbours
+from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_halves, swap_neighbors
 from job.families.ernie45_vl.packed.varlen_attention import (
     PackedSequences,
     gather,
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class _LayerTokens(TypedDict, total=False):
-    """The tokens whose output a decoder layer computes."""
+    """Arguments of a decoder layer: for which tokens it computes the output."""
 
     modalities: Modalities
-    only: torch.Tensor
+    output_indices: torch.Tensor
 
 
 class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
-    """Takes the batches of `packed.batch.pack`; with any other batch it is its parent."""
+    """Accepts batches of `packed.batch.pack`; for other batches it behaves like its parent."""
 
     varlen: bool
     """Whether attention may use the variable-length kernel."""
@@ -53,7 +53,7 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         loss = supervised_loss(hidden, targets, self.lm_head)
         aux = None
         if self.config.text_config.output_router_logits:
-            # Without a mask it would wait for the device.
+            # Without a mask, the function would sync with the device.
             mask = torch.ones(batch["input_ids"].shape, device=hidden.device)  # (1, T)
             aux = native.load_balancing_loss_func(
                 router_logits, self.num_experts, self.num_experts_per_tok, mask
@@ -62,19 +62,19 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         return native.MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux)
 
     def _hidden_states(self, batch: PackedBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """The final hidden states of the supervised tokens (S, H), and the router logits
-        (T, experts) of each sparse layer."""
+        """The final hidden states (S, H) of the supervised tokens, and each sparse layer's router
+        logits (T, experts)."""
         text = self.model.language_model
         hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
         if "pixels" in batch:
             images = self._image_embeddings(batch).to(hidden.dtype)  # (image tokens, H)
             hidden = hidden.index_copy(0, batch["image_token_indices"], images)
         elif isinstance(self.model.vision_tower.blocks[0], FSDPModule):
-            # Sharded weights are gathered by a collective, so every rank has to run the tower.
+            # Gathering sharded weights is a collective, so every rank has to run the tower.
             blank = self._blank_patches(hidden.device)
             hidden = hidden + 0 * self._image_embeddings(blank).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D) each
-        angles = RotaryAngles.of(cos[0], sin[0], swap_neighbours)
+        angles = RotaryAngles.of(cos[0], sin[0], swap_neighbors)
         rows = self._sequences(batch, "row")
         tokens: _LayerTokens = {"modalities": _modalities(batch, "token")}
         router_logits = []
@@ -82,21 +82,21 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             if number == len(text.layers) and self._last_layer_skips_unsupervised(layer):
                 tokens = {
                     "modalities": _modalities(batch, "supervised"),
-                    "only": batch["supervised"],
+                    "output_indices": batch["supervised"],
                 }
             hidden, logits = layer(hidden, angles, sequences=rows, **tokens)
             if logits is not None:
                 router_logits.append(logits)
-        if "only" not in tokens:
+        if "output_indices" not in tokens:
             hidden = gather(hidden, batch["supervised"])  # (S, H)
         return text.norm(hidden), tuple(router_logits)
 
     def _last_layer_skips_unsupervised(self, last: native.Ernie4_5_VLMoeDecoderLayer) -> bool:
-        """Whether the last layer computes only the supervised tokens' output, as no other is read.
+        """Whether the last layer computes only supervised tokens, because no other output is used.
 
-        Not if the auxiliary loss counts its router logits of all tokens, nor if its vision experts
-        are trained: image tokens are never supervised, so their gradient would be None instead of
-        zero, which optimizers treat differently.
+        Not if the auxiliary loss needs the layer's router logits of all tokens. Nor if its vision
+        experts are trained: image tokens are never supervised, so the experts' gradient would be
+        None instead of zero, which optimizers treat differently.
         """
         if self.config.text_config.output_router_logits:
             return False
@@ -106,22 +106,22 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
     def _image_embeddings(self, batch: PatchInputs) -> torch.Tensor:
         """The vision tower and the resampler, which merges patches: (image tokens, H)."""
         tower, resampler = self.model.vision_tower, self.model.resampler_model
-        pixels = normalised(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
+        pixels = normalized(batch["pixels"], batch["pixel_mean"], batch["pixel_std"])
         hidden = tower.patch_embed(pixels)  # (patches, vision H)
         cos, sin = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])  # (patches, D) each
         angles = RotaryAngles.of(cos, sin, swap_halves)
         images = self._sequences(batch, "patch")
         for block in tower.blocks:
             hidden = block(hidden, position_embeddings=angles, sequences=images)
-        # Spatial merging: neighbouring patches are consecutive, and become one token.
+        # Spatial merging: merge² adjacent patches, which are consecutive, become one token.
         hidden = tower.ln(hidden).view(-1, resampler.spatial_dim)  # (image tokens, merge² · H)
         hidden = resampler.spatial_linear(hidden)
-        # Temporal merging joins two frames of a video; an image stands for both.
+        # Temporal merging joins two frames of a video; an image is used as both.
         hidden = resampler.temporal_linear(torch.cat([hidden, hidden], dim=-1))
         return resampler.after_norm(resampler.mlp(hidden))
 
     def _blank_patches(self, device: torch.device) -> PatchInputs:
-        """The patches of one image token."""
+        """The patches of a blank image of one token."""
         vision = self.config.vision_config
         side = vision.spatial_merge_size
         count, area = side**2, vision.in_channels * vision.patch_size**2
@@ -152,9 +152,9 @@ def _modalities(batch: PackedBatch, of: Literal["token", "supervised"]) -> Modal
 
 
 def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
-    """Makes one of Transformers' models accept packed batches too; its weights do not change.
+    """Makes a Transformers model accept packed batches too; its weights do not change.
 
-    `varlen` allows the variable-length attention kernel, where the device has it.
+    `varlen` allows the variable-length attention kernel, if the device supports it.
     """
     swap_class(model, PackedErnie)
     model.varlen = varlen and has_varlen_kernel(model.device)

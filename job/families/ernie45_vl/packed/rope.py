@@ -1,7 +1,7 @@
-"""Rotary embeddings as two products and a sum; the gradient is the inverse rotation.
+"""RoPE as two products and a sum; the gradient is the inverse rotation.
 
-Transformers concatenates rotated halves, which compiles to a kernel that decides for every element
-which half it is in; its gradient splits and adds them again.
+Transformers concatenates rotated halves, which compiles to a kernel that branches for every element
+on its half; the gradient splits and adds them again.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ SwapPairs = Callable[[torch.Tensor], torch.Tensor]
 
 
 class RotaryAngles(NamedTuple):
-    """The rotation of each of T tokens, for heads of D elements."""
+    """The rotation of each of T tokens, for heads of size D."""
 
     cos: torch.Tensor
     """(T, D): equal for both elements of a pair."""
@@ -25,7 +25,7 @@ class RotaryAngles(NamedTuple):
 
     @classmethod
     def of(cls, cos: torch.Tensor, sin: torch.Tensor, swap: SwapPairs) -> "RotaryAngles":
-        """From the model's own rotary embedding, (T, D) each."""
+        """From the output of the model's rotary embedding, (T, D) each."""
         index = torch.arange(sin.shape[-1], device=sin.device)  # (D,)
         return cls(cos=cos, sin=torch.where(swap(index) > index, -sin, sin))
 
@@ -35,13 +35,13 @@ def swap_halves(values: torch.Tensor) -> torch.Tensor:
     return values.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
 
 
-def swap_neighbours(values: torch.Tensor) -> torch.Tensor:
+def swap_neighbors(values: torch.Tensor) -> torch.Tensor:
     """(…, D): elements 2n and 2n + 1 pair, "interleaved" RoPE (language model)."""
     return values.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
 
 
 def apply_rope(values: torch.Tensor, angles: RotaryAngles, swap: SwapPairs) -> torch.Tensor:
-    """Queries or keys (T, heads, D), rotated; in fp32 inside, as in Transformers."""
+    """Rotates queries or keys (T, heads, D); computes in fp32, like Transformers."""
     rotated: torch.Tensor = _Rotation.apply(values, angles.cos, angles.sin, swap)
     return rotated
 

@@ -1,8 +1,8 @@
-"""The router: the experts of each token, with Transformers' result in less time on a GPU.
+"""The router, which selects each token's experts: Transformers' results, but faster on a GPU.
 
-A router multiplies bf16 tokens with fp32 weights, for which GPUs have no fast product. But an fp32
-number is the exact sum of three bf16 numbers, and three fast products accumulated in fp32 are as
-exact as the slow one.
+A router multiplies bf16 tokens by fp32 weights, for which GPUs have no fast matrix product. But an
+fp32 number is the exact sum of three bf16 numbers, and three fast products accumulated in fp32 are
+as accurate as the slow one.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft.tuners.lora import ParamWrapper
 
 PARTS = 3
-"""fp32 has 24 significant bits, bf16 has 8."""
+"""bf16 parts of an fp32 number: fp32 has 24 significant bits, bf16 has 8."""
 
 
 def route(
@@ -24,10 +24,10 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Router logits (T, experts), and weights and indices of the k chosen experts, (T, k) each.
 
-    Experts are chosen by probability plus a correction bias, the "auxiliary-loss-free" balancing;
-    their weights are the probabilities alone, normalised over the chosen.
+    Experts are chosen by probability plus a correction bias ("auxiliary-loss-free" load balancing);
+    their weights are the probabilities alone, normalized over the chosen experts.
 
-    If an adapter adapts the gate, PEFT's wrapper around it computes, which alone knows the adapter.
+    If the gate has an adapter, PEFT's wrapper computes it.
     """
     unwrapped = isinstance(gate, native.Ernie4_5_VLMoeMoeTopKRouter)
     if tokens.dtype != torch.bfloat16 or not unwrapped or gate.weight.requires_grad:
@@ -55,7 +55,7 @@ class _RouterProduct(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         grad_high, grad_low, _ = split_bf16(grad)  # (T, E) each
         weight_high, weight_low, _ = split_bf16(weight)  # (E, H) each
-        # The result is rounded to bf16: products of smaller parts would not show in it.
+        # The result is rounded to bf16, so products of smaller parts would not matter.
         left = torch.cat([grad_high, grad_high, grad_low], dim=1)  # (T, 3·E)
         right = torch.cat([weight_high, weight_low, weight_high])  # (3·E, H)
         return left @ right, None
@@ -73,7 +73,7 @@ def split_bf16(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @torch.library.custom_op("finetune_job::mm_fp32", mutates_args=())
 def mm_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(T, N) in fp32 of bf16 (T, H) and (H, N), never rounded to bf16 in between."""
+    """The product (T, N) in fp32 of bf16 (T, H) and (H, N), without rounding to bf16."""
     if left.device.type == "cuda":
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()

@@ -1,7 +1,7 @@
-"""SwiGLU inside routed experts, with each row scaled by its routing weight, and its gradient.
+"""SwiGLU of routed experts, with each row scaled by its routing weight.
 
-Autograd's gradient takes three passes over memory: one for each half, and one for the sum that is
-the routing weight's gradient. In compiled blocks on a GPU, one kernel does it in a single pass.
+Autograd's backward reads memory three times: for each half, and for the sum that is the gradient of
+the routing weight. In compiled blocks on a GPU, one kernel reads it once.
 """
 
 import functools
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def swiglu(gate_up: torch.Tensor, row_weight: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up · row_weight, (R, I), of gate and up side by side (R, 2·I) and (R,)."""
-    # The kernel needs the compiler that compiled blocks need anyway.
+    # Only in compiled blocks, because the Triton kernel needs a compiler too.
     if torch.compiler.is_compiling():
         return _SwiGlu.apply(gate_up, row_weight)
     return _forward(gate_up, row_weight)
@@ -79,7 +79,7 @@ def _backward_by_kernel(
 
 @functools.cache
 def _kernel() -> "JITFunction":
-    """Imported late: Triton is only installed with torch for GPUs."""
+    """Imported on first use: Triton is only installed with GPU builds of torch."""
     from job.families.ernie45_vl.packed import swiglu_kernel
 
     return swiglu_kernel.swiglu_backward

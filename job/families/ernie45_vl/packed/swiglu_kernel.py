@@ -1,4 +1,4 @@
-"""The gradient of SwiGLU as a Triton kernel, one program a row."""
+"""The backward of SwiGLU as a Triton kernel, one program per row."""
 
 import triton
 import triton.language as tl
@@ -14,7 +14,10 @@ def swiglu_backward(
     width,
     BLOCK: tl.constexpr,  # noqa: N803 - Triton's convention
 ):
-    """From rows of `grad` (R, width), `gate_up` (R, 2·width) and `row_weight` (R,)."""
+    """Writes `gate_up_grad` (R, 2·width) and `weight_grad` (R,).
+
+    Reads `grad` (R, width), `gate_up` (R, 2·width) and `row_weight` (R,).
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width

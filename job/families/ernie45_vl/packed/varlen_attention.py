@@ -1,4 +1,4 @@
-"""Attention over packed sequences of unequal length ("varlen"), each attending to itself only."""
+"""Attention over packed sequences of unequal length ("varlen"): tokens attend within their own."""
 
 import inspect
 from typing import Any, NamedTuple, Protocol
@@ -10,12 +10,12 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from job.families.autograd import Context
 
 _varlen_attn: Any = varlen_attn
-# Torch 2.11 accepts fewer key heads than query heads silently; later versions need an argument.
+# Torch 2.11 accepts fewer key heads than query heads by default; later versions need an argument.
 _GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 class PackedSequences(NamedTuple):
-    """How N packed sequences of T tokens in all lie in a padded (N, L) grid, L the longest."""
+    """The layout of N packed sequences of T tokens in total, and in a padded grid (N, L)."""
 
     indices: torch.Tensor
     """(T,): each token's index in the flattened grid, ascending."""
@@ -28,7 +28,7 @@ class PackedSequences(NamedTuple):
 
     @classmethod
     def of(cls, lengths: list[int]) -> "PackedSequences":
-        """From the sequences' lengths, on the host."""
+        """From the sequences' lengths; tensors are on the CPU."""
         counts = torch.tensor(lengths)
         mask = torch.arange(max(lengths)) < counts[:, None]
         cu_seqlens = pad(counts.cumsum(0), (1, 0)).int()
@@ -41,7 +41,7 @@ class PackedSequences(NamedTuple):
             grid = packed
         else:
             grid = packed.new_zeros(count * longest, *packed.shape[1:])
-            grid.index_copy_(0, self.indices, packed)  # in place: else the zeros would be copied
+            grid.index_copy_(0, self.indices, packed)  # in place, to avoid a copy of the zeros
         return grid.unflatten(0, (count, longest)).transpose(1, 2)
 
     def unpad(self, grid: torch.Tensor) -> torch.Tensor:
@@ -61,14 +61,13 @@ def attention(
 ) -> torch.Tensor:
     """Attention within each sequence, (T, H, D); keys and values may have fewer heads (GQA).
 
-    In bf16 or fp16 on an NVIDIA GPU by PyTorch's variable-length kernel, else in a padded grid.
-    Padding follows the tokens of its row, where causal attention never looks; without causality it
-    is masked.
+    Uses PyTorch's varlen kernel for bf16 or fp16 if `sequences.varlen`, else a padded grid.
+    Causal attention needs no mask for right padding; other attention masks it.
     """
     if sequences.varlen and query.dtype in (torch.bfloat16, torch.float16):
         longest = sequences.mask.shape[1]
-        # A window as wide as the longest sequence is no window. It keeps later versions of torch
-        # from the cuDNN kernel, which builds the plan of its backward pass anew at every call.
+        # A window as wide as the longest sequence has no effect, except that later torch versions
+        # avoid the cuDNN kernel, which rebuilds the plan of its backward pass at every call.
         window = (-1, 0) if causal else (longest, longest)
         return _varlen_attn(
             query,
@@ -97,7 +96,7 @@ def attention(
 
 
 def has_varlen_kernel(device: torch.device) -> bool:
-    """Whether the device runs PyTorch's variable-length kernel.
+    """Whether the device supports PyTorch's variable-length kernel.
 
     FlashAttention needs Ampere or later; ROCm is untested.
     """
@@ -109,7 +108,7 @@ def has_varlen_kernel(device: torch.device) -> bool:
 def gather(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """`values[indices]`, (R, …) to (S, …), for distinct indices.
 
-    So its gradient is a copy; an index's own gradient would be a scatter-add, on a GPU by atomics.
+    The gradient is a copy; that of plain indexing would be a scatter-add, with atomics on a GPU.
     """
     return _Gather.apply(values, indices)
 

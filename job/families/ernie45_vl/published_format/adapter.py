@@ -1,6 +1,6 @@
-"""Renames an adapter's tensors for vLLM, which looks them up by the published names.
+"""Renames an adapter's tensors for vLLM, which expects the published names.
 
-It accepts an adapter with the names of Transformers' classes, answers "Success", and ignores it.
+An adapter with the names of Transformers' classes loads without an error, but has no effect.
 """
 
 import json
@@ -12,7 +12,7 @@ _PREFIX = "base_model.model."
 
 
 def write(adapter: Path, directory: Path) -> None:
-    """Copies a stored PEFT adapter of language attention with renamed tensors."""
+    """Copies a stored PEFT adapter of language attention, renaming its tensors."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(adapter / "adapter_model.safetensors")

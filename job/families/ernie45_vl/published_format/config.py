@@ -1,6 +1,6 @@
-"""Converts `config.json` between the flat, published form and Transformers' nested one.
+"""Converts `config.json` between the flat, published format and Transformers' nested one.
 
-Field by field as the published configuration code and Transformers' converter do
+Fields are mapped as in the published configuration code and in Transformers' converter
 (https://github.com/huggingface/transformers, `convert_ernie4_5_vl_moe_to_hf.py`).
 """
 
@@ -11,9 +11,9 @@ ARCHITECTURE = "Ernie4_5_VLMoeForConditionalGeneration"
 NATIVE_MODEL_TYPE = "ernie4_5_vl_moe"
 
 MROPE_SECTION = [22, 22, 20]
-"""The published checkpoints', and Transformers' default."""
+"""The value of the published checkpoints, and Transformers' default."""
 
-# Same name and meaning in `text_config` and in the flat form.
+# Same name and meaning in `text_config` and in the flat config.
 _TEXT = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
@@ -32,7 +32,7 @@ _VISION = (
 
 
 def to_flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The flat form of a nested config; the caller adds `dtype` and `auto_map`."""
+    """Flattens a nested config; the caller adds `dtype` and `auto_map`."""
     text, vision = config["text_config"], config["vision_config"]
     rope = text["rope_parameters"]
     section = list(rope.get("mrope_section", MROPE_SECTION))
@@ -70,7 +70,7 @@ def to_flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """The nested form of a flat config.
+    """Nests a flat config.
 
     Raises KeyError or ValueError for a field that is missing, or that Transformers' classes
     cannot express.
@@ -96,7 +96,7 @@ def to_nested(flat: dict[str, Any]) -> dict[str, Any]:
             "model_type": "ernie4_5_vl_moe_text",
             **{key: flat[key] for key in _TEXT if flat.get(key) is not None},
             "moe_num_shared_experts": flat.get("moe_num_shared_experts") or 0,
-            "use_cache": True,  # published as false, left from a training run
+            "use_cache": True,  # false in published checkpoints, a leftover of training
             "tie_word_embeddings": flat.get("tie_word_embeddings", True),
             "moe_num_experts": experts[0],
             "mlp_layer_types": [

@@ -1,4 +1,4 @@
-"""Tokenizer, image settings and chat template in the published layout."""
+"""Reads and writes tokenizer, image settings and chat template in the published layout."""
 
 import json
 import re
@@ -18,8 +18,8 @@ AUTO_MAP = {
 }
 _MODULES = ("configuration_ernie45_vl.py", "processing_ernie45_vl.py")
 
-# An image's placeholder in the chat template, as published and in Transformers. Servers replace
-# the first by the second, repeated for each of the image's tokens.
+# Placeholders in the chat template: the published one, and Transformers'. Servers replace the first
+# by the second, once per token of the image.
 PLACEHOLDERS = (
     ("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>"),
     ("<|video@placeholder|>", "<|VIDEO_PLACEHOLDER|>"),
@@ -90,11 +90,11 @@ def _read_json(uri: str, directory: Path, name: str) -> dict[str, Any]:
 
 
 def write(processor: "Ernie4_5_VLMoeProcessor", directory: Path) -> None:
-    """Writes everything of a checkpoint except the weights and the model's configuration."""
+    """Writes all files of a checkpoint except the weights and `config.json`."""
     processor.tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    # The other layout's class, and where this process loaded its tokenizer from.
+    # The class of the other layout, and how this process loaded its tokenizer.
     for key in ("processor_class", "is_local", "local_files_only"):
         config.pop(key, None)
     _write_json(path, config)

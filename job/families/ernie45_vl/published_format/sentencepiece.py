@@ -1,7 +1,7 @@
-"""Converts a sentencepiece BPE model to a fast tokenizer, token for token.
+"""Converts a sentencepiece BPE model to a fast tokenizer that gives the same tokens.
 
-Transformers has a converter too, but it needs protobuf, which nothing else of the job does, and it
-makes special tokens of digits, which this model defines as whole pieces.
+Transformers has a converter too, but it needs protobuf, which nothing else here does, and it turns
+digits, which this model has as user-defined pieces, into special tokens.
 The file format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
 """
 
@@ -49,7 +49,7 @@ def convert(path: Path) -> "Tokenizer":
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    # Whole pieces such as digits are not special.
+    # User-defined pieces such as digits are not special.
     backend.add_tokens(
         [AddedToken(text, normalized=False, special=is_control_token(text)) for text in whole]
     )

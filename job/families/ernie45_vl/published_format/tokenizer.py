@@ -1,7 +1,7 @@
-"""The published tokenizer as a fast one, without its remote code.
+"""Loads the published tokenizer as a fast one, without remote code.
 
-Published checkpoints have a sentencepiece BPE model, `tokenizer.model`; those that this project
-writes have a `tokenizer.json`.
+Published checkpoints have a sentencepiece BPE model, `tokenizer.model`; checkpoints written by this
+project have `tokenizer.json`.
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-# The attributes by which Transformers' processor finds them in its tokenizer.
+# Tokenizer attributes in which Transformers' processor looks these tokens up.
 ROLES = {
     "image_token": "<|IMAGE_PLACEHOLDER|>",
     "image_start_token": "<|IMAGE_START|>",
@@ -79,7 +79,7 @@ def read(uri: str, directory: Path, config: dict[str, Any]) -> "PreTrainedTokeni
 
 
 def control_tokens(directory: Path) -> frozenset[str]:
-    """The control tokens of the tokenizer in `directory`, in either form, without loading it.
+    """The control tokens of the tokenizer in `directory`, in either format, without loading it.
 
     Raises InputError if it cannot be read.
     """
@@ -94,7 +94,7 @@ def control_tokens(directory: Path) -> frozenset[str]:
 
 
 def _without_special_text(backend: "Tokenizer") -> "Tokenizer":
-    """The tokenizer with digits and the like as text, if a conversion made them special."""
+    """Makes digits and the like ordinary text again, if a converter made them special tokens."""
     settings = json.loads(backend.to_str())
     special = [token for token in settings["added_tokens"] if token["special"]]
     wrong = [token for token in special if not is_control_token(token["content"])]

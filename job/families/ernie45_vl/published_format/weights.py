@@ -1,7 +1,7 @@
 """Converts the names and shapes of Transformers' weights to the published ones.
 
 The inverse of Transformers' conversion mapping for `ernie4_5_vl_moe`, tensor by tensor, so that
-writing a model needs no second copy of it in memory. A test holds both equal.
+writing a model needs no second copy of it in memory. A test compares the two.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from job.families import weight_files
-from job.families.weight_files import Named
+from job.families.weight_files import NamedTensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +27,7 @@ _RENAMED = (
 _ROUTED = re.compile(r"^model\.language_model\.(layers\.\d+\.mlp)\.(text|vision)_moe\.(.+)$")
 
 
-def published(tensors: Iterable[Named]) -> Iterator[Named]:
+def published(tensors: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
     """The tensors with their published names and shapes, contiguous, a few at a time.
 
     Routed experts are split, text experts first; gates are transposed; a layer's two correction
@@ -62,7 +62,7 @@ def require_complete(uri: str, directory: Path, meta_model: "PreTrainedModel") -
     which puts the vision tower under `model.`; and the parameter names of Transformers' classes.
     """
     stored = weight_files.shapes(uri, directory)
-    parameters: list[Named] = list(meta_model.named_parameters())
+    parameters: list[NamedTensor] = list(meta_model.named_parameters())
     if not any(name.startswith("model.language_model.") for name in stored):
         parameters = list(published(parameters))
         if any(name.startswith("model.vision_model.") for name in stored):
@@ -84,8 +84,8 @@ def rename(name: str) -> str:
     return name
 
 
-def _experts(mlp: str, modality: str, part: str, tensor: torch.Tensor) -> Iterator[Named]:
-    """Each expert of (E, out, in) under its number; vision experts follow the text experts."""
+def _experts(mlp: str, modality: str, part: str, tensor: torch.Tensor) -> Iterator[NamedTensor]:
+    """Splits (E, out, in) into experts, by number; vision experts follow the text experts."""
     first = tensor.shape[0] if modality == "vision" else 0
     for number, expert in enumerate(tensor, start=first):
         if part == "experts.down_proj":  # (hidden, intermediate)

@@ -1,5 +1,5 @@
-"""The modules that vLLM runs beside the weights; they are copied into the exported folder.
+"""Modules that are copied into the exported folder, from which vLLM loads them as remote code.
 
-They replace the published remote code: importing them downloads nothing, and images are cut into
-patches by the same Transformers processor as in training. They may not import this project.
+They replace the published remote code: importing them downloads nothing, and the same Transformers
+processor as in training cuts images into patches. They must not import this project.
 """

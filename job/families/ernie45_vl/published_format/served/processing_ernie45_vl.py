@@ -1,6 +1,6 @@
 """The processor of ERNIE-4.5-VL with the keys that vLLM reads: `images` and `grid_thw`.
 
-Transformers' own processor resizes images and cuts them into patches; vLLM rescales and normalises
+Transformers' own processor resizes images and cuts them into patches; vLLM rescales and normalizes
 them.
 """
 
