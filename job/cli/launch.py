@@ -7,7 +7,7 @@ from job import __version__, log
 from job.distributed import coordinator
 from job.distributed.world import World
 from job.errors import UsageError
-from job.spec.answer_kinds import MEASURED
+from job.spec.answer_kinds import ALL_METRICS
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
@@ -42,7 +42,7 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     with coordinator.ending_workers(together):
         record = runner.run(loaded, command, together)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
-    names = [name for name in after if name in MEASURED]  # others count rows
+    names = [name for name in after if name in ALL_METRICS]  # others count rows
     log.metrics({name: (before.get(name), after[name]) for name in names})
     log.info("done", output=loaded.spec.output.uri)
 

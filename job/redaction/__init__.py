@@ -20,8 +20,8 @@ from job.redaction.kinds import (
     KNOWN_FORM,
     MARKS,
     is_secret,
+    is_secret_in_spec,
     is_secret_name,
-    is_secret_where_read,
     may_hold_known_form,
 )
 from job.redaction.terminal import CONTROL, json_text, map_texts, printable
@@ -36,8 +36,8 @@ __all__ = [
     "holds_secret",
     "install",
     "is_secret",
+    "is_secret_in_spec",
     "is_secret_name",
-    "is_secret_where_read",
     "known",
     "print_traceback",
     "printable",
@@ -81,7 +81,7 @@ def add_secrets_of(uri: str) -> None:
 
 def holds_secret(name: str, value: str) -> bool:
     """Whether the value that a spec reads from a variable is a secret, or a URI with one."""
-    return is_secret_where_read(name, value) or next(urls.secrets(value), None) is not None
+    return is_secret_in_spec(name, value) or next(urls.secrets(value), None) is not None
 
 
 def known() -> dict[str, str]:

@@ -125,7 +125,7 @@ def is_secret(name: str, value: str) -> bool:
     return not _IDENTIFIER.search(_CAMEL.sub("_", name).upper()) and looks_random(value)
 
 
-def is_secret_where_read(name: str, value: str) -> bool:
+def is_secret_in_spec(name: str, value: str) -> bool:
     """Whether the value that a spec reads from a variable is a secret.
 
     It is, unless the variable's name is known to be harmless, or the value is a number, a path or a
