@@ -75,4 +75,4 @@ class EagerUploads:
             self._started.append(relative)
             self._writer.upload(path, relative)
         self._digests[relative] = digest
-        log.debug("uploaded early", file=relative, size=log.amount(path.stat().st_size))
+        log.debug("uploaded early", file=relative, size=log.byte_count(path.stat().st_size))

@@ -128,7 +128,7 @@ class StageStore:
         self._unfinished.announce(name, digests)
         self._writer.upload_tree(folder, without=uploaded)
         for file in files:
-            log.debug("stored", file=file.path, size=log.amount(file.size))
+            log.debug("stored", file=file.path, size=log.byte_count(file.size))
         record = StageRecord(
             name=name,
             fingerprint=fingerprint,

@@ -100,6 +100,6 @@ def main() -> NoReturn:
     except typer.TyperException as error:
         code = termination.report_usage(error)
     except (ReportedError, Exception) as error:  # noqa: BLE001 - tracebacks only with --debug
-        signals.work_ended()
-        code = termination.report(reported(signals.end_of(error)))
-    termination.leave(code)
+        signals.mark_work_ended()
+        code = termination.report(reported(signals.cause_of(error)))
+    termination.exit_with(code)

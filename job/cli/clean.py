@@ -46,8 +46,8 @@ def _report(found: Leftover) -> None:
             "found",
             kind=found.kind,
             folder=found.path,
-            size=log.amount(found.bytes),
-            age=log.span(found.age_seconds),
+            size=log.byte_count(found.bytes),
+            age=log.seconds(found.age_seconds),
             state=found.state,
             of=found.of or None,
         )
@@ -62,4 +62,4 @@ def _age(seconds: float) -> str:
 
 
 def _total(found: Sequence[Leftover]) -> log.Quantity:
-    return log.amount(sum(each.bytes for each in found))
+    return log.byte_count(sum(each.bytes for each in found))

@@ -184,7 +184,7 @@ class Coordinator:
         if failure.exit_code == STOPPED:
             self.wait_for_end()  # rank 0 may still be storing the checkpoint
         time.sleep(2 * LOST_SECONDS)
-        signals.give_up(failure)
+        signals.abandon(failure)
 
     def connection_lost(self, error: BaseException) -> PeerLost:
         """The error for a broken connection, with the ranks that have been silent since."""
@@ -215,8 +215,8 @@ class Coordinator:
                 if self._closed.is_set():
                     return
                 if signals.received() is not None:
-                    signals.leave(STOPPED)
-                signals.give_up(_peer_lost([0], str(error)))
+                    signals.exit_now(STOPPED)
+                signals.abandon(_peer_lost([0], str(error)))
 
     def _read_heartbeats(self) -> None:
         now = time.monotonic()
@@ -233,9 +233,9 @@ class Coordinator:
 
     def _check_workers(self) -> None:
         if self._has(ERROR):
-            signals.give_up(_from_json(self._get(ERROR, dict)))
+            signals.abandon(_from_json(self._get(ERROR, dict)))
         if silent := self._silent_ranks(LOST_SECONDS):
-            signals.give_up(_peer_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))
+            signals.abandon(_peer_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))
 
     def _check_rank_zero(self) -> None:
         if self._has(END):
@@ -243,9 +243,9 @@ class Coordinator:
             self._store.add("left", 1)
             if code != OK:  # torchrun blames the first process to exit, and stops the others
                 time.sleep(HEARTBEAT_SECONDS)
-            signals.leave(code)
+            signals.exit_now(code)
         if self._silent_ranks(LOST_SECONDS):
-            signals.give_up(_peer_lost([0], f"silent for {log.duration(LOST_SECONDS)}"))
+            signals.abandon(_peer_lost([0], f"silent for {log.duration(LOST_SECONDS)}"))
 
 
 @contextmanager
@@ -256,7 +256,7 @@ def ending_workers(coordinator: Coordinator | None) -> Iterator[None]:
         return
     code = OK
     # The run's own last words come before these.
-    with signals.on_give_up(lambda error: coordinator.finish(error.exit_code)):
+    with signals.on_abandon(lambda error: coordinator.finish(error.exit_code)):
         try:
             yield
         except BaseException as error:

@@ -151,7 +151,7 @@ def _fill(request: _Request) -> dict[str, FileRecord]:
         if missing:
             _require_room(request, missing)
             folder.mkdir(parents=True, exist_ok=True)
-            size = log.amount(sum(file.size for file in missing))
+            size = log.byte_count(sum(file.size for file in missing))
             log.info("download", uri=request.source, size=size)
         journaling = threading.Lock()
 
@@ -223,7 +223,7 @@ def _verify(
             to_hash.append((file, digest))
     size = sum(file.size for file, _ in to_hash)
     if size > _LOGGED_FROM:
-        log.info("hashing cached files to compare their digests", size=log.amount(size))
+        log.info("hashing cached files to compare their digests", size=log.byte_count(size))
 
     def check(file: ExpectedFile, digest: str) -> FileRecord | None:
         path = folder / file.path

@@ -137,12 +137,12 @@ def make_room(cache: Path, limit: int, more: int = 0, *, keep: Path | None = Non
             continue
         if removed:
             total -= entry.bytes
-            log.info("removed from the cache", entry=entry.path, size=log.amount(entry.bytes))
+            log.info("removed from the cache", entry=entry.path, size=log.byte_count(entry.bytes))
     if total > limit:
         log.warn(
             "the cache is larger than runtime.cache_limit: the remaining entries are in use",
-            size=log.amount(total),
-            limit=log.amount(limit),
+            size=log.byte_count(total),
+            limit=log.byte_count(limit),
         )
 
 

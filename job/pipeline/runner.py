@@ -43,15 +43,15 @@ def run(
     With several processes this is rank 0, which leads the others through `coordinator`.
     """
     pipeline = Pipeline(loaded, command, coordinator)
-    with pipeline.work, signals.on_give_up(pipeline.fail):
+    with pipeline.work, signals.on_abandon(pipeline.fail):
         try:
             pipeline.start()
             for stage in COMMANDS[command]:
                 pipeline.run_stage(stage)
             pipeline.finish()
         except BaseException as error:  # noqa: BLE001 - raised again, as what ended the run
-            signals.work_ended()
-            cause = signals.end_of(error)
+            signals.mark_work_ended()
+            cause = signals.cause_of(error)
             pipeline.fail(cause)
             raise cause from cause.__cause__
     return pipeline.record
@@ -163,7 +163,7 @@ class Pipeline:
             return
         seconds = time.monotonic() - clock
         record = store.publish(stage, fingerprint, started, seconds, summary)
-        log.info(f"{stage}: done", took=log.span(seconds))
+        log.info(f"{stage}: done", took=log.seconds(seconds))
         self._add_event(stage, "done", seconds=record.seconds)
         self._add_stage(record, seconds)
 

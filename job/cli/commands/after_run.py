@@ -47,7 +47,7 @@ def verify(output: FinishedRun) -> None:
         "the run is intact",
         files=verified.files,
         checkpoints=verified.checkpoints,
-        read=log.amount(verified.bytes),
+        read=log.byte_count(verified.bytes),
     )
 
 

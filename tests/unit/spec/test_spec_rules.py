@@ -472,8 +472,8 @@ REFUSED += [
         (
             ("output.uri=out", f"runtime.{key}=out/{folder}"),
             f"runtime.{key}",
-            f"must not be in {folder.partition('/')[0]}/ of the output, whose files the run "
-            "checks and removes",
+            f"must not be in the output's {folder.partition('/')[0]}/: the run checks and removes "
+            "files there",
             "write a folder outside of the output",
         )
         for key, folder in (("workdir", "merged/work"), ("cache_dir", "data"))

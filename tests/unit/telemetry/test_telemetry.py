@@ -319,10 +319,10 @@ def test_a_line_for_machines_has_its_stage_and_numbers(capsys: pytest.CaptureFix
     with log.stage("train"):
         log.info(
             "train",
-            step=log.of(3, 40),
+            step=log.fraction(3, 40),
             loss=math.nan,
-            memory=log.amount(2**30),
-            left=log.span(200.0),
+            memory=log.byte_count(2**30),
+            left=log.seconds(200.0),
         )
     log.info("done")
     first, last = (json.loads(line) for line in capsys.readouterr().err.splitlines())
@@ -341,5 +341,7 @@ def test_a_line_for_machines_has_its_stage_and_numbers(capsys: pytest.CaptureFix
 
 def test_the_same_line_for_people_has_units(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("text")
-    log.info("train", step=log.of(3, 40), memory=log.amount(2**30), left=log.span(200.0))
+    log.info(
+        "train", step=log.fraction(3, 40), memory=log.byte_count(2**30), left=log.seconds(200.0)
+    )
     assert 'train step=3/40 memory="1.0 GiB" left=3m20s' in capsys.readouterr().err
