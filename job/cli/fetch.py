@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from job import log, storage
-from job.artifacts.nesting import run_written_at
+from job.artifacts.nesting import run_containing
 from job.artifacts.output import SUCCESS, SUMS
 from job.errors import InputError
 from job.local import lock as locks
@@ -66,10 +66,10 @@ def fetch(uri: str, part: str, directory: Path) -> int:
 
 def _refuse_outputs(directory: Path) -> None:
     """Raises InputError if the folder belongs to the output of a run."""
-    if (run := run_written_at(str(directory.resolve()))) is not None:
+    if (run := run_containing(str(directory.resolve()))) is not None:
         raise InputError(
             "--to",
-            f"lies in the output of a run, {run}",
+            f"is inside the output of a run, {run}",
             value=directory,
             fix="name a folder outside of it",
         )

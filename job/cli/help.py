@@ -158,7 +158,7 @@ PANELS: Mapping[str, Sequence[str]] = {
     "After a run": ("infer", "fetch", "verify", "clean", "ask", "manifest"),
 }
 
-EVERYWHERE = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")
+GLOBAL_OPTIONS = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")
 """Global options, which may precede or follow the command."""
 
 
@@ -185,10 +185,10 @@ class Commands(TyperGroup):
         return [*ordered, *(name for name in self.commands if name not in ordered)]
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        return super().parse_args(ctx, hoisted(args))
+        return super().parse_args(ctx, with_global_options_first(args))
 
 
-def hoisted(arguments: Sequence[str]) -> list[str]:
+def with_global_options_first(arguments: Sequence[str]) -> list[str]:
     """The arguments with global options first, where their parser looks for them."""
     first: list[str] = []
     rest: list[str] = []
@@ -196,7 +196,7 @@ def hoisted(arguments: Sequence[str]) -> list[str]:
     for word in words:
         if word == "--":
             rest += [word, *words]
-        elif word.partition("=")[0] not in EVERYWHERE:
+        elif word.partition("=")[0] not in GLOBAL_OPTIONS:
             rest.append(word)
         elif word == "--log-format":
             first += [word, *(value for value in (next(words, None),) if value is not None)]

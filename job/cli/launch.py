@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
 
 
-def silence_all_but_the_first() -> None:
+def silence_other_ranks() -> None:
     """Silences other processes before the spec is read, so that its warnings appear once."""
     if not World.from_environment(os.environ).is_rank_zero:
         coordinator.silence_logs()
@@ -25,36 +25,36 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     Processes other than the first follow it and do not return. Raises UsageError if the number of
     processes contradicts the spec.
     """
-    here = World.from_environment(os.environ)
-    _require_processes(loaded.spec.runtime.distributed, here)
-    here.export(os.environ)
+    world = World.from_environment(os.environ)
+    _require_processes(loaded.spec.runtime.distributed, world)
+    world.export(os.environ)
     # Only now: torch reads its environment variables on import.
     from job.pipeline import runner, worker
     from job.storage.digests import fingerprint
 
-    together = None if here.is_single else coordinator.Coordinator(here)
-    if together is not None:
+    group = None if world.is_single else coordinator.Coordinator(world)
+    if group is not None:
         shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
         kind = loaded.spec.runtime.distributed
-        together.join(fingerprint(__version__, command, kind, shared))
-        if not here.is_rank_zero:
-            worker.run(loaded, command, together)
-    with coordinator.ending_workers(together):
-        record = runner.run(loaded, command, together)
+        group.join(fingerprint(__version__, command, kind, shared))
+        if not world.is_rank_zero:
+            worker.run(loaded, command, group)
+    with coordinator.ending_workers(group):
+        record = runner.run(loaded, command, group)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
     names = [name for name in after if name in ALL_METRICS]  # others count rows
     log.metrics({name: (before.get(name), after[name]) for name in names})
     log.info("done", output=loaded.spec.output.uri)
 
 
-def _require_processes(distributed: str, here: World) -> None:
-    if distributed == "none" and not here.is_single:
+def _require_processes(distributed: str, world: World) -> None:
+    if distributed == "none" and not world.is_single:
         raise UsageError(
             "$.runtime.distributed",
-            f"is none, but the job was started as one of {here.size} processes",
+            f"is none, but the job was started as one of {world.size} processes",
             fix="set it to auto, ddp or fsdp2, or start one process",
         )
-    if distributed in ("ddp", "fsdp2") and here.is_single:
+    if distributed in ("ddp", "fsdp2") and world.is_single:
         raise UsageError(
             "$.runtime.distributed",
             "needs several processes, but the job was started as one",

@@ -10,7 +10,7 @@ from job.doctor.subject import Subject
 from job.families import model_source
 from job.prep import discovery
 from job.storage import retry
-from job.storage.backends.hub import hub_forbidden_by, offline
+from job.storage.backends.hub import hub_offline_variable, offline
 from job.storage.connect import CONNECT_SECONDS
 
 TAIL = 4
@@ -93,7 +93,7 @@ def s3_identity() -> Check:
 def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
     """Whether the hub answers, and to whom. Its silence fails only if a URI needs it."""
     for uri in needed or ("hf://",):
-        if (variable := hub_forbidden_by(uri)) is not None:
+        if (variable := hub_offline_variable(uri)) is not None:
             yield (
                 failed("hub", offline(uri, variable))
                 if needed

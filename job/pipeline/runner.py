@@ -128,7 +128,7 @@ class Pipeline:
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
         self.record.error = [asdict(problem) for problem in reported(error).problems]
-        if (stage := self._status.now.stage) is not None:
+        if (stage := self._status.snapshot.stage) is not None:
             self._add_event(stage, "stopped" if preempted else "failed")
         if self._output.lease_held:
             self._store_failure(error)

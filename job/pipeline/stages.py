@@ -114,7 +114,7 @@ class Stages:
             load_base=run.models.base,
             release=run.models.release,
             bind_merged=run.bind,
-            on_shard_written=functools.partial(run.output.stages.upload_early, "export"),
+            on_shard_written=functools.partial(run.output.stages.upload_eagerly, "export"),
         )
         return export(context).to_json()
 

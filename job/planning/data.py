@@ -28,7 +28,7 @@ class RowCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataLook:
+class DataSurvey:
     """What could be learned of the data, and why the rest could not."""
 
     counts: RowCounts | None
@@ -61,7 +61,7 @@ def sample_rows(stages: RunContext, family: Family) -> tuple[Sample, ...]:
     return tuple(sample_source(staged[at], source, at, family, spec) for at, source in named)
 
 
-def data_facts(spec: JobSpec, look: DataLook) -> facts.Data:
+def data_facts(spec: JobSpec, look: DataSurvey) -> facts.Data:
     samples = look.samples or ()
     rows, per_epoch, held_out = _split(spec.data, look.counts)
     tokens = usable = None
@@ -127,7 +127,7 @@ def _warning(samples: Sequence[Sample]) -> str | None:
     )
 
 
-def prepared_bytes(spec: DataSpec, data: facts.Data, look: DataLook) -> int | None:
+def prepared_bytes(spec: DataSpec, data: facts.Data, look: DataSurvey) -> int | None:
     """The size of prepared rows, which hold the images as they came.
 
     Each source counts once, however it is mixed; of a streamed one only a part is on disk.

@@ -20,7 +20,7 @@ from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec
 from job.storage import retry
-from job.storage.backends.hub import hub_forbidden_by
+from job.storage.backends.hub import hub_offline_variable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,7 +51,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     devices = planned_devices(options.accelerator, spec)
     job = RunContext(options.loaded, "plan")
     with retry.at_most(1):
-        look = _look_at_data(job)
+        look = _survey_data(job)
         # A laptop need not have keys to the output; stages' fingerprints need the data too.
         stages, no_stages = _try(lambda: dict(_stages(job)), InputError)
     family, skeleton = families.architecture(spec.model)
@@ -85,18 +85,18 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     )
 
 
-def _look_at_data(job: RunContext) -> data.DataLook:
+def _survey_data(job: RunContext) -> data.DataSurvey:
     """Counts and samples the data, as far as storage and the hub can be reached."""
     uri = job.spec.model.model_name_or_path
     # A model known by its name can be planned for even if the hub is forbidden.
-    forbidden = hub_forbidden_by(uri) is not None and families.is_known(uri)
+    forbidden = hub_offline_variable(uri) is not None and families.is_known(uri)
     family, no_family = _try(lambda: _family(job), *((InputError,) if forbidden else ()))
     counts, no_counts = _try(lambda: data.count_rows(job), InputError)
     samples, no_samples = None, no_family or no_counts
     if family is not None and counts is not None:
         samples, no_samples = _try(lambda: data.sample_rows(job, family), InputError)
     lost = [error for error in (no_counts, no_samples) if error is not no_family]
-    return data.DataLook(
+    return data.DataSurvey(
         counts=counts,
         samples=samples,
         unknown=no_counts or no_samples,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from job import log
-from job.local.eviction import MADE, PARTIAL, discard
+from job.local.eviction import PARTIAL, PREPARED_RECORD, discard
 from job.storage.digests import digest_tree
 
 MAX_ENTRIES = 4
@@ -31,12 +31,12 @@ def restore(cache: Path, identity: str, directory: Path) -> dict[str, int] | Non
     """
     entry = cache / identity[:32]
     try:
-        record = json.loads((entry / MADE).read_text(encoding="utf-8"))
+        record = json.loads((entry / PREPARED_RECORD).read_text(encoding="utf-8"))
         files, rows = record["files"], {str(key): int(n) for key, n in record["rows"].items()}
         _link(entry / _FILES, directory)
         if [[file.path, file.sha256] for file in digest_tree(directory)] == files:
             with suppress(OSError):  # a read-only cache can still be used
-                (entry / MADE).touch()
+                (entry / PREPARED_RECORD).touch()
             return rows
         damage = "its files have changed"
     except FileNotFoundError as error:
@@ -61,7 +61,9 @@ def store(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> 
     try:
         _link(directory, partial / _FILES)
         files = [[file.path, file.sha256] for file in digest_tree(partial / _FILES)]
-        (partial / MADE).write_text(json.dumps({"rows": rows, "files": files}), encoding="utf-8")
+        (partial / PREPARED_RECORD).write_text(
+            json.dumps({"rows": rows, "files": files}), encoding="utf-8"
+        )
         try:
             partial.rename(entry)
         except OSError:
@@ -77,7 +79,7 @@ def store(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> 
 
 def _evict_oldest(cache: Path) -> None:
     records = []
-    for record in cache.glob(f"[!.]*/{MADE}"):
+    for record in cache.glob(f"[!.]*/{PREPARED_RECORD}"):
         with suppress(FileNotFoundError):  # another run evicts too
             records.append((record.stat().st_mtime, record))
     for _, record in sorted(records)[:-MAX_ENTRIES]:

@@ -61,7 +61,7 @@ class SourceTask:
         index = "" if self.source_index is None else f"{self.source_index:04d}-"
         return self.directory / f"{split}-{index}{number:05d}.{suffix}"
 
-    def note_path(self, number: int) -> Path:
+    def result_path(self, number: int) -> Path:
         return self.path(self.split, number, "json")
 
 
@@ -124,7 +124,7 @@ def convert_chunk(task: SourceTask, number: int, records: list[Record]) -> None:
         "passed_over": sum(record.junk_members for record in records),
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
-    storage.write_text(str(task.note_path(number)), json.dumps(note))
+    storage.write_text(str(task.result_path(number)), json.dumps(note))
 
 
 def _without_control_tokens(result: Row | Reject, task: SourceTask) -> Row | Reject:
@@ -172,7 +172,7 @@ class _ChunkOutput:
 def read_result(task: SourceTask, number: int) -> ChunkResult:
     """The result of a converted chunk, from its note."""
     assert task.leakage_by is not None
-    note: dict[str, Any] = json.loads(task.note_path(number).read_text(encoding="utf-8"))
+    note: dict[str, Any] = json.loads(task.result_path(number).read_text(encoding="utf-8"))
     return ChunkResult(
         records=note["records"],
         leakage_by=task.leakage_by,

@@ -13,7 +13,7 @@ from job.errors import InputError
 from job.prep import sources
 from job.prep.columns import AmbiguousColumns, Columns
 from job.prep.image_values import image_path
-from job.prep.messages import images_named
+from job.prep.messages import image_values_of
 from job.prep.readers import Record
 from job.prep.source_files import DataSource, sample_digest
 from job.prep.values import is_image_path
@@ -60,7 +60,7 @@ def _embeds_images(source: DataSource, spec: SourceSpec) -> bool:
 def _image_values(record: Record, spec: SourceSpec) -> list[object]:
     values = record.values or {}
     try:
-        return list(images_named(values, Columns.of(spec.columns, values)))
+        return list(image_values_of(values, Columns.of(spec.columns, values)))
     except AmbiguousColumns:
         return []  # prep reports it
 

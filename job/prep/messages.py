@@ -141,7 +141,7 @@ def _image_column(record: Mapping[str, object], columns: Columns) -> list[object
     return as_list(record.get(columns.image)) if columns.image is not None else []
 
 
-def images_named(record: Mapping[str, object], columns: Columns) -> Iterator[object]:
+def image_values_of(record: Mapping[str, object], columns: Columns) -> Iterator[object]:
     """A record's image values, from its column and its turns: paths, bytes or structs."""
     yield from _image_column(record, columns)
     turns = record.get(columns.messages) if columns.messages is not None else None
@@ -169,7 +169,7 @@ def ignored_image_columns(
         if name in columns.names or not looks_like_image(value):
             continue
         if read is None:
-            read = [each for each in images_named(record, columns) if not is_absent(each)]
+            read = [each for each in image_values_of(record, columns) if not is_absent(each)]
         if any(each is value or each == value for each in read):
             continue  # archives name the same member in two ways
         if is_image_path(value):

@@ -42,7 +42,7 @@ def read(source: DataSource, spec: SourceSpec) -> Iterator[Record]:
         yield from (record for number, record in records if number in chosen)
 
 
-def read_again(
+def reread(
     source: DataSource, spec: SourceSpec, first: RecordPosition, numbers: Sequence[int]
 ) -> Iterator[Record]:
     """The records with these ascending numbers, as `read` yielded them; `first` is the position of

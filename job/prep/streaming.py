@@ -75,7 +75,7 @@ class Chunk:
     def read(self, source: DataSource, spec: DataSpec) -> list[Record]:
         start = self.first.number
         numbers = self.numbers or range(start, start + self.records)
-        return list(sources.read_again(source, spec.train[self.source], self.first, numbers))
+        return list(sources.reread(source, spec.train[self.source], self.first, numbers))
 
 
 def max_full_shards(spec: DataSpec, rows: int) -> int:

@@ -32,7 +32,7 @@ def convert_chunks(
         for number, chunk in enumerate(chunks.split_into_chunks(records)):
             if number == 0:
                 first = chunk[:SAMPLE_ROWS]
-            if task.note_path(number).exists():
+            if task.result_path(number).exists():
                 task = _with_leakage_by(task, first, processes)
                 running.append((number, None))
             elif workers <= 1:

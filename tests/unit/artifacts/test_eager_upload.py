@@ -51,7 +51,7 @@ def make(output: Output, paths: list[str], text: str) -> Path:
     for path in paths:
         (directory / path).write_text(f"{path} {text}")
         if path in SHARDS:
-            output.stages.upload_early("export", directory / path)
+            output.stages.upload_eagerly("export", directory / path)
     return directory
 
 
@@ -108,7 +108,7 @@ def test_nobody_reads_of_two_exports(tmp_path: Path) -> None:
     directory = make(output, [], "two")
     assert list(at(output)) == sorted([*SHARDS, *REST, "merged/model.gguf"])
     (directory / SHARDS[0]).write_text("two")
-    output.stages.upload_early("export", directory / SHARDS[0])
+    output.stages.upload_eagerly("export", directory / SHARDS[0])
     arrive(output, SHARDS[:1])
     assert at(output) == {"merged/model.gguf": "somebody's own", SHARDS[0]: "two"}
 
@@ -120,7 +120,7 @@ def test_what_a_killed_job_left_is_removed_by_the_next(now: list[str], tmp_path:
     directory = make(killed, [], "killed")
     for path in others:
         (directory / path).write_text("killed")
-        killed.stages.upload_early("export", directory / path)
+        killed.stages.upload_eagerly("export", directory / path)
     arrive(killed, others)
     kill(killed)
     output = output_at(tmp_path)
@@ -173,7 +173,7 @@ def test_an_upload_that_fails_is_raised_at_the_next_shard(
 
     def go_on() -> None:
         for _ in range(1000):  # the failure is on its way
-            output.stages.upload_early("export", directory / SHARDS[1])
+            output.stages.upload_eagerly("export", directory / SHARDS[1])
 
     with pytest.raises(StorageError, match=r"00001-of-00003.*cannot write"):
         go_on()

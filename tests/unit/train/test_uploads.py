@@ -165,7 +165,7 @@ def test_a_job_that_lost_its_output_stores_no_checkpoint_and_removes_none(tmp_pa
         store.save(tmp_path / "another's", step)
 
     def lost() -> None:
-        raise StorageError("out", "another job has taken the output over")
+        raise StorageError("out", "another job has taken over the output")
 
     uploads = BackgroundUploads()
     callback = StoreCallback(store, 1, uploads, lost)
