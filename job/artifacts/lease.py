@@ -182,8 +182,8 @@ class Lease:
                     return False
                 if not storage.write_new(mine, self._me.to_text().encode()):
                     return False
-                # Without a lock, a renewal may have been in flight. If the holder released its lease
-                # meanwhile, it deleted the lower numbers, and this must be the only one.
+                # Without a lock, a renewal may have been in flight. If the holder released the
+                # lease meanwhile, it deleted the lower numbers, and this must be the only one.
                 moved = seen is not None and folder.read(number) not in (seen, None)
                 if moved or max(folder.numbers(), default=0) != number + 1:
                     storage.delete(mine)

@@ -1,4 +1,4 @@
-"""Starts a job's stages, in one process or as one of several."""
+"""Starts a job's stages, in a single process or on one of several ranks."""
 
 import os
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def silence_other_ranks() -> None:
-    """Silences other processes before the spec is read, so that its warnings appear once."""
+    """Silences ranks other than 0, before the spec is read, so that warnings appear once."""
     if not World.from_environment(os.environ).is_rank_zero:
         coordinator.silence_logs()
 
@@ -22,8 +22,8 @@ def silence_other_ranks() -> None:
 def launch(loaded: "LoadedSpec", command: str) -> None:
     """Runs the command's stages and logs how the metrics changed.
 
-    Processes other than the first follow it and do not return. Raises UsageError if the number of
-    processes contradicts the spec.
+    Does not return on ranks other than 0. Raises UsageError if the number of processes contradicts
+    the spec.
     """
     world = World.from_environment(os.environ)
     _require_processes(loaded.spec.runtime.distributed, world)
@@ -32,15 +32,15 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     from job.pipeline import runner, worker
     from job.storage.digests import fingerprint
 
-    group = None if world.is_single else coordinator.Coordinator(world)
-    if group is not None:
+    coordination = None if world.is_single else coordinator.Coordinator(world)
+    if coordination is not None:
         shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
         kind = loaded.spec.runtime.distributed
-        group.join(fingerprint(__version__, command, kind, shared))
+        coordination.join(fingerprint(__version__, command, kind, shared))
         if not world.is_rank_zero:
-            worker.run(loaded, command, group)
-    with coordinator.ending_workers(group):
-        record = runner.run(loaded, command, group)
+            worker.run(loaded, command, coordination)
+    with coordinator.ending_workers(coordination):
+        record = runner.run(loaded, command, coordination)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
     names = [name for name in after if name in ALL_METRICS]  # others count rows
     log.metrics({name: (before.get(name), after[name]) for name in names})

@@ -1,4 +1,4 @@
-"""`job plan`: what a run would do and need. Reads headers and a few rows, no weights.
+"""`job plan`: what a run would do and require. Reads headers and a few rows, no weights.
 
 Imports: spec, storage, prep, families, engines, train, evaluation, pipeline.
 """

@@ -1,4 +1,4 @@
-"""Commands for the time before a run: validate, plan, doctor, reference, schema."""
+"""Commands for before a run: validate, plan, doctor, reference, schema."""
 
 from typing import Annotated
 

@@ -93,7 +93,7 @@ def test_a_shard_that_changed_after_it_went_up_is_refused(tmp_path: Path) -> Non
     directory = make(output, SHARDS + REST, "one")
     arrive(output, SHARDS)
     (directory / SHARDS[1]).write_text("other")
-    with pytest.raises(StorageError, match=r"00002-of-00003.*is not what it was when"):
+    with pytest.raises(StorageError, match=r"00002-of-00003.*changed after it was"):
         publish(output)
     assert not output.stages.markers.exists("export")
     output.stages.roll_back(urgent=False)
@@ -183,7 +183,7 @@ def test_a_job_that_lost_its_output_sends_nothing(tmp_path: Path) -> None:
     output = output_at(tmp_path)
     storage.write_text(output.at(REST[0]), "another job's")
     storage.write_text(output.at(".lease/9.json"), "{}")
-    with pytest.raises(StorageError, match="taken the output over"):
+    with pytest.raises(StorageError, match="taken over the output"):
         make(output, SHARDS, "one")
     assert at(output) == {REST[0]: "another job's"}
 

@@ -268,7 +268,7 @@ def test_where_a_store_lets_a_late_write_through_no_success_stands_over_it(
     with pytest.raises(LateWrite):
         writer.write_text("model", "first's, too late")
     assert storage.read_text(f"{uri}/model") == "first's, too late"
-    assert "a file was written in the moment in which another job took" in capsys.readouterr().err
+    assert "a file was written while another job took" in capsys.readouterr().err
     if finished == "after":
         with pytest.raises(StorageError, match="model: another job wrote over it"):
             second.finish_run(complete=True)

@@ -170,7 +170,7 @@ def test_a_job_that_lost_its_output_stores_no_checkpoint_and_removes_none(tmp_pa
     uploads = BackgroundUploads()
     callback = StoreCallback(store, 1, uploads, lost)
     callback.on_save(arguments, TrainerState(global_step=3), TrainerControl())
-    with pytest.raises(StorageError, match="taken the output over"):
+    with pytest.raises(StorageError, match="taken over the output"):
         uploads.finish()
     assert store.newest() == 3
     assert store.steps() == (1, 2, 3)
