@@ -1,10 +1,10 @@
-"""Caches prepared rows on this machine by their fingerprint, for runs with another output.
+"""Caches prepared rows on this machine by fingerprint, for runs with other outputs.
 
 Entries are hard links to the files of the run that prepared them, so they take no space while that
 run's own files exist. Without hard links nothing is cached.
 
-An entry appears complete, by renaming a folder of a unique name. A reader links its files first and
-then verifies their digests, as an entry may be removed at any time.
+An entry is written to a temporary folder and renamed. A reader links its files first and then
+verifies their digests, since an entry may be removed at any time.
 """
 
 import errno
@@ -20,7 +20,7 @@ from job.local.eviction import PARTIAL, PREPARED_RECORD, discard
 from job.storage.digests import digest_tree
 
 MAX_ENTRIES = 4
-"""Entries that are kept; the least recently used is removed first."""
+"""Entries to keep; the least recently used are removed."""
 _FILES = "data"
 
 
@@ -43,7 +43,7 @@ def restore(cache: Path, identity: str, directory: Path) -> dict[str, int] | Non
         damage = "" if not entry.exists() else f"a file is missing: {error}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         damage = f"its record is invalid: {error}"
-    except OSError as error:  # it may still serve another run
+    except OSError as error:  # the entry may still be usable for another run
         log.debug("cannot link prepared rows from the cache", entry=entry, reason=error)
         damage = ""
     shutil.rmtree(directory, ignore_errors=True)
@@ -67,7 +67,7 @@ def store(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> 
         try:
             partial.rename(entry)
         except OSError:
-            if not entry.exists():  # else another run was first, with the same rows
+            if not entry.exists():  # otherwise another run has cached the same rows
                 raise
         _evict_oldest(cache)
     except OSError as error:
