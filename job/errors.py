@@ -1,6 +1,6 @@
-"""The errors that a user can meet, each with its exit code.
+"""The errors that the job reports to users, each with its exit code.
 
-Every error says what is wrong (`field` and `value`), why (`message`) and what to do (`fix`). Any
+Every error names what is wrong (`field` and `value`), why (`message`) and what to do (`fix`). Any
 other exception is a bug in this project and exits with 70.
 """
 
@@ -20,18 +20,18 @@ RETRIES: tuple[Retry, ...] = ("never", "counted", "free")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong: where, what is there, why it is wrong and how to fix it."""
+    """One problem: where it is, the value found there, why it is wrong, and how to fix it."""
 
     field: str
     """Where: a JSON path (`$.train.learning_rate`), a URI, or a row (`train.jsonl:12`)."""
     message: str
-    """Why it is wrong, to be read after the field: `must be greater than 0`."""
+    """Why it is wrong, phrased to follow the field: `must be greater than 0`."""
     value: str | None = None
     """The value, as the user wrote it; None if there is none to show."""
     fix: str | None = None
-    """What to do about it, as an instruction."""
+    """What to do about it, in the imperative."""
     key: str | None = None
-    """The key of the spec, which the reference explains."""
+    """The spec key to look up in the reference."""
 
     def __str__(self) -> str:
         found = f" (found {_shorten(self.value)})" if self.value is not None else ""
@@ -41,12 +41,12 @@ class Problem:
 
 
 class ReportedError(BaseException):
-    """Ends the job with its own exit code and one or more problems to show."""
+    """Ends the job with an exit code and one or more problems to report."""
 
     exit_code = INTERNAL
     title = "internal error"
     retry: Retry = "counted"
-    """How a scheduler may retry: never, against a limit, or without counting."""
+    """Whether a scheduler may retry: `never`, `counted` against its limit, or `free`."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class ReportedError(BaseException):
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keeps the problems when an error crosses processes; by default pickle keeps the text."""
+        """Pickles the problems, so that they survive between processes; the default drops them."""
         return type(self).from_problems, (self.problems,)
 
     def __str__(self) -> str:
@@ -115,14 +115,14 @@ class InputError(JobError):
 
 
 class MissingInputError(InputError):
-    """The input does not exist, the only case in which work may go on without it.
+    """The input does not exist. Callers that can do without it catch only this.
 
-    Denied access is different: treating it as missing would overwrite or remove stored files.
+    Denied access must not be treated as missing: stored files would be overwritten or removed.
     """
 
 
 class OutOfMemoryError(JobError):
-    """The work does not fit into the machine's memory."""
+    """The job does not fit into the memory of the machine or device."""
 
     exit_code = 20
     title = "out of memory"
@@ -145,9 +145,9 @@ class ProofError(JobError):
 
 
 class Stopped(ReportedError):
-    """A signal asked the job to stop; what could be kept is stored.
+    """A signal asked the job to stop; progress is saved as far as possible.
 
-    Not an `Exception`, because libraries catch those wherever the signal may interrupt them.
+    Not an `Exception`, because libraries interrupted by the signal would catch it.
     """
 
     exit_code = STOPPED
@@ -155,7 +155,7 @@ class Stopped(ReportedError):
     retry = "free"
 
     def report_kept(self, what: str, command: str) -> None:
-        """Says what is kept and how to resume, in place of the general fix."""
+        """Replaces the general fix by what was kept and the command that resumes."""
         problems = (replace(problem, fix=None) for problem in self.problems)
         self.problems = (*problems, _clean(Problem("kept", what, fix=f"continue with {command}")))
 
@@ -164,7 +164,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def reported(error: BaseException) -> ReportedError:
-    """The error to report: itself, or one for what a library raised, with that as its cause."""
+    """`error` itself, or a reported error that wraps an exception of a library or a bug."""
     if isinstance(error, ReportedError):
         return error
     message = f"{type(error).__name__}: {error}"
@@ -189,13 +189,13 @@ def reported(error: BaseException) -> ReportedError:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a disk is full or a quota exceeded; safetensors and Arrow only say so in the text."""
+    """Whether a disk is full or a quota exceeded; safetensors and Arrow only put it in the text."""
     number = getattr(error, "errno", None)
     return number in _DISK_FULL or any(os.strerror(each) in str(error) for each in _DISK_FULL)
 
 
 def disk_full(error: BaseException, path: object) -> StorageError:
-    """The error for a full disk, at the file that `error` names, else at `path`."""
+    """The error for a full disk; names the file of `error`, or else `path`."""
     return StorageError(
         str(getattr(error, "filename", None) or path),
         f"no space left on device: {type(error).__name__}: {error}",
@@ -205,7 +205,7 @@ def disk_full(error: BaseException, path: object) -> StorageError:
 
 
 def _clean(problem: Problem) -> Problem:
-    """Redacts at once, before a message is cut in the middle of a secret."""
+    """Redacts the problem now: once a message is cut, part of a secret may go unrecognized."""
 
     def clean(text: str) -> str:
         return printable(redact(text), keep="\n\t")
@@ -220,7 +220,7 @@ def _clean(problem: Problem) -> Problem:
 
 
 def _shorten(value: str, limit: int = 160) -> str:
-    """The value on one line, with its middle cut if it is longer than `limit` characters."""
+    """The value on one line; if longer than `limit` characters, with its middle cut out."""
     line = " ".join(value.split()) or repr(value)
     return line if len(line) <= limit else f"{line[: limit - 30]} … {line[-25:]}"
 

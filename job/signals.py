@@ -1,12 +1,12 @@
-"""SIGTERM and SIGINT, as a job on a cluster must handle them.
+"""Handles SIGTERM and SIGINT, for a job on a cluster.
 
-Outside training the signal interrupts the work with an exception; what is stored stays intact,
-because it is published atomically. During training the signal is deferred, and the trainer stops
+Outside training the signal interrupts the work with an exception; stored results stay intact,
+because they are published atomically. During training the signal is deferred, and the trainer stops
 after the step with a checkpoint. A second signal ends the process at once.
 
 Python runs signal handlers only between bytecodes of the main thread, which may be deep in a
-library or waiting for a transfer. So a thread watches too: work that does not end within
-PATIENCE_SECONDS is abandoned. That loses nothing that a kill would not, and it is reported.
+library or waiting for a transfer. So a thread watches for signals too: it abandons work that
+does not end within PATIENCE_SECONDS. This loses no more than SIGKILL would, and it is reported.
 """
 
 import ctypes
@@ -31,18 +31,18 @@ GRACE_VARIABLE = "JOB_GRACE_SECONDS"
 GRACE_SECONDS = 30.0
 """Kubernetes' default."""
 PATIENCE_SECONDS = 1.5
-"""How long the work may take to end by itself."""
+"""How long the interrupted work may take to end by itself."""
 REPORT_SECONDS = 5.0
-"""How long each callback may then take to store why it ended."""
+"""How long each callback may take to record the error when the work is abandoned."""
 
 _PR_SET_PDEATHSIG = 1
-_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _RELAYED = signal.SIGUSR1
-"""Tells this process that another process of the job was asked to stop."""
+"""Sent by `relay`: another process of the job was asked to stop."""
 _LOST = 0
-"""Not a signal: tells the watching thread that the stop was lost and must be raised again."""
+"""Not a signal: tells the watching thread to raise a lost `Stopped` again."""
 _RERAISE_SECONDS = 0.01
-"""How long it waits for what lost the stop to be over."""
+"""How long the thread waits before that, until the code that lost it has returned."""
 
 
 @dataclass
@@ -59,9 +59,9 @@ _state = _State()
 
 
 def install(*callbacks: Callable[[ReportedError], object]) -> None:
-    """Handles SIGTERM and SIGINT from now on; called once per process, in its main thread.
+    """Installs the signal handlers; called once per process, in its main thread.
 
-    The callbacks run after those of `on_give_up` if the work is abandoned.
+    If the work is abandoned, `callbacks` run after those of `on_abandon`.
     """
     _state.callbacks[:0] = callbacks
     reader, writer = os.pipe()
@@ -70,14 +70,14 @@ def install(*callbacks: Callable[[ReportedError], object]) -> None:
     sys.unraisablehook = _reraising(writer, sys.unraisablehook)
     os.register_at_fork(after_in_child=_restore_defaults)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
-    for number in (*_NUMBERS, _RELAYED):
+    for number in (*_SIGNALS, _RELAYED):
         signal.signal(number, _handle)
 
 
 def relay() -> None:
     """Stops this process because another process of the job was asked to stop.
 
-    Its launcher may ask it too, before or after; that does not count as a second signal.
+    The launcher may also signal this process; the two do not count as two signals.
     """
     os.kill(os.getpid(), _RELAYED)
 
@@ -102,15 +102,15 @@ def grace_seconds() -> float:
 
 
 def check() -> None:
-    """Raises Stopped if a signal came while signals were deferred."""
+    """Raises Stopped if a signal arrived while signals were deferred."""
     if _state.received is not None:
         raise _stopped(_state.received)
 
 
-def end_of(error: BaseException) -> BaseException:
-    """Why the work ended with `error`: the stop, if one was raised before.
+def cause_of(error: BaseException) -> BaseException:
+    """The error that ended the work: `Stopped` if one was raised, else `error`.
 
-    Libraries, and Python's imports, turn exceptions raised within them into their own.
+    Libraries, and Python's imports, replace exceptions that pass through them by their own.
     """
     if _state.raised and _state.received and not isinstance(error, Stopped):
         stopped = _stopped(_state.received)
@@ -121,7 +121,7 @@ def end_of(error: BaseException) -> BaseException:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within, a signal raises nothing; `received` returns it."""
+    """Context in which signals raise nothing; `received` returns the signal."""
     before, _state.deferred = _state.deferred, True
     try:
         yield
@@ -130,8 +130,8 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def on_give_up(callback: Callable[[ReportedError], object]) -> Iterator[None]:
-    """Within, `callback` is called if the work is abandoned."""
+def on_abandon(callback: Callable[[ReportedError], object]) -> Iterator[None]:
+    """Context in which `callback` is called if the work is abandoned."""
     _state.callbacks.insert(0, callback)
     try:
         yield
@@ -139,13 +139,13 @@ def on_give_up(callback: Callable[[ReportedError], object]) -> Iterator[None]:
         _state.callbacks.remove(callback)
 
 
-def work_ended() -> None:
-    """Notes that the work has ended; only its report is left."""
+def mark_work_ended() -> None:
+    """Records that the work has ended and only its report remains."""
     _state.ended = True
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process now, without waiting for threads; kills its worker processes."""
+def exit_now(code: int) -> NoReturn:
+    """Kills worker processes and exits, without waiting for threads or running exit handlers."""
     for child in multiprocessing.active_children():
         child.kill()
     with suppress(Exception):
@@ -154,18 +154,18 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def give_up(error: ReportedError) -> NoReturn:
-    """Abandons the work, from any thread, and reports why."""
+def abandon(error: ReportedError) -> NoReturn:
+    """Abandons the work, from any thread: runs the callbacks with `error` and exits."""
     for callback in _state.callbacks:
-        # In a thread: the work may be stuck on the very store that the callback writes to.
+        # In a thread with a timeout: the store that the callback writes to may hang.
         thread = threading.Thread(target=callback, args=(error,), daemon=True)
         thread.start()
         thread.join(REPORT_SECONDS)
-    leave(error.exit_code)
+    exit_now(error.exit_code)
 
 
 def die_with_parent() -> None:
-    """Called first in a child process, so that it dies if the job is killed. Linux only."""
+    """Makes this child process die with its parent; called first in the child. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -182,7 +182,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 def _reraising(
     writer: int, default: Callable[["sys.UnraisableHookArgs"], object]
 ) -> Callable[["sys.UnraisableHookArgs"], object]:
-    """A hook that raises a stop again if Python could not, as in a finalizer.
+    """An unraisable hook that has a `Stopped` lost in a finalizer raised again.
 
     It takes no lock and starts no thread, because finalizers run anywhere.
     """
@@ -202,37 +202,38 @@ def _watch(reader: int) -> None:
     name, own, due, end = "", False, float("inf"), float("inf")
     while True:
         wait = max(due - time.monotonic(), 0) if name else None
-        # A stop that is lost again and again arrives faster than it is read.
+        # The deadline is checked too: a `Stopped` lost again and again keeps the pipe readable.
         if select.select([reader], [], [], wait)[0] and time.monotonic() < due:
             number = os.read(reader, 1)[0]
             if number == _LOST:
                 time.sleep(_RERAISE_SECONDS)
                 relay()
-            if number not in (*_NUMBERS, _RELAYED):
+            if number not in (*_SIGNALS, _RELAYED):
                 continue
             if own and number != _RELAYED:
-                os.write(2, f"{_name(number)} again: leaving at once\n".encode())
+                os.write(2, f"{_name(number)} again: exiting immediately\n".encode())
                 os._exit(STOPPED)
             own = own or number != _RELAYED
             if name:
                 continue
             name, due, end = _name(number), time.monotonic() + PATIENCE_SECONDS, _end()
-            log.warn(f"{name} received: stopping " + ("after this step" * _state.deferred or "now"))
+            when = "after this step" if _state.deferred else "now"
+            log.warn(f"{name} received: stopping {when}")
         elif _state.ended:
             time.sleep(REPORT_SECONDS - PATIENCE_SECONDS)
-            leave(STOPPED)
+            exit_now(STOPPED)
         elif not _state.deferred or time.monotonic() > end:
             if _state.deferred:
                 log.warn("the grace period ends before the checkpoint is stored")
-            give_up(_stopped(name))
+            abandon(_stopped(name))
         else:
             due = time.monotonic() + PATIENCE_SECONDS
 
 
 def _end() -> float:
-    """When a deferred stop is abandoned: in time to report it before the job is killed.
+    """When to abandon a deferred stop: in time to report it before SIGKILL.
 
-    Never if the grace period is not set: then a store may take all the time it needs.
+    Never if the grace period is not set: then storing the checkpoint may take any time.
     """
     if not os.environ.get(GRACE_VARIABLE):
         return float("inf")
@@ -243,9 +244,9 @@ def _end() -> float:
 
 
 def _restore_defaults() -> None:
-    """In a forked worker, whose signals are not the job's."""
+    """Restores the default handlers in a forked worker."""
     signal.set_wakeup_fd(-1)
-    for number in (*_NUMBERS, _RELAYED):
+    for number in (*_SIGNALS, _RELAYED):
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""The output of a run: records, stages, checksums, lease, uploads, SBOM, provenance.
+"""What a run writes to its output: records, stages, checksums, lease, SBOM, provenance.
 
 Imports: spec, storage, local.
 """

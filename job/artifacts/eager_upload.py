@@ -1,7 +1,7 @@
-"""Uploads files of a stage while the stage still runs, and removes them if it fails.
+"""Uploads files of a stage while the stage still runs, and deletes them if it fails.
 
-Only files that are useless by themselves go up early: a weight shard without the configuration and
-the index, which follow when the stage is done.
+Only files that are useless by themselves are uploaded eagerly: weight shards, without the
+configuration and index, which follow when the stage is done.
 """
 
 import threading
@@ -30,7 +30,7 @@ class EagerUploads:
 
     def __init__(self, directory: Path, writer: Writer, announce: Callable[[str], None]) -> None:
         self._directory, self._writer, self._announce = directory, writer, announce
-        self._tasks = BackgroundTasks("early", threads=trees.FILES_AT_ONCE)
+        self._tasks = BackgroundTasks("eager upload", threads=trees.FILES_AT_ONCE)
         self._stop = threading.Event()
         self._started: list[str] = []
         self._digests: dict[str, str] = {}
@@ -38,7 +38,7 @@ class EagerUploads:
     def submit(self, path: Path) -> None:
         """Uploads the file in the background. Raises the error of an earlier upload.
 
-        Does nothing after a rollback: the stage may still run after another thread gave it up.
+        Does nothing after a rollback: the stage may keep running after another thread abandoned it.
         """
         if self._stop.is_set():
             return
@@ -51,9 +51,9 @@ class EagerUploads:
         return self._digests
 
     def roll_back(self, *, urgent: bool) -> None:
-        """Ends the uploads and removes the uploaded files, as far as the store allows it.
+        """Cancels the uploads and deletes the uploaded files, as far as possible.
 
-        The next run of the stage removes the rest: their names are recorded at the output.
+        The next run of the stage deletes the rest, since their names are recorded at the output.
         """
         self._stop.set()
         self._tasks.abandon(STOP_SECONDS if urgent else FAILURE_SECONDS)
@@ -68,11 +68,11 @@ class EagerUploads:
                 log.info("files of the unfinished stage removed", files=len(self._started))
 
     def _upload(self, path: Path, relative: str) -> None:
-        with retry.abandoned_with(self._stop):
+        with retry.abandoned_if_set(self._stop):
             self._writer.ensure()
             digest = sha256_file(path)
             self._announce(relative)
             self._started.append(relative)
             self._writer.upload(path, relative)
         self._digests[relative] = digest
-        log.debug("uploaded early", file=relative, size=log.amount(path.stat().st_size))
+        log.debug("uploaded eagerly", file=relative, size=log.byte_count(path.stat().st_size))

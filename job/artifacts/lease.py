@@ -1,19 +1,19 @@
-"""One job at a time on an output: a lease that its holder renews and loses when it dies.
+"""A lease that lets one job at a time write to an output; its holder keeps renewing it.
 
-The lease is the highest numbered file in a folder. A job takes it by creating the next number, at
-which only one of several can succeed if the store has conditional puts (S3, local disks). A job
-that meets a holder watches it: a holder that renews its lease is alive, and one that has not done
-so for LEASE_SECONDS is dead. No clocks of two machines are compared. A holder that ran on this
-machine is looked up among its processes, so that a restart after a crash does not wait.
+The lease is the highest numbered file in a folder. A job takes it by creating the next number; if
+the store has conditional puts (S3, local disks), only one of several jobs can succeed. If another
+job holds the lease, the new job watches it: a holder that renews its lease is alive, and one that
+has not done so for LEASE_SECONDS is dead. Clocks of different machines are never compared. If the
+holder ran on this machine, its process is looked up, so that a restart after a crash need not wait.
 
-A job that was suspended or cut off for that long may continue after another has taken over. So it
-checks its lease right before each write (`Lease.writing`). Nobody can take over earlier than
-LEASE_SECONDS after the last renewal, so until well before that the check is skipped. The gap
-between the check and the write is closed in three ways:
+A job that was suspended or disconnected for that long may continue after another has taken over.
+So it checks its lease right before each write (`Lease.writing`). Nobody can take over within
+LEASE_SECONDS of the last renewal, so the check is skipped for a fraction of that time. The gap
+between check and write is closed in three ways:
 
-- On a local disk both happen under a shared file lock that a takeover holds exclusively.
-- S3 refuses a request if the object has changed since before the check.
-- Elsewhere the job checks again afterwards, and records what it overwrote (`LateWrite`).
+- On a local disk, both happen under a shared file lock, which a takeover holds exclusively.
+- S3 refuses the request if the object has changed since before the check.
+- On other stores, the job checks again afterwards, and records what it overwrote (`LateWrite`).
 """
 
 import threading
@@ -30,12 +30,12 @@ from job.storage import retry
 
 LEASE_SECONDS = 60.0
 """How long a lease lasts without a renewal."""
-TRUSTED_SHARE = 0.5
-"""For what share of that time after a renewal the holder writes without a check."""
+TRUSTED_FRACTION = 0.5
+"""The fraction of that time after a renewal in which the holder writes without a check."""
 RELEASE_SECONDS = 5.0
 """How long a release waits for a running renewal."""
 ATTEMPTS = 5
-"""How often to try again for a lease that changes hands or is not listed."""
+"""How often to try to take a lease that changes hands or is not listed."""
 
 
 class LeaseLost(StorageError):
@@ -43,13 +43,13 @@ class LeaseLost(StorageError):
 
 
 class LateWrite(LeaseLost):
-    """Something was written after another job had taken over the output."""
+    """A file was written after another job had taken over the output."""
 
 
 class Lease:
-    """The lease of the output whose lease folder is `uri`; a `storage.Guard` of its files.
+    """The lease of an output, in the lease folder `uri`; a `storage.Guard` for the output's files.
 
-    It lasts `seconds`, by default LEASE_SECONDS.
+    It lasts `seconds` after each renewal, by default LEASE_SECONDS.
     """
 
     def __init__(self, uri: str, seconds: float | None = None) -> None:
@@ -59,7 +59,7 @@ class Lease:
         self._number = 0
         self._lost = False
         self._confirmed = 0.0
-        """When the last renewal known to be stored began."""
+        """When the last successful renewal began."""
         self._released = threading.Event()
         self._checking = threading.Lock()
         """Keeps this job from reading its own half-written renewal."""
@@ -69,10 +69,10 @@ class Lease:
     # --- holding it --------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Takes the lease and keeps renewing it.
+        """Takes the lease and starts renewing it.
 
-        Raises StorageError if another job holds it and is alive, or if the store does not list
-        what was just stored.
+        Raises StorageError if a running job holds it, or if the store does not list files that were
+        just stored.
         """
         uri = self._folder.uri
         if storage.is_local(uri):
@@ -98,7 +98,7 @@ class Lease:
 
     @property
     def fence(self) -> str:
-        """The fencing token: identifies this holding of the lease."""
+        """The fencing token, which identifies this acquisition of the lease."""
         return f"{self._number}-{self._me.id}"
 
     @property
@@ -107,7 +107,7 @@ class Lease:
         return self._number > 0 and not self._lost
 
     def release(self) -> None:
-        """Gives up the lease, if held."""
+        """Releases the lease, if held."""
         self._released.set()
         if self._renewal is not None:  # it could recreate what is deleted here
             self._renewal.join(RELEASE_SECONDS)
@@ -125,7 +125,7 @@ class Lease:
     # --- writing under it --------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises LeaseLost if another job holds the lease by now."""
+        """Raises LeaseLost if another job has taken the lease."""
         self._require_acquired()
         with self._checking:
             holder = self._read_holder()
@@ -133,17 +133,17 @@ class Lease:
             raise self._lost_error(holder)
 
     def ensure(self) -> None:
-        """As `check`, but only if the lease may have expired since its last renewal."""
+        """Like `check`, but skips the check shortly after a renewal."""
         self._require_acquired()
-        if self._lost or self._age() > TRUSTED_SHARE * self._seconds:
+        if self._lost or self._age() > TRUSTED_FRACTION * self._seconds:
             self.check()
 
     @contextmanager
     def writing(self, uri: str, *, conditional: bool = False) -> Iterator[None]:
         """Allows one file at the output to be written or deleted.
 
-        Raises LeaseLost before the write if another job holds the output, or LateWrite after it if
-        another took over meanwhile and the store accepted the write.
+        Raises LeaseLost before the write if another job has taken over, or LateWrite after it if
+        another job took over during the write and the store still accepted it.
         """
         with self._folder.lock(exclusive=False) as locked:
             if locked:
@@ -173,7 +173,7 @@ class Lease:
     # --- taking and renewing it --------------------------------------------------------------
 
     def _take(self, number: int, seen: LeaseHolder | None) -> bool:
-        """Creates the lease after `number`, unless its holder `seen` has moved."""
+        """Creates the lease after `number`, unless that one changed since `seen` was read."""
         folder, started = self._folder, _now()
         mine = folder.at(number + 1)
         try:
@@ -182,22 +182,22 @@ class Lease:
                     return False
                 if not storage.write_new(mine, self._me.to_text().encode()):
                     return False
-                # Without a lock a renewal may have been under way. And a holder that released the
-                # lease meanwhile deleted the numbers below; then this is the only one.
+                # Without a lock, a renewal may have been in flight. If the holder released the
+                # lease meanwhile, it deleted the lower numbers, and this must be the only one.
                 moved = seen is not None and folder.read(number) not in (seen, None)
                 if moved or max(folder.numbers(), default=0) != number + 1:
                     storage.delete(mine)
                     return False
         except TimeoutError:
             raise folder.held_error(
-                seen, "was stopped in the middle of a write", fix="continue it, or end it"
+                seen, "is suspended in the middle of a write", fix="continue it, or end it"
             ) from None
         self._number, self._confirmed = number + 1, started
         return True
 
     def _renew(self) -> None:
         mine = self._me
-        with retry.abandoned_with(self._released):
+        with retry.abandoned_if_set(self._released):
             while not self._released.wait(self._seconds / RENEWALS):
                 mine = replace(mine, renewed=mine.renewed + 1)
                 started, guard = _now(), _LeaseFileGuard(self)
@@ -208,16 +208,19 @@ class Lease:
                 except retry.Abandoned:
                     return
                 except LeaseLost as error:
-                    log.warn("this job writes nothing more at its output", reason=error)
+                    log.warn(
+                        "this job has lost its output's lease and writes nothing more there",
+                        reason=error,
+                    )
                     return
                 except Exception as error:  # noqa: BLE001 - a lease without renewals is lost
                     log.warn("the output's lease could not be renewed", reason=error)
 
     def _confirm(self, started: float, *, atomic: bool) -> None:
-        """Records a renewal. A late one may have crossed a takeover, so it is checked again.
+        """Records a renewal. A late one may have raced with a takeover, so the lease is read again.
 
-        If the store may have accepted it although another job had come and gone, the lease is
-        given up: its file proves nothing.
+        If the write was not atomic, another job may have taken and released the lease in between;
+        then the lease counts as lost.
         """
         if self._age() > self._seconds:
             holder = self._read_holder()
@@ -229,9 +232,9 @@ class Lease:
         self._confirmed = started
 
     def _read_holder(self) -> LeaseHolder | None:
-        """The current holder; records the lease as lost if that is another job, or nobody.
+        """The current holder; marks the lease as lost if that is not this job.
 
-        The number alone is no proof: after another job has come and gone, numbers start again.
+        The number alone proves nothing: numbers start again after a release.
         """
         number, holder = self._folder.current()
         if number != self._number or holder is None or holder.id != self._me.id:
@@ -239,7 +242,7 @@ class Lease:
         return holder
 
     def _lost_error(self, holder: LeaseHolder | None) -> LeaseLost:
-        error = self._folder.held_error(holder, "has taken the output over")
+        error = self._folder.held_error(holder, "has taken over the output")
         return LeaseLost.from_problems(error.problems)
 
     def _age(self) -> float:
@@ -251,7 +254,7 @@ class Lease:
 
 
 class _LeaseFileGuard:
-    """The guard of the lease's own file: checks before each write, and notes if that was atomic."""
+    """The guard of the lease file itself: checks before each write and records if it was atomic."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease

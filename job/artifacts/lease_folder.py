@@ -1,4 +1,4 @@
-"""The folder of an output's leases: numbered files, of which the highest is the current lease."""
+"""The lease folder of an output: numbered files, the highest of which is the current lease."""
 
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +8,7 @@ from job import log, storage
 from job.artifacts.lease_holder import LeaseHolder, process_state
 from job.errors import MissingInputError, StorageError
 from job.storage import local
-from job.storage.uri import LOCK
+from job.storage.uri import LEASE_LOCK_FILE
 
 RENEWALS = 6
 """How often a lease is renewed within its duration."""
@@ -46,16 +46,16 @@ class LeaseFolder:
         return number, self.read(number) if number else None
 
     def lock(self, *, exclusive: bool) -> AbstractContextManager[bool]:
-        """On a local disk, the lock that writes share and a takeover holds alone; else False."""
+        """On a local disk, a lock: shared by writes, exclusive for a takeover. Elsewhere False."""
         if not storage.is_local(self.uri):
             return nullcontext(False)
-        path = storage.local_path(self.uri) / LOCK
+        path = storage.local_path(self.uri) / LEASE_LOCK_FILE
         return local.locked(path, exclusive=exclusive, seconds=self.seconds)
 
     def is_expired(self, number: int, holder: LeaseHolder, machine: str) -> bool:
-        """Whether the holder is dead; False if the lease changed hands while it was watched.
+        """Whether the holder is dead; False if the lease changed hands while being watched.
 
-        `machine` is this one. Raises StorageError if the holder is alive.
+        `machine` identifies this machine. Raises StorageError if the holder is alive.
         """
         match process_state(holder, machine):
             case "dead":
@@ -69,7 +69,7 @@ class LeaseFolder:
                 return self._expires(number, holder)
 
     def _expires(self, number: int, holder: LeaseHolder) -> bool:
-        """As `is_expired`, by watching the lease for as long as it lasts."""
+        """Like `is_expired`, by watching the lease until it would expire."""
         log.info(
             "another job holds the output; waiting to see whether it is alive",
             host=holder.host,

@@ -1,4 +1,4 @@
-"""The holder of a lease: what the lease file says, and whether the process behind it is alive."""
+"""The holder of a lease: the content of the lease file, and whether its process is alive."""
 
 import json
 import os
@@ -17,8 +17,8 @@ ProcessState = Literal["running", "stopped", "dead", "unknown"]
 class LeaseHolder:
     """The holder of a lease, as recorded in the lease file.
 
-    Other versions of this project may write more keys, or fewer. An unreadable file still belongs
-    to a holder: whether its text changes shows whether that one is alive.
+    Other versions of this project may write more or fewer keys. Even the file of an unreadable
+    holder shows, by changing, that the holder is alive.
     """
 
     id: str = ""
@@ -43,7 +43,7 @@ class LeaseHolder:
 
     @classmethod
     def from_text(cls, text: str) -> "LeaseHolder":
-        """Reads the keys that this version knows; unreadable text gives a holder without an id."""
+        """Reads the known keys; unreadable text gives a holder without an id."""
         try:
             written = json.loads(text)
         except ValueError:
@@ -73,10 +73,10 @@ def this_process() -> LeaseHolder:
 
 
 def process_state(holder: LeaseHolder, machine: str) -> ProcessState:
-    """The state of a holder's process, as far as it is visible from `machine`, which is this one.
+    """The state of the holder's process, if it runs on `machine`, this machine.
 
-    `unknown` on another machine, and if /proc hides the processes of other users (`hidepid=2`): a
-    hidden process is not a dead one.
+    `unknown` if it runs on another machine, or if /proc hides it (`hidepid=2`): a hidden process
+    may be alive.
     """
     if holder.machine != machine or holder.process <= 0:
         return "unknown"

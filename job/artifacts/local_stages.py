@@ -18,7 +18,7 @@ class LocalStages:
         self._complete: set[str] = set()
 
     def path(self, name: str) -> Path:
-        """The stage's folder, with its files as they are at the output."""
+        """The stage's folder, laid out as at the output."""
         return self._workdir / "stages" / name
 
     def create(self, name: str) -> Path:
@@ -29,13 +29,13 @@ class LocalStages:
         return path
 
     def mark_complete(self, name: str) -> None:
-        """Trusts the stage's files from now on: this job wrote or downloaded them."""
+        """Marks the stage's files as verified, because this job wrote or downloaded them."""
         self._complete.add(name)
 
     def fetch(self, record: StageRecord) -> Path:
-        """The stage's folder, downloaded and verified unless it is complete here.
+        """The stage's folder, downloaded and verified unless it is complete locally.
 
-        Raises StorageError if a file's digest is not the one in the marker.
+        Raises StorageError if a file's digest differs from that in the marker.
         """
         folder = self.path(record.name)
         if record.name in self._complete:
@@ -51,7 +51,7 @@ class LocalStages:
     def fetch_file(self, record: StageRecord, path: str) -> Path:
         """One file of a stage, without the others, which may be large.
 
-        Raises StorageError if its digest is not the one in the marker.
+        Raises StorageError if its digest differs from that in the marker.
         """
         [file] = [file for file in record.files if file.path == path]
         local = self.path(record.name) / path
@@ -66,9 +66,9 @@ class LocalStages:
 
 
 def damaged(uri: str, record: StageRecord) -> StorageError:
-    """The error for a stored file that is not the one the stage wrote."""
+    """The error for a stored file that differs from what the stage wrote."""
     return StorageError(
         uri,
-        "the file is not the one that the stage stored: its digest differs",
+        "the file differs from what the stage stored: its digest does not match",
         fix=f"delete {STAGES}/{record.name}.json at the output to rerun the stage",
     )

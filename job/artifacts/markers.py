@@ -1,4 +1,4 @@
-"""Stage markers, `.stages/NAME.json`: written last; without its marker a stage does not count."""
+"""Stage markers, `.stages/NAME.json`: written last; a stage without one is incomplete."""
 
 import json
 
@@ -21,8 +21,8 @@ class StageMarkers:
     def read(self, name: str) -> StageRecord | None:
         """The stage's record, whatever its fingerprint; None if missing or unreadable.
 
-        A marker to which access is denied is an error: taken for missing, its stage would be
-        rerun, and its files deleted.
+        Raises InputError if access is denied: treating the marker as missing would rerun the stage
+        and delete its files.
         """
         try:
             marker = storage.read_bytes(self._writer.at(self._path(name)))

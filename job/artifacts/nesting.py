@@ -1,4 +1,4 @@
-"""Refuses an output inside another run's: each would delete files of the other."""
+"""Refuses nested outputs: each run would delete files of the other."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ RUN, RESOLVED = "run.json", "spec.resolved.yaml"
 
 
 def refuse_nested(output: str) -> None:
-    """Raises SpecError if `output` lies in another run's, or has one in a folder that it writes.
+    """Raises SpecError if `output` is inside another run's, or contains one in a run folder.
 
-    Folders that cannot be read do not count.
+    Ignores folders that cannot be read.
     """
-    above = tuple(_above(output))
+    ancestors = tuple(_ancestors(output))
     below = {storage.join(output, folder): folder for folder in FOLDERS}
     with ThreadPoolExecutor(8, "nesting") as pool:
-        folders = [*above, *below]
+        folders = [*ancestors, *below]
         runs = set(itertools.compress(folders, pool.map(_is_run, folders)))
-    for uri in above:
+    for uri in ancestors:
         if uri in runs:
             raise SpecError(
                 "$.output.uri",
-                f"lies in the output of another run, {uri}",
+                f"is inside the output of another run, {uri}",
                 value=output,
                 fix=f"name a folder beside that, such as {uri}-{storage.name(output)}",
             )
@@ -41,13 +41,13 @@ def refuse_nested(output: str) -> None:
             )
 
 
-def run_written_at(uri: str) -> str | None:
-    """The run whose output `uri` is, or in one of whose folders it lies; None if there is none.
+def run_containing(uri: str) -> str | None:
+    """The output of the run that `uri` belongs to: the output itself or one of its run folders.
 
-    Other folders beside those of a run belong to the user.
+    None if there is no such run; other folders beside the run's belong to the user.
     """
     below = ""
-    for folder in (uri, *_above(uri)):
+    for folder in (uri, *_ancestors(uri)):
         first = below.partition("/")[0]
         if (not first or first in FOLDERS) and _is_run(folder):
             return folder
@@ -55,8 +55,8 @@ def run_written_at(uri: str) -> str | None:
     return None
 
 
-def _above(output: str) -> Iterator[str]:
-    """Every folder above `output`, symbolic links resolved."""
+def _ancestors(output: str) -> Iterator[str]:
+    """The ancestors of `output`, with symbolic links resolved."""
     uri = str(storage.local_path(output).resolve()) if storage.is_local(output) else output
     while (parent := storage.parent(uri)) != uri:
         yield parent

@@ -1,7 +1,7 @@
 """The output of a run, `output.uri`: its lease, `run.json`, checksums and `_SUCCESS`.
 
-Its stages are in `job.artifacts.stage_store`. Everything is written by `job.artifacts.writer`,
-under the lease.
+`job.artifacts.stage_store` handles the stages. All writes go through `job.artifacts.writer`, under
+the lease.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Output:
     workdir: Path | WorkFolder
     run: RunRecord
     holds_finished_run: bool = False
-    """Whether a complete earlier run is there: it stays unchanged until this one reopens it."""
+    """Whether the output holds a finished run, which stays unchanged until this one reopens it."""
     _sbom: str = ""
     _resolved_spec: str = ""
 
@@ -50,8 +50,8 @@ class Output:
     def acquire(self) -> None:
         """Checks access to the output and takes its lease.
 
-        Raises StorageError if another job is writing there, and SpecError if it lies in the output
-        of another run.
+        Raises StorageError if another job is writing there, and SpecError if it is inside the
+        output of another run.
         """
         refuse_nested(self.uri)
         storage.check_access(self.uri, "write")
@@ -62,7 +62,7 @@ class Output:
 
     @property
     def lease_held(self) -> bool:
-        """Whether this job, and no other, may write at the output."""
+        """Whether this job holds the lease, and so may write to the output."""
         return self._lease.held
 
     def check_lease(self) -> None:
@@ -70,7 +70,7 @@ class Output:
         self._lease.check()
 
     def release(self) -> None:
-        """Gives up the lease."""
+        """Releases the lease; a failure is a warning."""
         try:
             self._lease.release()
         except JobError as error:
@@ -83,7 +83,9 @@ class Output:
     def _abort_uploads(self) -> None:
         try:
             count = self.writer.delete_unfinished(LARGE)
-        except JobError as error:  # not every key is allowed to; a lifecycle rule does it too
+        except (
+            JobError
+        ) as error:  # the keys may lack the permission; a lifecycle rule can do it too
             log.info("unfinished multipart uploads could not be listed", reason=error)
         else:
             if count:
@@ -93,7 +95,7 @@ class Output:
 
     @cached_property
     def writer(self) -> Writer:
-        """The only way to write or delete anything at the output."""
+        """The only way to write or delete files at the output."""
         return Writer(self.uri, self._lease)
 
     @cached_property
@@ -101,45 +103,47 @@ class Output:
         return StageStore(self.uri, self.writer, self.workdir)
 
     def uploader_for(self, uri: str) -> Callable[[Path, str], None]:
-        """Uploads a file to a path below `uri`: under the lease if that is in the output."""
+        """A function that uploads a file below `uri`, under the lease if it is in the output."""
         root, folder = canonical(self.uri), canonical(uri)
         if folder != root and not folder.startswith(f"{root}/"):
             return Writer(uri, lease=None).upload
         return self.writer.inside(folder.removeprefix(root)).upload
 
     def write_sbom(self, sbom: str) -> None:
-        """Stores the SBOM: first of all, so that a run that fails has it too."""
+        """Stores the SBOM, before anything else, so that failed runs have one too."""
         self._sbom = sbom
         if not self.holds_finished_run:
             self.writer.write_text(SBOM, sbom)
 
     def start_run(self, resolved_spec: str) -> None:
-        """Stores the spec and `run.json`, unless a finished run is there."""
+        """Stores the spec and `run.json`, unless the output holds a finished run."""
         self._resolved_spec = resolved_spec
         if not self.holds_finished_run:
             self.writer.write_text(RESOLVED, resolved_spec)
             self.save_run()
 
     def reopen_run(self, reason: str) -> None:
-        """Withdraws `_SUCCESS` of a finished run, with a message, before any of it changes."""
+        """Deletes `_SUCCESS` of a finished run, and logs why, before anything changes."""
         if not self.holds_finished_run:
             return
-        log.info(f"the run was finished; {SUCCESS} is withdrawn until it is again", reason=reason)
+        log.info(
+            f"{SUCCESS} of the finished run is removed until it is finished again", reason=reason
+        )
         self.writer.delete(SUCCESS)
         self.holds_finished_run = False
         self.write_sbom(self._sbom)
         self.start_run(self._resolved_spec)
 
     def save_run(self) -> None:
-        """Stores `run.json`, but not over that of a finished run."""
+        """Stores `run.json`, unless the output holds a finished run."""
         if not self.holds_finished_run:
             self.writer.write_text(RUN, self.run.to_text())
 
     def finish_run(self, *, complete: bool) -> None:
         """Writes the final `run.json`; then, for a complete run, `SHA256SUMS` and `_SUCCESS`.
 
-        A finished run in which no stage ran keeps both as they are; also its `run.json`, unless
-        this run is as complete. `_SUCCESS` holds the digest of `SHA256SUMS` and the fencing token
+        If the output holds a finished run and no stage ran, keeps both, and also `run.json` unless
+        this run is complete. `_SUCCESS` contains the digest of `SHA256SUMS` and the fencing token
         of the lease under which it was written. Raises LeaseLost if another job has taken over.
         """
         self.check_lease()
@@ -158,7 +162,7 @@ class Output:
             success = {"sha256sums": digest, "lease": self._lease.fence}
             self.writer.write_text(SUCCESS, json.dumps(success) + "\n")
         self._require_not_overwritten()
-        self.holds_finished_run = True  # it stays complete, however the process ends from here on
+        self.holds_finished_run = True  # complete, however the process ends from here on
 
     def _checksums(self) -> str:
         lines = sorted(
@@ -173,7 +177,7 @@ class Output:
             self.writer.delete(SUCCESS)
             raise StorageError(
                 self.at(path),
-                "another job wrote over it when this one took the output over",
+                "another job wrote over it when this one took over the output",
                 fix="run again: its stage is rerun",
             )
 

@@ -1,7 +1,7 @@
-"""Downloads parts of a run's output, for readers: cached by digest, apart from the run's own files.
+"""Downloads parts of a run's output for other commands, to a cache keyed by digest.
 
-The same folder with the same bytes is downloaded once. A run that replaces the stage meanwhile
-never causes a mixture: then the new stage is downloaded.
+The same folder with the same content is downloaded once. If a run replaces the stage meanwhile, the
+new stage is downloaded, never a mixture.
 """
 
 import os
@@ -16,7 +16,7 @@ from job.local import cache, eviction
 from job.storage.digests import fingerprint
 
 ATTEMPTS = 3
-"""How often to start again if the stage is replaced during the download."""
+"""How often to try if the stage is replaced during the download."""
 
 
 def fetch(
@@ -29,8 +29,8 @@ def fetch(
 ) -> Path:
     """Downloads `folder` of a complete stage of the run at `uri`; returns its local path.
 
-    `only` selects files by their whole path. Raises InputError if the stage is not complete, has no
-    such folder, or its marker is unreadable; for other errors see `cache.ensure`.
+    `only` selects files by full path. Raises InputError if the stage is not complete, has no such
+    folder, or its marker is unreadable; for other errors see `cache.ensure`.
     """
     for attempt in range(1, ATTEMPTS + 1):
         record = _record(uri, stage)
@@ -85,8 +85,10 @@ def _download(
 
 
 def _linked(source: Path, path: Path) -> bool:
-    """Links the file instead of copying it, if on the same disk: runs replace files, and never
-    modify them in place."""
+    """Hard-links the file if it is on the same disk; returns whether it did.
+
+    This is safe because runs replace files and never modify them in place.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Records of the stages and of the run, as stored at the output."""
+"""The records of a run and its stages, as stored at the output."""
 
 import json
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ THROUGHPUT = (
     "processes",
     "rows_a_step",
 )
-"""The keys of the training's summary that `run.json` repeats for its readers."""
+"""Keys of the training summary that `run.json` repeats under `throughput`."""
 
 STAGES = ".stages"
-"""The folder of an output that holds a marker for each complete stage."""
+"""The folder with the markers of complete stages."""
 
 Status = Literal["running", "succeeded", "failed", "preempted"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """A complete stage: its inputs, its files, and when it ran. Its marker holds this as JSON."""
+    """A complete stage: its inputs, its files, and when it ran; stored as JSON in its marker."""
 
     name: str
     fingerprint: str
@@ -39,7 +39,7 @@ class StageRecord:
     files: tuple[FileDigest, ...]
     """Paths relative to the output."""
     summary: dict[str, Any]
-    """What later stages and readers need without the files."""
+    """Results that later stages and readers need without reading the files."""
 
     def to_json(self) -> dict[str, Any]:
         """The stored form: secrets in the summary are redacted, paths stay unchanged."""
@@ -90,10 +90,10 @@ class RunRecord:
     started: str
     finished: str | None = None
     stage: str | None = "open"
-    """The running stage, or the one in which the run ended: `open` before the first."""
+    """The stage that is running, or in which the run ended; `open` before the first."""
     stages: dict[str, StageRecord] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
-    """When each stage of this run started, was skipped, completed, stopped or failed, in order."""
+    """Stages started, skipped, completed, stopped or failed, with times, in order."""
     metrics: dict[str, Any] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    """Requests that were not met although the results are complete."""
+    """Requests of the spec that were not met although the results are complete."""
     error: list[dict[str, Any]] | None = None
 
     def add(self, stage: StageRecord) -> None:

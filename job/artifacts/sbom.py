@@ -14,7 +14,7 @@ from job import __version__
 from job.redaction import as_json
 
 _NAME = "finetune-job"
-_MAX_LICENCE = 100  # a longer licence field holds the whole text
+_MAX_LICENCE = 100  # a longer field is the text of the licence
 
 
 def to_text() -> str:
@@ -60,7 +60,7 @@ def packages() -> dict[str, Distribution]:
     installed: dict[str, Distribution] = {}
     for package in distributions():
         name = _metadata(package, "Name")
-        # An interrupted installation has no name; the job itself is no package of its environment.
+        # Interrupted installations have no name; the job itself is not a dependency.
         if name is not None and normal(name) != _NAME:
             installed.setdefault(normal(name), package)  # the first is the one imported
     return installed

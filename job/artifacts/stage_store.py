@@ -1,10 +1,10 @@
-"""The stages at the output: each published whole, its marker last.
+"""Publishes stages to the output: first the files, last the marker.
 
-A stage is written to a local folder and uploaded file by file; its marker then names every file
-with its digest. Without the marker nothing of the stage counts. Weight shards may be uploaded while
-the stage still runs; they are removed if it fails.
+A stage is written to a local folder and uploaded file by file; then its marker, which lists every
+file with its digest. A stage without a marker is incomplete. Weight shards may be uploaded while
+the stage still runs; they are deleted if it fails.
 
-Only files that this output's own records name are deleted: a file is added to the stage's list of
+Only files named in the output's own records are deleted; so a file is added to the stage's list of
 unfinished files before it is uploaded.
 """
 
@@ -61,7 +61,7 @@ class StageStore:
         return None
 
     def _list_files(self, record: StageRecord) -> tuple[storage.Entry, ...]:
-        """What is at the output of the folders and files in which the stage's files lie."""
+        """The files at the output in the folders of the stage."""
         roots = sorted({file.path.split("/")[0] for file in record.files})
         entries: list[storage.Entry] = []
         for root in roots:
@@ -80,21 +80,21 @@ class StageStore:
     def invalidate(self, name: str) -> None:
         """Deletes the stage's marker, before any of its files is rewritten.
 
-        The files that it names are recorded first: those that are not written again are deleted.
+        First records the files that it names, so that those not written again are deleted.
         """
         record = self.markers.read(name)
         self._unfinished.begin(name, [file.path for file in record.files] if record else ())
         self.markers.delete(name)
 
-    def upload_early(self, name: str, path: Path) -> None:
+    def upload_eagerly(self, name: str, path: Path) -> None:
         """Uploads a file of the running stage in the background, under its final name.
 
-        Before the first one, files of an earlier run are deleted, so that nobody reads a mixture.
+        Before the first one, deletes the files of an earlier run, so that nobody reads a mixture.
         Raises the error of an earlier upload, and LeaseLost if another job has taken over.
         """
         if name not in self._eager:
             self._writer.check_lease()
-            # First what refers to the weights, then the weights.
+            # First the files that refer to the weights, then the weights.
             old = self._unfinished.of(name)
             for file in sorted(old, key=lambda path: path.endswith(".safetensors")):
                 self._writer.delete(file)
@@ -122,13 +122,13 @@ class StageStore:
             if digests.get(path) != digest:
                 raise StorageError(
                     str(folder / path),
-                    "is not what it was when it was uploaded",
+                    "changed after it was uploaded",
                     fix="check the disk; run again",
                 )
         self._unfinished.announce(name, digests)
         self._writer.upload_tree(folder, without=uploaded)
         for file in files:
-            log.debug("stored", file=file.path, size=log.amount(file.size))
+            log.debug("stored", file=file.path, size=log.byte_count(file.size))
         record = StageRecord(
             name=name,
             fingerprint=fingerprint,
@@ -137,7 +137,7 @@ class StageStore:
             files=files,
             summary=summary,
         )
-        # Files of an earlier run that this one did not rewrite would mislead a reader.
+        # Delete files of an earlier run that this one did not rewrite.
         for path in self._unfinished.of(name) - digests.keys():
             self._writer.delete(path)
         self.markers.write(record)
@@ -147,25 +147,25 @@ class StageStore:
         return record
 
     def publish_file(self, name: str, path: str) -> None:
-        """Uploads one file of the running stage, which may explain a failure."""
+        """Uploads one file of the running stage now, such as one that explains a failure."""
         self._unfinished.announce(name, [path])
         self._writer.upload(self.local.path(name) / path, path)
 
     # --- a stage that failed -----------------------------------------------------------------
 
     def roll_back(self, *, urgent: bool) -> None:
-        """Removes the early uploads of unfinished stages."""
+        """Deletes the eager uploads of unfinished stages."""
         for uploads in self._eager.values():
             uploads.roll_back(urgent=urgent)
 
     def discard(self, name: str) -> None:
-        """Deletes what earlier runs of an invalidated stage left."""
+        """Deletes the files that earlier runs of an invalidated stage left."""
         for path in self._unfinished.of(name):
             self._writer.delete(path)
         self._unfinished.end(name)
 
     def invalidate_overwritten(self) -> None:
-        """Invalidates stages of which another job overwrote a file, too late."""
+        """Invalidates stages with a file that another job overwrote in a late write."""
         for note, path in self._writer.overwritten().items():
             for name in self.markers.names():
                 record = self.markers.read(name)
@@ -176,7 +176,7 @@ class StageStore:
             self._writer.delete(note)
 
     def remove_leftovers(self, stages: dict[str, StageRecord]) -> None:
-        """Deletes what killed jobs left of stages, but for the files of `stages`."""
+        """Deletes files that killed jobs left, except the files of `stages`."""
         current = {file.path for record in stages.values() for file in record.files}
         for entry in storage.list_files(storage.join(self._uri, STAGES)):
             name = entry.path.removesuffix(SUFFIX)

@@ -1,7 +1,7 @@
-"""Records, by name, which files of an unfinished stage are at the output.
+"""Records the names of an unfinished stage's files at the output.
 
-A name is recorded before anything of its file is uploaded. So the files of a killed job are known,
-and nothing else is ever deleted: an output may hold its owner's files beside those of a run.
+A name is recorded before its file is uploaded, so that files of a killed job are known. Nothing
+else is ever deleted: an output may also contain files of the user.
 """
 
 import json
@@ -17,7 +17,7 @@ SUFFIX = ".unfinished.json"
 
 
 class UnfinishedFiles:
-    """The files of unfinished stages, in `FOLDER/NAME.unfinished.json`."""
+    """The files of unfinished stages, recorded in `FOLDER/NAME.unfinished.json`."""
 
     def __init__(self, writer: Writer, folder: str) -> None:
         self._writer, self._folder = writer, folder
@@ -25,13 +25,13 @@ class UnfinishedFiles:
         self._lock = threading.Lock()
 
     def begin(self, stage: str, before: Iterable[str]) -> None:
-        """Records the files of earlier runs of the stage: those `before`, and those on record."""
+        """Starts the record of a stage with the files in `before` and those recorded earlier."""
         recorded = self._read(stage)
         self._files[stage] = set(recorded)
         self.announce(stage, before)
 
     def announce(self, stage: str, paths: Iterable[str]) -> None:
-        """Records files that the stage is about to upload. Returns once the record is stored."""
+        """Records files before the stage uploads them; returns once the record is stored."""
         with self._lock:
             files = self._files.setdefault(stage, set())
             if new := set(paths) - files:
@@ -40,11 +40,11 @@ class UnfinishedFiles:
                 files |= new
 
     def of(self, stage: str) -> frozenset[str]:
-        """The files that this run of the stage, or an earlier one, may have uploaded."""
+        """The files that this or an earlier run of the stage may have uploaded."""
         return frozenset(self._files.get(stage, ()))
 
     def end(self, stage: str) -> None:
-        """Deletes the record: the stage's marker names the files that stay."""
+        """Deletes the record; the stage's marker names its files now."""
         self._writer.delete(self._path(stage))
         self._files.pop(stage, None)
 

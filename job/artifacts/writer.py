@@ -1,8 +1,8 @@
-"""The only way to write or delete anything at an output: under its lease.
+"""Writes and deletes files at an output, under its lease.
 
 `Writer` checks the lease right before each write, each delete and each part of an upload
-(`job.artifacts.lease`), and becomes useless once another job has taken over the output. Nothing
-else in this project writes at an output; `tests/unit/artifacts/test_writer.py` enforces that.
+(`job.artifacts.lease`). No other code in this project writes to an output;
+`tests/unit/artifacts/test_writer.py` enforces that.
 """
 
 import json
@@ -18,18 +18,18 @@ from job.storage.uri import safe_relative
 
 LEASES, SUCCESS = ".lease", "_SUCCESS"
 _OVERWRITTEN = "overwritten-"
-"""Prefix of the notes in the lease folder that name a file written too late."""
+"""Prefix of the files in the lease folder that report a late write."""
 
 
 class Writer:
-    """Writes at `root`, or in the folder `below` it, under the lease of `root`.
+    """Writes to `root`, or the folder `below` it, under the lease of `root`.
 
     Every method raises LeaseLost, and writes nothing, if another job has taken over the output.
-    Paths are relative to the folder. A `storage.Guard` for the calls it makes to `storage`.
+    Paths are relative to the folder. Also the `storage.Guard` of its own writes.
     """
 
     def __init__(self, root: str, lease: Lease | None, below: str = "") -> None:
-        """Without a lease, for a location that no other job writes to."""
+        """`lease` is None for a location that no other job writes to."""
         self._root, self._lease, self._below = root, lease, below
 
     def inside(self, *parts: str) -> "Writer":
@@ -41,7 +41,7 @@ class Writer:
         return storage.join(self._root, self._below, path)
 
     def check_lease(self) -> None:
-        """Raises LeaseLost if another job has taken over the output: before a longer operation."""
+        """Raises LeaseLost if another job has taken over; call it before a long operation."""
         if self._lease is not None:
             self._lease.check()
 
@@ -55,7 +55,7 @@ class Writer:
         storage.upload_tree(directory, self.at(""), without=without, guard=self)
 
     def delete(self, path: str) -> None:
-        self.ensure()  # even if there is nothing to delete
+        self.ensure()  # also if there is nothing to delete
         storage.delete(self.at(path), guard=self)
 
     def delete_tree(self, path: str) -> None:
@@ -89,16 +89,16 @@ class Writer:
             raise
 
     def _report_late_write(self, uri: str) -> None:
-        """Records that a file of the other job was overwritten, and withdraws its `_SUCCESS`.
+        """Reports that a file of the other job was overwritten, and deletes its `_SUCCESS`.
 
-        The note goes first: a job that writes `_SUCCESS` looks for notes afterwards, so that one of
-        the two jobs sees the other. Only this is written without the lease.
+        The report is written first: a job that writes `_SUCCESS` looks for reports afterwards, so
+        one of the two jobs notices. These are the only writes without the lease.
         """
         path = uri.removeprefix(storage.join(self._root, "x")[:-1])
         log.error(
-            "a file was written in the moment in which another job took the output over",
+            "a file was written while another job took over the output",
             file=path,
-            fix=f"run that other job again: {SUCCESS} is withdrawn",
+            fix=f"run that other job again: its {SUCCESS} was removed",
         )
         try:
             note = storage.join(self._root, LEASES, f"{_OVERWRITTEN}{secrets.token_hex(8)}.json")
@@ -108,7 +108,7 @@ class Writer:
             log.error("the late write could not be recorded", file=path, reason=error)
 
     def overwritten(self) -> dict[str, str]:
-        """The files that another job reports to have overwritten, by the path of its note."""
+        """The files that other jobs reported to have overwritten, by path of the report."""
         folder = storage.join(self._root, LEASES)
         files = {}
         for entry in storage.list_files(folder):

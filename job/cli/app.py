@@ -1,4 +1,4 @@
-"""The command line: what each command does is in its help, what it means in `docs/`."""
+"""The command line app. Each command's help describes it; `docs/` has the details."""
 
 import os
 import sys
@@ -88,7 +88,7 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with the code that says what happened."""
+    """Runs the command line, reports errors, and exits with the exit code."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
@@ -96,13 +96,13 @@ def main() -> NoReturn:
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     redaction.install()
     signals.install(termination.report)
-    # Completion is of the console script: a shell cannot complete `python -m job`.
+    # Completion works for the console script only: a shell cannot complete `python -m job`.
     completes = {"--install-completion", "--show-completion"} & {*sys.argv}
     try:
         code = app(standalone_mode=False, prog_name=SCRIPT if completes else None) or OK
     except typer.TyperException as error:
         code = termination.report_usage(error)
     except (ReportedError, Exception) as error:  # noqa: BLE001 - tracebacks only with --debug
-        signals.work_ended()
-        code = termination.report(reported(signals.end_of(error)))
-    termination.leave(code)
+        signals.mark_work_ended()
+        code = termination.report(reported(signals.cause_of(error)))
+    termination.exit_with(code)

@@ -1,4 +1,4 @@
-"""`job ask`: asks an OpenAI-compatible server about an image and prints its answer."""
+"""`job ask`: asks an OpenAI-compatible server about an image."""
 
 import io
 import os
@@ -12,7 +12,7 @@ ANSWER_SECONDS = 600
 """The first request may wait for kernels to compile."""
 MAX_TOKENS = 256
 FORMULA = r"\frac{a}{b} + x^{2}"
-"""The default image."""
+"""Rendered as the default image."""
 
 
 def ask(

@@ -26,16 +26,18 @@ def clean(
         work = Path(runtime.workdir).expanduser()
     limit = eviction.parse_size(runtime.cache_limit if runtime else None)
     found = leftovers.scan(cache, work, unused_days=unused_days, limit=limit)
-    goes = [each for each in found if each.removable]
+    removable = [each for each in found if each.removable]
     for each in found:
         _report(each)
-    places = f"{cache}" if work == cache / "work" else f"{cache} and {work}"
+    folders = f"{cache}" if work == cache / "work" else f"{cache} and {work}"
     if not remove:
-        fix = {"fix": "run the same command with --remove"} if goes else {}
-        log.info("would be removed", folders=len(goes), size=_total(goes), below=places, **fix)
+        fix = {"fix": "run the same command with --remove"} if removable else {}
+        log.info(
+            "would be removed", folders=len(removable), size=_total(removable), below=folders, **fix
+        )
         return
-    removed, in_use = leftovers.remove(goes)
-    log.info("removed", folders=len(removed), size=_total(removed), below=places)
+    removed, in_use = leftovers.remove(removable)
+    log.info("removed", folders=len(removed), size=_total(removed), below=folders)
     for each in in_use:
         log.info("kept: a process started using it", folder=each.path)
 
@@ -46,8 +48,8 @@ def _report(found: Leftover) -> None:
             "found",
             kind=found.kind,
             folder=found.path,
-            size=log.amount(found.bytes),
-            age=log.span(found.age_seconds),
+            size=log.byte_count(found.bytes),
+            age=log.seconds(found.age_seconds),
             state=found.state,
             of=found.of or None,
         )
@@ -62,4 +64,4 @@ def _age(seconds: float) -> str:
 
 
 def _total(found: Sequence[Leftover]) -> log.Quantity:
-    return log.amount(sum(each.bytes for each in found))
+    return log.byte_count(sum(each.bytes for each in found))

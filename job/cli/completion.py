@@ -1,4 +1,4 @@
-"""What Tab offers for keys of the spec and for options that take one of a few words."""
+"""Shell completion of spec keys, and of options with a few possible values."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ def spec_keys(incomplete: str) -> list[str]:
 
 
 def overrides(incomplete: str) -> list[str]:
-    """`KEY=` for each key; after the `=`, the values of a key that takes only a few."""
+    """Completes `KEY=`; after the `=`, the values of a key that has a few choices."""
     from job.spec import keys
 
     key, equals, _ = incomplete.partition("=")
@@ -23,5 +23,5 @@ def overrides(incomplete: str) -> list[str]:
 
 
 def one_of(*values: str) -> Callable[[str], list[str]]:
-    """The values that begin with what is typed."""
+    """A completion function that offers `values`."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]

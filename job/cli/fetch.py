@@ -1,8 +1,8 @@
 """`job fetch`: downloads a part of a finished run and checks it against the run's `SHA256SUMS`.
 
-Files are downloaded to a hidden folder of the target and moved into place once all are there. The
-files that loaders open first (configuration and index) are removed first and added last, so nobody
-loads one run's configuration with another's weights, or half of either.
+Files are downloaded to a hidden folder in the target and moved into place once all are complete.
+The files that loaders open first (configuration and index) are removed first and added last, so
+nobody loads incomplete weights, or one run's configuration with another's weights.
 """
 
 import json
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from job import log, storage
-from job.artifacts.nesting import run_written_at
+from job.artifacts.nesting import run_containing
 from job.artifacts.output import SUCCESS, SUMS
 from job.errors import InputError
 from job.local import lock as locks
@@ -26,19 +26,19 @@ HIDDEN = ".fetch"
 RECORD = "fetched.json"
 """The files of earlier downloads, with their digests."""
 LOST_AND_FOUND = "lost+found"
-"""A file system's own folder at a mount point."""
+"""The folder that some file systems have at their root."""
 SHOWN = 5
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _LOADED_FIRST = (re.compile(r"\.index\.json$"), re.compile(r"(^|/)(adapter_)?config\.json$"))
-"""What names the weights, and what names the model: added in this order, removed in reverse."""
+"""Files that loaders open first: added in this order, after all others, and removed in reverse."""
 
 
 def fetch(uri: str, part: str, directory: Path) -> int:
     """Downloads the folder `part` of the run at `uri`; returns its number of files.
 
-    Keeps files that are already there and intact, and replaces those of an earlier download. Raises
-    InputError if the run is not finished or has no such part, if a file is not what the run wrote,
-    or if the folder holds files that no earlier call downloaded.
+    Keeps intact files of an earlier download and replaces the others. Raises InputError if the run
+    is not finished or has no such part, if a file differs from what the run wrote, or if the folder
+    contains files that no earlier call downloaded.
     """
     part = part.rstrip("/")
     if not storage.exists(storage.join(uri, SUCCESS)):
@@ -66,10 +66,10 @@ def fetch(uri: str, part: str, directory: Path) -> int:
 
 def _refuse_outputs(directory: Path) -> None:
     """Raises InputError if the folder belongs to the output of a run."""
-    if (run := run_written_at(str(directory.resolve()))) is not None:
+    if (run := run_containing(str(directory.resolve()))) is not None:
         raise InputError(
             "--to",
-            f"lies in the output of a run, {run}",
+            f"is inside the output of a run, {run}",
             value=directory,
             fix="name a folder outside of it",
         )
@@ -102,7 +102,7 @@ def _wanted(uri: str, part: str) -> dict[str, str]:
 
 
 class Target:
-    """The folder to download into; within `with`, no other call downloads into it."""
+    """The folder to download into, locked against other calls as a context manager."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -133,9 +133,9 @@ class Target:
             self._lock.close()
 
     def require_no_other_files(self, wanted: Mapping[str, str]) -> None:
-        """Raises InputError if the folder holds files of neither this run nor an earlier call.
+        """Raises InputError if the folder contains files of neither this run nor an earlier call.
 
-        They would be loaded together with the downloaded ones, or be lost.
+        Loaders would mix them with the downloaded files, or replacing them would lose them.
         """
         others = [
             name
@@ -174,10 +174,10 @@ class Target:
         if missing or old:
             if self._known:
                 log.info("replacing files of an earlier fetch", files=len(old | {*missing}))
-            # If this call is interrupted, the next one must know every file that it finds.
+            # Recorded first, so that the next call recognizes all files if this one fails.
             both = {path: [*self._known.get(path, ()), each] for path, each in wanted.items()}
             self._record({**self._known, **both})
-            # Without the files that are loaded first, nobody loads the others.
+            # Nobody loads weights while the files that are opened first are missing.
             for path in sorted(wanted, key=_rank, reverse=True):
                 if _rank(path) and path not in missing:
                     self._move(self._directory / path, self._staged(path))
@@ -191,7 +191,7 @@ class Target:
         shutil.rmtree(self._directory / HIDDEN / "files", ignore_errors=True)
 
     def _names(self, wanted: Mapping[str, str]) -> Iterator[str]:
-        """The folder's files that a loader might load; hidden ones do not count."""
+        """The folder's files that a loader might load, without hidden ones."""
         for path in self._directory.rglob("*"):
             name = path.relative_to(self._directory).as_posix()
             first = name.partition("/")[0]
@@ -201,8 +201,7 @@ class Target:
                 yield name
 
     def _is_replaceable(self, name: str, wanted: str | None) -> bool:
-        """Whether a file is already the wanted one, or one that an earlier call downloaded:
-        unchanged, or damaged and wanted again."""
+        """Whether a file may be replaced: it matches, or an earlier call downloaded it."""
         digest, known = self._digest(name), self._known.get(name, ())
         return digest is not None and (digest == wanted or digest in known or wanted in known)
 
@@ -230,5 +229,5 @@ class Target:
 
 
 def _rank(path: str) -> int:
-    """The order in which files are added: zero, unless loaders open the file first."""
+    """The rank of a file when installing: 0, or higher if loaders open it first."""
     return next((rank for rank, name in enumerate(_LOADED_FIRST, 1) if name.search(path)), 0)

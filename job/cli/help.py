@@ -1,6 +1,6 @@
-"""What `--help` shows: the commands in panels, each with examples to copy.
+"""The output of `--help`: commands in panels, each with examples to copy.
 
-Coloured and framed on a terminal; plain text in a pipe, a file or a dumb terminal.
+Coloured and framed on a terminal; plain text otherwise.
 """
 
 import re
@@ -158,12 +158,12 @@ PANELS: Mapping[str, Sequence[str]] = {
     "After a run": ("infer", "fetch", "verify", "clean", "ask", "manifest"),
 }
 
-EVERYWHERE = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")
+GLOBAL_OPTIONS = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")
 """Global options, which may precede or follow the command."""
 
 
 class Commands(TyperGroup):
-    """The commands in panels, with examples; global options may also follow the command."""
+    """A Typer group with panels, examples, and global options allowed after the command."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - passed through to Typer's group
         super().__init__(**settings)
@@ -173,7 +173,7 @@ class Commands(TyperGroup):
         for name, command in self.commands.items():
             command.epilog = _epilog(EXAMPLES.get(name, ""), plain)
             command.rich_help_panel = panels.get(name)  # type: ignore[attr-defined]
-            # Unwraps the source's lines: a paragraph is as wide as the terminal.
+            # Join the source's lines, so that paragraphs wrap at the terminal's width.
             command.help = re.sub(r"(?<!\n)\n *(?! *\n)", " ", command.help or "")
         if plain:
             for each in (self, *self.commands.values()):
@@ -185,18 +185,18 @@ class Commands(TyperGroup):
         return [*ordered, *(name for name in self.commands if name not in ordered)]
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        return super().parse_args(ctx, hoisted(args))
+        return super().parse_args(ctx, with_global_options_first(args))
 
 
-def hoisted(arguments: Sequence[str]) -> list[str]:
-    """The arguments with global options first, where their parser looks for them."""
+def with_global_options_first(arguments: Sequence[str]) -> list[str]:
+    """Moves global options before the command, where their parser expects them."""
     first: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
         if word == "--":
             rest += [word, *words]
-        elif word.partition("=")[0] not in EVERYWHERE:
+        elif word.partition("=")[0] not in GLOBAL_OPTIONS:
             rest.append(word)
         elif word == "--log-format":
             first += [word, *(value for value in (next(words, None),) if value is not None)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What the command line asks: images and a question, or a held-out row."""
+    """The input of `job infer`: images and a question, or a held-out row."""
 
     images: tuple[Path, ...] = ()
     """In the order in which the model sees them."""
@@ -40,7 +40,7 @@ class Query:
 class AnswerStreamer:
     """Writes each token as it is generated, with the interface of Transformers' streamers.
 
-    Theirs hold text back until the next space, which a formula may not have at all.
+    Those of Transformers hold text back until the next space, and a formula may have none.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], object]) -> None:
@@ -78,8 +78,8 @@ def infer(
     """Answers the query; the label follows the answer to a held-out row.
 
     `write` gets the answer piece by piece as it is generated. Raises InputError if images, the row
-    or the weights are missing, DataError if an image cannot be read, and UsageError if nothing is
-    asked.
+    or the weights are missing, DataError if an image cannot be read, and UsageError if there is
+    nothing to ask.
     """
     if weights not in ("base", "adapter", "merged"):
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
@@ -231,7 +231,7 @@ def _matches(wanted: str, ids: Sequence[str]) -> list[int]:
 
 
 def _max_new_tokens(stages: RunContext) -> int:
-    """What `max_new_tokens: auto` resolved to in the run's evaluation, if there was one."""
+    """The value of `max_new_tokens: auto` in the run's evaluation, or the default."""
     from job.evaluation.answer_lengths import DEFAULT
 
     with suppress(MissingInputError):

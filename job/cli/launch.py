@@ -1,4 +1,4 @@
-"""Starts a job's stages, in one process or as one of several."""
+"""Starts a job's stages, in a single process or on one of several ranks."""
 
 import os
 from typing import TYPE_CHECKING
@@ -7,14 +7,14 @@ from job import __version__, log
 from job.distributed import coordinator
 from job.distributed.world import World
 from job.errors import UsageError
-from job.spec.answer_kinds import MEASURED
+from job.spec.answer_kinds import ALL_METRICS
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
 
 
-def silence_all_but_the_first() -> None:
-    """Silences other processes before the spec is read, so that its warnings appear once."""
+def silence_other_ranks() -> None:
+    """Silences ranks other than 0, before the spec is read, so that warnings appear once."""
     if not World.from_environment(os.environ).is_rank_zero:
         coordinator.silence_logs()
 
@@ -22,39 +22,39 @@ def silence_all_but_the_first() -> None:
 def launch(loaded: "LoadedSpec", command: str) -> None:
     """Runs the command's stages and logs how the metrics changed.
 
-    Processes other than the first follow it and do not return. Raises UsageError if the number of
-    processes contradicts the spec.
+    Does not return on ranks other than 0. Raises UsageError if the number of processes contradicts
+    the spec.
     """
-    here = World.from_environment(os.environ)
-    _require_processes(loaded.spec.runtime.distributed, here)
-    here.export(os.environ)
+    world = World.from_environment(os.environ)
+    _require_processes(loaded.spec.runtime.distributed, world)
+    world.export(os.environ)
     # Only now: torch reads its environment variables on import.
     from job.pipeline import runner, worker
     from job.storage.digests import fingerprint
 
-    together = None if here.is_single else coordinator.Coordinator(here)
-    if together is not None:
+    coordination = None if world.is_single else coordinator.Coordinator(world)
+    if coordination is not None:
         shared = {key: value for key, value in loaded.resolved.items() if key != "runtime"}
         kind = loaded.spec.runtime.distributed
-        together.join(fingerprint(__version__, command, kind, shared))
-        if not here.is_rank_zero:
-            worker.run(loaded, command, together)
-    with coordinator.ending_workers(together):
-        record = runner.run(loaded, command, together)
+        coordination.join(fingerprint(__version__, command, kind, shared))
+        if not world.is_rank_zero:
+            worker.run(loaded, command, coordination)
+    with coordinator.ending_workers(coordination):
+        record = runner.run(loaded, command, coordination)
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
-    names = [name for name in after if name in MEASURED]  # others count rows
+    names = [name for name in after if name in ALL_METRICS]  # others count rows
     log.metrics({name: (before.get(name), after[name]) for name in names})
     log.info("done", output=loaded.spec.output.uri)
 
 
-def _require_processes(distributed: str, here: World) -> None:
-    if distributed == "none" and not here.is_single:
+def _require_processes(distributed: str, world: World) -> None:
+    if distributed == "none" and not world.is_single:
         raise UsageError(
             "$.runtime.distributed",
-            f"is none, but the job was started as one of {here.size} processes",
+            f"is none, but the job was started as one of {world.size} processes",
             fix="set it to auto, ddp or fsdp2, or start one process",
         )
-    if distributed in ("ddp", "fsdp2") and here.is_single:
+    if distributed in ("ddp", "fsdp2") and world.is_single:
         raise UsageError(
             "$.runtime.distributed",
             "needs several processes, but the job was started as one",

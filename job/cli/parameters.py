@@ -1,4 +1,4 @@
-"""The arguments and options that commands share, and the spec that they name."""
+"""The arguments and options that commands share, and loading of the spec."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def load(spec: str, overrides: "Sequence[Override] | None", output: str | None) 
 
 
 def overrides_from(options: Mapping[str, tuple[str, object]]) -> "list[Override]":
-    """The overrides that options stand for: each option's key and value, None if not given."""
+    """The overrides for options that stand for a spec key; a value of None means not given."""
     from job.spec.overrides import KeyValue
 
     return [

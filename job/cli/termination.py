@@ -1,4 +1,4 @@
-"""The end of the process: the report of an error, the termination message, the exit code."""
+"""Ends the process: reports the error, writes the termination message, exits with its code."""
 
 import atexit
 import os
@@ -58,16 +58,16 @@ def write_termination_log(text: str) -> None:
             TERMINATION_LOG.write_bytes(message.decode(errors="ignore").encode())
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process; at once if libraries' exit handlers would take time or fail."""
+def exit_with(code: int) -> NoReturn:
+    """Exits with `code`; skips exit handlers of libraries if they could hang or fail."""
     sys.stdout.flush()
     sys.stderr.flush()
     if code == OutOfMemoryError.exit_code:
-        os._exit(code)  # exit handlers need memory too, and fail loudly without
+        os._exit(code)  # exit handlers would fail without memory, and print tracebacks
     if code == STOPPED:
-        signals.leave(code)  # a transfer in progress may outlast the grace period
+        signals.exit_now(code)  # a transfer in progress may outlast the grace period
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # Threads of torch's process groups can outlive exit handlers and abort a finished process.
-        atexit._run_exitfuncs()  # those of trackers
-        signals.leave(code)
+        atexit._run_exitfuncs()  # trackers need theirs
+        signals.exit_now(code)
     sys.exit(code)

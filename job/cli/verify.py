@@ -19,13 +19,13 @@ from job.train.checkpoint.storage import MANIFEST
 CHECKPOINTS = "checkpoints"
 FILES_AT_ONCE = 4
 SHOWN = 100
-"""Problems that are listed; of further ones, only the number."""
+"""The most problems to list; of others only the number is reported."""
 _RERUN_STAGE = "remove {marker} at the output and run the spec again: it repeats that stage"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What was checked and is intact."""
+    """Counts of what was checked and is intact."""
 
     files: int
     bytes: int
@@ -34,7 +34,7 @@ class Verified:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """The records of a finished run, as they were read."""
+    """The records of a finished run, as read."""
 
     success: str
     sums: str
@@ -46,7 +46,7 @@ class _Run:
 
 
 class Finding(NamedTuple):
-    """One thing wrong."""
+    """A problem with one file."""
 
     path: str
     message: str
@@ -67,8 +67,8 @@ def verify(uri: str) -> Verified:
     findings += _unexpected(uri, run, wanted)
     checkpoints, invalid = _checkpoints(uri)
     findings += invalid
-    every = [*wanted.values(), *checkpoints]
-    findings += _mismatches(uri, every)
+    all_files = [*wanted.values(), *checkpoints]
+    findings += _mismatches(uri, all_files)
     now = tuple(_text(uri, path) or "" for path in (SUCCESS, SUMS, RUN))
     if now != (run.success, run.sums, run.record):
         raise StorageError(uri, "the run changed while it was verified", fix="verify it again")
@@ -82,7 +82,7 @@ def verify(uri: str) -> Verified:
         raise DataError.from_problems(problems)
     return Verified(
         files=len(wanted),
-        bytes=sum(file.size for file in every),
+        bytes=sum(file.size for file in all_files),
         checkpoints=len({file.path.split("/")[1] for file in checkpoints}),
     )
 
@@ -138,7 +138,7 @@ def _files(run: _Run) -> tuple[dict[str, FileDigest], list[Finding]]:
 
 
 def _contradictions(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Finding]:
-    """Where `_SUCCESS`, `SHA256SUMS`, `run.json` and the markers are of different runs."""
+    """Checks that `_SUCCESS`, `SHA256SUMS`, `run.json` and the markers agree."""
     fix = "run the spec again: completed stages are skipped"
     try:
         success = json.loads(run.success) if run.success.strip() else {}
@@ -177,7 +177,7 @@ def _contradictions(run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Fin
 def _unexpected(uri: str, run: _Run, wanted: Mapping[str, FileDigest]) -> Iterator[Finding]:
     """Files in the folders of the run that no record names.
 
-    Also in folders that this run did not write: weights in `merged/` would be loaded as its own.
+    Also checks folders that this run did not write: stray weights in `merged/` would be loaded.
     """
     known = {file.path for record in run.stages.values() for file in record.files} | wanted.keys()
     written = {path.split("/")[0] for path in wanted if "/" in path}
@@ -190,7 +190,7 @@ def _unexpected(uri: str, run: _Run, wanted: Mapping[str, FileDigest]) -> Iterat
 
 
 def _checkpoints(uri: str) -> tuple[list[FileDigest], list[Finding]]:
-    """The files of all checkpoints, from their manifests, which must name every file."""
+    """The files of all checkpoints by their manifests, and files that no manifest names."""
     steps: dict[str, set[str]] = {}
     for entry in storage.list_files(storage.join(uri, CHECKPOINTS)):
         step, _, path = entry.path.partition("/")

@@ -1,4 +1,4 @@
-"""Coordinates the processes of one job, beside their training.
+"""Coordinates the processes of one job, independently of their process group.
 
 All connect to the store at rank 0's address. A thread in each process sends heartbeats and monitors
 the others: if one fails, stops or dies, the whole job ends, with one exit code and one error
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 JOIN_SECONDS = 1800.0
-"""How long to wait for all processes to start: images are pulled, nodes come up."""
+"""How long to wait for all processes to start; nodes may have to boot and pull images."""
 LOST_SECONDS = 120.0
 """How long a process may be silent before it counts as dead."""
 HEARTBEAT_SECONDS = 1.0
 POLL_SECONDS = 0.2
 EXIT_SECONDS = 10.0
-"""How long rank 0 waits at its end for the others to notice."""
+"""How long rank 0 waits at the end for the others to notice."""
 
 END, ERROR, STOP = "end", "error", "stop"
 CONNECTION_ERRORS = (RuntimeError, OSError)
@@ -76,7 +76,7 @@ class Coordinator:
         if joined_before:
             raise PeerLost(
                 f"rank {world.rank}",
-                "has joined before; the processes of that start must end first",
+                "has joined already: processes of an earlier start are still running",
                 fix="start all processes again",
             )
         self.publish(f"identity/{world.rank}", identity)
@@ -98,7 +98,7 @@ class Coordinator:
         return self._get(key, kind)
 
     def open_store(self, name: str) -> "dist.Store":
-        """A store for a process group, by its own connection: one that waits blocks all threads."""
+        """A store for a process group, with its own connection: a wait blocks all users of one."""
         import torch.distributed as dist
 
         return dist.PrefixStore(f"{name}/{self.world.attempt}", self._connect(host=False))
@@ -143,16 +143,16 @@ class Coordinator:
     def _require_same_identity(self) -> None:
         identities = [self._get(f"identity/{rank}", str) for rank in range(self.world.size)]
         self._store.add("compared", 1)
-        self._wait_for_count("compared")  # the store may end with rank 0
+        self._wait_for_count("compared")  # rank 0 may host the store, and must not exit first
         if other := [rank for rank, each in enumerate(identities) if each != identities[0]]:
             raise PeerLost(
                 _names(other),
-                "has another spec or version of the job than rank 0",
+                "has a different spec or version of the job than rank 0",
                 fix="start the same command in the same environment on every node",
             )
 
     def _wait_for_count(self, counter: str, absent: int = 0) -> None:
-        """Waits up to EXIT_SECONDS until all processes but `absent` have counted themselves."""
+        """Waits up to EXIT_SECONDS until all but `absent` processes have incremented `counter`."""
         deadline = time.monotonic() + EXIT_SECONDS
         expected = self.world.size - absent
         while self._store.add(counter, 0) < expected and time.monotonic() < deadline:
@@ -161,7 +161,7 @@ class Coordinator:
     # --- ending ------------------------------------------------------------------------------
 
     def finish(self, code: int) -> None:
-        """In rank 0: makes the others exit with `code`; waits a moment until they do."""
+        """On rank 0: makes the other ranks exit with `code`, and waits briefly for them."""
         if self._closed.is_set():
             return
         with suppress(*CONNECTION_ERRORS):
@@ -170,12 +170,12 @@ class Coordinator:
         self._closed.set()
 
     def wait_for_end(self) -> NoReturn:
-        """In another rank: waits for the monitor, which exits when rank 0 does."""
+        """On other ranks: waits until the monitor thread exits the process, when rank 0 ends."""
         while True:
             time.sleep(LOST_SECONDS)
 
     def fail(self, error: BaseException) -> NoReturn:
-        """In another rank: reports the error to rank 0, and exits when rank 0 does."""
+        """On other ranks: reports the error to rank 0, and exits when rank 0 does."""
         failure = reported(error)
         with suppress(*CONNECTION_ERRORS):
             if not isinstance(failure, PeerLost) and failure.exit_code != STOPPED:
@@ -184,10 +184,10 @@ class Coordinator:
         if failure.exit_code == STOPPED:
             self.wait_for_end()  # rank 0 may still be storing the checkpoint
         time.sleep(2 * LOST_SECONDS)
-        signals.give_up(failure)
+        signals.abandon(failure)
 
     def connection_lost(self, error: BaseException) -> PeerLost:
-        """The error for a broken connection, with the ranks that have been silent since."""
+        """The error for a broken connection; names the ranks that are silent."""
         time.sleep(5 * HEARTBEAT_SECONDS)
         return _peer_lost(self._silent_ranks(4 * HEARTBEAT_SECONDS), str(error))
 
@@ -215,8 +215,8 @@ class Coordinator:
                 if self._closed.is_set():
                     return
                 if signals.received() is not None:
-                    signals.leave(STOPPED)
-                signals.give_up(_peer_lost([0], str(error)))
+                    signals.exit_now(STOPPED)
+                signals.abandon(_peer_lost([0], str(error)))
 
     def _read_heartbeats(self) -> None:
         now = time.monotonic()
@@ -233,9 +233,9 @@ class Coordinator:
 
     def _check_workers(self) -> None:
         if self._has(ERROR):
-            signals.give_up(_from_json(self._get(ERROR, dict)))
+            signals.abandon(_from_json(self._get(ERROR, dict)))
         if silent := self._silent_ranks(LOST_SECONDS):
-            signals.give_up(_peer_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))
+            signals.abandon(_peer_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))
 
     def _check_rank_zero(self) -> None:
         if self._has(END):
@@ -243,20 +243,20 @@ class Coordinator:
             self._store.add("left", 1)
             if code != OK:  # torchrun blames the first process to exit, and stops the others
                 time.sleep(HEARTBEAT_SECONDS)
-            signals.leave(code)
+            signals.exit_now(code)
         if self._silent_ranks(LOST_SECONDS):
-            signals.give_up(_peer_lost([0], f"silent for {log.duration(LOST_SECONDS)}"))
+            signals.abandon(_peer_lost([0], f"silent for {log.duration(LOST_SECONDS)}"))
 
 
 @contextmanager
 def ending_workers(coordinator: Coordinator | None) -> Iterator[None]:
-    """Context in which rank 0 runs the job; at its end the other ranks exit with the same code."""
+    """Context in which rank 0 runs the job; on exit, the other ranks exit with the same code."""
     if coordinator is None:
         yield
         return
     code = OK
-    # The run's own last words come before these.
-    with signals.on_give_up(lambda error: coordinator.finish(error.exit_code)):
+    # Callbacks registered later, by the run itself, are called first.
+    with signals.on_abandon(lambda error: coordinator.finish(error.exit_code)):
         try:
             yield
         except BaseException as error:
@@ -269,7 +269,7 @@ def ending_workers(coordinator: Coordinator | None) -> Iterator[None]:
 def _peer_lost(ranks: list[int], reason: str) -> PeerLost:
     return PeerLost(
         _names(ranks),
-        f"has died or cannot be reached ({reason})",
+        f"has died or is unreachable ({reason})",
         fix="read its own log, then run the job again; it resumes from the last checkpoint",
     )
 
@@ -297,6 +297,6 @@ def _from_json(message: dict[str, Any]) -> ReportedError:
 
 
 def silence_logs() -> None:
-    """In ranks other than 0: logs errors only."""
+    """On ranks other than 0: logs errors only."""
     log.configure("json" if log.is_json() else "text", "ERROR")
     warnings.simplefilter("ignore")

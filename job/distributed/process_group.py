@@ -1,7 +1,7 @@
-"""The process group of the training, if several processes train together.
+"""Collectives on the process group of the training.
 
-Without an initialized group every function answers for a single process, so that callers need not
-distinguish. Counts and flags travel over the CPU, without waiting for a GPU.
+If no group is initialized, every function behaves as for a single process. Counts and flags are
+exchanged on the CPU, without synchronizing the GPU.
 """
 
 import os
@@ -15,12 +15,12 @@ from job.distributed.coordinator import Coordinator
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=2)
-"""Of one collective: rank 0 may have to wait for a store. Dead processes are noticed far sooner."""
+"""Of one collective: rank 0 may wait for storage. The coordinator detects dead processes sooner."""
 
 
 @contextmanager
 def initialized(coordinator: Coordinator | None, accelerator: str) -> Iterator[None]:
-    """Context in which the processes of `coordinator` are a group; `accelerator` is its kind."""
+    """Context with a process group of the coordinator's processes, for this kind of accelerator."""
     if coordinator is None:
         yield
         return
@@ -58,7 +58,7 @@ def size() -> int:
 
 
 def is_local_rank_zero() -> bool:
-    """Whether this is the first process on its machine."""
+    """Whether this process has local rank 0."""
     return size() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -75,12 +75,12 @@ def all_reduce_sum(counts: Sequence[int]) -> list[int]:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any rank."""
+    """Whether the flag is set on any rank."""
     return all_reduce_sum([int(flag)])[0] > 0
 
 
 def all_gather(value: T) -> list[T]:
-    """The values of all ranks, in order, in every rank; they must pickle."""
+    """The values of all ranks, in rank order, on every rank; they must be picklable."""
     import torch.distributed as dist
 
     if size() == 1:
@@ -91,7 +91,7 @@ def all_gather(value: T) -> list[T]:
 
 
 def broadcast(value: T) -> T:
-    """Rank 0's value, in every rank."""
+    """Rank 0's value, on every rank."""
     return all_gather(value)[0]
 
 

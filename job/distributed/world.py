@@ -24,9 +24,9 @@ class World:
     address: str = "127.0.0.1"
     port: int = PORT
     launcher_hosts_store: bool = False
-    """Whether the launcher itself runs the store at the address."""
+    """Whether the launcher hosts the store at the address."""
     attempt: str = "0"
-    """Tells restarts of the processes under one launcher apart."""
+    """The launcher's restart count, which keeps attempts apart in the store."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "World":
@@ -77,12 +77,12 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is rank 0, the only process that writes to the output."""
         return self.rank == 0
 
     @property
     def node(self) -> int:
-        """The rank of this machine's first process; its other ranks follow."""
+        """The rank of this machine's first process, which identifies the machine."""
         return self.rank - self.local_rank
 
     def export(self, environ: MutableMapping[str, str]) -> None:
@@ -99,7 +99,7 @@ class World:
             MASTER_PORT=str(self.port),
         )
         environ.setdefault("LOCAL_WORLD_SIZE", "1")
-        environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else every connection is logged
+        environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # otherwise every connection is logged
 
 
 def _text(environ: Mapping[str, str], name: str) -> str:

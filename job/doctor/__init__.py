@@ -1,6 +1,6 @@
 """`job doctor`: whether this machine, its storage and its credentials can run a job.
 
-A job checks things as it reaches them; the doctor checks all of them before anything is downloaded.
+A job checks things as it gets to them; the doctor checks all of them before any download.
 
 Imports: spec, storage, artifacts, prep, families, engines, train, export, planning.
 """
@@ -34,8 +34,8 @@ def run_checks(loaded: LoadedSpec | None = None) -> Iterator[Check]:
 def exit_code(checks: Sequence[Check]) -> int:
     """0 if nothing failed; 12 if a retry cannot help; else 70.
 
-    What is missing or denied is so on every machine. Another node may have the GPU that this one
-    lacks.
+    Missing or inaccessible inputs are the same on every machine, but another node may have the GPU
+    that this one lacks.
     """
     codes = {check.exit_code for check in checks if check.state == "fail"}
     if not codes:
@@ -44,6 +44,6 @@ def exit_code(checks: Sequence[Check]) -> int:
 
 
 def text(check: Check) -> str:
-    """The lines of one check."""
+    """A check as text, with its fix on a second line."""
     line = f"{MARKS[check.state]}  {check.name:<14}{check.found}"
     return redaction.shown(line + (f"\n      fix: {check.fix}" if check.fix else ""))

@@ -1,4 +1,4 @@
-"""Checks outside the machine: inputs, the output, and the identities that access them."""
+"""Checks of remote access: inputs, the output, and the credentials used for them."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +10,13 @@ from job.doctor.subject import Subject
 from job.families import model_source
 from job.prep import discovery
 from job.storage import retry
-from job.storage.backends.hub import hub_forbidden_by, offline
+from job.storage.backends.hub import hub_offline_variable, offline
 from job.storage.connect import CONNECT_SECONDS
 
 TAIL = 4
-"""Characters of a key's id: enough to recognize it, useless to anybody else."""
+"""Characters of an access key id to show: enough to recognize it, useless otherwise."""
 UNNEEDED_SECONDS = 3
-"""The hub's time to answer if no input needs it."""
+"""Timeout for the hub if no input needs it."""
 STS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL")
 
 
@@ -33,7 +33,7 @@ def checks(subject: Subject) -> Iterator[Check]:
 
     def model() -> str:
         source = model_source.find_model(spec.model)
-        _ = source.digest  # reads what must be readable
+        _ = source.digest  # reading the digest proves access
         return f"{source.uri} ({log.size(source.size_bytes)})"
 
     def output() -> str:
@@ -55,7 +55,7 @@ def checks(subject: Subject) -> Iterator[Check]:
 
 
 def s3_identity() -> Check:
-    """Whose S3 keys are used; never the keys themselves."""
+    """Shows whose S3 keys are used, never the keys themselves."""
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.session import get_session
@@ -91,13 +91,13 @@ def s3_identity() -> Check:
 
 
 def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
-    """Whether the hub answers, and to whom. Its silence fails only if a URI needs it."""
+    """Checks that the hub answers, and the token. Fails only if one of the URIs needs it."""
     for uri in needed or ("hf://",):
-        if (variable := hub_forbidden_by(uri)) is not None:
+        if (variable := hub_offline_variable(uri)) is not None:
             yield (
                 failed("hub", offline(uri, variable))
                 if needed
-                else note("hub", f"not asked: {variable} is set; no hf:// input needs it")
+                else note("hub", f"not checked: {variable} is set; no hf:// input needs it")
             )
             return
     from httpx import HTTPError
@@ -137,6 +137,6 @@ def hub_checks(needed: Sequence[str]) -> Iterator[Check]:
         )
 
 
-def _attempt(name: str, look: Callable[[], str]) -> Check:
+def _attempt(name: str, probe: Callable[[], str]) -> Check:
     with retry.at_most(1):
-        return attempt(name, look)
+        return attempt(name, probe)

@@ -26,7 +26,7 @@ def checks(subject: Subject) -> Iterator[Check]:
     try:
         measured = subject.measured(gpus)
     except JobError:
-        measured = None  # the model's own check reports why
+        measured = None  # the check of the model reports why
     need = measured[1] if measured else None
     yield memory(cpu.memory_limit(), need)
     workers = subject.spec.train.dataloader_num_workers if subject.spec else 0
@@ -60,7 +60,7 @@ def shared_memory(total: int, need: Needs | None, workers: int) -> Check:
 
 
 def disks(cache: Path, work: Path, measured: tuple[Sizes, Needs] | None) -> Iterator[Check]:
-    """Space for downloads and results; files that earlier runs left there count as free."""
+    """Checks disk space for downloads and results; files of earlier runs there count as free."""
     if measured is None:
         wanted = {"cache": (cache, MIN_FREE, MIN_FREE)}
     else:

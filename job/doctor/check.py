@@ -13,11 +13,11 @@ State = Literal["ok", "note", "warn", "fail"]
 class Check:
     name: str
     state: State
-    """`note` only informs; a `warn` may fail a run later, a `fail` will."""
+    """`note` is information; `warn` may make a run fail, `fail` will."""
     found: str
     fix: str = ""
     exit_code: int = JobError.exit_code
-    """Of a `fail`."""
+    """The exit code of a `fail`."""
 
 
 def ok(name: str, found: str) -> Check:
@@ -33,20 +33,20 @@ def warn(name: str, found: str, fix: str) -> Check:
 
 
 def fail(name: str, found: str, fix: str) -> Check:
-    """A fault of this machine, or a temporary one."""
+    """A failure that a retry, perhaps on another machine, may solve."""
     return Check(name=name, state="fail", found=found, fix=fix)
 
 
-def attempt(name: str, look: Callable[[], str]) -> Check:
-    """`ok` with what `look` returns, or the failure that it raises."""
+def attempt(name: str, probe: Callable[[], str]) -> Check:
+    """Runs a check: `ok` with the text that `probe` returns, or the failure that it raises."""
     try:
-        return ok(name, look())
+        return ok(name, probe())
     except JobError as error:
         return failed(name, error)
 
 
 def failed(name: str, error: JobError) -> Check:
-    """The check that raised `error`; its exit code is 12 if a retry cannot help."""
+    """A `fail` for `error`, with exit code 12 if a retry cannot help."""
     problem = error.problems[0]
     return Check(
         name=name,

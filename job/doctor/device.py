@@ -1,4 +1,4 @@
-"""Checks of the accelerator: its driver, the build of torch, and whether they work together."""
+"""Checks of the accelerator: the driver, the build of torch, and a test computation."""
 
 import os
 import re
@@ -17,7 +17,7 @@ INSTALL = "make setup ACCELERATOR={0} TORCH_INDEX=…, or use the image {0}"
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """A kernel driver for GPUs, from the system's files."""
+    """A GPU kernel driver, as found in /proc, /sys and /dev."""
 
     accelerator: str
     """`rocm` or `cuda`."""
@@ -27,7 +27,7 @@ class Driver:
 
 
 def drivers(root: Path = Path("/")) -> list[Driver]:
-    """The GPU drivers of the machine with the file system at `root`."""
+    """Finds the GPU drivers of this machine; `root` is the file system root, for tests."""
     found = []
     nvidia = _text(root / "proc/driver/nvidia/version")
     if nvidia:
@@ -45,7 +45,7 @@ def drivers(root: Path = Path("/")) -> list[Driver]:
         nodes = sorted((root / "dev/dri").glob("renderD*"))
         inaccessible = _inaccessible(nodes)
         if len(inaccessible) < len(nodes):
-            inaccessible = ()  # one is enough; others may be no GPU, or another job's
+            inaccessible = ()  # one is enough: others may belong to another job, or not be GPUs
         found.append(
             Driver(
                 accelerator="rocm",
@@ -89,7 +89,7 @@ def checks(subject: Subject, root: Path = Path("/")) -> Iterator[Check]:
 
 
 def driver_checks(installed: Sequence[Driver], built: str, accelerator: str) -> Iterator[Check]:
-    """The drivers, and whether torch is a build for one of them."""
+    """Checks the drivers, and that torch is built for one of them."""
     if not installed:
         yield note("driver", "no GPU driver on this machine")
         return
@@ -116,7 +116,7 @@ def driver_checks(installed: Sequence[Driver], built: str, accelerator: str) -> 
 
 
 def no_gpu(built: str, installed: Sequence[Driver], accelerator: str) -> Check:
-    """Why torch sees no GPU although one is required or installed."""
+    """A `fail`: torch sees no GPU although one is required or installed."""
     required = "" if accelerator == "auto" else f", but runtime.accelerator is {accelerator}"
     if not installed:
         fix = "run on a node with a GPU; in a container, pass the device (a pod requests it)"
@@ -128,7 +128,7 @@ def no_gpu(built: str, installed: Sequence[Driver], accelerator: str) -> Check:
 
 
 def is_supported(architecture: str, built: Sequence[str]) -> bool:
-    """Whether a build of torch has code for a device: `gfx942`, or `sm_90` with its relatives.
+    """Whether a build of torch has code for a device such as `gfx942` or `sm_90`.
 
     CUDA code also runs on devices with the same major and a higher minor version, and a `compute_`
     entry is compiled for any later device.
@@ -175,7 +175,7 @@ def _compute(index: int, built: str, architectures: Sequence[str]) -> Check:
 
 
 def _memory(subject: Subject) -> Iterator[Check]:
-    """Whether the frozen weights fit, the minimum for training."""
+    """Checks that the model's weights fit, the minimum for training."""
     import torch
 
     from job.planning.sizes import BYTES

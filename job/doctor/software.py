@@ -1,4 +1,4 @@
-"""Checks of Python and its packages against the lock files."""
+"""Checks of Python, and of its packages against the lock files."""
 
 import re
 import sys
@@ -33,9 +33,9 @@ def packages(locks: Path, found: Mapping[str, str]) -> Check:
     """Compares the installed packages with the locks in the folder."""
     pins = {lock.stem: _pins(lock) for lock in sorted(locks.glob("*.txt"))}
     if not set(REQUIRED) <= set(pins):
-        return note("packages", f"{len(found)} installed; no lock files beside the code")
+        return note("packages", f"{len(found)} installed; no lock files found next to the code")
     wanted = {name: pin for lock in REQUIRED for name, pin in pins[lock].items()}
-    # Other builds of torch bring other libraries than the locked one.
+    # Other builds of torch need other libraries than those locked for the default one.
     if _build(found):
         wanted = {**pins["base"], **{name: wanted[name] for name in ("torch", "torchvision")}}
     for lock in ("gpu", "trackers", "unsloth"):

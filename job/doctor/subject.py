@@ -1,4 +1,4 @@
-"""What the checks are about: the locations and needs of a spec, or the defaults without one."""
+"""The subject of the checks: the folders and requirements of a spec, or defaults without one."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +39,7 @@ class Subject:
         return (self.spec.model.model_name_or_path, *sources, self.spec.output.uri)
 
     def measured(self, gpus: int) -> tuple[Sizes, Needs] | None:
-        """Sizes and needs of the spec; None without a spec."""
+        """The sizes and requirements of the spec; None without one."""
         if self.spec is None:
             return None
         return self._sizes, needs(self.spec, self._sizes, gpus=gpus)

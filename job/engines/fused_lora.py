@@ -30,7 +30,7 @@ class FusedLora:
     refresh_hook: RemovableHandle
 
     def release(self) -> None:
-        """Gives each layer a weight tensor of its own again; frees each matrix once its weights are copied.
+        """Gives each layer its own weight again; frees each matrix once its weights are copied.
 
         If memory is short this happens before training, which then needs that of the matrices.
         """

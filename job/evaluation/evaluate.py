@@ -154,7 +154,7 @@ def _check_labels(asked: Sequence[Question], spec: EvalSpec) -> None:
         if invalid:
             log.warn(
                 "labels that are not valid JSON are excluded from the field metrics",
-                labels=log.of(len(invalid), len(asked)),
+                labels=log.fraction(len(invalid), len(asked)),
                 first=invalid[0].id,
                 fix="fix them, or set eval.answer: text",
             )
@@ -163,7 +163,7 @@ def _check_labels(asked: Sequence[Question], spec: EvalSpec) -> None:
         if distinct > classes.MAX_CLASSES or (distinct > 20 and 2 * distinct > len(asked)):
             log.warn(
                 "labels hardly repeat, so they are probably not classes",
-                different=log.of(distinct, len(asked)),
+                different=log.fraction(distinct, len(asked)),
                 fix="set eval.answer: text",
             )
 
@@ -175,7 +175,7 @@ def _check_limit(lengths: Sequence[int], limit: int) -> int:
         log.warn(
             "answers are cut short: some labels are longer than eval.generation.max_new_tokens, "
             "so no answer to them can be right",
-            cannot_be_right=log.of(too_long, len(lengths)),
+            cannot_be_right=log.fraction(too_long, len(lengths)),
             max_new_tokens=limit,
             longest_label=max(lengths),
             fix="set eval.generation.max_new_tokens: auto",

@@ -120,7 +120,7 @@ def require_hub(spec: JobSpec, *, exempt: str | None = None) -> None:
     problems = [
         hub.offline(uri, variable).problems[0]
         for uri in (spec.model.model_name_or_path, *sources)
-        if uri != exempt and (variable := hub.hub_forbidden_by(uri)) is not None
+        if uri != exempt and (variable := hub.hub_offline_variable(uri)) is not None
     ]
     if problems:
         raise InputError.from_problems(problems)

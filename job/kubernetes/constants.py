@@ -21,7 +21,7 @@ WEIGHTS = "/weights"
 """Where the server's weights are mounted."""
 
 SECRET = "finetune-credentials"  # noqa: S105 - its name
-"""Created by the user; its entries become environment variables: HF_TOKEN, AWS_REGION, keys."""
+"""The user's Secret; its entries become environment variables: HF_TOKEN, AWS_REGION, keys."""
 
 REGISTRY = "registry.example.com"
 """Placeholder for the user's registry."""
@@ -35,7 +35,7 @@ host files are mounted, so a group that means something else on a node grants no
 RETRIES = 3
 """How often transient failures are retried."""
 TTL_SECONDS = 3 * 24 * 3600
-"""Keep finished Jobs this long: one from Friday is still there on Monday."""
+"""How long finished Jobs are kept: over a weekend."""
 
 NEVER_RETRIED = tuple(errors.exit_codes("never"))
 RETRIED_FREE = tuple(errors.exit_codes("free"))

@@ -1,4 +1,4 @@
-"""What manifests are rendered from: a spec, its resource needs, and the target platform."""
+"""The input to rendering: a spec, its resource requirements, and the target platform."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Object = dict[str, Any]
 class RenderContext:
     spec: JobSpec
     text: str = field(repr=False)
-    """The spec as written: it reaches the cluster with its comments and variables."""
+    """The text of the spec, which is deployed with its comments and variables."""
     platform: Platform
     needs: Needs
     family: type[Family]
@@ -30,9 +30,9 @@ class RenderContext:
     output: str | None
     """Replaces `output.uri` unless None."""
     environ: Mapping[str, str]
-    """Values of the variables that the spec names, except secrets."""
+    """Values of the environment variables that the spec uses, except secrets."""
     secrets: Mapping[str, str] = field(repr=False)
-    """The secret ones: the pod reads them from a Secret, and no manifest may contain them."""
+    """Values of the secret variables. Pods read them from a Secret; no manifest contains them."""
 
     @property
     def name(self) -> str:

@@ -4,8 +4,8 @@ finetune-job.yaml           the job on one AMD node: kubectl apply -f
 trainjob.yaml               the same on several nodes
 vllm-deployment.yaml        vLLM on AMD, serving the exported weights
 vllm-smoke-job.yaml         asks the server a question
-base/, vllm/                copies of finetune-job.yaml and vllm-deployment.yaml for the overlays:
-                            kustomize does not let them read files outside a kustomization
+base/, vllm/                copies of finetune-job.yaml and vllm-deployment.yaml for the overlays,
+                            since kustomize reads no files outside a kustomization
 components/                 a queue and ways to authenticate to S3, for any overlay
 overlays/                   each one for kubectl apply -k
 """

@@ -1,4 +1,4 @@
-"""The objects around a pod: the spec's ConfigMap, service account, cache volume, network policy."""
+"""The objects that a pod uses: ConfigMap, service account, cache volume, network policy."""
 
 from job.kubernetes import constants
 from job.kubernetes.context import Object, RenderContext
@@ -65,7 +65,7 @@ def network_policy(
     ingress: tuple[Object, ...] = (),
     egress: tuple[Object, ...] = STORAGE,
 ) -> Object:
-    """Lets a component reach DNS and `egress`, and be reached by `ingress` only."""
+    """Allows a component egress to DNS and `egress`, and ingress from `ingress` only."""
     names = [{"port": constants.DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]
     return {
         "apiVersion": "networking.k8s.io/v1",

@@ -38,7 +38,7 @@ class ManifestOptions:
     environ: Mapping[str, str]
 
     def context(self, platform: Platform, nodes: int = 1) -> RenderContext:
-        """What to render for one platform; a local output moves to the cache volume.
+        """The context for rendering on one platform; a local output moves to the cache volume.
 
         Raises SpecError for an invalid spec, UsageError for an invalid option, a node count that
         the spec does not allow or a secret that the manifest would show, and InputError if the
@@ -79,7 +79,7 @@ class ManifestOptions:
         return measure(self.loaded.spec)
 
     def _variables(self, replaced_output: bool, *, secret: bool) -> dict[str, str]:
-        """The set variables that the spec names, with their values: only secrets, or all others."""
+        """The environment variables that the spec uses, with values: either secrets or the rest."""
         text = self.text
         if replaced_output:  # its variables are no longer used
             text = text.replace(str(parse(text, self.spec).values["output"]["uri"]), "")

@@ -32,7 +32,7 @@ def template(
         "terminationGracePeriodSeconds": needs.grace_seconds,
         "securityContext": pod_security(context.platform.groups),
         "tolerations": context.platform.tolerations,
-        # With the node, credentials and device of the job's own container.
+        # On the same node, with the same credentials and device, as the main container.
         "initContainers": [container(context, constants.DOCTOR, command="doctor")],
         "containers": [{**container(context, name), **_metrics(context)}],
         "volumes": [

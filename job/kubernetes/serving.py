@@ -14,7 +14,7 @@ HEALTH = {"httpGet": {"path": "/health", "port": "http"}}
 STARTUP_SECONDS = 30 * 60
 """Time for vLLM to load the weights and compile kernels."""
 
-# The vLLM image knows neither the cache volume nor the pod's user.
+# The vLLM image does not know the cache volume and the pod's user.
 _ENVIRON = {
     "HOME": constants.CACHE,
     "USER": "vllm",
@@ -76,7 +76,7 @@ def deployment(context: RenderContext) -> list[Object]:
 def smoke_job(context: RenderContext) -> list[Object]:
     """A Job that asks the server a question, about an image if the model reads them.
 
-    It fails unless the server answers.
+    The Job fails unless the server answers.
     """
     server = [{"podSelector": {"matchLabels": context.selector(SERVER)}}]
     egress = {"to": server, "ports": [objects.tcp(constants.VLLM_PORT)]}

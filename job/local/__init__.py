@@ -1,7 +1,7 @@
-"""State on this machine: the work folder of a run, and caches that runs share.
+"""State on this machine: the work folder of a run, and caches shared by runs.
 
-A work folder belongs to one run, which locks it. A file in either counts only if its digest is the
-recorded one.
+A work folder belongs to one run, which locks it. Files in either are used only if their digest
+matches the recorded one.
 
 Imports: storage.
 """

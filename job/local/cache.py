@@ -1,9 +1,10 @@
 """Downloaded files, cached and checked by their digests.
 
-An entry appears complete: it is filled in a folder beside it, where an interrupted download
-resumes. `.complete` records the SHA-256 of each file and its size, inode and times right after it
-was hashed. Before each use of an entry, a file with another size, inode or time is hashed again,
-and downloaded again if the digest differs. A disk that corrupts data silently goes unnoticed.
+An entry is downloaded to a folder beside it, where an interrupted download resumes, and renamed
+when it is complete. `.complete` records the SHA-256 of each file, and its size, inode and times
+right after it was hashed. Before an entry is used, files whose size, inode or times changed are
+hashed again, and downloaded again if the digest differs. Silent corruption by the disk goes
+unnoticed.
 """
 
 import json
@@ -28,9 +29,10 @@ from job.storage.digests import sha256_file
 FIELD = "$.runtime.cache_dir"
 FILES_AT_ONCE = 4
 """Files downloaded or hashed in parallel."""
-_LOGGED_FROM = 2**30  # bytes; fewer are hashed before anyone wonders
+_LOGGED_FROM = 2**30  # bytes; hashing fewer is too fast to log
 SETTLED_NS = 2 * 10**9
-"""A file that changed this shortly before its record may change again under the same time."""
+"""A record this close to the file's last change is not trusted: a later change might have the same
+timestamp."""
 
 _in_use: dict[Path, locks.Lock] = {}
 
@@ -41,18 +43,18 @@ class DigestMismatch(StorageError):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedFile:
-    """A file that an entry must have."""
+    """A file that an entry must contain."""
 
     path: str
     """Relative to the entry."""
     size: int
     sha256: str | None = None
-    """None if the source does not report it: then the first download counts."""
+    """None if the source does not report it; then the digest of the first download is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """The digest of a file, with its metadata when it was hashed."""
+    """The digest of a file, with the file's metadata when it was hashed."""
 
     size: int
     sha256: str
@@ -73,7 +75,7 @@ class FileRecord:
         )
 
     def describes(self, stat: os.stat_result) -> bool:
-        """Whether the file is the one that was hashed, unchanged since."""
+        """Whether `stat` shows the same file as was hashed, unchanged since."""
         same = self == FileRecord.of(self.sha256, stat, self.looked_ns)
         return same and self.changed_ns + SETTLED_NS < self.looked_ns
 
@@ -104,7 +106,7 @@ def ensure(
     source: str,
     limit: int,
 ) -> Path:
-    """The folder of an entry with all of `files`, verified, downloading what is missing.
+    """The folder of an entry with all of `files` verified; downloads those that are missing.
 
     The entry is protected from removal until this process ends. `source` is the URI that it comes
     from; `limit` bounds the bytes of all entries, zero for no limit. Raises InputError if files are
@@ -151,13 +153,13 @@ def _fill(request: _Request) -> dict[str, FileRecord]:
         if missing:
             _require_room(request, missing)
             folder.mkdir(parents=True, exist_ok=True)
-            size = log.amount(sum(file.size for file in missing))
+            size = log.byte_count(sum(file.size for file in missing))
             log.info("download", uri=request.source, size=size)
         journaling = threading.Lock()
 
         def download(file: ExpectedFile) -> None:
             record = _download(request, file, folder, recorded.get(file.path))
-            with journaling:  # at once, so that a killed process does not lose it
+            with journaling:  # after each file, so that a killed process does not lose it
                 verified[file.path] = record
                 _write(journal, {**recorded, **verified})
 
@@ -169,7 +171,7 @@ def _fill(request: _Request) -> dict[str, FileRecord]:
                 bar.advance()
         _write(journal, {**recorded, **verified})
         if folder != entry:
-            if entry.exists():  # without a record that it was ever complete
+            if entry.exists():  # it has no record, so it may be incomplete
                 discard(entry)
             folder.rename(entry)
     return verified
@@ -180,7 +182,7 @@ def _download(
 ) -> FileRecord:
     """Downloads a file and checks its digest, with one more attempt if it differs.
 
-    A wrong file is removed.
+    A file that does not match is removed.
     """
     path = folder / file.path
     expected = file.sha256 or (before.sha256 if before else None)
@@ -205,7 +207,7 @@ def _download(
 def _verify(
     folder: Path, files: Sequence[ExpectedFile], recorded: Mapping[str, FileRecord]
 ) -> dict[str, FileRecord]:
-    """The records of those files that are right; hashes files that changed since their record."""
+    """The records of the intact files; hashes files that changed since their record."""
     verified: dict[str, FileRecord] = {}
     to_hash: list[tuple[ExpectedFile, str]] = []
     for file in files:
@@ -223,7 +225,7 @@ def _verify(
             to_hash.append((file, digest))
     size = sum(file.size for file, _ in to_hash)
     if size > _LOGGED_FROM:
-        log.info("hashing cached files to compare their digests", size=log.amount(size))
+        log.info("hashing cached files to compare their digests", size=log.byte_count(size))
 
     def check(file: ExpectedFile, digest: str) -> FileRecord | None:
         path = folder / file.path
@@ -253,10 +255,10 @@ def _require_room(request: _Request, missing: Sequence[ExpectedFile]) -> None:
 
 
 def _use(entry: Path) -> None:
-    """Protects the entry from removal while this process lives, as far as locks reach."""
+    """Protects the entry from removal while this process lives, if locks are supported."""
     if entry in _in_use:
         return
-    with suppress(OSError):  # in a read-only cache nothing is removed either
+    with suppress(OSError):  # nothing is removed from a read-only cache
         entry.parent.mkdir(parents=True, exist_ok=True)
         while (lock := locks.take(_beside(entry, USE), shared=True)) is None:
             time.sleep(locks.POLL_SECONDS)  # it is being removed
@@ -289,7 +291,7 @@ class _filling:  # noqa: N801 - a context manager
 
 def _note_use(entry: Path, records: Mapping[str, FileRecord]) -> None:
     """Stores the time of use, and new records of the entry's files."""
-    with suppress(OSError):  # a read-only cache can be used all the same
+    with suppress(OSError):  # a read-only cache can still be used
         (entry / USED).touch()
         if records != _read(entry / COMPLETE):
             _write(entry / COMPLETE, records)

@@ -1,4 +1,4 @@
-"""The entries of the caches, when they were last used, and their removal while unused."""
+"""Lists cache entries with their last use, and removes entries that are not in use."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from job.local import lock as locks
 
 KINDS = MODELS, RESULTS, PREPARED = "models", "results", "prepared"
 """The folders of a cache: checkpoints by URI, files of finished runs, prepared rows."""
-COMPLETE, USED, MADE = ".complete", ".used", "made.json"
+COMPLETE, USED, PREPARED_RECORD = ".complete", ".used", "made.json"
 """Files in an entry whose times tell when it was last used."""
 USE, FILL = ".use", ".fill"
 """Suffixes of the lock files beside an entry: of its users, and of the process that fills it."""
@@ -24,7 +24,7 @@ PARTIAL, TRASH = ".partial-", ".trash-"
 LINKING_SECONDS = 3600.0
 """Linking prepared rows takes a moment; an incomplete entry older than this is abandoned."""
 
-# Also the names of earlier versions.
+# Includes names used by earlier versions.
 _INCOMPLETE = re.compile(rf"{re.escape(PARTIAL)}|{re.escape(TRASH)}|[0-9a-f]{{16,}}\.partial$")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -38,26 +38,29 @@ class CacheEntry:
     path: Path
     bytes: int
     last_used: float
-    """In seconds since 1970, by the clock of the disk."""
+    """Seconds since the epoch, from file times."""
     complete: bool
     """False for an interrupted download or removal."""
 
 
 def parse_size(limit: str | None) -> int:
-    """A size of the spec (`200GB`) in bytes; zero for None, no limit."""
+    """Parses a size such as `200GB` to bytes; 0 for None, which means no limit."""
     return 0 if limit is None else int(float(limit[:-2]) * _UNITS[limit[-2:]])
 
 
 def entries(cache: Path) -> Iterator[CacheEntry]:
-    """Everything that the job stored in the caches below `cache`. Links are not followed.
+    """All entries of the caches below `cache`. Links are not followed.
 
-    Other content of these folders, such as a user's own model, is skipped.
+    Skips other content of these folders, such as a user's own model.
     """
     for kind in KINDS:
         for path in folders(cache / kind):
             complete = not _INCOMPLETE.match(path.name)
-            stamps = [path / name for name in (USED, COMPLETE, MADE)]
-            if complete and not (path / (MADE if kind == PREPARED else COMPLETE)).is_file():
+            stamps = [path / name for name in (USED, COMPLETE, PREPARED_RECORD)]
+            if (
+                complete
+                and not (path / (PREPARED_RECORD if kind == PREPARED else COMPLETE)).is_file()
+            ):
                 continue
             with suppress(FileNotFoundError):  # removed by another process
                 times = [stamp.stat().st_mtime for stamp in stamps if stamp.exists()]
@@ -86,7 +89,7 @@ def may_be_linking(entry: CacheEntry) -> bool:
 def remove(entry: CacheEntry) -> bool:
     """Removes an entry unless a process uses or fills it; returns whether it did.
 
-    Raises OSError as the system does, also if the disk has no locks and use cannot be ruled out.
+    Raises OSError, also if the file system has no locks, so that use cannot be ruled out.
     """
     name = entry.path.name.removeprefix(PARTIAL)
     held: list[locks.Lock] = []
@@ -101,7 +104,7 @@ def remove(entry: CacheEntry) -> bool:
                     return False
                 held.append(lock)
         discard(entry.path)
-        for lock in held:  # a process that waits for it notices, and creates a new one
+        for lock in held:  # a process waiting for it notices and creates a new one
             lock.path.unlink(missing_ok=True)
         return True
     finally:
@@ -110,7 +113,7 @@ def remove(entry: CacheEntry) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder, after a rename that hides it. Raises OSError as the system does."""
+    """Removes a folder, after renaming it so that nobody uses it. Raises OSError."""
     trash = folder
     if not folder.name.startswith(TRASH):
         trash = folder.with_name(f"{TRASH}{secrets.token_hex(8)}")
@@ -121,7 +124,7 @@ def discard(folder: Path) -> None:
 def make_room(cache: Path, limit: int, more: int = 0, *, keep: Path | None = None) -> None:
     """Removes complete entries until all of them and `more` bytes take at most `limit` bytes.
 
-    The least recently used go first; never one that is in use, or `keep`.
+    The least recently used are removed first; entries in use and `keep` never.
     """
     oldest_first = sorted(entries(cache), key=lambda entry: entry.last_used)
     total = sum(entry.bytes for entry in oldest_first) + more
@@ -137,12 +140,12 @@ def make_room(cache: Path, limit: int, more: int = 0, *, keep: Path | None = Non
             continue
         if removed:
             total -= entry.bytes
-            log.info("removed from the cache", entry=entry.path, size=log.amount(entry.bytes))
+            log.info("removed from the cache", entry=entry.path, size=log.byte_count(entry.bytes))
     if total > limit:
         log.warn(
             "the cache is larger than runtime.cache_limit: the remaining entries are in use",
-            size=log.amount(total),
-            limit=log.amount(limit),
+            size=log.byte_count(total),
+            limit=log.byte_count(limit),
         )
 
 

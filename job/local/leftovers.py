@@ -1,7 +1,7 @@
-"""Leftovers of runs and downloads on this machine, and their removal.
+"""Finds and removes leftovers of runs and downloads on this machine.
 
-Only folders of this project count: work folders with a note of their owner, and cache entries. What
-a living process holds is never removed.
+Only folders of this project count: work folders with a lock file, and cache entries. What a running
+process uses is never removed.
 """
 
 import time
@@ -14,12 +14,12 @@ from typing import Literal
 from job.errors import InputError, Problem
 from job.local import eviction
 from job.local import lock as locks
-from job.local.work_folder import EARLIER, HELD, lives_elsewhere
+from job.local.work_folder import LEGACY_NAME, LOCK_FILE, held_on_another_machine
 
 State = Literal["in use", "left", "unused", "kept"]
-EARLIER_PARTS = {"stages", "trainer", "logs", "pictures"}
-"""The content of work folders of earlier versions, which left no note of their owner."""
-EARLIER_SECONDS = 86400.0
+LEGACY_CONTENT = {"stages", "trainer", "logs", "pictures"}
+"""The content of work folders of earlier versions, which have no lock file."""
+LEGACY_SECONDS = 86400.0
 """Such a folder counts as in use until it has not changed for this long."""
 DAY = 86400.0
 
@@ -40,7 +40,7 @@ class Leftover:
     entry: eviction.CacheEntry | None = None
     """None for a work folder."""
     of: str = ""
-    """The output of a work folder, and its holder."""
+    """For a work folder, the output of its run, and the process that holds it."""
 
     @property
     def removable(self) -> bool:
@@ -79,7 +79,7 @@ def scan(cache: Path, work: Path, *, unused_days: float, limit: int) -> list[Lef
 
 
 def remove(leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[Leftover]]:
-    """Removes what is removable; returns what was removed, and what a process now uses.
+    """Removes what is removable; returns what was removed, and what has come into use.
 
     Raises InputError at the end for what could not be removed.
     """
@@ -104,18 +104,18 @@ def remove(leftovers: Sequence[Leftover]) -> tuple[list[Leftover], list[Leftover
 
 def _work_folders(root: Path, now: float) -> Iterator[Leftover]:
     for path in eviction.folders(root):
-        held = path / HELD
+        held = path / LOCK_FILE
         state: State = "left"
         if held.is_file():
-            of = str(locks.note(held).get("output", ""))
+            of = str(locks.read(held).get("output", ""))
             used = held.stat().st_mtime
-            if not _free(path):
+            if not _is_unlocked(path):
                 state, of = "in use", f"{of}, held by {locks.holder(held) or 'a process'}"
         elif path.name.startswith(eviction.TRASH):
             of, used = "", path.stat().st_mtime
-        elif EARLIER.search(path.name) and _is_earlier(path):
+        elif LEGACY_NAME.search(path.name) and _is_legacy(path):
             of, used = "", _changed(path)
-            state = "left" if now - used > EARLIER_SECONDS else "in use"
+            state = "left" if now - used > LEGACY_SECONDS else "in use"
         else:
             continue  # not of this project
         yield Leftover(
@@ -129,7 +129,7 @@ def _work_folders(root: Path, now: float) -> Iterator[Leftover]:
 
 
 def _remove_work(path: Path) -> bool:
-    held = path / HELD
+    held = path / LOCK_FILE
     if not held.is_file():
         eviction.discard(path)
         return True
@@ -137,7 +137,7 @@ def _remove_work(path: Path) -> bool:
     if lock is None:
         return False
     try:
-        if lives_elsewhere(path):
+        if held_on_another_machine(path):
             return False
         eviction.discard(path)
     finally:
@@ -145,16 +145,16 @@ def _remove_work(path: Path) -> bool:
     return True
 
 
-def _free(path: Path) -> bool:
+def _is_unlocked(path: Path) -> bool:
     """Whether no process holds a work folder; False if that cannot be determined."""
     try:
-        lock = locks.take(path / HELD, shared=True)
+        lock = locks.take(path / LOCK_FILE, shared=True)
     except OSError:
         return False
     if lock is None:
         return False
     lock.close()
-    return not lives_elsewhere(path)
+    return not held_on_another_machine(path)
 
 
 def _in_use(entry: eviction.CacheEntry) -> bool:
@@ -177,9 +177,9 @@ def _in_use(entry: eviction.CacheEntry) -> bool:
     return False
 
 
-def _is_earlier(path: Path) -> bool:
+def _is_legacy(path: Path) -> bool:
     parts = {each.name for each in path.iterdir()}
-    return bool(parts) and parts <= EARLIER_PARTS
+    return bool(parts) and parts <= LEGACY_CONTENT
 
 
 def _changed(path: Path) -> float:

@@ -1,6 +1,6 @@
-"""File locks that end with the process that holds them, and a note of which process that is.
+"""File locks (`flock`), which the kernel releases when their process dies.
 
-`flock` on a file: the kernel releases it when the process dies, however it dies.
+The lock file records which process holds the lock.
 """
 
 import errno
@@ -25,11 +25,11 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True, kw_only=True)
 class LockHolder:
-    """The process that holds a lock, as it noted in the file."""
+    """The process that holds a lock, as recorded in the lock file."""
 
     host: str
     boot: str
-    """Boot id of its kernel: locks of the same kernel are always visible."""
+    """Boot id of its kernel. Locks within one kernel are always visible."""
     process: int
     since: str
 
@@ -47,7 +47,7 @@ class LockHolder:
 
     @property
     def on_another_machine(self) -> bool:
-        """Whether it ran on another machine, whose locks may be invisible here."""
+        """Whether the process runs on another machine, whose locks may be invisible here."""
         return self.boot != boot_id() and self.host != socket.gethostname()
 
 
@@ -68,14 +68,14 @@ class Lock:
             os.close(descriptor)
 
     def write(self, holder: LockHolder | None, **more: object) -> None:
-        """Notes the holder in the file, for others to read. Raises OSError as the system does."""
+        """Records the holder and `more` in the lock file. Raises OSError."""
         assert self._descriptor is not None
-        note = {**more, **(asdict(holder) if holder else {})}
+        content = {**more, **(asdict(holder) if holder else {})}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
+        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
 
     def touch(self) -> None:
-        """Updates the file's time, which shows machines that cannot see the lock a live holder."""
+        """Updates the file's time as a heartbeat for machines that cannot see the lock."""
         if self._descriptor is not None:
             os.utime(self.path)
 
@@ -91,8 +91,8 @@ _held: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 def take(path: Path, *, shared: bool = False) -> Lock | None:
     """Locks the file at `path`, created if missing; None if another process holds the lock.
 
-    The lock is shared or exclusive. Raises OSError as the system does: the folder is missing, the
-    file cannot be opened, or the file system has no locks.
+    Raises OSError if the folder is missing, the file cannot be opened, or the file system has no
+    locks.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
@@ -107,7 +107,7 @@ def take(path: Path, *, shared: bool = False) -> Lock | None:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its folder was removed between opening and locking
+        os.close(descriptor)  # the file was replaced between opening and locking
 
 
 def wait(path: Path) -> Lock:
@@ -117,20 +117,20 @@ def wait(path: Path) -> Lock:
     return lock
 
 
-def note(path: Path) -> Mapping[str, Any]:
-    """What the holder noted in the file; empty if that cannot be read."""
+def read(path: Path) -> Mapping[str, Any]:
+    """The content of the lock file; empty if it cannot be read."""
     try:
-        noted = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def holder(path: Path) -> LockHolder | None:
-    """The process that holds the lock, or held it and died."""
+    """The process that holds the lock, or held it last."""
     try:
-        noted = note(path)
-        return LockHolder(**{key: noted[key] for key in ("host", "boot", "process", "since")})
+        content = read(path)
+        return LockHolder(**{key: content[key] for key in ("host", "boot", "process", "since")})
     except KeyError:
         return None
 
@@ -157,5 +157,5 @@ def _forget_all() -> None:
         lock._forget()
 
 
-# A child that outlives its parent for a moment must not keep the parent's locks.
+# A forked child must not keep the parent's locks when the parent dies.
 os.register_at_fork(after_in_child=_forget_all)

@@ -1,11 +1,11 @@
-"""What identifies a process in a file that outlives it, such as a lock or a lease."""
+"""Identifies a process in a file that may outlive it, such as a lock or a lease."""
 
 import time
 from pathlib import Path
 
 
 def boot_id() -> str:
-    """The running boot of this machine's kernel; empty if unknown."""
+    """The id of the kernel's current boot; empty if unknown."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

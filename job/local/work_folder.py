@@ -1,8 +1,8 @@
 """The work folder of a run, where stages are built before they are stored.
 
 Its name derives from the identity of the output, so that a killed run and the run that resumes it
-find the same folder; a lock keeps every other run out. Files in it count by digest only. It is
-removed when the run has succeeded.
+find the same folder; a lock keeps other runs out. Files in it are used only if their digests match.
+It is removed when the run has succeeded.
 """
 
 import os
@@ -24,14 +24,15 @@ from job.redaction import redact
 from job.storage import failures
 from job.storage.digests import fingerprint
 
-HELD = ".held.json"
-"""The lock file of the folder, with a note of its holder and output."""
+LOCK_FILE = ".held.json"
+"""The lock file of the folder, which records its holder and output."""
 LOCK_ATTEMPTS = 5
 HEARTBEAT_SECONDS = 60.0
 SILENT_SECONDS = 600.0
-"""A holder on another machine, whose lock may be invisible here, counts as dead after so long."""
-EARLIER = re.compile(r"-[0-9a-f]{8}(-node\d+)?$")
-"""The end of the folder names of versions without a lock."""
+"""A holder on another machine, whose lock may be invisible, counts as dead without a heartbeat for
+this long."""
+LEGACY_NAME = re.compile(r"-[0-9a-f]{8}(-node\d+)?$")
+"""Matches folder names of earlier versions, which had no lock."""
 
 
 class WorkFolder:
@@ -73,7 +74,7 @@ class WorkFolder:
         self.__dict__["path"] = path
 
     def close(self) -> None:
-        """Releases the folder, with its content, to other runs."""
+        """Releases the lock but keeps the folder, for the run that resumes."""
         lock, self._lock = self._lock, None
         self.__dict__.pop("path", None)
         self._released.set()
@@ -112,12 +113,12 @@ class WorkFolder:
         """The first folder of that name that no living process holds, locked."""
         for number in count(1):
             folder = self._root.absolute() / (name if number == 1 else f"{name}.{number}")
-            for _ in range(LOCK_ATTEMPTS):  # `job clean` holds it for a moment
+            for _ in range(LOCK_ATTEMPTS):  # `job clean` may hold it briefly
                 if (lock := _hold(folder)) is not None:
                     break
                 time.sleep(locks.POLL_SECONDS)
             if lock is None:
-                by = locks.holder(folder / HELD)
+                by = locks.holder(folder / LOCK_FILE)
                 log.info("another process holds the work folder; this run uses another", by=by)
                 continue
             lock.write(locks.LockHolder.this_process(), output=redact(self._uri))
@@ -136,19 +137,20 @@ class WorkFolder:
         return folder
 
 
-def lives_elsewhere(folder: Path) -> bool:
+def held_on_another_machine(folder: Path) -> bool:
     """Whether a live process on another machine seems to hold the folder.
 
     Not every shared volume shows one machine's locks to another. A holder keeps updating the time
-    of its file, which is compared with that of a new file, so that no machine's clock matters.
+    of its lock file, which is compared with that of a new file, so the machines' clocks need not
+    agree.
     """
-    holder = locks.holder(folder / HELD)
+    holder = locks.holder(folder / LOCK_FILE)
     if holder is None or not holder.on_another_machine:
         return False
     probe = folder / f".probe-{secrets.token_hex(4)}"
     try:
         probe.touch()
-        return probe.stat().st_mtime - (folder / HELD).stat().st_mtime < SILENT_SECONDS
+        return probe.stat().st_mtime - (folder / LOCK_FILE).stat().st_mtime < SILENT_SECONDS
     except OSError:
         return True
     finally:
@@ -157,13 +159,13 @@ def lives_elsewhere(folder: Path) -> bool:
 
 
 def not_writable(field: str, folder: Path, error: OSError) -> JobError:
-    """The error for a local folder of the spec that cannot be written."""
+    """The error for a local folder, set by the spec key `field`, that cannot be written."""
     reason = error.strerror or str(error)
     if failures.LOCAL.diagnose(error) == "full":
         fix = (
             f"free space (python -m job clean), or set {field.removeprefix('$.')} to a larger disk"
         )
-        return StorageError(field, f"no space is left: {reason}", value=str(folder), fix=fix)
+        return StorageError(field, f"no space left: {reason}", value=str(folder), fix=fix)
     return InputError(
         field,
         f"is not writable for user {os.getuid()}: {reason}",
@@ -177,10 +179,10 @@ def _hold(folder: Path) -> locks.Lock | None:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock = locks.take(folder / HELD)
-        except FileNotFoundError:  # removed meanwhile, by the run that held it
+            lock = locks.take(folder / LOCK_FILE)
+        except FileNotFoundError:  # removed meanwhile by the run that held it
             continue
-        if lock is not None and lives_elsewhere(folder):
+        if lock is not None and held_on_another_machine(folder):
             lock.close()
             return None
         return lock

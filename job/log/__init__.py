@@ -1,6 +1,6 @@
 """The job's log, on standard error.
 
-A progress bar and short coloured lines on a terminal; elsewhere one structured line per event, as
+On a terminal, a progress bar and short coloured lines; elsewhere, one structured line per event, as
 text (`12:00:01 INFO train step=3 loss=0.41`) or JSON. Secrets are replaced by their names before
 anything is written.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
-from job.log.units import Quantity, amount, duration, number, of, size, span
+from job.log.units import Quantity, byte_count, duration, fraction, number, seconds, size
 from job.redaction import as_json, printable, redact, shown
 
 if TYPE_CHECKING:
@@ -29,21 +29,21 @@ __all__ = [
     "Level",
     "Progress",
     "Quantity",
-    "amount",
+    "byte_count",
     "configure",
     "debug",
     "duration",
     "error",
+    "fraction",
     "info",
     "is_json",
     "is_terminal",
     "metrics",
     "number",
-    "of",
     "on_terminal",
     "progress",
+    "seconds",
     "size",
-    "span",
     "stage",
     "warn",
 ]
@@ -68,7 +68,7 @@ _state = _State()
 def configure(format: Format = "auto", level: Level = "INFO") -> None:
     """Sets the format and the threshold."""
     _state.format, _state.threshold, _state.console = format, RANK[level], None
-    # Of libraries, only what a user must act on; their tracebacks still reach --debug.
+    # Libraries log errors only, and warnings with --verbose or --debug.
     libraries = logging.StreamHandler(sys.stderr)
     libraries.setFormatter(_Libraries("%(name)s: %(message)s"))
     logging.basicConfig(
@@ -83,7 +83,7 @@ class _Libraries(logging.Formatter):
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether it is a terminal that understands control sequences."""
+    """Whether `stream` is a terminal that understands control sequences."""
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
@@ -99,7 +99,7 @@ def is_json() -> bool:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Within, each JSON line has this stage."""
+    """Context in which each JSON line has the field `stage`."""
     before, _state.stage = _state.stage, name
     try:
         yield
@@ -134,13 +134,13 @@ def _write(level: Level, event: str, fields: dict[str, object]) -> None:
     else:
         pairs = "".join(f" {key}={_quote(_text(value))}" for key, value in fields.items())
         line = f"{_utc('%H:%M:%S')} {level} {_one_line(event)}{pairs}"
-    # In one write, because other threads log too.
+    # A single write, so that lines of other threads do not interleave.
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def _line(level: Level, event: str, fields: Mapping[str, object]) -> "Text":
-    """Built of pieces, so that nothing in the data is read as markup."""
+    """A line for the terminal; built from parts, so that data is never parsed as markup."""
     from rich.text import Text
 
     line = Text().append(_one_line(event), style=STYLE[level])
@@ -160,7 +160,7 @@ def _json(level: str, event: str, fields: Mapping[str, object]) -> str:
 
 
 def metrics(changes: Mapping[str, tuple[float | None, float]]) -> None:
-    """Each metric before and after training: a table on a terminal, a line each elsewhere."""
+    """Logs each metric before and after training: a table on a terminal, else one line each."""
     if not on_terminal():
         for name, (before, after) in changes.items():
             info(f"{name}: " + ("" if before is None else f"{number(before)} → ") + number(after))
@@ -177,7 +177,7 @@ def metrics(changes: Mapping[str, tuple[float | None, float]]) -> None:
 
 
 def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
-    """Fields for JSON, which has no NaN or infinity."""
+    """Fields as JSON values; NaN and infinity, which JSON lacks, become null."""
     record: dict[str, object] = {}
     for key, value in fields.items():
         numbers = value.numbers if isinstance(value, Quantity) else {"": value}
@@ -189,7 +189,7 @@ def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
 
 def _console() -> "Console":
     if _state.console is None:
-        from rich.console import Console  # 60 ms that piped commands save
+        from rich.console import Console  # takes 60 ms, so only on a terminal
 
         _state.console = Console(stderr=True, highlight=False)
     return _state.console
@@ -208,10 +208,10 @@ def _quote(text: str) -> str:
 
 
 class Progress(Protocol):
-    """The progress of a long piece of work."""
+    """Reports the progress of a long task."""
 
     def advance(self, done: int = 1, **fields: object) -> None:
-        """Counts another `done` units, and shows `fields`."""
+        """Adds `done` units of work, and shows `fields`."""
 
 
 @contextmanager
@@ -267,9 +267,9 @@ class _Lines:
         self._last = now
         rate = self._done / max(now - self._started, 1e-9)
         counts = {
-            "done": of(self._done, self._total),
+            "done": fraction(self._done, self._total),
             "rate": Quantity(f"{number(rate, 3)} {self._unit}/s", {"": rate}),
         }
         if self._total is not None:
-            counts["left"] = span(max(self._total - self._done, 0) / rate)
+            counts["left"] = seconds(max(self._total - self._done, 0) / rate)
         info(self._label, **counts, **fields)

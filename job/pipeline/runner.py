@@ -43,15 +43,15 @@ def run(
     If there are several processes, rank 0 calls this, and directs the others by `coordinator`.
     """
     pipeline = Pipeline(loaded, command, coordinator)
-    with pipeline.work, signals.on_give_up(pipeline.fail):
+    with pipeline.work, signals.on_abandon(pipeline.fail):
         try:
             pipeline.start()
             for stage in COMMANDS[command]:
                 pipeline.run_stage(stage)
             pipeline.finish()
-        except BaseException as error:  # noqa: BLE001 - re-raised, as the reason for which the run ended
-            signals.work_ended()
-            cause = signals.end_of(error)
+        except BaseException as error:  # noqa: BLE001 - raised again, as what ended the run
+            signals.mark_work_ended()
+            cause = signals.cause_of(error)
             pipeline.fail(cause)
             raise cause from cause.__cause__
     return pipeline.record
@@ -128,7 +128,7 @@ class Pipeline:
         self.record.status = "preempted" if preempted else "failed"
         self.record.finished = utc_now()
         self.record.error = [asdict(problem) for problem in reported(error).problems]
-        if (stage := self._status.now.stage) is not None:
+        if (stage := self._status.snapshot.stage) is not None:
             self._add_event(stage, "stopped" if preempted else "failed")
         if self._output.lease_held:
             self._store_failure(error)
@@ -163,7 +163,7 @@ class Pipeline:
             return
         seconds = time.monotonic() - clock
         record = store.publish(stage, fingerprint, started, seconds, summary)
-        log.info(f"{stage}: done", took=log.span(seconds))
+        log.info(f"{stage}: done", took=log.seconds(seconds))
         self._add_event(stage, "done", seconds=record.seconds)
         self._add_stage(record, seconds)
 

@@ -84,10 +84,10 @@ class Stages:
             step=result.steps,
             first_loss=result.first_loss,
             loss=result.final_loss,
-            took=log.span(result.seconds),
+            took=log.seconds(result.seconds),
             tokens_per_second=result.tokens_per_second,
-            peak_memory=log.amount(result.peak_memory_bytes),
-            memory=log.amount(run.accelerator.memory_bytes),
+            peak_memory=log.byte_count(result.peak_memory_bytes),
+            memory=log.byte_count(run.accelerator.memory_bytes),
         )
         return result.to_json()
 
@@ -114,7 +114,7 @@ class Stages:
             load_base=run.models.base,
             release=run.models.release,
             bind_merged=run.bind,
-            on_shard_written=functools.partial(run.output.stages.upload_early, "export"),
+            on_shard_written=functools.partial(run.output.stages.upload_eagerly, "export"),
         )
         return export(context).to_json()
 
@@ -203,7 +203,7 @@ class Stages:
             name,
             **evaluation.metrics,
             turns=evaluation.turns,
-            cut_short=log.of(summary["cut_short"], summary["answers"]),
+            cut_short=log.fraction(summary["cut_short"], summary["answers"]),
         )
         return summary
 

@@ -1,11 +1,11 @@
-"""`job plan`: what a run would do and need. Reads headers and a few rows, no weights.
+"""`job plan`: what a run would do and require. Reads headers and a few rows, no weights.
 
 Imports: spec, storage, prep, families, engines, train, evaluation, pipeline.
 """
 
 from job.planning.name_patterns import patterns
 from job.planning.plan import PlanOptions, make_plan
-from job.planning.refusal import refuse_missing_data, refuse_what_does_not_fit
+from job.planning.refusal import refuse_if_too_large, refuse_missing_data
 from job.planning.text import as_json, text
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "as_json",
     "make_plan",
     "patterns",
+    "refuse_if_too_large",
     "refuse_missing_data",
-    "refuse_what_does_not_fit",
     "text",
 ]

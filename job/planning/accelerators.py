@@ -1,4 +1,4 @@
-"""The accelerators that a plan can be made for, on any machine."""
+"""The accelerators that `job plan` knows, to plan for them on any machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,22 +6,24 @@ from dataclasses import dataclass
 from job.engines.device import Accelerator, Kind
 from job.planning.sizes import GIB
 
-USABLE = 0.98
-"""The share of the memory that programs get: drivers reserve some, more with ECC."""
+USABLE_FRACTION = 0.98
+"""The fraction of memory available to programs: drivers reserve some, more with ECC."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPU:
-    """One model of GPU."""
+    """A GPU model."""
 
     title: str
     kind: Kind
     gigabytes: int
-    """Memory as the vendor states it; chips come in powers of two, so these are GiB."""
+    """Memory as advertised; the unit is actually GiB."""
 
     def device(self) -> Accelerator:
         return Accelerator(
-            kind=self.kind, name=self.title, memory_bytes=int(self.gigabytes * GIB * USABLE)
+            kind=self.kind,
+            name=self.title,
+            memory_bytes=int(self.gigabytes * GIB * USABLE_FRACTION),
         )
 
 

@@ -1,4 +1,4 @@
-"""The data of a plan: rows counted by headers, tokens from a sample of the first rows."""
+"""The data section of a plan: rows counted from headers, tokens estimated from a sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from job.spec.types import DataSpec, JobSpec
 
 @dataclass(frozen=True, kw_only=True)
 class RowCounts:
-    """Rows of the sources, before the held-out rows are split off."""
+    """Rows of the sources, before held-out rows are split off."""
 
     train: Sequence[int]
     """Of each training source."""
     held_out: int | None
     """Of the evaluation source; None without one."""
     exact: bool
-    """Whether all rows were counted, none estimated."""
+    """Whether all rows were counted rather than estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataLook:
-    """What could be learned of the data, and why the rest could not."""
+class DataSurvey:
+    """What could be found out about the data, and the errors that prevented the rest."""
 
     counts: RowCounts | None
     samples: tuple[Sample, ...] | None
@@ -39,7 +39,7 @@ class DataLook:
 
     @property
     def sizes(self) -> tuple[RowSize, ...]:
-        """Of all sampled rows that would train."""
+        """The sizes of all sampled rows that can be trained on."""
         return tuple(size for sample in self.samples or () for size in sample.sizes)
 
 
@@ -61,11 +61,11 @@ def sample_rows(stages: RunContext, family: Family) -> tuple[Sample, ...]:
     return tuple(sample_source(staged[at], source, at, family, spec) for at, source in named)
 
 
-def data_facts(spec: JobSpec, look: DataLook) -> facts.Data:
-    samples = look.samples or ()
-    rows, per_epoch, held_out = _split(spec.data, look.counts)
+def data_facts(spec: JobSpec, survey: DataSurvey) -> facts.Data:
+    samples = survey.samples or ()
+    rows, per_epoch, held_out = _split(spec.data, survey.counts)
     tokens = usable = None
-    if per_epoch is not None and look.samples is not None:
+    if per_epoch is not None and survey.samples is not None:
         usable = sum(n * each.usable_share for n, each in zip(per_epoch, samples, strict=True))
         tokens = sum(n * each.tokens for n, each in zip(per_epoch, samples, strict=True))
     refused = [reject for each in samples for reject in each.refused]
@@ -82,7 +82,7 @@ def data_facts(spec: JobSpec, look: DataLook) -> facts.Data:
         ),
         train_rows=None if per_epoch is None else sum(per_epoch),
         held_out_rows=held_out,
-        exact=look.counts is not None and look.counts.exact and spec.data.eval is not None,
+        exact=survey.counts is not None and survey.counts.exact and spec.data.eval is not None,
         asked=spec.eval.max_samples,
         sampled=sum(each.read for each in samples),
         refused=len(refused),
@@ -92,13 +92,13 @@ def data_facts(spec: JobSpec, look: DataLook) -> facts.Data:
         images_a_row=round(sum(images) / len(images), 2) if images else None,
         rows_without_image=images.count(0),
         tokens_a_row=round(tokens / usable, 1) if tokens and usable else None,
-        longest_row=max((size.tokens for size in look.sizes), default=None),
+        longest_row=max((size.tokens for size in survey.sizes), default=None),
         tokens_an_epoch=None if tokens is None else round(tokens),
         longest_answer=max(answers, default=None),
         max_new_tokens=longest_answer if answers else None,
         answers_too_long=answer_lengths.too_long(answers, longest_answer) / max(1, len(answers)),
-        unknown=reason(look.unknown),
-        missing=look.missing.problems if look.missing else (),
+        unknown=reason(survey.unknown),
+        missing=survey.missing.problems if survey.missing else (),
         warning=_warning(samples),
     )
 
@@ -106,7 +106,7 @@ def data_facts(spec: JobSpec, look: DataLook) -> facts.Data:
 def _split(
     spec: DataSpec, counts: RowCounts | None
 ) -> tuple[Sequence[int] | None, Sequence[int] | None, int | None]:
-    """Training rows of each source, the same per epoch as mixed by weights, and held-out rows."""
+    """Training rows of each source, rows of each per epoch by weight, and held-out rows."""
     if counts is None:
         return None, None, None
     rows, held_out = counts.train, counts.held_out
@@ -118,7 +118,7 @@ def _split(
 
 
 def _warning(samples: Sequence[Sample]) -> str | None:
-    """Why training would refuse the data, if all rows are like those of the sample."""
+    """Why training would refuse the data, judging by the sample."""
     if not any(each.too_long for each in samples) or any(each.sizes for each in samples):
         return None
     return (
@@ -127,14 +127,14 @@ def _warning(samples: Sequence[Sample]) -> str | None:
     )
 
 
-def prepared_bytes(spec: DataSpec, data: facts.Data, look: DataLook) -> int | None:
-    """The size of prepared rows, which hold the images as they came.
+def prepared_bytes(spec: DataSpec, data: facts.Data, survey: DataSurvey) -> int | None:
+    """The size of the prepared rows on disk; images are stored unchanged.
 
-    Each source counts once, however it is mixed; of a streamed one only a part is on disk.
+    Independent of weights, since rows are not copied; only part of a streamed source is on disk.
     """
-    if look.samples is None or data.train_rows is None:
+    if survey.samples is None or data.train_rows is None:
         return None
-    per_row = [sample.stored_bytes / max(1, sample.read) for sample in look.samples]
+    per_row = [sample.stored_bytes / max(1, sample.read) for sample in survey.samples]
     mean = sum(per_row) / len(per_row)
     stored = sum(n * (source.rows or 0) for n, source in zip(per_row, data.sources, strict=True))
     if spec.streaming:
@@ -145,5 +145,5 @@ def prepared_bytes(spec: DataSpec, data: facts.Data, look: DataLook) -> int | No
 
 
 def reason(error: JobError | None) -> str | None:
-    """Why something is unknown."""
+    """The error as text: why something is unknown."""
     return None if error is None else f"{error.problems[0].field} {error.problems[0].message}"

@@ -1,4 +1,4 @@
-"""The accelerators that a plan is for, and whether training fits each of them."""
+"""The devices of a plan, and whether training fits in their memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ THIS_MACHINE = "this machine"
 
 
 def planned_devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
-    """The named accelerator; without a name this machine's, or else its CPU and all known ones."""
+    """The accelerator `name`; if None, this machine's, or else its CPU and all known ones."""
     if name is not None:
         if name not in ACCELERATORS:
             close = nearest(name, ACCELERATORS)

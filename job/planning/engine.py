@@ -9,7 +9,7 @@ from job.spec.types import JobSpec
 
 
 def engine_of(spec: JobSpec, family: str, devices: Mapping[str, Accelerator]) -> str:
-    """The engine, in words: with its reason for one device, per device if several differ."""
+    """The engine as text: with the reason if there is one device, per device if they differ."""
     try:
         choices = {name: choose(spec, family, device) for name, device in devices.items()}
     except SpecError as error:

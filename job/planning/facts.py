@@ -1,6 +1,6 @@
-"""The contents of a plan. Its JSON form has these fields by these names.
+"""The contents of a plan. The field names are the keys of its JSON form.
 
-Fields are only ever added. Sizes are bytes, times are seconds, and None is unknown.
+Fields are only ever added. Sizes are in bytes, times in seconds; None means unknown.
 """
 
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ class Data:
     if a large list would have to be read in full. Rows that prep rejects, or removes as leaked, are
     included: only the sample shows them, if anything does."""
     asked: int
-    """The most held-out rows that are evaluated."""
+    """The maximum number of held-out rows to evaluate."""
     sampled: int
     refused: int
     first_refusal: str | None
     too_long: int
     question: str | None
-    """The question of rows that have none themselves; None without data.instruction."""
+    """The question for rows without one; None without data.instruction."""
     images_a_row: float | None
     """The sample's mean."""
     rows_without_image: int
@@ -56,7 +56,7 @@ class Data:
     unknown: str | None
     """Why rows could not be counted or encoded."""
     missing: tuple[Problem, ...]
-    """What is missing, or access to it denied: a run would exit with 12."""
+    """Missing or inaccessible data: a run would exit with 12."""
     warning: str | None
     """Why training will refuse the data, judging by the sample."""
 
@@ -86,9 +86,9 @@ class Model:
     trainable: int
     groups: tuple[Group, ...]
     served: str | None
-    """What vLLM can serve of the adapter; None for a full fine-tune."""
+    """How vLLM can serve the adapter; None for a full fine-tune."""
     engine: str
-    """Which one trains; with the reason if the plan is for one accelerator."""
+    """The training engine, with the reason if the plan is for one accelerator."""
     padded: bool
     """Whether batches are padded despite `train.padding_free`, because the family requires it."""
 
@@ -148,7 +148,7 @@ class Pod:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTime:
-    """Of training only; loading, evaluation and export come on top."""
+    """The time of training only, without loading, evaluation and export."""
 
     accelerator: str
     shortest: float
@@ -157,7 +157,7 @@ class TrainingTime:
     cost_to: float | None
     sources: tuple[str, ...]
     beyond: bool
-    """Whether no micro-batches of this size were measured."""
+    """Whether micro-batches of this size were never measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

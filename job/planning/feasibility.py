@@ -1,4 +1,4 @@
-"""Whether training fits an accelerator, and the nearest change that would make it fit."""
+"""Finds the smallest change of settings with which training fits an accelerator."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,15 +13,15 @@ from job.spec.types import JobSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHORTEST = 256
-"""Tokens: no shorter `max_length` is proposed."""
-SMALLEST = 56 * 56
-"""Pixels: smaller images are illegible."""
+MIN_LENGTH = 256
+"""The shortest `max_length` to suggest, in tokens."""
+MIN_PIXELS = 56 * 56
+"""The lowest `max_pixels` to suggest: smaller images are illegible."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Settings that make training fit, and the memory that it then takes."""
+    """Settings with which training fits, and the memory that it takes with them."""
 
     settings: Mapping[str, Any]
     memory: MemoryEstimate
@@ -40,7 +40,7 @@ def nearest_change(
     and shorter rows, fewer trained weights. None if none is enough.
     """
     for settings, batch in _changes(model, spec, sizes):
-        memory = estimate(family, model, _edited(spec, settings), batch, accelerator)
+        memory = estimate(family, model, _with_settings(spec, settings), batch, accelerator)
         if memory is not None and memory.fits(accelerator.memory_bytes):
             return Change(settings=settings, memory=memory)
     return None
@@ -58,7 +58,7 @@ def _changes(
             with_it = {**settings, "train.gradient_checkpointing": True}
             yield with_it, _batch(spec, sizes, settings)
         least = {**least, "train.gradient_checkpointing": True}
-    for key, value, changed in _less_of_each_row(model, spec, sizes):
+    for key, value, changed in _smaller_rows(model, spec, sizes):
         yield {**least, key: value}, _batch(spec, changed, least)
     for settings in _fewer_trained(spec):
         yield settings, _batch(spec, sizes, {})
@@ -76,17 +76,17 @@ def _smaller_micro_batches(spec: JobSpec) -> Iterator[dict[str, Any]]:
         }
 
 
-def _less_of_each_row(
+def _smaller_rows(
     model: "PreTrainedModel", spec: JobSpec, sizes: Sequence[RowSize]
 ) -> Iterator[tuple[str, int, list[RowSize]]]:
     vision = model.config.vision_config
     area, merge = vision.patch_size**2, vision.spatial_merge_size**2
     pixels = max((count for size in sizes for count in size.patches), default=0) * area
-    while pixels // 2 >= SMALLEST:
+    while pixels // 2 >= MIN_PIXELS:
         pixels //= 2
         yield "data.max_pixels", pixels, [_shrunk(size, pixels // area, merge) for size in sizes]
     length = max(size.tokens for size in sizes)
-    while length // 2 >= SHORTEST:
+    while length // 2 >= MIN_LENGTH:
         length //= 2
         short = [size for size in sizes if size.tokens <= length]
         yield "train.max_length", length, short or [_cut(max(sizes, key=_tokens), length)]
@@ -107,7 +107,7 @@ def _batch(
 
 
 def _shrunk(size: RowSize, patches: int, merge: int) -> RowSize:
-    """The row with no image of more patches than these."""
+    """The row with its images shrunk to at most `patches`."""
     fewer = tuple(min(count, patches) for count in size.patches)
     saved = (sum(size.patches) - sum(fewer)) // merge
     return replace(
@@ -123,7 +123,7 @@ def _tokens(size: RowSize) -> int:
     return size.tokens
 
 
-def _edited(spec: JobSpec, settings: Mapping[str, Any]) -> JobSpec:
+def _with_settings(spec: JobSpec, settings: Mapping[str, Any]) -> JobSpec:
     for key, value in settings.items():
         section, _, name = key.partition(".")
         spec = replace(spec, **{section: replace(getattr(spec, section), **{name: value})})

@@ -1,7 +1,7 @@
-"""Peak memory of training on one device, estimated part by part before anything runs.
+"""Estimates the peak memory of training on one device, part by part.
 
 Static parts (weights, gradients, optimizer states) are counted. Activation memory comes from the
-family, which knows the shapes. The peak is at the turn from forward to backward, when all
+family, which knows the shapes. The peak is at the start of the backward pass, when all
 activations are alive and the first gradients appear.
 """
 
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 FP32, BF16 = 4, 2
 
 PROCESS = 4 * GIB
-"""Python with its libraries, and rows being loaded. An allowance, not a calculation."""
+"""Allowance for Python with its libraries, and rows being loaded."""
 
 CONTEXT = int(1.5 * GIB)
 """The GPU's runtime: its context with loaded kernels (0.4 to 0.6 GiB on the GPUs listed),
-workspaces of the matrix libraries, and fragmentation in the allocator. An allowance, not a
-calculation."""
+workspaces of the matrix libraries, and fragmentation in the allocator. An allowance."""
 
 UNCERTAINTY = 0.15
-"""How far an estimate may be off: kernels save different tensors, and allocators fragment
-differently. The tests say what it was compared with."""
+"""The relative error of estimates: kernels save different tensors, and allocators fragment
+differently. `tests/unit/planning/test_memory.py` compares estimates with measurements."""
 
 OPTIMIZER_STATE_BYTES = {
     "auto": 8,  # 2 if bitsandbytes is installed
@@ -116,7 +115,7 @@ def estimate(
 
 
 def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> StepSettings:
-    """What decides which activations a step saves on this device."""
+    """The settings that determine which activations a step saves on this device."""
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
     autocast = resolve_autocast(spec.model, spec.lora, accelerator)
     width = BF16 if autocast else dtype.itemsize
@@ -126,8 +125,8 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
         experts = family.experts_on_gpu if on_gpu else "eager"
     attention: str = spec.model.attn_implementation
     if attention == "auto":
-        by_bounds = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
-        attention = VARLEN if by_bounds else "sdpa"
+        varlen = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
+        attention = VARLEN if varlen else "sdpa"
     return StepSettings(
         itemsize=width,
         autocast=autocast,
@@ -142,7 +141,7 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
 
 
 def _trained(family: type[Family], model: "PreTrainedModel", spec: JobSpec) -> tuple[set[str], int]:
-    """Names of the modules and parameters that train or carry adapters, and how many weights."""
+    """The modules and parameters that train or have adapters, and the number of trained weights."""
     if spec.lora.method == "full":
         names = {name for name, _ in model.named_modules()}
         names |= {name for name, _ in model.named_parameters()}
@@ -161,9 +160,9 @@ def weight_bytes(family: type[Family], model: "PreTrainedModel", width: int) -> 
 
 
 def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:
-    """The heaviest row that `train.max_length` allows: nearly all of it an image.
+    """The row of `train.max_length` tokens that takes the most memory: as much image as possible.
 
-    If `data.max_pixels` limits images, the rest is text.
+    If `data.max_pixels` limits it, the rest is text.
     """
     tokens = spec.train.max_length
     vision: Any = getattr(model.config, "vision_config", None)

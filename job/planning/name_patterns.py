@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def patterns(names: Sequence[str]) -> list[str]:
-    """One line for names that differ in one number: `layers.0-3.self_attn.q_proj`."""
+    """Merges names that differ in one number: `layers.0-3.self_attn.q_proj`."""
     groups: dict[str, list[int]] = {}
     for name in names:
         numbers = re.findall(r"(?<=\.)\d+(?=\.)", name)

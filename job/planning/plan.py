@@ -1,4 +1,4 @@
-"""Makes a plan: from the spec, the model's architecture, and the first rows of the data."""
+"""Makes a plan from the spec, the model's architecture, and the first rows of the data."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec
 from job.storage import retry
-from job.storage.backends.hub import hub_forbidden_by
+from job.storage.backends.hub import hub_offline_variable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +32,7 @@ NAME_ONE = "name one accelerator to see it: --accelerator"
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What to plan, and for what."""
+    """The options of `job plan`."""
 
     loaded: LoadedSpec
     accelerator: str | None = None
@@ -44,22 +44,22 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     """The plan.
 
     Raises UsageError for an unknown accelerator, and InputError if the model is missing or access
-    to it is denied. Missing data, and whatever cannot be reached, is left unknown.
+    to it is denied. Missing data, and whatever is unreachable, is left unknown.
     """
     spec = options.loaded.spec
     uri = spec.model.model_name_or_path
     devices = planned_devices(options.accelerator, spec)
     job = RunContext(options.loaded, "plan")
     with retry.at_most(1):
-        look = _look_at_data(job)
-        # A laptop need not have keys to the output; stages' fingerprints need the data too.
+        survey = _survey_data(job)
+        # The user may lack credentials for the output here; fingerprints also need the data.
         stages, no_stages = _try(lambda: dict(_stages(job)), InputError)
     family, skeleton = families.architecture(spec.model)
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)  # may refuse, as in a run
-    data_facts = data.data_facts(spec, look)
+    data_facts = data.data_facts(spec, survey)
     steps = _steps(job, data_facts)
     measured = sizes.measure(spec)
-    memory = memory_fit(family, skeleton, spec, look.sizes, devices)
+    memory = memory_fit(family, skeleton, spec, survey.sizes, devices)
     time, no_time = _time(options, devices, data_facts, steps, measured)
     return facts.Plan(
         name=spec.name,
@@ -72,7 +72,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         memory_unknown=None if memory else f"the activation memory of the family {family.name}",
         disk=facts.Disk(
             download=0 if storage.is_local(uri) else measured.download,
-            prepared=data.prepared_bytes(spec.data, data_facts, look),
+            prepared=data.prepared_bytes(spec.data, data_facts, survey),
             checkpoints=(spec.train.save_total_limit + 1) * measured.checkpoint,
             adapter=measured.adapter,
             merged=measured.merged,
@@ -85,18 +85,18 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     )
 
 
-def _look_at_data(job: RunContext) -> data.DataLook:
-    """Counts and samples the data, as far as storage and the hub can be reached."""
+def _survey_data(job: RunContext) -> data.DataSurvey:
+    """Counts and samples the data, as far as storage and the hub are reachable."""
     uri = job.spec.model.model_name_or_path
-    # A model known by its name can be planned for even if the hub is forbidden.
-    forbidden = hub_forbidden_by(uri) is not None and families.is_known(uri)
-    family, no_family = _try(lambda: _family(job), *((InputError,) if forbidden else ()))
+    # A model known by name can be planned for even in the hub's offline mode.
+    offline = hub_offline_variable(uri) is not None and families.is_known(uri)
+    family, no_family = _try(lambda: _family(job), *((InputError,) if offline else ()))
     counts, no_counts = _try(lambda: data.count_rows(job), InputError)
     samples, no_samples = None, no_family or no_counts
     if family is not None and counts is not None:
         samples, no_samples = _try(lambda: data.sample_rows(job, family), InputError)
     lost = [error for error in (no_counts, no_samples) if error is not no_family]
-    return data.DataLook(
+    return data.DataSurvey(
         counts=counts,
         samples=samples,
         unknown=no_counts or no_samples,
@@ -105,7 +105,7 @@ def _look_at_data(job: RunContext) -> data.DataLook:
 
 
 def _try(ask: Callable[[], T], *also: type[JobError]) -> tuple[T | None, JobError | None]:
-    """The answer, or the StorageError, or one of the other kinds given, that prevented it."""
+    """The result of `ask`, or the error, if it is a StorageError or one of `also`."""
     expected: tuple[type[JobError], ...] = (StorageError, *also)
     try:
         return ask(), None
@@ -179,7 +179,7 @@ def _time(
     steps: facts.Steps,
     measured: sizes.Sizes,
 ) -> tuple[facts.TrainingTime | None, str | None]:
-    """How long training takes and costs; if that is unknown, why."""
+    """The time and cost of training; if unknown, why."""
     own = [name for name in devices if name == THIS_MACHINE]
     if len(devices) > 1 and not own:
         return None, NAME_ONE
@@ -222,7 +222,7 @@ def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
         if stage == "baseline" and not job.spec.eval.baseline:
             yield stage, "off (eval.baseline: false)"
             continue
-        # Without a marker it will run: computing the fingerprint would read all data for nothing.
+        # Without a marker it will run; computing the fingerprint would read all data for nothing.
         marked = job.output.stages.markers.exists(stage)
         record = job.output.stages.completed(stage, job.fingerprint(stage)) if marked else None
         if record is not None:

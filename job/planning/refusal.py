@@ -11,7 +11,7 @@ def refuse_missing_data(plan: Plan) -> None:
         raise InputError.from_problems(plan.data.missing)
 
 
-def refuse_what_does_not_fit(plan: Plan) -> None:
+def refuse_if_too_large(plan: Plan) -> None:
     """Raises OutOfMemoryError, with the nearest change that helps, if training fits nowhere."""
     memory = plan.memory
     if memory is None or any(fit.fits for fit in memory.fits):

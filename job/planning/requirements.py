@@ -1,6 +1,6 @@
-"""What a job needs of its machine, computed from its sizes.
+"""The resources that a job requires, computed from its sizes.
 
-`plan` reports it, a manifest requests it of a cluster, and `doctor` checks for it.
+`plan` reports them, manifests request them, and `doctor` checks for them.
 """
 
 import math
@@ -13,26 +13,26 @@ from job.planning.sizes import GIB, Sizes
 from job.spec.types import FORMULAS, JobSpec
 from job.storage.retry import TOTAL_SECONDS
 
-WORKER = 2 * GIB
-"""Per data loading process."""
-ON_HOST = 1.2
+WORKER_BYTES = 2 * GIB
+"""Host memory per data loader worker."""
+MERGE_FACTOR = 1.2
 """Host memory for merging, as a multiple of the merged weights."""
-ON_CPU = 3 * 4
+CPU_BYTES_PER_PARAMETER = 3 * 4
 """Bytes per parameter on a CPU: base, trained and merged model in fp32."""
-DATA, DRAWN = 20 * GIB, 2 * GIB
-"""Disk for lists and prepared rows, unknown until they are read; the smaller amount if the project
-draws all rows itself."""
+DATA, GENERATED_DATA = 20 * GIB, 2 * GIB
+"""Disk for lists and prepared rows, whose size is unknown beforehand; less if all rows are
+generated."""
 TMP = 2 * GIB
 LOGS = 1 * GIB
 UPLOAD_RATE = 50e6
-"""Bytes per second that storage must transfer, either way."""
-LAST_STEP = 120
-"""Seconds for the step in progress when the signal comes."""
+"""The transfer rate of storage, in bytes per second, that times are based on."""
+LAST_STEP_SECONDS = 120
+"""Time to finish the step in progress when a stop signal arrives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Bytes, and seconds; per pod in a cluster."""
+    """Resources in bytes and seconds, per machine or pod."""
 
     memory: int
     """Includes shared memory, which counts towards the pod's limit."""
@@ -40,7 +40,7 @@ class Needs:
     cache: int
     """The volume that outlives the pod: downloads, compiled kernels, results without a bucket."""
     work: int
-    """Scratch space on the node, for files that are not published yet."""
+    """Scratch space for files that are not published yet."""
     tmp: int
     weights: int
     """A server's copy of the merged weights."""
@@ -55,25 +55,25 @@ class Needs:
 
 
 def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
-    """What the job needs on a machine with `gpus` devices, or none."""
+    """The requirements on a machine with this number of GPUs."""
     workers = spec.train.dataloader_num_workers
     shared = (8 * GIB if gpus else GIB) + workers * GIB
-    model = sizes.merged * ON_HOST if gpus else sizes.parameters * ON_CPU
+    model = sizes.merged * MERGE_FACTOR if gpus else sizes.parameters * CPU_BYTES_PER_PARAMETER
     process = PROCESS + model if gpus else max(PROCESS + model, training_on_cpu(spec))
-    drawn = all(source.uri == FORMULAS for source in spec.data.sources().values())
-    data = DRAWN if drawn else DATA
+    generated = all(source.uri == FORMULAS for source in spec.data.sources().values())
+    data = GENERATED_DATA if generated else DATA
     checkpoints = (spec.train.save_total_limit + 1) * sizes.checkpoint
     save = TOTAL_SECONDS + sizes.checkpoint / UPLOAD_RATE
     return Needs(
-        memory=_gib(process + workers * WORKER + shared),
+        memory=_gib(process + workers * WORKER_BYTES + shared),
         shared_memory=shared,
         cache=_gib(sizes.download * 1.1 + sizes.merged + data),
         work=_gib(sizes.merged + sizes.adapter + checkpoints + data),
         tmp=TMP,
         weights=_gib(sizes.merged * 1.1),
-        server_memory=_gib(PROCESS + sizes.merged * ON_HOST + 8 * GIB),
+        server_memory=_gib(PROCESS + sizes.merged * MERGE_FACTOR + 8 * GIB),
         save_seconds=math.ceil(save),
-        grace_seconds=math.ceil((LAST_STEP + save) / 60) * 60,
+        grace_seconds=math.ceil((LAST_STEP_SECONDS + save) / 60) * 60,
     )
 
 
@@ -81,7 +81,7 @@ def training_on_cpu(spec: JobSpec) -> int:
     """Peak memory of training on a CPU, its process included; 0 if it cannot be estimated.
 
     Assumes rows as long as `train.max_length` allows: a manifest requests memory before any row is
-    read, and no row that comes may get the pod killed.
+    read, and no row may get the pod killed.
     """
     family, model = families.architecture(spec.model)
     rows = (longest(model, spec),) * spec.train.per_device_train_batch_size

@@ -1,4 +1,4 @@
-"""A sample of the rows, encoded: their tokens and patches, and which of them would be refused."""
+"""Encodes a sample of the rows: their tokens and patches, and which are rejected."""
 
 import random
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from job.spec.types import JobSpec, SourceSpec
 from job.train.length_filter import truncate
 
 ROWS = 64
-DRAWS = 1_000
-"""Micro-batches: about as many as a longer training has."""
+DRAWN_BATCHES = 1_000
+"""Micro-batches to draw: about as many as a longer training has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Sample:
     too_long: int
     """Rows that training would leave out because of their length."""
     sizes: tuple[RowSize, ...]
-    """Of the rows that would train."""
+    """The sizes of the rows that can be trained on."""
     images: tuple[int, ...]
     """The number of images of each valid row."""
     answers: tuple[int, ...]
@@ -41,7 +41,7 @@ class Sample:
 
     @property
     def tokens(self) -> float:
-        """Trained tokens per row of the source; rows that do not train count as 0."""
+        """Trained tokens per row of the source; rows that cannot be trained on count as 0."""
         return sum(size.tokens for size in self.sizes) / max(1, self.read)
 
     @property
@@ -98,17 +98,16 @@ def _size(row: Row, family: Family, spec: JobSpec) -> RowSize | Reject | None:
 
 
 def worst_batch(sizes: Sequence[RowSize], rows: int) -> tuple[RowSize, ...]:
-    """The heaviest of `DRAWS` micro-batches of `rows` rows drawn from the sample.
+    """The heaviest of `DRAWN_BATCHES` micro-batches of `rows` rows generated from the sample.
 
-    A row weighs its tokens and patches relative to their means. The same sample gives the same
-    micro-batch. One row is a token shorter, because rows of real data differ in length, and packing
-    such rows into a grid takes copies.
+    A row's weight is its tokens and patches relative to their means. The result is deterministic.
+    One row is made a token shorter, because rows of different lengths take extra copies to pack.
     """
     tokens = fmean(size.tokens for size in sizes)
     patches = fmean(sum(size.patches) for size in sizes) or 1.0
     weights = [size.tokens / tokens + sum(size.patches) / patches for size in sizes]
     draw, numbers = random.Random(0), range(len(sizes))  # noqa: S311 - nothing is secret here
-    batches = (draw.choices(numbers, k=rows) for _ in range(DRAWS))
+    batches = (draw.choices(numbers, k=rows) for _ in range(DRAWN_BATCHES))
     *others, last = max(batches, key=lambda batch: sum(weights[number] for number in batch))
     shorter = replace(sizes[last], tokens=sizes[last].tokens - (rows > 1))
     return (*(sizes[number] for number in others), shorter)

@@ -1,4 +1,4 @@
-"""The sizes of a job, from its spec and the model's architecture; reads no weights."""
+"""Computes the sizes of a job from its spec and the model's architecture, without weights."""
 
 import math
 from dataclasses import dataclass
@@ -59,14 +59,14 @@ def measure(spec: JobSpec) -> Sizes:
 
 
 def trained_parameters(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec) -> int:
-    """What an adapter trains: its matrices, DoRA's magnitudes, and biases per `lora.bias`."""
+    """The number of weights that LoRA trains: matrices, DoRA magnitudes, biases by `lora.bias`."""
     adapter = sum(adapter_parameters(model, group, lora.r) for group in targets.groups)
     magnitudes = sum(model.get_submodule(n).out_features for n in targets.modules if lora.use_dora)
     return adapter + magnitudes + bias_parameters(model, targets, lora)
 
 
 def bias_parameters(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec) -> int:
-    """The model's biases that are trained beside an adapter, as PEFT chooses them."""
+    """The number of the model's biases that are trained with the adapter, as PEFT selects them."""
     if lora.bias == "none":
         return 0
     only = {f"{name}.bias" for name in targets.modules} if lora.bias == "lora_only" else None

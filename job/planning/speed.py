@@ -1,4 +1,4 @@
-"""How long training takes, from recorded measurements only; without one there is no guess."""
+"""Estimates training time from recorded measurements; unknown if there is no suitable one."""
 
 import json
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from pathlib import Path
 import job
 
 RESULTS = Path(job.__file__).parent.parent / "benchmarks" / "results"
-SAME_SIZE = 0.1
-"""How far the parameter counts of two models may differ for the same speed to be assumed."""
+SIZE_TOLERANCE = 0.1
+"""Relative difference in parameter count up to which two models count as equally fast."""
 
-SAME_BATCH = 0.2
-"""The same for the tokens in a micro-batch."""
+BATCH_TOLERANCE = 0.2
+"""The same for tokens per micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Measurement:
     """The file under benchmarks/results/, and what was measured."""
     device: str
     cores: int | None
-    """Of a CPU, those that computed; None for a GPU."""
+    """Cores used, on a CPU; None for a GPU."""
     parameters: int
     batch_tokens: int
     slowest: float
@@ -37,11 +37,11 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training whose time is wanted."""
+    """The training whose time is estimated."""
 
     device: str
     cores: int | None = None
-    """Of a CPU; None for a GPU."""
+    """Cores, on a CPU; None for a GPU."""
     parameters: int
     method: str
     compiled: bool
@@ -51,15 +51,15 @@ class Training:
     """In one micro-batch."""
 
     def resembles(self, measured: Measurement) -> bool:
-        """Whether it was measured, at some size of micro-batch.
+        """Whether a measurement applies, ignoring the size of micro-batches.
 
-        The model of a CPU does not matter, only its cores: the source names the one measured.
+        Of CPUs only the number of cores is compared; the source names the CPU measured.
         """
         return (
             measured.cores == self.cores
             and (self.cores is not None or _same_device(measured.device, self.device))
             and (measured.method, measured.compiled) == (self.method, self.compiled)
-            and abs(measured.parameters / self.parameters - 1) <= SAME_SIZE
+            and abs(measured.parameters / self.parameters - 1) <= SIZE_TOLERANCE
         )
 
 
@@ -95,7 +95,7 @@ def measurements(folder: Path = RESULTS) -> Iterator[Measurement]:
 
 
 def training_time(known: Iterator[Measurement], training: Training) -> TimeRange | None:
-    """The time that the training takes; None without a measurement."""
+    """Estimates the training time; None if no measurement applies."""
     similar = [each for each in known if training.resembles(each)]
     if not similar:
         return None
@@ -104,7 +104,7 @@ def training_time(known: Iterator[Measurement], training: Training) -> TimeRange
     below = [each for each in similar if each.batch_tokens <= wanted]
     above = [each for each in similar if each.batch_tokens > wanted]
     nearest = sorted(below, key=_batch_tokens)[-1:] + sorted(above, key=_batch_tokens)[:1]
-    measured = len(nearest) == 2 or abs(wanted / nearest[0].batch_tokens - 1) <= SAME_BATCH
+    measured = len(nearest) == 2 or abs(wanted / nearest[0].batch_tokens - 1) <= BATCH_TOLERANCE
     return TimeRange(
         shortest=training.tokens / max(each.fastest for each in nearest),
         longest=training.tokens / min(each.slowest for each in nearest),

@@ -1,10 +1,10 @@
-"""Caches prepared rows on this machine by their fingerprint, for runs with another output.
+"""Caches prepared rows on this machine by fingerprint, for runs with other outputs.
 
 Entries are hard links to the files of the run that prepared them, so they take no space while that
 run's own files exist. Without hard links nothing is cached.
 
-An entry appears complete, by renaming a folder of a unique name. A reader links its files first and
-then verifies their digests, as an entry may be removed at any time.
+An entry is written to a temporary folder and renamed. A reader links its files first and then
+verifies their digests, since an entry may be removed at any time.
 """
 
 import errno
@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from job import log
-from job.local.eviction import MADE, PARTIAL, discard
+from job.local.eviction import PARTIAL, PREPARED_RECORD, discard
 from job.storage.digests import digest_tree
 
 MAX_ENTRIES = 4
-"""Entries that are kept; the least recently used is removed first."""
+"""Entries to keep; the least recently used are removed."""
 _FILES = "data"
 
 
@@ -31,19 +31,19 @@ def restore(cache: Path, identity: str, directory: Path) -> dict[str, int] | Non
     """
     entry = cache / identity[:32]
     try:
-        record = json.loads((entry / MADE).read_text(encoding="utf-8"))
+        record = json.loads((entry / PREPARED_RECORD).read_text(encoding="utf-8"))
         files, rows = record["files"], {str(key): int(n) for key, n in record["rows"].items()}
         _link(entry / _FILES, directory)
         if [[file.path, file.sha256] for file in digest_tree(directory)] == files:
             with suppress(OSError):  # a read-only cache can still be used
-                (entry / MADE).touch()
+                (entry / PREPARED_RECORD).touch()
             return rows
         damage = "its files have changed"
     except FileNotFoundError as error:
         damage = "" if not entry.exists() else f"a file is missing: {error}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         damage = f"its record is invalid: {error}"
-    except OSError as error:  # it may still serve another run
+    except OSError as error:  # the entry may still be usable for another run
         log.debug("cannot link prepared rows from the cache", entry=entry, reason=error)
         damage = ""
     shutil.rmtree(directory, ignore_errors=True)
@@ -61,11 +61,13 @@ def store(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> 
     try:
         _link(directory, partial / _FILES)
         files = [[file.path, file.sha256] for file in digest_tree(partial / _FILES)]
-        (partial / MADE).write_text(json.dumps({"rows": rows, "files": files}), encoding="utf-8")
+        (partial / PREPARED_RECORD).write_text(
+            json.dumps({"rows": rows, "files": files}), encoding="utf-8"
+        )
         try:
             partial.rename(entry)
         except OSError:
-            if not entry.exists():  # else another run was first, with the same rows
+            if not entry.exists():  # otherwise another run has cached the same rows
                 raise
         _evict_oldest(cache)
     except OSError as error:
@@ -77,7 +79,7 @@ def store(cache: Path, identity: str, directory: Path, rows: dict[str, int]) -> 
 
 def _evict_oldest(cache: Path) -> None:
     records = []
-    for record in cache.glob(f"[!.]*/{MADE}"):
+    for record in cache.glob(f"[!.]*/{PREPARED_RECORD}"):
         with suppress(FileNotFoundError):  # another run evicts too
             records.append((record.stat().st_mtime, record))
     for _, record in sorted(records)[:-MAX_ENTRIES]:

@@ -1,7 +1,7 @@
 """Converts a chunk of a source's records to one shard of each split.
 
-A chunk is what one process converts, and what a restarted job finds done: its note,
-`train-00003.json`, is written last.
+A chunk is the unit of work of one process, and of resuming: its result, `train-00003.json`, is
+written last.
 """
 
 import json
@@ -26,14 +26,14 @@ from job.prep.streaming import Chunk
 from job.spec.types import DataSpec
 
 ROWS, BYTES = 1024, 32 * 2**20
-"""Where a chunk ends. Fixed, so that the same rows are in the same shard with any worker count."""
+"""The size limits of a chunk; fixed, so that shards do not depend on the number of workers."""
 SAMPLE = "sample.arrow"
-"""A shard of full rows for the contact sheet, if training rows are stored without image bytes."""
+"""A shard of rows with images for the contact sheet, if training rows are stored without."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceTask:
-    """How the chunks of one source become shards in `directory`."""
+    """How to convert the chunks of one source to shards in `directory`."""
 
     spec: DataSpec
     split: Split
@@ -42,9 +42,9 @@ class SourceTask:
     seed: int
     normalize_label: NormalizeLabel
     classes: bool
-    """Whether answers are the labels of a few classes."""
+    """Whether answers are class labels."""
     leakage_by: LeakageBy | None
-    """None until the first rows of the source are seen."""
+    """None until resolved from the first rows of the source."""
     hold_out: bool
     """Whether rows of this source are held out."""
     source_index: int | None = None
@@ -61,13 +61,13 @@ class SourceTask:
         index = "" if self.source_index is None else f"{self.source_index:04d}-"
         return self.directory / f"{split}-{index}{number:05d}.{suffix}"
 
-    def note_path(self, number: int) -> Path:
+    def result_path(self, number: int) -> Path:
         return self.path(self.split, number, "json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkResult:
-    """What is known of a converted chunk, beside its shards."""
+    """The result of converting a chunk, beside its shards."""
 
     records: int
     leakage_by: LeakageBy
@@ -99,7 +99,7 @@ def leakage_by_of_source(task: SourceTask, first: list[Record]) -> LeakageBy:
 
 
 def convert_chunk(task: SourceTask, number: int, records: list[Record]) -> None:
-    """Converts one chunk to its shards and its note."""
+    """Converts one chunk and writes its shards, then its result."""
     if task.source_index is not None:
         records = [replace(each, id=f"{task.label}/{each.id}") for each in records]
     output = _ChunkOutput(task, number)
@@ -116,7 +116,7 @@ def convert_chunk(task: SourceTask, number: int, records: list[Record]) -> None:
     if task.spec.streaming and "train" in output.writers:
         shard = task.path("train", number, "arrow").name
         chunk = Chunk.of(shard, task.source_index or 0, records)
-    note = {
+    result_json = {
         "records": len(records),
         "chunk": chunk.to_json() if chunk else None,
         "statistics": {split: each.to_json() for split, each in output.statistics.items()},
@@ -124,7 +124,7 @@ def convert_chunk(task: SourceTask, number: int, records: list[Record]) -> None:
         "passed_over": sum(record.junk_members for record in records),
         "rejects": [[reject.id, reject.reason] for reject in rejects],
     }
-    storage.write_text(str(task.note_path(number)), json.dumps(note))
+    storage.write_text(str(task.result_path(number)), json.dumps(result_json))
 
 
 def _without_control_tokens(result: Row | Reject, task: SourceTask) -> Row | Reject:
@@ -170,15 +170,17 @@ class _ChunkOutput:
 
 
 def read_result(task: SourceTask, number: int) -> ChunkResult:
-    """The result of a converted chunk, from its note."""
+    """The result of a converted chunk, from its result file."""
     assert task.leakage_by is not None
-    note: dict[str, Any] = json.loads(task.note_path(number).read_text(encoding="utf-8"))
+    result_json: dict[str, Any] = json.loads(task.result_path(number).read_text(encoding="utf-8"))
     return ChunkResult(
-        records=note["records"],
+        records=result_json["records"],
         leakage_by=task.leakage_by,
-        statistics={split: Statistics.from_json(s) for split, s in note["statistics"].items()},
-        rejects=[Reject(id=row_id, reason=reason) for row_id, reason in note["rejects"]],
-        ignored=Counter(note["unread"]),
-        junk_members=note["passed_over"],
-        chunk=Chunk.from_json(note["chunk"]) if note["chunk"] else None,
+        statistics={
+            split: Statistics.from_json(s) for split, s in result_json["statistics"].items()
+        },
+        rejects=[Reject(id=row_id, reason=reason) for row_id, reason in result_json["rejects"]],
+        ignored=Counter(result_json["unread"]),
+        junk_members=result_json["passed_over"],
+        chunk=Chunk.from_json(result_json["chunk"]) if result_json["chunk"] else None,
     )

@@ -21,7 +21,7 @@ _WHITE_IS_ZERO, _UNSIGNED = 0, 1  # values of the latter two
 
 
 class ImageRefused(ValueError):
-    """The image cannot be used; the text is the reason of the reject."""
+    """The image cannot be used; the message is the reason for the reject."""
 
 
 def to_rgb(image: "Image", data: bytes = b"") -> "Image":
@@ -105,7 +105,7 @@ def _integer_levels(values: "np.ndarray", tags: Mapping[int, Any]) -> "np.ndarra
 def _require_visible(high: float, full: float) -> None:
     """Refuses an image that would be nearly black: its levels have a smaller range than its type.
 
-    An image that is all zeros is black by intent.
+    An image of only zeros is accepted as intentionally black.
     """
     if 0 < high < full * MIN_CONTRAST / 256:
         raise ImageRefused(

@@ -1,4 +1,4 @@
-"""Which column of a record contains what, by the spec or by commonly used names."""
+"""Determines the role of each column of a record, from the spec or commonly used names."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MESSAGES = ("messages", "conversations")
 
 
 class AmbiguousColumns(ValueError):
-    """Several columns of a record could be what `key` of `columns` names."""
+    """Several columns of a record could have the role `key` of `columns`."""
 
     def __init__(self, key: str, names: Iterable[str]) -> None:
         self.key, self.names = key, tuple(names)
@@ -25,13 +25,13 @@ class AmbiguousColumns(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How the records of one source become rows."""
+    """Options for converting the records of one source to rows."""
 
     columns: ColumnsSpec
     instruction: str | None
-    """The question of rows that have none of their own."""
+    """The question for rows without one."""
     system: str | None
-    """The system prompt of rows that have none of their own."""
+    """The system prompt for rows without one."""
     train_on: Literal["all", "last"]
     text_only: bool
     """Whether image columns are ignored."""
@@ -51,7 +51,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns that one record is read by: `messages`, or `text` with `question` or `image`.
+    """The columns of one record by role: `messages`, or `text` with `question` or `image`.
 
     Each is a key of the record, or None.
     """
@@ -59,8 +59,8 @@ class Columns:
     image: str | None
     text: str | None
     question: str | None
-    more: str | None
-    """Text below the question: Alpaca's `input`."""
+    input: str | None
+    """Text to append to the question, as Alpaca's `input`."""
     messages: str | None
     system: str | None
     history: str | None
@@ -108,7 +108,7 @@ class Columns:
             image=None if text_only else pick(spec.image, IMAGE),
             text=text,
             question=question,
-            more="input" if question == "instruction" and "input" in record else None,
+            input="input" if question == "instruction" and "input" in record else None,
             messages=messages,
             system=pick(spec.system, ("system",)),
             history="history" if "history" in record else None,

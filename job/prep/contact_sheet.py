@@ -1,4 +1,4 @@
-"""The contact sheet: a few prepared rows as one image, to see at a glance what is trained."""
+"""The contact sheet: a few prepared rows as one image, to check the data at a glance."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -70,7 +70,7 @@ def _paste_images(cell: "Image", draw: "Draw", images: Sequence[EncodedImage]) -
 
 
 def _conversation(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
-    """The lines of every message with their color: answers are black."""
+    """The lines of all messages with their colors: black for answers, else grey."""
     for message in messages:
         text = "".join(
             f"[image {part.image + 1}] " if part.image is not None else part.text or ""

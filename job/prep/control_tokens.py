@@ -1,4 +1,4 @@
-"""Rejects texts that contain a control token of the model, which the model would obey."""
+"""Finds control tokens of the model in texts, which the model would act on."""
 
 import re
 from collections.abc import Collection, Sequence

@@ -27,7 +27,7 @@ def to_results(records: Sequence[Record], options: ReadOptions) -> Iterator[Row 
 
 
 def to_result(record: Record, options: ReadOptions) -> Row | Reject:
-    """The record's row, or the reason why it has none."""
+    """Converts a record to a row, or a reject with the reason."""
     record = record.parsed()
     if record.values is None:
         return _reject(record.id, record.problem or "unreadable")
@@ -52,5 +52,5 @@ def to_result(record: Record, options: ReadOptions) -> Row | Reject:
 
 
 def _reject(row_id: str, reason: str) -> Reject:
-    """A reject of one printable line, whatever the row contains."""
+    """A reject with id and reason redacted and printable."""
     return Reject(id=printable(redact(row_id)), reason=printable(redact(reason)))

@@ -1,4 +1,4 @@
-"""Finds classes that are missing from one of the splits: not trained, or not evaluated."""
+"""Finds classes that are missing from one of the splits."""
 
 import json
 from collections import Counter
@@ -12,13 +12,13 @@ from job.prep.splits import answers_repeat
 from job.redaction import printable
 
 MAX_CLASSES = 1000
-"""With more different answers they are not classes; this bounds memory."""
+"""With more distinct answers, they do not count as classes; this bounds memory."""
 _SHOWN_CLASSES, _SHOWN_CHARACTERS = 10, 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCoverage:
-    """Rows of each class in both splits, by the normal form of its label."""
+    """Number of rows per class in both splits, by normalized label."""
 
     train: Counter[str]
     held_out: Counter[str]
@@ -37,7 +37,7 @@ def class_coverage(
 ) -> ClassCoverage | None:
     """The classes of the rows in `directory`; None if their answers are not classes.
 
-    They are if `classes` says so, or if most of them repeat.
+    They are if `classes` is true, or if most answers repeat.
     """
     counts: dict[Split, Counter[str]] = {"train": Counter(), "eval": Counter()}
     for split, counted in counts.items():
@@ -55,7 +55,7 @@ def class_coverage(
 
 
 def warn_missing_classes(coverage: ClassCoverage, *, fraction: float | None) -> None:
-    """Warns of classes missing from a split; `fraction` is None if the spec names held-out rows."""
+    """Warns of classes missing from a split; `fraction` is None if the spec sets `data.eval`."""
     if coverage.missing_in_train:
         log.warn(
             "held-out classes have no training rows and cannot be learned",

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NEAR_BITS = 6
-"""Bits, of 256, that may differ between two images that count as looking the same."""
+"""The most bits, of 256, in which the hashes of similar images differ."""
 MAX_COMPARED = 200_000
-"""Images that are compared at most, which bounds memory."""
+"""The most images to compare, which bounds memory."""
 _STEP = 8  # grey levels; smaller steps are noise from scanners or JPEG
 _BANDS = 8
 _PAIRS_AT_ONCE = 16_384
 
 
 def difference_hash(image: "Image") -> bytes:
-    """16 × 16 bits: whether the image darkens from one cell to the next on its right.
+    """A hash of 16 × 16 bits: whether the image darkens from each cell to its right neighbor.
 
-    Resizing, re-encoding and quality hardly change it.
+    Resizing and re-encoding hardly change it.
     """
     import numpy as np
     import PIL.Image
@@ -35,9 +35,9 @@ def difference_hash(image: "Image") -> bytes:
 
 
 def count_duplicates(directory: Path) -> dict[str, int]:
-    """How many rows of both splits repeat an earlier one, and how many images look like another."""
+    """Counts rows of both splits that repeat an earlier one, and images similar to another."""
     rows = read_digests(directory, SPLITS, "whole")
-    rows.sort()  # in place: with a million rows it is the largest thing in memory
+    rows.sort()  # in place, to save memory
     exact = int((rows[1:] == rows[:-1]).sum())
     del rows
     hashes = _difference_hashes(directory, SPLITS)
@@ -46,7 +46,7 @@ def count_duplicates(directory: Path) -> dict[str, int]:
 
 
 def count_near_duplicates(hashes: "np.ndarray") -> int:
-    """How many images look like an earlier one; `hashes` is (N, 32) bytes.
+    """Counts images similar to an earlier one; `hashes` is (N, 32) bytes.
 
     Two hashes that differ in few bits agree in at least one of eight bands. Only neighbors in each
     band's order are compared, which keeps the cost at N log N but misses some pairs if many hashes

@@ -25,7 +25,7 @@ FORMATS: dict[str, Format] = {
     ".tgz": "webdataset",
 }
 _PACKED = (".zip", ".7z", ".rar", ".zst", ".xz", ".bz2", ".lz4")
-"""Suffixes that a file may have if `format` says what it is."""
+"""Suffixes that are accepted only if `format` is set."""
 _UNSUPPORTED = {
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"),
         "is a pickle, which can run code when it is read"),
@@ -81,13 +81,13 @@ def _uris(source: SourceSpec, field: str) -> tuple[tuple[str, ...], bool]:
 
 def _is_literal(uri: str) -> bool:
     """Whether a URI that could be a pattern is the name of an existing file or folder."""
-    # Read-only sources are named by their publishers, and each lookup costs a request.
+    # On read-only stores such names are unlikely, and each lookup costs a request.
     if storage.is_read_only(uri) or not (storage.has_glob(uri) or "{" in uri):
         return False
     try:
         return storage.exists(uri)
     except InputError:
-        return False  # expanding the pattern reports the error
+        return False  # expanding the pattern will report the error
 
 
 def _refuse_unsupported(uri: str, source: SourceSpec, field: str) -> None:
@@ -137,9 +137,9 @@ def _file_or_folder(source: SourceSpec, field: str) -> tuple[str, ...]:
 def _select_files(
     source: SourceSpec, uris: tuple[str, ...], *, by_pattern: bool
 ) -> tuple[tuple[SourceFile, ...], dict[str, list[str]]]:
-    """The files with rows, and the names of the others by reason.
+    """The files to read as rows, and the names of skipped files by reason.
 
-    A `format` applies to every file that a pattern selected.
+    With a pattern, a `format` applies to every file.
     """
     names = _short_names(uris)
     if source.format == "imagefolder":
@@ -165,7 +165,7 @@ def _select_files(
     skipped = dict[str, list[str]]()
     formats = {file.format for file in files}
     if source.format == "auto" and "json" in formats and len(formats) > 1:
-        # JSON beside other formats describes them.
+        # JSON next to other formats is metadata.
         skipped["JSON beside lists of rows"] = [f.name for f in files if f.format == "json"]
         files = [file for file in files if file.format != "json"]
     images = [name for name in others if suffix(name) in IMAGE_SUFFIXES]
@@ -175,7 +175,7 @@ def _select_files(
 
 
 def _is_metadata(name: str) -> bool:
-    """Whether `datasets` keeps the file beside its rows."""
+    """Whether the file is metadata of the `datasets` library."""
     return name in _METADATA or name.startswith("cache-")
 
 

@@ -1,8 +1,8 @@
-"""A digest of the images that a source names by path, so that changed images are noticed.
+"""A digest of the images that a source names by path, to detect changed images.
 
-Local images count by their size and their first and last 4 KiB: reading them whole would cost as
-much as prep, and dates change when data is copied. In a store, its listing counts: sizes, and
-versions if it has them. Images at web URLs do not count.
+For local images it covers the size and the first and last 4 KiB: reading whole files would cost as
+much as prep, and dates change when data is copied. For images in a store it covers the listing:
+sizes, and versions if available. Images at web URLs are not covered.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from job.errors import InputError
 from job.prep import sources
 from job.prep.columns import AmbiguousColumns, Columns
 from job.prep.image_values import image_path
-from job.prep.messages import images_named
+from job.prep.messages import image_values_of
 from job.prep.readers import Record
 from job.prep.source_files import DataSource, sample_digest
 from job.prep.values import is_image_path
@@ -24,7 +24,7 @@ from job.storage.digests import fingerprint
 def digest(source: DataSource, spec: SourceSpec) -> str:
     """One digest of all images that the source's records name by path."""
     if source.builtin or _embeds_images(source, spec):
-        return ""  # the source's own digest covers them
+        return ""  # covered by the digest of the source itself
     # Updated record by record: a million paths need not fit in memory. The location of the lists
     # is not part of it, as the same data may be mounted elsewhere.
     hasher = hashlib.sha256()
@@ -60,7 +60,7 @@ def _embeds_images(source: DataSource, spec: SourceSpec) -> bool:
 def _image_values(record: Record, spec: SourceSpec) -> list[object]:
     values = record.values or {}
     try:
-        return list(images_named(values, Columns.of(spec.columns, values)))
+        return list(image_values_of(values, Columns.of(spec.columns, values)))
     except AmbiguousColumns:
         return []  # prep reports it
 
@@ -82,4 +82,4 @@ def _local_digest(base: str, path: str) -> str | None:
     try:
         return sample_digest(storage.join(base, path))
     except (OSError, InputError):
-        return None  # prep rejects the row, and notices when the image appears
+        return None  # prep rejects the row; the digest changes when the image appears

@@ -1,4 +1,4 @@
-"""Loads an image from what a record has: bytes, a struct, a data URL, base64, or a path."""
+"""Loads an image from a value: bytes, a struct, a data URL, base64, or a path."""
 
 import base64
 import binascii
@@ -45,7 +45,7 @@ def image_path(value: object) -> object:
 
 
 def is_embedded(path: object) -> bool:
-    """Whether what `image_path` returned is not a path: the record contains the image."""
+    """Whether a result of `image_path` is not a path, because the record contains the image."""
     return not isinstance(path, str) or _from_base64(path) is not None
 
 

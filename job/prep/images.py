@@ -1,7 +1,7 @@
-"""Checks images by their bytes, never by their names.
+"""Validates and decodes images, whatever their file names.
 
-The size is read from the header and checked before decoding: a file of a few kilobytes can decode
-to gigabytes.
+The size is read from the header and checked before decoding, since a file of a few kilobytes can
+decode to gigabytes.
 """
 
 import io
@@ -25,7 +25,7 @@ MAX_ASPECT_RATIO = 200  # the limit of the Qwen and ERNIE image processors
 
 
 def inspect(data: bytes) -> EncodedImage:
-    """The encoded image with the size that `decode` will give it.
+    """Validates an image file; returns it with its size after `decode`.
 
     Raises ImageRefused if the bytes are not a complete image of a known format within the limits,
     or if it cannot be converted to RGB.
@@ -42,8 +42,7 @@ def inspect(data: bytes) -> EncodedImage:
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(*image.size)
-                # Decoded here once, as in training: a truncated or unusable image must not stop
-                # a training hours later.
+                # Decode as in training: a damaged image must not stop training hours later.
                 rgb = _upright_rgb(image, data)
                 hashed = difference_hash(rgb)
     except PIL.Image.DecompressionBombError as error:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 NormalizeLabel = Callable[[str], str]
-"""The normal form of a label: equal for labels that mean the same."""
+"""Normalizes a label, so that labels with the same meaning are equal."""
 
 LeakageBy = Literal["image_and_answer", "image"]
-"""What makes two rows the same."""
+"""What makes two rows duplicates."""
 
 
 class RowKeys:
@@ -28,9 +28,9 @@ class RowKeys:
 
     @property
     def train_keys(self) -> list[int]:
-        """The digests of a training row: one shared with a held-out row is a leak.
+        """The digests of a training row, which leaks if it shares one with a held-out row.
 
-        One for each image, and one for the question with its answer: `yes` answers many questions.
+        One per image, and one of question and answer together, since many answers are just `yes`.
         """
         if self._images and self._by == "image":
             return self._images
@@ -38,7 +38,7 @@ class RowKeys:
 
     @property
     def eval_keys(self) -> list[int]:
-        """The digests of a held-out row: of every kind, as training sources differ in theirs."""
+        """The digests of a held-out row: all kinds, since training sources may differ in theirs."""
         if not self._images:
             return [_digest(b"text", _text(self._row))]
         return [*self._images, _digest(b"label", _encode(self._label))]
@@ -61,10 +61,10 @@ class RowKeys:
 
 
 def drop_leaked(directory: Path, *, remove: bool = True) -> int:
-    """Removes training rows that share a key with a held-out row; returns how many there are.
+    """Removes training rows that share a key with a held-out row; returns their number.
 
-    `remove=False` only counts. Only digests are read, memory holds those of the held-out rows, and
-    a shard without a leaked row is left as is.
+    `remove=False` only counts. Reads only digests, keeps those of held-out rows in memory, and
+    rewrites only shards with leaked rows.
     """
     import numpy as np
     import pyarrow as pa

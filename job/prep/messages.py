@@ -33,7 +33,7 @@ _UNSUPPORTED = {
     "audio": "only images are",
     "audios": "only images are",
 }
-"""Columns that change what a row says, and why they are not supported."""
+"""Columns that must not be ignored, with the reason why they are not supported."""
 _ARCHIVE_SUFFIXES = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
 _EMPTY_AS_TEXT = ("[]", "{}", "null")  # empty lists and structs, serialized
 
@@ -41,9 +41,9 @@ _EMPTY_AS_TEXT = ("[]", "{}", "null")  # empty lists and structs, serialized
 def to_row(
     record: Mapping[str, object], options: ReadOptions, *, row_id: str, fetch: FetchImage
 ) -> Row:
-    """The row that a record describes.
+    """Builds the row of a record.
 
-    Raises RowRefused or AmbiguousColumns if it describes none.
+    Raises RowRefused or AmbiguousColumns if it is not a valid row.
     """
     record = _clean(record)
     columns = Columns.of(options.columns, record, text_only=options.text_only)
@@ -101,7 +101,7 @@ class _RowBuilder:
 
     def add(self, turns: list[Turn]) -> None:
         if self.column and not any(isinstance(p, ImageSlot) for turn in turns for p in turn.parts):
-            # No turn says where the images belong: put them before the first question.
+            # No turn has an image slot: put the images before the first question.
             first = next((turn for turn in turns if turn.role == "user"), None)
             if first is None:
                 raise RowRefused("has images but no question to show them with")
@@ -141,7 +141,7 @@ def _image_column(record: Mapping[str, object], columns: Columns) -> list[object
     return as_list(record.get(columns.image)) if columns.image is not None else []
 
 
-def images_named(record: Mapping[str, object], columns: Columns) -> Iterator[object]:
+def image_values_of(record: Mapping[str, object], columns: Columns) -> Iterator[object]:
     """A record's image values, from its column and its turns: paths, bytes or structs."""
     yield from _image_column(record, columns)
     turns = record.get(columns.messages) if columns.messages is not None else None
@@ -169,7 +169,7 @@ def ignored_image_columns(
         if name in columns.names or not looks_like_image(value):
             continue
         if read is None:
-            read = [each for each in images_named(record, columns) if not is_absent(each)]
+            read = [each for each in image_values_of(record, columns) if not is_absent(each)]
         if any(each is value or each == value for each in read):
             continue  # archives name the same member in two ways
         if is_image_path(value):
@@ -180,7 +180,7 @@ def ignored_image_columns(
 
 
 def image_column_fix(name: str, columns: Columns) -> str:
-    """The line of a spec that reads the column, or confirms that it is ignored."""
+    """How to change the spec so that the column is read, or explicitly ignored."""
     if columns.image is not None:
         return (
             f"write columns: {{image: {columns.image}}} to read only that one; several images of a "

@@ -1,7 +1,7 @@
 """Mixes several sources: how many rows of each by weight, evenly interleaved.
 
-The order is computed, not random: every stretch of it has each source at its share. No row is
-copied, as an order is an array of row numbers.
+The order is deterministic: every part of it contains each source in proportion. Rows are not
+copied; the order is an array of row numbers.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ class SourceShare:
     uri: str
     weight: float | None
     rows: int
-    """Its rows available for training."""
+    """Rows available for training."""
     trained: int
-    """Its rows in an epoch: fewer, or repeated, by its weight."""
+    """Rows per epoch: fewer, or repeated, depending on weights."""
     held_out: int
 
 
@@ -57,7 +57,7 @@ def write_mixture(directory: Path, spec: DataSpec) -> list[SourceShare]:
 
 
 def epoch_rows(rows: Sequence[int], weights: Sequence[float | None], strategy: str) -> list[int]:
-    """How many rows of each source an epoch has; without weights, each row once."""
+    """The number of rows of each source per epoch; without weights, each row once."""
     given = [weight for weight in weights if weight is not None]
     if not given or 0 in rows:
         return [0 if 0 in rows else count for count in rows]

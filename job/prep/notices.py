@@ -15,7 +15,7 @@ MAX_COLUMNS = 20
 def log_skipped_files(
     labels: Sequence[str], sources: Sequence[DataSource], junk_members: Counter[str]
 ) -> dict[str, dict[str, int]]:
-    """Logs which files of each source make no row; returns their counts by reason."""
+    """Logs which files of each source are skipped; returns their counts by reason."""
     counts_by_source = {}
     for label, source in zip(labels, sources, strict=True):
         counts = {reason: skipped.files for reason, skipped in source.skipped.items()}

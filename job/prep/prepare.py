@@ -1,4 +1,4 @@
-"""The prep stage, step by step: sources in, checked rows in shards out."""
+"""The prep stage: converts sources to shards of checked rows."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,11 +38,12 @@ class PrepInputs:
     evaluation: DataSource | None
     seed: int
     normalize_label: NormalizeLabel
-    """The normal form of labels, by which no held-out row stays in training."""
+    """Normalizes labels, to find training rows that duplicate held-out rows."""
     classes: bool = False
-    """Whether labels are those of a few classes, each of which both splits should have."""
+    """Whether labels are classes, which both splits should contain."""
     identity: str = ""
-    """What else identifies the work; chunks of a killed call are reused if it is the same."""
+    """Anything else that determines the result; chunks of an interrupted prep are reused only if
+    it is the same."""
     control_tokens: Sequence[str] = ()
     """The model's control tokens; rows whose text contains one are rejects."""
 
@@ -106,7 +107,7 @@ def _check_instruction(inputs: PrepInputs) -> None:
 
 
 def _source_tasks(inputs: PrepInputs, workspace: Path) -> list[SourceTask]:
-    """One task for each source, whose first rows are checked here."""
+    """Checks the first rows of each source; returns a task for each."""
     spec, tasks = inputs.spec, []
     for index, (field, source_spec) in enumerate(spec.sources().items()):
         source = inputs.sources[index]
@@ -170,7 +171,7 @@ def _write_stats(
 
 
 def _draw_contact_sheet(directory: Path, spec: DataSpec, seed: int) -> None:
-    """Draws a few training rows; of streamed ones, those that were stored with their images."""
+    """Draws a few training rows; if streaming, those that were stored with images for it."""
     sample = directory / SAMPLE
     if spec.streaming:
         rows: list[Row] = Rows([sample])[:SHEET_ROWS]

@@ -1,4 +1,4 @@
-"""What prep leaves in a directory, and how its rows are read."""
+"""The output of prep in a directory, and access to its rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class PreparedData:
     leaked_rows: int
     """Training rows that were removed because they duplicate a held-out row."""
     full_shards: FullShards | None = None
-    """Where training rows with image bytes come from, if prep does not store these."""
+    """Rebuilds training rows with image bytes, if prep does not store them."""
 
     def rows(self, split: Split) -> Sequence[Row]:
         if split == "train" and self.full_shards is not None:
@@ -31,5 +31,5 @@ class PreparedData:
         return Rows.of(self.directory, split)
 
     def measured_rows(self) -> Sequence[Row]:
-        """The training rows with the sizes of their images, but not always their bytes."""
+        """The training rows with image sizes but, if streaming, without image bytes."""
         return Rows.of(self.directory, "train")

@@ -21,7 +21,7 @@ def warn_if_mostly_leaked(spec: DataSpec, totals: Totals, leaked: int) -> None:
     if spec.leakage == "remove" and 2 * leaked > totals.train_rows:
         log.warn(
             "most training rows duplicate held-out rows and are left out",
-            left_out=log.of(leaked, totals.train_rows),
+            left_out=log.fraction(leaked, totals.train_rows),
             fix=_other_rows(totals),
         )
 

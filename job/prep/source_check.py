@@ -1,7 +1,7 @@
-"""Checks by a source's first rows whether they can be read as the spec says.
+"""Checks whether a source's first rows can be read as the spec describes.
 
-What is wrong with all rows is reported once, with a sample and the line to write. Rows may differ:
-each is read by the columns that it has, and rejected alone if they do not make a row.
+A problem of all rows is reported once, with a sample row and the fix. Rows may have different
+columns: each is later read by its own columns, and rejected individually if it is not a valid row.
 """
 
 import json
@@ -29,7 +29,7 @@ from job.spec.types import DataSpec, SourceSpec
 
 _ANSWER_NAMES = ("latex", "formula", "equation", "caption", "transcription", "ground_truth",
                  "target")  # fmt: skip
-"""What data sets call the column `text`."""
+"""Names that data sets commonly use for the column `text`."""
 _VALUE_CHARACTERS = 40  # of a value in a sample row
 
 
@@ -100,7 +100,7 @@ def _missing_column(options: ReadOptions, present: Sequence[str]) -> tuple[str, 
 
 
 def _check_record(record: Record, options: ReadOptions, field: str) -> None:
-    """Raises DataError if all records like this one would go wrong."""
+    """Raises DataError if records like this one would be rejected or misread."""
     values: Mapping[str, object] = {
         name: without_nulls(value) for name, value in (record.values or {}).items()
     }
@@ -140,7 +140,7 @@ def _has_question(columns: Columns, values: Mapping[str, object]) -> bool:
 def _suggest_column(
     key: str, column: str, options: ReadOptions, records: Sequence[Record], present: Sequence[str]
 ) -> str:
-    """The line to write, with the column that is likely meant by its name and values."""
+    """The fix, with the column that is most likely meant, judging by names and values."""
     named = (name for name in asdict(options.columns).values() if name)
     used = {"image", "text", "id", "system", "history", *named}
     used |= {*QUESTION, *MESSAGES} if key == "text" else {*TEXT}

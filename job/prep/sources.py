@@ -1,6 +1,6 @@
-"""Reads a source's records, all or some, and the files that records name.
+"""Reads a source's records, and the files that they name.
 
-Records are still what the user wrote; `job.prep.messages` builds rows from them.
+`job.prep.messages` builds rows from records.
 """
 
 import os
@@ -42,11 +42,13 @@ def read(source: DataSource, spec: SourceSpec) -> Iterator[Record]:
         yield from (record for number, record in records if number in chosen)
 
 
-def read_again(
+def reread(
     source: DataSource, spec: SourceSpec, first: RecordPosition, numbers: Sequence[int]
 ) -> Iterator[Record]:
-    """The records with these ascending numbers, as `read` yielded them; `first` is the position of
-    the first."""
+    """Yields the records with these ascending numbers, as `read` did.
+
+    `first` is the position of the first one.
+    """
     if source.builtin:
         yield from (_formula_record(n, formulas.sample(spec.formulas, n)) for n in numbers)
         return
@@ -113,7 +115,7 @@ def estimate_count(source: DataSource, spec: SourceSpec) -> tuple[int, bool]:
     others = (file for file in source.files if file not in sizes)
     total = readers.estimate_count(sizes) + sum(map(readers.count, others))
     if spec.limit is not None and total > 2 * spec.limit:
-        return spec.limit, True  # however far off the estimate is
+        return spec.limit, True  # the limit is reached even if the estimate is far off
     return total if spec.limit is None else min(total, spec.limit), False
 
 
@@ -126,7 +128,8 @@ def known_count(source: DataSource, spec: SourceSpec) -> int | None:
 def fetch(base: str, path: str, *, urls: bool = False) -> bytes:
     """The bytes of a file that a record names, in the folder `base`, or at a URL if `urls`.
 
-    Raises OSError for a path that leaves the folder or cannot be read: only the row is at fault.
+    Raises OSError, for which only the row is rejected, if the path leaves the folder or cannot be
+    read.
     """
     if "\0" in path:
         raise OSError("the image path contains a null byte")

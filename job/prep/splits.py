@@ -35,9 +35,8 @@ def resolve_leakage_by(
 ) -> LeakageBy:
     """Resolves `data.leakage_by: auto` for a source that begins with the rows `first`.
 
-    Answers that are classes, or that most rows share, must not separate rows: whole classes would
-    be held out, or dropped as leaked. Appended rows of the same kind only repeat answers more, so
-    they do not change the result.
+    Answers that are classes, or shared by most rows, must not decide the split: whole classes would
+    be held out, or dropped as leaked. Appending rows of the same kind does not change the result.
     """
     if spec.leakage_by != "auto":
         return spec.leakage_by

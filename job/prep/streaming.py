@@ -1,10 +1,9 @@
-"""Training rows larger than the disk: prep stores them without image bytes, training reads those
-again from the sources.
+"""Training data larger than the disk: rows without image bytes, whose images are read again.
 
 Prep still reads the whole source once, so every row is checked, counted and compared with the
 held-out ones. When training first asks for a row of a shard, the full shard is rebuilt from its
-records, and each row must equal what prep saw. The disk holds as many full shards as the shuffle
-buffer needs.
+records, and each row must equal the one that prep read. The disk holds as many full shards as the
+shuffle buffer needs.
 """
 
 import json
@@ -75,12 +74,15 @@ class Chunk:
     def read(self, source: DataSource, spec: DataSpec) -> list[Record]:
         start = self.first.number
         numbers = self.numbers or range(start, start + self.records)
-        return list(sources.read_again(source, spec.train[self.source], self.first, numbers))
+        return list(sources.reread(source, spec.train[self.source], self.first, numbers))
 
 
 def max_full_shards(spec: DataSpec, rows: int) -> int:
-    """How many full shards of so many rows the disk holds: those that are shuffled together, as
-    many that are prefetched, and two more for each source, for shards that are only partly used."""
+    """The number of full shards, of `rows` rows each, to keep on disk.
+
+    Those that are shuffled together, as many that are prefetched, and four more per source for
+    shards that are only partly used.
+    """
     return 2 * (-(-spec.shuffle_buffer_size // rows) + 2 * len(spec.train))
 
 
@@ -149,7 +151,7 @@ class FullShards:
                 row = _find_row(results, stored["whole"], stored["id"], source.uri)
                 writer.write(replace(row, id=stored["id"]), [], stored["whole"])
         writer.close()
-        log.debug("read again", shard=shard, rows=writer.rows)
+        log.debug("rebuilt", shard=shard, rows=writer.rows)
 
     def _evict_oldest(self) -> None:
         """Removes the least recently used shards."""

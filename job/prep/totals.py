@@ -22,7 +22,7 @@ MAX_REASONS = 50
 
 @dataclass(kw_only=True)
 class Totals:
-    """What all chunks add up to; sources are keyed by label: `train`, `train[1]`, `eval`."""
+    """The sums over all chunks; sources are keyed by label: `train`, `train[1]`, `eval`."""
 
     statistics: dict[Split, Statistics] = field(
         default_factory=lambda: {split: Statistics() for split in SPLITS}
@@ -83,6 +83,6 @@ class Totals:
 
     @property
     def compares_answers(self) -> bool:
-        """Whether rows with images are compared by more than these."""
+        """Whether rows with images are compared by more than their images."""
         by = set(self.leakage_by.values())
         return bool(self.statistics["train"].images) and by != {"image"}

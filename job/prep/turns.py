@@ -29,7 +29,7 @@ _UNSUPPORTED_KEYS = (
     *("reasoning_content", "reasoning", "thinking", "refusal"),
     *("image", "images", "image_url", "video", "videos", "audio"),
 )
-"""Keys that change what a turn says; ignoring them would train something else."""
+"""Keys that must not be ignored, because they change the meaning of a turn."""
 
 
 @dataclass(kw_only=True)
@@ -144,7 +144,7 @@ def _is_trained(message: Mapping[object, object], role: Role, location: str) -> 
 def _question_and_answer(
     record: Mapping[str, object], columns: Columns, options: ReadOptions
 ) -> list[Turn]:
-    """A question and its answer; an image without a question is asked the spec's instruction."""
+    """A question and its answer; without a question, the spec's instruction about the image."""
     spec = options.columns
     for name, column in ((spec.text, columns.text), (spec.question, columns.question)):
         if name is not None and column is None:
@@ -155,8 +155,8 @@ def _question_and_answer(
     if columns.question is not None and not is_absent(record[columns.question]):
         location = f"`{columns.question}`"
         question = text_of(record[columns.question], location)
-        if columns.more is not None and not is_absent(record[columns.more]):
-            question += "\n" + text_of(record[columns.more], f"`{columns.more}`")
+        if columns.input is not None and not is_absent(record[columns.input]):
+            question += "\n" + text_of(record[columns.input], f"`{columns.input}`")
     elif columns.image is None and spec.image is not None:
         raise RowRefused(f"`{spec.image}` is missing, and there is no question")
     elif columns.image is None:

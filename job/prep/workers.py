@@ -32,7 +32,7 @@ def convert_chunks(
         for number, chunk in enumerate(chunks.split_into_chunks(records)):
             if number == 0:
                 first = chunk[:SAMPLE_ROWS]
-            if task.note_path(number).exists():
+            if task.result_path(number).exists():
                 task = _with_leakage_by(task, first, processes)
                 running.append((number, None))
             elif workers <= 1:
@@ -103,12 +103,12 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     """Processes that end with this one and redact the same secrets."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_init_worker, initargs=(redaction.known(),)
+        workers, mp_context=context, initializer=_init_worker, initargs=(redaction.known_secrets(),)
     )
 
 
 def _init_worker(secrets: dict[str, str]) -> None:
-    redaction.adopt(secrets)
+    redaction.add_known_secrets(secrets)
     redaction.install()
     signals.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it

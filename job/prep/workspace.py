@@ -1,4 +1,4 @@
-"""The folder in which shards are built: it outlives a killed job, which can then be resumed."""
+"""The folder in which shards are built, kept so that an interrupted prep can resume."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ def publish(workspace: Path, directory: Path, *, streaming: bool) -> None:
     """Moves the finished files to `directory`; a split without rows gets one empty shard."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    (workspace / "identity").unlink()  # from here on it cannot be resumed
+    (workspace / "identity").unlink()  # from here on prep cannot resume
     for split in SPLITS:
         for shard in shard_paths(workspace, split):
             shard.rename(directory / shard.name)

@@ -1,8 +1,8 @@
 """Keeps secrets, and control characters from data, out of everything that the job writes.
 
-Imports nothing of the job. `kinds` says what a secret is, `urls` finds those in URLs, `terminal`
-escapes control characters. Secrets from the environment, or read from it by the spec, are replaced
-by their variables' names; others, recognized by their form or position, by `***`.
+Imports no other module of the job. `kinds` decides what is a secret, `urls` finds secrets in URLs,
+`terminal` escapes control characters. Secrets of environment variables are replaced by `${NAME}`;
+others, recognized by their format or position, by `***`.
 """
 
 import os
@@ -17,28 +17,28 @@ from urllib.parse import unquote
 
 from job.redaction import spellings, urls
 from job.redaction.kinds import (
-    KNOWN_FORM,
+    KNOWN_FORMAT,
     MARKS,
     is_secret,
+    is_secret_in_spec,
     is_secret_name,
-    is_secret_where_read,
-    may_hold_known_form,
+    may_contain_known_format,
 )
 from job.redaction.terminal import CONTROL, json_text, map_texts, printable
 
 __all__ = [
     "CONTROL",
     "RedactingWriter",
+    "add_known_secrets",
     "add_secret",
     "add_secrets_of",
-    "adopt",
     "as_json",
     "holds_secret",
     "install",
     "is_secret",
+    "is_secret_in_spec",
     "is_secret_name",
-    "is_secret_where_read",
-    "known",
+    "known_secrets",
     "print_traceback",
     "printable",
     "redact",
@@ -52,11 +52,11 @@ _SHORTEST_SECRET = 6  # anything shorter would redact parts of ordinary text
 _WORD = re.compile(r"\S+")
 
 _known: dict[str, str] = {}
-"""Every spelling of every secret met so far, with its replacement."""
+"""The replacement for each encoding of each secret known so far."""
 
 
 class _State:
-    """Derived from the environment and the known secrets; valid while both are unchanged."""
+    """Caches the pattern of all known secrets until they or the environment change."""
 
     environ: object = None
     secrets: dict[str, str] | None = None
@@ -65,31 +65,31 @@ class _State:
 
 
 def add_secret(name: str, value: str) -> None:
-    """From now on writes `${name}` instead of `value`."""
+    """Registers a secret, which `redact` replaces by `${name}`."""
     _add(value, "${" + name + "}")
-    # Parts of it are used alone, such as the key in a connection string or a line of a PEM block.
+    # Parts may appear alone, such as the key of a connection string or a line of a PEM block.
     for part in (*urls.secrets(value), *spellings.parts(value)):
         _add(part, "${" + name + "}")
 
 
 def add_secrets_of(uri: str) -> None:
-    """From now on writes `***` instead of the passwords and signatures in `uri`."""
+    """Registers the passwords and signatures in `uri`, which `redact` replaces by `***`."""
     if "://" in uri or ("=" in uri and ";" in uri):
         for secret in urls.secrets(uri):
             _add(secret, urls.HIDDEN)
 
 
 def holds_secret(name: str, value: str) -> bool:
-    """Whether the value that a spec reads from a variable is a secret, or a URI with one."""
-    return is_secret_where_read(name, value) or next(urls.secrets(value), None) is not None
+    """Whether a variable's value, used in a spec, is a secret or a URI that contains one."""
+    return is_secret_in_spec(name, value) or next(urls.secrets(value), None) is not None
 
 
-def known() -> dict[str, str]:
-    """The secrets met so far, for `adopt` in a child process."""
+def known_secrets() -> dict[str, str]:
+    """The secrets known so far, to pass to `add_known_secrets` in a child process."""
     return dict(_known)
 
 
-def adopt(secrets: Mapping[str, str]) -> None:
+def add_known_secrets(secrets: Mapping[str, str]) -> None:
     """Adds the secrets of another process."""
     _known.update(secrets)
 
@@ -106,7 +106,7 @@ def _is_hidden(text: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """`text` with known secrets replaced by their names, and what looks like one by `***`."""
+    """Replaces known secrets in `text` by `${NAME}`, and text that looks like a secret by `***`."""
     _learn_environment()
     cleaned = _mask(text)
     if "%" in cleaned:
@@ -117,13 +117,13 @@ def redact(text: str) -> str:
 def _mask(text: str) -> str:
     if _State.pattern is not None:
         text = _State.pattern.sub(lambda match: _known[match[0]], text)
-    if may_hold_known_form(text):
-        text = KNOWN_FORM.sub(urls.HIDDEN, text)
+    if may_contain_known_format(text):
+        text = KNOWN_FORMAT.sub(urls.HIDDEN, text)
     return urls.hide(text) if "=" in text or "://" in text else text
 
 
 def _decoded(match: re.Match[str]) -> str:
-    """Any character of a URL may be percent-encoded, more than once."""
+    """Redacts a word whose characters are percent-encoded, perhaps more than once."""
     text = match[0]
     for _ in range(3 if "%" in text else 0):
         decoded = unquote(text)
@@ -137,8 +137,8 @@ def _decoded(match: re.Match[str]) -> str:
 
 
 def _learn_environment() -> None:
-    """Adds the secrets of the environment if it has changed; comparing takes a microsecond."""
-    # The raw bytes: `os.environ` decodes every name and value again.
+    """Registers the secrets of the environment if it has changed (checking takes a microsecond)."""
+    # Compare the raw bytes: `os.environ` would decode every name and value.
     environ = getattr(os.environ, "_data", None)
     now = os.environ if environ is None else environ
     if _State.secrets is not _known or now != _State.environ:
@@ -148,7 +148,7 @@ def _learn_environment() -> None:
                 add_secret(name, value)
             else:
                 add_secrets_of(value)
-        # Last, so that no other thread skips an environment that is only half read.
+        # Set last, so that no other thread takes a half-read environment for complete.
         _State.environ, _State.secrets, _State.count = seen, _known, -1
     if _State.count != len(_known):
         longest_first = sorted(_known, key=len, reverse=True)
@@ -157,7 +157,7 @@ def _learn_environment() -> None:
 
 
 def redacted(value: T) -> T:
-    """`value` with its texts redacted, also in lists and mappings, except for keys."""
+    """`value` with all its texts redacted, at any depth; mapping keys stay unchanged."""
     return map_texts(value, redact)
 
 
@@ -169,12 +169,12 @@ def as_json(
 
 
 def shown(text: str) -> str:
-    """Text of several lines without secrets or control characters, for people to read."""
+    """Text for display: redacted, with control characters escaped; keeps line ends and tabs."""
     return printable(redact(text), keep="\n\t")
 
 
 class RedactingWriter:
-    """Writes text that arrives in pieces, each as soon as it cannot be part of a secret."""
+    """Redacts a stream of text; holds back the end of it while it may be part of a secret."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write, self._held = write, ""
@@ -187,12 +187,12 @@ class RedactingWriter:
             self._held = self._held[end:]
 
     def close(self) -> None:
-        """Writes what is held back."""
+        """Writes the text held back."""
         self._write(shown(self._held))
         self._held = ""
 
     def _certain(self) -> int:
-        """How much can be written: the possible beginning of a secret waits for its end."""
+        """The number of characters that can be written: those that cannot begin a secret."""
         _learn_environment()
         text = self._held
         end = len(text)
@@ -203,14 +203,14 @@ class RedactingWriter:
                     break
         for match in _State.pattern.finditer(text) if _State.pattern else ():
             if match.start() < end < match.end():
-                end = match.start()  # complete, but its end may be the beginning of another
+                end = match.start()  # a complete secret whose end may begin another one
         begin = text.rfind("-----BEGIN")
         if begin >= 0 and "-----END" not in text[begin:]:
             return min(end, begin)
-        # Secrets of a known form have no spaces: a word that begins like one waits for its end.
+        # Secrets of a known format have no spaces: hold back a word that begins like one.
         word = max(map(text.rfind, " \n\t")) + 1
-        begun = "://" in text[word:] or may_hold_known_form(text[word:])
-        return min(end, word) if begun or text[:word].endswith(("earer ", "Basic ")) else end
+        suspicious = "://" in text[word:] or may_contain_known_format(text[word:])
+        return min(end, word) if suspicious or text[:word].endswith(("earer ", "Basic ")) else end
 
 
 def print_traceback(error: BaseException) -> None:
@@ -219,7 +219,7 @@ def print_traceback(error: BaseException) -> None:
 
 
 def install() -> None:
-    """Also redacts what Python prints itself: uncaught exceptions and warnings."""
+    """Redacts what Python itself prints: uncaught exceptions and warnings."""
 
     def uncaught(kind: type[BaseException], error: BaseException, _: object) -> None:
         if not issubclass(kind, SystemExit):

@@ -1,14 +1,13 @@
-"""What a secret is: by its variable's name, by a known form, or by looking random.
+"""Decides what is a secret: by its variable's name, by a known format, or by looking random.
 
-The forms are those that their issuers document (a prefix and a length), as secret scanners use
-them.
+The formats are those that issuers document (a prefix and a length), as in secret scanners.
 """
 
 import re
 from functools import lru_cache
 from urllib.parse import unquote
 
-# Words that mark a name as a secret's, and abbreviations that do so only as whole words.
+# Words that make a name that of a secret; abbreviations count only as whole words.
 _SECRET_NAME = re.compile(
     r"SECRET|TOKEN(?!I[ZS])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|CONNECTION_?STRING|CONNSTR|"
     r"(API|ACCESS|ACCOUNT|PRIVATE|STORAGE|ENCRYPTION|SIGNING|SHARED)_?KEY|"
@@ -16,7 +15,7 @@ _SECRET_NAME = re.compile(
     r"(^|_)(AUTH|AUTHORIZATION|KEYS?)$|"
     r"(DB|USER|ROOT|ADMIN|MY)PASS$"
 )
-# Names with such a word that only say where a secret is, what it is called, or how many there are.
+# Exceptions: names with such a word that hold a location, a name or a count instead.
 _NOT_SECRET_NAME = re.compile(
     r"^(OLD)?PWD$|^GOOGLE_APPLICATION_CREDENTIALS$|"
     r"_(FILE|PATH|DIR|DIRECTORY|SOCK|HELPER|ENDPOINT|HOST|PORT|TYPE|NAME|LENGTH|LIMIT|COUNT|TTL)$|"
@@ -24,13 +23,13 @@ _NOT_SECRET_NAME = re.compile(
     r"(^|_)(PUBLIC|PRIMARY|FOREIGN|SORT|PARTITION|CACHE|IMAGE|TEXT|LABEL|ROW|QUESTION|ANSWER|"
     r"AUTHORIZED|HOST|KNOWN)_KEYS?$"
 )
-# Names of identifiers, such as digests: random values, but no secrets.
+# Names of identifiers, such as digests: their values look random but are not secret.
 _IDENTIFIER = re.compile(
     r"(^|_)(ID|UUID|GUID|COMMIT|SHA\d*|REVISION|REV|REF|TAG|DIGEST|HASH|CHECKSUM|FINGERPRINT|"
     r"VERSION|BUILD|RUN|JOB|HOME|USER|LOGNAME|HOSTNAME|HOST|PWD|OLDPWD|SHELL|PATH|TMPDIR|"
     r"ADDRESS|GPG_KEY|COLORS|OUTPUT|SPEC|BUCKET|REGION)$"
 )
-# Names, by their last word, of harmless values that a spec reads: locations, sizes, settings,
+# Names of variables whose values are harmless in a spec, by last word: locations, sizes, settings,
 # questions.
 _HARMLESS = re.compile(
     r"(^|_)(NAME|TITLE|URI|URL|DIR|DIRECTORY|FOLDER|FILE|PATH|PREFIX|ROOT|OUTPUTS?|INPUTS?|DATA|"
@@ -43,7 +42,7 @@ _HARMLESS = re.compile(
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 _WORDY = r"(?=[A-Za-z_-]{0,40}[0-9A-Z])"  # all lower case is an ordinary word
-KNOWN_FORM = re.compile(
+KNOWN_FORMAT = re.compile(
     r"-----BEGIN[A-Z ]* PRIVATE KEY(?: BLOCK)?-----"
     r"(?:(?!-----)[\s\S])*(?:-----END[A-Z ]*-----)?"
     r"|(?<![A-Za-z0-9])(?:"
@@ -63,7 +62,7 @@ KNOWN_FORM = re.compile(
     r"|(?<=[Bb]earer )(?=[A-Za-z._~+/-]{0,40}[0-9A-Z])[A-Za-z0-9._~+/-]{12,}=*"
     r"|(?<=[Aa]uthorization: Basic )[A-Za-z0-9+/]{4,}={0,2}"
 )
-"""Secrets that are recognized by their prefix, anywhere."""
+"""Matches secrets that can be recognized anywhere by their prefix."""
 MARKS = (
     *("hf_", "sk-", "k_live_", "k_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
     *("xox", "xapp-", "AKIA", "ASIA", "ABIA", "ACCA", "AIza", "ya29.", "eyJ", "npm_", "pypi-"),
@@ -71,10 +70,11 @@ MARKS = (
     *("glrt-", "glcbt-", "api_org_", "wandb_v1_", "AGE-SECRET", "sig=", "slack.com", "earer "),
     *("Basic ", "-----BEGIN"),
 )
+"""Every match of KNOWN_FORMAT contains, or follows, one of these."""
 
 
-def may_hold_known_form(text: str) -> bool:
-    """Whether `text` contains a known prefix; far cheaper than the pattern."""
+def may_contain_known_format(text: str) -> bool:
+    """Whether `text` contains one of MARKS: a fast check before matching KNOWN_FORMAT."""
     for mark in MARKS:  # noqa: SIM110 - twice as fast as any(), and called for every line
         if mark in text:
             return True
@@ -93,7 +93,7 @@ _PLAIN_WORDS = frozenset(
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether the name of a variable, or of a URL's parameter, is that of a secret."""
+    """Whether a variable or URL parameter of this name holds a secret."""
     words = _CAMEL.sub("_", name).replace("-", "_").upper()
     whole = name.replace("-", "_").upper()
     if _NOT_SECRET_NAME.search(words) or _NOT_SECRET_NAME.search(whole):
@@ -103,7 +103,7 @@ def is_secret_name(name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def is_secret_parameter(name: str) -> bool:
-    """Whether a parameter of a URL's query is a secret; signed URLs have names of their own."""
+    """Whether a URL query parameter of this name is a secret, as in signed URLs."""
     name = unquote(name)
     if re.match(r"X-(Amz|Goog|OSS)-", name, re.I):
         return True
@@ -111,25 +111,25 @@ def is_secret_parameter(name: str) -> bool:
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether a variable's value is a secret: by its name, by a known form, or by looking random.
+    """Whether a variable's value is a secret: by its name, by a known format, or by looking random.
 
-    Unless the name says so, numbers, words, sentences, paths, URIs and identifiers (a commit, a
-    run) are not. `urls` finds secrets within URIs.
+    Numbers, words, sentences, paths, URIs and identifiers (a commit, a run) are secrets only if the
+    name says so. `urls` finds secrets within URIs.
     """
     if value.strip().lower() in _PLAIN_WORDS:
         return False
     if is_secret_name(name):
         return True
-    if "://" not in value and KNOWN_FORM.search(value):
+    if "://" not in value and KNOWN_FORMAT.search(value):
         return True
     return not _IDENTIFIER.search(_CAMEL.sub("_", name).upper()) and looks_random(value)
 
 
-def is_secret_where_read(name: str, value: str) -> bool:
-    """Whether the value that a spec reads from a variable is a secret.
+def is_secret_in_spec(name: str, value: str) -> bool:
+    """Whether the value of a variable that a spec uses is a secret.
 
-    It is, unless the variable's name is known to be harmless, or the value is a number, a path or a
-    URI; `urls` finds secrets within URIs.
+    Stricter than `is_secret`: any value is, unless the name is known to be harmless or the value is
+    a number, a path or a URI. `urls` finds secrets within URIs.
     """
     if is_secret(name, value):
         return True
@@ -142,7 +142,7 @@ def is_secret_where_read(name: str, value: str) -> bool:
 
 
 def looks_random(value: str) -> bool:
-    """Whether a value contains a long mixture of letters and digits that nobody would type.
+    """Whether a value contains a long random-looking mixture of letters and digits.
 
     Hexadecimal and lower-case file names are common, so in an absolute path or URI only a mixture
     of upper case, lower case and digits counts.

@@ -1,4 +1,4 @@
-"""The encodings of a secret, and the parts of it that are used alone."""
+"""The encodings of a secret, and parts of it that may appear alone."""
 
 import base64
 import html
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from urllib.parse import quote, quote_plus
 
 _HEXADECIMAL = re.compile("%[0-9A-F]{2}")
-_SHORTEST_PART = 16  # a shorter line or field is no secret by itself
+_SHORTEST_PART = 16  # a shorter line or field is not treated as a secret
 
 
 def spellings(value: str) -> set[str]:
-    """Raw, in JSON, in Python's repr, in a URL's path and query, in HTML, in a header."""
+    """The value raw and as encoded in JSON, Python's repr, URLs, HTML and base64."""
     raw = value.encode("utf-8", "surrogateescape")
     quoted = {quote(raw), quote(raw, safe=""), quote_plus(raw)}
     spelled = {
@@ -30,7 +30,7 @@ def spellings(value: str) -> set[str]:
 
 
 def parts(value: str) -> Iterator[str]:
-    """The lines of a secret with several, such as a PEM key, and the texts of a JSON secret."""
+    """The lines of a multi-line secret, such as a PEM key, and the strings in a JSON secret."""
     lines = value.split("\n")
     for line in lines if len(lines) > 1 else ():
         if len(line) >= _SHORTEST_PART and not line.startswith("-----"):

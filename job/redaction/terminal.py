@@ -1,7 +1,7 @@
 """Escapes control characters in text from data, models and servers.
 
-Escaped is what moves the cursor, changes colours or titles, opens links, ends a line or reverses
-text: C0 and C1 controls, line separators, and bidirectional marks. Characters that only affect
+Escapes everything that can move the cursor, change colours or titles, open links, end a line or
+reverse text: C0 and C1 controls, line separators, bidirectional marks. Characters that only affect
 rendering, such as the ideographic space or the joiners of emoji, stay.
 """
 
@@ -20,7 +20,7 @@ CONTROL = re.compile(
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with control characters and line ends escaped: `\\x1b`, `\\u2028`."""
+    """`text` with control characters and line ends escaped (`\\x1b`, `\\u2028`), except `keep`."""
     if text.isprintable():
         return text
     return CONTROL.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
@@ -45,7 +45,7 @@ def _in_json(character: str) -> str:
 
 
 def map_texts(value: T, change: Callable[[str], str]) -> T:
-    """`value` with its texts changed, also in lists and mappings, except for keys.
+    """Applies `change` to all texts in `value`, at any depth, but not to mapping keys.
 
     Tuples become lists, as in JSON.
     """

@@ -1,7 +1,7 @@
-"""Secrets in URLs: user information before the host, and query parameters.
+"""Finds secrets in URLs: user information before the host, and query parameters.
 
-A value of the spec or the environment that is a URL is parsed. In other text they are recognized by
-their position, and if the end of a password is unclear, more is hidden.
+`secrets` parses a single URL, from the spec or the environment. `hide` finds URLs in any text; if
+the end of a password is unclear, it hides more.
 """
 
 import base64
@@ -9,19 +9,19 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-from job.redaction.kinds import KNOWN_FORM, is_secret, is_secret_parameter, looks_random
+from job.redaction.kinds import KNOWN_FORMAT, is_secret, is_secret_parameter, looks_random
 
 HIDDEN = "***"
 _NAMED = re.compile(r"(?:\$\{\w+\}|\*\*\*)+")
-"""A replacement that redaction has inserted already."""
+"""Matches what redaction has inserted already."""
 
-# Schemes in which a lone name before the `@` is no secret: a repository, a container, a login.
+# Schemes in which a name without a password is not secret: a repository, a container, a login.
 _NAMES_FIRST = frozenset(
     ("hf", "abfs", "abfss", "wasb", "wasbs", "adl", "ssh", "sftp", "git", "hdfs", "ftp", "smb")
 )
 
-# A password may contain `@`, `/` and quotes, so everything up to the last `@` before a space or a
-# closing quote belongs to it. A port, up to a slash, does not.
+# A password may contain `@`, `/` and quotes, so it extends to the last `@` before a space or a
+# closing quote. A port number up to a slash is not a password.
 _IN_WORD = r"(?:[^\s<>\"']|[\"'](?![\s,:)\]}]|$))"
 _PASSWORD = rf"(?!\[)[^/\s:@\"'<>?#]*:(?!\d{{1,5}}(?:[/?#\s\"'<>]|$)){_IN_WORD}*(?=@)"
 _ALONE = r"[^/\s:@\"'<>?#]+(?=@)"
@@ -32,7 +32,7 @@ _PARAMETER = re.compile(r"([?&;#])([^=&;#?\s\"'<>/:@]{1,64})=([^&;\s\"'<>\\]+)")
 
 
 def hide(text: str) -> str:
-    """`text` with the secrets in its URLs as `***`, except those that are replaced already."""
+    """Replaces the secrets in URLs in `text` by `***`, except those already replaced."""
     if "://" in text and "@" in text:
         text = _USER.sub(_without_user, text)
     if "=" in text:
@@ -54,7 +54,7 @@ def _is_secret_user(scheme: str, user: str) -> bool:
     return (
         scheme.lower().rpartition("+")[2] not in _NAMES_FIRST
         or looks_random(user)
-        or bool(KNOWN_FORM.search(user))
+        or bool(KNOWN_FORMAT.search(user))
     )
 
 
@@ -73,7 +73,7 @@ def _is_secret_value(name: str, value: str) -> bool:
 
 
 def secrets(uri: str) -> Iterator[str]:
-    """The secrets in a URI or a connection string, also percent-decoded."""
+    """Yields the secrets in a URI or connection string, both as written and percent-decoded."""
     for secret in _secrets(uri):
         yield secret
         if "%" in secret:
@@ -95,7 +95,7 @@ def _secrets(uri: str) -> Iterator[str]:
         alone = rest.partition("@")[0]
         if not any(c in alone for c in "/:?#") and _is_secret_user(scheme[0], alone):
             yield alone
-    # In a whole URI only the end of the parameter ends its value.
+    # The URI is the whole text, so a value extends to the end of its parameter.
     for part in re.split(r"[?&;#]", uri):
         name, equals, value = part.partition("=")
         if equals and len(name) <= 64 and _is_secret_value(name.strip(), value):

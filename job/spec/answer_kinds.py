@@ -1,4 +1,4 @@
-"""The kinds of answers for `eval.answer`, and the metrics of each."""
+"""The kinds of answers (`eval.answer`) and the metrics of each."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -26,7 +26,7 @@ METRICS: Mapping[Answer, tuple[str, ...]] = {
     ),
     "label": ("accuracy", "macro_f1"),
 }
-"""The metrics of each kind; all are computed unless `eval.metrics` selects some."""
+"""The metrics by kind of answer; all are computed unless `eval.metrics` selects some."""
 
-MEASURED = frozenset({"loss", *(name for metrics in METRICS.values() for name in metrics)})
-"""Every metric. Other values among a run's metrics are row counts."""
+ALL_METRICS = frozenset({"loss", *(name for metrics in METRICS.values() for name in metrics)})
+"""Names of all metrics. The other values in a run's `metrics` are row counts."""

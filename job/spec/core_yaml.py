@@ -18,7 +18,7 @@ _CORE = (
         "-+.0123456789",
     ),
 )
-_LONGEST_NUMBER = 64  # longer ones stay text: Python refuses to parse or print them
+_LONGEST_NUMBER = 64  # longer numbers stay text: Python refuses to parse or print very long ones
 
 _FIXES = {
     "mapping values are not allowed here": "put the value in quotes: it contains `: `",
@@ -31,7 +31,7 @@ class CoreLoader(yaml.SafeLoader):
     """Composes nodes with the tags of YAML 1.2."""
 
 
-CoreLoader.yaml_implicit_resolvers = {}  # without those of YAML 1.1 in the base class
+CoreLoader.yaml_implicit_resolvers = {}  # drop the YAML 1.1 resolvers of the base class
 for _name, _pattern, _first in _CORE:
     CoreLoader.add_implicit_resolver(
         TAG + _name,
@@ -41,7 +41,7 @@ for _name, _pattern, _first in _CORE:
 
 
 def compose(text: str, origin: str) -> yaml.Node | None:
-    """The nodes of one document. Raises SpecError, with line and column, for invalid YAML."""
+    """Parses one document to nodes. Raises SpecError with line and column for invalid YAML."""
     try:
         return CoreLoader(text).get_single_node()
     except yaml.reader.ReaderError as error:
@@ -104,7 +104,7 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, origin: str) -> SpecError:
 
 
 def position(origin: str, text: str, index: int) -> str:
-    """`origin:line:column` of a character."""
+    """The position of the character at `index`, as `origin:line:column`."""
     before = text[:index]
     column = index - (before.rfind("\n") + 1) + 1
     return f"{origin}:{before.count(chr(10)) + 1}:{column}"

@@ -1,4 +1,4 @@
-"""Names that users write instead of the spec's keys, and the keys that they mean."""
+"""Names of other tools' settings, and typos, with the spec's keys that they stand for."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from job.spec import keys
 
-# Common names for a location, and the keys that hold one.
+# Common names for a location; the keys below are the ones that take a location.
 LOCATION_NAMES = (
     "dir",
     "directory",
@@ -26,7 +26,7 @@ LOCATION_NAMES = (
 )
 LOCATION_KEYS = ("model.model_name_or_path", "data.train.uri", "output.uri")
 
-# Sections under another name; their content is not checked.
+# Other tools' names for sections. Keys inside such a section are not checked.
 SECTIONS = {
     "evaluation": "eval",
     "peft": "lora",
@@ -36,10 +36,10 @@ SECTIONS = {
     "training_args": "train",
 }
 
-WORDS_FILE = FilePath(__file__).parent / "schema" / "words.json"
+FOREIGN_NAMES_FILE = FilePath(__file__).parent / "schema" / "foreign_names.json"
 """Keys of other tools and their equivalents. Each entry has `names`, and one of
 
-- `key`: the equivalent key, with the same values, or those in `note`;
+- `key`: the equivalent key; it takes the same values unless `note` lists others;
 - `set`: a key and value equivalent to turning the option on;
 - `none`: why the spec has no such key.
 
@@ -48,38 +48,39 @@ An entry with `in` applies only inside a section of that name.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
-    """The equivalent of another tool's key; fields are those of `WORDS_FILE`."""
+class ForeignName:
+    """The equivalent of another tool's key: an entry of `FOREIGN_NAMES_FILE`."""
 
     key: str | None = None
     note: str | None = None
     """The values of the key, if they differ from those of the other tool."""
     set: str | None = None
-    """`model.dtype: bfloat16`."""
+    """A key with its value, such as `model.dtype: bfloat16`."""
     because: str | None = None
     """A remark on `set`."""
     text: str | None = None
     """The whole instruction, instead of one built from `set`."""
     none: str | None = None
+    """Why the spec has no equivalent key."""
     example: Any = None
     """A valid value for the key, if the schema's example is unsuitable; for tests."""
 
 
-def word(name: str, section: keys.Path = ()) -> Word | None:
-    """The entry for a name in that section of a spec; None if there is none."""
+def foreign_name(name: str, section: keys.Path = ()) -> ForeignName | None:
+    """The entry for a name used in `section` of a spec; None if there is none."""
     normalized = _normalized(name)
     scopes = [part for part in reversed(section) if isinstance(part, str)]
-    return next(filter(None, (words().get((s, normalized)) for s in (*scopes, None))), None)
+    return next(filter(None, (foreign_names().get((s, normalized)) for s in (*scopes, None))), None)
 
 
 @cache
-def words() -> dict[tuple[str | None, str], Word]:
-    """Every entry by its section, or None for any section, and its normalized name."""
-    entries: dict[tuple[str | None, str], Word] = {}
-    for entry in json.loads(WORDS_FILE.read_text(encoding="utf-8")):
+def foreign_names() -> dict[tuple[str | None, str], ForeignName]:
+    """All entries, by section (None: any section) and normalized name."""
+    entries: dict[tuple[str | None, str], ForeignName] = {}
+    for entry in json.loads(FOREIGN_NAMES_FILE.read_text(encoding="utf-8")):
         scope = entry.pop("in", None)
         names = entry.pop("names")
-        entries |= {(scope, _normalized(name)): Word(**entry) for name in names}
+        entries |= {(scope, _normalized(name)): ForeignName(**entry) for name in names}
     return entries
 
 
@@ -93,7 +94,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def typo(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` is a typo of, if any.
 
-    Merely similar names mean different things: `eval_steps` is not `save_steps`.
+    Stricter than `nearest`: similar names may mean different things (`eval_steps`, `save_steps`).
     """
     from rapidfuzz.distance import OSA
 
@@ -110,12 +111,12 @@ def typo(name: str, known: Iterable[str]) -> str | None:
     return None
 
 
-def instead_of(path: keys.Path, value: object = None) -> str:
-    """The instruction for the unknown key at `path`, which has that value."""
+def fix_for_unknown_key(path: keys.Path, value: object = None) -> str:
+    """The fix for the unknown key at `path`, given the value that it was set to."""
     *above, last = path
     name, section = str(last), tuple(above)
     here = list((keys.at(section) or {}).get("properties", {}))
-    if known := word(name, section):
+    if known := foreign_name(name, section):
         return _instruction(known, section, value)
     elsewhere = [dotted for dotted in _leaves(section) if dotted.split(".")[-1] == name]
     if elsewhere:
@@ -136,13 +137,13 @@ def instead_of(path: keys.Path, value: object = None) -> str:
 
 
 def _leaves(section: keys.Path) -> list[str]:
-    """The keys that a misplaced key may mean; formulas' keys only inside `data`."""
+    """The keys to suggest for a misplaced key; those of `formulas` only inside `data`."""
     in_data = section[:1] == ("data",)
     return [key for key in keys.dotted_keys() if in_data or ".formulas." not in key]
 
 
-def _instruction(known: Word, section: keys.Path, value: object) -> str:
-    """The instruction for another tool's key in that section."""
+def _instruction(known: ForeignName, section: keys.Path, value: object) -> str:
+    """The fix for another tool's key in `section`."""
     if known.none is not None:
         return f"remove it: {known.none}"
     if known.set is not None:
@@ -156,7 +157,7 @@ def _instruction(known: Word, section: keys.Path, value: object) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value in the spec's notation, on one line."""
+    """A value as it is written in a spec, on one line."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     return json.dumps(value, default=str)
@@ -166,7 +167,7 @@ def _move(section: keys.Path, targets: list[str]) -> str:
     parent = ".".join(part for part in section if isinstance(part, str))
     for target in targets:
         above, _, leaf = target.rpartition(".")
-        if above == parent or _twin(above) == parent:
+        if above == parent or _eval_counterpart(above) == parent:
             return f"write {leaf}"
     if section[:2] == ("data", "eval"):  # data.eval has the keys of data.train
         targets = [t for t in targets if not t.startswith("data.train.")] or targets
@@ -175,7 +176,8 @@ def _move(section: keys.Path, targets: list[str]) -> str:
     return f"move it to {' or '.join(targets)}"
 
 
-def _twin(above: str) -> str:
+def _eval_counterpart(above: str) -> str:
+    """The section of `data.eval` with the same keys as a section of `data.train`."""
     return above.replace("data.train", "data.eval")
 
 

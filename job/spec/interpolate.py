@@ -1,8 +1,8 @@
 """Replaces `${NAME}` and `${NAME,default}` in text with values of environment variables.
 
-An unquoted value that is a single variable is then parsed as YAML, so `max_steps: ${STEPS,60}` is a
-number. `$${` is a literal `${`. With a default, an empty variable counts as unset. A secret value
-(see `redaction`) stays text and is shown as its variable's name.
+If a value is a single unquoted variable, the variable's value is parsed as YAML, so
+`max_steps: ${STEPS,60}` is a number. `$${` is a literal `${`. With a default, an empty variable
+counts as unset. A secret (see `redaction`) always stays text and is displayed as `${NAME}`.
 """
 
 import re
@@ -14,7 +14,7 @@ from job.redaction import (
     add_secrets_of,
     holds_secret,
     is_secret,
-    is_secret_where_read,
+    is_secret_in_spec,
     redact,
 )
 from job.spec.foreign_names import nearest, quoted
@@ -33,12 +33,12 @@ class Expanded:
 
     document: Document
     shown: Mapping[Path, str] = field(repr=False)
-    """Texts to show instead of values: secrets as `${NAME}`, a literal `${` as `$${`."""
+    """Texts to display instead of values: secrets as `${NAME}`, a literal `${` as `$${`."""
     findings: tuple[Finding, ...]
 
 
 def interpolate(document: Document, environ: Mapping[str, str]) -> Expanded:
-    """Replaces every variable; a missing one is a finding, and its text stays."""
+    """Replaces every variable; a missing one stays in the text and is reported as a finding."""
     expander = _Expander(document.locations, environ)
     values = expander.expand(document.values, ())
     assert isinstance(values, dict)
@@ -47,7 +47,7 @@ def interpolate(document: Document, environ: Mapping[str, str]) -> Expanded:
 
 
 def variables(text: str) -> dict[str, str | None]:
-    """The variables in a spec, each with its default, or None without one."""
+    """The variables used in a spec, with their defaults (None: no default)."""
     defaults: dict[str, str | None] = {}
     for match in _VARIABLE.finditer(text):
         name, default = match["name"], match["default"]
@@ -82,7 +82,7 @@ class _Expander:
             try:
                 parsed = read_at(path, content)
             except ValueError as error:
-                self._find(path, f"the value of {whole['name']} {error}", content)
+                self._report(path, f"the value of {whole['name']} {error}", content)
                 return text
             if isinstance(parsed, str):
                 self.shown[path] = self._show(whole, content, parsed, path)
@@ -99,7 +99,7 @@ class _Expander:
             return "$${" if show else "${"
         if match["name"] is None:
             rest = match.string[match.start() :]
-            self._find(
+            self._report(
                 path,
                 "contains `${` without a variable",
                 rest,
@@ -124,13 +124,13 @@ class _Expander:
         name, value = match["name"], self._value(match) or ""
         if not self.environ.get(name) or _takes_no_free_text(path, value):
             return is_secret(name, value)
-        return is_secret_where_read(name, value)
+        return is_secret_in_spec(name, value)
 
     def _show(self, match: re.Match[str], value: str, read: str, path: Path) -> str:
-        """The text `read` from the value, to be shown: the variable's name if it is secret."""
+        """The text to display for `read`, which came from `value`: `${NAME}` for a secret."""
         name = match["name"]
-        # A default is part of the spec, and must load again without the variable: it is hidden only
-        # if it would be masked everywhere.
+        # A default is part of the spec, and the displayed spec must load without the variable. So a
+        # default is hidden only if redaction would mask it anywhere.
         secret = redact(value) != value
         if self.environ.get(name):
             free = not _takes_no_free_text(path, value)
@@ -142,7 +142,7 @@ class _Expander:
         value = self._value(match)
         if value is None:
             close = nearest(name, self.environ)
-            self._find(
+            self._report(
                 path,
                 f"the environment variable {name} is not set",
                 match[0],
@@ -156,7 +156,7 @@ class _Expander:
             add_secrets_of(value)
         return value
 
-    def _find(self, path: Path, message: str, value: str, fix: str | None = None) -> None:
+    def _report(self, path: Path, message: str, value: str, fix: str | None = None) -> None:
         finding = Finding(path, message, fix, quoted(value))
         if finding not in self.findings:
             self.findings.append(finding)

@@ -1,4 +1,4 @@
-"""Access to the JSON Schema by key; nothing else reads the schema file."""
+"""Looks up keys in the JSON Schema; no other module reads the schema file."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from typing import Any, Union
 SCHEMA_FILE = FilePath(__file__).parent / "schema" / "job.v1.json"
 
 Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]  # noqa: UP007 - recursive
-"""A value of a spec."""
+"""Any value in a spec."""
 Path = tuple[str | int, ...]
-"""The path of a value: `("data", "train", "uri")`; numbers are list indices from 0."""
+"""The path to a value: `("data", "train", "uri")`; integers are list indices."""
 Schema = Mapping[str, Any]
 
 _NAMES = {
@@ -33,7 +33,7 @@ def schema() -> Schema:
 
 
 def follow(node: Schema) -> Schema:
-    """`node` merged over the definition that it refers to."""
+    """`node` with its `$ref` resolved: its own entries override those of the definition."""
     if "$ref" not in node:
         return node
     definition = schema()["$defs"][node["$ref"].removeprefix("#/$defs/")]
@@ -52,7 +52,7 @@ def at(path: Path) -> Schema | None:
 
 
 def path_of(dotted: str) -> Path:
-    """The path of a dotted key: `data.train[0].uri`."""
+    """Parses a dotted key such as `data.train[0].uri` to a path."""
     path: list[str | int] = []
     for part in dotted.split("."):
         name = re.sub(r"(\[\d{1,4}\])+\Z", "", part)
@@ -61,7 +61,7 @@ def path_of(dotted: str) -> Path:
 
 
 def nearest_known(path: Path) -> str | None:
-    """The dotted key at `path`, or its nearest known ancestor; None at the top."""
+    """The dotted key of `path`, or of its nearest ancestor in the schema; None if there is none."""
     names = tuple(part for part in path if isinstance(part, str))
     for end in range(len(names), 0, -1):
         if (dotted := ".".join(names[:end])) in dotted_keys():
@@ -70,19 +70,19 @@ def nearest_known(path: Path) -> str | None:
 
 
 def types(node: Schema) -> tuple[str, ...]:
-    """The JSON types of a key."""
+    """The JSON types that a key accepts."""
     given = node["type"]
     return (given,) if isinstance(given, str) else tuple(given)
 
 
 def wants_text(path: Path) -> bool:
-    """Whether only text is valid here, so that `123` must mean the text `123`."""
+    """Whether the key accepts only text (or null), so that `123` is read as the text `123`."""
     node = at(path)
     return node is not None and set(types(node)) <= {"string", "null"} and "string" in types(node)
 
 
 def walk(node: Schema | None = None, path: Path = ()) -> Iterator[tuple[Path, Schema]]:
-    """Every key with its schema, sections before their keys."""
+    """Yields every key with its schema, each section before its keys."""
     for name, inner in (schema() if node is None else node).get("properties", {}).items():
         inner = follow(inner)
         yield (*path, name), inner
@@ -91,7 +91,7 @@ def walk(node: Schema | None = None, path: Path = ()) -> Iterator[tuple[Path, Sc
 
 @cache
 def dotted_keys() -> tuple[str, ...]:
-    """Every key in dotted form: `train.learning_rate`."""
+    """All keys in dotted form: `train.learning_rate`."""
     return tuple(".".join(map(str, path)) for path, _ in walk())
 
 
@@ -103,12 +103,12 @@ def default(dotted: str) -> Json:
 
 
 def since(node: Schema) -> str:
-    """The version of the project that added a key; mostly the first."""
+    """The version of the project that added a key, by default the first."""
     return str(node.get("since", schema()["since"]))
 
 
 def describe(node: Schema) -> str:
-    """The valid values of a key, to follow `must be`: `a number greater than 0`."""
+    """Describes the valid values of a key, to follow `must be`: `a number greater than 0`."""
     if "const" in node:
         return json.dumps(node["const"])
     null = " or null" if "null" in types(node) else ""

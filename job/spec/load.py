@@ -1,4 +1,4 @@
-"""Loading a spec, step by step: parse, override, interpolate, validate, resolve."""
+"""Loads a spec: parse, override, interpolate, validate, resolve."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from job.spec.validate import problems
 
 @dataclass(frozen=True)
 class LoadedSpec:
-    """A valid spec, with the values to show."""
+    """A valid spec, with its values for display."""
 
     spec: JobSpec
     resolved: dict[str, Any]
     """Every key with its value in spec notation: secrets as `${NAME}`, `${` as `$${`."""
     changed: tuple[str, ...]
-    """The dotted keys with other values than the defaults, in the schema's order."""
+    """The dotted keys whose values differ from the defaults, in schema order."""
 
 
 def load_spec(
@@ -36,10 +36,10 @@ def load_spec(
     overrides: Sequence[Override] = (),
     environ: Mapping[str, str] = os.environ,
 ) -> LoadedSpec:
-    """The job that `text` describes; messages call the text `origin`.
+    """Loads the spec in `text`; `origin` is its name in messages.
 
-    Use `parse.decode` for bytes. Raises SpecError with every problem, and UsageError for an
-    override without `=`.
+    Use `parse.decode` to decode bytes. Raises SpecError listing every problem, and UsageError for
+    an override without `=`.
     """
     document, misplaced = override(parse(text, origin), overrides)
     expanded = interpolate(document, environ)
@@ -55,24 +55,24 @@ def load_spec(
 
 
 def dump_resolved(loaded: LoadedSpec) -> str:
-    """The spec as run, as YAML, which loads as the same job unless it has secrets."""
+    """The resolved spec as YAML. Loading it gives the same job, except for secrets."""
     body = yaml.dump(
         loaded.resolved, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
     )
-    # Texts with such characters are in double quotes, where YAML has escapes.
+    # Text with control characters is double-quoted (see `_represent_text`), so escapes work.
     body = CONTROL.sub(lambda match: _escaped(match[0]), body)
     return f"# The spec as run: every key, with defaults for unset ones.\n{body}"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that either YAML version would read as another type."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # Unquoted, PyYAML writes some line breaks that it reads back as others.
+    # In unquoted text, PyYAML does not read some line breaks back as it wrote them.
     style = '"' if CONTROL.search(text.replace("\n", "")) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
@@ -91,7 +91,7 @@ def _escaped(character: str) -> str:
 
 
 def _register_secrets(value: Json) -> None:
-    """Has the passwords and signatures in the spec's URIs masked in all output."""
+    """Registers the passwords and signatures in the spec's URIs for redaction."""
     if isinstance(value, str):
         add_secrets_of(value)
     elif isinstance(value, dict | list):

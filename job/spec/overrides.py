@@ -1,4 +1,4 @@
-"""`--set a.b=c`: values of the command line, set in a document before interpolation."""
+"""Applies values from the command line (`--set a.b=c`) to a document before interpolation."""
 
 import copy
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ from job.spec.problems import Finding, json_path
 
 @dataclass(frozen=True)
 class KeyValue:
-    """A value for a key."""
+    """An override: a key and its value."""
 
     option: str | None
-    """The dedicated option of this key, for messages; None for `--set`."""
+    """The command line option it came from, such as `--output`; None for `--set`."""
     key: str
     text: str
     """The value as YAML."""
 
 
 Override = str | KeyValue
-"""`KEY=VALUE`, or the value of a dedicated option."""
+"""`KEY=VALUE` from `--set`, or the value of an option that stands for one key."""
 
 
 def override(document: Document, overrides: Sequence[Override]) -> tuple[Document, list[Finding]]:
-    """A copy of `document` with `overrides` set; the last one of a key wins.
+    """Returns a copy of `document` with `overrides` applied; the last one for a key wins.
 
-    Findings are overrides whose path cannot exist; validation checks the rest. Raises UsageError
-    for one that is not `KEY=VALUE`.
+    Overrides whose path cannot exist are returned as findings; validation checks the rest. Raises
+    UsageError for one that is not `KEY=VALUE`.
     """
     values, locations = copy.deepcopy(document.values), dict(document.locations)
     findings = []
@@ -56,7 +56,7 @@ def override(document: Document, overrides: Sequence[Override]) -> tuple[Documen
 
 
 def with_output(overrides: Sequence[Override], output: str | None) -> list[Override]:
-    """The overrides, followed by `output.uri` if an output is given."""
+    """`overrides`, followed by one for `output.uri` if `output` is given."""
     return [*overrides, *([KeyValue("--output", "output.uri", output)] if output else [])]
 
 

@@ -1,6 +1,6 @@
-"""YAML text to plain values with their source locations.
+"""Parses YAML text to plain values with their source locations.
 
-Nothing is executed or interpolated. Merge keys (`<<: *base`) are all that is left of YAML 1.1.
+Nothing is executed or interpolated. Of YAML 1.1, only merge keys (`<<: *base`) are supported.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from job.spec.foreign_names import quoted
 from job.spec.keys import Json, Path, wants_text
 
 MAX_BYTES = 1024 * 1024
-MAX_VALUES = 10_000  # after expanding aliases; the largest real spec has about 120
+MAX_VALUES = 10_000  # with aliases expanded; the largest real spec has about 120
 MAX_DEPTH = 24
 
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where a value came from: a line of the text, or a command line option."""
+    """Where a value was set: a line of the text, or a command line option."""
 
     line: int | None
     """None for a value from the command line."""
     plain: bool = False
-    """Whether it is an unquoted scalar."""
+    """Whether the value is an unquoted scalar."""
     option: str | None = None
-    """The dedicated option of this key; None for `--set`."""
+    """The option that set it, such as `--output`; None for `--set`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Document:
 
 
 def decode(data: bytes, origin: str) -> str:
-    """The text in `data`. Raises SpecError if it is too large or not UTF-8."""
+    """Decodes a spec file. Raises SpecError if it is too large or not UTF-8."""
     if len(data) > MAX_BYTES:
         raise _too_large(origin, len(data))
     try:
@@ -56,9 +56,9 @@ def decode(data: bytes, origin: str) -> str:
 
 
 def parse(text: str, origin: str) -> Document:
-    """Reads one YAML document.
+    """Parses one YAML document.
 
-    Raises SpecError if the text is too large, not YAML or not one mapping, or repeats a key.
+    Raises SpecError if the text is too large, is not valid YAML or a mapping, or repeats a key.
     """
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise _too_large(origin, len(text.encode("utf-8", "replace")))
@@ -81,7 +81,7 @@ def parse(text: str, origin: str) -> Document:
 
 
 def read_value(text: str) -> Json:
-    """`text` parsed as one value: a scalar, or `[…]` or `{…}`.
+    """Parses `text` as one value: a scalar, `[…]` or `{…}`.
 
     Raises ValueError for an invalid list, mapping or quoted text.
     """
@@ -100,9 +100,9 @@ def read_value(text: str) -> Json:
 
 
 def read_at(path: Path, text: str) -> Json:
-    """`text` parsed as a value for `path`; `123` stays text if only text is valid there.
+    """Parses `text` as a value for `path`; `123` stays text if the key accepts only text.
 
-    Raises ValueError if it is not a YAML value, unless text is wanted.
+    Raises ValueError if it is not valid YAML, unless the key accepts only text.
     """
     try:
         value = read_value(text)
@@ -114,7 +114,7 @@ def read_at(path: Path, text: str) -> Json:
 
 
 class _Reader:
-    """Turns nodes into values, records their locations, and counts what aliases expand to."""
+    """Converts nodes to values and records their locations; limits what aliases expand to."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
@@ -153,10 +153,8 @@ class _Reader:
         merged: dict[str, Json] = {}
         values: dict[str, Json] = {}
         lines: dict[str, int] = {}
-        for (
-            key,
-            value,
-        ) in node.value:  # first, so that keys of the mapping overwrite their locations
+        # Merge keys first, so that the mapping's own keys overwrite their locations.
+        for key, value in node.value:
             if _is_merge(key):
                 merged = {**self._merged(value, path), **merged}
         for key, value in node.value:

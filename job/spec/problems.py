@@ -1,4 +1,4 @@
-"""Problems by path, and the source lines or options of paths."""
+"""Findings: problems of a spec by path, and where each path was set."""
 
 import re
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from job.spec.parse import Document, SourceLocation
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem of the value at `path`."""
+    """A problem with the value at `path`."""
 
     path: Path
     message: str
     fix: str | None = None
     value: str | None = None
-    """The value to show, if it is not the one at `path`."""
+    """The value to quote, if it is not the one at `path`."""
 
 
 def json_path(path: Path) -> str:
@@ -33,7 +33,7 @@ def json_path(path: Path) -> str:
 
 
 def location_of(document: Document, path: Path) -> SourceLocation | None:
-    """Where `path` or its nearest ancestor was written; None for the root."""
+    """Where `path` or its nearest ancestor was set; None for the root."""
     for end in range(len(path), 0, -1):
         if location := document.locations.get(path[:end]):
             return location
@@ -41,9 +41,10 @@ def location_of(document: Document, path: Path) -> SourceLocation | None:
 
 
 def locate(document: Document, path: Path) -> str:
-    """`path` with its source: `specs/latex.yaml:12 $.train.seed`, or `--set $.train.seed`.
+    """Names `path` and where it was set: `specs/latex.yaml:12 $.train.seed`, `--set $.train.seed`.
 
-    For a value from a dedicated option, the option: its user need not know the key.
+    A value from an option such as `--output` is named by the option alone, since its user need not
+    know the key.
     """
     location = location_of(document, path)
     if location and location.line is None:

@@ -1,14 +1,14 @@
-"""The spec reference, generated from the schema: as plain text, and as a page of the docs."""
+"""The spec reference, generated from the schema as plain text or as a Markdown page."""
 
 import textwrap
 from collections.abc import Iterator
 
 from job.errors import UsageError
 from job.spec import keys
-from job.spec.foreign_names import nearest, quoted, typo, word
+from job.spec.foreign_names import foreign_name, nearest, quoted, typo
 
 _WIDTH = 92
-_WORDS = {"requires": "requires", "conflicts": "conflicts with"}
+_RELATIONS = {"requires": "requires", "conflicts": "conflicts with"}
 
 PAGE = """\
 # The spec, key by key
@@ -35,9 +35,9 @@ values, except that a [secret](03-operations.md#secrets) stays `${NAME}` there; 
 
 
 def reference(field: str | None = None) -> str:
-    """The reference of all keys, a section or a key, by its dotted or last name.
+    """The reference of all keys, or of the section or key `field` (a dotted key or its last part).
 
-    Raises UsageError for an unknown field.
+    Raises UsageError if there is no such key.
     """
     entries = list(keys.walk())
     if field is not None:
@@ -59,10 +59,10 @@ def _wanted(field: str) -> list[str]:
         return [field]
     if by_last := [dotted for dotted in known if dotted.rpartition(".")[2] == field]:
         return by_last
-    known_word = word(field.rpartition(".")[2])
-    if known_word is not None and known_word.none is not None:
-        raise UsageError("FIELD", "is not a key of the spec", value=field, fix=known_word.none)
-    close = known_word and (known_word.key or known_word.set)
+    known_name = foreign_name(field.rpartition(".")[2])
+    if known_name is not None and known_name.none is not None:
+        raise UsageError("FIELD", "is not a key of the spec", value=field, fix=known_name.none)
+    close = known_name and (known_name.key or known_name.set)
     close = close or nearest(field, known)
     close = close or typo(field, [dotted.rpartition(".")[2] for dotted in known])
     raise UsageError(
@@ -85,9 +85,9 @@ def _lines(name: str, node: keys.Schema) -> Iterator[str]:
     allowed = f"{keys.describe(node)}; {_default(node)}; since {keys.since(node)}"
     for text in (allowed, node["description"]):
         yield from textwrap.wrap(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
-    for relation in _WORDS:
+    for relation in _RELATIONS:
         for note in node.get(relation, ()):
-            yield f"{_WORDS[relation]}: {_about(note)}"
+            yield f"{_RELATIONS[relation]}: {_about(note)}"
     for example in node.get("examples", ()):
         yield f"example: {name}: {quoted(example)}"
 
@@ -98,16 +98,16 @@ def _heading(path: keys.Path, node: keys.Schema) -> Iterator[str]:
     yield node["description"] + "\n"
     yield f"- takes {keys.describe(node)}"
     yield f"- {_default(node)}"
-    for relation in _WORDS:
+    for relation in _RELATIONS:
         for note in node.get(relation, ()):
-            yield f"- {_WORDS[relation]} {_about(note, '`')}"
+            yield f"- {_RELATIONS[relation]} {_about(note, '`')}"
     for example in node.get("examples", ()):
         yield f"- example: `{path[-1]}: {quoted(example)}`"
     yield f"- since {keys.since(node)}\n"
 
 
 def _about(note: keys.Schema, tick: str = "") -> str:
-    """The other key with its value, and the value of this key that the relation is about."""
+    """The other key and its value, then the value of this key that the relation applies to."""
     when = f", for {tick}{quoted(note['value'])}{tick}" if "value" in note else ""
     return f"{tick}{note['with']}{tick}{when}"
 

@@ -1,4 +1,4 @@
-"""A spec with every key present: as plain values, and as the frozen classes of `types`."""
+"""Fills in a spec's defaults, and builds the frozen dataclasses of `types` from it."""
 
 import copy
 import dataclasses
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def fill(values: T) -> T:
-    """`values` of a spec with its defaults, and numbers in the types of the schema.
+    """Adds the defaults to the `values` of a spec, and converts numbers to the schema's types.
 
-    Unknown keys are dropped; values of the wrong type are kept, so that an invalid spec can be
-    checked further.
+    Drops unknown keys, and keeps values of the wrong type, so that the rules can check an invalid
+    spec too.
     """
     return cast(T, _fill(cast(Json, values), keys.schema()))
 
@@ -42,14 +42,14 @@ def _fill(values: Json, node: Schema) -> Json:
 
 
 def build(values: Json) -> JobSpec:
-    """The frozen spec of valid and complete values."""
+    """Builds the dataclasses from valid, complete values."""
     spec = _build(JobSpec, values)
     assert isinstance(spec, JobSpec)
     return spec
 
 
 def changed(values: dict[str, Json], node: Schema | None = None, path: Path = ()) -> Iterator[str]:
-    """The dotted keys of complete `values` that differ from their defaults, or have none."""
+    """Yields the dotted keys whose values differ from the default, or that have no default."""
     node = keys.schema() if node is None else node
     for name, value in values.items():
         inner = keys.follow(node["properties"][name])

@@ -1,6 +1,6 @@
 """The spec as frozen dataclasses: a class per section, a field per key of the JSON Schema.
 
-The schema alone has the defaults; when these are built, every key is present. A test checks that
+Defaults are defined in the schema only; every field is set when these are built. A test checks that
 names and types agree with the schema. Names follow Transformers, TRL and PEFT.
 """
 
@@ -31,7 +31,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsSpec:
-    """Which column of a source holds what; None looks for the usual names."""
+    """The columns of a source; None looks for commonly used names."""
 
     image: str | None
     text: str | None
@@ -43,7 +43,7 @@ class ColumnsSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FormulasSpec:
-    """How `builtin://formulas` generates formulas; for that source only."""
+    """How `builtin://formulas` generates formulas. Does not apply to other sources."""
 
     seed: int
     math_fontfamily: Literal["cm", "dejavusans", "dejavuserif", "stix", "stixsans"]
@@ -87,11 +87,11 @@ class SourceSpec:
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     train: tuple[SourceSpec, ...]
-    """At least one; a single source in the spec becomes a list of one."""
+    """At least one source; a single one in the spec becomes a tuple of one."""
     stopping_strategy: Literal["first_exhausted", "all_exhausted"]
     eval: SourceSpec | None
     instruction: str | None
-    """The question of rows that are an image and its text; see `question_of`."""
+    """The question for rows that have none; see `question_of`."""
     system: str | None
     train_on: Literal["all", "last"]
     text_only: bool
@@ -105,7 +105,7 @@ class DataSpec:
     leakage_by: Literal["auto", "image_and_answer", "image"]
     streaming: bool
     shuffle_buffer_size: int
-    """Streamed rows that are shuffled together."""
+    """Number of streamed rows that are shuffled together."""
     num_proc: int | None
     """None uses the cores available to the job."""
 
@@ -116,13 +116,13 @@ class DataSpec:
         return train | ({"$.data.eval": self.eval} if self.eval else {})
 
     def question_of(self, source: SourceSpec) -> str | None:
-        """The question of the source's rows that have none of their own; None if there is none."""
+        """The question for rows of `source` that have none, if any."""
         own = FORMULAS_QUESTION if source.uri == FORMULAS else None
         return self.instruction or own
 
     @property
     def question(self) -> str | None:
-        """The question to ask the trained model; None if the rows have their own questions."""
+        """The question to ask the trained model; None if each row has its own."""
         return self.question_of(self.train[0])
 
 
@@ -195,7 +195,7 @@ class EvalSpec:
     answer: Answer
     turns: Literal["all", "last"]
     metrics: tuple[str, ...] | None
-    """None computes all that apply to the kind of answer; see `measured`."""
+    """None computes all metrics of the kind of answer; see `measured`."""
     generation: GenerationSpec
     baseline: bool
 

@@ -1,6 +1,6 @@
-"""Every problem of a spec at once, in readable form.
+"""Validates a spec and reports every problem at once.
 
-The JSON Schema defines the values of each key; `rules` checks them against each other.
+The JSON Schema checks each key by itself; `rules` checks values against each other.
 """
 
 import math
@@ -15,13 +15,13 @@ from jsonschema.exceptions import ValidationError
 from job.errors import Problem
 from job.spec import keys, rules
 from job.spec.core_yaml import plain
-from job.spec.foreign_names import instead_of, quoted, typo
+from job.spec.foreign_names import fix_for_unknown_key, quoted, typo
 from job.spec.keys import Json, Path, Schema
 from job.spec.parse import Document
 from job.spec.problems import Finding, locate, location_of
 from job.spec.resolve import fill
 
-# Values under the names of other tools: of one key, or of every key with such a value.
+# Other tools' names for values: by key, or under "" for every key that has such a value.
 _VALUES: dict[str, dict[str, str]] = {
     "": {
         "bf16": "bfloat16",
@@ -53,7 +53,7 @@ _VALUES: dict[str, dict[str, str]] = {
     },
     "train.report_to": {"none": "[]"},
 }
-# The key that a value means if it is written instead of the section.
+# The key that a scalar most likely belongs to if it is written in place of a section.
 _MAIN_KEYS = {
     "model": "model_name_or_path",
     "data": "train.uri",
@@ -69,10 +69,10 @@ _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0"
 def problems(
     document: Document, *, shown: Json = None, known: Collection[Finding] = ()
 ) -> list[Problem]:
-    """Every problem of a spec, including those of `known`, in the order of its lines.
+    """All problems of a spec, including the `known` findings, in line order.
 
-    `shown` is the document's values without secrets, to quote from. Values with a finding in
-    `known` are not checked again.
+    Values are quoted from `shown`, the document's values without secrets. Values with a `known`
+    finding are not checked again.
     """
     values = document.values
     paths = {finding.path for finding in known}
@@ -96,7 +96,7 @@ def _line(document: Document, path: Path) -> float:
 
 def _problem(finding: Finding, document: Document, shown: Json) -> Problem:
     value = finding.value if finding.value is not None else _quote_at(shown, finding.path)
-    # A fix may spell the value differently, so that a secret in it would not be masked.
+    # A fix may spell the value differently, and redaction would miss a secret in it.
     secret = _quote_at(shown, finding.path) != _quote_at(document.values, finding.path)
     return Problem(
         field=locate(document, finding.path),
@@ -115,7 +115,7 @@ def _quote_at(values: Json, path: Path) -> str | None:
         except (KeyError, IndexError, TypeError):
             return None
     if isinstance(value, str) and not isinstance(plain(value), str):
-        return f'"{value}"'  # text that would be a number or the like without quotes
+        return f'"{value}"'  # text that would be a number, boolean or null without quotes
     return quoted(value)
 
 
@@ -136,7 +136,7 @@ def _schema_findings(values: Json) -> Iterator[Finding]:
             for name in error.instance:
                 if name not in error.schema["properties"]:
                     unknown = (*path, name)
-                    fix = instead_of(unknown, error.instance[name])
+                    fix = fix_for_unknown_key(unknown, error.instance[name])
                     yield Finding(unknown, "is not a known key", fix)
         elif error.validator == "required":
             for name in error.validator_value:
@@ -216,7 +216,7 @@ def _fix_text(value: str, node: Schema, kinds: tuple[str, ...], dotted: str) -> 
 
 
 def _meant(value: str, node: Schema, dotted: str) -> str | None:
-    """The choice that is meant by another tool's name or a typo."""
+    """The choice that another tool's name, or a typo, stands for."""
     choices = [str(choice) for choice in node.get("enum", ())]
     name = value.lower()
     if known := _VALUES.get(dotted, {}).get(name):
@@ -226,7 +226,7 @@ def _meant(value: str, node: Schema, dotted: str) -> str | None:
 
 
 def _as_number(value: str) -> str:
-    """The number that is meant: commas separate thousands, or one is the decimal point."""
+    """Normalizes a number: removes thousands separators, or turns a decimal comma into a point."""
     bare = value.strip().replace("_", "")
     return bare.replace(",", "") if _THOUSANDS.match(bare) else bare.replace(",", ".")
 
@@ -236,7 +236,7 @@ def _as_name(value: str, longest: int) -> str:
 
 
 def _scalar_findings(value: Json, path: Path) -> Iterator[Finding]:
-    """Problems that JSON Schema cannot express."""
+    """Checks scalars for what JSON Schema cannot express."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _scalar_findings(inner, (*path, name))

@@ -1,10 +1,10 @@
-"""Files by URI: reading, writing, listing and copying, wherever they are.
+"""Reads, writes, lists and copies files by URI.
 
 Bare paths, `file://`, `memory://`, `s3://` (keys and endpoint from the AWS environment), `hf://`
 and `http(s)://` (both read-only), and any other protocol that fsspec knows. `backends` has a class
 for each kind of store, and the table of protocols. A file is visible only when it is complete.
-Every function raises InputError for what the user must fix (nothing there, access denied, unknown
-protocol) and StorageError if failures persist or space runs out.
+Every function raises InputError for what the user must fix (not found, access denied, unknown
+protocol), and StorageError if failures persist or space runs out.
 
 Imports: no other room.
 """

@@ -1,7 +1,7 @@
-"""What storage does for a URI, as it is done through fsspec.
+"""The storage operations, implemented with fsspec.
 
-`Backend` serves any protocol that fsspec knows. A store that differs overrides what differs, in a
-module of `backends`, and has its protocols in the table there.
+`Backend` serves any protocol that fsspec knows. Stores that differ subclass it, in a module of
+`backends`, and list their protocols in the table there.
 """
 
 import io
@@ -16,7 +16,7 @@ from typing import BinaryIO, ClassVar, Generic, TypeVar, cast
 from job.storage import connect, failures, retry
 from job.storage.filesystem import FileInfo, FileSystem
 from job.storage.remote_file import BLOCK, RemoteFile
-from job.storage.uri import WRITING, scheme
+from job.storage.uri import INCOMPLETE_PREFIX, scheme
 from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 F = TypeVar("F", bound=FileSystem)
@@ -35,7 +35,7 @@ class Entry:
     size: int
     """In bytes."""
     version: str | None = field(default=None, compare=False)
-    """The store's name for the content (an ETag, a blob id), if it has one."""
+    """The store's version of the content (an ETag, a blob id), if any."""
     sha256: str | None = field(default=None, compare=False)
     """Of the content, if the store knows it, as the hub does for large files."""
 
@@ -52,7 +52,7 @@ class Backend(failures.Explainer, Generic[F]):
     """Whether an object becomes visible only when it is complete. Otherwise it is written under
     another name and renamed."""
     copies: ClassVar[bool] = True
-    """Whether the store copies objects on its server."""
+    """Whether the store can copy objects on its server."""
 
     # --- connecting -------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ class Backend(failures.Explainer, Generic[F]):
         return {}
 
     def connection_scope(self, uri: str) -> object:
-        """What a connection must not be shared across; None shares it within the process."""
+        """A connection is shared only within this scope; None is the process."""
         return None
 
     def connect(self, uri: str) -> F:
@@ -79,7 +79,7 @@ class Backend(failures.Explainer, Generic[F]):
         return cast(F, connect.create(protocol, uri, self.options(uri)))
 
     def raise_reason(self, filesystem: F, path: str) -> None:
-        """Raises the store's reason for refusing `path` without one; returns if it cannot tell."""
+        """Raises an error with the store's reason for refusing `path`, if it can be determined."""
 
     def call(self, operation: failures.Operation, uri: str, function: Callable[[F, str], T]) -> T:
         """`function(filesystem, path)` under the retry policy."""
@@ -95,7 +95,7 @@ class Backend(failures.Explainer, Generic[F]):
                         self.raise_reason(filesystem, path)
                     raise
             except Exception as error:
-                # A listing that broke off halfway must not answer the next attempt from a cache.
+                # The next attempt must not use a cached, incomplete listing.
                 filesystem.invalidate_cache()
                 if self.diagnose(error) == "expired":
                     connect.forget(filesystem)
@@ -119,7 +119,7 @@ class Backend(failures.Explainer, Generic[F]):
                 (info.get("lfs") or {}).get("sha256"),
             )
             for name, info in filesystem.find(path, detail=True).items()
-            # A name that ends in a slash marks a directory for tools that want to see one.
+            # Some tools mark directories by empty objects whose names end in a slash.
             if name.startswith(prefix) and not name.endswith("/") and info["type"] == "file"
         ]
 
@@ -137,7 +137,7 @@ class Backend(failures.Explainer, Generic[F]):
         return f"{uri.partition('://')[0]}://{path.lstrip('/')}"
 
     def info(self, uri: str) -> FileInfo | None:
-        """What the store says of a file, directory or prefix; None if nothing is there."""
+        """Metadata of a file, directory or prefix; None if it does not exist."""
 
         def ask(filesystem: F, path: str) -> FileInfo | None:
             try:
@@ -151,7 +151,7 @@ class Backend(failures.Explainer, Generic[F]):
         return self.call("read", uri, ask)
 
     def exists(self, uri: str) -> bool:
-        """Whether there is a file, or a directory or prefix with something in it."""
+        """Whether there is a file, or a non-empty directory or prefix."""
         return self.info(uri) is not None
 
     def is_file(self, uri: str) -> bool:
@@ -159,7 +159,7 @@ class Backend(failures.Explainer, Generic[F]):
         return info is not None and info["type"] == "file"
 
     def size(self, uri: str) -> int | None:
-        """The bytes of a file; None if the server does not say."""
+        """The size of a file in bytes; None if the server does not report it."""
         return self.call("read", uri, lambda filesystem, path: _file_info(filesystem, path)["size"])
 
     def read(self, uri: str, limit: int | None) -> bytes:
@@ -176,7 +176,7 @@ class Backend(failures.Explainer, Generic[F]):
         return self.call("read", uri, fetch)
 
     def open(self, uri: str) -> BinaryIO:
-        """The file open for reading, seekable."""
+        """Opens a seekable file for reading."""
         file = self.call(
             "read", uri, lambda filesystem, path: filesystem.open(path, "rb", block_size=BLOCK)
         )
@@ -207,12 +207,14 @@ class Backend(failures.Explainer, Generic[F]):
     def put(self, uri: str, source: bytes | Path, guard: Guard = UNGUARDED) -> None:
         """Stores bytes or a local file as one object, visible only when complete.
 
-        Its length is checked; what the guard raises passes through.
+        Checks its length. Raises what the guard raises.
         """
 
         def store(filesystem: F, path: str) -> None:
             parent, _, _ = path.rpartition("/")
-            target = path if self.atomic_puts else f"{parent}/{WRITING}{secrets.token_hex(8)}"
+            target = (
+                path if self.atomic_puts else f"{parent}/{INCOMPLETE_PREFIX}{secrets.token_hex(8)}"
+            )
             if not self.atomic_puts:
                 filesystem.makedirs(parent, exist_ok=True)
             guard.ensure()
@@ -235,7 +237,7 @@ class Backend(failures.Explainer, Generic[F]):
         self.call("write", uri, store)
 
     def put_new(self, uri: str, data: bytes) -> bool:
-        """Stores an object unless there is one; returns whether it did."""
+        """Stores an object unless one exists; returns whether it did."""
         if self.call("read", uri, lambda filesystem, path: filesystem.exists(path)):
             return False
         self.put(uri, data)
@@ -252,7 +254,7 @@ class Backend(failures.Explainer, Generic[F]):
         self.call("copy", source, copy)
 
     def delete(self, uri: str, guard: Guard = UNGUARDED) -> None:
-        """Removes an object, if there is one."""
+        """Deletes an object if it exists."""
 
         def remove(filesystem: F, path: str) -> None:
             try:
@@ -269,13 +271,13 @@ class Backend(failures.Explainer, Generic[F]):
         return Conditions()
 
     def delete_unfinished(self, uri: str, below: Collection[str], guard: Guard) -> int:
-        """Removes what killed uploads to the folders `below` `uri` left; returns how many."""
+        """Deletes unfinished uploads to the folders `below` `uri`; returns how many."""
         return 0
 
     # --- identity ---------------------------------------------------------------------------
 
     def identity(self, uri: str) -> dict[str, object]:
-        """JSON values, equal exactly for URIs of the same object; see `storage.identity`."""
+        """JSON values that are equal if and only if two URIs name the same location."""
         settings = {
             name: value
             for name, value in os.environ.items()
@@ -303,5 +305,5 @@ def check_length(filesystem: FileSystem, path: str, length: int) -> None:
 
 
 def length_of(source: bytes | Path) -> int:
-    """The bytes of what is to be uploaded."""
+    """The size of an upload in bytes."""
     return len(source) if isinstance(source, bytes) else source.stat().st_size

@@ -20,7 +20,7 @@ _lock = threading.Lock()
 
 
 def connection(protocol: str, scope: object, create: Callable[[], F]) -> F:
-    """The connection for a protocol, created on first use and whenever the settings change.
+    """The connection for a protocol, created on first use and whenever settings change.
 
     `scope` separates connections that must not be shared, such as those of two threads.
     """
@@ -33,7 +33,7 @@ def connection(protocol: str, scope: object, create: Callable[[], F]) -> F:
 
 
 def forget(filesystem: FileSystem) -> None:
-    """Makes the next call connect again, with the credentials of that moment."""
+    """Drops a connection, so that the next call connects with current credentials."""
     with _lock:
         for key in [key for key, known in _connections.items() if known is filesystem]:
             del _connections[key]

@@ -1,4 +1,4 @@
-"""SHA-256 of files and trees, downloads checked by them, and fingerprints of plain values."""
+"""SHA-256 digests of files and trees, verified downloads, and fingerprints of JSON values."""
 
 import hashlib
 import json
@@ -37,9 +37,9 @@ def sha256_file(path: Path) -> str:
 
 
 def download_verified(root: str, file: str, target: Path, sha256: str) -> bool:
-    """Downloads a file to `target`, again if its digest differs; returns whether it is right.
+    """Downloads a file to `target` and checks its digest, with one retry.
 
-    A wrong file is removed: by its size alone it could pass for the right one.
+    Returns whether it matches; a file that does not is removed.
     """
     for retry in (True, False):
         storage.download(storage.join(root, file), target)

@@ -1,7 +1,7 @@
 """Classifies storage failures and turns them into errors with a fix.
 
-Transient failures are retried and end as StorageError. A missing object or denied access is for
-the user to fix and ends at once, as InputError.
+Transient failures are retried, and raise StorageError if they persist. What the user must fix, such
+as a missing object or denied access, raises InputError at once.
 """
 
 import errno
@@ -48,23 +48,23 @@ _KIND_OF_ERRNO: Mapping[int, Kind] = {
 
 
 class Truncated(OSError):
-    """A transfer moved fewer or more bytes than the file has: repeat it."""
+    """A transfer moved fewer or more bytes than the file has; transient."""
 
 
 class Changed(OSError):
-    """An object changed between a look at it and the write: repeat the request."""
+    """An object changed between reading its version and writing it; transient."""
 
 
 class Explainer:
-    """Classifies the failures of one kind of storage and says what to do about them.
+    """Classifies the failures of a kind of storage and tells how to fix them.
 
-    As it stands, for stores that nothing more is known of; backends override what they know.
+    Suitable for any store; backends override what they know better.
     """
 
     kinds_by_code: ClassVar[Mapping[str, Kind]] = {}
     """Kinds by the error codes of the server."""
     kinds_by_type: ClassVar[Mapping[str, Kind]] = {}
-    """Kinds by exception, as `package.Class`: looking at an error must import nothing heavy."""
+    """Kinds by exception class, as `package.Class`, so that no package is imported for it."""
 
     def fix_missing(self, uri: str) -> str:
         return "check the URI"
@@ -76,10 +76,10 @@ class Explainer:
         return "check the server, the volume and the network; then run again"
 
     def diagnose(self, error: BaseException | None) -> Kind | None:
-        """What kind of failure this is; None if it is no failure of storage.
+        """The kind of failure; None if the error is not a storage failure.
 
-        Libraries wrap a server's answer in errors of their own, not always fitting ones, so the
-        innermost cause decides.
+        Libraries wrap server responses in their own, sometimes misleading errors, so the innermost
+        cause decides.
         """
         chain = tuple(_chain(error))
         if not chain or any(isinstance(each, JobError) for each in chain):
@@ -94,7 +94,7 @@ class Explainer:
     def explain(
         self, error: BaseException, operation: Operation, uri: str, attempts: int = 1
     ) -> JobError | None:
-        """The error to show for `error`; None if it is no failure of storage."""
+        """The error to report for `error`; None if it is not a storage failure."""
         kind = self.diagnose(error)
         reason, failed = cause(error), f"cannot {operation}"
         match kind:
@@ -102,14 +102,14 @@ class Explainer:
                 return None
             case "missing":
                 fix = self.fix_missing(uri)
-                return MissingInputError(uri, f"{failed}, nothing is there: {reason}", fix=fix)
+                return MissingInputError(uri, f"{failed}: not found: {reason}", fix=fix)
             case "denied" | "expired":
                 fix = self.fix_denied(uri, operation, reason)
-                return InputError(uri, f"{failed}, access is denied: {reason}", fix=fix)
+                return InputError(uri, f"{failed}: access denied: {reason}", fix=fix)
             case "read-only":
                 return InputError(
                     uri,
-                    f"{failed}, the file system is mounted read-only: {reason}",
+                    f"{failed}: the file system is mounted read-only: {reason}",
                     fix="mount it writable, or name a path on a writable volume",
                 )
             case "invalid":
@@ -119,13 +119,13 @@ class Explainer:
             case "untrusted":
                 return InputError(
                     uri,
-                    f"{failed}, the server's certificate is not trusted: {reason}",
+                    f"{failed}: the server's certificate is not trusted: {reason}",
                     fix="set AWS_CA_BUNDLE (S3) or SSL_CERT_FILE to the CA's certificate file",
                 )
             case "full":
                 return StorageError(
                     uri,
-                    f"{failed}, no space is left: {reason}",
+                    f"{failed}: no space left: {reason}",
                     fix="free some space or raise the quota there, or name a larger volume",
                 )
             case "transient" | "failed":
@@ -189,13 +189,13 @@ LOCAL = _LocalExplainer()
 
 
 def cause(error: BaseException | None) -> str:
-    """What happened, on one line without secrets: the server's answer if there is one."""
+    """The cause on one line, redacted: the server's answer if there is one."""
     for each in reversed(tuple(_chain(error))):
         status, code, message = _answer(each)
         if status or code:
             return _line(" ".join(filter(None, (code or f"HTTP {status}", message))))
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # fsspec reports every HTTP failure so, with nothing but the URL
+        error = error.__cause__  # fsspec raises this for every HTTP failure, with only the URL
     return _line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 

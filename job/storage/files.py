@@ -9,11 +9,11 @@ from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.storage import failures, local, retry
 from job.storage.backend import Entry
 from job.storage.backends import backend_of, is_read_only
-from job.storage.uri import PROBE, has_glob, is_hidden, is_local, join, safe_relative, scheme
+from job.storage.uri import PROBE_PREFIX, has_glob, is_hidden, is_local, join, safe_relative, scheme
 from job.storage.write_guard import UNGUARDED, Guard
 
 CHECK_RETRIES = 3
-"""Of an early check, which reports a wrong endpoint within seconds rather than a minute."""
+"""Retries of `check_access`: few, so that a wrong endpoint is reported within seconds."""
 
 
 def list_files(uri: str) -> tuple[Entry, ...]:
@@ -42,7 +42,7 @@ def glob(uri: str) -> tuple[str, ...]:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file, or a directory or prefix with something in it."""
+    """Whether there is a file, or a non-empty directory or prefix."""
     return backend_of(uri).exists(uri)
 
 
@@ -52,7 +52,7 @@ def is_file(uri: str) -> bool:
 
 
 def size(uri: str) -> int:
-    """The bytes of a file. Raises InputError if it is missing or the server does not say."""
+    """The size of a file in bytes. Raises InputError if it is missing or the size unknown."""
     count = backend_of(uri).size(uri)
     if count is None:
         raise InputError(uri, "its server reports no sizes", fix="download it first")
@@ -60,9 +60,9 @@ def size(uri: str) -> int:
 
 
 def identity(uri: str) -> dict[str, object]:
-    """What a URI really names, as JSON values without secrets.
+    """Identifies the location of a URI, as JSON values without secrets.
 
-    Equal for all spellings of one place, and different for equal spellings of different places:
+    Equal for all spellings of one location; different for equal spellings of different locations:
     `outputs/latex` in two checkouts, or `s3://bucket/run` on two servers. Local paths are resolved
     through links, with their device; stores are named by server and, where it tells buckets apart,
     account. Raises InputError for an unknown protocol; sends no request to the store.
@@ -71,22 +71,22 @@ def identity(uri: str) -> dict[str, object]:
 
 
 def check_access(uri: str, mode: Literal["read", "write"]) -> None:
-    """Proves, before long work, that `uri` can be read or that files can be stored below it.
+    """Checks, before long work, that `uri` can be read or that files can be stored below it.
 
-    Reading needs something there, or a match if `uri` is a pattern. Writing puts a small object
-    under the prefix, reads it and removes it; a local directory is created.
-    Raises InputError or StorageError with what to fix.
+    To be readable, it must exist, or match something if it is a pattern. To test writing, a small
+    object is stored under it, read and removed; a local directory is created.
+    Raises InputError or StorageError.
     """
     with retry.at_most(CHECK_RETRIES):
         if mode == "read":
             if not (glob(uri) if has_glob(uri) else exists(uri)):
-                raise nothing_there(uri)
+                raise missing_error(uri)
             return
-        probe = join(uri, f"{PROBE}{secrets.token_hex(8)}")
+        probe = join(uri, f"{PROBE_PREFIX}{secrets.token_hex(8)}")
         try:
             write_bytes(probe, b"probe")
             try:
-                read_bytes(probe)  # a job reads what it stored, to resume
+                read_bytes(probe)  # resuming a job requires reading
             finally:
                 delete(probe)
         except JobError as error:
@@ -110,7 +110,7 @@ def read_text(uri: str) -> str:
 def open_read(uri: str) -> BinaryIO:
     """The file open for reading, seekable; failed remote reads are retried.
 
-    Over http(s) it is downloaded first, to a temporary file that ends with its last reader.
+    Over http(s) it is downloaded first, to a temporary file that is deleted when closed.
     """
     return backend_of(uri).open(uri)
 
@@ -123,7 +123,7 @@ def download(uri: str, path: Path) -> None:
 
     def copy() -> None:
         try:
-            with local.whole_file(path) as unfinished:
+            with local.atomic_write(path) as unfinished:
                 backend_of(uri).get(uri, unfinished)
         except OSError as error:
             if failures.LOCAL.diagnose(error) in (
@@ -152,7 +152,7 @@ def write_text(uri: str, text: str, guard: Guard = UNGUARDED) -> None:
 
 
 def write_new(uri: str, data: bytes) -> bool:
-    """Stores `data` as a file unless there is one; returns whether it did.
+    """Stores `data` as a file unless one exists; returns whether it did.
 
     On local disks and S3, one of several concurrent writers succeeds. Other stores are checked
     first, and the last writer wins. Raises StorageError for read-only protocols.
@@ -169,15 +169,15 @@ def upload(path: Path, uri: str, guard: Guard = UNGUARDED) -> None:
 
 
 def delete(uri: str, guard: Guard = UNGUARDED) -> None:
-    """Removes a file, if there is one."""
+    """Deletes a file if it exists."""
     refuse_read_only(uri)
     backend_of(uri).delete(uri, guard)
 
 
-def nothing_there(uri: str) -> MissingInputError:
-    """The error for an empty source."""
+def missing_error(uri: str) -> MissingInputError:
+    """The error for a source with no files."""
     fix = backend_of(uri).fix_missing(uri)
-    return MissingInputError(uri, "cannot read, nothing is there", fix=fix)
+    return MissingInputError(uri, "cannot read: not found", fix=fix)
 
 
 def refuse_read_only(uri: str) -> None:
@@ -185,7 +185,7 @@ def refuse_read_only(uri: str) -> None:
     if is_read_only(uri):
         raise StorageError(
             uri,
-            f"cannot write, {scheme(uri)}:// is read-only",
+            f"cannot write: {scheme(uri)}:// is read-only",
             fix="name a path, s3:// or another object store instead",
         )
 
@@ -194,6 +194,6 @@ def _require_listings(uri: str) -> None:
     if not backend_of(uri).has_listings:
         raise InputError(
             uri,
-            f"cannot list, {scheme(uri)}:// has no listings",
+            f"cannot list: {scheme(uri)}:// has no listings",
             fix="name each file, or use a protocol with listings such as s3:// or hf://",
         )

@@ -1,11 +1,11 @@
-"""The calls of fsspec's file systems that storage uses, as types."""
+"""Types for the parts of fsspec's file systems that storage uses."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypedDict
 
 
 class FileInfo(TypedDict, total=False):
-    """What a store says of a path."""
+    """Metadata of a path."""
 
     type: str
     """`file` or `directory`."""
@@ -50,7 +50,7 @@ class FileSystem(Protocol):
 
 
 class S3Meta(Protocol):
-    """What a boto client says of its server."""
+    """A boto client's information about its server."""
 
     endpoint_url: str
     partition: str

@@ -1,4 +1,4 @@
-"""The local file system, where a file appears under its name only when it is complete."""
+"""Atomic writes, listings and locks on the local file system."""
 
 import errno
 import fcntl
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from job.storage.uri import WRITING, is_hidden
+from job.storage.uri import INCOMPLETE_PREFIX, is_hidden
 
 _ABANDONED_SECONDS = 60  # a younger file may belong to a writer that has yet to lock it
 
@@ -19,19 +19,19 @@ _swept: set[Path] = set()
 
 
 @contextmanager
-def whole_file(
+def atomic_write(
     path: Path, placing: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which replaces it if the block succeeds.
 
-    The content is synced before the rename, so that not even a power cut leaves half a file. If
-    the block fails, nothing stays. `placing` is entered for the rename alone, once everything slow
-    is done. Raises OSError as the system does.
+    The content is synced before the rename, so that not even a power failure leaves a partial
+    file. If the block fails, the temporary file is removed. The context `placing` is entered only
+    for the rename, once everything slow is done. Raises OSError.
     """
     directory = path.parent
     directory.mkdir(parents=True, exist_ok=True)
     _sweep(directory)
-    unfinished = directory / f"{WRITING}{secrets.token_hex(8)}"
+    unfinished = directory / f"{INCOMPLETE_PREFIX}{secrets.token_hex(8)}"
     try:
         with unfinished.open("xb") as file:
             with suppress(OSError):  # without locks on this file system, nothing is swept either
@@ -48,14 +48,14 @@ def whole_file(
 
 def write(path: Path, data: bytes) -> None:
     """Stores `data` at `path`, completely or not at all."""
-    with whole_file(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(data)
 
 
 def write_new(path: Path, data: bytes) -> bool:
-    """Stores `data` at `path` unless something is there; returns whether it did."""
+    """Stores `data` at `path` unless it exists; returns whether it did."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f"{WRITING}{secrets.token_hex(8)}"
+    unfinished = path.parent / f"{INCOMPLETE_PREFIX}{secrets.token_hex(8)}"
     try:
         unfinished.write_bytes(data)
         try:
@@ -74,7 +74,7 @@ def read(path: Path, limit: int | None) -> bytes:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file, or a directory with something in it."""
+    """Whether there is a file or a non-empty directory."""
     if path.is_dir():
         with os.scandir(path) as entries:
             return any(not is_hidden(entry.name) for entry in entries)
@@ -82,7 +82,7 @@ def exists(path: Path) -> bool:
 
 
 def size(path: Path) -> int:
-    """The bytes of a file; IsADirectoryError for a directory."""
+    """The size of a file in bytes. Raises IsADirectoryError for a directory."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory")
     return path.stat().st_size
@@ -91,7 +91,7 @@ def size(path: Path) -> int:
 def listing(root: Path) -> list[tuple[str, int]]:
     """Every file below `root` with its size, through links; empty if `root` does not exist.
 
-    Names that begin with `..` are skipped: Kubernetes keeps older versions of a mounted volume so.
+    Skips names that begin with `..`, which Kubernetes uses inside mounted volumes.
     """
     if not root.exists():
         return []
@@ -105,7 +105,7 @@ def listing(root: Path) -> list[tuple[str, int]]:
 
     for directory, below, names in os.walk(root, onerror=stop, followlinks=True):
         real = os.path.realpath(directory)
-        if real in seen:  # a link to a directory above it has no end
+        if real in seen:  # a symlink to an ancestor would recurse forever
             below.clear()
             continue
         seen.add(real)
@@ -122,7 +122,8 @@ def delete_tree(
 ) -> None:
     """Removes a directory and its content, or the link to one, if it exists.
 
-    `removing` is entered for each file. A directory that another process fills meanwhile stays.
+    The context `removing` is entered for each file. Directories that another process writes to
+    meanwhile are kept.
     """
     if path.is_symlink():
         with removing():
@@ -149,11 +150,11 @@ def delete_tree(
 
 @contextmanager
 def locked(path: Path, *, exclusive: bool, seconds: float) -> Iterator[bool]:
-    """Holds a lock on the file, which is created if its directory exists, within the block.
+    """Context that holds a lock on the file, which is created if its directory exists.
 
-    Non-exclusive locks can be shared; a process that dies releases its own. Yields False, and
-    holds nothing, if the file system has no locks or no such directory. Raises TimeoutError if
-    others hold the lock for longer than `seconds`.
+    Non-exclusive locks are shared; a process that dies releases its lock. Yields False, and holds
+    nothing, if the file system has no locks or no such directory. Raises TimeoutError if others
+    hold the lock for longer than `seconds`.
     """
     descriptor = _lock(path, exclusive=exclusive, seconds=seconds)
     try:
@@ -172,7 +173,7 @@ def _lock(path: Path, *, exclusive: bool, seconds: float) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError:
-            return None  # writing there reports the reason
+            return None  # a later write reports the reason
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
@@ -194,7 +195,7 @@ def _sweep(directory: Path) -> None:
     if directory in _swept:
         return
     _swept.add(directory)
-    for leftover in directory.glob(f"{WRITING}*"):
+    for leftover in directory.glob(f"{INCOMPLETE_PREFIX}*"):
         with suppress(OSError):  # locked, already gone, or not ours
             if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
                 with leftover.open("r+b") as file:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 BLOCK = 4 * 2**20
-"""Bytes read ahead."""
+"""Buffer size in bytes."""
 
 
 class RemoteFile(io.RawIOBase):

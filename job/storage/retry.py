@@ -1,6 +1,6 @@
 """One retry policy for every protocol.
 
-The libraries below make a single attempt each, so that attempts do not multiply.
+The libraries underneath make a single attempt per call, so that attempts do not multiply.
 """
 
 import os
@@ -21,20 +21,20 @@ T = TypeVar("T")
 _thread = threading.local()
 
 RETRIES = 7
-"""Attempts after the first; with the waits below they outlast about a minute of outage."""
+"""Attempts after the first; with the waits below they bridge an outage of about a minute."""
 RETRIES_VARIABLE = "JOB_STORAGE_RETRIES"
 """The environment variable that overrides RETRIES."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
 """Seconds; the wait doubles from one to the other, plus up to FIRST_WAIT at random."""
 RETRIED = ("transient", "expired")
-"""Expired keys are read again: their issuer may have replaced them."""
+"""Kinds of failures that are retried; expired keys may have been renewed meanwhile."""
 TOTAL_SECONDS = 180.0
-"""After the first attempt; no later one starts."""
+"""No attempt starts later than this after the first."""
 
 
 @contextmanager
 def at_most(retries: int) -> Iterator[None]:
-    """Lowers the number of retries, on this thread, within the block."""
+    """Context that limits the number of retries on this thread."""
     before, _thread.limit = getattr(_thread, "limit", None), retries
     try:
         yield
@@ -43,12 +43,12 @@ def at_most(retries: int) -> Iterator[None]:
 
 
 class Abandoned(Exception):
-    """The work that this call belongs to has failed or was stopped; nobody waits for the result."""
+    """The task that this call belongs to has failed or was stopped."""
 
 
 @contextmanager
-def abandoned_with(stop: threading.Event | None) -> Iterator[None]:
-    """Within the block, on this thread, setting `stop` ends every wait and prevents attempts."""
+def abandoned_if_set(stop: threading.Event | None) -> Iterator[None]:
+    """Context in which setting `stop` ends waits and prevents further attempts, on this thread."""
     before, _thread.stop = stop_event(), stop
     try:
         yield
@@ -57,7 +57,7 @@ def abandoned_with(stop: threading.Event | None) -> Iterator[None]:
 
 
 def stop_event() -> threading.Event | None:
-    """The event that ends the work of this thread, to pass on to threads that it starts."""
+    """The event passed to `abandoned_if_set`, to pass on to threads that this one starts."""
     return getattr(_thread, "stop", None)
 
 
@@ -67,9 +67,9 @@ def call(
     function: Callable[[], T],
     explainer: failures.Explainer = failures.LOCAL,
 ) -> T:
-    """What `function` returns, retrying transient failures as `explainer` classifies them.
+    """Calls `function`, retrying transient failures as classified by `explainer`.
 
-    Raises InputError for what the user must fix (nothing there, access denied), StorageError if
+    Raises InputError for what the user must fix (not found, access denied), StorageError if
     failures persist or space runs out. Other errors are defects and pass through.
     """
     from tenacity import (  # 30 ms that commands without storage need not pay

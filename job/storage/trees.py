@@ -1,4 +1,4 @@
-"""Whole directories and prefixes, a few files at a time."""
+"""Copies and deletes directories and prefixes, a few files in parallel."""
 
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -13,7 +13,7 @@ from job.storage.backends import backend_of
 from job.storage.files import (
     download,
     list_files,
-    nothing_there,
+    missing_error,
     refuse_read_only,
     upload,
 )
@@ -22,7 +22,7 @@ from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 FILES_AT_ONCE = 4
 """Files of a tree copied in parallel."""
-_SHOWN_FROM = 64 * 2**20  # bytes; a smaller tree is done before anyone reads a progress bar
+_SHOWN_FROM = 64 * 2**20  # bytes; smaller trees finish too soon for a progress bar
 
 
 def download_tree(uri: str, directory: Path) -> tuple[Entry, ...]:
@@ -32,7 +32,7 @@ def download_tree(uri: str, directory: Path) -> tuple[Entry, ...]:
     """
     entries = list_files(uri)
     if not entries:
-        raise nothing_there(uri)
+        raise missing_error(uri)
 
     def copy(entry: Entry) -> None:
         download(join(uri, entry.path), directory / entry.path)
@@ -51,15 +51,15 @@ def upload_tree(
 ) -> tuple[Entry, ...]:
     """Stores every file below `directory` under `uri`, except those in `without`; returns which.
 
-    Files in `last` follow once all others are stored, one by one in that order, so that the last
-    can mark the tree as complete. Raises InputError if one of them is missing.
+    Files in `last` are stored after all others, one by one in that order, so that the last can mark
+    the tree as complete. Raises InputError if one of them is missing.
     """
     refuse_read_only(uri)
     listed = list_files(str(directory))
     entries = {entry.path: entry for entry in listed if entry.path not in without}
     for path in last:
         if path not in entries:
-            raise InputError(str(directory / path), "cannot upload, nothing is there")
+            raise InputError(str(directory / path), "cannot upload: not found")
 
     def copy(entry: Entry) -> None:
         upload(directory / entry.path, join(uri, entry.path), guard)
@@ -73,8 +73,8 @@ def upload_tree(
 def copy_tree(source_uri: str, target_uri: str) -> tuple[Entry, ...]:
     """Copies every file below one URI to another; returns which.
 
-    Within one store its server copies; otherwise each file goes through a temporary one. Raises
-    InputError if the source is empty.
+    Within one store the server copies if it can; otherwise each file is downloaded and uploaded.
+    Raises InputError if the source is empty.
     """
     refuse_read_only(target_uri)
     if is_local(target_uri):
@@ -83,7 +83,7 @@ def copy_tree(source_uri: str, target_uri: str) -> tuple[Entry, ...]:
         return upload_tree(local_path(source_uri), target_uri)
     entries = list_files(source_uri)
     if not entries:
-        raise nothing_there(source_uri)
+        raise missing_error(source_uri)
 
     from tempfile import TemporaryDirectory  # 10 ms that other commands need not pay
 
@@ -102,9 +102,9 @@ def copy_tree(source_uri: str, target_uri: str) -> tuple[Entry, ...]:
 
 
 def delete_tree(uri: str, guard: Guard = UNGUARDED) -> None:
-    """Removes everything below a directory or prefix, if there is anything.
+    """Deletes everything below a directory or prefix.
 
-    A marker that makes the tree count as complete must be deleted before, by the caller. Files are
+    A marker that makes the tree count as complete must be deleted first, by the caller. Files are
     removed one by one, each under the guard.
     Raises StorageError for a whole bucket or file system.
     """
@@ -125,13 +125,13 @@ def delete_tree(uri: str, guard: Guard = UNGUARDED) -> None:
 def delete_unfinished(uri: str, below: Collection[str], guard: Guard = UNGUARDED) -> int:
     """Removes hidden leftovers of killed uploads to the folders `below` `uri`; returns how many.
 
-    Only S3 keeps such parts. The caller must know that nobody is uploading there.
+    Only S3 has any. The caller must ensure that no job is uploading there.
     """
     return backend_of(uri).delete_unfinished(uri, below, guard)
 
 
 def conditions(uri: str) -> Conditions:
-    """Which conditional requests the store honors below `uri`, by a trial. Only S3 has any."""
+    """Tests which conditional requests the store honors below `uri`; only S3 can have any."""
     return backend_of(uri).conditions(uri)
 
 
@@ -140,18 +140,18 @@ def _each(label: str, entries: Sequence[Entry], work: Callable[[Entry], None]) -
     stop = threading.Event()
 
     def task(entry: Entry) -> Entry:
-        with retry.abandoned_with(stop):
+        with retry.abandoned_if_set(stop):
             work(entry)
         return entry
 
     pool = ThreadPoolExecutor(FILES_AT_ONCE, label)
-    # Largest first, so that the last to finish is not the longest.
+    # Largest first, so that no large file is left for the end.
     queue = sorted(entries, key=lambda entry: -entry.size)
     try:
         _watch(label, [pool.submit(task, entry) for entry in queue], entries)
     except BaseException as error:
         stop.set()
-        # A job that is asked to stop has seconds left, too few for the largest file.
+        # A job that is asked to stop has too little time left to finish a large file.
         asked_to_stop = isinstance(error, Stopped | KeyboardInterrupt)
         pool.shutdown(wait=not asked_to_stop, cancel_futures=True)
         raise
@@ -169,6 +169,6 @@ def _watch(label: str, futures: Sequence[Future[Entry]], entries: Sequence[Entry
         done = shown = 0
         for future in as_completed(futures):
             done += future.result().size
-            if more := -(-done // 2**20) - shown:  # small files move no bar
+            if more := -(-done // 2**20) - shown:  # less than one MiB is not shown
                 bar.advance(more)
                 shown += more

@@ -1,4 +1,4 @@
-"""URIs as text: nothing here opens a file or a connection.
+"""Parses and joins URIs; opens no file or connection.
 
 A URI is a bare path, `file://…`, or `PROTOCOL://…` for any protocol that fsspec knows. Bare paths
 stay bare, so that messages show what the user wrote.
@@ -11,21 +11,21 @@ from job.errors import InputError
 _WEB = ("http", "https")
 """Protocols whose `?` starts a query."""
 
-WRITING, PROBE = ".writing-", ".write-probe-"
-"""Prefixes of the names of files that are incomplete, or only test access; never listed."""
-LOCK = ".lease-lock"
+INCOMPLETE_PREFIX, PROBE_PREFIX = ".writing-", ".write-probe-"
+"""Name prefixes of incomplete files, and of files that test access; never listed."""
+LEASE_LOCK_FILE = ".lease-lock"
 """The file that writers of a local output lock; never listed or removed."""
 
 
 def scheme(uri: str) -> str:
-    """The protocol in lower case; `file` for a bare path."""
+    """The protocol in lower case; `file` for a local path."""
     head, separator, _ = uri.partition("://")
     protocol = head.lower() if separator else "file"
     return "file" if protocol == "local" else protocol
 
 
 def is_local(uri: str) -> bool:
-    """Whether it is on this machine's file system: a bare path or `file://`."""
+    """Whether a URI names a local file: a bare path or `file://`."""
     return scheme(uri) == "file"
 
 
@@ -36,7 +36,7 @@ def local_path(uri: str) -> Path:
 
 
 def has_glob(uri: str) -> bool:
-    """Whether it is a pattern: it has `*` or `[`, or a `?` that does not start a query."""
+    """Whether a URI is a pattern: contains `*`, `[`, or a `?` that does not start a query."""
     return any(mark in uri for mark in ("*[" if scheme(uri) in _WEB else "*[?"))
 
 
@@ -60,7 +60,7 @@ def name(uri: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The directory it is in; a root (`s3://bucket`, `/`) is its own parent, and `a` is in `.`."""
+    """The parent directory; a root (`s3://bucket`, `/`) is its own parent, and `a` is in `.`."""
     if is_local(uri) and "://" not in uri:
         return str(Path(uri).parent)
     head, _, rest = _without_slash(uri).partition("://")
@@ -71,7 +71,7 @@ def parent(uri: str) -> str:
 
 
 def is_root(uri: str) -> bool:
-    """Whether it is a whole bucket or file system, which nothing here ever deletes."""
+    """Whether a URI names a whole bucket or file system, which is never deleted."""
     if is_local(uri):
         path = local_path(uri).resolve()
         return path == path.parent
@@ -89,7 +89,7 @@ def safe_relative(path: str, uri: str) -> str:
     if "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise InputError(
             uri,
-            "holds a file whose name could leave the directory that it is copied to",
+            "contains a file whose name could escape the directory that it is copied to",
             value=repr(path),
             fix="rename or remove that file at its source",
         )
@@ -98,7 +98,7 @@ def safe_relative(path: str, uri: str) -> str:
 
 def is_hidden(path: str) -> bool:
     """Whether a file is incomplete, only tests access, or is a lock."""
-    return path.rpartition("/")[2].startswith((WRITING, PROBE, LOCK))
+    return path.rpartition("/")[2].startswith((INCOMPLETE_PREFIX, PROBE_PREFIX, LEASE_LOCK_FILE))
 
 
 def _rest(uri: str) -> str:
@@ -107,7 +107,7 @@ def _rest(uri: str) -> str:
 
 
 def _without_slash(uri: str) -> str:
-    """Without trailing slashes, except those of a root: `/` and `memory://` stay."""
+    """Strips trailing slashes, except those of a root (`/`, `memory://`)."""
     head, separator, rest = uri.partition("://")
     if separator:
         return f"{head}://{rest.rstrip('/') or ('/' if rest else '')}"

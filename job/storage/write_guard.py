@@ -1,7 +1,7 @@
-"""Permission to write, checked right before each write, delete and part.
+"""Write guards: a check by the caller right before each write, delete and upload of a part.
 
 A guard is entered once everything slow is done: the bytes are on the target disk, or the request
-is about to be sent. What a guard checks is the caller's business.
+is about to be sent.
 """
 
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Which requests a store refuses if the object no longer has the version that they name.
+    """The conditional requests that a store supports (`If-Match`, `If-None-Match`).
 
-    Such a request cannot touch an object that another process wrote in the meantime.
+    Such a request cannot change an object that another process wrote in the meantime.
     """
 
     puts: bool = False
     completes: bool = False
-    """Of multipart uploads."""
+    """Whether completing a multipart upload can be conditional."""
     deletes: bool = False
 
 
 class Guard(Protocol):
-    """A condition for writing."""
+    """Decides whether a write is still allowed."""
 
     @property
     def conditions(self) -> Conditions:

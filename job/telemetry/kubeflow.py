@@ -1,7 +1,7 @@
-"""The status of a TrainJob, which pods report to Kubeflow Trainer (2.2 and later).
+"""Reports the status of a TrainJob to Kubeflow Trainer (2.2 and later).
 
-With its feature gate TrainJobStatus on, it gives the pod an address, a certificate and a token for
-that: https://github.com/kubeflow/trainer, docs/proposals/2779-trainjob-progress.
+With its feature gate TrainJobStatus on, the Trainer gives the pod an address, a certificate and a
+token: https://github.com/kubeflow/trainer, docs/proposals/2779-trainjob-progress.
 """
 
 import json
@@ -28,19 +28,19 @@ class KubeflowSink:
 
     @classmethod
     def from_environment(cls) -> "KubeflowSink | None":
-        """None if no Trainer asks for the status."""
+        """The sink for the Trainer's address in the environment; None if there is none."""
         return cls(os.environ[URL]) if os.environ.get(URL) else None
 
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def write(self, now: Snapshot) -> None:
+    def write(self, snapshot: Snapshot) -> None:
         """Raises OSError if the Trainer does not accept it."""
         # The kubelet rotates the token, so it is read each time.
         token = Path(os.environ[TOKEN]).read_text(encoding="utf-8").strip()
         request = urllib.request.Request(  # noqa: S310 - the Trainer's address
             self._url,
-            data=json.dumps({"trainerStatus": trainer_status(now)}).encode(),
+            data=json.dumps({"trainerStatus": trainer_status(snapshot)}).encode(),
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
         )
         certificate = os.environ.get(CERTIFICATE)
@@ -49,20 +49,20 @@ class KubeflowSink:
             return
 
 
-def trainer_status(now: Snapshot) -> dict[str, object]:
+def trainer_status(snapshot: Snapshot) -> dict[str, object]:
     """`status.trainerStatus` of the TrainJob; 100 percent only when the whole job is done."""
     status: dict[str, object] = {
-        "lastUpdatedTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now.updated)),
-        "progressPercentage": _percentage(now),
+        "lastUpdatedTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(snapshot.updated)),
+        "progressPercentage": _percentage(snapshot),
     }
-    # As text; NaN and infinity are omitted, since not every reader parses them.
-    metrics: dict[str, object] = {"stage": now.stage or now.state}
-    if now.step is not None:
-        if now.stage == "train":
-            status["estimatedRemainingSeconds"] = max(0, round(now.step.left_seconds))
+    # Values are text; NaN and infinity are omitted, since not every reader parses them.
+    metrics: dict[str, object] = {"stage": snapshot.stage or snapshot.state}
+    if snapshot.step is not None:
+        if snapshot.stage == "train":
+            status["estimatedRemainingSeconds"] = max(0, round(snapshot.step.left_seconds))
         for name in ("step", "steps", "epoch", "loss", "learning_rate", "tokens_per_second"):
-            metrics[name] = getattr(now.step, name)
-    for when, values in now.metrics.items():
+            metrics[name] = getattr(snapshot.step, name)
+    for when, values in snapshot.metrics.items():
         metrics.update({f"{when}_{metric}": value for metric, value in values.items()})
     status["metrics"] = [
         {"name": name, "value": str(value)}
@@ -72,9 +72,9 @@ def trainer_status(now: Snapshot) -> dict[str, object]:
     return status
 
 
-def _percentage(now: Snapshot) -> int:
-    if now.state == "succeeded":
+def _percentage(snapshot: Snapshot) -> int:
+    if snapshot.state == "succeeded":
         return DONE
-    if now.step is not None:
-        return min(ALMOST, now.step.step * 100 // max(1, now.step.steps))
-    return ALMOST if "train" in now.finished else 0
+    if snapshot.step is not None:
+        return min(ALMOST, snapshot.step.step * 100 // max(1, snapshot.step.steps))
+    return ALMOST if "train" in snapshot.finished else 0

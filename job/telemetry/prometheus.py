@@ -1,4 +1,4 @@
-"""The status in Prometheus' text format: as a file for its textfile collector, and by HTTP."""
+"""The status in Prometheus' text format: in a file for the textfile collector, and over HTTP."""
 
 import sys
 import threading
@@ -30,35 +30,37 @@ STEP = {
 Sample = tuple[dict[str, str], float]
 
 
-def exposition(now: Snapshot) -> str:
+def exposition(snapshot: Snapshot) -> str:
     """The snapshot as gauges with their help; unknown values have no sample."""
     lines: list[str] = []
-    for name, about, samples in _families(now):
+    for name, about, samples in _families(snapshot):
         if samples:
             full = f"{PREFIX}_{name}"
             lines += [f"# HELP {full} {about}", f"# TYPE {full} gauge"]
-            lines += [f"{full}{_labels({'name': now.name, **own})} {n!r}" for own, n in samples]
+            lines += [
+                f"{full}{_labels({'name': snapshot.name, **own})} {n!r}" for own, n in samples
+            ]
     return "\n".join(lines) + "\n"
 
 
-def _families(now: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
-    yield "info", "Name and version of the job.", [({"version": now.version}, 1.0)]
-    states = [({"state": state}, float(state == now.state)) for state in STATES]
+def _families(snapshot: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
+    yield "info", "Name and version of the job.", [({"version": snapshot.version}, 1.0)]
+    states = [({"state": state}, float(state == snapshot.state)) for state in STATES]
     yield "state", "1 for the current state of the job.", states
-    if now.stage is not None:
-        yield "stage", "The running stage.", [({"stage": now.stage}, 1.0)]
-    seconds = [({"stage": name}, float(took)) for name, took in now.finished.items()]
+    if snapshot.stage is not None:
+        yield "stage", "The running stage.", [({"stage": snapshot.stage}, 1.0)]
+    seconds = [({"stage": name}, float(took)) for name, took in snapshot.finished.items()]
     yield "stage_seconds", "Duration of each finished stage in seconds.", seconds
-    if now.step is not None:
+    if snapshot.step is not None:
         for name, about in STEP.items():
-            yield name, about, [({}, float(getattr(now.step, name)))]
+            yield name, about, [({}, float(getattr(snapshot.step, name)))]
     metrics = [
         ({"when": when, "metric": metric}, float(value))
-        for when, values in now.metrics.items()
+        for when, values in snapshot.metrics.items()
         for metric, value in values.items()
     ]
     yield "eval", "Metrics before training (baseline) and after it (final).", metrics
-    yield "updated_timestamp_seconds", "Time of the last change.", [({}, now.updated)]
+    yield "updated_timestamp_seconds", "Time of the last change.", [({}, snapshot.updated)]
 
 
 def _labels(labels: dict[str, str]) -> str:
@@ -78,8 +80,8 @@ class MetricsFile:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def write(self, now: Snapshot) -> None:
-        storage.write_text(self._path, exposition(now))
+    def write(self, snapshot: Snapshot) -> None:
+        storage.write_text(self._path, exposition(snapshot))
 
 
 class _Server(ThreadingHTTPServer):
@@ -99,7 +101,9 @@ class MetricsServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 exists = self.path.partition("?")[0] == "/metrics"
-                body = exposition(status.now).encode() if exists else b"metrics are at /metrics\n"
+                body = (
+                    exposition(status.snapshot).encode() if exists else b"metrics are at /metrics\n"
+                )
                 self.send_response(200 if exists else 404)
                 self.send_header("Content-Type", CONTENT_TYPE)
                 self.send_header("Content-Length", str(len(body)))
@@ -118,7 +122,7 @@ class MetricsServer:
                 value=port,
                 fix="choose a free port above 1023, or null for none",
             ) from error
-        # Polls often, so that the job does not wait for it at its end.
+        # A short poll interval, so that closing does not delay the end of the job.
         serve = partial(self._server.serve_forever, poll_interval=0.05)
         threading.Thread(target=serve, name="metrics", daemon=True).start()
 

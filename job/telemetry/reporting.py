@@ -18,12 +18,12 @@ class Sink(Protocol):
     interval_seconds: float
     """The minimum time between two writes."""
 
-    def write(self, now: Snapshot) -> None:
+    def write(self, snapshot: Snapshot) -> None:
         """Raises any error if it cannot."""
 
 
 class StatusReporter:
-    """Passes the status on until closed; starts no thread without sinks."""
+    """Writes the status to all configured sinks until closed, each in its own thread."""
 
     def __init__(self, status: Status, runtime: RuntimeSpec) -> None:
         """Raises SpecError if the metrics port is unavailable."""
@@ -55,18 +55,18 @@ class StatusReporter:
         written: Snapshot | None = None
         warned = False
         while True:
-            # Read before the snapshot, so that the last one written is of the end.
+            # Read before the snapshot, so that the last one written includes the end.
             last = self._closing.is_set()
-            now = self._status.now
-            if now is not written:
+            snapshot = self._status.snapshot
+            if snapshot is not written:
                 try:
-                    sink.write(now)
+                    sink.write(snapshot)
                 except Exception as error:  # noqa: BLE001 - a sink never affects the job
                     if not warned:
                         name = type(sink).__name__
                         log.warn("the status cannot be reported", watcher=name, reason=error)
                     warned = True
-                written = now
+                written = snapshot
             if last:
                 return
             self._closing.wait(sink.interval_seconds)

@@ -12,7 +12,7 @@ class Step:
 
     step: int
     steps: int
-    """Of the whole training."""
+    """Steps of the whole training."""
     epoch: float
     loss: float
     learning_rate: float
@@ -48,12 +48,12 @@ class Status:
 
     def __init__(self, name: str, version: str) -> None:
         self._lock = threading.Lock()
-        self._now = Snapshot(name=name, version=version, updated=time.time())
+        self._snapshot = Snapshot(name=name, version=version, updated=time.time())
 
     @property
-    def now(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         with self._lock:
-            return self._now
+            return self._snapshot
 
     def start_stage(self, stage: str) -> None:
         self._set(stage=stage)
@@ -62,7 +62,7 @@ class Status:
         self, stage: str, seconds: float, metrics: Mapping[str, Mapping[str, float]]
     ) -> None:
         """Records that a stage is complete; `metrics` are all known so far."""
-        finished = {**self.now.finished, stage: seconds}
+        finished = {**self.snapshot.finished, stage: seconds}
         self._set(stage=None, finished=finished, metrics=dict(metrics))
 
     def set_step(self, step: Step) -> None:
@@ -73,4 +73,4 @@ class Status:
 
     def _set(self, **changes: object) -> None:
         with self._lock:
-            self._now = replace(self._now, **changes, updated=time.time())  # type: ignore[arg-type]
+            self._snapshot = replace(self._snapshot, **changes, updated=time.time())  # type: ignore[arg-type]

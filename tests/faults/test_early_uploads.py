@@ -80,7 +80,7 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
             Weights(meta_tensors=Weights.of(held.items()).meta_tensors, tensors=tensors()),
             output.stages.local.create("export") / "merged",
             max_shard_size="17KB",
-            finished=lambda path: output.stages.upload_early("export", path),
+            finished=lambda path: output.stages.upload_eagerly("export", path),
         )
         output.stages.publish("export", "f", "now", 1.0, {})
         output.release()
@@ -175,7 +175,7 @@ def test_a_job_asked_to_stop_between_shards_leaves_none(s3: S3, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("code", "exit_code", "told"),
-    [("InvalidAccessKeyId", 12, "access is denied"), ("QuotaExceeded", 21, "no space is left")],
+    [("InvalidAccessKeyId", 12, "access denied"), ("QuotaExceeded", 21, "no space left")],
 )
 @pytest.mark.slow
 def test_a_store_that_refuses_a_shard_ends_the_job_with_its_code(

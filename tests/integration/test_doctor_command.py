@@ -80,7 +80,7 @@ def test_a_job_with_local_inputs_does_not_notice_that_the_hub_is_forbidden(
     environ = {variable: "1", "CUDA_VISIBLE_DEVICES": ""}
     done = doctor(f"--output={cache / 'out'}", cache=cache, environ=environ)
     assert done.code == 0, done.out + done.err
-    assert f"not asked: {variable} is set; no hf:// input needs it" in done.out
+    assert f"not checked: {variable} is set; no hf:// input needs it" in done.out
 
 
 def test_what_needs_the_hub_is_12_at_once_if_it_is_forbidden(cache: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_lease_of_a_dead_holder_expires_and_the_dead_learns_of_it(
     assert SECONDS <= time.monotonic() - started < 3 * SECONDS
     first._renew()  # it wakes up
     assert not first.held
-    with pytest.raises(StorageError, match="another job has taken the output over"):
+    with pytest.raises(StorageError, match="another job has taken over the output"):
         first.check()
     first.release()
     assert second.held
@@ -117,7 +117,7 @@ def test_a_lease_that_another_took_and_gave_up_is_lost_all_the_same(
     second.release()
     first._renew()  # it wakes up
     assert not first.held
-    with pytest.raises(StorageError, match=r"has taken the output over \(it has finished since\)"):
+    with pytest.raises(StorageError, match=r"has taken over the output \(it has finished since\)"):
         first.check()
 
 
@@ -128,7 +128,7 @@ def test_a_lease_of_the_same_number_is_anothers_where_its_holder_is(
     second.acquire()
     second.release()
     third.acquire()
-    with pytest.raises(StorageError, match="has taken the output over"):
+    with pytest.raises(StorageError, match="has taken over the output"):
         first.check()  # it wakes up
     first.release()
     third.check()
@@ -252,10 +252,10 @@ def test_a_job_that_loses_its_output_while_it_stores_a_stage_calls_nothing_done(
             time.sleep(0.01)
 
     monkeypatch.setattr(storage, "upload_tree", slowly)
-    with pytest.raises(StorageError, match="another job has taken the output over"):
+    with pytest.raises(StorageError, match="another job has taken over the output"):
         output.stages.publish("prep", "f", "now", 1.0, {})
     assert output.stages.completed("prep", "f") is None
-    with pytest.raises(StorageError, match="another job has taken the output over"):
+    with pytest.raises(StorageError, match="another job has taken over the output"):
         output.finish_run(complete=True)
     assert not storage.exists(output.at("_SUCCESS"))
 

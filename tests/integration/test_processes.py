@@ -281,7 +281,7 @@ def test_a_process_that_dies_ends_the_other_with_its_name(pair: Any, tmp_path: P
     sent = time.monotonic()
     assert both.end() == (70, -9), both.said
     assert time.monotonic() - sent < 60
-    assert "rank 1: has died or cannot be reached" in both.said[0]
+    assert "rank 1: has died or is unreachable" in both.said[0]
     assert "fix: " in both.said[0]
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
 
@@ -293,7 +293,7 @@ def test_rank_0_that_dies_ends_the_other(pair: Any, tmp_path: Path) -> None:
     both.wait_for("prep: started")
     both.processes[0].kill()
     assert both.end() == (-9, 70), both.said
-    assert "rank 0: has died or cannot be reached" in both.said[1]
+    assert "rank 0: has died or is unreachable" in both.said[1]
 
 
 def test_an_error_of_rank_0_is_told_once_and_ends_all_with_its_code(
@@ -326,5 +326,5 @@ def test_processes_of_different_specs_do_not_train_together(pair: Any, tmp_path:
         arguments(tmp_path / "out", 1, 2, **{"train.learning_rate": 0.5}),
     )
     assert both.end() == (70, 70), both.said
-    assert "rank 1: has another spec or version of the job than rank 0" in "".join(both.said)
+    assert "rank 1: has a different spec or version of the job than rank 0" in "".join(both.said)
     assert not (tmp_path / "out" / "adapter").exists()

@@ -250,7 +250,7 @@ def test_a_second_signal_ends_a_deferred_stop_at_once() -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143
     assert time.monotonic() - sent < BUSY
-    assert "SIGTERM again: leaving at once" in said
+    assert "SIGTERM again: exiting immediately" in said
 
 
 HANGING_UPLOAD = """
@@ -297,7 +297,7 @@ def test_a_stop_that_another_process_relays_is_no_second_signal() -> None:
     said = done.stderr
     assert done.returncode == 143
     assert said.count("SIGTERM received: stopping after this step") == 1
-    assert said.index("still here") < said.index("SIGTERM again: leaving at once")
+    assert said.index("still here") < said.index("SIGTERM again: exiting immediately")
 
 
 IMPORTING = """

@@ -67,7 +67,7 @@ def test_a_smaller_command_that_made_something_says_what_is_left_to_make(
 ) -> None:
     runner.run(loaded(output, cache, "eval.max_samples=5"), "eval")
     said = capsys.readouterr().err
-    assert "the run was finished; _SUCCESS is withdrawn until it is again" in said
+    assert "_SUCCESS of the finished run is removed until it is finished again" in said
     assert (output / "_SUCCESS").is_file()  # the export is as complete as before
     assert verify(str(output)).files > 10
 
@@ -104,7 +104,7 @@ def test_an_output_in_another_run_is_refused(
     before = files(output)
     (tmp_path / "link").symlink_to(output)
     for place in (output / nested, tmp_path / "link" / nested):
-        with pytest.raises(SpecError, match=f"lies in the output of another run, {output}"):
+        with pytest.raises(SpecError, match=f"is inside the output of another run, {output}"):
             runner.run(loaded(place, cache))
     assert files(output) == before
 

@@ -29,9 +29,9 @@ LONGEST_SECONDS = 0.5
 """How far behind the line of its log a job is stopped."""
 SAID = (
     *("run name=", "prep: started", "baseline: started", "train step=2", "checkpoint stored"),
-    *("eval: started", "export: started", "uploaded early", "report: started", "report: done"),
+    *("eval: started", "export: started", "uploaded eagerly", "report: started", "report: done"),
 )
-STOPPED_THERE = "another job was stopped in the middle of a write"
+STOPPED_THERE = "another job is suspended in the middle of a write"
 SETTINGS = {"data.train.limit": 24, "eval.max_samples": 4, "export.merged.max_shard_size": "1MB"}
 
 # Forked from a process that has the libraries loaded: starting anew takes most of a small run.
@@ -146,7 +146,7 @@ def test_what_the_last_job_finished_stays_when_those_it_took_over_from_go_on(
         codes = [job.finish() for job in stopped]
         for job, code in zip(stopped, codes, strict=True):
             assert code in (21, 143), job.said()
-            assert code == 143 or "another job has taken the output over" in job.said()
+            assert code == 143 or "another job has taken over the output" in job.said()
         assert bytes_at(output) == before
         assert verify(output).files > 10
         print(f"{store}: {len(stopped)} jobs stopped and taken over, {between} of them in a write")

@@ -1,1 +1,1 @@
-"""The commands: their options and help. What they do is imported only when they run."""
+"""The commands: their options and help. Their implementations are imported when they run."""

@@ -1,6 +1,6 @@
-"""Commands for the time after a run: fetch, verify, clean, ask, manifest; infer has its own file.
+"""Commands for after a run: fetch, verify, clean, ask, manifest; infer has its own file.
 
-Docstrings are the commands' help.
+The docstrings are the commands' help.
 """
 
 import os
@@ -47,7 +47,7 @@ def verify(output: FinishedRun) -> None:
         "the run is intact",
         files=verified.files,
         checkpoints=verified.checkpoints,
-        read=log.amount(verified.bytes),
+        read=log.byte_count(verified.bytes),
     )
 
 
@@ -85,7 +85,9 @@ def ask(
     url: Annotated[str, typer.Argument(help="The server, without /v1.", metavar="URL")],
     model: Annotated[str, typer.Option(help="The model's name on the server.")],
     question: Annotated[str, typer.Option(help="What to ask about the image.")],
-    image: Annotated[Path | None, typer.Option(help="The image; default: a drawn formula.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="The image; default: a rendered formula.")
+    ] = None,
     no_image: Annotated[bool, typer.Option("--no-image", help="Send no image.")] = False,
     wait: Annotated[int, typer.Option(help="Seconds to wait for the server to be ready.")] = 0,
 ) -> None:
@@ -124,12 +126,12 @@ def manifest(
     """Print or write the Kubernetes manifests of a job."""
     from job import kubernetes
 
-    order = kubernetes.ManifestOptions(
+    options = kubernetes.ManifestOptions(
         spec=spec, sets=tuple(set or ()), output=output, registry=registry, environ=os.environ
     )
     if directory is not None:
-        written = kubernetes.folder(order, nodes, smoke)
+        written = kubernetes.folder(options, nodes, smoke)
         kubernetes.write(directory, written)
         log.info("written", files=len(written), folder=directory)
     else:
-        print(kubernetes.render(order, platform, nodes, kind), end="")
+        print(kubernetes.render(options, platform, nodes, kind), end="")

@@ -1,4 +1,4 @@
-"""Commands for the time before a run: validate, plan, doctor, reference, schema."""
+"""Commands for before a run: validate, plan, doctor, reference, schema."""
 
 from typing import Annotated
 
@@ -64,7 +64,7 @@ def plan(
     )
     print(planning.text(result) if format == "text" else planning.as_json(result))
     planning.refuse_missing_data(result)
-    planning.refuse_what_does_not_fit(result)
+    planning.refuse_if_too_large(result)
 
 
 def doctor(

@@ -1,4 +1,4 @@
-"""`job infer` on the command line; `job.cli.infer` answers."""
+"""The options of `job infer`; `job.cli.infer` implements it."""
 
 from pathlib import Path
 from typing import Annotated

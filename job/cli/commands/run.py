@@ -54,7 +54,7 @@ def _start(
 ) -> None:
     from job.families import model_source
 
-    launch.silence_all_but_the_first()
+    launch.silence_other_ranks()
     loaded = load(spec, overrides, output)
     model_source.require_hub(loaded.spec)
     launch.launch(loaded, command)

@@ -11,14 +11,14 @@ from job.prep.readers import tars, texts
 from job.prep.source_files import SourceFile
 
 SAMPLE_BYTES = 8 * 2**20
-"""Bytes of files, as stored, that are read for an estimate."""
+"""Bytes to read for an estimate, before decompression."""
 TEXT_FORMATS = ("jsonl", "json", "csv", "tsv")
 ESTIMATED_FORMATS = (*TEXT_FORMATS, "webdataset")
 """Formats whose records can only be counted by reading the whole file."""
 
 
 def estimate_count(sizes: Mapping[SourceFile, int]) -> int:
-    """About how many records files of these sizes hold, by the bytes that the first ones take."""
+    """Estimates the number of records in files of these sizes from the size of the first ones."""
     kinds: dict[tuple[str, bool], dict[SourceFile, int]] = {}
     for file, size in sizes.items():
         kinds.setdefault((file.format, file.uri.lower().endswith("gz")), {})[file] = size

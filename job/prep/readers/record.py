@@ -1,4 +1,4 @@
-"""A record as its source stores it, before it becomes a row."""
+"""A record as stored in its source, before conversion to a row."""
 
 import json
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class Record:
     position: RecordPosition | None = None
     """Set when the source is read as a whole."""
     junk_members: int = 0
-    """Archive members before its end that systems and tools left there."""
+    """Archive members skipped as junk of operating systems and tools."""
 
     @property
     def size(self) -> int:

@@ -1,7 +1,7 @@
 """Checks of values against each other, before anything is downloaded.
 
-Each rule reads values by dotted key and yields findings. A rule stops at a missing or invalid
-value, which is reported already.
+Each rule reads values by dotted key and yields findings. A rule is skipped if a value that it reads
+is missing or invalid, since that is reported already.
 """
 
 from collections.abc import Collection
@@ -17,7 +17,8 @@ RULES: tuple[Rule, ...] = (*locations.RULES, *data.RULES, *weights.RULES, *train
 def check(values: Json, invalid: Collection[Path], options: Collection[Path] = ()) -> list[Finding]:
     """The findings of all rules in `values`.
 
-    Values at `invalid` are reported already; values at `options` are from the command line.
+    Values at the paths in `invalid` are reported already; those in `options` came from the command
+    line.
     """
     findings: list[Finding] = []
     at = View(values, invalid, options)

@@ -1,4 +1,4 @@
-"""Checks of URIs and paths: where the model comes from and where the output goes."""
+"""Checks of URIs and paths: the model, the output, and local folders."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ FOLDERS = (
     *("data", "checkpoints", "train", "eval", "adapter", "adapter-vllm", "weights", "merged"),
     *(LOGS, ".stages", ".lease"),
 )
-"""The folders that a run writes at its output."""
+"""The folders that a run writes in its output."""
 _UNUSABLE = ("", ".", "..")
 _READ_ONLY = ("hf://", "builtin://", "http://", "https://")
 _URIS = (
@@ -45,7 +45,7 @@ _ONE_SLASH = re.compile(rf"(?P<scheme>{'|'.join(_SCHEMES)})(:/?(?!/)|//|:///+)(?
 
 
 def _uris_have_two_slashes(at: View) -> Iterator[Finding]:
-    """Without them a URI is a local path, which nobody means."""
+    """Without them a URI would be taken for a local path."""
     folders = (f"{source}.{name}" for source in at.sources() for name in ("uri", "image_folder"))
     for dotted in (*_URIS, *folders):
         try:
@@ -113,7 +113,7 @@ def _revision(uri: str) -> str | None:
 
 
 def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
-    """Neither contains the other, links resolved: the run would overwrite or remove its input."""
+    """Neither may contain the other (links resolved), or the run would overwrite its input."""
     output = at("output.uri")
     if output.startswith(_READ_ONLY):
         yield _read_only("output.uri", output)
@@ -131,9 +131,9 @@ def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
 
 
 def _overlap(output: str, uri: str, dotted: str) -> str | None:
-    """How an output conflicts with the input of the key `dotted`."""
+    """How the output conflicts with the input at `uri`, which the key `dotted` sets."""
     pattern = re.search(r"[*?\[]", uri)
-    if pattern is not None:  # its folder; matching files may be next to the output
+    if pattern is not None:  # check its folder; matching files may be next to the output
         uri = posixpath.dirname(uri[: pattern.start()]) or "."
     read, written = canonical(uri), canonical(output)
     if _contains(read, written) and pattern is None:
@@ -163,7 +163,7 @@ def _logging_dir_is_writable(at: View) -> Iterator[Finding]:
         if own != LOGS and _contains(canonical(f"{output.rstrip('/')}/{own}"), canonical(folder)):
             yield finding(
                 "train.logging_dir",
-                f"must not be in {own}/ of the output, whose files the run checks and removes",
+                f"must not be in the output's {own}/: the run checks and removes files there",
                 f"remove the line: trackers write to {LOGS}/ there",
             )
 
@@ -176,9 +176,9 @@ def _local_folders_are_outside_the_output(at: View) -> Iterator[Finding]:
                 if _contains(canonical(f"{output.rstrip('/')}/{own}"), canonical(folder)):
                     yield finding(
                         dotted,
-                        f"must not be in {own}/ of the output, whose files the run checks and "
-                        "removes",
-                        "write another folder, outside of the output",
+                        f"must not be in the output's {own}/: the run checks and removes files "
+                        "there",
+                        "write a folder outside of the output",
                     )
 
 
@@ -207,14 +207,16 @@ def _read_only(dotted: str, uri: str) -> Finding:
 
 
 def unusable(uri: str) -> str | None:
-    """Why a URI cannot be written to: object stores would store it under another name.
+    """Why a URI cannot be written to, if so.
 
-    Some keep empty, `.` and `..` parts, others drop them: what is stored is then not listed where
-    it was stored.
+    Some object stores keep empty, `.` and `..` parts in names and others drop them, so listings may
+    not find what was stored.
     """
     if _is_local(uri) or uri.lower().startswith("memory://"):
         return None
-    parts = uri.partition("://")[2].strip("/").split("/")  # another rule checks leading ones
+    parts = (
+        uri.partition("://")[2].strip("/").split("/")
+    )  # `_uris_have_two_slashes` checks leading ones
     if "" in parts:
         return "has an empty part: two consecutive slashes"
     dots = [part for part in parts if part in (".", "..")]
@@ -226,14 +228,14 @@ def _is_local(uri: str) -> bool:
 
 
 def canonical(uri: str) -> str:
-    """One spelling for all URIs of the same location; of a local path, with its links resolved."""
+    """The canonical form of a URI; for a local path, absolute with links resolved."""
     if not _is_local(uri):
         scheme, _, rest = uri.partition("://")
         scheme = "s3" if scheme.lower() == "s3a" else scheme.lower()
         path = posixpath.normpath(re.sub("/+", "/", rest))
         return f"{scheme}://{path}"
     uri = uri.partition("://")[2] if "://" in uri else uri
-    with contextlib.suppress(RuntimeError):  # no such user: then it is a folder of that name
+    with contextlib.suppress(RuntimeError):  # no such user, so it is a folder of that name
         uri = FilePath(uri).expanduser().as_posix()
     return os.path.realpath(uri)
 

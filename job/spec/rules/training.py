@@ -26,7 +26,7 @@ def _warmup_ends(at: View) -> Iterator[Finding]:
     if warmup == keys.default("train.warmup_steps") or at("train.lr_scheduler_type") == "constant":
         return
     if at.from_command_line("train.max_steps") and not at.from_command_line("train.warmup_steps"):
-        return  # a trial of a longer training
+        return  # a short trial of a longer training
     if 0 < steps < warmup:
         yield finding(
             "train.warmup_steps",

@@ -1,4 +1,4 @@
-"""The spec as rules read it, and the findings that they yield."""
+"""How rules read the spec, and build findings."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -10,11 +10,11 @@ from job.spec.problems import Finding
 
 
 class Unavailable(Exception):
-    """A value that a rule reads is missing or invalid."""
+    """A value that a rule reads is missing or invalid, so the rule cannot be checked."""
 
 
 class View:
-    """The values of a spec with defaults filled in, by dotted key."""
+    """Read access to the values of a spec, defaults included: `at("train.seed")`."""
 
     def __init__(
         self, values: Json, invalid: Collection[Path], options: Collection[Path] = ()
@@ -22,7 +22,7 @@ class View:
         self._values, self._invalid, self._options = values, invalid, options
 
     def from_command_line(self, dotted: str) -> bool:
-        """Whether the command line sets the value, for this run only."""
+        """Whether the value was set on the command line, for this run only."""
         return keys.path_of(dotted) in self._options
 
     def __call__(self, dotted: str) -> Any:  # noqa: ANN401 - typed by the schema, key by key
@@ -53,11 +53,12 @@ Rule = Callable[[View], Iterator[Finding]]
 
 
 def finding(dotted: str, message: str, fix: str) -> Finding:
+    """A finding for the value of a dotted key."""
     return Finding(keys.path_of(dotted), message, fix)
 
 
 def unknown_builtin(dotted: str, uri: str, known: tuple[str, ...]) -> Iterator[Finding]:
-    """A builtin:// URI that is none of those known."""
+    """Yields a finding if a builtin:// URI is not one of `known`."""
     if uri not in known:
         close = nearest(uri, known) or known[0]
         yield finding(dotted, "does not ship with the project", f"write {close}")

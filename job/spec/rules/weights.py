@@ -9,7 +9,7 @@ from job.spec.problems import Finding
 from job.spec.rules.view import Rule, View, finding
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear module except the output layer."""
+"""PEFT's name for all linear modules except the output layer."""
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_positions")
 _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2")
 _TOGGLES = (
@@ -71,7 +71,7 @@ def _targets_exclude_toggles(at: View) -> Iterator[Finding]:
 
 
 def _targets_are_linear_modules(at: View) -> Iterator[Finding]:
-    """Names that no family has a linear module for."""
+    """Rejects targets that cannot be linear modules."""
     wanted = at("lora.target_modules")
     if at("lora.method") != "lora" or wanted is None:
         return
@@ -82,7 +82,7 @@ def _targets_are_linear_modules(at: View) -> Iterator[Finding]:
         if name in (ALL_LINEAR, "all", "all_linear"):
             yield finding(
                 "lora.target_modules",
-                f"{name} must be the only target: it is every linear module",
+                f"{name} must be the only target: it selects every linear module",
                 f"write target_modules: {ALL_LINEAR}",
             )
         elif name.rpartition(".")[2] in _EMBEDDINGS:
@@ -98,7 +98,7 @@ def _expression_is_valid(wanted: str) -> Iterator[Finding]:
     if wanted == ALL_LINEAR:
         return
     if wanted in ("all", "all_linear"):
-        yield finding(dotted, "is not PEFT's word for every linear module", f"write {ALL_LINEAR}")
+        yield finding(dotted, "is not PEFT's name for all linear modules", f"write {ALL_LINEAR}")
     elif re.fullmatch(r"\w+(\s*,\s*\w+)+", wanted):
         names = ", ".join(re.findall(r"\w+", wanted))
         yield finding(dotted, "must be a list to name several modules", f"write [{names}]")
@@ -138,7 +138,7 @@ def _parameters_require_plain_lora(at: View) -> Iterator[Finding]:
         if at(f"lora.{name}") != plain:
             yield finding(
                 f"lora.{name}",
-                f"must be {quoted(plain)} with {which}: PEFT cannot do so for bare parameters",
+                f"must be {quoted(plain)} with {which}: PEFT does not support it for parameters",
                 f"remove the line, or remove {which}",
             )
 

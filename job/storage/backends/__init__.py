@@ -1,4 +1,4 @@
-"""The table of backends: which class serves which protocol, one class a file.
+"""The table of backends: the class for each protocol, one class per file.
 
 To add a store, write its class in a file here and add its protocols to the table.
 """

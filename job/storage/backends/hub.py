@@ -14,14 +14,14 @@ _TRUE = ("1", "ON", "YES", "TRUE")  # as the hub's libraries read them
 
 
 class Hub(Backend[HubFileSystem]):
-    """Goes through huggingface_hub, unless a variable forbids access to the hub."""
+    """Uses huggingface_hub, unless an environment variable sets offline mode."""
 
     read_only = True
 
     def options(self, uri: str) -> dict[str, object]:
         from huggingface_hub.utils import disable_progress_bars, logging
 
-        # Its own bars and lines would break the structured log.
+        # Its progress bars and messages would break the structured log.
         disable_progress_bars()
         logging.set_verbosity_error()
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
@@ -31,7 +31,7 @@ class Hub(Backend[HubFileSystem]):
         return threading.get_ident()  # the listing cache of a connection is not thread-safe
 
     def connect(self, uri: str) -> HubFileSystem:
-        if (variable := hub_forbidden_by(uri)) is not None:
+        if (variable := hub_offline_variable(uri)) is not None:
             raise offline(uri, variable)
         return super().connect(uri)
 
@@ -57,8 +57,8 @@ class Hub(Backend[HubFileSystem]):
         return "check the network, and HF_ENDPOINT; then run again"
 
 
-def hub_forbidden_by(uri: str) -> str | None:
-    """The environment variable that forbids access to `uri` on the hub, if any."""
+def hub_offline_variable(uri: str) -> str | None:
+    """The environment variable that sets offline mode for `uri`, a URI of the hub, if any."""
     if scheme(uri) != "hf":
         return None
     datasets = ("HF_DATASETS_OFFLINE",) if uri.startswith("hf://datasets/") else ()
@@ -69,7 +69,7 @@ def hub_forbidden_by(uri: str) -> str | None:
 
 
 def offline(uri: str, variable: str) -> InputError:
-    """The error for a URI of the hub while `variable` forbids access: no retry can help."""
+    """The error for a URI of the hub in offline mode, set by `variable`."""
     return InputError(
         uri,
         f"access to the hub is disabled: {variable} is set",

@@ -13,7 +13,7 @@ from job.storage.write_guard import UNGUARDED, Guard
 
 
 class LocalFiles(Backend[FileSystem]):
-    """Goes to the file system directly; fsspec only matches patterns."""
+    """Uses the file system directly; only globs go through fsspec."""
 
     def listing(self, uri: str) -> list[Entry]:
         root = local_path(uri)
@@ -49,7 +49,7 @@ class LocalFiles(Backend[FileSystem]):
 
     def put(self, uri: str, source: bytes | Path, guard: Guard = UNGUARDED) -> None:
         def store() -> None:
-            with local.whole_file(local_path(uri), lambda: guard.writing(uri)) as unfinished:
+            with local.atomic_write(local_path(uri), lambda: guard.writing(uri)) as unfinished:
                 if isinstance(source, bytes):
                     unfinished.write_bytes(source)
                 else:

@@ -11,7 +11,7 @@ from job.storage.write_guard import UNGUARDED, Guard
 
 
 class MemoryStore(Backend[FileSystem]):
-    """fsspec's own shows a file from its first byte on, and its open files share one position."""
+    """Writes and opens whole files: fsspec's are visible while incomplete, and share a position."""
 
     def open(self, uri: str) -> BinaryIO:
         return io.BytesIO(self.read(uri, None))
@@ -32,7 +32,7 @@ class MemoryStore(Backend[FileSystem]):
 
 
 def _started() -> str:
-    """When this process started, as process ids are used again."""
+    """The start time of this process, since process ids are reused."""
     try:
         return Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

@@ -1,10 +1,10 @@
-"""Object stores that fsspec writes to in one request, or in parts that appear together."""
+"""Object stores to which fsspec writes atomically: in one request, or a multipart upload."""
 
 from job.storage.backend import Backend
 from job.storage.filesystem import FileSystem
 
 
 class ObjectStore(Backend[FileSystem]):
-    """An object appears when it is complete, so nothing is renamed, which would copy it."""
+    """Writes objects directly; a rename would copy them."""
 
     atomic_puts = True

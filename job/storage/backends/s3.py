@@ -1,4 +1,4 @@
-"""`s3://`: S3 and the stores that speak its protocol, by keys and endpoint of the environment."""
+"""`s3://`: S3 and compatible stores, with keys and endpoint from the environment."""
 
 import hashlib
 import os
@@ -47,13 +47,13 @@ _TYPES: Mapping[Kind, tuple[str, ...]] = {
         *("HTTPClientError", "ConnectionError", "IncompleteReadError", "ChecksumError"),
         *("FlexibleChecksumError", "ResponseParserError"),
     ),
-    # What is left is a bucket name, a region or an endpoint that cannot exist.
+    # Any other error is an invalid bucket name, region or endpoint.
     "invalid": ("BotoCoreError", "ClientError"),
 }
 
 
 class S3(Backend[S3FileSystem]):
-    """Goes through s3fs. Writes are single puts or multipart uploads, conditional under a guard."""
+    """Uses s3fs. Writes are single puts or multipart uploads, conditional under a guard."""
 
     kinds_by_code: ClassVar = {code: kind for kind, codes in _CODES.items() for code in codes}
     kinds_by_type: ClassVar = {
@@ -79,9 +79,9 @@ class S3(Backend[S3FileSystem]):
         return filesystem
 
     def raise_reason(self, filesystem: S3FileSystem, path: str) -> None:
-        """The answer to a HEAD has no body, where S3 says whether keys expired or never worked.
+        """Repeats a refused HEAD as a GET, whose response has a body with the reason.
 
-        A GET needs the same permission and is told why it is refused.
+        It tells, for example, expired keys from invalid ones.
         """
         bucket, key, _ = filesystem.split_path(path)
         if key:
@@ -113,7 +113,7 @@ class S3(Backend[S3FileSystem]):
     # --- identity ---------------------------------------------------------------------------
 
     def identity(self, uri: str) -> dict[str, object]:
-        """The key with its server and account, as the connection has resolved them."""
+        """The key, with server and account as resolved by the connection."""
         server = self.call("read", uri, lambda filesystem, _: _server(filesystem))
         return {"path": self.key(uri), **server}
 
@@ -148,9 +148,9 @@ def _server(filesystem: S3FileSystem) -> dict[str, object]:
 
 
 def _account(filesystem: S3FileSystem) -> str:
-    """A digest of the access key's id, which stands for the account.
+    """A digest of the access key id, which identifies the account.
 
-    Roles get new keys every hour, so they count by their own name.
+    Roles get new keys every hour, so for them the digest is of the role's name.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.session import get_session

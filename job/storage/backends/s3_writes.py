@@ -1,4 +1,4 @@
-"""Writes to S3: single puts, multipart uploads, and requests on condition.
+"""Writes to S3: single puts, multipart uploads, and conditional requests.
 
 An object appears when it is complete. Parts are retried one by one; a failed upload is aborted,
 because its parts cost money and appear in no listing.
@@ -16,7 +16,7 @@ from job.errors import InputError, JobError, StorageError
 from job.storage import failures, retry
 from job.storage.backend import Backend, check_length, length_of
 from job.storage.filesystem import S3FileSystem
-from job.storage.uri import PROBE, join
+from job.storage.uri import PROBE_PREFIX, join
 from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 Store = Backend[S3FileSystem]
@@ -43,8 +43,8 @@ class ObjectKey(TypedDict):
 def put(store: Store, uri: str, source: bytes | Path, guard: Guard) -> None:
     """Stores bytes or a local file as one object and checks its length.
 
-    Under a guard: reads the object's version, asks the guard, then writes on condition that the
-    version is still the same, if the store supports that.
+    Under a guard: reads the object's version, checks the guard, then writes on condition that the
+    version is unchanged, if the store supports that.
     """
     length = length_of(source)
 
@@ -82,7 +82,7 @@ def put_new(store: Store, uri: str, data: bytes) -> bool:
                         return True
                 case _:
                     raise
-            # An earlier attempt may have succeeded and its answer been lost.
+            # An earlier attempt may have succeeded although its response was lost.
             return filesystem.cat_file(path) == data
         return True
 
@@ -90,7 +90,7 @@ def put_new(store: Store, uri: str, data: bytes) -> bool:
 
 
 def delete_unchanged(store: Store, uri: str, guard: Guard) -> None:
-    """Removes the object that is there when the guard is asked, but none written since."""
+    """Deletes the object, unless it changed since the guard was checked."""
 
     def remove(filesystem: S3FileSystem, path: str) -> None:
         target = _target(filesystem, path, uri)
@@ -103,12 +103,11 @@ def delete_unchanged(store: Store, uri: str, guard: Guard) -> None:
 
 
 def conditions(store: Store, uri: str) -> Conditions:
-    """Tries out, on a hidden object below `uri`, which conditional requests the store honors.
+    """Tests, on a hidden object below `uri`, which conditional requests the store honors.
 
-    Some stores answer that they support none; others ignore the condition, which only a trial
-    reveals.
+    Some stores reject them as unsupported; others silently ignore the condition.
     """
-    probe = join(uri, f"{PROBE}{secrets.token_hex(8)}")
+    probe = join(uri, f"{PROBE_PREFIX}{secrets.token_hex(8)}")
 
     def refuses(method: str, **arguments: object) -> bool:
         def ask(filesystem: S3FileSystem, path: str) -> bool:
@@ -162,9 +161,9 @@ def _refuses_completion(store: Store, uri: str) -> bool:
 
 
 def _is_refused(request: Callable[[], object], otherwise: Callable[[], None] | None = None) -> bool:
-    """Whether a request fails its condition, rather than succeeds or is unsupported.
+    """Whether a request is refused because of its condition, not accepted or unsupported.
 
-    `otherwise` cleans up after a request that did not succeed.
+    `otherwise` cleans up after a request that failed.
     """
     try:
         request()
@@ -181,7 +180,7 @@ def _is_refused(request: Callable[[], object], otherwise: Callable[[], None] | N
 def abort_uploads(store: Store, uri: str, below: Collection[str], guard: Guard) -> int:
     """Aborts the unfinished multipart uploads to the folders `below` `uri`; returns how many.
 
-    A killed process leaves its parts: they cost money and appear in no listing.
+    A killed process leaves their parts behind, which cost money and appear in no listing.
     """
 
     def abort(filesystem: S3FileSystem, path: str) -> int:
@@ -223,7 +222,7 @@ def _put_parts(store: Store, uri: str, source: bytes | Path, length: int, guard:
 
     def send_part(index: int) -> dict[str, object]:
         body = _part(source, index * step, min(step, length - index * step))
-        with retry.abandoned_with(stop):
+        with retry.abandoned_if_set(stop):
             answer = request("upload_part", UploadId=upload, PartNumber=index + 1, Body=body)
         return {"PartNumber": index + 1, "ETag": answer["ETag"]}
 
@@ -270,7 +269,7 @@ def _unchanged(filesystem: S3FileSystem, target: ObjectKey) -> dict[str, str]:
 
 @contextmanager
 def _retrying_changes() -> Iterator[None]:
-    """Turns a failed condition into a transient failure, so that the guard is asked again."""
+    """Turns a failed condition into a transient failure, so that the guard is checked again."""
     try:
         yield
     except Exception as error:

@@ -9,7 +9,7 @@ from job.storage.filesystem import FileSystem
 
 
 class Web(Backend[FileSystem]):
-    """Servers that need not support listings or ranges."""
+    """Plain web servers, which may not support listings or ranges."""
 
     read_only = True
     has_listings = False
@@ -23,7 +23,7 @@ class Web(Backend[FileSystem]):
         return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
 
     def open(self, uri: str) -> BinaryIO:
-        """Downloads to a temporary file that ends with its last reader."""
+        """Downloads to a temporary file, which is deleted when closed."""
         from tempfile import TemporaryDirectory  # 10 ms that other commands need not pay
 
         with TemporaryDirectory() as directory:

@@ -66,15 +66,15 @@ class CheckpointCallback(TrainerCallback):
         log.info(
             "checkpoint stored",
             step=step,
-            written=log.span(local_seconds),
-            uploaded=log.span(stored_seconds),
+            written=log.seconds(local_seconds),
+            uploaded=log.seconds(stored_seconds),
         )
         grace = signals.grace_seconds()
         if local_seconds + stored_seconds > grace:
             log.warn(
                 "storing a checkpoint takes longer than the grace period after SIGTERM",
-                takes=log.span(local_seconds + stored_seconds),
-                grace=log.span(grace),
+                takes=log.seconds(local_seconds + stored_seconds),
+                grace=log.seconds(grace),
                 fix="raise terminationGracePeriodSeconds of the pod and set "
                 f"{signals.GRACE_VARIABLE} to the same seconds",
             )

@@ -122,13 +122,13 @@ class ProgressCallback(TrainerCallback):
         if not log.on_terminal():
             log.info(
                 "train",
-                step=log.of(step.step, step.steps),
+                step=log.fraction(step.step, step.steps),
                 loss=step.loss,
                 learning_rate=step.learning_rate,
                 tokens_per_second=step.tokens_per_second,
                 data_wait_share=step.data_wait_share,
-                memory=log.amount(step.memory_bytes),
-                left=log.span(step.left_seconds),
+                memory=log.byte_count(step.memory_bytes),
+                left=log.seconds(step.left_seconds),
             )
         self._shown = {
             "loss": step.loss,

@@ -51,7 +51,7 @@ def make(output: Output, paths: list[str], text: str) -> Path:
     for path in paths:
         (directory / path).write_text(f"{path} {text}")
         if path in SHARDS:
-            output.stages.upload_early("export", directory / path)
+            output.stages.upload_eagerly("export", directory / path)
     return directory
 
 
@@ -93,7 +93,7 @@ def test_a_shard_that_changed_after_it_went_up_is_refused(tmp_path: Path) -> Non
     directory = make(output, SHARDS + REST, "one")
     arrive(output, SHARDS)
     (directory / SHARDS[1]).write_text("other")
-    with pytest.raises(StorageError, match=r"00002-of-00003.*is not what it was when"):
+    with pytest.raises(StorageError, match=r"00002-of-00003.*changed after it was"):
         publish(output)
     assert not output.stages.markers.exists("export")
     output.stages.roll_back(urgent=False)
@@ -108,7 +108,7 @@ def test_nobody_reads_of_two_exports(tmp_path: Path) -> None:
     directory = make(output, [], "two")
     assert list(at(output)) == sorted([*SHARDS, *REST, "merged/model.gguf"])
     (directory / SHARDS[0]).write_text("two")
-    output.stages.upload_early("export", directory / SHARDS[0])
+    output.stages.upload_eagerly("export", directory / SHARDS[0])
     arrive(output, SHARDS[:1])
     assert at(output) == {"merged/model.gguf": "somebody's own", SHARDS[0]: "two"}
 
@@ -120,7 +120,7 @@ def test_what_a_killed_job_left_is_removed_by_the_next(now: list[str], tmp_path:
     directory = make(killed, [], "killed")
     for path in others:
         (directory / path).write_text("killed")
-        killed.stages.upload_early("export", directory / path)
+        killed.stages.upload_eagerly("export", directory / path)
     arrive(killed, others)
     kill(killed)
     output = output_at(tmp_path)
@@ -173,7 +173,7 @@ def test_an_upload_that_fails_is_raised_at_the_next_shard(
 
     def go_on() -> None:
         for _ in range(1000):  # the failure is on its way
-            output.stages.upload_early("export", directory / SHARDS[1])
+            output.stages.upload_eagerly("export", directory / SHARDS[1])
 
     with pytest.raises(StorageError, match=r"00001-of-00003.*cannot write"):
         go_on()
@@ -183,7 +183,7 @@ def test_a_job_that_lost_its_output_sends_nothing(tmp_path: Path) -> None:
     output = output_at(tmp_path)
     storage.write_text(output.at(REST[0]), "another job's")
     storage.write_text(output.at(".lease/9.json"), "{}")
-    with pytest.raises(StorageError, match="taken the output over"):
+    with pytest.raises(StorageError, match="taken over the output"):
         make(output, SHARDS, "one")
     assert at(output) == {REST[0]: "another job's"}
 

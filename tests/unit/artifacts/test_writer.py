@@ -28,7 +28,7 @@ from tests.conftest import S3
 from tests.jobs import ROOT
 
 JOB = ROOT / "job"
-WRITING = (
+INCOMPLETE_PREFIX = (
     *("write_bytes", "write_text", "write_new", "upload", "upload_tree", "copy_tree"),
     *("delete", "delete_tree", "delete_unfinished"),
 )
@@ -61,7 +61,7 @@ def test_only_the_writer_and_the_lease_write_to_storage() -> None:
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in STORAGE
-        and node.attr in WRITING
+        and node.attr in INCOMPLETE_PREFIX
     }
     assert found == set(ALLOWED)
     imported = {
@@ -71,7 +71,7 @@ def test_only_the_writer_and_the_lease_write_to_storage() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("job.storage")
         for alias in node.names
     }
-    assert imported.isdisjoint({*WRITING, "files", "remote", "s3"})
+    assert imported.isdisjoint({*INCOMPLETE_PREFIX, "files", "remote", "s3"})
 
 
 def calls_of(name: str) -> list[tuple[str, ast.Call]]:
@@ -180,7 +180,7 @@ def test_who_lost_the_lease_can_do_nothing_at_the_output(
         Writer(uri, second).write_text(path, "second")
     before = contents(uri)
     for write in WRITES.values():  # it wakes up
-        with pytest.raises(LeaseLost, match="another job has taken the output over"):
+        with pytest.raises(LeaseLost, match="another job has taken over the output"):
             write(writer, file)
     assert contents(uri) == before
     second.release()
@@ -268,7 +268,7 @@ def test_where_a_store_lets_a_late_write_through_no_success_stands_over_it(
     with pytest.raises(LateWrite):
         writer.write_text("model", "first's, too late")
     assert storage.read_text(f"{uri}/model") == "first's, too late"
-    assert "a file was written in the moment in which another job took" in capsys.readouterr().err
+    assert "a file was written while another job took" in capsys.readouterr().err
     if finished == "after":
         with pytest.raises(StorageError, match="model: another job wrote over it"):
             second.finish_run(complete=True)
@@ -312,7 +312,7 @@ def test_on_a_disk_nobody_takes_over_between_a_look_and_the_write(tmp_path: Path
         assert process.stdout is not None
         assert process.stdout.readline() == "looked\n"
         os.kill(process.pid, signal.SIGSTOP)
-        with pytest.raises(StorageError, match="was stopped in the middle of a write"):
+        with pytest.raises(StorageError, match="is suspended in the middle of a write"):
             Lease(f"{uri}/.lease", 1.0).acquire()
         assert not Path(uri, "run.json").exists()
         os.kill(process.pid, signal.SIGCONT)

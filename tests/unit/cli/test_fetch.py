@@ -196,7 +196,7 @@ def test_nothing_is_fetched_into_the_output_of_a_run(place: str, run: Path, tmp_
     (tmp_path / "link").symlink_to(other)
     before = sorted(tmp_path.rglob("*"))
     for target in (run / place, other / place, tmp_path / "link" / place):
-        with pytest.raises(InputError, match=r"(?s)--to.*lies in the output of a run"):
+        with pytest.raises(InputError, match=r"(?s)--to.*is inside the output of a run"):
             fetch(str(run), "merged", target)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -40,7 +40,7 @@ def test_every_example_is_a_command_line_that_makes_sense(name: str) -> None:
     assert found
     for words in found:
         assert words[:3] == ["python", "-m", "job"]
-        command, *rest = [word for word in words[3:] if word not in help.EVERYWHERE]
+        command, *rest = [word for word in words[3:] if word not in help.GLOBAL_OPTIONS]
         assert command == name or not name
         GROUP.commands[command].make_context(command, list(rest))
         for word in rest:
@@ -113,7 +113,13 @@ def test_options_of_all_commands_stand_before_or_behind_the_command(place: str) 
 
 
 def test_what_follows_two_dashes_is_no_option() -> None:
-    assert help.hoisted(["run", "a", "-q", "--", "-v"]) == ["-q", "run", "a", "--", "-v"]
+    assert help.with_global_options_first(["run", "a", "-q", "--", "-v"]) == [
+        "-q",
+        "run",
+        "a",
+        "--",
+        "-v",
+    ]
 
 
 def test_the_version_needs_no_command() -> None:

@@ -56,7 +56,7 @@ def one(checks: Iterator[Check]) -> Check:
         ([ok("a", "x"), warn("b", "x", "y")], 0),
         ([fail("a", "x", "y")], 70),
         ([failed("a", StorageError("s3://b", "timed out"))], 70),
-        ([failed("a", InputError("s3://b", "access is denied"))], 12),
+        ([failed("a", InputError("s3://b", "access denied"))], 12),
         ([fail("a", "x", "y"), failed("b", InputError("s3://b", "is missing"))], 12),
         ([failed("a", OutOfMemoryError("memory", "is full"))], 12),
     ],

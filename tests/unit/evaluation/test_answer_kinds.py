@@ -9,7 +9,7 @@ from job.errors import SpecError
 from job.evaluation import answer_kinds, classes, fields
 from job.evaluation.scoring import score_answers
 from job.spec import keys
-from job.spec.answer_kinds import MEASURED, METRICS, Answer
+from job.spec.answer_kinds import ALL_METRICS, METRICS, Answer
 from job.spec.load import load_spec
 
 MINIMAL = """
@@ -64,7 +64,7 @@ def test_the_schema_lists_the_metrics_of_every_kind() -> None:
     assert node is not None
     for kind, names in METRICS.items():
         assert f"{kind}: {', '.join(names)}." in node["description"]
-    assert {*node["items"]["enum"], "loss"} == MEASURED
+    assert {*node["items"]["enum"], "loss"} == ALL_METRICS
 
 
 def test_metrics_are_all_that_fit_where_none_is_named() -> None:

@@ -13,7 +13,7 @@ import pytest
 from job import storage
 from job.errors import InputError
 from job.local.lock import LockHolder
-from job.local.work_folder import HELD, SILENT_SECONDS, WorkFolder
+from job.local.work_folder import LOCK_FILE, SILENT_SECONDS, WorkFolder
 from tests.jobs import ROOT
 
 HOLD = """
@@ -156,10 +156,10 @@ def test_a_holder_on_another_machine_counts_as_alive_until_it_is_silent(
     with folder(tmp_path, f"{tmp_path}/out") as own:
         first = own.path
     holder = LockHolder(host="another", boot="another", process=1, since="2026")
-    (first / HELD).write_text(json.dumps(holder.__dict__))
+    (first / LOCK_FILE).write_text(json.dumps(holder.__dict__))
     if silent:
         long_ago = time.time() - 2 * SILENT_SECONDS
-        os.utime(first / HELD, (long_ago, long_ago))
+        os.utime(first / LOCK_FILE, (long_ago, long_ago))
     with folder(tmp_path, f"{tmp_path}/out") as own:
         assert (own.path == first) == silent
 

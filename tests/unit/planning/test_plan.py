@@ -419,7 +419,7 @@ def test_an_output_that_may_not_be_read_leaves_the_rest_of_the_plan(
     )
     assert made.memory is not None
     assert made.data.train_rows
-    assert "access is denied" in (made.stages_unknown or "")
+    assert "access denied" in (made.stages_unknown or "")
 
 
 def test_the_worst_pass_is_one_that_training_may_come_to() -> None:

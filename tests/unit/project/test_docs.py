@@ -103,7 +103,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
             continue
         assert command in GROUP.commands, words
         known = {o for parameter in GROUP.commands[command].params for o in parameter.opts}
-        assert options <= known | set(help.EVERYWHERE) | {"-h", "--help"}, words
+        assert options <= known | set(help.GLOBAL_OPTIONS) | {"-h", "--help"}, words
 
 
 @every_page

@@ -99,13 +99,13 @@ REFUSED += [
     (
         ("lora.finetune_experts=true", "lora.use_dora=true"),
         "lora.use_dora",
-        "must be false with finetune_experts: PEFT cannot do so for bare parameters",
+        "must be false with finetune_experts: PEFT does not support it for parameters",
         "remove the line, or remove finetune_experts",
     ),
     (
         ("lora.target_parameters=[experts.down_proj]", "lora.lora_dropout=0.1"),
         "lora.lora_dropout",
-        "must be 0 with target_parameters: PEFT cannot do so for bare parameters",
+        "must be 0 with target_parameters: PEFT does not support it for parameters",
         "remove the line, or remove target_parameters",
     ),
     (
@@ -465,16 +465,16 @@ REFUSED += [
     (
         ("output.uri=out", "train.logging_dir=out/merged/logs"),
         "train.logging_dir",
-        "must not be in merged/ of the output, whose files the run checks and removes",
+        "must not be in the output's merged/: the run checks and removes files there",
         "remove the line: trackers write to logs/ there",
     ),
     *(
         (
             ("output.uri=out", f"runtime.{key}=out/{folder}"),
             f"runtime.{key}",
-            f"must not be in {folder.partition('/')[0]}/ of the output, whose files the run "
-            "checks and removes",
-            "write another folder, outside of the output",
+            f"must not be in the output's {folder.partition('/')[0]}/: the run checks and removes "
+            "files there",
+            "write a folder outside of the output",
         )
         for key, folder in (("workdir", "merged/work"), ("cache_dir", "data"))
     ),
@@ -520,13 +520,13 @@ REFUSED += [
     (
         ("lora.target_modules=all",),
         "lora.target_modules",
-        "is not PEFT's word for every linear module",
+        "is not PEFT's name for all linear modules",
         "write all-linear",
     ),
     (
         ("lora.target_modules=[q_proj, all-linear]",),
         "lora.target_modules",
-        "all-linear must be the only target: it is every linear module",
+        "all-linear must be the only target: it selects every linear module",
         "write target_modules: all-linear",
     ),
     (

@@ -9,7 +9,14 @@ import yaml
 
 from job.errors import SpecError
 from job.spec import keys
-from job.spec.foreign_names import WORDS_FILE, Word, instead_of, typo, word, words
+from job.spec.foreign_names import (
+    FOREIGN_NAMES_FILE,
+    ForeignName,
+    fix_for_unknown_key,
+    foreign_name,
+    foreign_names,
+    typo,
+)
 from job.spec.load import load_spec
 from job.spec.validate import _VALUES
 
@@ -20,7 +27,7 @@ BASE: dict[str, Any] = {
     "data": {"train": [{"uri": "a.jsonl"}]},
     "output": {"uri": "out"},
 }
-ENTRIES: list[dict[str, Any]] = json.loads(WORDS_FILE.read_text(encoding="utf-8"))
+ENTRIES: list[dict[str, Any]] = json.loads(FOREIGN_NAMES_FILE.read_text(encoding="utf-8"))
 # What the keys that a word leads to need beside them, to be read at all.
 WITH: dict[str, dict[str, Any]] = {
     "eval.generation.temperature": {"eval.generation.do_sample": True},
@@ -76,7 +83,7 @@ def _title(entry: dict[str, Any]) -> str:
 def test_obeying_a_word_s_answer_gives_a_spec_that_is_valid_and_means_it(
     entry: dict[str, Any],
 ) -> None:
-    said = Word(**{k: v for k, v in entry.items() if k not in ("names", "in")})
+    said = ForeignName(**{k: v for k, v in entry.items() if k not in ("names", "in")})
     assert sum(each is not None for each in (said.key, said.set, said.none)) == 1
     if said.none is not None:
         return  # what is removed leaves the spec that it was: BASE
@@ -100,8 +107,10 @@ def test_a_word_is_answered_by_its_entry_in_every_section(entry: dict[str, Any])
             path = SECTIONS.get(section, (section,))
             if keys.at((*path, name)) is not None:
                 continue  # the section's own key
-            found = words()[section, _plain(name)] if ("in" in entry) else word(name)
-            told = instead_of((*path, name), value=True)
+            found = (
+                foreign_names()[section, _plain(name)] if ("in" in entry) else foreign_name(name)
+            )
+            told = fix_for_unknown_key((*path, name), value=True)
             assert found is not None
             if "none" in entry:
                 assert told == f"remove it: {entry['none']}"
@@ -118,7 +127,7 @@ def _plain(name: str) -> str:
 
 def test_no_word_stands_in_two_entries() -> None:
     every = [(entry.get("in"), _plain(name)) for entry in ENTRIES for name in entry["names"]]
-    assert len(every) == len(set(every)) == len(words())
+    assert len(every) == len(set(every)) == len(foreign_names())
     assert len(every) > 800
 
 
@@ -127,7 +136,7 @@ def test_a_word_that_turns_something_off_leads_to_no_key_that_turns_it_on() -> N
         if "set" in entry:
             values: tuple[Any, ...] = (False, None, "", [])
             for off in values:
-                told = instead_of(("train", entry["names"][0]), off)
+                told = fix_for_unknown_key(("train", entry["names"][0]), off)
                 assert told == "remove it: nothing needs to be turned off"
 
 
@@ -158,7 +167,7 @@ def test_every_field_is_a_key_of_that_name_or_a_word_with_an_answer(
         name
         for name in _fields(configuration)
         if keys.at((section, name)) is None
-        and word(name, (section,)) is None
+        and foreign_name(name, (section,)) is None
         # the same key, in another section
         and name not in leaves
     ]
@@ -207,8 +216,8 @@ def test_a_key_with_a_letter_missing_leads_to_itself(dotted: str) -> None:
     if len(leaf) < 5:
         return
     typed = leaf[:2] + leaf[3:]
-    if word(typed, tuple(section)) is None:
-        assert instead_of((*section, typed), "x") == f"write {leaf}"
+    if foreign_name(typed, tuple(section)) is None:
+        assert fix_for_unknown_key((*section, typed), "x") == f"write {leaf}"
 
 
 # --- values ---------------------------------------------------------------------------------
@@ -257,6 +266,6 @@ def test_a_value_that_is_certainly_a_mistake_is_refused(
 
 @pytest.mark.parametrize("name", ["max_length", "max_tokens", "min_length"])
 def test_a_bound_on_answers_never_becomes_one_on_the_rows_that_train(name: str) -> None:
-    told = instead_of(("eval", "generation", name), value=20)
+    told = fix_for_unknown_key(("eval", "generation", name), value=20)
     assert "max_new_tokens" in told
     assert not told.startswith("move it")

@@ -82,7 +82,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def test_the_exposition_has_stage_step_loss_and_speed(status: Status) -> None:
-    found = samples(prometheus.exposition(status.now))
+    found = samples(prometheus.exposition(status.snapshot))
     named = '{name="latex"}'
     assert found[f"step{named}"] == 30
     assert found[f"steps{named}"] == 40
@@ -98,7 +98,7 @@ def test_the_exposition_has_stage_step_loss_and_speed(status: Status) -> None:
 
 
 def test_what_is_not_known_yet_has_no_sample() -> None:
-    found = samples(prometheus.exposition(Status("latex", "0.1.0").now))
+    found = samples(prometheus.exposition(Status("latex", "0.1.0").snapshot))
     assert {name.partition("{")[0] for name in found} == {
         "info",
         "state",
@@ -120,7 +120,7 @@ def test_the_port_answers_while_the_job_runs_and_is_free_after_it(status: Status
     reporting = StatusReporter(status, runtime(f"metrics_port={port}"))
     answer = httpx.get(f"{address}/metrics")
     assert answer.headers["Content-Type"] == prometheus.CONTENT_TYPE
-    assert samples(answer.text) == samples(prometheus.exposition(status.now))
+    assert samples(answer.text) == samples(prometheus.exposition(status.snapshot))
     assert httpx.get(f"{address}/secrets").status_code == 404
     reporting.close()
     StatusReporter(status, runtime(f"metrics_port={port}")).close()
@@ -319,10 +319,10 @@ def test_a_line_for_machines_has_its_stage_and_numbers(capsys: pytest.CaptureFix
     with log.stage("train"):
         log.info(
             "train",
-            step=log.of(3, 40),
+            step=log.fraction(3, 40),
             loss=math.nan,
-            memory=log.amount(2**30),
-            left=log.span(200.0),
+            memory=log.byte_count(2**30),
+            left=log.seconds(200.0),
         )
     log.info("done")
     first, last = (json.loads(line) for line in capsys.readouterr().err.splitlines())
@@ -341,5 +341,7 @@ def test_a_line_for_machines_has_its_stage_and_numbers(capsys: pytest.CaptureFix
 
 def test_the_same_line_for_people_has_units(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("text")
-    log.info("train", step=log.of(3, 40), memory=log.amount(2**30), left=log.span(200.0))
+    log.info(
+        "train", step=log.fraction(3, 40), memory=log.byte_count(2**30), left=log.seconds(200.0)
+    )
     assert 'train step=3/40 memory="1.0 GiB" left=3m20s' in capsys.readouterr().err

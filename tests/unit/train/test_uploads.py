@@ -165,12 +165,12 @@ def test_a_job_that_lost_its_output_stores_no_checkpoint_and_removes_none(tmp_pa
         store.save(tmp_path / "another's", step)
 
     def lost() -> None:
-        raise StorageError("out", "another job has taken the output over")
+        raise StorageError("out", "another job has taken over the output")
 
     uploads = BackgroundUploads()
     callback = CheckpointCallback(store, 1, uploads, lost)
     callback.on_save(arguments, TrainerState(global_step=3), TrainerControl())
-    with pytest.raises(StorageError, match="taken the output over"):
+    with pytest.raises(StorageError, match="taken over the output"):
         uploads.finish()
     assert store.newest() == 3
     assert store.steps() == (1, 2, 3)
