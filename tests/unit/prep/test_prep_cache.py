@@ -24,7 +24,7 @@ data: {{train: {{uri: "{rows}"}}, eval_fraction: 0.3, instruction: Read it.}}
 output: {{uri: "{place}/{output}"}}
 runtime: {{cache_dir: "{place}/cache"}}
 """
-AGAIN = "prepared before"
+AGAIN = "rows found in the cache"
 
 
 @pytest.fixture
