@@ -272,7 +272,7 @@ def test_a_second_signal_does_not_wait_for_a_checkpoint_that_hangs() -> None:
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143
     assert time.monotonic() - sent < BUSY
-    assert "SIGTERM again: leaving at once" in said
+    assert "SIGTERM again: exiting immediately" in said
 
 
 RELAYED = """
