@@ -419,10 +419,10 @@ def test_a_cache_that_the_pod_cannot_write_is_refused(cache: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ({"on": "tpu"}, "--platform"),
-        ({"on": "amd", "kind": "pod"}, "--kind"),
-        ({"on": "amd", "nodes": 0}, "--nodes"),
-        ({"on": "cpu", "nodes": 2}, "--nodes"),
+        ({"platform_name": "tpu"}, "--platform"),
+        ({"platform_name": "amd", "kind": "pod"}, "--kind"),
+        ({"platform_name": "amd", "nodes": 0}, "--nodes"),
+        ({"platform_name": "cpu", "nodes": 2}, "--nodes"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, Any], field: str) -> None:

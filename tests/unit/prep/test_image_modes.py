@@ -295,7 +295,7 @@ def test_an_image_is_upright_by_exif_in_every_format(kind: str, turned: int, cle
         8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
     }[turned](upright.copy())
     if clear:
-        stored.putalpha(stored.convert("L").set_environment(lambda level: 255 - level))
+        stored.putalpha(stored.convert("L").point(lambda level: 255 - level))
     exif = Image.Exif()
     exif[0x0112] = turned
     told = inspect(saved(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {})))
