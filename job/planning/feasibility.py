@@ -37,7 +37,7 @@ def nearest_change(
     """The first change that fits, trying those that do not affect the result first.
 
     In order: smaller micro-batches with more accumulation, gradient checkpointing, smaller images
-    and shorter rows, fewer trained weights. None if none is enough.
+    and shorter rows, fewer trained weights. Returns None if no change makes it fit.
     """
     for settings, batch in _changes(model, spec, sizes):
         memory = estimate(family, model, _with_settings(spec, settings), batch, accelerator)

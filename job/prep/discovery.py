@@ -111,8 +111,8 @@ def suffix(name: str) -> str:
 def _file_or_folder(source: SourceSpec, field: str) -> tuple[str, ...]:
     """The file itself, or the files of the folder (and split) that the URI names.
 
-    Raises InputError if the folder does not have the split, or has several and none is named:
-    training on all of them would include the test rows.
+    Raises InputError if the folder lacks the named split, or has several splits and the source
+    names none: training on all of them would include the test rows.
     """
     if storage.is_file(source.uri):
         return (source.uri,)

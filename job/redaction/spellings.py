@@ -1,4 +1,4 @@
-"""The encodings of a secret, and parts of it that may appear alone."""
+"""Ways a secret may appear in text: its encodings, and lines or strings of it on their own."""
 
 import base64
 import html
