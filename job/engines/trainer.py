@@ -22,7 +22,7 @@ only.
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
@@ -31,32 +31,11 @@ from transformers import Trainer
 from job.distributed import process_group
 from job.engines import gradient_checkpointing, sharding
 from job.engines.data_timer import DataTimer
-from job.families.batches import host_keys, model_inputs
+from job.families.batches import MicroBatch, host_keys, model_inputs
 
 if TYPE_CHECKING:
     import torch
     from transformers import TrainerControl
-
-    from job.errors import JobError
-
-
-class MicroBatch(TypedDict, total=False):
-    """A micro-batch of one process, as the collator returns it.
-
-    The model's inputs, from the family's `collate` or `pack` (only those common to all families are
-    listed), and the keys that training adds.
-    """
-
-    input_ids: "torch.Tensor"
-    """(B, T) if padded to the longest row; (1, T) if packed: all rows' tokens in one sequence."""
-    labels: "torch.Tensor"
-    """(B, T), only if padded: `IGNORED` for tokens that are not supervised."""
-    counted_tokens: int
-    """Number of supervised tokens; a dummy row's are not counted."""
-    tokens: int
-    """Number of tokens without padding, for the throughput."""
-    failed: "JobError"
-    """The only key if the batch could not be built; the training process raises it."""
 
 
 def attach_gradient(loss: "torch.Tensor", model: "torch.nn.Module") -> "torch.Tensor":

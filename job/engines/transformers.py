@@ -70,9 +70,8 @@ class TransformersEngine:
             chosen = "eager" if self.device.type == "cpu" else family.experts_on_gpu
         try:
             family.set_experts_implementation(model, chosen)
-        except (
-            ValueError
-        ) as error:  # the model has no experts: an error only if the spec names them
+        except ValueError as error:
+            # The model has no experts, which is an error only if the spec sets how they compute.
             if self.model.experts_implementation != "auto":
                 raise SpecError(
                     "$.model.experts_implementation",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from job.prep.rows import EncodedImage, Message, Row
 
@@ -24,20 +24,9 @@ class Question:
     label: str
     """The row's answer."""
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[dict[str, object]]:
         """The conversation before the answer, for `predictions.jsonl`."""
-        return [
-            {
-                "role": message.role,
-                "content": [
-                    {"type": "text", "text": part.text}
-                    if part.image is None
-                    else {"type": "image", "image": part.image}
-                    for part in message.parts
-                ],
-            }
-            for message in self.asked
-        ]
+        return [message.to_json() for message in self.asked]
 
 
 def questions(rows: Sequence[Row], turns: Literal["all", "last"]) -> list[Question]:

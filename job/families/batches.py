@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar, cast
 if TYPE_CHECKING:
     import torch
 
-COUNTED = "counted_tokens"
-"""Key of a training batch besides the model's inputs: the number of supervised tokens."""
-TOKENS = "tokens"
-"""Another such key: the number of tokens, without padding."""
+    from job.errors import JobError
 
 
 class PaddedBatch(TypedDict):
@@ -90,6 +87,25 @@ class PackedBatch(PatchInputs):
     supervised_inverse: "torch.Tensor"
 
 
+class MicroBatch(TypedDict, total=False):
+    """A micro-batch of one process, as the collator returns it.
+
+    The model's inputs, from the family's `collate` or `pack` (only those common to all families are
+    listed), and the keys that training adds.
+    """
+
+    input_ids: "torch.Tensor"
+    """(B, T) if padded to the longest row; (1, T) if packed: all rows' tokens in one sequence."""
+    labels: "torch.Tensor"
+    """(B, T), only if padded: `IGNORED` for tokens that are not supervised."""
+    counted_tokens: int
+    """Number of supervised tokens; a dummy row's are not counted."""
+    tokens: int
+    """Number of tokens without padding, for the throughput."""
+    failed: "JobError"
+    """The only key if the batch could not be built; the training process raises it."""
+
+
 Batch = PaddedBatch | PackedBatch
 B = TypeVar("B", bound=Mapping[str, object])
 
@@ -105,7 +121,7 @@ def host_keys(batch: Mapping[str, object]) -> tuple[str, ...]:
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """The model's inputs: a training batch without its token counts."""
-    return {key: value for key, value in batch.items() if key not in (COUNTED, TOKENS)}
+    return {key: value for key, value in batch.items() if key not in ("counted_tokens", "tokens")}
 
 
 def to_device(batch: B, device: "torch.device") -> B:

@@ -14,7 +14,6 @@ from contextlib import suppress
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 
 from job import log, storage
 from job.errors import InputError, JobError, StorageError
@@ -101,12 +100,7 @@ class WorkFolder:
     def __enter__(self) -> "WorkFolder":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _locked(self, name: str) -> Path:

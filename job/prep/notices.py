@@ -55,13 +55,13 @@ def log_ignored_columns(ignored: Mapping[str, Counter[str]]) -> None:
 
 
 def log_shares(shares: Sequence[SourceShare]) -> None:
-    total = sum(each.trained for each in shares)
-    for each in shares:
+    total = sum(share.trained for share in shares)
+    for share in shares:
         log.info(
-            each.source,
-            uri=each.uri,
-            rows=each.rows,
-            trained=each.trained,
-            share=f"{each.trained / total:.1%}",
-            held_out=each.held_out,
+            share.source,
+            uri=share.uri,
+            rows=share.rows,
+            trained=share.trained,
+            share=f"{share.trained / total:.1%}",
+            held_out=share.held_out,
         )

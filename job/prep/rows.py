@@ -31,6 +31,18 @@ class Message:
         """The message's text without its images."""
         return "".join(part.text for part in self.parts if part.text is not None)
 
+    def to_json(self) -> dict[str, object]:
+        """Role and content as chat templates take them; images by their index in the row."""
+        return {
+            "role": self.role,
+            "content": [
+                {"type": "text", "text": part.text}
+                if part.image is None
+                else {"type": "image", "image": part.image}
+                for part in self.parts
+            ],
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImage:
@@ -73,16 +85,7 @@ class Row:
             "id": self.id,
             "messages": json.dumps(
                 [
-                    {
-                        "role": message.role,
-                        "content": [
-                            {"type": "text", "text": part.text}
-                            if part.image is None
-                            else {"type": "image", "image": part.image}
-                            for part in message.parts
-                        ],
-                        **({} if message.train else {"train": False}),
-                    }
+                    {**message.to_json(), **({} if message.train else {"train": False})}
                     for message in self.messages
                 ],
                 ensure_ascii=False,

@@ -2,17 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from job.errors import DataError, JobError
 from job.families.base import IGNORED, Encoded, Family
-from job.families.batches import COUNTED, TOKENS
+from job.families.batches import MicroBatch
 from job.prep.rows import Row
 from job.train.length_filter import FilteredRows
 from job.train.sampler import DUMMY_ROW
-
-if TYPE_CHECKING:
-    from job.engines.trainer import MicroBatch
 
 
 class EncodedDataset:
@@ -71,7 +68,7 @@ class Collator:
     def __init__(self, family: Family, *, padding_free: bool) -> None:
         self._collate = family.pack if padding_free else family.collate
 
-    def __call__(self, items: "list[Encoded | DummyRow | JobError]") -> "MicroBatch":
+    def __call__(self, items: "list[Encoded | DummyRow | JobError]") -> MicroBatch:
         rows: list[Encoded | DummyRow] = []
         for item in items:
             if isinstance(item, JobError):
@@ -82,7 +79,7 @@ class Collator:
         except DataError as error:
             return {"failed": error}
 
-    def batch(self, items: "Sequence[Encoded | DummyRow]") -> "MicroBatch":
+    def batch(self, items: "Sequence[Encoded | DummyRow]") -> MicroBatch:
         """Collates these rows. Raises DataError if none of them has a supervised token."""
         rows = [item.row if isinstance(item, DummyRow) else item for item in items]
         real = [item for item in items if isinstance(item, Encoded)]
@@ -96,4 +93,5 @@ class Collator:
         # The first token has no prediction: labels are shifted by one.
         counted = sum(label != IGNORED for row in real for label in row.labels[1:])
         tokens = sum(len(row.input_ids) for row in real)
-        return cast("MicroBatch", {**self._collate(rows), COUNTED: counted, TOKENS: tokens})
+        batch = {**self._collate(rows), "counted_tokens": counted, "tokens": tokens}
+        return cast(MicroBatch, batch)

@@ -5,7 +5,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 
 from accelerate.data_loader import SeedableRandomSampler
 
@@ -91,12 +90,7 @@ class ShardPrefetcher:
     def __enter__(self) -> "ShardPrefetcher":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._pending.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -14,7 +14,6 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from job import log, telemetry
 from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
-from job.families.batches import COUNTED, TOKENS
 from job.train.callbacks import progress
 from job.train.callbacks.progress import WINDOW, ProgressCallback
 from tests.unit.train.short_training import ROWS, short_training
@@ -64,7 +63,7 @@ def waited(pause: float, directory: Path) -> float:
     trainer = short_training(
         directory,
         Rows(pause),
-        lambda rows: {"input_ids": torch.tensor(rows), COUNTED: len(rows), TOKENS: 3},
+        lambda rows: {"input_ids": torch.tensor(rows), "counted_tokens": len(rows), "tokens": 3},
         data_timer,
         max_steps=4,
     )

@@ -9,7 +9,6 @@ from transformers import Trainer
 
 from job.engines.data_timer import DataTimer
 from job.engines.trainer import StepTrainer
-from job.families.batches import COUNTED, TOKENS
 from tests.unit.train.short_training import ROWS, short_training
 
 
@@ -26,12 +25,12 @@ class TransformersLoop(StepTrainer):
         return 0
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
-        self.state.num_input_tokens_seen += inputs[TOKENS]
+        self.state.num_input_tokens_seen += inputs["tokens"]
 
 
 def collate(rows: list[int]) -> dict[str, Any]:
     values = torch.tensor(rows, dtype=torch.float)
-    return {"input_ids": values, COUNTED: len(rows), TOKENS: sum(rows)}
+    return {"input_ids": values, "counted_tokens": len(rows), "tokens": sum(rows)}
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])

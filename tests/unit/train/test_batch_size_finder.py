@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from job.engines.device import Accelerator
-from job.families.batches import COUNTED, TOKENS
 from job.spec.load import load_spec
 from job.spec.types import TrainSpec
 from job.train import batch_size_finder
@@ -68,7 +67,9 @@ def test_a_step_fits_if_both_its_tokens_and_its_images_do(
     text = (ROOT / "specs" / "latex.yaml").read_text()
     spec = load_spec(text, "latex.yaml", sets, environ={}).spec
     rows: Any = SimpleNamespace(lengths=(3, 4, 9, 8), patches=(64, 64, 0, 0), row=int)
-    collate: Any = SimpleNamespace(batch=lambda picked: {"rows": picked, COUNTED: 1, TOKENS: 1})
+    collate: Any = SimpleNamespace(
+        batch=lambda picked: {"rows": picked, "counted_tokens": 1, "tokens": 1}
+    )
     engine: Any = SimpleNamespace(device="cpu")
     accelerator = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from job.engines.data_timer import DataTimer
-from job.families.batches import COUNTED, TOKENS
 from job.train.checkpoint import state_files
 from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
@@ -38,7 +37,7 @@ class Net(torch.nn.Module):
 
 def collate(rows: list[int]) -> dict[str, Any]:
     values = torch.tensor(rows, dtype=torch.float)[:, None] * torch.ones(4) / ROWS
-    return {"input_ids": values, COUNTED: len(rows), TOKENS: sum(rows)}
+    return {"input_ids": values, "counted_tokens": len(rows), "tokens": sum(rows)}
 
 
 class StopAt(TrainerCallback):

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from job.engines.data_timer import DataTimer
-from job.families.batches import COUNTED, TOKENS
 from job.train import heaviest_batches as module
 from job.train.heaviest_batches import heaviest_batches, planned_batches
 from job.train.sampler import DUMMY_ROW, BlockShuffleSampler, DistributedBatchSampler, shuffled
@@ -38,7 +37,7 @@ def test_the_planned_batches_are_those_of_training(length: dict[str, Any], tmp_p
 
     def collate(rows: list[int]) -> dict[str, Any]:
         trained.append(rows)
-        return {"input_ids": torch.tensor(rows), COUNTED: len(rows), TOKENS: len(rows)}
+        return {"input_ids": torch.tensor(rows), "counted_tokens": len(rows), "tokens": len(rows)}
 
     short_training(tmp_path, Noted(), collate, DataTimer(), **length).train()
     batches = DistributedBatchSampler(shuffled(ROWS, 0), 2, micro_batches=2)
