@@ -6,17 +6,20 @@ complete downloads nothing. `fetch_model` downloads when a stage needs the files
 """
 
 import fnmatch
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from job import storage
 from job.errors import InputError
 from job.local import cache, eviction
+from job.local.file_digests import FileDigests
 from job.spec.types import JobSpec, ModelSpec
 from job.storage.backends import hub
-from job.storage.digests import fingerprint, sha256_file
+from job.storage.digests import fingerprint
 
 BUILTIN = "builtin://"
 MODELS = Path(__file__).parent / "builtin"
@@ -40,6 +43,7 @@ class ModelInput:
 
     uri: str
     files: tuple[storage.Entry, ...]
+    local_digests: FileDigests = field(default_factory=FileDigests, compare=False, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -60,6 +64,15 @@ class ModelInput:
             }
         )
 
+    def start_hashing(self) -> None:
+        """Hashes a local checkpoint on a thread, so that the first use of a digest waits less."""
+        if _local_directory(self) is not None:
+            threading.Thread(target=self._hash, name="model digest", daemon=True).start()
+
+    def _hash(self) -> None:
+        with suppress(OSError):  # the first use raises it
+            _ = self._digests
+
     @property
     def generation_digest(self) -> str:
         """The digest of `generation_config.json`, which generation reads; empty if missing."""
@@ -71,7 +84,9 @@ class ModelInput:
         directory = _local_directory(self)
         if directory is None:
             return {file.path: fingerprint(file.size, file.version) for file in self.files}
-        return {file.path: sha256_file(directory / file.path) for file in self.files}
+        paths = [file.path for file in self.files]
+        digests = self.local_digests.sha256([directory / path for path in paths])
+        return dict(zip(paths, digests, strict=True))
 
     def _digest_of(self, digests: Mapping[str, str]) -> str:
         # The path of a local checkpoint does not matter: a copy is the same checkpoint.
@@ -82,15 +97,15 @@ class ModelInput:
         return sum(file.size for file in self.files)
 
 
-def find_model(model: ModelSpec) -> ModelInput:
-    """The checkpoint that the spec names.
+def find_model(model: ModelSpec, local_digests: FileDigests | None = None) -> ModelInput:
+    """The checkpoint that the spec names; `local_digests` hashes its files if they are local.
 
     Raises InputError if it is missing, empty or not accessible.
     """
-    uri = model.model_name_or_path
+    uri, local_digests = model.model_name_or_path, local_digests or FileDigests()
     if uri.startswith(BUILTIN):
         directory = MODELS / uri.removeprefix(BUILTIN)
-        return ModelInput(uri=uri, files=_entries(directory))
+        return ModelInput(uri=uri, files=_entries(directory), local_digests=local_digests)
     if uri.startswith("hf://") and model.revision is not None:
         organization, _, name = uri.removeprefix("hf://").partition("/")
         repository, slash, rest = name.partition("/")
@@ -108,7 +123,7 @@ def find_model(model: ModelSpec) -> ModelInput:
             value=uri,
             fix="name the folder or repository that holds config.json and *.safetensors",
         )
-    return ModelInput(uri=uri, files=files)
+    return ModelInput(uri=uri, files=files, local_digests=local_digests)
 
 
 def require_hub(spec: JobSpec, *, exempt: str | None = None) -> None:

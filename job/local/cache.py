@@ -8,7 +8,6 @@ unnoticed.
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -22,6 +21,7 @@ from job import log, storage
 from job.errors import InputError, StorageError
 from job.local import lock as locks
 from job.local.eviction import COMPLETE, FILL, PARTIAL, USE, USED, discard, make_room
+from job.local.file_digests import FileRecord
 from job.local.work_folder import not_writable
 from job.storage import local
 from job.storage.digests import sha256_file
@@ -30,10 +30,6 @@ FIELD = "$.runtime.cache_dir"
 FILES_AT_ONCE = 4
 """Files downloaded or hashed in parallel."""
 _LOGGED_FROM = 2**30  # bytes; hashing fewer is too fast to log
-SETTLED_NS = 2 * 10**9
-"""A record this close to the file's last change is not trusted: a later change might have the same
-timestamp."""
-
 _in_use: dict[Path, locks.Lock] = {}
 
 
@@ -50,34 +46,6 @@ class ExpectedFile:
     size: int
     sha256: str | None = None
     """None if the source does not report it; then the digest of the first download is recorded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """The digest of a file, with the file's metadata when it was hashed."""
-
-    size: int
-    sha256: str
-    inode: int
-    modified_ns: int
-    changed_ns: int
-    looked_ns: int
-
-    @classmethod
-    def of(cls, sha256: str, stat: os.stat_result, looked_ns: int) -> "FileRecord":
-        return cls(
-            size=stat.st_size,
-            sha256=sha256,
-            inode=stat.st_ino,
-            modified_ns=stat.st_mtime_ns,
-            changed_ns=stat.st_ctime_ns,
-            looked_ns=looked_ns,
-        )
-
-    def describes(self, stat: os.stat_result) -> bool:
-        """Whether `stat` shows the same file as was hashed, unchanged since."""
-        same = self == FileRecord.of(self.sha256, stat, self.looked_ns)
-        return same and self.changed_ns + SETTLED_NS < self.looked_ns
 
 
 Download = Callable[[ExpectedFile, Path], None]

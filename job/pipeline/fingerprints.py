@@ -13,6 +13,7 @@ from typing import Any, Literal
 from job import __version__, families
 from job.artifacts.records import StageRecord
 from job.families import model_source
+from job.local.file_digests import FileDigests
 from job.prep import discovery, image_identity
 from job.prep.source_files import DataSource
 from job.spec.types import JobSpec
@@ -56,22 +57,26 @@ class StageInputs:
     def __init__(self, spec: JobSpec, processes: int) -> None:
         """`processes` is the number of processes that train together."""
         self._spec, self._processes = spec, processes
+        self._cache_dir = Path(spec.runtime.cache_dir).expanduser()
+        self._local_digests = FileDigests(self._cache_dir)
 
     @cached_property
     def model(self) -> model_source.ModelInput:
-        return model_source.find_model(self._spec.model)
+        return model_source.find_model(self._spec.model, self._local_digests)
 
     @cached_property
     def sources(self) -> dict[str, DataSource]:
         """The sources that `data` names, by their path in the spec."""
         named = self._spec.data.sources()
-        return {place: discovery.find_source(source, place) for place, source in named.items()}
+        return {
+            field: discovery.find_source(source, field, self._local_digests)
+            for field, source in named.items()
+        }
 
     @cached_property
     def control_tokens(self) -> tuple[str, ...]:
         """Tokens that no row's text may contain; read from the checkpoint's small files."""
-        cache_dir = Path(self._spec.runtime.cache_dir).expanduser()
-        directory = model_source.fetch_headers(self.model, cache_dir)
+        directory = model_source.fetch_headers(self.model, self._cache_dir)
         return families.control_tokens(self.model.uri, directory, self._spec.model)
 
     @property

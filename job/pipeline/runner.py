@@ -101,6 +101,8 @@ class Pipeline:
                 self._add_stage(complete, seconds=0.0)
             else:
                 self._execute(stage, fingerprint)
+        # Not before: large weights are hashed while prep runs.
+        self.record.inputs["model"]["digest"] = self._context.inputs.model.digest
         signals.check()
 
     def finish(self) -> None:
@@ -181,7 +183,8 @@ class Pipeline:
         inputs, record = self._context.inputs, self.record
         record.versions = provenance.versions()
         record.machine = provenance.machine()
-        record.inputs = {"model": {"uri": inputs.model.uri, "digest": inputs.model.digest}}
+        record.inputs = {"model": {"uri": inputs.model.uri}}
+        inputs.model.start_hashing()
         for key, source in inputs.sources.items():
             name = key.removeprefix("$.data.")
             record.inputs[name] = {"uri": source.uri, "digest": source.digest}

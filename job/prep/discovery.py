@@ -8,6 +8,7 @@ from itertools import chain
 
 from job import storage
 from job.errors import InputError
+from job.local.file_digests import FileDigests
 from job.prep.globs import expand_braces, in_split, is_junk, splits_of
 from job.prep.source_files import ORPHANS, DataSource, Format, SkippedFiles, SourceFile
 from job.prep.values import IMAGE_SUFFIXES, TEXT_SUFFIXES
@@ -37,10 +38,13 @@ _UNSUPPORTED = {
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
-def find_source(source: SourceSpec, field: str) -> DataSource:
+def find_source(
+    source: SourceSpec, field: str, local_digests: FileDigests | None = None
+) -> DataSource:
     """Finds the source's files; `field` is its path in the spec.
 
-    Raises InputError if there are none, or if access is denied.
+    `local_digests` hashes the files if they are local. Raises InputError if there are none, or if
+    access is denied.
     """
     if source.uri == FORMULAS:
         return DataSource(uri=source.uri, files=(), builtin=True)
@@ -64,7 +68,13 @@ def find_source(source: SourceSpec, field: str) -> DataSource:
     if junk:
         others["left there by systems and tools"] = junk
     skipped = {reason: SkippedFiles.of(names) for reason, names in others.items() if names}
-    return DataSource(uri=source.uri, files=files, builtin=False, skipped=skipped)
+    return DataSource(
+        uri=source.uri,
+        files=files,
+        builtin=False,
+        skipped=skipped,
+        local_digests=local_digests or FileDigests(),
+    )
 
 
 def _uris(source: SourceSpec, field: str) -> tuple[tuple[str, ...], bool]:

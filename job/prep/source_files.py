@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Literal, cast
 
 from job import storage
+from job.local.file_digests import FileDigests
 from job.spec.types import FORMULAS
-from job.storage.digests import fingerprint, sha256_file
+from job.storage.digests import fingerprint
 
 Format = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "arrow", "imagefolder", "webdataset", "builtin"
@@ -50,6 +51,7 @@ class DataSource:
     builtin: bool
     skipped: Mapping[str, SkippedFiles] = field(default_factory=dict, compare=False)
     """Files of the folder that make no row, by reason."""
+    local_digests: FileDigests = field(default_factory=FileDigests, compare=False, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -57,12 +59,28 @@ class DataSource:
 
         It may read whole lists, so it is computed on first use.
         """
-        return FORMULAS if self.builtin else fingerprint(_identities(self.files))
+        return FORMULAS if self.builtin else fingerprint(self._identities())
+
+    def _identities(self) -> list[object]:
+        if storage.is_local(self.files[0].uri):
+            return list(zip([file.name for file in self.files], self._local(), strict=True))
+        return _remote_identities(self.files)
+
+    def _local(self) -> list[object]:
+        """By file: the digest of a list; of an image's ends, and of its text."""
+        hashed = [
+            file.text_uri if file.format == "imagefolder" else file.uri for file in self.files
+        ]
+        paths = [storage.local_path(uri) for uri in hashed if uri is not None]
+        digests = iter(self.local_digests.sha256(paths))
+        of_texts = [None if uri is None else next(digests) for uri in hashed]
+        return [
+            [sample_digest(file.uri), digest] if file.format == "imagefolder" else digest
+            for file, digest in zip(self.files, of_texts, strict=True)
+        ]
 
 
-def _identities(files: tuple[SourceFile, ...]) -> list[object]:
-    if storage.is_local(files[0].uri):
-        return [(file.name, _local_identity(file)) for file in files]
+def _remote_identities(files: tuple[SourceFile, ...]) -> list[object]:
     entries = {}
     for folder in {storage.parent(file.uri) for file in files}:
         if not folder.startswith(("http://", "https://")):
@@ -77,14 +95,6 @@ def _identities(files: tuple[SourceFile, ...]) -> list[object]:
         else:  # without versions, by contents
             identities.append([(file.name, _sha256(uri)) for uri in uris])
     return identities
-
-
-def _local_identity(file: SourceFile) -> object:
-    path = storage.local_path(file.uri)
-    if file.format != "imagefolder":
-        return sha256_file(path)
-    text = sha256_file(storage.local_path(file.text_uri)) if file.text_uri else None
-    return [sample_digest(file.uri), text]
 
 
 def sample_digest(uri: str) -> str:

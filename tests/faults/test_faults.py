@@ -17,7 +17,7 @@ from job.artifacts.lease import Lease
 from job.errors import InputError, JobError, StorageError
 from job.families import model_source, weight_files
 from job.families.weight_files import Weights
-from job.local import cache, eviction
+from job.local import cache, eviction, file_digests
 from job.pipeline import runner
 from job.pipeline.stages import Stages
 from job.spec.load import load_spec
@@ -401,7 +401,7 @@ def test_a_download_that_was_killed_goes_on_where_only_the_rest_of_it_fits(
     there = small_disk / "models" / f".partial-{found.digest[:32]}" / "model.safetensors"
     there.parent.mkdir(parents=True)
     there.write_bytes(weights)
-    known = cache.FileRecord.of(sha256_file(there), there.stat(), time.time_ns())
+    known = file_digests.FileRecord.of(sha256_file(there), there.stat(), time.time_ns())
     cache._write(there.with_name(eviction.COMPLETE), {there.name: known})
     assert shutil.disk_usage(small_disk).free < found.size_bytes
     assert (model_source.fetch_model(found, small_disk) / "config.json").read_bytes() == b"{}"
