@@ -2,11 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from job import log
+from job.evaluation.decoding import decode_greedily
 from job.evaluation.prompts import Question
 from job.families.base import IGNORED, Encoded, Family
 from job.families.batches import to_device
@@ -14,8 +15,17 @@ from job.prep.rows import Row
 from job.spec.types import GenerationSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
+
+READ_EVERY_ON_GPU = 8
+"""Steps between two looks at the generated tokens, because each look waits for the GPU."""
+# Settings of a model's generation_config.json that do not affect greedy answers of a given length.
+_NOT_IN_GREEDY = frozenset((
+    "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "use_cache",
+    "bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens",
+    "transformers_version", "_from_model_config",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,40 +52,78 @@ def generate_answers(
 ) -> GeneratedAnswers:
     """Generates an answer to every question, and measures the loss on the rows' answers."""
     model.eval()
-    texts: list[str] = []
-    cut: list[bool] = []
-    generated = 0
+    prompts = [
+        family.encode_prompt(
+            question.id,
+            question.asked,
+            question.images,
+            enable_thinking=generation.enable_thinking,
+        )
+        for question in asked
+    ]
     with log.progress(label, len(asked), unit="answers") as bar:
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            prompts = [
-                family.encode_prompt(
-                    question.id,
-                    question.asked,
-                    question.images,
-                    enable_thinking=generation.enable_thinking,
-                )
-                for question in batch
-            ]
-            tokens = generate(model, family, prompts, generation)
-            generated += sum(len(row) for row in tokens)
-            cut += [len(row) == generation.max_new_tokens for row in tokens]
-            texts += [
-                family.processor.tokenizer.decode(row, skip_special_tokens=True).strip()
-                for row in tokens
-            ]
-            bar.advance(len(batch))
+        tokens = generate_all(
+            model, family, prompts, generation, batch_size=batch_size, ended=bar.advance
+        )
+    decode = family.processor.tokenizer.decode
     nll, supervised = 0.0, 0
     for start in range(0, len(rows), batch_size):
         encoded = [family.encode(row) for row in rows[start : start + batch_size]]
         batch_nll, batch_supervised = _summed_loss(model, family, encoded)
         nll, supervised = nll + batch_nll, supervised + batch_supervised
     return GeneratedAnswers(
-        texts=tuple(texts),
-        cut_short=tuple(cut),
+        texts=tuple(decode(row, skip_special_tokens=True).strip() for row in tokens),
+        cut_short=tuple(len(row) == generation.max_new_tokens for row in tokens),
         loss=nll / supervised if supervised else math.nan,
-        generated_tokens=generated,
+        generated_tokens=sum(len(row) for row in tokens),
     )
+
+
+def generate_all(
+    model: "PreTrainedModel",
+    family: Family,
+    prompts: Sequence[Encoded],
+    generation: GenerationSpec,
+    *,
+    batch_size: int,
+    ended: Callable[[int], object],
+) -> list[list[int]]:
+    """The tokens generated after each prompt, without end token and padding.
+
+    Generates for `batch_size` prompts at once, by the family's decoder if it has one and the
+    answers are greedy. `ended` is called with the number of answers that were completed.
+    """
+    assert generation.max_new_tokens != "auto", "the caller resolves it"
+    if is_plain_greedy(model.generation_config, generation) and prompts:
+        on_gpu = model.device.type != "cpu"
+        longest = max(len(prompt.input_ids) for prompt in prompts)
+        room = generation.max_new_tokens + (READ_EVERY_ON_GPU if on_gpu else 1)
+        decoder = family.decoder(
+            model, slots=min(batch_size, len(prompts)), capacity=longest + room
+        )
+        if decoder is not None:
+            return decode_greedily(
+                decoder,
+                prompts,
+                max_new_tokens=generation.max_new_tokens,
+                end_tokens=family.end_tokens,
+                read_every=READ_EVERY_ON_GPU if on_gpu else 1,
+                ended=ended,
+            )
+    tokens: list[list[int]] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        tokens += generate(model, family, batch, generation)
+        ended(len(batch))
+    return tokens
+
+
+def is_plain_greedy(settings: "GenerationConfig", generation: GenerationSpec) -> bool:
+    """Whether each token is the most likely one, by the model's `generation_config` and the spec.
+
+    Any other setting of the model, such as a repetition penalty, changes the choice.
+    """
+    return not generation.do_sample and settings.to_diff_dict().keys() <= _NOT_IN_GREEDY
 
 
 def generate(

@@ -31,6 +31,7 @@ from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import (
         PreTrainedConfig,
         PreTrainedModel,
@@ -216,6 +217,11 @@ class AutoFamily(BoundFamily):
     @staticmethod
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
         raise NotImplementedError("the family has no packed step")
+
+    # --- Generation ------------------------------------------------------------------------
+
+    def decoder(self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int) -> None:
+        return None
 
     # --- LoraSupport and MemoryEstimate ----------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 A family recognizes its checkpoints, builds their models, turns rows into batches, selects LoRA
 targets, and writes checkpoints. Training, evaluation, export and planning use only `Family`. It
-combines eight protocols; their docstrings name their callers.
+combines nine protocols; their docstrings name their callers.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -18,6 +18,7 @@ from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -265,6 +266,34 @@ class PackedTraining(Protocol):
         """
 
 
+class Decoder(Protocol):
+    """Generates for B rows at once, one token of each per step; B changes as rows come and go."""
+
+    slots: int
+    """The most rows at once."""
+
+    def prefill(self, prompts: "Sequence[Encoded]") -> "torch.Tensor":
+        """Adds a row for each of N prompts; returns the logits (N, V) of their next tokens."""
+
+    def step(self, tokens: "torch.Tensor") -> "torch.Tensor":
+        """Appends a token (B,) to each row; returns the logits (B, V) of the next ones."""
+
+    def drop(self, row: int) -> None:
+        """Removes a row; the last one takes its number."""
+
+
+class Generation(Protocol):
+    """Generation faster than Transformers' `generate`. Called by evaluation."""
+
+    def decoder(
+        self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
+    ) -> Decoder | None:
+        """A decoder for at most `slots` rows of at most `capacity` tokens, prompts included.
+
+        None if the family has none, or none for a model that is changed or sharded like this one.
+        """
+
+
 class LoraSupport(Protocol):
     """Selects LoRA targets. Called by training and planning."""
 
@@ -341,6 +370,7 @@ class Family(
     ModelBuilding,
     RowEncoding,
     PackedTraining,
+    Generation,
     LoraSupport,
     MemoryEstimate,
     CheckpointWriting,

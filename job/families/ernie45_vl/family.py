@@ -33,7 +33,10 @@ from job.spec.types import DataSpec, LoraSpec
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeProcessor, PreTrainedModel
+
+    from job.families.ernie45_vl.packed.decoder import PackedDecoder
 
 # Routing depends on small differences: gates and correction biases are always fp32.
 _FP32 = re.compile(r"mlp\.(text_moe|vision_moe)\.gate\.")
@@ -237,6 +240,15 @@ class Ernie45VL(BoundFamily):
         from job.families.ernie45_vl.packed.model import use_packed_step
 
         use_packed_step(model, varlen=varlen)
+
+    # --- Generation ------------------------------------------------------------------------
+
+    def decoder(
+        self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
+    ) -> "PackedDecoder | None":
+        from job.families.ernie45_vl.packed.decoder import decoder
+
+        return decoder(model, self.processor, slots=slots, capacity=capacity)
 
     # --- LoraSupport and MemoryEstimate ----------------------------------------------------
 

@@ -20,10 +20,28 @@ if TYPE_CHECKING:
 
 def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> PackedBatch:
     """A training batch of the concatenated rows, T tokens in all."""
-    ids = torch.tensor([token for row in rows for token in row.input_ids])  # (T,)
     # Each token predicts its successor; the last one of a row has none.
     successors = torch.tensor([label for row in rows for label in (*row.labels[1:], IGNORED)])
     supervised = (successors != IGNORED).nonzero()[:, 0]  # (S,)
+    return _packed(rows, processor, supervised, successors[supervised])
+
+
+def pack_prompts(prompts: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> PackedBatch:
+    """The concatenated prompts; the last token of each is the "supervised" one, without a target.
+
+    So the model computes the hidden states that predict the answers' first tokens.
+    """
+    last = torch.tensor([len(prompt.input_ids) for prompt in prompts]).cumsum(0) - 1  # (N,)
+    return _packed(prompts, processor, last, torch.full_like(last, IGNORED))
+
+
+def _packed(
+    rows: Sequence[Encoded],
+    processor: "Ernie4_5_VLMoeProcessor",
+    supervised: torch.Tensor,
+    targets: torch.Tensor,
+) -> PackedBatch:
+    ids = torch.tensor([token for row in rows for token in row.input_ids])  # (T,)
     lengths = [len(row.input_ids) for row in rows]
     is_image = ids == processor.image_token_id  # (T,)
     is_vision = is_image | image_brackets(ids, processor)  # (T,)
@@ -40,7 +58,7 @@ def pack(rows: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> Packe
     batch: PackedBatch = {
         "input_ids": ids[None],
         "supervised": supervised,
-        "targets": successors[supervised],
+        "targets": targets,
         "row_indices": sequences.indices,
         "row_mask": sequences.mask,
         "row_cu_seqlens": sequences.cu_seqlens,

@@ -4,7 +4,7 @@ Subclasses of Transformers' layers that `use_packed_layers` swaps in: the same s
 (T, H) with the sequences' boundaries. Without boundaries they behave like their parents.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,17 @@ from job.families.lora.linear import linear_in_parts, linear_together
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
+class CachedSequences(Protocol):
+    """Sequences whose earlier keys and values are in a cache; see `decoder`."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Stores keys and values of the tokens, and attends to all that are stored: (T, heads, D)
+        to (T, heads, D)."""
+
+
 CosSin = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines, which Transformers calls `position_embeddings`."""
 
@@ -35,7 +46,7 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         hidden_states: torch.Tensor,
         position_embeddings: RotaryAngles | CosSin,
         *args: object,
-        sequences: PackedSequences | None = None,
+        sequences: PackedSequences | CachedSequences | None = None,
         modalities: Modalities | None = None,
         output_indices: torch.Tensor | None = None,
         **kwargs: object,
@@ -71,7 +82,10 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         return [qkv] if dense is None else [qkv, (dense.gate_proj, dense.up_proj)]
 
     def _attention(
-        self, hidden: torch.Tensor, angles: RotaryAngles, sequences: PackedSequences
+        self,
+        hidden: torch.Tensor,
+        angles: RotaryAngles,
+        sequences: PackedSequences | CachedSequences,
     ) -> torch.Tensor:
         """(T, H) to (T, heads · D), before the output projection."""
         attn = self.self_attn
@@ -80,7 +94,11 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
             for projected in linear_together((attn.q_proj, attn.k_proj, attn.v_proj), hidden)
         )
         query, key = (apply_rope(each, angles, swap_neighbors) for each in (query, key))
-        return attention(query, key, value, sequences, causal=True, scale=attn.scaling).flatten(1)
+        if isinstance(sequences, PackedSequences):
+            out = attention(query, key, value, sequences, causal=True, scale=attn.scaling)
+        else:
+            out = sequences.attend(attn.layer_idx, query, key, value, attn.scaling)
+        return out.flatten(1)
 
 
 class PackedVisionBlock(native.Ernie4_5_VLMoeVisionBlock):

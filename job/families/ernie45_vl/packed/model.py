@@ -14,7 +14,7 @@ from job.families.batches import PackedBatch, PatchInputs
 from job.families.class_swap import swap_class
 from job.families.ernie45_vl.image_processing import normalized
 from job.families.ernie45_vl.packed.experts import Modalities
-from job.families.ernie45_vl.packed.layers import use_packed_layers
+from job.families.ernie45_vl.packed.layers import CachedSequences, use_packed_layers
 from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_halves, swap_neighbors
 from job.families.ernie45_vl.packed.varlen_attention import (
     PackedSequences,
@@ -49,7 +49,8 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         if targets is None:
             return super().forward(*args, **inputs)
         batch = cast(PackedBatch, inputs)
-        hidden, router_logits = self._hidden_states(batch)
+        rows = self.sequences(batch, "row")
+        hidden, router_logits = self.hidden_states(batch, rows)
         loss = supervised_loss(hidden, targets, self.lm_head)
         aux = None
         if self.config.text_config.output_router_logits:
@@ -61,7 +62,9 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             loss = loss + self.router_aux_loss_coef * aux
         return native.MoeCausalLMOutputWithPast(loss=loss, aux_loss=aux)
 
-    def _hidden_states(self, batch: PackedBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def hidden_states(
+        self, batch: PackedBatch, rows: PackedSequences | CachedSequences
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The final hidden states (S, H) of the supervised tokens, and each sparse layer's router
         logits (T, experts)."""
         text = self.model.language_model
@@ -75,7 +78,6 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             hidden = hidden + 0 * self._image_embeddings(blank).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D) each
         angles = RotaryAngles.of(cos[0], sin[0], swap_neighbors)
-        rows = self._sequences(batch, "row")
         tokens: _LayerTokens = {"modalities": _modalities(batch, "token")}
         router_logits = []
         for number, layer in enumerate(text.layers, start=1):
@@ -110,7 +112,7 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         hidden = tower.patch_embed(pixels)  # (patches, vision H)
         cos, sin = tower.rotary_pos_emb(hidden, batch["patch_position_ids"])  # (patches, D) each
         angles = RotaryAngles.of(cos, sin, swap_halves)
-        images = self._sequences(batch, "patch")
+        images = self.sequences(batch, "patch")
         for block in tower.blocks:
             hidden = block(hidden, position_embeddings=angles, sequences=images)
         # Spatial merging: merge² adjacent patches, which are consecutive, become one token.
@@ -136,7 +138,8 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             "patch_cu_seqlens": torch.tensor([0, count], dtype=torch.int32, device=device),
         }
 
-    def _sequences(self, batch: PatchInputs, of: Literal["row", "patch"]) -> PackedSequences:
+    def sequences(self, batch: PatchInputs, of: Literal["row", "patch"]) -> PackedSequences:
+        """The boundaries of the batch's rows or images."""
         tensors = cast("dict[str, torch.Tensor]", batch)
         indices, mask, cu_seqlens = (
             tensors[f"{of}_{part}"] for part in ("indices", "mask", "cu_seqlens")

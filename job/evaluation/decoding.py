@@ -1,0 +1,84 @@
+"""Greedy decoding of many prompts: a row that ends makes room for the next prompt."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
+
+from job.families.base import Decoder, Encoded
+
+if TYPE_CHECKING:
+    import torch
+
+
+def decode_greedily(
+    decoder: Decoder,
+    prompts: Sequence[Encoded],
+    *,
+    max_new_tokens: int,
+    end_tokens: Collection[int],
+    read_every: int,
+    ended: Callable[[int], object],
+) -> list[list[int]]:
+    """The most likely tokens after each prompt, up to its end token, which is left out.
+
+    Tokens are read from the device every `read_every` steps: reading waits for the device, and a
+    row that has ended is decoded until then. `ended` is called with the number of answers that were
+    completed.
+    """
+    import torch
+
+    answers: list[list[int]] = [[] for _ in prompts]
+    # Long prompts first: those that need the most memory fail at once, or not at all.
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids)))
+    rows: list[int] = []  # the number of each decoded row's prompt
+    tokens: torch.Tensor | None = None  # (B,): each row's last token
+
+    def read(steps: "torch.Tensor") -> None:
+        """Adds the tokens (steps, rows) of the last rows to their answers; drops ended rows."""
+        first = len(rows) - steps.shape[1]
+        before = len(rows)
+        for row, column in reversed(list(enumerate(steps.t().tolist(), start=first))):
+            if _extend(answers[rows[row]], column, max_new_tokens, end_tokens):
+                drop(row)
+        ended(before - len(rows))
+
+    def drop(row: int) -> None:
+        nonlocal tokens
+        assert tokens is not None
+        decoder.drop(row)
+        last = rows.pop()
+        if row < len(rows):
+            rows[row] = last
+            tokens[row] = tokens[-1]
+        tokens = tokens[:-1]
+
+    with torch.inference_mode():
+        while waiting or rows:
+            free = decoder.slots - len(rows)
+            if waiting and (not rows or 4 * free >= decoder.slots):
+                group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                new = decoder.prefill([prompts[number] for number in group]).argmax(-1)
+                tokens = new if tokens is None else torch.cat([tokens, new])
+                rows += group
+                read(new[None])
+                continue
+            steps = []
+            for _ in range(read_every):
+                assert tokens is not None
+                tokens = decoder.step(tokens).argmax(-1)
+                steps.append(tokens)
+            read(torch.stack(steps))
+    return answers
+
+
+def _extend(
+    answer: list[int], tokens: Sequence[int], limit: int, end_tokens: Collection[int]
+) -> bool:
+    """Adds tokens up to an end token or the limit; returns whether the answer has ended."""
+    for token in tokens:
+        if token in end_tokens:
+            return True
+        answer.append(token)
+        if len(answer) == limit:
+            return True
+    return False

@@ -1,0 +1,132 @@
+"""The packed decoder generates what Transformers' `generate` does, token by token."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import GenerationConfig
+
+from job import families
+from job.evaluation.decoding import decode_greedily
+from job.evaluation.generate import generate, generate_all, is_plain_greedy
+from job.families.base import Encoded
+from job.families.ernie45_vl import Ernie45VL
+from job.families.ernie45_vl.packed.model import PackedErnie
+from job.prep.images import inspect
+from job.prep.rows import EncodedImage, Message, Part
+from job.spec.load import load_spec
+from tests.models import add_noise
+
+TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
+SPEC = load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
+GREEDY = replace(SPEC.eval.generation, max_new_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def family() -> Ernie45VL:
+    return Ernie45VL.bind(families.read_checkpoint("builtin://ernie-vl-tiny", TINY), SPEC.data)
+
+
+@pytest.fixture
+def model(family: Ernie45VL) -> Any:
+    return family.load(dtype=torch.float32, device=torch.device("cpu"))
+
+
+def image(seed: int, width: int, height: int) -> EncodedImage:
+    pixels = torch.randint(256, (height // 4, width // 4), generator=torch.manual_seed(seed))
+    drawn = Image.fromarray(pixels.byte().numpy()).resize((width, height)).convert("RGB")
+    file = io.BytesIO()
+    drawn.save(file, "PNG")
+    return inspect(file.getvalue())
+
+
+def prompts(family: Ernie45VL) -> list[Encoded]:
+    """With an image, two images, none, and an earlier answer; their answers differ in length."""
+    found = []
+    for seed, (width, height) in enumerate([(336, 56), (112, 56), (56, 112), (224, 56), (84, 84)]):
+        asked = Message(role="user", parts=(Part(image=0), Part(text="Write the formula.")))
+        found.append(family.encode_prompt(f"{seed}", [asked], [image(seed, width, height)]))
+    two = Message(role="user", parts=(Part(image=0), Part(text="or"), Part(image=1)))
+    images = [image(7, 112, 56), image(8, 56, 56)]
+    found.append(family.encode_prompt("two", [two], images))
+    text = Message(role="user", parts=(Part(text="x + y"),))
+    found.append(family.encode_prompt("text", [text], []))
+    answered = Message(role="assistant", parts=(Part(text="x"),))
+    found.append(family.encode_prompt("turns", [two, answered, text], images))
+    return found
+
+
+@pytest.mark.parametrize("slots", [3, 8])
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
+def test_greedy_answers_are_those_of_transformers(
+    adapted: bool, slots: int, family: Ernie45VL, model: Any
+) -> None:
+    if adapted:
+        targets = ["q_proj", "v_proj", "gate_proj", "fc1"]
+        experts = ["experts.gate_up_proj", "experts.down_proj"]
+        config = LoraConfig(r=4, target_modules=targets, target_parameters=experts)
+        model = get_peft_model(model, config)
+        add_noise(model, 0.02)
+    model.eval()
+    asked = prompts(family)
+    expected = [generate(model, family, [prompt], GREEDY)[0] for prompt in asked]
+    ended: list[int] = []
+    found = generate_all(model, family, asked, GREEDY, batch_size=slots, ended=ended.append)
+    assert found == expected
+    assert sum(ended) == len(asked)
+    assert len({len(answer) for answer in found}) > 1  # rows ended at different steps
+    base = model.get_base_model() if adapted else model
+    assert type(base) is PackedErnie  # it was the decoder that answered
+    # The swapped classes leave Transformers' generation as it was.
+    assert generate(model, family, asked[:1], GREEDY) == expected[:1]
+
+
+def test_reading_tokens_late_changes_no_answer(family: Ernie45VL, model: Any) -> None:
+    asked = prompts(family)
+    answers = []
+    for read_every in (1, 8):
+        decoder = family.decoder(model, slots=3, capacity=400)
+        assert decoder is not None
+        answers.append(
+            decode_greedily(
+                decoder,
+                asked,
+                max_new_tokens=21,
+                end_tokens=family.end_tokens,
+                read_every=read_every,
+                ended=lambda count: None,
+            )
+        )
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "plain"),
+    [
+        ({}, True),
+        ({"do_sample": True, "temperature": 0.2, "top_p": 0.8}, True),  # the spec decides
+        ({"repetition_penalty": 1.05}, False),
+        ({"num_beams": 4}, False),
+        ({"suppress_tokens": [5]}, False),
+    ],
+)
+def test_settings_of_the_model_that_change_greedy_answers_are_left_to_transformers(
+    settings: dict[str, Any], plain: bool
+) -> None:
+    assert is_plain_greedy(GenerationConfig(**settings), GREEDY) is plain
+    assert not is_plain_greedy(GenerationConfig(**settings), replace(GREEDY, do_sample=True))
+
+
+def test_a_model_whose_class_was_changed_is_left_to_transformers(
+    family: Ernie45VL, model: Any
+) -> None:
+    class Patched(type(model)):  # type: ignore[misc]
+        pass
+
+    model.__class__ = Patched
+    assert family.decoder(model, slots=1, capacity=8) is None
