@@ -1,6 +1,8 @@
 """Writes what training produces: the adapter, for PEFT and for vLLM, or the weights."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +53,16 @@ def without_autocast(model: Model) -> Model:
     for name in ("forward", "_original_forward"):
         vars(model).pop(name, None)
     return model
+
+
+@contextmanager
+def autocast_removed(model: "torch.nn.Module") -> Iterator[None]:
+    """A context without what `without_autocast` removes."""
+    own = {n: vars(model).pop(n) for n in ("forward", "_original_forward") if n in vars(model)}
+    try:
+        yield
+    finally:
+        vars(model).update(own)
 
 
 def _store_weights(
