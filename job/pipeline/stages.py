@@ -150,6 +150,7 @@ class Stages:
             spec=self._spec.data,
             train=self._run.inputs.train_sources,
             evaluation=self._run.inputs.eval_source,
+            validation=self._run.inputs.validation_source,
             seed=self._spec.train.seed,
             normalize_label=NORMALIZERS[self._spec.eval.answer],
             classes=self._spec.eval.answer == "label",
@@ -157,12 +158,16 @@ class Stages:
             control_tokens=self._run.inputs.control_tokens,
         )
         data = prepare(inputs, directory)
-        return {
+        rows = {
             "train": data.train_rows,
             "eval": data.eval_rows,
             "rejected": data.rejected_rows,
             "leaked": data.leaked_rows,
         }
+        if data.validation_rows is not None:
+            rows["validation"] = data.validation_rows
+            rows["leaked_validation"] = data.leaked_validation_rows
+        return rows
 
     def _preflight_checks(self) -> None:
         """Checks for errors that would otherwise show up only after hours of work."""

@@ -90,6 +90,7 @@ class DataSpec:
     """At least one source; a single one in the spec becomes a tuple of one."""
     stopping_strategy: Literal["first_exhausted", "all_exhausted"]
     eval: SourceSpec | None
+    validation: SourceSpec | None
     instruction: str | None
     """The question for rows that have none; see `question_of`."""
     system: str | None
@@ -101,6 +102,7 @@ class DataSpec:
     truncation_strategy: Literal["delete", "left", "right"]
     max_bad_rows: int
     eval_fraction: float
+    validation_fraction: float
     leakage: Literal["remove", "refuse"]
     leakage_by: Literal["auto", "image_and_answer", "image"]
     streaming: bool
@@ -110,10 +112,17 @@ class DataSpec:
     """None uses the cores available to the job."""
 
     def sources(self) -> dict[str, SourceSpec]:
-        """Every source by its JSON path: `$.data.train`, or `$.data.train[0]` etc. if several."""
+        """Every source by its JSON path: `$.data.train`, or `$.data.train[0]` etc. if several;
+        then `$.data.eval` and `$.data.validation`, if set."""
         one = len(self.train) == 1
         train = {f"$.data.train{'' if one else f'[{n}]'}": s for n, s in enumerate(self.train)}
-        return train | ({"$.data.eval": self.eval} if self.eval else {})
+        held_out = {"$.data.eval": self.eval, "$.data.validation": self.validation}
+        return train | {path: source for path, source in held_out.items() if source is not None}
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether some rows are for validation during training."""
+        return self.validation is not None or self.validation_fraction > 0
 
     def question_of(self, source: SourceSpec) -> str | None:
         """The question for rows of `source` that have none, if any."""
@@ -223,6 +232,7 @@ class GenerationSpec:
 @dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     max_samples: int
+    validation_samples: int
     answer: Answer
     turns: Literal["all", "last"]
     metrics: tuple[str, ...] | None
