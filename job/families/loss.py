@@ -25,6 +25,7 @@ def supervised_loss(
     """
     if is_frozen(head):
         if not torch.is_grad_enabled():
+            assert isinstance(head, torch.nn.Linear)
             return _frozen_head_loss(hidden, targets, head.weight) / len(targets)
         return _FrozenHeadLoss.apply(hidden, targets, head.weight) / len(targets)
     if len(targets) <= CHUNK or isinstance(head, FSDPModule):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ADAPTER, SERVED_ADAPTER, WEIGHTS = "adapter", "adapter-vllm", "weights"
 
+_FORWARDS: tuple[str, ...] = ("forward", "_original_forward")
+"""Attributes that Accelerate sets on an instance."""
+
 Model = TypeVar("Model", bound="torch.nn.Module")
 
 
@@ -50,7 +53,7 @@ def without_autocast(model: Model) -> Model:
     After training the model has to compute in the dtype of the stored weights. Accelerate's own
     `unwrap_model` would also strip the decorators of Transformers' `forward`, and break generation.
     """
-    for name in ("forward", "_original_forward"):
+    for name in _FORWARDS:
         vars(model).pop(name, None)
     return model
 
@@ -58,7 +61,7 @@ def without_autocast(model: Model) -> Model:
 @contextmanager
 def autocast_removed(model: "torch.nn.Module") -> Iterator[None]:
     """A context without what `without_autocast` removes."""
-    own = {n: vars(model).pop(n) for n in ("forward", "_original_forward") if n in vars(model)}
+    own = {name: vars(model).pop(name) for name in _FORWARDS if name in vars(model)}
     try:
         yield
     finally:

@@ -58,7 +58,7 @@ class ValidatingTrainer(SafetensorsTrainer):
             self.control.should_save = self.control.should_training_stop = True
             return {}
         metrics = {**result.metrics, "eval_seconds": round(result.seconds, 3)}
-        self.log(metrics)
+        self.log(dict(metrics))  # it adds keys to what it is given
         # Before the best metric is updated: callbacks compare with the best one so far.
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -1,5 +1,6 @@
 """Uploads the Trainer's checkpoints to the output, in the background."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -69,7 +70,8 @@ class CheckpointCallback(TrainerCallback):
             self._log_stored(step, local_seconds, stored_seconds)
 
         # The upload that is waiting may be that of the best model, which nothing replaces.
-        urgent = signals.received() is not None and self._uploads.submitted_step != state.best_global_step
+        best_waits = self._uploads.submitted_step == state.best_global_step
+        urgent = signals.received() is not None and not best_waits
         self._uploads.submit(step, store, urgent=urgent)
 
     def _log_stored(self, step: int, local_seconds: float, stored_seconds: float) -> None:
@@ -108,4 +110,9 @@ def _loss_since_last(state: TrainerState) -> float | None:
 def _metrics(state: TrainerState) -> dict[str, float]:
     """The metrics of this step's validation, if there was one."""
     entries = [entry for entry in state.log_history if entry["step"] == state.global_step]
-    return {k: v for entry in entries for k, v in entry.items() if k.startswith("eval_")}
+    return {
+        k: v
+        for entry in entries
+        for k, v in entry.items()
+        if k.startswith("eval_") and math.isfinite(v)
+    }
