@@ -43,6 +43,15 @@ COMPUTING_KEYS = (
     "group_by_length",
     "torch_compile",
 )
+# Keys that choose when to stop and what to keep, but do not affect the weights after a step.
+SELECTING_KEYS = (
+    "eval_strategy",
+    "eval_steps",
+    "predict_with_generate",
+    "load_best_model_at_end",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+)
 # Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
 # Keys that add a validation split. They do not change the rows to evaluate on.
@@ -116,6 +125,7 @@ class StageInputs:
             parts = [
                 *self._training_inputs(completed),
                 *(spec["train"][key] for key in COMPUTING_KEYS),
+                self._selecting,
             ]
         elif stage == "eval":
             parts = [
@@ -148,6 +158,7 @@ class StageInputs:
             "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS},
         }
         parts = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
+        parts |= {f"the validation's {k}": v for k, v in self._validating.items()}
         parts["the version of the job"] = __version__
         parts["the files of the model"] = self._initial_model
         parts["the images of the data"] = list(self._images.values())
@@ -163,13 +174,35 @@ class StageInputs:
     @property
     def _training_settings(self) -> dict[str, Any]:
         """All settings other than those of model and LoRA that affect the trained weights."""
-        skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
+        skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS, *SELECTING_KEYS, "metric_for_best_model")
         trained = {k: v for k, v in asdict(self._spec)["train"].items() if k not in skipped}
         trained["rows_a_step"] = self.rows_per_step
         if self._spec.data.streaming:
             trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
         trained["sharded"] = self._spec.runtime.distributed == "fsdp2"
         return trained
+
+    @property
+    def _selecting(self) -> dict[str, Any]:
+        """What a training's result depends on in addition to its settings: validations, when it
+        stops, and which step it keeps. Empty without validation."""
+        train = self._spec.train
+        if not train.validates:
+            return {}
+        keys = {key: getattr(train, key) for key in SELECTING_KEYS}
+        return {**keys, "eval_steps": train.validation_steps, **self._validating}
+
+    @property
+    def _validating(self) -> dict[str, Any]:
+        """What the values of a validation depend on, other than the model and the data: those of
+        one training are compared with each other. Empty without validation."""
+        train, evaluation = self._spec.train, asdict(self._spec)["eval"]
+        if not train.validates:
+            return {}
+        read = ["validation_samples"]
+        if train.generates_answers:
+            read += ["answer", "turns", "metrics", "generation"]
+        return {"metric": train.best_metric, **{key: evaluation[key] for key in read}}
 
     def _prepared_rows(self, *, validation: bool) -> str:
         """The fingerprint of prep, or, without `validation`, of its rows to evaluate on: adding a

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from job.train.result import TrainResult
+
 Summary = dict[str, Any]
 """A stage's result as JSON, for later stages and for run.json."""
 
@@ -84,6 +86,7 @@ class Stages:
             step=result.steps,
             first_loss=result.first_loss,
             loss=result.final_loss,
+            **_kept(result),
             took=log.seconds(result.seconds),
             tokens_per_second=result.tokens_per_second,
             peak_memory=log.byte_count(result.peak_memory_bytes),
@@ -227,3 +230,17 @@ class Stages:
 
     def _fetch(self, stage: Stage, path: str) -> Path:
         return self._run.output.stages.local.fetch_file(self._run.record.stages[stage], path)
+
+
+def _kept(result: "TrainResult") -> dict[str, object]:
+    """The kept step and its metric, beside the last one's, for the log."""
+    validation = result.validation
+    if validation is None:
+        return {}
+    metric = validation["metric"]
+    return {
+        "kept_step": validation["exported_step"],
+        "best_step": validation["best_step"],
+        f"best_{metric}": validation["best"],
+        f"last_{metric}": validation["last"],
+    }

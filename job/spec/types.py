@@ -7,7 +7,7 @@ names and types agree with the schema. Names follow Transformers, TRL and PEFT.
 from dataclasses import dataclass
 from typing import Literal
 
-from job.spec.answer_kinds import METRICS, Answer
+from job.spec.answer_kinds import LOSS, METRICS, Answer, bare_metric
 
 FORMULAS = "builtin://formulas"
 FORMULAS_QUESTION = "Write the LaTeX representation for this image."
@@ -173,6 +173,16 @@ class TrainSpec:
     logging_steps: int
     save_steps: int
     save_total_limit: int
+    eval_strategy: Literal["no", "steps", "epoch"]
+    eval_steps: int | None
+    """None uses `logging_steps`; see `validation_steps`."""
+    predict_with_generate: bool | None
+    """None depends on the metric; see `generates_answers`."""
+    metric_for_best_model: str | None
+    """None uses the loss; see `best_metric`."""
+    load_best_model_at_end: bool
+    early_stopping_patience: int | None
+    early_stopping_threshold: float
     gradient_checkpointing: bool
     torch_compile: bool
     fit: Literal["auto", "on", "off"]
@@ -187,6 +197,27 @@ class TrainSpec:
     logging_dir: str | None
     """None uses `logs` under the output."""
     resume_from_checkpoint: str
+
+    @property
+    def validates(self) -> bool:
+        return self.eval_strategy != "no"
+
+    @property
+    def validation_steps(self) -> int:
+        """Optimizer steps between validations, if `eval_strategy` is `steps`."""
+        return self.logging_steps if self.eval_steps is None else self.eval_steps
+
+    @property
+    def best_metric(self) -> str:
+        """The metric by which validations are compared, without the prefix `eval_`."""
+        return bare_metric(self.metric_for_best_model)
+
+    @property
+    def generates_answers(self) -> bool:
+        """Whether validations generate answers, in addition to measuring the loss."""
+        if self.predict_with_generate is None:
+            return self.best_metric != LOSS
+        return self.predict_with_generate
 
 
 @dataclass(frozen=True, kw_only=True)
