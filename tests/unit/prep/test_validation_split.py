@@ -33,7 +33,8 @@ def run(spec: DataSpec, place: Path, **more: Any) -> PreparedData:
 
 def named(spec: DataSpec, **rows: Path) -> DataSpec:
     """The spec with sources for `eval` and `validation`."""
-    return replace(spec, **{n: replace(spec.train[0], uri=str(path)) for n, path in rows.items()})
+    found: Any = {n: replace(spec.train[0], uri=str(path)) for n, path in rows.items()}
+    return replace(spec, **found)
 
 
 def answers(data: PreparedData) -> dict[str, list[str]]:
