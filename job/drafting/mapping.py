@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from job import storage
 from job.errors import DataError, InputError, UsageError
 from job.prep import sources
 from job.prep.columns import MESSAGES, Columns, ReadOptions
@@ -136,10 +137,11 @@ def refuse_unlabeled_images(source: DataSource, error: DataError) -> None:
     if len(folders) > 1:
         shown = ", ".join(folders[:5])
         message += f"; its folders may be classes: {shown}"
-        fix = (
-            "list them in the folder: (echo image,label; for f in */*; do echo "
-            '"$f,${f%%/*}"; done) > labels.csv'
-        )
+        if storage.is_local(source.uri):
+            fix = (
+                "list them in the folder: (echo image,label; for f in */*; do echo "
+                '"$f,${f%%/*}"; done) > labels.csv'
+            )
     raise DataError("DATA", message, value=source.uri, fix=fix) from error
 
 

@@ -2,13 +2,16 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from job import log, redaction
 from job.cli import completion
 from job.errors import UsageError
+
+if TYPE_CHECKING:
+    from job.drafting import Draft
 
 TOY = "builtin://ernie-vl-tiny"
 KINDS = ("text", "latex", "json", "label")
@@ -74,23 +77,28 @@ def init(
         raise _exists(path)
     columns = {"image": image_column, "text": text_column, "question": question_column}
     terminal = log.is_terminal(sys.stdin) and log.is_terminal(sys.stderr)
-    options = drafting.DraftOptions(
-        uri=data.rstrip("/") or data,
-        name=name,
-        model=model,
-        output_uri=output_uri or f"outputs/{name}",
-        instruction=instruction,
-        answer=answer,  # type: ignore[arg-type]
-        columns={key: column for key, column in columns.items() if column is not None},
-        choose=_choose if terminal else None,
-        ask=_ask if terminal else None,
+    draft = drafting.make_draft(
+        drafting.DraftOptions(
+            uri=data.rstrip("/") or data,
+            name=name,
+            model=model,
+            output_uri=output_uri or f"outputs/{name}",
+            instruction=instruction,
+            answer=answer,  # type: ignore[arg-type]
+            columns={key: column for key, column in columns.items() if column is not None},
+            choose=_choose if terminal else None,
+            ask=_ask if terminal else None,
+        )
     )
-    draft = drafting.make_draft(options)
     text = drafting.spec_text(draft, path)
     if force:
         storage.write_text(path, text)
     elif not storage.write_new(path, text.encode()):
         raise _exists(path)
+    _report(draft, path)
+
+
+def _report(draft: "Draft", path: str) -> None:
     if draft.rejects:
         first = draft.rejects[0]
         log.warn(
@@ -98,13 +106,13 @@ def init(
             rows=f"{len(draft.rejects)} of the first {draft.sampled}",
             first=f"{first.id}: {first.reason}",
         )
-    columns_found = ", ".join(f"{key}: {column}" for key, column in draft.columns.items())
+    columns = ", ".join(f"{key}: {column}" for key, column in draft.columns.items())
     log.info(
         f"wrote {path}",
         rows=draft.rows,
         answer=draft.answer.kind,
         next=f"python -m job validate {path}",
-        **({"columns": columns_found} if columns_found else {}),
+        **({"columns": columns} if columns else {}),
     )
 
 
