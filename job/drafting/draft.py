@@ -15,7 +15,7 @@ from job.drafting.mapping import (
     named_columns,
     refuse_unlabeled_images,
 )
-from job.errors import DataError, InputError, UsageError
+from job.errors import DataError, InputError, SpecError, UsageError
 from job.families import model_source
 from job.prep import sources
 from job.prep.convert import to_results
@@ -90,6 +90,7 @@ def make_draft(options: DraftOptions) -> Draft:
             fix="copy specs/latex.yaml, which uses it",
         )  # fmt: skip
     try:
+        _spec(options, {})
         _require_files(options.uri)
         splits = _splits(options.uri)
         data = _spec(options, splits).data
@@ -155,6 +156,14 @@ def _splits(uri: str) -> dict[str, str]:
     return roles
 
 
+_OPTIONS = {
+    "model.model_name_or_path": "--model",
+    "output.uri": "--output-uri",
+    "data.instruction": "--instruction",
+}
+"""The options that values of the spec come from; others come from `DATA`."""
+
+
 def _spec(options: DraftOptions, splits: Mapping[str, str]) -> JobSpec:
     """A spec that names the rows and nothing else."""
     uri = _literal(options.uri)
@@ -169,7 +178,12 @@ def _spec(options: DraftOptions, splits: Mapping[str, str]) -> JobSpec:
         "train": {"eval_strategy": "epoch"} if "validation" in others else {},
         "output": {"uri": _literal(options.output_uri)},
     }
-    return load_spec(json.dumps(spec, ensure_ascii=False), "the draft", environ={}).spec
+    try:
+        return load_spec(json.dumps(spec, ensure_ascii=False), "the draft", environ={}).spec
+    except SpecError as error:
+        fields = {_OPTIONS.get(problem.key or "", "DATA"): problem for problem in error.problems}
+        problems = [replace(each, field=field, key=None) for field, each in fields.items()]
+        raise UsageError.from_problems(problems) from error
 
 
 def _literal(text: str) -> str:

@@ -157,5 +157,6 @@ def as_options(error: DataError | InputError) -> DataError | InputError:
                     "or parquet"
                 )
             problem = replace(problem, field="DATA", fix=fix)
-        problems.append(replace(problem, key=None))
+        fix = problem.fix and problem.fix.replace(" and `format`", "")  # init has no such option
+        problems.append(replace(problem, fix=fix, key=None))
     return type(error).from_problems(problems)

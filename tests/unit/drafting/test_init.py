@@ -198,6 +198,18 @@ def test_without_a_terminal_the_option_is_named(
     assert fix in str(error.problems[0].fix)
 
 
+def test_wrong_values_of_options_are_named_by_their_options(tmp_path: Path) -> None:
+    folder = listed(tmp_path, [{"question": "a", "answer": "b"}] * 2)
+    error = refusal(folder, model="builtin://ernie-tiny", output_uri="s3:/out")
+    assert isinstance(error, UsageError)
+    assert {problem.field for problem in error.problems} == {"--model", "--output-uri"}
+    assert (
+        refusal(folder, columns={"text": "anser"}).problems[0].fix == "write --text-column answer"
+    )
+    missing = refusal(folder, model=str(tmp_path / "none"))
+    assert (missing.exit_code, missing.problems[0].field) == (12, "--model")
+
+
 def test_images_without_texts_lead_to_a_list_of_their_folders(tmp_path: Path) -> None:
     for n in range(12):
         picture(tmp_path / "animals" / ("cat", "dog")[n % 2] / f"{n}.png")
