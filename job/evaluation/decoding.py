@@ -17,13 +17,14 @@ def decode_greedily(
     max_new_tokens: int,
     end_tokens: Collection[int],
     read_every: int,
-    ended: Callable[[int], object],
+    ended: Callable[[int], object] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
     """The most likely tokens after each prompt, up to its end token, which is left out.
 
     Tokens are read from the device every `read_every` steps: reading waits for the device, and a
     row that has ended is decoded until then. `ended` is called with the number of answers that were
-    completed.
+    completed. If `stop` becomes true, the answers end there.
     """
     import torch
 
@@ -40,7 +41,8 @@ def decode_greedily(
         for row, column in reversed(list(enumerate(steps.t().tolist(), start=first))):
             if _extend(answers[rows[row]], column, max_new_tokens, end_tokens):
                 drop(row)
-        ended(before - len(rows))
+        if ended is not None:
+            ended(before - len(rows))
 
     def drop(row: int) -> None:
         nonlocal tokens
@@ -53,7 +55,7 @@ def decode_greedily(
         tokens = tokens[:-1]
 
     with torch.inference_mode():
-        while waiting or rows:
+        while (waiting or rows) and not (stop is not None and stop()):
             free = decoder.slots - len(rows)
             if waiting and (not rows or 4 * free >= decoder.slots):
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]

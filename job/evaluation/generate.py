@@ -15,6 +15,7 @@ from job.prep.rows import Row
 from job.spec.types import GenerationSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import GenerationConfig, PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
 
@@ -52,27 +53,17 @@ def generate_answers(
 ) -> GeneratedAnswers:
     """Generates an answer to every question, and measures the loss on the rows' answers."""
     model.eval()
-    prompts = [
-        family.encode_prompt(
-            question.id,
-            question.asked,
-            question.images,
-            enable_thinking=generation.enable_thinking,
-        )
-        for question in asked
-    ]
     with log.progress(label, len(asked), unit="answers") as bar:
         tokens = generate_all(
-            model, family, prompts, generation, batch_size=batch_size, ended=bar.advance
+            model, family, asked, generation, batch_size=batch_size, ended=bar.advance
         )
-    decode = family.processor.tokenizer.decode
     nll, supervised = 0.0, 0
     for start in range(0, len(rows), batch_size):
         encoded = [family.encode(row) for row in rows[start : start + batch_size]]
         batch_nll, batch_supervised = _summed_loss(model, family, encoded)
         nll, supervised = nll + batch_nll, supervised + batch_supervised
     return GeneratedAnswers(
-        texts=tuple(decode(row, skip_special_tokens=True).strip() for row in tokens),
+        texts=tuple(to_texts(family, tokens)),
         cut_short=tuple(len(row) == generation.max_new_tokens for row in tokens),
         loss=nll / supervised if supervised else math.nan,
         generated_tokens=sum(len(row) for row in tokens),
@@ -82,40 +73,72 @@ def generate_answers(
 def generate_all(
     model: "PreTrainedModel",
     family: Family,
-    prompts: Sequence[Encoded],
+    asked: Sequence[Question],
     generation: GenerationSpec,
     *,
     batch_size: int,
-    ended: Callable[[int], object],
+    ended: Callable[[int], object] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
-    """The tokens generated after each prompt, without end token and padding.
+    """The tokens of the answers, without end token and padding; incomplete if `stop` becomes true.
 
-    Generates for `batch_size` prompts at once, by the family's decoder if it has one and the
-    answers are greedy. `ended` is called with the number of answers that were completed.
+    Generates `batch_size` answers at once, by the family's decoder if it has one and the answers
+    are greedy. `ended` is called with the number of answers that were completed.
     """
-    assert generation.max_new_tokens != "auto", "the caller resolves it"
-    if is_plain_greedy(model.generation_config, generation) and prompts:
-        on_gpu = model.device.type != "cpu"
-        longest = max(len(prompt.input_ids) for prompt in prompts)
-        room = generation.max_new_tokens + (READ_EVERY_ON_GPU if on_gpu else 1)
-        decoder = family.decoder(
-            model, slots=min(batch_size, len(prompts)), capacity=longest + room
+    prompts = [
+        family.encode_prompt(
+            question.id,
+            question.asked,
+            question.images,
+            enable_thinking=generation.enable_thinking,
         )
-        if decoder is not None:
-            return decode_greedily(
-                decoder,
-                prompts,
-                max_new_tokens=generation.max_new_tokens,
-                end_tokens=family.end_tokens,
-                read_every=READ_EVERY_ON_GPU if on_gpu else 1,
-                ended=ended,
-            )
+        for question in asked
+    ]
+    decoded = _decode(model, family, prompts, generation, batch_size, ended, stop)
+    if decoded is not None:
+        return decoded
     tokens: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
+        if stop is not None and stop():
+            break
         batch = prompts[start : start + batch_size]
-        tokens += generate(model, family, batch, generation)
-        ended(len(batch))
+        tokens += generate(model, family, batch, generation, stop=stop)
+        if ended is not None:
+            ended(len(batch))
     return tokens
+
+
+def _decode(
+    model: "PreTrainedModel",
+    family: Family,
+    prompts: Sequence[Encoded],
+    generation: GenerationSpec,
+    batch_size: int,
+    ended: Callable[[int], object] | None,
+    stop: Callable[[], bool] | None,
+) -> list[list[int]] | None:
+    """The answers by the family's decoder; None if it cannot generate them."""
+    assert generation.max_new_tokens != "auto", "the caller resolves it"
+    if not prompts or not is_plain_greedy(model.generation_config, generation):
+        return None
+    read_every = 1 if model.device.type == "cpu" else READ_EVERY_ON_GPU
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    decoder = family.decoder(
+        model,
+        slots=min(batch_size, len(prompts)),
+        capacity=longest + generation.max_new_tokens + read_every,
+    )
+    if decoder is None:
+        return None
+    return decode_greedily(
+        decoder,
+        prompts,
+        max_new_tokens=generation.max_new_tokens,
+        end_tokens=family.end_tokens,
+        read_every=read_every,
+        ended=ended,
+        stop=stop,
+    )
 
 
 def is_plain_greedy(settings: "GenerationConfig", generation: GenerationSpec) -> bool:
@@ -126,18 +149,26 @@ def is_plain_greedy(settings: "GenerationConfig", generation: GenerationSpec) ->
     return not generation.do_sample and settings.to_diff_dict().keys() <= _NOT_IN_GREEDY
 
 
+def to_texts(family: Family, answers: Sequence[Sequence[int]]) -> list[str]:
+    tokenizer = family.processor.tokenizer
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
+
+
 def generate(
     model: "PreTrainedModel",
     family: Family,
     prompts: Sequence[Encoded],
     generation: GenerationSpec,
     streamer: "BaseStreamer | None" = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
     """The tokens generated after each prompt, without end token and padding.
 
-    `generation.max_new_tokens` must be a number. A `streamer` works with one prompt only.
+    `generation.max_new_tokens` must be a number. A `streamer` works with one prompt only. If `stop`
+    becomes true, the answers end there.
     """
     import torch
+    from transformers import StoppingCriteriaList
 
     assert generation.max_new_tokens != "auto", "the caller resolves it"
     tokenizer = family.processor.tokenizer
@@ -152,10 +183,21 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(family.end_tokens),
             streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([_stopping(stop)] if stop else []),
             **sampling,
         )
     start = batch["input_ids"].shape[1]
     return [_until_end(row, family.end_tokens) for row in output[:, start:].tolist()]
+
+
+def _stopping(stop: Callable[[], bool]) -> "Callable[..., torch.Tensor]":
+    """A stopping criterion for all answers at once."""
+    import torch
+
+    def criterion(input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        return torch.full((len(input_ids),), stop(), device=input_ids.device)
+
+    return criterion
 
 
 def _until_end(tokens: list[int], ends: Collection[int]) -> list[int]:

@@ -28,6 +28,8 @@ class Data:
     train_rows: int | None
     """Per epoch, of all sources."""
     held_out_rows: int | None
+    validation_rows: int | None
+    """None, too, without a validation split."""
     exact: bool
     """Whether the rows are counted. They are estimated if held-out rows are chosen by content, or
     if a large list would have to be read in full. Rows that prep rejects, or removes as leaked, are
@@ -161,6 +163,22 @@ class TrainingTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Validation during training."""
+
+    rows: int
+    """At most, each time."""
+    times: int | None
+    metric: str
+    answers: bool
+    """Whether answers are generated too, whose time is not estimated."""
+    share: float | None
+    """The time to measure the loss as a fraction of the training time."""
+    seconds: tuple[float, float] | None
+    """The time to measure the loss once, from shortest to longest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     name: str
     output: str
@@ -175,6 +193,8 @@ class Plan:
     pods: tuple[Pod, ...]
     time: TrainingTime | None
     time_unknown: str | None
+    validation: Validation | None
+    """None without validation."""
     stages: Mapping[str, str]
     stages_unknown: str | None
 

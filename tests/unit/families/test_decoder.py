@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from job import families
 from job.evaluation.decoding import decode_greedily
 from job.evaluation.generate import generate, generate_all, is_plain_greedy
+from job.evaluation.prompts import Question
 from job.families.base import Encoded
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.model import PackedErnie
@@ -45,20 +46,29 @@ def image(seed: int, width: int, height: int) -> EncodedImage:
     return inspect(file.getvalue())
 
 
-def prompts(family: Ernie45VL) -> list[Encoded]:
+def questions() -> list[Question]:
     """With an image, two images, none, and an earlier answer; their answers differ in length."""
+    write, or_ = Part(text="Write the formula."), Part(text="or")
     found = []
     for seed, (width, height) in enumerate([(336, 56), (112, 56), (56, 112), (224, 56), (84, 84)]):
-        asked = Message(role="user", parts=(Part(image=0), Part(text="Write the formula.")))
-        found.append(family.encode_prompt(f"{seed}", [asked], [image(seed, width, height)]))
-    two = Message(role="user", parts=(Part(image=0), Part(text="or"), Part(image=1)))
-    images = [image(7, 112, 56), image(8, 56, 56)]
-    found.append(family.encode_prompt("two", [two], images))
+        asked = (Message(role="user", parts=(Part(image=0), write)),)
+        found.append(question(seed, asked, (image(seed, width, height),)))
+    images = (image(7, 112, 56), image(8, 56, 56))
+    two = Message(role="user", parts=(Part(image=0), or_, Part(image=1)))
     text = Message(role="user", parts=(Part(text="x + y"),))
-    found.append(family.encode_prompt("text", [text], []))
     answered = Message(role="assistant", parts=(Part(text="x"),))
-    found.append(family.encode_prompt("turns", [two, answered, text], images))
+    found.append(question(5, (two,), images))
+    found.append(question(6, (text,), ()))
+    found.append(question(7, (two, answered, text), images))
     return found
+
+
+def question(number: int, asked: tuple[Message, ...], images: tuple[EncodedImage, ...]) -> Question:
+    return Question(id=f"{number}", row=number, turn=1, asked=asked, images=images, label="")
+
+
+def prompts(family: Ernie45VL) -> list[Encoded]:
+    return [family.encode_prompt(each.id, each.asked, each.images) for each in questions()]
 
 
 @pytest.mark.parametrize("slots", [3, 8])
@@ -76,7 +86,7 @@ def test_greedy_answers_are_those_of_transformers(
     asked = prompts(family)
     expected = [generate(model, family, [prompt], GREEDY)[0] for prompt in asked]
     ended: list[int] = []
-    found = generate_all(model, family, asked, GREEDY, batch_size=slots, ended=ended.append)
+    found = generate_all(model, family, questions(), GREEDY, batch_size=slots, ended=ended.append)
     assert found == expected
     assert sum(ended) == len(asked)
     assert len({len(answer) for answer in found}) > 1  # rows ended at different steps
@@ -99,7 +109,6 @@ def test_reading_tokens_late_changes_no_answer(family: Ernie45VL, model: Any) ->
                 max_new_tokens=21,
                 end_tokens=family.end_tokens,
                 read_every=read_every,
-                ended=lambda count: None,
             )
         )
     assert answers[0] == answers[1]

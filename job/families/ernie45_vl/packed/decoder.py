@@ -34,13 +34,18 @@ def decoder(
     slots: int,
     capacity: int,
 ) -> "PackedDecoder | None":
-    """The decoder of a model; None if its classes are not Transformers' own, or if it is sharded.
+    """The decoder of a model whose classes are Transformers' own, else None.
+
+    Also None if it is sharded, or if its blocks are compiled: they would be compiled anew for each
+    number of tokens.
 
     Swaps in the packed layers; weights, names and other forward passes do not change.
     """
     base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     native_class = native.Ernie4_5_VLMoeForConditionalGeneration
     if type(base) not in (native_class, PackedErnie) or isinstance(base, FSDPModule):
+        return None
+    if any(layer._compiled_call_impl is not None for layer in base.model.language_model.layers):
         return None
     if type(base) is native_class:
         use_packed_step(base)
