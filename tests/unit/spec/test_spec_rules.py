@@ -22,9 +22,9 @@ output: {uri: outputs/sample}
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 STEPS = "train.eval_strategy=steps"
-VALIDATED = (STEPS, "data.validation_fraction=0.4")
 NOT_VALIDATED = "requires train.eval_strategy: nothing is validated without it"
 FORMULAS = ("data.train.uri=builtin://formulas", "data.train.limit=9")
+VALIDATED = ("train.eval_strategy=steps", "data.validation_fraction=0.05")
 
 
 def _load(*overrides: str) -> JobSpec:
@@ -242,13 +242,17 @@ REFUSED += [
         "set data.eval.uri, or data.eval_fraction: 0.1",
     ),
     (
-        ("data.validation={uri: v.jsonl}", "data.validation_fraction=0.1", STEPS),
+        (
+            "train.eval_strategy=steps",
+            "data.validation={uri: v.jsonl}",
+            "data.validation_fraction=0.1",
+        ),
         "data.validation_fraction",
         "cannot be combined with data.validation, which names the rows to validate on",
         "remove one of the two",
     ),
     (
-        ("data.eval_fraction=0.6", "data.validation_fraction=0.4", STEPS),
+        ("train.eval_strategy=steps", "data.eval_fraction=0.6", "data.validation_fraction=0.4"),
         "data.validation_fraction",
         "leaves no row to train on: all are held out, together with data.eval_fraction, which is "
         "0.6",
@@ -311,9 +315,9 @@ REFUSED += [
     (
         (
             *FORMULAS,
+            "train.eval_strategy=steps",
             "data.eval={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}",
             "data.validation={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}",
-            STEPS,
         ),
         "data.validation.formulas.seed",
         "must differ from data.eval.formulas.seed, or the formulas are the same",
@@ -715,8 +719,8 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("eval.answer=json", "eval.metrics=[field_f1, cer]"),
         ("eval.answer=label", "data.leakage_by=image"),
         ("data.eval_fraction=0", "data.eval.uri=data/eval.jsonl"),
-        ("data.eval.uri=data/eval.jsonl", "data.eval_fraction=0.6", *VALIDATED),
-        ("data.validation={uri: v.jsonl}", "data.eval_fraction=0.99", STEPS),
+        (*VALIDATED, "data.eval.uri=data/eval.jsonl", "data.eval_fraction=0.97"),
+        ("train.eval_strategy=steps", "data.validation={uri: v.jsonl}", "data.eval_fraction=0.99"),
         (*VALIDATED, "train.metric_for_best_model=eval_cer", "train.early_stopping_patience=2"),
         (*VALIDATED, "train.metric_for_best_model=bleu", "eval.metrics=[bleu]"),
         (*VALIDATED, "train.metric_for_best_model=loss", "train.predict_with_generate=false"),
