@@ -1,12 +1,14 @@
 """The report's data other than metrics: counts, error rates, stage times, settings."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from job import log
 from job.artifacts.records import StageRecord
+from job.evaluation.report.formatting import amount
+from job.evaluation.report.headline import METRICS
 from job.evaluation.report.samples import PredictionRecord, cer
 
 
@@ -73,6 +75,45 @@ def counts(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> tuple[
     return tuple(result)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The validations of a training: the best, the last, and what became of them."""
+
+    name: str
+    """Of the metric that chose the best step."""
+    best: str
+    best_step: int
+    last: str
+    last_step: int
+    text: str
+
+
+def validation(train: Mapping[str, Any], settings: Mapping[str, Any]) -> Validation | None:
+    """From the summary of the train stage; None if nothing was validated."""
+    found = train.get("validation")
+    if not found or found.get("best_step") is None:
+        return None
+    kind = METRICS.get(str(found["metric"]).removeprefix("eval_"))
+    name, unit = (kind.name, kind.unit) if kind else (str(found["metric"]), "")
+    name = name if name.isupper() else name[0].lower() + name[1:]
+    best, last = (amount(float(found[f"{which}_value"]), unit) for which in ("best", "last"))
+    parts = [f"Validated on {int(found['rows']):,} rows of their own"]
+    parts[0] += f", which took {log.duration(float(found['seconds']))} in all."
+    if found.get("stopped_early"):
+        parts.append(f"Training stopped early at step {int(train['steps']):,}.")
+    kept = settings["train"].get("load_best_model_at_end")
+    step = found["best_step"] if kept else train["steps"]
+    parts.append(f"The weights are those of the {'best' if kept else 'last'} step, {int(step):,}.")
+    return Validation(
+        name=name,
+        best=best,
+        best_step=int(found["best_step"]),
+        last=last,
+        last_step=int(found["last_step"]),
+        text=" ".join(parts),
+    )
+
+
 _BANDS = (
     ("0", 0.0),
     ("up to 0.1", 0.1),
@@ -132,26 +173,29 @@ def settings(
 ) -> tuple[SettingRow, ...]:
     """Every key of the sections with its value, in the spec's order."""
     marked = set(changed)
-    result: list[SettingRow] = []
-
-    def walk(value: object, path: str) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            for number, inner in enumerate(value):
-                walk(inner, f"{path}[{number}]")
-        else:
-            result.append(SettingRow(path=path, value=_as_text(value), changed=path in marked))
-
-    for section in sections:
-        walk(resolved[section], section)
-    return tuple(result)
+    return tuple(
+        SettingRow(path=path, value=as_text(value), changed=path in marked)
+        for section in sections
+        for path, value in leaves(resolved[section], section)
+    )
 
 
-def _as_text(value: object) -> str:
+def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """The values of a resolved spec by their dotted keys; lists of mappings are numbered."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{number}]")
+    else:
+        yield path, value
+
+
+def as_text(value: object) -> str:
+    """A setting's value as the page shows it."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(_as_text, value)) or "none"
+        return ", ".join(map(as_text, value)) or "none"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

@@ -10,9 +10,10 @@ from html.parser import HTMLParser
 import pytest
 
 from job.evaluation.report import MAX_BYTES, RunResults, facts, render
-from job.evaluation.report.charts import charts, number, smooth, thin
+from job.evaluation.report.charts import charts
 from job.evaluation.report.distributions import histograms
 from job.evaluation.report.embedded_images import ImageEmbedder
+from job.evaluation.report.figure import number, smooth, thin
 from job.evaluation.report.generated_text import (
     MAX_CHARACTERS,
     MAX_UNLIKE_CHARACTERS,
