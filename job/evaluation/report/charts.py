@@ -46,10 +46,12 @@ def _quality(
     return tuple(figures)
 
 
-def validation_curve(history: Sequence[Mapping[str, Any]], metric: str, *, name: str) -> Curve:
+def validation_curve(
+    history: Sequence[Mapping[str, Any]], metric: str, *, name: str, color: str = "--second"
+) -> Curve:
     """A metric of the validations over steps; no points if it was not measured."""
     values = points(history, PREFIX + metric)
-    return Curve(name=name, points=values, color="--second", dashes=(4, 1.5), dots=True)
+    return Curve(name=name, points=values, color=color, dashes=(4, 1.5), dots=True)
 
 
 def text_metric(

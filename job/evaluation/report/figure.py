@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _MAX_POINTS = 300  # more would be indistinguishable at the page's width
 _SMOOTH_FROM = 24  # points; shorter curves are not smoothed
 _DPI = 100
-SMALL, WIDE = (4.4, 2.1), (9.6, 3.6)
+SMALL, WIDE = (4.4, 2.1), (7.2, 3.0)
 """Sizes of figures, in inches of 72 page pixels."""
 RUN_COLORS = tuple(f"--run-{number}" for number in range(1, 7))
 """The variables of the colors that tell runs apart; they repeat with other dashes."""
@@ -160,11 +160,12 @@ def _draw_curve(axes: "Axes", curve: Curve) -> None:
         axes.plot(x, y, color=raw, linewidth=0.8, alpha=alpha)
         x, y = zip(*smooth(points), strict=True)
     every = curve.dots or len(points) < 12
-    dashes = {"dashes": tuple(curve.dashes), "dash_capstyle": "butt"} if curve.dashes else {}
-    axes.plot(
-        x, y, color=color, linewidth=2 if not curve.dashes else 1.8, solid_capstyle="round",
-        marker="o", markersize=2.5, markevery=None if every else (len(points) - 1, 1), **dashes,
+    [drawn] = axes.plot(
+        x, y, color=color, linewidth=1.8 if curve.dashes else 2, solid_capstyle="round",
+        marker="o", markersize=2.5, markevery=None if every else (len(points) - 1, 1),
     )  # fmt: skip
+    if curve.dashes:
+        drawn.set_dashes(list(curve.dashes))
 
 
 def _draw_mark(axes: "Axes", mark: Mark) -> None:

@@ -5,7 +5,6 @@ import math
 import random
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -24,44 +23,13 @@ from job.evaluation.report.headline import headline
 from job.evaluation.report.samples import choose
 from job.evaluation.report.tables import table
 from job.spec.answer_kinds import Answer
+from tests.pages import Page
 from tests.reports import HOSTILE, METRICS, asked, of_task, png, prediction, results
 
 
 def without(found: RunResults, name: str) -> RunResults:
     stages = {key: value for key, value in found.stages.items() if key != name}
     return replace(found, stages=stages, before=() if name == "baseline" else found.before)
-
-
-class Page(HTMLParser):
-    """The elements of a page and its text; fails if tags do not match."""
-
-    VOID = ("meta", "link", "img", "wbr", "line", "circle", "path", "use", "rect")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 # --- differences -------------------------------------------------------------------------------
