@@ -404,6 +404,8 @@ def train_stage(
             publish=lambda _: None,
             check_lease=lambda: None,
             report_step=lambda _: None,
+            report_validation=lambda _: None,
+            answer_metrics=None,
         )
         trained, result = train(context, model)
         lines = (directory / "train" / "history.jsonl").read_text().splitlines()

@@ -96,6 +96,8 @@ class RunRecord:
     """Stages started, skipped, completed, stopped or failed, with times, in order."""
     metrics: dict[str, Any] = field(default_factory=dict)
     throughput: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] | None = None
+    """The training's validations, and the step that is kept; None without validation."""
     rows: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -118,6 +120,7 @@ class RunRecord:
             self.rows["dropped_over_max_length"] = summary["dropped_rows"]
             for key in THROUGHPUT:
                 self.throughput[key] = summary[key]
+            self.validation = summary.get("validation")
 
     def to_text(self) -> str:
         """The stored form, with secrets in errors, URIs and warnings redacted."""

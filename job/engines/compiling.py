@@ -4,6 +4,8 @@ Blocks are the units of gradient checkpointing: decoder layers and vision blocks
 in place, so that weights keep their names, and for dynamic shapes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +54,19 @@ class CompiledBlocks:
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """A context in which the blocks run eagerly: evaluation mode without gradients would need
+        compilations of its own, which take longer than they save."""
+        compiled = [block._compiled_call_impl for block in self.blocks]
+        for block in self.blocks:
+            block._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for block, implementation in zip(self.blocks, compiled, strict=True):
+                block._compiled_call_impl = implementation
 
     def release(self) -> None:
         """Makes the blocks run eagerly again: generation would trigger more compilations."""

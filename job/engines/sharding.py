@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
@@ -60,6 +61,20 @@ def allow_unused_parameters(model: "torch.nn.Module") -> None:
 def trained_state(model: "torch.nn.Module") -> dict[str, Any]:
     """The trained weights, gathered on rank 0's CPU; every process has to call it."""
     return get_model_state_dict(model, options=_GATHERED)
+
+
+def load_trained_state(model: "torch.nn.Module", state: dict[str, Any]) -> None:
+    """Gives every process its shards of rank 0's trained weights, keyed by names in memory; every
+    process has to call it, with an empty `state` on other ranks."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(model, state, options=options)
+
+
+def reshard(model: "torch.nn.Module") -> None:
+    """Frees the gathered weights, which the root keeps for a backward pass that may not follow."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def optimizer_state(model: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, Any]:

@@ -11,7 +11,8 @@ between is here, in the order of a step:
           _prepare_inputs     moves the micro-batch to the device
           compute_loss        forward, and the micro-batch's share of the step's loss
                               (the backward pass follows, through Accelerate)
-        _maybe_log_save_evaluate   inherited; calls the callbacks in `job.train.callbacks`
+        _maybe_log_save_evaluate   inherited; calls the callbacks in `job.train.callbacks`, and
+                                   validates (`job.train.validating_trainer`)
 
 Elsewhere: `job.train.sampler` and `job.train.micro_batches` divide rows into micro-batches;
 `job.train.dataset` and the family's `pack` or `collate` turn rows into tensors; the family's packed
@@ -131,8 +132,9 @@ class StepTrainer(Trainer):
         In Transformers' argument names, a step "in epoch" is a micro-batch. After a resume, the
         random state is restored only once batches are fetched, because fetching may draw numbers.
         """
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed at the last step: Transformers would train one more before it checks.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            # Resumed at the last step, or where training stopped early: Transformers would train
+            # one more before it checks.
             self.control.should_training_stop = True
             return
         finished, rng_checkpoint = 0, None  # micro-batches; the checkpoint to restore from

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from job.prep.rows import Row
 from job.spec.types import GenerationSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
 
@@ -46,25 +47,11 @@ def generate_answers(
     cut: list[bool] = []
     generated = 0
     with log.progress(label, len(asked), unit="answers") as bar:
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            prompts = [
-                family.encode_prompt(
-                    question.id,
-                    question.asked,
-                    question.images,
-                    enable_thinking=generation.enable_thinking,
-                )
-                for question in batch
-            ]
-            tokens = generate(model, family, prompts, generation)
+        for tokens in generate_in_batches(model, family, asked, generation, batch_size=batch_size):
             generated += sum(len(row) for row in tokens)
             cut += [len(row) == generation.max_new_tokens for row in tokens]
-            texts += [
-                family.processor.tokenizer.decode(row, skip_special_tokens=True).strip()
-                for row in tokens
-            ]
-            bar.advance(len(batch))
+            texts += to_texts(family, tokens)
+            bar.advance(len(tokens))
     nll, supervised = 0.0, 0
     for start in range(0, len(rows), batch_size):
         encoded = [family.encode(row) for row in rows[start : start + batch_size]]
@@ -78,18 +65,51 @@ def generate_answers(
     )
 
 
+def generate_in_batches(
+    model: "PreTrainedModel",
+    family: Family,
+    asked: Sequence[Question],
+    generation: GenerationSpec,
+    *,
+    batch_size: int,
+    stop: Callable[[], bool] | None = None,
+) -> Iterator[list[list[int]]]:
+    """The tokens of the answers, batch by batch; ends early if `stop` becomes true."""
+    for start in range(0, len(asked), batch_size):
+        if stop is not None and stop():
+            return
+        prompts = [
+            family.encode_prompt(
+                question.id,
+                question.asked,
+                question.images,
+                enable_thinking=generation.enable_thinking,
+            )
+            for question in asked[start : start + batch_size]
+        ]
+        yield generate(model, family, prompts, generation, stop=stop)
+
+
+def to_texts(family: Family, answers: Sequence[Sequence[int]]) -> list[str]:
+    tokenizer = family.processor.tokenizer
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
+
+
 def generate(
     model: "PreTrainedModel",
     family: Family,
     prompts: Sequence[Encoded],
     generation: GenerationSpec,
     streamer: "BaseStreamer | None" = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
     """The tokens generated after each prompt, without end token and padding.
 
-    `generation.max_new_tokens` must be a number. A `streamer` works with one prompt only.
+    `generation.max_new_tokens` must be a number. A `streamer` works with one prompt only. If `stop`
+    becomes true, the answers end there.
     """
     import torch
+    from transformers import StoppingCriteriaList
 
     assert generation.max_new_tokens != "auto", "the caller resolves it"
     tokenizer = family.processor.tokenizer
@@ -104,10 +124,21 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(family.end_tokens),
             streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([_stopping(stop)] if stop else []),
             **sampling,
         )
     start = batch["input_ids"].shape[1]
     return [_until_end(row, family.end_tokens) for row in output[:, start:].tolist()]
+
+
+def _stopping(stop: Callable[[], bool]) -> "Callable[..., torch.Tensor]":
+    """A stopping criterion for all answers at once."""
+    import torch
+
+    def criterion(input_ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        return torch.full((len(input_ids),), stop(), device=input_ids.device)
+
+    return criterion
 
 
 def _until_end(tokens: list[int], ends: Collection[int]) -> list[int]:

@@ -4,6 +4,8 @@ Depending on the class, a configuration flag enables it, an argument of `forward
 Its weight is an attribute of the model or of its configuration.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
@@ -42,6 +44,23 @@ def set_aux_loss(model: "PreTrainedModel", coefficient: float | None) -> None:
             value=coefficient,
             fix="remove the line",
         )
+
+
+@contextmanager
+def without_aux_loss(model: "PreTrainedModel") -> Iterator[None]:
+    """A context in which the model's loss is the cross-entropy alone.
+
+    For evaluation mode: in training mode, models of `PER_CALL` add the auxiliary loss regardless.
+    """
+    text = model.config.get_text_config()
+    enabled = getattr(text, "output_router_logits", False)
+    if enabled:
+        text.output_router_logits = False
+    try:
+        yield
+    finally:
+        if enabled:
+            text.output_router_logits = enabled
 
 
 def _set_per_call(model: "PreTrainedModel", *, enabled: bool) -> None:

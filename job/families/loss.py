@@ -24,6 +24,9 @@ def supervised_loss(
     logits are saved: each call is a collective, and ranks differ in their number of chunks.
     """
     if is_frozen(head):
+        if not torch.is_grad_enabled():
+            assert isinstance(head, torch.nn.Linear)
+            return _frozen_head_loss(hidden, targets, head.weight) / len(targets)
         return _FrozenHeadLoss.apply(hidden, targets, head.weight) / len(targets)
     if len(targets) <= CHUNK or isinstance(head, FSDPModule):
         return _sum(hidden, targets, head) / len(targets)
@@ -40,6 +43,18 @@ def is_frozen(head: torch.nn.Module) -> bool:
 
 def _sum(hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module) -> torch.Tensor:
     return cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def _frozen_head_loss(
+    hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """The summed loss without a gradient, as `_FrozenHeadLoss` computes it."""
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for hidden_chunk, target_chunk in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        logits = linear(hidden_chunk.to(weight.dtype), weight)  # (C, V)
+        log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32)
+        total -= log_probabilities.gather(1, target_chunk[:, None]).sum()
+    return total
 
 
 def _loss_and_gradient(

@@ -21,12 +21,22 @@ MODEL_TYPES = ("idefics3", "llama", "qwen2_5_vl", "qwen3")
 A test compares each with Transformers' loss."""
 
 
+def evaluates_loss_only(model: "PreTrainedModel") -> None:
+    """Makes a model in evaluation mode compute its loss as in training, inside
+    `supervised_logits_only`; `model.eval()` undoes it. A linear head has no other use for the mode.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.training = True
+
+
 @contextmanager
 def supervised_logits_only(model: "PreTrainedModel") -> Iterator[bool]:
     """A context in which training computes logits of supervised tokens only.
 
-    Yields whether it does so: only for `MODEL_TYPES` with a frozen head. In evaluation mode the
-    model computes all logits as usual.
+    Yields whether it does so: only for `MODEL_TYPES` with a frozen head. If the head is in
+    evaluation mode, the model computes all logits as usual, as generation needs;
+    `evaluates_loss_only` also covers a model in evaluation mode.
     """
     head = model.get_output_embeddings()
     if model.config.model_type not in MODEL_TYPES or head is None or not is_frozen(head):

@@ -85,6 +85,8 @@ class RunContext:
             eval_rows=rows["eval"],
             rejected_rows=rows["rejected"],
             leaked_rows=rows["leaked"],
+            validation_rows=rows.get("validation"),
+            leaked_validation_rows=rows.get("leaked_validation", 0),
             full_shards=self._full_shards(directory) if self.spec.data.streaming else None,
         )
 

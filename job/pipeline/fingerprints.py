@@ -15,6 +15,7 @@ from job.artifacts.records import StageRecord
 from job.families import model_source
 from job.prep import discovery, image_identity
 from job.prep.source_files import DataSource
+from job.prep.splits import split_of_source
 from job.spec.types import JobSpec
 from job.storage.digests import fingerprint
 from job.train.identity import Identity
@@ -42,9 +43,19 @@ COMPUTING_KEYS = (
     "group_by_length",
     "torch_compile",
 )
+# Keys that choose when to stop and what to keep, but do not affect the weights after a step.
+SELECTING_KEYS = (
+    "eval_strategy",
+    "eval_steps",
+    "predict_with_generate",
+    "load_best_model_at_end",
+    "early_stopping_patience",
+    "early_stopping_threshold",
+)
 # Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
-_EVAL = "$.data.eval"
+# Keys that add a validation split. They do not change the rows to evaluate on.
+VALIDATION_KEYS = ("validation", "validation_fraction")
 
 
 class StageInputs:
@@ -76,11 +87,15 @@ class StageInputs:
 
     @property
     def train_sources(self) -> tuple[DataSource, ...]:
-        return tuple(source for place, source in self.sources.items() if place != _EVAL)
+        return tuple(s for path, s in self.sources.items() if split_of_source(path) == "train")
 
     @property
     def eval_source(self) -> DataSource | None:
-        return self.sources.get(_EVAL)
+        return self.sources.get("$.data.eval")
+
+    @property
+    def validation_source(self) -> DataSource | None:
+        return self.sources.get("$.data.validation")
 
     @property
     def rows_per_step(self) -> int:
@@ -96,29 +111,27 @@ class StageInputs:
         """
         spec = asdict(self._spec)
         if stage == "prep":
-            digests = [[source.digest for source in self.sources.values()], self._images]
-            read = {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS}
-            # The kind of answer determines which rows count as equal, in splits and leakage checks.
-            answer, tokens = self._spec.eval.answer, self.control_tokens
-            parts: list[Any] = [read, digests, self._spec.train.seed, tokens, answer]
-        elif stage == "baseline":
+            return self._prepared_rows(validation=True)
+        parts: list[Any]
+        if stage == "baseline":
             generation = self.model.generation_digest
             parts = [
-                self.fingerprint("prep", completed),
+                self._prepared_rows(validation=False),
                 self._initial_model,
                 generation,
-                spec["eval"],
+                self._evaluating,
             ]
         elif stage == "train":
             parts = [
                 *self._training_inputs(completed),
                 *(spec["train"][key] for key in COMPUTING_KEYS),
+                self._selecting,
             ]
         elif stage == "eval":
             parts = [
                 self.fingerprint("train", completed),
                 self.model.generation_digest,
-                spec["eval"],
+                self._evaluating,
             ]
         elif stage == "report":
             # It shows when stages ran and for how long, so rerunning one changes it.
@@ -139,15 +152,16 @@ class StageInputs:
         """
         spec, trained = asdict(self._spec), self._training_settings
         sections = {
-            "data": {k: v for k, v in spec["data"].items() if k not in UNPREPARED_KEYS},
+            "data": self._preparing(validation=True),
             "model": spec["model"],
             "lora": spec["lora"],
             "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS},
         }
         parts = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
+        parts |= {f"the validation's {k}": v for k, v in self._validating.items()}
         parts["the version of the job"] = __version__
         parts["the files of the model"] = self._initial_model
-        parts["the images of the data"] = self._images
+        parts["the images of the data"] = list(self._images.values())
         for path, source in self.sources.items():
             parts[f"the files of {path.removeprefix('$.')}"] = source.digest
         return Identity(parts=parts)
@@ -160,7 +174,7 @@ class StageInputs:
     @property
     def _training_settings(self) -> dict[str, Any]:
         """All settings other than those of model and LoRA that affect the trained weights."""
-        skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS)
+        skipped = (*UNTRAINED_KEYS, *COMPUTING_KEYS, *SELECTING_KEYS, "metric_for_best_model")
         trained = {k: v for k, v in asdict(self._spec)["train"].items() if k not in skipped}
         trained["rows_a_step"] = self.rows_per_step
         if self._spec.data.streaming:
@@ -168,11 +182,59 @@ class StageInputs:
         trained["sharded"] = self._spec.runtime.distributed == "fsdp2"
         return trained
 
+    @property
+    def _selecting(self) -> dict[str, Any]:
+        """What a training's result depends on in addition to its settings: validations, when it
+        stops, and which step it keeps. Empty without validation."""
+        train = self._spec.train
+        if not train.validates:
+            return {}
+        keys = {key: getattr(train, key) for key in SELECTING_KEYS}
+        return {**keys, "eval_steps": train.validation_steps, **self._validating}
+
+    @property
+    def _validating(self) -> dict[str, Any]:
+        """What the values of a validation depend on, other than the model and the data: those of
+        one training are compared with each other. Empty without validation."""
+        train, evaluation = self._spec.train, asdict(self._spec)["eval"]
+        if not train.validates:
+            return {}
+        read = ["validation_samples"]
+        if train.generates_answers:
+            read += ["answer", "turns", "metrics", "generation"]
+        return {"metric": train.best_metric, **{key: evaluation[key] for key in read}}
+
+    def _prepared_rows(self, *, validation: bool) -> str:
+        """The fingerprint of prep, or, without `validation`, of its rows to evaluate on: adding a
+        validation split does not change these."""
+        paths = [p for p in self.sources if validation or split_of_source(p) != "validation"]
+        digests = [[self.sources[p].digest for p in paths], [self._images[p] for p in paths]]
+        read = self._preparing(validation=validation)
+        # The kind of answer determines which rows count as equal, in splits and leakage checks.
+        answer, tokens = self._spec.eval.answer, self.control_tokens
+        parts = [read, digests, self._spec.train.seed, tokens, answer]
+        return fingerprint(__version__, "prep", parts)
+
+    def _preparing(self, *, validation: bool) -> dict[str, Any]:
+        """The settings that the prepared rows depend on."""
+        skipped = {*UNPREPARED_KEYS}
+        if not (validation and self._spec.data.has_validation):
+            skipped |= {*VALIDATION_KEYS}
+        return {k: v for k, v in asdict(self._spec)["data"].items() if k not in skipped}
+
+    @property
+    def _evaluating(self) -> dict[str, Any]:
+        """The settings of the evaluations before and after training."""
+        return {k: v for k, v in asdict(self._spec)["eval"].items() if k != "validation_samples"}
+
     @cached_property
-    def _images(self) -> list[str]:
-        """Digests of the images to which the sources' rows refer."""
+    def _images(self) -> dict[str, str]:
+        """Digests of the images to which the rows of each source refer, by its path in the spec."""
         specs = self._spec.data.sources()
-        return [image_identity.digest(source, specs[path]) for path, source in self.sources.items()]
+        return {
+            path: image_identity.digest(source, specs[path])
+            for path, source in self.sources.items()
+        }
 
     @cached_property
     def _initial_model(self) -> list[Any]:

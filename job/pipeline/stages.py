@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from job.train.result import TrainResult
+
 Summary = dict[str, Any]
 """A stage's result as JSON, for later stages and for run.json."""
 
@@ -84,6 +86,7 @@ class Stages:
             step=result.steps,
             first_loss=result.first_loss,
             loss=result.final_loss,
+            **_kept(result),
             took=log.seconds(result.seconds),
             tokens_per_second=result.tokens_per_second,
             peak_memory=log.byte_count(result.peak_memory_bytes),
@@ -150,6 +153,7 @@ class Stages:
             spec=self._spec.data,
             train=self._run.inputs.train_sources,
             evaluation=self._run.inputs.eval_source,
+            validation=self._run.inputs.validation_source,
             seed=self._spec.train.seed,
             normalize_label=NORMALIZERS[self._spec.eval.answer],
             classes=self._spec.eval.answer == "label",
@@ -157,12 +161,16 @@ class Stages:
             control_tokens=self._run.inputs.control_tokens,
         )
         data = prepare(inputs, directory)
-        return {
+        rows = {
             "train": data.train_rows,
             "eval": data.eval_rows,
             "rejected": data.rejected_rows,
             "leaked": data.leaked_rows,
         }
+        if data.validation_rows is not None:
+            rows["validation"] = data.validation_rows
+            rows["leaked_validation"] = data.leaked_validation_rows
+        return rows
 
     def _preflight_checks(self) -> None:
         """Checks for errors that would otherwise show up only after hours of work."""
@@ -222,3 +230,17 @@ class Stages:
 
     def _fetch(self, stage: Stage, path: str) -> Path:
         return self._run.output.stages.local.fetch_file(self._run.record.stages[stage], path)
+
+
+def _kept(result: "TrainResult") -> dict[str, object]:
+    """The kept step and its metric, beside the last one's, for the log."""
+    validation = result.validation
+    if validation is None:
+        return {}
+    metric = validation["metric"]
+    return {
+        "kept_step": validation["exported_step"],
+        "best_step": validation["best_step"],
+        f"best_{metric}": validation["best"],
+        f"last_{metric}": validation["last"],
+    }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from job.evaluation.validation import ValidationAnswers
     from job.train.result import TrainResult
 
 
@@ -42,6 +43,8 @@ def train(
             publish=functools.partial(output.stages.publish_file, "train"),
             check_lease=output.check_lease,
             report_step=run.status.set_step,
+            report_validation=run.status.set_validation,
+            answer_metrics=_answer_metrics(run),
             trackers=TrackerFiles(
                 run.spec.train.report_to,
                 output.workdir / "logs",
@@ -50,3 +53,18 @@ def train(
             ),
         )
         return train_model(context, model)
+
+
+def _answer_metrics(run: RunContext) -> "ValidationAnswers | None":
+    """What measures generated answers in validations; None if the spec measures the loss only."""
+    from job.evaluation.validation import ValidationAnswers
+
+    spec = run.spec
+    if not spec.train.validates or not spec.train.generates_answers:
+        return None
+    return ValidationAnswers.of(
+        run.family,
+        spec.eval,
+        run.data.rows("validation"),
+        batch_size=spec.train.per_device_eval_batch_size,
+    )

@@ -19,8 +19,8 @@ from job.prep.convert import to_results
 from job.prep.leakage import LeakageBy, NormalizeLabel, RowKeys, row_digest
 from job.prep.readers import Record
 from job.prep.rows import Reject, Row
-from job.prep.shards import SPLITS, ShardWriter, Split
-from job.prep.splits import is_held_out, resolve_leakage_by
+from job.prep.shards import ShardWriter, Split
+from job.prep.splits import resolve_leakage_by, split_of, splits_of
 from job.prep.statistics import Statistics
 from job.prep.streaming import Chunk
 from job.spec.types import DataSpec
@@ -46,7 +46,7 @@ class SourceTask:
     leakage_by: LeakageBy | None
     """None until resolved from the first rows of the source."""
     hold_out: bool
-    """Whether rows of this source are held out."""
+    """Whether fractions of this source's rows are held out."""
     source_index: int | None = None
     """Index of the source if there are several to train on."""
     control_tokens: "re.Pattern[str]"
@@ -140,7 +140,9 @@ class _ChunkOutput:
     def __init__(self, task: SourceTask, number: int) -> None:
         self._task, self._number = task, number
         self.writers: dict[Split, ShardWriter] = {}
-        self.statistics: dict[Split, Statistics] = {split: Statistics() for split in SPLITS}
+        self.statistics: dict[Split, Statistics] = {
+            split: Statistics() for split in splits_of(task.spec)
+        }
         first = task.split == "train" and not task.source_index and number == 0
         sampled = task.spec.streaming and first
         self._sample = ShardWriter(task.directory / SAMPLE) if sampled else None
@@ -149,15 +151,14 @@ class _ChunkOutput:
         task = self._task
         assert task.leakage_by is not None, "resolved before the first chunk"
         keys = RowKeys(row, task.normalize_label, task.leakage_by)
-        held_out = task.hold_out and is_held_out(
-            keys.split_group, fraction=task.spec.eval_fraction, seed=task.seed
-        )
-        split: Split = "eval" if held_out else task.split
+        split = task.split
+        if task.hold_out:
+            split = split_of(keys.split_group, task.spec, task.seed)
         if split not in self.writers:
             path = task.path(split, self._number, "arrow")
-            image_bytes = split == "eval" or not task.spec.streaming
+            image_bytes = split != "train" or not task.spec.streaming
             self.writers[split] = ShardWriter(path, image_bytes=image_bytes)
-        own_keys = keys.eval_keys if split == "eval" else keys.train_keys
+        own_keys = keys.train_keys if split == "train" else keys.eval_keys
         digest = row_digest(row)
         self.writers[split].write(row, own_keys, digest)
         self.statistics[split].add(row)

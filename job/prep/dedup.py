@@ -35,7 +35,7 @@ def difference_hash(image: "Image") -> bytes:
 
 
 def count_duplicates(directory: Path) -> dict[str, int]:
-    """Counts rows of both splits that repeat an earlier one, and images similar to another."""
+    """Counts rows of all splits that repeat an earlier one, and images similar to another."""
     rows = read_digests(directory, SPLITS, "whole")
     rows.sort()  # in place, to save memory
     exact = int((rows[1:] == rows[:-1]).sum())

@@ -1,8 +1,13 @@
-"""Keeps held-out rows out of training, by their images and by their questions and answers."""
+"""Keeps the splits apart, by the rows' images and by their questions and answers.
+
+A row leaks if it duplicates one of a split that is judged later: a training row one to validate or
+evaluate on, a validation row one to evaluate on. Rows to evaluate on always stay.
+"""
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +26,7 @@ LeakageBy = Literal["image_and_answer", "image"]
 
 
 class RowKeys:
-    """The keys by which a row is compared with the rows of the other split; each computed once."""
+    """The keys by which a row is compared with those of other splits; each computed once."""
 
     def __init__(self, row: Row, normalize_label: NormalizeLabel, by: LeakageBy) -> None:
         self._row, self._normalize_label, self._by = row, normalize_label, by
@@ -38,7 +43,10 @@ class RowKeys:
 
     @property
     def eval_keys(self) -> list[int]:
-        """The digests of a held-out row: all kinds, since training sources may differ in theirs."""
+        """The digests of a held-out row: all kinds, since training sources may differ in theirs.
+
+        If it has images, the last one is that of question and answer.
+        """
         if not self._images:
             return [_digest(b"text", _text(self._row))]
         return [*self._images, _digest(b"label", _encode(self._label))]
@@ -60,34 +68,65 @@ class RowKeys:
         return "\0".join([*prompt, self._normalize_label(self._row.answer)])
 
 
-def drop_leaked(directory: Path, *, remove: bool = True) -> int:
-    """Removes training rows that share a key with a held-out row; returns their number.
+@dataclass(frozen=True, kw_only=True)
+class LeakedRows:
+    """Rows of each split that duplicate a row of a split that is judged later."""
 
-    `remove=False` only counts. Reads only digests, keeps those of held-out rows in memory, and
-    rewrites only shards with leaked rows.
+    train: int = 0
+    validation: int = 0
+
+
+def drop_leaked(
+    directory: Path, *, remove: bool = True, validation_by: Mapping[Path, LeakageBy] | None = None
+) -> LeakedRows:
+    """Removes leaked rows; returns their numbers.
+
+    `remove=False` only counts. `validation_by` has what makes duplicates of the rows of each
+    validation shard. Reads only digests, keeps those of held-out rows in memory, and rewrites only
+    shards with leaked rows.
+    """
+    import numpy as np
+
+    held_out = np.unique(read_digests(directory, ["eval"], "keys"))
+    validation = 0
+    for shard, by in (validation_by or {}).items():
+        validation += _drop(shard, held_out, remove=remove, images_only=by == "image")
+    if validation_by:
+        own = np.unique(read_digests(directory, ["validation"], "keys"))
+        held_out = np.union1d(held_out, own)
+    train = 0
+    for shard in shard_paths(directory, "train"):
+        train += _drop(shard, held_out, remove=remove)
+    return LeakedRows(train=train, validation=validation)
+
+
+def _drop(shard: Path, held_out: "np.ndarray", *, remove: bool, images_only: bool = False) -> int:
+    """Removes the shard's rows that share a key with `held_out`, (N,); returns their number.
+
+    `images_only` ignores the key of question and answer of rows with images.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute
 
-    held_out = np.unique(read_digests(directory, ["eval"], "keys"))
-    leaked = 0
-    for shard in shard_paths(directory, "train"):
-        masks = []
-        for batch in batches(shard, ["keys"]):
-            keys = batch.column(0)
-            hit = np.isin(keys.flatten().to_numpy(zero_copy_only=False), held_out)
-            rows = pa.compute.list_parent_indices(keys).to_numpy(zero_copy_only=False)
-            mask = np.zeros(len(batch), dtype=bool)
-            mask[rows[hit]] = True
-            masks.append(mask)
-        leaked_here = sum(int(mask.sum()) for mask in masks)
-        leaked += leaked_here
-        if leaked_here and remove:
-            writer = ShardWriter(shard)
-            for batch, mask in zip(batches(shard), masks, strict=True):
-                writer.copy(batch.filter(pa.array(~mask)))
-            writer.close()
+    masks = []
+    for batch in batches(shard, ["keys", "looks"]):
+        keys, hashes = batch.column(0), batch.column(1)
+        hit = np.isin(keys.flatten().to_numpy(zero_copy_only=False), held_out)
+        if images_only:
+            last = np.cumsum(pa.compute.list_value_length(keys).to_numpy(zero_copy_only=False)) - 1
+            images = pa.compute.list_value_length(hashes).to_numpy(zero_copy_only=False)
+            hit[last[images > 0]] = False
+        rows = pa.compute.list_parent_indices(keys).to_numpy(zero_copy_only=False)
+        mask = np.zeros(len(batch), dtype=bool)
+        mask[rows[hit]] = True
+        masks.append(mask)
+    leaked = sum(int(mask.sum()) for mask in masks)
+    if leaked and remove:
+        writer = ShardWriter(shard)
+        for batch, mask in zip(batches(shard), masks, strict=True):
+            writer.copy(batch.filter(pa.array(~mask)))
+        writer.close()
     return leaked
 
 

@@ -5,7 +5,7 @@ copied; the order is an array of row numbers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,13 @@ class SourceShare:
     trained: int
     """Rows per epoch: fewer, or repeated, depending on weights."""
     held_out: int
+    validation: int | None = None
+    """Rows to validate on; None unless a fraction of each source is."""
+
+    def to_json(self) -> dict[str, object]:
+        return {name: value for name, value in asdict(self).items() if name != "validation"} | (
+            {} if self.validation is None else {"validation": self.validation}
+        )
 
 
 def write_mixture(directory: Path, spec: DataSpec) -> list[SourceShare]:
@@ -39,7 +46,7 @@ def write_mixture(directory: Path, spec: DataSpec) -> list[SourceShare]:
     import numpy as np
 
     indices = range(len(spec.train))
-    rows, held_out = (
+    rows, held_out, validation = (
         [sum(map(count_rows, shard_paths(directory, split, index))) for index in indices]
         for split in SPLITS
     )
@@ -47,10 +54,14 @@ def write_mixture(directory: Path, spec: DataSpec) -> list[SourceShare]:
     np.save(order_file(directory, "train"), interleave(rows, trained))
     if spec.eval is None:
         np.save(order_file(directory, "eval"), interleave(held_out, held_out))
+    validates = spec.validation_fraction > 0
+    if validates:
+        np.save(order_file(directory, "validation"), interleave(validation, validation))
     return [
         SourceShare(
             source=path.removeprefix("$."), uri=source.uri, weight=source.weight,
             rows=rows[n], trained=trained[n], held_out=held_out[n],
+            validation=validation[n] if validates else None,
         )
         for n, (path, source) in zip(indices, spec.sources().items(), strict=False)
     ]  # fmt: skip

@@ -40,9 +40,11 @@ def log_image_counts(statistics: Mapping[Split, Statistics]) -> None:
             **{f"{name}_a_row": n for name, n in figures.summary()["images_per_row"].items()},
             rows_without=figures.without_image,
         )
-    train, held_out = statistics["train"], statistics["eval"]
-    if train.images and held_out.rows and not held_out.images:
-        log.warn("training rows have images, but no held-out row does")
+    train = statistics["train"]
+    for split, figures in statistics.items():
+        if train.images and figures.rows and not figures.images:
+            name = "held-out" if split == "eval" else split
+            log.warn(f"training rows have images, but no {name} row does")
 
 
 def log_ignored_columns(ignored: Mapping[str, Counter[str]]) -> None:
@@ -64,4 +66,5 @@ def log_shares(shares: Sequence[SourceShare]) -> None:
             trained=share.trained,
             share=f"{share.trained / total:.1%}",
             held_out=share.held_out,
+            **({} if share.validation is None else {"validation": share.validation}),
         )

@@ -12,7 +12,7 @@ from job.prep.chunks import SAMPLE, ChunkResult, SourceTask
 from job.prep.contact_sheet import CONTACT_SHEET, SHEET_ROWS, contact_sheet
 from job.prep.coverage import class_coverage, warn_missing_classes
 from job.prep.dedup import count_duplicates
-from job.prep.leakage import NormalizeLabel, drop_leaked
+from job.prep.leakage import LeakedRows, NormalizeLabel, drop_leaked
 from job.prep.mixture import SourceShare, write_mixture
 from job.prep.notices import log_ignored_columns, log_image_counts, log_shares, log_skipped_files
 from job.prep.prepared_data import STATS, PreparedData
@@ -21,6 +21,7 @@ from job.prep.rows import Row
 from job.prep.shards import Rows, sample_rows
 from job.prep.source_check import check_source
 from job.prep.source_files import DataSource
+from job.prep.splits import split_of_source, takes_fractions
 from job.prep.totals import Totals
 from job.prep.workers import available_workers, convert_chunks
 from job.prep.workspace import open_workspace, publish
@@ -36,6 +37,7 @@ class PrepInputs:
     spec: DataSpec
     train: tuple[DataSource, ...]
     evaluation: DataSource | None
+    validation: DataSource | None = None
     seed: int
     normalize_label: NormalizeLabel
     """Normalizes labels, to find training rows that duplicate held-out rows."""
@@ -50,7 +52,8 @@ class PrepInputs:
     @property
     def sources(self) -> tuple[DataSource, ...]:
         """In the order of `spec.sources()`."""
-        return (*self.train, *([self.evaluation] if self.evaluation else []))
+        held_out = (self.evaluation, self.validation)
+        return (*self.train, *(source for source in held_out if source is not None))
 
     @property
     def fingerprint(self) -> str:
@@ -68,19 +71,23 @@ def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
     _check_instruction(inputs)
     workspace = open_workspace(directory, inputs.fingerprint)
     tasks = _source_tasks(inputs, workspace)
-    totals = Totals.collect(_convert(inputs, tasks), workspace)
-    publish(workspace, directory, streaming=spec.streaming)
+    totals = Totals.collect(_convert(inputs, tasks), workspace, spec)
+    publish(workspace, directory, spec)
 
-    leaked = drop_leaked(directory, remove=spec.leakage == "remove")
+    leaked = drop_leaked(
+        directory,
+        remove=spec.leakage == "remove",
+        validation_by=totals.validation_by(directory),
+    )
     warn_if_mostly_leaked(spec, totals, leaked)
     shares = write_mixture(directory, spec) if len(inputs.train) > 1 else []
     skipped = log_skipped_files([task.label for task in tasks], inputs.sources, totals.junk_members)
     _write_stats(directory, totals, leaked, skipped, shares)
 
-    coverage = class_coverage(directory, inputs.normalize_label, classes=inputs.classes)
+    coverage = class_coverage(directory, spec, inputs.normalize_label, classes=inputs.classes)
     check_result(spec, totals, leaked, coverage)
     if coverage is not None and (inputs.classes or "image" in totals.leakage_by.values()):
-        warn_missing_classes(coverage, fraction=None if spec.eval else spec.eval_fraction)
+        warn_missing_classes(coverage, spec)
     check_shares(shares)
     log_shares(shares)
     log_image_counts(totals.statistics)
@@ -88,10 +95,12 @@ def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
     _draw_contact_sheet(directory, spec, inputs.seed)
     return PreparedData(
         directory=directory,
-        train_rows=sum(s.trained for s in shares) if shares else totals.train_rows - leaked,
+        train_rows=sum(s.trained for s in shares) if shares else totals.train_rows - leaked.train,
         eval_rows=totals.eval_rows,
         rejected_rows=totals.rejected,
-        leaked_rows=leaked,
+        leaked_rows=leaked.train,
+        validation_rows=totals.validation_rows - leaked.validation if spec.has_validation else None,
+        leaked_validation_rows=leaked.validation,
     )
 
 
@@ -111,19 +120,19 @@ def _source_tasks(inputs: PrepInputs, workspace: Path) -> list[SourceTask]:
     spec, tasks = inputs.spec, []
     for index, (field, source_spec) in enumerate(spec.sources().items()):
         source = inputs.sources[index]
-        is_eval = source is inputs.evaluation
+        split = split_of_source(field)
         tasks.append(
             SourceTask(
                 spec=spec,
-                split="eval" if is_eval else "train",
+                split=split,
                 options=check_source(source, source_spec, spec, field),
                 directory=workspace,
                 seed=inputs.seed,
                 normalize_label=inputs.normalize_label,
                 classes=inputs.classes,
-                leakage_by="image_and_answer" if is_eval else None,
-                hold_out=inputs.evaluation is None,
-                source_index=index if len(inputs.train) > 1 and not is_eval else None,
+                leakage_by="image_and_answer" if split == "eval" else None,
+                hold_out=split == "train" and takes_fractions(spec),
+                source_index=index if len(inputs.train) > 1 and split == "train" else None,
                 control_tokens=control_tokens.pattern(inputs.control_tokens),
             )
         )
@@ -152,20 +161,23 @@ def _convert_source(
 def _write_stats(
     directory: Path,
     totals: Totals,
-    leaked: int,
+    leaked: LeakedRows,
     skipped: dict[str, dict[str, int]],
     shares: Sequence[SourceShare],
 ) -> None:
     not_empty: dict[str, Counter[str]] = {k: v for k, v in totals.ignored.items() if v}
     stats: dict[str, object] = {
         **{split: each.summary() for split, each in totals.statistics.items()},
-        "leaked": {"rows": leaked},
+        "leaked": {
+            "rows": leaked.train,
+            **({"validation_rows": leaked.validation} if "validation" in totals.statistics else {}),
+        },
         "kept_apart_by": totals.leakage_by,
         "duplicates": count_duplicates(directory),
         "not_read": {label: dict(counts) for label, counts in not_empty.items()},
         "passed_over": skipped,
         "rejected": {"rows": totals.rejected, "reasons": totals.most_frequent_reasons},
-        **({"sources": [asdict(share) for share in shares]} if shares else {}),
+        **({"sources": [share.to_json() for share in shares]} if shares else {}),
     }
     (directory / STATS).write_text(as_json(stats, indent=2) + "\n", encoding="utf-8")
 

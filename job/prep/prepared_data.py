@@ -22,6 +22,10 @@ class PreparedData:
     rejected_rows: int
     leaked_rows: int
     """Training rows that were removed because they duplicate a held-out row."""
+    validation_rows: int | None = None
+    """None without a validation split (`data.validation`, `data.validation_fraction`)."""
+    leaked_validation_rows: int = 0
+    """Validation rows that were removed because they duplicate a row to evaluate on."""
     full_shards: FullShards | None = None
     """Rebuilds training rows with image bytes, if prep does not store them."""
 
@@ -29,6 +33,11 @@ class PreparedData:
         if split == "train" and self.full_shards is not None:
             return StreamedRows(self.full_shards)
         return Rows.of(self.directory, split)
+
+    @property
+    def validation(self) -> Sequence[Row] | None:
+        """The rows to validate on during training; None without a validation split."""
+        return None if self.validation_rows is None else self.rows("validation")
 
     def measured_rows(self) -> Sequence[Row]:
         """The training rows with image sizes but, if streaming, without image bytes."""

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from job import log
 from job.errors import DataError, Problem
 from job.prep.coverage import ClassCoverage
+from job.prep.leakage import LeakedRows
 from job.prep.mixture import SourceShare
 from job.prep.prepared_data import REJECTS
+from job.prep.shards import Split
 from job.prep.totals import Totals
 from job.spec.types import DataSpec
 
@@ -17,17 +19,25 @@ class TooManyBadRows(DataError):
     """More rows were rejected than the spec allows; `rejects.jsonl` lists them."""
 
 
-def warn_if_mostly_leaked(spec: DataSpec, totals: Totals, leaked: int) -> None:
-    if spec.leakage == "remove" and 2 * leaked > totals.train_rows:
+def warn_if_mostly_leaked(spec: DataSpec, totals: Totals, leaked: LeakedRows) -> None:
+    if spec.leakage != "remove":
+        return
+    if 2 * leaked.train > totals.train_rows:
         log.warn(
             "most training rows duplicate held-out rows and are left out",
-            left_out=log.fraction(leaked, totals.train_rows),
+            left_out=log.fraction(leaked.train, totals.train_rows),
             fix=_other_rows(totals),
+        )
+    if 2 * leaked.validation > totals.validation_rows:
+        log.warn(
+            "most validation rows duplicate rows to evaluate on and are left out",
+            left_out=log.fraction(leaked.validation, totals.validation_rows),
+            fix=_other_validation_rows(totals),
         )
 
 
 def check_result(
-    spec: DataSpec, totals: Totals, leaked: int, coverage: ClassCoverage | None
+    spec: DataSpec, totals: Totals, leaked: LeakedRows, coverage: ClassCoverage | None
 ) -> None:
     """Raises TooManyBadRows beyond `max_bad_rows`, else DataError if a split has no rows or
     `leakage: refuse` found leaked ones."""
@@ -53,7 +63,7 @@ def _check_rejects(spec: DataSpec, totals: Totals) -> None:
     if rejected > spec.max_bad_rows:
         summary = Problem(
             "$.data.max_bad_rows",
-            f"{rejected} of {rejected + totals.train_rows + totals.eval_rows} rows cannot be used, "
+            f"{rejected} of {rejected + totals.all_rows} rows cannot be used, "
             f"more than the {spec.max_bad_rows} allowed",
             fix=f"fix the rows listed in data/{REJECTS}, or allow them: "
             f"--set data.max_bad_rows={rejected}",
@@ -69,59 +79,98 @@ def _first_rejects(totals: Totals) -> list[Problem]:
 
 
 def _check_splits(spec: DataSpec, totals: Totals, coverage: ClassCoverage | None) -> None:
-    train_rows, eval_rows = totals.train_rows, totals.eval_rows
-    if not train_rows and eval_rows and not spec.eval:
-        raise DataError(
-            "$.data.eval_fraction",
-            f"holds out all {eval_rows} rows, leaving none to train on",
-            value=spec.eval_fraction,
-            fix=_split_fix(spec, coverage, "lower"),
-        )
-    if not train_rows:
+    if not totals.train_rows:
+        _refuse_held_out_rows_only(spec, totals, coverage)
         empty = Problem("$.data.train", "has no usable row", fix="check `uri`, `limit` and rows")
         raise DataError.from_problems([empty, *_first_rejects(totals)])
-    if not eval_rows and spec.eval:
+    for split in totals.statistics:
+        if totals.rows(split):
+            continue
+        purpose, source, fraction = "evaluate", spec.eval, spec.eval_fraction
+        if split == "validation":
+            purpose, source, fraction = "validate", spec.validation, spec.validation_fraction
+        if source is not None:
+            raise DataError(
+                f"$.data.{split}",
+                f"leaves no row to {purpose} on",
+                fix="check its `uri`, `limit` and rows",
+            )
         raise DataError(
-            "$.data.eval",
-            "leaves no row to evaluate on",
-            fix="check its `uri`, `limit` and rows",
-        )
-    if not eval_rows:
-        raise DataError(
-            "$.data.eval_fraction",
-            "leaves no row to evaluate on",
-            value=spec.eval_fraction,
-            fix=_split_fix(spec, coverage, "raise"),
+            f"$.data.{split}_fraction",
+            f"leaves no row to {purpose} on",
+            value=fraction,
+            fix=_split_fix(spec, coverage, split, "raise"),
         )
 
 
-def _split_fix(spec: DataSpec, coverage: ClassCoverage | None, change: str) -> str:
-    """How to get rows into both splits: answers that many rows share may have kept them in one."""
+def _refuse_held_out_rows_only(
+    spec: DataSpec, totals: Totals, coverage: ClassCoverage | None
+) -> None:
+    """Raises DataError if the fractions hold out all training rows."""
+    fractions: dict[Split, float] = {} if spec.eval else {"eval": spec.eval_fraction}
+    if spec.validation is None:
+        fractions["validation"] = spec.validation_fraction
+    held_out = [split for split in fractions if totals.rows(split)]
+    if not held_out:
+        return
+    split, *others = held_out
+    together = "".join(f", together with data.{other}_fraction," for other in others)
+    raise DataError(
+        f"$.data.{split}_fraction",
+        f"holds out{together} all {sum(map(totals.rows, held_out))} rows, leaving none to train on",
+        value=fractions[split],
+        fix=_split_fix(spec, coverage, split, "lower"),
+    )
+
+
+def _split_fix(spec: DataSpec, coverage: ClassCoverage | None, split: Split, change: str) -> str:
+    """How to get rows into every split: answers that many rows share may have kept them in one."""
     if coverage is not None and spec.leakage_by == "image_and_answer":
         return (
             "set data.leakage_by: image; many rows share their answers, which are held out together"
         )
-    return f"name a source in data.eval, or {change} data.eval_fraction"
+    return f"name a source in data.{split}, or {change} data.{split}_fraction"
 
 
-def _check_leakage(spec: DataSpec, totals: Totals, leaked: int) -> None:
-    if leaked and spec.leakage == "refuse":
-        raise DataError(
-            "$.data.leakage",
-            f"{leaked} training rows duplicate held-out rows",
-            value=spec.leakage,
-            fix=f"remove them from one of the two, or set data.leakage: remove{_by_image(totals)}",
-        )
-    if leaked == totals.train_rows:
+def _check_leakage(spec: DataSpec, totals: Totals, leaked: LeakedRows) -> None:
+    if spec.leakage == "refuse":
+        found = {
+            "training rows duplicate held-out rows": leaked.train,
+            "validation rows duplicate rows to evaluate on": leaked.validation,
+        }
+        problems = [
+            Problem(
+                "$.data.leakage",
+                f"{rows} {duplicates}",
+                value=spec.leakage,
+                fix="remove them from one of the two, or set data.leakage: remove"
+                f"{_by_image(totals)}",
+            )
+            for duplicates, rows in found.items()
+            if rows
+        ]
+        if problems:
+            raise DataError.from_problems(problems)
+    if leaked.train == totals.train_rows:
         raise DataError(
             "$.data.train",
             f"all {totals.train_rows} rows duplicate held-out rows",
             fix=_other_rows(totals),
         )
+    if leaked.validation and leaked.validation == totals.validation_rows:
+        raise DataError(
+            "$.data.validation" if spec.validation else "$.data.validation_fraction",
+            f"all {totals.validation_rows} rows duplicate rows to evaluate on",
+            fix=_other_validation_rows(totals),
+        )
 
 
 def _other_rows(totals: Totals) -> str:
     return f"evaluate on rows that are not trained on{_by_image(totals)}"
+
+
+def _other_validation_rows(totals: Totals) -> str:
+    return f"validate on rows that are not evaluated on{_by_image(totals)}"
 
 
 def _by_image(totals: Totals) -> str:

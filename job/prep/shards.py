@@ -13,8 +13,9 @@ from job.prep.rows import Row
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Split = Literal["train", "eval"]
-SPLITS: tuple[Split, Split] = ("train", "eval")
+Split = Literal["train", "eval", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "eval", "validation")
+"""All splits; a spec need not have rows to validate on (`job.prep.splits.splits_of`)."""
 BATCH_ROWS, BATCH_BYTES = 256, 16 * 2**20
 BYTES_BESIDE_IMAGES = 512
 """Approximate bytes of a row without its images, if its text is short."""

@@ -1,4 +1,4 @@
-"""Decides which rows are held out if the spec names no evaluation source."""
+"""Decides the split of rows from training sources: which are trained on, which held out."""
 
 import hashlib
 from collections import Counter
@@ -7,6 +7,7 @@ from itertools import islice
 
 from job.prep.leakage import LeakageBy, NormalizeLabel, RowKeys
 from job.prep.rows import Reject, Row
+from job.prep.shards import SPLITS, Split
 from job.spec.types import DataSpec
 
 SAMPLE_ROWS = 512
@@ -14,16 +15,39 @@ SAMPLE_ROWS = 512
 _REPEATED = 3  # rows with one answer; two may be one formula in two spellings
 
 
-def is_held_out(split_group: str, *, fraction: float, seed: int) -> bool:
-    """Whether the rows of this group (`RowKeys.split_group`) belong to the evaluation split.
+def splits_of(spec: DataSpec) -> tuple[Split, ...]:
+    """The splits of the spec, in order."""
+    return SPLITS if spec.has_validation else ("train", "eval")
+
+
+def split_of_source(path: str) -> Split:
+    """The split of a source by its path in the spec (`DataSpec.sources`)."""
+    held_out: dict[str, Split] = {"$.data.eval": "eval", "$.data.validation": "validation"}
+    return held_out.get(path, "train")
+
+
+def takes_fractions(spec: DataSpec) -> bool:
+    """Whether fractions of the training rows are held out."""
+    return spec.eval is None or spec.validation_fraction > 0
+
+
+def split_of(split_group: str, spec: DataSpec, seed: int) -> Split:
+    """The split of the rows of this group (`RowKeys.split_group`) from a training source.
 
     Decided by content, not by row number: the split is stable when rows are appended, and
     duplicates are in one split. Grouped by image, the same fraction of each class is held out.
+    The two fractions are taken from either end of the range of digests, so changing one moves
+    no row into or out of the other.
     """
     digest = hashlib.blake2b(
         f"{seed}:{split_group}".encode("utf-8", "surrogatepass"), digest_size=8
     ).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    position = int.from_bytes(digest, "big")
+    if spec.eval is None and position < spec.eval_fraction * 2**64:
+        return "eval"
+    if position >= (1 - spec.validation_fraction) * 2**64:
+        return "validation"
+    return "train"
 
 
 def resolve_leakage_by(

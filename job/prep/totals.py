@@ -11,10 +11,12 @@ from job.prep.chunks import ChunkResult
 from job.prep.leakage import LeakageBy
 from job.prep.prepared_data import REJECTS
 from job.prep.rows import Reject
-from job.prep.shards import SPLITS, Split
+from job.prep.shards import Split, shard_paths
+from job.prep.splits import splits_of
 from job.prep.statistics import Statistics
 from job.prep.streaming import CHUNKS
 from job.redaction import as_json
+from job.spec.types import DataSpec
 
 SHOWN_REJECTS = 5
 MAX_REASONS = 50
@@ -22,11 +24,11 @@ MAX_REASONS = 50
 
 @dataclass(kw_only=True)
 class Totals:
-    """The sums over all chunks; sources are keyed by label: `train`, `train[1]`, `eval`."""
+    """The sums over all chunks; sources are keyed by label: `train`, `train[1]`, `eval`,
+    `validation`."""
 
-    statistics: dict[Split, Statistics] = field(
-        default_factory=lambda: {split: Statistics() for split in SPLITS}
-    )
+    statistics: dict[Split, Statistics]
+    """Of each split of the spec."""
     reject_reasons: Counter[str] = field(default_factory=Counter)
     first_rejects: list[Reject] = field(default_factory=list)
     ignored: dict[str, Counter[str]] = field(default_factory=dict)
@@ -34,13 +36,15 @@ class Totals:
     junk_members: Counter[str] = field(default_factory=Counter)
     """Of archives, by source."""
     leakage_by: dict[str, LeakageBy] = field(default_factory=dict)
-    """Of each training source."""
+    """Of each source that is compared with held-out rows: those of training and validation."""
 
     @classmethod
-    def collect(cls, results: Iterable[tuple[str, ChunkResult]], workspace: Path) -> "Totals":
+    def collect(
+        cls, results: Iterable[tuple[str, ChunkResult]], workspace: Path, spec: DataSpec
+    ) -> "Totals":
         """Consumes the results, each with its source's label; writes `rejects.jsonl` and
         `chunks.jsonl`."""
-        totals = cls()
+        totals = cls(statistics={split: Statistics() for split in splits_of(spec)})
         with ExitStack() as files:
             rejects = files.enter_context((workspace / REJECTS).open("w", encoding="utf-8"))
             chunks = files.enter_context((workspace / CHUNKS).open("w", encoding="utf-8"))
@@ -68,14 +72,46 @@ class Totals:
     def rejected(self) -> int:
         return self.reject_reasons.total()
 
+    def rows(self, split: Split) -> int:
+        """Rows of a split before leaked ones are removed; 0 if the spec does not have the split."""
+        return self.statistics[split].rows if split in self.statistics else 0
+
     @property
     def train_rows(self) -> int:
         """Before leaked rows are removed."""
-        return self.statistics["train"].rows
+        return self.rows("train")
 
     @property
     def eval_rows(self) -> int:
-        return self.statistics["eval"].rows
+        return self.rows("eval")
+
+    @property
+    def validation_rows(self) -> int:
+        """Before leaked rows are removed; 0 without a validation split."""
+        return self.rows("validation")
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of all splits, without rejects."""
+        return sum(each.rows for each in self.statistics.values())
+
+    def validation_by(self, directory: Path) -> dict[Path, LeakageBy]:
+        """What makes duplicates of the rows of each validation shard in `directory`.
+
+        A validation source may be too small to show that answers repeat, so it is also compared by
+        image if any training source is.
+        """
+        by = dict(self.leakage_by)
+        if "validation" in by:
+            found: LeakageBy = "image" if "image" in by.values() else by["validation"]
+            return dict.fromkeys(shard_paths(directory, "validation"), found)
+        if set(by) == {"train"}:
+            return dict.fromkeys(shard_paths(directory, "validation"), by["train"])
+        return {
+            shard: each
+            for label, each in by.items()
+            for shard in shard_paths(directory, "validation", int(label[len("train[") : -1]))
+        }
 
     @property
     def most_frequent_reasons(self) -> dict[str, int]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from job import log
 from job.prep.chunks import SAMPLE
 from job.prep.prepared_data import REJECTS
-from job.prep.shards import SPLITS, ShardWriter, shard_paths
+from job.prep.shards import ShardWriter, shard_paths
+from job.prep.splits import splits_of
 from job.prep.streaming import CHUNKS
+from job.spec.types import DataSpec
 
 
 def open_workspace(directory: Path, identity: str) -> Path:
@@ -23,16 +25,16 @@ def open_workspace(directory: Path, identity: str) -> Path:
     return workspace
 
 
-def publish(workspace: Path, directory: Path, *, streaming: bool) -> None:
+def publish(workspace: Path, directory: Path, spec: DataSpec) -> None:
     """Moves the finished files to `directory`; a split without rows gets one empty shard."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (workspace / "identity").unlink()  # from here on prep cannot resume
-    for split in SPLITS:
+    for split in splits_of(spec):
         for shard in shard_paths(workspace, split):
             shard.rename(directory / shard.name)
         if not shard_paths(directory, split):
             ShardWriter(directory / f"{split}-00000.arrow").close()
-    for name in (REJECTS, *((CHUNKS, SAMPLE) if streaming else ())):
+    for name in (REJECTS, *((CHUNKS, SAMPLE) if spec.streaming else ())):
         (workspace / name).rename(directory / name)
     shutil.rmtree(workspace)

@@ -28,5 +28,14 @@ METRICS: Mapping[Answer, tuple[str, ...]] = {
 }
 """The metrics by kind of answer; all are computed unless `eval.metrics` selects some."""
 
-ALL_METRICS = frozenset({"loss", *(name for metrics in METRICS.values() for name in metrics)})
+LOSS = "loss"
+LOWER_IS_BETTER = frozenset({LOSS, "cer", "wer", "token_edit_distance"})
+"""The metrics that measure errors; of all others, higher values are better."""
+
+ALL_METRICS = frozenset({LOSS, *(name for metrics in METRICS.values() for name in metrics)})
 """Names of all metrics. The other values in a run's `metrics` are row counts."""
+
+
+def bare_metric(name: str | None) -> str:
+    """A metric's name without the prefix `eval_` that Transformers adds; None is the loss."""
+    return LOSS if name is None else name.removeprefix("eval_")

@@ -36,6 +36,8 @@ SECTIONS = {
     "training_args": "train",
 }
 
+_HELD_OUT = ("data.eval", "data.validation")  # sources with the keys of data.train
+
 FOREIGN_NAMES_FILE = FilePath(__file__).parent / "schema" / "foreign_names.json"
 """Keys of other tools and their equivalents. Each entry has `names`, and one of
 
@@ -167,18 +169,14 @@ def _move(section: keys.Path, targets: list[str]) -> str:
     parent = ".".join(part for part in section if isinstance(part, str))
     for target in targets:
         above, _, leaf = target.rpartition(".")
-        if above == parent or _eval_counterpart(above) == parent:
+        if parent in (above, *(above.replace("data.train", other) for other in _HELD_OUT)):
             return f"write {leaf}"
-    if section[:2] == ("data", "eval"):  # data.eval has the keys of data.train
-        targets = [t for t in targets if not t.startswith("data.train.")] or targets
-    elif len(targets) > 1:
-        targets = [t for t in targets if not t.startswith("data.eval.")] or targets
+    here = ".".join(map(str, section[:2]))
+    unlikely = {"data.train", *_HELD_OUT} - {here} if here in _HELD_OUT else {*_HELD_OUT}
+    if len(targets) > 1:
+        prefixes = tuple(f"{source}." for source in unlikely)
+        targets = [t for t in targets if not t.startswith(prefixes)] or targets
     return f"move it to {' or '.join(targets)}"
-
-
-def _eval_counterpart(above: str) -> str:
-    """The section of `data.eval` with the same keys as a section of `data.train`."""
-    return above.replace("data.train", "data.eval")
 
 
 def _normalized(name: str) -> str:

@@ -7,7 +7,7 @@ names and types agree with the schema. Names follow Transformers, TRL and PEFT.
 from dataclasses import dataclass
 from typing import Literal
 
-from job.spec.answer_kinds import METRICS, Answer
+from job.spec.answer_kinds import LOSS, METRICS, Answer, bare_metric
 
 FORMULAS = "builtin://formulas"
 FORMULAS_QUESTION = "Write the LaTeX representation for this image."
@@ -90,6 +90,7 @@ class DataSpec:
     """At least one source; a single one in the spec becomes a tuple of one."""
     stopping_strategy: Literal["first_exhausted", "all_exhausted"]
     eval: SourceSpec | None
+    validation: SourceSpec | None
     instruction: str | None
     """The question for rows that have none; see `question_of`."""
     system: str | None
@@ -101,6 +102,7 @@ class DataSpec:
     truncation_strategy: Literal["delete", "left", "right"]
     max_bad_rows: int
     eval_fraction: float
+    validation_fraction: float
     leakage: Literal["remove", "refuse"]
     leakage_by: Literal["auto", "image_and_answer", "image"]
     streaming: bool
@@ -110,10 +112,17 @@ class DataSpec:
     """None uses the cores available to the job."""
 
     def sources(self) -> dict[str, SourceSpec]:
-        """Every source by its JSON path: `$.data.train`, or `$.data.train[0]` etc. if several."""
+        """Every source by its JSON path: `$.data.train`, or `$.data.train[0]` etc. if several;
+        then `$.data.eval` and `$.data.validation`, if set."""
         one = len(self.train) == 1
         train = {f"$.data.train{'' if one else f'[{n}]'}": s for n, s in enumerate(self.train)}
-        return train | ({"$.data.eval": self.eval} if self.eval else {})
+        held_out = {"$.data.eval": self.eval, "$.data.validation": self.validation}
+        return train | {path: source for path, source in held_out.items() if source is not None}
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether some rows are for validation during training."""
+        return self.validation is not None or self.validation_fraction > 0
 
     def question_of(self, source: SourceSpec) -> str | None:
         """The question for rows of `source` that have none, if any."""
@@ -164,6 +173,16 @@ class TrainSpec:
     logging_steps: int
     save_steps: int
     save_total_limit: int
+    eval_strategy: Literal["no", "steps", "epoch"]
+    eval_steps: int | None
+    """None uses `logging_steps`; see `validation_steps`."""
+    predict_with_generate: bool | None
+    """None depends on the metric; see `generates_answers`."""
+    metric_for_best_model: str | None
+    """None uses the loss; see `best_metric`."""
+    load_best_model_at_end: bool
+    early_stopping_patience: int | None
+    early_stopping_threshold: float
     gradient_checkpointing: bool
     torch_compile: bool
     fit: Literal["auto", "on", "off"]
@@ -179,6 +198,27 @@ class TrainSpec:
     """None uses `logs` under the output."""
     resume_from_checkpoint: str
 
+    @property
+    def validates(self) -> bool:
+        return self.eval_strategy != "no"
+
+    @property
+    def validation_steps(self) -> int:
+        """Optimizer steps between validations, if `eval_strategy` is `steps`."""
+        return self.logging_steps if self.eval_steps is None else self.eval_steps
+
+    @property
+    def best_metric(self) -> str:
+        """The metric by which validations are compared, without the prefix `eval_`."""
+        return bare_metric(self.metric_for_best_model)
+
+    @property
+    def generates_answers(self) -> bool:
+        """Whether validations generate answers, in addition to measuring the loss."""
+        if self.predict_with_generate is None:
+            return self.best_metric != LOSS
+        return self.predict_with_generate
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSpec:
@@ -192,6 +232,7 @@ class GenerationSpec:
 @dataclass(frozen=True, kw_only=True)
 class EvalSpec:
     max_samples: int
+    validation_samples: int
     answer: Answer
     turns: Literal["all", "last"]
     metrics: tuple[str, ...] | None

@@ -59,6 +59,7 @@ _MAIN_KEYS = {
     "data": "train.uri",
     "data.train": "uri",
     "data.eval": "uri",
+    "data.validation": "uri",
     "output": "uri",
 }
 _UNTIDY = re.compile(r"^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")

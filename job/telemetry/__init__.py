@@ -7,6 +7,6 @@ Imports: spec, storage.
 """
 
 from job.telemetry.reporting import StatusReporter
-from job.telemetry.status import Status, Step
+from job.telemetry.status import Status, Step, Validation
 
-__all__ = ["Status", "StatusReporter", "Step"]
+__all__ = ["Status", "StatusReporter", "Step", "Validation"]

@@ -28,6 +28,19 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The metrics of one validation, after a training step."""
+
+    step: int
+    epoch: float
+    metrics: Mapping[str, float]
+    """`eval_loss`, and `eval_cer` etc. if answers were generated. Never NaN in a best one."""
+    seconds: float
+    best: bool
+    """Whether no earlier validation was as good."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
     name: str
     version: str
@@ -37,6 +50,10 @@ class Snapshot:
     finished: Mapping[str, float] = field(default_factory=dict)
     """Seconds by finished stage; 0 for one that was complete before."""
     step: Step | None = None
+    validation: Validation | None = None
+    """The latest."""
+    best: Validation | None = None
+    """The best of those that this process has seen."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`baseline` and `final`, by metric."""
     updated: float = 0.0
@@ -67,6 +84,12 @@ class Status:
 
     def set_step(self, step: Step) -> None:
         self._set(step=step)
+
+    def set_validation(self, validation: Validation) -> None:
+        if validation.best:
+            self._set(validation=validation, best=validation)
+        else:
+            self._set(validation=validation)
 
     def end(self, state: str) -> None:
         self._set(state=state, stage=None)

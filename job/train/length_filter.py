@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from job import log
 from job.errors import DataError, Problem
@@ -38,7 +38,12 @@ class FilteredRows:
 
 
 def filter_by_length(
-    rows: Sequence[Row], family: Family, data: DataSpec, train: TrainSpec
+    rows: Sequence[Row],
+    family: Family,
+    data: DataSpec,
+    train: TrainSpec,
+    *,
+    split: Literal["training", "validation"] = "training",
 ) -> FilteredRows:
     """Measures all rows and keeps those within `max_length`; decodes no image.
 
@@ -71,7 +76,7 @@ def filter_by_length(
     if not indices:
         raise DataError(
             "$.train.max_length",
-            f"all {len(rows)} training rows are longer",
+            f"all {len(rows)} {split} rows are longer",
             value=train.max_length,
             fix="raise max_length, or lower data.max_pixels",
         )

@@ -1,6 +1,8 @@
 """Writes what training produces: the adapter, for PEFT and for vLLM, or the weights."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
 ADAPTER, SERVED_ADAPTER, WEIGHTS = "adapter", "adapter-vllm", "weights"
+
+_FORWARDS: tuple[str, ...] = ("forward", "_original_forward")
+"""Attributes that Accelerate sets on an instance."""
 
 Model = TypeVar("Model", bound="torch.nn.Module")
 
@@ -48,9 +53,19 @@ def without_autocast(model: Model) -> Model:
     After training the model has to compute in the dtype of the stored weights. Accelerate's own
     `unwrap_model` would also strip the decorators of Transformers' `forward`, and break generation.
     """
-    for name in ("forward", "_original_forward"):
+    for name in _FORWARDS:
         vars(model).pop(name, None)
     return model
+
+
+@contextmanager
+def autocast_removed(model: "torch.nn.Module") -> Iterator[None]:
+    """A context without what `without_autocast` removes."""
+    own = {name: vars(model).pop(name) for name in _FORWARDS if name in vars(model)}
+    try:
+        yield
+    finally:
+        vars(model).update(own)
 
 
 def _store_weights(

@@ -15,6 +15,34 @@ from job.train.training_rows import TrainingRows
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationSummary:
+    """The validations of a training, as run.json records them."""
+
+    metric: str
+    """The one by which they are compared, with the prefix `eval_`."""
+    greater_is_better: bool
+    best_step: int | None
+    """None, as `best`, if no validation gave a finite value."""
+    best: float | None
+    last_step: int | None
+    """The last step that was validated, normally the last one."""
+    last: float | None
+    best_metrics: dict[str, float]
+    last_metrics: dict[str, float]
+    exported_step: int
+    """The step whose weights are evaluated and exported."""
+    stopped_early: bool
+    validations: int
+    rows: int
+    dropped_rows: int
+    """Rows over `max_length`, which are not validated."""
+    seconds: float
+    """Of the validations of this session."""
+    share: float
+    """The same as a fraction of the training's seconds, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """The summary of a training."""
 
@@ -43,6 +71,8 @@ class TrainResult:
     total_parameters: int
     optim: str
     lora_targets: dict[str, int]
+    validation: dict[str, Any] | None
+    """See `ValidationSummary`; None if the spec does not validate."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,17 +85,22 @@ def summarize(
     session: Session,
     fit: dict[str, Any] | None,
     seconds: float,
+    kept: int,
 ) -> TrainResult:
     """The result, from the history and the trainer's state; `seconds` is the training loop's time.
 
-    Speeds are those of this session: steps before a resume do not count.
+    `kept` is the step of the stored weights. Speeds are those of this session: steps before a
+    resume do not count, nor does the time of validations.
     """
     state = session.trainer.state
     lines = (context.train_directory / "history.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
+    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    validating = session.validator.seconds if session.validator else 0.0
     first_step, wait = step_of(session.resumed_from), session.data_timer.seconds
     tokens_before = getattr(session.trainer, "_initial_num_input_tokens_seen", 0)
-    tokens_per_second = (state.num_input_tokens_seen - tokens_before) / max(seconds, 1e-9)
+    tokens_per_second = (state.num_input_tokens_seen - tokens_before) / max(
+        seconds - validating, 1e-9
+    )
     return TrainResult(
         steps=state.global_step,
         fit=fit,
@@ -87,7 +122,44 @@ def summarize(
         total_parameters=adapted.total_parameters,
         optim=session.optim,
         lora_targets=adapted.targets,
+        validation=_validation(session, seconds, kept),
     )
+
+
+def _validation(session: Session, seconds: float, kept: int) -> dict[str, Any] | None:
+    validator, selection = session.validator, session.selection
+    if validator is None or selection is None:
+        return None
+    state = session.trainer.state
+    history = state.log_history
+    every, best = selection.validations(history), selection.best(history)
+    last = every[-1] if every else None
+    return asdict(
+        ValidationSummary(
+            metric=selection.metric,
+            greater_is_better=selection.greater_is_better,
+            best_step=best.step if best else None,
+            best=best.value if best else None,
+            last_step=last.step if last else None,
+            last=_finite(last.value) if last else None,
+            best_metrics=dict(best.metrics) if best else {},
+            last_metrics={k: v for k, v in last.metrics.items() if math.isfinite(v)}
+            if last
+            else {},
+            exported_step=kept,
+            stopped_early=selection.stops(history) and state.global_step < state.max_steps,
+            validations=len(every),
+            rows=len(validator.rows),
+            dropped_rows=validator.rows.dropped,
+            seconds=round(validator.seconds, 3),
+            share=round(validator.seconds / max(seconds, 1e-9), 4),
+        )
+    )
+
+
+def _finite(value: float) -> float | None:
+    """The value as JSON can hold it."""
+    return value if math.isfinite(value) else None
 
 
 def rows_per_step(spec: JobSpec) -> int:

@@ -18,17 +18,20 @@ from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
 from job.train.callbacks.checkpoint import CheckpointCallback
 from job.train.callbacks.progress import ProgressCallback
 from job.train.callbacks.stop import StopCallback
+from job.train.callbacks.validation import ValidationSchedule
 from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.resume import resume_point, step_of
-from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.checkpoint.uploads import BackgroundUploads
 from job.train.dataset import Collator
 from job.train.gc_freeze import frozen_gc
 from job.train.out_of_memory import raise_if_out_of_memory
+from job.train.selection import Selection
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import batch_sampler, schedule_of, training_arguments
 from job.train.training_rows import TrainingRows
+from job.train.validating_trainer import ValidatingTrainer, ValidationPlan, log_of
+from job.train.validation import Validator
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -41,7 +44,10 @@ class Session:
     spec: JobSpec
     """The spec, with the batch size that fits."""
     optim: str
-    trainer: SafetensorsTrainer
+    trainer: ValidatingTrainer
+    validator: Validator | None
+    """None if the spec does not validate, as is `selection`."""
+    selection: Selection | None
     checkpoints: CheckpointStore
     uploads: BackgroundUploads
     data_timer: DataTimer
@@ -56,28 +62,41 @@ class Session:
 
 
 def start_session(
-    context: TrainContext, spec: JobSpec, rows: TrainingRows, adapted: AdaptedModel, optim: str
+    context: TrainContext,
+    spec: JobSpec,
+    rows: TrainingRows,
+    adapted: AdaptedModel,
+    optim: str,
+    validator: Validator | None,
 ) -> Session:
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
+    selection = None if validator is None else Selection.of(spec.train)
     progress = ProgressCallback(
         context.accelerator,
         context.train_directory / "history.jsonl",
         context.report_step,
         data_timer,
+        report_validation=context.report_validation,
+        selection=selection,
     )
     batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
     checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
     callbacks: list[TrainerCallback] = [StopCallback()]
+    plan = None
+    if validator is not None and selection is not None:
+        plan = ValidationPlan(spec=spec.train, validator=validator, selection=selection)
+        callbacks.insert(0, ValidationSchedule(spec.train))
     if process_group.rank() == 0:
         context.trackers.set_environment()
         store = CheckpointCallback(
-            checkpoints, spec.train.save_total_limit, uploads, context.check_lease
+            checkpoints, spec.train.save_total_limit, uploads, context.check_lease, selection
         )
         callbacks += [store, progress]
     remove_scratch(context)  # of a killed run
     fsdp = sharding.config(adapted.base) if spec.runtime.distributed == "fsdp2" else None
-    trainer = SafetensorsTrainer(
+    trainer = ValidatingTrainer(
+        plan=plan,
         batch_sampler=batches,
         data_timer=data_timer,
         model=adapted.model,
@@ -87,21 +106,49 @@ def start_session(
         callbacks=callbacks,
     )
     _remove_default_callbacks(trainer)
+    resumed = resume_point(
+        spec.train, checkpoints, context.scratch, functools.partial(resume_problem, trainer=trainer)
+    )
+    if selection is not None and resumed is not None:
+        _continue_selection(selection, spec, checkpoints, resumed)
     return Session(
         spec=spec,
         optim=optim,
         trainer=trainer,
+        validator=validator,
+        selection=selection,
         checkpoints=checkpoints,
         uploads=uploads,
         data_timer=data_timer,
         progress=progress,
-        resumed_from=resume_point(
-            spec.train,
-            checkpoints,
-            context.scratch,
-            functools.partial(resume_problem, trainer=trainer),
-        ),
+        resumed_from=resumed,
     )
+
+
+def _continue_selection(
+    selection: Selection, spec: JobSpec, checkpoints: CheckpointStore, resumed: Path
+) -> None:
+    """Decides which validations before the resume count, the same in all processes."""
+    step, history = step_of(resumed), log_of(resumed)
+    if spec.train.resume_from_checkpoint != "auto":
+        selection.since = step
+        return
+    if not spec.train.load_best_model_at_end:
+        return
+    if process_group.rank() == 0:
+        first = selection.best(history)
+        while (best := selection.best(history)) and best.step != step:
+            if checkpoints.holds(best.step):
+                break
+            selection.unavailable |= {best.step}
+        if first is not None and first != best:
+            log.warn(
+                "the checkpoint of the best validation is not stored; the best of the others "
+                "takes its place",
+                step=first.step,
+                instead=None if best is None else best.step,
+            )
+    selection.unavailable = process_group.broadcast(selection.unavailable)
 
 
 def run_session(session: Session, context: TrainContext, adapted: AdaptedModel) -> float:
@@ -135,7 +182,8 @@ def run_session(session: Session, context: TrainContext, adapted: AdaptedModel) 
     if rank_0 and resumed and trainer.state.global_step == step_of(resumed):
         log.info("nothing was left to train", step=trainer.state.global_step)
         context.check_lease()
-        session.checkpoints.prune(spec.train.save_total_limit, trainer.state.global_step)
+        errors = session.selection.errors(trainer.state.log_history) if session.selection else None
+        session.checkpoints.prune(spec.train.save_total_limit, trainer.state.global_step, errors)
     return seconds
 
 
@@ -145,7 +193,7 @@ def remove_scratch(context: TrainContext) -> None:
         shutil.rmtree(context.scratch, ignore_errors=True)
 
 
-def _remove_default_callbacks(trainer: SafetensorsTrainer) -> None:
+def _remove_default_callbacks(trainer: ValidatingTrainer) -> None:
     from transformers.integrations import KubeflowCallback
     from transformers.trainer_callback import PrinterCallback
 

@@ -14,6 +14,7 @@ from job.engines.device import resolve_optim
 from job.spec.types import TrainSpec
 from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, require_images
 from job.train.batch_size_finder import Trial, find_batch_size
+from job.train.best_model import load_best
 from job.train.dataset import Collator
 from job.train.heaviest_batches import planned_batches
 from job.train.outputs import store_trained
@@ -22,6 +23,8 @@ from job.train.session import remove_scratch, run_session, start_session
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler
 from job.train.training_rows import TrainingRows, select_rows
+from job.train.validation import Validator
+from job.train.validation_rows import select_validation_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,15 +36,17 @@ def train(
 ) -> "tuple[PreTrainedModel | PeftModel | None, TrainResult | None]":
     """Trains `model`; writes the adapter (or weights), label proof and history to the directory.
 
-    All processes of a group have to call it. Rank 0 alone writes, and returns the trained model
-    (None if it is sharded) and the result; other ranks return None twice. The label proof is
-    published before step 1.
+    The weights are the last step's, or the best step's if the spec wants them. All processes of a
+    group have to call it. Rank 0 alone writes, and returns the trained model (None if it is
+    sharded) and the result; other ranks return None twice. The label proof is published before
+    step 1.
 
     Raises DataError if a batch has no supervised token, OutOfMemoryError if a step does not fit,
-    and Stopped after SIGTERM, once the checkpoint is stored.
+    StorageError if the best step's checkpoint cannot be read, SpecError if no step is the best, and
+    Stopped after SIGTERM, once the checkpoint is stored.
     """
     optim = resolve_optim(context.spec.train, context.accelerator)
-    rows = select_rows(context)
+    rows, validation = select_rows(context), select_validation_rows(context)
     adapted = adapt(context.spec, context.engine, context.family, model)
     require_images(adapted, rows.measured)
     _log_start(context, rows, adapted, optim)
@@ -52,11 +57,13 @@ def train(
         spec, fit = find_batch_size(context.spec, context.accelerator, trial)
     context.accelerator.reset_peak_memory()  # the trial and the baseline evaluation do not count
 
-    session = start_session(context, spec, rows, adapted, optim)
+    validator = None if validation is None else Validator(context, validation, adapted, blocks)
+    session = start_session(context, spec, rows, adapted, optim, validator)
     seconds = run_session(session, context, adapted)
     if blocks is not None:
         blocks.release()
 
+    kept = load_best(session, context.scratch)
     rank_0 = process_group.rank() == 0
     trained = store_trained(
         spec, context.family, session.trainer, context.directory if rank_0 else None
@@ -65,7 +72,7 @@ def train(
     remove_scratch(context)
     if not rank_0:
         return None, None
-    return trained, summarize(context, rows, adapted, session, fit, seconds)
+    return trained, summarize(context, rows, adapted, session, fit, seconds, kept)
 
 
 def _log_start(

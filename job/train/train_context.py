@@ -1,20 +1,37 @@
 """The inputs of a training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from job import telemetry
 from job.engines.base import Engine
 from job.engines.device import Accelerator
 from job.families.base import Family
 from job.prep.prepared_data import PreparedData
+from job.prep.rows import Row
 from job.spec.types import JobSpec
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.trackers import TrackerFiles
 
+if TYPE_CHECKING:
+    import torch
+
 TRAIN = "train"
 """The folder of the label proof, length statistics and history."""
+
+
+class AnswerMetrics(Protocol):
+    """Generates and scores answers to validation rows; evaluation has the implementation."""
+
+    def generate(
+        self, model: "torch.nn.Module", rows: Sequence[Row], stop: Callable[[], bool]
+    ) -> list[str]:
+        """The answers to the rows, in their order; incomplete if `stop` became true."""
+
+    def score(self, rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
+        """The metrics of all answers to the rows, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +53,9 @@ class TrainContext:
     """Raises if another job has taken over the output."""
     report_step: Callable[[telemetry.Step], None]
     """Called with every logged step."""
+    report_validation: Callable[[telemetry.Validation], None]
+    answer_metrics: AnswerMetrics | None
+    """None if validations measure the loss only."""
 
     @property
     def train_directory(self) -> Path:

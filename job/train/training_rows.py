@@ -35,7 +35,7 @@ def select_rows(context: TrainContext) -> TrainingRows:
     measured = context.data.measured_rows()
     rows = context.data.rows("train") if context.data.full_shards else measured
     filtered = filter_by_length(measured, family, spec.data, spec.train)
-    encode = functools.partial(_encode, family=family, spec=spec)
+    encode = functools.partial(encode_truncated, family=family, spec=spec)
     statistics = lengths(filtered.token_counts, spec.train.max_length)
     if process_group.rank() == 0:
         context.train_directory.mkdir(parents=True, exist_ok=True)
@@ -55,5 +55,6 @@ def select_rows(context: TrainContext) -> TrainingRows:
     )
 
 
-def _encode(row: Row, *, family: Family, spec: JobSpec) -> Encoded | None:
+def encode_truncated(row: Row, *, family: Family, spec: JobSpec) -> Encoded | None:
+    """The row's tokens, within `train.max_length`; None if it is dropped."""
     return truncate(family.encode(row), family, spec.data, spec.train)

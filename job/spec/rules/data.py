@@ -8,6 +8,8 @@ from job.spec.rules.view import Rule, View, finding, unknown_builtin
 from job.spec.types import FORMULAS
 
 BUILTIN_DATA = (FORMULAS,)
+HELD_OUT = ("data.eval", "data.validation")
+"""The sources of rows that are not trained on."""
 
 
 def _evaluation_has_rows(at: View) -> Iterator[Finding]:
@@ -16,6 +18,28 @@ def _evaluation_has_rows(at: View) -> Iterator[Finding]:
             "data.eval_fraction",
             "must be greater than 0 if data.eval is null: there would be nothing to evaluate on",
             "set data.eval.uri, or data.eval_fraction: 0.1",
+        )
+
+
+def _validation_is_a_source_or_a_fraction(at: View) -> Iterator[Finding]:
+    if at("data.validation") is not None and at("data.validation_fraction") > 0:
+        yield finding(
+            "data.validation_fraction",
+            "cannot be combined with data.validation, which names the rows to validate on",
+            "remove one of the two",
+        )
+
+
+def _fractions_leave_training_rows(at: View) -> Iterator[Finding]:
+    if at("data.eval") is not None or at("data.validation") is not None:
+        return
+    held_out, validation = at("data.eval_fraction"), at("data.validation_fraction")
+    if validation and held_out + validation >= 1:
+        yield finding(
+            "data.validation_fraction",
+            "leaves no row to train on: all are held out, together with data.eval_fraction, which "
+            f"is {held_out:g}",
+            "lower them to less than 1 together, for example 0.1 each",
         )
 
 
@@ -65,16 +89,19 @@ def _formulas_have_a_limit(at: View) -> Iterator[Finding]:
 
 
 def _evaluation_formulas_differ(at: View) -> Iterator[Finding]:
-    if at("data.eval") is None or at("data.eval.uri") not in BUILTIN_DATA:
-        return
-    *train, _ = at.sources()
-    seeds = {at(f"{s}.formulas.seed"): s for s in train if at(f"{s}.uri") in BUILTIN_DATA}
-    if (seed := at("data.eval.formulas.seed")) in seeds:
-        yield finding(
-            "data.eval.formulas.seed",
-            f"must differ from {seeds[seed]}.formulas.seed, or the formulas are the same",
-            f"set data.eval.formulas.seed: {max(seeds) + 1}",
-        )
+    """Nor may those of data.validation be the same as any others."""
+    generated = [source for source in at.sources() if at(f"{source}.uri") in BUILTIN_DATA]
+    seeds: dict[int, str] = {}
+    for source in generated:
+        seed = at(f"{source}.formulas.seed")
+        if source in HELD_OUT and seed in seeds:
+            highest = max(at(f"{each}.formulas.seed") for each in generated)
+            yield finding(
+                f"{source}.formulas.seed",
+                f"must differ from {seeds[seed]}.formulas.seed, or the formulas are the same",
+                f"set {source}.formulas.seed: {highest + 1}",
+            )
+        seeds[seed] = source
 
 
 def _columns_do_not_overlap(at: View) -> Iterator[Finding]:
@@ -124,7 +151,7 @@ def _text_only_has_no_images(at: View) -> Iterator[Finding]:
 
 def _weights_apply_to_all_sources(at: View) -> Iterator[Finding]:
     weights = {source: at(f"{source}.weight") for source in at.sources()}
-    several = [source for source in weights if source != "data.eval"]
+    several = [source for source in weights if source not in HELD_OUT]
     mixed = several if len(several) > 1 else []
     for source, weight in weights.items():
         if weight is not None and source not in mixed:
@@ -161,6 +188,8 @@ def _shuffle_buffer_requires_streaming(at: View) -> Iterator[Finding]:
 
 RULES: tuple[Rule, ...] = (
     _evaluation_has_rows,
+    _validation_is_a_source_or_a_fraction,
+    _fractions_leave_training_rows,
     _min_pixels_below_max_pixels,
     _format_matches_source,
     _formulas_have_a_limit,

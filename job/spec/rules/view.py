@@ -41,7 +41,7 @@ class View:
     def sources(self) -> Iterator[str]:
         """The dotted keys of the data sources in the spec."""
         data = self._values.get("data") if isinstance(self._values, dict) else None
-        for name in ("train", "eval"):
+        for name in ("train", "eval", "validation"):
             source = data.get(name) if isinstance(data, dict) else None
             if isinstance(source, dict):
                 yield f"data.{name}"

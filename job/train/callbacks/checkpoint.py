@@ -1,5 +1,6 @@
 """Uploads the Trainer's checkpoints to the output, in the background."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from job import log, signals
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.checkpoint.uploads import BackgroundUploads
+from job.train.selection import Selection
 
 
 class CheckpointCallback(TrainerCallback):
@@ -24,17 +26,22 @@ class CheckpointCallback(TrainerCallback):
         keep: int,
         uploads: BackgroundUploads,
         check_lease: Callable[[], None],
+        selection: Selection | None = None,
     ) -> None:
         self._store, self._keep, self._uploads = store, keep, uploads
-        self._check_lease = check_lease
+        self._check_lease, self._selection = check_lease, selection
         self._save_started = 0.0
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         self._uploads.check()
-        if control.should_save:
-            self._save_started = time.monotonic()
+        self._save_started = time.monotonic()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._save_started = time.monotonic()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -48,19 +55,24 @@ class CheckpointCallback(TrainerCallback):
         directory.parent.mkdir(exist_ok=True)
         written.rename(directory)
         loss = _loss_since_last(state) if _is_due(state) else None
+        errors = self._selection.errors(state.log_history) if self._selection else {}
+        metrics = _metrics(state)
         local_seconds = time.monotonic() - started
 
         def store() -> None:
             upload_started = time.monotonic()
             self._check_lease()
-            self._store.save(directory, step, loss)
+            self._store.save(directory, step, loss, metrics)
             stored_seconds = time.monotonic() - upload_started
             shutil.rmtree(directory, ignore_errors=True)
             self._check_lease()
-            self._store.prune(self._keep, step)
+            self._store.prune(self._keep, step, errors)
             self._log_stored(step, local_seconds, stored_seconds)
 
-        self._uploads.submit(step, store, urgent=signals.received() is not None)
+        # The upload that is waiting may be that of the best model, which nothing replaces.
+        best_waits = self._uploads.submitted_step == state.best_global_step
+        urgent = signals.received() is not None and not best_waits
+        self._uploads.submit(step, store, urgent=urgent)
 
     def _log_stored(self, step: int, local_seconds: float, stored_seconds: float) -> None:
         log.info(
@@ -93,3 +105,14 @@ def _loss_since_last(state: TrainerState) -> float | None:
     due = (state.global_step - 1) // state.save_steps * state.save_steps
     losses = [e["loss"] for e in state.log_history if e["step"] > due and "loss" in e]
     return sum(losses) / len(losses) if losses else None
+
+
+def _metrics(state: TrainerState) -> dict[str, float]:
+    """The metrics of this step's validation, if there was one."""
+    entries = [entry for entry in state.log_history if entry["step"] == state.global_step]
+    return {
+        k: v
+        for entry in entries
+        for k, v in entry.items()
+        if k.startswith("eval_") and math.isfinite(v)
+    }

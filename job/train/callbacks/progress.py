@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from job import log, telemetry
 from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
+from job.train.selection import Selection
 
 NOT_IN_HISTORY = ("steps", "left_seconds")
 """Fields of a step that are redundant once training has ended."""
@@ -47,9 +48,15 @@ class ProgressCallback(TrainerCallback):
         history: Path,
         report_step: Callable[[telemetry.Step], None],
         data_timer: DataTimer,
+        *,
+        report_validation: Callable[[telemetry.Validation], None] | None = None,
+        selection: Selection | None = None,
     ) -> None:
+        """`selection` compares validations; None if there are none."""
         self._accelerator, self._history = accelerator, history
         self._report_step, self._data_timer = report_step, data_timer
+        self._report_validation, self._selection = report_validation, selection
+        self._validating = 0.0
         self._stack = ExitStack()
         self._bar: log.Progress | None = None
         self._started = 0.0
@@ -65,10 +72,8 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         self._first_step = state.global_step
         # Steps before a resume are restored from the Trainer's log: this may be another machine.
-        known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-        earlier = [{k: e[k] for k in known if k in e} for e in state.log_history if "loss" in e]
         with self._history.open("w", encoding="utf-8") as lines:
-            for entry in earlier:
+            for entry in filter(None, map(_of_history, state.log_history)):
                 lines.write(json.dumps({**entry, "epoch": round(entry["epoch"], 4)}) + "\n")
         left = state.max_steps - state.global_step
         self._bar = self._stack.enter_context(log.progress("train", left, "steps"))
@@ -95,6 +100,42 @@ class ProgressCallback(TrainerCallback):
         self._report_step(step)
         self._show(step)
         self._warn_of_slow_data(mark, args.dataloader_num_workers)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: object,
+    ) -> None:
+        assert self._selection is not None
+        best = self._selection.best(state.log_history)
+        seconds = metrics["eval_seconds"]
+        validation = telemetry.Validation(
+            step=state.global_step,
+            epoch=round(state.epoch or 0.0, 4),
+            metrics={key: value for key, value in metrics.items() if key != "eval_seconds"},
+            seconds=seconds,
+            best=best is not None and best.step == state.global_step,
+        )
+        record = {"step": validation.step, "epoch": validation.epoch, **metrics}
+        with self._history.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        # Speeds are those of training.
+        self._validating += seconds
+        self._logged = replace(self._logged, at=self._logged.at + seconds)
+        if self._report_validation is not None:
+            self._report_validation(validation)
+        elapsed = time.monotonic() - self._started
+        log.info(
+            "validation",
+            step=log.fraction(state.global_step, state.max_steps),
+            **validation.metrics,
+            **{"best": True} if validation.best else {"best_step": best and best.step},
+            took=log.seconds(seconds),
+            share=f"{self._validating / max(elapsed, 1e-9):.1%}",
+        )
 
     def _measure(self, state: TrainerState, logs: dict[str, Any], mark: Mark) -> telemetry.Step:
         """The step, with speeds since the previous log."""
@@ -169,3 +210,12 @@ class ProgressCallback(TrainerCallback):
     def close(self) -> None:
         """Closes the bar; also called if training fails."""
         self._stack.close()
+
+
+def _of_history(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """What the history has of an entry of the Trainer's log: steps and validations."""
+    if "loss" in entry:
+        known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+        return {key: entry[key] for key in known if key in entry}
+    measured = {key: value for key, value in entry.items() if key.startswith("eval_")}
+    return {"step": entry["step"], "epoch": entry["epoch"], **measured} if measured else None

@@ -19,5 +19,6 @@ class StopCallback(TrainerCallback):
         if process_group.any_rank(signals.received() is not None):
             if signals.received() is None:
                 signals.relay()
+            control.should_evaluate = False  # the resumed training does it
             control.should_save = True
             control.should_training_stop = True

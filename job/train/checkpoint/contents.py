@@ -54,28 +54,38 @@ def resume_problem(directory: Path, trainer: "Trainer") -> str | None:
     """Why the trainer cannot resume from the checkpoint in `directory`; None if it can."""
     parts: tuple[tuple[str, Callable[[], None]], ...] = (
         (STATE, lambda: _state(directory)),
-        (_weights_file(trainer), lambda: _weights(directory, trainer)),
+        (weights_file(trainer), lambda: _weights(directory, trainer)),
         (OPTIMIZER, lambda: _optimizer(directory, trainer)),
         (SCHEDULER, lambda: _scheduler(directory, trainer)),
         (RANDOM_STATE, lambda: _random_states(directory)),
     )
-    for name, check in parts:
-        try:
-            check()
-        except FileNotFoundError as error:
-            return f"it has no {Path(error.filename or name).name}"
-        except ContentMismatch as error:
-            return f"{name}: {error}"
-        # Reading a malformed file may raise any of these.
-        except (
-            *(ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError),
-            SafetensorError,
-        ) as error:
-            return f"{name} cannot be read: {type(error).__name__}: {error}"
+    return next(filter(None, (_problem(name, check) for name, check in parts)), None)
+
+
+def weights_problem(directory: Path, trainer: "Trainer") -> str | None:
+    """Why the weights of a checkpoint are not those of the trainer's model; None if they are."""
+    return _problem(weights_file(trainer), lambda: _weights(directory, trainer))
+
+
+def _problem(name: str, check: Callable[[], None]) -> str | None:
+    """What is wrong with the file, according to `check`."""
+    try:
+        check()
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename or name).name}"
+    except ContentMismatch as error:
+        return f"{name}: {error}"
+    # Reading a malformed file may raise any of these.
+    except (
+        *(ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError),
+        SafetensorError,
+    ) as error:
+        return f"{name} cannot be read: {type(error).__name__}: {error}"
     return None
 
 
-def _weights_file(trainer: "Trainer") -> str:
+def weights_file(trainer: "Trainer") -> str:
+    """The name of the file with the trained weights."""
     return ADAPTER_WEIGHTS if isinstance(trainer.model, PeftModel) else SAFE_WEIGHTS_NAME
 
 
@@ -95,7 +105,7 @@ def _state(directory: Path) -> None:
 
 def _weights(directory: Path, trainer: "Trainer") -> None:
     """Requires exactly the trained weights, by name, shape and dtype."""
-    path = directory / _weights_file(trainer)
+    path = directory / weights_file(trainer)
     if not path.exists():
         raise FileNotFoundError(None, None, str(path))
     stored = state_files.headers(path)

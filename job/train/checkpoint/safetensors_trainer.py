@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from safetensors.torch import load_model, save_model
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file, load_model, save_model
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from job.distributed import process_group
 from job.engines import sharding
 from job.engines.trainer import StepTrainer
 from job.train.checkpoint import random_state, state_files
-from job.train.checkpoint.contents import KIND, OPTIMIZER, RANDOM_STATE, SCHEDULER, UNTOUCHED
+from job.train.checkpoint.contents import (
+    ADAPTER_WEIGHTS,
+    KIND,
+    OPTIMIZER,
+    RANDOM_STATE,
+    SCHEDULER,
+    UNTOUCHED,
+)
 from job.train.outputs import with_sorted_lists
 
 if TYPE_CHECKING:
@@ -30,8 +37,8 @@ if TYPE_CHECKING:
 TIMINGS = frozenset(
     f"train_{name}"
     for name in ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second")
-)
-"""Keys under which Transformers logs timings."""
+) | {"eval_seconds"}
+"""Keys under which timings are logged."""
 
 
 class SafetensorsTrainer(StepTrainer):
@@ -103,8 +110,22 @@ class SafetensorsTrainer(StepTrainer):
         if isinstance(self.model, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        weights = Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)
-        load_model(self.model, weights, strict=True)
+        self.load_trained(Path(resume_from_checkpoint))
+
+    def load_trained(self, checkpoint: Path) -> None:
+        """Gives the model, which is not sharded, the trained weights of a checkpoint."""
+        if isinstance(self.model, PeftModel):
+            weights = load_file(checkpoint / ADAPTER_WEIGHTS)
+            set_peft_model_state_dict(self.model, weights, self.model.active_adapter)
+        else:
+            load_model(self.model, checkpoint / SAFE_WEIGHTS_NAME, strict=True)
+
+    def trained_state_of(self, checkpoint: Path) -> dict[str, torch.Tensor]:
+        """The trained weights of a checkpoint of a sharded adapter, by their names in memory."""
+        adapter = f".{self.model.active_adapter}"
+        stored = load_file(checkpoint / ADAPTER_WEIGHTS)
+        names = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
+        return {name: stored[name.replace(adapter, "")] for name in names}
 
     # Optimizer and scheduler.
 

@@ -45,10 +45,17 @@ class CheckpointStore:
     writer: Writer | None = None
     """Writes under the output's lease; None if no other job writes to `uri`."""
 
-    def save(self, directory: Path, step: int, loss: float | None = None) -> None:
+    def save(
+        self,
+        directory: Path,
+        step: int,
+        loss: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Stores the checkpoint in `directory` as `step-N`; valid once it is complete.
 
-        The best checkpoint is the one with the lowest `loss`.
+        `loss` is the training loss up to the step, and `metrics` are those of its validation, for
+        readers of the manifest.
         """
         files = digest_tree(directory)
         manifest = {
@@ -57,6 +64,7 @@ class CheckpointStore:
             "parts": dict(self.parts),
             "total_steps": self.schedule.steps if self.schedule else None,
             "loss": loss,
+            "metrics": dict(metrics or {}),
             "size": sum(file.size for file in files),
             "files": [file.to_json() for file in files],
         }
@@ -77,11 +85,8 @@ class CheckpointStore:
     def newest(self) -> int | None:
         """The newest complete step of this training; reads manifests only."""
         for step in reversed(self.steps()):
-            try:
-                if self._mismatch(self._manifest(self.at(step)), step) is None:
-                    return step
-            except (MissingInputError, ValueError):
-                continue
+            if self.holds(step):
+                return step
         return None
 
     def latest(self, directory: Path, check: ContentCheck = _unchecked) -> str | None:
@@ -100,8 +105,11 @@ class CheckpointStore:
             log.warn("training starts from the beginning: no usable checkpoint", stored=len(steps))
         return None
 
-    def prune(self, keep: int, reached: int) -> None:
+    def prune(self, keep: int, reached: int, errors: Mapping[int, float] | None = None) -> None:
         """Removes all but the newest `keep` checkpoints and the best, each manifest first.
+
+        The best checkpoint is the one with the lowest of `errors`, by step; if there is none, the
+        one with the lowest training loss.
 
         Incomplete checkpoints, and those of other trainings, are removed too. Checkpoints past step
         `reached` remain from before a resume that could not use them: they are kept until they are
@@ -125,11 +133,49 @@ class CheckpointStore:
                 losses[step] = float("inf") if loss is None else float(loss)
         kept = set(sorted(losses)[-keep:])
         if losses:
-            kept.add(min(losses, key=lambda step: (losses[step], -step)))
+            validated = {step: (errors or {})[step] for step in losses if step in (errors or {})}
+            if validated:
+                kept.add(min(validated, key=lambda step: (validated[step], step)))
+            else:
+                kept.add(min(losses, key=lambda step: (losses[step], -step)))
         for step in steps:
             if step not in kept | ahead:
                 self._writer.delete(f"{_name(step)}/{MANIFEST}")
                 self._writer.delete_tree(_name(step))
+
+    def holds(self, step: int) -> bool:
+        """Whether the step's checkpoint is complete and this training's; reads its manifest only.
+
+        Raises StorageError if the store is unavailable.
+        """
+        try:
+            return self._mismatch(self._manifest(self.at(step)), step) is None
+        except (MissingInputError, ValueError):
+            return False
+
+    def fetch_file(self, step: int, name: str, directory: Path) -> str | None:
+        """Downloads a file of this training's checkpoint of a step; returns what is wrong with it.
+
+        Raises StorageError if the store is unavailable.
+        """
+        try:
+            manifest = self._manifest(self.at(step))
+            wanted = [FileDigest.from_json(file) for file in manifest["files"]]
+        except MissingInputError:
+            return "it is missing or incomplete"
+        except (ValueError, KeyError, TypeError) as error:
+            return f"its manifest is unreadable: {error}"
+        if (mismatch := self._mismatch(manifest, step)) is not None:
+            return mismatch
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        try:
+            storage.download(storage.join(self.at(step), name), directory / name)
+        except MissingInputError as error:
+            return f"a file cannot be read: {error.problems[0].message}"
+        if digest_tree(directory)[0] not in wanted:
+            return f"{name} is damaged: its digest differs from the manifest's"
+        return None
 
     def fetch(self, uri: str, directory: Path, check: ContentCheck = _unchecked) -> Path:
         """Fetches the checkpoint at `uri`, which may be another training's.

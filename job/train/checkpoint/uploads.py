@@ -17,7 +17,8 @@ class BackgroundUploads:
 
     def __init__(self) -> None:
         self._tasks = BackgroundTasks("checkpoint", threads=RUNNING, max_pending=RUNNING + WAITING)
-        self._submitted_step: int | None = None
+        self.submitted_step: int | None = None
+        """The newest step whose upload was requested; it may be waiting."""
         self.stored_step: int | None = None
         """The newest step whose checkpoint is complete in the store."""
 
@@ -39,14 +40,14 @@ class BackgroundUploads:
         checkpoint counts. Raises the error of an earlier upload.
         """
         if urgent and self._tasks.cancel_waiting():
-            log.info("checkpoint skipped for a newer one", step=self._submitted_step)
+            log.info("checkpoint skipped for a newer one", step=self.submitted_step)
 
         def upload() -> None:
             store()
             self.stored_step = step
 
         self._tasks.submit(upload)
-        self._submitted_step = step
+        self.submitted_step = step
 
     def check(self) -> None:
         """Raises the error of a failed upload."""

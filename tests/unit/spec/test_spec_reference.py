@@ -103,10 +103,13 @@ MINIMAL: dict[str, Any] = {
     "data": {"train": {"uri": "rows.jsonl"}},
     "output": {"uri": "out"},
 }
-OTHERS = {
+OTHERS: dict[Any, Any] = {
     "hf://org/repo": "models/ernie",
     "builtin://formulas": "rows.jsonl",
     "vllm": "transformers",
+    "steps": "no",
+    0.05: 0,
+    3: None,
 }
 """In place of what is required, for keys that are not true or false."""
 

@@ -239,6 +239,19 @@ REFUSED += [
         "set data.eval.uri, or data.eval_fraction: 0.1",
     ),
     (
+        ("data.validation={uri: v.jsonl}", "data.validation_fraction=0.1"),
+        "data.validation_fraction",
+        "cannot be combined with data.validation, which names the rows to validate on",
+        "remove one of the two",
+    ),
+    (
+        ("data.eval_fraction=0.6", "data.validation_fraction=0.4"),
+        "data.validation_fraction",
+        "leaves no row to train on: all are held out, together with data.eval_fraction, which is "
+        "0.6",
+        "lower them to less than 1 together, for example 0.1 each",
+    ),
+    (
         ("data.min_pixels=10", "data.max_pixels=9"),
         "data.min_pixels",
         "must not be greater than data.max_pixels, which is 9",
@@ -291,6 +304,16 @@ REFUSED += [
         "data.eval.formulas.seed",
         "must differ from data.train.formulas.seed, or the formulas are the same",
         "set data.eval.formulas.seed: 3408",
+    ),
+    (
+        (
+            *FORMULAS,
+            "data.eval={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}",
+            "data.validation={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}",
+        ),
+        "data.validation.formulas.seed",
+        "must differ from data.eval.formulas.seed, or the formulas are the same",
+        "set data.validation.formulas.seed: 3408",
     ),
     (
         ("data.train=[{uri: a}, {uri: 'builtin://formulas'}]",),
@@ -597,6 +620,8 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("eval.answer=json", "eval.metrics=[field_f1, cer]"),
         ("eval.answer=label", "data.leakage_by=image"),
         ("data.eval_fraction=0", "data.eval.uri=data/eval.jsonl"),
+        ("data.eval.uri=data/eval.jsonl", "data.eval_fraction=0.6", "data.validation_fraction=0.4"),
+        ("data.validation={uri: v.jsonl}", "data.eval_fraction=0.99"),
         ("data.min_pixels=9", "data.max_pixels=9"),
         (*FORMULAS, "data.train.format=builtin", "data.train.formulas.noise=0.1"),
         (*FORMULAS, "data.eval={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}"),

@@ -1,0 +1,78 @@
+"""Gives the model in memory the weights of the best validation, after the last step."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job import log
+from job.distributed import process_group
+from job.engines import sharding
+from job.errors import SpecError, StorageError
+from job.train.checkpoint.contents import weights_file, weights_problem
+from job.train.selection import Measured
+from job.train.session import Session
+
+if TYPE_CHECKING:
+    import torch
+
+FIELD = "$.train.load_best_model_at_end"
+
+
+def load_best(session: Session, scratch: Path) -> int:
+    """Loads the best step's weights, if the spec wants them; returns the step of the weights.
+
+    All processes have to call it. Raises StorageError if the checkpoint is missing or damaged, and
+    SpecError if no validation gave a finite value: the last model is never taken instead.
+    """
+    trainer, selection = session.trainer, session.selection
+    last = int(trainer.state.global_step)
+    if selection is None or not session.spec.train.load_best_model_at_end:
+        return last
+    validations = selection.validations(trainer.state.log_history)
+    if not validations:
+        log.warn("the last step's model is kept: nothing was validated since the resume", step=last)
+        return last
+    best = selection.best(trainer.state.log_history)
+    if best is None:
+        raise SpecError(
+            FIELD,
+            f"no validation gave a finite {selection.metric}, so no model is the best: the "
+            "training has diverged",
+            value=True,
+            fix="lower train.learning_rate; to look at the last step's model, set it to false",
+        )
+    if best.step != last:
+        _load(session, best, scratch / "best")
+    if process_group.rank() == 0:
+        at_last = next((each.value for each in validations if each.step == last), None)
+        log.info(
+            "the best model is kept",
+            step=best.step,
+            **{selection.metric: best.value},
+            last_step=last,
+            **({} if at_last is None else {"last": at_last}),
+        )
+    return best.step
+
+
+def _load(session: Session, best: Measured, directory: Path) -> None:
+    """Rank 0 reads the weights; every process gets its shard if the model is sharded."""
+    trainer = session.trainer
+    model = trainer.model
+    state: dict[str, torch.Tensor] = {}
+    if process_group.rank() == 0:
+        file = weights_file(trainer)
+        problem = session.checkpoints.fetch_file(best.step, file, directory)
+        problem = problem or weights_problem(directory, trainer)
+        if problem is not None:
+            raise StorageError(
+                session.checkpoints.at(best.step),
+                f"the checkpoint of the best model cannot be used: {problem}",
+                fix="to keep the last step's model, set train.load_best_model_at_end: false; to "
+                "train again, set train.resume_from_checkpoint: never",
+            )
+        if sharding.is_sharded(model):
+            state = trainer.trained_state_of(directory)
+        else:
+            trainer.load_trained(directory)
+    if sharding.is_sharded(model):
+        sharding.load_trained_state(model, state)

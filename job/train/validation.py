@@ -1,0 +1,194 @@
+"""Validation during training: the loss, and metrics of generated answers, on rows of their own.
+
+A validation leaves the training as it was: weights, random states, modes and token counts. Batches
+are those of training (packed or padded), without gradients, and in evaluation mode, so without
+dropout. The loss is the mean over the supervised tokens of all rows, without auxiliary losses.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from job import log, signals
+from job.distributed import process_group
+from job.engines import sharding
+from job.engines.compiling import CompiledBlocks
+from job.errors import OutOfMemoryError
+from job.families.batches import MicroBatch, model_inputs, to_device
+from job.families.load_balancing import without_aux_loss
+from job.families.supervised_logits import evaluates_loss_only
+from job.train.adapting import AdaptedModel
+from job.train.checkpoint import random_state
+from job.train.dataset import Collator, DummyRow
+from job.train.out_of_memory import is_out_of_memory
+from job.train.outputs import autocast_removed
+from job.train.sampler import DUMMY_ROW
+from job.train.train_context import TrainContext
+from job.train.validation_rows import ValidationRows
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH_SIZE = "$.train.per_device_eval_batch_size"
+CACHED_BYTES = 256 * 2**20
+"""How much of a process's batches is kept in memory from one validation to the next."""
+
+
+class _Interrupted(Exception):
+    """A process was asked to stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    metrics: dict[str, float]
+    """With the prefix `eval_`, equal in all processes."""
+    seconds: float
+
+
+class Validator:
+    """Measures a model on the validation rows; all processes have to take part."""
+
+    def __init__(
+        self,
+        context: TrainContext,
+        rows: ValidationRows,
+        adapted: AdaptedModel,
+        blocks: CompiledBlocks | None,
+    ) -> None:
+        """`blocks` are the model's compiled blocks, if any."""
+        self._context, self._rows, self._adapted, self._blocks = context, rows, adapted, blocks
+        self._collator = Collator(context.family, padding_free=adapted.padding_free)
+        self._batch_size = context.spec.train.per_device_eval_batch_size
+        self._cached: dict[int, MicroBatch] = {}
+        self._cached_bytes = 0
+        self.seconds = 0.0
+        """Of all validations in this process so far."""
+
+    @property
+    def rows(self) -> ValidationRows:
+        return self._rows
+
+    def __call__(self, model: "torch.nn.Module") -> ValidationResult | None:
+        """The metrics; None if any process was asked to stop, which ends the validation.
+
+        Raises OutOfMemoryError if a batch does not fit.
+        """
+        started = time.monotonic()
+        try:
+            with self._undisturbed(model):
+                metrics = {"eval_loss": self._loss(model)}
+                if self._context.answer_metrics is not None:
+                    metrics |= self._answer_metrics(model)
+        except _Interrupted:
+            return None
+        except (RuntimeError, MemoryError) as error:
+            self._raise_if_out_of_memory(error)
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            self.seconds += seconds
+        if not math.isfinite(metrics["eval_loss"]) and process_group.rank() == 0:
+            log.warn(
+                "the validation loss is not finite: the training has probably diverged",
+                eval_loss=metrics["eval_loss"],
+                fix="lower train.learning_rate, or raise train.warmup_steps",
+            )
+        return ValidationResult(metrics=metrics, seconds=seconds)
+
+    @contextmanager
+    def _undisturbed(self, model: "torch.nn.Module") -> Iterator[None]:
+        """A context for evaluation, after which the training finds everything as it was."""
+        import torch
+
+        modes = [(module, module.training) for module in model.modules()]
+        random = random_state.capture()
+        eager = nullcontext() if self._blocks is None else self._blocks.eager()
+        try:
+            with torch.no_grad(), without_aux_loss(self._adapted.base), eager:
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            if sharding.is_sharded(model):
+                sharding.reshard(model)
+            random_state.restore(random)
+
+    # --- loss --------------------------------------------------------------------------------
+
+    def _loss(self, model: "torch.nn.Module") -> float:
+        import torch
+
+        model.eval()
+        evaluates_loss_only(self._adapted.base)
+        device = self._context.engine.device
+        more = {} if self._adapted.padding_free else {"use_cache": False}
+        # In fp64, and on the device: no sync for each batch.
+        nll, supervised = torch.zeros((), dtype=torch.float64, device=device), 0
+        for number, rows in enumerate(self._rows.batches(self._batch_size)):
+            self._check_stop()
+            batch = self._batch(number, rows)
+            loss = model(**to_device(model_inputs(dict(batch)), device), **more).loss  # ()
+            if batch["counted_tokens"]:  # not of a dummy row
+                nll += loss.double() * batch["counted_tokens"]
+                supervised += batch["counted_tokens"]
+        sums = process_group.all_gather((float(nll), supervised))
+        return sum(own for own, _ in sums) / sum(count for _, count in sums)
+
+    def _batch(self, number: int, rows: list[int]) -> MicroBatch:
+        if number in self._cached:
+            return self._cached[number]
+        dataset = self._rows.dataset
+        batch = self._collator.batch(
+            [DummyRow(dataset.row(0)) if row == DUMMY_ROW else dataset.row(row) for row in rows]
+        )
+        size = sum(getattr(value, "nbytes", 0) for value in batch.values())
+        if self._cached_bytes + size <= CACHED_BYTES:
+            self._cached[number] = batch
+            self._cached_bytes += size
+        return batch
+
+    # --- answers -----------------------------------------------------------------------------
+
+    def _answer_metrics(self, model: "torch.nn.Module") -> dict[str, float]:
+        """Every process answers its share of the rows; all score all answers."""
+        answers = self._context.answer_metrics
+        assert answers is not None
+        model.eval()
+        own = self._rows.of_rank(process_group.rank())
+        with autocast_removed(model):
+            texts = answers.generate(model, own, _asked_to_stop)
+        self._check_stop()
+        gathered = process_group.all_gather(texts)
+        rows = [row for rank in range(process_group.size()) for row in self._rows.of_rank(rank)]
+        scores = answers.score(rows, [text for texts in gathered for text in texts])
+        return {f"eval_{name}": float(value) for name, value in scores.items()}
+
+    # --- ends --------------------------------------------------------------------------------
+
+    def _check_stop(self) -> None:
+        if process_group.any_rank(_asked_to_stop()):
+            raise _Interrupted
+
+    def _raise_if_out_of_memory(self, error: BaseException) -> None:
+        if not is_out_of_memory(error):
+            return
+        accelerator, size = self._context.accelerator, self._batch_size
+        raise OutOfMemoryError(
+            BATCH_SIZE,
+            f"a batch of validation rows does not fit into the "
+            f"{log.size(accelerator.memory_bytes)} of {accelerator.name}",
+            value=size,
+            fix=(
+                f"--set train.per_device_eval_batch_size={max(1, size // 2)}"
+                if size > 1
+                else "lower data.max_pixels or train.max_length"
+            )
+            + "; the run resumes from its last checkpoint",
+        ) from error
+
+
+def _asked_to_stop() -> bool:
+    return signals.received() is not None
