@@ -1,7 +1,6 @@
 """The runs' curves in one figure for each quantity."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from job.evaluation.comparison.stored_run import StoredRun
 from job.evaluation.report.charts import points, text_metric, validation_curve
@@ -41,7 +40,7 @@ def _validated(runs: Sequence[StoredRun], metric: str) -> tuple[list[Curve], lis
     for number, run in enumerate(runs):
         name = f"{run.letter} validation"
         curve = validation_curve(run.history, metric, name=name, color=_color(number))
-        best = _validation(run).get("best_step")
+        best = run.validation.get("best_step")
         at = dict(curve.points)
         lines.append(curve)
         if best in at:
@@ -51,11 +50,7 @@ def _validated(runs: Sequence[StoredRun], metric: str) -> tuple[list[Curve], lis
 
 
 def _text_metric(run: StoredRun) -> str | None:
-    return text_metric(run.history, _validation(run))
-
-
-def _validation(run: StoredRun) -> Mapping[str, Any]:
-    return run.train.get("validation") or {}
+    return text_metric(run.history, run.validation)
 
 
 def _color(number: int) -> str:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from job import log
 from job.evaluation import render_match
@@ -12,6 +11,7 @@ from job.evaluation.comparison.stored_run import StoredRun
 from job.evaluation.report.formatting import amount
 from job.evaluation.report.headline import METRICS, MetricKind, Verdict, change, verdict
 from job.evaluation.scoring import score_answers
+from job.spec.answer_kinds import bare_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +129,13 @@ def _from_rows(key: str) -> Callable[[StoredRun], object]:
     return lambda run: run.rows.get(key)
 
 
-def _validation(run: StoredRun) -> Mapping[str, Any]:
-    return run.train.get("validation") or {}
-
-
 def _best_value(run: StoredRun) -> str | None:
-    found = _validation(run)
-    if found.get("best_value") is None:
+    found = run.validation
+    if found.get("best") is None:
         return None
-    metric = str(found.get("metric")).removeprefix("eval_")
+    metric = bare_metric(found.get("metric"))
     kind = METRICS.get(metric)
-    return f"{amount(float(found['best_value']), kind.unit if kind else '')} {metric}"
+    return f"{amount(float(found['best']), kind.unit if kind else '')} {metric}"
 
 
 _FIGURES: Sequence[
@@ -147,8 +143,10 @@ _FIGURES: Sequence[
 ] = (
     ("steps", "Steps", _from_train("steps"), _whole),
     ("epochs", "Epochs", _from_train("epochs"), lambda value: f"{value:.3g}"),
-    ("best_step", "Best step", lambda run: _validation(run).get("best_step"), _whole),
+    ("best_step", "Best step", lambda run: run.validation.get("best_step"), _whole),
     ("best_validation", "Best validation", _best_value, None),
+    ("exported_step", "Step of the results", lambda run: run.validation.get("exported_step"),
+     _whole),
     ("first_loss", "Training loss, first", _from_train("first_loss"), amount),
     ("final_loss", "Training loss, last", _from_train("final_loss"), amount),
     ("tokens", "Tokens", _from_train("tokens"), _whole),

@@ -56,6 +56,8 @@ class StoredRun:
     machine: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
     """Training and validation over steps."""
+    validation: Mapping[str, Any]
+    """The training's summary of its validations; of an unfinished one, the best step so far."""
     answers: Sequence[PredictionRecord]
     """After training."""
     lacks: tuple[str, ...]
@@ -107,6 +109,7 @@ def read_run(uri: str, letter: str) -> StoredRun:
         versions=_mapping(record.get("versions")),
         machine=_mapping(record.get("machine")),
         history=history,
+        validation=reader.validation,
         answers=answers,
         lacks=tuple(reader.lacks),
     )
@@ -138,6 +141,7 @@ class _Reader:
         """Raises InputError if a stage's entry in the record is invalid."""
         self._uri = uri
         self.lacks: list[str] = []
+        self.validation: Mapping[str, Any] = {}
         self.stages: dict[str, StageRecord] = {}
         for name, value in record["stages"].items():
             try:
@@ -168,16 +172,24 @@ class _Reader:
     def history(self) -> Sequence[Mapping[str, Any]]:
         """From the finished training, or else up to its newest checkpoint."""
         if "train" in self.stages:
+            self.validation = self.stages["train"].summary.get("validation") or {}
             return self.lines("train", "train/history.jsonl")
         folder = storage.join(self._uri, _CHECKPOINTS)
         found = (_COMPLETE.fullmatch(entry.path) for entry in storage.list_files(folder))
         steps = [int(match[1]) for match in found if match is not None]
         for step in sorted(steps, reverse=True):
             try:
-                state = storage.read_bytes(storage.join(folder, f"step-{step}/trainer_state.json"))
-                entries = json.loads(state)["log_history"]
+                path = storage.join(folder, f"step-{step}/trainer_state.json")
+                state = json.loads(storage.read_bytes(path))
+                entries = state["log_history"]
             except (MissingInputError, ValueError, KeyError, TypeError):
                 continue
+            if state.get("best_global_step") is not None:
+                self.validation = {
+                    "metric": self.settings.get("train.metric_for_best_model"),
+                    "best_step": state["best_global_step"],
+                    "best": state.get("best_metric"),
+                }
             self.lacks.append(f"curves after the checkpoint of step {step:,}")
             return tuple(each for each in entries if isinstance(each, dict))
         return ()

@@ -6,6 +6,7 @@ from typing import Any
 
 from job.evaluation.report.figure import Chart, Curve, Mark, Point, draw
 from job.evaluation.report.headline import METRICS
+from job.spec.answer_kinds import bare_metric
 
 PREFIX = "eval_"
 """Of the validation's values in `history.jsonl`, as Transformers names them."""
@@ -58,7 +59,7 @@ def text_metric(
     history: Sequence[Mapping[str, Any]], validation: Mapping[str, Any] | None
 ) -> str | None:
     """The text metric to draw: the one that chose the best step, else the first measured."""
-    chosen = str((validation or {}).get("metric", "")).removeprefix(PREFIX)
+    chosen = bare_metric((validation or {}).get("metric"))
     measured = [name for name in METRICS if name != "loss" and points(history, PREFIX + name)]
     return chosen if chosen in measured else next(iter(measured), None)
 
@@ -68,7 +69,7 @@ def _marks(metric: str, curve: Curve, validation: Mapping[str, Any]) -> list[Mar
     marks = []
     at = dict(curve.points)
     if (step := validation.get("best_step")) in at:
-        chose = str(validation.get("metric", "")).removeprefix(PREFIX) == metric
+        chose = bare_metric(validation.get("metric")) == metric
         name = "best" if chose else "the best step"
         marks.append(Mark(name=name, step=step, value=at[step]))
     if validation.get("stopped_early") and curve.points:

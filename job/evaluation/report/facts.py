@@ -10,6 +10,7 @@ from job.artifacts.records import StageRecord
 from job.evaluation.report.formatting import amount
 from job.evaluation.report.headline import METRICS
 from job.evaluation.report.samples import PredictionRecord, cer
+from job.spec.answer_kinds import bare_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,27 +89,29 @@ class Validation:
     text: str
 
 
-def validation(train: Mapping[str, Any], settings: Mapping[str, Any]) -> Validation | None:
-    """From the summary of the train stage; None if nothing was validated."""
+def validation(train: Mapping[str, Any]) -> Validation | None:
+    """From the summary of the train stage; None if nothing was validated, or nothing finite."""
     found = train.get("validation")
-    if not found or found.get("best_step") is None:
+    if not found or found["best"] is None or found["last_step"] is None:
         return None
-    kind = METRICS.get(str(found["metric"]).removeprefix("eval_"))
-    name, unit = (kind.name, kind.unit) if kind else (str(found["metric"]), "")
-    name = name if name.isupper() else name[0].lower() + name[1:]
-    best, last = (amount(float(found[f"{which}_value"]), unit) for which in ("best", "last"))
-    parts = [f"Validated on {int(found['rows']):,} rows of their own"]
-    parts[0] += f", which took {log.duration(float(found['seconds']))} in all."
-    if found.get("stopped_early"):
-        parts.append(f"Training stopped early at step {int(train['steps']):,}.")
-    kept = settings["train"].get("load_best_model_at_end")
-    step = found["best_step"] if kept else train["steps"]
-    parts.append(f"The weights are those of the {'best' if kept else 'last'} step, {int(step):,}.")
+    metric = bare_metric(found["metric"])
+    kind = METRICS.get(metric)
+    name, unit = (kind.name, kind.unit) if kind else (metric, "")
+    times, rows = int(found["validations"]), int(found["rows"])
+    parts = [
+        f"Validated {times:,} times on {rows:,} rows of their own, "
+        f"which took {float(found['share']):.1%} of the training time."
+    ]
+    if found["stopped_early"]:
+        parts.append(f"Training stopped early at step {int(train['steps']):,}: no improvement.")
+    kept, best = int(found["exported_step"]), int(found["best_step"])
+    which = "best" if kept == best else "last" if kept == int(train["steps"]) else "kept"
+    parts.append(f"The results are those of the {which} step, {kept:,}.")
     return Validation(
-        name=name,
-        best=best,
-        best_step=int(found["best_step"]),
-        last=last,
+        name=name if name.isupper() else name[0].lower() + name[1:],
+        best=amount(float(found["best"]), unit),
+        best_step=best,
+        last="not finite" if found["last"] is None else amount(float(found["last"]), unit),
         last_step=int(found["last_step"]),
         text=" ".join(parts),
     )

@@ -23,9 +23,9 @@ VALIDATION = {
     step: {"eval_loss": 4 / step + (0.02 * step), "eval_cer": 1 / step} for step in range(4, 41, 4)
 }
 VALIDATED = {
-    "metric": "eval_loss", "best_step": 16, "best_value": VALIDATION[16]["eval_loss"],
-    "last_step": 40, "last_value": VALIDATION[40]["eval_loss"], "stopped_early": False,
-    "rows": 20, "seconds": 3.0,
+    "metric": "eval_loss", "best_step": 16, "best": VALIDATION[16]["eval_loss"],
+    "last_step": 40, "last": VALIDATION[40]["eval_loss"], "exported_step": 16,
+    "stopped_early": False, "validations": 10, "rows": 20, "seconds": 3.0, "share": 0.02,
 }  # fmt: skip
 SMALLER = Made(
     sets=("lora.r=8", "train.learning_rate=0.0005", "runtime.cache_dir=/elsewhere"),
@@ -180,12 +180,16 @@ def test_a_training_that_runs_is_drawn_up_to_its_newest_complete_checkpoint(
         folder = running / "checkpoints" / f"step-{step}"
         folder.mkdir(parents=True)
         log = [{"step": n, "loss": 1.0, "epoch": 0.1} for n in range(1, step + 1)]
-        (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+        state = {"log_history": log, "best_global_step": 2, "best_metric": 0.25}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
         if step < 6:  # the last is being uploaded
             (folder / "manifest.json").write_text("{}")
-    [_, run] = compare([str(stored / "a"), str(running)]).runs
+    found = compare([str(stored / "a"), str(running)])
+    run = found.runs[1]
     assert [each["step"] for each in run.history] == [1, 2, 3, 4]
     assert run.lacks[-1] == "curves after the checkpoint of step 4"
+    assert values(found.figures, "best_step") == (16, 2)
+    assert values(found.figures, "best_validation") == ("0.570 loss", "0.250 loss")
 
 
 @pytest.mark.parametrize(
