@@ -1,0 +1,88 @@
+"""The best validation and the early stop are those that Transformers would choose."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+
+from job.spec.answer_kinds import ALL_METRICS, LOWER_IS_BETTER
+from job.train.selection import Selection
+
+VALUES = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.35, 0.5, 0.9]), min_size=1, max_size=12)
+
+
+def selection(**given: Any) -> Selection:
+    settings = {"metric": "eval_loss", "greater_is_better": False, "patience": None, "threshold": 0}
+    return Selection(**{**settings, **given})
+
+
+def log(values: list[float], metric: str = "eval_loss") -> list[dict[str, float]]:
+    """A step's loss before each validation, as the trainer logs them."""
+    entries = []
+    for step, value in enumerate(values, start=1):
+        entries += [{"step": step, "loss": 9.0}, {"step": step, metric: value}]
+    return entries
+
+
+@given(VALUES, st.booleans(), st.integers(1, 4), st.sampled_from([0.0, 0.07, 0.15]))
+def test_best_step_and_early_stop_are_those_of_transformers(
+    values: list[float], greater: bool, patience: int, threshold: float
+) -> None:
+    own = selection(greater_is_better=greater, patience=patience, threshold=threshold)
+    callback = EarlyStoppingCallback(patience, threshold)
+    arguments = TrainingArguments(
+        output_dir="/nonexistent",
+        metric_for_best_model="eval_loss",
+        greater_is_better=greater,
+        use_cpu=True,
+    )
+    state, control = TrainerState(), TrainerControl()
+    for step, value in enumerate(values, start=1):
+        callback.on_evaluate(arguments, state, control, {"eval_loss": value})
+        better = np.greater if greater else np.less
+        if state.best_metric is None or better(value, state.best_metric):
+            state.best_metric, state.best_global_step = value, step
+        seen = log(values[:step])
+        best = own.best(seen)
+        assert best is not None
+        assert (best.step, best.value) == (state.best_global_step, state.best_metric)
+        assert own.stops(seen) == control.should_training_stop
+        if control.should_training_stop:
+            break
+
+
+def test_a_value_that_is_not_finite_is_never_the_best_and_no_improvement() -> None:
+    own = selection(patience=2)
+    assert own.best(log([math.nan, math.inf])) is None
+    assert own.errors(log([math.nan, 3.0])) == {2: 3.0}
+    best = own.best(log([math.nan, 3.0, math.nan]))
+    assert best is not None
+    assert best.step == 2
+    assert not own.stops(log([3.0, math.nan]))
+    assert own.stops(log([3.0, math.nan, math.nan]))
+
+
+def test_validations_before_another_trainings_checkpoint_do_not_count() -> None:
+    own = selection(patience=2, since=2)
+    seen = log([0.1, 0.2, 0.5])
+    best = own.best(seen)
+    assert best is not None
+    assert best.step == 3
+    assert own.without_improvement(seen) == 0
+
+
+def test_a_step_whose_checkpoint_is_not_stored_is_not_the_best() -> None:
+    own = selection(unavailable=frozenset({1}))
+    best = own.best(log([0.1, 0.3, 0.2]))
+    assert best is not None
+    assert best.step == 3
+
+
+@pytest.mark.parametrize("metric", sorted(ALL_METRICS))
+def test_every_metric_has_a_direction_and_only_errors_are_to_fall(metric: str) -> None:
+    falls = metric in ("loss", "cer", "wer", "token_edit_distance")
+    assert (metric in LOWER_IS_BETTER) == falls
