@@ -65,7 +65,7 @@ def _families(snapshot: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
     steps = [({"when": when}, float(each.step)) for when, each in known.items()]
     yield "validation_step", "Training step of the last and of the best validation.", steps
     if snapshot.validation is not None:
-        took = [({}, float(snapshot.validation.seconds))]
+        took: list[Sample] = [({}, float(snapshot.validation.seconds))]
         yield "validation_seconds", "Duration of the last validation in seconds.", took
     metrics = [
         ({"when": when, "metric": metric}, float(value))
