@@ -7,7 +7,7 @@ from job.evaluation.report.charts import points, text_metric, validation_curve
 from job.evaluation.report.figure import RUN_COLORS, WIDE, Chart, Curve, Mark, draw
 from job.evaluation.report.headline import METRICS
 
-_DASHES: Sequence[tuple[float, ...]] = ((), (6, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
+_DASHES: Sequence[tuple[float, ...]] = ((), (6, 1.5), (6, 1.5, 1.2, 1.5), (12, 2))
 """They tell runs apart whose colors repeat."""
 
 
@@ -24,13 +24,13 @@ def curves(runs: Sequence[StoredRun]) -> tuple[Chart, ...]:
         for number, run in enumerate(runs)
     ]
     held_out, marks = _validated(runs, "loss")
-    figures = [draw("Loss", [*training, *held_out], marks=marks, size=WIDE)]
+    figures = [draw("Loss", [*training, *held_out], marks=marks, named=True, size=WIDE)]
     for metric in METRICS:
         if metric == "loss" or metric not in map(_text_metric, runs):
             continue
         lines, marks = _validated(runs, metric)
         title = f"{METRICS[metric].name}, validation"
-        figures.append(draw(title, lines, marks=marks, size=WIDE))
+        figures.append(draw(title, lines, marks=marks, named=True, size=WIDE))
     return tuple(chart for chart in figures if chart is not None)
 
 

@@ -52,7 +52,7 @@ def validation_curve(
 ) -> Curve:
     """A metric of the validations over steps; no points if it was not measured."""
     values = points(history, PREFIX + metric)
-    return Curve(name=name, points=values, color=color, dashes=(4, 1.5), dots=True)
+    return Curve(name=name, points=values, color=color, dashes=(1.2, 1.2), dots=True)
 
 
 def text_metric(

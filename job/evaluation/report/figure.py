@@ -62,7 +62,7 @@ class Key:
     name: str
     color: str
     kind: str
-    """`line`, `dashes`, `ring` or `stop`."""
+    """`line`, `dashes`, `dots`, `ring` or `stop`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +102,13 @@ def draw(
     *,
     marks: Sequence[Mark] = (),
     from_zero: bool = False,
+    named: bool = False,
     size: tuple[float, float] = SMALL,
 ) -> Chart | None:
-    """The curves in one figure; those without points are left out. None if none has points."""
+    """The curves in one figure; those without points are left out. None if none has points.
+
+    `named` gives also a single curve its name; by default the title names it.
+    """
     curves = [curve for curve in curves if curve.points]
     if not curves:
         return None
@@ -128,12 +132,14 @@ def draw(
         _draw_axes(axes)
         out = io.StringIO()
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    several = len(curves) > 1 or bool(marks)
+    several = named or len(curves) > 1
     return Chart(
         title=title,
-        description=_description(title, curves, marks),
+        description=_description(title, curves if several else curves[0], marks),
         svg=_for_page(out.getvalue(), size),
-        legend=tuple([*map(_key_of_curve, curves), *map(_key_of_mark, marks)] if several else ()),
+        legend=tuple(
+            [*map(_key_of_curve, curves), *map(_key_of_mark, marks)] if several or marks else ()
+        ),
     )
 
 
@@ -194,7 +200,8 @@ def _draw_axes(axes: "Axes") -> None:
 
 
 def _key_of_curve(curve: Curve) -> Key:
-    return Key(name=curve.name, color=curve.color, kind="dashes" if curve.dashes else "line")
+    kind = "dots" if curve.dots else "dashes" if curve.dashes else "line"
+    return Key(name=curve.name, color=curve.color, kind=kind)
 
 
 def _key_of_mark(mark: Mark) -> Key:
@@ -221,10 +228,10 @@ def _for_page(svg: str, size: tuple[float, float]) -> Markup:
     return Markup(re.sub(r"\n\s*", "\n", svg).strip())  # noqa: S704
 
 
-def _description(title: str, curves: Sequence[Curve], marks: Sequence[Mark]) -> str:
+def _description(title: str, curves: Curve | Sequence[Curve], marks: Sequence[Mark]) -> str:
     """The text alternative: each curve's ends and extremes, then the marks."""
-    if len(curves) == 1:
-        parts = [f"{title}: {_course(curves[0].points)}"]
+    if isinstance(curves, Curve):
+        parts = [f"{title}: {_course(curves.points)}"]
     else:
         parts = [f"{title}.", *(f"{curve.name}: {_course(curve.points)}" for curve in curves)]
     return " ".join([*parts, *(f"{_key_of_mark(mark).name}." for mark in marks)])

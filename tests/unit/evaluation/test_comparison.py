@@ -327,7 +327,7 @@ def test_all_curves_are_in_one_figure_with_a_text_in_their_place(stored: Path) -
                   "A best: 0.57 at step 16."):  # fmt: skip
         assert words in loss
     assert "B validation" not in loss
-    assert cer.startswith("Character error rate, validation")
+    assert cer.startswith("Character error rate, validation. A validation: 0.25 at step 4")
 
 
 def test_hostile_answers_stay_text_on_the_page(stored: Path, store_run: Store) -> None:

@@ -177,7 +177,7 @@ def test_validation_is_drawn_beside_training_with_the_best_step_and_the_stop() -
     assert cer.startswith("Character error rate, validation: 0.75 at step 10")
     assert cer.endswith("best: 0.25 at step 20. stopped early: step 30.")
     keys = {each.get("class") for each in page.all("i")}
-    assert {"key line", "key dashes", "key ring", "key stop"} <= keys
+    assert {"key line", "key dots", "key ring", "key stop"} <= keys
 
 
 def test_the_page_names_the_best_and_the_last_validation_and_whose_results_these_are() -> None:
