@@ -161,6 +161,22 @@ class TrainingTime:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Validation during training."""
+
+    rows: int
+    """At most, each time."""
+    times: int | None
+    metric: str
+    answers: bool
+    """Whether answers are generated too, whose time is not estimated."""
+    share: float | None
+    """The time to measure the loss as a fraction of the training time."""
+    seconds: tuple[float, float] | None
+    """The time to measure the loss once, from shortest to longest."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     name: str
     output: str
@@ -175,6 +191,8 @@ class Plan:
     pods: tuple[Pod, ...]
     time: TrainingTime | None
     time_unknown: str | None
+    validation: Validation | None
+    """None without validation."""
     stages: Mapping[str, str]
     stages_unknown: str | None
 

@@ -16,6 +16,7 @@ from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
 from job.planning.engine import engine_of
 from job.planning.name_patterns import patterns
 from job.planning.requirements import needs
+from job.planning.validation import validation
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec
@@ -80,6 +81,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         pods=tuple(_pods(spec, measured)),
         time=time,
         time_unknown=no_time,
+        validation=validation(spec, data_facts, steps, time),
         stages=stages or {},
         stages_unknown=data.reason(no_stages),
     )

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from job import log, redaction
-from job.planning.facts import Data, DeviceFit, Plan
+from job.planning.facts import Data, DeviceFit, Plan, Validation
 
 WIDTH = 98
 _PARTS = {
@@ -32,6 +32,7 @@ def text(plan: Plan) -> str:
         "model": _model(plan),
         _memory_title(plan): _memory(plan),
         "training time": _time(plan),
+        **({"validation": _validation(plan.validation)} if plan.validation else {}),
         "disk": _disk(plan),
         "resources of a pod": [
             (
@@ -206,6 +207,19 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
             else "from the slowest to the fastest of the measured micro-batches nearest in size"
         ),
     )
+
+
+def _validation(validation: Validation) -> Iterator[tuple[str, str]]:
+    times = "" if validation.times is None else f", {validation.times:,} times"
+    yield "rows", f"at most {validation.rows:,}{times}; compared by {validation.metric}"
+    if validation.share is not None:
+        each = ""
+        if validation.seconds is not None:
+            low, high = (log.duration(seconds) for seconds in validation.seconds)
+            each = f": {low if low == high else f'{low} to {high}'} each"
+        yield "loss", f"adds about {validation.share:.0%} to the training time{each}"
+    if validation.answers:
+        yield "answers", "are generated too, which takes longer; the log of a run tells the share"
 
 
 def _disk(plan: Plan) -> Iterator[tuple[str, str]]:

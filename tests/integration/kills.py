@@ -25,10 +25,16 @@ import torch
 import job.pipeline.runner
 from job import storage
 from job.artifacts import sbom
-from tests.jobs import sets
+from tests.jobs import UNVALIDATED, sets
 
 RESULT = ("steps", "epochs", "tokens", "rows", "dropped_rows", "first_loss", "final_loss")
-HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm", "eval_loss", "eval_cer")
+VALIDATION = "validation batch"
+"""A change that is none: a process may also be killed before a batch of a validation."""
+WITHOUT_VALIDATION = ("trainer_state.json", "manifest.json")
+"""Files of a checkpoint that know the step's validation, unless a stop came before it."""
+
+TIMES = ("seconds", "share")
 
 Picked = Callable[[list[str]], list[int]]
 """The numbers of those changes, of all that a run makes, before which it is to end."""
@@ -52,6 +58,7 @@ class Training:
 
     def arguments(self, output: str, cache: Path) -> list[str]:
         small = {
+            **UNVALIDATED,
             "data.train.limit": 6,
             "data.eval.limit": 2,
             "lora.lora_dropout": 0.1,
@@ -70,9 +77,14 @@ def facts(output: str) -> dict[str, Any]:
     lines = storage.read_text(at("train", "history.jsonl")).splitlines()
     stored = storage.list_files(at("checkpoints"))
     files = {entry.path: storage.read_bytes(at("checkpoints", entry.path)) for entry in stored}
+    validation = record["summary"]["validation"]
     weights = ("adapter/", "adapter-vllm/", "weights/")
     return {
-        "history": [{key: json.loads(line)[key] for key in HISTORY} for line in lines],
+        "history": [
+            {key: value for key, value in json.loads(line).items() if key in HISTORY}
+            for line in lines
+        ],
+        "validation": validation and {k: v for k, v in validation.items() if k not in TIMES},
         "weights": [file for file in record["files"] if file["path"].startswith(weights)],
         "result": {key: record["summary"][key] for key in RESULT},
         "checkpoints": {path: hashlib.sha256(data).hexdigest() for path, data in files.items()},
@@ -88,20 +100,36 @@ def watch(output: str, kill: Kill | None, seen: Path) -> None:
     lock, changes = threading.Lock(), list[str]()
     root = output.partition("://")[2] or output
 
-    def comes(kind: str, path: str) -> None:
-        if not path.startswith(f"{root}/") or "/.lease" in path:
-            return
+    def note(change: str) -> None:
         with lock:
-            changes.append(f"{kind} {path.removeprefix(f'{root}/')}")
+            changes.append(change)
             with seen.open("a") as lines:
                 lines.write(changes[-1] + "\n")
             if kill is not None and len(changes) == kill.change + 1:
                 os.kill(os.getpid(), kill.signal)
 
+    def comes(kind: str, path: str) -> None:
+        if path.startswith(f"{root}/") and "/.lease" not in path:
+            note(f"{kind} {path.removeprefix(f'{root}/')}")
+
+    _watch_validations(lambda: note(VALIDATION))
+
     if "://" in output:
         _watch_objects(comes)
     else:
         _watch_files(comes)
+
+
+def _watch_validations(comes: Callable[[], None]) -> None:
+    from job.train.validation import Validator
+
+    batch = Validator._batch
+
+    def watched(self: Validator, number: int, rows: list[int]) -> Any:
+        comes()
+        return batch(self, number, rows)
+
+    Validator._batch = watched  # type: ignore[method-assign]
 
 
 def _watch_files(comes: Callable[[str, str], None]) -> None:
@@ -227,6 +255,8 @@ def try_all(place: Path, root: str, training: Training, picked: Picked, sent: in
         found = farm.facts(output)
         if sent == signal.SIGTERM:  # a stop stores a checkpoint that may take another's place
             both = found["checkpoints"].keys() & expected["checkpoints"].keys()
+            if VALIDATION in where:
+                both = {path for path in both if not path.endswith(WITHOUT_VALIDATION)}
             found["checkpoints"] = expected["checkpoints"] | {
                 path: found["checkpoints"][path] for path in both
             }

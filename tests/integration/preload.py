@@ -11,5 +11,6 @@ import job.families.ernie45_vl
 import job.pipeline.runner
 import job.train.callbacks.progress
 import job.train.checkpoint.safetensors_trainer
+import job.train.validating_trainer
 
 __all__ = ["Trainer", "datasets", "job", "peft", "torch", "transformers"]

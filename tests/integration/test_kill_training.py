@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import S3
-from tests.integration.kills import Found, Picked, Training, try_all
+from tests.integration.kills import VALIDATION, Found, Picked, Training, try_all
 
 context = get_context("forkserver")
 context.set_forkserver_preload(["tests.integration.preload"])
@@ -46,6 +46,21 @@ TRAININGS = {
         "train.warmup_steps": 4,
         "train.dataloader_num_workers": 2,
     },
+    "validating, with a best step before the last": {
+        "train.max_steps": 6,
+        "train.save_steps": 3,
+        "train.save_total_limit": 1,
+        "train.lr_scheduler_type": "constant",
+        "train.learning_rate": 0.02,
+        "train.warmup_steps": 0,
+        "data.train.limit": 12,
+        "data.validation_fraction": 0.5,
+        "train.per_device_eval_batch_size": 1,
+        "train.eval_strategy": "steps",
+        "train.eval_steps": 2,
+        "train.load_best_model_at_end": "true",
+        "train.early_stopping_patience": 2,
+    },
     "linear, within an epoch by epochs": {
         "train.max_steps": -1,
         "train.num_train_epochs": 1.5,
@@ -54,6 +69,9 @@ TRAININGS = {
         "train.warmup_steps": 1,
     },
 }
+
+
+VALIDATING = "validating, with a best step before the last"
 
 
 def from_training_on(every: int, first: int, changes: list[str]) -> list[int]:
@@ -69,6 +87,13 @@ def around_the_end(changes: list[str]) -> list[int]:
     stored = max(n for n, each in enumerate(changes[: last + 1]) if each.startswith("put chec"))
     marker = changes.index("put .stages/train.json")
     return [stored, stored + 1, stored + 3, changes.index("put train/history.jsonl"), marker]
+
+
+def within_validations(changes: list[str]) -> list[int]:
+    """In the first validation and in the last, and before the first best checkpoint is whole."""
+    batches = [n for n, each in enumerate(changes) if each == VALIDATION]
+    best = next(n for n, each in enumerate(changes) if each.endswith("/manifest.json"))
+    return [batches[1], batches[-2], best]
 
 
 def _work(
@@ -112,6 +137,15 @@ def test_a_training_killed_around_its_end_ends_as_an_undisturbed_one(tmp_path: P
     assert found.killed == 5
 
 
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_training_ended_within_a_validation_ends_as_an_undisturbed_one(
+    sent: int, tmp_path: Path
+) -> None:
+    found = killed(VALIDATING, within_validations, tmp_path, sent=sent)
+    assert not found.differing
+    assert found.killed == 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", TRAININGS)
@@ -125,7 +159,7 @@ def test_a_training_killed_before_any_change_ends_as_an_undisturbed_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("name", [*TRAININGS][:2])
+@pytest.mark.parametrize("name", [*[*TRAININGS][:2], VALIDATING])
 def test_a_training_stopped_before_any_change_ends_as_an_undisturbed_one(
     name: str, tmp_path: Path
 ) -> None:

@@ -28,9 +28,26 @@ SETTINGS = {
     "train.save_steps": 2,
     "train.save_total_limit": 5,
     "train.router_aux_loss_coef": 0,
+    # Five rows to validate on, two a batch: one of two processes has a batch more. No answer is
+    # ever right, and of equal validations the first is the best: not the last step.
+    "data.validation.uri": "builtin://formulas",
+    "data.validation.limit": 5,
+    "data.validation.formulas.seed": 5,
+    "train.per_device_eval_batch_size": 2,
+    "train.eval_strategy": "steps",
+    "train.eval_steps": 2,
+    "train.metric_for_best_model": "exact_match",
+    "train.load_best_model_at_end": "true",
     "runtime.accelerator": "cpu",
 }
-LONG = {"train.max_steps": 500, "train.save_steps": 500, "train.num_train_epochs": 9}
+SHARDED = {"runtime.distributed": "fsdp2", "train.metric_for_best_model": "eval_loss"}
+LAST = {"train.load_best_model_at_end": "false"}
+LONG = {
+    "train.max_steps": 500,
+    "train.save_steps": 500,
+    "train.eval_steps": 500,
+    "train.num_train_epochs": 9,
+}
 SECONDS = 240
 
 
@@ -115,14 +132,22 @@ def history(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+def trained_steps(output: Path) -> list[dict[str, float]]:
+    return [entry for entry in history(output) if "loss" in entry]
+
+
+def validations(output: Path) -> dict[float, dict[str, float]]:
+    return {entry["step"]: entry for entry in history(output) if "eval_loss" in entry}
+
+
 def adapter(output: Path) -> dict[str, Any]:
     return dict(load_file(output / "adapter" / "adapter_model.safetensors"))
 
 
 def same_training(found: Path, expected: Path) -> None:
     """The losses, the gradients' norms and the adapter are equal within fp32's rounding."""
-    assert len(history(expected)) == SETTINGS["train.max_steps"]
-    for mine, other in zip(history(found), history(expected), strict=True):
+    assert len(trained_steps(expected)) == SETTINGS["train.max_steps"]
+    for mine, other in zip(trained_steps(found), trained_steps(expected), strict=True):
         assert mine["step"] == other["step"]
         assert mine["learning_rate"] == other["learning_rate"]
         assert mine["loss"] == pytest.approx(other["loss"], rel=2e-5)
@@ -172,6 +197,13 @@ def test_a_step_in_several_forward_passes_is_the_step_at_once(
 
 def test_two_processes_train_what_one_does(alone: Path, together: tuple[Path, str]) -> None:
     same_training(together[0], alone)
+    mine, others = validations(together[0]), validations(alone)
+    assert [*mine] == [*others] == [2, 4, 5]
+    for step, other in others.items():
+        assert mine[step]["eval_loss"] == pytest.approx(other["eval_loss"], rel=2e-5)
+        assert mine[step]["eval_cer"] == other["eval_cer"]
+    for output in (together[0], alone):
+        assert read_json(output / "run.json")["validation"]["exported_step"] == 2
     tokens = [
         read_json(output / "run.json")["stages"]["train"]["summary"]["tokens"]
         for output in (together[0], alone)
@@ -183,11 +215,16 @@ def test_two_processes_train_what_one_does(alone: Path, together: tuple[Path, st
 def test_two_processes_that_share_each_layer_train_what_one_does(
     alone: Path, tmp_path: Path
 ) -> None:
-    given = arguments(tmp_path / "out", 2, 1, **{"runtime.distributed": "fsdp2"})
+    given = arguments(tmp_path / "out", 2, 1, **SHARDED, **LAST)
     process = torchrun("train", given)
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
-    same_training(tmp_path / "out", alone)
+    shutil.copytree(alone, tmp_path / "alone")
+    app(["train", *arguments(tmp_path / "alone", 4, 1, **LAST)[1:]], standalone_mode=False)
+    same_training(tmp_path / "out", tmp_path / "alone")
+    for step, other in validations(alone).items():
+        found = validations(tmp_path / "out")[step]["eval_loss"]
+        assert found == pytest.approx(other["eval_loss"], rel=2e-5)
 
 
 def test_rank_0_alone_speaks_and_writes_a_whole_job(together: tuple[Path, str]) -> None:
@@ -238,12 +275,17 @@ def test_a_resumed_training_in_shares_is_bit_equal(tmp_path: Path) -> None:
             shutil.rmtree(output / "adapter")
             for step in (4, 5):
                 shutil.rmtree(output / "checkpoints" / f"step-{step}")
-        given = arguments(output, 1, 2, **{"runtime.distributed": "fsdp2"})
+        # A rate at which training makes it worse: the first validation is the best.
+        given = arguments(output, 1, 2, **SHARDED, **{"train.learning_rate": 0.3})
         process = torchrun("train", given)
         _, said = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, said
         assert said.count("resuming step=2") == len(trained)
         trained[output] = adapter(output)
+        kept = read_json(output / "run.json")["validation"]["exported_step"]
+        stored = load_file(output / f"checkpoints/step-{kept}/adapter_model.safetensors")
+        assert kept < SETTINGS["train.max_steps"]
+        assert all(tensor.equal(stored[name]) for name, tensor in trained[output].items())
     first, again = trained.values()
     for name, tensor in first.items():
         assert again[name].equal(tensor), name

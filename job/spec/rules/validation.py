@@ -54,12 +54,14 @@ def _validation_rows_are_used(at: View) -> Iterator[Finding]:
 def _settings_require_validation(at: View) -> Iterator[Finding]:
     if _validates(at):
         return
+    rows = at("data.validation") is not None or at("data.validation_fraction")
+    more = "" if rows else " and data.validation_fraction: 0.05"
     for dotted in DEPENDENT:
         if at(dotted):
             yield finding(
                 dotted,
                 f"requires {STRATEGY}: nothing is validated without it",
-                f"set {STRATEGY}: steps and data.validation_fraction: 0.05, or remove the line",
+                f"set {STRATEGY}: steps{more}, or remove the line",
             )
 
 
