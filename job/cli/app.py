@@ -11,6 +11,7 @@ import typer
 from job import __version__, log, redaction, signals
 from job.cli import completion, help, termination
 from job.cli.commands import after_run, before_run, run
+from job.cli.commands.compare import compare
 from job.cli.commands.infer import infer
 from job.cli.commands.init import init
 from job.errors import OK, ReportedError, UsageError, reported
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": run.evaluate,
     "export": run.export,
     "infer": infer,
+    "compare": compare,
     "fetch": after_run.fetch,
     "verify": after_run.verify,
     "clean": after_run.clean,

@@ -115,6 +115,17 @@ python -m job infer my.yaml --image formula.png --weights base
 # Sampled, reproducibly.
 python -m job infer my.yaml --image formula.png --temperature 1.5 --seed 1
 """,
+    "compare": """
+# What did the higher rank change? A table here, the rest on a page.
+python -m job compare outputs/r8 outputs/r16
+
+# Many runs, in a bucket too; the page goes to a file of its own.
+python -m job compare outputs/latex s3://results/a s3://results/b \\
+    --html sweep.html
+
+# For scripts.
+python -m job compare outputs/r8 outputs/r16 --no-html --format json
+""",
     "fetch": """
 # Merged weights from a bucket, to serve them here.
 python -m job fetch s3://results/my-run --to weights
@@ -169,7 +180,7 @@ python -m job reference | less
 PANELS: Mapping[str, Sequence[str]] = {
     "Before a run": ("init", "validate", "plan", "doctor", "reference", "schema"),
     "Run a spec": ("run", "prep", "train", "eval", "export"),
-    "After a run": ("infer", "fetch", "verify", "clean", "ask", "manifest"),
+    "After a run": ("infer", "compare", "fetch", "verify", "clean", "ask", "manifest"),
 }
 
 GLOBAL_OPTIONS = ("--quiet", "-q", "--verbose", "-v", "--debug", "--log-format")

@@ -1,4 +1,4 @@
-"""The evaluation stages and the report: answers to held-out rows, their scores, an HTML page.
+"""The evaluation stages: answers to held-out rows and their scores; pages of a run and of several.
 
-Imports: spec, artifacts, prep, families.
+Imports: spec, storage, artifacts, prep, families.
 """

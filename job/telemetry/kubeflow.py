@@ -62,6 +62,11 @@ def trainer_status(snapshot: Snapshot) -> dict[str, object]:
             status["estimatedRemainingSeconds"] = max(0, round(snapshot.step.left_seconds))
         for name in ("step", "steps", "epoch", "loss", "learning_rate", "tokens_per_second"):
             metrics[name] = getattr(snapshot.step, name)
+    if snapshot.validation is not None:
+        metrics.update(snapshot.validation.metrics)
+    if snapshot.best is not None:
+        metrics["best_step"] = snapshot.best.step
+        metrics.update({f"best_{name}": value for name, value in snapshot.best.metrics.items()})
     for when, values in snapshot.metrics.items():
         metrics.update({f"{when}_{metric}": value for metric, value in values.items()})
     status["metrics"] = [

@@ -54,6 +54,19 @@ def _families(snapshot: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
     if snapshot.step is not None:
         for name, about in STEP.items():
             yield name, about, [({}, float(getattr(snapshot.step, name)))]
+    validations = {"last": snapshot.validation, "best": snapshot.best}
+    known = {when: each for when, each in validations.items() if each is not None}
+    validated = [
+        ({"when": when, "metric": key.removeprefix("eval_")}, float(value))
+        for when, each in known.items()
+        for key, value in each.metrics.items()
+    ]
+    yield "validation", "Metrics of the last validation and of the best so far.", validated
+    steps = [({"when": when}, float(each.step)) for when, each in known.items()]
+    yield "validation_step", "Training step of the last and of the best validation.", steps
+    if snapshot.validation is not None:
+        took: list[Sample] = [({}, float(snapshot.validation.seconds))]
+        yield "validation_seconds", "Duration of the last validation in seconds.", took
     metrics = [
         ({"when": when, "metric": metric}, float(value))
         for when, values in snapshot.metrics.items()

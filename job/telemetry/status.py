@@ -53,7 +53,7 @@ class Snapshot:
     validation: Validation | None = None
     """The latest."""
     best: Validation | None = None
-    """The best of those that this process has seen."""
+    """The best so far."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`baseline` and `final`, by metric."""
     updated: float = 0.0

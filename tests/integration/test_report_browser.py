@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from job.evaluation.comparison import compare
+from job.evaluation.comparison.page import write
 from job.evaluation.report import render
 from tests import browser
 from tests.jobs import job, small_run
 from tests.reports import HOSTILE, of_task, prediction, results
+from tests.stored_runs import STAGES, Made, store
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 WIDTHS = (1200, 400)
+COMPARED = (".aside", ".lacks", ".code", "td small", ".change.worse", ".tag.bad", ".legend")
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -28,6 +32,19 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = job(*small_run(str(output), cache=tmp_path_factory.mktemp("cache")))
     assert done.code == 0, done.err
     return output / "report.html"
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison of nine runs, one of which has failed."""
+    place = tmp_path_factory.mktemp("runs")
+    validation = {step: {"eval_loss": 3 / step, "eval_cer": 1 / step} for step in (10, 20, 30, 40)}
+    made = [Made(wrong=range(1 + n % 3), sets=(f"lora.r={n + 1}",)) for n in range(7)]
+    made += [Made(validation=validation), Made(stages=STAGES[:2])]
+    for number, each in enumerate(made):
+        store(str(place / str(number)), place / "work", each)
+    write(compare([str(place / str(number)) for number in range(9)]), str(place / "page.html"))
+    return place / "page.html"
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +171,34 @@ def test_a_page_of_any_task_fits_its_window_and_can_be_read(
     for name in (".tag", ".asked dd", ".confusion .right span", ".confusion .wrong span", "q"):
         for element in page.locator(name).all()[:1]:
             assert element.evaluate(CONTRAST) >= 4.5, name
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_comparison_of_many_runs_fits_its_window_and_can_be_read(
+    chromium: "Browser", comparison: Path, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(comparison.as_uri())
+    assert [url for url in asked if not url.startswith("data:")] == [page.url]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    images = page.locator(".cards img").all()
+    assert len(images) == 3
+    for image in images:
+        image.scroll_into_view_if_needed()
+        assert image.evaluate("image => image.complete && image.naturalWidth") > 20
+    for chart in page.locator("figure[role=img] svg").all():
+        box = chart.bounding_box()
+        assert box is not None
+        assert box["width"] > 350
+    letters = page.locator(".runs .letter").all()
+    assert len(letters) == 9
+    elements = [*letters, *(page.locator(name).first for name in COMPARED)]
+    for element in elements:
+        assert element.evaluate(CONTRAST) >= 4.5, element.inner_text()
     page.close()
 
 

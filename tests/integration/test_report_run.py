@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from job.evaluation import report
+from job.evaluation.report.formatting import amount
 from job.pipeline import runner
 from job.spec.load import LoadedSpec, load_spec
 from tests.jobs import ROOT, job, read_json, small_run, sums
@@ -46,7 +47,7 @@ def test_the_report_holds_the_figures_of_the_run(finished: Path) -> None:
     assert "report.html" in sums(finished)
     metrics = read_json(finished / "run.json")["metrics"]
     for part in ("baseline", "final"):
-        assert f">{report.amount(metrics[part]['loss'])}</td>" in html
+        assert f">{amount(metrics[part]['loss'])}</td>" in html
     for line in (finished / "eval" / "predictions.jsonl").read_text().splitlines():
         assert json.loads(line)["id"] in html
     assert html.count("data:image/png;base64,") >= 6
@@ -62,7 +63,7 @@ def test_a_report_that_is_lost_is_made_again_byte_for_byte(output: Path, cache: 
 
 
 def test_a_report_is_made_again_with_the_evaluation_and_on_another_machine(
-    output: Path, tmp_path: Path
+    finished: Path, output: Path, tmp_path: Path
 ) -> None:
     before = (output / "report.html").read_text(encoding="utf-8")
     arguments = small_run(str(output), cache=tmp_path / "other-machine")[1:]
@@ -73,6 +74,15 @@ def test_a_report_is_made_again_with_the_evaluation_and_on_another_machine(
     assert "Token edit distance" in before
     assert "Token edit distance" not in after
     assert "was not evaluated before training" in after
+
+    done = job("compare", str(finished), str(output), "--no-html", "--format", "json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert set(found["settings"]) == {"eval.metrics", "eval.baseline"}
+    assert found["held_out"] == {**found["held_out"], "same": True, "common": 6}
+    assert found["answers"]["lost"] == {"A": None, "B": []}
+    assert found["runs"]["B"]["lacks"][0] == "metrics before training: eval.baseline is false"
+    assert found["metrics"]["cer"]["best"] == []
 
 
 def test_a_report_that_cannot_be_made_costs_no_result_and_is_told(

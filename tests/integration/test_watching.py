@@ -17,10 +17,18 @@ from job import storage
 from job.telemetry import kubeflow
 from tests import s3 as s3_server
 from tests.conftest import S3
-from tests.jobs import job, small_run, start
+from tests.jobs import job, sets, small_run, start
 from tests.servers import serving
 
 STAGES = ["prep", "baseline", "train", "eval", "report"]
+VALIDATION = sets(
+    {
+        "data.validation_fraction": 0.2,
+        "train.eval_strategy": "steps",
+        "train.eval_steps": 2,
+        "train.metric_for_best_model": "eval_cer",
+    }
+)
 TRACKERS = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
 
 
@@ -59,6 +67,7 @@ def watched(
                 *("--set", f"train.report_to={TRACKERS}"),
                 *("--set", f"runtime.metrics_port={port}"),
                 *("--set", f"runtime.metrics_file={place / 'job.prom'}"),
+                *VALIDATION,
                 cache=place / "cache",
             )
             environ = {kubeflow.URL: trainer, kubeflow.TOKEN: str(place / "token")}
@@ -91,6 +100,27 @@ def test_every_line_of_a_stage_names_it_and_steps_have_loss_and_speed(watched: W
         assert line["loss"] > 0
         assert line["tokens_per_second"] > 0
         assert line["memory_bytes"] > 2**20
+
+
+def test_every_validation_is_told_with_the_best_so_far_wherever_steps_are(watched: Watched) -> None:
+    events = [line for line in watched.lines if line["event"] == "validation"]
+    told = [line for line in events if "step" in line]
+    assert [line["step"] for line in told] == [2, 4]
+    for line in told:
+        assert line["eval_loss"] > 0
+        assert line["best_step"] in (2, 4)
+        assert line["best_eval_cer"] <= line["eval_cer"]
+    best, last = told[-1]["best_eval_cer"], told[-1]["eval_cer"]
+    named = 'finetune_job_validation{name="latex"'
+    assert f'{named},when="last",metric="cer"}} {last!r}' in watched.file
+    assert f'{named},when="best",metric="cer"}} {best!r}' in watched.file
+    metrics = {metric["name"]: metric["value"] for metric in watched.told[-1]["metrics"]}
+    assert float(metrics["eval_cer"]) == last
+    [trained] = [line for line in watched.lines if line["event"] == "trained"]
+    assert (trained["best_eval_cer"], trained["last_eval_cer"]) == (best, last)
+    report = storage.read_text(f"{watched.output}/report.html")
+    assert "Validated 2 times on" in report
+    assert "best: " in report
 
 
 def test_prometheus_sees_the_run_pass_and_its_end(watched: Watched) -> None:
@@ -128,6 +158,8 @@ def test_tensorboard_reads_its_events_from_the_bucket(watched: Watched, tmp_path
     losses = events.Scalars("train/loss")
     assert [event.step for event in losses] == [1, 2, 3, 4]
     assert losses[-1].value < losses[0].value
+    assert [event.step for event in events.Scalars("eval/loss")] == [2, 4]
+    assert [event.step for event in events.Scalars("eval/cer")] == [2, 4]
 
 
 @pytest.mark.slow
@@ -140,6 +172,7 @@ def test_mlflow_and_wandb_read_their_runs_from_the_bucket(
         s3.uri("out"),
         *("--set", "train.report_to=[mlflow, wandb]"),
         *("--set", f"train.logging_dir={s3.uri('elsewhere')}"),
+        *VALIDATION,
         cache=tmp_path / "cache",
     )
     done = job("train", *arguments[1:])
@@ -157,8 +190,12 @@ def test_mlflow_and_wandb_read_their_runs_from_the_bucket(
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [metric.step for metric in history] == [1, 2, 3, 4]
 
+    history = client.get_metric_history(run.info.run_id, "eval_loss")
+    assert [metric.step for metric in history] == [2, 4]
+
     [synced_later] = logs.glob("wandb/offline-run-*/*.wandb")
     assert b"train/loss" in synced_later.read_bytes()
+    assert b"eval/loss" in synced_later.read_bytes()
 
 
 def _installed(tracker: str) -> None:

@@ -1,6 +1,6 @@
-"""Commands for after a run: fetch, verify, clean, ask, manifest; infer has its own file.
+"""Commands for after a run: fetch, verify, clean, ask, manifest.
 
-The docstrings are the commands' help.
+infer and compare have their own files. The docstrings are the commands' help.
 """
 
 import os

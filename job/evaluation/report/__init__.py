@@ -6,31 +6,25 @@ is deterministic: the same results give the same bytes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from job import log, redaction
 from job.artifacts.records import StageRecord
 from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
 from job.evaluation.report.distributions import histograms
 from job.evaluation.report.embedded_images import ImageEmbedder
-from job.evaluation.report.formatting import amount
-from job.evaluation.report.generated_text import plain, visible
+from job.evaluation.report.environment import environment
+from job.evaluation.report.generated_text import plain
 from job.evaluation.report.headline import headline
 from job.evaluation.report.samples import PredictionRecord, SampleBuilder, choose
 from job.evaluation.report.tables import table
 from job.prep.rows import Row
 from job.spec.answer_kinds import Answer
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 REPORT = "report.html"
 MAX_BYTES = 2_000_000
 """The page's size limit."""
 
-_HERE = Path(__file__).parent
 _SECTIONS = ("model", "data", "lora", "train", "eval", "export")  # not where the run took place
 _SAMPLES, _WORST = 12, 6
 _IMAGE_BYTES = 1_000_000  # for all images together; base64 adds a third
@@ -84,7 +78,7 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
         "samples": builder.samples(spaced_indices, embedder),
         "worst": builder.samples(worst_indices, embedder),
     }
-    return _environment().get_template("page.html.jinja").render(
+    return environment().get_template("page.html.jinja").render(
         results=results,
         **{name: stages[name].summary for name in ("prep", "train", "eval")},
         export=stages["export"].summary if "export" in stages else None,
@@ -96,7 +90,8 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
         counts=facts.counts(baseline, stages["eval"].summary),
         bands=facts.bands(results.before, results.after) if kind in ("text", "latex") else None,
         task=table(kind, results.before, results.after),
-        charts=charts(results.history),
+        charts=charts(results.history, stages["train"].summary.get("validation")),
+        validation=facts.validation(stages["train"].summary),
         times=facts.times(stages),
         settings=facts.settings(results.settings, results.changed, _SECTIONS),
         rejects=results.rejects[:_REJECTS],
@@ -104,25 +99,3 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
         images_omitted=embedder.omitted,
         **shown,
     )  # fmt: skip
-
-
-def _environment() -> "Environment":
-    """A Jinja environment that escapes HTML, redacts secrets and shows invisible characters."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    def safe(value: object) -> object:
-        # Markup is a str subclass that only this package creates.
-        return visible(redaction.redact(value)) if type(value) is str else value
-
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=safe,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["style"] = Markup((_HERE / "page.css").read_text(encoding="utf-8"))  # noqa: S704
-    environment.filters |= {"size": log.size, "amount": amount}
-    return environment

@@ -1,13 +1,16 @@
 """The report's data other than metrics: counts, error rates, stage times, settings."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from job import log
 from job.artifacts.records import StageRecord
+from job.evaluation.report.formatting import amount
+from job.evaluation.report.headline import METRICS
 from job.evaluation.report.samples import PredictionRecord, cer
+from job.spec.answer_kinds import bare_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,47 @@ def counts(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> tuple[
     return tuple(result)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The validations of a training: the best, the last, and what became of them."""
+
+    name: str
+    """Of the metric that chose the best step."""
+    best: str
+    best_step: int
+    last: str
+    last_step: int
+    text: str
+
+
+def validation(train: Mapping[str, Any]) -> Validation | None:
+    """From the summary of the train stage; None if nothing was validated, or nothing finite."""
+    found = train.get("validation")
+    if not found or found["best"] is None or found["last_step"] is None:
+        return None
+    metric = bare_metric(found["metric"])
+    kind = METRICS.get(metric)
+    name, unit = (kind.name, kind.unit) if kind else (metric, "")
+    times, rows = int(found["validations"]), int(found["rows"])
+    parts = [
+        f"Validated {times:,} times on {rows:,} rows of their own, "
+        f"which took {float(found['share']):.1%} of the training time."
+    ]
+    if found["stopped_early"]:
+        parts.append(f"Training stopped early at step {int(train['steps']):,}: no improvement.")
+    kept, best = int(found["exported_step"]), int(found["best_step"])
+    which = "best" if kept == best else "last" if kept == int(train["steps"]) else "kept"
+    parts.append(f"The results are those of the {which} step, {kept:,}.")
+    return Validation(
+        name=name if name.isupper() else name[0].lower() + name[1:],
+        best=amount(float(found["best"]), unit),
+        best_step=best,
+        last="not finite" if found["last"] is None else amount(float(found["last"]), unit),
+        last_step=int(found["last_step"]),
+        text=" ".join(parts),
+    )
+
+
 _BANDS = (
     ("0", 0.0),
     ("up to 0.1", 0.1),
@@ -132,26 +176,29 @@ def settings(
 ) -> tuple[SettingRow, ...]:
     """Every key of the sections with its value, in the spec's order."""
     marked = set(changed)
-    result: list[SettingRow] = []
-
-    def walk(value: object, path: str) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(inner, f"{path}.{key}")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            for number, inner in enumerate(value):
-                walk(inner, f"{path}[{number}]")
-        else:
-            result.append(SettingRow(path=path, value=_as_text(value), changed=path in marked))
-
-    for section in sections:
-        walk(resolved[section], section)
-    return tuple(result)
+    return tuple(
+        SettingRow(path=path, value=as_text(value), changed=path in marked)
+        for section in sections
+        for path, value in leaves(resolved[section], section)
+    )
 
 
-def _as_text(value: object) -> str:
+def leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """The values of a resolved spec by their dotted keys; lists of mappings are numbered."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}[{number}]")
+    else:
+        yield path, value
+
+
+def as_text(value: object) -> str:
+    """A setting's value as the page shows it."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(_as_text, value)) or "none"
+        return ", ".join(map(as_text, value)) or "none"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

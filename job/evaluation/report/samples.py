@@ -117,7 +117,7 @@ class SampleBuilder:
         return cls(
             kind=kind,
             after=after,
-            before={_key(row): row for row in before},
+            before={key_of(row): row for row in before},
             rows=rows,
             shared_question=_shared_question(after),
         )
@@ -130,7 +130,7 @@ class SampleBuilder:
         prediction = self.after[index]
         label, answer = str(prediction["label"]), str(prediction["prediction"])
         limit = MAX_JSON_CHARACTERS if self.kind == "json" else MAX_CHARACTERS
-        baseline = self.before.get(_key(prediction))
+        baseline = self.before.get(key_of(prediction))
         images, more = self._images(index, prediction, embedder)
         asked = prediction.get("asked", ())
         turns = [
@@ -162,26 +162,34 @@ class SampleBuilder:
     def _images(
         self, index: int, prediction: PredictionRecord, embedder: ImageEmbedder
     ) -> tuple[tuple[EmbeddedImage, ...], int]:
-        """The images of the conversation before the answer, and the number of those not shown."""
         number = int(prediction.get("row", index))
         if self.rows is None or number >= len(self.rows):
             return (), 0
         row = self.rows[number]
-        if redact(row.id) != str(prediction["id"]):
-            return (), 0
-        mentioned = [
-            part["image"]
-            for turn in prediction.get("asked", ())
-            for part in turn["content"]
-            if part["type"] == "image"
-        ]
-        indices = mentioned if "asked" in prediction else range(len(row.images))
-        images = []
-        for i in [i for i in indices if i < len(row.images)][:_MAX_IMAGES]:
-            with suppress(ImageRefused):
-                image = embedder.embed(decode(row.images[i]))
-                images += [image] if image is not None else []
-        return tuple(images), max(0, len(indices) - _MAX_IMAGES)
+        return (
+            ((), 0)
+            if redact(row.id) != str(prediction["id"])
+            else images(row, prediction, embedder)
+        )
+
+
+def images(
+    row: Row, prediction: PredictionRecord, embedder: ImageEmbedder
+) -> tuple[tuple[EmbeddedImage, ...], int]:
+    """The row's images in the conversation before the answer, and the number of those not shown."""
+    mentioned = [
+        part["image"]
+        for turn in prediction.get("asked", ())
+        for part in turn["content"]
+        if part["type"] == "image"
+    ]
+    indices = mentioned if "asked" in prediction else range(len(row.images))
+    shown = []
+    for i in [i for i in indices if i < len(row.images)][:_MAX_IMAGES]:
+        with suppress(ImageRefused):
+            image = embedder.embed(decode(row.images[i]))
+            shown += [image] if image is not None else []
+    return tuple(shown), max(0, len(indices) - _MAX_IMAGES)
 
 
 def tags(prediction: PredictionRecord, kind: Answer) -> Iterator[Tag]:
@@ -222,6 +230,19 @@ def error(prediction: PredictionRecord, kind: Answer = "latex") -> float:
     return cer(prediction)
 
 
+def is_right(prediction: PredictionRecord, kind: Answer) -> bool:
+    """Whether an answer counts as right.
+
+    Text and formulas by the normal form, JSON by the object, labels by the class.
+    """
+    score = prediction.get("score", {})
+    if kind == "label":
+        return bool(score.get("correct"))
+    if kind == "json":
+        return bool(score.get("exact_object" if score.get("label_is_json") else "exact_match"))
+    return bool(score.get("exact_match_normalized", score.get("exact_match")))
+
+
 def cer(prediction: PredictionRecord) -> float:
     """Edits per character of the label."""
     return float(prediction.get("score", {}).get("cer", 0.0))
@@ -245,7 +266,8 @@ def _score(
     )
 
 
-def _key(prediction: PredictionRecord) -> tuple[str, int]:
+def key_of(prediction: PredictionRecord) -> tuple[str, int]:
+    """The row's id, and the number of the answer in it."""
     return str(prediction["id"]), int(prediction.get("turn", 1))
 
 

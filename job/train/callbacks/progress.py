@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from job import log, telemetry
 from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
-from job.train.selection import Selection
+from job.train.selection import Log, Measured, Selection
 
 NOT_IN_HISTORY = ("steps", "left_seconds")
 """Fields of a step that are redundant once training has ended."""
@@ -80,6 +80,7 @@ class ProgressCallback(TrainerCallback):
         self._started = time.monotonic()
         self._logged = Mark(step=state.global_step, at=self._started, waited=0.0)
         self._tokens_at_log = state.num_input_tokens_seen
+        self._report_earlier(state.log_history)
 
     def on_log(
         self,
@@ -98,7 +99,7 @@ class ProgressCallback(TrainerCallback):
         with self._history.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
         self._report_step(step)
-        self._show(step)
+        self._show(step, state.log_history)
         self._warn_of_slow_data(mark, args.dataloader_num_workers)
 
     def on_evaluate(
@@ -112,12 +113,8 @@ class ProgressCallback(TrainerCallback):
         assert self._selection is not None
         best = self._selection.best(state.log_history)
         seconds = metrics["eval_seconds"]
-        validation = telemetry.Validation(
-            step=state.global_step,
-            epoch=round(state.epoch or 0.0, 4),
-            metrics={key: value for key, value in metrics.items() if key != "eval_seconds"},
-            seconds=seconds,
-            best=best is not None and best.step == state.global_step,
+        validation = _validation(
+            {"step": state.global_step, "epoch": state.epoch or 0.0, **metrics}, best
         )
         record = {"step": validation.step, "epoch": validation.epoch, **metrics}
         with self._history.open("a", encoding="utf-8") as lines:
@@ -132,10 +129,29 @@ class ProgressCallback(TrainerCallback):
             "validation",
             step=log.fraction(state.global_step, state.max_steps),
             **validation.metrics,
-            **{"best": True} if validation.best else {"best_step": best and best.step},
+            **_shown_best(self._selection.metric, best),
             took=log.seconds(seconds),
             share=f"{self._validating / max(elapsed, 1e-9):.1%}",
         )
+        self._shown |= self._shown_validation(state.log_history)
+
+    def _report_earlier(self, history: Log) -> None:
+        """Reports the best and the last validation before a resume, for those who watch."""
+        if self._selection is None or self._report_validation is None:
+            return
+        best = self._selection.best(history)
+        every = {e["step"]: e for e in history if self._selection.metric in e}
+        known = [each.step for each in self._selection.validations(history)]
+        for step in dict.fromkeys([*([best.step] if best else []), *known[-1:]]):
+            self._report_validation(_validation(every[step], best))
+
+    def _shown_validation(self, history: Log) -> dict[str, Any]:
+        """The last validation and the best so far, for the bar."""
+        if self._selection is None or not (known := self._selection.validations(history)):
+            return {}
+        best = self._selection.best(history)
+        at = {} if best is None else {"best": f"{log.number(best.value)} at {best.step}"}
+        return {self._selection.metric: known[-1].value, **at}
 
     def _measure(self, state: TrainerState, logs: dict[str, Any], mark: Mark) -> telemetry.Step:
         """The step, with speeds since the previous log."""
@@ -158,7 +174,7 @@ class ProgressCallback(TrainerCallback):
             left_seconds=round(left, 3),
         )
 
-    def _show(self, step: telemetry.Step) -> None:
+    def _show(self, step: telemetry.Step, history: Log) -> None:
         """Logs a line; on a terminal, updates the bar at its next step instead."""
         if not log.on_terminal():
             log.info(
@@ -173,6 +189,7 @@ class ProgressCallback(TrainerCallback):
             )
         self._shown = {
             "loss": step.loss,
+            **self._shown_validation(history),
             "lr": step.learning_rate,
             "tok/s": step.tokens_per_second,
             "mem": log.size(step.memory_bytes),
@@ -210,6 +227,23 @@ class ProgressCallback(TrainerCallback):
     def close(self) -> None:
         """Closes the bar; also called if training fails."""
         self._stack.close()
+
+
+def _validation(entry: Mapping[str, Any], best: Measured | None) -> telemetry.Validation:
+    """The validation of an entry of the Trainer's log."""
+    metrics = {key: value for key, value in entry.items() if key.startswith("eval_")}
+    seconds = float(metrics.pop("eval_seconds", 0.0))
+    return telemetry.Validation(
+        step=entry["step"],
+        epoch=round(entry["epoch"], 4),
+        metrics=metrics,
+        seconds=seconds,
+        best=best is not None and best.step == entry["step"],
+    )
+
+
+def _shown_best(metric: str, best: Measured | None) -> dict[str, Any]:
+    return {} if best is None else {f"best_{metric}": best.value, "best_step": best.step}
 
 
 def _of_history(entry: dict[str, Any]) -> dict[str, Any] | None:

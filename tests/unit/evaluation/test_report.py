@@ -5,62 +5,32 @@ import math
 import random
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
 from job.evaluation.report import MAX_BYTES, RunResults, facts, render
-from job.evaluation.report.charts import charts, number, smooth, thin
+from job.evaluation.report.charts import charts
 from job.evaluation.report.distributions import histograms
 from job.evaluation.report.embedded_images import ImageEmbedder
+from job.evaluation.report.figure import number, smooth, thin
 from job.evaluation.report.generated_text import (
     MAX_CHARACTERS,
     MAX_UNLIKE_CHARACTERS,
     difference,
     visible,
 )
+from job.evaluation.report.headline import METRICS as HEADLINE
 from job.evaluation.report.headline import headline
 from job.evaluation.report.samples import choose
 from job.evaluation.report.tables import table
-from job.spec.answer_kinds import Answer
+from job.spec.answer_kinds import LOWER_IS_BETTER, Answer
+from tests.pages import Page
 from tests.reports import HOSTILE, METRICS, asked, of_task, png, prediction, results
 
 
 def without(found: RunResults, name: str) -> RunResults:
     stages = {key: value for key, value in found.stages.items() if key != name}
     return replace(found, stages=stages, before=() if name == "baseline" else found.before)
-
-
-class Page(HTMLParser):
-    """The elements of a page and its text; fails if tags do not match."""
-
-    VOID = ("meta", "link", "img", "wbr", "line", "circle", "path", "use", "rect")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(html)
-        assert not self._open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 # --- differences -------------------------------------------------------------------------------
@@ -171,6 +141,73 @@ def test_long_curves_are_thinned_without_moving_their_mean() -> None:
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (2e-4, "2e-4"), (12_500, "12.5k")])
 def test_numbers_fit_an_axis(value: float, text: str) -> None:
     assert number(value) == text
+
+
+VALIDATED = {
+    "metric": "eval_cer", "greater_is_better": False, "best_step": 20, "best": 0.25,
+    "last_step": 30, "last": 0.5, "exported_step": 20, "stopped_early": True, "validations": 3,
+    "rows": 12, "share": 0.015,
+}  # fmt: skip
+
+
+def validated(**changes: object) -> RunResults:
+    """The results of a training that was validated after steps 10, 20 and 30."""
+    found = results()
+    measured = {10: 0.75, 20: 0.25, 30: 0.5}
+    lines = [
+        {"step": step, "epoch": 0.1, "eval_loss": cer + 1, "eval_cer": cer, "eval_seconds": 0.5}
+        for step, cer in measured.items()
+    ]
+    train = replace(
+        found.stages["train"],
+        summary={
+            **found.stages["train"].summary, "steps": 30, "validation": {**VALIDATED, **changes}
+        },
+    )  # fmt: skip
+    history = [*[line for line in found.history if line["step"] <= 30], *lines]
+    return replace(found, stages={**found.stages, "train": train}, history=history)
+
+
+def test_validation_is_drawn_beside_training_with_the_best_step_and_the_stop() -> None:
+    page = Page(render(validated()))
+    loss, cer, *_ = [str(each["aria-label"]) for each in page.all("figure") if "role" in each]
+    assert "training: 6 at step 1" in loss
+    assert "validation: 1.75 at step 10, 1.5 at step 30; lowest 1.25 at step 20" in loss
+    assert loss.endswith("the best step: 1.25 at step 20. stopped early: step 30.")
+    assert cer.startswith("Character error rate, validation: 0.75 at step 10")
+    assert cer.endswith("best: 0.25 at step 20. stopped early: step 30.")
+    keys = {each.get("class") for each in page.all("i")}
+    assert {"key line", "key dots", "key ring", "key stop"} <= keys
+
+
+def test_the_page_names_the_best_and_the_last_validation_and_whose_results_these_are() -> None:
+    text = " ".join(Page(render(validated())).text.split())
+    assert "Best validation character error ratestep 200.250" in text
+    assert "Last validation character error ratestep 300.500" in text
+    assert "Validated 3 times on 12 rows of their own, which took 1.5% of the training time" in text
+    assert "Training stopped early at step 30: no improvement." in text
+    assert "The results are those of the best step, 20." in text
+    last = Page(render(validated(exported_step=30, stopped_early=False))).text
+    assert "The results are those of the last step, 30." in last
+    assert "stopped early" not in last
+
+
+def test_a_run_without_validation_looks_as_before() -> None:
+    page = Page(render(results()))
+    assert not re.search("Validated|Best validation|Validation rows", page.text)
+    assert not [each for each in page.all("i") if "key" in str(each.get("class"))]
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_validations_that_were_never_finite_break_no_page(value: float | None) -> None:
+    found = validated(best=None, best_step=None, last=None)
+    history = [{**line, "eval_loss": value, "eval_cer": value} for line in found.history]
+    html = render(replace(found, history=history))
+    assert "Best validation" not in html
+
+
+def test_a_metric_is_better_in_the_direction_that_selects_the_best_step() -> None:
+    assert {key for key, kind in HEADLINE.items() if not kind.higher_is_better} == LOWER_IS_BETTER
 
 
 # --- rows --------------------------------------------------------------------------------------

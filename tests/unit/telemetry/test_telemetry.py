@@ -22,7 +22,7 @@ from job import log
 from job.errors import SpecError
 from job.spec.load import load_spec
 from job.spec.types import RuntimeSpec
-from job.telemetry import Status, StatusReporter, Step, kubeflow, prometheus
+from job.telemetry import Status, StatusReporter, Step, Validation, kubeflow, prometheus
 from job.telemetry.status import Snapshot
 from tests.jobs import ROOT
 from tests.s3 import free_ports
@@ -95,6 +95,31 @@ def test_the_exposition_has_stage_step_loss_and_speed(status: Status) -> None:
     assert found['eval{name="latex",when="baseline",metric="cer"}'] == 1.5
     assert found['state{name="latex",state="running"}'] == 1
     assert found['state{name="latex",state="failed"}'] == 0
+
+
+BEST = Validation(
+    step=20, epoch=0.5, metrics={"eval_loss": 0.5, "eval_cer": 0.25}, seconds=1.5, best=True
+)
+LATER = Validation(
+    step=30, epoch=0.75, metrics={"eval_loss": 0.75, "eval_cer": math.nan}, seconds=2.0, best=False
+)
+
+
+def test_validations_are_told_as_the_last_and_the_best(status: Status) -> None:
+    status.set_validation(BEST)
+    status.set_validation(LATER)
+    found = samples(prometheus.exposition(status.snapshot))
+    assert found['validation{name="latex",when="last",metric="loss"}'] == 0.75
+    assert found['validation{name="latex",when="best",metric="cer"}'] == 0.25
+    assert found['validation_step{name="latex",when="last"}'] == 30
+    assert found['validation_step{name="latex",when="best"}'] == 20
+    assert found['validation_seconds{name="latex"}'] == 2.0
+    told = kubeflow.trainer_status(status.snapshot)
+    jsonschema.validate(told, {**SCHEMAS, "$ref": "#/$defs/TrainerStatus"})
+    metrics = {each["name"]: each["value"] for each in told["metrics"]}  # type: ignore[attr-defined]
+    assert (metrics["eval_loss"], metrics["best_eval_loss"]) == ("0.75", "0.5")
+    assert metrics["best_step"] == "20"
+    assert "eval_cer" not in metrics  # NaN, which not every reader parses
 
 
 def test_what_is_not_known_yet_has_no_sample() -> None:

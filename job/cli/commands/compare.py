@@ -1,0 +1,54 @@
+"""The options of `job compare`; `job.evaluation.comparison` implements it."""
+
+import shutil
+import sys
+from typing import Annotated
+
+import typer
+
+from job import log, redaction
+from job.cli import completion
+from job.errors import UsageError
+
+PAGE = "comparison.html"
+PIPE_COLUMNS = 100
+"""The width of the table where the output is no terminal."""
+
+Runs = Annotated[
+    list[str], typer.Argument(help="The outputs of two or more runs.", metavar="RUN RUN …")
+]
+Html = Annotated[
+    str, typer.Option(help="Where the page goes: a file, by path or URI.", metavar="FILE")
+]
+NoHtml = Annotated[bool, typer.Option("--no-html", help="Write no page.")]
+Format = Annotated[
+    str, typer.Option(help="text or json.", autocompletion=completion.one_of("text", "json"))
+]
+
+
+def compare(
+    runs: Runs, html: Html = PAGE, no_html: NoHtml = False, format: Format = "text"
+) -> None:
+    """Compare runs: settings that differ, metrics, curves, answers that changed.
+
+    Prints a table and writes a page with the curves and the rows that are right in one run and
+    wrong in another. Runs may be unfinished: what one lacks is named. Exits with 12 if one of them
+    is no run or cannot be read.
+    """
+    if format not in ("text", "json"):
+        raise UsageError("--format", "must be text or json", value=format)
+    from job.evaluation import comparison
+    from job.evaluation.comparison import page, text
+
+    found = comparison.compare(runs)
+    if not no_html:
+        page.check_target(html)
+    if format == "json":
+        print(comparison.as_json(found))
+    else:
+        terminal = log.is_terminal(sys.stdout)
+        columns = shutil.get_terminal_size().columns if terminal else PIPE_COLUMNS
+        print(text.text(found, columns), flush=True)
+    if not no_html:
+        page.write(found, html)
+        log.info("comparison page written", file=redaction.shown(html))
