@@ -14,7 +14,7 @@ from job.prep.columns import Columns, ReadOptions
 from job.prep.image_values import FetchImage, image_path, is_embedded, load_image
 from job.prep.rows import EncodedImage, Message, Part, Row, RowRefused
 from job.prep.turn_parts import ImageSlot, content_of, parts_of
-from job.prep.turns import Turn, turns_of
+from job.prep.turns import GIVEN_SYSTEM, Turn, turns_of
 from job.prep.values import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
@@ -65,6 +65,7 @@ def to_row(
         messages=tuple(row.messages),
         images=tuple(row.images),
         ignored=(*_ignored_columns(record, columns), *ignored),
+        given_system=turns[0].location == GIVEN_SYSTEM,
     )
 
 

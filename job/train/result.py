@@ -43,6 +43,8 @@ class TrainResult:
     total_parameters: int
     optim: str
     lora_targets: dict[str, int]
+    learning_rates: dict[str, float]
+    """Peak learning rate by group of weights; empty if all have the same."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +89,7 @@ def summarize(
         total_parameters=adapted.total_parameters,
         optim=session.optim,
         lora_targets=adapted.targets,
+        learning_rates=session.learning_rates,
     )
 
 

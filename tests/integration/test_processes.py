@@ -28,6 +28,8 @@ SETTINGS = {
     "train.save_steps": 2,
     "train.save_total_limit": 5,
     "train.router_aux_loss_coef": 0,
+    "train.loraplus_lr_ratio": 2,
+    "train.vision_tower_lr": 5e-4,
     "runtime.accelerator": "cpu",
 }
 LONG = {"train.max_steps": 500, "train.save_steps": 500, "train.num_train_epochs": 9}

@@ -41,10 +41,22 @@ def charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
     drawn = (
         draw("Loss", points(history, "loss"), trend=True),
         draw("Learning rate", rate, from_zero=True),
+        *_rates_by_group(history),
         draw("Tokens per second", speed, trend=True, from_zero=True),
         draw("Peak memory (GiB)", memory, from_zero=True),
     )
     return tuple(chart for chart in drawn if chart is not None)
+
+
+def _rates_by_group(history: Sequence[Mapping[str, Any]]) -> list[Chart | None]:
+    """A chart for each group of weights with a learning rate of its own."""
+    by_step = [{**entry.get("learning_rates", {}), "step": entry.get("step")} for entry in history]
+    groups = dict.fromkeys(name for entry in by_step for name in entry)
+    return [
+        draw(f"Learning rate of {name.replace('_', ' ')}", points(by_step, name), from_zero=True)
+        for name in groups
+        if name not in ("base", "step")
+    ]
 
 
 def points(history: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> list[Point]:
