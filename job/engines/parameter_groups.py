@@ -69,7 +69,7 @@ def parameter_groups(
     `decayed` names the parameters to which weight decay applies.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    pattern = vision_tower_pattern(base)
+    pattern = None if rates.vision_tower is None else vision_tower_pattern(base)
     in_tower = {
         id(parameter)
         for name, parameter in base.named_parameters()

@@ -182,11 +182,10 @@ class AutoFamily(BoundFamily):
     def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
-        # A processor mistakes a variable that its template does not read for its own argument.
-        thinks = "enable_thinking" in str(self._processing_class.chat_template)
-        settings = {"enable_thinking": enable_thinking} if thinks else {}
+        owner = self._processing_class
+        settings = chat.thinking(owner.chat_template, enabled=enable_thinking)
         return str(
-            self._processing_class.apply_chat_template(
+            owner.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
             )
         )

@@ -91,6 +91,14 @@ def turns(messages: Sequence[Message], *, as_text: bool = False, **answer_fields
     ]
 
 
+def thinking(template: object, *, enabled: bool) -> dict[str, bool]:
+    """The template's variable for thinking.
+
+    Empty if it reads none: a processor would mistake the variable for an argument of its own.
+    """
+    return {"enable_thinking": enabled} if "enable_thinking" in str(template) else {}
+
+
 def prompt(row_id: str, template: Template, question: Turns) -> str:
     """The rendered conversation with the generation prompt."""
     rendered = _render(row_id, template, question, add_generation_prompt=True)

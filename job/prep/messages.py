@@ -32,6 +32,7 @@ _UNSUPPORTED = {
     "videos": "only images are",
     "audio": "only images are",
     "audios": "only images are",
+    "reasoning_content": "only answers are trained",
 }
 """Columns that must not be ignored, with the reason why they are not supported."""
 _ARCHIVE_SUFFIXES = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)

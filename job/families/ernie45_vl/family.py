@@ -203,11 +203,9 @@ class Ernie45VL(BoundFamily):
     def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
+        settings = chat.thinking(self.processor.chat_template, enabled=enable_thinking)
         return self.processor.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            enable_thinking=enable_thinking,
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
         )
 
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:

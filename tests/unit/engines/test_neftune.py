@@ -111,7 +111,7 @@ def test_recomputed_and_compiled_blocks_get_the_same_noise(
 
 def test_noise_moves_the_loss_of_a_bound_family(family: families.Family, plain: Any) -> None:
     model = adapted(plain, packed=True, experts=False)
-    batch: Any = pack([family.encode(row("a"))], family.processor)  # type: ignore[arg-type]
+    batch: Any = pack([family.encode(row("a"))], family.processor)
     without = model(**batch).loss
     with noisy_embeddings(model, None):
         assert torch.equal(model(**batch).loss, without), "null adds none"
