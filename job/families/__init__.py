@@ -71,7 +71,7 @@ def bind(checkpoint: Checkpoint, model: ModelSpec, data: DataSpec) -> Family:
     if template is None:
         bound = family.bind(checkpoint, data)
     else:
-        with _as_problem_of(chat_template.FIELD, "cannot be used", "correct the template"):
+        with _as_problem_of(chat_template.FIELD, "cannot be used", chat_template.NEEDED):
             bound = family.bind(replace(checkpoint, chat_template=template), data)
             bound.require_chat_template()
     if data.system is not None:

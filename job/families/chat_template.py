@@ -13,6 +13,10 @@ from job.spec.types import ModelSpec
 FIELD = "$.model.chat_template"
 FILE = "chat_template.jinja"
 """The file of a checkpoint, or beside an adapter, that holds the template."""
+NEEDED = (
+    "correct it: a template shows the text of every message and each image once, begins an answer "
+    "where its generation prompt ends, and ends it with a control token"
+)
 MAX_BYTES = 2**20
 _INLINE = re.compile(r"\{[{%]")
 _GENERATION_MARK = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")

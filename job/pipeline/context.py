@@ -156,7 +156,9 @@ class RunContext:
     def bind(self, directory: Path, uri: str | None = None) -> families.Family:
         """The family of the checkpoint in `directory`."""
         checkpoint = families.read_checkpoint(uri or str(directory), directory)
-        return families.bind(checkpoint, self.spec.model, self.spec.data)
+        # The text that the fingerprints cover, whatever becomes of its file during the run.
+        model = replace(self.spec.model, chat_template=self.inputs.chat_template)
+        return families.bind(checkpoint, model, self.spec.data)
 
     @cached_property
     def models(self) -> "Models":

@@ -43,6 +43,9 @@ def test_what_a_spec_alone_gets_wrong_is_told_before_rows_are_prepared(
     error = refused(SpecError, tmp_path / "out", cache, **vision)
     assert "selects nothing in the vision tower" in error.problems[0].message
     assert not (tmp_path / "out" / ".stages").exists()
+    path.write_text("{% if %}")
+    with pytest.raises(SpecError, match="no Jinja template: line 1"):
+        app(["validate", "specs/latex.yaml", *sets(settings)], standalone_mode=False)
 
 
 def test_a_row_that_the_template_does_not_fit_is_told_before_the_baseline(
