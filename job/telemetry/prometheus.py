@@ -54,6 +54,9 @@ def _families(snapshot: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
     if snapshot.step is not None:
         for name, about in STEP.items():
             yield name, about, [({}, float(getattr(snapshot.step, name)))]
+        rates = (snapshot.step.learning_rates or {}).items()
+        about = "Learning rate of each group of weights, if not all have the same."
+        yield "group_learning_rate", about, [({"group": name}, rate) for name, rate in rates]
     metrics = [
         ({"when": when, "metric": metric}, float(value))
         for when, values in snapshot.metrics.items()

@@ -97,6 +97,12 @@ def test_the_exposition_has_stage_step_loss_and_speed(status: Status) -> None:
     assert found['state{name="latex",state="failed"}'] == 0
 
 
+def test_each_group_of_weights_has_its_learning_rate(status: Status) -> None:
+    status.set_step(replace(STEP, learning_rates={"base": 2e-4, "lora_B": 1e-3}))
+    found = samples(prometheus.exposition(status.snapshot))
+    assert found['group_learning_rate{name="latex",group="lora_B"}'] == 1e-3
+
+
 def test_what_is_not_known_yet_has_no_sample() -> None:
     found = samples(prometheus.exposition(Status("latex", "0.1.0").snapshot))
     assert {name.partition("{")[0] for name in found} == {
