@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from job.errors import InputError
-from job.export.chat_client import ChatClient, ChatError, image_part, text_part
+from job.export.chat_client import ChatClient, ChatError, ChatMessage, image_part, text_part
 
 ANSWER_SECONDS = 600
 """The first request may wait for kernels to compile."""
@@ -22,10 +22,12 @@ def ask(
     image: Path | None,
     wait: float = 0,
     *,
+    system: str | None = None,
     with_image: bool = True,
 ) -> str:
     """The answer to `question` about `image`, or about a rendered formula if there is none.
 
+    `system` is the system prompt, which models trained with `data.system` need.
     `with_image=False` is for text-only models. Raises InputError if the server is not ready within
     `wait` seconds, refuses, or gives no answer.
     """
@@ -39,7 +41,9 @@ def ask(
     content = [text_part(question)]
     if with_image:
         content.insert(0, image_part(_rendered_formula() if image is None else _read(image)))
-    messages = [{"role": "user", "content": content}]
+    messages: list[ChatMessage] = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [text_part(system)]})
     try:
         reply = client.complete(model, messages, max_tokens=MAX_TOKENS)
     except ChatError as error:

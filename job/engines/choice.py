@@ -139,6 +139,13 @@ def _obstacle(
             value=True,
             fix="remove the line, or set model.engine: transformers",
         )
+    if spec.train.neftune_noise_alpha is not None:
+        return SpecError(
+            "$.train.neftune_noise_alpha",
+            "must be null if unsloth trains: its forward passes add no noise",
+            value=spec.train.neftune_noise_alpha,
+            fix="remove the line, or set model.engine: transformers",
+        )
     if (spec.lora.method, spec.model.init, spec.lora.use_dora) != ("lora", "pretrained", False):
         return SpecError(
             FIELD,

@@ -32,11 +32,16 @@ from transformers import Trainer
 from job.distributed import process_group
 from job.engines import gradient_checkpointing, sharding
 from job.engines.data_timer import DataTimer
+from job.engines.parameter_groups import LearningRates, parameter_groups, rates_by_group
 from job.families.batches import MicroBatch, host_keys, model_inputs
 
 if TYPE_CHECKING:
     import torch
     from transformers import TrainerControl
+
+
+RATE_PREFIX = "learning_rate/"
+"""Prefix of the learning rates of parameter groups among the logged values."""
 
 
 def attach_gradient(loss: "torch.Tensor", model: "torch.nn.Module") -> "torch.Tensor":
@@ -65,11 +70,17 @@ class StepTrainer(Trainer):
         *args: object,
         batch_sampler: Iterable[list[int]],
         data_timer: DataTimer,
+        learning_rates: LearningRates | None = None,
         **kwargs: object,
     ) -> None:
-        """`batch_sampler` yields the row numbers of each of this process's micro-batches."""
+        """`batch_sampler` yields the row numbers of each of this process's micro-batches.
+
+        `learning_rates` is None if all weights have the same.
+        """
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
+        self._learning_rates = learning_rates
+        self._rates_of_step: dict[str, float] = {}
         # `compute_loss` weights micro-batches; without this, Transformers would divide the loss by
         # their number again.
         self.model_accepts_loss_kwargs = True
@@ -100,6 +111,21 @@ class StepTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             _non_blocking=True,
         )
+
+    def create_optimizer(self, model: "torch.nn.Module | None" = None) -> "torch.optim.Optimizer":
+        """Transformers' optimizer, with a parameter group for each learning rate."""
+        trained = self.model if model is None else model
+        if self.optimizer is None and self._learning_rates is not None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            groups = parameter_groups(
+                trained,
+                self._learning_rates,
+                weight_decay=self.args.weight_decay,
+                decayed=frozenset(self.get_decay_parameter_names(trained)),
+            )
+            # Transformers takes `params` as the groups.
+            self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
+        return super().create_optimizer(model)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
@@ -208,6 +234,7 @@ class StepTrainer(Trainer):
         self.optimizer.step()
         self.control = self.callback_handler.on_optimizer_step(self.args, self.state, self.control)
         learning_rate = self._get_learning_rate()
+        self._rates_of_step = rates_by_group(self.optimizer)
         self.lr_scheduler.step()
         model.zero_grad()
 
@@ -227,6 +254,12 @@ class StepTrainer(Trainer):
         )
 
     # Parts of a step.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the learning rate of each group to those of a step, as `learning_rate/GROUP`."""
+        if "learning_rate" in logs:
+            logs |= {f"{RATE_PREFIX}{name}": r for name, r in self._rates_of_step.items()}
+        super().log(logs, start_time)
 
     def _fetch(self, loader: Iterator[MicroBatch], count: int) -> list[MicroBatch]:
         """The next `count` micro-batches. Raises the error of one that could not be built."""

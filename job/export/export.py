@@ -42,6 +42,8 @@ class ExportResult:
     merged_served: Served | None
     trained_against_base: Comparison | None
     tensors_checked: int
+    system: str | None
+    """The system prompt of `data.system`, which requests to the served model need."""
     notes: tuple[str, ...]
     """Repairs to the base model's settings."""
 
@@ -98,6 +100,7 @@ def export(context: ExportContext) -> ExportResult:
         merged_served=served,
         trained_against_base=measured.against_base if measured else None,
         tensors_checked=reloaded.tensors_checked if reloaded else 0,
+        system=context.spec.data.system,
         notes=merged.notes,
     )
     _write_proof(result, files, context.target)

@@ -4,12 +4,15 @@ Imports: spec, storage, local, prep.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import storage
-from job.errors import InputError, JobError, SpecError
-from job.families import model_source
+from job.errors import DataError, InputError, JobError, SpecError
+from job.families import chat_template, model_source
 from job.families.base import Checkpoint, Family
 from job.families.ernie45_vl import Ernie45VL
 from job.families.llm import Llm
@@ -58,8 +61,36 @@ def resolve_offline(model: ModelSpec) -> type[Family] | None:
 
 
 def bind(checkpoint: Checkpoint, model: ModelSpec, data: DataSpec) -> Family:
-    """The family of the spec or of the checkpoint's `config.json`, bound to the checkpoint."""
-    return _family(checkpoint.uri, checkpoint.config, model).bind(checkpoint, data)
+    """The family of the spec or of the checkpoint's `config.json`, bound to the checkpoint.
+
+    Uses the spec's chat template, if it has one. Raises SpecError if that cannot be used, or if the
+    template has no place for `data.system`.
+    """
+    family = _family(checkpoint.uri, checkpoint.config, model)
+    template = chat_template.text_of(model)
+    if template is None:
+        bound = family.bind(checkpoint, data)
+    else:
+        with _as_problem_of(chat_template.FIELD, "cannot be used", chat_template.NEEDED):
+            bound = family.bind(replace(checkpoint, chat_template=template), data)
+            bound.require_chat_template()
+    if data.system is not None:
+        fix = (
+            "remove the line and put its text into data.instruction, or set model.chat_template to "
+            "a template with a system role"
+        )
+        with _as_problem_of("$.data.system", "the model does not see it", fix):
+            bound.require_system_role(data.system)
+    return bound
+
+
+@contextmanager
+def _as_problem_of(field: str, what: str, fix: str) -> Iterator[None]:
+    """Raises a DataError inside as a SpecError of the field: no row is at fault."""
+    try:
+        yield
+    except DataError as error:
+        raise SpecError(field, f"{what}: {error.problems[0].message}", fix=fix) from error
 
 
 def resolve(model: ModelSpec) -> tuple[type[Family], dict[str, Any]]:

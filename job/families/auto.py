@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
-from job.families import chat, generation_config, tokenizer_files, transformers_format
+from job.families import (
+    chat,
+    chat_template,
+    generation_config,
+    tokenizer_files,
+    transformers_format,
+)
 from job.families.activation_memory import StepSettings
 from job.families.base import (
     SORTED_EXPERTS,
@@ -62,7 +68,7 @@ class AutoFamily(BoundFamily):
             raise InputError(
                 checkpoint.uri,
                 "has no chat template",
-                fix="add the model's chat_template.jinja to its folder",
+                fix="set model.chat_template, or add the model's chat_template.jinja to its folder",
             )
 
     # --- Recognition -----------------------------------------------------------------------
@@ -167,17 +173,20 @@ class AutoFamily(BoundFamily):
         pad = self.processor.tokenizer.pad_token_id
         return int(self.end_tokens[0] if pad is None else pad)
 
+    def _set_chat_template(self, template: str) -> None:
+        self._processing_class.chat_template = template
+        self.processor.tokenizer.chat_template = template
+
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages)
 
     def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
-        # A processor mistakes a variable that its template does not read for its own argument.
-        thinks = "enable_thinking" in str(self._processing_class.chat_template)
-        settings = {"enable_thinking": enable_thinking} if thinks else {}
+        owner = self._processing_class
+        settings = chat.thinking(owner.chat_template, enabled=enable_thinking)
         return str(
-            self._processing_class.apply_chat_template(
+            owner.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
             )
         )
@@ -247,6 +256,11 @@ class AutoFamily(BoundFamily):
         self, model: "PreTrainedModel"
     ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
         return functools.partial(transformers_format.stored, model)
+
+    def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
+        (directory / chat_template.FILE).write_text(
+            str(self._processing_class.chat_template), encoding="utf-8"
+        )
 
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout

@@ -39,6 +39,8 @@ class Checkpoint:
     directory: Path
     config: dict[str, Any] = field(repr=False)
     """Its `config.json`."""
+    chat_template: str | None = field(default=None, repr=False)
+    """The spec's template, which replaces the checkpoint's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +222,12 @@ class RowEncoding(Protocol):
     def end_tokens(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
 
+    def require_chat_template(self) -> None:
+        """Raises DataError if the chat template cannot show, cut or end a conversation."""
+
+    def require_system_role(self, system: str) -> None:
+        """Raises DataError if the chat template does not show this system prompt."""
+
     def encode(self, row: Row) -> Encoded:
         """Tokenizes the whole conversation; answers are supervised.
 
@@ -337,6 +345,9 @@ class CheckpointWriting(Protocol):
         `weights` have the model's names and the dtype to store. `finished` is called for every
         shard, see `weight_files.write`. Returns what was repaired.
         """
+
+    def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
+        """Writes the chat template alone, as `chat_template.jinja`."""
 
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout

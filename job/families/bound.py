@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from job.errors import DataError, InputError
 from job.families import chat, weight_files
 from job.families.base import IGNORED, Checkpoint, Encoded, Layout, Processor, RowSize
 from job.families.weight_files import NamedTensor, Weights
-from job.prep.rows import EncodedImage, Message, Row
+from job.prep.rows import EncodedImage, Message, Part, Row
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ class BoundFamily(ABC):
     def __init__(self, checkpoint: Checkpoint, processor: Processor) -> None:
         self._checkpoint = checkpoint
         self.processor = processor
+        if checkpoint.chat_template is not None:
+            self._set_chat_template(checkpoint.chat_template)
         self._control = chat.ControlTokens.of(processor.tokenizer)
 
     # --- ModelBuilding ---------------------------------------------------------------------
@@ -83,7 +86,7 @@ class BoundFamily(ABC):
     def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
-        """Renders the turns with the checkpoint's chat template."""
+        """Renders the turns with the chat template."""
 
     @abstractmethod
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
@@ -91,6 +94,28 @@ class BoundFamily(ABC):
 
         Removes the images that the texts show from the front of `images`.
         """
+
+    @abstractmethod
+    def _set_chat_template(self, template: str) -> None:
+        """Replaces the checkpoint's own chat template."""
+
+    @property
+    @abstractmethod
+    def _image_placeholder(self) -> str | None:
+        """What the chat template writes for an image; None if the model is text-only."""
+
+    def require_chat_template(self) -> None:
+        name = "the chat template"
+        self._segments(name, chat.PROBE)
+        placeholder = self._image_placeholder
+        if placeholder is not None:
+            chat.require_placeholders(
+                name, self._segments(name, chat.IMAGE_PROBE), placeholder, images=2
+            )
+
+    def require_system_role(self, system: str) -> None:
+        message = Message(role="system", parts=(Part(text=system),))
+        self._segments("the chat template", (message, *chat.PROBE))
 
     def encode(self, row: Row) -> Encoded:
         images = self._checked_images(row.id, row.messages, row.images)
@@ -138,8 +163,25 @@ class BoundFamily(ABC):
         self._control.reject(row_id, messages)
         return chat.in_order(messages, images)
 
-    def _require_shown(self, row_id: str, images: Sequence[EncodedImage]) -> None:  # noqa: B027
+    def _require_shown(self, row_id: str, images: Sequence[EncodedImage]) -> None:
         """Raises DataError if images are left that the chat template did not show."""
+        if images:
+            raise DataError(
+                row_id,
+                f"the chat template does not show {len(images)} of its images",
+                fix="put images into user turns, where models read them",
+            )
+
+    def _next_image(self, images: list[EncodedImage]) -> EncodedImage:
+        """Removes the first of the images, for the next placeholder."""
+        if not images:
+            raise InputError(
+                self._checkpoint.uri,
+                "the chat template shows more images than the conversation has",
+                fix="use a template that shows each image once: the checkpoint's, or "
+                "model.chat_template",
+            )
+        return images.pop(0)
 
     def _patches(self, images: Sequence[EncodedImage]) -> tuple[int, ...]:
         """The number of patches of each image, before merging; empty if the family cannot tell."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from job.errors import DataError
+from job.families.chat_template import at_line
 from job.prep import control_tokens
 from job.prep.rows import EncodedImage, Message, Part
 
@@ -25,6 +26,13 @@ _BEGIN, _END = "[[answer>>", "<<answer]]"
 
 PROBE = tuple(Message(role=role, parts=(Part(text="a"),)) for role in ("user", "assistant"))
 """The shortest conversation, which shows what a template puts around an answer."""
+
+
+IMAGE_PROBE = (
+    Message(role="user", parts=(Part(text="a"), Part(image=0), Part(text="b"), Part(image=1))),
+    Message(role="assistant", parts=(Part(text="c"),)),
+)
+"""A conversation with two images between its texts."""
 
 
 class Template(Protocol):
@@ -83,9 +91,19 @@ def turns(messages: Sequence[Message], *, as_text: bool = False, **answer_fields
     ]
 
 
+def thinking(template: object, *, enabled: bool) -> dict[str, bool]:
+    """The template's variable for thinking.
+
+    Empty if it reads none: a processor would mistake the variable for an argument of its own.
+    """
+    return {"enable_thinking": enabled} if "enable_thinking" in str(template) else {}
+
+
 def prompt(row_id: str, template: Template, question: Turns) -> str:
     """The rendered conversation with the generation prompt."""
-    return _render(row_id, template, question, add_generation_prompt=True)
+    rendered = _render(row_id, template, question, add_generation_prompt=True)
+    _require_shown(row_id, rendered, question)
+    return rendered
 
 
 def segments(
@@ -108,6 +126,7 @@ def segments(
     the last answer after its own generation prompt, or ends one without a control token.
     """
     whole = _render(row_id, template, conversation)
+    _require_shown(row_id, whole, conversation)
     answers = [i for i, turn in enumerate(conversation) if turn["role"] == "assistant"]
     spans = _spans(whole, _render(row_id, template, _marked(conversation)))
     if spans is None or len(spans) != len(answers):
@@ -129,6 +148,19 @@ def segments(
         cut.append(Segment(text=whole[start : last.end()], supervised=trained))
         done = last.end()
     return tuple(cut)
+
+
+def require_placeholders(
+    row_id: str, rendered: Sequence[Segment], placeholder: str, *, images: int
+) -> None:
+    """Raises DataError unless the rendered conversation has a placeholder for each image."""
+    found = "".join(segment.text for segment in rendered).count(placeholder)
+    if found != images:
+        raise DataError(
+            row_id,
+            f"the chat template shows {found} of {images} images",
+            fix=f"write {placeholder} once for each part of type image",
+        )
 
 
 def in_order(
@@ -200,19 +232,45 @@ def _render(
 
     try:
         return template(conversation, add_generation_prompt=add_generation_prompt)
-    except (TemplateError, TypeError) as error:
+    except (
+        *(TemplateError, TypeError, ValueError),
+        *(LookupError, AttributeError, ArithmeticError, RecursionError),
+    ) as error:
         raise DataError(
             row_id,
-            f"the checkpoint's chat template rejects the conversation: {error}",
-            fix="alternate user and assistant turns, with the system turn first",
+            f"the chat template rejects the conversation: {at_line(error)}",
+            fix="alternate user and assistant turns, with the system turn first, or set "
+            "model.chat_template to a template for such conversations",
         ) from error
+
+
+def _require_shown(row_id: str, rendered: str, conversation: Turns) -> None:
+    """Raises DataError if the template leaves out a system prompt, or prints parts as Python."""
+    for turn in conversation:
+        content = turn["content"]
+        texts = [content] if isinstance(content, str) else [p.get("text", "") for p in content]
+        if turn["role"] == "system" and not all(text.strip() in rendered for text in texts):
+            raise DataError(
+                row_id,
+                "the chat template does not show the system prompt",
+                fix="put its text into the question, or set model.chat_template to a template with "
+                "a system role",
+            )
+        if not isinstance(content, str) and str(content) in rendered:
+            raise DataError(
+                row_id,
+                f"the chat template prints the parts of the {turn['role']} turn instead of their "
+                "text",
+                fix="loop over the parts of message.content, for text and for images",
+            )
 
 
 def _fail(row_id: str, what: str, shown: str) -> NoReturn:
     raise DataError(
         row_id,
-        f"the checkpoint's chat template {what}, so the answer's tokens cannot be located",
+        f"the chat template {what}, so the answer's tokens cannot be located",
         value=f"…{shown[-90:]!r}",
-        fix="remove control text such as <think> from the answer, or use a checkpoint whose "
-        "template ends the prompt with an empty thinking block when enable_thinking is false",
+        fix="remove control text such as <think> from the answer, or use a checkpoint or "
+        "model.chat_template that ends the prompt with an empty thinking block when "
+        "enable_thinking is false",
     )

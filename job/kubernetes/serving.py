@@ -127,6 +127,7 @@ def _client_container(context: RenderContext) -> Object:
             f"http://{context.name}-vllm:{constants.VLLM_PORT}",
             f"--model={context.name}",
             _literal(context, "data.instruction", f"--question={_question(context)}"),
+            *_system(context),
             *(() if context.family.reads_images else ("--no-image",)),
             f"--wait={STARTUP_SECONDS}",
         ],
@@ -138,6 +139,12 @@ def _client_container(context: RenderContext) -> Object:
             {"name": "tmp", "mountPath": constants.TMP},
         ],
     }
+
+
+def _system(context: RenderContext) -> tuple[str, ...]:
+    """The system prompt that the model was trained with, if the spec has one."""
+    system = context.spec.data.system
+    return () if system is None else (_literal(context, "data.system", f"--system={system}"),)
 
 
 def _question(context: RenderContext) -> str:

@@ -150,10 +150,17 @@ class RunContext:
         directory = model_source.fetch_model(self.inputs.model, self.cache_dir, self.cache_limit)
         return self.bind(directory, self.inputs.model.uri)
 
+    def bind_headers(self) -> families.Family:
+        """The family with its tokenizer and chat template, without the weights."""
+        directory = model_source.fetch_headers(self.inputs.model, self.cache_dir, self.cache_limit)
+        return self.bind(directory, self.inputs.model.uri)
+
     def bind(self, directory: Path, uri: str | None = None) -> families.Family:
         """The family of the checkpoint in `directory`."""
         checkpoint = families.read_checkpoint(uri or str(directory), directory)
-        return families.bind(checkpoint, self.spec.model, self.spec.data)
+        # The text that the fingerprints cover, whatever becomes of its file during the run.
+        model = replace(self.spec.model, chat_template=self.inputs.chat_template)
+        return families.bind(checkpoint, model, self.spec.data)
 
     @cached_property
     def models(self) -> "Models":

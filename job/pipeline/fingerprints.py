@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from job import __version__, families
 from job.artifacts.records import StageRecord
-from job.families import model_source
+from job.families import chat_template, model_source
 from job.local.file_digests import FileDigests
 from job.prep import discovery, image_identity
 from job.prep.source_files import DataSource
@@ -90,6 +90,11 @@ class StageInputs:
         directory = model_source.fetch_headers(self.model, self._cache_dir)
         return families.control_tokens(self.model.uri, directory, self._spec.model)
 
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The text of the spec's chat template. Raises SpecError if it cannot be used."""
+        return chat_template.text_of(self._spec.model)
+
     @property
     def train_sources(self) -> tuple[DataSource, ...]:
         return tuple(s for path, s in self.sources.items() if split_of_source(path) == "train")
@@ -158,7 +163,7 @@ class StageInputs:
         spec, trained = asdict(self._spec), self._training_settings
         sections = {
             "data": self._preparing(validation=True),
-            "model": spec["model"],
+            "model": self._model_settings,
             "lora": spec["lora"],
             "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS},
         }
@@ -173,8 +178,17 @@ class StageInputs:
 
     def _training_inputs(self, completed: Mapping[str, StageRecord]) -> list[Any]:
         """The inputs of a training, except how its steps are computed."""
-        spec, prepared = asdict(self._spec), self.fingerprint("prep", completed)
-        return [prepared, self._initial_model, spec["model"], spec["lora"], self._training_settings]
+        lora, prepared = asdict(self._spec.lora), self.fingerprint("prep", completed)
+        return [prepared, self._initial_model, self._model_settings, lora, self._training_settings]
+
+    @property
+    def _model_settings(self) -> dict[str, Any]:
+        """The model section, with the digest of a chat template instead of its place or text."""
+        text = self.chat_template
+        return {
+            **asdict(self._spec.model),
+            "chat_template": None if text is None else fingerprint(text),
+        }
 
     @property
     def _training_settings(self) -> dict[str, Any]:
@@ -246,4 +260,6 @@ class StageInputs:
         """The identity of the model before training."""
         model = self._spec.model
         start: list[Any] = [self.model.weights_digest, model.init, model.family, model.dtype]
+        if (template := self.chat_template) is not None:
+            start.append(fingerprint(template))
         return [*start, self._spec.train.seed] if model.init == "random" else start

@@ -16,6 +16,8 @@ from job.spec.types import JobSpec
 def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
     """Requires the packages that the stages need; chooses the engine if the run trains."""
     spec = run.spec
+    if spec.model.chat_template is not None or spec.data.system is not None:
+        run.bind_headers()  # raises if they do not fit, before rows are prepared
     if spec.export.verify == "vllm" and "export" in stages:
         from job.export.vllm_server import require_vllm
 

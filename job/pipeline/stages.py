@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from job import families, log
 from job.evaluation.answer_kinds import NORMALIZERS
+from job.evaluation.prompts import questions
 from job.local import eviction
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
 from job.pipeline.requirements import require_exportable, require_images
 from job.prep import cache
 from job.prep.prepare import PrepInputs, prepare
+from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 Summary = dict[str, Any]
 """A stage's result as JSON, for later stages and for run.json."""
+
+
+CHECKED_ROWS = 16
+"""Rows of each split that are encoded before the baseline, which may take an hour; all rows are
+encoded before training."""
 
 
 class Stages:
@@ -104,6 +111,7 @@ class Stages:
         from job.export.export_context import ExportContext
 
         run = self._run
+        _log_requests(self._spec, self._run.family)
         if not self._spec.export.merged.enabled:
             return {"merged": False}
         context = ExportContext(
@@ -176,8 +184,19 @@ class Stages:
         """Checks for errors that would otherwise show up only after hours of work."""
         require_images(self._spec, type(self._run.family), self._run.data.directory)
         if not self._checked:
+            self._require_encodable_rows()
             require_exportable(self._run)
             self._checked = True
+
+    def _require_encodable_rows(self) -> None:
+        """Raises DataError if the chat template does not fit the first rows of a split."""
+        data, family = self._run.data, self._run.family
+        for rows in (data.measured_rows(), data.rows("eval")):
+            for number in range(min(len(rows), CHECKED_ROWS)):
+                row = rows[number]
+                family.encode(row)
+                for question in questions([row], self._spec.eval.turns):
+                    family.encode_prompt(row.id, question.asked, question.images)
 
     def _start_workers(self) -> None:
         """Starts the training in the other processes, once this machine's files are complete."""
@@ -244,3 +263,19 @@ def _kept(result: "TrainResult") -> dict[str, object]:
         f"best_{metric}": validation["best"],
         f"last_{metric}": validation["last"],
     }
+
+
+def _log_requests(spec: JobSpec, family: families.Family) -> None:
+    """Logs what requests to the served model need so that it sees what it was trained on."""
+    if spec.data.system is not None:
+        log.info(
+            "requests to the served model need the system prompt of training",
+            system=spec.data.system,
+        )
+    full = spec.lora.method == "full"
+    if spec.model.chat_template is None or full or family.adapter_serving(spec.lora).merged_only:
+        return  # merged/ has its own template, and nothing else is served
+    log.info(
+        "vLLM serves an adapter with the base's chat template unless the training's is named",
+        argument="--chat-template adapter-vllm/chat_template.jinja",
+    )

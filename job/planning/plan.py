@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from job import families, storage
 from job.engines.device import Accelerator
 from job.errors import InputError, JobError, StorageError
-from job.families import model_source
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
 from job.planning import data, facts, sizes, speed
@@ -117,8 +116,7 @@ def _try(ask: Callable[[], T], *also: type[JobError]) -> tuple[T | None, JobErro
 
 def _family(job: RunContext) -> families.Family:
     """The family with its tokenizer, from the checkpoint's small files."""
-    directory = model_source.fetch_headers(job.inputs.model, job.cache_dir, job.cache_limit)
-    return job.bind(directory, job.inputs.model.uri)
+    return job.bind_headers()
 
 
 def _steps(job: RunContext, data: facts.Data) -> facts.Steps:

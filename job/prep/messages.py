@@ -14,7 +14,7 @@ from job.prep.columns import Columns, ReadOptions
 from job.prep.image_values import FetchImage, image_path, is_embedded, load_image
 from job.prep.rows import EncodedImage, Message, Part, Row, RowRefused
 from job.prep.turn_parts import ImageSlot, content_of, parts_of
-from job.prep.turns import Turn, turns_of
+from job.prep.turns import GIVEN_SYSTEM, Turn, turns_of
 from job.prep.values import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
@@ -32,6 +32,7 @@ _UNSUPPORTED = {
     "videos": "only images are",
     "audio": "only images are",
     "audios": "only images are",
+    "reasoning_content": "only answers are trained",
 }
 """Columns that must not be ignored, with the reason why they are not supported."""
 _ARCHIVE_SUFFIXES = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
@@ -65,6 +66,7 @@ def to_row(
         messages=tuple(row.messages),
         images=tuple(row.images),
         ignored=(*_ignored_columns(record, columns), *ignored),
+        given_system=turns[0].location == GIVEN_SYSTEM,
     )
 
 

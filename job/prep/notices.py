@@ -31,6 +31,17 @@ def log_skipped_files(
     return counts_by_source
 
 
+def log_given_system(statistics: Mapping[Split, Statistics]) -> None:
+    """Logs how many rows get the spec's system prompt; warns if all have their own."""
+    given = {
+        f"{split}_rows": log.fraction(s.given_system, s.rows) for split, s in statistics.items()
+    }
+    if any(each.given_system for each in statistics.values()):
+        log.info("data.system is put before rows without a system prompt of their own", **given)
+    else:
+        log.warn("data.system is not used: every row has a system prompt of its own", **given)
+
+
 def log_image_counts(statistics: Mapping[Split, Statistics]) -> None:
     for split, figures in statistics.items():
         log.info(

@@ -14,7 +14,13 @@ from job.prep.coverage import class_coverage, warn_missing_classes
 from job.prep.dedup import count_duplicates
 from job.prep.leakage import LeakedRows, NormalizeLabel, drop_leaked
 from job.prep.mixture import SourceShare, write_mixture
-from job.prep.notices import log_ignored_columns, log_image_counts, log_shares, log_skipped_files
+from job.prep.notices import (
+    log_given_system,
+    log_ignored_columns,
+    log_image_counts,
+    log_shares,
+    log_skipped_files,
+)
 from job.prep.prepared_data import STATS, PreparedData
 from job.prep.result_checks import check_result, check_shares, warn_if_mostly_leaked
 from job.prep.rows import Row
@@ -65,10 +71,11 @@ def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
     """Reads, checks and splits the sources into shards under `directory`.
 
     Raises TooManyBadRows beyond `max_bad_rows`, DataError if a split ends up empty or a source
-    lacks the columns that the spec maps, and SpecError for a control token in the instruction.
+    lacks the columns that the spec maps, and SpecError for a control token in the instruction or
+    the system prompt.
     """
     spec = inputs.spec
-    _check_instruction(inputs)
+    _check_prompts(inputs)
     workspace = open_workspace(directory, inputs.fingerprint)
     tasks = _source_tasks(inputs, workspace)
     totals = Totals.collect(_convert(inputs, tasks), workspace, spec)
@@ -90,6 +97,8 @@ def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
         warn_missing_classes(coverage, spec)
     check_shares(shares)
     log_shares(shares)
+    if spec.system is not None:
+        log_given_system(totals.statistics)
     log_image_counts(totals.statistics)
     log_ignored_columns(totals.ignored)
     _draw_contact_sheet(directory, spec, inputs.seed)
@@ -104,15 +113,16 @@ def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
     )
 
 
-def _check_instruction(inputs: PrepInputs) -> None:
+def _check_prompts(inputs: PrepInputs) -> None:
     tokens = control_tokens.pattern(inputs.control_tokens)
-    if (match := tokens.search(inputs.spec.instruction or "")) is not None:
-        raise SpecError(
-            "$.data.instruction",
-            "contains a control token of the model",
-            value=match[0],
-            fix="remove it; images are put before the instruction automatically",
-        )
+    for key in ("instruction", "system"):
+        if (match := tokens.search(getattr(inputs.spec, key) or "")) is not None:
+            raise SpecError(
+                f"$.data.{key}",
+                "contains a control token of the model",
+                value=match[0],
+                fix="remove it; images are put before the instruction automatically",
+            )
 
 
 def _source_tasks(inputs: PrepInputs, workspace: Path) -> list[SourceTask]:

@@ -64,6 +64,8 @@ class Row:
     images: tuple[EncodedImage, ...]
     ignored: tuple[str, ...] = field(default=(), compare=False, repr=False)
     """Columns and keys of its record that prep ignores; not stored with it."""
+    given_system: bool = field(default=False, compare=False, repr=False)
+    """Whether its system prompt is the spec's; not stored with it."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -15,6 +15,8 @@ class Statistics:
     """
 
     rows: int = 0
+    given_system: int = 0
+    """Rows whose system prompt is the spec's, because they have none of their own."""
     images: int = 0
     without_image: int = 0
     """Rows."""
@@ -35,6 +37,7 @@ class Statistics:
     def add(self, row: Row) -> None:
         length = len(row.answer)
         self.rows += 1
+        self.given_system += row.given_system
         images = len(row.images)
         self.images += images
         self.without_image += not images
@@ -50,7 +53,7 @@ class Statistics:
             self.by_pixels[bucket(area)] += 1
 
     def merge(self, other: "Statistics") -> None:
-        for name in ("rows", "images", "without_image", "characters", "pixels"):
+        for name in ("rows", "given_system", "images", "without_image", "characters", "pixels"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         fewest = [each.fewest for each in (self, other) if each.fewest is not None]
         self.fewest = min(fewest, default=None)
@@ -75,6 +78,7 @@ class Statistics:
         """The split's section of `stats.json`."""
         return {
             "rows": self.rows,
+            "rows_given_system": self.given_system,
             "images": self.images,
             "images_per_row": {
                 "min": self.fewest or 0,

@@ -22,11 +22,13 @@ ROLES: dict[object, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+GIVEN_SYSTEM = "data.system"
+"""The location of a system prompt that is the spec's, not the row's."""
 _TRAIN_FLAGS = ("train", "loss", "weight")
 _TURN_KEYS = ("role", "from", "content", "value", *_TRAIN_FLAGS)
 _UNSUPPORTED_KEYS = (
     *("tool_calls", "tool_call_id", "function_call", "tools"),
-    *("reasoning_content", "reasoning", "thinking", "refusal"),
+    *("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought", "refusal"),
     *("image", "images", "image_url", "video", "videos", "audio"),
 )
 """Keys that must not be ignored, because they change the meaning of a turn."""
@@ -105,7 +107,7 @@ def _turn(message: object, location: str) -> Turn:
     role = ROLES[name]
     for key in _UNSUPPORTED_KEYS:
         if not is_absent(message.get(key)):
-            raise RowRefused(f"{location} has `{key}`, which is not supported")
+            raise RowRefused(f"{location} has `{key}`, which is not supported: it is not trained")
     return Turn(
         role=role,
         location=location,
@@ -211,4 +213,5 @@ def _with_system(
     system = own or options.system
     if system is None:
         return turns
-    return [Turn(role="system", location="the system prompt", parts=[system]), *turns]
+    location = f"`{columns.system}`" if own else GIVEN_SYSTEM
+    return [Turn(role="system", location=location, parts=[system]), *turns]

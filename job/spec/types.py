@@ -24,6 +24,8 @@ class ModelSpec:
     experts_implementation: Literal[
         "auto", "sorted_grouped_mm", "grouped_mm", "batched_mm", "eager"
     ]
+    chat_template: str | None
+    """A Jinja template, or the URI of a file with one; None uses the checkpoint's."""
     trust_remote_code: bool
     init: Literal["pretrained", "random"]
     engine: Literal["auto", "transformers", "unsloth"]
@@ -160,6 +162,10 @@ class TrainSpec:
     per_device_eval_batch_size: int
     gradient_accumulation_steps: int
     learning_rate: float
+    vision_tower_lr: float | None
+    """None uses `learning_rate`."""
+    loraplus_lr_ratio: float | None
+    """None trains both matrices of an adapter at the same learning rate."""
     lr_scheduler_type: str
     warmup_steps: int
     num_train_epochs: float
@@ -169,6 +175,7 @@ class TrainSpec:
     adam_beta1: float
     adam_beta2: float
     max_grad_norm: float
+    neftune_noise_alpha: float | None
     seed: int
     logging_steps: int
     save_steps: int

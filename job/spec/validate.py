@@ -62,6 +62,8 @@ _MAIN_KEYS = {
     "data.validation": "uri",
     "output": "uri",
 }
+_TEXTS: tuple[Path, ...] = (("data", "instruction"), ("data", "system"))
+"""Values that may have several lines."""
 _UNTIDY = re.compile(r"^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(?!\d|,)")
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
@@ -236,6 +238,11 @@ def _as_name(value: str, longest: int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", value.lower())[:longest].strip("-")
 
 
+def _may_have_lines(path: Path, value: str) -> bool:
+    """Whether the value is a text for the model, or a template instead of the location of one."""
+    return path in _TEXTS or (path == ("model", "chat_template") and "{" in value)
+
+
 def _scalar_findings(value: Json, path: Path) -> Iterator[Finding]:
     """Checks scalars for what JSON Schema cannot express."""
     if isinstance(value, dict):
@@ -247,7 +254,7 @@ def _scalar_findings(value: Json, path: Path) -> Iterator[Finding]:
     elif isinstance(value, str):
         if any("\ud800" <= character <= "\udfff" for character in value):
             yield Finding(path, "must be Unicode text", "save it as UTF-8")
-        elif path != ("data", "instruction") and _UNTIDY.search(value):
+        elif not _may_have_lines(path, value) and _UNTIDY.search(value):
             message = "must not start or end with a space or contain a line break"
             yield Finding(path, message, "remove the spaces and line breaks")
     elif isinstance(value, float) and not math.isfinite(value):

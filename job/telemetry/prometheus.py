@@ -54,6 +54,9 @@ def _families(snapshot: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
     if snapshot.step is not None:
         for name, about in STEP.items():
             yield name, about, [({}, float(getattr(snapshot.step, name)))]
+        rates = (snapshot.step.learning_rates or {}).items()
+        about = "Learning rate of each group of weights, if not all have the same."
+        yield "group_learning_rate", about, [({"group": name}, rate) for name, rate in rates]
     validations = {"last": snapshot.validation, "best": snapshot.best}
     known = {when: each for when, each in validations.items() if each is not None}
     validated = [

@@ -16,6 +16,8 @@ class Step:
     epoch: float
     loss: float
     learning_rate: float
+    learning_rates: Mapping[str, float] | None = None
+    """By group of weights, if not all have the same."""
     grad_norm: float
     tokens_per_second: float
     data_wait_seconds: float

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from job import log
 from job.engines.base import Engine
-from job.errors import DataError, InputError, StorageError
-from job.families.base import Family
+from job.errors import DataError, InputError, SpecError, StorageError
+from job.families.base import Family, LoraTargets
+from job.families.vision_tower import vision_tower_pattern
 from job.prep.rows import Row
 from job.spec.types import JobSpec
 
@@ -47,9 +48,26 @@ def require(spec: JobSpec) -> None:
         family, skeleton = families.architecture(spec.model)
     except (InputError, StorageError):
         return
-    if spec.lora.method == "lora":
-        family.lora_targets(skeleton, spec.lora)
+    targets = family.lora_targets(skeleton, spec.lora) if spec.lora.method == "lora" else None
+    if spec.train.vision_tower_lr is not None:
+        _require_trained_vision_tower(spec, skeleton, targets)
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)
+
+
+def _require_trained_vision_tower(
+    spec: JobSpec, skeleton: "PreTrainedModel", targets: LoraTargets | None
+) -> None:
+    """Raises SpecError if no weight of a vision tower is trained; `targets` is None for all."""
+    pattern = vision_tower_pattern(skeleton)
+    trained = () if targets is None else (*targets.modules, *targets.parameters)
+    if pattern is None:
+        reason, fix = "does not apply: the model has no vision tower", "remove the line"
+    elif targets is not None and not any(map(pattern.match, trained)):
+        reason = "does not apply: lora selects nothing in the vision tower"
+        fix = "remove the line, or select modules of the vision tower"
+    else:
+        return
+    raise SpecError("$.train.vision_tower_lr", reason, value=spec.train.vision_tower_lr, fix=fix)
 
 
 def require_images(adapted: AdaptedModel, rows: Iterable[Row]) -> None:

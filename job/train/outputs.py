@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job.families.base import Family
+from job.families.base import Family, Layout
 from job.families.weight_files import Weights
 from job.redaction import redact, redacted
 from job.spec.types import JobSpec
@@ -78,8 +78,13 @@ def _store_weights(
     """Stores the trained weights; `state` is the gathered adapter of a sharded model."""
     if spec.lora.method == "lora":
         _store_adapter(spec, model, state, directory / ADAPTER)
+        folders: dict[str, Layout] = {ADAPTER: "transformers"}
         if not family.adapter_serving(spec.lora).merged_only:
             family.write_served_adapter(directory / ADAPTER, directory / SERVED_ADAPTER)
+            folders[SERVED_ADAPTER] = "vllm"
+        if spec.model.chat_template is not None:  # the base has another
+            for folder, layout in folders.items():
+                family.write_chat_template(directory / folder, layout=layout)
         return
     family.save(
         model,

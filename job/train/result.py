@@ -73,6 +73,8 @@ class TrainResult:
     lora_targets: dict[str, int]
     validation: dict[str, Any] | None
     """See `ValidationSummary`; None if the spec does not validate."""
+    learning_rates: dict[str, float]
+    """Peak learning rate by group of weights; empty if all have the same."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,6 +125,7 @@ def summarize(
         optim=session.optim,
         lora_targets=adapted.targets,
         validation=_validation(session, seconds, kept),
+        learning_rates=session.learning_rates,
     )
 
 

@@ -12,6 +12,8 @@ from job import log, signals
 from job.distributed import process_group
 from job.engines import sharding
 from job.engines.data_timer import DataTimer
+from job.engines.neftune import noisy_embeddings
+from job.engines.parameter_groups import NAME, LearningRates
 from job.errors import Stopped
 from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
@@ -60,6 +62,12 @@ class Session:
         """The newest step whose checkpoint is stored, by this session or an earlier one."""
         return self.uploads.stored_step or step_of(self.resumed_from)
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Peak learning rate by group of weights; empty if all have the same."""
+        groups = self.trainer.create_optimizer().param_groups
+        return {group[NAME]: group["initial_lr"] for group in groups if NAME in group}
+
 
 def start_session(
     context: TrainContext,
@@ -99,6 +107,7 @@ def start_session(
         plan=plan,
         batch_sampler=batches,
         data_timer=data_timer,
+        learning_rates=LearningRates.of(spec.train),
         model=adapted.model,
         args=training_arguments(spec, optim, context.engine, context.scratch, fsdp),
         train_dataset=rows.dataset,
@@ -161,9 +170,10 @@ def run_session(session: Session, context: TrainContext, adapted: AdaptedModel) 
     rank_0 = process_group.rank() == 0
     trackers = context.trackers if rank_0 else nullcontext()
     loss = loss_of_supervised_tokens(spec, context.engine, adapted.base)
+    noise = noisy_embeddings(adapted.model, spec.train.neftune_noise_alpha)
     started = time.monotonic()
     try:
-        with signals.deferred(), trackers, session.uploads, frozen_gc(), loss:
+        with signals.deferred(), trackers, session.uploads, frozen_gc(), loss, noise:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         raise_if_out_of_memory(error, spec.train, context.accelerator)

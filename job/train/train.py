@@ -50,6 +50,7 @@ def train(
     adapted = adapt(context.spec, context.engine, context.family, model)
     require_images(adapted, rows.measured)
     _log_start(context, rows, adapted, optim)
+    _log_options(context.spec.train)
 
     blocks = _compile(context, adapted)  # before the trial, which runs the compiled blocks
     with loss_of_supervised_tokens(context.spec, context.engine, adapted.base):
@@ -91,6 +92,19 @@ def _log_start(
         optim=optim,
         device=context.accelerator.name,
     )
+
+
+def _log_options(train: TrainSpec) -> None:
+    """Logs what is not as usual about the step."""
+    if train.vision_tower_lr is not None or train.loraplus_lr_ratio is not None:
+        log.info(
+            "learning rates",
+            learning_rate=train.learning_rate,
+            vision_tower=train.vision_tower_lr or train.learning_rate,
+            lora_b_times=train.loraplus_lr_ratio or 1,
+        )
+    if train.neftune_noise_alpha is not None:
+        log.info("noise is added to the embeddings in training", alpha=train.neftune_noise_alpha)
 
 
 def _compile(context: TrainContext, adapted: AdaptedModel) -> CompiledBlocks | None:

@@ -38,6 +38,8 @@ SETTINGS = {
     "train.eval_steps": 2,
     "train.metric_for_best_model": "exact_match",
     "train.load_best_model_at_end": "true",
+    "train.loraplus_lr_ratio": 2,
+    "train.vision_tower_lr": 5e-4,
     "runtime.accelerator": "cpu",
 }
 SHARDED = {"runtime.distributed": "fsdp2", "train.metric_for_best_model": "eval_loss"}

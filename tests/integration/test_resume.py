@@ -17,8 +17,9 @@ from job.errors import InputError
 from job.train.checkpoint.storage import MANIFEST
 from tests.jobs import FULL, read_json, small_run
 
-# Three batches an epoch, steps logged in pairs, dropout, and a last step within an epoch that
-# moves the weights: what a resume can get wrong.
+# Three batches an epoch, steps logged in pairs, dropout and noise, groups of weights with learning
+# rates of their own, and a last step within an epoch that moves the weights: what a resume can get
+# wrong.
 SETTINGS = {
     "data.train.limit": 24,
     "train.max_steps": 8,
@@ -26,9 +27,12 @@ SETTINGS = {
     "train.save_steps": 3,
     "train.logging_steps": 2,
     "train.save_total_limit": 5,
+    "train.loraplus_lr_ratio": 1.5,
+    "train.vision_tower_lr": 5e-4,
+    "train.neftune_noise_alpha": 5,
     "lora.lora_dropout": 0.1,
 }
-COMPARED = ("step", "epoch", "loss", "learning_rate", "grad_norm")
+COMPARED = ("step", "epoch", "loss", "learning_rate", "learning_rates", "grad_norm")
 
 
 def train(output: Path, cache: Path, **settings: object) -> None:
@@ -202,7 +206,7 @@ def test_a_training_that_starts_from_the_beginning_beside_checkpoints_says_what_
 def test_a_resumed_full_fine_tuning_is_bit_equal_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    full = {**FULL, "lora.lora_dropout": None}
+    full = {**FULL, "lora.lora_dropout": None, "train.loraplus_lr_ratio": None}
     train(tmp_path / "out", tmp_path / "cache", **full)
     output = interrupted(tmp_path, tmp_path / "again", 6)
     train(output, tmp_path / "cache", **full)

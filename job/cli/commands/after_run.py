@@ -88,13 +88,17 @@ def ask(
     image: Annotated[
         Path | None, typer.Option(help="The image; default: a rendered formula.")
     ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt: that of data.system, if the spec has one.")
+    ] = None,
     no_image: Annotated[bool, typer.Option("--no-image", help="Send no image.")] = False,
     wait: Annotated[int, typer.Option(help="Seconds to wait for the server to be ready.")] = 0,
 ) -> None:
     """Ask an OpenAI-compatible server, such as vLLM, about an image."""
     from job.cli.ask import ask
 
-    print(redaction.shown(ask(url, model, question, image, wait, with_image=not no_image)))
+    answer = ask(url, model, question, image, wait, system=system, with_image=not no_image)
+    print(redaction.shown(answer))
 
 
 def manifest(

@@ -13,8 +13,10 @@ from job.errors import UsageError
 def validate(spec: Spec, set: Overrides = None, output: Output = None) -> None:
     """Check the spec and report every problem at once."""
     from job import families
+    from job.families import chat_template
 
     loaded = load(spec, set, output)
+    chat_template.require_local(loaded.spec.model)
     keys = len(loaded.changed)
     log.info(
         f"{spec} is valid", name=loaded.spec.name, keys_set=keys, output=loaded.spec.output.uri

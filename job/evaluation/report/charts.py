@@ -25,6 +25,7 @@ def charts(
     drawn = (
         *_quality(history, validation),
         draw("Learning rate", [Curve(name="learning rate", points=rate)], from_zero=True),
+        *_rates_by_group(history),
         draw("Tokens per second", [Curve(name="speed", points=speed, trend=True)], from_zero=True),
         draw("Peak memory (GiB)", [Curve(name="memory", points=memory)], from_zero=True),
     )
@@ -75,6 +76,21 @@ def _marks(metric: str, curve: Curve, validation: Mapping[str, Any]) -> list[Mar
     if validation.get("stopped_early") and curve.points:
         marks.append(Mark(name="stopped early", step=curve.points[-1][0]))
     return marks
+
+
+def _rates_by_group(history: Sequence[Mapping[str, Any]]) -> list[Chart | None]:
+    """A chart for each group of weights with a learning rate of its own."""
+    by_step = [{**entry.get("learning_rates", {}), "step": entry.get("step")} for entry in history]
+    groups = dict.fromkeys(name for entry in by_step for name in entry)
+    return [
+        draw(
+            f"Learning rate of {name.replace('_', ' ')}",
+            [Curve(name="learning rate", points=points(by_step, name))],
+            from_zero=True,
+        )
+        for name in groups
+        if name not in ("base", "step")
+    ]
 
 
 def points(history: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> list[Point]:

@@ -87,7 +87,9 @@ def _read_published(checkpoint: Checkpoint) -> "tuple[Checkpoint, Ernie4_5_VLMoe
     from job.families.ernie45_vl.published_format import processor as published_processor
 
     config = nested_config(checkpoint.uri, checkpoint.config)
-    processor = published_processor.read(checkpoint.uri, checkpoint.directory)
+    processor = published_processor.read(
+        checkpoint.uri, checkpoint.directory, checkpoint.chat_template
+    )
     # The published format has no field for the video placeholder; servers use the image's.
     config.setdefault("video_token_id", processor.video_token_id)
     return replace(checkpoint, config=config), processor

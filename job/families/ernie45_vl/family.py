@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.families import chat
+from job.families import chat, chat_template
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.base import (
     SORTED_EXPERTS,
@@ -26,6 +26,7 @@ from job.families.bound import BoundFamily
 from job.families.ernie45_vl import checkpoint_files
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
+from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
 from job.families.transformers_format import attention_arguments
 from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
@@ -192,17 +193,22 @@ class Ernie45VL(BoundFamily):
 
         return collate_prompts(rows, self.processor)
 
+    def _set_chat_template(self, template: str) -> None:
+        self.processor.chat_template = to_native(template)
+
+    @property
+    def _image_placeholder(self) -> str:
+        return self.processor.tokenizer.convert_ids_to_tokens(self.processor.image_token_id)
+
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages, reasoning_content=EMPTY_THOUGHT)
 
     def _render_template(
         self, turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
     ) -> str:
+        settings = chat.thinking(self.processor.chat_template, enabled=enable_thinking)
         return self.processor.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            enable_thinking=enable_thinking,
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, **settings
         )
 
     def _tokenize(self, texts: Iterable[str], images: list[EncodedImage]) -> Iterator[list[int]]:
@@ -211,7 +217,8 @@ class Ernie45VL(BoundFamily):
         for text in texts:
             ids = list[int]()
             for token in self._tokens(text):
-                count = self._image_tokens(images.pop(0)) if token == placeholder else 1
+                is_image = token == placeholder
+                count = self._image_tokens(self._next_image(images)) if is_image else 1
                 ids += [token] * count
             yield ids
 
@@ -278,6 +285,11 @@ class Ernie45VL(BoundFamily):
         from job.families.ernie45_vl.published_format.weights import published
 
         return published
+
+    def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
+        template = self.processor.chat_template
+        written = to_published(template) if layout == "vllm" else template
+        (directory / chat_template.FILE).write_text(written, encoding="utf-8")
 
     def save_settings(
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout

@@ -61,6 +61,10 @@ class Llm(AutoFamily):
     def _processing_class(self) -> "PreTrainedTokenizerBase":
         return self.processor.tokenizer
 
+    @property
+    def _image_placeholder(self) -> None:
+        return None
+
     def _turns(self, messages: Sequence[Message]) -> chat.Turns:
         return chat.turns(messages, as_text=True)
 

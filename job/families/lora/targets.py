@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
+from job.families.vision_tower import CONNECTOR
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ OTHER = "other modules"
 _FIELD = "$.lora.target_modules"
 _ATTENTION = re.compile(r"(^|\.)[a-z_]*(attn|attention)\.")
 _MLP = re.compile(r"(^|\.)([a-z_]*mlp|feed_forward|ffn)\.")
-_CONNECTOR = re.compile(r"merger|connector|projector|modality_projection|resampler")
 _ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)$")
 _SERVED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The module names of language models whose adapters vLLM serves."""
@@ -175,7 +175,7 @@ def kind_of(name: str, prefix: str) -> str:
     part = "language" if name.startswith(prefix) else "vision"
     if "audio" in name or _ROUTER.search(name):
         return OTHER
-    if part == "vision" and _CONNECTOR.search(name):
+    if part == "vision" and CONNECTOR.search(name):
         return "connector"
     if _ATTENTION.search(name):
         return f"{part} attention"

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from job.errors import DataError, InputError, SpecError
+from job.errors import InputError, SpecError
+from job.families import chat
 from job.families.auto import AutoFamily
 from job.families.base import Checkpoint, Encoded
 from job.families.batches import PaddedBatch
 from job.prep.images import decode
-from job.prep.rows import EncodedImage, Message, Part
+from job.prep.rows import EncodedImage
 from job.spec.types import DataSpec
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ MAX_CACHED_SIZES = 1024
 """Image sizes whose expansions are cached; an expansion may be a hundred kilobytes."""
 PIXEL_LIMITS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 """Keys of `data` in the spec, and what Transformers' image processors call them."""
-_IMAGE_PROBE = (
-    Message(role="user", parts=(Part(text="a"), Part(image=0), Part(text="b"))),
-    Message(role="assistant", parts=(Part(text="c"),)),
-)
 
 
 class Vlm(AutoFamily):
@@ -68,6 +65,10 @@ class Vlm(AutoFamily):
         _set_pixel_limits(processor, data)
         return cls(checkpoint, processor)
 
+    @property
+    def _image_placeholder(self) -> str:
+        return str(self.processor.image_token)
+
     def is_image_token(self, token: int) -> bool:
         """Whether images are expanded to this token, or the chat template brackets them by it."""
         return token in self._image_tokens
@@ -76,23 +77,9 @@ class Vlm(AutoFamily):
         first, *rest = text.split(self.processor.image_token)
         pieces = [first]
         for piece in rest:
-            if not images:
-                raise InputError(
-                    self._checkpoint.uri,
-                    "its chat template shows more images than the conversation has",
-                    fix="use a checkpoint whose template shows each image once",
-                )
-            image = images.pop(0)
+            image = self._next_image(images)
             pieces += [self._expansion(image.width, image.height), piece]
         return "".join(pieces)
-
-    def _require_shown(self, row_id: str, images: Sequence[EncodedImage]) -> None:
-        if images:
-            raise DataError(
-                row_id,
-                f"the checkpoint's chat template does not show {len(images)} of its images",
-                fix="put images into user turns, where models read them",
-            )
 
     def _expansion(self, width: int, height: int) -> str:
         """The text to which the processor expands an image of this size."""
@@ -129,7 +116,7 @@ class Vlm(AutoFamily):
     def _add_brackets(self) -> None:
         """Adds the control tokens that the template puts around an image to the image tokens."""
         text = "".join(
-            segment.text for segment in self._segments("the chat template", _IMAGE_PROBE)
+            segment.text for segment in self._segments("the chat template", chat.IMAGE_PROBE)
         )
         control, token = self._control.pattern.pattern, re.escape(self.processor.image_token)
         match = re.search(rf"({control})?{token}({control})?", text)

@@ -11,7 +11,11 @@ from job.spec.problems import Finding
 from job.spec.rules.view import Rule, Unavailable, View, finding, unknown_builtin
 
 BUILTIN_MODELS = ("builtin://ernie-vl-tiny",)
-INPUTS = ("model.model_name_or_path", "model.adapter_name_or_path")
+INPUTS = (
+    "model.model_name_or_path",
+    "model.adapter_name_or_path",
+    "model.chat_template",
+)
 LOGS = "logs"
 FOLDERS = (
     *("data", "checkpoints", "train", "eval", "adapter", "adapter-vllm", "weights", "merged"),
@@ -22,6 +26,7 @@ _UNUSABLE = ("", ".", "..")
 _READ_ONLY = ("hf://", "builtin://", "http://", "https://")
 _URIS = (
     "model.model_name_or_path",
+    "model.chat_template",
     "output.uri",
     "train.logging_dir",
     "train.resume_from_checkpoint",
@@ -121,6 +126,8 @@ def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
     for dotted in (*INPUTS, *(f"{source}.uri" for source in at.sources())):
         with contextlib.suppress(Unavailable):
             uri = at(dotted)
+            if dotted == "model.chat_template" and "{" in (uri or ""):
+                continue  # the template itself
             if uri is not None and (problem := _overlap(output, uri, dotted)):
                 yield finding("output.uri", problem, "write the URI of another folder")
                 return

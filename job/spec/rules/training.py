@@ -119,6 +119,12 @@ def _unsloth_trains_adapters_on_one_gpu(at: View) -> Iterator[Finding]:
         yield _not_by_unsloth("lora.method", "lora", "which trains only adapters in this version")
     if at("lora.use_dora"):
         yield _not_by_unsloth("lora.use_dora", "false", "which supports only plain adapters")
+    if at("train.neftune_noise_alpha") is not None:
+        yield finding(
+            "train.neftune_noise_alpha",
+            "must be null if model.engine is unsloth, whose forward passes add no noise",
+            "remove the line, or set model.engine: transformers",
+        )
     if at("model.init") == "random":
         yield _not_by_unsloth("model.init", "pretrained", "which does not initialize weights")
 
@@ -129,6 +135,40 @@ def _not_by_unsloth(dotted: str, wanted: str, why: str) -> Finding:
         f"must be {wanted} if model.engine is unsloth, {why}",
         f"write {wanted}, or set model.engine: transformers",
     )
+
+
+def _learning_rates_have_weights(at: View) -> Iterator[Finding]:
+    """Each learning rate applies to weights that are trained, as far as the spec alone can tell."""
+    if at("train.vision_tower_lr") is None or at("lora.method") == "full":
+        return
+    if at("lora.target_modules") is None and not at("lora.finetune_vision_layers"):
+        yield finding(
+            "train.vision_tower_lr",
+            "does not apply if lora.finetune_vision_layers is false: the vision tower is frozen",
+            "remove the line, or set lora.finetune_vision_layers: true",
+        )
+
+
+def _loraplus_requires_adapters(at: View) -> Iterator[Finding]:
+    if at("train.loraplus_lr_ratio") is not None and at("lora.method") == "full":
+        yield finding(
+            "train.loraplus_lr_ratio",
+            "does not apply if lora.method is full, which trains no adapter",
+            "remove the line, or set lora.method: lora",
+        )
+
+
+def _rates_below_one(at: View) -> Iterator[Finding]:
+    ratio = at("train.loraplus_lr_ratio")
+    for key in ("learning_rate", "vision_tower_lr"):
+        rate = at(f"train.{key}")
+        if ratio is not None and rate is not None and rate * ratio >= 1:
+            yield finding(
+                "train.loraplus_lr_ratio",
+                f"times train.{key} must be below 1, but is {rate * ratio:g}: the learning rate of "
+                "B matrices",
+                "write 16 or less, and lower the learning rate",
+            )
 
 
 def _sampling_options_require_sampling(at: View) -> Iterator[Finding]:
@@ -177,6 +217,9 @@ RULES: tuple[Rule, ...] = (
     _fsdp2_excludes_compile,
     _compile_excludes_checkpointing,
     _unsloth_trains_adapters_on_one_gpu,
+    _learning_rates_have_weights,
+    _loraplus_requires_adapters,
+    _rates_below_one,
     _sampling_options_require_sampling,
     _metrics_apply_to_the_answers,
     _labels_are_compared_by_image,

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from job import log, telemetry
 from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
+from job.engines.trainer import RATE_PREFIX
 from job.train.selection import Log, Measured, Selection
 
 NOT_IN_HISTORY = ("steps", "left_seconds")
@@ -37,6 +38,12 @@ class Mark:
     def wait_share(self, before: "Mark") -> float:
         """The share of time spent waiting since an earlier mark, 0 to 1."""
         return (self.waited - before.waited) / max(self.at - before.at, 1e-9)
+
+
+def _learning_rates(logs: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """`learning_rates` by group of weights, as `StepTrainer` logs them; empty if there are none."""
+    rates = {k.removeprefix(RATE_PREFIX): float(v) for k, v in logs.items() if RATE_PREFIX in k}
+    return {"learning_rates": rates} if rates else {}
 
 
 class ProgressCallback(TrainerCallback):
@@ -95,7 +102,11 @@ class ProgressCallback(TrainerCallback):
         mark = Mark(step=state.global_step, at=time.monotonic(), waited=self._data_timer.seconds)
         step = self._measure(state, logs, mark)
         self._logged, self._tokens_at_log = mark, state.num_input_tokens_seen
-        record = {key: value for key, value in asdict(step).items() if key not in NOT_IN_HISTORY}
+        record = {
+            key: value
+            for key, value in asdict(step).items()
+            if key not in NOT_IN_HISTORY and value is not None
+        }
         with self._history.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
         self._report_step(step)
@@ -165,6 +176,7 @@ class ProgressCallback(TrainerCallback):
             epoch=round(state.epoch or 0.0, 4),
             loss=float(logs["loss"]),
             learning_rate=float(logs["learning_rate"]),
+            **_learning_rates(logs),
             grad_norm=float(logs.get("grad_norm", 0.0)),
             tokens_per_second=round(tokens / max(now - self._logged.at, 1e-9), 1),
             data_wait_seconds=round(mark.wait_per_step(self._logged), 4),
@@ -250,6 +262,6 @@ def _of_history(entry: dict[str, Any]) -> dict[str, Any] | None:
     """What the history has of an entry of the Trainer's log: steps and validations."""
     if "loss" in entry:
         known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-        return {key: entry[key] for key in known if key in entry}
+        return {**{key: entry[key] for key in known if key in entry}, **_learning_rates(entry)}
     measured = {key: value for key, value in entry.items() if key.startswith("eval_")}
     return {"step": entry["step"], "epoch": entry["epoch"], **measured} if measured else None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from job.engines.parameter_groups import NAME
 from job.train.checkpoint import random_state, state_files
 
 if TYPE_CHECKING:
@@ -171,6 +172,11 @@ def _parameters(
         if named.keys() != {name for group in stored_groups for name in group["params"]}:
             raise ContentMismatch("its parameters are not this model's")
         return named
+    names = [[group.get(NAME) for group in g] for g in (stored_groups, optimizer.param_groups)]
+    if names[0] != names[1]:
+        raise ContentMismatch(
+            f"its parameter groups are {names[0]}, but this training's are {names[1]}"
+        )
     groups = [group["params"] for group in optimizer.param_groups]
     counts, stored = [len(group) for group in groups], [len(g["params"]) for g in stored_groups]
     if counts != stored:

@@ -123,6 +123,13 @@ def test_a_question_without_an_image(server: Server) -> None:
     assert body["messages"][0]["content"] == [{"type": "text", "text": "What is this?"}]
 
 
+def test_a_system_prompt_comes_first(server: Server) -> None:
+    ask(server.url, "text", "What is this?", None, system="Be brief.", with_image=False)
+    [(_, body, _)] = server.asked
+    said = [(each["role"], each["content"][0]["text"]) for each in body["messages"]]
+    assert said == [("system", "Be brief."), ("user", "What is this?")]
+
+
 def test_an_image_of_ones_own(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

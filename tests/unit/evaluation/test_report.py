@@ -122,6 +122,18 @@ def test_curves_leave_out_what_is_no_number_and_say_their_ends() -> None:
     assert charts([]) == ()
 
 
+def test_each_group_of_weights_with_a_learning_rate_of_its_own_has_a_curve() -> None:
+    history = [
+        {
+            "step": n,
+            "learning_rate": 1.0 / n,
+            "learning_rates": {"base": 1.0 / n, "lora_B": 4.0 / n},
+        }
+        for n in (1, 2, 3)
+    ]
+    assert [each.title for each in charts(history)] == ["Learning rate", "Learning rate of lora B"]
+
+
 def test_curves_are_the_same_bytes_each_time_and_take_the_pages_colours() -> None:
     history = results().history
     assert charts(history) == charts(history)

@@ -222,13 +222,18 @@ def test_the_environment_and_overrides_of_the_command_reach_the_pod() -> None:
 def test_dollars_reach_the_job_as_they_were_written() -> None:
     instruction = "Give $$x$$, not $(BUCKET) or \\$5 or $$$(y)."
     escaped = "Give $$$$x$$$$, not $$(BUCKET) or \\$5 or $$$$$$(y)."
-    sets = (f"data.instruction={instruction}", "output.uri=s3://${BUCKET}/out")
+    sets = (
+        f"data.instruction={instruction}",
+        "data.system=For $$5.",
+        "output.uri=s3://${BUCKET}/out",
+    )
     options = ManifestOptions(spec=LATEX, environ={"BUCKET": "a$(b)"}, sets=sets)
     container = container_of(kubernetes.render(options, "cpu"))
     assert f"--set=data.instruction={escaped}" in container["args"]
     assert "--set=output.uri=s3://${BUCKET}/out" in container["args"]
     asked = container_of(kubernetes.render(options, "cpu", kind="vllm-smoke"))
     assert f"--question={escaped}" in asked["args"]
+    assert "--system=For $$$$5." in asked["args"], "the server gets what training added"
 
 
 def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,10 +57,14 @@ def test_more_of_them_than_allowed_end_prep_with_every_row(folder: Path, tmp_pat
     assert named == ["$.data.max_bad_rows", *(f"rows.jsonl:{n}" for n in (1, 6, 11, 16))]
 
 
-def test_one_in_the_instruction_is_an_error_of_the_spec(folder: Path, tmp_path: Path) -> None:
-    spec = data_spec(write_jsonl(folder, [pair(1)]), instruction="<unk> Read.")
+@pytest.mark.parametrize("key", ["instruction", "system"])
+def test_one_in_a_prompt_of_the_spec_is_an_error_of_its_key(
+    key: str, folder: Path, tmp_path: Path
+) -> None:
+    prompts: Any = {"instruction": "Read.", key: "<unk> Read."}
+    spec = data_spec(write_jsonl(folder, [pair(1)]), **prompts)
     source = find_source(spec.train[0], "$.data.train")
-    with pytest.raises(SpecError, match=r"\$\.data\.instruction: contains a control token"):
+    with pytest.raises(SpecError, match=rf"\$\.data\.{key}: contains a control token"):
         prepare(inputs(spec, [source], control_tokens=TOKENS), tmp_path / "prepared")
 
 
@@ -102,6 +107,7 @@ def test_prep_with_a_models_tokens_imports_neither_torch_nor_transformers(tmp_pa
     code = """
 import sys
 from pathlib import Path
+from typing import Any
 from job import families
 from job.pipeline.fingerprints import StageInputs
 from job.spec.load import load_spec

@@ -283,6 +283,22 @@ def test_the_system_text_of_a_row_is_read_in_every_shape(shape: str, folder: Pat
     assert texts_of(only(folder, row | {"system": None}, instruction="Q")) == expected[1:]
 
 
+def test_rows_that_get_the_system_prompt_of_the_spec_are_counted_and_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [asks(f"{n}?", f"t{n}", **({"system": "Mine."} if n % 4 else {})) for n in range(20)]
+    spec = data_spec(write_jsonl(folder, rows), system="Ours.", eval_fraction=0.2)
+    run(spec, tmp_path)
+    stats = json.loads((tmp_path / "prepared" / "stats.json").read_text())
+    given = {split: stats[split]["rows_given_system"] for split in ("train", "eval")}
+    assert sum(given.values()) == 5
+    assert f"train_rows={given['train']}/{stats['train']['rows']}" in capsys.readouterr().err
+    run(replace(spec, system=None), tmp_path / "without")
+    stats = json.loads((tmp_path / "without" / "prepared" / "stats.json").read_text())
+    assert stats["train"]["rows_given_system"] == stats["eval"]["rows_given_system"] == 0
+    assert "system" not in capsys.readouterr().err
+
+
 def test_two_system_texts_in_a_row_are_refused(folder: Path) -> None:
     turns = [{"role": "system", "content": "A"}, *asks("Q")["messages"]]
     assert "two system prompts" in reason(folder, {"messages": turns, "system": "B"})
@@ -304,6 +320,14 @@ def test_the_history_of_a_row_is_read_before_its_question(shape: str, folder: Pa
         (asks("Q", tools=[{"name": "f"}]), "`tools` is not supported"),
         (asks("Q", videos=["a.mp4"]), "`videos` is not supported"),
         (
+            {"question": "Q", "answer": "x", "reasoning_content": "hm"},
+            "`reasoning_content` is not supported: only answers are trained",
+        ),
+        (
+            asks("Q", [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "x"}]),
+            "a part of type thinking, which is not supported",
+        ),
+        (
             asks([{"type": "video", "video": "a.mp4"}]),
             "a part of type video, which is not supported",
         ),
@@ -322,6 +346,8 @@ def test_what_is_not_understood_is_refused(row: dict[str, Any], message: str, fo
     [
         ("tool_calls", [{"function": {"name": "f"}}]),
         ("reasoning_content", "hm"),
+        ("reasoning", "hm"),
+        ("thinking", "hm"),
         ("images", [A]),
         ("weight", 0.5),
         ("loss", "no"),

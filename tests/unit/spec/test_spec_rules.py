@@ -459,6 +459,7 @@ REFUSED += [
             ("s3://b/data/out", "data.train.uri", "s3://b/data"),
             ("S3://b/data/../data", "data.eval.uri", "s3://b/data"),
             ("s3a://b/data/out", "data.train.uri", "s3://b//data/"),
+            ("chat.jinja", "model.chat_template", "chat.jinja"),
         )
     ),
     *(
@@ -474,6 +475,7 @@ REFUSED += [
             ("s3://b/out", "model.model_name_or_path", "s3a://b/out/merged/"),
             ("/data", "data.train.uri", "file:///data/rows/../data/*.jsonl"),
             ("s3://b/out", "data.eval.uri", "s3://b/out/data/*.parquet"),
+            ("out", "model.chat_template", "out/merged/chat_template.jinja"),
         )
     ),
     *(
@@ -538,9 +540,37 @@ REFUSED += [
         ("model.model_name_or_path", "file:/models/base", "file:///models/base"),
         ("train.logging_dir", "s3:/bucket/logs", "s3://bucket/logs"),
         ("train.resume_from_checkpoint", "s3:/b/step-1", "s3://b/step-1"),
+        ("model.chat_template", "s3:/b/chat.jinja", "s3://b/chat.jinja"),
     )
 ]
 REFUSED += [
+    (
+        ("model.engine=unsloth", "train.neftune_noise_alpha=5"),
+        "train.neftune_noise_alpha",
+        "must be null if model.engine is unsloth, whose forward passes add no noise",
+        "remove the line, or set model.engine: transformers",
+    ),
+    (
+        ("lora.finetune_vision_layers=false", "train.vision_tower_lr=1e-5"),
+        "train.vision_tower_lr",
+        "does not apply if lora.finetune_vision_layers is false: the vision tower is frozen",
+        "remove the line, or set lora.finetune_vision_layers: true",
+    ),
+    (
+        ("lora.method=full", "train.loraplus_lr_ratio=16"),
+        "train.loraplus_lr_ratio",
+        "does not apply if lora.method is full, which trains no adapter",
+        "remove the line, or set lora.method: lora",
+    ),
+    *(
+        (
+            (f"train.{key}=0.1", "train.loraplus_lr_ratio=16"),
+            "train.loraplus_lr_ratio",
+            f"times train.{key} must be below 1, but is 1.6: the learning rate of B matrices",
+            "write 16 or less, and lower the learning rate",
+        )
+        for key in ("learning_rate", "vision_tower_lr")
+    ),
     (
         ("train.max_steps=50", "train.warmup_steps=60"),
         "train.warmup_steps",
@@ -705,6 +735,10 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("train.max_steps=3",),
         ("train.max_steps=50", "train.warmup_steps=50"),
         ("train.max_steps=5", "train.warmup_steps=9", "train.lr_scheduler_type=constant"),
+        ("lora.method=full", "train.vision_tower_lr=1e-5", "train.neftune_noise_alpha=5"),
+        ("lora.target_modules=[fc1]", "train.vision_tower_lr=1e-5"),
+        ("train.loraplus_lr_ratio=16", "train.neftune_noise_alpha=0.1"),
+        ("model.chat_template='{{ messages }}'", "output.uri=out"),
         ("lora.target_modules=all-linear",),
         ("lora.target_modules=[lm_head]",),
         ("lora.target_modules=lm_head",),

@@ -244,6 +244,16 @@ def test_a_name_that_kubernetes_takes(name: str) -> None:
     assert load_spec(text, "job.yaml", environ={}).spec.name == name
 
 
+def test_texts_for_the_model_and_templates_may_have_lines_and_locations_may_not() -> None:
+    text = MINIMAL.replace("base}", 'base, chat_template: "{{ a }}\\n{{ b }}\\n"}')
+    text = text.replace("jsonl}", 'jsonl}, system: " a\\nb\\n"', 1)
+    spec = load_spec(text, "job.yaml", ['data.instruction="a\\nb"'], {}).spec
+    assert (spec.data.instruction, spec.data.system) == ("a\nb", " a\nb\n")
+    assert spec.model.chat_template == "{{ a }}\n{{ b }}\n"
+    with pytest.raises(SpecError, match="line break"):
+        load_spec(MINIMAL, "job.yaml", ['model.chat_template="a\\nb.jinja"'], {})
+
+
 def test_a_name_with_a_line_break_is_refused() -> None:
     (problem,) = _problems(MINIMAL.replace("name: sample", "name: |\n  sample"))
     assert problem.message.startswith("must ")

@@ -122,6 +122,12 @@ def test_validations_are_told_as_the_last_and_the_best(status: Status) -> None:
     assert "eval_cer" not in metrics  # NaN, which not every reader parses
 
 
+def test_each_group_of_weights_has_its_learning_rate(status: Status) -> None:
+    status.set_step(replace(STEP, learning_rates={"base": 2e-4, "lora_B": 1e-3}))
+    found = samples(prometheus.exposition(status.snapshot))
+    assert found['group_learning_rate{name="latex",group="lora_B"}'] == 1e-3
+
+
 def test_what_is_not_known_yet_has_no_sample() -> None:
     found = samples(prometheus.exposition(Status("latex", "0.1.0").snapshot))
     assert {name.partition("{")[0] for name in found} == {

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from job.engines.data_timer import DataTimer
+from job.engines.parameter_groups import LearningRates
 from job.train.checkpoint import state_files
 from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
@@ -51,7 +52,14 @@ class StopAt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def training(place: Path, *, lora: bool = True, stop: int = 0, **arguments: Any) -> Any:
+def training(
+    place: Path,
+    *,
+    lora: bool = True,
+    stop: int = 0,
+    rates: LearningRates | None = None,
+    **arguments: Any,
+) -> Any:
     set_seed(1)
     model: Any = Net()
     if lora:
@@ -61,6 +69,7 @@ def training(place: Path, *, lora: bool = True, stop: int = 0, **arguments: Any)
     return SafetensorsTrainer(
         batch_sampler=DistributedBatchSampler(shuffled(ROWS, 0), 2, micro_batches=2),
         data_timer=DataTimer(),
+        learning_rates=rates,
         model=model,
         args=TrainingArguments(
             output_dir=str(place),
@@ -314,6 +323,21 @@ def test_weights_that_are_trained_themselves_are_compared_too(tmp_path: Path) ->
     assert resume_problem(checkpoint, full) is None
     change(checkpoint / "model.safetensors", lambda tensors: tensors.pop("first.weight"))
     assert resume_problem(checkpoint, full) == "model.safetensors: first.weight is missing"
+
+
+def test_groups_of_weights_with_other_learning_rates_are_named(whole: Any, tmp_path: Path) -> None:
+    rates = LearningRates(base=0.1, loraplus_lr_ratio=2)
+    trained = training(tmp_path / "trained", rates=rates)
+    trained.train()
+    checkpoint = Path(checkpoint_of(trained, 6))
+    again = training(tmp_path / "again", rates=rates)
+    assert resume_problem(checkpoint, again) is None
+    again.train(str(checkpoint))
+    assert weights(again) == weights(trained) != weights(whole)
+    assert losses(again) == losses(trained)
+    said = resume_problem(checkpoint, training(tmp_path / "other"))
+    assert said is not None
+    assert "its parameter groups are ['base', 'lora_B'], but this training's are [None" in said
 
 
 @pytest.mark.parametrize("optim", ["adafactor", "sgd", "adamw_torch_fused"])

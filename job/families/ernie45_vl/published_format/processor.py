@@ -1,13 +1,13 @@
 """Reads and writes tokenizer, image settings and chat template in the published layout."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
 from job.families.ernie45_vl.published_format import served, tokenizer
+from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
 
 if TYPE_CHECKING:
     from transformers import Ernie4_5_VLMoeProcessor
@@ -18,21 +18,14 @@ AUTO_MAP = {
 }
 _MODULES = ("configuration_ernie45_vl.py", "processing_ernie45_vl.py")
 
-# Placeholders in the chat template: the published one, and Transformers'. Servers replace the first
-# by the second, once per token of the image.
-PLACEHOLDERS = (
-    ("<|image@placeholder|>", "<|IMAGE_PLACEHOLDER|>"),
-    ("<|video@placeholder|>", "<|VIDEO_PLACEHOLDER|>"),
-)
 _IMAGE_KEYS = (
     *("do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "resample"),
     *("image_mean", "image_std", "rescale_factor", "patch_size", "merge_size"),
 )
-_GENERATION_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
-def read(uri: str, directory: Path) -> "Ernie4_5_VLMoeProcessor":
-    """The checkpoint's processor, as Transformers' class.
+def read(uri: str, directory: Path, template: str | None = None) -> "Ernie4_5_VLMoeProcessor":
+    """The checkpoint's processor, as Transformers' class; `template` replaces its chat template.
 
     Raises InputError if a file is missing or cannot be read.
     """
@@ -44,9 +37,7 @@ def read(uri: str, directory: Path) -> "Ernie4_5_VLMoeProcessor":
 
     config = _read_json(uri, directory, "tokenizer_config.json")
     settings = _read_json(uri, directory, "preprocessor_config.json")
-    template = _template(uri, directory, config)
-    for published, native in PLACEHOLDERS:
-        template = template.replace(published, native)
+    template = to_native(_template(uri, directory, config) if template is None else template)
     given = {key: settings[key] for key in _IMAGE_KEYS if key in settings}
     size = settings.get("size", {})
     limits = {
@@ -74,7 +65,7 @@ def _template(uri: str, directory: Path, config: dict[str, Any]) -> str:
     if (directory / "chat_template.json").is_file():
         config = _read_json(uri, directory, "chat_template.json")
     if not isinstance(config.get("chat_template"), str):
-        raise InputError(uri, "holds no chat template", fix="add its chat_template.jinja")
+        raise InputError(uri, "holds no chat template", fix="set model.chat_template")
     return str(config["chat_template"])
 
 
@@ -99,9 +90,7 @@ def write(processor: "Ernie4_5_VLMoeProcessor", directory: Path) -> None:
         config.pop(key, None)
     _write_json(path, config)
 
-    template = _GENERATION_MARK.sub("", processor.chat_template)
-    for published, native in PLACEHOLDERS:
-        template = template.replace(native, published)
+    template = to_published(processor.chat_template)
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
 
     images, videos = processor.image_processor.to_dict(), processor.video_processor.to_dict()
