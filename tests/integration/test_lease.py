@@ -176,9 +176,11 @@ def test_a_job_that_waits_says_so_and_starts_once_the_output_is_free(
     waiting: tuple[subprocess.Popen[str], Lease, int],
 ) -> None:
     process, lease, port = waiting
-    address = f"http://127.0.0.1:{port}/metrics"
-    while 'stage="waiting"' not in urllib.request.urlopen(address).read().decode():
-        time.sleep(0.1)  # from its first line to the server
+    metrics = ""
+    while 'stage="waiting"' not in metrics:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            metrics = page.read().decode()
+        time.sleep(0.1)  # from the line that it waits to the server that says so
     lease.release()
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
