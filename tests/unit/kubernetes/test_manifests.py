@@ -468,7 +468,7 @@ def test_images_named_by_digest_stay_as_they_are(reference: str) -> None:
     options = ManifestOptions(**given)  # type: ignore[arg-type]
     for kind in kubernetes.KINDS:
         text = kubernetes.render(options, "amd", kind=kind)
-        images = re.findall(r"image: (r\.io/\S+|docker\S+)", text)
+        images = re.findall(r"image: (r\.io\S+|docker\S+)", text)
         assert set(images) <= {reference, f"r.io/vllm{DIGEST}"}
         assert (f"r.io/vllm{DIGEST}" in images) == (kind == "vllm")
         assert reference in images

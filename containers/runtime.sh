@@ -1,0 +1,12 @@
+#!/bin/sh
+# The second stage of each image: an interpreter for the packages, and the user who runs the job,
+# whose number is JOB_UID.
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends ca-certificates python3
+rm -rf /var/lib/apt/lists/*
+groupadd --gid "$JOB_UID" job
+useradd --uid "$JOB_UID" --gid "$JOB_UID" --no-create-home --home-dir /cache --shell /usr/sbin/nologin job
+install -d -o "$JOB_UID" -g "$JOB_UID" /cache /work
