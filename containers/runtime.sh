@@ -9,4 +9,5 @@ apt-get install -y -qq --no-install-recommends ca-certificates python3
 rm -rf /var/lib/apt/lists/*
 groupadd --gid "$JOB_UID" job
 useradd --uid "$JOB_UID" --gid "$JOB_UID" --no-create-home --home-dir /cache --shell /usr/sbin/nologin job
-install -d -o "$JOB_UID" -g "$JOB_UID" /cache /work
+# Group 0 too: OpenShift runs the job as a user that it chooses, in this group.
+install -d -m 0775 -o "$JOB_UID" -g 0 /cache /work
