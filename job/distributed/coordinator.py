@@ -166,8 +166,8 @@ class Coordinator:
         """On rank 0: makes the other ranks exit with `code`, and waits briefly for them."""
         if self._closed.is_set():
             return
-        # Dead ranks never leave, and a launcher asks rank 0 to stop soon after another rank has left:
-        # its error must have been reported by then.
+        # Dead ranks never leave. Once another rank has left, a launcher soon asks rank 0 to stop,
+        # whose error must have been reported by then.
         dead = self._silent_ranks(SILENT_SECONDS) if code != OK else []
         with suppress(*CONNECTION_ERRORS):
             self.publish(END, code)
