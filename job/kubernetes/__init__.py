@@ -13,7 +13,7 @@ from job.kubernetes.context import Object, RenderContext
 from job.kubernetes.options import ManifestOptions, check_caches_are_writable
 from job.kubernetes.platforms import PLATFORMS, platform
 
-__all__ = ["ManifestOptions", "folder", "render", "write"]
+__all__ = ["ManifestOptions", "folder", "render", "replacing", "write"]
 
 KINDS: Mapping[str, Callable[[RenderContext], list[Object]]] = {
     "job": batch.bundle,
@@ -39,8 +39,36 @@ def render(options: ManifestOptions, platform_name: str, nodes: int = 1, kind: s
     return _text(bundle(context))
 
 
+def replacing(options: ManifestOptions, nodes: int = 1, kind: str = "job") -> str | None:
+    """The command that makes room for a manifest; None if it can be applied over its predecessor.
+
+    The Job's pods have ended when it returns, so that the new ones find no claim in use. `kubectl
+    replace --force` would delete the cache too.
+    """
+    name = options.loaded.spec.name
+    resources = {
+        "job": f"trainjob {name}" if nodes > 1 else f"job {name}",
+        "trainjob": f"trainjob {name}",
+        "vllm-smoke": f"job {name}-vllm-smoke",
+    }
+    if kind not in resources:
+        return None
+    return f"kubectl delete {resources[kind]} --cascade=foreground --ignore-not-found"
+
+
 def folder(options: ManifestOptions, nodes: int = 1, smoke: str | None = None) -> Mapping[str, str]:
-    """All manifests and overlays of a spec, by path; `smoke` is the spec of the CPU smoke test."""
+    """All manifests and overlays of a spec, by path; `smoke` is the spec of the CPU smoke test.
+
+    Raises the errors of `render`, and UsageError for an image, which fits one platform only.
+    """
+    for option, value in (("--image", options.image), ("--vllm-image", options.vllm_image)):
+        if value is not None:
+            raise UsageError(
+                option,
+                "conflicts with --directory, whose overlays have an image for each platform",
+                value=value,
+                fix="name it in the `images` of a kustomization",
+            )
     test = replace(options, spec=smoke, sets=(), output=None) if smoke else None
     contexts = layout.FolderContexts(
         amd=options.context(PLATFORMS["amd"]),

@@ -22,15 +22,19 @@ OPTIONAL_KEYS = (
 )
 """Other entries that the Secret may have."""
 
+WORKLOADS = ("Job", "Deployment", "TrainingRuntime", "TrainJob")
 Feature = Callable[[Object], None]
-"""Modifies a Job or Deployment in place."""
+"""Modifies one of these in place."""
 
 
 def kueue(document: Object) -> None:
-    """Kueue admits the Job when its queue has quota, and preempts it by suspending it."""
-    if document["kind"] == "Job":
+    """Kueue admits the job when its queue has quota, and preempts it by suspending it.
+
+    `suspend` is Kueue's alone, which sets it when the job is created: in a manifest it would
+    suspend a running job, and kill its pods, each time that the manifest is applied.
+    """
+    if document["kind"] in ("Job", "TrainJob"):
         document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = QUEUE
-        document["spec"]["suspend"] = True
 
 
 def s3_static_keys(document: Object) -> None:
@@ -55,14 +59,30 @@ def s3_workload_identity(document: Object) -> None:
         mount = {"name": "identity", "mountPath": TOKENS, "readOnly": True}
         container["volumeMounts"].append(mount)
     token = {"audience": "sts.amazonaws.com", "expirationSeconds": 3600, "path": "token"}
-    document["spec"]["template"]["spec"]["volumes"].append(
-        {"name": "identity", "projected": {"sources": [{"serviceAccountToken": token}]}}
-    )
+    for pod in _pods(document):
+        pod["volumes"].append(
+            {"name": "identity", "projected": {"sources": [{"serviceAccountToken": token}]}}
+        )
+
+
+def _pods(document: Object) -> list[Object]:
+    """The specs of its pods; a TrainJob has them in its runtime."""
+    match document["kind"]:
+        case "TrainJob":
+            return []
+        case "TrainingRuntime":
+            jobs = document["spec"]["template"]["spec"]["replicatedJobs"]
+            return [job["template"]["spec"]["template"]["spec"] for job in jobs]
+        case _:
+            return [document["spec"]["template"]["spec"]]
 
 
 def _with_secret(document: Object) -> list[Object]:
     """The containers that read the Secret: those that access storage."""
-    spec = document["spec"]["template"]["spec"]
+    return [container for spec in _pods(document) for container in _reading_secret(spec)]
+
+
+def _reading_secret(spec: Object) -> list[Object]:
     containers = [*spec.get("initContainers", []), *spec["containers"]]
     return [container for container in containers if "envFrom" in container]
 
@@ -75,10 +95,10 @@ FEATURES: dict[str, Feature] = {
 
 
 def apply(feature: Feature, documents: Sequence[Object]) -> list[Object]:
-    """A copy of the documents with the feature applied to Jobs and Deployments."""
+    """A copy of the documents with the feature applied to everything that runs pods."""
     changed = copy.deepcopy(list(documents))
     for document in changed:
-        if document["kind"] in ("Job", "Deployment"):
+        if document["kind"] in WORKLOADS:
             feature(document)
     return changed
 

@@ -37,7 +37,7 @@ def template(
         "containers": [{**container(context, name), **_metrics(context)}],
         "volumes": [
             {"name": CONFIG, "configMap": {"name": f"{context.name}-spec"}},
-            {"name": "cache", "persistentVolumeClaim": {"claimName": context.cache_claim}},
+            {"name": "cache", "persistentVolumeClaim": {"claimName": context.cache.claim}},
             scratch("work", needs.work),
             scratch("tmp", needs.tmp),
             memory("shm", needs.shared_memory),

@@ -118,6 +118,18 @@ def manifest(
         ),
     ] = "job",
     registry: Annotated[str | None, typer.Option(help="The registry of your images.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="The job's image, best with its digest: REF@sha256:….")
+    ] = None,
+    vllm_image: Annotated[
+        str | None, typer.Option(help="The server's image instead of vLLM's own.")
+    ] = None,
+    cache_size: Annotated[
+        str | None, typer.Option(help="The cache's volume, as in 200Gi (default: as needed).")
+    ] = None,
+    cache_claim: Annotated[
+        str | None, typer.Option(help="Cache on this existing claim; the manifest has none.")
+    ] = None,
     directory: Annotated[
         Path | None, typer.Option(help="Write all manifests, with their overlays, to this folder.")
     ] = None,
@@ -131,7 +143,15 @@ def manifest(
     from job import kubernetes
 
     options = kubernetes.ManifestOptions(
-        spec=spec, sets=tuple(set or ()), output=output, registry=registry, environ=os.environ
+        spec=spec,
+        sets=tuple(set or ()),
+        output=output,
+        registry=registry,
+        image=image,
+        vllm_image=vllm_image,
+        cache_size=cache_size,
+        cache_claim=cache_claim,
+        environ=os.environ,
     )
     if directory is not None:
         written = kubernetes.folder(options, nodes, smoke)
@@ -139,3 +159,9 @@ def manifest(
         log.info("written", files=len(written), folder=directory)
     else:
         print(kubernetes.render(options, platform, nodes, kind), end="")
+        if command := kubernetes.replacing(options, nodes, kind):
+            log.info(
+                "pods of an existing job cannot be changed: to apply this over one that was "
+                "rendered for another platform, image or spec, delete it first",
+                command=command,
+            )
