@@ -7,6 +7,7 @@ from typing import Any
 from job import __version__
 from job.families import Family
 from job.kubernetes import constants
+from job.kubernetes.cluster import Cluster
 from job.kubernetes.platforms import Platform
 from job.planning.requirements import Needs
 from job.spec.types import JobSpec
@@ -23,6 +24,7 @@ class RenderContext:
     platform: Platform
     needs: Needs
     family: type[Family]
+    cluster: Cluster
     registry: str
     nodes: int
     sets: tuple[str, ...]
@@ -33,6 +35,8 @@ class RenderContext:
     """Values of the environment variables that the spec uses, except secrets."""
     secrets: Mapping[str, str] = field(repr=False)
     """Values of the secret variables. Pods read them from a Secret; no manifest contains them."""
+    egress_ports: tuple[int, ...] = ()
+    """Ports of hosts outside the pod's network policy, beside those in `constants`."""
 
     @property
     def name(self) -> str:

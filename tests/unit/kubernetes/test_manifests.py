@@ -321,11 +321,16 @@ def test_results_for_a_local_folder_go_to_the_volume() -> None:
     assert [variable["name"] for variable in container["env"]] == [signals.GRACE_VARIABLE]
 
 
-def test_a_cpu_pod_asks_for_no_device() -> None:
-    pod = pod_of(kubernetes.render(ManifestOptions(spec=LATEX, environ={}), "cpu"))
-    assert "tolerations" not in pod
+def test_a_cpu_pod_asks_for_no_device_and_runs_where_all_nodes_have_one(
+    ernie: ManifestOptions,
+) -> None:
+    latex = ManifestOptions(spec=LATEX, environ={})
+    pod = pod_of(kubernetes.render(latex, "cpu"))
     assert "supplementalGroups" not in pod["securityContext"]
     assert not [name for name in pod["containers"][0]["resources"]["limits"] if "/" in name]
+    asking = pod_of(kubernetes.render(ernie, "amd", kind="vllm-smoke"))
+    for tolerations in (pod["tolerations"], asking["tolerations"]):
+        assert {each["key"] for each in tolerations} == {"amd.com/gpu", "nvidia.com/gpu"}
 
 
 def test_several_nodes_keep_the_policy_of_one(ernie: ManifestOptions) -> None:
