@@ -108,6 +108,39 @@ def test_components_go_with_any_overlay(tmp_path: Path, ernie: ManifestOptions) 
         assert any(variable["name"] == "AWS_ROLE_ARN" for variable in container["env"])
 
 
+def test_a_pinned_kustomization_is_what_the_command_renders(
+    tmp_path: Path, ernie: ManifestOptions
+) -> None:
+    """What a platform team keeps: a base at a tag of a repository, and what differs here."""
+    repository, mine = tmp_path / "finetune-job", tmp_path / "mine"
+    mine.mkdir()
+    kubernetes.write(repository / "k8s", kubernetes.folder(ernie))
+    git = ["git", "-C", str(repository), "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", "v0.1.0"]):
+        subprocess.run([*git, *command], check=True)
+    # Later changes are not seen by whoever pinned the tag.
+    (repository / "k8s/base/finetune-job.yaml").write_text("")
+    subprocess.run([*git, "commit", "-qam", "y"], check=True)
+    (mine / "kustomization.yaml").write_text(f"""
+resources:
+  - file://{repository}//k8s/base?ref=v0.1.0
+namespace: team-ocr
+images:
+  - name: registry.example.com/finetune-job
+    newName: registry.team.example/ml/finetune-job
+labels:
+  - pairs: {{team: ocr}}
+    includeTemplates: true
+""")
+    asked = ManifestOptions(
+        spec=ERNIE,
+        registry="registry.team.example/ml",
+        cluster=kubernetes.Cluster(namespace="team-ocr", labels={"team": "ocr"}),
+        environ={},
+    )
+    assert kustomized(mine) == rendered(kubernetes.render(asked, "amd"))
+
+
 def test_patches_add_to_lists_at_their_end() -> None:
     before = {"apiVersion": "v1", "kind": "X", "env": [{"a": 1}, {"b": 2}], "gone": 1}
     after = {"apiVersion": "v1", "kind": "X", "env": [{"a": 9}, {"b": 2}, {"c": 3}], "a/b": 4}
