@@ -28,7 +28,8 @@ runtime)
     debian ca-certificates python3
     groupadd --gid "$JOB_UID" job
     useradd --uid "$JOB_UID" --gid "$JOB_UID" --no-create-home --home-dir /cache --shell /usr/sbin/nologin job
-    install -d -o "$JOB_UID" -g "$JOB_UID" /cache /work
+    # Group 0 too: OpenShift runs the job as a user that it chooses, in this group.
+    install -d -m 0775 -o "$JOB_UID" -g 0 /cache /work
     ;;
 finish)
     # The command `finetune-job`; pip, which would write it, is gone.
