@@ -24,6 +24,10 @@ ENGINE   ?= $(shell for e in docker podman buildah; do command -v $$e >/dev/null
 REGISTRY ?= localhost
 VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BASE_IMAGE ?=
+IMAGE = $(REGISTRY)/finetune-job:$(VERSION)-$(ACCELERATOR)
+# buildah has no `image inspect` with a size.
+IMAGE_SIZE = $(if $(findstring buildah,$(ENGINE)),$(ENGINE) images --format '{{.Size}}' $(IMAGE),\
+	$(ENGINE) image inspect --format '{{.Size}}' $(IMAGE) | numfmt --to=si --suffix=B)
 # An image does not use the index of the environment here unless TORCH_INDEX is given.
 IMAGE_TORCH_INDEX = $(if $(filter command environment,$(firstword $(origin TORCH_INDEX))),$(TORCH_INDEX))
 
@@ -102,10 +106,11 @@ image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|p
 	@test -f containers/$(ACCELERATOR).Containerfile || { echo "image: ACCELERATOR must be rocm, cuda or cpu (found $(ACCELERATOR))" >&2; exit 2; }
 	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name one: ENGINE=…" >&2; exit 2; }
 	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \
-		-t $(REGISTRY)/finetune-job:$(VERSION)-$(ACCELERATOR) \
+		-t $(IMAGE) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=12) \
 		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(IMAGE_TORCH_INDEX),--build-arg TORCH_INDEX=$(IMAGE_TORCH_INDEX)) \
 		$(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") .
+	@echo "$(IMAGE): $$($(IMAGE_SIZE)) unpacked"
 
 lint: $(VENV)/.ready-dev ## ruff, mypy and hadolint
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,7 @@ Prints each problem and ends with exit code 1 where there is one.
 """
 
 import base64
+import ctypes
 import hashlib
 import re
 import shutil
@@ -18,7 +19,13 @@ from pathlib import Path
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
 FORBIDDEN = ("cc", "gcc", "g++", "c++", "clang", "hipcc", "nvcc", "ld", "make", "pip", "pip3")
 OF_CUDA = re.compile(r"nvidia-|cuda-|triton$")
-"""Packages that belong to a CUDA build of torch, and to no other."""
+"""Packages that belong to a CUDA build of torch, unless their version names a build for ROCm: AMD's
+own index has such a `triton`, PyTorch's calls it `pytorch-triton-rocm` or `triton-rocm`."""
+USED = (
+    *("cadam_8bit_blockwise_grad_bf16", "cadam_8bit_blockwise_grad_fp32"),
+    *("cquantize_blockwise_bf16_nf4", "cdequantize_blockwise_bf16_nf4"),
+)
+"""Functions of bitsandbytes' library that the job calls, for 8-bit optimizers and 4-bit weights."""
 
 
 def packages(accelerator: str) -> Iterator[str]:
@@ -44,7 +51,8 @@ def _build(accelerator: str, found: dict[str, Distribution]) -> Iterator[str]:
         yield f"torch {torch.__version__} is no cpu build"
     if accelerator in ("rocm", "cpu"):
         for name in sorted(filter(OF_CUDA.match, found)):
-            yield f"{name} belongs to a CUDA build of torch"
+            if not (accelerator == "rocm" and "rocm" in found[name].version.partition("+")[2]):
+                yield f"{name} belongs to a CUDA build of torch"
     if "bitsandbytes" in found and accelerator != "default":
         yield from _bitsandbytes(found["bitsandbytes"], builds)
 
@@ -54,11 +62,28 @@ def _bitsandbytes(package: Distribution, builds: dict[str, str | None]) -> Itera
     for name, version in builds.items():
         if version:
             release = "".join(version.split(".")[:2])
-            library = f"bitsandbytes/libbitsandbytes_{name}{release}.so"
-            if not Path(str(package.locate_file(library))).exists():
-                yield f"bitsandbytes does not work here: it has no {Path(library).name}"
+            file = f"bitsandbytes/libbitsandbytes_{name}{release}.so"
+            library = Path(str(package.locate_file(file)))
+            if not library.exists():
+                yield f"bitsandbytes does not work here: it has no {library.name}"
+            elif reason := _unusable(library):
+                yield f"bitsandbytes does not work here: {library.name}: {reason}"
     if not any(builds.values()):
         yield "bitsandbytes does not work here: it needs a GPU"
+
+
+def _unusable(library: Path) -> str | None:
+    """Why bitsandbytes' library does not work in a process that has imported torch, as this one.
+
+    That it exists says little: it needs cuBLAS or hipBLAS, has no path to them, and finds by name
+    what torch has loaded. Loading it resolves every symbol, and needs no GPU.
+    """
+    try:
+        loaded = ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    missing = [name for name in USED if not hasattr(loaded, name)]
+    return f"lacks {', '.join(missing)}" if missing else None
 
 
 def _changed(package: Distribution) -> Iterator[str]:

@@ -5,6 +5,7 @@ the store has conditional puts (S3, local disks), only one of several jobs can s
 job holds the lease, the new job watches it: a holder that renews its lease is alive, and one that
 has not done so for LEASE_SECONDS is dead. Clocks of different machines are never compared. If the
 holder ran on this machine, its process is looked up, so that a restart after a crash need not wait.
+A holder that is about to end is waited for (`lease_wait`).
 
 A job that was suspended or disconnected for that long may continue after another has taken over.
 So it checks its lease right before each write (`Lease.writing`). Nobody can take over within
@@ -22,9 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from job import log, storage
+from job import log, signals, storage
 from job.artifacts.lease_folder import RENEWALS, LeaseFolder
 from job.artifacts.lease_holder import LeaseHolder, this_process
+from job.artifacts.lease_wait import HolderWatch, LeaseWait
 from job.errors import StorageError
 from job.storage import retry
 
@@ -36,6 +38,8 @@ RELEASE_SECONDS = 5.0
 """How long a release waits for a running renewal."""
 ATTEMPTS = 5
 """How often to try to take a lease that changes hands or is not listed."""
+SIGNAL_SECONDS = 0.5
+"""How soon the lease says that its job was asked to stop."""
 
 
 class LeaseLost(StorageError):
@@ -68,22 +72,25 @@ class Lease:
 
     # --- holding it --------------------------------------------------------------------------
 
-    def acquire(self) -> None:
+    def acquire(self, wait: LeaseWait | None = None) -> None:
         """Takes the lease and starts renewing it.
 
-        Raises StorageError if a running job holds it, or if the store does not list files that were
-        just stored.
+        Raises StorageError if a running job holds it, for longer than `wait` allows, or if the
+        store does not list files that were just stored.
         """
         uri = self._folder.uri
         if storage.is_local(uri):
             path = storage.local_path(uri)
             retry.call("write", uri, lambda: path.mkdir(parents=True, exist_ok=True))
         self.conditions = storage.conditions(uri)
+        watch = HolderWatch(self._folder, wait or LeaseWait())
         for _ in range(ATTEMPTS):
             number, holder = self._folder.current()
-            if holder is not None and not self._folder.is_expired(number, holder, self._me.machine):
-                log.info("the output's lease changed hands; trying again", output=self._output)
-                continue
+            if holder is not None:
+                holder = watch.until_dead(number, holder, self._me.machine)
+                if holder is None:
+                    log.info("the output's lease changed hands; trying again", output=self._output)
+                    continue
             if self._take(number, holder):
                 break
         else:
@@ -198,8 +205,9 @@ class Lease:
     def _renew(self) -> None:
         mine = self._me
         with retry.abandoned_if_set(self._released):
-            while not self._released.wait(self._seconds / RENEWALS):
-                mine = replace(mine, renewed=mine.renewed + 1)
+            while self._wait_for_renewal(stopping=mine.stopping):
+                stopping = signals.received() is not None
+                mine = replace(mine, renewed=mine.renewed + 1, stopping=stopping)
                 started, guard = _now(), _LeaseFileGuard(self)
                 try:
                     with self._checking:
@@ -215,6 +223,16 @@ class Lease:
                     return
                 except Exception as error:  # noqa: BLE001 - a lease without renewals is lost
                     log.warn("the output's lease could not be renewed", reason=error)
+
+    def _wait_for_renewal(self, *, stopping: bool) -> bool:
+        """Whether it is time for a renewal: at once after a signal; False once released."""
+        due = _now() + self._seconds / RENEWALS
+        while (left := due - _now()) > 0:
+            if self._released.wait(min(left, SIGNAL_SECONDS)):
+                return False
+            if signals.received() is not None and not stopping:
+                break
+        return not self._released.is_set()
 
     def _confirm(self, started: float, *, atomic: bool) -> None:
         """Records a renewal. A late one may have raced with a takeover, so the lease is read again.

@@ -14,6 +14,10 @@ RENEWALS = 6
 """How often a lease is renewed within its duration."""
 
 
+class LeaseHeld(StorageError):
+    """A running job holds the lease."""
+
+
 @dataclass(frozen=True)
 class LeaseFolder:
     """The leases at `uri`, each of which lasts `seconds` from its last renewal."""
@@ -52,10 +56,13 @@ class LeaseFolder:
         path = storage.local_path(self.uri) / LEASE_LOCK_FILE
         return local.locked(path, exclusive=exclusive, seconds=self.seconds)
 
-    def is_expired(self, number: int, holder: LeaseHolder, machine: str) -> bool:
+    def is_expired(
+        self, number: int, holder: LeaseHolder, machine: str, *, quiet: bool = False
+    ) -> bool:
         """Whether the holder is dead; False if the lease changed hands while being watched.
 
-        `machine` identifies this machine. Raises StorageError if the holder is alive.
+        `machine` identifies this machine; `quiet` logs no start of the watch. Raises LeaseHeld if
+        the holder is running, and StorageError if it is suspended on this machine.
         """
         match process_state(holder, machine):
             case "dead":
@@ -64,18 +71,20 @@ class LeaseFolder:
             case "running":
                 raise self.held_error(holder, "is running")
             case "stopped":
-                raise self.held_error(holder, "is stopped", fix="continue it, or end it")
+                error = self.held_error(holder, "is stopped", fix="continue it, or end it")
+                raise StorageError.from_problems(error.problems)
             case "unknown":
-                return self._expires(number, holder)
+                return self._expires(number, holder, quiet=quiet)
 
-    def _expires(self, number: int, holder: LeaseHolder) -> bool:
+    def _expires(self, number: int, holder: LeaseHolder, *, quiet: bool) -> bool:
         """Like `is_expired`, by watching the lease until it would expire."""
-        log.info(
-            "another job holds the output; waiting to see whether it is alive",
-            host=holder.host,
-            since=holder.since,
-            at_most=log.duration(self.seconds),
-        )
+        if not quiet:
+            log.info(
+                "another job holds the output; waiting to see whether it is alive",
+                host=holder.host,
+                since=holder.since,
+                at_most=log.duration(self.seconds),
+            )
         deadline = time.monotonic() + self.seconds
         while time.monotonic() < deadline:
             time.sleep(self.seconds / RENEWALS / 4)
@@ -92,7 +101,7 @@ class LeaseFolder:
         holder: LeaseHolder | None,
         reason: str,
         fix: str = "wait for it, stop it, or name another output",
-    ) -> StorageError:
+    ) -> LeaseHeld:
         """The error for an output that another job holds, or held."""
         who = holder or "it has finished since"
-        return StorageError(self.output, f"another job {reason} ({who})", fix=fix)
+        return LeaseHeld(self.output, f"another job {reason} ({who})", fix=fix)

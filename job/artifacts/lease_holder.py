@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+from job import signals
 from job.local.process_identity import boot_id, utc_now
 
 ProcessState = Literal["running", "stopped", "dead", "unknown"]
@@ -30,11 +31,16 @@ class LeaseHolder:
     since: str = "unknown"
     renewed: int = 0
     """Number of renewals; only a change matters."""
+    grace: float = 0.0
+    """Seconds that it has to end, from the signal to stop until it is killed."""
+    stopping: bool = False
+    """Whether it was asked to stop."""
     text: str = ""
     """The file as it was read."""
 
     def __str__(self) -> str:
-        return f"host {self.host}, process {self.process}, since {self.since}"
+        stopping = ", asked to stop" if self.stopping else ""
+        return f"host {self.host}, process {self.process}, since {self.since}{stopping}"
 
     def to_text(self) -> str:
         written = asdict(self)
@@ -59,7 +65,7 @@ class LeaseHolder:
 
 
 def this_process() -> LeaseHolder:
-    """This process, under a new id."""
+    """This process, under a new id. Raises UsageError if its grace period is not a number."""
     process = os.getpid()
     boot = boot_id() or secrets.token_hex(8)  # unknown: matches no other process
     return LeaseHolder(
@@ -69,6 +75,7 @@ def this_process() -> LeaseHolder:
         process_started=_state_and_start(process)[1],
         host=socket.gethostname(),
         since=utc_now(),
+        grace=float(signals.grace_seconds()),
     )
 
 

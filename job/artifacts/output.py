@@ -13,6 +13,7 @@ from pathlib import Path
 
 from job import log, storage
 from job.artifacts.lease import Lease
+from job.artifacts.lease_wait import LeaseWait
 from job.artifacts.nesting import RESOLVED, RUN, refuse_nested
 from job.artifacts.records import STAGES, RunRecord
 from job.artifacts.stage_store import StageStore
@@ -47,15 +48,15 @@ class Output:
 
     # --- the lease ---------------------------------------------------------------------------
 
-    def acquire(self) -> None:
+    def acquire(self, wait: LeaseWait | None = None) -> None:
         """Checks access to the output and takes its lease.
 
-        Raises StorageError if another job is writing there, and SpecError if it is inside the
-        output of another run.
+        Raises StorageError if another job is writing there, for longer than `wait` allows, and
+        SpecError if it is inside the output of another run.
         """
         refuse_nested(self.uri)
         storage.check_access(self.uri, "write")
-        self._lease.acquire()
+        self._lease.acquire(wait)
         self.stages.invalidate_overwritten()
         self.holds_finished_run = storage.is_file(self.at(SUCCESS))
         self._abort_uploads()

@@ -15,7 +15,16 @@ from job.kubernetes.context import Object
 from job.kubernetes.options import ManifestOptions, check_caches_are_writable
 from job.kubernetes.platforms import PLATFORMS, platform
 
-__all__ = ["KINDS", "Cluster", "ManifestOptions", "cluster_options", "folder", "render", "write"]
+__all__ = [
+    "KINDS",
+    "Cluster",
+    "ManifestOptions",
+    "cluster_options",
+    "folder",
+    "render",
+    "replacing",
+    "write",
+]
 
 DEFAULT_TRAINJOB_NODES = 2
 """Nodes of the folder's TrainJob unless --nodes is given."""
@@ -38,12 +47,30 @@ def render(options: ManifestOptions, platform_name: str, nodes: int = 1, kind: s
     return _text(bundle(context))
 
 
+def replacing(options: ManifestOptions, nodes: int = 1, kind: str = "job") -> str | None:
+    """The command that makes room for a manifest; None if it can be applied over its predecessor.
+
+    The Job's pods have ended when it returns, so that the new ones find no claim in use. `kubectl
+    replace --force` would delete the cache too.
+    """
+    name = options.loaded.spec.name
+    resources = {
+        "job": f"trainjob {name}" if nodes > 1 else f"job {name}",
+        "trainjob": f"trainjob {name}",
+        "vllm-smoke": f"job {name}-vllm-smoke",
+    }
+    if kind not in resources:
+        return None
+    return f"kubectl delete {resources[kind]} --cascade=foreground --ignore-not-found"
+
+
 def folder(options: ManifestOptions, nodes: int = 1, smoke: str | None = None) -> Mapping[str, str]:
     """All manifests and overlays of a spec, by path; `smoke` is the spec of the CPU smoke test.
 
-    Raises the errors of `render`.
+    Raises the errors of `render`, and UsageError for an image or a device class, which fit one
+    platform only.
     """
-    _check_folder(options.cluster)
+    _check_folder(options)
     test = replace(options, spec=smoke, sets=(), output=None) if smoke else None
     amd = options.context(PLATFORMS["amd"])
     check_caches_are_writable({**amd.environ, **options.cluster.env})
@@ -63,13 +90,21 @@ def write(directory: Path, files: Mapping[str, str]) -> None:
         (directory / path).write_text(content, encoding="utf-8")
 
 
-def _check_folder(cluster: Cluster) -> None:
-    """Raises UsageError for claims of one vendor's GPUs: the folder has overlays for the other."""
-    if len({cluster.device_class_on(name) for name in VENDORS}) > 1:
+def _check_folder(options: ManifestOptions) -> None:
+    """Raises UsageError for what fits one platform only: the folder has overlays for the others."""
+    for option, value in (("--image", options.image), ("--vllm-image", options.vllm_image)):
+        if value is not None:
+            raise UsageError(
+                option,
+                "conflicts with --directory, whose overlays have an image for each platform",
+                value=value,
+                fix="name it in the `images` of a kustomization",
+            )
+    if len({options.cluster.device_class_on(name) for name in VENDORS}) > 1:
         raise UsageError(
             "--device-class",
             "conflicts with --directory, which has overlays for GPUs of both vendors",
-            value=cluster.device_class,
+            value=options.cluster.device_class,
             fix="render the kinds that you need one by one, without --directory",
         )
 

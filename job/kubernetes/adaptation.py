@@ -19,7 +19,7 @@ def fit(documents: Sequence[Object], context: RenderContext) -> list[Object]:
     """
     fitted = []
     for document in documents:
-        for template in pod_templates(document):
+        for template in pod.templates(document):
             component = template["metadata"]["labels"]["app.kubernetes.io/component"]
             if _fit_pod(template, context, component):
                 fitted.append(claims.template(context, component))
@@ -46,30 +46,16 @@ def fit_metadata(metadata: Object, cluster: Cluster, *, namespaced: bool = False
         metadata["annotations"] = {**metadata.get("annotations", {}), **cluster.annotations}
 
 
-def pod_templates(document: Object) -> Iterator[Object]:
-    """The pod templates of a Job, a Deployment or a TrainingRuntime; none of anything else."""
-    if document["kind"] in ("Job", "Deployment"):
-        yield document["spec"]["template"]
-    elif document["kind"] == "TrainingRuntime":
-        for replicated in document["spec"]["template"]["spec"]["replicatedJobs"]:
-            yield replicated["template"]["spec"]["template"]
-
-
-def containers(spec: Object) -> list[Object]:
-    """All containers of a pod, init containers first."""
-    return [*spec.get("initContainers", ()), *spec["containers"]]
-
-
 def _fit_pod(template: Object, context: RenderContext, component: str) -> bool:
     """Changes a pod template in place; returns whether its pods claim a device."""
     cluster, spec = context.cluster, template["spec"]
     fit_metadata(template["metadata"], cluster)
-    has_gpu = any(claims.asks_for_gpu(each, context) for each in containers(spec))
+    has_gpu = any(claims.asks_for_gpu(each, context) for each in pod.containers(spec))
     platform = context.platform.name if has_gpu else "cpu"
     if cluster.openshift:
         for key in USERS:
             spec["securityContext"].pop(key, None)
-    for container in containers(spec):
+    for container in pod.containers(spec):
         _add_variables(container, context)
     added: Object = {
         "priorityClassName": cluster.priority_class,

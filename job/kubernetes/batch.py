@@ -11,7 +11,7 @@ def bundle(context: RenderContext) -> list[Object]:
     return [
         objects.service_account(context),
         objects.config_map(context),
-        objects.cache(context),
+        *objects.cache(context),
         objects.network_policy(context, "training", ingress=objects.scraping(context)),
         {
             "apiVersion": "batch/v1",

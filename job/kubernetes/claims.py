@@ -1,5 +1,6 @@
 """How pods ask for devices: a GPU by resource or by claim, and RDMA devices for several nodes."""
 
+from job.kubernetes import pod
 from job.kubernetes.context import Object, RenderContext
 
 API = "resource.k8s.io/v1"
@@ -29,7 +30,7 @@ def template(context: RenderContext, component: str) -> Object:
 
 def claim_gpu(spec: Object, context: RenderContext, component: str) -> None:
     """Makes a pod claim its GPU instead of asking for the resource, in place."""
-    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+    for container in pod.containers(spec):
         if asks_for_gpu(container, context):
             for amounts in _amounts(container):
                 amounts.pop(str(context.platform.resource))
@@ -40,7 +41,7 @@ def claim_gpu(spec: Object, context: RenderContext, component: str) -> None:
 
 def add_rdma(spec: Object, context: RenderContext) -> None:
     """Asks for the RDMA devices in every container of a training pod, in place."""
-    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+    for container in pod.containers(spec):
         for amounts in _amounts(container):
             amounts.update(context.cluster.rdma_resources)
 

@@ -7,6 +7,7 @@ from typing import Any
 from job import __version__
 from job.families import Family
 from job.kubernetes import constants
+from job.kubernetes.cache_volume import CacheVolume
 from job.kubernetes.cluster import Cluster
 from job.kubernetes.platforms import Platform
 from job.planning.requirements import Needs
@@ -26,6 +27,9 @@ class RenderContext:
     family: type[Family]
     cluster: Cluster
     registry: str
+    job_image: str | None
+    """Replaces the image that `make image` pushes to the registry unless None."""
+    cache: CacheVolume
     nodes: int
     sets: tuple[str, ...]
     """Overrides, as given to `--set`."""
@@ -44,12 +48,7 @@ class RenderContext:
 
     @property
     def image(self) -> str:
-        return constants.image(self.registry, self.platform.accelerator)
-
-    @property
-    def cache_claim(self) -> str:
-        """The cache's PersistentVolumeClaim. Access modes are immutable, hence two names."""
-        return f"{self.name}-cache" if self.nodes == 1 else f"{self.name}-cache-shared"
+        return self.job_image or constants.image(self.registry, self.platform.accelerator)
 
     @property
     def output_uri(self) -> str:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 
-from job.kubernetes import constants
+from job.kubernetes import constants, pod
 from job.kubernetes.context import Object
 
 QUEUE = "finetune"
@@ -22,15 +22,19 @@ OPTIONAL_KEYS = (
 )
 """Other entries that the Secret may have."""
 
+WORKLOADS = ("Job", "Deployment", "TrainingRuntime", "TrainJob")
 Feature = Callable[[Object], None]
-"""Modifies a Job or Deployment in place."""
+"""Modifies one of these in place."""
 
 
 def kueue(document: Object) -> None:
-    """Kueue admits the Job when its queue has quota, and preempts it by suspending it."""
-    if document["kind"] == "Job":
+    """Kueue admits the job when its queue has quota, and preempts it by suspending it.
+
+    `suspend` is Kueue's alone, which sets it when the job is created: in a manifest it would
+    suspend a running job, and kill its pods, each time that the manifest is applied.
+    """
+    if document["kind"] in ("Job", "TrainJob"):
         document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = QUEUE
-        document["spec"]["suspend"] = True
 
 
 def s3_static_keys(document: Object) -> None:
@@ -55,16 +59,20 @@ def s3_workload_identity(document: Object) -> None:
         mount = {"name": "identity", "mountPath": TOKENS, "readOnly": True}
         container["volumeMounts"].append(mount)
     token = {"audience": "sts.amazonaws.com", "expirationSeconds": 3600, "path": "token"}
-    document["spec"]["template"]["spec"]["volumes"].append(
-        {"name": "identity", "projected": {"sources": [{"serviceAccountToken": token}]}}
-    )
+    for template in pod.templates(document):
+        template["spec"]["volumes"].append(
+            {"name": "identity", "projected": {"sources": [{"serviceAccountToken": token}]}}
+        )
 
 
 def _with_secret(document: Object) -> list[Object]:
     """The containers that read the Secret: those that access storage."""
-    spec = document["spec"]["template"]["spec"]
-    containers = [*spec.get("initContainers", []), *spec["containers"]]
-    return [container for container in containers if "envFrom" in container]
+    return [
+        container
+        for template in pod.templates(document)
+        for container in pod.containers(template["spec"])
+        if "envFrom" in container
+    ]
 
 
 FEATURES: dict[str, Feature] = {
@@ -75,10 +83,10 @@ FEATURES: dict[str, Feature] = {
 
 
 def apply(feature: Feature, documents: Sequence[Object]) -> list[Object]:
-    """A copy of the documents with the feature applied to Jobs and Deployments."""
+    """A copy of the documents with the feature applied to everything that runs pods."""
     changed = copy.deepcopy(list(documents))
     for document in changed:
-        if document["kind"] in ("Job", "Deployment"):
+        if document["kind"] in WORKLOADS:
             feature(document)
     return changed
 

@@ -4,8 +4,8 @@ finetune-job.yaml           the job on one AMD node: kubectl apply -f
 trainjob.yaml               the same on several nodes
 vllm-deployment.yaml        vLLM on AMD, serving the exported weights
 vllm-smoke-job.yaml         asks the server a question
-base/, vllm/                copies of finetune-job.yaml and vllm-deployment.yaml for the overlays,
-                            since kustomize reads no files outside a kustomization
+base/, trainjob/, vllm/     copies of the first three for overlays and components, since kustomize
+                            reads no files outside a kustomization
 components/                 a queue and ways to authenticate to S3, for any overlay
 overlays/                   each one for kubectl apply -k
 monitoring/                 for the Prometheus operator and Grafana: every job of a namespace
@@ -14,7 +14,7 @@ monitoring/                 for the Prometheus operator and Grafana: every job o
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from job.kubernetes import bundles, features, monitoring, overlays, yaml_text
+from job.kubernetes import bundles, features, monitoring, overlays, trainjob, yaml_text
 from job.kubernetes.context import Object, RenderContext
 
 KUSTOMIZE = "kustomize.config.k8s.io"
@@ -37,13 +37,16 @@ class FolderContexts:
 def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
     """The documents of every file, by path in the folder."""
     job, server = bundles.job(contexts.amd), bundles.server(contexts.amd)
+    several = bundles.several_nodes(contexts.multi_node)
     documents: dict[str, list[Object]] = {
         JOB: job,
-        TRAINJOB: bundles.several_nodes(contexts.multi_node),
+        TRAINJOB: several,
         SERVER: server,
         SMOKE: bundles.smoke(contexts.amd),
         f"base/{JOB}": job,
         f"base/{KUSTOMIZATION}": [_kustomization(resources=[JOB])],
+        f"trainjob/{TRAINJOB}": several,
+        f"trainjob/{KUSTOMIZATION}": [_kustomization(resources=[TRAINJOB])],
         f"vllm/{SERVER}": server,
         f"vllm/{KUSTOMIZATION}": [_kustomization(resources=[SERVER])],
         _overlay("nvidia"): [
@@ -62,9 +65,9 @@ def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
     documents |= {f"monitoring/{file}": found for file, found in watching.items()}
     documents[f"monitoring/{KUSTOMIZATION}"] = [_kustomization(resources=[*watching])]
     for name, feature in features.FEATURES.items():
-        both = [*job, *server]
+        every = [*job, *server, *(each for each in several if each["apiVersion"] == trainjob.API)]
         documents[f"components/{name}/{KUSTOMIZATION}"] = [
-            _kustomization("Component", patches=_patches(both, features.apply(feature, both)))
+            _kustomization("Component", patches=_patches(every, features.apply(feature, every)))
         ]
         documents[_overlay(name)] = [
             _kustomization(resources=["../../base"], components=[f"../../components/{name}"])

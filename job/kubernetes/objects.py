@@ -27,17 +27,21 @@ def service_account(
     }
 
 
-def cache(context: RenderContext) -> Object:
-    """The volume that caches downloads across retries and runs."""
-    return {
+def cache(context: RenderContext) -> list[Object]:
+    """The volume that caches downloads across retries and runs; nothing if it exists already."""
+    volume = context.cache
+    if volume.size is None:
+        return []
+    claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": context.cache_claim, "labels": context.labels("training")},
+        "metadata": {"name": volume.claim, "labels": context.labels("training")},
         "spec": {
-            "accessModes": ["ReadWriteOnce" if context.nodes == 1 else "ReadWriteMany"],
-            "resources": {"requests": {"storage": quantity(context.needs.cache)}},
+            "accessModes": ["ReadWriteMany" if volume.is_shared else "ReadWriteOnce"],
+            "resources": {"requests": {"storage": quantity(volume.size)}},
         },
     }
+    return [claim]
 
 
 def tcp(port: int) -> Object:
@@ -84,6 +88,8 @@ def network_policy(
         for protocol in ("UDP", "TCP")
     ]
     reached = (outside(context),) if egress is None else egress
+    # Servers drop an empty list, and `kubectl diff` would report it for ever.
+    incoming = {"ingress": list(ingress)} if ingress else {}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -91,7 +97,7 @@ def network_policy(
         "spec": {
             "podSelector": {"matchLabels": context.selector(component)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": list(ingress),
+            **incoming,
             "egress": [{"ports": names}, *reached],
         },
     }

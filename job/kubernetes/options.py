@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from job import families, storage
 from job.errors import SpecError, UsageError
-from job.kubernetes import constants
+from job.kubernetes import cache_volume, constants, images
 from job.kubernetes.cluster import Cluster
 from job.kubernetes.context import RenderContext
 from job.kubernetes.platforms import Platform
@@ -39,6 +39,14 @@ class ManifestOptions:
     output: str | None = None
     registry: str | None = None
     cluster: Cluster = field(default_factory=Cluster)
+    image: str | None = None
+    """The job's image; None is the one that `make image` pushes to the registry."""
+    vllm_image: str | None = None
+    """The server's image; None is vLLM's own."""
+    cache_size: str | None = None
+    """What the cache's claim requests, such as `200Gi`; None is the class that the job needs."""
+    cache_claim: str | None = None
+    """An existing claim for the cache, instead of one in the manifest."""
     environ: Mapping[str, str]
 
     def context(self, platform: Platform, nodes: int = 1) -> RenderContext:
@@ -49,6 +57,14 @@ class ManifestOptions:
         model's configuration cannot be read.
         """
         registry = _valid_registry(self.registry or constants.REGISTRY)
+        if self.image is not None and self.registry is not None:
+            raise UsageError(
+                "--image", "conflicts with --registry", value=self.image, fix="remove one of them"
+            )
+        image = self.image and images.checked("--image", self.image)
+        if self.vllm_image is not None:
+            served_by = images.checked("--vllm-image", self.vllm_image)
+            platform = replace(platform, vllm_image=served_by)
         spec, output = self.loaded.spec, self.output
         _check_secrets(self)
         _check_name(spec.name)
@@ -57,11 +73,17 @@ class ManifestOptions:
             output = f"{constants.CACHE}/outputs/{spec.name}"
         resource = self.cluster.resource_on(platform.name, platform.resource)
         platform = replace(platform, resource=resource)
+        needed = needs(spec, self.sizes, gpus=platform.gpus)
+        cache = cache_volume.of_job(
+            spec.name, needed.cache, nodes=nodes, size=self.cache_size, claim=self.cache_claim
+        )
         return RenderContext(
             spec=spec,
             text=self.text,
             platform=platform,
-            needs=needs(spec, self.sizes, gpus=platform.gpus),
+            needs=needed,
+            job_image=image,
+            cache=cache,
             family=families.resolve(spec.model)[0],
             cluster=self.cluster,
             egress_ports=self._egress_ports(),

@@ -4,8 +4,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from job.kubernetes.adaptation import pod_templates
+from job.kubernetes import pod, resources
 from job.kubernetes.context import Object, RenderContext
+from job.kubernetes.resources import TIB
 from job.planning.sizes import GIB
 
 MILLI = 1000
@@ -21,7 +22,7 @@ def resource_quota(context: RenderContext, documents: Sequence[Object]) -> Objec
             sums["persistentvolumeclaims"] += 1
             asked = document["spec"]["resources"]["requests"]["storage"]
             sums["requests.storage"] += _amount("storage", asked)
-        for template in pod_templates(document):
+        for template in pod.templates(document):
             pods = _pods(document, context)
             sums["pods"] += pods
             for name, amount in _pod(template["spec"], documents).items():
@@ -72,10 +73,11 @@ def _amount(name: str, quantity: str) -> int:
     """A quantity of this package's manifests: bytes, thousandths of a CPU, or devices."""
     if name == "cpu":
         return int(quantity[:-1]) if quantity.endswith("m") else int(quantity) * MILLI
-    return int(quantity.removesuffix("Gi")) * (GIB if quantity.endswith("Gi") else 1)
+    units = {"Gi": GIB, "Ti": TIB}
+    return int(quantity[:-2]) * units[quantity[-2:]] if quantity[-2:] in units else int(quantity)
 
 
 def _text(name: str, amount: int) -> str:
     if name == "requests.cpu":
         return str(math.ceil(amount / MILLI))
-    return f"{amount // GIB}Gi" if amount and amount % GIB == 0 else str(amount)
+    return resources.quantity(amount) if amount and amount % GIB == 0 else str(amount)

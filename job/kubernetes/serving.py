@@ -4,7 +4,7 @@ import math
 
 from job import storage
 from job.errors import SpecError
-from job.kubernetes import batch, constants, objects, pod
+from job.kubernetes import batch, cache_volume, constants, objects, pod
 from job.kubernetes.context import Object, RenderContext
 from job.kubernetes.platforms import GPU_RESOURCES, tolerations
 from job.kubernetes.resources import quantity
@@ -192,7 +192,7 @@ def _weights_claim(context: RenderContext) -> list[Object]:
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": context.metadata(SERVER, _weights_suffix(context)),
+            "metadata": {**context.metadata(SERVER), "name": _weights_name(context)},
             "spec": {
                 "accessModes": ["ReadWriteMany" if shared else "ReadWriteOnce"],
                 "resources": {"requests": {"storage": quantity(_weights_bytes(context))}},
@@ -203,19 +203,20 @@ def _weights_claim(context: RenderContext) -> list[Object]:
 
 def _weights_bytes(context: RenderContext) -> int:
     """On a claim, new weights are complete before those of an earlier run are removed."""
-    return context.needs.weights * (1 if context.cluster.weights == "node" else 2)
+    weights = context.needs.weights
+    return weights if context.cluster.weights == "node" else cache_volume.size_class(2 * weights)
 
 
-def _weights_suffix(context: RenderContext) -> str:
-    # Access modes are immutable, hence two names.
-    return "-vllm-shared" if context.cluster.weights == "shared" else "-vllm"
+def _weights_name(context: RenderContext) -> str:
+    # As with the cache, neither size nor access mode can be changed freely, hence the names.
+    shared = "-shared" if context.cluster.weights == "shared" else ""
+    return f"{context.name}-vllm-{quantity(_weights_bytes(context)).lower()}{shared}"
 
 
 def _weights_volume(context: RenderContext) -> Object:
     if context.cluster.weights == "node":
         return pod.scratch("weights", _weights_bytes(context))
-    claim = {"claimName": context.name + _weights_suffix(context)}
-    return {"name": "weights", "persistentVolumeClaim": claim}
+    return {"name": "weights", "persistentVolumeClaim": {"claimName": _weights_name(context)}}
 
 
 def _fetch_container(context: RenderContext) -> Object:

@@ -29,7 +29,7 @@ def bundle(context: RenderContext) -> list[Object]:
     return [
         objects.service_account(context),
         objects.config_map(context),
-        objects.cache(context),
+        *objects.cache(context),
         objects.network_policy(
             context,
             "training",

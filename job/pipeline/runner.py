@@ -7,13 +7,15 @@ has the current fingerprint (`job.pipeline.fingerprints`).
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 from job import log, signals, telemetry
 from job.artifacts import provenance, sbom
+from job.artifacts.lease_wait import LeaseWait
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
-from job.errors import JobError, Stopped, disk_full, is_disk_full, reported
+from job.errors import JobError, SpecError, Stopped, disk_full, is_disk_full, reported
 from job.local.process_identity import utc_now
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
@@ -75,13 +77,23 @@ class Pipeline:
 
     def start(self) -> None:
         """Acquires the output's lease, and checks software and inputs before any work is done."""
-        self._output.acquire()
+        wait = self._spec.runtime.lease_wait
+        seconds = None if wait == "auto" else float(wait)
+        self._output.acquire(LeaseWait(seconds=seconds, on_wait=self._report_waiting))
+        self._status.end_waiting()
         self._found_finished_run = self._output.holds_finished_run
         self._output.write_sbom(sbom.to_text())
         require_software(self._context, COMMANDS[self._command])
-        self._reporter = telemetry.StatusReporter(self._status, self._spec.runtime)
+        if self._reporter is None:
+            self._reporter = telemetry.StatusReporter(self._status, self._spec.runtime)
         self._record_provenance()
         self._output.start_run(dump_resolved(self._context.loaded))
+
+    def _report_waiting(self) -> None:
+        self._status.start_waiting()
+        # The job that holds the output may hold the port too, if it runs on this machine.
+        with suppress(SpecError):
+            self._reporter = telemetry.StatusReporter(self._status, self._spec.runtime)
 
     def run_stage(self, stage: Stage) -> None:
         """Runs a stage, or skips it if it is complete."""

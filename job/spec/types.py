@@ -237,6 +237,8 @@ class RuntimeSpec:
     distributed: Literal["auto", "none", "ddp", "fsdp2"]
     metrics_port: int | None
     metrics_file: str | None
+    lease_wait: int | Literal["auto"]
+    """Seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

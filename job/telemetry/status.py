@@ -5,6 +5,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+WAITING = "waiting"
+"""The stage before the first one, while another job holds the output."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -34,6 +37,7 @@ class Snapshot:
     state: str = "running"
     """`running`, `succeeded`, `failed` or `preempted`, as in `run.json`."""
     stage: str | None = None
+    """The running stage, or `waiting` for a job that still holds the output."""
     finished: Mapping[str, float] = field(default_factory=dict)
     """Seconds by finished stage; 0 for one that was complete before."""
     step: Step | None = None
@@ -54,6 +58,13 @@ class Status:
     def snapshot(self) -> Snapshot:
         with self._lock:
             return self._snapshot
+
+    def start_waiting(self) -> None:
+        """Records that another job holds the output."""
+        self._set(stage=WAITING)
+
+    def end_waiting(self) -> None:
+        self._set(stage=None)
 
     def start_stage(self, stage: str) -> None:
         self._set(stage=stage)

@@ -7,21 +7,26 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from job import storage
+from job import signals, storage
 from job.artifacts import lease_holder
 from job.artifacts.lease import Lease
 from job.artifacts.lease_holder import this_process
+from job.artifacts.lease_wait import LeaseWait
 from job.artifacts.output import Output
 from job.artifacts.records import RunRecord
 from job.errors import StorageError
 from tests.conftest import S3
 from tests.jobs import job, small_run, start
+from tests.s3 import free_ports
 
 SECONDS = 1.2  # of a lease, in these tests
 
@@ -98,6 +103,97 @@ def test_the_lease_of_a_dead_holder_expires_and_the_dead_learns_of_it(
     assert len(storage.list_files(uri)) == 2
     second.release()
     assert storage.list_files(uri) == ()
+
+
+def test_a_holder_that_was_asked_to_stop_is_waited_for(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `kubectl delete job`: the old pod still stores its checkpoint."""
+    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
+    first.acquire()
+    monkeypatch.setattr(signals, "received", lambda: "SIGTERM")
+    while not (first._folder.current()[1] or first._me).stopping:
+        time.sleep(0.05)  # its lease says so without waiting for the next renewal
+    waited = list[bool]()
+    freed = threading.Timer(2 * SECONDS, first.release)
+    freed.start()
+    second.acquire(LeaseWait(on_wait=lambda: waited.append(first.held)))
+    freed.join()
+    assert waited == [True]
+    assert second.held
+    second.release()
+
+
+def test_a_pod_waits_for_a_running_holder_and_not_for_ever(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(signals.GRACE_VARIABLE, "45")
+    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
+    first.acquire()
+    holder = first._folder.current()[1]
+    assert holder is not None
+    assert LeaseWait().limit(holder, 60) == 45 + 60
+    assert LeaseWait(seconds=0).limit(holder, 60) == 0
+    with pytest.raises(StorageError, match=r"another job still holds it after .* \(host another"):
+        second.acquire(LeaseWait(seconds=2 * SECONDS))
+    first.check()
+    first.release()
+    monkeypatch.delenv(signals.GRACE_VARIABLE)
+    assert LeaseWait().limit(holder, 60) == 0
+    assert LeaseWait().limit(replace(holder, stopping=True), 60) == 45 + 60
+
+
+def test_a_holder_that_dies_while_it_is_waited_for_is_taken_over(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    started = lease_holder._state_and_start(process.pid)[1]
+    holder = replace(this_process(), process=process.pid, process_started=started)
+    storage.write_text(f"{tmp_path}/1.json", holder.to_text())
+    lease = Lease(str(tmp_path), 30)
+    lease.acquire(LeaseWait(seconds=60, on_wait=process.kill))
+    process.wait()
+    lease.release()
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Lease, int]]:
+    """A job in a pod that waits for the output, the lease that it waits for, its metrics' port."""
+    output, [port] = str(tmp_path / "out"), free_ports(1)
+    lease = Lease(f"{output}/.lease")
+    lease.acquire()
+    given = small_run(output, "--set", f"runtime.metrics_port={port}", cache=tmp_path / "cache")
+    process = start("prep", *given[1:], environ={signals.GRACE_VARIABLE: "30"})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "waiting for it to end" in line:
+            break
+    yield process, lease, port
+    lease.release()
+    process.kill()
+    process.communicate()
+
+
+def test_a_job_that_waits_says_so_and_starts_once_the_output_is_free(
+    waiting: tuple[subprocess.Popen[str], Lease, int],
+) -> None:
+    process, lease, port = waiting
+    metrics = ""
+    while 'stage="waiting"' not in metrics:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+            metrics = page.read().decode()
+        time.sleep(0.1)  # from the line that it waits to the server that says so
+    lease.release()
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+
+
+def test_sigterm_ends_a_job_that_waits_for_the_output(
+    waiting: tuple[subprocess.Popen[str], Lease, int],
+) -> None:
+    process, lease, _ = waiting
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    lease.check()
 
 
 def asleep(uri: str, monkeypatch: pytest.MonkeyPatch) -> Lease:

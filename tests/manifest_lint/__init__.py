@@ -6,7 +6,7 @@ Each rule checks one pod template, or all documents together.
 from collections.abc import Sequence
 
 from job.kubernetes.context import Object
-from tests.manifest_lint import names, policies, references, resources, security, trainer
+from tests.manifest_lint import names, policies, references, resources, security, stored, trainer
 from tests.manifest_lint.pods import pods
 
 POD_RULES = (
@@ -29,6 +29,7 @@ RULES = (
     references.objects_exist,
     references.selectors_select,
     trainer.the_trainer_finds_its_parts,
+    stored.is_stored_as_written,
 )
 
 

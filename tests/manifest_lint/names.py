@@ -7,7 +7,10 @@ from job.kubernetes.context import Object
 from tests.manifest_lint.pods import Pod
 
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+DNS_SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
+LONG_NAMES = ("ConfigMap", "PersistentVolumeClaim")
+"""Kinds whose names end up in no label and no host name."""
 PORT = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 IMAGE = re.compile(r"\S+/\S+(:(?P<tag>[\w][\w.-]{0,127})|@sha256:[0-9a-f]{64})")
@@ -18,7 +21,8 @@ def names_are_legal(documents: Sequence[Object]) -> Iterator[str]:
     for document in documents:
         name = document["metadata"]["name"]
         where = f"{document['kind']}/{name}"
-        if not DNS_LABEL.fullmatch(name):
+        allowed = DNS_SUBDOMAIN if document["kind"] in LONG_NAMES else DNS_LABEL
+        if not allowed.fullmatch(name):
             yield f"{where}: the name must be 1 to 63 lower-case letters, digits and hyphens"
         if document["kind"] == "Service" and not DNS_1035.fullmatch(name):
             yield f"{where}: the name of a Service must begin with a letter"

@@ -31,6 +31,16 @@ Kind = Annotated[
 ]
 Nodes = Annotated[int, typer.Option(help="More than one makes it a TrainJob.")]
 Registry = Annotated[str | None, typer.Option(help="The registry of your images.")]
+Image = Annotated[
+    str | None, typer.Option(help="The job's image, best with its digest: REF@sha256:….")
+]
+VllmImage = Annotated[str | None, typer.Option(help="The server's image instead of vLLM's own.")]
+CacheSize = Annotated[
+    str | None, typer.Option(help="The cache's volume, as in 200Gi (default: as needed).")
+]
+CacheClaim = Annotated[
+    str | None, typer.Option(help="Cache on this existing claim; the manifest has none.")
+]
 Directory = Annotated[
     Path | None, typer.Option(help="Write all manifests, with their overlays, to this folder.")
 ]
@@ -117,6 +127,10 @@ def manifest(
     nodes: Nodes = 1,
     kind: Kind = "job",
     registry: Registry = None,
+    image: Image = None,
+    vllm_image: VllmImage = None,
+    cache_size: CacheSize = None,
+    cache_claim: CacheClaim = None,
     directory: Directory = None,
     smoke: Smoke = None,
     set: Overrides = None,
@@ -158,6 +172,10 @@ def manifest(
         sets=tuple(set or ()),
         output=output,
         registry=registry,
+        image=image,
+        vllm_image=vllm_image,
+        cache_size=cache_size,
+        cache_claim=cache_claim,
         cluster=kubernetes.cluster_options.read(texts, cluster),
         environ=os.environ,
     )
@@ -167,6 +185,12 @@ def manifest(
         log.info("written", files=len(written), folder=directory)
     else:
         print(kubernetes.render(options, platform, nodes, kind), end="")
+        if command := kubernetes.replacing(options, nodes, kind):
+            log.info(
+                "pods of an existing job cannot be changed: to apply this over one that was "
+                "rendered for another platform, image or spec, delete it first",
+                command=command,
+            )
 
 
 def _texts(value: object) -> Sequence[str]:

@@ -18,6 +18,7 @@ from tests import manifest_lint
 from tests.jobs import ROOT, tool
 from tests.manifest_lint import schemas
 from tests.manifest_lint.resources import value
+from tests.manifest_lint.stored import canonical
 
 K8S = ROOT / "k8s"
 FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != layout.KUSTOMIZATION)
@@ -255,6 +256,15 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
     ),
     (layout.TRAINJOB, "TrainJob", "spec.runtimeRef.name", "other", "no TrainingRuntime/other"),
     (layout.TRAINJOB, "TrainJob", "spec.trainer.numNodes", 3, "3 nodes, and its runtime says 2"),
+    (layout.JOB, "NetworkPolicy", "spec.ingress", [], "spec.ingress is empty, and servers drop"),
+    (layout.JOB, "Job", "metadata.annotations", {}, "metadata.annotations is empty"),
+    (layout.JOB, "Job", "metadata.creationTimestamp", "2026-11-29", "is the server's to set"),
+    (layout.JOB, "Job", "status", {}, "status is the server's to set"),
+    (layout.JOB, "Job", f"{BOX}.volumeMounts.1.readOnly", False, "readOnly is false, which serv"),
+    (layout.SERVER, "Deployment", "spec.minReadySeconds", 0, "minReadySeconds is zero"),
+    (layout.JOB, "Job", f"{BOX}.resources.requests.cpu", "8000m", "store as '8'"),
+    (layout.JOB, "Job", f"{BOX}.resources.requests.cpu", 8, "is 8, which servers store as '8'"),
+    (layout.JOB, "Job", f"{POD}.volumes.2.emptyDir.sizeLimit", "2048Mi", "store as '2Gi'"),
     (
         layout.TRAINJOB,
         "TrainingRuntime",
@@ -311,6 +321,18 @@ def test_two_objects_of_one_name_are_found() -> None:
 )
 def test_quantities_are_read(quantity: str, number: float) -> None:
     assert value(quantity) == number
+
+
+@pytest.mark.parametrize(
+    ("quantity", "stored"),
+    [
+        *(("1000m", "1"), ("0.5", "500m"), ("1500m", "1500m"), ("1.5k", "1500"), ("2000", "2k")),
+        *(("1024Gi", "1Ti"), ("1000Gi", "1000Gi"), ("1.5Gi", "1536Mi"), ("0Gi", "0"), ("8", "8")),
+    ],
+)
+def test_servers_store_a_quantity_in_the_largest_whole_unit(quantity: str, stored: str) -> None:
+    assert canonical(quantity) == stored
+    assert canonical(stored) == stored
 
 
 @pytest.mark.parametrize("quantity", ["1GB", "-1", "1 Gi", "Gi", "1e3x", ""])

@@ -11,14 +11,14 @@ import yaml
 from job import errors, kubernetes, planning, signals
 from job.distributed.world import World
 from job.errors import JobError, SpecError, UsageError
-from job.kubernetes import constants, features, overlays, resources, trainjob
+from job.kubernetes import cache_volume, constants, features, overlays, resources, trainjob
 from job.kubernetes.options import ManifestOptions
 from job.kubernetes.platforms import PLATFORMS
 from job.planning import requirements
-from job.planning.sizes import Sizes, measure
+from job.planning.sizes import GIB, Sizes, measure
 from job.spec.load import load_spec
 from tests import manifest_lint
-from tests.jobs import ROOT, tool
+from tests.jobs import ROOT, job, tool
 
 K8S = ROOT / "k8s"
 ERNIE, LATEX = "specs/ernie-4.5-vl-28b-latex.yaml", "specs/latex.yaml"
@@ -99,7 +99,9 @@ def test_components_go_with_any_overlay(tmp_path: Path, ernie: ManifestOptions) 
     }
     (mine / "kustomization.yaml").write_text(yaml.safe_dump(parts))
     found = {document["kind"]: document for document in kustomized(mine)}
-    assert found["Job"]["spec"]["suspend"] is True
+    # Kueue's webhook suspends what has the label; in a manifest it would kill a running job's pod.
+    assert found["Job"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == features.QUEUE
+    assert "suspend" not in found["Job"]["spec"]
     pod = found["Job"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     fetching = found["Deployment"]["spec"]["template"]["spec"]["initContainers"][0]
@@ -139,6 +141,23 @@ labels:
         environ={},
     )
     assert kustomized(mine) == rendered(kubernetes.render(asked, "amd"))
+
+
+def test_components_go_with_a_trainjob(tmp_path: Path, ernie: ManifestOptions) -> None:
+    kubernetes.write(tmp_path / "k8s", kubernetes.folder(ernie))
+    for name, feature in features.FEATURES.items():
+        mine = tmp_path / name
+        mine.mkdir()
+        parts = {"resources": ["../k8s/trainjob"], "components": [f"../k8s/components/{name}"]}
+        (mine / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+        bundle = rendered(kubernetes.render(ernie, "amd", nodes=2))
+        found = kustomized(mine)
+        assert found == features.apply(feature, bundle)
+        assert found != bundle
+        assert manifest_lint.problems(found) == []
+    [queued] = [each for each in kustomized(tmp_path / "kueue") if each["kind"] == "TrainJob"]
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == features.QUEUE
+    assert "suspend" not in queued["spec"]
 
 
 def test_patches_add_to_lists_at_their_end() -> None:
@@ -199,9 +218,13 @@ def test_the_plan_tells_what_a_manifest_asks_for() -> None:
         [line] = [line for line in lines if line.startswith(f"  {name} ")]
         text = kubernetes.render(options, platform)
         asked = container_of(text)["resources"]["requests"]
-        volume = one(text, "PersistentVolumeClaim")["spec"]["resources"]["requests"]["storage"]
-        for quantity in (asked["memory"], asked["ephemeral-storage"], volume):
+        for quantity in (asked["memory"], asked["ephemeral-storage"]):
             assert f" {quantity.removesuffix('Gi')}.0 GiB " in line, (quantity, line)
+        gpus = PLATFORMS[platform].gpus
+        cache = requirements.needs(options.loaded.spec, options.sizes, gpus=gpus).cache
+        assert f" {cache // GIB}.0 GiB cache" in line
+        volume = one(text, "PersistentVolumeClaim")["spec"]["resources"]["requests"]["storage"]
+        assert volume == resources.quantity(cache_volume.size_class(cache))
 
 
 @pytest.mark.parametrize("rows", [32, 1024])
@@ -326,7 +349,8 @@ def test_the_job_knows_the_grace_period_of_its_pod(ernie: ManifestOptions) -> No
 
 def test_a_port_for_metrics_is_opened_and_nothing_else(ernie: ManifestOptions) -> None:
     closed = kubernetes.render(ernie, "amd")
-    assert one(closed, "NetworkPolicy")["spec"]["ingress"] == []
+    assert "ingress" not in one(closed, "NetworkPolicy")["spec"]
+    assert "Ingress" in one(closed, "NetworkPolicy")["spec"]["policyTypes"]
     assert "ports" not in container_of(closed)
     options = ManifestOptions(spec=LATEX, sets=("runtime.metrics_port=9464",), environ={})
     text = kubernetes.render(options, "cpu")
@@ -427,6 +451,84 @@ def test_the_server_fetches_what_the_job_writes(ernie: ManifestOptions) -> None:
     assert f"--model={ernie.loaded.spec.name}" in smoke["args"]
 
 
+# --- the cache's claim, and images ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("needed", "size"),
+    [(1, "10Gi"), (10, "10Gi"), (135, "200Gi"), (501, "1Ti"), (3000, "5Ti"), (5121, "10Ti")],
+)
+def test_a_claim_has_the_smallest_class_that_fits(needed: int, size: str) -> None:
+    found = cache_volume.of_job("a", needed * GIB, nodes=1)
+    assert (found.claim, found.size) == (
+        f"a-cache-{size.lower()}",
+        cache_volume.size_class(needed * GIB),
+    )
+    assert resources.quantity(found.size or 0) == size
+
+
+def test_no_manifest_shrinks_a_claim_that_another_of_the_name_made() -> None:
+    """A claim's request may only grow, and its access modes stay: else `kubectl apply` fails."""
+    requests: dict[str, set[object]] = {}
+    for model in (ERNIE, LATEX):
+        for nodes in (1, 2):
+            sets = ("name=same", "output.uri=s3://b/x")
+            options = ManifestOptions(spec=model, sets=sets, environ={})
+            claim = one(kubernetes.render(options, "amd", nodes), "PersistentVolumeClaim")
+            requests.setdefault(claim["metadata"]["name"], set()).add(str(claim["spec"]))
+    assert {len(specs) for specs in requests.values()} == {1}
+    assert len(requests) == 4
+
+
+def test_a_claim_is_grown_under_its_name() -> None:
+    options = ManifestOptions(spec=LATEX, cache_size="1024Gi", environ={})
+    text = kubernetes.render(options, "cpu")
+    claim = one(text, "PersistentVolumeClaim")
+    assert claim["metadata"]["name"] == "latex-cache-10gi"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Ti"
+    assert manifest_lint.problems(documents(text)) == []
+
+
+def test_an_existing_claim_is_used_and_not_rendered() -> None:
+    options = ManifestOptions(spec=LATEX, cache_claim="team-cache", environ={})
+    text = kubernetes.render(options, "cpu")
+    assert "PersistentVolumeClaim" not in [document["kind"] for document in documents(text)]
+    [volume] = [each for each in pod_of(text)["volumes"] if each["name"] == "cache"]
+    assert volume == {"name": "cache", "persistentVolumeClaim": {"claimName": "team-cache"}}
+
+
+DIGEST = "@sha256:" + "0a" * 32
+
+
+@pytest.mark.parametrize("reference", [f"r.io/x/job{DIGEST}", f"r.io:5000/job:1.0{DIGEST}"])
+def test_images_named_by_digest_stay_as_they_are(reference: str) -> None:
+    given = {"spec": ERNIE, "image": reference, "vllm_image": f"r.io/vllm{DIGEST}", "environ": {}}
+    options = ManifestOptions(**given)  # type: ignore[arg-type]
+    for kind in kubernetes.KINDS:
+        text = kubernetes.render(options, "amd", kind=kind)
+        images = re.findall(r"image: (r\.io\S+|docker\S+)", text)
+        assert set(images) <= {reference, f"r.io/vllm{DIGEST}"}
+        assert (f"r.io/vllm{DIGEST}" in images) == (kind == "vllm")
+        assert (reference in images) == (kind != "quota")
+
+
+def test_the_manifest_says_what_must_go_before_it_is_applied() -> None:
+    done = job("manifest", LATEX, "--platform", "cpu")
+    assert done.code == 0
+    assert "kubectl delete job latex --cascade=foreground" in done.err
+    assert documents(done.out)
+    options = ManifestOptions(spec=LATEX, environ={})
+    assert kubernetes.replacing(options, kind="vllm") is None  # a Deployment's pods can change
+    named = [
+        kubernetes.replacing(options, nodes, kind)
+        for nodes, kind in ((2, "job"), (1, "trainjob"), (1, "vllm-smoke"))
+    ]
+    for command, what in zip(
+        named, ("trainjob latex", "trainjob latex", "job latex-vllm-smoke"), strict=True
+    ):
+        assert f"delete {what} " in str(command)
+
+
 @pytest.mark.parametrize("spec", [ERNIE, LATEX])
 def test_every_manifest_of_every_platform_passes_the_lint(spec: str) -> None:
     sets = ("runtime.metrics_port=9464", "train.dataloader_num_workers=8")
@@ -478,6 +580,34 @@ def test_a_registry_that_no_image_comes_from_is_refused(registry: str) -> None:
 def test_images_come_from_the_registry_that_is_named(registry: str) -> None:
     text = kubernetes.render(ManifestOptions(spec=LATEX, registry=registry, environ={}), "cpu")
     assert container_of(text)["image"].startswith(f"{registry}/{constants.NAME}:")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_size": "5Gi"}, "--cache-size: is less than the volume that the job needs, 10Gi"),
+        ({"cache_size": "20GB"}, "--cache-size: must be a whole number of Gi or Ti"),
+        ({"cache_size": "20Gi", "cache_claim": "x"}, "--cache-size: conflicts with --cache-claim"),
+        ({"cache_claim": "My_Claim"}, "--cache-claim: must be the name"),
+        ({"image": "r.io/job:latest"}, "--image: must name a digest, or a tag other than latest"),
+        ({"image": "r.io/job"}, "--image: must name a digest"),
+        ({"image": "r.io/job@sha256:12"}, "--image: must be an image with its registry"),
+        ({"image": "job:1.0"}, "--image: must be an image with its registry"),
+        ({"image": "r.io/job:1", "registry": "r.io"}, "--image: conflicts with --registry"),
+        ({"vllm_image": "r.io/vllm:latest"}, "--vllm-image: must name a digest"),
+    ],
+)
+def test_an_option_that_no_cluster_can_follow_is_refused(
+    options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        kubernetes.render(ManifestOptions(spec=LATEX, environ={}, **options), "cpu")  # type: ignore[arg-type]
+
+
+def test_a_folder_for_every_platform_takes_no_image_of_one() -> None:
+    options = ManifestOptions(spec=LATEX, image=f"r.io/job{DIGEST}", environ={})
+    with pytest.raises(UsageError, match="--image: conflicts with --directory"):
+        kubernetes.folder(options)
 
 
 @pytest.mark.parametrize(

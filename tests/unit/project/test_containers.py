@@ -1,5 +1,6 @@
 """The Containerfiles lint, agree with the manifests, and the check that builds run finds faults."""
 
+import ctypes.util
 import re
 import shutil
 import subprocess
@@ -72,7 +73,12 @@ def test_all_images_have_one_base() -> None:
 def test_make_names_the_image_that_the_manifests_ask_for(path: Path) -> None:
     done = make("-n", "image", f"ACCELERATOR={path.stem}", "ENGINE=podman", "REGISTRY=r.io")
     assert f"-t {constants.image('r.io', path.stem)} " in done.out
-    assert done.out.rstrip().endswith(" .")
+    assert any(line.endswith(" .") for line in done.out.splitlines())
+    # Said after the build, which nothing else tells.
+    assert (
+        f"podman image inspect --format '{{{{.Size}}}}' {constants.image('r.io', path.stem)}"
+        in done.out
+    )
 
 
 def test_make_passes_the_packages_that_are_asked_for_beside_the_base() -> None:
@@ -103,7 +109,7 @@ def test_the_documents_name_the_images_of_this_version() -> None:
 def test_the_image_is_what_the_manifests_take_it_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert f"USER {constants.UID}:{constants.UID}\n" in text
-    assert f"JOB_UID={constants.UID} containers/setup.sh runtime" in text
+    assert f"JOB_UID={constants.UID} containers/runtime.sh" in text
     assert f'VOLUME ["{constants.CACHE}"]' in text
     assert f"HOME={constants.CACHE} " in text
     # A user that OpenShift chooses has no name of its own.
@@ -139,7 +145,40 @@ def test_nothing_is_sent_to_an_engine_but_what_an_image_needs() -> None:
         for source in line.split()[1:-1]
     }
     assert "*" in ignored
-    assert sent == copied
+    assert sent == {source.partition("/")[0] for source in copied}
+
+
+@each_file
+def test_a_change_of_a_script_or_of_the_job_installs_no_package_anew(path: Path) -> None:
+    """A layer is built again once anything that was copied before it has changed."""
+    steps = re.sub(r"\\\n\s*", " ", path.read_text()).splitlines()
+    [install] = [
+        index
+        for index, step in enumerate(steps)
+        if "containers/build.sh" in step[4:] and step.startswith("RUN")
+    ]
+    copied = {
+        source
+        for step in steps[:install]
+        if step.startswith("COPY ")
+        for source in step.split()[1:-1]
+    }
+    assert copied == {
+        "containers/build.sh",
+        "requirements/install.sh",
+        *(f"requirements/{lock}.txt" for lock in ("base", "gpu", "torch", "trackers", "unsloth")),
+    }
+    assert "--mount=type=cache,target=/root/.cache/pip" in steps[install]
+    [runtime] = [
+        index
+        for index, step in enumerate(steps)
+        if "containers/runtime.sh" in step and step.startswith("RUN")
+    ]
+    before = [step for step in steps[steps.index("FROM ${BASE_IMAGE}") : runtime] if "COPY" in step]
+    assert before == ["COPY containers/runtime.sh containers/"]
+    # Arguments that differ at every build come after the last command.
+    last = max(index for index, step in enumerate(steps) if step.startswith("RUN "))
+    assert steps.index("ARG REVISION=unknown") > last
 
 
 @pytest.mark.slow
@@ -183,6 +222,57 @@ def test_the_check_finds_what_is_left() -> None:
     assert done.returncode == 1
     assert "gcc is left" in done.stdout
     assert "pip is left in the environment" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "belongs"),
+    [("3.8.0", True), ("3.8.0+git1", True), ("3.8.0+rocm7.2.1.git3", False)],
+)
+def test_a_triton_that_was_built_for_rocm_is_accepted(
+    version: str, belongs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMD's own index calls it triton, as the CUDA one is called."""
+    from importlib.metadata import distributions
+
+    monkeypatch.syspath_prepend(str(CONTAINERS))
+    import check as checks
+
+    info = tmp_path / f"triton-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: triton\nVersion: {version}\n")
+    [package] = distributions(name="triton", path=[str(tmp_path)])
+    problems = list(checks._build("rocm", {"triton": package}))
+    assert ("triton belongs to a CUDA build of torch" in problems) == belongs
+
+
+def test_a_library_of_bitsandbytes_is_loaded_and_not_only_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file was there for ROCm, and hipBLAS was not."""
+    from importlib.metadata import distributions
+
+    monkeypatch.syspath_prepend(str(CONTAINERS))
+    import check as checks
+
+    (tmp_path / "bitsandbytes").mkdir()
+    library = tmp_path / "bitsandbytes" / "libbitsandbytes_rocm72.so"
+    (tmp_path / "bitsandbytes-1.0.dist-info").mkdir()
+    metadata = tmp_path / "bitsandbytes-1.0.dist-info" / "METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: bitsandbytes\nVersion: 1.0\n")
+    [package] = distributions(name="bitsandbytes", path=[str(tmp_path)])
+    builds = {"cuda": None, "rocm": "7.2.53211"}
+
+    def problem() -> str:
+        [found] = checks._bitsandbytes(package, builds)
+        return str(found)
+
+    assert "it has no libbitsandbytes_rocm72.so" in problem()
+    library.write_bytes(b"no library")
+    assert "libbitsandbytes_rocm72.so: " in problem()
+    assert "file too short" in problem() or "invalid ELF header" in problem()
+    library.unlink()
+    library.symlink_to(ctypes.util.find_library("c") and "/lib/x86_64-linux-gnu/libc.so.6")
+    assert "lacks cadam_8bit_blockwise_grad_bf16" in problem()
 
 
 @pytest.fixture

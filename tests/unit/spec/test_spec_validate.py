@@ -305,7 +305,7 @@ def test_a_name_with_a_line_break_is_refused() -> None:
             "runtime",
             "zzz",
             "remove it; valid keys: workdir, cache_dir, cache_limit, accelerator, "
-            "distributed, metrics_port, metrics_file",
+            "distributed, metrics_port, metrics_file, lease_wait",
         ),
     ],
 )

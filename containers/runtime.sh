@@ -1,0 +1,13 @@
+#!/bin/sh
+# The second stage of each image: an interpreter for the packages, and the user who runs the job,
+# whose number is JOB_UID.
+set -eu
+export DEBIAN_FRONTEND=noninteractive
+
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends ca-certificates python3
+rm -rf /var/lib/apt/lists/*
+groupadd --gid "$JOB_UID" job
+useradd --uid "$JOB_UID" --gid "$JOB_UID" --no-create-home --home-dir /cache --shell /usr/sbin/nologin job
+# Group 0 too: OpenShift runs the job as a user that it chooses, in this group.
+install -d -m 0775 -o "$JOB_UID" -g 0 /cache /work
