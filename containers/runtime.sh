@@ -5,7 +5,8 @@ set -eu
 export DEBIAN_FRONTEND=noninteractive
 
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends ca-certificates python3
+# NCCL and RCCL look for the library of InfiniBand and RoCE when they start, and else use TCP.
+apt-get install -y -qq --no-install-recommends ca-certificates python3 ibverbs-providers libibverbs1
 rm -rf /var/lib/apt/lists/*
 groupadd --gid "$JOB_UID" job
 useradd --uid "$JOB_UID" --gid "$JOB_UID" --no-create-home --home-dir /cache --shell /usr/sbin/nologin job

@@ -132,6 +132,10 @@ python -m job manifest my.yaml --registry registry.example.com \\
 
 # Serve the exported weights on NVIDIA GPUs.
 python -m job manifest my.yaml --platform nvidia --kind vllm
+
+# The image by its digest, and a volume of yours for the cache.
+python -m job manifest my.yaml --cache-claim team-cache \\
+    --image registry.example.com/finetune-job@sha256:…
 """,
     "doctor": """
 # Only this machine.

@@ -29,6 +29,8 @@ JOIN_SECONDS = 1800.0
 LOST_SECONDS = 120.0
 """How long a process may be silent before it counts as dead."""
 HEARTBEAT_SECONDS = 1.0
+SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
+"""The same, for a process whose connection has broken."""
 POLL_SECONDS = 0.2
 EXIT_SECONDS = 10.0
 """How long rank 0 waits at the end for the others to notice."""
@@ -164,9 +166,12 @@ class Coordinator:
         """On rank 0: makes the other ranks exit with `code`, and waits briefly for them."""
         if self._closed.is_set():
             return
+        # Dead ranks never leave. Once another rank has left, a launcher soon asks rank 0 to stop,
+        # whose error must have been reported by then.
+        dead = self._silent_ranks(SILENT_SECONDS) if code != OK else []
         with suppress(*CONNECTION_ERRORS):
             self.publish(END, code)
-            self._wait_for_count("left", absent=1)
+            self._wait_for_count("left", absent=1 + len(dead))
         self._closed.set()
 
     def wait_for_end(self) -> NoReturn:
@@ -189,7 +194,7 @@ class Coordinator:
     def connection_lost(self, error: BaseException) -> PeerLost:
         """The error for a broken connection; names the ranks that are silent."""
         time.sleep(5 * HEARTBEAT_SECONDS)
-        return _peer_lost(self._silent_ranks(4 * HEARTBEAT_SECONDS), str(error))
+        return _peer_lost(self._silent_ranks(SILENT_SECONDS), str(error))
 
     # --- the monitor thread ------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
 """The cpu image, built from a base made here, runs the whole job as the manifest tells it to.
 
-Needs root, buildah and mmdebstrap (Debian: apt-get install buildah mmdebstrap), and about 42 GB of
+Needs root, buildah and mmdebstrap (Debian: apt-get install buildah mmdebstrap), and about 48 GB of
 disk for the time of the test.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from job import __version__
 from job.kubernetes import constants
 from tests.jobs import ROOT, make, read_json, sums
 
-BASE, DISK = "localhost/debian:12", 42 * 2**30
+BASE, DISK = "localhost/debian:12", 48 * 2**30
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -35,7 +36,14 @@ class Buildah:
     @property
     def command(self) -> list[str]:
         root, run = self.storage / "root", self.storage / "run"
-        return ["buildah", f"--root={root}", f"--runroot={run}"]
+        # The cache mounts of its builds are in the temporary folder.
+        return [
+            "env",
+            f"TMPDIR={self.storage.parent}",
+            "buildah",
+            f"--root={root}",
+            f"--runroot={run}",
+        ]
 
     def __call__(self, *arguments: str) -> str:
         done = subprocess.run([*self.command, *arguments], capture_output=True, text=True)
@@ -98,6 +106,7 @@ def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
     }
     built = make("image", *(f"{name}={value}" for name, value in arguments.items()))
     assert built.code == 0, built.out[-4000:] + built.err[-4000:]
+    assert re.search(r"/finetune-job:\S+-cpu: [\d.]+ GB unpacked\n$", built.out), built.out[-400:]
     found = json.loads(buildah("images", "--json"))
     [name] = [name for entry in found for name in entry["names"] or () if "finetune-job" in name]
     return str(name)

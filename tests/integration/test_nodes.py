@@ -152,7 +152,10 @@ def test_a_node_that_dies_in_training_changes_no_byte_once_the_set_is_started_ag
             first, second = disturbed.codes()
             assert first != 0, disturbed.said()
             assert second == -9
-            assert "has died or is unreachable" in disturbed.said()
+            # The launcher asks rank 0 to stop too, which must not hide why the job ended.
+            [error] = disturbed.events("a process of the job was lost")
+            assert error["field"] == "rank 2, rank 3"
+            assert error["exit_code"] == 70
 
             disturbed.start()  # as the JobSet does when a pod of it has failed
             assert disturbed.codes() == [0, 0], disturbed.said()
