@@ -126,7 +126,7 @@ format: $(VENV)/.ready-dev ## Format the code
 	$(VENV)/bin/ruff format .
 
 manifests: $(VENV)/.ready ## Regenerate k8s/
-	env -u BUCKET -u MAX_STEPS -u OUTPUT $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
+	env -u BUCKET -u MAX_STEPS -u OUTPUT -u AWS_ENDPOINT_URL -u AWS_ENDPOINT_URL_S3 $(JOB) manifest specs/ernie-4.5-vl-28b-latex.yaml --directory k8s --smoke specs/latex.yaml
 
 session: $(VENV)/.ready ## Record the terminal session of the README again: make session [ARGS=1]
 	$(VENV)/bin/python -m docs.images.session $(ARGS)

@@ -14,6 +14,7 @@ from job.cli.commands import after_run, before_run, run
 from job.cli.commands.compare import compare
 from job.cli.commands.infer import infer
 from job.cli.commands.init import init
+from job.cli.commands.manifest import manifest
 from job.errors import OK, ReportedError, UsageError, reported
 
 SCRIPT = "finetune-job"
@@ -46,7 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": after_run.verify,
     "clean": after_run.clean,
     "ask": after_run.ask,
-    "manifest": after_run.manifest,
+    "manifest": manifest,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

@@ -29,7 +29,6 @@ def job_spec(template: Object) -> Object:
         # Start the new pod only after the old one has saved its checkpoint and released the volume.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": failure_policy(_container_names(template)),
-        "ttlSecondsAfterFinished": constants.TTL_SECONDS,
         "template": template,
     }
 

@@ -34,8 +34,6 @@ host files are mounted, so a group that means something else on a node grants no
 
 RETRIES = 3
 """How often transient failures are retried."""
-TTL_SECONDS = 3 * 24 * 3600
-"""How long finished Jobs are kept: over a weekend."""
 
 NEVER_RETRIED = tuple(errors.exit_codes("never"))
 RETRIED_FREE = tuple(errors.exit_codes("free"))
@@ -43,7 +41,9 @@ RETRIED_FREE = tuple(errors.exit_codes("free"))
 HTTPS, STORAGE_PORTS = 443, (9000, 8333)
 """The hub and S3, and in-cluster MinIO and SeaweedFS: network policies see the pods' ports, not the
 Service's."""
-DNS_PORT, VLLM_PORT = 53, 8000
+DNS_PORTS = (53, 5353)
+"""The second is where OpenShift's DNS pods listen."""
+VLLM_PORT = 8000
 TRAINER_PORT = 10443
 """Where Kubeflow Trainer receives a TrainJob's status."""
 

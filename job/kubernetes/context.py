@@ -8,6 +8,7 @@ from job import __version__
 from job.families import Family
 from job.kubernetes import constants
 from job.kubernetes.cache_volume import CacheVolume
+from job.kubernetes.cluster import Cluster
 from job.kubernetes.platforms import Platform
 from job.planning.requirements import Needs
 from job.spec.types import JobSpec
@@ -24,6 +25,7 @@ class RenderContext:
     platform: Platform
     needs: Needs
     family: type[Family]
+    cluster: Cluster
     registry: str
     job_image: str | None
     """Replaces the image that `make image` pushes to the registry unless None."""
@@ -37,6 +39,8 @@ class RenderContext:
     """Values of the environment variables that the spec uses, except secrets."""
     secrets: Mapping[str, str] = field(repr=False)
     """Values of the secret variables. Pods read them from a Secret; no manifest contains them."""
+    egress_ports: tuple[int, ...] = ()
+    """Ports of hosts outside the pod's network policy, beside those in `constants`."""
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 
-from job.kubernetes import constants
+from job.kubernetes import constants, pod
 from job.kubernetes.context import Object
 
 QUEUE = "finetune"
@@ -59,32 +59,20 @@ def s3_workload_identity(document: Object) -> None:
         mount = {"name": "identity", "mountPath": TOKENS, "readOnly": True}
         container["volumeMounts"].append(mount)
     token = {"audience": "sts.amazonaws.com", "expirationSeconds": 3600, "path": "token"}
-    for pod in _pods(document):
-        pod["volumes"].append(
+    for template in pod.templates(document):
+        template["spec"]["volumes"].append(
             {"name": "identity", "projected": {"sources": [{"serviceAccountToken": token}]}}
         )
 
 
-def _pods(document: Object) -> list[Object]:
-    """The specs of its pods; a TrainJob has them in its runtime."""
-    match document["kind"]:
-        case "TrainJob":
-            return []
-        case "TrainingRuntime":
-            jobs = document["spec"]["template"]["spec"]["replicatedJobs"]
-            return [job["template"]["spec"]["template"]["spec"] for job in jobs]
-        case _:
-            return [document["spec"]["template"]["spec"]]
-
-
 def _with_secret(document: Object) -> list[Object]:
     """The containers that read the Secret: those that access storage."""
-    return [container for spec in _pods(document) for container in _reading_secret(spec)]
-
-
-def _reading_secret(spec: Object) -> list[Object]:
-    containers = [*spec.get("initContainers", []), *spec["containers"]]
-    return [container for container in containers if "envFrom" in container]
+    return [
+        container
+        for template in pod.templates(document)
+        for container in pod.containers(template["spec"])
+        if "envFrom" in container
+    ]
 
 
 FEATURES: dict[str, Feature] = {

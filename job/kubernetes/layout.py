@@ -8,12 +8,13 @@ base/, trainjob/, vllm/     copies of the first three for overlays and component
                             reads no files outside a kustomization
 components/                 a queue and ways to authenticate to S3, for any overlay
 overlays/                   each one for kubectl apply -k
+monitoring/                 for the Prometheus operator and Grafana: every job of a namespace
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from job.kubernetes import batch, features, overlays, serving, trainjob, yaml_text
+from job.kubernetes import bundles, features, monitoring, overlays, trainjob, yaml_text
 from job.kubernetes.context import Object, RenderContext
 
 KUSTOMIZE = "kustomize.config.k8s.io"
@@ -35,13 +36,13 @@ class FolderContexts:
 
 def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
     """The documents of every file, by path in the folder."""
-    job, server = batch.bundle(contexts.amd), serving.deployment(contexts.amd)
-    several = trainjob.bundle(contexts.multi_node)
+    job, server = bundles.job(contexts.amd), bundles.server(contexts.amd)
+    several = bundles.several_nodes(contexts.multi_node)
     documents: dict[str, list[Object]] = {
         JOB: job,
         TRAINJOB: several,
         SERVER: server,
-        SMOKE: serving.smoke_job(contexts.amd),
+        SMOKE: bundles.smoke(contexts.amd),
         f"base/{JOB}": job,
         f"base/{KUSTOMIZATION}": [_kustomization(resources=[JOB])],
         f"trainjob/{TRAINJOB}": several,
@@ -50,16 +51,19 @@ def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
         f"vllm/{KUSTOMIZATION}": [_kustomization(resources=[SERVER])],
         _overlay("nvidia"): [
             _kustomization(
-                resources=["../../base"], patches=_patches(job, batch.bundle(contexts.nvidia))
+                resources=["../../base"], patches=_patches(job, bundles.job(contexts.nvidia))
             )
         ],
         _overlay("vllm-nvidia"): [
             _kustomization(
                 resources=["../../vllm"],
-                patches=_patches(server, serving.deployment(contexts.nvidia)),
+                patches=_patches(server, bundles.server(contexts.nvidia)),
             )
         ],
     }
+    watching = monitoring.files(contexts.amd.cluster)
+    documents |= {f"monitoring/{file}": found for file, found in watching.items()}
+    documents[f"monitoring/{KUSTOMIZATION}"] = [_kustomization(resources=[*watching])]
     for name, feature in features.FEATURES.items():
         every = [*job, *server, *(each for each in several if each["apiVersion"] == trainjob.API)]
         documents[f"components/{name}/{KUSTOMIZATION}"] = [
@@ -69,7 +73,7 @@ def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
             _kustomization(resources=["../../base"], components=[f"../../components/{name}"])
         ]
     if contexts.smoke is not None:
-        documents[f"overlays/cpu-smoke/{JOB}"] = batch.bundle(contexts.smoke)
+        documents[f"overlays/cpu-smoke/{JOB}"] = bundles.job(contexts.smoke)
         documents[_overlay("cpu-smoke")] = [_kustomization(resources=[JOB])]
     return documents
 

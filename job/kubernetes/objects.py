@@ -48,17 +48,26 @@ def tcp(port: int) -> Object:
     return {"port": port, "protocol": "TCP"}
 
 
-STORAGE: tuple[Object, ...] = (
-    {"ports": [tcp(port) for port in (constants.HTTPS, *constants.STORAGE_PORTS)]},
-)
-"""The hub and buckets: by port, as their addresses vary. Cloud metadata services listen on port 80,
-so the node's credentials stay out of reach."""
+def outside(context: RenderContext) -> Object:
+    """Egress to the hub and buckets: by port, as their addresses vary.
+
+    Cloud metadata services listen on port 80, so the node's credentials stay out of reach.
+    """
+    ports = (constants.HTTPS, *constants.STORAGE_PORTS, *context.egress_ports)
+    return {"ports": [tcp(port) for port in dict.fromkeys(ports)]}
+
+
+def monitoring(context: RenderContext) -> Object:
+    """Where metrics are read from: Prometheus may run in any namespace, unless one is named."""
+    namespace = context.cluster.metrics_from
+    labels = {"matchLabels": {"kubernetes.io/metadata.name": namespace}} if namespace else {}
+    return {"namespaceSelector": labels}
 
 
 def scraping(context: RenderContext) -> tuple[Object, ...]:
-    """Ingress to the metrics port, if any; Prometheus may run in any namespace."""
+    """Ingress to the metrics port, if any."""
     port = context.spec.runtime.metrics_port
-    return ({"from": [{"namespaceSelector": {}}], "ports": [tcp(port)]},) if port else ()
+    return ({"from": [monitoring(context)], "ports": [tcp(port)]},) if port else ()
 
 
 def network_policy(
@@ -67,10 +76,18 @@ def network_policy(
     suffix: str = "",
     *,
     ingress: tuple[Object, ...] = (),
-    egress: tuple[Object, ...] = STORAGE,
+    egress: tuple[Object, ...] | None = None,
 ) -> Object:
-    """Allows a component egress to DNS and `egress`, and ingress from `ingress` only."""
-    names = [{"port": constants.DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]
+    """Allows a component egress to DNS and `egress`, and ingress from `ingress` only.
+
+    Without `egress`, the component reaches the hub and buckets.
+    """
+    names = [
+        {"port": port, "protocol": protocol}
+        for port in constants.DNS_PORTS
+        for protocol in ("UDP", "TCP")
+    ]
+    reached = (outside(context),) if egress is None else egress
     # Servers drop an empty list, and `kubectl diff` would report it for ever.
     incoming = {"ingress": list(ingress)} if ingress else {}
     return {
@@ -81,6 +98,6 @@ def network_policy(
             "podSelector": {"matchLabels": context.selector(component)},
             "policyTypes": ["Ingress", "Egress"],
             **incoming,
-            "egress": [{"ports": names}, *egress],
+            "egress": [{"ports": names}, *reached],
         },
     }

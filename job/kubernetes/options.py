@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from job import families, storage
 from job.errors import SpecError, UsageError
 from job.kubernetes import cache_volume, constants, images
+from job.kubernetes.cluster import Cluster
 from job.kubernetes.context import RenderContext
 from job.kubernetes.platforms import Platform
 from job.planning.requirements import needs
@@ -23,6 +25,7 @@ from job.spec.types import JobSpec
 _REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*")
 
 
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 CACHE_VARIABLES = ("HOME", "_HOME", "_CACHE", "_CACHE_DIR", "_CACHE_ROOT")
 """Suffixes of environment variables that name a writable directory."""
 WRITABLE = (constants.CACHE, constants.WORK, constants.TMP, constants.SHM)
@@ -35,6 +38,7 @@ class ManifestOptions:
     sets: tuple[str, ...] = ()
     output: str | None = None
     registry: str | None = None
+    cluster: Cluster = field(default_factory=Cluster)
     image: str | None = None
     """The job's image; None is the one that `make image` pushes to the registry."""
     vllm_image: str | None = None
@@ -67,6 +71,8 @@ class ManifestOptions:
         _check_nodes(spec, nodes)
         if storage.is_local(spec.output.uri):
             output = f"{constants.CACHE}/outputs/{spec.name}"
+        resource = self.cluster.resource_on(platform.name, platform.resource)
+        platform = replace(platform, resource=resource)
         needed = needs(spec, self.sizes, gpus=platform.gpus)
         cache = cache_volume.of_job(
             spec.name, needed.cache, nodes=nodes, size=self.cache_size, claim=self.cache_claim
@@ -79,6 +85,8 @@ class ManifestOptions:
             job_image=image,
             cache=cache,
             family=families.resolve(spec.model)[0],
+            cluster=self.cluster,
+            egress_ports=self._egress_ports(),
             registry=registry,
             nodes=nodes,
             sets=self.sets,
@@ -100,6 +108,12 @@ class ManifestOptions:
     def sizes(self) -> Sizes:
         return measure(self.loaded.spec)
 
+    def _egress_ports(self) -> tuple[int, ...]:
+        """The ports of the S3 endpoint in the environment, of the proxy, and those asked for."""
+        urls = [self.environ.get(name) for name in ENDPOINTS] + [self.cluster.proxy]
+        ports = [_port(url) for url in urls if url]
+        return (*(port for port in ports if port is not None), *self.cluster.egress_ports)
+
     def _variables(self, replaced_output: bool, *, secret: bool) -> dict[str, str]:
         """The environment variables that the spec uses, with values: either secrets or the rest."""
         text = self.text
@@ -113,6 +127,16 @@ class ManifestOptions:
             for name, value in values.items()
             if value is not None and holds_secret(name, value) == secret
         }
+
+
+def _port(url: str) -> int | None:
+    """The port of a URL; None if the job would not reach anything there either."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    return port or {"http": 80, "https": constants.HTTPS}.get(parts.scheme)
 
 
 def _valid_registry(registry: str) -> str:

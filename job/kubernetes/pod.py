@@ -1,7 +1,7 @@
 """The pod that runs the job: containers, volumes, resources, security context."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from job import signals
 from job.kubernetes import constants
@@ -47,6 +47,20 @@ def template(
         "metadata": {"labels": {**context.labels("training"), **(labels or {})}},
         "spec": {key: value for key, value in spec.items() if value != []},
     }
+
+
+def templates(document: Object) -> Iterator[Object]:
+    """The pod templates of a Job, a Deployment or a TrainingRuntime; none of anything else."""
+    if document["kind"] in ("Job", "Deployment"):
+        yield document["spec"]["template"]
+    elif document["kind"] == "TrainingRuntime":
+        for replicated in document["spec"]["template"]["spec"]["replicatedJobs"]:
+            yield replicated["template"]["spec"]["template"]
+
+
+def containers(spec: Object) -> list[Object]:
+    """All containers of a pod, init containers first."""
+    return [*spec.get("initContainers", ()), *spec["containers"]]
 
 
 def container(

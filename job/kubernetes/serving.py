@@ -4,8 +4,9 @@ import math
 
 from job import storage
 from job.errors import SpecError
-from job.kubernetes import batch, constants, objects, pod
+from job.kubernetes import batch, cache_volume, constants, objects, pod
 from job.kubernetes.context import Object, RenderContext
+from job.kubernetes.platforms import GPU_RESOURCES, tolerations
 from job.kubernetes.resources import quantity
 from job.planning.requirements import UPLOAD_RATE
 
@@ -13,11 +14,17 @@ SERVER, SMOKE = "serving", "smoke"
 HEALTH = {"httpGet": {"path": "/health", "port": "http"}}
 STARTUP_SECONDS = 30 * 60
 """Time for vLLM to load the weights and compile kernels."""
+ANSWER_SECONDS = 5
+"""A server that compiles or computes a long batch does not answer within the default of 1."""
 
-# The vLLM image does not know the cache volume and the pod's user.
+# The vLLM image does not know the cache volume and the pod's user, who may have no name. What has
+# no variable here is written below HOME: AITER's and FlyDSL's kernels, MIOpen's and comgr's caches.
 _ENVIRON = {
     "HOME": constants.CACHE,
     "USER": "vllm",
+    "LOGNAME": "vllm",
+    "XDG_CACHE_HOME": f"{constants.CACHE}/xdg",
+    "XDG_CONFIG_HOME": f"{constants.CACHE}/config",
     "HF_HOME": f"{constants.CACHE}/huggingface",
     "HF_HUB_OFFLINE": "1",
     "VLLM_CACHE_ROOT": f"{constants.CACHE}/vllm",
@@ -35,13 +42,17 @@ def deployment(context: RenderContext) -> list[Object]:
     Raises SpecError if the job exports no merged weights, or only to a local folder.
     """
     _check_servable(context)
+    readers: list[Object] = [{"podSelector": {}}]
+    if context.cluster.metrics_from:
+        readers.append(objects.monitoring(context))
     return [
         objects.service_account(context, SERVER, "-vllm"),
+        *_weights_claim(context),
         objects.network_policy(
             context,
             SERVER,
             "-vllm",
-            ingress=({"from": [{"podSelector": {}}], "ports": [objects.tcp(constants.VLLM_PORT)]},),
+            ingress=({"from": readers, "ports": [objects.tcp(constants.VLLM_PORT)]},),
         ),
         {
             "apiVersion": "v1",
@@ -87,6 +98,7 @@ def smoke_job(context: RenderContext) -> list[Object]:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": pod.pod_security(),
+            "tolerations": tolerations(*GPU_RESOURCES),
             "containers": [_client_container(context)],
             "volumes": [{"name": "cache", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
         },
@@ -100,6 +112,11 @@ def smoke_job(context: RenderContext) -> list[Object]:
             "spec": batch.job_spec(template),
         },
     ]
+
+
+def is_servable(context: RenderContext) -> bool:
+    """Whether `deployment` can serve what the job exports."""
+    return context.spec.export.merged.enabled and not storage.is_local(context.output_uri)
 
 
 def _check_servable(context: RenderContext) -> None:
@@ -164,13 +181,49 @@ def _server_pod(context: RenderContext) -> Object:
         "initContainers": [_fetch_container(context)],
         "containers": [_server_container(context)],
         "volumes": [
-            pod.scratch("weights", needs.weights),
-            pod.scratch("cache", needs.tmp),
+            _weights_volume(context),
+            pod.scratch("cache", platform.server_cache),
             pod.scratch("tmp", needs.tmp),
             pod.memory("shm", needs.shared_memory),
         ],
     }
     return {key: value for key, value in spec.items() if value != []}
+
+
+def _weights_claim(context: RenderContext) -> list[Object]:
+    """The claim that keeps the weights when the pod is replaced, if one is asked for."""
+    if context.cluster.weights == "node":
+        return []
+    shared = context.cluster.weights == "shared"
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {**context.metadata(SERVER), "name": _weights_name(context)},
+            "spec": {
+                "accessModes": ["ReadWriteMany" if shared else "ReadWriteOnce"],
+                "resources": {"requests": {"storage": quantity(_weights_bytes(context))}},
+            },
+        }
+    ]
+
+
+def _weights_bytes(context: RenderContext) -> int:
+    """On a claim, new weights are complete before those of an earlier run are removed."""
+    weights = context.needs.weights
+    return weights if context.cluster.weights == "node" else cache_volume.size_class(2 * weights)
+
+
+def _weights_name(context: RenderContext) -> str:
+    # As with the cache, neither size nor access mode can be changed freely, hence the names.
+    shared = "-shared" if context.cluster.weights == "shared" else ""
+    return f"{context.name}-vllm-{quantity(_weights_bytes(context)).lower()}{shared}"
+
+
+def _weights_volume(context: RenderContext) -> Object:
+    if context.cluster.weights == "node":
+        return pod.scratch("weights", _weights_bytes(context))
+    return {"name": "weights", "persistentVolumeClaim": {"claimName": _weights_name(context)}}
 
 
 def _fetch_container(context: RenderContext) -> Object:
@@ -216,8 +269,18 @@ def _server_container(context: RenderContext) -> Object:
         ],
         "env": [{"name": name, "value": value} for name, value in _ENVIRON.items()],
         "ports": [{"name": "http", "containerPort": constants.VLLM_PORT}],
-        "startupProbe": {**HEALTH, "periodSeconds": 10, "failureThreshold": STARTUP_SECONDS // 10},
-        "readinessProbe": {**HEALTH, "periodSeconds": 5, "failureThreshold": 3},
+        "startupProbe": {
+            **HEALTH,
+            "periodSeconds": 10,
+            "timeoutSeconds": ANSWER_SECONDS,
+            "failureThreshold": STARTUP_SECONDS // 10,
+        },
+        "readinessProbe": {
+            **HEALTH,
+            "periodSeconds": 10,
+            "timeoutSeconds": ANSWER_SECONDS,
+            "failureThreshold": 3,
+        },
         "livenessProbe": {
             **HEALTH,
             "periodSeconds": 20,
@@ -231,7 +294,10 @@ def _server_container(context: RenderContext) -> Object:
 
 
 def _disk(context: RenderContext) -> dict[str, str]:
-    return {"ephemeral-storage": quantity(context.needs.weights + 3 * context.needs.tmp)}
+    """The node's disk for the pod's volumes on it, and as much again as /tmp for logs."""
+    on_node = _weights_bytes(context) if context.cluster.weights == "node" else 0
+    size = on_node + context.platform.server_cache + 2 * context.needs.tmp
+    return {"ephemeral-storage": quantity(size)}
 
 
 def _literal(context: RenderContext, key: str, text: str) -> str:

@@ -35,7 +35,7 @@ def bundle(context: RenderContext) -> list[Object]:
             "training",
             ingress=({"from": peers}, *objects.scraping(context)),
             egress=(
-                *objects.STORAGE,
+                objects.outside(context),
                 {"to": peers},
                 {"ports": [objects.tcp(constants.TRAINER_PORT)]},
             ),
@@ -78,8 +78,6 @@ def _runtime(context: RenderContext) -> Object:
     job = batch.job_spec(pod.template(context, NODE, ancestor))
     # When one pod fails, all of them end, and each counts.
     job["backoffLimit"] *= context.nodes
-    # The Trainer cleans up by itself.
-    del job["ttlSecondsAfterFinished"]
     return {
         "apiVersion": API,
         "kind": "TrainingRuntime",

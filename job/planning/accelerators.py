@@ -37,6 +37,24 @@ ACCELERATORS: Mapping[str, GPU] = {
     "mi210": GPU(title="AMD Instinct MI210", kind="rocm", gigabytes=64),
     "mi250x": GPU(title="AMD Instinct MI250X, one of two dies", kind="rocm", gigabytes=64),
     "mi300x": GPU(title="AMD Instinct MI300X", kind="rocm", gigabytes=192),
+    "mi300x-dpx": GPU(
+        title="AMD Instinct MI300X, one of two partitions", kind="rocm", gigabytes=96
+    ),
+    "mi300x-cpx": GPU(
+        title="AMD Instinct MI300X, one of eight partitions", kind="rocm", gigabytes=24
+    ),
     "mi325x": GPU(title="AMD Instinct MI325X", kind="rocm", gigabytes=256),
+    "mi325x-dpx": GPU(
+        title="AMD Instinct MI325X, one of two partitions", kind="rocm", gigabytes=128
+    ),
+    "mi325x-cpx": GPU(
+        title="AMD Instinct MI325X, one of eight partitions", kind="rocm", gigabytes=32
+    ),
     "mi355x": GPU(title="AMD Instinct MI355X", kind="rocm", gigabytes=288),
+    "mi355x-dpx": GPU(
+        title="AMD Instinct MI355X, one of two partitions", kind="rocm", gigabytes=144
+    ),
+    "mi355x-cpx": GPU(
+        title="AMD Instinct MI355X, one of eight partitions", kind="rocm", gigabytes=36
+    ),
 }

@@ -20,6 +20,7 @@ POD_RULES = (
     security.is_restricted,
     security.caches_can_be_written,
     references.mounts_name_volumes,
+    references.claims_are_made_once,
     references.probes_name_ports,
 )
 RULES = (

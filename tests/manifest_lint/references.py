@@ -21,6 +21,17 @@ def mounts_name_volumes(pod: Pod) -> Iterator[str]:
         yield f"volumes that nothing mounts: {unused}"
 
 
+def claims_are_made_once(pod: Pod) -> Iterator[str]:
+    claimed = {claim["name"] for claim in pod.spec.get("resourceClaims", [])}
+    used = {
+        claim["name"]
+        for container in pod.containers
+        for claim in container["resources"].get("claims", [])
+    }
+    if claimed != used:
+        yield f"claims devices that no container uses, or the reverse: {sorted(claimed ^ used)}"
+
+
 def probes_name_ports(pod: Pod) -> Iterator[str]:
     for container in pod.containers:
         ports = {port["name"] for port in container.get("ports", [])}
@@ -37,6 +48,8 @@ def objects_exist(documents: Sequence[Object]) -> Iterator[str]:
         wanted = set()
         if "serviceAccountName" in pod.spec:
             wanted.add(("ServiceAccount", pod.spec["serviceAccountName"]))
+        for claim in pod.spec.get("resourceClaims", []):
+            wanted.add(("ResourceClaimTemplate", claim["resourceClaimTemplateName"]))
         for volume in pod.spec.get("volumes", []):
             if "configMap" in volume:
                 wanted.add(("ConfigMap", volume["configMap"]["name"]))

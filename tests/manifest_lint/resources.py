@@ -44,8 +44,13 @@ def quantities_are_sound(pod: Pod) -> Iterator[str]:
             elif amounts.get(name, bound) > bound:
                 yield f"container {container['name']}: requests more {name} than its limit"
         for name in amounts:
-            if "/" in name and not any(
-                toleration.get("key") == name for toleration in pod.spec.get("tolerations", [])
+            # Nodes with network devices have no taint for them.
+            if (
+                "/" in name
+                and not name.startswith("rdma/")
+                and not any(
+                    toleration.get("key") == name for toleration in pod.spec.get("tolerations", [])
+                )
             ):
                 yield f"asks for {name} and does not tolerate the taint of such nodes"
 

@@ -1,9 +1,8 @@
-"""Commands for after a run: fetch, verify, clean, ask, manifest.
+"""Commands for after a run: fetch, verify, clean, ask.
 
-infer and compare have their own files. The docstrings are the commands' help.
+infer, compare and manifest have their own files. The docstrings are the commands' help.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from job import log, redaction
 from job.cli import completion
-from job.cli.parameters import SPEC, Output, Overrides, Spec, load
+from job.cli.parameters import SPEC, Overrides, load
 from job.errors import UsageError
 
 FinishedRun = Annotated[str, typer.Argument(help="The output of a finished run.", metavar="URI")]
@@ -99,69 +98,3 @@ def ask(
 
     answer = ask(url, model, question, image, wait, system=system, with_image=not no_image)
     print(redaction.shown(answer))
-
-
-def manifest(
-    spec: Spec,
-    platform: Annotated[
-        str,
-        typer.Option(
-            help="amd, nvidia or cpu.", autocompletion=completion.one_of("amd", "nvidia", "cpu")
-        ),
-    ] = "amd",
-    nodes: Annotated[int, typer.Option(help="More than one makes it a TrainJob.")] = 1,
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="job, trainjob, vllm or vllm-smoke.",
-            autocompletion=completion.one_of("job", "trainjob", "vllm", "vllm-smoke"),
-        ),
-    ] = "job",
-    registry: Annotated[str | None, typer.Option(help="The registry of your images.")] = None,
-    image: Annotated[
-        str | None, typer.Option(help="The job's image, best with its digest: REF@sha256:….")
-    ] = None,
-    vllm_image: Annotated[
-        str | None, typer.Option(help="The server's image instead of vLLM's own.")
-    ] = None,
-    cache_size: Annotated[
-        str | None, typer.Option(help="The cache's volume, as in 200Gi (default: as needed).")
-    ] = None,
-    cache_claim: Annotated[
-        str | None, typer.Option(help="Cache on this existing claim; the manifest has none.")
-    ] = None,
-    directory: Annotated[
-        Path | None, typer.Option(help="Write all manifests, with their overlays, to this folder.")
-    ] = None,
-    smoke: Annotated[
-        str | None, typer.Option(help="With --directory, the spec of the CPU smoke test.")
-    ] = None,
-    set: Overrides = None,
-    output: Output = None,
-) -> None:
-    """Print or write the Kubernetes manifests of a job."""
-    from job import kubernetes
-
-    options = kubernetes.ManifestOptions(
-        spec=spec,
-        sets=tuple(set or ()),
-        output=output,
-        registry=registry,
-        image=image,
-        vllm_image=vllm_image,
-        cache_size=cache_size,
-        cache_claim=cache_claim,
-        environ=os.environ,
-    )
-    if directory is not None:
-        written = kubernetes.folder(options, nodes, smoke)
-        kubernetes.write(directory, written)
-        log.info("written", files=len(written), folder=directory)
-    else:
-        print(kubernetes.render(options, platform, nodes, kind), end="")
-        if command := kubernetes.replacing(options, nodes, kind):
-            log.info(
-                "pods of an existing job cannot be changed: to apply this over one that was "
-                "rendered for another platform, image or spec, delete it first",
-                command=command,
-            )

@@ -13,37 +13,22 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from job.kubernetes import constants, layout, trainjob
+from job.kubernetes import constants, layout
 from tests import manifest_lint
 from tests.jobs import ROOT, tool
+from tests.manifest_lint import schemas
 from tests.manifest_lint.resources import value
 from tests.manifest_lint.stored import canonical
 
 K8S = ROOT / "k8s"
 FILES = sorted(path for path in K8S.rglob("*.yaml") if path.name != layout.KUSTOMIZATION)
 OVERLAYS = sorted((K8S / "overlays").iterdir())
-CUSTOM = trainjob.API
 REPLICATED = "spec.template.spec.replicatedJobs.0"
 VERSIONS = (constants.OLDEST_KUBERNETES, constants.NEWEST_KUBERNETES)
 
 
 def documents(path: Path) -> list[Any]:
     return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-
-
-SCHEMAS = yaml.safe_load((ROOT / "tests/schemas" / f"{CUSTOM.replace('/', '.')}.yaml").read_text())
-
-
-def checked(document: Any, version: str) -> None:
-    """Validates strictly; the Trainer's objects by its own schema, and the Jobs inside them."""
-    if document["apiVersion"] != CUSTOM:
-        kubernetes_validate.validate(document, version, strict=True)
-        return
-    jsonschema.validate(document, {**SCHEMAS, "$ref": f"#/$defs/{document['kind']}"})
-    if document["kind"] == "TrainingRuntime":
-        for replicated in document["spec"]["template"]["spec"]["replicatedJobs"]:
-            job = {**replicated["template"], "apiVersion": "batch/v1", "kind": "Job"}
-            kubernetes_validate.validate(job, version, strict=True)
 
 
 def test_the_newest_kubernetes_is_the_newest_that_the_checks_know() -> None:
@@ -54,7 +39,7 @@ def test_the_newest_kubernetes_is_the_newest_that_the_checks_know() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(K8S)))
 def test_every_manifest_is_valid_by_the_schema(path: Path, version: str) -> None:
     for document in documents(path):
-        checked(document, version)
+        schemas.check(document, version)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(K8S)))
@@ -75,7 +60,7 @@ def test_every_overlay_as_kustomize_builds_it_is_valid_and_passes_the_rules(over
     found = list(yaml.safe_load_all(done.stdout))
     for version in VERSIONS:
         for document in found:
-            checked(document, version)
+            schemas.check(document, version)
     assert manifest_lint.problems(found) == []
 
 
@@ -110,7 +95,7 @@ def test_the_schema_finds_wrong_names_and_types(
     [document] = [found for found in documents(path) if found["kind"] == kind]
     put(document, key, wrong)
     with pytest.raises((kubernetes_validate.ValidationError, jsonschema.ValidationError)):
-        checked(document, version)
+        schemas.check(document, version)
 
 
 # --- planted failures -----------------------------------------------------------------------

@@ -110,6 +110,39 @@ def test_components_go_with_any_overlay(tmp_path: Path, ernie: ManifestOptions) 
         assert any(variable["name"] == "AWS_ROLE_ARN" for variable in container["env"])
 
 
+def test_a_pinned_kustomization_is_what_the_command_renders(
+    tmp_path: Path, ernie: ManifestOptions
+) -> None:
+    """What a platform team keeps: a base at a tag of a repository, and what differs here."""
+    repository, mine = tmp_path / "finetune-job", tmp_path / "mine"
+    mine.mkdir()
+    kubernetes.write(repository / "k8s", kubernetes.folder(ernie))
+    git = ["git", "-C", str(repository), "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", "v0.1.0"]):
+        subprocess.run([*git, *command], check=True)
+    # Later changes are not seen by whoever pinned the tag.
+    (repository / "k8s/base/finetune-job.yaml").write_text("")
+    subprocess.run([*git, "commit", "-qam", "y"], check=True)
+    (mine / "kustomization.yaml").write_text(f"""
+resources:
+  - file://{repository}//k8s/base?ref=v0.1.0
+namespace: team-ocr
+images:
+  - name: registry.example.com/finetune-job
+    newName: registry.team.example/ml/finetune-job
+labels:
+  - pairs: {{team: ocr}}
+    includeTemplates: true
+""")
+    asked = ManifestOptions(
+        spec=ERNIE,
+        registry="registry.team.example/ml",
+        cluster=kubernetes.Cluster(namespace="team-ocr", labels={"team": "ocr"}),
+        environ={},
+    )
+    assert kustomized(mine) == rendered(kubernetes.render(asked, "amd"))
+
+
 def test_components_go_with_a_trainjob(tmp_path: Path, ernie: ManifestOptions) -> None:
     kubernetes.write(tmp_path / "k8s", kubernetes.folder(ernie))
     for name, feature in features.FEATURES.items():
@@ -350,11 +383,16 @@ def test_results_for_a_local_folder_go_to_the_volume() -> None:
     assert [variable["name"] for variable in container["env"]] == [signals.GRACE_VARIABLE]
 
 
-def test_a_cpu_pod_asks_for_no_device() -> None:
-    pod = pod_of(kubernetes.render(ManifestOptions(spec=LATEX, environ={}), "cpu"))
-    assert "tolerations" not in pod
+def test_a_cpu_pod_asks_for_no_device_and_runs_where_all_nodes_have_one(
+    ernie: ManifestOptions,
+) -> None:
+    latex = ManifestOptions(spec=LATEX, environ={})
+    pod = pod_of(kubernetes.render(latex, "cpu"))
     assert "supplementalGroups" not in pod["securityContext"]
     assert not [name for name in pod["containers"][0]["resources"]["limits"] if "/" in name]
+    asking = pod_of(kubernetes.render(ernie, "amd", kind="vllm-smoke"))
+    for tolerations in (pod["tolerations"], asking["tolerations"]):
+        assert {each["key"] for each in tolerations} == {"amd.com/gpu", "nvidia.com/gpu"}
 
 
 def test_several_nodes_keep_the_policy_of_one(ernie: ManifestOptions) -> None:
@@ -476,7 +514,7 @@ def test_images_named_by_digest_stay_as_they_are(reference: str) -> None:
         images = re.findall(r"image: (r\.io\S+|docker\S+)", text)
         assert set(images) <= {reference, f"r.io/vllm{DIGEST}"}
         assert (f"r.io/vllm{DIGEST}" in images) == (kind == "vllm")
-        assert reference in images
+        assert (reference in images) == (kind != "quota")
 
 
 def test_the_manifest_says_what_must_go_before_it_is_applied() -> None:

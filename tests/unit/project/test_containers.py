@@ -112,6 +112,9 @@ def test_the_image_is_what_the_manifests_take_it_for(path: Path) -> None:
     assert f"JOB_UID={constants.UID} containers/runtime.sh" in text
     assert f'VOLUME ["{constants.CACHE}"]' in text
     assert f"HOME={constants.CACHE} " in text
+    # A user that OpenShift chooses has no name of its own.
+    assert "USER=job " in text
+    assert "LOGNAME=job " in text
     assert 'ENTRYPOINT ["/opt/venv/bin/python", "-m", "job"]' in text
 
 
