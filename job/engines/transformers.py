@@ -1,11 +1,13 @@
 """The default engine: Transformers' own classes and PEFT."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import SpecError
 from job.families.base import Family, LoraTargets
+from job.families.lora.patterns import independent_of_order
 from job.spec.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -40,24 +42,41 @@ class TransformersEngine:
         from peft import LoraConfig, TaskType, get_peft_model
 
         from job.families.lora.linear import use_lora_linear
+        from job.families.lora.saved_modules import saved_modules, use_saved_modules
 
         config = LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             **adapter_settings(targets, lora),
             use_dora=lora.use_dora,
             target_parameters=list(targets.parameters) or None,
+            modules_to_save=list(targets.saved_modules) or None,
+            ensure_weight_tying=targets.ties_embeddings,
         )
         # Initialized on the CPU for every device, so that a seed gives the same adapter everywhere.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # About patterns, which PEFT compares with modules only, not with parameters.
+            warnings.simplefilter("ignore", RuntimeWarning)
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
         use_lora_linear(adapted)
+        use_saved_modules(adapted)
+        wrapped = len(targets.saved_modules) + targets.ties_embeddings
+        assert len(saved_modules(adapted)) == wrapped, "PEFT matches other modules"
         return adapted
 
     def load_adapter(self, model: "PreTrainedModel", directory: Path) -> "PeftModel":
         from peft import PeftModel
+        from safetensors.torch import load_file
 
-        return PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
+        from job.families.lora.saved_modules import restore, saved_modules, use_saved_modules
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # as in `attach_adapter`
+            adapted = PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
+        if saved_modules(adapted):
+            use_saved_modules(adapted)
+            restore(adapted, load_file(directory / "adapter_model.safetensors"))
+        return adapted
 
     def _attention(self) -> dict[str, Any]:
         chosen = self.model.attn_implementation
@@ -84,9 +103,12 @@ class TransformersEngine:
 
 def adapter_settings(targets: LoraTargets, lora: LoraSpec) -> dict[str, Any]:
     """The adapter's settings that all engines share, by their names in PEFT."""
+    names = (*targets.modules, *targets.parameters)
     return {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
+        "rank_pattern": independent_of_order(lora.rank_pattern, names),
+        "alpha_pattern": independent_of_order(lora.alpha_pattern, names),
         "lora_dropout": lora.lora_dropout,
         "bias": lora.bias,
         "use_rslora": lora.use_rslora,

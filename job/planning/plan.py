@@ -9,6 +9,8 @@ from job import families, storage
 from job.engines.device import Accelerator
 from job.errors import InputError, JobError, StorageError
 from job.families import model_source
+from job.families.base import SAVED
+from job.families.lora.selection import trained_in_full
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
 from job.planning import data, facts, sizes, speed
@@ -139,13 +141,23 @@ def _model(
 ) -> facts.Model:
     groups = []
     if spec.lora.method == "lora":
-        for group in family.lora_targets(skeleton, spec.lora).groups:
+        targets = family.lora_targets(skeleton, spec.lora)
+        for group in targets.groups:
             groups.append(
                 facts.Group(
                     name=group.name,
                     tensors=len(group),
-                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora.r),
+                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora),
                     patterns=tuple(patterns((*group.modules, *group.parameters))),
+                )
+            )
+        if saved := trained_in_full(skeleton, targets):
+            groups.append(
+                facts.Group(
+                    name=SAVED,
+                    tensors=len(saved),
+                    trainable=sum(parameter.numel() for parameter in saved.values()),
+                    patterns=tuple(patterns(targets.saved_modules)),
                 )
             )
     return facts.Model(
