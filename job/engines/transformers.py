@@ -1,13 +1,12 @@
 """The default engine: Transformers' own classes and PEFT."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from job.engines.lora_config import lora_config, without_pattern_warnings
 from job.errors import SpecError
 from job.families.base import Family, LoraTargets
-from job.families.lora.patterns import independent_of_order
 from job.spec.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -39,23 +38,14 @@ class TransformersEngine:
         self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
     ) -> "PeftModel":
         import torch
-        from peft import LoraConfig, TaskType, get_peft_model
+        from peft import get_peft_model
 
         from job.families.lora.linear import use_lora_linear
         from job.families.lora.saved_modules import saved_modules, use_saved_modules
 
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            **adapter_settings(targets, lora),
-            use_dora=lora.use_dora,
-            target_parameters=list(targets.parameters) or None,
-            modules_to_save=list(targets.saved_modules) or None,
-            ensure_weight_tying=targets.ties_embeddings,
-        )
+        config = lora_config(targets, lora)
         # Initialized on the CPU for every device, so that a seed gives the same adapter everywhere.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # About patterns, which PEFT compares with modules only, not with parameters.
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with torch.random.fork_rng(devices=[]), without_pattern_warnings():
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
         use_lora_linear(adapted)
@@ -70,8 +60,7 @@ class TransformersEngine:
 
         from job.families.lora.saved_modules import restore, saved_modules, use_saved_modules
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # as in `attach_adapter`
+        with without_pattern_warnings():
             adapted = PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
         if saved_modules(adapted):
             use_saved_modules(adapted)
@@ -99,18 +88,3 @@ class TransformersEngine:
                     fix="remove the line; auto selects what the model has",
                 ) from error
         return model.requires_grad_(False)
-
-
-def adapter_settings(targets: LoraTargets, lora: LoraSpec) -> dict[str, Any]:
-    """The adapter's settings that all engines share, by their names in PEFT."""
-    names = (*targets.modules, *targets.parameters)
-    return {
-        "r": lora.r,
-        "lora_alpha": lora.lora_alpha,
-        "rank_pattern": independent_of_order(lora.rank_pattern, names),
-        "alpha_pattern": independent_of_order(lora.alpha_pattern, names),
-        "lora_dropout": lora.lora_dropout,
-        "bias": lora.bias,
-        "use_rslora": lora.use_rslora,
-        "target_modules": list(targets.modules),
-    }

@@ -92,7 +92,7 @@ class LoraTargets:
     saved_modules: tuple[str, ...] = ()
     """Modules that are trained in full and stored with the adapter, by full name."""
     ties_embeddings: bool = False
-    """Whether the output layer trains with the embeddings, one of `saved_modules`, as one matrix."""
+    """Whether the output layer trains with the embeddings, which `saved_modules` has, as one."""
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ complete downloads nothing. `fetch_model` downloads when a stage needs the files
 """
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from job import storage
 from job.errors import InputError
+from job.families import adapter_files
 from job.local import cache, eviction
 from job.spec.types import JobSpec, ModelSpec
 from job.storage.backends import hub
@@ -96,12 +97,12 @@ def find_model(model: ModelSpec) -> ModelInput:
         repository, slash, rest = name.partition("/")
         uri = f"hf://{organization}/{repository}@{model.revision}{slash}{rest}"
     globs = MODEL_FILES + (CODE_FILES if model.trust_remote_code else ())
+    listed = storage.list_files(uri)
     files = tuple(
-        file
-        for file in storage.list_files(uri)
-        if any(fnmatch.fnmatch(file.path, glob) for glob in globs)
+        file for file in listed if any(fnmatch.fnmatch(file.path, glob) for glob in globs)
     )
     if not any(file.path == "config.json" for file in files):
+        adapter_files.require_model(uri, {file.path for file in listed})
         raise InputError(
             "$.model.model_name_or_path",
             "holds no model: config.json is missing",
@@ -111,16 +112,18 @@ def find_model(model: ModelSpec) -> ModelInput:
     return ModelInput(uri=uri, files=files)
 
 
-def require_hub(spec: JobSpec, *, exempt: str | None = None) -> None:
+def require_hub(spec: JobSpec, *, exempt: str | None = None, also: Sequence[str] = ()) -> None:
     """Raises one InputError for all hub URIs of the spec, if the environment disables the hub.
 
-    Called before heavy imports. The URI `exempt` is not checked.
+    Called before heavy imports. The URI `exempt` is not checked; those in `also` are.
     """
     sources = (source.uri for source in spec.data.sources().values())
     problems = [
         hub.offline(uri, variable).problems[0]
-        for uri in (spec.model.model_name_or_path, *sources)
-        if uri != exempt and (variable := hub.hub_offline_variable(uri)) is not None
+        for uri in (spec.model.model_name_or_path, spec.model.adapter_name_or_path, *sources, *also)
+        if uri is not None
+        and uri != exempt
+        and (variable := hub.hub_offline_variable(uri)) is not None
     ]
     if problems:
         raise InputError.from_problems(problems)

@@ -182,6 +182,8 @@ class Pipeline:
         record.versions = provenance.versions()
         record.machine = provenance.machine()
         record.inputs = {"model": {"uri": inputs.model.uri, "digest": inputs.model.digest}}
+        if inputs.adapter is not None:
+            record.inputs["adapter"] = {"uri": inputs.adapter.uri, "digest": inputs.adapter.digest}
         for key, source in inputs.sources.items():
             name = key.removeprefix("$.data.")
             record.inputs[name] = {"uri": source.uri, "digest": source.digest}

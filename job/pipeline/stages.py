@@ -60,9 +60,9 @@ class Stages:
         return {"rows": rows}
 
     def baseline(self, directory: Path) -> Summary:
-        """Evaluates the model before training."""
+        """Evaluates the model before training: the base, with the adapter that is continued."""
         self._preflight_checks()
-        model = self._run.models.base()
+        model = self._run.initial_model()
         return self._evaluate(model, directory, "baseline", "baseline.predictions")
 
     def train(self, directory: Path) -> Summary:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from job import telemetry
 from job.engines.base import Engine
@@ -12,6 +13,9 @@ from job.prep.prepared_data import PreparedData
 from job.spec.types import JobSpec
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.trackers import TrackerFiles
+
+if TYPE_CHECKING:
+    from job.engines.stored_adapter import StoredAdapter
 
 TRAIN = "train"
 """The folder of the label proof, length statistics and history."""
@@ -23,6 +27,8 @@ class TrainContext:
     engine: Engine
     accelerator: Accelerator
     family: Family
+    start: "StoredAdapter | None"
+    """The adapter that training continues from; None starts with a new one."""
     data: PreparedData
     directory: Path
     """The folder for the stage's outputs."""

@@ -6,7 +6,7 @@ pattern that matches decides.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from job.errors import SpecError
 from job.spec.foreign_names import nearest
@@ -37,22 +37,17 @@ def value_of(name: str, patterns: Patterns, default: int) -> int:
 def require_matches(lora: LoraSpec, names: Iterable[str]) -> None:
     """Raises SpecError for a pattern that matches none of the adapted modules and parameters."""
     names = list(names)
-    for key, patterns in (
-        ("rank_pattern", lora.rank_pattern),
-        ("alpha_pattern", lora.alpha_pattern),
-    ):
-        for pattern, _ in patterns:
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern, _ in getattr(lora, key):
             if any(_matches(pattern, name) for name in names):
                 continue
             endings = sorted({name.rpartition(".")[2] for name in names})
-            close = nearest(pattern, endings)
+            close, known = nearest(pattern, endings), ", ".join(endings)
             raise SpecError(
                 f"$.lora.{key}",
                 "matches no adapted module",
                 value=pattern,
-                fix=f"write {close}"
-                if close
-                else f"names of adapted modules: {', '.join(endings)}",
+                fix=f"write {close}" if close else f"names of adapted modules: {known}",
             )
 
 
@@ -65,11 +60,13 @@ def independent_of_order(patterns: Patterns, names: Iterable[str]) -> dict[str, 
     names = list(names)
     if all(len({value for key, value in patterns if _matches(key, name)}) <= 1 for name in names):
         return dict(patterns)
-    return {
-        f"^{re.escape(name)}": value_of(name, patterns, 0)
-        for name in names
-        if any(_matches(key, name) for key, _ in patterns)
-    }
+    matched = [name for name in names if any(_matches(key, name) for key, _ in patterns)]
+    return dict(exact({name: value_of(name, patterns, 0) for name in matched}))
+
+
+def exact(values: Mapping[str, int]) -> Patterns:
+    """Patterns that each match one full name."""
+    return tuple((f"^{re.escape(name)}", value) for name, value in values.items())
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The parts of the spec's selection that all families share: layers, and modules trained in full."""
+"""The parts of a selection that all families share: layers, and modules trained in full."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
