@@ -79,7 +79,7 @@ def _target_problems(
     yield Problem(
         "$.lora",
         f"selects other modules than the adapter at {stored.uri} adapts: {'; '.join(parts)}",
-        fix=f"write {lines}" if lines else "name the adapter's modules as lora.target_modules",
+        fix=lines or "name the adapter's modules as lora.target_modules",
         key="lora.target_modules",
     )
 
@@ -102,9 +102,9 @@ def _lines_for(stored: StoredAdapter, resolve: Resolve) -> str | None:
         except SpecError:
             continue
         if same:
-            return ", ".join(f"{key}: {quoted(value)}" for key, value in values.items()) or (
-                "none of the keys that select modules: the defaults select these"
-            )
+            lines = ", ".join(f"{key}: {quoted(value)}" for key, value in values.items())
+            others = "remove the other keys that select modules"
+            return f"write {lines}; {others}" if lines else others.replace("other ", "")
     return None
 
 
