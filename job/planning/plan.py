@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import families, storage
+from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
 from job.errors import InputError, JobError, StorageError
 from job.families import model_source
@@ -58,6 +59,9 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         stages, no_stages = _try(lambda: dict(_stages(job)), InputError)
     family, skeleton = families.architecture(spec.model)
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)  # may refuse, as in a run
+    start, _ = _try(lambda: job.start_adapter)  # unknown if it is unreachable
+    if start is not None:
+        require_fit(start, spec.lora, lambda lora: family.lora_targets(skeleton, lora))
     data_facts = data.data_facts(spec, survey)
     steps = _steps(job, data_facts)
     measured = sizes.measure(spec)
@@ -163,6 +167,7 @@ def _model(
     return facts.Model(
         family=family.name,
         uri=spec.model.model_name_or_path,
+        adapter=spec.model.adapter_name_or_path,
         parameters=measured.parameters,
         trainable=measured.trainable,
         groups=tuple(groups),

@@ -1,22 +1,26 @@
 """A training that continues from an adapter, as a user runs it: what it starts from, and leaves."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from job.cli.app import app
 from job.errors import InputError, SpecError, UsageError
+from job.pipeline.context import RunContext
+from job.spec.load import load_spec
 from tests.jobs import FORMULAS, SMALL, job, read_json, sets, sums
 
 slow = pytest.mark.slow
 SETTINGS: dict[str, object] = {
     **SMALL,
     **FORMULAS,
+    "data.train.limit": 16,
     "train.max_steps": 2,
     "train.per_device_train_batch_size": 4,
     "eval.metrics": "[exact_match]",
@@ -120,10 +124,26 @@ def test_an_adapter_named_as_the_model_is_answered_with_its_key(
     with pytest.raises(InputError, match=r"is (an adapter|the output of a run), not a model") as no:
         here("plan", *arguments(tmp_path / "out", cache, **more))
     [problem] = no.value.problems
-    written = (
-        f"model_name_or_path: builtin://ernie-vl-tiny and adapter_name_or_path: {first}/adapter"
-    )
-    assert written in str(problem.fix)
+    assert "model_name_or_path: builtin://ernie-vl-tiny and " in str(problem.fix)
+    assert f"adapter_name_or_path: {first}/adapter" in str(problem.fix)
+
+
+def test_another_adapter_at_the_same_place_is_another_training(
+    first: Path, cache: Path, tmp_path: Path
+) -> None:
+    adapter = shutil.copytree(first / "adapter", tmp_path / "adapter")
+    settings = [f"{key}={value}" for key, value in SETTINGS.items()]
+    overrides = [*settings, f"model.adapter_name_or_path={adapter}", f"runtime.cache_dir={cache}"]
+    loaded = load_spec(Path("specs/latex.yaml").read_text(), "x", overrides)
+
+    def identity() -> str:
+        return RunContext(loaded, "train").inputs.checkpoint_identity().fingerprint
+
+    same, path = identity(), adapter / "adapter_model.safetensors"
+    assert identity() == same
+    tensors = load_file(path)
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, path)
+    assert identity() != same
 
 
 @slow

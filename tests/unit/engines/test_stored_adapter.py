@@ -15,15 +15,17 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from job import engines, families
+from job import engines, families, storage
 from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
 from job.engines.stored_adapter import load_into, read_adapter, with_adapter
 from job.errors import InputError, SpecError
+from job.families import model_source
 from job.families.adapter_source import find_adapter
 from job.planning.sizes import trained_parameters
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, LoraSpec
+from tests.conftest import S3
 
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 ATTENTION = {"finetune_mlp_modules": False, "finetune_vision_layers": False}
@@ -209,6 +211,24 @@ def test_a_pickled_adapter_is_refused_before_it_is_read(write: Write) -> None:
     with pytest.raises(InputError, match="a pickle, which can run code") as refused:
         find_adapter(str(folder))
     assert "save_pretrained" in str(refused.value)
+
+
+def test_an_adapter_in_a_store_is_read_through_the_cache_and_denied_access_is_one_error(
+    write: Write, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write()
+    storage.upload_tree(folder, s3.uri("adapter"))
+    found = find_adapter(s3.uri("adapter"))
+    fetched = model_source.fetch_model(found, tmp_path / "cache")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (fetched / name).read_bytes() == (folder / name).read_bytes()
+    storage.delete(s3.uri("adapter/adapter_config.json"))
+    with pytest.raises(InputError, match=r"adapter_config.json is missing"):
+        find_adapter(s3.uri("adapter"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError) as denied:
+        find_adapter(s3.uri("adapter"))
+    assert denied.value.exit_code == 12
 
 
 OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the adapter's, and the spec's
