@@ -20,7 +20,7 @@ def rank_of(name: str, lora: LoraSpec) -> int:
 
 def max_rank(lora: LoraSpec) -> int:
     """The largest rank that any module may have."""
-    return max(lora.r, *(rank for _, rank in lora.rank_pattern))
+    return max(lora.r, *(rank for _, rank in lora.rank_pattern), 0)
 
 
 def scaling_of(name: str, lora: LoraSpec) -> float:
