@@ -396,6 +396,7 @@ def train_stage(
             engine=engine,
             accelerator=accelerator,
             family=family,
+            start=None,
             data=data,
             directory=directory,
             scratch=Path(folder, "scratch"),

@@ -58,6 +58,9 @@ python -m job eval specs/latex.yaml
 
 # On more held-out rows, without training again.
 python -m job eval specs/latex.yaml --set eval.max_samples=500
+
+# Another adapter on the same held-out rows, without training.
+python -m job eval specs/latex.yaml --adapter s3://results/other/adapter --to other-eval
 """,
     "export": """
 # Merged weights, verified by reloading them.
@@ -111,6 +114,9 @@ python -m job infer my.yaml --row train.jsonl:12
 
 # And the model before training?
 python -m job infer my.yaml --image formula.png --weights base
+
+# With an adapter that another run, or another tool, has trained.
+python -m job infer my.yaml --image formula.png --adapter hf://org/adapter
 
 # Sampled, reproducibly.
 python -m job infer my.yaml --image formula.png --temperature 1.5 --seed 1

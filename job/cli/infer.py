@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from job.artifacts import reader
 from job.artifacts.records import STAGES, read_stage
 from job.errors import DataError, InputError, MissingInputError, Problem, UsageError
+from job.families import adapter_source
 from job.families.base import Family
 from job.pipeline.context import RunContext
 from job.prep.images import ImageRefused, inspect
@@ -21,6 +22,7 @@ from job.spec.load import LoadedSpec
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -71,18 +73,27 @@ def infer(
     loaded: LoadedSpec,
     query: Query,
     weights: str,
+    adapter: str | None = None,
     *,
     seed: int | None,
     write: Callable[[str], object],
 ) -> None:
     """Answers the query; the label follows the answer to a held-out row.
 
-    `write` gets the answer piece by piece as it is generated. Raises InputError if images, the row
+    `adapter` is the URI of any adapter, to answer with instead of the output's weights. `write`
+    gets the answer piece by piece as it is generated. Raises InputError if images, the row
     or the weights are missing, DataError if an image cannot be read, and UsageError if there is
     nothing to ask.
     """
     if weights not in ("base", "adapter", "merged"):
         raise UsageError("--weights", "must be base, adapter or merged", value=weights)
+    if adapter is not None and weights != "adapter":
+        raise UsageError(
+            "--adapter",
+            f"cannot be combined with --weights {weights}",
+            value=adapter,
+            fix="leave out one of the two",
+        )
     stages = RunContext(loaded, "infer")
     if query.row is None:
         system = loaded.spec.data.system if query.system is None else query.system
@@ -91,7 +102,7 @@ def infer(
     else:
         row = held_out_row(stages, query)
         prompt, label = row.prompt, row.answer
-    model, family = _load_model(stages, weights)
+    model, family = _load_model(stages, weights, adapter)
     from transformers import set_seed
 
     from job.evaluation.generate import generate
@@ -240,7 +251,13 @@ def _max_new_tokens(stages: RunContext) -> int:
     return DEFAULT
 
 
-def _load_model(stages: RunContext, weights: str) -> tuple["PreTrainedModel", Family]:
+def _load_model(
+    stages: RunContext, weights: str, adapter: str | None
+) -> "tuple[PreTrainedModel | PeftModel, Family]":
+    if adapter is not None:
+        found = adapter_source.find_adapter(adapter, "--adapter")
+        stored = stages.read_adapter(found, "answering with the adapter")
+        return stages.models.initial(stored), stages.family
     if weights == "base":
         return stages.models.base(), stages.family
     stage = "train" if weights == "adapter" else "export"

@@ -24,6 +24,13 @@ Overrides = Annotated[
         autocompletion=completion.overrides,
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="Any adapter for the spec's model, by path or URI, instead of the one at the output.",
+        metavar="URI",
+    ),
+]
 Output = Annotated[
     str | None,
     typer.Option("--output", "-o", help="Where results go (overrides output.uri).", metavar="URI"),

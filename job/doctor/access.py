@@ -7,7 +7,7 @@ from job import log, storage
 from job.artifacts.nesting import refuse_nested
 from job.doctor.check import Check, attempt, fail, failed, note, ok, warn
 from job.doctor.subject import Subject
-from job.families import model_source
+from job.families import adapter_source, model_source
 from job.prep import discovery
 from job.storage import retry
 from job.storage.backends.hub import hub_offline_variable, offline
@@ -41,7 +41,15 @@ def checks(subject: Subject) -> Iterator[Check]:
         storage.check_access(spec.output.uri, "write")
         return f"{spec.output.uri}: wrote an object and deleted it"
 
+    def adapter() -> str:
+        assert spec.model.adapter_name_or_path is not None
+        source = adapter_source.find_adapter(spec.model.adapter_name_or_path)
+        _ = source.digest
+        return f"{source.uri} ({log.size(source.size_bytes)})"
+
     yield _attempt("model", model)
+    if spec.model.adapter_name_or_path is not None:
+        yield _attempt("adapter", adapter)
     for field, source in spec.data.sources().items():
 
         def rows(field: str = field, source: discovery.SourceSpec = source) -> str:

@@ -36,7 +36,9 @@ class Subject:
         if self.spec is None:
             return ()
         sources = [source.uri for source in self.spec.data.sources().values()]
-        return (self.spec.model.model_name_or_path, *sources, self.spec.output.uri)
+        model = self.spec.model
+        adapter = (model.adapter_name_or_path,) if model.adapter_name_or_path else ()
+        return (model.model_name_or_path, *adapter, *sources, self.spec.output.uri)
 
     def measured(self, gpus: int) -> tuple[Sizes, Needs] | None:
         """The sizes and requirements of the spec; None without one."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from job import log
 from job.engines.base import Engine
 from job.engines.device import release_memory
+from job.engines.stored_adapter import StoredAdapter, with_adapter
 from job.families.base import Family
 from job.spec.types import JobSpec
 
@@ -21,10 +22,12 @@ class Models:
     def __init__(self, spec: JobSpec, engine: Engine, family: Family) -> None:
         self._spec, self._engine, self._family = spec, engine, family
         self._base: PreTrainedModel | None = None
+        self._adapted: PeftModel | None = None
         self._trained: PreTrainedModel | PeftModel | None = None
 
     def base(self) -> "PreTrainedModel":
         """The model that training starts from."""
+        self._remove_adapter()
         if self._base is None:
             log.info("load model", init=self._spec.model.init, dtype=str(self._engine.dtype)[6:])
             self._base = (
@@ -33,6 +36,17 @@ class Models:
                 else self._engine.load(self._family)
             )
         return self._base
+
+    def initial(self, stored: "StoredAdapter | None") -> "PreTrainedModel | PeftModel":
+        """The base, or the base with an adapter, in evaluation mode.
+
+        `base` restores the base itself, or loads it again if the adapter has changed it.
+        """
+        base = self.base()
+        if stored is None:
+            return base
+        self._adapted = with_adapter(self._engine, base, stored)
+        return self._adapted
 
     def keep_trained(self, model: "PreTrainedModel | PeftModel") -> None:
         """Keeps the trained model, which contains the base, for later stages."""
@@ -53,5 +67,18 @@ class Models:
 
     def release(self) -> None:
         """Drops all models and frees their memory."""
-        self._base = self._trained = None
+        self._base = self._adapted = self._trained = None
         release_memory()
+
+    def _remove_adapter(self) -> None:
+        """Removes the adapter of `initial`, or the base too if it holds trained weights."""
+        adapted, self._adapted = self._adapted, None
+        if adapted is None:
+            return
+        config = adapted.peft_config[adapted.active_adapter]
+        if config.bias == "none" and not config.modules_to_save:
+            self._base = adapted.unload()
+        else:
+            del adapted
+            self._base = None
+            release_memory()

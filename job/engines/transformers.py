@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from job.engines.lora_config import lora_config, without_pattern_warnings
 from job.errors import SpecError
 from job.families.base import Family, LoraTargets
 from job.spec.types import LoraSpec, ModelSpec
@@ -37,27 +38,34 @@ class TransformersEngine:
         self, model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec, seed: int
     ) -> "PeftModel":
         import torch
-        from peft import LoraConfig, TaskType, get_peft_model
+        from peft import get_peft_model
 
         from job.families.lora.linear import use_lora_linear
+        from job.families.lora.saved_modules import saved_modules, use_saved_modules
 
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            **adapter_settings(targets, lora),
-            use_dora=lora.use_dora,
-            target_parameters=list(targets.parameters) or None,
-        )
+        config = lora_config(targets, lora)
         # Initialized on the CPU for every device, so that a seed gives the same adapter everywhere.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), without_pattern_warnings():
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
         use_lora_linear(adapted)
+        use_saved_modules(adapted)
+        wrapped = len(targets.saved_modules) + targets.ties_embeddings
+        assert len(saved_modules(adapted)) == wrapped, "PEFT matches other modules"
         return adapted
 
     def load_adapter(self, model: "PreTrainedModel", directory: Path) -> "PeftModel":
         from peft import PeftModel
+        from safetensors.torch import load_file
 
-        return PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
+        from job.families.lora.saved_modules import restore, saved_modules, use_saved_modules
+
+        with without_pattern_warnings():
+            adapted = PeftModel.from_pretrained(model, directory, is_trainable=False).eval()
+        if saved_modules(adapted):
+            use_saved_modules(adapted)
+            restore(adapted, load_file(directory / "adapter_model.safetensors"))
+        return adapted
 
     def _attention(self) -> dict[str, Any]:
         chosen = self.model.attn_implementation
@@ -80,15 +88,3 @@ class TransformersEngine:
                     fix="remove the line; auto selects what the model has",
                 ) from error
         return model.requires_grad_(False)
-
-
-def adapter_settings(targets: LoraTargets, lora: LoraSpec) -> dict[str, Any]:
-    """The adapter's settings that all engines share, by their names in PEFT."""
-    return {
-        "r": lora.r,
-        "lora_alpha": lora.lora_alpha,
-        "lora_dropout": lora.lora_dropout,
-        "bias": lora.bias,
-        "use_rslora": lora.use_rslora,
-        "target_modules": list(targets.modules),
-    }

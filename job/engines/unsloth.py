@@ -8,7 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from job.engines.transformers import TransformersEngine, adapter_settings
+from job.engines.lora_config import adapter_settings
+from job.engines.transformers import TransformersEngine
 from job.engines.unsloth_patches import quiet
 from job.families.base import Family, LoraTargets
 from job.spec.types import LoraSpec

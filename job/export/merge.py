@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from peft.tuners.lora.layer import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper
     from transformers import PreTrainedModel
 
-_WRAPPER = re.compile(r"\.base_layer")
-_ADAPTER = re.compile(r"\.lora_")
+_WRAPPER = re.compile(r"\.(base_layer|original_module)(?=\.|$)")
+_ADAPTER = re.compile(r"\.(lora_|modules_to_save\.)")
 CONCURRENT_DIGESTS = 2
 """Number of tensors that are hashed concurrently, while the next one is merged."""
 
@@ -180,12 +181,16 @@ def lora_merges(model: "PeftModel") -> dict[str, MergeFunction]:
 
     Linear modules: W + scaling · B·A (LoRA, https://arxiv.org/abs/2106.09685; PEFT applies rsLoRA's
     scaling), times magnitude over norm for DoRA (https://arxiv.org/abs/2402.09353). Fused expert
-    parameters (E, out, in): the same for each expert.
+    parameters (E, out, in): the same for each expert. Modules trained in full: their trained copy.
     """
     from peft.tuners.lora.layer import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper
 
     merges: dict[str, MergeFunction] = {}
+    originals = set[int]()
     for wrapped_name, module in model.get_base_model().named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            merges |= _saved(wrapped_name, module, originals)
         if not isinstance(module, LoraLayer):
             continue
         name = _WRAPPER.sub("", wrapped_name)
@@ -210,6 +215,23 @@ def _linear(module: "LoraLayer", adapter: str) -> MergeFunction:
         return value
 
     return merged
+
+
+def _saved(name: str, module: "ModulesToSaveWrapper", seen: set[int]) -> dict[str, MergeFunction]:
+    """The merges of a module trained in full; without originals in `seen`, which tied ones are."""
+    [trained] = module.modules_to_save.values()
+    copies = dict(trained.named_parameters())
+    merges: dict[str, MergeFunction] = {}
+    for inner, original in module.original_module.named_parameters():
+        if id(original) not in seen:
+            seen.add(id(original))
+            merges[f"{name}.{inner}"] = partial(_replaced, by=copies[inner])
+    return merges
+
+
+def _replaced(weight: "torch.Tensor", *, by: "torch.nn.Parameter") -> "torch.Tensor":
+    assert weight.shape == by.shape
+    return by.detach().float()
 
 
 def _fused_experts(module: "LoraLayer", adapter: str) -> MergeFunction:

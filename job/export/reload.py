@@ -1,6 +1,7 @@
 """Verifies by reloading: the stored adapter and the merged weights against the trained model."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -86,7 +87,12 @@ def _outputs(context: ExportContext, model: "PeftModel | PreTrainedModel") -> Pr
 
 def _outputs_of_stored_adapter(context: ExportContext, trained: "PeftModel") -> ProbeOutputs:
     """Loads the stored adapter next to the trained one, which is active again afterwards."""
-    trained.load_adapter(context.adapter, adapter_name="reloaded", is_trainable=False)
+    from job.families.lora.saved_modules import tie_copies
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tied weights, which `tie_copies` ties
+        trained.load_adapter(context.adapter, adapter_name="reloaded", is_trainable=False)
+    tie_copies(trained, "reloaded")
     trained.set_adapter("reloaded")
     try:
         return _outputs(context, trained)

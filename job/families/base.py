@@ -27,6 +27,9 @@ IGNORED = -100
 Layout = Literal["vllm", "transformers"]
 """The file layout of a written checkpoint: as vLLM or as Transformers reads it."""
 
+SAVED = "modules in full"
+"""The name under which `LoraTargets.counts` counts the saved modules."""
+
 SORTED_EXPERTS = "sorted_grouped_mm"
 """This project's implementation of routed experts, as registered with Transformers."""
 
@@ -86,9 +89,13 @@ class TargetGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraTargets:
-    """All modules and parameters that an adapter adapts."""
+    """All modules and parameters that an adapter adapts, and modules that train beside it."""
 
     groups: tuple[TargetGroup, ...]
+    saved_modules: tuple[str, ...] = ()
+    """Modules that are trained in full and stored with the adapter, by full name."""
+    ties_embeddings: bool = False
+    """Whether the output layer trains with the embeddings, which `saved_modules` has, as one."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -101,7 +108,8 @@ class LoraTargets:
     @property
     def counts(self) -> dict[str, int]:
         """The size of each group: `{"language attention": 16, …}`."""
-        return {group.name: len(group) for group in self.groups}
+        groups = {group.name: len(group) for group in self.groups}
+        return groups | ({SAVED: len(self.saved_modules)} if self.saved_modules else {})
 
 
 @dataclass(frozen=True, kw_only=True)

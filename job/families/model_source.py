@@ -7,7 +7,7 @@ complete downloads nothing. `fetch_model` downloads when a stage needs the files
 
 import fnmatch
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from job import storage
 from job.errors import InputError
+from job.families import adapter_files
 from job.local import cache, eviction
 from job.local.file_digests import FileDigests
 from job.spec.types import JobSpec, ModelSpec
@@ -111,12 +112,12 @@ def find_model(model: ModelSpec, local_digests: FileDigests | None = None) -> Mo
         repository, slash, rest = name.partition("/")
         uri = f"hf://{organization}/{repository}@{model.revision}{slash}{rest}"
     globs = MODEL_FILES + (CODE_FILES if model.trust_remote_code else ())
+    listed = storage.list_files(uri)
     files = tuple(
-        file
-        for file in storage.list_files(uri)
-        if any(fnmatch.fnmatch(file.path, glob) for glob in globs)
+        file for file in listed if any(fnmatch.fnmatch(file.path, glob) for glob in globs)
     )
     if not any(file.path == "config.json" for file in files):
+        adapter_files.require_model(uri, {file.path for file in listed})
         raise InputError(
             "$.model.model_name_or_path",
             "holds no model: config.json is missing",
@@ -126,16 +127,18 @@ def find_model(model: ModelSpec, local_digests: FileDigests | None = None) -> Mo
     return ModelInput(uri=uri, files=files, local_digests=local_digests)
 
 
-def require_hub(spec: JobSpec, *, exempt: str | None = None) -> None:
+def require_hub(spec: JobSpec, *, exempt: str | None = None, also: Sequence[str] = ()) -> None:
     """Raises one InputError for all hub URIs of the spec, if the environment disables the hub.
 
-    Called before heavy imports. The URI `exempt` is not checked.
+    Called before heavy imports. The URI `exempt` is not checked; those in `also` are.
     """
     sources = (source.uri for source in spec.data.sources().values())
     problems = [
         hub.offline(uri, variable).problems[0]
-        for uri in (spec.model.model_name_or_path, *sources)
-        if uri != exempt and (variable := hub.hub_offline_variable(uri)) is not None
+        for uri in (spec.model.model_name_or_path, spec.model.adapter_name_or_path, *sources, *also)
+        if uri is not None
+        and uri != exempt
+        and (variable := hub.hub_offline_variable(uri)) is not None
     ]
     if problems:
         raise InputError.from_problems(problems)

@@ -186,8 +186,6 @@ def shapes(uri: str, directory: Path) -> Shapes:
 
     Raises InputError if there is none, or if a file of the index is missing or truncated.
     """
-    from safetensors import SafetensorError, safe_open
-
     files = {path.name for path in directory.glob("*.safetensors")}
     index = directory / INDEX
     if index.is_file():
@@ -207,15 +205,24 @@ def shapes(uri: str, directory: Path) -> Shapes:
         )
     stored: Shapes = {}
     for name in sorted(files):
-        try:
-            with safe_open(directory / name, framework="pt") as file:
-                for tensor in file.keys():  # noqa: SIM118 - no mapping
-                    stored[tensor] = tuple(file.get_slice(tensor).get_shape())
-        except SafetensorError as error:
-            raise InputError(
-                uri, f"its {name} cannot be read: {error}", fix="copy the file again"
-            ) from error
+        stored |= file_shapes(uri, directory / name)
     return stored
+
+
+def file_shapes(uri: str, path: Path) -> Shapes:
+    """The shapes of a file's tensors, from its header. Raises InputError if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {
+                name: tuple(file.get_slice(name).get_shape())
+                for name in file.keys()  # noqa: SIM118 - no mapping
+            }
+    except SafetensorError as error:
+        raise InputError(
+            uri, f"its {path.name} cannot be read: {error}", fix="copy the file again"
+        ) from error
 
 
 def require(uri: str, stored: Shapes, expected: Shapes) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from job.engines.models import Models
+    from job.engines.stored_adapter import StoredAdapter
     from job.train.checkpoint.storage import CheckpointStore
 
 
@@ -167,6 +168,33 @@ class RunContext:
         from job.engines.models import Models
 
         return Models(self.spec, self.engine, self.family)
+
+    @cached_property
+    def start_adapter(self) -> "StoredAdapter | None":
+        """The adapter that training continues from, downloaded and compared with the model."""
+        found = self.inputs.adapter
+        if found is None:
+            return None
+        return self.read_adapter(found, "training continues from the adapter")
+
+    def read_adapter(self, found: model_source.ModelInput, event: str) -> "StoredAdapter":
+        """Downloads an adapter and compares it with the model's architecture.
+
+        Raises InputError if it does not fit; the log names it with `event`.
+        """
+        from job.engines.adapter_fit import warn_of_other_base
+        from job.engines.stored_adapter import read_adapter
+
+        directory = model_source.fetch_model(found, self.cache_dir, self.cache_limit)
+        _, skeleton = families.architecture(self.spec.model)
+        stored = read_adapter(found.uri, directory, skeleton)
+        warn_of_other_base(stored, self.spec.model)
+        log.info(event, adapter=stored.uri, tensors=len(stored.renamed), names=stored.naming)
+        return stored
+
+    def initial_model(self) -> "PreTrainedModel | PeftModel":
+        """The model that training starts from: the base, or the base with the adapter."""
+        return self.models.initial(self.start_adapter)
 
     def trained_model(self) -> "PreTrainedModel | PeftModel":
         model: PreTrainedModel | PeftModel

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from job import __version__, families
 from job.artifacts.records import StageRecord
-from job.families import chat_template, model_source
+from job.families import adapter_source, chat_template, model_source
 from job.local.file_digests import FileDigests
 from job.prep import discovery, image_identity
 from job.prep.source_files import DataSource
@@ -74,6 +74,12 @@ class StageInputs:
     @cached_property
     def model(self) -> model_source.ModelInput:
         return model_source.find_model(self._spec.model, self._local_digests)
+
+    @cached_property
+    def adapter(self) -> model_source.ModelInput | None:
+        """The adapter that training continues from, if any."""
+        uri = self._spec.model.adapter_name_or_path
+        return None if uri is None else adapter_source.find_adapter(uri)
 
     @cached_property
     def sources(self) -> dict[str, DataSource]:
@@ -257,9 +263,11 @@ class StageInputs:
 
     @cached_property
     def _initial_model(self) -> list[Any]:
-        """The identity of the model before training."""
+        """The identity of the model before training: the base, and the adapter if any."""
         model = self._spec.model
         start: list[Any] = [self.model.weights_digest, model.init, model.family, model.dtype]
         if (template := self.chat_template) is not None:
             start.append(fingerprint(template))
+        if self.adapter is not None:
+            start.append(self.adapter.digest)
         return [*start, self._spec.train.seed] if model.init == "random" else start

@@ -26,7 +26,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         run.choose_engine()
         from job.train import adapting, trackers
 
-        adapting.require(spec)
+        adapting.require(spec, run.start_adapter)
         trackers.require(spec.train.report_to)
         if spec.train.torch_compile:
             from job.engines import compiling

@@ -197,6 +197,8 @@ class Pipeline:
         record.machine = provenance.machine()
         record.inputs = {"model": {"uri": inputs.model.uri}}
         inputs.model.start_hashing()
+        if inputs.adapter is not None:
+            record.inputs["adapter"] = {"uri": inputs.adapter.uri, "digest": inputs.adapter.digest}
         for key, source in inputs.sources.items():
             name = key.removeprefix("$.data.")
             record.inputs[name] = {"uri": source.uri, "digest": source.digest}

@@ -69,10 +69,13 @@ class Stages:
         return {"rows": rows}
 
     def baseline(self, directory: Path) -> Summary:
-        """Evaluates the model before training."""
+        """Evaluates the model before training: the base, with the adapter that is continued."""
         self._preflight_checks()
-        model = self._run.models.base()
-        return self._evaluate(model, directory, "baseline", "baseline.predictions")
+        model, adapter = self._run.initial_model(), self._run.inputs.adapter
+        if adapter is not None:
+            log.info("the baseline is the model with the adapter", adapter=adapter.uri)
+        summary = self._evaluate(model, directory, "baseline", "baseline.predictions")
+        return summary | ({"adapter": adapter.uri} if adapter is not None else {})
 
     def train(self, directory: Path) -> Summary:
         """Trains the adapter, or the weights, with all processes."""

@@ -36,6 +36,7 @@ def train(
             engine=run.engine,
             accelerator=run.accelerator,
             family=run.family,
+            start=run.start_adapter,
             data=run.data,
             directory=directory,
             scratch=output.workdir / "trainer",

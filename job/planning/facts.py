@@ -84,6 +84,8 @@ class Group:
 class Model:
     family: str
     uri: str
+    adapter: str | None
+    """The adapter that training continues from."""
     parameters: int
     trainable: int
     groups: tuple[Group, ...]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_dtype
 from job.families.activation_memory import VARLEN, StepSettings
 from job.families.base import Family, RowSize
+from job.families.lora.patterns import max_rank
+from job.families.lora.selection import trained_in_full
 from job.planning.sizes import GIB, trained_parameters
 from job.spec.types import JobSpec
 
@@ -134,7 +136,7 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
         checkpointing=spec.train.gradient_checkpointing,
         attention=attention,
         experts=experts,
-        rank=0 if spec.lora.method == "full" else spec.lora.r,
+        rank=0 if spec.lora.method == "full" else max_rank(spec.lora),
         lora_linear=is_plain(spec.lora),
         dropout=0 if not spec.lora.lora_dropout else 1 if on_gpu else FP32,
     )
@@ -147,7 +149,8 @@ def _trained(family: type[Family], model: "PreTrainedModel", spec: JobSpec) -> t
         names |= {name for name, _ in model.named_parameters()}
         return names, sum(parameter.numel() for parameter in model.parameters())
     targets = family.lora_targets(model, spec.lora)
-    names = {*targets.modules, *targets.parameters}
+    saved = trained_in_full(model, targets)
+    names = {*targets.modules, *targets.parameters, *targets.saved_modules, *saved}
     return names, trained_parameters(model, targets, spec.lora)
 
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import families, storage
+from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
 from job.errors import InputError, JobError, StorageError
+from job.families.base import SAVED
+from job.families.lora.selection import trained_in_full
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
 from job.planning import data, facts, sizes, speed
@@ -56,6 +59,9 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         stages, no_stages = _try(lambda: dict(_stages(job)), InputError)
     family, skeleton = families.architecture(spec.model)
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)  # may refuse, as in a run
+    start, _ = _try(lambda: job.start_adapter)  # unknown if it is unreachable
+    if start is not None:
+        require_fit(start, spec.lora, lambda lora: family.lora_targets(skeleton, lora))
     data_facts = data.data_facts(spec, survey)
     steps = _steps(job, data_facts)
     measured = sizes.measure(spec)
@@ -139,18 +145,29 @@ def _model(
 ) -> facts.Model:
     groups = []
     if spec.lora.method == "lora":
-        for group in family.lora_targets(skeleton, spec.lora).groups:
+        targets = family.lora_targets(skeleton, spec.lora)
+        for group in targets.groups:
             groups.append(
                 facts.Group(
                     name=group.name,
                     tensors=len(group),
-                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora.r),
+                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora),
                     patterns=tuple(patterns((*group.modules, *group.parameters))),
+                )
+            )
+        if saved := trained_in_full(skeleton, targets):
+            groups.append(
+                facts.Group(
+                    name=SAVED,
+                    tensors=len(saved),
+                    trainable=sum(parameter.numel() for parameter in saved.values()),
+                    patterns=tuple(patterns(targets.saved_modules)),
                 )
             )
     return facts.Model(
         family=family.name,
         uri=spec.model.model_name_or_path,
+        adapter=spec.model.adapter_name_or_path,
         parameters=measured.parameters,
         trainable=measured.trainable,
         groups=tuple(groups),

@@ -133,6 +133,8 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "family", f"{model.family}, {model.parameters / 1e6:,.1f} M parameters"
     download = plan.disk.download
     yield "checkpoint", model.uri + (f" ({log.size(download)} to download)" if download else "")
+    if model.adapter is not None:
+        yield "continues", model.adapter
     for group in model.groups:
         yield f"lora: {group.name}", f"{group.tensors} tensors, {group.trainable:,} trainable"
         for pattern in group.patterns:

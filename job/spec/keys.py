@@ -45,10 +45,17 @@ def at(path: Path) -> Schema | None:
     node = schema()
     for part in path:
         inner = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        inner = inner or values_of(node)
         if inner is None:
             return None
         node = follow(inner)
     return node
+
+
+def values_of(node: Schema) -> Schema | None:
+    """The schema of the values of a mapping with free keys; None for other nodes."""
+    inner = node.get("additionalProperties")
+    return inner if isinstance(inner, Mapping) else None
 
 
 def path_of(dotted: str) -> Path:
@@ -122,8 +129,10 @@ def _describe_kind(node: Schema, kind: str) -> str:
     if kind == "array":
         least = "a non-empty list of " if node.get("minItems") else "a list of "
         inner = describe(follow(node["items"])).removeprefix("one of ")
-        inner = inner.replace("a mapping", "mappings")
+        inner = inner.replace("a mapping", "mappings").replace("a whole number", "whole numbers")
         return f"{least}{inner}"
+    if kind == "object" and (inner_node := values_of(node)) is not None:
+        return f"a mapping from text to {describe(inner_node)}"
     if kind == "string" and (only := re.fullmatch(r"\^(\w+)\$", node.get("pattern", ""))):
         return only[1]
     if kind == "string" and "maxLength" in node:

@@ -33,6 +33,8 @@ def _fill(values: Json, node: Schema) -> Json:
         return filled
     if "properties" in node and "items" in node and isinstance(values, list):
         return [_fill(value, keys.follow(node["items"])) for value in values]
+    if (inner := keys.values_of(node)) is not None and isinstance(values, dict):
+        return {name: _fill(value, inner) for name, value in values.items()}
     kinds = keys.types(node)
     if isinstance(values, float) and "integer" in kinds and values.is_integer():
         return int(values)
@@ -73,6 +75,8 @@ def _build(kind: object, value: Json) -> object:
         )
     if isinstance(value, list):
         return tuple(value)
+    if get_origin(kind) is tuple and isinstance(value, dict):
+        return tuple(value.items())
     if isinstance(value, dict) and get_origin(kind) is types.UnionType:
         return _build(next(k for k in get_args(kind) if dataclasses.is_dataclass(k)), value)
     return value

@@ -14,9 +14,15 @@ FORMULAS_QUESTION = "Write the LaTeX representation for this image."
 """The question of rows of `builtin://formulas`; other sources need their own."""
 
 
+Patterns = tuple[tuple[str, int], ...]
+"""Numbers by pattern of module names, in the spec's order; `job.families.lora.patterns` matches."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     model_name_or_path: str
+    adapter_name_or_path: str | None
+    """None starts with a new adapter."""
     revision: str | None
     family: str
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
@@ -147,6 +153,10 @@ class LoraSpec:
     target_modules: str | tuple[str, ...] | None
     """None uses the family's targets by the toggles; a string is a regular expression."""
     target_parameters: tuple[str, ...] | None
+    layers_to_transform: int | tuple[int, ...] | None
+    rank_pattern: Patterns
+    alpha_pattern: Patterns
+    modules_to_save: tuple[str, ...] | None
     use_rslora: bool
     use_dora: bool
     finetune_vision_layers: bool

@@ -184,6 +184,8 @@ def _fix(error: ValidationError, node: Schema) -> str | None:
     if "object" in kinds:
         if dotted in _MAIN_KEYS and isinstance(value, str) and value:
             return f"write it as {dotted}.{_MAIN_KEYS[dotted]}"
+        if keys.values_of(node) is not None:
+            return f"for example {quoted(node['examples'][0])}"
         return "indent its keys under it"
     if isinstance(value, str) and (fix := _fix_text(value, node, kinds, dotted)):
         return fix

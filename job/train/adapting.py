@@ -1,5 +1,6 @@
 """Prepares a model for training: attaches the adapter, and selects the packed step and the loss."""
 
+import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from job.spec.types import JobSpec
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from job.engines.stored_adapter import StoredAdapter
 
 VISION = ("vision attention", "vision mlp", "connector", "resampler")
 """LoRA target groups that are used only by rows with images."""
@@ -36,8 +39,8 @@ class AdaptedModel:
     total_parameters: int
 
 
-def require(spec: JobSpec) -> None:
-    """Raises SpecError if the spec trains parts that the model does not have.
+def require(spec: JobSpec, start: "StoredAdapter | None" = None) -> None:
+    """Raises SpecError if the spec trains parts that the model, or the adapter `start`, lacks.
 
     Reads the architecture only: names and shapes, no weights. A model that cannot be read is
     reported later, by the stage that loads it.
@@ -49,6 +52,10 @@ def require(spec: JobSpec) -> None:
     except (InputError, StorageError):
         return
     targets = family.lora_targets(skeleton, spec.lora) if spec.lora.method == "lora" else None
+    if start is not None:
+        from job.engines.adapter_fit import require_fit
+
+        require_fit(start, spec.lora, functools.partial(family.lora_targets, skeleton))
     if spec.train.vision_tower_lr is not None:
         _require_trained_vision_tower(spec, skeleton, targets)
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)
@@ -82,8 +89,16 @@ def require_images(adapted: AdaptedModel, rows: Iterable[Row]) -> None:
         )
 
 
-def adapt(spec: JobSpec, engine: Engine, family: Family, model: "PreTrainedModel") -> AdaptedModel:
+def adapt(
+    spec: JobSpec,
+    engine: Engine,
+    family: Family,
+    model: "PreTrainedModel",
+    start: "StoredAdapter | None" = None,
+) -> AdaptedModel:
     """Attaches the adapter, or unfreezes the model; enables the packed step and the auxiliary loss.
+
+    The adapter is a new one, or has the values of `start`.
 
     Raises SpecError if `lora` names modules that the model does not have.
     """
@@ -101,6 +116,10 @@ def adapt(spec: JobSpec, engine: Engine, family: Family, model: "PreTrainedModel
         resolved = family.lora_targets(model, spec.lora)
         targets = resolved.counts
         trained = engine.attach_adapter(model, resolved, spec.lora, spec.train.seed)
+        if start is not None:
+            from job.engines.stored_adapter import load_into
+
+            load_into(trained, start)
     else:
         trained.requires_grad_(True)
     base = trained.get_base_model() if hasattr(trained, "get_base_model") else trained

@@ -47,7 +47,7 @@ def train(
     """
     optim = resolve_optim(context.spec.train, context.accelerator)
     rows, validation = select_rows(context), select_validation_rows(context)
-    adapted = adapt(context.spec, context.engine, context.family, model)
+    adapted = adapt(context.spec, context.engine, context.family, model, context.start)
     require_images(adapted, rows.measured)
     _log_start(context, rows, adapted, optim)
     _log_options(context.spec.train)

@@ -18,6 +18,8 @@ from job.train.trackers import TrackerFiles
 if TYPE_CHECKING:
     import torch
 
+    from job.engines.stored_adapter import StoredAdapter
+
 TRAIN = "train"
 """The folder of the label proof, length statistics and history."""
 
@@ -40,6 +42,8 @@ class TrainContext:
     engine: Engine
     accelerator: Accelerator
     family: Family
+    start: "StoredAdapter | None"
+    """The adapter that training continues from; None starts with a new one."""
     data: PreparedData
     directory: Path
     """The folder for the stage's outputs."""

@@ -55,8 +55,32 @@ FAST: dict[str, Case] = {
         lora={**LANGUAGE_OFF, "bias": "lora_only"}, train={"fit": "on"}
     ),
     "vision alone, padded": Case(model="qwen_vl", lora=LANGUAGE_OFF),
+    "ranks and alphas by pattern, experts, two layers, tied embeddings in full": Case(
+        lora={
+            "finetune_experts": True,
+            "layers_to_transform": [0, 2],
+            "rank_pattern": {"q_proj": 8, r"experts\..*": 1, ".*_proj": 4},
+            "alpha_pattern": {"layers.0.self_attn.o_proj": 1},
+            "use_rslora": True,
+            "modules_to_save": ["lm_head"],
+        },
+        dtype="bfloat16",
+    ),
 }
 SLOW: dict[str, Case] = {
+    "modules in full beside DoRA and biases": Case(
+        lora={
+            "target_modules": ["q_proj", "o_proj"],
+            "use_dora": True,
+            "bias": "all",
+            "modules_to_save": ["resampler_model", "layers.1.input_layernorm", "vision_tower.ln"],
+        }
+    ),
+    "an output layer in full and a connector": Case(
+        model="idefics3",
+        lora={"modules_to_save": ["lm_head", "connector"], "layers_to_transform": 0},
+        train={"gradient_checkpointing": True},
+    ),
     "vision alone, ERNIE padded": Case(
         lora=LANGUAGE_OFF, train={"padding_free": False, "gradient_checkpointing": True}
     ),

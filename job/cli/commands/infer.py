@@ -7,7 +7,7 @@ import typer
 
 from job import redaction
 from job.cli import completion
-from job.cli.parameters import Output, Overrides, Spec, load, overrides_from
+from job.cli.parameters import Adapter, Output, Overrides, Spec, load, overrides_from
 
 Images = Annotated[list[Path] | None, typer.Option(help="An image. Repeatable; the order counts.")]
 Question = Annotated[
@@ -52,6 +52,7 @@ def infer(
     system: System = None,
     row: RowId = None,
     weights: Weights = "adapter",
+    adapter: Adapter = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = None,
     min_p: MinP = None,
@@ -79,9 +80,9 @@ def infer(
         }
     )
     loaded = load(spec, [*(set or ()), *overrides], output)
-    model_source.require_hub(loaded.spec)
+    model_source.require_hub(loaded.spec, also=(adapter,) if adapter else ())
     query = Query(images=tuple(image or ()), question=question, system=system, row=row)
     writer = redaction.RedactingWriter(lambda text: print(text, end="", flush=True))
-    infer(loaded, query, weights, seed=seed, write=writer.write)
+    infer(loaded, query, weights, adapter, seed=seed, write=writer.write)
     writer.close()
     print()

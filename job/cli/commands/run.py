@@ -1,12 +1,14 @@
 """Commands that run a spec's stages: run, prep, train, eval, export."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from job.cli import completion, launch
-from job.cli.parameters import Output, Overrides, Spec, load, overrides_from
+from job.cli.parameters import Adapter, Output, Overrides, Spec, load, overrides_from
+from job.errors import UsageError
 
 if TYPE_CHECKING:
     from job.spec.overrides import Override
@@ -27,9 +29,31 @@ def train(spec: Spec, set: Overrides = None, output: Output = None) -> None:
     _start("train", spec, set, output)
 
 
-def evaluate(spec: Spec, set: Overrides = None, output: Output = None) -> None:
-    """Evaluate the model before and after training."""
-    _start("eval", spec, set, output)
+def evaluate(
+    spec: Spec,
+    adapter: Adapter = None,
+    to: Annotated[
+        Path | None, typer.Option(help="With --adapter, write the results to this folder.")
+    ] = None,
+    set: Overrides = None,
+    output: Output = None,
+) -> None:
+    """Evaluate the model before and after training.
+
+    With --adapter, evaluates that adapter instead, whatever trained it, and writes nothing at the
+    output.
+    """
+    if adapter is None:
+        if to is not None:
+            raise UsageError("--to", "requires --adapter: a run's results go to its output")
+        _start("eval", spec, set, output)
+        return
+    from job.cli.eval_adapter import eval_adapter
+    from job.families import model_source
+
+    loaded = load(spec, set, output)
+    model_source.require_hub(loaded.spec, also=(adapter,))
+    eval_adapter(loaded, adapter, to)
 
 
 def export(

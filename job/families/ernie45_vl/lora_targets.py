@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
+from job.families.lora.selection import selected
 from job.families.lora.targets import (
     ALL_LINEAR,
     LinearModules,
     matching,
     merged_settings,
-    selected,
     suffix,
 )
 from job.spec.types import LoraSpec
@@ -93,7 +93,7 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
         experts = matching(trainable, PARAMETERS[EXPERTS])
         groups.append(TargetGroup(name=EXPERTS, parameters=tuple(experts)))
 
-    return selected(groups)
+    return selected(model, groups, lora)
 
 
 def _problem(

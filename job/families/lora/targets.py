@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
+from job.families.lora.selection import selected
 from job.families.vision_tower import CONNECTOR
 from job.spec.types import LoraSpec
 
@@ -135,7 +136,8 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
     kinds: dict[str, list[str]] = {}
     for name in chosen:
         kinds.setdefault(kind_of(name, prefix), []).append(name)
-    return selected([TargetGroup(name=k, modules=tuple(kinds[k])) for k in wanted if k in kinds])
+    groups = [TargetGroup(name=k, modules=tuple(kinds[k])) for k in wanted if k in kinds]
+    return selected(model, groups, lora)
 
 
 def serving(lora: LoraSpec, *, reads_images: bool) -> AdapterServing:
@@ -157,17 +159,15 @@ def serving(lora: LoraSpec, *, reads_images: bool) -> AdapterServing:
 
 def merged_settings(lora: LoraSpec) -> tuple[str, ...]:
     """The settings in use for which vLLM rejects an adapter."""
-    settings = (("DoRA", lora.use_dora), ("trained biases", lora.bias != "none"))
+    settings = (
+        ("DoRA", lora.use_dora),
+        ("trained biases", lora.bias != "none"),
+        ("modules_to_save", bool(lora.modules_to_save)),
+        # vLLM reads one rank and one alpha for a whole adapter.
+        ("rank_pattern", bool(lora.rank_pattern)),
+        ("alpha_pattern", bool(lora.alpha_pattern)),
+    )
     return tuple(name for name, on in settings if on)
-
-
-def selected(groups: Sequence[TargetGroup]) -> LoraTargets:
-    """The groups as targets. Raises SpecError if all of them are empty."""
-    if not any(len(group) for group in groups):
-        raise SpecError(
-            "$.lora", "selects no module of the model", fix="turn on a finetune_ toggle"
-        )
-    return LoraTargets(groups=tuple(groups))
 
 
 def kind_of(name: str, prefix: str) -> str:

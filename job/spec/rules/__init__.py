@@ -8,13 +8,14 @@ from collections.abc import Collection
 
 from job.spec.keys import Json, Path
 from job.spec.problems import Finding
-from job.spec.rules import data, locations, training, validation, weights
+from job.spec.rules import adapters, data, locations, training, validation, weights
 from job.spec.rules.view import Rule, Unavailable, View
 
 RULES: tuple[Rule, ...] = (
     *locations.RULES,
     *data.RULES,
     *weights.RULES,
+    *adapters.RULES,
     *training.RULES,
     *validation.RULES,
 )

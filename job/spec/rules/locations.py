@@ -25,8 +25,7 @@ FOLDERS = (
 _UNUSABLE = ("", ".", "..")
 _READ_ONLY = ("hf://", "builtin://", "http://", "https://")
 _URIS = (
-    "model.model_name_or_path",
-    "model.chat_template",
+    *INPUTS,
     "output.uri",
     "train.logging_dir",
     "train.resume_from_checkpoint",

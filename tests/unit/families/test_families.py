@@ -393,7 +393,7 @@ def test_sizes_are_those_of_the_model(
     assert found.parameters == sum(p.numel() for p in model.parameters())
     targets = family.lora_targets(family.meta_model(), spec.lora)
     assert 0 < found.trainable < found.parameters
-    groups = [sizes.adapter_parameters(model, group, spec.lora.r) for group in targets.groups]
+    groups = [sizes.adapter_parameters(model, group, spec.lora) for group in targets.groups]
     assert found.trainable == sum(groups)
 
 

@@ -139,7 +139,7 @@ def test_the_plan_counts_what_peft_trains(
     [group] = family.lora_targets(family.meta_model(), replace(spec.lora, **KINDS[kind])).groups
     model = adapt(**KINDS[kind])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert adapter_parameters(family.meta_model(), group, spec.lora.r) == trained
+    assert adapter_parameters(family.meta_model(), group, spec.lora) == trained
 
 
 def test_names_that_differ_in_a_number_are_one_line() -> None:

@@ -572,6 +572,40 @@ REFUSED += [
         for key in ("learning_rate", "vision_tower_lr")
     ),
     (
+        ("model.adapter_name_or_path=s3://b/adapter", "lora.method=full"),
+        "model.adapter_name_or_path",
+        "requires lora.method: lora, which continues the adapter",
+        "set lora.method: lora; or, to train every weight, merge the adapter first and name the "
+        "merged/ of its run as model.model_name_or_path",
+    ),
+    (
+        ("lora.layers_to_transform=[0]", "lora.target_modules=.*q_proj"),
+        "lora.layers_to_transform",
+        "cannot be combined with a regular expression in target_modules, as in PEFT",
+        r"name the layers in the expression, like '.*\.layers\.(0|1)\..*q_proj', or write "
+        "target_modules as a list of names",
+    ),
+    (
+        ("lora.rank_pattern={'q_proj[': 4}",),
+        "lora.rank_pattern",
+        "'q_proj[' is not a regular expression: unterminated character set at position 6",
+        r"for example {o_proj: 16}, or {'layers\.[0-3]\..*': 16}",
+    ),
+    (
+        ("lora.modules_to_save=[lm_head]", "runtime.distributed=fsdp2"),
+        "lora.modules_to_save",
+        "does not apply if runtime.distributed is fsdp2: this version shards only layers with "
+        "frozen weights",
+        "remove the line, or set runtime.distributed: ddp",
+    ),
+    (
+        ("lora.rank_pattern={q_proj: 4}", "model.engine=unsloth"),
+        "lora.rank_pattern",
+        "does not apply if model.engine is unsloth, which trains adapters of one rank only in this "
+        "version",
+        "remove the line, or set model.engine: transformers",
+    ),
+    (
         ("train.max_steps=50", "train.warmup_steps=60"),
         "train.warmup_steps",
         "must not be greater than train.max_steps, which is 50: the learning rate would never "
@@ -730,6 +764,9 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("lora.target_modules=.*q_proj", "lora.finetune_experts=true"),
         ("lora.target_parameters=[experts.down_proj]", "lora.use_rslora=true"),
         ("lora.use_dora=true", "lora.lora_dropout=0.1"),
+        ("lora.layers_to_transform=2", "lora.target_modules=all-linear", "lora.r=4"),
+        ("lora.rank_pattern={'layers.[01].*': 4}", "lora.modules_to_save=[embed_tokens]"),
+        ("model.adapter_name_or_path=hf://org/adapter",),
         ("train.num_train_epochs=0", "train.max_steps=5"),
         ("train.num_train_epochs=0.5",),
         ("train.max_steps=3",),

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from job.spec import keys
 from job.spec.foreign_names import SECTIONS
 from job.spec.resolve import fill
-from job.spec.types import JobSpec
+from job.spec.types import JobSpec, Patterns
 from job.spec.validate import schema_text
 
 KEYS = {".".join(map(str, path)): node for path, node in keys.walk()}
@@ -51,7 +51,9 @@ def _json_types(hint: Any) -> set[str]:
     if get_origin(hint) is tuple:
         if _dataclass_of(hint):
             return {"object", "array"}  # one section means a list of one
-        assert get_args(hint) == (str, ...), "other lists hold text alone"
+        if hint == Patterns:
+            return {"object"}  # a mapping with free keys, in order
+        assert get_args(hint)[0] in (str, int), "other lists hold text or numbers"
         return {"array"}
     if dataclasses.is_dataclass(hint):
         return {"object"}
@@ -89,7 +91,10 @@ def test_schema_and_dataclass_agree_on_the_type(dotted: str, hint: Any) -> None:
         allowed = node["enum"] if "enum" in node else [node["const"]]
         assert sorted(allowed) == sorted(get_args(hint))
     if "array" in keys.types(node):
-        assert node["items"]["type"] == ("object" if _dataclass_of(hint) else "string")
+        options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+        [items] = [option for option in options if get_origin(option) is tuple] or [hint]
+        of_items = "integer" if get_args(items) == (int, ...) else "string"
+        assert node["items"]["type"] == ("object" if _dataclass_of(hint) else of_items)
 
 
 @pytest.mark.parametrize(("dotted", "node"), KEYS.items())
@@ -141,6 +146,10 @@ def test_defaults_are_the_reference_workload() -> None:
         "bias": "none",
         "target_modules": None,
         "target_parameters": None,
+        "layers_to_transform": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "modules_to_save": None,
         "use_rslora": False,
         "use_dora": False,
         "finetune_vision_layers": True,

@@ -1,0 +1,108 @@
+"""Describes a stored adapter as a spec's `lora` would, from its tensors and its configuration."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from job.engines.adapter_config import AdapterConfig
+from job.families.base import LoraTargets, TargetGroup
+from job.families.lora.adapter_names import BASE_LAYER, StoredName
+from job.families.lora.patterns import exact
+from job.families.weight_files import Shapes
+from job.spec.types import LoraSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Names = Mapping[str, StoredName]
+"""The parts of each stored tensor's name, by that name."""
+
+
+def described(
+    config: AdapterConfig,
+    shapes: Shapes,
+    stored: Names,
+    rename: Callable[[str], str],
+    skeleton: "PreTrainedModel",
+) -> tuple[LoraSpec, LoraTargets]:
+    """What the adapter adapts, and with which settings, by the model's names."""
+    parameters = dict(skeleton.named_parameters(remove_duplicate=False))
+    original = {
+        rename(plain): plain
+        for each in stored.values()
+        if each.part is not None and (plain := each.module.replace(BASE_LAYER, ""))
+    }
+    wanted = {*config.target_parameters, *map(rename, config.target_parameters)}
+    adapted = tuple(
+        name
+        for name in parameters
+        if name.rpartition(".")[0] in original
+        and any(name == ending or name.endswith(f".{ending}") for ending in wanted)
+    )
+    owners = {name.rpartition(".")[0] for name in adapted}
+    modules = tuple(name for name in original if name not in owners)
+    ranks = {
+        rename(each.module): shapes[name][0]
+        for name, each in stored.items()
+        if each.part == "lora_A" and rename(each.module) in modules
+    }
+    alphas = {name: config.alpha_of(original[name]) for name in modules}
+    for name in adapted:  # of several parameters of one module, the tensors do not tell which
+        owner, _, leaf = name.rpartition(".")
+        ranks[name] = config.rank_of(f"{original[owner]}.{leaf}")
+        alphas[name] = config.alpha_of(f"{original[owner]}.{leaf}")
+    saved, tied = _saved(config, stored, rename, skeleton)
+    r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
+    lora = LoraSpec(
+        method="lora",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=0,
+        bias=config.bias,
+        target_modules=modules,
+        target_parameters=adapted or None,
+        layers_to_transform=None,
+        rank_pattern=exact({name: rank for name, rank in ranks.items() if rank != r}),
+        alpha_pattern=exact({name: each for name, each in alphas.items() if each != alpha}),
+        modules_to_save=saved or None,
+        use_rslora=config.use_rslora,
+        use_dora=any(each.part == "lora_magnitude_vector" for each in stored.values()),
+        finetune_vision_layers=True,
+        finetune_language_layers=True,
+        finetune_attention_modules=True,
+        finetune_mlp_modules=True,
+        finetune_experts=False,
+    )
+    group = TargetGroup(name="adapter", modules=modules, parameters=adapted)
+    return lora, LoraTargets(groups=(group,), saved_modules=saved, ties_embeddings=tied)
+
+
+def _saved(
+    config: AdapterConfig, stored: Names, rename: Callable[[str], str], skeleton: "PreTrainedModel"
+) -> tuple[tuple[str, ...], bool]:
+    """The modules that the adapter stores whole, and whether its output layer is tied.
+
+    Of nested modules, such as a connector, the outermost that `modules_to_save` names.
+    """
+    names = {rename(each.module) for each in stored.values() if each.part is None}
+    wholes = {*config.modules_to_save, *map(rename, config.modules_to_save)}
+    saved = list[str]()
+    for name, _ in skeleton.named_modules():
+        named = any(name == each or name.endswith(f".{each}") for each in wholes)
+        stored_whole = named and any(each.startswith(f"{name}.") for each in names)
+        if stored_whole and not any(name.startswith(f"{outer}.") for outer in saved):
+            saved.append(name)
+    unnamed = [each for each in names if not any(each.startswith(f"{name}.") for name in saved)]
+    biases = config.bias != "none"
+    saved += sorted(
+        {each.rpartition(".")[0] for each in unnamed if not (biases and each.endswith(".bias"))}
+    )
+    embeddings, head = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return tuple(saved), False
+    modules = dict(skeleton.named_modules())
+    tied = [name for name in saved if modules[name] in (embeddings, head)]
+    if len(tied) < 2:  # if one of the two, the shapes will tell that the other is missing
+        return tuple(saved), bool(tied)
+    first = next(name for name in tied if modules[name] is embeddings)
+    return (first, *(name for name in saved if name not in tied)), True
