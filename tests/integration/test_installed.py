@@ -118,7 +118,7 @@ def test_every_range_includes_the_locked_version() -> None:
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = {}
+    locked: dict[str, str] = {}
     for lock in ("base", "torch", *project["optional-dependencies"]):
         text = (ROOT / "requirements" / f"{lock}.txt").read_text()
         locked |= dict(re.findall(r"^([\w.-]+)==([^ ;\n]+)", text, re.MULTILINE))
@@ -160,7 +160,12 @@ def test_the_installed_command_runs_a_job_with_workers_in_a_foreign_folder(
     before = {path: path.stat().st_mtime_ns for path in installed.rglob("*")}
     spec = yaml.safe_load((ROOT / "specs" / "latex.yaml").read_text())
     (foreign / "spec.yaml").write_text(yaml.safe_dump(spec))
-    settings = {**SMALL, "data.train.limit": 48, "data.eval.limit": 6, "data.num_proc": 2}
+    settings: dict[str, object] = {
+        **SMALL,
+        "data.train.limit": 48,
+        "data.eval.limit": 6,
+        "data.num_proc": 2,
+    }
     settings |= {"output.uri": "out", "runtime.cache_dir": "cache"}
     done = command(installed, foreign, "run", "spec.yaml", *sets(settings), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr

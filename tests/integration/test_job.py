@@ -15,7 +15,7 @@ from job.prep import formulas
 from job.spec.load import load_spec
 from tests.jobs import FULL, job, read_json, sets, small_run, start, sums
 
-STAGES = ("prep", "baseline", "train", "eval", "export", "report")
+STAGES = ("prep", "baseline", "train", "eval", "export", "card", "report")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.conftest import S3
 from tests.jobs import job, small_run, start
 from tests.servers import serving
 
-STAGES = ["prep", "baseline", "train", "eval", "report"]
+STAGES = ["prep", "baseline", "train", "eval", "card", "report"]
 TRACKERS = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
 
 

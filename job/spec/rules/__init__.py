@@ -8,10 +8,16 @@ from collections.abc import Collection
 
 from job.spec.keys import Json, Path
 from job.spec.problems import Finding
-from job.spec.rules import data, locations, training, weights
+from job.spec.rules import data, hub, locations, training, weights
 from job.spec.rules.view import Rule, Unavailable, View
 
-RULES: tuple[Rule, ...] = (*locations.RULES, *data.RULES, *weights.RULES, *training.RULES)
+RULES: tuple[Rule, ...] = (
+    *locations.RULES,
+    *data.RULES,
+    *weights.RULES,
+    *training.RULES,
+    *hub.RULES,
+)
 
 
 def check(values: Json, invalid: Collection[Path], options: Collection[Path] = ()) -> list[Finding]:
