@@ -7,13 +7,14 @@ commits nothing if the repository already has these files.
 import fnmatch
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import log
-from job.errors import InputError
+from job.errors import InputError, MissingInputError
 from job.export.push_failures import PushExplainer
 from job.redaction import redact
 from job.spec.types import ExportSpec
@@ -103,7 +104,8 @@ class HubRepository:
             self._require_owner(account)
             return f"{self._target.uri}: will be created, {self._visibility}"
         self._require_visibility()
-        self._call("write", lambda: self._api.auth_check(self._target.repository, write=True))
+        with suppress(MissingInputError):  # mirrors of the hub lack this request
+            self._call("write", lambda: self._api.auth_check(self._target.repository, write=True))
         return f"{self._target.uri}: {account.get('name')} may write there"
 
     def create(self) -> None:
@@ -125,7 +127,11 @@ class HubRepository:
         Removes weights and configurations of earlier pushes that are not among them. Raises
         StorageError if another commit arrives meanwhile.
         """
-        start = self._head()
+        info = self._call(
+            "read",
+            lambda: self._api.repo_info(self._target.repository, revision=self._target.revision),
+        )
+        start = str(info.sha)
         stale: list[str] = []
 
         def attempt() -> str:
@@ -154,19 +160,11 @@ class HubRepository:
             repository=self._target.repository,
             revision=self._target.revision,
             commit=commit,
-            private=self._target.private,
+            private=bool(info.private),
             files=len(files),
             bytes=sum(path.stat().st_size for path in files.values()),
             changed=commit != start,
         )
-
-    def _head(self) -> str:
-        """The branch's newest commit."""
-        info = self._call(
-            "read",
-            lambda: self._api.repo_info(self._target.repository, revision=self._target.revision),
-        )
-        return str(info.sha)
 
     def _stale(self, files: Mapping[str, Path]) -> list[str]:
         """The files of an earlier push that would be loaded with, or instead of, these."""

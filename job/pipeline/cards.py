@@ -3,6 +3,7 @@
 A stage of its own, after all that it describes: the adapter is stored before it is evaluated.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,17 @@ def write(run: RunContext, directory: Path) -> dict[str, Any]:
     parts: list[model_card.Part] = ["adapter"] if run.spec.lora.method == "lora" else []
     if "export" in run.record.stages and run.spec.export.merged.enabled:
         parts.append("merged")
+    inputs = _inputs(run)
     for part in parts:
         folder = directory / part
         folder.mkdir(parents=True)
-        text = model_card.render(_inputs(run, part), part)
+        repository = run.spec.export.hub_model_id if _is_pushed(run.spec, part) else None
+        text = model_card.render(replace(inputs, repository=repository), part)
         (folder / model_card.CARD).write_text(text, encoding="utf-8")
     return {"cards": [f"{part}/{model_card.CARD}" for part in parts]}
 
 
-def _inputs(run: RunContext, part: model_card.Part) -> model_card.CardInputs:
+def _inputs(run: RunContext) -> model_card.CardInputs:
     spec, record, model = run.spec, run.record, run.inputs.model
     family, _ = families.resolve(spec.model)
     headers = model_source.fetch_headers(model, run.cache_dir, run.cache_limit)
@@ -50,7 +53,6 @@ def _inputs(run: RunContext, part: model_card.Part) -> model_card.CardInputs:
         stages={name: stage.summary for name, stage in record.stages.items()},
         metrics=_metrics(run),
         versions=record.versions,
-        repository=spec.export.hub_model_id if _is_pushed(spec, part) else None,
     )
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from job import errors
+from job.doctor.access import checks
+from job.doctor.check import Check
+from job.doctor.subject import Subject
 from job.export.push import HubRepository, HubTarget, commit_title, layout
+from job.spec.load import load_spec
 from job.storage import retry
 from tests import hub as hubs
 from tests.hub import PushHub
-from tests.jobs import job, read_json, small_run, sums
+from tests.jobs import ROOT, job, read_json, small_run, sums
 
 FILES = {
     "README.md": b"---\nlicense: mit\n---\n# card\n",
@@ -177,6 +181,23 @@ def test_a_hub_that_is_forbidden_or_down_is_told_as_such(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(errors.StorageError, match="HF_ENDPOINT"):
         repository().require_writable()
+
+
+def test_the_doctor_says_whether_the_export_can_be_pushed_and_creates_nothing(
+    hub: PushHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
+    loaded = load_spec(text, "spec", ["output.uri=hf://org/model"], {})
+
+    def found() -> Check:
+        [check] = [each for each in checks(Subject.of(loaded)) if each.name == "push"]
+        return check
+
+    assert found().state == "ok"
+    assert "will be created, private" in found().found
+    monkeypatch.setenv("HF_TOKEN", hubs.READER)
+    assert (found().state, found().exit_code) == ("fail", errors.InputError.exit_code)
+    assert hub.repositories == {}
 
 
 def test_what_is_pushed_alone_stands_at_the_top() -> None:
