@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -145,6 +146,30 @@ def test_the_installed_command_imports_nothing_from_the_folder_it_starts_in(
     assert shown.stdout.strip() == metadata_version(installed)
     assert not [path for path in foreign.iterdir() if path.name == "outputs"]
     assert {path: path.stat().st_mtime_ns for path in installed.rglob("*")} == before
+
+
+def test_the_revision_is_the_jobs_own_and_never_that_of_the_folder_it_is_installed_in(
+    installed: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(installed, tmp_path / "repository"))
+    for words in (["init"], ["add", "bin"], ["commit", "--message", "of the user"]):
+        identity = ["-c", "user.name=me", "-c", "user.email=me@example.com"]
+        subprocess.run(["git", *identity, *words], cwd=copy, check=True, capture_output=True)
+
+    def revision() -> str:
+        code = "from job.artifacts.provenance import source_revision; print(source_revision())"
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(copy)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert revision() == f"v{metadata_version(copy)}"
+    [info] = copy.glob("*.dist-info")
+    record = {"url": "https://example.com/job.git", "vcs_info": {"commit_id": "0123456789abcdef"}}
+    (info / "direct_url.json").write_text(json.dumps(record))
+    assert revision() == "0123456789ab"
 
 
 def metadata_version(installed: Path) -> str:
