@@ -6,6 +6,7 @@ import sys
 
 USAGE, STOPPED = 2, 143  # those of `job.errors`, which an older Python cannot parse
 SETUP = "make setup, then start it with .venv/bin/python -m job"
+INSTALL = "pip install the project's folder or wheel, which brings what it needs"
 
 
 def main() -> None:
@@ -31,7 +32,9 @@ def _stop(number: int, _: object) -> None:
 
 
 def _refuse(reason: str) -> None:
-    sys.stderr.write(f"job: {sys.executable} {reason}. Fix: {SETUP}\n")
+    checkout = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120
+    fix = SETUP if os.path.exists(os.path.join(checkout, "Makefile")) else INSTALL  # noqa: PTH110, PTH118
+    sys.stderr.write(f"job: {sys.executable} {reason}. Fix: {fix}\n")
     sys.exit(USAGE)
 
 

@@ -164,6 +164,12 @@ class StageStore:
             self._writer.delete(path)
         self._unfinished.end(name)
 
+    def withdraw(self, name: str) -> None:
+        """Deletes a complete stage: its marker, then its files."""
+        if self.markers.exists(name):
+            self.invalidate(name)
+            self.discard(name)
+
     def invalidate_overwritten(self) -> None:
         """Invalidates stages with a file that another job overwrote in a late write."""
         for note, path in self._writer.overwritten().items():

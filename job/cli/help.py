@@ -37,6 +37,9 @@ python -m job run specs/latex.yaml
 
 # A short trial, with its own output.
 python -m job run specs/latex.yaml --set train.max_steps=5 -o /tmp/try
+
+# Push the export to a private repository on the hub, as HF_TOKEN allows.
+python -m job run my.yaml -o hf://my-org/my-formulas
 """,
     "prep": """
 # Look at the data first: rows, rejects, statistics.

@@ -7,6 +7,7 @@ from job import log, storage
 from job.artifacts.nesting import refuse_nested
 from job.doctor.check import Check, attempt, fail, failed, note, ok, warn
 from job.doctor.subject import Subject
+from job.export.push import HubRepository, HubTarget
 from job.families import adapter_source, model_source
 from job.prep import discovery
 from job.storage import retry
@@ -21,7 +22,9 @@ STS = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL")
 
 
 def checks(subject: Subject) -> Iterator[Check]:
+    push = _push_target(subject)
     hub = [uri for uri in subject.uris if uri.startswith("hf://")]
+    hub += [push.uri] if push else []
     s3 = any(uri.startswith(("s3://", "s3a://")) for uri in subject.uris)
     if s3 or (subject.spec is None and "AWS_ACCESS_KEY_ID" in os.environ):
         yield s3_identity()
@@ -60,6 +63,15 @@ def checks(subject: Subject) -> Iterator[Check]:
 
         yield _attempt(f"{field.removeprefix('$.data.')} rows", rows)
     yield _attempt("output", output)
+    if push is not None:
+        yield _attempt("push", HubRepository(push).require_writable)
+
+
+def _push_target(subject: Subject) -> HubTarget | None:
+    """The repository that the spec pushes to, if it pushes."""
+    if subject.spec is None or not subject.spec.export.push_to_hub:
+        return None
+    return HubTarget.of(subject.spec.export)
 
 
 def s3_identity() -> Check:

@@ -270,6 +270,10 @@ class AutoFamily(BoundFamily):
         settings = generation_config.read(self._checkpoint)
         return generation_config.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 
+    @staticmethod
+    def own_layout(config: dict[str, Any]) -> Layout | None:
+        return None
+
     # --- Serving ---------------------------------------------------------------------------
 
     @classmethod

@@ -366,6 +366,13 @@ class CheckpointWriting(Protocol):
         be repaired.
         """
 
+    @staticmethod
+    def own_layout(config: dict[str, Any]) -> Layout | None:
+        """The layout of a checkpoint with this `config.json`; None if the two are the same.
+
+        If they differ, vLLM reads only `vllm`, and the classes of Transformers `transformers`.
+        """
+
 
 class Serving(Protocol):
     """Serving with vLLM. Called by export, its proof, and the Kubernetes manifests."""

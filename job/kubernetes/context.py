@@ -11,6 +11,7 @@ from job.kubernetes.cache_volume import CacheVolume
 from job.kubernetes.cluster import Cluster
 from job.kubernetes.platforms import Platform
 from job.planning.requirements import Needs
+from job.spec import hub_output
 from job.spec.types import JobSpec
 
 Object = dict[str, Any]
@@ -52,6 +53,9 @@ class RenderContext:
 
     @property
     def output_uri(self) -> str:
+        """A local one for a run whose output is on the hub: its state is in a pod's cache."""
+        if hub_output.is_output_of(self.spec):
+            return self.spec.output.uri
         return self.output or self.spec.output.uri
 
     def metadata(self, component: str, suffix: str = "") -> Object:

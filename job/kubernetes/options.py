@@ -16,6 +16,7 @@ from job.kubernetes.platforms import Platform
 from job.planning.requirements import needs
 from job.planning.sizes import Sizes, measure
 from job.redaction import holds_secret, redact
+from job.spec import hub_output
 from job.spec.interpolate import variables
 from job.spec.load import LoadedSpec, load_spec
 from job.spec.overrides import with_output
@@ -69,7 +70,8 @@ class ManifestOptions:
         _check_secrets(self)
         _check_name(spec.name)
         _check_nodes(spec, nodes)
-        if storage.is_local(spec.output.uri):
+        # An output on the hub keeps its state below the cache folder, which is on the volume.
+        if storage.is_local(spec.output.uri) and not hub_output.is_output_of(spec):
             output = f"{constants.CACHE}/outputs/{spec.name}"
         resource = self.cluster.resource_on(platform.name, platform.resource)
         platform = replace(platform, resource=resource)

@@ -21,8 +21,16 @@ from job.spec.types import JobSpec
 from job.storage.digests import fingerprint
 from job.train.identity import Identity
 
-Stage = Literal["prep", "baseline", "train", "eval", "export", "report"]
+Stage = Literal["prep", "baseline", "train", "eval", "export", "card", "report", "push"]
 
+MEASURED_STAGES: tuple[Stage, ...] = ("prep", "baseline", "train", "eval", "export")
+"""The stages that the model cards and the report describe."""
+
+PUSHED_STAGES: tuple[Stage, ...] = ("train", "export", "card")
+"""The stages whose files are pushed to the hub."""
+
+# Keys of the export section for the hub; they do not affect the exported files.
+HUB_KEYS = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_content")
 # Keys of the train section that do not affect the trained weights.
 UNTRAINED_KEYS = (
     "per_device_eval_batch_size",
@@ -123,7 +131,8 @@ class StageInputs:
     def fingerprint(self, stage: Stage, completed: Mapping[str, StageRecord]) -> str:
         """A digest of the job's version and all inputs of the stage, which identifies its result.
 
-        The report's depends on `completed`, so it is final only once all stages before it are.
+        Those of the cards, the report and the push depend on `completed`, so they are final only
+        once all stages before them are.
         """
         spec = asdict(self._spec)
         if stage == "prep":
@@ -149,16 +158,24 @@ class StageInputs:
                 self.model.generation_digest,
                 self._evaluating,
             ]
-        elif stage == "report":
-            # It shows when stages ran and for how long, so rerunning one changes it.
-            runs = [(record.fingerprint, record.started) for record in completed.values()]
-            parts = [runs, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
-        else:  # the generation settings of servers are written beside the weights
-            parts = [
-                self.fingerprint("train", completed),
-                self.model.generation_digest,
-                spec["export"],
+        elif stage in ("card", "report"):
+            # The report shows when stages ran and for how long, so rerunning one changes it.
+            runs = [
+                (record.fingerprint, record.started)
+                for record in completed.values()
+                if record.name in MEASURED_STAGES
             ]
+            parts = [runs, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
+        elif stage == "push":
+            pushed = [
+                (record.name, [(file.path, file.sha256) for file in record.files])
+                for record in completed.values()
+                if record.name in PUSHED_STAGES
+            ]
+            parts = [pushed, {key: spec["export"][key] for key in HUB_KEYS}]
+        else:  # the generation settings of servers are written beside the weights
+            exported = {k: v for k, v in spec["export"].items() if k not in HUB_KEYS}
+            parts = [self.fingerprint("train", completed), self.model.generation_digest, exported]
         return fingerprint(__version__, stage, parts)
 
     def checkpoint_identity(self) -> Identity:

@@ -22,6 +22,10 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         from job.export.vllm_server import require_vllm
 
         require_vllm()
+    if spec.export.push_to_hub and "push" in stages and not run.output.holds_finished_run:
+        from job.pipeline import pushing
+
+        pushing.prepare(spec)
     if "train" in stages:
         run.choose_engine()
         from job.train import adapting, trackers

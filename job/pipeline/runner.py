@@ -1,4 +1,4 @@
-"""Runs the stages of a command: prep → baseline → train → eval → export → report.
+"""Runs the stages of a command: prep → baseline → train → eval → export → card → report → push.
 
 The stages themselves are in `job.pipeline.stages`. A stage is skipped if its marker at the output
 has the current fingerprint (`job.pipeline.fingerprints`).
@@ -18,7 +18,7 @@ from job.distributed.coordinator import Coordinator
 from job.errors import JobError, SpecError, Stopped, disk_full, is_disk_full, reported
 from job.local.process_identity import utc_now
 from job.pipeline.context import RunContext
-from job.pipeline.fingerprints import Stage
+from job.pipeline.fingerprints import MEASURED_STAGES, Stage
 from job.pipeline.requirements import require_software
 from job.pipeline.stages import Stages
 from job.prep.result_checks import TooManyBadRows
@@ -26,14 +26,14 @@ from job.spec.load import LoadedSpec, dump_resolved
 
 COMMANDS: Mapping[str, tuple[Stage, ...]] = {
     "prep": ("prep",),
-    "train": ("prep", "train"),
-    "eval": ("prep", "baseline", "train", "eval", "report"),
-    "export": ("prep", "train", "export"),
-    "run": ("prep", "baseline", "train", "eval", "export", "report"),
+    "train": ("prep", "train", "card"),
+    "eval": ("prep", "baseline", "train", "eval", "card", "report"),
+    "export": ("prep", "train", "export", "card", "push"),
+    "run": ("prep", "baseline", "train", "eval", "export", "card", "report", "push"),
 }
 """The stages of each command, in order."""
 
-OPTIONAL_STAGES: tuple[Stage, ...] = ("report",)
+OPTIONAL_STAGES: tuple[Stage, ...] = ("card", "report")
 """An unexpected error in these does not fail the run: the results are complete without them."""
 
 
@@ -97,10 +97,10 @@ class Pipeline:
 
     def run_stage(self, stage: Stage) -> None:
         """Runs a stage, or skips it if it is complete."""
-        if stage == "baseline" and not self._spec.eval.baseline:
+        if not self._applies(stage):
             return
-        if stage == "report":
-            self._add_complete_stages(COMMANDS["run"][:-1])
+        if stage == "card":  # it describes those of earlier runs too, as the report does
+            self._add_complete_stages(MEASURED_STAGES)
         self.record.stage = stage
         self._status.start_stage(stage)
         with log.stage(stage):
@@ -164,6 +164,8 @@ class Pipeline:
         started, clock = utc_now(), time.monotonic()
         store, execute = self._output.stages, self._stages.by_name()[stage]
         store.invalidate(stage)
+        if stage in ("train", "export"):  # no card may describe other weights
+            store.withdraw("card")
         try:
             summary = execute(store.local.create(stage))
         except JobError:
@@ -219,12 +221,10 @@ class Pipeline:
         """
         missing: list[Stage] = []
         for stage in stages:
-            if stage in self.record.stages or (
-                stage == "baseline" and not self._spec.eval.baseline
-            ):
+            if stage in self.record.stages or not self._applies(stage):
                 continue
             complete = None
-            if stage != "report" or not missing:  # the report depends on all others
+            if stage in MEASURED_STAGES or not missing:  # the others depend on all before them
                 fingerprint = self._context.fingerprint(stage)
                 complete = self._output.stages.completed(stage, fingerprint, quiet=True)
             if complete is None:
@@ -236,6 +236,12 @@ class Pipeline:
                 each: unordered[each] for each in COMMANDS["run"] if each in unordered
             }
         return missing
+
+    def _applies(self, stage: Stage) -> bool:
+        """Whether the spec asks for the stage."""
+        if stage == "baseline":
+            return self._spec.eval.baseline
+        return stage != "push" or self._spec.export.push_to_hub
 
     def _add_event(self, stage: str, event: str, **more: object) -> None:
         entry = {"time": utc_now(), "stage": stage, "event": event, **more}

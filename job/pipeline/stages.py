@@ -49,7 +49,9 @@ class Stages:
             "train": self.train,
             "eval": self.eval,
             "export": self.export,
+            "card": self.card,
             "report": self.report,
+            "push": self.push,
         }
 
     def prep(self, directory: Path) -> Summary:
@@ -132,6 +134,12 @@ class Stages:
         )
         return export(context).to_json()
 
+    def card(self, directory: Path) -> Summary:
+        """Writes the model cards of the adapter and the merged weights."""
+        from job.pipeline import cards
+
+        return cards.write(self._run, directory)
+
     def report(self, directory: Path) -> Summary:
         """Writes `report.html` from the results of all other stages."""
         from job.evaluation import report
@@ -156,6 +164,12 @@ class Stages:
         )
         (directory / report.REPORT).write_text(page, encoding="utf-8")
         return {"bytes": len(page.encode())}
+
+    def push(self, directory: Path) -> Summary:
+        """Pushes the export to the hub; writes no file at the output."""
+        from job.pipeline import pushing
+
+        return pushing.push(self._run)
 
     # --- parts of stages ---------------------------------------------------------------------
 

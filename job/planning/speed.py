@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import job
-
-RESULTS = Path(job.__file__).parent.parent / "benchmarks" / "results"
+RESULTS = Path(__file__).parent / "measurements"
+"""A link to benchmarks/results; wheels hold copies of those files."""
 SIZE_TOLERANCE = 0.1
 """Relative difference in parameter count up to which two models count as equally fast."""
 

@@ -9,6 +9,7 @@ import yaml
 
 from job.errors import SpecError
 from job.redaction import CONTROL, add_secrets_of, redact
+from job.spec import hub_output
 from job.spec.core_yaml import CoreLoader
 from job.spec.interpolate import Expanded, interpolate
 from job.spec.keys import Json, Path
@@ -50,8 +51,9 @@ def load_spec(
     if every_problem:
         raise SpecError.from_problems(every_problem)
     assert isinstance(shown, dict)
-    resolved = fill(shown)
-    return LoadedSpec(build(fill(document.values)), resolved, tuple(changed(resolved)))
+    resolved = hub_output.expand(fill(shown))
+    spec = build(hub_output.expand(fill(document.values)))
+    return LoadedSpec(spec, resolved, tuple(changed(resolved)))
 
 
 def dump_resolved(loaded: LoadedSpec) -> str:

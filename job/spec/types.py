@@ -277,6 +277,12 @@ class ExportSpec:
     """The adapter is always stored, before the merge starts."""
     merged: MergedSpec
     verify: Literal["reload", "vllm", "none"]
+    push_to_hub: bool
+    hub_model_id: str | None
+    hub_private_repo: bool
+    hub_revision: str | None
+    """None uses the main branch."""
+    hub_content: Literal["auto", "adapter", "merged", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The whole job by its command: what it leaves, what it skips, what it does again."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -11,11 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from job.families.model_source import MODELS
 from job.prep import formulas
 from job.spec.load import load_spec
 from tests.jobs import FULL, job, read_json, sets, small_run, start, sums
 
-STAGES = ("prep", "baseline", "train", "eval", "export", "report")
+STAGES = ("prep", "baseline", "train", "eval", "export", "card", "report")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,8 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         *("data/stats.json", "data/rejects.jsonl", "data/train-00000.arrow"),
         *("eval/baseline.json", "eval/final.json", "eval/predictions.jsonl"),
         *("train/label_proof.json", "train/history.jsonl"),
-        *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+        *("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md"),
+        "merged/README.md",
         *("merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"),
         *("merged/preprocessor_config.json", "merged/chat_template.jinja", "merged/export.json"),
         *("checkpoints/step-2/manifest.json", "checkpoints/step-4/manifest.json"),
@@ -113,6 +116,23 @@ def test_the_export_is_proven(finished: Path) -> None:
     assert proof["trained_against_base"]["relative_rms"] > 1e-2
     assert proof["changed_tensors"] == proof["adapted_tensors"] == 40
     assert proof["tensors_checked"] == proof["tensors"]
+
+
+def test_the_commands_of_the_adapters_card_load_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = (finished / "adapter" / "README.md").read_text(encoding="utf-8")
+    [commands] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(finished)
+    loaded: dict[str, Any] = {}
+    exec(commands.replace('"BASE"', repr(str(MODELS / "ernie-vl-tiny"))), loaded)  # noqa: S102
+    stored = safetensors.torch.load_file(finished / "adapter" / "adapter_model.safetensors")
+    weights = loaded["model"].state_dict()
+    assert stored
+    for name, value in stored.items():
+        stem, _, kind = name.rpartition(".")
+        assert torch.equal(weights[f"{stem}.default.{kind}"], value), name
+    assert loaded["processor"].tokenizer
 
 
 def test_merged_weights_are_fp16_but_for_the_router_gates(finished: Path) -> None:

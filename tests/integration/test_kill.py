@@ -21,7 +21,7 @@ SEED = int(os.environ.get("JOB_KILL_SEED", "20"))
 KILLS = 42
 IN_EACH = 3
 """Kills in each part of a run, before it may go on to the next."""
-PARTS = ("run", "prep", "baseline", "train", "eval", "export", "report")
+PARTS = ("run", "prep", "baseline", "train", "eval", "export", "card", "report")
 OPENING_SECONDS = 0.3  # from the first line to the first stage
 COMPARED = ("adapter/", "merged/model", "data/")
 

@@ -98,7 +98,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def test_the_whole_job_runs(ran: Ran) -> None:
     run = read_json(ran.output / "run.json")
     assert run["status"] == "succeeded"
-    assert set(run["stages"]) == {"prep", "baseline", "train", "eval", "export", "report"}
+    assert set(run["stages"]) == {"prep", "baseline", "train", "eval", "export", "card", "report"}
     for metrics in run["metrics"].values():
         assert {"loss", "cer", "exact_match", "bleu"} <= set(metrics)
     assert run["metrics"]["final"]["loss"] < run["metrics"]["baseline"]["loss"]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from job.cli.verify import verify
-from job.errors import SpecError
+from job.errors import SpecError, StorageError
 from job.pipeline import runner
+from job.pipeline.stages import Stages
 from job.spec.load import LoadedSpec, load_spec
 from tests.jobs import ROOT, job, read_json, small_run, sums
 
@@ -80,7 +81,7 @@ def test_a_smaller_command_that_made_something_says_what_is_left_to_make(
     assert not (output / "_SUCCESS").exists()
     run = read_json(output / "run.json")
     assert (run["command"], run["status"]) == ("export", "succeeded")
-    assert set(run["stages"]) == {"prep", "train", "export"}
+    assert set(run["stages"]) == {"prep", "train", "export", "card"}
 
 
 def test_a_smaller_command_that_makes_the_run_whole_finishes_it(output: Path, cache: Path) -> None:
@@ -90,11 +91,26 @@ def test_a_smaller_command_that_makes_the_run_whole_finishes_it(output: Path, ca
     runner.run(loaded(output, cache), "eval")
     assert sums(output).keys() == before.keys()
     run = read_json(output / "run.json")
-    assert list(run["stages"]) == ["prep", "baseline", "train", "eval", "export", "report"]
+    assert list(run["stages"]) == ["prep", "baseline", "train", "eval", "export", "card", "report"]
     assert json.loads((output / "_SUCCESS").read_text())["sha256sums"]
     verify(str(output))
     again = runner.run(loaded(output, cache))
     assert {event["event"] for event in again.events} == {"skipped"}
+
+
+def test_no_card_stays_beside_other_weights(
+    output: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = [output / "adapter" / "README.md", output / "merged" / "README.md"]
+    assert all(card.is_file() for card in cards)
+
+    def train(stages: Stages, directory: Path) -> dict[str, object]:
+        assert not any(card.exists() for card in cards)
+        raise StorageError("here", "is as far as this test goes")
+
+    monkeypatch.setattr(Stages, "train", train)
+    with pytest.raises(StorageError, match="as far as this test goes"):
+        runner.run(loaded(output, cache, "train.learning_rate=1e-3"), "train")
 
 
 @pytest.mark.parametrize("nested", ["merged/mine", "deep/er"])

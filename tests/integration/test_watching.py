@@ -20,7 +20,7 @@ from tests.conftest import S3
 from tests.jobs import job, sets, small_run, start
 from tests.servers import serving
 
-STAGES = ["prep", "baseline", "train", "eval", "report"]
+STAGES = ["prep", "baseline", "train", "eval", "card", "report"]
 VALIDATION = sets(
     {
         "data.validation_fraction": 0.2,

@@ -311,6 +311,10 @@ class Ernie45VL(BoundFamily):
         return serving(lora)
 
     @staticmethod
+    def own_layout(config: dict[str, Any]) -> Layout | None:
+        return "vllm" if config.get("model_type") == PUBLISHED else "transformers"
+
+    @staticmethod
     def write_served_adapter(adapter: Path, directory: Path) -> None:
         from job.families.ernie45_vl.published_format.adapter import write
 

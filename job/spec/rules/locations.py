@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path as FilePath
 
+from job.spec.hub_output import HUB
 from job.spec.problems import Finding
 from job.spec.rules.view import Rule, Unavailable, View, finding, unknown_builtin
 
@@ -119,6 +120,8 @@ def _revision(uri: str) -> str | None:
 def _output_overwrites_no_input(at: View) -> Iterator[Finding]:
     """Neither may contain the other (links resolved), or the run would overwrite its input."""
     output = at("output.uri")
+    if output.startswith(HUB):  # see job.spec.rules.hub
+        return
     if output.startswith(_READ_ONLY):
         yield _read_only("output.uri", output)
         return

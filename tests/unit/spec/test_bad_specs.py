@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "export.merged.dtype": ("int8", 16),
     "export.merged.max_shard_size": ("big", "-5GB", ""),
     "export.adapter": (False, 1),
-    "output.uri": ("", None, 5, "hf://org/repo", "https://host/x"),
+    "output.uri": ("", None, 5, "hf://datasets/org/repo", "https://host/x"),
     "runtime.accelerator": ("tpu", 0),
     "nonsense": (1, None, {}),
     "train.learning_rte": (1e-4,),

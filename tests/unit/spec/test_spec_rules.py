@@ -443,6 +443,46 @@ REFUSED += [
         )
         for scheme in ("hf", "builtin", "https")
         for key in ("output.uri", "train.logging_dir")
+        if (scheme, key) != ("hf", "output.uri")
+    ),
+    *(
+        (
+            (f"output.uri={uri}",),
+            "output.uri",
+            "must be a model repository, without a folder in it, to be pushed to",
+            "write hf://org/name or hf://org/name@branch; other folders can be a path or s3://",
+        )
+        for uri in ("hf://datasets/org/rows", "hf://org/name/folder", "hf://name", "hf://org/a@b@c")
+    ),
+    (
+        ("export.push_to_hub=true",),
+        "export.hub_model_id",
+        "must name the repository if export.push_to_hub is true",
+        "set export.hub_model_id: org/name",
+    ),
+    (
+        ("export.hub_revision=v2",),
+        "export.hub_revision",
+        "applies only if export.push_to_hub is true",
+        "set export.push_to_hub: true, or remove the line",
+    ),
+    (
+        ("output.uri=hf://org/name", "export.hub_model_id=org/other"),
+        "export.hub_model_id",
+        "differs from the repository in output.uri",
+        "remove the line, or set output.uri to a path or an s3:// URI",
+    ),
+    (
+        ("output.uri=hf://org/name", "lora.method=full", "export.hub_content=all"),
+        "export.hub_content",
+        "must be merged or auto if lora.method is full, which trains no adapter",
+        "remove the line",
+    ),
+    (
+        ("output.uri=hf://org/name", "export.merged.enabled=false", "export.hub_content=merged"),
+        "export.hub_content",
+        "needs export.merged.enabled: true",
+        "set export.merged.enabled: true, or hub_content: adapter",
     ),
     *(
         (
@@ -821,6 +861,8 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("output.uri=out", "train.logging_dir=out/logs/tensorboard"),
         ("output.uri=out", "runtime.workdir=out/work", "runtime.cache_dir=out/cache"),
         ("output.uri=outputs//x",),
+        ("output.uri=hf://org/name@v2", "export.hub_private_repo=false"),
+        ("export.push_to_hub=true", "export.hub_model_id=org/name", "export.hub_revision=a/b"),
     ],
 )
 def test_allowed(overrides: tuple[str, ...]) -> None:

@@ -1,0 +1,66 @@
+"""Pushes the export of a run to the hub."""
+
+from pathlib import Path
+from typing import Any
+
+from job import log
+from job.export.push import HubRepository, HubTarget, commit_title, layout
+from job.pipeline.context import RunContext
+from job.spec.types import JobSpec
+
+
+def content(spec: JobSpec) -> str:
+    """What is pushed: `adapter`, `merged` or `all`."""
+    chosen: str = spec.export.hub_content
+    if chosen == "auto":
+        return "adapter" if spec.lora.method == "lora" else "merged"
+    return chosen
+
+
+def prepare(spec: JobSpec) -> None:
+    """Checks before any work that the export can be pushed, and creates the repository."""
+    repository = HubRepository(HubTarget.of(spec.export))
+    found = repository.require_writable()
+    repository.create()
+    log.info("the export will be pushed to the hub", repository=found)
+
+
+def push(run: RunContext) -> dict[str, Any]:
+    """Pushes the export; returns the stage's summary."""
+    spec, stages = run.spec, run.record.stages
+    adapter = [*_files(run, "train", "adapter"), *_files(run, "card", "adapter")]
+    adapter += _files(run, "train", "adapter-vllm")
+    merged = [*_files(run, "export", "merged"), *_files(run, "card", "merged")]
+    metrics = run.record.metrics
+    title = commit_title(spec.name, metrics.get("baseline", {}), metrics.get("final", {}))
+    description = (
+        f"Made by finetune-job {run.record.versions['job']} "
+        f"(training {stages['train'].fingerprint[:12]})."
+    )
+    repository = HubRepository(HubTarget.of(spec.export))
+    files = layout(content(spec), adapter, merged)
+    repository.create()  # if it was removed since the start, or the spec did not push then
+    pushed = repository.push(files, title, description)
+    log.info(
+        "pushed to the hub" if pushed.changed else "the hub has these files already",
+        repository=pushed.repository,
+        revision=pushed.revision,
+        commit=pushed.commit[:12],
+        size=log.byte_count(pushed.bytes),
+    )
+    return {**pushed.to_json(), "content": content(spec)}
+
+
+def _files(run: RunContext, stage: str, folder: str) -> list[tuple[str, Path]]:
+    """The stage's files below the folder, by path at the output; those of a run on another machine
+    are downloaded.
+    """
+    record = run.record.stages.get(stage)
+    if record is None or not any(file.path.startswith(f"{folder}/") for file in record.files):
+        return []
+    directory = run.output.stages.local.fetch(record)
+    return [
+        (file.path, directory / file.path)
+        for file in record.files
+        if file.path.startswith(f"{folder}/")
+    ]
