@@ -8,6 +8,7 @@ from job.errors import OutOfMemoryError
 from job.spec.types import TrainSpec
 
 FIELD = "$.train.per_device_train_batch_size"
+VALIDATION_FIELD = "$.train.per_device_eval_batch_size"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -15,6 +16,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "can't allocate memory" in str(error).lower()
+
+
+def raise_if_validation_does_not_fit(
+    error: BaseException, spec: TrainSpec, accelerator: Accelerator
+) -> None:
+    """Raises OutOfMemoryError if a batch of a validation ran out of memory."""
+    if not is_out_of_memory(error):
+        return
+    rows = spec.per_device_eval_batch_size
+    raise OutOfMemoryError(
+        VALIDATION_FIELD,
+        f"a batch of validation rows does not fit into the {log.size(accelerator.memory_bytes)} "
+        f"of {accelerator.name}",
+        value=rows,
+        fix=(
+            f"--set train.per_device_eval_batch_size={max(1, rows // 2)}"
+            if rows > 1
+            else "lower data.max_pixels or train.max_length"
+        ),
+    ) from error
 
 
 def raise_if_out_of_memory(error: BaseException, spec: TrainSpec, accelerator: Accelerator) -> None:

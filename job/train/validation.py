@@ -16,14 +16,13 @@ from job import log, signals
 from job.distributed import process_group
 from job.engines import sharding
 from job.engines.compiling import CompiledBlocks
-from job.errors import OutOfMemoryError
 from job.families.batches import MicroBatch, model_inputs, to_device
 from job.families.load_balancing import without_aux_loss
 from job.families.supervised_logits import evaluates_loss_only
 from job.train.adapting import AdaptedModel
 from job.train.checkpoint import random_state
 from job.train.dataset import Collator, DummyRow
-from job.train.out_of_memory import is_out_of_memory
+from job.train.out_of_memory import raise_if_validation_does_not_fit
 from job.train.outputs import autocast_removed
 from job.train.sampler import DUMMY_ROW
 from job.train.train_context import TrainContext
@@ -32,7 +31,6 @@ from job.train.validation_rows import ValidationRows
 if TYPE_CHECKING:
     import torch
 
-BATCH_SIZE = "$.train.per_device_eval_batch_size"
 CACHED_BYTES = 256 * 2**20
 """How much of a process's batches is kept in memory from one validation to the next."""
 
@@ -85,7 +83,8 @@ class Validator:
         except _Interrupted:
             return None
         except (RuntimeError, MemoryError) as error:
-            self._raise_if_out_of_memory(error)
+            context = self._context
+            raise_if_validation_does_not_fit(error, context.spec.train, context.accelerator)
             raise
         finally:
             seconds = time.monotonic() - started
@@ -171,23 +170,6 @@ class Validator:
     def _check_stop(self) -> None:
         if process_group.any_rank(_asked_to_stop()):
             raise _Interrupted
-
-    def _raise_if_out_of_memory(self, error: BaseException) -> None:
-        if not is_out_of_memory(error):
-            return
-        accelerator, size = self._context.accelerator, self._batch_size
-        raise OutOfMemoryError(
-            BATCH_SIZE,
-            f"a batch of validation rows does not fit into the "
-            f"{log.size(accelerator.memory_bytes)} of {accelerator.name}",
-            value=size,
-            fix=(
-                f"--set train.per_device_eval_batch_size={max(1, size // 2)}"
-                if size > 1
-                else "lower data.max_pixels or train.max_length"
-            )
-            + "; the run resumes from its last checkpoint",
-        ) from error
 
 
 def _asked_to_stop() -> bool:

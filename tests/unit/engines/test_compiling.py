@@ -170,6 +170,19 @@ def test_names_stay_and_released_blocks_run_eagerly_again(tmp_path: Path) -> Non
     assert counters["stats"]["unique_graphs"] == compiled > 0
 
 
+def test_an_evaluation_between_steps_compiles_nothing(tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path, backend="eager")
+    same(pair, [row("a")])
+    compiled = counters["stats"]["unique_graphs"]
+    batch = pair.family.collate([pair.family.encode(row("b+c"))])
+    pair.compiled.eval()
+    with torch.no_grad(), pair.blocks.eager():
+        pair.compiled(**batch, use_cache=False)
+    pair.compiled.train()
+    assert counters["stats"]["unique_graphs"] == compiled > 0
+    assert all(block._compiled_call_impl is not None for block in pair.blocks.blocks)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ernie", "llama", "qwen_vl"])
 def test_losses_and_gradients_are_those_of_eager_blocks(name: str, tmp_path: Path) -> None:

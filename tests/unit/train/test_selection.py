@@ -1,16 +1,25 @@
 """The best validation and the early stop are those that Transformers would choose."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
+from job.engines.device import Accelerator
+from job.errors import OutOfMemoryError
 from job.spec.answer_kinds import ALL_METRICS, LOWER_IS_BETTER
+from job.spec.load import load_spec
+from job.train.checkpoint.storage import CheckpointStore
+from job.train.out_of_memory import raise_if_validation_does_not_fit
 from job.train.selection import Selection
+from tests.jobs import ROOT
 
 VALUES = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.35, 0.5, 0.9]), min_size=1, max_size=12)
 
@@ -86,3 +95,32 @@ def test_a_step_whose_checkpoint_is_not_stored_is_not_the_best() -> None:
 def test_every_metric_has_a_direction_and_only_errors_are_to_fall(metric: str) -> None:
     falls = metric in ("loss", "cer", "wer", "token_edit_distance")
     assert (metric in LOWER_IS_BETTER) == falls
+
+
+def test_the_best_by_validation_is_kept_whatever_its_training_loss(tmp_path: Path) -> None:
+    store = CheckpointStore(uri=str(tmp_path / "checkpoints"), fingerprint="x")
+    for step, loss in ((1, 9.0), (2, 0.1), (3, 5.0), (4, 4.0)):
+        files = tmp_path / str(step)
+        files.mkdir()
+        (files / "trainer_state.json").write_text("{}")
+        store.save(files, step, loss, {"eval_loss": 1.0})
+    store.prune(1, 4, {1: 0.5, 2: 0.7, 3: 0.5, 99: 0.1})
+    assert store.steps() == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fix"),
+    [
+        (8, "--set train.per_device_eval_batch_size=4"),
+        (1, "lower data.max_pixels or train.max_length"),
+    ],
+)
+def test_validation_rows_that_do_not_fit_name_the_keys_of_evaluation(rows: int, fix: str) -> None:
+    spec = load_spec((ROOT / "specs" / "latex.yaml").read_text(), "latex.yaml").spec
+    train = replace(spec.train, per_device_eval_batch_size=rows)
+    device = Accelerator(kind="cuda", name="H200", memory_bytes=2**37)
+    with pytest.raises(OutOfMemoryError) as told:
+        raise_if_validation_does_not_fit(torch.OutOfMemoryError(), train, device)
+    [problem] = told.value.problems
+    assert problem.field == "$.train.per_device_eval_batch_size"
+    assert problem.fix == fix
