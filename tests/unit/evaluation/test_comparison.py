@@ -393,6 +393,7 @@ def test_the_command_prints_a_table_and_writes_a_page(stored: Path, tmp_path: Pa
         (["{a}"], 2, "needs at least two runs"),
         (["{a}", "{a}/"], 2, "is named twice"),
         (["{a}", "{b}", "--format", "yaml"], 2, "must be text or json"),
+        (["{a}", "{b}", "--html", "x.html", "--no-html"], 2, "cannot be combined"),
         (["{a}", "{a}-missing"], 12, "is not a run"),
         (["{a}", "{b}", "--html", "{a}/run.json"], 12, "is a file that compare did not write"),
     ],
