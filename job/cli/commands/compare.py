@@ -14,9 +14,7 @@ PAGE = "comparison.html"
 PIPE_COLUMNS = 100
 """The width of the table where the output is no terminal."""
 
-Runs = Annotated[
-    list[str], typer.Argument(help="The outputs of two or more runs.", metavar="RUN")
-]
+Runs = Annotated[list[str], typer.Argument(help="The outputs of two or more runs.", metavar="RUN")]
 Html = Annotated[
     str | None,
     typer.Option(help=f"Where the page goes, a path or URI; default: {PAGE}.", metavar="FILE"),
