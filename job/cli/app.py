@@ -13,6 +13,7 @@ from job.cli import completion, help, termination
 from job.cli.commands import after_run, before_run, run
 from job.cli.commands.compare import compare
 from job.cli.commands.infer import infer
+from job.cli.commands.init import init
 from job.errors import OK, ReportedError, UsageError, reported
 
 SCRIPT = "finetune-job"
@@ -28,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init,
     "validate": before_run.validate,
     "plan": before_run.plan,
     "doctor": before_run.doctor,

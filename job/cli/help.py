@@ -15,6 +15,9 @@ from typer.core import TyperGroup
 from job import log
 
 FIRST_STEPS = """
+# A spec for rows of your own: a list, a table, or a folder of images.
+python -m job init data/receipts
+
 # Is the spec valid? What would it do? Is everything it needs there?
 python -m job validate specs/latex.yaml
 python -m job plan specs/latex.yaml
@@ -66,6 +69,17 @@ python -m job export specs/latex.yaml --verify vllm
 # In bfloat16, in files of at most 2 GB.
 python -m job export my.yaml --set export.merged.dtype=bfloat16 \\
     --set export.merged.max_shard_size=2GB
+""",
+    "init": """
+# Write receipts.yaml for a folder; asks what the rows do not tell.
+python -m job init data/receipts
+
+# Without questions, for a real model.
+python -m job init data/rows.jsonl --instruction "What is the total?" \\
+    --model hf://baidu/ERNIE-4.5-VL-28B-A3B-PT -o totals.yaml
+
+# Two columns could be the answer: name the right one.
+python -m job init data/rows.csv --text-column label --answer label
 """,
     "validate": """
 # Every problem with its line, value and fix.
@@ -164,7 +178,7 @@ python -m job reference | less
 }
 
 PANELS: Mapping[str, Sequence[str]] = {
-    "Before a run": ("validate", "plan", "doctor", "reference", "schema"),
+    "Before a run": ("init", "validate", "plan", "doctor", "reference", "schema"),
     "Run a spec": ("run", "prep", "train", "eval", "export"),
     "After a run": ("infer", "compare", "fetch", "verify", "clean", "ask", "manifest"),
 }

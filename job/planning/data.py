@@ -11,6 +11,7 @@ from job.planning import facts
 from job.planning.sample import Sample, sample_source
 from job.prep import chunks, mixture, sources
 from job.prep.shards import BYTES_BESIDE_IMAGES
+from job.prep.splits import split_of_source, takes_fractions
 from job.prep.streaming import max_full_shards
 from job.spec.types import DataSpec, JobSpec
 
@@ -23,6 +24,8 @@ class RowCounts:
     """Of each training source."""
     held_out: int | None
     """Of the evaluation source; None without one."""
+    validation: int | None
+    """Of the validation source; None without one."""
     exact: bool
     """Whether all rows were counted rather than estimated."""
 
@@ -45,13 +48,17 @@ class DataSurvey:
 
 def count_rows(stages: RunContext) -> RowCounts:
     specs = stages.spec.data.sources()
-    counted = [
-        sources.estimate_count(source, specs[field])
-        for field, source in stages.inputs.sources.items()
-    ]
-    rows = [count for count, _ in counted]
-    held_out = rows.pop() if stages.inputs.eval_source is not None else None
-    return RowCounts(train=rows, held_out=held_out, exact=all(exact for _, exact in counted))
+    counted = {
+        path: sources.estimate_count(source, specs[path])
+        for path, source in stages.inputs.sources.items()
+    }
+    rows = {path: count for path, (count, _) in counted.items()}
+    return RowCounts(
+        train=[count for path, count in rows.items() if split_of_source(path) == "train"],
+        held_out=rows.get("$.data.eval"),
+        validation=rows.get("$.data.validation"),
+        exact=all(exact for _, exact in counted.values()),
+    )
 
 
 def sample_rows(stages: RunContext, family: Family) -> tuple[Sample, ...]:
@@ -63,7 +70,7 @@ def sample_rows(stages: RunContext, family: Family) -> tuple[Sample, ...]:
 
 def data_facts(spec: JobSpec, survey: DataSurvey) -> facts.Data:
     samples = survey.samples or ()
-    rows, per_epoch, held_out = _split(spec.data, survey.counts)
+    rows, per_epoch, held_out, validation = _split(spec.data, survey.counts)
     tokens = usable = None
     if per_epoch is not None and survey.samples is not None:
         usable = sum(n * each.usable_share for n, each in zip(per_epoch, samples, strict=True))
@@ -82,7 +89,8 @@ def data_facts(spec: JobSpec, survey: DataSurvey) -> facts.Data:
         ),
         train_rows=None if per_epoch is None else sum(per_epoch),
         held_out_rows=held_out,
-        exact=survey.counts is not None and survey.counts.exact and spec.data.eval is not None,
+        validation_rows=validation,
+        exact=survey.counts is not None and survey.counts.exact and not takes_fractions(spec.data),
         asked=spec.eval.max_samples,
         sampled=sum(each.read for each in samples),
         refused=len(refused),
@@ -105,16 +113,22 @@ def data_facts(spec: JobSpec, survey: DataSurvey) -> facts.Data:
 
 def _split(
     spec: DataSpec, counts: RowCounts | None
-) -> tuple[Sequence[int] | None, Sequence[int] | None, int | None]:
-    """Training rows of each source, rows of each per epoch by weight, and held-out rows."""
+) -> tuple[Sequence[int] | None, Sequence[int] | None, int | None, int | None]:
+    """Training rows of each source, rows of each per epoch by weight, rows to evaluate on, and
+    rows to validate on."""
     if counts is None:
-        return None, None, None
-    rows, held_out = counts.train, counts.held_out
+        return None, None, None, None
+    rows, held_out, validation = list(counts.train), counts.held_out, counts.validation
     if held_out is None:
-        held_out = round(sum(rows) * spec.eval_fraction)
-        rows = [count - round(count * spec.eval_fraction) for count in rows]
+        held_out = round(sum(counts.train) * spec.eval_fraction)
+        rows = [n - round(n * spec.eval_fraction) for n in counts.train]
+    if spec.validation_fraction:
+        validation = round(sum(counts.train) * spec.validation_fraction)
+        taken = [round(n * spec.validation_fraction) for n in counts.train]
+        rows = [n - less for n, less in zip(rows, taken, strict=True)]
     weights = [source.weight for source in spec.train]
-    return rows, mixture.epoch_rows(rows, weights, spec.stopping_strategy), held_out
+    per_epoch = mixture.epoch_rows(rows, weights, spec.stopping_strategy)
+    return rows, per_epoch, held_out, validation
 
 
 def _warning(samples: Sequence[Sample]) -> str | None:
@@ -139,7 +153,7 @@ def prepared_bytes(spec: DataSpec, data: facts.Data, survey: DataSurvey) -> int 
     stored = sum(n * (source.rows or 0) for n, source in zip(per_row, data.sources, strict=True))
     if spec.streaming:
         stored = min(stored, max_full_shards(spec, chunks.ROWS) * chunks.ROWS * mean)
-    held_out = data.held_out_rows or 0
+    held_out = (data.held_out_rows or 0) + (data.validation_rows or 0)
     rows = held_out + sum(source.rows or 0 for source in data.sources)
     return round(stored + held_out * mean + rows * BYTES_BESIDE_IMAGES)
 

@@ -28,6 +28,8 @@ class Data:
     train_rows: int | None
     """Per epoch, of all sources."""
     held_out_rows: int | None
+    validation_rows: int | None
+    """None, too, without a validation split."""
     exact: bool
     """Whether the rows are counted. They are estimated if held-out rows are chosen by content, or
     if a large list would have to be read in full. Rows that prep rejects, or removes as leaked, are

@@ -83,6 +83,8 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
             "held-out rows",
             f"{about}{data.held_out_rows:,}{held_out}, at most {data.asked} evaluated",
         )
+    if data.validation_rows is not None:
+        yield "validation rows", f"{about}{data.validation_rows:,}{held_out}"
     if data.sampled:
         yield "sample", _sample(data)
     if data.images_a_row is not None:

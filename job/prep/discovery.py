@@ -34,6 +34,7 @@ _UNSUPPORTED = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a workbook, which is not supported"),
     **dict.fromkeys(_PACKED[3:], "has a compression that is not supported"),
 }  # fmt: skip
+NO_FILES = "no files there can be read as rows"
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
@@ -54,7 +55,7 @@ def find_source(source: SourceSpec, field: str) -> DataSource:
     if not files:
         raise InputError(
             f"{field}.uri",
-            "no files there can be read as rows",
+            NO_FILES,
             value=source.uri,
             fix="check the path, `split` and `format`",
         )
@@ -65,6 +66,18 @@ def find_source(source: SourceSpec, field: str) -> DataSource:
         others["left there by systems and tools"] = junk
     skipped = {reason: SkippedFiles.of(names) for reason, names in others.items() if names}
     return DataSource(uri=source.uri, files=files, builtin=False, skipped=skipped)
+
+
+def splits_in(uri: str) -> tuple[str, ...]:
+    """The splits that the names of a folder's files show, sorted; none for a file or a pattern.
+
+    Raises InputError if the folder is missing, or if access is denied.
+    """
+    if not _is_literal(uri) and (storage.has_glob(uri) or len(expand_braces(uri, "")) > 1):
+        return ()
+    if storage.is_file(uri):
+        return ()
+    return _splits(_data_paths([file.path for file in storage.list_files(uri)]))
 
 
 def _uris(source: SourceSpec, field: str) -> tuple[tuple[str, ...], bool]:
@@ -117,8 +130,7 @@ def _file_or_folder(source: SourceSpec, field: str) -> tuple[str, ...]:
     if storage.is_file(source.uri):
         return (source.uri,)
     paths = [file.path for file in storage.list_files(source.uri)]
-    data = [p for p in paths if suffix(p) in (*FORMATS, *IMAGE_SUFFIXES) and not is_junk(p)]
-    splits = sorted({split for path in data for split in splits_of(path)})
+    splits = _splits(_data_paths(paths))
     if source.split is None and len(splits) > 1:
         raise InputError(
             f"{field}.split", f"must name one of {', '.join(splits)}", value=source.uri,
@@ -132,6 +144,14 @@ def _file_or_folder(source: SourceSpec, field: str) -> tuple[str, ...]:
                 value=source.split, fix=f"write split: {splits[-1]}",
             )  # fmt: skip
     return tuple(storage.join(source.uri, path) for path in paths)
+
+
+def _data_paths(paths: Iterable[str]) -> list[str]:
+    return [p for p in paths if suffix(p) in (*FORMATS, *IMAGE_SUFFIXES) and not is_junk(p)]
+
+
+def _splits(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({split for path in paths for split in splits_of(path)}))
 
 
 def _select_files(

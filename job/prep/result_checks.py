@@ -1,6 +1,7 @@
 """Errors about the prepared rows as a whole: too many rejects, an empty split, leaked rows."""
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from job import log
 from job.errors import DataError, Problem
@@ -10,7 +11,7 @@ from job.prep.mixture import SourceShare
 from job.prep.prepared_data import REJECTS
 from job.prep.shards import Split
 from job.prep.totals import Totals
-from job.spec.types import DataSpec
+from job.spec.types import DataSpec, SourceSpec
 
 _BY_IMAGE = "; if many images share one answer, set data.leakage_by: image"
 
@@ -83,24 +84,31 @@ def _check_splits(spec: DataSpec, totals: Totals, coverage: ClassCoverage | None
         _refuse_held_out_rows_only(spec, totals, coverage)
         empty = Problem("$.data.train", "has no usable row", fix="check `uri`, `limit` and rows")
         raise DataError.from_problems([empty, *_first_rejects(totals)])
-    for split in totals.statistics:
-        if totals.rows(split):
-            continue
-        purpose, source, fraction = "evaluate", spec.eval, spec.eval_fraction
-        if split == "validation":
-            purpose, source, fraction = "validate", spec.validation, spec.validation_fraction
-        if source is not None:
-            raise DataError(
-                f"$.data.{split}",
-                f"leaves no row to {purpose} on",
-                fix="check its `uri`, `limit` and rows",
-            )
-        raise DataError(
-            f"$.data.{split}_fraction",
-            f"leaves no row to {purpose} on",
-            value=fraction,
-            fix=_split_fix(spec, coverage, split, "raise"),
-        )
+    if not totals.eval_rows:
+        message = "leaves no row to evaluate on"
+        _refuse_empty(spec, coverage, "eval", spec.eval, spec.eval_fraction, message)
+    if spec.has_validation and not totals.validation_rows:
+        message = "leaves no row to validate on"
+        source, fraction = spec.validation, spec.validation_fraction
+        _refuse_empty(spec, coverage, "validation", source, fraction, message)
+
+
+def _refuse_empty(
+    spec: DataSpec,
+    coverage: ClassCoverage | None,
+    split: Split,
+    source: SourceSpec | None,
+    fraction: float,
+    message: str,
+) -> NoReturn:
+    if source is not None:
+        raise DataError(f"$.data.{split}", message, fix="check its `uri`, `limit` and rows")
+    raise DataError(
+        f"$.data.{split}_fraction",
+        message,
+        value=fraction,
+        fix=_split_fix(spec, coverage, split, "raise"),
+    )
 
 
 def _refuse_held_out_rows_only(
@@ -134,20 +142,18 @@ def _split_fix(spec: DataSpec, coverage: ClassCoverage | None, split: Split, cha
 
 def _check_leakage(spec: DataSpec, totals: Totals, leaked: LeakedRows) -> None:
     if spec.leakage == "refuse":
-        found = {
-            "training rows duplicate held-out rows": leaked.train,
-            "validation rows duplicate rows to evaluate on": leaked.validation,
-        }
+        messages = [
+            *([f"{leaked.train} training rows duplicate held-out rows"] if leaked.train else []),
+            *(
+                [f"{leaked.validation} validation rows duplicate rows to evaluate on"]
+                if leaked.validation
+                else []
+            ),
+        ]
+        fix = "remove them from one of the two, or set data.leakage: remove"
         problems = [
-            Problem(
-                "$.data.leakage",
-                f"{rows} {duplicates}",
-                value=spec.leakage,
-                fix="remove them from one of the two, or set data.leakage: remove"
-                f"{_by_image(totals)}",
-            )
-            for duplicates, rows in found.items()
-            if rows
+            Problem("$.data.leakage", message, value=spec.leakage, fix=f"{fix}{_by_image(totals)}")
+            for message in messages
         ]
         if problems:
             raise DataError.from_problems(problems)

@@ -7,6 +7,7 @@ columns: each is later read by its own columns, and rejected individually if it 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Self
 
 from job.errors import DataError
 from job.prep import sources
@@ -27,10 +28,23 @@ from job.redaction import redact
 from job.spec.foreign_names import nearest
 from job.spec.types import DataSpec, SourceSpec
 
-_ANSWER_NAMES = ("latex", "formula", "equation", "caption", "transcription", "ground_truth",
+ANSWER_NAMES = ("latex", "formula", "equation", "caption", "transcription", "ground_truth",
                  "target")  # fmt: skip
 """Names that data sets commonly use for the column `text`."""
 _VALUE_CHARACTERS = 40  # of a value in a sample row
+
+
+class ColumnsError(DataError):
+    """The columns of a source cannot make rows as the spec maps them."""
+
+    key: str = ""
+    """The key of `columns` that should name a column."""
+    candidates: tuple[str, ...] = ()
+    """The columns that it could name, the likeliest first."""
+
+    def about(self, key: str, candidates: Iterable[str]) -> Self:
+        self.key, self.candidates = key, tuple(candidates)
+        return self
 
 
 def check_source(source: DataSource, spec: SourceSpec, data: DataSpec, field: str) -> ReadOptions:
@@ -57,13 +71,14 @@ def check_source(source: DataSource, spec: SourceSpec, data: DataSpec, field: st
         present = _column_names(records)
         if (missing := _missing_column(options, present)) is not None:
             key, column = missing
-            raise DataError(
+            likely = _likely_columns(key, column, options, records, present)
+            raise ColumnsError(
                 f"{field}.columns.{key}",
                 f"there is no column `{column}`; the source has {', '.join(present)}; "
                 f"{_show(records[0])}",
                 value=spec.uri,
                 fix=_suggest_column(key, column, options, records, present),
-            )
+            ).about(key, _image_columns(records) if key == "image" else likely)
     for record in records:
         _check_record(record, options, field)
     return options
@@ -109,18 +124,18 @@ def _check_record(record: Record, options: ReadOptions, field: str) -> None:
     try:
         columns = Columns.of(options.columns, values, text_only=options.text_only)
     except AmbiguousColumns as error:
-        raise DataError(
+        raise ColumnsError(
             f"{field}.columns.{error.key}",
             f"{error}; {_show(record)}",
             fix=f"name the right one, for example {error.key}: {error.names[0]}",
-        ) from error
+        ).about(error.key, error.names) from error
     for name in ignored_image_columns(values, columns, options):
-        raise DataError(
+        raise ColumnsError(
             f"{field}.columns.image",
             f"column `{name}` contains images but would be ignored; {_show(record)}",
             fix=f"{image_column_fix(name, columns)}, or set data.text_only: true to train on text "
             "only",
-        )
+        ).about("image", [each for each in (columns.image, name) if each is not None])
     is_pair = columns.text is not None and columns.image is not None
     if is_pair and options.instruction is None and not _has_question(columns, values):
         raise DataError(
@@ -140,28 +155,51 @@ def _has_question(columns: Columns, values: Mapping[str, object]) -> bool:
 def _suggest_column(
     key: str, column: str, options: ReadOptions, records: Sequence[Record], present: Sequence[str]
 ) -> str:
-    """The fix, with the column that is most likely meant, judging by names and values."""
+    """The fix, with the column that is most likely meant."""
+    likely = _likely_columns(key, column, options, records, present)
+    if likely:
+        written = likely[0] if likely[0] == likely[0].strip() else json.dumps(likely[0])
+        return f"name the column, for example {key}: {written}"
+    if key == "text":
+        values = _free_columns(key, options, records, present)
+        for name, found in values.items():
+            if any(isinstance(v, list) for v in found) and not any(map(looks_like_image, found)):
+                return f"`{name}` holds lists: write one answer of a row as `text`"
+    return "no column looks like it: check `uri` and `format`"
+
+
+def _likely_columns(
+    key: str, column: str, options: ReadOptions, records: Sequence[Record], present: Sequence[str]
+) -> list[str]:
+    """The columns that may be meant by `column`, the likeliest first, by names and values."""
+    values = _free_columns(key, options, records, present)
+    images = [name for name, found in values.items() if any(map(looks_like_image, found))]
+    if key == "image":
+        candidates = images or list(values)
+    else:
+        texts = [n for n, found in values.items() if any(isinstance(v, str) for v in found)]
+        candidates = [name for name in texts if name not in images]
+        candidates.sort(key=lambda name: not any(map(_is_words, values[name])))
+    usual = [name for name in candidates if key == "text" and name.lower() in ANSWER_NAMES]
+    first = nearest(column, candidates)
+    return list(dict.fromkeys([*([first] if first else []), *usual, *candidates]))
+
+
+def _image_columns(records: Iterable[Record]) -> list[str]:
+    found = ((name, value) for record in records for name, value in (record.values or {}).items())
+    return list(dict.fromkeys(name for name, value in found if looks_like_image(value)))
+
+
+def _free_columns(
+    key: str, options: ReadOptions, records: Sequence[Record], present: Sequence[str]
+) -> dict[str, list[object]]:
+    """The columns without a role of their own, with their values."""
     named = (name for name in asdict(options.columns).values() if name)
     used = {"image", "text", "id", "system", "history", *named}
     used |= {*QUESTION, *MESSAGES} if key == "text" else {*TEXT}
-    values = {name: [(r.values or {}).get(name) for r in records] for name in present}
-    free = [name for name in present if name not in used]
-    images = [name for name in free if any(map(looks_like_image, values[name]))]
-    if key == "image":
-        candidates = images or free
-    else:
-        texts = [n for n in free if any(isinstance(value, str) for value in values[n])]
-        candidates = [name for name in texts if name not in images]
-        candidates.sort(key=lambda name: not any(map(_is_words, values[name])))
-    usual = [name for name in candidates if key == "text" and name.lower() in _ANSWER_NAMES]
-    likely = next((n for n in (nearest(column, candidates), *usual, *candidates) if n), None)
-    lists = [n for n in free if any(isinstance(value, list) for value in values[n])]
-    if likely is None and key == "text" and (answers := [n for n in lists if n not in images]):
-        return f"`{answers[0]}` holds lists: write one answer of a row as `text`"
-    if likely is None:
-        return "no column looks like it: check `uri` and `format`"
-    written = likely if likely == likely.strip() else json.dumps(likely)
-    return f"name the column, for example {key}: {written}"
+    return {
+        name: [(r.values or {}).get(name) for r in records] for name in present if name not in used
+    }
 
 
 def _is_words(value: object) -> bool:

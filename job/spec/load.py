@@ -64,6 +64,17 @@ def dump_resolved(loaded: LoadedSpec) -> str:
     return f"# The spec as run: every key, with defaults for unset ones.\n{body}"
 
 
+def dump_scalar(text: str) -> str:
+    """Text as a YAML scalar on one line, quoted if needed, with `${` escaped."""
+    style = '"' if CONTROL.search(text) or "\n" in text else None
+    body = yaml.dump(
+        text.replace("${", "$${"), Dumper=_Dumper, default_style=style, allow_unicode=True,
+        width=float("inf"),
+    )  # fmt: skip
+    body = body.removesuffix("...\n").strip("\n")
+    return CONTROL.sub(lambda match: _escaped(match[0]), body)
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.1 or 1.2 would read as another type."""
 

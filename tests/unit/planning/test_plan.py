@@ -78,6 +78,15 @@ def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None
     assert data.tokens_an_epoch == round(15 * 17 / 20 * data.longest_row)  # type: ignore[operator]
 
 
+def test_rows_to_validate_on_are_counted_apart(rows: Path, tmp_path: Path) -> None:
+    spec = loaded("im2latex", f"data.train.uri={rows}", "data.eval=null", "data.eval_fraction=0.25",
+                  "data.validation_fraction=0.1", f"output.uri={tmp_path}")  # fmt: skip
+    plan = planning.make_plan(planning.PlanOptions(loaded=spec, accelerator="mi300x"))
+    found = (plan.data.train_rows, plan.data.held_out_rows, plan.data.validation_rows)
+    assert found == (13, 5, 2)
+    assert "validation rows  about 2\n" in planning.text(plan)
+
+
 def test_a_plan_fits_a_terminal(made: facts.Plan) -> None:
     assert max(map(len, planning.text(made).splitlines())) <= 100
 

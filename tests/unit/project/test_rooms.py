@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("families",),
     ("engines",),
     ("train", "evaluation", "export"),
-    ("pipeline",),
+    ("pipeline", "drafting"),
     ("planning",),
     ("kubernetes", "doctor"),
     ("cli",),

@@ -28,6 +28,8 @@ COMPLETE = dump_resolved(
         "job.yaml",
         [
             "data.eval={uri: 'builtin://formulas', limit: 3}",
+            "data.validation={uri: validation.jsonl}",
+            "train.eval_strategy=steps",
             "lora.target_modules=[q_proj]",
             "train.report_to=[wandb]",
         ],

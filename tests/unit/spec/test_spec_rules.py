@@ -21,7 +21,10 @@ data: {train: {uri: data/train.jsonl}}
 output: {uri: outputs/sample}
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+STEPS = "train.eval_strategy=steps"
+NOT_VALIDATED = "requires train.eval_strategy: nothing is validated without it"
 FORMULAS = ("data.train.uri=builtin://formulas", "data.train.limit=9")
+VALIDATED = ("train.eval_strategy=steps", "data.validation_fraction=0.05")
 
 
 def _load(*overrides: str) -> JobSpec:
@@ -239,13 +242,17 @@ REFUSED += [
         "set data.eval.uri, or data.eval_fraction: 0.1",
     ),
     (
-        ("data.validation={uri: v.jsonl}", "data.validation_fraction=0.1"),
+        (
+            "train.eval_strategy=steps",
+            "data.validation={uri: v.jsonl}",
+            "data.validation_fraction=0.1",
+        ),
         "data.validation_fraction",
         "cannot be combined with data.validation, which names the rows to validate on",
         "remove one of the two",
     ),
     (
-        ("data.eval_fraction=0.6", "data.validation_fraction=0.4"),
+        ("train.eval_strategy=steps", "data.eval_fraction=0.6", "data.validation_fraction=0.4"),
         "data.validation_fraction",
         "leaves no row to train on: all are held out, together with data.eval_fraction, which is "
         "0.6",
@@ -308,6 +315,7 @@ REFUSED += [
     (
         (
             *FORMULAS,
+            "train.eval_strategy=steps",
             "data.eval={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}",
             "data.validation={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}",
         ),
@@ -579,6 +587,97 @@ REFUSED += [
 ]
 
 
+REFUSED += [
+    (
+        (f"train.{setting}",),
+        f"train.{setting.split('=')[0]}",
+        NOT_VALIDATED,
+        "set train.eval_strategy: steps and data.validation_fraction: 0.05, or remove the line",
+    )
+    for setting in (
+        "eval_steps=5",
+        "predict_with_generate=true",
+        "metric_for_best_model=cer",
+        "load_best_model_at_end=true",
+        "early_stopping_patience=3",
+    )
+]
+REFUSED += [
+    (
+        (STEPS,),
+        "train.eval_strategy",
+        "requires rows to validate on, other than those that are trained and evaluated on",
+        "set data.validation_fraction: 0.05, or name them in data.validation.uri",
+    ),
+    (
+        ("data.validation_fraction=0.05",),
+        "data.validation_fraction",
+        "requires train.eval_strategy: without it these rows would neither be trained nor "
+        "validated on",
+        "set train.eval_strategy: steps, or remove the line",
+    ),
+    (
+        ("eval.validation_samples=9",),
+        "eval.validation_samples",
+        NOT_VALIDATED,
+        "set train.eval_strategy: steps, or remove the line; eval.max_samples limits the "
+        "evaluation",
+    ),
+    (
+        ("data.validation_fraction=0.4", "train.eval_strategy=epoch", "train.eval_steps=5"),
+        "train.eval_steps",
+        "does not apply if train.eval_strategy is epoch",
+        "set train.eval_strategy: steps, or remove the line",
+    ),
+    (
+        (*VALIDATED, "train.metric_for_best_model=eval_los"),
+        "train.metric_for_best_model",
+        "is not a metric; those measured are eval_loss, eval_exact_match, "
+        "eval_exact_match_normalized, eval_cer, eval_wer, eval_bleu",
+        "write eval_loss",
+    ),
+    (
+        (*VALIDATED, "train.metric_for_best_model=accuracy"),
+        "train.metric_for_best_model",
+        "does not apply to eval.answer: text; those measured are eval_loss, eval_exact_match, "
+        "eval_exact_match_normalized, eval_cer, eval_wer, eval_bleu",
+        "use one of these, or set eval.answer: label",
+    ),
+    (
+        (*VALIDATED, "train.metric_for_best_model=eval_bleu", "eval.metrics=[cer]"),
+        "train.metric_for_best_model",
+        "is not among eval.metrics",
+        "add bleu to eval.metrics",
+    ),
+    (
+        (*VALIDATED, "train.metric_for_best_model=cer", "train.predict_with_generate=false"),
+        "train.predict_with_generate",
+        "must not be false if train.metric_for_best_model is cer, which compares generated answers",
+        "remove the line, or set train.metric_for_best_model: eval_loss",
+    ),
+    (
+        (*VALIDATED, "train.metric_for_best_model=cer", "runtime.distributed=fsdp2"),
+        "train.metric_for_best_model",
+        "must be eval_loss if runtime.distributed is fsdp2: this version does not generate "
+        "answers with a sharded model",
+        "write eval_loss, or set runtime.distributed: ddp",
+    ),
+    (
+        (*VALIDATED, "train.predict_with_generate=true", "runtime.distributed=fsdp2"),
+        "train.predict_with_generate",
+        "must not be true if runtime.distributed is fsdp2: this version does not generate "
+        "with a sharded model",
+        "remove the line, or set runtime.distributed: ddp",
+    ),
+    (
+        (*VALIDATED, "train.early_stopping_threshold=0.1"),
+        "train.early_stopping_threshold",
+        "requires train.early_stopping_patience: training does not stop early without it",
+        "set train.early_stopping_patience: 3, or remove the line",
+    ),
+]
+
+
 @pytest.mark.parametrize(("overrides", "key", "message", "fix"), REFUSED)
 def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | None) -> None:
     (problem,) = _problems(*overrides)
@@ -620,8 +719,13 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("eval.answer=json", "eval.metrics=[field_f1, cer]"),
         ("eval.answer=label", "data.leakage_by=image"),
         ("data.eval_fraction=0", "data.eval.uri=data/eval.jsonl"),
-        ("data.eval.uri=data/eval.jsonl", "data.eval_fraction=0.6", "data.validation_fraction=0.4"),
-        ("data.validation={uri: v.jsonl}", "data.eval_fraction=0.99"),
+        (*VALIDATED, "data.eval.uri=data/eval.jsonl", "data.eval_fraction=0.97"),
+        ("train.eval_strategy=steps", "data.validation={uri: v.jsonl}", "data.eval_fraction=0.99"),
+        (*VALIDATED, "train.metric_for_best_model=eval_cer", "train.early_stopping_patience=2"),
+        (*VALIDATED, "train.metric_for_best_model=bleu", "eval.metrics=[bleu]"),
+        (*VALIDATED, "train.metric_for_best_model=loss", "train.predict_with_generate=false"),
+        (*VALIDATED, "runtime.distributed=fsdp2", "train.load_best_model_at_end=true"),
+        ("data.validation={uri: v.jsonl}", "train.eval_strategy=epoch"),
         ("data.min_pixels=9", "data.max_pixels=9"),
         (*FORMULAS, "data.train.format=builtin", "data.train.formulas.noise=0.1"),
         (*FORMULAS, "data.eval={uri: 'builtin://formulas', limit: 1, formulas: {seed: 1}}"),

@@ -23,6 +23,7 @@ REQUIRED = {
     "data.train",
     "data.train.uri",
     "data.eval.uri",
+    "data.validation.uri",
     "output",
     "output.uri",
 }

@@ -281,9 +281,9 @@ def test_a_name_with_a_line_break_is_refused() -> None:
         ),
         (
             "train",
-            "eval_steps",
-            "remove it: this version evaluates before training (eval.baseline) and after "
-            "it, not during training",
+            "eval_delay",
+            "remove it: train.eval_strategy and train.eval_steps say when to validate, "
+            "eval.metrics what to measure",
         ),
         ("train", "seed_", "write seed"),
         ("lora", "seed", "move it to train.seed"),

@@ -29,7 +29,16 @@ BASE: dict[str, Any] = {
 }
 ENTRIES: list[dict[str, Any]] = json.loads(FOREIGN_NAMES_FILE.read_text(encoding="utf-8"))
 # What the keys that a word leads to need beside them, to be read at all.
+STEPS: dict[str, Any] = {"train.eval_strategy": "steps"}
+VALIDATED: dict[str, Any] = {**STEPS, "data.validation_fraction": 0.05}
 WITH: dict[str, dict[str, Any]] = {
+    "data.validation.uri": STEPS,
+    "data.validation_fraction": STEPS,
+    "eval.validation_samples": VALIDATED,
+    "train.eval_strategy": VALIDATED,
+    "train.eval_steps": VALIDATED,
+    "train.predict_with_generate": VALIDATED,
+    "train.early_stopping_patience": VALIDATED,
     "eval.generation.temperature": {"eval.generation.do_sample": True},
     "data.shuffle_buffer_size": {"data.streaming": True},
     "data.stopping_strategy": {

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from job.pipeline.fingerprints import COMPUTING_KEYS, LENGTH_KEYS, UNTRAINED_KEYS, StageInputs
+from job.pipeline.fingerprints import (
+    COMPUTING_KEYS,
+    LENGTH_KEYS,
+    UNTRAINED_KEYS,
+    Stage,
+    StageInputs,
+)
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, TrainSpec
 from job.train.identity import Identity, changes
@@ -61,3 +67,27 @@ def test_what_is_stored_holds_no_secret_and_long_values_are_not_repeated(spec: J
     assert changes(stored, {**stored, "data.instruction": "y" * 500}) == "data.instruction changed"
     assert changes(None, stored) == "its manifest does not say what has changed"
     assert asdict(Identity(parts=parts)) == {"parts": parts}
+
+
+def test_a_validation_split_changes_what_is_prepared_and_trained_not_the_baseline(
+    spec: JobSpec, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("question,answer\na,b\n")
+    whole = given(spec)
+    for validation in (
+        {"validation": replace(spec.data.train[0], uri=str(rows))},
+        {"validation_fraction": 0.1},
+    ):
+        changed = given(replace(spec, data=replace(spec.data, **validation)))
+        same = {stage for stage, digest in changed.items() if digest == whole[stage]}
+        assert same == {"baseline"}
+    samples = replace(spec, eval=replace(spec.eval, validation_samples=7))
+    assert {stage for stage in whole if given(samples)[stage] != whole[stage]} == {"report"}
+
+
+def given(spec: JobSpec) -> dict[Stage, str]:
+    """The fingerprint of each stage."""
+    inputs = StageInputs(spec, 1)
+    stages: tuple[Stage, ...] = ("prep", "baseline", "train", "eval", "export", "report")
+    return {stage: inputs.fingerprint(stage, {}) for stage in stages}
