@@ -14,11 +14,10 @@ PAGE = "comparison.html"
 PIPE_COLUMNS = 100
 """The width of the table where the output is no terminal."""
 
-Runs = Annotated[
-    list[str], typer.Argument(help="The outputs of two or more runs.", metavar="RUN RUN …")
-]
+Runs = Annotated[list[str], typer.Argument(help="The outputs of two or more runs.", metavar="RUN")]
 Html = Annotated[
-    str, typer.Option(help="Where the page goes: a file, by path or URI.", metavar="FILE")
+    str | None,
+    typer.Option(help=f"Where the page goes, a path or URI; default: {PAGE}.", metavar="FILE"),
 ]
 NoHtml = Annotated[bool, typer.Option("--no-html", help="Write no page.")]
 Format = Annotated[
@@ -27,7 +26,7 @@ Format = Annotated[
 
 
 def compare(
-    runs: Runs, html: Html = PAGE, no_html: NoHtml = False, format: Format = "text"
+    runs: Runs, html: Html = None, no_html: NoHtml = False, format: Format = "text"
 ) -> None:
     """Compare runs: settings that differ, metrics, curves, answers that changed.
 
@@ -37,12 +36,15 @@ def compare(
     """
     if format not in ("text", "json"):
         raise UsageError("--format", "must be text or json", value=format)
+    if html is not None and no_html:
+        raise UsageError("--html", "cannot be combined with --no-html", value=html)
+    target = html or PAGE
     from job.evaluation import comparison
     from job.evaluation.comparison import page, text
 
     found = comparison.compare(runs)
     if not no_html:
-        page.check_target(html)
+        page.check_target(target)
     if format == "json":
         print(comparison.as_json(found))
     else:
@@ -50,5 +52,5 @@ def compare(
         columns = shutil.get_terminal_size().columns if terminal else PIPE_COLUMNS
         print(text.text(found, columns), flush=True)
     if not no_html:
-        page.write(found, html)
-        log.info("comparison page written", file=redaction.shown(html))
+        page.write(found, target)
+        log.info("comparison page written", file=redaction.shown(target))

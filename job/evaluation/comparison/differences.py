@@ -95,4 +95,6 @@ def _knows(settings: Mapping[str, object], key: str) -> bool:
 
 def _is_default(dotted: str, value: object) -> bool:
     node = keys.at(keys.path_of(dotted))
-    return node is not None and "default" in node and node["default"] == value
+    if node is None:  # a key of another version: null is what unset keys have
+        return value is None
+    return "default" in node and node["default"] == value

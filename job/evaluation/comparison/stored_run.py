@@ -222,13 +222,13 @@ class _Reader:
             return
         status, stage = record.get("status"), record.get("stage")
         where = f" in {stage}" if stage else ""
-        errors = record.get("error") or ()
+        errors = record.get("error")
         reason = {
             "running": f"it is running{where}, or was killed there",
             "failed": f"it failed{where}",
             "preempted": f"it was stopped{where}",
         }.get(str(status), f"its command was {record.get('command', 'another')}")
-        if errors and isinstance(errors[0], dict):
+        if isinstance(errors, list) and errors and isinstance(errors[0], dict):
             reason += f": {errors[0].get('field')}: {errors[0].get('message')}"
         self.lacks.append(f"{', '.join(_MISSING[stage] for stage in absent)}: {reason}")
 

@@ -12,6 +12,8 @@ from job.evaluation.report.facts import as_text
 
 _NAMES, _CELL, _GAP = (16, 30), (9, 16), 2
 """The narrowest and widest columns, and the space between them; longer cells are wrapped."""
+_WIDE = 100
+"""From this width on, names may take a third more."""
 BEST = "*"
 POINTS = "\u202fpp"
 
@@ -149,7 +151,7 @@ def _tables(comparison: Comparison, sections: Sequence[_Section], columns: int) 
     lines = [line for section in sections for line in section.lines]
     titles = [section.title for section in sections if section.lines]
     names = max([*map(len, titles), *(len(line.name) + 2 for line in lines)], default=0)
-    names = min(max(names, _NAMES[0]), _NAMES[1])
+    names = min(max(names, _NAMES[0]), _NAMES[1] * (4 if columns >= _WIDE else 3) // 3)
     lengths = [len(cell) for line in lines for cell in line.cells]
     count, room = len(comparison.runs), columns - names
     usual = max((length for length in lengths if length <= _CELL[1]), default=0)

@@ -88,9 +88,11 @@ def test_keys_that_an_older_version_did_not_have_are_told_only_if_they_were_set(
     lines = (older / "spec.resolved.yaml").read_text().splitlines()
     kept = [line for line in lines if "use_dora" not in line and "use_rslora" not in line]
     (older / "spec.resolved.yaml").write_text("\n".join(kept))
+    later = Path(newer, "spec.resolved.yaml")
+    later.write_text(later.read_text().replace("\nlora:", "\nlora:\n  of_a_later_version: null"))
     found = compare([str(older), newer]).differences
     assert [(each.key, each.values[1]) for each in found.settings] == [("lora.use_dora", True)]
-    assert found.newer_keys == 1
+    assert found.newer_keys == 2
 
 
 def test_an_input_that_changed_under_its_name_is_told(stored: Path, tmp_path: Path) -> None:
@@ -393,6 +395,7 @@ def test_the_command_prints_a_table_and_writes_a_page(stored: Path, tmp_path: Pa
         (["{a}"], 2, "needs at least two runs"),
         (["{a}", "{a}/"], 2, "is named twice"),
         (["{a}", "{b}", "--format", "yaml"], 2, "must be text or json"),
+        (["{a}", "{b}", "--html", "x.html", "--no-html"], 2, "cannot be combined"),
         (["{a}", "{a}-missing"], 12, "is not a run"),
         (["{a}", "{b}", "--html", "{a}/run.json"], 12, "is a file that compare did not write"),
     ],
