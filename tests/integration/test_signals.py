@@ -16,7 +16,7 @@ from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
 from tests.jobs import ROOT, job, read_json, small_run, start
 
-STAGES = ("prep", "baseline", "train", "eval", "export", "card", "report")
+STAGES = ("prep", "baseline", "train", "eval", "export", "report")
 SECONDS = 2.0
 """How soon the job has to end; a step of training, and its checkpoint, come on top."""
 BUSY = 6.0  # seconds that a machine with other work may take longer
