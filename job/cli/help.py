@@ -167,6 +167,12 @@ python -m job manifest my.yaml --registry registry.example.com \\
 # Serve the exported weights on NVIDIA GPUs.
 python -m job manifest my.yaml --platform nvidia --kind vllm
 
+# With what your cluster asks for, kept in a file.
+python -m job manifest my.yaml --cluster cluster.yaml --ttl 86400
+
+# What your cluster asks for, kept in a file.
+python -m job manifest my.yaml --cluster cluster.yaml --ttl 86400
+
 # The image by its digest, and a volume of yours for the cache.
 python -m job manifest my.yaml --cache-claim team-cache \\
     --image registry.example.com/finetune-job@sha256:…
