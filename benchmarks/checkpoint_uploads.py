@@ -22,7 +22,7 @@ from benchmarks import record
 from job import storage
 from job.cli.app import app
 from job.train.checkpoint.uploads import BackgroundUploads
-from tests.jobs import FULL, ROOT, sets
+from tests.jobs import FULL, ROOT, UNVALIDATED, sets
 from tests.s3 import S3Server
 
 STEPS, EVERY, SKIPPED, TURNS = 63, 10, 2, 3
@@ -39,6 +39,7 @@ def seconds_a_step(output: str, cache: str, every: int) -> tuple[float, float]:
     """Mean and maximum step time of a training, without its first steps."""
     settings = {
         **FULL,
+        **UNVALIDATED,
         "data.train.limit": 400,
         "train.max_steps": STEPS,
         "train.save_steps": every,

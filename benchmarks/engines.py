@@ -183,6 +183,10 @@ def _spec(arguments: argparse.Namespace, engine: str, checkpoint: Path) -> Any:
         "train.save_steps": 100 * arguments.steps,
         "train.optim": "adamw_torch",
         "train.fit": "off",
+        "data.validation": None,
+        "train.eval_strategy": "no",
+        "train.eval_steps": None,
+        "train.load_best_model_at_end": False,
         "train.dataloader_num_workers": 0 if arguments.small else 4,
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from benchmarks.training import SPEC, encoded_rows, random_model
+from benchmarks.training import SPEC, UNVALIDATED, encoded_rows, random_model
 from job import engines, families
 from job.engines import cpu
 from job.engines.device import detect, release_memory
@@ -140,6 +140,7 @@ def write_base(arguments: argparse.Namespace, device: torch.device, directory: P
 def adapted_spec(base: Path, *, experts: bool) -> JobSpec:
     settings = [f"model.model_name_or_path={base}", "model.init=pretrained"]
     settings += ["lora.r=8", "lora.lora_alpha=16", f"lora.finetune_experts={str(experts).lower()}"]
+    settings += UNVALIDATED
     return load_spec(SPEC.read_text(), str(SPEC), settings, environ={}).spec
 
 

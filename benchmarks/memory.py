@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.training import SPEC, formula_rows, random_model, tiny_family, train_stage
+from benchmarks.training import (
+    SPEC,
+    UNVALIDATED,
+    formula_rows,
+    random_model,
+    tiny_family,
+    train_stage,
+)
 from job.engines.device import Accelerator, detect, release_memory
 from job.families.base import RowSize
 from job.planning.memory import estimate
@@ -95,6 +102,7 @@ def relative_error(ratio: float) -> float:
 
 def settings(more: dict[str, Any]) -> JobSpec:
     overrides = [f"{key}={json.dumps(value)}" for key, value in {**SETTINGS, **more}.items()]
+    overrides += UNVALIDATED
     return load_spec(SPEC.read_text(), str(SPEC), overrides, environ={}).spec
 
 

@@ -1,7 +1,8 @@
 """Starts a job's stages, in a single process or on one of several ranks."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from job import __version__, log
 from job.distributed import coordinator
@@ -44,7 +45,22 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     before, after = record.metrics.get("baseline", {}), record.metrics.get("final", {})
     names = [name for name in after if name in ALL_METRICS]  # others count rows
     log.metrics({name: (before.get(name), after[name]) for name in names})
+    _log_validation(record.validation)
     log.info("done", output=loaded.spec.output.uri)
+
+
+def _log_validation(chosen: Mapping[str, Any] | None) -> None:
+    """Logs the step whose model is kept, beside the best and the last."""
+    if chosen is None:
+        return
+    values = {"best": chosen["best"], "last_step": chosen["last_step"], "last": chosen["last"]}
+    log.info(
+        f"the model is that of step {chosen['exported_step']}",
+        metric=chosen["metric"],
+        best_step=chosen["best_step"],
+        **values,
+        **({"stopped_early": True} if chosen["stopped_early"] else {}),
+    )
 
 
 def _require_processes(distributed: str, world: World) -> None:

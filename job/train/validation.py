@@ -16,13 +16,14 @@ from job import log, signals
 from job.distributed import process_group
 from job.engines import sharding
 from job.engines.compiling import CompiledBlocks
+from job.engines.device import release_memory
 from job.families.batches import MicroBatch, model_inputs, to_device
 from job.families.load_balancing import without_aux_loss
 from job.families.supervised_logits import evaluates_loss_only
 from job.train.adapting import AdaptedModel
 from job.train.checkpoint import random_state
 from job.train.dataset import Collator, DummyRow
-from job.train.out_of_memory import raise_if_validation_does_not_fit
+from job.train.out_of_memory import is_out_of_memory, raise_if_validation_does_not_fit
 from job.train.outputs import autocast_removed
 from job.train.sampler import DUMMY_ROW
 from job.train.train_context import TrainContext
@@ -31,12 +32,19 @@ from job.train.validation_rows import ValidationRows
 if TYPE_CHECKING:
     import torch
 
+LOSS_TOKENS = 8192
+"""Tokens of a packed batch on a GPU, where a small forward pass takes as long as a large one; fewer
+if they do not fit. Without saved activations, a token needs little memory."""
 CACHED_BYTES = 256 * 2**20
 """How much of a process's batches is kept in memory from one validation to the next."""
 
 
 class _Interrupted(Exception):
     """A process was asked to stop."""
+
+
+class _DoesNotFit(Exception):
+    """A batch of more than `per_device_eval_batch_size` rows ran out of memory in some process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +68,11 @@ class Validator:
         self._context, self._rows, self._adapted, self._blocks = context, rows, adapted, blocks
         self._collator = Collator(context.family, padding_free=adapted.padding_free)
         self._batch_size = context.spec.train.per_device_eval_batch_size
-        self._cached: dict[int, MicroBatch] = {}
+        # A process that shards the model must not run out of memory between two collectives.
+        large = adapted.padding_free and context.engine.device.type != "cpu"
+        sharded = context.spec.runtime.distributed == "fsdp2"
+        self._tokens = LOSS_TOKENS if large and not sharded else 0
+        self._cached: dict[tuple[int, ...], MicroBatch] = {}
         self._cached_bytes = 0
         self.seconds = 0.0
         """Of all validations in this process so far."""
@@ -118,34 +130,62 @@ class Validator:
     # --- loss --------------------------------------------------------------------------------
 
     def _loss(self, model: "torch.nn.Module") -> float:
-        import torch
-
         model.eval()
         evaluates_loss_only(self._adapted.base)
+        while True:
+            try:
+                return self._loss_of_batches(model)
+            except _DoesNotFit:
+                self._tokens //= 2
+                self._cached.clear()
+                self._cached_bytes = 0
+                release_memory()
+                log.info("validation batches are made smaller to fit", tokens=self._tokens)
+
+    def _loss_of_batches(self, model: "torch.nn.Module") -> float:
+        import torch
+
         device = self._context.engine.device
         more = {} if self._adapted.padding_free else {"use_cache": False}
         # In fp64, and on the device: no sync for each batch.
         nll, supervised = torch.zeros((), dtype=torch.float64, device=device), 0
-        for number, rows in enumerate(self._rows.batches(self._batch_size)):
+        for rows in self._rows.batches(self._batch_size, self._tokens):
             self._check_stop()
-            batch = self._batch(number, rows)
-            loss = model(**to_device(model_inputs(dict(batch)), device), **more).loss  # ()
+            batch = self._batch(rows)
+            with self._larger_than_asked():
+                loss = model(**to_device(model_inputs(dict(batch)), device), **more).loss  # ()
             if batch["counted_tokens"]:  # not of a dummy row
                 nll += loss.double() * batch["counted_tokens"]
                 supervised += batch["counted_tokens"]
+        self._check_stop()
         sums = process_group.all_gather((float(nll), supervised))
         return sum(own for own, _ in sums) / sum(count for _, count in sums)
 
-    def _batch(self, number: int, rows: list[int]) -> MicroBatch:
-        if number in self._cached:
-            return self._cached[number]
+    @contextmanager
+    def _larger_than_asked(self) -> Iterator[None]:
+        """Raises _DoesNotFit in all processes if a batch with more rows than the spec asks for runs
+        out of memory in any of them."""
+        too_large = False
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not self._tokens or not is_out_of_memory(error):
+                raise
+            too_large = True
+        if self._tokens and process_group.any_rank(too_large):
+            raise _DoesNotFit
+
+    def _batch(self, rows: list[int]) -> MicroBatch:
+        key = tuple(rows)
+        if key in self._cached:
+            return self._cached[key]
         dataset = self._rows.dataset
         batch = self._collator.batch(
             [DummyRow(dataset.row(0)) if row == DUMMY_ROW else dataset.row(row) for row in rows]
         )
         size = sum(getattr(value, "nbytes", 0) for value in batch.values())
         if self._cached_bytes + size <= CACHED_BYTES:
-            self._cached[number] = batch
+            self._cached[key] = batch
             self._cached_bytes += size
         return batch
 

@@ -26,14 +26,21 @@ class ValidationRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, size: int) -> list[list[int]]:
-        """This process's batches of row numbers, longest rows first.
+    def batches(self, size: int, tokens: int = 0) -> list[list[int]]:
+        """This process's batches of row numbers, longest rows first: `size` rows, or more up to
+        `tokens`.
 
         All processes have the same number of them; some may be `[DUMMY_ROW]`.
         """
         lengths = self.dataset.lengths
-        order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        batches: list[list[int]] = []
+        filled = 0
+        for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+            if not batches or (len(batches[-1]) >= size and filled + lengths[row] > tokens):
+                batches.append([])
+                filled = 0
+            batches[-1].append(row)
+            filled += lengths[row]
         rank, processes = process_group.rank(), process_group.size()
         own = batches[rank::processes]
         return own + [[DUMMY_ROW]] * (-(-len(batches) // processes) - len(own))

@@ -125,9 +125,9 @@ def _watch_validations(comes: Callable[[], None]) -> None:
 
     batch = Validator._batch
 
-    def watched(self: Validator, number: int, rows: list[int]) -> Any:
+    def watched(self: Validator, rows: list[int]) -> Any:
         comes()
-        return batch(self, number, rows)
+        return batch(self, rows)
 
     Validator._batch = watched  # type: ignore[method-assign]
 

@@ -92,7 +92,9 @@ def test_the_model_of_the_best_step_is_exported_and_beats_the_last_on_test_rows(
     # The last step's model, from its checkpoint, on the same rows.
     last = Path(shutil.copytree(output, tmp_path / "last"))
     run("eval", last, overfit / "cache", {"train.load_best_model_at_end": "false"})
-    assert "nothing was left to train step=9" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "nothing was left to train step=9" in said
+    assert f"the model is that of step 9\" metric=eval_loss best_step={best}" in said
     assert equal(last / "adapter", stored["step-9"])
     of_last = read_json(last / "run.json")
     assert of_last["validation"]["exported_step"] == 9

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from job.spec.load import load_spec
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.out_of_memory import raise_if_validation_does_not_fit
 from job.train.selection import Selection
+from job.train.validation_rows import ValidationRows
 from tests.jobs import ROOT
 
 VALUES = st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.35, 0.5, 0.9]), min_size=1, max_size=12)
@@ -124,3 +126,11 @@ def test_validation_rows_that_do_not_fit_name_the_keys_of_evaluation(rows: int, 
     [problem] = told.value.problems
     assert problem.field == "$.train.per_device_eval_batch_size"
     assert problem.fix == fix
+
+
+def test_validation_batches_have_the_asked_rows_or_more_up_to_the_tokens() -> None:
+    lengths = (30, 10, 20, 10, 50)
+    rows = ValidationRows(rows=(), dataset=SimpleNamespace(lengths=lengths), dropped=0)  # type: ignore[arg-type]
+    assert rows.batches(2) == [[4, 0], [2, 1], [3]]
+    assert rows.batches(2, 100) == [[4, 0, 2], [1, 3]]
+    assert rows.batches(2, 1000) == [[4, 0, 2, 1, 3]]
