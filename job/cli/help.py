@@ -63,7 +63,7 @@ python -m job eval specs/latex.yaml
 python -m job eval specs/latex.yaml --set eval.max_samples=500
 
 # Another adapter on the same held-out rows, without training.
-python -m job eval specs/latex.yaml --adapter s3://results/other/adapter --to other-eval
+python -m job eval my.yaml --adapter s3://results/other/adapter --to other
 """,
     "export": """
 # Merged weights, verified by reloading them.
