@@ -1,6 +1,8 @@
 """`job fetch` brings what a run wrote, and nothing else."""
 
 import hashlib
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -173,6 +175,23 @@ def test_a_fetch_that_is_killed_while_files_move_is_loadable_whole_or_not_at_all
         assert found in (files(run / "merged"), files(tmp_path / "other" / "merged"))
     fetch(other, "merged", target)
     assert files(target) == files(tmp_path / "other" / "merged")
+
+
+def test_pods_that_start_together_on_one_volume_bring_it_once(run: Path, tmp_path: Path) -> None:
+    """Of several processes one downloads; the others wait, and find every file whole."""
+    target = tmp_path / "weights"
+    code = (
+        "import sys; from pathlib import Path; from job import storage; from job.cli import fetch;"
+        "load = storage.download;"
+        "fetch.storage.download = lambda uri, to: (print(uri), load(uri, to));"
+        "fetch.fetch(sys.argv[1], 'merged', Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(run), str(target)]
+    pods = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    brought = "".join(pod.communicate()[0] for pod in pods).split()
+    assert [pod.returncode for pod in pods] == [0, 0, 0]
+    assert len(brought) == 2
+    assert files(target) == files(run / "merged")
 
 
 @pytest.mark.parametrize("cut", ["in a line", "at the end"])
