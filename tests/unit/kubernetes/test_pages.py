@@ -17,7 +17,7 @@ from tests import manifest_lint
 from tests.jobs import ROOT
 from tests.manifest_lint import schemas
 
-OPTIONS_PAGE = ROOT / "docs/20-cluster-options.md"
+OPTIONS_PAGE = ROOT / "docs/22-cluster-options.md"
 PAGES = [*sorted((ROOT / "docs").glob("*kubernetes-*.md")), OPTIONS_PAGE]
 
 
