@@ -119,6 +119,10 @@ class HubRepository:
         if branch != "main":
             self._call("write", lambda: self._api.create_branch(name, branch=branch, exist_ok=True))
 
+    def weights(self) -> list[str]:
+        """The weights and configurations on the branch, sorted: a push replaces all of them."""
+        return self._call("read", lambda: self._stale({}))
+
     # --- the push ----------------------------------------------------------------------------
 
     def push(self, files: Mapping[str, Path], title: str, description: str) -> Pushed:

@@ -8,6 +8,8 @@ from job.export.push import HubRepository, HubTarget, commit_title, layout
 from job.pipeline.context import RunContext
 from job.spec.types import JobSpec
 
+_SHOWN = 3  # names in a warning
+
 
 def content(spec: JobSpec) -> str:
     """What is pushed: `adapter`, `merged` or `all`."""
@@ -23,6 +25,13 @@ def prepare(spec: JobSpec) -> None:
     found = repository.require_writable()
     repository.create()
     log.info("the export will be pushed to the hub", repository=found)
+    if held := repository.weights():
+        log.warn(
+            "the repository holds weights, which the push replaces; its history keeps them",
+            files=", ".join(held[:_SHOWN]) + (" …" if len(held) > _SHOWN else ""),
+            fix="if they are of another model, set export.hub_revision to a branch for this one, "
+            "or export.hub_model_id to another repository",
+        )
 
 
 def push(run: RunContext) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing is downloaded: files are later read as streams.
 
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 
 from job import storage
 from job.errors import InputError
@@ -61,7 +62,7 @@ def find_source(
             f"{field}.uri",
             NO_FILES,
             value=source.uri,
-            fix="check the path, `split` and `format`",
+            fix=f"check the path{_start_of(source.uri)}, `split` and `format`",
         )
     for file in files:
         if storage.is_local(file.uri) and not storage.local_path(file.uri).is_file():
@@ -76,6 +77,12 @@ def find_source(
         skipped=skipped,
         local_digests=local_digests or FileDigests(),
     )
+
+
+def _start_of(uri: str) -> str:
+    """Where a relative path starts: at the working directory, and not beside the spec."""
+    relative = "://" not in uri and not Path(uri).expanduser().is_absolute()
+    return f", which starts at {Path.cwd()}" if relative else ""
 
 
 def splits_in(uri: str) -> tuple[str, ...]:
@@ -181,8 +188,8 @@ def _select_files(
         format = FORMATS.get(suffix(name))
         wanted = "arrow" if source.format == "save_to_disk" else source.format
         if wanted == "auto":
-            # A single file with an unknown suffix is read as JSON Lines.
-            if format is None and len(uris) > 1:
+            # A single file with an unknown suffix is read as JSON Lines, unless it is an image.
+            if format is None and (len(uris) > 1 or suffix(name) in IMAGE_SUFFIXES):
                 others.append(name)
                 continue
             files.append(SourceFile(name=name, uri=uri, format=format or "jsonl"))

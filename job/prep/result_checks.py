@@ -27,7 +27,7 @@ def warn_if_mostly_leaked(spec: DataSpec, totals: Totals, leaked: LeakedRows) ->
         log.warn(
             "most training rows duplicate held-out rows and are left out",
             left_out=log.fraction(leaked.train, totals.train_rows),
-            fix=_other_rows(totals),
+            fix=_other_rows(spec, totals),
         )
     if 2 * leaked.validation > totals.validation_rows:
         log.warn(
@@ -161,7 +161,7 @@ def _check_leakage(spec: DataSpec, totals: Totals, leaked: LeakedRows) -> None:
         raise DataError(
             "$.data.train",
             f"all {totals.train_rows} rows duplicate held-out rows",
-            fix=_other_rows(totals),
+            fix=_other_rows(spec, totals),
         )
     if leaked.validation and leaked.validation == totals.validation_rows:
         raise DataError(
@@ -171,8 +171,9 @@ def _check_leakage(spec: DataSpec, totals: Totals, leaked: LeakedRows) -> None:
         )
 
 
-def _other_rows(totals: Totals) -> str:
-    return f"evaluate on rows that are not trained on{_by_image(totals)}"
+def _other_rows(spec: DataSpec, totals: Totals) -> str:
+    judge = "evaluate and validate" if spec.has_validation else "evaluate"
+    return f"{judge} on rows that are not trained on{_by_image(totals)}"
 
 
 def _other_validation_rows(totals: Totals) -> str:

@@ -1,5 +1,6 @@
 """Gives the model in memory the weights of the best validation, after the last step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ def load_best(session: Session, scratch: Path) -> int:
     if best.step != last:
         _load(session, best, scratch / "best")
     if process_group.rank() == 0:
+        _warn_if_all_equal(selection.metric, validations)
         at_last = next((each.value for each in validations if each.step == last), None)
         log.info(
             "the best model is kept",
@@ -52,6 +54,20 @@ def load_best(session: Session, scratch: Path) -> int:
             **({} if at_last is None else {"last": at_last}),
         )
     return best.step
+
+
+def _warn_if_all_equal(metric: str, validations: Sequence[Measured]) -> None:
+    """Then the metric has chosen nothing: of equal values the first is kept, the least trained."""
+    if len(validations) > 1 and len({each.value for each in validations}) == 1:
+        log.warn(
+            f"{metric} is the same in all validations, so it says nothing about the best step, and "
+            "the first is kept",
+            validations=len(validations),
+            value=validations[0].value,
+            fix="to keep the last step's model, which trains nothing again, set "
+            "train.load_best_model_at_end: false; to choose by another metric, set "
+            "train.metric_for_best_model: eval_loss, which trains from the start",
+        )
 
 
 def _load(session: Session, best: Measured, directory: Path) -> None:

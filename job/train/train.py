@@ -96,13 +96,10 @@ def _log_start(
 
 def _log_options(train: TrainSpec) -> None:
     """Logs what is not as usual about the step."""
-    if train.vision_tower_lr is not None or train.loraplus_lr_ratio is not None:
-        log.info(
-            "learning rates",
-            learning_rate=train.learning_rate,
-            vision_tower=train.vision_tower_lr or train.learning_rate,
-            lora_b_times=train.loraplus_lr_ratio or 1,
-        )
+    own = {"vision_tower": train.vision_tower_lr, "lora_b_times": train.loraplus_lr_ratio}
+    given = {name: value for name, value in own.items() if value is not None}
+    if given:
+        log.info("learning rates", learning_rate=train.learning_rate, **given)
     if train.neftune_noise_alpha is not None:
         log.info("noise is added to the embeddings in training", alpha=train.neftune_noise_alpha)
 

@@ -10,6 +10,7 @@ from job.doctor.access import checks
 from job.doctor.check import Check
 from job.doctor.subject import Subject
 from job.export.push import HubRepository, HubTarget, commit_title, layout
+from job.pipeline import pushing
 from job.spec.load import load_spec
 from job.storage import retry
 from tests import hub as hubs
@@ -137,6 +138,22 @@ def test_weights_of_an_earlier_push_go_and_files_of_the_user_stay(
     hub.create("org/model").commit("older", {**old, "plots/weights.safetensors": b"mine too"})
     repository().push(files(tmp_path), "title", "")
     assert pushed(hub) == {**FILES, "LICENSE": b"mine", "plots/weights.safetensors": b"mine too"}
+
+
+def test_weights_that_a_push_will_replace_are_named_before_any_work(
+    hub: PushHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "specs" / "latex.yaml").read_text(encoding="utf-8")
+    spec = load_spec(text, "spec", ["output.uri=hf://org/model"], {}).spec
+    made = hub.create("org/model")
+    made.commit("mine", {"README.md": b"mine", "plots/weights.safetensors": b"mine too"})
+    pushing.prepare(spec)
+    assert "which the push replaces" not in capsys.readouterr().err
+    made.commit("more", {f"model-{n}.safetensors": b"mine" for n in range(9)})
+    pushing.prepare(spec)
+    said = capsys.readouterr().err
+    assert "the repository holds weights, which the push replaces; its history keeps them" in said
+    assert "model-0.safetensors, model-1.safetensors, model-2.safetensors …" in said
 
 
 def test_a_branch_is_created_and_the_main_one_left_alone(hub: PushHub, tmp_path: Path) -> None:

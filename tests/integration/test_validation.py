@@ -210,3 +210,29 @@ def test_a_training_of_which_no_validation_is_finite_keeps_no_model(
     assert refused.value.problems[0].field == "$.train.load_best_model_at_end"
     assert "the validation loss is not finite" in capsys.readouterr().err
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_metric_that_is_equal_in_all_validations_keeps_the_first_with_a_warning(
+    overfit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = {
+        "train.max_steps": 2,
+        "train.eval_steps": 1,
+        "train.metric_for_best_model": "exact_match",
+        "eval.validation_samples": 2,
+    }
+    run("train", tmp_path / "out", overfit / "cache", same)
+    said = capsys.readouterr().err
+    assert {entry["eval_exact_match"] for entry in validations(tmp_path / "out").values()} == {0}
+    assert "eval_exact_match is the same in all validations" in said
+    assert "the best model is kept step=1" in said
+    # The fix: the last step's model, and nothing is trained again.
+    run(
+        "train",
+        tmp_path / "out",
+        overfit / "cache",
+        {**same, "train.load_best_model_at_end": "false"},
+    )
+    said = capsys.readouterr().err
+    assert "nothing was left to train step=2" in said
+    assert equal(tmp_path / "out" / "adapter", tmp_path / "out" / "checkpoints" / "step-2")

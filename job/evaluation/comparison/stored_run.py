@@ -117,6 +117,8 @@ def read_run(uri: str, letter: str) -> StoredRun:
 
 def _read_record(uri: str) -> Mapping[str, Any]:
     path = storage.join(uri, RUN)
+    if storage.name(uri) == RUN:
+        raise InputError(uri, "is not a run", fix=f"name the run itself: {storage.parent(uri)}")
     try:
         record = json.loads(storage.read_bytes(path))
     except MissingInputError as error:

@@ -41,14 +41,13 @@ def require_matches(lora: LoraSpec, names: Iterable[str]) -> None:
         for pattern, _ in getattr(lora, key):
             if any(_matches(pattern, name) for name in names):
                 continue
+            in_full = [name for name in lora.modules_to_save or () if _matches(pattern, name)]
             endings = sorted({name.rpartition(".")[2] for name in names})
             close, known = nearest(pattern, endings), ", ".join(endings)
-            raise SpecError(
-                f"$.lora.{key}",
-                "matches no adapted module",
-                value=pattern,
-                fix=f"write {close}" if close else f"names of adapted modules: {known}",
-            )
+            fix = f"write {close}" if close else f"names of adapted modules: {known}"
+            if in_full:
+                fix = f"remove it: lora.modules_to_save trains {', '.join(in_full)} in full"
+            raise SpecError(f"$.lora.{key}", "matches no adapted module", value=pattern, fix=fix)
 
 
 def independent_of_order(patterns: Patterns, names: Iterable[str]) -> dict[str, int]:

@@ -1,10 +1,15 @@
 """Checks of what is pushed to the hub."""
 
+import re
 from collections.abc import Iterator
 
 from job.spec import hub_output, keys
 from job.spec.problems import Finding
 from job.spec.rules.view import Rule, View, finding
+
+MAIN = "main"
+_BRANCH = "fine-tuned"
+_INPUT = re.compile(rf"{hub_output.HUB}(?P<id>[^/@\s]+/[^/@\s]+)(?:@(?P<revision>[^/\s]+))?(?:/|$)")
 
 
 def _output_on_the_hub_is_a_repository(at: View) -> Iterator[Finding]:
@@ -70,6 +75,41 @@ def _what_is_pushed_exists(at: View) -> Iterator[Finding]:
         )
 
 
+def _push_replaces_no_input(at: View) -> Iterator[Finding]:
+    """A push removes the weights that its branch had: those of the base, or of the adapter."""
+    target = _target(at)
+    if target is None:
+        return
+    repository, branch = target
+    for dotted in ("model.model_name_or_path", "model.adapter_name_or_path"):
+        match = _INPUT.match(at(dotted) or "")
+        own = at("model.revision") if dotted == "model.model_name_or_path" else None
+        if match is None or match["id"].lower() != repository.lower():
+            continue
+        if (own or match["revision"] or MAIN) == branch:
+            other = _BRANCH if branch != _BRANCH else f"{_BRANCH}-2"
+            dotted_target, write = "export.hub_model_id", f"set export.hub_revision: {other}"
+            if _pushes_output(at):
+                dotted_target, write = "output.uri", f"write {hub_output.HUB}{repository}@{other}"
+            yield finding(
+                dotted_target,
+                f"must not be the repository and branch of {dotted}, which the push would replace",
+                f"{write}, or name another repository",
+            )
+            return
+
+
+def _target(at: View) -> tuple[str, str] | None:
+    """The repository and branch that the export is pushed to, if any."""
+    output = hub_output.parse(at("output.uri"))
+    if output is not None:
+        return output[0], output[1] or at("export.hub_revision") or MAIN
+    repository = at("export.hub_model_id")
+    if not at("export.push_to_hub") or not repository:
+        return None
+    return repository, at("export.hub_revision") or MAIN
+
+
 def _pushes_output(at: View) -> bool:
     return hub_output.parse(at("output.uri")) is not None
 
@@ -80,4 +120,5 @@ RULES: tuple[Rule, ...] = (
     _settings_apply_to_a_push,
     _output_and_settings_agree,
     _what_is_pushed_exists,
+    _push_replaces_no_input,
 )

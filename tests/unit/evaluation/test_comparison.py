@@ -1,6 +1,7 @@
 """`job compare`: what it tells of runs beside each other, whatever state they are in."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -250,7 +251,8 @@ def test_everything_that_is_no_run_is_named_at_once(stored: Path, tmp_path: Path
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text("[]")
     inside = stored / "a" / "eval"
-    places = [tmp_path, tmp_path / "cut", tmp_path / "other", inside, stored / "b"]
+    record = tmp_path / "run.json"
+    places = [tmp_path, tmp_path / "cut", tmp_path / "other", inside, stored / "b", record]
     with pytest.raises(InputError) as caught:
         compare(list(map(str, places)))
     said = str(caught.value)
@@ -258,6 +260,7 @@ def test_everything_that_is_no_run_is_named_at_once(stored: Path, tmp_path: Path
     assert f"{tmp_path}/cut/run.json: is truncated or was changed" in said
     assert f"{tmp_path}/other/run.json: is not the record of a run" in said
     assert f"name the run itself: {stored / 'a'}" in said
+    assert re.search(rf"{record}: is not a run\n +fix: name the run itself: {tmp_path}\n?$", said)
     assert str(stored / "b") not in said
 
 

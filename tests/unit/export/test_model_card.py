@@ -162,6 +162,13 @@ def test_the_step_that_validation_chose_is_named_with_its_metric() -> None:
     assert "The weights are those of step 40" in text
     assert "`eval_cer` 0.21, against 0.34 at step 60, the last" in text
     assert "stopped early" in text
+    last = {**validation, "best_step": 60, "best": 0.2, "last": 0.2, "exported_step": 60}
+    text = card(stages={**STAGES, "train": {**TRAIN, "validation": last}})
+    assert (
+        "3 validations on 30 rows, the last, after step 60, was the best:\n`eval_cer` 0.2." in text
+    )
+    once = card(stages={**STAGES, "train": {**TRAIN, "validation": {**last, "validations": 1}}})
+    assert "the only one that was validated, on 30 rows: `eval_cer` 0.2." in once
     assert "validations" not in card(stages={**STAGES, "train": {**TRAIN, "validation": None}})
 
 

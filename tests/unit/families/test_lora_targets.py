@@ -14,8 +14,10 @@ import torch
 
 from job import engines, families
 from job.engines.device import Accelerator
+from job.errors import SpecError
 from job.export.merge import Merge
 from job.families.ernie45_vl.lora_targets import serving
+from job.families.lora.patterns import require_matches
 from job.planning import patterns
 from job.planning.sizes import adapter_parameters
 from job.spec.load import load_spec
@@ -208,3 +210,20 @@ def test_a_served_adapter_is_the_same_under_the_published_names(
     assert all(re.fullmatch(wanted, name) for name in served)
     config = json.loads((tmp_path / "adapter-vllm/adapter_config.json").read_text())
     assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fix"),
+    [
+        ("q_pro", "write q_proj"),
+        ("lm_head", "remove it: lora.modules_to_save trains lm_head in full"),
+        ("experts", "names of adapted modules: k_proj, q_proj"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told_with_a_way_out(
+    spec: JobSpec, pattern: str, fix: str
+) -> None:
+    lora = replace(spec.lora, rank_pattern=((pattern, 4),), modules_to_save=("lm_head",))
+    with pytest.raises(SpecError, match="matches no adapted module") as refused:
+        require_matches(lora, ["layers.0.q_proj", "layers.0.k_proj"])
+    assert refused.value.problems[0].fix == fix

@@ -363,6 +363,24 @@ def test_an_image_without_text_is_one_reject(folder: Path, tmp_path: Path) -> No
     assert rejects(tmp_path) == {"alone.png": "has no text file of the same name"}
 
 
+def test_a_relative_path_that_is_missing_is_told_with_where_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        run(data_spec(Path("rows")), tmp_path)
+    fix = f"check the path, which starts at {tmp_path}, `split` and `format`"
+    assert caught.value.problems[0].fix == fix
+
+
+@pytest.mark.parametrize("name", ["", "alone.png"])
+def test_an_image_that_is_the_whole_source_is_not_read_as_a_list(tmp_path: Path, name: str) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "alone.png").write_bytes(png(90))
+    with pytest.raises(DataError, match=r"alone\.png: has no text file of the same name"):
+        run(data_spec(tmp_path / "one" / name), tmp_path)
+
+
 def test_a_damaged_json_array_is_told_with_the_item_before_it(folder: Path, tmp_path: Path) -> None:
     path = as_json(folder)
     path.write_text(path.read_text()[:-60])

@@ -156,6 +156,18 @@ def test_validation_rows_that_are_all_evaluated_are_refused(folder: Path, tmp_pa
     assert caught.value.problems[0].message == "all 2 rows duplicate rows to evaluate on"
 
 
+def test_training_rows_that_are_all_validated_are_refused_with_rows_to_change(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_jsonl(folder, [pair(n) for n in range(12)])
+    few = write_jsonl(folder, [pair(n) for n in (12, 13)], "few.jsonl")
+    with pytest.raises(DataError, match="all 12 rows duplicate held-out rows") as caught:
+        run(named(data_spec(rows), eval=few, validation=rows), tmp_path)
+    fix = "evaluate and validate on rows that are not trained on"
+    assert str(caught.value.problems[0].fix).startswith(fix)
+    assert fix in capsys.readouterr().err
+
+
 def test_bad_validation_rows_count_as_bad_rows(folder: Path, tmp_path: Path) -> None:
     rows = write_jsonl(folder, [pair(n) for n in range(12)])
     bad = write_jsonl(folder, [pair(20), {"image": "none.png", "text": "x"}], "validation.jsonl")

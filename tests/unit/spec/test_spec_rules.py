@@ -473,6 +473,24 @@ REFUSED += [
         "remove the line, or set output.uri to a path or an s3:// URI",
     ),
     (
+        ("output.uri=hf://org/name", "model.model_name_or_path=hf://org/Name"),
+        "output.uri",
+        "must not be the repository and branch of model.model_name_or_path, which the push would "
+        "replace",
+        "write hf://org/name@fine-tuned, or name another repository",
+    ),
+    (
+        (
+            "export.push_to_hub=true",
+            "export.hub_model_id=org/name",
+            "model.adapter_name_or_path=hf://org/name/adapter",
+        ),
+        "export.hub_model_id",
+        "must not be the repository and branch of model.adapter_name_or_path, which the push "
+        "would replace",
+        "set export.hub_revision: fine-tuned, or name another repository",
+    ),
+    (
         ("output.uri=hf://org/name", "lora.method=full", "export.hub_content=all"),
         "export.hub_content",
         "must be merged or auto if lora.method is full, which trains no adapter",
@@ -862,6 +880,12 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("output.uri=out", "runtime.workdir=out/work", "runtime.cache_dir=out/cache"),
         ("output.uri=outputs//x",),
         ("output.uri=hf://org/name@v2", "export.hub_private_repo=false"),
+        ("output.uri=hf://org/name@v2", "model.model_name_or_path=hf://org/name"),
+        (
+            "output.uri=hf://org/name",
+            "model.model_name_or_path=hf://org/name",
+            f"model.revision={'a' * 40}",
+        ),
         ("export.push_to_hub=true", "export.hub_model_id=org/name", "export.hub_revision=a/b"),
     ],
 )
