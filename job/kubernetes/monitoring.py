@@ -128,6 +128,7 @@ _PANELS: tuple[tuple[str, str, str, str], ...] = (
     ("Share of time waiting for data", "{data_wait_share}", "{{name}}", "percentunit"),
     ("Peak memory", "{memory_bytes}", "{{name}}", "bytes"),
     ("Finished stages", "{stage_seconds}", "{{name}}: {{stage}}", "s"),
+    ("Validation", "{validation}", "{{name}}: {{when}} {{metric}}", "none"),
     ("Evaluation", "{eval}", "{{name}}: {{when}} {{metric}}", "none"),
     ("Time since the last report", "time() - {updated_timestamp_seconds}", "{{name}}", "s"),
 )
