@@ -114,6 +114,10 @@ def test_a_partition_is_asked_for_beside_the_taint_of_whole_gpus() -> None:
     assert [name for name in limits if "/" in name] == ["amd.com/cpx_nps4"]
     tolerated = {each["key"] for each in spec["tolerations"]}
     assert tolerated == {"amd.com/gpu", "amd.com/cpx_nps4"}
+    asked = options(gpu_resource=["amd.com/cpx_nps4"])  # of a cluster that may have no other nodes
+    for documents in (render(asked, platform="cpu"), render(asked, "vllm-smoke")):
+        tolerated = {each["key"] for each in pod(documents)["tolerations"]}
+        assert tolerated == {"amd.com/gpu", "nvidia.com/gpu", "amd.com/cpx_nps4"}
 
 
 @pytest.mark.parametrize("kind", ["job", "trainjob", "vllm"])
