@@ -60,7 +60,8 @@ def alerts() -> Object:
             "FinetuneJobStalled",
             f"({quiet}) and {training}",
             "5m",
-            f"{{{{ $labels.name }}}} has logged no training step for {QUIET_MINUTES} minutes.",
+            f"{{{{ $labels.name }}}} has logged neither step nor validation for {QUIET_MINUTES} "
+            "minutes.",
             "critical",
         ),
         _alert(

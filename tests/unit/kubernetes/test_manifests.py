@@ -666,7 +666,12 @@ def test_the_longest_names_fit() -> None:
         (48, 2, kubernetes.KINDS),
     ):
         sets = ("output.uri=s3://b/x", "name=" + "a" * length)
-        options = ManifestOptions(spec=LATEX, sets=sets, environ={})
+        options = ManifestOptions(
+            spec=LATEX,
+            sets=sets,
+            cluster=kubernetes.Cluster(device_class="gpu.amd.com", storage_class="a" * 150),
+            environ={},
+        )
         for kind in kinds:
             text = kubernetes.render(options, "amd", nodes, kind)
             assert manifest_lint.problems(documents(text)) == []
