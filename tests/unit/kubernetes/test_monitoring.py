@@ -97,6 +97,18 @@ def test_prometheus_reads_the_port_that_the_job_s_pods_name() -> None:
     assert [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]] == ["metrics"]
 
 
+def test_prometheus_asks_only_the_pod_of_several_nodes_that_serves_metrics() -> None:
+    [endpoint] = monitoring.pod_monitor()["spec"]["podMetricsEndpoints"]
+    [rule] = endpoint["relabelings"]
+    assert rule["action"] == "drop"
+    assert rule["sourceLabels"] == [
+        "__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"
+    ]
+    # A pod of a Job on one node has no such label, which Prometheus takes for an empty one.
+    indices = ("", "0", "1", "10", "12")
+    assert [i for i in indices if not re.fullmatch(rule["regex"], i)] == ["", "0"]
+
+
 def test_monitoring_stands_in_the_namespace_that_is_asked_for() -> None:
     asked = Cluster(namespace="team", labels={"release": "prometheus"})
     for [document] in monitoring.files(asked).values():
