@@ -27,7 +27,11 @@ _REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+
 
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+REACHED = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+    *("HF_ENDPOINT", "MLFLOW_TRACKING_URI", "WANDB_BASE_URL"),
+)
+"""Variables of `--env` beside ENDPOINTS whose URLs the job connects to."""
 CACHE_VARIABLES = ("HOME", "_HOME", "_CACHE", "_CACHE_DIR", "_CACHE_ROOT")
 """Suffixes of environment variables that name a writable directory."""
 WRITABLE = (constants.CACHE, constants.WORK, constants.TMP, constants.SHM)
@@ -117,10 +121,10 @@ class ManifestOptions:
         return measure(self.loaded.spec)
 
     def _egress_ports(self) -> tuple[int, ...]:
-        """The ports of the S3 endpoint and the proxy, in variables too, and those asked for."""
+        """The ports of S3's endpoint, the proxy, what `--env` names, and those asked for."""
         variables = {**self.environ, **self.cluster.env}
         urls = [variables.get(name) for name in ENDPOINTS]
-        urls += [self.cluster.proxy, *(self.cluster.env.get(name) for name in PROXIES)]
+        urls += [self.cluster.proxy, *(self.cluster.env.get(name) for name in REACHED)]
         ports = [_port(url) for url in urls if url]
         return (*(port for port in ports if port is not None), *self.cluster.egress_ports)
 

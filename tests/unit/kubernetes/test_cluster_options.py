@@ -195,9 +195,10 @@ def test_the_port_of_the_endpoint_and_of_the_proxy_and_others_are_opened() -> No
 def test_the_port_of_an_endpoint_or_proxy_in_a_variable_is_opened() -> None:
     environ = {"AWS_ENDPOINT_URL": "http://the-shell-s:1", "HTTPS_PROXY": "http://the-shell-s:2"}
     added = ["AWS_ENDPOINT_URL=http://minio.x.svc:9001", "HTTPS_PROXY=http://proxy:8888"]
+    added += ["HF_ENDPOINT=https://mirror", "MLFLOW_TRACKING_URI=http://mlflow:5000"]
     policy = kinds(render(given(read({"env": added}), environ)))["NetworkPolicy"]["spec"]
     opened = [port["port"] for port in policy["egress"][1]["ports"]]
-    assert opened == [443, 9000, 8333, 9001, 8888]
+    assert opened == [443, 9000, 8333, 9001, 8888, 5000]
 
 
 def test_a_value_given_twice_counts_once() -> None:
