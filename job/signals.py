@@ -10,6 +10,7 @@ does not end within PATIENCE_SECONDS. This loses no more than SIGKILL would, and
 """
 
 import ctypes
+import math
 import multiprocessing
 import os
 import select
@@ -88,17 +89,18 @@ def received() -> str | None:
 
 
 def grace_seconds() -> float:
-    """The time between SIGTERM and SIGKILL. Raises UsageError if it is not a number."""
+    """The time between SIGTERM and SIGKILL. Raises UsageError if it is no such number."""
     text = os.environ.get(GRACE_VARIABLE, "").strip()
-    try:
-        return float(text) if text else GRACE_SECONDS
-    except ValueError:
-        raise UsageError(
-            GRACE_VARIABLE,
-            "must be a number of seconds",
-            value=text,
-            fix="set it to 30, for example",
-        ) from None
+    with suppress(ValueError):
+        seconds = float(text) if text else GRACE_SECONDS
+        if 0 <= seconds < math.inf:
+            return seconds
+    raise UsageError(
+        GRACE_VARIABLE,
+        "must be a number of seconds",
+        value=text,
+        fix="set it to 30, for example",
+    )
 
 
 def check() -> None:

@@ -1,6 +1,7 @@
 """The holder of a lease: the content of the lease file, and whether its process is alive."""
 
 import json
+import math
 import os
 import secrets
 import socket
@@ -61,7 +62,14 @@ class LeaseHolder:
             for field in fields(cls)
             if isinstance(written.get(field.name), type(field.default)) and field.name != "text"
         }
-        return replace(cls(text=text), **known)
+        return replace(cls(text=text), **{**known, "grace": _seconds(written.get("grace"))})
+
+
+def _seconds(written: object) -> float:
+    """A number of seconds; 0 for anything else, which must not make a job wait for ever."""
+    if isinstance(written, int | float) and 0 <= written < math.inf:
+        return float(written)
+    return 0.0
 
 
 def this_process() -> LeaseHolder:

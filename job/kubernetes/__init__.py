@@ -61,7 +61,9 @@ def replacing(options: ManifestOptions, nodes: int = 1, kind: str = "job") -> st
     }
     if kind not in resources:
         return None
-    return f"kubectl delete {resources[kind]} --cascade=foreground --ignore-not-found"
+    namespace = options.cluster.namespace
+    where = f" --namespace {namespace}" if namespace else ""
+    return f"kubectl delete {resources[kind]}{where} --cascade=foreground --ignore-not-found"
 
 
 def folder(options: ManifestOptions, nodes: int = 1, smoke: str | None = None) -> Mapping[str, str]:

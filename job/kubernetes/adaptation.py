@@ -6,6 +6,7 @@ from job.errors import UsageError
 from job.kubernetes import claims, pod
 from job.kubernetes.cluster import Cluster, fits
 from job.kubernetes.context import Object, RenderContext
+from job.kubernetes.platforms import tolerations
 
 CLUSTER_LOCAL = ("localhost", "127.0.0.1", ".svc", ".cluster.local")
 """Never reached through a proxy."""
@@ -62,7 +63,7 @@ def _fit_pod(template: Object, context: RenderContext, component: str) -> bool:
         "runtimeClassName": cluster.runtime_class if has_gpu else None,
         "imagePullSecrets": [{"name": name} for name in cluster.pull_secrets],
         "nodeSelector": {k: v for k, v in cluster.node_selector.items() if fits(k, platform)},
-        "tolerations": [*spec.get("tolerations", ()), *_tolerations(cluster)],
+        "tolerations": [*spec.get("tolerations", ()), *_tolerations(cluster, has_gpu=has_gpu)],
     }
     spec.update({key: value for key, value in added.items() if value})
     if component == "training" and context.nodes > 1:
@@ -73,7 +74,9 @@ def _fit_pod(template: Object, context: RenderContext, component: str) -> bool:
     return claiming
 
 
-def _tolerations(cluster: Cluster) -> Iterator[Object]:
+def _tolerations(cluster: Cluster, *, has_gpu: bool) -> Iterator[Object]:
+    if cluster.gpu_resource is not None and not has_gpu:  # there may be no other nodes
+        yield from tolerations(cluster.gpu_resource)
     for each in cluster.tolerations:
         wanted = {"operator": "Exists"} if each.value is None else {"value": each.value}
         effect = {"effect": each.effect} if each.effect else {}

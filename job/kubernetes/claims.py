@@ -1,5 +1,8 @@
 """How pods ask for devices: a GPU by resource or by claim, and RDMA devices for several nodes."""
 
+import hashlib
+import json
+
 from job.kubernetes import pod
 from job.kubernetes.context import Object, RenderContext
 
@@ -16,15 +19,13 @@ def asks_for_gpu(container: Object, context: RenderContext) -> bool:
 
 def template(context: RenderContext, component: str) -> Object:
     """The template from which each pod of a component gets a claim of its own for one GPU."""
-    device: Object = {"deviceClassName": context.cluster.device_class_on(context.platform.name)}
-    if context.cluster.device_selectors:
-        expressions = context.cluster.device_selectors
-        device["selectors"] = [{"cel": {"expression": each}} for each in expressions]
     return {
         "apiVersion": API,
         "kind": "ResourceClaimTemplate",
         "metadata": {**context.metadata(component), "name": _name(context, component)},
-        "spec": {"spec": {"devices": {"requests": [{"name": REQUEST, "exactly": device}]}}},
+        "spec": {
+            "spec": {"devices": {"requests": [{"name": REQUEST, "exactly": _device(context)}]}}
+        },
     }
 
 
@@ -50,5 +51,15 @@ def _amounts(container: Object) -> tuple[Object, Object]:
     return container["resources"]["requests"], container["resources"]["limits"]
 
 
+def _device(context: RenderContext) -> Object:
+    device: Object = {"deviceClassName": context.cluster.device_class_on(context.platform.name)}
+    if expressions := context.cluster.device_selectors:
+        device["selectors"] = [{"cel": {"expression": each}} for each in expressions]
+    return device
+
+
 def _name(context: RenderContext, component: str) -> str:
-    return f"{context.name}-gpu" if component == "training" else f"{context.name}-vllm-gpu"
+    """Of a template, which cannot be changed: for another device it is another template."""
+    digest = hashlib.sha256(json.dumps(_device(context)).encode()).hexdigest()[:8]
+    server = "" if component == "training" else "-vllm"
+    return f"{context.name}{server}-gpu-{digest}"

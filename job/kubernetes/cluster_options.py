@@ -1,6 +1,6 @@
 """Reads the options about a cluster, from the command line and from a file of the same names."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,12 +55,23 @@ def read(command_line: Texts, file: str | None = None) -> Cluster:
                     problems.append(Problem(where, error.message, value, error.fix))
             if not written:
                 continue
+            if option.many is dict:
+                problems += _two_values(where, parsed)
             found[name] = [*(found.get(name, ()) if option.many else ()), *parsed]
     if problems:
         raise UsageError.from_problems(problems)
     cluster = Cluster(**_fields(found))
     _check_together(cluster)
     return cluster
+
+
+def _two_values(where: str, pairs: Sequence[tuple[str, str]]) -> Iterator[Problem]:
+    """The keys that one origin gives two values, of which only the last would count."""
+    kept: dict[str, str] = {}
+    for key, value in pairs:
+        if kept.setdefault(key, value) != value:
+            message = f"gives {key} two values, {kept[key]!r} and {value!r}"
+            yield Problem(where, message, f"{key}={value}", "remove one of them")
 
 
 def _fields(found: Mapping[str, list[Value]]) -> dict[str, Value]:
@@ -137,19 +148,21 @@ OPTIONS: Mapping[str, Option] = {
     "label": Option(field="labels", parse=values.own_label, many=dict),
     "annotation": Option(field="annotations", parse=values.annotation, many=dict),
     "node-selector": Option(field="node_selector", parse=values.label, many=dict),
-    "toleration": Option(field="tolerations", parse=values.toleration, many=tuple),
+    "toleration": Option(field="tolerations", parse=values.toleration, many=values.unique),
     "priority-class": Option(field="priority_class", parse=values.dns_name),
     "runtime-class": Option(field="runtime_class", parse=values.dns_name),
-    "pull-secret": Option(field="pull_secrets", parse=values.dns_name, many=tuple),
+    "pull-secret": Option(field="pull_secrets", parse=values.dns_name, many=values.unique),
     "storage-class": Option(field="storage_class", parse=values.dns_name),
     "gpu-resource": Option(field="gpu_resource", parse=values.resource),
     "device-class": Option(field="device_class", parse=values.dns_name),
-    "device-selector": Option(field="device_selectors", parse=values.expression, many=tuple),
+    "device-selector": Option(
+        field="device_selectors", parse=values.expression, many=values.unique
+    ),
     "rdma-resource": Option(field="rdma_resources", parse=values.rdma, many=dict),
     "env": Option(field="env", parse=values.variable, many=dict),
     "proxy": Option(field="proxy", parse=values.proxy),
     "no-proxy": Option(field="no_proxy", parse=values.hosts, many=values.flat),
-    "egress-port": Option(field="egress_ports", parse=values.port, many=tuple),
+    "egress-port": Option(field="egress_ports", parse=values.port, many=values.unique),
     "metrics-from": Option(field="metrics_from", parse=values.dns_label),
     "ttl": Option(field="ttl_seconds", parse=values.seconds),
     "openshift": Option(field="openshift", parse=values.flag),

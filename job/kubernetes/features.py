@@ -15,6 +15,10 @@ KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 OPTIONAL_KEYS = (
     "AWS_REGION",
     "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
     "HF_TOKEN",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_TOKEN",
@@ -23,11 +27,11 @@ OPTIONAL_KEYS = (
 """Other entries that the Secret may have."""
 
 WORKLOADS = ("Job", "Deployment", "TrainingRuntime", "TrainJob")
-Feature = Callable[[Object], None]
-"""Modifies one of these in place."""
+Feature = Callable[[Object, Sequence[str]], None]
+"""Modifies one of these in place; takes the names of the secret variables that the spec uses."""
 
 
-def kueue(document: Object) -> None:
+def kueue(document: Object, _: Sequence[str]) -> None:
     """Kueue admits the job when its queue has quota, and preempts it by suspending it.
 
     `suspend` is Kueue's alone, which sets it when the job is created: in a manifest it would
@@ -37,24 +41,28 @@ def kueue(document: Object) -> None:
         document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = QUEUE
 
 
-def s3_static_keys(document: Object) -> None:
+def s3_static_keys(document: Object, _: Sequence[str]) -> None:
     """Requires the keys: without them the pod stays pending and names the missing one."""
     for container in _with_secret(document):
         container["env"] = [*container.get("env", []), *(_from_secret(key) for key in KEYS)]
 
 
-def s3_workload_identity(document: Object) -> None:
+def s3_workload_identity(document: Object, secrets: Sequence[str]) -> None:
     """An IAM role instead of keys: a short-lived token for this pod only.
 
     Replaces `envFrom`: static keys in the Secret would take precedence over the role.
     """
     for container in _with_secret(document):
         del container["envFrom"]
+        env = container.get("env", [])
+        # Servers take each name once; a variable of the container wins over the Secret's.
+        there = {*KEYS, *(variable["name"] for variable in env)}
+        optional = dict.fromkeys((*OPTIONAL_KEYS, *secrets))
         container["env"] = [
-            *container.get("env", []),
+            *env,
             {"name": "AWS_ROLE_ARN", "value": ROLE},
             {"name": "AWS_WEB_IDENTITY_TOKEN_FILE", "value": f"{TOKENS}/token"},
-            *(_from_secret(key, optional=True) for key in OPTIONAL_KEYS),
+            *(_from_secret(key, optional=True) for key in optional if key not in there),
         ]
         mount = {"name": "identity", "mountPath": TOKENS, "readOnly": True}
         container["volumeMounts"].append(mount)
@@ -82,12 +90,14 @@ FEATURES: dict[str, Feature] = {
 }
 
 
-def apply(feature: Feature, documents: Sequence[Object]) -> list[Object]:
+def apply(
+    feature: Feature, documents: Sequence[Object], secrets: Sequence[str] = ()
+) -> list[Object]:
     """A copy of the documents with the feature applied to everything that runs pods."""
     changed = copy.deepcopy(list(documents))
     for document in changed:
         if document["kind"] in WORKLOADS:
-            feature(document)
+            feature(document, secrets)
     return changed
 
 

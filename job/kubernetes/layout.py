@@ -66,8 +66,9 @@ def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
     documents[f"monitoring/{KUSTOMIZATION}"] = [_kustomization(resources=[*watching])]
     for name, feature in features.FEATURES.items():
         every = [*job, *server, *(each for each in several if each["apiVersion"] == trainjob.API)]
+        changed = features.apply(feature, every, sorted(contexts.amd.secrets))
         documents[f"components/{name}/{KUSTOMIZATION}"] = [
-            _kustomization("Component", patches=_patches(every, features.apply(feature, every)))
+            _kustomization("Component", patches=_patches(every, changed))
         ]
         documents[_overlay(name)] = [
             _kustomization(resources=["../../base"], components=[f"../../components/{name}"])

@@ -16,6 +16,8 @@ from job.kubernetes.context import Object
 API = "monitoring.coreos.com/v1"
 PORT = "metrics"
 """The name of the port in the job's pods."""
+INDEX = "batch.kubernetes.io/job-completion-index"
+"""The label of a pod of several nodes with its place among them, from which its rank is taken."""
 QUIET_MINUTES = 30
 """How long a training may log nothing."""
 POD = "namespace, pod, name"
@@ -35,14 +37,23 @@ def files(cluster: Cluster) -> Mapping[str, list[Object]]:
 
 
 def pod_monitor() -> Object:
-    """Reads the metrics of every job's pods."""
+    """Reads the metrics of every job; with several nodes, of the pod of rank 0, which serves them.
+
+    The others would count as targets that are down.
+    """
+    index = re.sub(r"\W", "_", INDEX)
+    other = {
+        "sourceLabels": [f"__meta_kubernetes_pod_label_{index}"],
+        "regex": "[1-9][0-9]*",
+        "action": "drop",
+    }
     return {
         "apiVersion": API,
         "kind": "PodMonitor",
         "metadata": _metadata(constants.NAME),
         "spec": {
             "selector": {"matchLabels": {"app.kubernetes.io/name": constants.NAME}},
-            "podMetricsEndpoints": [{"port": PORT, "interval": "30s"}],
+            "podMetricsEndpoints": [{"port": PORT, "interval": "30s", "relabelings": [other]}],
         },
     }
 
@@ -60,7 +71,8 @@ def alerts() -> Object:
             "FinetuneJobStalled",
             f"({quiet}) and {training}",
             "5m",
-            f"{{{{ $labels.name }}}} has logged no training step for {QUIET_MINUTES} minutes.",
+            f"{{{{ $labels.name }}}} has logged neither step nor validation for {QUIET_MINUTES} "
+            "minutes.",
             "critical",
         ),
         _alert(
@@ -128,6 +140,7 @@ _PANELS: tuple[tuple[str, str, str, str], ...] = (
     ("Share of time waiting for data", "{data_wait_share}", "{{name}}", "percentunit"),
     ("Peak memory", "{memory_bytes}", "{{name}}", "bytes"),
     ("Finished stages", "{stage_seconds}", "{{name}}: {{stage}}", "s"),
+    ("Validation", "{validation}", "{{name}}: {{when}} {{metric}}", "none"),
     ("Evaluation", "{eval}", "{{name}}: {{when}} {{metric}}", "none"),
     ("Time since the last report", "time() - {updated_timestamp_seconds}", "{{name}}", "s"),
 )

@@ -4,11 +4,14 @@ Each function returns the value of a text, or raises Invalid.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from job.kubernetes.cluster import WEIGHTS, Toleration
+from job.kubernetes.cluster import WEIGHTS, Toleration, is_within
 from job.redaction import is_secret, redact
+
+T = TypeVar("T", bound=Hashable)
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(
@@ -19,7 +22,11 @@ _LABEL_VALUE = re.compile(rf"({_LABEL_NAME.pattern})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HOST = re.compile(r"\*|[A-Za-z0-9._:\-\[\]/*]+")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-_OWN_LABELS = "app.kubernetes.io/"
+_OWN_LABELS = (
+    *("app.kubernetes.io", "batch.kubernetes.io", "trainer.kubeflow.org", "jobset.sigs.k8s.io"),
+    *("controller-uid", "job-name", "pod-template-hash"),
+)
+"""Labels, or their domains, by which manifests and controllers of Kubernetes find pods."""
 MAX_PORT = 65535
 
 
@@ -54,6 +61,8 @@ def qualified(text: str) -> str:
 def resource(text: str) -> str:
     if "/" not in text:
         raise Invalid("must be a resource of a device plugin", "a name such as amd.com/cpx_nps4")
+    if text.startswith("requests.") or is_within(text.partition("/")[0], "kubernetes.io"):
+        raise Invalid("has a domain that Kubernetes keeps for itself", "the device plugin's name")
     return qualified(text)
 
 
@@ -77,8 +86,8 @@ def label(text: str) -> tuple[str, str]:
 
 def own_label(text: str) -> tuple[str, str]:
     key, value = label(text)
-    if key.startswith(_OWN_LABELS):
-        raise Invalid("is set by the manifest itself, which selects its pods by it")
+    if key.partition("/")[0] in _OWN_LABELS:
+        raise Invalid("is set by the manifest itself or by Kubernetes, which find pods by it")
     return key, value
 
 
@@ -185,4 +194,9 @@ def expression(text: str) -> str:
 
 
 def flat(parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(each for part in parts for each in part)
+    return unique([each for part in parts for each in part])
+
+
+def unique(found: Sequence[T]) -> tuple[T, ...]:
+    """Each value once, in order: servers refuse some lists with repetitions."""
+    return tuple(dict.fromkeys(found))

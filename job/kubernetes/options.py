@@ -27,6 +27,11 @@ _REGISTRY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+
 
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+REACHED = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+    *("HF_ENDPOINT", "MLFLOW_TRACKING_URI", "WANDB_BASE_URL"),
+)
+"""Variables of `--env` beside ENDPOINTS whose URLs the job connects to."""
 CACHE_VARIABLES = ("HOME", "_HOME", "_CACHE", "_CACHE_DIR", "_CACHE_ROOT")
 """Suffixes of environment variables that name a writable directory."""
 WRITABLE = (constants.CACHE, constants.WORK, constants.TMP, constants.SHM)
@@ -77,7 +82,12 @@ class ManifestOptions:
         platform = replace(platform, resource=resource)
         needed = needs(spec, self.sizes, gpus=platform.gpus)
         cache = cache_volume.of_job(
-            spec.name, needed.cache, nodes=nodes, size=self.cache_size, claim=self.cache_claim
+            spec.name,
+            needed.cache,
+            nodes=nodes,
+            size=self.cache_size,
+            claim=self.cache_claim,
+            storage_class=self.cluster.storage_class,
         )
         return RenderContext(
             spec=spec,
@@ -111,8 +121,10 @@ class ManifestOptions:
         return measure(self.loaded.spec)
 
     def _egress_ports(self) -> tuple[int, ...]:
-        """The ports of the S3 endpoint in the environment, of the proxy, and those asked for."""
-        urls = [self.environ.get(name) for name in ENDPOINTS] + [self.cluster.proxy]
+        """The ports of S3's endpoint, the proxy, what `--env` names, and those asked for."""
+        variables = {**self.environ, **self.cluster.env}
+        urls = [variables.get(name) for name in ENDPOINTS]
+        urls += [self.cluster.proxy, *(self.cluster.env.get(name) for name in REACHED)]
         ports = [_port(url) for url in urls if url]
         return (*(port for port in ports if port is not None), *self.cluster.egress_ports)
 

@@ -215,9 +215,13 @@ def _weights_bytes(context: RenderContext) -> int:
 
 
 def _weights_name(context: RenderContext) -> str:
-    # As with the cache, neither size nor access mode can be changed freely, hence the names.
-    shared = "-shared" if context.cluster.weights == "shared" else ""
-    return f"{context.name}-vllm-{quantity(_weights_bytes(context)).lower()}{shared}"
+    cluster = context.cluster
+    return cache_volume.claim_name(
+        f"{context.name}-vllm",
+        _weights_bytes(context),
+        shared=cluster.weights == "shared",
+        storage_class=cluster.storage_class,
+    )
 
 
 def _weights_volume(context: RenderContext) -> Object:

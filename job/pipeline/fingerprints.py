@@ -17,6 +17,7 @@ from job.local.file_digests import FileDigests
 from job.prep import discovery, image_identity
 from job.prep.source_files import DataSource
 from job.prep.splits import split_of_source
+from job.spec.answer_kinds import LOSS
 from job.spec.types import JobSpec
 from job.storage.digests import fingerprint
 from job.train.identity import Identity
@@ -191,7 +192,7 @@ class StageInputs:
             "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS},
         }
         parts = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
-        parts |= {f"the validation's {k}": v for k, v in self._validating.items()}
+        parts |= {f"the validation's {k}": v for k, v in self._comparing.items()}
         parts["the version of the job"] = __version__
         parts["the files of the model"] = self._initial_model
         parts["the images of the data"] = list(self._images.values())
@@ -232,19 +233,25 @@ class StageInputs:
         if not train.validates:
             return {}
         keys = {key: getattr(train, key) for key in SELECTING_KEYS}
-        return {**keys, "eval_steps": train.validation_steps, **self._validating}
+        answers = self._answering if train.generates_answers else {}
+        return {**keys, "eval_steps": train.validation_steps, **self._comparing, **answers}
 
     @property
-    def _validating(self) -> dict[str, Any]:
-        """What the values of a validation depend on, other than the model and the data: those of
-        one training are compared with each other. Empty without validation."""
-        train, evaluation = self._spec.train, asdict(self._spec)["eval"]
+    def _comparing(self) -> dict[str, Any]:
+        """What the compared values of validations depend on, other than the model and the data: if
+        it changes, earlier ones are no measure of later ones. Empty without validation."""
+        train = self._spec.train
         if not train.validates:
             return {}
-        read = ["validation_samples"]
-        if train.generates_answers:
-            read += ["answer", "turns", "metrics", "generation"]
-        return {"metric": train.best_metric, **{key: evaluation[key] for key in read}}
+        answers = self._answering if train.best_metric != LOSS else {}
+        samples = self._spec.eval.validation_samples
+        return {"metric": train.best_metric, "validation_samples": samples, **answers}
+
+    @property
+    def _answering(self) -> dict[str, Any]:
+        """The settings of generated answers and their metrics."""
+        evaluation = asdict(self._spec)["eval"]
+        return {key: evaluation[key] for key in ("answer", "turns", "metrics", "generation")}
 
     def _prepared_rows(self, *, validation: bool) -> str:
         """The fingerprint of prep, or, without `validation`, of its rows to evaluate on: adding a

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from job.evaluation.validation import ValidationAnswers
+    from job.evaluation.validation_answers import ValidationAnswers
     from job.train.result import TrainResult
 
 
@@ -58,7 +58,7 @@ def train(
 
 def _answer_metrics(run: RunContext) -> "ValidationAnswers | None":
     """What measures generated answers in validations; None if the spec measures the loss only."""
-    from job.evaluation.validation import ValidationAnswers
+    from job.evaluation.validation_answers import ValidationAnswers
 
     spec = run.spec
     if not spec.train.validates or not spec.train.generates_answers:

@@ -18,7 +18,7 @@ from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
 from job.planning.engine import engine_of
 from job.planning.name_patterns import patterns
 from job.planning.requirements import needs
-from job.planning.validation import validation
+from job.planning.validation_cost import validation
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec

@@ -20,7 +20,7 @@ from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
 from job.train.callbacks.checkpoint import CheckpointCallback
 from job.train.callbacks.progress import ProgressCallback
 from job.train.callbacks.stop import StopCallback
-from job.train.callbacks.validation import ValidationSchedule
+from job.train.callbacks.validation_schedule import ValidationSchedule
 from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.resume import resume_point, step_of
 from job.train.checkpoint.storage import CheckpointStore

@@ -1,8 +1,8 @@
 """A trainer that validates: during training, and once more if a stop came before a validation.
 
 Transformers asks `_evaluate` for metrics where a callback has requested an evaluation
-(`job.train.callbacks.validation`), then `_determine_best_metric`, then saves if requested. All
-processes get the same metrics, so they decide alike.
+(`job.train.callbacks.validation_schedule`), then `_determine_best_metric`, then saves if requested.
+All processes get the same metrics, so they decide alike.
 """
 
 import json
@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from job import log, signals
 from job.distributed import process_group
 from job.spec.types import TrainSpec
-from job.train.callbacks.validation import is_due
+from job.train.callbacks.validation_schedule import is_due
 from job.train.checkpoint.contents import STATE
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
 from job.train.selection import Selection

@@ -1,6 +1,7 @@
 """Two jobs on one output: one writes, and a dead one's lease is taken over."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from job.artifacts.lease_holder import this_process
 from job.artifacts.lease_wait import LeaseWait
 from job.artifacts.output import Output
 from job.artifacts.records import RunRecord
-from job.errors import StorageError
+from job.errors import StorageError, UsageError
 from tests.conftest import S3
 from tests.jobs import job, small_run, start
 from tests.s3 import free_ports
@@ -152,6 +153,50 @@ def test_a_holder_that_dies_while_it_is_waited_for_is_taken_over(tmp_path: Path)
     lease.acquire(LeaseWait(seconds=60, on_wait=process.kill))
     process.wait()
     lease.release()
+
+
+def test_of_two_pods_that_wait_for_one_that_dies_elsewhere_one_takes_over(uri: str) -> None:
+    if uri.startswith("memory"):
+        pytest.skip("it offers no conditional put")
+    holder = elsewhere(Lease(uri, SECONDS))
+    holder.acquire()
+    took, refused = list[Lease](), list[str]()
+
+    def wait() -> None:
+        lease = Lease(uri, SECONDS)
+        try:
+            # It dies once it has been seen running, and leaves its lease behind.
+            lease.acquire(LeaseWait(seconds=8 * SECONDS, on_wait=holder._released.set))
+            took.append(lease)
+        except StorageError as error:
+            refused.append(str(error))
+
+    pods = [threading.Thread(target=wait) for _ in range(2)]
+    for pod in pods:
+        pod.start()
+    for pod in pods:
+        pod.join()
+    assert (len(took), len(refused)) == (1, 1)
+    assert "another job" in refused[0]
+    took[0].check()
+    with pytest.raises(StorageError, match="has taken over the output"):
+        holder.check()
+    took[0].release()
+
+
+@pytest.mark.parametrize("grace", [math.inf, math.nan, -1.0])
+def test_a_holder_with_a_senseless_grace_period_is_not_waited_for_for_ever(
+    grace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = replace(this_process(), grace=grace, stopping=True).to_text()
+    holder = lease_holder.LeaseHolder.from_text(written)
+    assert LeaseWait().limit(holder, 60) == 30 + 60
+    # An earlier version, or another, may write whole numbers.
+    text = json.dumps({"id": "a", "grace": 600, "stopping": True})
+    assert LeaseWait().limit(lease_holder.LeaseHolder.from_text(text), 60) == 600 + 60
+    monkeypatch.setenv(signals.GRACE_VARIABLE, str(grace))
+    with pytest.raises(UsageError, match="must be a number of seconds"):
+        this_process()
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_the_model_of_the_best_step_is_exported_and_beats_the_last_on_test_rows(
     run("eval", last, overfit / "cache", {"train.load_best_model_at_end": "false"})
     said = capsys.readouterr().err
     assert "nothing was left to train step=9" in said
-    assert f'the model is that of step 9" metric=eval_loss best_step={best}' in said
+    assert f"the model is that of step 9 metric=eval_loss best_step={best}" in said
     assert equal(last / "adapter", stored["step-9"])
     of_last = read_json(last / "run.json")
     assert of_last["validation"]["exported_step"] == 9

@@ -9,7 +9,7 @@ from tests.manifest_lint.pods import Pod
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 DNS_SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
-LONG_NAMES = ("ConfigMap", "PersistentVolumeClaim")
+LONG_NAMES = ("ConfigMap", "PersistentVolumeClaim", "ResourceClaimTemplate")
 """Kinds whose names end up in no label and no host name."""
 PORT = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
 LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -50,6 +50,9 @@ def names_in_a_pod_are_legal(pod: Pod) -> Iterator[str]:
         if len(names) != len(set(names)):
             yield f"two of its {what}s have one name: {names}"
     for container in pod.containers:
+        variables = [variable["name"] for variable in container.get("env", [])]
+        if len(variables) != len(set(variables)):
+            yield f"container {container['name']} has a variable twice: {variables}"
         for port in container.get("ports", []):
             if not PORT.fullmatch(port["name"]):
                 yield f"port {port['name']}: the name must be 1 to 15 lower-case letters or digits"

@@ -41,7 +41,7 @@ def test_export_takes_its_proof_from_its_option_before_the_spec_and_its_override
         (("infer", SPEC, "--image", "x.png", "--temperature", "0"), "--temperature"),
         (("infer", SPEC, "--image", "x.png", "--min-p", "2"), "--min-p"),
         (("infer", SPEC, "--image", "x.png", "--max-new-tokens", "0"), "--max-new-tokens"),
-        (("validate", SPEC, "--output", "hf://a/b"), "--output"),
+        (("validate", SPEC, "--output", "http://a/b"), "--output"),
     ],
 )
 def test_what_an_option_says_wrongly_is_told_of_the_option(

@@ -114,6 +114,10 @@ def test_a_partition_is_asked_for_beside_the_taint_of_whole_gpus() -> None:
     assert [name for name in limits if "/" in name] == ["amd.com/cpx_nps4"]
     tolerated = {each["key"] for each in spec["tolerations"]}
     assert tolerated == {"amd.com/gpu", "amd.com/cpx_nps4"}
+    asked = options(gpu_resource=["amd.com/cpx_nps4"])  # of a cluster that may have no other nodes
+    for documents in (render(asked, platform="cpu"), render(asked, "vllm-smoke")):
+        tolerated = {each["key"] for each in pod(documents)["tolerations"]}
+        assert tolerated == {"amd.com/gpu", "nvidia.com/gpu", "amd.com/cpx_nps4"}
 
 
 @pytest.mark.parametrize("kind", ["job", "trainjob", "vllm"])
@@ -134,6 +138,25 @@ def test_a_gpu_is_claimed_by_every_container_that_used_to_ask_for_it(kind: str) 
     for container in users:
         assert container["resources"]["claims"] == [{"name": "gpu"}]
         assert not [name for name in container["resources"]["limits"] if "/" in name]
+
+
+@pytest.mark.parametrize("kind", ["job", "vllm"])
+def test_what_cannot_be_changed_in_an_object_is_part_of_its_name(kind: str) -> None:
+    """Else applying the manifest over what an earlier one made would be refused for good."""
+
+    def named(document_kind: str, **texts: list[str]) -> str:
+        asked = options(weights=["claim"], **texts)
+        return str(kinds(render(asked, kind))[document_kind]["metadata"]["name"])
+
+    claim = "PersistentVolumeClaim"
+    assert named(claim, storage_class=["fast.ssd"]) == f"{named(claim)}-fast.ssd"
+    templates = {
+        named("ResourceClaimTemplate", device_class=["gpu.amd.com"], device_selector=chosen)
+        for chosen in ([], ["true"], ["false"], ["true"])
+    }
+    assert len(templates) == 3
+    with pytest.raises(UsageError, match="--storage-class: makes a claim's name longer than 253"):
+        named(claim, storage_class=["a" * 250])
 
 
 def test_pods_of_several_nodes_ask_for_rdma_devices_and_those_of_one_do_not() -> None:
@@ -167,6 +190,20 @@ def test_the_port_of_the_endpoint_and_of_the_proxy_and_others_are_opened() -> No
     plain = given(Cluster(), {"AWS_ENDPOINT_URL_S3": "https://s3.example.com"})
     policy = kinds(render(plain))["NetworkPolicy"]["spec"]
     assert [port["port"] for port in policy["egress"][1]["ports"]] == [default, 9000, 8333]
+
+
+def test_the_port_of_an_endpoint_or_proxy_in_a_variable_is_opened() -> None:
+    environ = {"AWS_ENDPOINT_URL": "http://the-shell-s:1", "HTTPS_PROXY": "http://the-shell-s:2"}
+    added = ["AWS_ENDPOINT_URL=http://minio.x.svc:9001", "HTTPS_PROXY=http://proxy:8888"]
+    added += ["HF_ENDPOINT=https://mirror", "MLFLOW_TRACKING_URI=http://mlflow:5000"]
+    policy = kinds(render(given(read({"env": added}), environ)))["NetworkPolicy"]["spec"]
+    opened = [port["port"] for port in policy["egress"][1]["ports"]]
+    assert opened == [443, 9000, 8333, 9001, 8888, 5000]
+
+
+def test_a_value_given_twice_counts_once() -> None:
+    asked = read({"pull-secret": ["a", "b", "a"], "label": ["x=1", "x=1"]})
+    assert (asked.pull_secrets, asked.labels) == (("a", "b"), {"x": "1"})
 
 
 def test_a_proxy_is_used_for_what_is_outside_the_cluster_alone() -> None:
@@ -284,8 +321,10 @@ weights:
         "openshift": ["true"],
     }
     assert read({}, str(file)) == read(written)
-    both = read({"namespace": ["mine"], "pull-secret": ["third"]}, str(file))
+    nearer = {"namespace": ["mine"], "pull-secret": ["third"]}
+    both = read({**nearer, "node-selector": ["topology.kubernetes.io/zone=b"]}, str(file))
     assert both.namespace == "mine"
+    assert both.node_selector["topology.kubernetes.io/zone"] == "b"
     assert both.pull_secrets == ("regcred", "other", "third")
 
 
@@ -324,6 +363,8 @@ def test_a_file_with_a_mistake_is_refused_with_its_name(
         ("label", "team", "must be KEY=VALUE"),
         ("label", "team=a b", "must have a value of at most 63"),
         ("label", "app.kubernetes.io/name=x", "set by the manifest itself"),
+        ("label", "trainer.kubeflow.org/trainjob-ancestor-step=x", "set by the manifest itself"),
+        ("label", "job-name=x", "set by the manifest itself or by Kubernetes"),
         ("annotation", "-x=1", "must be a name such as"),
         ("annotation", "url=https://me:typed-by-hand@host/x", "contains a secret"),
         ("node-selector", "amd.com/gpu.vram=192 G", "must have a value of at most 63"),
@@ -334,6 +375,8 @@ def test_a_file_with_a_mistake_is_refused_with_its_name(
         ("pull-secret", "", "must be lower-case"),
         ("storage-class", "a_b", "must be lower-case"),
         ("gpu-resource", "cpx_nps4", "must be a resource of a device plugin"),
+        ("gpu-resource", "kubernetes.io/gpu", "has a domain that Kubernetes keeps"),
+        ("gpu-resource", "requests.amd.com/gpu", "has a domain that Kubernetes keeps"),
         ("device-class", "gpu.amd.com/x", "must be lower-case"),
         ("rdma-resource", "rdma/hca=0.5", "must have a whole number"),
         ("env", "9LIVES=1", "must be NAME=VALUE"),
@@ -384,6 +427,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"gpu-resource": ["amd.com/x"], "device-class": ["gpu.amd.com"]}, "--gpu-resource: confl"),
         ({"device-selector": ["true"]}, "--device-selector: selects among"),
         ({"no-proxy": ["x"]}, "--no-proxy: lists what a proxy"),
+        ({"label": ["a=1", "b=1", "a=2"]}, "--label: gives a two values, '1' and '2'"),
+        ({"env": ["A=1", "A=2"]}, "--env: gives A two values"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

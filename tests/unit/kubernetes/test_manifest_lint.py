@@ -129,6 +129,7 @@ PLANTED: list[tuple[str, str, str, object, str]] = [
         "must be Always in a Deployment",
     ),
     (layout.JOB, "Job", "spec.backoffLimit", 0, "backoffLimit must be 1 or more"),
+    (layout.JOB, "Job", f"{BOX}.env", [{"name": "A"}, {"name": "A"}], "has a variable twice"),
     (
         layout.JOB,
         "Job",

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,30 @@ def test_components_go_with_a_trainjob(tmp_path: Path, ernie: ManifestOptions) -
     [queued] = [each for each in kustomized(tmp_path / "kueue") if each["kind"] == "TrainJob"]
     assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == features.QUEUE
     assert "suspend" not in queued["spec"]
+
+
+def test_workload_identity_keeps_what_else_the_secret_may_hold(tmp_path: Path) -> None:
+    """It replaces the whole Secret, in which proxies with passwords and the spec's tokens are."""
+    spec = tmp_path / "spec.yaml"
+    text = (ROOT / LATEX).read_text()
+    spec.write_text(f"{text}\nruntime: {{metrics_file: '/work/${{RUN_TOKEN}}'}}\n")
+    asked = ManifestOptions(
+        spec=str(spec),
+        output="s3://b/x",
+        cluster=kubernetes.Cluster(env={"AWS_REGION": "eu-central-1"}),
+        environ={"RUN_TOKEN": "kept-in-the-secret"},
+    )
+    kubernetes.write(tmp_path / "k8s", kubernetes.folder(asked))
+    [job] = [
+        each
+        for each in kustomized(tmp_path / "k8s/overlays/s3-workload-identity")
+        if each["kind"] == "Job"
+    ]
+    for container in job["spec"]["template"]["spec"]["containers"]:
+        names = [variable["name"] for variable in container["env"]]
+        assert {"HTTPS_PROXY", "AWS_ENDPOINT_URL_S3", "RUN_TOKEN", "HF_TOKEN"} <= {*names}
+        assert len(names) == len({*names})  # servers refuse a name that is there twice
+        assert {"name": "AWS_REGION", "value": "eu-central-1"} in container["env"]
 
 
 def test_patches_add_to_lists_at_their_end() -> None:
@@ -532,6 +557,8 @@ def test_the_manifest_says_what_must_go_before_it_is_applied() -> None:
         named, ("trainjob latex", "trainjob latex", "job latex-vllm-smoke"), strict=True
     ):
         assert f"delete {what} " in str(command)
+    elsewhere = replace(options, cluster=kubernetes.Cluster(namespace="team"))
+    assert "delete job latex --namespace team " in str(kubernetes.replacing(elsewhere))
 
 
 @pytest.mark.parametrize("spec", [ERNIE, LATEX])
@@ -639,7 +666,12 @@ def test_the_longest_names_fit() -> None:
         (48, 2, kubernetes.KINDS),
     ):
         sets = ("output.uri=s3://b/x", "name=" + "a" * length)
-        options = ManifestOptions(spec=LATEX, sets=sets, environ={})
+        options = ManifestOptions(
+            spec=LATEX,
+            sets=sets,
+            cluster=kubernetes.Cluster(device_class="gpu.amd.com", storage_class="a" * 150),
+            environ={},
+        )
         for kind in kinds:
             text = kubernetes.render(options, "amd", nodes, kind)
             assert manifest_lint.problems(documents(text)) == []

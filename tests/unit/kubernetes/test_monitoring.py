@@ -9,7 +9,7 @@ import yaml
 from job.kubernetes import constants, layout, monitoring
 from job.kubernetes.cluster import Cluster
 from job.telemetry.prometheus import exposition
-from job.telemetry.status import Snapshot, Step
+from job.telemetry.status import Snapshot, Step, Validation
 from tests.jobs import ROOT
 
 K8S = ROOT / "k8s"
@@ -28,6 +28,7 @@ STEP = Step(
     seconds=1.0,
     left_seconds=90.0,
 )
+VALIDATION = Validation(step=10, epoch=0.1, metrics={"eval_loss": 1.0}, seconds=2.0, best=True)
 SERVED = exposition(
     Snapshot(
         name="latex",
@@ -36,6 +37,8 @@ SERVED = exposition(
         finished={"prep": 1.0},
         step=STEP,
         metrics={"baseline": {"cer": 0.5}},
+        validation=VALIDATION,
+        best=VALIDATION,
     )
 )
 """What a job serves in the middle of its training."""
@@ -62,7 +65,14 @@ def test_every_metric_of_alerts_and_dashboard_is_one_that_a_job_serves() -> None
     asked = set(METRIC.findall(text)) | set(METRIC.findall(" ".join(expressions())))
     assert asked <= served
     # What a user of the pages below looks for is there.
-    for name in ("loss", "tokens_per_second", "left_seconds", "eval", "stage_seconds"):
+    for name in (
+        "loss",
+        "tokens_per_second",
+        "left_seconds",
+        "eval",
+        "validation",
+        "stage_seconds",
+    ):
         assert f"finetune_job_{name}" in asked
 
 
@@ -85,6 +95,18 @@ def test_prometheus_reads_the_port_that_the_job_s_pods_name() -> None:
     labels = job["spec"]["template"]["metadata"]["labels"]
     assert spec["selector"]["matchLabels"].items() <= labels.items()
     assert [endpoint["port"] for endpoint in spec["podMetricsEndpoints"]] == ["metrics"]
+
+
+def test_prometheus_asks_only_the_pod_of_several_nodes_that_serves_metrics() -> None:
+    [endpoint] = monitoring.pod_monitor()["spec"]["podMetricsEndpoints"]
+    [rule] = endpoint["relabelings"]
+    assert rule["action"] == "drop"
+    assert rule["sourceLabels"] == [
+        "__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"
+    ]
+    # A pod of a Job on one node has no such label, which Prometheus takes for an empty one.
+    indices = ("", "0", "1", "10", "12")
+    assert [i for i in indices if not re.fullmatch(rule["regex"], i)] == ["", "0"]
 
 
 def test_monitoring_stands_in_the_namespace_that_is_asked_for() -> None:

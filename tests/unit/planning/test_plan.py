@@ -80,7 +80,7 @@ def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None
 
 def test_rows_to_validate_on_are_counted_apart(rows: Path, tmp_path: Path) -> None:
     spec = loaded("im2latex", f"data.train.uri={rows}", "data.eval=null", "data.eval_fraction=0.25",
-                  "data.validation_fraction=0.1", f"output.uri={tmp_path}")  # fmt: skip
+                  "data.validation_fraction=0.1", "train.eval_strategy=steps", f"output.uri={tmp_path}")  # fmt: skip
     plan = planning.make_plan(planning.PlanOptions(loaded=spec, accelerator="mi300x"))
     found = (plan.data.train_rows, plan.data.held_out_rows, plan.data.validation_rows)
     assert found == (13, 5, 2)
@@ -335,6 +335,8 @@ def test_a_large_list_is_not_read_through(made: facts.Plan, tmp_path: Path) -> N
     assert found.data.train_rows == pytest.approx(rows, rel=0.01)
     assert not found.data.exact
     assert f"about {found.data.train_rows:,}" in planning.text(found)
+    push = found.stages.pop("push")
+    assert push == "off (export.push_to_hub: false)"
     assert set(found.stages.values()) == {"will run"}
 
 

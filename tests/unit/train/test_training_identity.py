@@ -9,6 +9,7 @@ import pytest
 from job.pipeline.fingerprints import (
     COMPUTING_KEYS,
     LENGTH_KEYS,
+    SELECTING_KEYS,
     UNTRAINED_KEYS,
     Stage,
     StageInputs,
@@ -38,8 +39,11 @@ def test_every_key_that_decides_the_weights_is_a_part_and_its_change_is_named(
     for key in (field.name for field in fields(TrainSpec)):
         changed = identity(spec, **{key: another(getattr(spec.train, key))})
         said = changes(whole.to_json(), changed.to_json())
-        if key in UNTRAINED_KEYS + LENGTH_KEYS or key in ("group_by_length", "torch_compile"):
+        same = UNTRAINED_KEYS + LENGTH_KEYS + SELECTING_KEYS
+        if key in same or key in ("group_by_length", "torch_compile"):
             assert changed.fingerprint == whole.fingerprint, key
+        elif key == "metric_for_best_model":
+            assert said.startswith("the validation's metric was"), key
         elif key in COMPUTING_KEYS:
             assert said.startswith("train.rows_a_step was"), key
         else:
@@ -83,7 +87,17 @@ def test_a_validation_split_changes_what_is_prepared_and_trained_not_the_baselin
         same = {stage for stage, digest in changed.items() if digest == whole[stage]}
         assert same == {"baseline"}
     samples = replace(spec, eval=replace(spec.eval, validation_samples=7))
-    assert {stage for stage in whole if given(samples)[stage] != whole[stage]} == {"report"}
+    trained = {"train", "eval", "export", "report"}
+    assert {stage for stage in whole if given(samples)[stage] != whole[stage]} == trained
+
+
+@pytest.mark.parametrize("key", SELECTING_KEYS)
+def test_what_is_kept_of_a_training_runs_the_stage_again_and_not_the_steps(
+    spec: JobSpec, key: str
+) -> None:
+    changed = replace(spec, train=replace(spec.train, **{key: another(getattr(spec.train, key))}))
+    before, after = given(spec), given(changed)
+    assert {stage for stage in before if before[stage] == after[stage]} == {"prep", "baseline"}
 
 
 def given(spec: JobSpec) -> dict[Stage, str]:
