@@ -79,8 +79,9 @@ def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None
 
 
 def test_rows_to_validate_on_are_counted_apart(rows: Path, tmp_path: Path) -> None:
-    spec = loaded("im2latex", f"data.train.uri={rows}", "data.eval=null", "data.eval_fraction=0.25",
-                  "data.validation_fraction=0.1", "train.eval_strategy=steps", f"output.uri={tmp_path}")  # fmt: skip
+    fractions = ("data.eval=null", "data.eval_fraction=0.25", "data.validation_fraction=0.1")
+    sets = (f"data.train.uri={rows}", *fractions, "train.eval_strategy=steps")
+    spec = loaded("im2latex", *sets, f"output.uri={tmp_path}")
     plan = planning.make_plan(planning.PlanOptions(loaded=spec, accelerator="mi300x"))
     found = (plan.data.train_rows, plan.data.held_out_rows, plan.data.validation_rows)
     assert found == (13, 5, 2)
