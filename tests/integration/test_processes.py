@@ -368,7 +368,7 @@ def test_an_error_of_another_rank_is_told_by_rank_0(pair: Any, tmp_path: Path) -
 def test_processes_of_different_specs_do_not_train_together(pair: Any, tmp_path: Path) -> None:
     both = pair(
         arguments(tmp_path / "out", 1, 2),
-        arguments(tmp_path / "out", 1, 2, **{"train.learning_rate": 0.5}),
+        arguments(tmp_path / "out", 1, 2, **{"train.learning_rate": 0.25}),
     )
     assert both.end() == (70, 70), both.said
     assert "rank 1: has a different spec or version of the job than rank 0" in "".join(both.said)

@@ -58,7 +58,7 @@ def test_a_report_that_is_lost_is_made_again_byte_for_byte(output: Path, cache: 
     (output / "report.html").unlink()
     done = job(*small_run(str(output), cache=cache))
     assert done.code == 0, done.err
-    assert done.err.count("complete, skipped") == 5
+    assert done.err.count("complete, skipped") == 6
     assert (output / "report.html").read_bytes() == before
 
 
