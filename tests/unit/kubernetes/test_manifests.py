@@ -165,7 +165,7 @@ def test_workload_identity_keeps_what_else_the_secret_may_hold(tmp_path: Path) -
     """It replaces the whole Secret, in which proxies with passwords and the spec's tokens are."""
     spec = tmp_path / "spec.yaml"
     text = (ROOT / LATEX).read_text()
-    spec.write_text(f"{text}\nruntime: {{metrics_file: '/work/${{RUN_TOKEN}}'}}\n")
+    spec.write_text(f"{text}\nruntime: {{metrics_file: '/metrics/${{RUN_TOKEN}}'}}\n")
     asked = ManifestOptions(
         spec=str(spec),
         output="s3://b/x",
