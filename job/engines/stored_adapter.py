@@ -21,7 +21,7 @@ from job.families.adapter_files import WEIGHTS
 from job.families.base import LoraTargets
 from job.families.lora import adapter_names
 from job.families.lora.adapter_names import BASE_LAYER, PREFIX, StoredName
-from job.families.weight_files import Shapes, shortened
+from job.families.weight_files import Differences, Shapes, shortened
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:
@@ -183,21 +183,10 @@ def _require_distinct(uri: str, renamed: Mapping[str, str]) -> None:
 
 
 def _require_shapes(uri: str, config: AdapterConfig, stored: Shapes, expected: Shapes) -> None:
-    misshapen = [
-        f"{name.removeprefix(PREFIX)} is {list(stored[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in stored and stored[name] != shape
-    ]
-    wrong = {
-        "are missing": [name for name in expected if name not in stored],
-        "are unexpected": [name for name in stored if name not in expected],
-        "have another shape than this model needs": misshapen,
-    }
-    problems = [
-        f"{len(names)} {what}: {shortened([name.removeprefix(PREFIX) for name in names])}"
-        for what, names in wrong.items()
-        if names
-    ]
+    found = Differences.between(stored, expected, PREFIX)
+    problems = found.problems(
+        unknown="are unexpected", misshapen="have another shape than this model needs"
+    )
     if not problems:
         return
     made_for = f"; it was made for {config.base}" if config.base else ""
@@ -205,7 +194,7 @@ def _require_shapes(uri: str, config: AdapterConfig, stored: Shapes, expected: S
         uri,
         f"its tensors do not fit the model: {'; '.join(problems)}{made_for}",
         fix="use an adapter of this model, or the model of this adapter"
-        if misshapen
+        if found.misshapen
         else "copy the adapter whole",
     )
 

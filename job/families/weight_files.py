@@ -225,21 +225,41 @@ def file_shapes(uri: str, path: Path) -> Shapes:
         ) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """How stored tensors differ from those that a model needs, by name."""
+
+    missing: list[str]
+    unknown: list[str]
+    misshapen: list[str]
+    """With both shapes."""
+
+    @classmethod
+    def between(cls, stored: Shapes, expected: Shapes, prefix: str = "") -> Self:
+        """Names are given without the prefix that all of them share."""
+        return cls(
+            missing=[name.removeprefix(prefix) for name in expected if name not in stored],
+            unknown=[name.removeprefix(prefix) for name in stored if name not in expected],
+            misshapen=[
+                f"{name.removeprefix(prefix)} is {list(stored[name])} instead of {list(shape)}"
+                for name, shape in expected.items()
+                if name in stored and stored[name] != shape
+            ],
+        )
+
+    def problems(self, *, unknown: str, misshapen: str) -> list[str]:
+        """A phrase for each kind of difference that there is."""
+        found = {"are missing": self.missing, unknown: self.unknown, misshapen: self.misshapen}
+        return [
+            f"{len(names)} {what}: {shortened(names)}" for what, names in found.items() if names
+        ]
+
+
 def require(uri: str, stored: Shapes, expected: Shapes) -> None:
     """Raises one InputError for all tensors that are missing, unexpected, or of another shape."""
-    misshapen = [
-        f"{name} is {list(stored[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in stored and stored[name] != shape
-    ]
-    wrong = {
-        "are missing": [name for name in expected if name not in stored],
-        "are not of this model": [name for name in stored if name not in expected],
-        "have another shape": misshapen,
-    }
-    problems = [
-        f"{len(names)} {what}: {shortened(names)}" for what, names in wrong.items() if names
-    ]
+    problems = Differences.between(stored, expected).problems(
+        unknown="are not of this model", misshapen="have another shape"
+    )
     if problems:
         raise InputError(
             uri,
