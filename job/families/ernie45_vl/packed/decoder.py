@@ -1,7 +1,7 @@
 """Generation with a key-value cache of fixed size, for rows that start and end at different times.
 
 B rows are decoded at once. Prompts are computed packed, images included; afterwards each step
-computes one token per row. No step waits for the device: lengths are known on the host.
+computes one token per row. No step waits for the device, which counts each row's tokens itself.
 """
 
 from collections.abc import Sequence
@@ -67,51 +67,53 @@ class PackedDecoder:
         self._model, self._processor = model, processor
         self._cache = _Cache(slots=slots, capacity=capacity)
         self._lengths: list[int] = []  # tokens in the cache, by row
-        self._positions: list[int] = []  # the M-RoPE position of the next token, by row
+        # The same, and the M-RoPE position of the next token, for all slots: (2, slots).
+        self._counts = torch.zeros(2, slots, dtype=torch.long, device=model.device)
 
     def prefill(self, prompts: Sequence[Encoded]) -> torch.Tensor:
         packed = pack_prompts(prompts, self._processor)
         last = packed["supervised"]
         # A prompt ends with text, whose time, height and width positions are equal.
-        following = (packed["position_ids"][0, 0, last] + 1).tolist()
+        following = packed["position_ids"][0, 0, last] + 1  # (N,)
+        first, lengths = len(self._lengths), [len(prompt.input_ids) for prompt in prompts]
+        assert first + len(lengths) <= self.slots
         batch = to_device(packed, self._model.device)
         rows = self._model.sequences(batch, "row")
         hidden, _ = self._model.hidden_states(
-            batch, _Prompts(cache=self._cache, sequences=rows, first=len(self._lengths))
+            batch, _Prompts(cache=self._cache, sequences=rows, first=first)
         )
-        self._lengths += [len(prompt.input_ids) for prompt in prompts]
-        self._positions += following
-        assert len(self._lengths) <= self.slots
+        self._lengths += lengths
+        counts = torch.stack([torch.tensor(lengths), following])  # (2, N)
+        self._counts[:, first : len(self._lengths)] = counts.to(self._counts.device)
         return self._model.lm_head(hidden)  # (N, V)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         text, device = self._model.model.language_model, tokens.device
         rows = len(self._lengths)
         hidden = text.embed_tokens(tokens)  # (B, H)
-        positions = torch.tensor(self._positions, device=device)  # (B,)
+        lengths, positions = self._counts[:, :rows]  # (B,) each
         cos, sin = text.rotary_emb(hidden, positions.expand(3, 1, -1))  # (1, B, D) each
         angles = RotaryAngles.of(cos[0], sin[0], swap_neighbors)
         every = torch.arange(rows, device=device)
         modalities = Modalities(text=every, vision=every[:0], grouped=every, inverse=every)
         stored = _NextTokens(
             cache=self._cache,
-            lengths=torch.tensor(self._lengths, device=device),
+            lengths=lengths,
             longest=max(self._lengths) + 1,
         )
         for layer in text.layers:
             hidden, _ = layer(hidden, angles, sequences=stored, modalities=modalities)
-        for row in range(rows):
-            self._lengths[row] += 1
-            self._positions[row] += 1
+        self._counts[:, :rows] += 1
+        self._lengths = [length + 1 for length in self._lengths]
         return self._model.lm_head(text.norm(hidden))  # (B, V)
 
     def drop(self, row: int) -> None:
         last = len(self._lengths) - 1
         if row != last:
             self._cache.copy(last, row, length=self._lengths[last])
-            self._lengths[row], self._positions[row] = self._lengths[last], self._positions[last]
+            self._counts[:, row] = self._counts[:, last]
+            self._lengths[row] = self._lengths[last]
         self._lengths.pop()
-        self._positions.pop()
 
 
 @dataclass(frozen=True, kw_only=True)
