@@ -20,9 +20,10 @@ def supervised_loss(
 ) -> torch.Tensor:
     """The mean loss, an fp32 scalar, from hidden states (S, H) and targets (S,).
 
-    Targets that are `IGNORED` do not count. With a frozen head, no logits are saved for the backward pass. With a trained one, they are
-    recomputed there, if there is more than one chunk. A sharded head (FSDP2) is called once and its
-    logits are saved: each call is a collective, and ranks differ in their number of chunks.
+    Targets that are `IGNORED` do not count. With a frozen head, no logits are saved for the
+    backward pass. With a trained one, they are recomputed there, if there is more than one chunk. A
+    sharded head (FSDP2) is called once and its logits are saved: each call is a collective, and
+    ranks differ in their number of chunks.
     """
     count = (targets != IGNORED).sum()
     if is_frozen(head):
