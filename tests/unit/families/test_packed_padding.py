@@ -50,8 +50,10 @@ def test_padding_does_not_count_in_the_router_s_auxiliary_loss(
 
 def test_all_batches_of_a_bucket_have_equal_shapes(family: Ernie45VL) -> None:
     every = bucket(family, *BATCHES)
-    packed = [family.pack([family.encode(row) for row in rows], every) for rows in BATCHES.values()]
-    shapes = [{name: (value.shape, value.dtype) for name, value in each.items()} for each in packed]
+    shapes = []
+    for rows in BATCHES.values():
+        batch: Any = family.pack([family.encode(row) for row in rows], every)
+        shapes.append({name: (value.shape, value.dtype) for name, value in batch.items()})
     assert all(each == shapes[0] for each in shapes)
 
 
