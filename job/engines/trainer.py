@@ -32,7 +32,7 @@ from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
 from job.distributed import process_group
-from job.engines import gradient_checkpointing, sharding
+from job.engines import eight_bit_optimizer, gradient_checkpointing, sharding
 from job.engines.captured_steps import CapturedSteps
 from job.engines.data_timer import DataTimer
 from job.engines.parameter_groups import LearningRates, parameter_groups, rates_by_group
@@ -136,7 +136,9 @@ class StepTrainer(Trainer):
             )
             # Transformers takes `params` as the groups.
             self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
-        return super().create_optimizer(model)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        eight_bit_optimizer.avoid_syncs(optimizer)
+        return optimizer
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None

@@ -16,9 +16,9 @@ MAX_BATCHES = 20_000
 """How many of the training's batches are searched; later ones that fit no bucket are not padded."""
 GROUPS = 64
 """Batches of similar size are kept together, so that the search does not grow with their number."""
-CAPTURE_TOKENS = 25_000
-"""A capture takes about as long as a captured step computes this many tokens: 0.8 s, at the 30 µs
-per token between the captured steps of 4 and 16 rows in benchmarks/results."""
+CAPTURE_TOKENS = 12_000
+"""A capture takes about as long as captured steps need for this many tokens: 0.9 s, at the 80 µs by
+which a token more lengthens a step (benchmarks/results/train-stage-28b-cuda.json)."""
 
 
 @dataclass(frozen=True, kw_only=True)
