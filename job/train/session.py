@@ -29,6 +29,7 @@ from job.train.dataset import Collator
 from job.train.gc_freeze import frozen_gc
 from job.train.out_of_memory import raise_if_out_of_memory
 from job.train.selection import Selection
+from job.train.throughput import Throughput, throughput
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import batch_sampler, schedule_of, training_arguments
 from job.train.training_rows import TrainingRows
@@ -54,6 +55,8 @@ class Session:
     uploads: BackgroundUploads
     data_timer: DataTimer
     progress: ProgressCallback
+    throughput: Throughput | None
+    """None if it is not shown."""
     resumed_from: Path | None
     """The local copy of the checkpoint; None if training starts from the beginning."""
 
@@ -80,6 +83,7 @@ def start_session(
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
     selection = None if validator is None else Selection.of(spec.train)
+    computed = throughput(context, rows, adapted)
     progress = ProgressCallback(
         context.accelerator,
         context.train_directory / "history.jsonl",
@@ -87,6 +91,7 @@ def start_session(
         data_timer,
         report_validation=context.report_validation,
         selection=selection,
+        throughput=computed,
     )
     batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
     checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
@@ -130,6 +135,7 @@ def start_session(
         uploads=uploads,
         data_timer=data_timer,
         progress=progress,
+        throughput=computed,
         resumed_from=resumed,
     )
 
