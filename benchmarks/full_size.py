@@ -32,6 +32,7 @@ from job.export.merge import Merge
 from job.families import model_source
 from job.families.base import Family
 from job.families.batches import to_device
+from job.families.weight_files import Weights
 from job.planning.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
@@ -53,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.place) as folder:
         base = Path(folder, "base")
         with timed(stages, "write the base") as found:
-            write_base(arguments, accelerator.device, base)
+            write_base(arguments.model, arguments.layers, accelerator.device, base)
         weights = found["gib"] = size(base)
         spec = adapted_spec(base, experts=arguments.experts)
         family = families.bind(families.read_checkpoint(str(base), base), spec.model, spec.data)
@@ -120,18 +121,28 @@ def timed(stages: dict[str, dict[str, float]], name: str) -> Iterator[dict[str, 
     print(name, json.dumps(found), flush=True)
 
 
-def write_base(arguments: argparse.Namespace, device: torch.device, directory: Path) -> None:
+def write_base(name: str, layers: int | None, device: torch.device, directory: Path) -> None:
     """Random weights in bf16 on disk, in the published layout, with the tiny model's tokenizer."""
     spec = load_spec(SPEC.read_text(), str(SPEC), environ={}).spec
     tiny = families.read_checkpoint(
         "builtin://ernie-vl-tiny", model_source.MODELS / "ernie-vl-tiny"
     )
-    model = random_model(
-        arguments.model, arguments.layers, families.bind(tiny, spec.model, spec.data), device
+    model = random_model(name, layers, families.bind(tiny, spec.model, spec.data), device)
+    family = families.bind(replace(tiny, config=model.config.to_dict()), spec.model, spec.data)
+
+    def dtype(weight: str) -> torch.dtype:
+        return torch.float32 if family.keeps_fp32(weight) else torch.bfloat16
+
+    weights = Weights(
+        meta_tensors=(
+            (weight, torch.empty(value.shape, dtype=dtype(weight), device="meta"))
+            for weight, value in model.named_parameters()
+        ),
+        tensors=(
+            (weight, value.detach().to(dtype(weight)).cpu())
+            for weight, value in model.named_parameters()
+        ),
     )
-    config = model.config.to_dict()
-    family = families.bind(replace(tiny, config=config), spec.model, spec.data)
-    weights = Merge(model, dtype=torch.bfloat16, keeps_fp32=family.keeps_fp32).weights()
     family.save(
         model, weights, directory, dtype=torch.bfloat16, max_shard_size="5GB", layout="vllm"
     )

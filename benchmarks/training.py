@@ -146,7 +146,7 @@ def main() -> None:
         "parameters": parameters,
         "routed_experts_adapted": arguments.experts,
         "ways": measured,
-        **arithmetic.flops_and_mfu(model.config, family, encoded, device, measured),
+        **arithmetic.flops_and_mfu(model, family, encoded, device, measured),
         "speeds": _speeds(measured, spec),
         **_headline(measured),
     }

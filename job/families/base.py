@@ -2,7 +2,7 @@
 
 A family recognizes its checkpoints, builds their models, turns rows into batches, selects LoRA
 targets, and writes checkpoints. Training, evaluation, export and planning use only `Family`. It
-combines nine protocols; their docstrings name their callers.
+combines ten protocols; their docstrings name their callers.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.packed_shape import PackedShape
+from job.families.step_flops import ForwardFlops
 from job.families.weight_files import Weights
 from job.prep.rows import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
@@ -339,6 +340,17 @@ class MemoryEstimate(Protocol):
         """
 
 
+class ComputeEstimate(Protocol):
+    """Counts the floating-point operations of a training. Called by training and planning."""
+
+    @staticmethod
+    def forward_flops(model: "PreTrainedModel", rows: Sequence[RowSize]) -> ForwardFlops:
+        """The operations of a forward pass over the rows.
+
+        `model` may have adapters, which do not count, and be on the meta device.
+        """
+
+
 class CheckpointWriting(Protocol):
     """Writes checkpoints. Called by training (full fine-tuning) and export."""
 
@@ -404,6 +416,7 @@ class Family(
     Generation,
     LoraSupport,
     MemoryEstimate,
+    ComputeEstimate,
     CheckpointWriting,
     Serving,
     Protocol,

@@ -10,6 +10,7 @@ from job import log
 from job.engines.base import Engine
 from job.errors import DataError, InputError, SpecError, StorageError
 from job.families.base import Family, LoraTargets
+from job.families.step_flops import VISION
 from job.families.vision_tower import vision_tower_pattern
 from job.prep.rows import Row
 from job.spec.types import JobSpec
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from job.engines.stored_adapter import StoredAdapter
-
-VISION = ("vision attention", "vision mlp", "connector", "resampler")
-"""LoRA target groups that are used only by rows with images."""
 
 
 @dataclass(frozen=True, kw_only=True)
