@@ -14,7 +14,7 @@ from job.families.activation_memory import VARLEN, StepSettings
 from job.families.base import Family, RowSize
 from job.families.lora.patterns import max_rank
 from job.families.lora.selection import trained_in_full
-from job.planning.sizes import GIB, trained_parameters
+from job.planning.sizes import GIB, stored_zeros, trained_parameters
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
 
 
 def _trained(family: type[Family], model: "PreTrainedModel", spec: JobSpec) -> tuple[set[str], int]:
-    """The modules and parameters that train or have adapters, and the number of trained weights."""
+    """The modules and parameters that train or have adapters, and the number of trained weights,
+    with the zeros that are stored among them."""
     if spec.lora.method == "full":
         names = {name for name, _ in model.named_modules()}
         names |= {name for name, _ in model.named_parameters()}
@@ -151,7 +152,8 @@ def _trained(family: type[Family], model: "PreTrainedModel", spec: JobSpec) -> t
     targets = family.lora_targets(model, spec.lora)
     saved = trained_in_full(model, targets)
     names = {*targets.modules, *targets.parameters, *targets.saved_modules, *saved}
-    return names, trained_parameters(model, targets, spec.lora)
+    zeros = stored_zeros(model, targets, spec.lora)
+    return names, trained_parameters(model, targets, spec.lora) + zeros
 
 
 def weight_bytes(family: type[Family], model: "PreTrainedModel", width: int) -> int:
