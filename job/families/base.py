@@ -84,6 +84,8 @@ class TargetGroup:
     """As reports show it, for example `language attention`."""
     modules: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    gate_up: tuple[str, ...] = ()
+    """Those of the parameters in which gate and up have an adapter each; see `lora.gate_up`."""
 
     def __len__(self) -> int:
         return len(self.modules) + len(self.parameters)
@@ -106,6 +108,10 @@ class LoraTargets:
     @property
     def parameters(self) -> tuple[str, ...]:
         return tuple(name for group in self.groups for name in group.parameters)
+
+    @property
+    def gate_up(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.gate_up)
 
     @property
     def counts(self) -> dict[str, int]:
