@@ -55,8 +55,7 @@ class StepGraphs:
     fails, all steps run without graphs, which a line in the log explains.
     """
 
-    def __init__(self, step: Step) -> None:
-        self._step = step
+    def __init__(self) -> None:
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor] | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self._enabled = True
@@ -66,40 +65,46 @@ class StepGraphs:
         """The number of graphs."""
         return sum(graph is not None for graph in self._graphs.values())
 
-    def __call__(self, rows: int, length: int) -> torch.Tensor:
-        """The step of this shape, one of `Shapes`."""
+    def __call__(self, step: Step, rows: int, length: int) -> torch.Tensor:
+        """The step of this shape, one of `Shapes`; `step` is the same at each call.
+
+        It is not kept: together with its decoder, whose memory is large, it would be a cycle.
+        """
         if not self._enabled:
-            return self._step(rows, length)
+            return step(rows, length)
         shape = rows, length
         if shape not in self._graphs:
             self._graphs[shape] = None
-            return self._first(shape)
-        captured = self._graphs[shape] or self._captured(shape)
+            return self._first(step, shape)
+        captured = self._graphs[shape] or self._captured(step, shape)
         if captured is None:
-            return self._step(rows, length)
+            return step(rows, length)
         graph, logits = captured
         graph.replay()
         return logits
 
-    def _first(self, shape: tuple[int, int]) -> torch.Tensor:
+    def _first(self, step: Step, shape: tuple[int, int]) -> torch.Tensor:
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return self._step(*shape)
+            return step(*shape)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             torch.cuda.set_sync_debug_mode(before)
             self._give_up(error)
-            return self._step(*shape)  # what was stored is stored again
+            return step(*shape)  # what was stored is stored again
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
-    def _captured(self, shape: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
+    def _captured(
+        self, step: Step, shape: tuple[int, int]
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
-                logits = self._step(*shape)
+            # Other threads, such as one that pins the memory of training batches, may go on.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                logits = step(*shape)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -7,10 +7,12 @@ stored tokens that a row does not have are masked.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from job.families.base import Encoded
@@ -58,7 +60,7 @@ class PackedDecoder:
         # Of all slots: each one's last token, the tokens in the cache (0 in free ones), and the
         # M-RoPE position of the last token.
         self._state = torch.zeros(3, slots, dtype=torch.long, device=model.device)
-        self.graphs = StepGraphs(self._step) if on_gpu and fixed_shapes else None
+        self.graphs = StepGraphs() if on_gpu and fixed_shapes else None
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -107,7 +109,7 @@ class PackedDecoder:
     def step(self) -> torch.Tensor:
         rows, longest = len(self._lengths), max(self._lengths) + 1
         shape = self._shapes.fitting(rows, longest) if self._shapes else (rows, longest)
-        logits = (self.graphs or self._step)(*shape)
+        logits = self._step(*shape) if self.graphs is None else self.graphs(self._step, *shape)
         self._lengths = [length + 1 for length in self._lengths]
         return logits[:rows]  # (B, V)
 
@@ -125,8 +127,9 @@ class PackedDecoder:
             rotation=torch.complex(cos[0, :, ::2].float(), sin[0, :, ::2].float())[:, None],
             dtype=hidden.dtype,
         )
-        for layer in self._layers:
-            hidden = layer(hidden, stored)
+        with _attention_kernels(hidden.device):
+            for layer in self._layers:
+                hidden = layer(hidden, stored)
         logits: torch.Tensor = self._model.lm_head(normed(text.norm, hidden))  # (rows, V)
         tokens.copy_(logits.argmax(-1))
         self._state[1:, :rows] += lengths > 0
@@ -140,6 +143,17 @@ class PackedDecoder:
             self._lengths[row] = self._lengths[last]
         self._state[1:, last] = 0
         self._lengths.pop()
+
+
+def _attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which attention takes a mask, and prepares nothing on the host at each call, as
+    cuDNN's does."""
+    if device.type == "cpu":
+        return nullcontext()
+    context: AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return context
 
 
 def _groups(prompts: Sequence[Encoded], tokens: int) -> list[Sequence[Encoded]]:
