@@ -202,6 +202,7 @@ class TrainSpec:
     early_stopping_threshold: float
     gradient_checkpointing: bool
     torch_compile: bool
+    cuda_graphs: bool
     fit: Literal["auto", "on", "off"]
     max_length: int
     packing: Literal[False]
