@@ -23,6 +23,7 @@ from job.families.base import (
     SORTED_EXPERTS,
     AdapterServing,
     Checkpoint,
+    Decoder,
     Encoded,
     Layout,
     LoraTargets,
@@ -232,10 +233,20 @@ class AutoFamily(BoundFamily):
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
         raise NotImplementedError("the family has no packed step")
 
+    @staticmethod
+    def try_packed_step(model: "PreTrainedModel | PeftModel") -> bool:
+        return False
+
     # --- Generation ------------------------------------------------------------------------
 
-    def decoder(self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int) -> None:
-        return None
+    @staticmethod
+    def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
+        return False
+
+    def decoder(
+        self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
+    ) -> Decoder:
+        raise NotImplementedError("the family has no decoder")
 
     # --- LoraSupport, MemoryEstimate and ComputeEstimate ----------------------------------
 

@@ -274,7 +274,8 @@ class RowEncoding(Protocol):
 
 
 class PackedTraining(Protocol):
-    """Training without padding. Called by training if the spec sets `train.padding_free`."""
+    """Computing without padding. Called by training if the spec sets `train.padding_free`, and by
+    evaluation."""
 
     supports_packing: bool
     """Whether the family has a packed step; if not, nothing else of this protocol is called."""
@@ -293,18 +294,35 @@ class PackedTraining(Protocol):
         `varlen` allows PyTorch's variable-length attention, if the device supports it.
         """
 
+    @staticmethod
+    def try_packed_step(model: "PreTrainedModel | PeftModel") -> bool:
+        """Calls `use_packed_step` on a model, or the one inside an adapter, and returns True.
+
+        Returns False, and changes nothing, if the family has no packed step, or none for a model
+        that is changed or sharded like this one.
+        """
+
 
 class Decoder(Protocol):
-    """Generates for B rows at once, one token of each per step; B changes as rows come and go."""
+    """Generates for B rows at once, one token of each per step; B changes as rows come and go.
+
+    The tokens are the most likely ones. They are chosen on the device, so that the host need not
+    read them before the next step.
+    """
 
     slots: int
     """The most rows at once."""
 
+    @property
+    def tokens(self) -> "torch.Tensor":
+        """(B,): each row's next token, the most likely one; the next call overwrites it."""
+
     def prefill(self, prompts: "Sequence[Encoded]") -> "torch.Tensor":
         """Adds a row for each of N prompts; returns the logits (N, V) of their next tokens."""
 
-    def step(self, tokens: "torch.Tensor") -> "torch.Tensor":
-        """Appends a token (B,) to each row; returns the logits (B, V) of the next ones."""
+    def step(self) -> "torch.Tensor":
+        """Appends its token to each row; returns the logits (B, V) of the next ones, which the
+        next call overwrites."""
 
     def drop(self, row: int) -> None:
         """Removes a row; the last one takes its number."""
@@ -313,12 +331,17 @@ class Decoder(Protocol):
 class Generation(Protocol):
     """Generation faster than Transformers' `generate`. Called by evaluation."""
 
+    @staticmethod
+    def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
+        """Whether `decoder` may be called: not if the family has none, or none for a model that is
+        changed or sharded like this one."""
+
     def decoder(
         self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
-    ) -> Decoder | None:
+    ) -> Decoder:
         """A decoder for at most `slots` rows of at most `capacity` tokens, prompts included.
 
-        None if the family has none, or none for a model that is changed or sharded like this one.
+        The model must not change while the decoder is used.
         """
 
 

@@ -170,7 +170,7 @@ class LoraSpec:
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     per_device_train_batch_size: int
-    per_device_eval_batch_size: int
+    per_device_eval_batch_size: int | Literal["auto"]
     gradient_accumulation_steps: int
     learning_rate: float
     vision_tower_lr: float | None

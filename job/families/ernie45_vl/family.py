@@ -256,14 +256,29 @@ class Ernie45VL(BoundFamily):
 
         use_packed_step(model, varlen=varlen)
 
+    @staticmethod
+    def try_packed_step(model: "PreTrainedModel | PeftModel") -> bool:
+        from job.families.ernie45_vl.packed.model import packed_base
+
+        return packed_base(model) is not None
+
     # --- Generation ------------------------------------------------------------------------
+
+    @staticmethod
+    def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
+        from job.families.ernie45_vl.packed.model import packed_base
+
+        return packed_base(model) is not None
 
     def decoder(
         self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
-    ) -> "PackedDecoder | None":
-        from job.families.ernie45_vl.packed.decoder import decoder
+    ) -> "PackedDecoder":
+        from job.families.ernie45_vl.packed.decoder import PackedDecoder
+        from job.families.ernie45_vl.packed.model import packed_base
 
-        return decoder(model, self.processor, slots=slots, capacity=capacity)
+        base = packed_base(model)
+        assert base is not None, "see has_decoder"
+        return PackedDecoder(base, self.processor, slots=slots, capacity=capacity)
 
     # --- LoraSupport, MemoryEstimate and ComputeEstimate ----------------------------------
 

@@ -48,10 +48,35 @@ ExpertLoras = dict[str, ExpertLora]
 """By the name of the adapted parameter."""
 
 
+class CastLora(NamedTuple):
+    """An `ExpertLora` whose matrices are cast once, for many steps without training."""
+
+    matrices: tuple[torch.Tensor, torch.Tensor]
+    scaling: float
+
+    @classmethod
+    def of(cls, lora: ExpertLora, dtype: torch.dtype) -> "CastLora":
+        return cls(lora.in_dtype(dtype), lora.scaling)
+
+    def in_dtype(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.matrices
+
+
 def expert_loras(
     experts: "native.Ernie4_5_VLMoeMoeExperts | ParamWrapper",
 ) -> ExpertLoras:
     """The adapters of routed experts; empty if PEFT's or the experts' own forward has to run."""
+    loras = adapters_of(experts)
+    if not loras:
+        return {}
+    implementation = experts.get_base_layer().config._experts_implementation
+    return loras if implementation == SORTED_EXPERTS else {}
+
+
+def adapters_of(
+    experts: "native.Ernie4_5_VLMoeMoeExperts | ParamWrapper",
+) -> ExpertLoras:
+    """The adapters of routed experts; empty without any, or if PEFT has to compute them."""
     loras: ExpertLoras = {}
     layer = experts
     while isinstance(layer, ParamWrapper):
@@ -66,7 +91,7 @@ def expert_loras(
             isinstance(layer, GateUpWrapper),
         )
         layer = layer.base_layer
-    return loras if layer.config._experts_implementation == SORTED_EXPERTS else {}
+    return loras
 
 
 @torch.library.custom_op("finetune_job::expert_major", mutates_args=())

@@ -6,6 +6,7 @@ tokens. The data workers compute the indices of each modality's tokens. Transfor
 masks as wide as the hidden states, which save three integers per element for the backward pass.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from transformers.integrations.moe import _grouped_mm as grouped_mm  # supports 
 
 from job.families.autograd import Context
 from job.families.base import SORTED_EXPERTS
-from job.families.ernie45_vl.packed.expert_lora import ExpertLoras, expert_loras
+from job.families.ernie45_vl.packed.expert_lora import CastLora, ExpertLora, expert_loras
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
 from job.families.ernie45_vl.packed.router import route
 from job.families.ernie45_vl.packed.swiglu import swiglu
@@ -102,7 +103,7 @@ def sorted_experts(
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
-    loras: ExpertLoras | None = None,
+    loras: Mapping[str, ExpertLora | CastLora] | None = None,
 ) -> torch.Tensor:
     """The weighted sum of each token's experts, (T, H) to (T, H), of indices and weights (T, k).
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 from job.families.batches import PackedBatch, PatchInputs
@@ -24,7 +25,7 @@ from job.families.ernie45_vl.packed.varlen_attention import (
 from job.families.loss import supervised_loss
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from peft import PeftModel
 
 
 class _LayerTokens(TypedDict, total=False):
@@ -171,3 +172,20 @@ def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
     swap_class(model, PackedErnie)
     model.varlen = varlen and has_varlen_kernel(model.device)
     use_packed_layers(model)
+
+
+def packed_base(model: "PreTrainedModel | PeftModel") -> PackedErnie | None:
+    """The model, or the one inside an adapter, as one that accepts packed batches.
+
+    None if its class is not Transformers' own, if it is sharded, or if its blocks are compiled:
+    they would be compiled anew for batches of other kinds.
+    """
+    base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    native_class = native.Ernie4_5_VLMoeForConditionalGeneration
+    if type(base) not in (native_class, PackedErnie) or isinstance(base, FSDPModule):
+        return None
+    if any(layer._compiled_call_impl is not None for layer in base.model.language_model.layers):
+        return None
+    if type(base) is native_class:
+        use_packed_step(base)
+    return base
