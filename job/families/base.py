@@ -397,7 +397,7 @@ class CheckpointWriting(Protocol):
         """Writes a checkpoint: the weights, then the files of `save_settings`.
 
         `weights` have the model's names and the dtype to store. `finished` is called for every
-        shard, see `weight_files.write`. Returns what was repaired.
+        shard, see `weight_writing.write`. Returns what was repaired.
         """
 
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:

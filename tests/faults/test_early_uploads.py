@@ -5,7 +5,8 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from job.artifacts.records import RunRecord
 from job.cli.app import app
 from job.errors import ProofError
 from job.export.merge import Merge
-from job.families import weight_files
+from job.families import weight_files, weight_writing
 from job.families.weight_files import NamedTensor, Weights
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
@@ -66,18 +67,18 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
     output = Output(uri=s3.uri("out"), workdir=tmp_path, run=run)
     first = output.at("merged", "model-00001-of-00005.safetensors")
 
-    def tensors() -> Iterator[NamedTensor]:
-        for name, tensor in held.items():
-            if name == "layer.4":
+    def tensors(names: Iterable[str]) -> Iterator[NamedTensor]:
+        for number, name in enumerate(names):
+            if number == len(held) - 1:
                 wait_for(lambda: storage.is_file(first))
-            yield name, tensor
+            yield name, held[name]
 
     with Proxy(s3.server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         output.acquire()
         output.stages.invalidate("export")
-        weight_files.write(
-            Weights(meta_tensors=Weights.of(held.items()).meta_tensors, tensors=tensors()),
+        weight_writing.write(
+            replace(Weights.of(held.items()), tensors=tensors),
             output.stages.local.create("export") / "merged",
             max_shard_size="17KB",
             finished=lambda path: output.stages.upload_eagerly("export", path),

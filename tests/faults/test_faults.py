@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from job import storage
 from job.artifacts.lease import Lease
 from job.errors import InputError, JobError, StorageError
-from job.families import model_source, weight_files
+from job.families import model_source, weight_writing
 from job.families.weight_files import Weights
 from job.local import cache, eviction, file_digests
 from job.pipeline import runner
@@ -369,7 +369,7 @@ def test_a_full_disk_without_a_name_names_the_working_folder(
 
     def fill(self: Stages, directory: Path) -> dict[str, Any]:
         if writer == "shards":
-            weight_files.write(Weights.of(tensors.items()), directory, max_shard_size="1GB")
+            weight_writing.write(Weights.of(tensors.items()), directory, max_shard_size="1GB")
         else:
             save_file(tensors, directory / "model.safetensors")
         return {}
