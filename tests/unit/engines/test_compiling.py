@@ -1,6 +1,7 @@
 """Compiled blocks compute what eager ones do, and are recompiled a bounded number of times."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -207,3 +208,20 @@ def test_a_missing_compiler_is_reported_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"\$\.train\.torch_compile"):
         app(given, standalone_mode=False)
     assert not (tmp_path / "out" / "data").exists()
+
+
+@pytest.mark.slow
+def test_the_trial_is_compiled_where_the_blocks_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container /tmp is often mounted noexec (docker's --tmpfs): nothing loads from there."""
+    log, compiler = tmp_path / "log", tmp_path / "g++"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with config.patch("cpp.cxx", (None, str(compiler))):
+        require(CPU)
+    built = re.findall(r"-o (\S+\.so)", log.read_text())
+    assert built
+    assert all(file.startswith(f"{tmp_path}/cache/") for file in built), built
+    assert list((tmp_path / "cache").iterdir()) == []
