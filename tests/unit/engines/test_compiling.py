@@ -184,11 +184,12 @@ def test_an_evaluation_between_steps_compiles_nothing(tmp_path: Path) -> None:
     assert all(block._compiled_call_impl is not None for block in pair.blocks.blocks)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 @pytest.mark.parametrize("name", ["ernie", "llama", "qwen_vl"])
 def test_losses_and_gradients_are_those_of_eager_blocks(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path)
-    for rows in batches(6, images=name != "llama")[1:]:
+    many = batches(5, images=name != "llama")
+    for rows in (many[1], many[2], many[4]):  # of two rows, three and one
         same(pair, rows)
 
 
