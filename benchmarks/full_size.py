@@ -39,18 +39,18 @@ from benchmarks.training import (
 from job import engines, families
 from job.artifacts.output import Output
 from job.artifacts.records import RunRecord
+from job.distributed.cores import cores
 from job.engines import cpu
 from job.engines.device import detect, release_memory
 from job.export.export import ExportResult
 from job.export.export import export as export_stage
 from job.export.export_context import ExportContext
-from job.export.merge import Merge
 from job.export.proof import PROBES
 from job.families import model_source
 from job.families.base import Family
 from job.families.batches import to_device
-from job.families.weight_files import Weights
 from job.families.ernie45_vl import Ernie45VL
+from job.families.weight_files import Weights
 from job.planning.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
@@ -150,7 +150,7 @@ def _record(
         {
             **facts,
             "rows_a_step": arguments.rows,
-            "cores": cpu.cores(),
+            "cores": cores(),
             "stages": stages,
             "export_parts": result.took,
             "reloaded": result.merged_reloaded and result.merged_reloaded.to_json(),
@@ -205,15 +205,8 @@ def write_base(name: str, layers: int | None, device: torch.device, directory: P
     def dtype(weight: str) -> torch.dtype:
         return torch.float32 if family.keeps_fp32(weight) else torch.bfloat16
 
-    weights = Weights(
-        meta_tensors=(
-            (weight, torch.empty(value.shape, dtype=dtype(weight), device="meta"))
-            for weight, value in model.named_parameters()
-        ),
-        tensors=(
-            (weight, value.detach().to(dtype(weight)).cpu())
-            for weight, value in model.named_parameters()
-        ),
+    weights = Weights.of(
+        (weight, value.to(dtype(weight))) for weight, value in model.named_parameters()
     )
     family.save(
         model, weights, directory, dtype=torch.bfloat16, max_shard_size="5GB", layout="vllm"
