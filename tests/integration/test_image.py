@@ -176,6 +176,21 @@ def test_the_whole_job_runs_in_it_as_the_manifest_says(
     assert written == []
 
 
+def test_with_the_system_packages_of_the_images_for_gpus_it_compiles(
+    buildah: Buildah, container: str, config: Any
+) -> None:
+    """The default wheels are CUDA's, and Triton's have the sources for both kinds of GPU."""
+    run = ("run", "--isolation=chroot", "--user=0:0", container, "--")
+    system = ("env", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+    # The script makes the user, who is there already.
+    script = f"userdel job && ACCELERATOR=cuda JOB_UID={constants.UID} containers/runtime.sh"
+    buildah(*run, *system, "sh", "-c", script)
+    for accelerator in ("cuda", "rocm"):
+        check = ("containers/check.py", "image", accelerator)
+        checked = buildah(*run, config["Entrypoint"][0], *check)
+        assert checked.endswith("the image is as it should be")
+
+
 def test_an_error_in_it_has_its_exit_code(buildah: Buildah, container: str, config: Any) -> None:
     run = ["run", "--isolation=chroot", container, "--", *config["Entrypoint"]]
     bad = ["validate", "specs/latex.yaml", "--set=lora.r=0"]

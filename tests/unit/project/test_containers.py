@@ -109,7 +109,8 @@ def test_the_documents_name_the_images_of_this_version() -> None:
 def test_the_image_is_what_the_manifests_take_it_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert f"USER {constants.UID}:{constants.UID}\n" in text
-    assert f"JOB_UID={constants.UID} containers/runtime.sh" in text
+    assert f"ACCELERATOR={path.stem} JOB_UID={constants.UID} containers/runtime.sh" in text
+    assert f"ACCELERATOR={path.stem} containers/finish.sh" in text
     assert f'VOLUME ["{constants.CACHE}"]' in text
     assert f"HOME={constants.CACHE} " in text
     # A user that OpenShift chooses has no name of its own.
@@ -218,10 +219,56 @@ def test_the_check_tells_a_wrong_build_of_torch() -> None:
 def test_the_check_finds_what_is_left() -> None:
     if shutil.which("gcc") is None:
         pytest.skip("this machine has no compiler to find")
-    done = check("image")
+    done = check("image", "cpu")
     assert done.returncode == 1
     assert "gcc is left" in done.stdout
     assert "pip is left in the environment" in done.stdout
+
+
+@pytest.fixture
+def triton_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty, so that no earlier result is taken for a compiler."""
+    monkeypatch.syspath_prepend(str(CONTAINERS))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    importlib.import_module("triton.runtime.build")._find_compiler.cache_clear()
+    return tmp_path
+
+
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="this machine has no compiler")
+
+
+@needs_gcc
+@pytest.mark.parametrize("backend", ["nvidia", "amd"])
+def test_the_check_compiles_what_triton_compiles(backend: str, triton_cache: Path) -> None:
+    import check as checks
+
+    assert list(checks._triton(backend)) == []
+    assert list((triton_cache / "triton").rglob("*.so"))
+
+
+@needs_gcc
+def test_an_image_for_gpus_that_cannot_compile_is_refused(
+    triton_cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import check as checks
+
+    # What gcc does where libpython3-dev is missing: Triton names that folder and no other does.
+    compiler = triton_cache / "gcc"
+    without = (
+        """for a; do shift; case $a in -I*include/python3*) ;; *) set -- "$@" "$a";; esac; done"""
+    )
+    compiler.write_text(f'#!/bin/sh\n{without}\nexec {shutil.which("gcc")} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    [problem] = checks._triton("nvidia")
+    assert "Triton cannot start kernels here" in problem
+    assert "Python.h: No such file" in capfd.readouterr().err
+
+    importlib.import_module("triton.runtime.build")._find_compiler.cache_clear()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(triton_cache / "empty"))
+    [problem] = checks._triton("nvidia")
+    assert "Failed to find C compiler" in problem
 
 
 @pytest.mark.parametrize(
