@@ -27,7 +27,7 @@ from packaging.specifiers import SpecifierSet
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from job.artifacts.sbom import licence, normal  # noqa: E402
+from job.artifacts.sbom import Package, normal, read_metadata  # noqa: E402
 
 CLEAN, FOUND, UNANSWERED = 0, 1, 3
 LONGEST = 300  # seconds that the service has for one set of pins
@@ -73,7 +73,7 @@ def licences(locked: Iterable[Pin], policy: Mapping[str, Any], site: Sequence[st
     for package in distributions(path=list(site)):
         name = normal(package.name or "")
         if name in wanted and name not in policy["packages"]:
-            stated = licence(package)
+            stated = Package(version=package.version, metadata=read_metadata(package)).licence
             if not allowed(stated, policy["licences"]):
                 found.append(f"{name} {package.version}: its licence is not allowed: {stated}")
     return sorted(found)

@@ -6,7 +6,11 @@ Version and licence come from each package's metadata; scanners look up the rest
 import platform
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+from email.parser import HeaderParser
 from importlib.metadata import Distribution, distributions
+from operator import itemgetter
 from typing import Any
 from urllib.parse import quote
 
@@ -30,24 +34,29 @@ def to_text() -> str:
     return as_json(bom, indent=2) + "\n"
 
 
-def licence(package: Distribution) -> str | None:
-    """The licence from the package's metadata: an SPDX expression if it has one."""
-    if expression := _expression(package):
-        return expression
-    stated = _metadata(package, "License") or ""
-    if stated and "\n" not in stated and len(stated) <= _MAX_LICENCE and stated != "UNKNOWN":
-        return stated
-    classifiers = package.metadata.get_all("Classifier") or []
-    named = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License :: ")]
-    return " OR ".join(sorted({*named} - {"OSI Approved"})) or None
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """An installed package."""
 
+    version: str
+    metadata: Message
 
-def _expression(package: Distribution) -> str | None:
-    return _metadata(package, "License-Expression")
+    @property
+    def expression(self) -> str | None:
+        """The licence as an SPDX expression."""
+        return self.metadata["License-Expression"]
 
-
-def _metadata(package: Distribution, key: str) -> str | None:
-    return next(iter(package.metadata.get_all(key) or ()), None)
+    @property
+    def licence(self) -> str | None:
+        """The licence: an SPDX expression if the metadata have one, else what they state."""
+        if self.expression:
+            return self.expression
+        stated = self.metadata["License"] or ""
+        if stated and "\n" not in stated and len(stated) <= _MAX_LICENCE and stated != "UNKNOWN":
+            return stated
+        classifiers = self.metadata.get_all("Classifier") or []
+        named = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License :: ")]
+        return " OR ".join(sorted({*named} - {"OSI Approved"})) or None
 
 
 def normal(name: str) -> str:
@@ -55,27 +64,38 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def packages() -> dict[str, Distribution]:
+def packages() -> dict[str, Package]:
     """Installed packages by normalized name."""
-    installed: dict[str, Distribution] = {}
-    for package in distributions():
-        name = _metadata(package, "Name")
+    installed: dict[str, Package] = {}
+    for distribution in distributions():
+        metadata = read_metadata(distribution)
         # Interrupted installations have no name; the job itself is not a dependency.
-        if name is not None and normal(name) != _NAME:
+        if (name := metadata["Name"]) is not None and normal(name) != _NAME:
+            package = Package(version=metadata["Version"], metadata=metadata)
             installed.setdefault(normal(name), package)  # the first is the one imported
     return installed
+
+
+def read_metadata(distribution: Distribution) -> Message:
+    """The fields of a package's metadata.
+
+    `Distribution.metadata` parses the description too, anew at every access, which took seconds for
+    all packages.
+    """
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    return HeaderParser().parsestr(text.partition("\n\n")[0])
 
 
 def _components() -> Iterator[dict[str, Any]]:
     python = platform.python_version()
     yield _component("platform", platform.python_implementation(), python, f"python@{python}")
-    for name, package in sorted(packages().items()):
+    for name, package in sorted(packages().items(), key=itemgetter(0)):
         purl = f"pkg:pypi/{name}@{quote(package.version, safe='.-_~')}"
         component = _component("library", name, package.version, purl)
-        if expression := _expression(package):
-            component["licenses"] = [{"expression": expression}]
-        elif stated := licence(package):
-            component["licenses"] = [{"license": {"name": stated}}]
+        if package.expression:
+            component["licenses"] = [{"expression": package.expression}]
+        elif package.licence:
+            component["licenses"] = [{"license": {"name": package.licence}}]
         yield {**component, "purl": purl}
 
 
