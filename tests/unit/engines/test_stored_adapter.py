@@ -22,7 +22,7 @@ from job.engines.stored_adapter import load_into, read_adapter, with_adapter
 from job.errors import InputError, SpecError
 from job.families import model_source
 from job.families.adapter_source import find_adapter
-from job.planning.sizes import trained_parameters
+from job.families.lora.parameter_counts import trained_parameters
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, LoraSpec
 from tests.conftest import S3

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from job import families, planning, storage
-from job.engines import cpu
+from job.engines import cpu, memory
 from job.engines.device import Accelerator
 from job.errors import InputError, OutOfMemoryError, UsageError
 from job.families import model_source
@@ -19,7 +19,7 @@ from job.families.base import RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.local import eviction
 from job.pipeline.context import RunContext
-from job.planning import facts, memory, speed
+from job.planning import facts, speed
 from job.planning.accelerators import ACCELERATORS
 from job.planning.feasibility import nearest_change
 from job.planning.sample import worst_batch
