@@ -31,6 +31,7 @@ from job.families.base import (
 )
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
+from job.families.packed_shape import PackedShape
 from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import LoraSpec
@@ -220,7 +221,10 @@ class AutoFamily(BoundFamily):
 
     # --- PackedTraining --------------------------------------------------------------------
 
-    def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
+    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
+        raise NotImplementedError("the family has no packed step")
+
+    def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
         raise NotImplementedError("the family has no packed step")
 
     @staticmethod

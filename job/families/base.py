@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.batches import PackedBatch, PaddedBatch
+from job.families.packed_shape import PackedShape
 from job.families.weight_files import Weights
 from job.prep.rows import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
@@ -269,10 +270,14 @@ class PackedTraining(Protocol):
     """Training without padding. Called by training if the spec sets `train.padding_free`."""
 
     supports_packing: bool
-    """Whether the family has a packed step; if not, `pack` and `use_packed_step` are not called."""
+    """Whether the family has a packed step; if not, nothing else of this protocol is called."""
 
-    def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
-        """A training batch without padding, for a model on which `use_packed_step` was called."""
+    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
+        """A training batch without padding, or padded to a bucket, for a model on which
+        `use_packed_step` was called."""
+
+    def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
+        """The smallest shape that batches of all these shapes can be padded to."""
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:

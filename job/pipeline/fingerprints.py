@@ -53,6 +53,7 @@ COMPUTING_KEYS = (
     "group_by_length",
     "gradient_checkpointing",
     "torch_compile",
+    "cuda_graphs",
 )
 # What `auto` counts as: the default that it replaced, so that finished work stays valid.
 AUTO_COUNTS_AS = {"gradient_checkpointing": True, "torch_compile": False}

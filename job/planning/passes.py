@@ -12,6 +12,7 @@ from job.families.base import Family, RowSize
 from job.planning import facts
 from job.planning.sample import worst_batch
 from job.spec.types import JobSpec
+from job.train.capture_choice import why_eager
 from job.train.compile_choice import CompileChoice, StepWork, choose
 from job.train.pass_candidates import BatchSettings, candidates, searches
 
@@ -54,6 +55,7 @@ def planned_pass(
 
 
 def compile_choice(
+    family: type[Family],
     spec: JobSpec,
     model: "PreTrainedModel",
     data: facts.Data,
@@ -66,19 +68,25 @@ def compile_choice(
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    work = None
+    work, on_gpu = None, any(device.kind != "cpu" for device in devices.values())
     if steps.total is not None and data.tokens_a_row is not None:
         work = StepWork(
             steps=steps.total,
             tokens_a_step=steps.rows_a_step * data.tokens_a_row,
             blocks=sum(isinstance(each, GradientCheckpointingLayer) for each in model.modules()),
+            captured=_may_capture(family, spec, on_gpu=on_gpu),
         )
     return choose(
         spec,
         work,
-        on_gpu=any(device.kind != "cpu" for device in devices.values()),
+        on_gpu=on_gpu,
         patches_forward=spec.model.engine == "unsloth",
     )
+
+
+def _may_capture(family: type[Family], spec: JobSpec, *, on_gpu: bool) -> bool:
+    packs = family.supports_packing and spec.train.padding_free and spec.model.engine != "unsloth"
+    return why_eager(spec, on_gpu=on_gpu, padding_free=packs) is None
 
 
 def _ways(
@@ -93,7 +101,10 @@ def _ways(
     if searches(train, on_gpu=on_gpu, sharded=sharded):
         mean = fmean(row.tokens for row in rows)
         return candidates(
-            train, lambda each: each.per_device_train_batch_size * mean, on_gpu=on_gpu
+            train,
+            lambda each: each.per_device_train_batch_size * mean,
+            on_gpu=on_gpu,
+            captured=_may_capture(family, spec, on_gpu=on_gpu),
         )
     kept = BatchSettings.of(train, checkpointing=False)
     if train.gradient_checkpointing != "auto" or train.torch_compile is True:

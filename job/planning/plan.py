@@ -69,7 +69,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     steps = _steps(job, data_facts)
     measured = sizes.measure(spec)
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices)
-    compiling = compile_choice(spec, skeleton, data_facts, steps, devices)
+    compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
     work = _Work(data=data_facts, steps=steps, sizes=measured, memory=memory, compiling=compiling)
     time, no_time = _time(options, devices, work)
     return facts.Plan(

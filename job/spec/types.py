@@ -203,6 +203,7 @@ class TrainSpec:
     gradient_checkpointing: bool | Literal["auto"]
     """Training resolves `auto` before step 1, as it does that of `torch_compile`."""
     torch_compile: bool | Literal["auto"]
+    cuda_graphs: bool
     fit: Literal["auto", "on", "off"]
     max_length: int
     packing: Literal[False]

@@ -37,7 +37,9 @@ def find_batch_size(
         return _resolved(spec, settings, trial), None
     pass_tokens = functools.partial(trial.pass_tokens, train)
     # Processes have different rows: rank 0's decide, because all have to try the same.
-    ways = process_group.broadcast(candidates(train, pass_tokens, on_gpu=on_gpu))
+    ways = process_group.broadcast(
+        candidates(train, pass_tokens, on_gpu=on_gpu, captured=trial.captured)
+    )
 
     def fitting(way: BatchSettings) -> bool:
         last_resort = way == ways[-1]  # the estimate does not refuse a job

@@ -35,7 +35,7 @@ class StepWork:
     tokens_a_step: float
     blocks: int
     """Decoder layers and vision blocks."""
-    captured: bool = False
+    captured: bool
     """Whether passes are replayed as graphs, so that none waits for the host."""
 
     @property

@@ -6,6 +6,7 @@ from job import log
 from job.distributed import process_group
 from job.engines.compiling import CompiledBlocks, compile_blocks, obstacle
 from job.train.adapting import AdaptedModel
+from job.train.capturing import may_capture
 from job.train.compile_choice import CompileChoice, StepWork, choose
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler, schedule_of
@@ -41,6 +42,7 @@ def _choice(context: TrainContext, rows: TrainingRows, adapted: AdaptedModel) ->
             steps=schedule_of(spec.train, sampler).steps,
             tokens_a_step=rows_a_step * rows.statistics["tokens_a_row"]["mean"],
             blocks=len(layers),
+            captured=may_capture(context, adapted),
         ),
         on_gpu=accelerator.kind != "cpu",
         patches_forward=context.engine.patches_forward,

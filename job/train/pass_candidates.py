@@ -10,14 +10,18 @@ from dataclasses import asdict, dataclass, replace
 
 from job.spec.types import TrainSpec
 
-HOST_TOKENS = 7_500
-"""Tokens up to which a pass on a GPU takes the same time however few it has: the host launches
-kernels slower than the device runs them. Measured on an H200 with 28 layers: 468 ms a pass, and
-62 µs a token. Layers count for both, so the quotient does not depend on their number."""
-RECOMPUTED_ON_HOST = 1.73
-"""The time of such a pass with gradient checkpointing: 809 ms instead of 468 ms."""
-RECOMPUTED_ON_DEVICE = 4 / 3
-"""The same of a large pass: forward twice and backward, which takes as long as two forwards."""
+# Milliseconds of a pass on an H200 with 28 layers. Only their ratios count, and those do not depend
+# on the number of layers: each adds to all of them.
+LAUNCHED = 468
+"""Of a small pass, however few tokens it has: the host launches kernels slower than they run."""
+LAUNCHED_TWICE = 809
+"""The same with gradient checkpointing."""
+CAPTURED = 52
+"""What a captured pass takes beside the time of its tokens: 85 ms for 531."""
+A_TOKEN = 0.062
+"""For each token, if the device is what limits the pass."""
+A_RECOMPUTED_TOKEN = A_TOKEN * 4 / 3
+"""With gradient checkpointing: a second forward pass takes a third of a pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +73,13 @@ def searches(train: TrainSpec, *, on_gpu: bool, sharded: bool) -> bool:
 
 
 def candidates(
-    train: TrainSpec, pass_tokens: PassTokens, *, on_gpu: bool
+    train: TrainSpec, pass_tokens: PassTokens, *, on_gpu: bool, captured: bool
 ) -> Sequence[BatchSettings]:
     """The ways to compute the rows of the spec's step, from fastest to slowest.
 
     All that the spec allows: with `gradient_checkpointing: auto` both, unless it wants compiled
-    blocks, which exclude checkpointing.
+    blocks, which exclude checkpointing. `captured` tells whether passes whose activations are kept
+    can be captured as graphs.
     """
     wanted = train.gradient_checkpointing
     both = (False,) if train.torch_compile is True else (False, True)
@@ -88,20 +93,30 @@ def candidates(
         for checkpointing in (both if wanted == "auto" else (wanted,))
         for size in _sizes(rows)
     ]
-    costs = {each: relative_time(each, pass_tokens(each), on_gpu=on_gpu) for each in every}
-    return sorted(every, key=lambda each: (costs[each], each.gradient_accumulation_steps))
+
+    def speed(each: BatchSettings) -> tuple[float, int]:
+        taken = step_time(each, pass_tokens(each), on_gpu=on_gpu, captured=captured)
+        return taken, each.gradient_accumulation_steps
+
+    return sorted(every, key=speed)
 
 
-def relative_time(settings: BatchSettings, tokens: float, *, on_gpu: bool) -> float:
-    """The time of a step with `tokens` a pass, as a multiple of a small pass on a GPU.
+def step_time(
+    settings: BatchSettings, tokens: float, *, on_gpu: bool, captured: bool = False
+) -> float:
+    """The time of a step with `tokens` a pass, to be compared with that of others.
 
     On a CPU nothing is launched, so only the tokens count.
     """
-    host, device = 1.0, 1.0
     if settings.gradient_checkpointing:
-        host, device = RECOMPUTED_ON_HOST, RECOMPUTED_ON_DEVICE
-    busy = device * tokens / HOST_TOKENS
-    each = max(host, busy) if on_gpu else busy
+        launched, busy = LAUNCHED_TWICE, A_RECOMPUTED_TOKEN * tokens
+    else:
+        launched, busy = LAUNCHED, A_TOKEN * tokens
+    each = busy
+    if on_gpu and captured and not settings.gradient_checkpointing:
+        each = CAPTURED + busy
+    elif on_gpu:
+        each = max(launched, busy)
     # Rounded: about equal work in any number of passes counts as equally fast.
     return float(f"{settings.gradient_accumulation_steps * each:.2g}")
 

@@ -62,6 +62,8 @@ class TrainResult:
     None if none were searched."""
     computing: dict[str, Any]
     """How a step was computed: passes, checkpointing, compiled blocks; `auto` is resolved."""
+    captured: dict[str, Any] | None
+    """The passes that were captured as graphs; None if they run eagerly."""
     processes: int
     rows_a_step: int
     """Rows of a full step, over all micro-batches and processes."""
@@ -120,6 +122,7 @@ def summarize(
         steps=state.global_step,
         fit=search.fit,
         computing=_computing(session.spec, search),
+        captured=session.captured.to_json() if session.captured else None,
         processes=process_group.size(),
         rows_a_step=rows_per_step(session.spec),
         resumed_from_step=first_step,

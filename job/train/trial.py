@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 PassMemory = Callable[[TrainSpec, Sequence[int]], MemoryEstimate | None]
 """Estimates the memory of a pass over these rows; None if it is unknown."""
-SPARE = 0.02
-"""Share of a GPU's memory that passes larger than the spec's leave free: allocators fragment."""
+SPARE = 0.03
+"""Share of a GPU's memory that passes larger than the spec's leave free: allocators
+fragment, and captured passes are padded."""
 WEIGHED_PASSES = 256
 """Passes at the start of the training whose mean size stands for all."""
 
@@ -58,6 +59,8 @@ class Trial:
     optim: str
     """The optimizer, whose states do not exist yet."""
     padding_free: bool = True
+    captured: bool = False
+    """Whether passes whose activations are kept can be captured as graphs."""
     blocks: CompiledBlocks | None = None
     """The model's compiled blocks; None once they are released."""
     ruled_out: list[BatchSettings] = field(default_factory=list)
@@ -133,13 +136,14 @@ class Trial:
 
     def _reserved(self, spec: TrainSpec, settings: BatchSettings) -> int:
         """Bytes that a step of the training takes on a GPU beyond those of a trial: optimizer
-        states, gradients of earlier passes, DDP's buckets."""
+        states, gradients that are there before a pass, DDP's buckets."""
         device = self.engine.device
         if device.type != "cuda":
             return 0
         trained = [each for each in self.model.parameters() if each.requires_grad]
         gradients = sum(each.numel() * each.element_size() for each in trained)
-        copies = (settings.gradient_accumulation_steps > 1) + (process_group.size() > 1)
+        kept = settings.gradient_accumulation_steps > 1 or self.captured
+        copies = kept + (process_group.size() > 1)
         states = sum(each.numel() for each in trained) * OPTIMIZER_STATE_BYTES.get(self.optim, 8)
         larger = settings.per_device_train_batch_size > spec.per_device_train_batch_size
         memory = torch.cuda.get_device_properties(device).total_memory

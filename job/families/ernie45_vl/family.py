@@ -27,6 +27,7 @@ from job.families.ernie45_vl import checkpoint_files
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
+from job.families.packed_shape import PackedShape
 from job.families.transformers_format import attention_arguments
 from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
@@ -237,10 +238,16 @@ class Ernie45VL(BoundFamily):
 
     # --- PackedTraining --------------------------------------------------------------------
 
-    def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
+    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
         from job.families.ernie45_vl.packed.batch import pack
 
-        return pack(rows, self.processor)
+        return pack(rows, self.processor, bucket)
+
+    def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
+        from job.families.ernie45_vl.packed.padding import bucket
+
+        merge: int = self.processor.image_processor.merge_size
+        return bucket(shapes, merged_patches=merge**2)
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:

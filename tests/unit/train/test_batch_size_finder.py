@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,9 +29,14 @@ LENGTHS = (5, 6, 7, 8, 9, 5, 6, 7)
 Way = tuple[int, int, bool]
 
 
-def spec_of(rows: int, accumulation: int, **train: Any) -> JobSpec:
+@cache
+def shipped() -> JobSpec:
     text = (ROOT / "specs" / "latex.yaml").read_text()
-    spec = load_spec(text, "latex.yaml", environ={}).spec
+    return load_spec(text, "latex.yaml", environ={}).spec
+
+
+def spec_of(rows: int, accumulation: int, **train: Any) -> JobSpec:
+    spec = shipped()
     layout = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
     given = {"gradient_checkpointing": "auto", "torch_compile": False, **layout, **train}
     return replace(spec, train=replace(spec.train, **given))
@@ -44,11 +50,14 @@ def way(settings: BatchSettings | TrainSpec) -> Way:
     )
 
 
-def ways(spec: JobSpec, tokens_a_row: float = 100, *, on_gpu: bool = True) -> list[Way]:
+def ways(
+    spec: JobSpec, tokens_a_row: float = 100, *, on_gpu: bool = True, captured: bool = False
+) -> list[Way]:
     def tokens(each: BatchSettings) -> float:
         return tokens_a_row * each.per_device_train_batch_size
 
-    return [way(each) for each in candidates(spec.train, tokens, on_gpu=on_gpu)]
+    found = candidates(spec.train, tokens, on_gpu=on_gpu, captured=captured)
+    return [way(each) for each in found]
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +138,11 @@ def test_small_passes_cost_the_host_so_one_recomputed_pass_comes_before_two_that
         (1, 4, False),
         (1, 4, True),
     ]
+
+
+def test_captured_passes_cost_the_host_little_so_kept_ones_come_first() -> None:
+    kept = [(4, 1, False), (2, 2, False), (1, 4, False)]
+    assert ways(spec_of(2, 2), captured=True)[:3] == kept
 
 
 def test_large_passes_cost_the_device_so_kept_ones_come_first() -> None:
@@ -217,7 +231,7 @@ def test_an_error_lists_what_was_tried_and_what_the_spec_excluded(
 def test_a_way_has_to_fit_on_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     other = iter([True, False])  # another process's failures
     monkeypatch.setattr(process_group, "any_rank", lambda flag: flag or next(other))
-    every = candidates(spec_of(2, 2).train, lambda _: 100, on_gpu=True)
+    every = candidates(spec_of(2, 2).train, lambda _: 100, on_gpu=True, captured=False)
     assert first_that_fits(every, lambda _: True) == (every[1], [every[0]])
 
 

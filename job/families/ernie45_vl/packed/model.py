@@ -55,7 +55,9 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         aux = None
         if self.config.text_config.output_router_logits:
             # Without a mask, the function would sync with the device.
-            mask = torch.ones(batch["input_ids"].shape, device=hidden.device)  # (1, T)
+            mask = batch.get("token_mask", batch["input_ids"][0].new_ones((), dtype=torch.bool))
+            grouped = _modalities(batch, "token").grouped  # the order of the logits
+            mask = mask.expand(len(grouped))[grouped]  # (T,)
             aux = native.load_balancing_loss_func(
                 router_logits, self.num_experts, self.num_experts_per_tok, mask
             )

@@ -1,0 +1,96 @@
+"""Captures the passes of a training, in the buckets that its micro-batches fall into."""
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+from job import log
+from job.distributed import process_group
+from job.engines.captured_steps import Capture, CapturedSteps, CaptureFailed, Inputs
+from job.engines.device import release_memory
+from job.families.batches import to_device
+from job.families.packed_shape import PackedShape
+from job.spec.types import JobSpec
+from job.train.adapting import AdaptedModel
+from job.train.buckets import MAX_BATCHES, Buckets, choose_buckets
+from job.train.capture_choice import why_eager
+from job.train.heaviest_batches import planned_batches
+from job.train.train_context import TrainContext
+from job.train.trainer_setup import planned_sampler
+from job.train.training_rows import TrainingRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedTraining:
+    steps: CapturedSteps
+    buckets: Buckets
+
+    def to_json(self) -> dict[str, Any]:
+        """For run.json."""
+        return {
+            "graphs": len(self.buckets.shapes),
+            "tokens": [shape.tokens for shape in self.buckets.shapes],
+            "padding": round(self.buckets.padding, 4),
+            "seconds": round(self.steps.seconds, 3),
+        }
+
+
+def may_capture(context: TrainContext, adapted: AdaptedModel) -> bool:
+    """Whether passes whose activations are kept can be captured, as far as the spec tells."""
+    on_gpu = context.engine.device.type != "cpu"
+    return why_eager(context.spec, on_gpu=on_gpu, padding_free=adapted.padding_free) is None
+
+
+def capture_training(
+    context: TrainContext,
+    spec: JobSpec,
+    rows: TrainingRows,
+    adapted: AdaptedModel,
+    capture: Capture | None = None,
+) -> CapturedTraining | None:
+    """Captures a pass for each bucket; None, with the reason in the log, if that is not possible.
+
+    `spec` has the batch size that fits. All processes of a group have to call it, and all or none
+    of them capture. `capture` is for tests.
+    """
+    on_gpu = context.engine.device.type != "cpu"
+    eager = why_eager(spec, on_gpu=on_gpu, padding_free=adapted.padding_free)
+    reason = None if capture else eager
+    if reason is not None:
+        say = log.info if on_gpu else log.debug
+        say("passes are not captured as graphs", reason=reason)
+        return None
+    batches = planned_batches(planned_sampler(spec, rows, padding_free=True), spec.train)
+    planned = [[max(row, 0) for row in batch] for batch in islice(batches, MAX_BATCHES)]
+    shapes = [rows.filtered.sizes.shape(batch) for batch in planned]
+    buckets = choose_buckets(shapes, context.family.bucket)
+
+    def inputs(bucket: PackedShape) -> Inputs:
+        """The inputs of a batch, padded to the bucket."""
+        fitting = next(n for n, shape in enumerate(shapes) if shape.fits(bucket))
+        encoded = [rows.dataset.row(row) for row in planned[fitting]]
+        packed = context.family.pack(encoded, bucket)
+        return cast(Inputs, dict(to_device(packed, context.engine.device)))
+
+    steps: CapturedSteps | None = None
+    failure = "it failed in another process"
+    try:
+        examples = [inputs(bucket) for bucket in buckets.shapes]
+        steps = CapturedSteps(adapted.model.train(), examples, capture)
+    except CaptureFailed as error:
+        failure = str(error)
+    if process_group.any_rank(steps is None) or steps is None:
+        if steps is not None:
+            steps.release()
+        release_memory()
+        log.warn("passes are not captured as graphs", reason=failure)
+        return None
+    captured = CapturedTraining(steps=steps, buckets=buckets)
+    log.info(
+        "passes are captured as graphs",
+        graphs=len(buckets.shapes),
+        tokens=", ".join(f"{shape.tokens:,}" for shape in buckets.shapes),
+        padding=f"{buckets.padding:.1%}",
+        took=log.seconds(steps.seconds),
+    )
+    return captured
