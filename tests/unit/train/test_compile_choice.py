@@ -1,0 +1,73 @@
+"""Whether blocks are compiled if the spec leaves it to the job."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from job.spec.load import load_spec
+from job.spec.types import JobSpec
+from job.train.compile_choice import COMPILE_SECONDS, StepWork, choose
+from tests.jobs import ROOT
+
+TEXT = (ROOT / "specs" / "ernie-4.5-vl-28b-latex.yaml").read_text()
+REFERENCE = load_spec(TEXT, "spec.yaml", environ={"BUCKET": "b", "OUTPUT": "o"}).spec
+
+
+def spec(**train: Any) -> JobSpec:
+    return replace(REFERENCE, train=replace(REFERENCE.train, torch_compile="auto", **train))
+
+
+def work(steps: int, tokens: float = 600, *, captured: bool = True) -> StepWork:
+    return StepWork(steps=steps, tokens_a_step=tokens, blocks=60, captured=captured)
+
+
+def test_a_short_training_is_not_compiled_and_the_reason_has_both_times() -> None:
+    choice = choose(spec(), work(60), on_gpu=True)
+    assert str(choice) == ("no: 60 steps would save about 1.9s, and compiling takes about 1m00s")
+
+
+@pytest.mark.parametrize(
+    ("captured", "tokens", "saved"), [(True, 600, 0.0312), (False, 600, 0.212), (False, 2e4, 0.44)]
+)
+def test_a_training_is_compiled_once_its_steps_save_more_than_compiling_takes(
+    captured: bool, tokens: float, saved: float
+) -> None:
+    enough = int(COMPILE_SECONDS / saved) + 1
+    for steps, expected in ((enough - 1, False), (enough, True)):
+        choice = choose(spec(), work(steps, tokens, captured=captured), on_gpu=True)
+        assert choice.compiled is expected, choice
+
+
+def test_fewer_blocks_save_less() -> None:
+    half = replace(work(2000), blocks=30)
+    assert half.saved_seconds == pytest.approx(work(2000).saved_seconds / 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "more", "reason"),
+    [
+        ({}, {"on_gpu": False}, "on a CPU"),
+        ({}, {"patches_forward": True}, "forward passes of its own"),
+        ({"gradient_checkpointing": True}, {}, "gradient checkpointing"),
+        ({"fit": "off"}, {}, "train.fit is off"),
+    ],
+)
+def test_a_long_training_is_not_compiled_if_something_excludes_it(
+    train: dict[str, Any], more: dict[str, Any], reason: str
+) -> None:
+    choice = choose(spec(**train), work(10**6), **{"on_gpu": True, **more})
+    assert (choice.compiled, reason in choice.reason) == (False, True)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_spec_is_obeyed_however_short_or_long_the_training(wanted: bool) -> None:
+    named = replace(REFERENCE, train=replace(REFERENCE.train, torch_compile=wanted))
+    for steps in (1, 10**6):
+        assert choose(named, work(steps), on_gpu=False).compiled is wanted
+
+
+def test_sharded_blocks_and_trainings_of_unknown_length_are_not_compiled() -> None:
+    sharded = replace(spec(), runtime=replace(REFERENCE.runtime, distributed="fsdp2"))
+    assert not choose(sharded, work(10**6), on_gpu=True).compiled
+    assert not choose(spec(), None, on_gpu=True).compiled
