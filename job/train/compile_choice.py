@@ -59,7 +59,7 @@ def choose(
         return CompileChoice(compiled=wanted, reason="the spec says so")
     obstacle = None
     if not on_gpu:
-        obstacle = "on a CPU it does not pay"
+        obstacle = "there is no GPU"
     elif patches_forward:
         obstacle = "the engine has forward passes of its own"
     elif spec.runtime.distributed == "fsdp2":

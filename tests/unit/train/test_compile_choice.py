@@ -1,12 +1,17 @@
 """Whether blocks are compiled if the spec leaves it to the job."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from job.engines.device import Accelerator
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
+from job.train import compiled_training
 from job.train.compile_choice import COMPILE_SECONDS, StepWork, choose
 from tests.jobs import ROOT
 
@@ -47,7 +52,7 @@ def test_fewer_blocks_save_less() -> None:
 @pytest.mark.parametrize(
     ("train", "more", "reason"),
     [
-        ({}, {"on_gpu": False}, "on a CPU"),
+        ({}, {"on_gpu": False}, "there is no GPU"),
         ({}, {"patches_forward": True}, "forward passes of its own"),
         ({"gradient_checkpointing": True}, {}, "gradient checkpointing"),
         ({"fit": "off"}, {}, "train.fit is off"),
@@ -71,3 +76,26 @@ def test_sharded_blocks_and_trainings_of_unknown_length_are_not_compiled() -> No
     sharded = replace(spec(), runtime=replace(REFERENCE.runtime, distributed="fsdp2"))
     assert not choose(sharded, work(10**6), on_gpu=True).compiled
     assert not choose(spec(), None, on_gpu=True).compiled
+
+
+@pytest.mark.parametrize("missing", ["not possible on this machine: no C++ compiler", None])
+def test_without_a_compiler_a_long_training_is_not_compiled(
+    missing: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedule = SimpleNamespace(steps=10**6)
+    monkeypatch.setattr(compiled_training, "planned_sampler", lambda *_, **__: None)
+    monkeypatch.setattr(compiled_training, "schedule_of", lambda *_: schedule)
+    monkeypatch.setattr(compiled_training, "obstacle", lambda _: missing)
+    context: Any = SimpleNamespace(
+        spec=spec(),
+        accelerator=Accelerator(kind="cuda", name="test", memory_bytes=2**30),
+        engine=SimpleNamespace(patches_forward=False, autocast=False, device=torch.device("cuda")),
+    )
+    rows: Any = SimpleNamespace(statistics={"tokens_a_row": {"mean": 100.0}})
+    model = torch.nn.Sequential(GradientCheckpointingLayer())
+    adapted: Any = SimpleNamespace(model=model, padding_free=True)
+    blocks, choice = compiled_training.compile_model(context, rows, adapted)
+    assert (choice.compiled, blocks is None) == (missing is None, missing is not None)
+    said = capsys.readouterr().err
+    assert ("no C++ compiler" in said) == (missing is not None)
+    assert "blocks are compiled" in said or missing is not None
