@@ -142,8 +142,9 @@ class Trial:
             return 0
         trained = [each for each in self.model.parameters() if each.requires_grad]
         gradients = sum(each.numel() * each.element_size() for each in trained)
-        kept = settings.gradient_accumulation_steps > 1 or self.captured
-        copies = kept + (process_group.size() > 1)
+        captured = self.captured and not settings.gradient_checkpointing
+        before = settings.gradient_accumulation_steps > 1 or captured
+        copies = before + (process_group.size() > 1)
         states = sum(each.numel() for each in trained) * OPTIMIZER_STATE_BYTES.get(self.optim, 8)
         larger = settings.per_device_train_batch_size > spec.per_device_train_batch_size
         memory = torch.cuda.get_device_properties(device).total_memory
