@@ -23,6 +23,7 @@ from job.families.base import (
     SORTED_EXPERTS,
     AdapterServing,
     Checkpoint,
+    Decoder,
     Encoded,
     Layout,
     LoraTargets,
@@ -32,6 +33,7 @@ from job.families.base import (
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
 from job.families.packed_shape import PackedShape
+from job.families.step_flops import ForwardFlops, forward_flops
 from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import LoraSpec
@@ -231,12 +233,22 @@ class AutoFamily(BoundFamily):
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
         raise NotImplementedError("the family has no packed step")
 
+    @staticmethod
+    def try_packed_step(model: "PreTrainedModel | PeftModel") -> bool:
+        return False
+
     # --- Generation ------------------------------------------------------------------------
 
-    def decoder(self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int) -> None:
-        return None
+    @staticmethod
+    def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
+        return False
 
-    # --- LoraSupport and MemoryEstimate ----------------------------------------------------
+    def decoder(
+        self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
+    ) -> Decoder:
+        raise NotImplementedError("the family has no decoder")
+
+    # --- LoraSupport, MemoryEstimate and ComputeEstimate ----------------------------------
 
     @staticmethod
     def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
@@ -253,6 +265,10 @@ class AutoFamily(BoundFamily):
     ) -> None:
         """None: the architecture is unknown."""
         return
+
+    @staticmethod
+    def forward_flops(model: "PreTrainedModel", rows: Sequence[RowSize]) -> ForwardFlops:
+        return forward_flops(model, rows)
 
     # --- CheckpointWriting -----------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from job import families
 from job.families import model_source
-from job.families.lora.parameter_counts import trained_parameters
+from job.families.lora.parameter_counts import stored_zeros, trained_parameters
 from job.spec.types import JobSpec
 
 GIB = 2**30
@@ -37,17 +37,18 @@ def measure(spec: JobSpec) -> Sizes:
     """
     family, model = families.architecture(spec.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainable = parameters
+    trainable, zeros = parameters, 0
     if spec.lora.method == "lora":
         targets = family.lora_targets(model, spec.lora)
         trainable = trained_parameters(model, targets, spec.lora)
+        zeros = stored_zeros(model, targets, spec.lora)
     shipped = spec.model.model_name_or_path.startswith(model_source.BUILTIN)
     merged = spec.export.merged
     return Sizes(
         parameters=parameters,
         trainable=trainable,
         download=0 if shipped else parameters * BYTES["bfloat16"],
-        adapter=trainable * WEIGHTS,
-        checkpoint=trainable * (WEIGHTS + OPTIMIZER),
+        adapter=(trainable + zeros) * WEIGHTS,
+        checkpoint=(trainable + zeros) * (WEIGHTS + OPTIMIZER),
         merged=parameters * BYTES[merged.dtype] if merged.enabled else 0,
     )

@@ -20,6 +20,7 @@ from job.engines import gradient_checkpointing, memory
 from job.engines.base import Engine
 from job.engines.compiling import CompiledBlocks
 from job.engines.device import Accelerator, release_memory
+from job.engines.free_memory import is_out_of_memory
 from job.engines.memory import OPTIMIZER_STATE_BYTES, MemoryEstimate
 from job.engines.trainer import attach_gradient
 from job.families.base import RowSize
@@ -27,7 +28,6 @@ from job.families.batches import model_inputs, to_device
 from job.spec.types import TrainSpec
 from job.train.dataset import Collator, EncodedDataset
 from job.train.heaviest_batches import heaviest_batches
-from job.train.out_of_memory import is_out_of_memory
 from job.train.pass_candidates import BatchSettings
 from job.train.train_context import TrainContext
 from job.train.training_rows import TrainingRows, encode_truncated

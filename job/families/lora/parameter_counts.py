@@ -41,7 +41,10 @@ def bias_parameters(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSp
 
 
 def adapter_parameters(model: "PreTrainedModel", group: TargetGroup, lora: LoraSpec) -> int:
-    """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
+    """r · (in + out) for a linear module; the same for each expert of a fused parameter.
+
+    If gate and up have an adapter each, r · (2 · in + out) for each expert.
+    """
     modules, tensors = dict(model.named_modules()), dict(model.named_parameters())
     count = sum(
         rank_of(name, lora) * (modules[name].in_features + modules[name].out_features)
@@ -49,5 +52,16 @@ def adapter_parameters(model: "PreTrainedModel", group: TargetGroup, lora: LoraS
     )
     for name in group.parameters:
         *experts, rows, columns = tensors[name].shape
+        if name in group.gate_up:
+            columns *= 2
         count += math.prod(experts) * rank_of(name, lora) * (rows + columns)
     return count
+
+
+def stored_zeros(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec) -> int:
+    """The number of zeros that are stored and kept in memory with adapters of gate and up."""
+    return sum(
+        experts * rows * rank_of(name, lora)
+        for name in targets.gate_up
+        for experts, rows, _ in (model.get_parameter(name).shape,)
+    )
