@@ -193,8 +193,8 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
 def _passes(fit: DeviceFit) -> str:
     passes = "1 pass" if fit.passes == 1 else f"{fit.passes} passes"
     rows = "1 row" if fit.pass_rows == 1 else f"{fit.pass_rows} rows"
-    kept = "with gradient checkpointing" if fit.gradient_checkpointing else "activations kept"
-    return f"{passes} of {rows}, {kept}"
+    kept = "recomputed" if fit.gradient_checkpointing else "kept"
+    return f"{passes} of {rows}, activations {kept}"
 
 
 def _verdict(fit: DeviceFit) -> str:

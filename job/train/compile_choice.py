@@ -69,7 +69,7 @@ def choose(
     elif train.fit == "off":
         obstacle = "train.fit is off, so no trial shows that they compile"
     elif work is None:
-        obstacle = "the length of the training is unknown"
+        obstacle = "how much the training computes is unknown"
     if obstacle is not None or work is None:
         return CompileChoice(compiled=False, reason=obstacle or "")
     return CompileChoice(

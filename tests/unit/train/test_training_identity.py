@@ -40,7 +40,7 @@ def test_every_key_that_decides_the_weights_is_a_part_and_its_change_is_named(
         changed = identity(spec, **{key: another(getattr(spec.train, key))})
         said = changes(whole.to_json(), changed.to_json())
         same = UNTRAINED_KEYS + LENGTH_KEYS + SELECTING_KEYS
-        how = ("group_by_length", "gradient_checkpointing", "torch_compile")
+        how = ("group_by_length", "gradient_checkpointing", "torch_compile", "cuda_graphs")
         if key in same or key in how:
             assert changed.fingerprint == whole.fingerprint, key
         elif key == "metric_for_best_model":
