@@ -10,6 +10,7 @@ from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
 from job.errors import InputError, JobError, StorageError
 from job.families.base import SAVED
+from job.families.lora.parameter_counts import adapter_parameters
 from job.families.lora.selection import trained_in_full
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
@@ -17,6 +18,7 @@ from job.planning import data, facts, sizes, speed
 from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
 from job.planning.engine import engine_of
 from job.planning.name_patterns import patterns
+from job.planning.passes import compile_choice
 from job.planning.requirements import needs
 from job.planning.validation_cost import validation
 from job.spec.keys import path_of
@@ -24,6 +26,7 @@ from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec
 from job.storage import retry
 from job.storage.backends.hub import hub_offline_variable
+from job.train.compile_choice import CompileChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,14 +69,16 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     steps = _steps(job, data_facts)
     measured = sizes.measure(spec)
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices)
-    time, no_time = _time(options, devices, data_facts, steps, measured)
+    compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
+    work = _Work(data=data_facts, steps=steps, sizes=measured, memory=memory, compiling=compiling)
+    time, no_time = _time(options, devices, work)
     return facts.Plan(
         name=spec.name,
         output=spec.output.uri,
         settings={path: _value(options.loaded, path) for path in options.loaded.changed},
         data=data_facts,
         steps=steps,
-        model=_model(family, skeleton, spec, measured, devices),
+        model=_model(family, skeleton, spec, measured, devices, str(compiling)),
         memory=memory,
         memory_unknown=None if memory else f"the activation memory of the family {family.name}",
         disk=facts.Disk(
@@ -142,6 +147,7 @@ def _model(
     spec: JobSpec,
     measured: sizes.Sizes,
     devices: Mapping[str, Accelerator],
+    compiled: str,
 ) -> facts.Model:
     groups = []
     if spec.lora.method == "lora":
@@ -151,7 +157,7 @@ def _model(
                 facts.Group(
                     name=group.name,
                     tensors=len(group),
-                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora),
+                    trainable=adapter_parameters(skeleton, group, spec.lora),
                     patterns=tuple(patterns((*group.modules, *group.parameters))),
                 )
             )
@@ -174,6 +180,7 @@ def _model(
         served=str(family.adapter_serving(spec.lora)) if groups else None,
         engine=engine_of(spec, family.name, devices),
         padded=spec.train.padding_free and not family.supports_packing,
+        compiled=compiled,
     )
 
 
@@ -189,14 +196,28 @@ def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What the time of training depends on, other than the device."""
+
+    data: facts.Data
+    steps: facts.Steps
+    sizes: sizes.Sizes
+    memory: facts.MemoryFit | None
+    compiling: CompileChoice
+
+    def rows_a_pass(self, device: str, spec: JobSpec) -> int:
+        """As chosen for the device, or the spec's if that is unknown."""
+        fits = self.memory.fits if self.memory else ()
+        chosen = (fit.pass_rows for fit in fits if fit.accelerator == device)
+        return next(chosen, spec.train.per_device_train_batch_size)
+
+
 def _time(
-    options: PlanOptions,
-    devices: Mapping[str, Accelerator],
-    data: facts.Data,
-    steps: facts.Steps,
-    measured: sizes.Sizes,
+    options: PlanOptions, devices: Mapping[str, Accelerator], work: _Work
 ) -> tuple[facts.TrainingTime | None, str | None]:
     """The time and cost of training; if unknown, why."""
+    data, steps = work.data, work.steps
     own = [name for name in devices if name == THIS_MACHINE]
     if len(devices) > 1 and not own:
         return None, NAME_ONE
@@ -210,11 +231,11 @@ def _time(
         speed.Training(
             device=device.name,
             cores=device.cores,
-            parameters=measured.parameters,
+            parameters=work.sizes.parameters,
             method=spec.lora.method,
-            compiled=spec.train.torch_compile,
+            compiled=work.compiling.compiled and device.kind != "cpu",
             tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
-            batch_tokens=spec.train.per_device_train_batch_size * data.tokens_a_row,
+            batch_tokens=work.rows_a_pass(name, spec) * data.tokens_a_row,
         ),
     )
     if span is None and len(devices) > 1:
