@@ -1,4 +1,4 @@
-"""Counts the FLOPs of a training step, and computes its MFU."""
+"""Computes the MFU of a training step, and profiles one."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from job.families.base import Encoded
-from job.families.ernie45_vl.activation_memory import head_dim
+from job.families.step_flops import VISION, training_flops
 
 SIDE = 8192
 """Size of the square matrices with which peak FLOP/s are measured."""
@@ -17,7 +17,7 @@ MAX_KERNELS = 80
 
 
 def flops_and_mfu(
-    config: Any,
+    model: Any,
     family: Any,
     rows: Sequence[Encoded],
     device: torch.device,
@@ -27,7 +27,9 @@ def flops_and_mfu(
 
     MFU is relative to the FLOP/s of a large bf16 matrix product, measured in the same run.
     """
-    flops_per_token = flops(config, family, rows) / sum(len(row.input_ids) for row in rows)
+    forward = family.forward_flops(model, [family.row_size(row) for row in rows])
+    tokens = sum(len(row.input_ids) for row in rows)
+    flops_per_token = training_flops(forward, VISION) / tokens  # the vision tower is adapted too
     found: dict[str, Any] = {"gflop_a_token": round(flops_per_token / 1e9, 2)}
     if device.type != "cuda":
         return found
@@ -35,40 +37,6 @@ def flops_and_mfu(
     for way in measured.values():
         way["mfu"] = round(way["tokens_per_second"] * flops_per_token / peak, 3)
     return {**found, "bf16_product_tflops": round(peak / 1e12)}
-
-
-def flops(config: Any, family: Any, rows: Sequence[Encoded]) -> float:
-    """FLOPs of a LoRA step over the rows.
-
-    Two per weight and token in the forward pass, and two in the backward pass: frozen weights need
-    no gradient of their own. Attention and adapters, less than 3%, are ignored.
-    """
-    text, vision = config.text_config, config.vision_config
-    hidden = text.hidden_size
-    attention = hidden * head_dim(text) * 2 * (text.num_attention_heads + text.num_key_value_heads)
-    sparse = sum(kind == "sparse" for kind in text.mlp_layer_types)
-    dense = len(text.mlp_layer_types) - sparse
-    shared = 3 * hidden * text.moe_intermediate_size[0] * text.moe_num_shared_experts
-    common = (
-        (sparse + dense) * attention
-        + dense * 3 * hidden * text.intermediate_size
-        + sparse * (shared + hidden * text.moe_num_experts)
-    )
-    routed = [sparse * text.moe_k * 3 * hidden * inner for inner in text.moe_intermediate_size]
-    block = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
-    merged = vision.hidden_size * vision.spatial_merge_size**2
-    # Spatial: two matrices of merged². Temporal: three, because its first matrix is twice as wide.
-    resampler = merged * merged * 5 + merged * hidden
-    total = 0.0
-    for row in rows:
-        size = family.row_size(row)
-        image_tokens, patches = size.image_tokens, sum(size.patches)
-        total += (size.tokens - image_tokens) * (common + routed[0])
-        total += image_tokens * (common + routed[1])
-        total += size.supervised_tokens * hidden * text.vocab_size
-        total += patches * vision.depth * block
-        total += patches / vision.spatial_merge_size**2 * resampler
-    return 4 * total
 
 
 def product_speed(device: torch.device) -> float:

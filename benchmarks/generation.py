@@ -23,7 +23,7 @@ from benchmarks import record
 from benchmarks.training import _spec as training_spec
 from benchmarks.training import formula_rows, random_model, tiny_family
 from job import engines
-from job.engines import cpu
+from job.distributed.cores import cores
 from job.engines.device import detect, release_memory
 from job.evaluation.decoding import decode_greedily
 from job.evaluation.generate import READ_EVERY_ON_GPU
@@ -68,7 +68,7 @@ def main() -> None:
         for way, found in measured[kind].items():
             print(kind, way, json.dumps(found), flush=True)
     result = {
-        **({} if cuda else {"cores": cpu.cores()}),
+        **({} if cuda else {"cores": cores()}),
         "rows": arguments.rows,
         "layers": layers,
         "prompt_tokens": sum(len(prompt.input_ids) for prompt in prompts),

@@ -13,6 +13,8 @@ from job.storage.digests import FileDigest
 THROUGHPUT = (
     "tokens",
     "tokens_per_second",
+    "tflops",
+    "mfu",
     "seconds",
     "data_wait_seconds",
     "data_wait_share",
@@ -118,8 +120,8 @@ class RunRecord:
             self.metrics["final"] = summary["metrics"]
         elif stage.name == "train":
             self.rows["dropped_over_max_length"] = summary["dropped_rows"]
-            for key in THROUGHPUT:
-                self.throughput[key] = summary[key]
+            for key in THROUGHPUT:  # earlier versions recorded fewer
+                self.throughput[key] = summary.get(key)
             self.validation = summary.get("validation")
 
     def to_text(self) -> str:

@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from job.engines.device import release_memory
 from job.engines.flat_gradients import FlatGradients
 from job.families.batches import MicroBatch, model_inputs
 
@@ -54,10 +55,12 @@ class CapturedSteps:
         self.gradients = FlatGradients([])
         """Of the parameters that get a gradient from a batch."""
         try:
-            self.gradients = FlatGradients(self._trained(batches[0]))
-            self.gradients.attach()
-            for batch in batches:
-                self._graphs.append(self._captured(batch))
+            with _unchanged_random_state():
+                self.gradients = FlatGradients(self._trained(batches))
+                self.gradients.attach()
+                release_memory()  # of the passes so far: graphs have memory of their own
+                for batch in batches:
+                    self._graphs.append(self._captured(batch))
         except RuntimeError as error:
             self.release()
             raise CaptureFailed(str(error).partition("\n")[0]) from error
@@ -88,10 +91,14 @@ class CapturedSteps:
         self.gradients.release()
         self._model.zero_grad(set_to_none=True)
 
-    def _trained(self, batch: Inputs) -> list[torch.nn.Parameter]:
-        """The parameters that get a gradient from the batch."""
-        with _unchanged_random_state(), _side_stream():
-            self._pass(batch, 1.0)
+    def _trained(self, batches: Sequence[Inputs]) -> list[torch.nn.Parameter]:
+        """The parameters that get a gradient from any of the batches.
+
+        Their passes load kernels and compile, neither of which can be captured.
+        """
+        with _side_stream():
+            for batch in batches:
+                self._pass(batch, 1.0)
         trained = [p for p in self._model.parameters() if p.grad is not None]
         self._model.zero_grad(set_to_none=True)
         return trained
@@ -103,11 +110,7 @@ class CapturedSteps:
         def work() -> None:
             loss.copy_(self._pass(inputs, share))
 
-        with _unchanged_random_state():
-            with _side_stream():  # loads kernels and compiles, neither of which can be captured
-                work()
-            replay = self._capture(work)
-        return _Graph(inputs=inputs, share=share, loss=loss, replay=replay)
+        return _Graph(inputs=inputs, share=share, loss=loss, replay=self._capture(work))
 
     def _pass(self, inputs: Inputs, share: torch.Tensor | float) -> torch.Tensor:
         loss: torch.Tensor = self._model(**inputs).loss * share

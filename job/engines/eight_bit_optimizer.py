@@ -19,4 +19,4 @@ def avoid_syncs(optimizer: "torch.optim.Optimizer") -> None:
     if module is None or not isinstance(optimizer, module.Optimizer8bit):
         return
     if not getattr(optimizer, "is_paged", False) and hasattr(module, "sync_gpu"):
-        module.sync_gpu = lambda _: None
+        vars(module)["sync_gpu"] = lambda _: None

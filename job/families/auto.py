@@ -33,6 +33,7 @@ from job.families.base import (
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
 from job.families.packed_shape import PackedShape
+from job.families.step_flops import ForwardFlops, forward_flops
 from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
 from job.spec.types import LoraSpec
@@ -247,7 +248,7 @@ class AutoFamily(BoundFamily):
     ) -> Decoder:
         raise NotImplementedError("the family has no decoder")
 
-    # --- LoraSupport and MemoryEstimate ----------------------------------------------------
+    # --- LoraSupport, MemoryEstimate and ComputeEstimate ----------------------------------
 
     @staticmethod
     def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
@@ -264,6 +265,10 @@ class AutoFamily(BoundFamily):
     ) -> None:
         """None: the architecture is unknown."""
         return
+
+    @staticmethod
+    def forward_flops(model: "PreTrainedModel", rows: Sequence[RowSize]) -> ForwardFlops:
+        return forward_flops(model, rows)
 
     # --- CheckpointWriting -----------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 A family recognizes its checkpoints, builds their models, turns rows into batches, selects LoRA
 targets, and writes checkpoints. Training, evaluation, export and planning use only `Family`. It
-combines nine protocols; their docstrings name their callers.
+combines ten protocols; their docstrings name their callers.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.packed_shape import PackedShape
+from job.families.step_flops import ForwardFlops
 from job.families.weight_files import Weights
 from job.prep.rows import EncodedImage, Message, Row
 from job.spec.types import DataSpec, LoraSpec
@@ -83,6 +84,8 @@ class TargetGroup:
     """As reports show it, for example `language attention`."""
     modules: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    gate_up: tuple[str, ...] = ()
+    """Those of the parameters in which gate and up have an adapter each; see `lora.gate_up`."""
 
     def __len__(self) -> int:
         return len(self.modules) + len(self.parameters)
@@ -105,6 +108,10 @@ class LoraTargets:
     @property
     def parameters(self) -> tuple[str, ...]:
         return tuple(name for group in self.groups for name in group.parameters)
+
+    @property
+    def gate_up(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.gate_up)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -362,6 +369,17 @@ class MemoryEstimate(Protocol):
         """
 
 
+class ComputeEstimate(Protocol):
+    """Counts the floating-point operations of a training. Called by training and planning."""
+
+    @staticmethod
+    def forward_flops(model: "PreTrainedModel", rows: Sequence[RowSize]) -> ForwardFlops:
+        """The operations of a forward pass over the rows.
+
+        `model` may have adapters, which do not count, and be on the meta device.
+        """
+
+
 class CheckpointWriting(Protocol):
     """Writes checkpoints. Called by training (full fine-tuning) and export."""
 
@@ -379,7 +397,7 @@ class CheckpointWriting(Protocol):
         """Writes a checkpoint: the weights, then the files of `save_settings`.
 
         `weights` have the model's names and the dtype to store. `finished` is called for every
-        shard, see `weight_files.write`. Returns what was repaired.
+        shard, see `weight_writing.write`. Returns what was repaired.
         """
 
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
@@ -427,6 +445,7 @@ class Family(
     Generation,
     LoraSupport,
     MemoryEstimate,
+    ComputeEstimate,
     CheckpointWriting,
     Serving,
     Protocol,

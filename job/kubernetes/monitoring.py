@@ -137,6 +137,7 @@ _PANELS: tuple[tuple[str, str, str, str], ...] = (
     ("Learning rate", "{learning_rate}", "{{name}}", "none"),
     ("Gradient norm", "{grad_norm}", "{{name}}", "none"),
     ("Tokens per second", "{tokens_per_second}", "{{name}}", "none"),
+    ("Model FLOPs utilization", "{mfu}", "{{name}}", "percentunit"),
     ("Share of time waiting for data", "{data_wait_share}", "{{name}}", "percentunit"),
     ("Peak memory", "{memory_bytes}", "{{name}}", "bytes"),
     ("Finished stages", "{stage_seconds}", "{{name}}: {{stage}}", "s"),

@@ -82,6 +82,7 @@ class Stages:
     def train(self, directory: Path) -> Summary:
         """Trains the adapter, or the weights, with all processes."""
         from job.pipeline import training
+        from job.train.throughput import shown_throughput
 
         run = self._run
         self._preflight_checks()
@@ -101,6 +102,7 @@ class Stages:
             **_kept(result),
             took=log.seconds(result.seconds),
             tokens_per_second=result.tokens_per_second,
+            **shown_throughput(result.tflops, result.mfu),
             peak_memory=log.byte_count(result.peak_memory_bytes),
             memory=log.byte_count(run.accelerator.memory_bytes),
         )
@@ -131,6 +133,7 @@ class Stages:
             release=run.models.release,
             bind_merged=run.bind,
             on_shard_written=functools.partial(run.output.stages.upload_eagerly, "export"),
+            digest_tree=run.output.stages.digests.tree,
         )
         return export(context).to_json()
 

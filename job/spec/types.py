@@ -163,7 +163,8 @@ class LoraSpec:
     finetune_language_layers: bool
     finetune_attention_modules: bool
     finetune_mlp_modules: bool
-    finetune_experts: bool
+    finetune_experts: bool | None
+    """None: names of `target_modules` may select routed experts, the toggles do not."""
 
 
 @dataclass(frozen=True, kw_only=True)

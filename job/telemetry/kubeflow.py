@@ -62,6 +62,8 @@ def trainer_status(snapshot: Snapshot) -> dict[str, object]:
             status["estimatedRemainingSeconds"] = max(0, round(snapshot.step.left_seconds))
         for name in ("step", "steps", "epoch", "loss", "learning_rate", "tokens_per_second"):
             metrics[name] = getattr(snapshot.step, name)
+        if snapshot.step.mfu is not None:
+            metrics["mfu"] = snapshot.step.mfu
     if snapshot.validation is not None:
         metrics.update(snapshot.validation.metrics)
     if snapshot.best is not None:

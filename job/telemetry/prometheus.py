@@ -21,6 +21,8 @@ STEP = {
     "learning_rate": "Learning rate.",
     "grad_norm": "Gradient norm before clipping.",
     "tokens_per_second": "Tokens trained per second since the previous log.",
+    "tflops": "TFLOP/s of each device, by the model's operations.",
+    "mfu": "Model FLOPs utilization: TFLOP/s as a share of the device's bf16 peak.",
     "data_wait_seconds": "Seconds per step spent waiting for data since the previous log.",
     "data_wait_share": "Share of the time since the previous log spent waiting for data.",
     "memory_bytes": "Peak memory of the device, or of the process on a CPU.",
@@ -53,7 +55,8 @@ def _families(snapshot: Snapshot) -> Iterator[tuple[str, str, list[Sample]]]:
     yield "stage_seconds", "Duration of each finished stage in seconds.", seconds
     if snapshot.step is not None:
         for name, about in STEP.items():
-            yield name, about, [({}, float(getattr(snapshot.step, name)))]
+            value = getattr(snapshot.step, name)
+            yield name, about, [] if value is None else [({}, float(value))]
         rates = (snapshot.step.learning_rates or {}).items()
         about = "Learning rate of each group of weights, if not all have the same."
         yield "group_learning_rate", about, [({"group": name}, rate) for name, rate in rates]

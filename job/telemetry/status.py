@@ -23,6 +23,11 @@ class Step:
     """By group of weights, if not all have the same."""
     grad_norm: float
     tokens_per_second: float
+    """Of all processes."""
+    tflops: float | None = None
+    """TFLOP/s of each device, by the model's operations; None on a CPU."""
+    mfu: float | None = None
+    """The same as a share of the device's bf16 peak, 0 to 1; None if the peak is not known."""
     data_wait_seconds: float
     """Time per step spent waiting for batches, averaged since the previous log."""
     data_wait_share: float

@@ -10,6 +10,7 @@ from job import log
 from job.engines.base import Engine
 from job.errors import DataError, InputError, SpecError, StorageError
 from job.families.base import Family, LoraTargets
+from job.families.step_flops import VISION
 from job.families.vision_tower import vision_tower_pattern
 from job.prep.rows import Row
 from job.spec.types import JobSpec
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from job.engines.stored_adapter import StoredAdapter
-
-VISION = ("vision attention", "vision mlp", "connector", "resampler")
-"""LoRA target groups that are used only by rows with images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +100,8 @@ def adapt(
 
     Raises SpecError if `lora` names modules that the model does not have.
     """
+    from job.families.lora.gate_up import untrained_zeros
+
     packs = spec.train.padding_free and family.supports_packing
     padding_free = packs and not engine.patches_forward
     if padding_free:
@@ -129,7 +129,8 @@ def adapt(
         base=base,
         targets=targets,
         padding_free=padding_free,
-        trainable_parameters=sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        trainable_parameters=sum(p.numel() for p in trained.parameters() if p.requires_grad)
+        - untrained_zeros(trained),
         total_parameters=sum(p.numel() for p in trained.parameters()),
     )
 

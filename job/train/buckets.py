@@ -7,13 +7,11 @@ their number follows from the batches that the training will have.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 
 from job.families.packed_shape import PackedShape, largest
 
 MAX_BUCKETS = 8
-MAX_BATCHES = 20_000
-"""How many of the training's batches are searched; later ones that fit no bucket are not padded."""
 GROUPS = 64
 """Batches of similar size are kept together, so that the search does not grow with their number."""
 CAPTURE_TOKENS = 12_000
@@ -26,7 +24,7 @@ class Buckets:
     shapes: tuple[PackedShape, ...]
     """By descending number of tokens."""
     padding: float
-    """The share of padding in all tokens of the searched batches, 0 to 1."""
+    """The share of padding in all tokens of the batches, 0 to 1."""
 
     def of(self, shape: PackedShape) -> int | None:
         """The number of the smallest bucket that the batch can be padded to; None without one."""
@@ -42,7 +40,7 @@ def choose_buckets(
     `cover` is the family's `bucket`. Batches are sorted by their tokens, and each bucket covers a
     range of them; the best division is found by dynamic programming.
     """
-    ordered = sorted(islice(batches, MAX_BATCHES), key=lambda shape: (shape.tokens, shape.patches))
+    ordered = sorted(batches, key=lambda shape: (shape.tokens, shape.patches))
     bounds = sorted({len(ordered) * n // GROUPS for n in range(GROUPS + 1)})
     groups = [ordered[start:end] for start, end in pairwise(bounds)]
     costs = _costs(groups, cover)
@@ -71,16 +69,22 @@ def _costs(
 ) -> list[dict[int, float]]:
     """By first group, then by the group after the last: the tokens computed if one bucket covers
     their batches, its capture included."""
+    # The extremes of a range have the same bucket as all of its batches.
+    extremes = [
+        [
+            largest(group),
+            min(group, key=lambda shape: shape.tokens),
+            min(group, key=lambda shape: shape.patches),
+        ]
+        for group in groups
+    ]
     costs: list[dict[int, float]] = []
-    for start, first in enumerate(groups):
-        # The extremes of a range have the same bucket as all of its batches.
-        most, least, patches, count = first[0], first[0], first[0], 0
+    for start in range(len(groups)):
+        covered: list[PackedShape] = []
+        count = 0
         costs.append({})
-        for end, group in enumerate(groups[start:], start=start + 1):
-            most = largest([most, *group])
-            least = min(least, *group, key=lambda shape: shape.tokens)
-            patches = min(patches, *group, key=lambda shape: shape.patches)
-            count += len(group)
-            tokens = cover([most, least, patches]).tokens
-            costs[-1][end] = CAPTURE_TOKENS + count * tokens
+        for end in range(start + 1, len(groups) + 1):
+            covered += extremes[end - 1]
+            count += len(groups[end - 1])
+            costs[-1][end] = CAPTURE_TOKENS + count * cover(covered).tokens
     return costs

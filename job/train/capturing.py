@@ -1,7 +1,6 @@
 """Captures the passes of a training, in the buckets that its micro-batches fall into."""
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, cast
 
 from job import log
@@ -12,8 +11,8 @@ from job.families.batches import to_device
 from job.families.packed_shape import PackedShape
 from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel
-from job.train.buckets import MAX_BATCHES, Buckets, choose_buckets
-from job.train.heaviest_batches import planned_batches
+from job.train.buckets import Buckets, choose_buckets
+from job.train.heaviest_batches import MAX_ROWS, at_most, planned_batches
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler
 from job.train.training_rows import TrainingRows
@@ -52,22 +51,26 @@ def capture_training(
         say("passes are not captured as graphs", reason=reason)
         return None
     batches = planned_batches(planned_sampler(spec, rows, padding_free=True), spec.train)
-    planned = [[max(row, 0) for row in batch] for batch in islice(batches, MAX_BATCHES)]
-    shapes = [rows.filtered.sizes.shape(batch) for batch in planned]
+    examples: dict[PackedShape, list[int]] = {}
+    shapes: list[PackedShape] = []
+    for batch in at_most(MAX_ROWS, batches):
+        numbers = [max(row, 0) for row in batch]  # a dummy row is a copy of the first one
+        shapes.append(rows.filtered.sizes.shape(numbers))
+        examples.setdefault(shapes[-1], numbers)
     buckets = choose_buckets(shapes, context.family.bucket)
 
     def inputs(bucket: PackedShape) -> Inputs:
         """The inputs of a batch, padded to the bucket."""
-        fitting = next(n for n, shape in enumerate(shapes) if shape.fits(bucket))
-        encoded = [rows.dataset.row(row) for row in planned[fitting]]
+        fitting = next(batch for shape, batch in examples.items() if shape.fits(bucket))
+        encoded = [rows.dataset.row(row) for row in fitting]
         packed = context.family.pack(encoded, bucket)
         return cast(Inputs, dict(to_device(packed, context.engine.device)))
 
     steps: CapturedSteps | None = None
     failure = "it failed in another process"
     try:
-        examples = [inputs(bucket) for bucket in buckets.shapes]
-        steps = CapturedSteps(adapted.model.train(), examples, capture)
+        batches_to_capture = [inputs(bucket) for bucket in buckets.shapes]
+        steps = CapturedSteps(adapted.model.train(), batches_to_capture, capture)
     except CaptureFailed as error:
         failure = str(error)
     if process_group.any_rank(steps is None) or steps is None:

@@ -63,6 +63,10 @@ class TrainResult:
     tokens: int
     seconds: float
     tokens_per_second: float
+    tflops: float | None
+    """TFLOP/s of each device, by the model's operations; None on a CPU."""
+    mfu: float | None
+    """The same as a share of the device's bf16 peak, 0 to 1; None if the peak is not known."""
     data_wait_seconds: float
     """Rank 0's mean wait for batches per step, in this session."""
     data_wait_share: float
@@ -105,6 +109,7 @@ def summarize(
     tokens_per_second = (state.num_input_tokens_seen - tokens_before) / max(
         seconds - validating, 1e-9
     )
+    speed, computed = float(tokens_per_second), session.throughput
     return TrainResult(
         steps=state.global_step,
         fit=fit,
@@ -119,7 +124,9 @@ def summarize(
         final_loss=losses[-1] if losses else math.nan,
         tokens=state.num_input_tokens_seen,
         seconds=round(seconds, 3),
-        tokens_per_second=round(float(tokens_per_second), 1),
+        tokens_per_second=round(speed, 1),
+        tflops=None if computed is None else computed.tflops(speed),
+        mfu=None if computed is None else computed.mfu(speed),
         data_wait_seconds=round(wait / max(state.global_step - first_step, 1), 4),
         data_wait_share=round(wait / max(seconds, 1e-9), 4),
         peak_memory_bytes=context.accelerator.peak_memory_bytes(),

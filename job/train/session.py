@@ -30,6 +30,7 @@ from job.train.dataset import Collator
 from job.train.gc_freeze import frozen_gc
 from job.train.out_of_memory import raise_if_out_of_memory
 from job.train.selection import Selection
+from job.train.throughput import Throughput, throughput
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import batch_sampler, schedule_of, training_arguments
 from job.train.training_rows import TrainingRows
@@ -57,6 +58,8 @@ class Session:
     uploads: BackgroundUploads
     data_timer: DataTimer
     progress: ProgressCallback
+    throughput: Throughput | None
+    """None if it is not shown."""
     resumed_from: Path | None
     """The local copy of the checkpoint; None if training starts from the beginning."""
 
@@ -84,6 +87,7 @@ def start_session(
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
     selection = None if validator is None else Selection.of(spec.train)
+    computed = throughput(context, rows, adapted)
     progress = ProgressCallback(
         context.accelerator,
         context.train_directory / "history.jsonl",
@@ -91,6 +95,7 @@ def start_session(
         data_timer,
         report_validation=context.report_validation,
         selection=selection,
+        throughput=computed,
     )
     batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
     checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
@@ -140,6 +145,7 @@ def start_session(
         uploads=uploads,
         data_timer=data_timer,
         progress=progress,
+        throughput=computed,
         resumed_from=resumed,
     )
 

@@ -75,6 +75,17 @@ def test_an_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_work_of_which_nothing_is_done_yet_has_no_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with log.progress("decode", 100, "answers") as bar:
+        monkeypatch.setattr("time.monotonic", lambda: math.inf)  # the next line is due
+        bar.advance(0)
+    line = capsys.readouterr().err
+    assert "done=0/100" in line
+    assert "left" not in line
+
+
 def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("text", "WARNING")
     log.info("hidden")

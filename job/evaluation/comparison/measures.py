@@ -151,6 +151,7 @@ _FIGURES: Sequence[
     ("final_loss", "Training loss, last", _from_train("final_loss"), amount),
     ("tokens", "Tokens", _from_train("tokens"), _whole),
     ("tokens_per_second", "Tokens per second", _from_train("tokens_per_second"), _whole),
+    ("mfu", "MFU", _from_train("mfu"), lambda value: f"{value:.1%}"),
     ("seconds", "Training time", _from_train("seconds"), log.duration),
     ("stage_seconds", "Time of all stages",
      lambda run: sum(each.seconds for each in run.stages.values()) or None, log.duration),

@@ -28,6 +28,7 @@ from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLIS
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
 from job.families.packed_shape import PackedShape
+from job.families.step_flops import ForwardFlops
 from job.families.transformers_format import attention_arguments
 from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
@@ -279,7 +280,7 @@ class Ernie45VL(BoundFamily):
         assert base is not None, "see has_decoder"
         return PackedDecoder(base, self.processor, slots=slots, capacity=capacity)
 
-    # --- LoraSupport and MemoryEstimate ----------------------------------------------------
+    # --- LoraSupport, MemoryEstimate and ComputeEstimate ----------------------------------
 
     @staticmethod
     def lora_targets(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
@@ -297,6 +298,12 @@ class Ernie45VL(BoundFamily):
         from job.families.ernie45_vl.activation_memory import activation_memory
 
         return activation_memory(config, trained, rows, step)
+
+    @staticmethod
+    def forward_flops(model: "PreTrainedModel", rows: Sequence[RowSize]) -> ForwardFlops:
+        from job.families.ernie45_vl.step_flops import forward_flops
+
+        return forward_flops(model.config, rows)
 
     # --- CheckpointWriting -----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
 from job.engines.trainer import RATE_PREFIX
 from job.train.selection import Log, Measured, Selection
+from job.train.throughput import Throughput, shown_throughput
 
 NOT_IN_HISTORY = ("steps", "left_seconds")
 """Fields of a step that are redundant once training has ended."""
@@ -58,8 +59,13 @@ class ProgressCallback(TrainerCallback):
         *,
         report_validation: Callable[[telemetry.Validation], None] | None = None,
         selection: Selection | None = None,
+        throughput: Throughput | None = None,
     ) -> None:
-        """`selection` compares validations; None if there are none."""
+        """`selection` compares validations; None if there are none.
+
+        `throughput` tells what tokens take to compute; None if that is not shown.
+        """
+        self._throughput = throughput
         self._accelerator, self._history = accelerator, history
         self._report_step, self._data_timer = report_step, data_timer
         self._report_validation, self._selection = report_validation, selection
@@ -170,6 +176,8 @@ class ProgressCallback(TrainerCallback):
         tokens = state.num_input_tokens_seen - self._tokens_at_log
         done = state.global_step - self._first_step
         left = (state.max_steps - state.global_step) * (now - self._started) / max(done, 1)
+        speed = tokens / max(now - self._logged.at, 1e-9)
+        computed = self._throughput
         return telemetry.Step(
             step=state.global_step,
             steps=state.max_steps,
@@ -178,7 +186,9 @@ class ProgressCallback(TrainerCallback):
             learning_rate=float(logs["learning_rate"]),
             **_learning_rates(logs),
             grad_norm=float(logs.get("grad_norm", 0.0)),
-            tokens_per_second=round(tokens / max(now - self._logged.at, 1e-9), 1),
+            tokens_per_second=round(speed, 1),
+            tflops=None if computed is None else computed.tflops(speed),
+            mfu=None if computed is None else computed.mfu(speed),
             data_wait_seconds=round(mark.wait_per_step(self._logged), 4),
             data_wait_share=round(mark.wait_share(self._logged), 4),
             memory_bytes=self._accelerator.peak_memory_bytes(),
@@ -195,6 +205,7 @@ class ProgressCallback(TrainerCallback):
                 loss=step.loss,
                 learning_rate=step.learning_rate,
                 tokens_per_second=step.tokens_per_second,
+                **shown_throughput(step.tflops, step.mfu),
                 data_wait_share=step.data_wait_share,
                 memory=log.byte_count(step.memory_bytes),
                 left=log.seconds(step.left_seconds),
@@ -204,6 +215,7 @@ class ProgressCallback(TrainerCallback):
             **self._shown_validation(history),
             "lr": step.learning_rate,
             "tok/s": step.tokens_per_second,
+            **({} if step.mfu is None else {"MFU": f"{step.mfu:.0%}"}),
             "mem": log.size(step.memory_bytes),
         }
         if step.data_wait_share > SLOW_DATA:

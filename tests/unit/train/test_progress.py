@@ -12,6 +12,7 @@ from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
 from job.train.callbacks.progress import ProgressCallback
 from job.train.selection import Selection
+from job.train.throughput import Throughput
 from tests.terminal import on_terminal
 
 MEASURED = {2: 0.75, 4: 0.25, 6: 0.5}
@@ -22,7 +23,9 @@ STEPS = 8
 class Training:
     """Calls the callback as the Trainer does: logs every step, and validates some."""
 
-    def __init__(self, directory: Path, resumed_at: int = 0) -> None:
+    def __init__(
+        self, directory: Path, resumed_at: int = 0, throughput: Throughput | None = None
+    ) -> None:
         self.steps: list[telemetry.Step] = []
         self.validations: list[telemetry.Validation] = []
         selection = Selection(
@@ -35,6 +38,7 @@ class Training:
             DataTimer(),
             report_validation=self.validations.append,
             selection=selection,
+            throughput=throughput,
         )
         self._arguments = TrainingArguments(output_dir=str(directory))
         self._state = TrainerState(max_steps=STEPS, epoch=0.0, global_step=resumed_at)
@@ -46,6 +50,7 @@ class Training:
         state, control = self._state, TrainerControl()
         while state.global_step < until:
             state.global_step += 1
+            state.num_input_tokens_seen += 1000
             for entry in self._logged(state.global_step):
                 state.log_history.append(entry)
                 if "loss" in entry:
@@ -80,6 +85,23 @@ def test_each_validation_is_a_line_with_the_best_so_far(
     ]  # fmt: skip
     assert training.validations[0].metrics == {"eval_loss": 2.0, "eval_cer": 0.75}
     assert training.validations[0].seconds == 0.5
+
+
+def test_lines_and_history_tell_what_each_device_computes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("json")
+    known = Throughput(flops_per_token=12e9, devices=2, peak_tflops=1e-3)
+    training = Training(tmp_path, throughput=known)
+    training.run()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    told = [line for line in (*lines, *history) if "loss" in line]
+    assert len(told) == 2 * STEPS
+    for line in told:
+        computed = line["tokens_per_second"] * 12e9 / 2 / 1e12
+        assert line["tflops"] == pytest.approx(computed, rel=0.01, abs=1e-3)
+        assert line["mfu"] == pytest.approx(computed / 1e-3, rel=0.01, abs=1)
 
 
 @pytest.mark.parametrize(

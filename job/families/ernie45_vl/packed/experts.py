@@ -51,9 +51,13 @@ class Modalities(NamedTuple):
 
 
 def moe_block(
-    block: "native.Ernie4_5_VLMoeMoeBlock", hidden: torch.Tensor, modalities: Modalities
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, H) to (T, H), and the router logits (T, experts).
+    block: "native.Ernie4_5_VLMoeMoeBlock",
+    hidden: torch.Tensor,
+    modalities: Modalities,
+    *,
+    output_router_logits: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(T, H) to (T, H), and the router logits (T, experts), None unless asked for.
 
     The logits are in grouped order, text before vision: the auxiliary loss only sums over them.
     """
@@ -70,7 +74,7 @@ def moe_block(
     output = permute(torch.cat(outputs), modalities.inverse, modalities.grouped)
     if block.shared_experts is not None:
         output = output + feed_forward(block.shared_experts, hidden)
-    return output, torch.cat(logits)
+    return output, torch.cat(logits) if output_router_logits else None
 
 
 def routed_experts(

@@ -33,6 +33,7 @@ class _LayerTokens(TypedDict, total=False):
 
     modalities: Modalities
     output_indices: torch.Tensor
+    output_router_logits: bool
 
 
 class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
@@ -69,7 +70,8 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         self, batch: PackedBatch, rows: PackedSequences | CachedSequences
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The final hidden states (S, H) of the supervised tokens, and each sparse layer's router
-        logits (T, experts)."""
+        logits (T, experts); none unless the configuration asks for them, as the auxiliary loss
+        does."""
         text = self.model.language_model
         hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
         if "pixels" in batch:
@@ -81,13 +83,18 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             hidden = hidden + 0 * self._image_embeddings(blank).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D) each
         angles = RotaryAngles.of(cos[0], sin[0], swap_neighbors)
-        tokens: _LayerTokens = {"modalities": _modalities(batch, "token")}
+        wanted = bool(self.config.text_config.output_router_logits)
+        tokens: _LayerTokens = {
+            "modalities": _modalities(batch, "token"),
+            "output_router_logits": wanted,
+        }
         router_logits = []
         for number, layer in enumerate(text.layers, start=1):
             if number == len(text.layers) and self._last_layer_skips_unsupervised(layer):
                 tokens = {
                     "modalities": _modalities(batch, "supervised"),
                     "output_indices": batch["supervised"],
+                    "output_router_logits": wanted,
                 }
             hidden, logits = layer(hidden, angles, sequences=rows, **tokens)
             if logits is not None:
