@@ -51,7 +51,7 @@ def test_answers_at_once_are_bounded_by_memory_prompts_and_the_spec(
         monkeypatch.setattr(limits, "free_memory", lambda _: int(memory))
         return rows_at_once(model, prompts, requested, new_tokens=NEW_TOKENS, by_decoder=True)
 
-    assert cache_bytes(model) == 2 * 4 * 2 * 64 * 4  # keys and values, layers, heads, size, fp32
+    assert cache_bytes(model) == 2 * 4 * 2 * 128 * 4  # keys and values, layers, heads, size, fp32
     assert chosen(2**40) == limits.MOST_ON_CPU
     assert chosen(2**40, 500) == 20 * len(asked)
     assert chosen(2**40, 3) == 3
@@ -107,7 +107,7 @@ def test_a_streamed_answer_comes_token_by_token_and_is_that_of_transformers(
     family: Ernie45VL, model: Any
 ) -> None:
     prompt, streamer = prompts(family)[0], Recorded()
-    answer = stream_answer(model, family, prompt, GREEDY, streamer)  # type: ignore[arg-type]
+    answer = stream_answer(model, family, prompt, GREEDY, streamer)
     assert answer == generate(model, family, [prompt], GREEDY)[0]
     assert streamer.calls == [[*prompt.input_ids], *([token] for token in answer)]
     assert streamer.ended
