@@ -22,8 +22,8 @@ USED_SHARE = 0.7
 """The share of the free memory to plan with; the rest is for what is not estimated here."""
 HIDDEN_STATES_A_TOKEN = 64
 """Values of a prompt's token that are in memory at once, as multiples of the hidden size."""
-DECODED_PROMPT_TOKENS = 8192
-"""The family's decoder computes prompts in parts of fewer tokens than this."""
+DECODED_PROMPT_TOKENS = 4096
+"""The family's decoder computes prompts in parts of at most so many tokens, or of one prompt."""
 
 
 def rows_at_once(

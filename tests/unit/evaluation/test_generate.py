@@ -56,7 +56,7 @@ def test_answers_at_once_are_bounded_by_memory_prompts_and_the_spec(
     assert chosen(2**40, 500) == 20 * len(asked)
     assert chosen(2**40, 3) == 3
     assert chosen(2**40, "auto", asked) == len(asked)
-    assert 1 < chosen(2**30) < limits.MOST_ON_CPU
+    assert 1 < chosen(0.45 * 2**30) < limits.MOST_ON_CPU
     assert chosen(0) == 1
 
 
