@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 def free_memory(device: "torch.device", cgroups: Path = CGROUPS) -> int:
     """Bytes that this process may still allocate on the device.
 
-    In a container the machine's free
-    memory does not matter if its own limit is closer; page cache counts as
-    free in both.
+    In a container the machine's free memory does not matter if its own limit is closer; page cache
+    counts as free in both.
     """
     if device.type != "cpu":
         from job.families.gpu_memory import free_gpu_memory
