@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from job import log
 from job.engines.device import release_memory
 from job.engines.flat_gradients import FlatGradients
 from job.families.batches import MicroBatch, model_inputs
@@ -77,7 +78,7 @@ class CapturedSteps:
         number = batch.get("bucket")
         graph = None if number is None else self._graphs[number]
         if graph is None or not _equal_shapes(inputs, graph.inputs):
-            return self._pass(inputs, share)
+            return self._eagerly(inputs, share)
         torch._foreach_copy_(
             list(graph.inputs.values()), [inputs[name] for name in graph.inputs], non_blocking=True
         )
@@ -111,6 +112,10 @@ class CapturedSteps:
             loss.copy_(self._pass(inputs, share))
 
         return _Graph(inputs=inputs, share=share, loss=loss, replay=self._capture(work))
+
+    def _eagerly(self, inputs: Inputs, share: float) -> torch.Tensor:
+        log.debug("a batch has no graph", tokens=inputs["input_ids"].numel())
+        return self._pass(inputs, share)
 
     def _pass(self, inputs: Inputs, share: torch.Tensor | float) -> torch.Tensor:
         loss: torch.Tensor = self._model(**inputs).loss * share

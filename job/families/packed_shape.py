@@ -49,8 +49,12 @@ class PackedShape(NamedTuple):
         )
 
     def fits(self, bucket: "PackedShape") -> bool:
-        """Whether a batch of this shape can be padded to a bucket, which has room for padding."""
-        return all(map(le, self, bucket))
+        """Whether a batch of this shape can be padded to a bucket, which has room for padding.
+
+        The padding is one more row, and one more image, which must not be too long either.
+        """
+        padding = bucket.tokens - self.tokens, bucket.patches - self.patches
+        return all(map(le, (*self, *padding), (*bucket, bucket.longest, bucket.largest_image)))
 
 
 def largest(shapes: Iterable[PackedShape]) -> PackedShape:

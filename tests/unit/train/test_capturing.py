@@ -60,6 +60,10 @@ def noted(work: Work) -> Work:
     return work
 
 
+def no_eager_pass(*_: object) -> Any:
+    raise AssertionError("a planned batch has no graph")
+
+
 def test_a_training_on_fixed_tensors_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_with()
     result, losses, norms, weights = trained(spec)
@@ -69,6 +73,7 @@ def test_a_training_on_fixed_tensors_equals_the_eager_one(monkeypatch: pytest.Mo
         train_module, "capture_training", functools.partial(capture_training, capture=noted)
     )
     monkeypatch.setattr("job.train.buckets.CAPTURE_TOKENS", 20)  # several buckets
+    monkeypatch.setattr(CapturedSteps, "_eagerly", no_eager_pass)
     captured, captured_losses, captured_norms, captured_weights = trained(spec)
     assert captured.captured["graphs"] > 1
     assert captured_losses == pytest.approx(losses, abs=1e-5)
@@ -154,6 +159,13 @@ def test_the_division_costs_no_more_than_any_other_with_one_cut() -> None:
     chosen += CAPTURE_TOKENS * len(buckets.shapes)
     assert chosen <= cost([shapes])
     assert all(chosen <= 1.02 * cost([shapes[:n], shapes[n:]]) for n in range(100, 3_000, 100))
+
+
+def test_a_batch_whose_padding_would_be_longer_than_any_row_is_in_no_bucket() -> None:
+    buckets = choose_buckets([shape(900), shape(880)], cover)
+    longest = buckets.shapes[0].longest
+    assert buckets.of(shape(buckets.shapes[0].tokens - longest)) == 0
+    assert buckets.of(shape(buckets.shapes[0].tokens - longest - 1)) is None
 
 
 def test_a_batch_larger_than_all_buckets_is_not_padded() -> None:

@@ -91,6 +91,8 @@ def padded(
     image_tokens = bucket.patches // processor.image_processor.merge_size**2
     image_tokens -= len(rows.image_tokens)
     assert min(text - 1, vision, patches, supervised, image_tokens, vision - image_tokens) >= 0
+    assert text + vision <= bucket.longest
+    assert patches <= bucket.largest_image or not bucket.images
     ids = [torch.full((text,), processor.tokenizer.pad_token_id)]
     ids.append(torch.full((vision,), processor.image_token_id))
     return Concatenated(
