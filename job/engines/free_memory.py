@@ -13,15 +13,13 @@ if TYPE_CHECKING:
 def free_memory(device: "torch.device", cgroups: Path = CGROUPS) -> int:
     """Bytes that this process may still allocate on the device.
 
-    On a GPU, blocks that PyTorch keeps for reuse count as free. In a container the machine's free
-    memory does not matter if its own limit is closer; page cache counts as free in both.
+    In a container the machine's free memory does not matter if its own limit is closer; page cache
+    counts as free in both.
     """
     if device.type != "cpu":
-        import torch
+        from job.families.gpu_memory import free_gpu_memory
 
-        free, _ = torch.cuda.mem_get_info(device)
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + kept)
+        return free_gpu_memory(device)
     import psutil
 
     available: int = psutil.virtual_memory().available

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MOST_ON_GPU = 256
-MOST_ON_CPU = 64
-"""On a CPU, larger batches are not faster, and a row that has ended waits for the others."""
+MOST_ON_CPU = 128
+"""A token of a row takes 0.7 ms of the tiny model at 16 rows at once, 0.6 at 32 and 0.4 at 64."""
 USED_SHARE = 0.7
 """The share of the free memory to plan with; the rest is for what is not estimated here."""
 HIDDEN_STATES_A_TOKEN = 64
 """Values of a prompt's token that are in memory at once, as multiples of the hidden size."""
-DECODED_PROMPT_TOKENS = 8192
-"""The family's decoder computes prompts in parts of fewer tokens than this."""
+DECODED_PROMPT_TOKENS = 4096
+"""The family's decoder computes prompts in parts of at most so many tokens, or of one prompt."""
 
 
 def rows_at_once(

@@ -41,13 +41,14 @@ class StoredTokens(Protocol):
 class DecodeLayer:
     """A decoder layer of the model, for one token of each row."""
 
-    def __init__(self, layer: native.Ernie4_5_VLMoeDecoderLayer) -> None:
+    def __init__(self, layer: native.Ernie4_5_VLMoeDecoderLayer, *, stack: bool) -> None:
+        """`stack` allows copies of matrices that read the same input; see `stacked_bytes`."""
         attn = layer.self_attn
         self._number, self._scale = attn.layer_idx, attn.scaling
         self._head_dim = attn.head_dim
         self._heads = attn.config.num_attention_heads
         self._rotated = self._heads + attn.config.num_key_value_heads
-        self._qkv = Projection((attn.q_proj, attn.k_proj, attn.v_proj))
+        self._qkv = Projection((attn.q_proj, attn.k_proj, attn.v_proj), stack=stack)
         self._o = Projection((attn.o_proj,))
         self._input_norm, self._output_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._experts = None
@@ -55,7 +56,7 @@ class DecodeLayer:
         if isinstance(layer.mlp, native.Ernie4_5_VLMoeMoeBlock):
             self._experts = _TextExperts(layer.mlp.text_moe)
             dense = layer.mlp.shared_experts
-        self._dense = None if dense is None else _FeedForward(dense)
+        self._dense = None if dense is None else _FeedForward(dense, stack=stack)
 
     def __call__(self, hidden: torch.Tensor, tokens: StoredTokens) -> torch.Tensor:
         """(B, H) to (B, H)."""
@@ -71,13 +72,24 @@ class DecodeLayer:
         return hidden + (outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1])
 
 
+def stacked_bytes(layers: Sequence[native.Ernie4_5_VLMoeDecoderLayer]) -> int:
+    """The memory of the copies that `stack` allows."""
+    names = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    return sum(
+        parameter.nbytes
+        for layer in layers
+        for name, parameter in layer.named_parameters()
+        if any(f".{each}." in name for each in names) and "lora_" not in name
+    )
+
+
 class Projection:
     """Linear layers that read the same input, as one product, and one more for their adapters."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], *, stack: bool = True) -> None:
         self._layers = layers
         self._weight: torch.Tensor | None = None  # (out, in); None if the layers run themselves
-        if not all(_is_plain(layer) for layer in layers):
+        if not all(_is_plain(layer) for layer in layers) or (len(layers) > 1 and not stack):
             return
         bases = [_base(layer) for layer in layers]
         weights = [base.weight.detach() for base in bases]
@@ -134,9 +146,9 @@ def _base(layer: nn.Module) -> nn.Linear:
 class _FeedForward:
     """The MLP of a dense layer or of shared experts; see `feed_forward`."""
 
-    def __init__(self, mlp: nn.Module) -> None:
+    def __init__(self, mlp: nn.Module, *, stack: bool) -> None:
         assert isinstance(mlp, native.Ernie4_5_VLMoeMLP)
-        self._gate_up = Projection((mlp.gate_proj, mlp.up_proj))
+        self._gate_up = Projection((mlp.gate_proj, mlp.up_proj), stack=stack)
         self._down, self._act = Projection((mlp.down_proj,)), mlp.act_fn
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -19,18 +19,22 @@ from job.families.base import Encoded
 from job.families.batches import PackedBatch, to_device
 from job.families.ernie45_vl.packed.batch import pack_prompts
 from job.families.ernie45_vl.packed.decode_graphs import Shapes, StepGraphs
-from job.families.ernie45_vl.packed.decode_layers import DecodeLayer, normed
+from job.families.ernie45_vl.packed.decode_layers import DecodeLayer, normed, stacked_bytes
 from job.families.ernie45_vl.packed.model import PackedErnie
 from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, attention
+from job.families.gpu_memory import free_gpu_memory
 from job.families.lookahead import computed_ahead
 
 if TYPE_CHECKING:
     from transformers import Ernie4_5_VLMoeProcessor
 
 PREFILL_TOKENS = 4096
-"""Prompt tokens that are computed at once on a GPU: enough to be as fast as more would be, few
-enough that the next prompts' images are decoded meanwhile."""
+"""Prompt tokens that are computed at once: enough to be as fast as more would be, few enough that
+their memory is bounded and a GPU computes them while the next prompts' images are decoded."""
 PREFILL_THREADS = 4
+"""Threads that decode images on behalf of a GPU."""
+STACKED_SHARE = 4
+"""Weights are copied to stack them only if so many times their memory is free."""
 
 
 class PackedDecoder:
@@ -55,7 +59,10 @@ class PackedDecoder:
         self._shapes = Shapes.of(rows=slots, capacity=capacity) if fixed_shapes else None
         capacity = self._shapes.lengths[-1] if self._shapes is not None else capacity
         self._cache = _Cache.of(model, slots=slots, capacity=capacity)
-        self._layers = [DecodeLayer(layer) for layer in model.model.language_model.layers]
+        layers = model.model.language_model.layers
+        needed = STACKED_SHARE * stacked_bytes(layers)
+        stack = not on_gpu or free_gpu_memory(model.device) > needed
+        self._layers = [DecodeLayer(layer, stack=stack) for layer in layers]
         self._lengths: list[int] = []  # tokens in the cache, by row
         # Of all slots: each one's last token, the tokens in the cache (0 in free ones), and the
         # M-RoPE position of the last token.
@@ -68,8 +75,8 @@ class PackedDecoder:
 
     def prefill(self, prompts: Sequence[Encoded]) -> torch.Tensor:
         assert len(self._lengths) + len(prompts) <= self.slots
+        groups = _groups(prompts, PREFILL_TOKENS)
         on_gpu = self._model.device.type == "cuda"
-        groups = _groups(prompts, PREFILL_TOKENS) if on_gpu else [prompts]
         threads = min(PREFILL_THREADS, len(groups)) if on_gpu else 0
 
         def packed(group: Sequence[Encoded]) -> PackedBatch:
