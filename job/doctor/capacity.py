@@ -75,7 +75,8 @@ def disks(cache: Path, work: Path, measured: tuple[Sizes, Needs] | None) -> Iter
             least, planned = (one + other for one, other in zip(ones, others, strict=True))
             wanted = {"disk": (cache, least, planned)}
     for name, (path, least, planned) in wanted.items():
-        yield _disk(name, path, least, planned)
+        # The plan of a local output has its scratch space on the cache's disk.
+        yield _disk(name, path, least, max(least, planned))
 
 
 def _disk(name: str, path: Path, least: int, planned: int) -> Check:

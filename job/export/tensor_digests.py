@@ -21,8 +21,8 @@ from job.storage.background import BackgroundTasks
 if TYPE_CHECKING:
     import torch
 
-HASHED_ON = ("cpu",)
-"""Devices whose tensors are hashed on the host; others compute checksums."""
+SUMMED_ON = ("cuda",)
+"""Devices that compute checksums (ROCm's are named so too); others' tensors are hashed."""
 CHUNK_WORDS = 2**22
 """32-bit words for which products are computed at a time: 32 MiB of them."""
 MAX_THREADS = 8
@@ -48,10 +48,10 @@ class TensorDigests:
 
     def add(self, name: str, tensor: "torch.Tensor", dtype: "torch.dtype") -> None:
         """Adds the digest of the tensor in this dtype. The tensor must not be changed."""
-        if tensor.device.type in HASHED_ON:
-            self._hashing.submit(partial(self._hash, name, tensor, dtype))
-        else:
+        if tensor.device.type in SUMMED_ON:
             self._sums[name] = checksum(tensor.to(dtype))
+        else:
+            self._hashing.submit(partial(self._hash, name, tensor, dtype))
 
     def finish(self) -> dict[str, str]:
         """Waits for all digests; returns them by name."""

@@ -56,7 +56,7 @@ class HostPieces:
         # the copy follows the computation of the tensor.
         with torch.cuda.device(part.device):
             buffer.copy_(part, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event(blocking=True)
             copied.record()
         return buffer, copied
 

@@ -125,9 +125,17 @@ def stored(
     fused = any(isinstance(c, WeightConverter) and len(c.target_patterns) > 1 for c in conversions)
     named = itertools.chain(tensors, _buffers(model))
     single = (dict([pair]) for pair in named)
-    for group in [dict(named)] if fused else single:
+    # All at once on the host: a GPU that holds the model may have no room for a second one.
+    groups: Iterable[dict[str, torch.Tensor]] = (
+        [{name: _on_host(tensor) for name, tensor in named}] if fused else single
+    )
+    for group in groups:
         for name, value in revert_weight_conversion(model, group).items():
             yield name, value.contiguous()
+
+
+def _on_host(tensor: "torch.Tensor") -> "torch.Tensor":
+    return tensor if tensor.is_meta else tensor.cpu()
 
 
 def _with_dtype(section: dict[str, Any], name: str) -> dict[str, Any]:

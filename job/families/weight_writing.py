@@ -26,7 +26,7 @@ LANES = 4
 QUEUED_BYTES = 2**29
 """Bytes of tensors that wait for each lane in the memory of a GPU, which computes them faster than
 any disk takes them; a larger tensor waits alone."""
-QUEUED_ON_CPU = 2**24
+QUEUED_ON_CPU = 2**23
 """The same in the memory of the host, which has to suffice for little beside the model."""
 _METADATA = {"format": "pt"}
 

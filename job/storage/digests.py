@@ -13,6 +13,9 @@ from typing import Any
 
 from job import log, storage
 
+_BLOCK = 2**22
+"""Bytes hashed at a time: milliseconds of work, so that threads that hash need not often wait for
+one that runs Python."""
 SETTLED_NS = 10**8
 """A file is hashed again if it was changed so shortly before the end of the first time. A file
 system's clock may be as coarse as 10 ms."""
@@ -39,8 +42,13 @@ class FileDigest:
 
 
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        buffer = memoryview(bytearray(max(1, min(size, _BLOCK))))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 class TreeDigests:

@@ -1,6 +1,7 @@
 """Large files of a stage: on local disks once, and read once for their digest."""
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -98,6 +99,16 @@ def test_a_change_after_the_first_look_is_not_missed(output: Output) -> None:
     assert output.stages.digests.sha256(directory / NAMES[0]) != known
     with pytest.raises(StorageError, match="changed after it was uploaded"):
         output.stages.publish("export", "f", "now", 1.0, {})
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 9, 25])
+def test_digests_cover_files_of_any_length(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "_BLOCK", 8)
+    content = os.urandom(size)
+    (tmp_path / "a").write_bytes(content)
+    assert digests.sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_file_that_cannot_be_read_is_tried_again(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_one_changed_value_on_disk_is_found_out(
     digests: str, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if digests == "checksums":  # as on a GPU
-        monkeypatch.setattr(tensor_digests, "HASHED_ON", ())
+        monkeypatch.setattr(tensor_digests, "SUMMED_ON", ("cpu",))
 
     def damage(directory: Path) -> None:
         path = directory / "model.safetensors"

@@ -114,3 +114,24 @@ def test_waiting_tasks_can_be_canceled_and_running_ones_cannot() -> None:
     gate.set()
     background.finish()
     assert done == [1, 3]
+
+
+def test_tasks_wait_for_room_and_one_that_is_too_large_runs_alone() -> None:
+    gate, done = threading.Event(), list[str]()
+
+    def first() -> None:
+        assert gate.wait(WAIT)
+        done.append("first")
+
+    with BackgroundTasks("test", max_size=10) as background:
+        background.submit(first, 6)
+        background.submit(lambda: done.append("second"), 4)
+        assert background.size == 10
+        third = threading.Thread(target=lambda: background.submit(lambda: done.append("large"), 25))
+        third.start()
+        third.join(0.2)
+        assert third.is_alive(), "a third has to wait for room"
+        gate.set()
+        third.join(WAIT)
+    assert done == ["first", "second", "large"]
+    assert background.size == 0
