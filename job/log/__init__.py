@@ -270,6 +270,6 @@ class _Lines:
             "done": fraction(self._done, self._total),
             "rate": Quantity(f"{number(rate, 3)} {self._unit}/s", {"": rate}),
         }
-        if self._total is not None:
+        if self._total is not None and self._done:
             counts["left"] = seconds(max(self._total - self._done, 0) / rate)
         info(self._label, **counts, **fields)
