@@ -299,6 +299,7 @@ def test_what_is_just_made_is_not_copied_and_gradients_of_distinct_places_do_not
     modalities = Modalities.of(torch.tensor([False, True, True, False, True, False, False]))
     with Operations() as operations:
         output, logits = moe_block(block, hidden, modalities)
+        assert logits is not None
         grid = PackedSequences.of([2, 4, 1]).pad(output[:, None])
         (grid.sum() + logits.square().sum()).backward()
     assert "aten.index_copy_.default" in operations.names
