@@ -111,7 +111,7 @@ class Comparison:
             optimizer.step()
             optimizer.zero_grad()
             aux = 0 if out.aux_loss is None else weight * float(out.aux_loss)
-            losses.append(float(out.loss) - aux)
+            losses.append(float(out.loss.detach()) - aux)
         return losses
 
     def _busiest(self, base: "PreTrainedModel") -> dict[str, float]:
@@ -161,8 +161,11 @@ def main() -> None:
     for seed in arguments.seeds:
         for way in arguments.ways:
             result = comparison.run(*WAYS[way], seed)
-            print(seed, way, result, flush=True)
             found.setdefault(way, {})[str(seed)] = result
+            _write(found, arguments)  # after each training: an interruption loses one
+
+
+def _write(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
     measured = {
         "note": "loss, cer, exact_match and busiest_expert are of the held-out rows; "
         "training_losses are means over ten steps; all without the routers' loss.",

@@ -120,7 +120,12 @@ SLOW: dict[str, Case] = {
     ),
     "biases in bf16": Case(lora={"bias": "all"}, dtype="bfloat16"),
     "an expression and rsLoRA": Case(
-        lora={"target_modules": r".*layers\.[01]\..*_proj", "use_rslora": True, "lora_dropout": 0.5}
+        lora={
+            "target_modules": r".*layers\.[01]\..*_proj",
+            "finetune_experts": False,  # they would be reached, and PEFT has no dropout for them
+            "use_rslora": True,
+            "lora_dropout": 0.5,
+        }
     ),
 }
 
@@ -253,6 +258,10 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "parameters that no gradient reaches": (
         Case(lora={"target_parameters": ["layers.3.mlp.vision_moe.experts.down_proj"]}),
         "names parameters that get no gradient",
+    ),
+    "experts by name, with dropout": (
+        Case(lora={"target_modules": ["down_proj"], "lora_dropout": 0.1}),
+        "target_modules reaches routed experts",
     ),
     "experts of a family without": (
         Case(model="qwen_vl", lora={"finetune_experts": True}),

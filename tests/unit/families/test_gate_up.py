@@ -1,12 +1,13 @@
 """Gate and up of routed experts, each with an adapter of its own, as modules have."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch.nn.functional import linear
 
 from job import engines, families
@@ -118,6 +119,32 @@ def test_training_is_that_of_an_adapter_for_each_and_keeps_the_zeros(optimizer: 
     near(b, torch.block_diag(b_gate, b_up), "B")
     assert has_blocks(b.detach())
     assert not torch.allclose(b_gate, apart[0][1], atol=0.1)
+
+
+def test_a_training_goes_on_from_what_is_stored_to_the_same_adapter(
+    spec: JobSpec, family: families.Family
+) -> None:
+    batch = family.pack([family.encode(each) for each in BATCHES["equal images"]])
+    whole, resumed = adapted(spec, family, packed=True), None
+    optimizer = optimizer_of(whole)
+    for number in range(4):
+        if number == 2:
+            resumed = adapted(spec, family, packed=True)
+            set_peft_model_state_dict(resumed, copy.deepcopy(get_peft_model_state_dict(whole)))
+            going_on = optimizer_of(resumed)
+            going_on.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for model, steps in ((whole, optimizer), *([(resumed, going_on)] if resumed else [])):
+            steps.zero_grad()
+            step(model, batch)
+            steps.step()
+    stored, again = (get_peft_model_state_dict(model) for model in (whole, resumed))
+    assert all(torch.equal(again[name], tensor) for name, tensor in stored.items())
+    for wrapper in gate_ups(whole):
+        assert has_blocks(wrapper.lora_B["default"].weight)
+
+
+def optimizer_of(model: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
 
 
 @pytest.mark.parametrize("rslora", [False, True])

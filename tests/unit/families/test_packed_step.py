@@ -20,6 +20,12 @@ from job.families.ernie45_vl.packed.experts import Modalities, moe_block
 from job.families.ernie45_vl.packed.layers import PackedDecoderLayer, PackedVisionBlock
 from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
 from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, gather
+from job.families.lora.gate_up import (
+    GateUpWrapper,
+    use_gate_up,
+    wrapped_parameters,
+    zero_outside_blocks,
+)
 from job.families.lora.linear import use_lora_linear
 from job.prep.images import inspect
 from job.prep.rows import EncodedImage, Message, Part, Row
@@ -38,7 +44,8 @@ TARGETS = [
     "fc1",
     "fc2",
 ]
-EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+GATE_UP = "experts.gate_up_proj"
+EXPERTS = [GATE_UP, "experts.down_proj"]
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +96,20 @@ def adapted(model: Any, *, packed: bool, experts: bool, checkpointing: bool = Fa
         use_packed_step(model)
         Ernie45VL.set_experts_implementation(model, SORTED_EXPERTS)
     torch.manual_seed(5)
+    # As in jobs, gate and up of routed experts have an adapter each.
     config = LoraConfig(
         r=4,
         target_modules=TARGETS,
         target_parameters=EXPERTS if experts else None,
+        rank_pattern={GATE_UP: 8} if experts else {},
+        alpha_pattern={GATE_UP: 16} if experts else {},
         init_lora_weights=False,
     )
     model = get_peft_model(model, config)
+    use_gate_up(model, [name for name, _ in wrapped_parameters(model) if name.endswith(GATE_UP)])
+    for module in model.modules():
+        if isinstance(module, GateUpWrapper):
+            zero_outside_blocks(module.lora_B["default"].weight.data)
     if packed:
         assert use_lora_linear(model)
     if checkpointing:
@@ -285,6 +299,7 @@ def test_what_is_just_made_is_not_copied_and_gradients_of_distinct_places_do_not
     modalities = Modalities.of(torch.tensor([False, True, True, False, True, False, False]))
     with Operations() as operations:
         output, logits = moe_block(block, hidden, modalities)
+        assert logits is not None
         grid = PackedSequences.of([2, 4, 1]).pad(output[:, None])
         (grid.sum() + logits.square().sum()).backward()
     assert "aten.index_copy_.default" in operations.names
