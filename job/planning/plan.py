@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import families, storage
@@ -14,10 +14,13 @@ from job.families.lora.selection import trained_in_full
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
 from job.planning import data, facts, sizes, speed
+from job.planning.cost_model import measured_jobs
 from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
 from job.planning.engine import engine_of
+from job.planning.job_time import answer_tokens, job_time, training_of, work_of
 from job.planning.name_patterns import patterns
 from job.planning.requirements import needs
+from job.planning.stage_work import Work
 from job.planning.validation_cost import validation
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WILL_RUN = "will run"
 NAME_ONE = "name one accelerator to see it: --accelerator"
 
 
@@ -67,6 +71,18 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     measured = sizes.measure(spec)
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices)
     time, no_time = _time(options, devices, data_facts, steps, measured)
+    validated = validation(spec, data_facts, steps, None)
+    work = work_of(
+        spec,
+        skeleton.config,
+        measured,
+        data_facts,
+        steps,
+        validated.rows * (validated.times or 0) if validated is not None else 0,
+    )
+    whole = _job_time(options, devices, work, survey, stages or {})
+    if whole is not None:
+        time, no_time = training_of(whole) or time, None
     return facts.Plan(
         name=spec.name,
         output=spec.output.uri,
@@ -86,6 +102,8 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         pods=tuple(_pods(spec, measured)),
         time=time,
         time_unknown=no_time,
+        job_time=whole,
+        work=None if work is None else asdict(work),
         validation=validation(spec, data_facts, steps, time),
         stages=stages or {},
         stages_unknown=data.reason(no_stages),
@@ -234,6 +252,29 @@ def _time(
     ), None
 
 
+def _job_time(
+    options: PlanOptions,
+    devices: Mapping[str, Accelerator],
+    work: Work | None,
+    survey: data.DataSurvey,
+    stages: Mapping[str, str],
+) -> facts.JobTime | None:
+    """The time of all stages on this machine, or on the accelerator that the user names."""
+    own = [name for name in devices if name == THIS_MACHINE]
+    if work is None or (len(devices) > 1 and not own):
+        return None
+    [name] = own or devices
+    return job_time(
+        measured_jobs(),
+        devices[name],
+        name,
+        work,
+        answer_tokens=answer_tokens(survey),
+        skipped=[stage for stage, state in stages.items() if state != WILL_RUN],
+        price_per_hour=options.price_per_hour,
+    )
+
+
 def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
     for stage in COMMANDS["run"]:
         if stage == "baseline" and not job.spec.eval.baseline:
@@ -247,7 +288,7 @@ def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
         record = job.output.stages.completed(stage, job.fingerprint(stage)) if marked else None
         if record is not None:
             job.record.add(record)  # the fingerprint of the report needs it
-        yield stage, f"complete since {record.started}; will be skipped" if record else "will run"
+        yield stage, f"complete since {record.started}; will be skipped" if record else WILL_RUN
 
 
 def _value(loaded: LoadedSpec, path: str) -> object:
