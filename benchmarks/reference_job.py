@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks import record, reference_inputs, reference_work
 from benchmarks.reference_run import ROOT, Run, Watched, measure
+from job.distributed.cores import cores
 from job.engines import cpu
 from job.engines.device import EIGHT_BIT
 from job.spec.load import load_spec
@@ -199,7 +200,7 @@ def _climb(arguments: argparse.Namespace, shipped: Run, facts: dict[str, Any]) -
 
 def _write(arguments: argparse.Namespace, name: str, result: dict[str, Any]) -> None:
     device = gpu_name()
-    machine = {} if device else {"cores": cpu.cores()}
+    machine = {} if device else {"cores": cores()}
     record.write(
         name,
         "benchmarks.reference_job",

@@ -35,11 +35,11 @@ def measure(count: int) -> Evaluation:
     model = engines.create(spec.model, spec.lora, accelerator).load(family)
     held_out = spec.data.eval or spec.data.train[0]
     samples = [formulas.sample(held_out.formulas, index) for index in range(count)]
-    rows = [_row(sample, str(spec.data.question)) for sample in samples]
+    rows = [row_of(sample, str(spec.data.question)) for sample in samples]
     return evaluate(model, family, rows, spec.eval, batch_size=BATCH, label="tiny base")
 
 
-def _row(sample: formulas.FormulaSample, instruction: str) -> Row:
+def row_of(sample: formulas.FormulaSample, instruction: str) -> Row:
     return Row(
         id=sample.latex,
         messages=(

@@ -28,7 +28,7 @@ from PIL import Image
 
 from benchmarks import arithmetic, record
 from job import engines, families
-from job.engines import cpu
+from job.distributed.cores import cores
 from job.engines.compiling import CompiledBlocks, compile_blocks
 from job.engines.device import Accelerator, detect, release_memory
 from job.families import model_source
@@ -140,7 +140,7 @@ def main() -> None:
         print(name, json.dumps(found), flush=True)
     result = {
         # A CPU's speed depends on its cores; a GPU is identified by its name.
-        **({"cores": cpu.cores()} if device.type == "cpu" else {}),
+        **({"cores": cores()} if device.type == "cpu" else {}),
         "rows_a_step": arguments.rows,
         "layers": layers,
         "parameters": parameters,

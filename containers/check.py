@@ -1,7 +1,7 @@
 """Whether an image holds what it should, and nothing more; run while it is built.
 
     check.py packages cpu|cuda|rocm|default    the environment is the locks', with that torch
-    check.py image                             no compiler, no installer is left
+    check.py image cpu|cuda|rocm               no installer is left; a compiler where it is needed
 
 Prints each problem and ends with exit code 1 where there is one.
 """
@@ -9,15 +9,22 @@ Prints each problem and ends with exit code 1 where there is one.
 import base64
 import ctypes
 import hashlib
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 LOCKS = Path(__file__).resolve().parent.parent / "requirements"
-FORBIDDEN = ("cc", "gcc", "g++", "c++", "clang", "hipcc", "nvcc", "ld", "make", "pip", "pip3")
+FORBIDDEN = ("clang", "hipcc", "nvcc", "make", "pip", "pip3")
+COMPILERS = ("cc", "gcc", "g++", "c++", "ld")
+"""Forbidden too where no GPU needs them."""
+BACKENDS = {"cuda": "nvidia", "rocm": "amd"}
+"""Triton's names."""
 OF_CUDA = re.compile(r"nvidia-|cuda-|triton$")
 """Packages that belong to a CUDA build of torch, unless their version names a build for ROCm: AMD's
 own index has such a `triton`, PyTorch's calls it `pytorch-triton-rocm` or `triton-rocm`."""
@@ -113,21 +120,55 @@ def _pins(lock: str) -> dict[str, str]:
     return {pair[1]: pair[2] for pair in pairs if pair}
 
 
-def image() -> Iterator[str]:
-    """What is left that an image for running has no use for."""
-    for name in FORBIDDEN:
+def image(accelerator: str) -> Iterator[str]:
+    """What an image for running has no use for, and what keeps it from compiling for its GPU."""
+    compiles = accelerator in BACKENDS
+    for name in FORBIDDEN if compiles else FORBIDDEN + COMPILERS:
         if path := shutil.which(name):
             yield f"{path} is left"
     if list(distributions(name="pip")):
         yield "pip is left in the environment"
+    if compiles:
+        # Nothing that is compiled here may end up in the image.
+        with TemporaryDirectory() as folder:
+            os.environ |= {"TRITON_CACHE_DIR": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+            yield from _triton(BACKENDS[accelerator])
+            yield from _inductor()
+
+
+def _triton(backend: str) -> Iterator[str]:
+    """Compiles the module with which Triton loads and starts kernels, as it does before the first
+    one. It is not loaded: that takes the driver's library."""
+    import triton
+    from triton.runtime.build import compile_so_from_file
+
+    folder = Path(triton.__file__).parent / "backends" / backend
+    try:
+        compile_so_from_file(
+            str(folder / "driver.c"), f"{backend}_driver", include_dirs=[str(folder / "include")]
+        )
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        yield f"Triton cannot start kernels here, for it compiles C: {error}"
+
+
+def _inductor() -> Iterator[str]:
+    """Compiles what torch.compile makes of an operation on the CPU, of which a GPU's graph may have
+    some."""
+    import torch
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        torch.compile(torch.neg)(torch.ones(8))
+    except TorchDynamoException as error:
+        yield f"torch.compile does not work here, for it compiles C++: {error}"
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["packages", accelerator]:
             problems = list(packages(accelerator))
-        case ["image"]:
-            problems = list(image())
+        case ["image", "cpu" | "cuda" | "rocm" as accelerator]:
+            problems = list(image(accelerator))
         case _:
             sys.exit(__doc__)
     print("\n".join(problems) or "the image is as it should be")

@@ -1,12 +1,18 @@
 #!/bin/sh
-# The second stage of each image: an interpreter for the packages, and the user who runs the job,
-# whose number is JOB_UID.
+# The second stage of each image: what the packages need of the system for ACCELERATOR, and the user
+# who runs the job, whose number is JOB_UID.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 
 apt-get update -qq
 # NCCL and RCCL look for the library of InfiniBand and RoCE when they start, and else use TCP.
-apt-get install -y -qq --no-install-recommends ca-certificates python3 ibverbs-providers libibverbs1
+set -- ca-certificates python3 ibverbs-providers libibverbs1
+if [ "$ACCELERATOR" != cpu ]; then
+    # For the job, while it runs: Triton compiles the C module that loads and starts its kernels,
+    # torch.compile the C++ of what a compiled block computes on the CPU. Both include Python.h.
+    set -- "$@" gcc g++ libpython3-dev
+fi
+apt-get install -y -qq --no-install-recommends "$@"
 rm -rf /var/lib/apt/lists/*
 groupadd --gid "$JOB_UID" job
 useradd --uid "$JOB_UID" --gid "$JOB_UID" --no-create-home --home-dir /cache --shell /usr/sbin/nologin job

@@ -2,8 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import hypothesis
 import pytest
@@ -15,6 +17,34 @@ from tests import s3 as s3_server
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.register_profile("explore", print_blob=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: the tests of a file stay together only where they share a fixture of
+    it, and what takes longest begins first, so that no worker is left alone with it.
+    """
+    if not getattr(config.option, "loadgroup", False):
+        return
+    minutes: Counter[str] = Counter()
+    for item in items:
+        group = item.path.stem if _shares(item) else item.nodeid
+        item.add_marker(pytest.mark.xdist_group(group))
+        marker = item.get_closest_marker("slow")
+        minutes[group] += marker.kwargs.get("minutes", 0) if marker else 0
+    items.sort(key=lambda item: -minutes[_group(item)])
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Whether it uses a fixture that is made once for a file."""
+    defined: dict[str, Sequence[Any]] = item._fixtureinfo.name2fixturedefs
+    return any(each[-1].scope in ("class", "module") for each in defined.values() if each)
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return str(marker.args[0])
 
 
 @pytest.fixture(autouse=True)

@@ -51,17 +51,29 @@ class Finished:
     err: str
 
 
+Running = subprocess.Popen[str] | warm.Process
+
+
 def start(
     *arguments: str,
+    cwd: Path = ROOT,
     environ: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
     err: IO[str] | int = subprocess.PIPE,
-) -> subprocess.Popen[str]:
-    """Starts `python -m job` with the arguments; what it says goes to `err`."""
+) -> Running:
+    """Starts `python -m job` with the arguments; what it says goes to `err`.
+
+    It is forked from a process with the libraries loaded, unless its environment or `before` asks
+    for one that starts anew.
+    """
+    variables = _environ(environ)
+    if before is None and warm.fits(variables):
+        said = err if isinstance(err, int) else err.fileno()
+        return warm.Process(arguments, cwd=cwd, environ=variables, err=said)
     return subprocess.Popen(
         [sys.executable, "-m", "job", *arguments],
-        cwd=ROOT,
-        env=_environ(environ),
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), **variables},
         stdout=subprocess.PIPE,
         stderr=err,
         text=True,
@@ -94,16 +106,15 @@ def job(
     before: Callable[[], None] | None = None,
     timeout: float = 300,
 ) -> Finished:
-    """Runs `python -m job` to its end.
-
-    It is forked from a process with the libraries loaded, unless its environment or `before` asks
-    for one that starts anew.
-    """
-    variables = _environ(environ)
-    if before is None and warm.fits(variables):
-        return Finished(*warm.run(arguments, cwd=ROOT, environ=variables, timeout=timeout))
+    """Runs `python -m job` to its end, as `start` does."""
     process = start(*arguments, environ=environ, before=before)
-    out, err = process.communicate(timeout=timeout)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, err = process.communicate()
+        raise AssertionError(f"not done in {timeout} s: job {' '.join(arguments)}\n{err}") from None
+    assert process.returncode is not None
     return Finished(process.returncode, out, err)
 
 

@@ -4,15 +4,19 @@ Importing them takes longer than most of the tests' runs. What runs is the comma
 process of its own with its own environment, standard streams and exit code.
 """
 
+import math
 import os
 import runpy
+import signal
+import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
-
-import pytest
+from threading import Thread
+from typing import IO
 
 context = get_context("forkserver")
 context.set_forkserver_preload(["tests.integration.preload"])
@@ -35,29 +39,89 @@ def fits(environ: Mapping[str, str]) -> bool:
     )
 
 
-def run(
-    arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], timeout: float
-) -> tuple[int, str, str]:
-    """Runs `python -m job` to its end; its exit code, standard output and standard error."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = context.Process(
-            target=_main, args=(list(arguments), str(cwd), dict(environ), str(out), str(err))
+class Process:
+    """A process that was forked, with what the tests use of a `subprocess.Popen` of text."""
+
+    def __init__(
+        self, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], err: int
+    ) -> None:
+        """`err` is `subprocess.PIPE`, or where standard error goes: a descriptor or `DEVNULL`."""
+        self.args = ["job", *arguments]
+        self._out, out = _pipe()
+        self.stderr, end = _pipe() if err == subprocess.PIPE else (None, None)
+        kept = Connection(os.dup(err)) if err >= 0 else end
+        self._process = context.Process(
+            target=_main, args=(list(arguments), str(cwd), dict(environ), out, kept)
         )
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            pytest.fail(f"not done in {timeout} s: job {' '.join(arguments)}\n{err.read_text()}")
-        return process.exitcode, out.read_text(), err.read_text()
+        self._process.start()
+        for each in (out, kept):
+            if each is not None:
+                each.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What is left of standard output and standard error, once it has ended."""
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
+        found = ["", ""]
+
+        def read(number: int, stream: IO[str]) -> None:
+            found[number] = stream.read()
+
+        streams = [(0, self._out)] + ([(1, self.stderr)] if self.stderr else [])
+        readers = [Thread(target=read, args=each, daemon=True) for each in streams]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(None if timeout is None else max(0, deadline - time.monotonic()))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(None if timeout is None else max(0, deadline - time.monotonic()))
+        for _, stream in streams:
+            stream.close()
+        return found[0], found[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
-def _main(arguments: list[str], cwd: str, environ: dict[str, str], out: str, err: str) -> None:
-    for number, path in enumerate((os.devnull, out, err)):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+def _pipe() -> tuple[IO[str], Connection]:
+    """The end to read from, and that which a process can be given."""
+    hear, told = os.pipe()
+    return os.fdopen(hear, encoding="utf-8", errors="replace"), Connection(told, readable=False)
+
+
+def _main(
+    arguments: list[str], cwd: str, environ: dict[str, str], out: Connection, err: Connection | None
+) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(out.fileno(), 1)
+    os.dup2(nothing if err is None else err.fileno(), 2)
+    os.close(nothing)
+    for each in (out, err):
+        if each is not None:
+            each.close()
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)

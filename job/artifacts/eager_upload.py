@@ -14,7 +14,7 @@ from job.artifacts.writer import Writer
 from job.errors import JobError
 from job.storage import retry, trees
 from job.storage.background import BackgroundTasks
-from job.storage.digests import sha256_file
+from job.storage.digests import TreeDigests
 
 STOP_SECONDS = 1.0
 """How long a rollback waits for running uploads if the job was asked to stop."""
@@ -28,8 +28,15 @@ class EagerUploads:
     `announce` is called with each path before any of the file is uploaded.
     """
 
-    def __init__(self, directory: Path, writer: Writer, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        writer: Writer,
+        announce: Callable[[str], None],
+        digests: TreeDigests,
+    ) -> None:
         self._directory, self._writer, self._announce = directory, writer, announce
+        self._file_digests = digests
         self._tasks = BackgroundTasks("eager upload", threads=trees.FILES_AT_ONCE)
         self._stop = threading.Event()
         self._started: list[str] = []
@@ -70,9 +77,9 @@ class EagerUploads:
     def _upload(self, path: Path, relative: str) -> None:
         with retry.abandoned_if_set(self._stop):
             self._writer.ensure()
-            digest = sha256_file(path)
+            digest = self._file_digests.sha256(path)
             self._announce(relative)
             self._started.append(relative)
-            self._writer.upload(path, relative)
+            self._writer.publish(path, relative)
         self._digests[relative] = digest
         log.debug("uploaded eagerly", file=relative, size=log.byte_count(path.stat().st_size))

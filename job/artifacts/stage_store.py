@@ -20,7 +20,7 @@ from job.artifacts.unfinished import SUFFIX, UnfinishedFiles
 from job.artifacts.writer import SUCCESS, Writer
 from job.errors import StorageError
 from job.local.work_folder import WorkFolder
-from job.storage.digests import digest_tree
+from job.storage.digests import TreeDigests
 
 CHANGED = "inputs changed"
 
@@ -34,6 +34,8 @@ class StageStore:
         self.markers = StageMarkers(writer)
         self._unfinished = UnfinishedFiles(writer, STAGES)
         self._eager: dict[str, EagerUploads] = {}
+        self.digests = TreeDigests()
+        """Of the files in the folders of stages that this process runs."""
 
     # --- complete stages ---------------------------------------------------------------------
 
@@ -102,6 +104,7 @@ class StageStore:
                 self.local.path(name),
                 self._writer,
                 lambda file: self._unfinished.announce(name, [file]),
+                self.digests,
             )
         self._eager[name].submit(path)
 
@@ -116,7 +119,7 @@ class StageStore:
         self._writer.check_lease()
         folder = self.local.path(name)
         uploaded = self._eager[name].finish() if name in self._eager else {}
-        files = digest_tree(folder)
+        files = self.digests.tree(folder)
         digests = {file.path: file.sha256 for file in files}
         for path, digest in uploaded.items():
             if digests.get(path) != digest:
@@ -126,7 +129,7 @@ class StageStore:
                     fix="check the disk; run again",
                 )
         self._unfinished.announce(name, digests)
-        self._writer.upload_tree(folder, without=uploaded)
+        self._writer.publish_tree(folder, without=uploaded)
         for file in files:
             log.debug("stored", file=file.path, size=log.byte_count(file.size))
         record = StageRecord(

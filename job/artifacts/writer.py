@@ -54,6 +54,14 @@ class Writer:
     def upload_tree(self, directory: Path, *, without: Collection[str] = ()) -> None:
         storage.upload_tree(directory, self.at(""), without=without, guard=self)
 
+    def publish(self, file: Path, path: str) -> None:
+        """Uploads a file that nobody changes any more, see `storage.upload`."""
+        storage.upload(file, self.at(path), guard=self, final=True)
+
+    def publish_tree(self, directory: Path, *, without: Collection[str] = ()) -> None:
+        """Uploads files that nobody changes any more."""
+        storage.upload_tree(directory, self.at(""), without=without, guard=self, final=True)
+
     def delete(self, path: str) -> None:
         self.ensure()  # also if there is nothing to delete
         storage.delete(self.at(path), guard=self)

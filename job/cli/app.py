@@ -15,6 +15,7 @@ from job.cli.commands.compare import compare
 from job.cli.commands.infer import infer
 from job.cli.commands.init import init
 from job.cli.commands.manifest import manifest
+from job.distributed.cores import configure_threads
 from job.errors import OK, ReportedError, UsageError, reported
 
 SCRIPT = "finetune-job"
@@ -99,6 +100,7 @@ def main() -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the end
     # Child processes must not import modules from the current folder either.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    configure_threads(os.environ)  # before anything imports torch or numpy
     redaction.install()
     signals.install(termination.report)
     # Completion works for the console script only: a shell cannot complete `python -m job`.

@@ -105,7 +105,7 @@ def infer(
     model, family = _load_model(stages, weights, adapter)
     from transformers import set_seed
 
-    from job.evaluation.generate import generate
+    from job.evaluation.generate import stream_answer
 
     if seed is not None:
         set_seed(seed)
@@ -120,7 +120,7 @@ def infer(
         return str(family.processor.tokenizer.decode(tokens, skip_special_tokens=True))
 
     write("answer: " if label is not None else "")
-    generate(model, family, [encoded], generation, AnswerStreamer(decode, write))
+    stream_answer(model, family, encoded, generation, AnswerStreamer(decode, write))
     write(f"\nlabel:  {label}" if label is not None else "")
 
 

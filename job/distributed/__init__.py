@@ -1,4 +1,4 @@
-"""Distributed training: ranks, coordination of processes, the process group.
+"""Distributed training: ranks, coordination of processes, the process group, shared CPU cores.
 
 Imports: no other room.
 """

@@ -2,7 +2,7 @@
 
 A job checks things as it gets to them; the doctor checks all of them before any download.
 
-Imports: spec, storage, artifacts, prep, families, engines, train, export, planning.
+Imports: spec, storage, distributed, artifacts, prep, families, engines, train, export, planning.
 """
 
 from collections.abc import Iterator, Sequence

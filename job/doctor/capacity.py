@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from job import log
+from job.distributed.cores import cores
 from job.doctor.check import Check, fail, note, ok, warn
 from job.doctor.subject import Subject
 from job.engines import cpu
@@ -35,7 +36,7 @@ def checks(subject: Subject) -> Iterator[Check]:
 
 
 def memory(limit: int, need: Needs | None) -> Check:
-    shown = f"{log.size(limit)}, {cpu.cores()} CPUs"
+    shown = f"{log.size(limit)}, {cores()} CPUs"
     if need is None:
         return note("memory", shown)
     if limit < need.memory:

@@ -1,9 +1,11 @@
 """Reads an adapter's `adapter_config.json`: those settings that its tensors do not tell."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from job import log
 from job.errors import InputError
@@ -21,6 +23,7 @@ READ = frozenset(
     }
 )
 """Settings that are read here, or that do not change what an adapter computes."""
+_MERGE = "merge it with the tool that made it, and use the merged model"
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Initializations that change the base's weights: such an adapter fits no other base."""
 
@@ -29,12 +32,13 @@ _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 class AdapterConfig:
     """The settings of an adapter. Unset ones have PEFT's defaults."""
 
+    uri: str
     base: str | None
     """The base model that it names."""
     r: int
     lora_alpha: int
     rank_pattern: Patterns
-    alpha_pattern: Patterns
+    alpha_pattern: tuple[tuple[str, float], ...]
     bias: Literal["none", "all", "lora_only"]
     use_rslora: bool
     target_modules: str | tuple[str, ...] | None
@@ -56,11 +60,12 @@ class AdapterConfig:
         _require_supported(uri, stored)
         try:
             return cls(
+                uri=uri,
                 base=stored.get("base_model_name_or_path") or None,
                 r=_integer(stored.get("r", 8)),
                 lora_alpha=_integer(stored.get("lora_alpha", 8)),
-                rank_pattern=_patterns(stored.get("rank_pattern")),
-                alpha_pattern=_patterns(stored.get("alpha_pattern")),
+                rank_pattern=_patterns(stored.get("rank_pattern"), _integer),
+                alpha_pattern=_patterns(stored.get("alpha_pattern"), _number),
                 bias=stored.get("bias") or "none",
                 use_rslora=bool(stored.get("use_rslora")),
                 target_modules=_names(stored.get("target_modules"), or_text=True),
@@ -76,17 +81,26 @@ class AdapterConfig:
         """The rank that it sets for a module or parameter, by the name it had in training."""
         return value_of(name, self.rank_pattern, self.r)
 
-    def alpha_of(self, name: str) -> int:
-        return value_of(name, self.alpha_pattern, self.lora_alpha)
+    def alpha_of(self, name: str, adapters: int = 1) -> int:
+        """The alpha that it sets, of each of the `adapters` that it stores as one.
+
+        With rsLoRA that of the whole is not a whole number. Raises InputError if each one's is not.
+        """
+        stored = value_of(name, self.alpha_pattern, float(self.lora_alpha))
+        alpha = stored / (math.sqrt(adapters) if self.use_rslora else adapters)
+        if not math.isclose(alpha, round(alpha)):
+            raise InputError(
+                self.uri, f"its alpha at {name} is not a whole number", value=stored, fix=_MERGE
+            )
+        return round(alpha)
 
 
 def _require_supported(uri: str, stored: dict[str, Any]) -> None:
     from peft import LoraConfig
 
     kind = stored.get("peft_type", "LORA")
-    merge = "merge it with the tool that made it, and use the merged model"
     if kind != "LORA":
-        raise InputError(uri, f"is an adapter of the kind {kind}, not LORA", fix=merge)
+        raise InputError(uri, f"is an adapter of the kind {kind}, not LORA", fix=_MERGE)
     start = stored.get("init_lora_weights", True)
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):
         raise InputError(
@@ -106,7 +120,7 @@ def _require_supported(uri: str, stored: dict[str, Any]) -> None:
             log.warn("the adapter has a setting that PEFT does not know; ignored", setting=name)
         elif value != getattr(defaults, name):
             raise InputError(
-                uri, f"sets {name}, which this version does not support", value=value, fix=merge
+                uri, f"sets {name}, which this version does not support", value=value, fix=_MERGE
             )
 
 
@@ -116,8 +130,19 @@ def _integer(value: object) -> int:
     return int(value)
 
 
-def _patterns(value: dict[str, object] | None) -> Patterns:
-    return tuple((key, _integer(number)) for key, number in (value or {}).items())
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return int(value) if value == int(value) else value
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _patterns(
+    value: dict[str, object] | None, read: Callable[[object], Number]
+) -> tuple[tuple[str, Number], ...]:
+    return tuple((key, read(number)) for key, number in (value or {}).items())
 
 
 def _names(value: object, *, or_text: bool = False) -> Any:  # noqa: ANN401 - text if `or_text`

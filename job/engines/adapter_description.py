@@ -1,10 +1,11 @@
 """Describes a stored adapter as a spec's `lora` would, from its tensors and its configuration."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from job.engines.adapter_config import AdapterConfig
+from job.engines.lora_config import ADAPTERS
 from job.families.base import LoraTargets, TargetGroup
 from job.families.lora.adapter_names import BASE_LAYER, StoredName
 from job.families.lora.patterns import exact
@@ -24,8 +25,12 @@ def described(
     stored: Names,
     rename: Callable[[str], str],
     skeleton: "PreTrainedModel",
+    gate_up: Collection[str],
 ) -> tuple[LoraSpec, LoraTargets]:
-    """What the adapter adapts, and with which settings, by the model's names."""
+    """What the adapter adapts, and with which settings, by the model's names.
+
+    `gate_up` are the parameters for which it stores an adapter each of gate and up, as one.
+    """
     parameters = dict(skeleton.named_parameters(remove_duplicate=False))
     original = {
         rename(plain): plain
@@ -49,8 +54,9 @@ def described(
     alphas = {name: config.alpha_of(original[name]) for name in modules}
     for name in adapted:  # of several parameters of one module, the tensors do not tell which
         owner, _, leaf = name.rpartition(".")
-        ranks[name] = config.rank_of(f"{original[owner]}.{leaf}")
-        alphas[name] = config.alpha_of(f"{original[owner]}.{leaf}")
+        each = ADAPTERS if name in gate_up else 1
+        ranks[name] = config.rank_of(f"{original[owner]}.{leaf}") // each
+        alphas[name] = config.alpha_of(f"{original[owner]}.{leaf}", each)
     saved, tied = _saved(config, stored, rename, skeleton)
     r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
     lora = LoraSpec(
@@ -71,9 +77,14 @@ def described(
         finetune_language_layers=True,
         finetune_attention_modules=True,
         finetune_mlp_modules=True,
-        finetune_experts=False,
+        finetune_experts=None,
     )
-    group = TargetGroup(name="adapter", modules=modules, parameters=adapted)
+    group = TargetGroup(
+        name="adapter",
+        modules=modules,
+        parameters=adapted,
+        gate_up=tuple(name for name in adapted if name in gate_up),
+    )
     return lora, LoraTargets(groups=(group,), saved_modules=saved, ties_embeddings=tied)
 
 

@@ -85,7 +85,9 @@ def _target_problems(
 
 
 def _adapted(targets: LoraTargets) -> set[str]:
-    return {*targets.modules, *targets.parameters}
+    """What is adapted; where gate and up have an adapter each, another thing than with one."""
+    names = (*targets.modules, *targets.parameters)
+    return {f"{name} (gate and up each)" if name in targets.gate_up else name for name in names}
 
 
 def _lines_for(stored: StoredAdapter, resolve: Resolve) -> str | None:
@@ -122,6 +124,9 @@ def _candidates(stored: StoredAdapter) -> Iterator[dict[str, object]]:
     for names in (stored.config.target_modules, endings):
         if names:
             yield {"target_modules": names, **more}
+            yield {"target_modules": names}
+            for value in (False, True):
+                yield {"target_modules": names, "finetune_experts": value}
 
 
 def _subsets(names: Sequence[str]) -> Iterator[Iterator[tuple[str, ...]]]:
@@ -204,7 +209,7 @@ def _rank_lines(stored: StoredAdapter) -> str:
         r=config.r,
         lora_alpha=config.lora_alpha,
         rank_pattern=config.rank_pattern,
-        alpha_pattern=config.alpha_pattern,
+        alpha_pattern=tuple((pattern, int(alpha)) for pattern, alpha in config.alpha_pattern),
     )
     names = (*stored.targets.modules, *stored.targets.parameters)
     same = all(

@@ -146,7 +146,9 @@ def _obstacle(
             value=spec.train.neftune_noise_alpha,
             fix="remove the line, or set model.engine: transformers",
         )
-    if (spec.lora.method, spec.model.init, spec.lora.use_dora) != ("lora", "pretrained", False):
+    if spec.lora.finetune_experts or (
+        (spec.lora.method, spec.model.init, spec.lora.use_dora) != ("lora", "pretrained", False)
+    ):
         return SpecError(
             FIELD,
             "trains plain LoRA adapters on pretrained weights only",

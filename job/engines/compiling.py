@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.utils import fresh_cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -26,8 +27,9 @@ without images, of one row or several, padded or not, and each kind of layer nee
 def require(device: torch.device) -> None:
     """Compiles a trivial function for the device. Raises SpecError if that fails."""
     try:
-        # A cached result proves nothing about the compiler that is installed now.
-        with fresh_cache():
+        # A cached result proves nothing about the compiler that is installed now. Below the cache,
+        # as what the blocks load: the temporary folder may be mounted noexec.
+        with fresh_cache(dir=cache_dir()):
             torch.compile(_twice)(torch.ones(8, device=device))
     except TorchDynamoException as error:
         reason = str(error).partition("\n")[0]
@@ -36,7 +38,7 @@ def require(device: torch.device) -> None:
             f"is not possible on this machine: {reason}",
             value=True,
             fix="set train.torch_compile: false, or install a C++ compiler (gcc and g++) and the "
-            "Python headers; this project's images have neither",
+            "Python headers, as this project's cuda and rocm images have them",
         ) from error
 
 

@@ -1,16 +1,11 @@
-"""The CPU model, and the cores and memory that this process may use.
+"""The CPU model, and the memory that this process may use."""
 
-In a container the kernel reports the whole machine, but only the container's limits are usable.
-"""
-
-import math
-import os
 import platform
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from job.distributed.cores import CGROUPS
+
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -22,11 +17,6 @@ def model(cpuinfo: Path = CPUINFO) -> str:
             if key.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-def cores(cgroups: Path = CGROUPS) -> int:
-    """Cores this process may use: the machine's, or fewer if it is pinned or limited."""
-    return min([len(os.sched_getaffinity(0)), *_quotas(cgroups)])
 
 
 def memory_limit(cgroups: Path = CGROUPS) -> int:
@@ -63,15 +53,3 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _quotas(cgroups: Path) -> Iterator[int]:
-    """The container's CPU quota in whole cores, from cgroups v2 or v1."""
-    with suppress(OSError, ValueError):  # no such file, or `max`
-        quota, period = map(int, (cgroups / "cpu.max").read_text().split())
-        yield max(1, math.ceil(quota / period))
-    with suppress(OSError, ValueError):
-        quota = int((cgroups / "cpu/cpu.cfs_quota_us").read_text())
-        period = int((cgroups / "cpu/cpu.cfs_period_us").read_text())
-        if quota > 0:  # -1 is no limit
-            yield max(1, math.ceil(quota / period))

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from job.distributed.cores import cores
 from job.engines import cpu
 from job.errors import SpecError, UsageError
 from job.spec.types import LoraSpec, ModelSpec, RuntimeSpec, TrainSpec
@@ -76,7 +77,7 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
         )
     if available == "cpu" or runtime.accelerator == "cpu":
         return Accelerator(
-            kind="cpu", name=cpu.model(), memory_bytes=cpu.memory_limit(), cores=cpu.cores()
+            kind="cpu", name=cpu.model(), memory_bytes=cpu.memory_limit(), cores=cores()
         )
     if index >= torch.cuda.device_count():
         raise UsageError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from job.engines.adapter_config import AdapterConfig
 from job.engines.adapter_description import Names, described
 from job.engines.base import Engine
+from job.engines.gate_up_adapter import stored_gate_up
 from job.engines.lora_config import lora_config, without_pattern_warnings
 from job.errors import InputError
 from job.families import weight_files
@@ -61,7 +62,8 @@ def read_adapter(uri: str, directory: Path, skeleton: "PreTrainedModel") -> Stor
     if found is None:
         raise _not_of_this_model(uri, config, stored, modules, parameters)
     naming, rename = found
-    lora, targets = described(config, shapes, stored, rename, skeleton)
+    gate_up = stored_gate_up(config, directory / WEIGHTS, stored, rename, parameters)
+    lora, targets = described(config, shapes, stored, rename, skeleton, gate_up)
     expected = _expected_shapes(skeleton, targets, lora)
     renamed = _renamed(stored, rename, expected)
     _require_distinct(uri, renamed)

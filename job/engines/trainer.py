@@ -7,6 +7,7 @@ between is here, in the order of a step:
     _run_epoch            the optimizer steps of an epoch; after a resume, skips finished ones
       train_step          fetch → forward and backward → clip → optimizer → scheduler → log
         _fetch            the step's micro-batches from the loader; `DataTimer` measures the wait
+        CapturedSteps.forward_backward  once per micro-batch, if passes are captured; otherwise:
         training_step     once per micro-batch, inherited from Transformers:
           _prepare_inputs     moves the micro-batch to the device
           compute_loss        forward, and the micro-batch's share of the step's loss
@@ -20,6 +21,7 @@ model is the forward pass; `job.families.supervised_logits` computes logits of s
 only.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -30,7 +32,8 @@ from accelerate.data_loader import DataLoaderShard
 from transformers import Trainer
 
 from job.distributed import process_group
-from job.engines import gradient_checkpointing, sharding
+from job.engines import eight_bit_optimizer, gradient_checkpointing, sharding
+from job.engines.captured_steps import CapturedSteps
 from job.engines.data_timer import DataTimer
 from job.engines.parameter_groups import LearningRates, parameter_groups, rates_by_group
 from job.families.batches import MicroBatch, host_keys, model_inputs
@@ -71,12 +74,15 @@ class StepTrainer(Trainer):
         batch_sampler: Iterable[list[int]],
         data_timer: DataTimer,
         learning_rates: LearningRates | None = None,
+        captured: CapturedSteps | None = None,
         **kwargs: object,
     ) -> None:
         """`batch_sampler` yields the row numbers of each of this process's micro-batches.
 
-        `learning_rates` is None if all weights have the same.
+        `learning_rates` is None if all weights have the same. `captured` runs the forward and
+        backward passes instead of `training_step`, if given.
         """
+        self._captured = captured
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
         self._learning_rates = learning_rates
@@ -92,6 +98,11 @@ class StepTrainer(Trainer):
         if self.args.fsdp and self.args.device.type == "cpu":
             sharding.use_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True
+        if self._captured is not None:
+            # Without DDP, whose hooks would be captured too: `train_step` averages the gradients.
+            self.accelerator.prepare_model = functools.partial(
+                self.accelerator.prepare_model, evaluation_mode=True
+            )
 
     def get_train_dataloader(self) -> DataLoaderShard:
         """The loader; copies of batches to the device overlap with compute."""
@@ -125,7 +136,9 @@ class StepTrainer(Trainer):
             )
             # Transformers takes `params` as the groups.
             self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
-        return super().create_optimizer(model)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        eight_bit_optimizer.avoid_syncs(optimizer)
+        return optimizer
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
@@ -171,6 +184,9 @@ class StepTrainer(Trainer):
                 rng_checkpoint = resume_from_checkpoint
             else:
                 self._load_rng_state(resume_from_checkpoint)
+        if self._captured is not None:
+            model.train()
+            self._captured.gradients.attach()
         train_dataloader.set_epoch(epoch)
         loader = iter(train_dataloader)
         accumulation = self.args.gradient_accumulation_steps
@@ -218,9 +234,15 @@ class StepTrainer(Trainer):
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             self.accelerator.gradient_state._set_sync_gradients(is_last)
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
-                # (): this micro-batch's share of the step's loss. Stays on the device: no sync.
-                self._tr_loss += self.training_step(model, batch, supervised)
+            # (): this micro-batch's share of the step's loss. Stays on the device: no sync.
+            if self._captured is not None:
+                loss = self._captured.forward_backward(batch, self._share(batch, supervised))
+            else:
+                with nullcontext() if is_last else self.accelerator.no_sync(model):
+                    loss = self.training_step(model, batch, supervised)
+            self._tr_loss += loss
+        if self._captured is not None:
+            self._captured.gradients.average()
         self.state.num_input_tokens_seen += tokens
 
         # Clip; if max_grad_norm is 0, only measure the norm.
@@ -236,7 +258,10 @@ class StepTrainer(Trainer):
         learning_rate = self._get_learning_rate()
         self._rates_of_step = rates_by_group(self.optimizer)
         self.lr_scheduler.step()
-        model.zero_grad()
+        if self._captured is not None:
+            self._captured.gradients.zero()
+        else:
+            model.zero_grad()
 
         # Callbacks decide whether to log, save and stop; Transformers then logs and saves.
         self.state.global_step += 1
@@ -291,6 +316,10 @@ class StepTrainer(Trainer):
         """
         assert num_items_in_batch is not None
         assert not return_outputs
-        # Times the number of processes: DDP and FSDP average gradients, but a sum is needed.
-        share = inputs["counted_tokens"] * self.accelerator.num_processes / num_items_in_batch
-        return attach_gradient(model(**model_inputs(dict(inputs))).loss, model) * share
+        loss = attach_gradient(model(**model_inputs(dict(inputs))).loss, model)
+        return loss * self._share(inputs, num_items_in_batch)
+
+    def _share(self, batch: MicroBatch, supervised: int) -> float:
+        """The factor of a micro-batch's mean loss in the step's, of `supervised` tokens in all."""
+        # Times the number of processes: gradients are averaged over them, but a sum is needed.
+        return batch["counted_tokens"] * self.accelerator.num_processes / supervised

@@ -40,6 +40,7 @@ class TransformersEngine:
         import torch
         from peft import get_peft_model
 
+        from job.families.lora.gate_up import use_gate_up
         from job.families.lora.linear import use_lora_linear
         from job.families.lora.saved_modules import saved_modules, use_saved_modules
 
@@ -49,6 +50,7 @@ class TransformersEngine:
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
         use_lora_linear(adapted)
+        use_gate_up(adapted, targets.gate_up)
         use_saved_modules(adapted)
         wrapped = len(targets.saved_modules) + targets.ties_embeddings
         assert len(saved_modules(adapted)) == wrapped, "PEFT matches other modules"

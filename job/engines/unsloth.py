@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from job.engines.lora_config import adapter_settings
 from job.engines.transformers import TransformersEngine
 from job.engines.unsloth_patches import quiet
+from job.errors import SpecError
 from job.families.base import Family, LoraTargets
 from job.spec.types import LoraSpec
 
@@ -57,6 +58,13 @@ class UnslothEngine(TransformersEngine):
         import torch
         from unsloth import FastModel
 
+        if targets.gate_up:  # its adapters have one rank
+            raise SpecError(
+                "$.lora",
+                "selects routed experts, for which unsloth trains no adapters in this version",
+                value=targets.gate_up[0],
+                fix="set lora.finetune_experts: false, or model.engine: transformers",
+            )
         # PEFT initializes on the CPU: this seed gives the same adapter as in the default engine.
         with torch.random.fork_rng(devices=[]), quiet():
             adapted: PeftModel = FastModel.get_peft_model(

@@ -1,4 +1,4 @@
 """The evaluation stages: answers to held-out rows and their scores; pages of a run and of several.
 
-Imports: spec, storage, artifacts, prep, families.
+Imports: spec, storage, artifacts, prep, families, engines.
 """

@@ -18,13 +18,15 @@ def decode_greedily(
     end_tokens: Collection[int],
     read_every: int,
     ended: Callable[[int], object] | None = None,
+    streamed: Callable[[int, Sequence[int]], object] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
     """The most likely tokens after each prompt, up to its end token, which is left out.
 
     Tokens are read from the device every `read_every` steps: reading waits for the device, and a
     row that has ended is decoded until then. `ended` is called with the number of answers that were
-    completed. If `stop` becomes true, the answers end there.
+    completed, `streamed` with the number of a prompt and the tokens that were added to its answer.
+    If `stop` becomes true, the answers end there.
     """
     import torch
 
@@ -32,43 +34,38 @@ def decode_greedily(
     # Long prompts first: those that need the most memory fail at once, or not at all.
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids)))
     rows: list[int] = []  # the number of each decoded row's prompt
-    tokens: torch.Tensor | None = None  # (B,): each row's last token
 
     def read(steps: "torch.Tensor") -> None:
         """Adds the tokens (steps, rows) of the last rows to their answers; drops ended rows."""
         first = len(rows) - steps.shape[1]
         before = len(rows)
         for row, column in reversed(list(enumerate(steps.t().tolist(), start=first))):
-            if _extend(answers[rows[row]], column, max_new_tokens, end_tokens):
-                drop(row)
+            answer = answers[rows[row]]
+            length = len(answer)
+            has_ended = _extend(answer, column, max_new_tokens, end_tokens)
+            if streamed is not None:
+                streamed(rows[row], answer[length:])
+            if has_ended:
+                decoder.drop(row)
+                last = rows.pop()
+                if row < len(rows):
+                    rows[row] = last
         if ended is not None:
             ended(before - len(rows))
-
-    def drop(row: int) -> None:
-        nonlocal tokens
-        assert tokens is not None
-        decoder.drop(row)
-        last = rows.pop()
-        if row < len(rows):
-            rows[row] = last
-            tokens[row] = tokens[-1]
-        tokens = tokens[:-1]
 
     with torch.inference_mode():
         while (waiting or rows) and not (stop is not None and stop()):
             free = decoder.slots - len(rows)
             if waiting and (not rows or 4 * free >= decoder.slots):
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                new = decoder.prefill([prompts[number] for number in group]).argmax(-1)
-                tokens = new if tokens is None else torch.cat([tokens, new])
+                decoder.prefill([prompts[number] for number in group])
                 rows += group
-                read(new[None])
+                read(decoder.tokens[None, -len(group) :])
                 continue
             steps = []
             for _ in range(read_every):
-                assert tokens is not None
-                tokens = decoder.step(tokens).argmax(-1)
-                steps.append(tokens)
+                decoder.step()
+                steps.append(decoder.tokens.clone())
             read(torch.stack(steps))
     return answers
 

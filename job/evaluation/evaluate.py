@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from job import log
 from job.evaluation import answer_lengths, classes, fields, render_match
-from job.evaluation.generate import generate_answers
+from job.evaluation.generate import BatchSize, generate_answers
 from job.evaluation.prompts import Question, questions
 from job.evaluation.scoring import score_answers
 from job.families.base import Family
@@ -81,7 +81,7 @@ def evaluate(
     rows: Sequence[Row],
     spec: EvalSpec,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     label: str,
 ) -> Evaluation:
     """Generates and scores answers to the first `max_samples` rows."""

@@ -4,12 +4,15 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from job import log
+from job.engines.device import release_memory
+from job.engines.free_memory import is_out_of_memory
 from job.evaluation.decoding import decode_greedily
 from job.evaluation.prompts import Question
-from job.families.base import IGNORED, Encoded, Family
+from job.evaluation.rows_at_once import rows_at_once
+from job.families.base import Encoded, Family
 from job.families.batches import to_device
 from job.prep.rows import Row
 from job.spec.types import GenerationSpec
@@ -19,8 +22,16 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
     from transformers.generation.streamers import BaseStreamer
 
+    from job.families.base import Decoder
+
+T = TypeVar("T")
+BatchSize = int | Literal["auto"]
+Answers = list[list[int]]
+
 READ_EVERY_ON_GPU = 8
 """Steps between two looks at the generated tokens, because each look waits for the GPU."""
+SAMPLED_ROWS = 32
+"""Sampled answers depend on the rows of a batch, so these must not depend on free memory."""
 # Settings of a model's generation_config.json that do not affect greedy answers of a given length.
 _NOT_IN_GREEDY = frozenset((
     "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "use_cache",
@@ -48,7 +59,7 @@ def generate_answers(
     rows: Sequence[Row],
     generation: GenerationSpec,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     label: str,
 ) -> GeneratedAnswers:
     """Generates an answer to every question, and measures the loss on the rows' answers."""
@@ -57,11 +68,7 @@ def generate_answers(
         tokens = generate_all(
             model, family, asked, generation, batch_size=batch_size, ended=bar.advance
         )
-    nll, supervised = 0.0, 0
-    for start in range(0, len(rows), batch_size):
-        encoded = [family.encode(row) for row in rows[start : start + batch_size]]
-        batch_nll, batch_supervised = _summed_loss(model, family, encoded)
-        nll, supervised = nll + batch_nll, supervised + batch_supervised
+    nll, supervised = _loss(model, family, [family.encode(row) for row in rows], batch_size)
     return GeneratedAnswers(
         texts=tuple(to_texts(family, tokens)),
         cut_short=tuple(len(row) == generation.max_new_tokens for row in tokens),
@@ -76,14 +83,15 @@ def generate_all(
     asked: Sequence[Question],
     generation: GenerationSpec,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     ended: Callable[[int], object] | None = None,
     stop: Callable[[], bool] | None = None,
-) -> list[list[int]]:
+) -> Answers:
     """The tokens of the answers, without end token and padding; incomplete if `stop` becomes true.
 
-    Generates `batch_size` answers at once, by the family's decoder if it has one and the answers
-    are greedy. `ended` is called with the number of answers that were completed.
+    Generates at most `batch_size` answers at once, by the family's decoder if it has one and the
+    answers are greedy; fewer if they do not fit into the memory. `ended` is called with the number
+    of answers that were completed.
     """
     prompts = [
         family.encode_prompt(
@@ -94,18 +102,98 @@ def generate_all(
         )
         for question in asked
     ]
-    decoded = _decode(model, family, prompts, generation, batch_size, ended, stop)
-    if decoded is not None:
-        return decoded
-    tokens: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        if stop is not None and stop():
-            break
-        batch = prompts[start : start + batch_size]
-        tokens += generate(model, family, batch, generation, stop=stop)
-        if ended is not None:
-            ended(len(batch))
-    return tokens
+    assert generation.max_new_tokens != "auto", "the caller resolves it"
+    if not prompts:
+        return []
+    by_decoder = _decodes(model, family, generation)
+    if generation.do_sample:
+        rows = SAMPLED_ROWS if batch_size == "auto" else batch_size
+    else:
+        rows = rows_at_once(
+            model,
+            prompts,
+            batch_size,
+            new_tokens=generation.max_new_tokens,
+            by_decoder=by_decoder,
+        )
+    reported = 0
+
+    def answer(rows: int) -> Answers:
+        completed = 0
+
+        def more(count: int) -> None:
+            nonlocal completed, reported
+            completed += count
+            if ended is not None and completed > reported:
+                ended(completed - reported)
+            reported = max(reported, completed)
+
+        if by_decoder:
+            return _decode(model, family, prompts, generation, slots=rows, ended=more, stop=stop)
+        return _in_batches(model, family, prompts, generation, rows=rows, ended=more, stop=stop)
+
+    return _halved_until_it_fits(answer, rows, "generation batches")
+
+
+def stream_answer(
+    model: "PreTrainedModel",
+    family: Family,
+    prompt: Encoded,
+    generation: GenerationSpec,
+    streamer: "BaseStreamer",
+) -> list[int]:
+    """Generates one answer, and passes each token to the streamer as soon as it is chosen."""
+    import torch
+
+    model.eval()
+    if not _decodes(model, family, generation):
+        return generate(model, family, [prompt], generation, streamer)[0]
+    streamer.put(torch.tensor([prompt.input_ids]))
+
+    def put(_: int, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            streamer.put(torch.tensor([token]))
+
+    [answer] = _decode(model, family, [prompt], generation, slots=1, read_every=1, streamed=put)
+    streamer.end()
+    return answer
+
+
+def _halved_until_it_fits(attempt: Callable[[int], T], rows: int, what: str) -> T:
+    """The result with at most so many rows at once; runs out of memory only with one row."""
+    while True:
+        try:
+            return attempt(rows)
+        except (RuntimeError, MemoryError) as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+        # Not in the handler: its traceback would keep the attempt's tensors.
+        rows //= 2
+        release_memory()
+        log.info(f"{what} are made smaller to fit", rows=rows)
+
+
+def _loss(
+    model: "PreTrainedModel", family: Family, encoded: Sequence[Encoded], batch_size: BatchSize
+) -> tuple[float, int]:
+    """The summed loss of the answers' tokens, and their number."""
+    from job.families.held_out_loss import LOSS_TOKENS, held_out_loss, rows_of_a_batch
+
+    most = rows_of_a_batch(batch_size)
+    tokens = 0 if model.device.type == "cpu" else LOSS_TOKENS
+
+    def measure(rows: int) -> tuple[float, int]:
+        return held_out_loss(model, family, encoded, rows=rows, tokens=tokens * rows // most)
+
+    return _halved_until_it_fits(measure, most, "evaluation batches")
+
+
+# --- by the family's decoder -----------------------------------------------------------------
+
+
+def _decodes(model: "PreTrainedModel", family: Family, generation: GenerationSpec) -> bool:
+    """Whether the family's decoder generates the answers."""
+    return is_plain_greedy(model.generation_config, generation) and family.has_decoder(model)
 
 
 def _decode(
@@ -113,23 +201,22 @@ def _decode(
     family: Family,
     prompts: Sequence[Encoded],
     generation: GenerationSpec,
-    batch_size: int,
-    ended: Callable[[int], object] | None,
-    stop: Callable[[], bool] | None,
-) -> list[list[int]] | None:
-    """The answers by the family's decoder; None if it cannot generate them."""
+    *,
+    slots: int,
+    read_every: int | None = None,
+    ended: Callable[[int], object] | None = None,
+    streamed: Callable[[int, Sequence[int]], object] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Answers:
     assert generation.max_new_tokens != "auto", "the caller resolves it"
-    if not prompts or not is_plain_greedy(model.generation_config, generation):
-        return None
-    read_every = 1 if model.device.type == "cpu" else READ_EVERY_ON_GPU
+    if read_every is None:
+        read_every = 1 if model.device.type == "cpu" else READ_EVERY_ON_GPU
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    decoder = family.decoder(
+    decoder: Decoder = family.decoder(
         model,
-        slots=min(batch_size, len(prompts)),
+        slots=min(slots, len(prompts)),
         capacity=longest + generation.max_new_tokens + read_every,
     )
-    if decoder is None:
-        return None
     return decode_greedily(
         decoder,
         prompts,
@@ -137,6 +224,7 @@ def _decode(
         end_tokens=family.end_tokens,
         read_every=read_every,
         ended=ended,
+        streamed=streamed,
         stop=stop,
     )
 
@@ -154,6 +242,35 @@ def to_texts(family: Family, answers: Sequence[Sequence[int]]) -> list[str]:
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
 
 
+# --- by Transformers -------------------------------------------------------------------------
+
+
+def _in_batches(
+    model: "PreTrainedModel",
+    family: Family,
+    prompts: Sequence[Encoded],
+    generation: GenerationSpec,
+    *,
+    rows: int,
+    ended: Callable[[int], object],
+    stop: Callable[[], bool] | None,
+) -> Answers:
+    """By batches of prompts of similar length, longest first, so that little is padding."""
+    answers: Answers = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].input_ids))
+    for start in range(0, len(order), rows):
+        if stop is not None and stop():
+            break
+        numbers = order[start : start + rows]
+        batch = [prompts[number] for number in numbers]
+        for number, answer in zip(
+            numbers, generate(model, family, batch, generation, stop=stop), strict=True
+        ):
+            answers[number] = answer
+        ended(len(numbers))
+    return answers
+
+
 def generate(
     model: "PreTrainedModel",
     family: Family,
@@ -161,7 +278,7 @@ def generate(
     generation: GenerationSpec,
     streamer: "BaseStreamer | None" = None,
     stop: Callable[[], bool] | None = None,
-) -> list[list[int]]:
+) -> Answers:
     """The tokens generated after each prompt, without end token and padding.
 
     `generation.max_new_tokens` must be a number. A `streamer` works with one prompt only. If `stop`
@@ -202,19 +319,3 @@ def _stopping(stop: Callable[[], bool]) -> "Callable[..., torch.Tensor]":
 
 def _until_end(tokens: list[int], ends: Collection[int]) -> list[int]:
     return list(itertools.takewhile(lambda token: token not in ends, tokens))
-
-
-def _summed_loss(
-    model: "PreTrainedModel", family: Family, rows: Sequence[Encoded]
-) -> tuple[float, int]:
-    """The summed negative log-likelihood of the answer tokens, and their number."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    batch = to_device(family.collate(rows), model.device)
-    labels = batch.pop("labels")[:, 1:]  # (B, T-1)
-    with torch.inference_mode():
-        logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
-        supervised = labels != IGNORED
-        nll = cross_entropy(logits[supervised].float(), labels[supervised], reduction="sum")
-    return float(nll), int(supervised.sum())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from job.evaluation import answer_lengths
-from job.evaluation.generate import generate_all, to_texts
+from job.evaluation.generate import BatchSize, generate_all, to_texts
 from job.evaluation.prompts import questions
 from job.evaluation.scoring import score_answers
 from job.families.base import Family
@@ -24,11 +24,11 @@ class ValidationAnswers:
     spec: EvalSpec
     max_new_tokens: int
     """The limit for all rows: it must not depend on how they are divided among processes."""
-    batch_size: int
+    batch_size: BatchSize
 
     @classmethod
     def of(
-        cls, family: Family, spec: EvalSpec, rows: Sequence[Row], *, batch_size: int
+        cls, family: Family, spec: EvalSpec, rows: Sequence[Row], *, batch_size: BatchSize
     ) -> "ValidationAnswers":
         """For the first `eval.validation_samples` of the rows."""
         rows = [rows[n] for n in range(min(len(rows), spec.validation_samples))]

@@ -1,7 +1,6 @@
 """The export stage: verifies the stored adapter, then writes and verifies the merged weights."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from job.export.export_context import ExportContext
 from job.export.merge import Merge
 from job.export.proof import Comparison
 from job.export.reload import Reloaded, measure_trained, reload_merged
+from job.export.stopwatch import Stopwatch
 from job.export.vllm_proof import Served, prove_merged
 from job.redaction import redacted
-from job.storage.digests import FileDigest, digest_tree
+from job.storage.digests import FileDigest
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,6 +36,8 @@ class ExportResult:
     largest_change: float
     bytes: int
     seconds: float
+    took: dict[str, float]
+    """Seconds of each part, in order."""
     verified: str
     adapter_reloaded: Comparison | None
     merged_reloaded: Comparison | None
@@ -56,7 +58,7 @@ class MergedWeights:
     """The merged weights that were written."""
 
     digests: dict[str, str]
-    """SHA-256 by tensor name."""
+    """By tensor name, see `job.export.tensor_digests`."""
     adapted: int
     changed: int
     largest_change: float
@@ -69,22 +71,28 @@ def export(context: ExportContext) -> ExportResult:
     Raises ProofError if the merged weights equal the base, differ from the trained model, or
     contain a value that is not finite.
     """
-    started = time.monotonic()
+    watch = Stopwatch()
     verify = context.spec.export.verify
-    trained = context.load_trained()
-    measured = measure_trained(context, trained) if verify != "none" else None
-    merged = write_merged(context, trained)
-    del trained
-    context.release()
+    with watch.timed("load_trained"):
+        trained = context.load_trained()
+    measured = None
+    if verify != "none":
+        with watch.timed("probe_trained"):
+            measured = measure_trained(context, trained)
+    with watch.timed("write"):
+        merged = write_merged(context, trained)
+        del trained
+        context.release()
 
     reloaded: Reloaded | None = None
     served: Served | None = None
     if measured is not None:
-        reloaded = reload_merged(context, merged.digests, measured.expected)
+        reloaded = reload_merged(context, merged.digests, measured.expected, watch)
         if verify == "vllm":
-            served = prove_merged(context, measured.expected, reloaded.comparison)
-
-    files = digest_tree(context.target)
+            with watch.timed("serve"):
+                served = prove_merged(context, measured.expected, reloaded.comparison)
+    with watch.timed("hash"):
+        files = context.digest_tree(context.target)
     result = ExportResult(
         layout=context.spec.export.merged.layout,
         dtype=context.dtype_name,
@@ -93,7 +101,8 @@ def export(context: ExportContext) -> ExportResult:
         changed_tensors=merged.changed,
         largest_change=merged.largest_change,
         bytes=sum(file.size for file in files),
-        seconds=round(time.monotonic() - started, 3),
+        seconds=watch.total,
+        took=watch.seconds,
         verified=verify,
         adapter_reloaded=measured.adapter_reloaded if measured else None,
         merged_reloaded=reloaded.comparison if reloaded else None,
@@ -104,6 +113,7 @@ def export(context: ExportContext) -> ExportResult:
         notes=merged.notes,
     )
     _write_proof(result, files, context.target)
+    log.info("exported", **{part: log.seconds(took) for part, took in watch.seconds.items()})
     return result
 
 

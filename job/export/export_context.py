@@ -11,6 +11,7 @@ from job.export.proof import PROBES
 from job.families.base import Family
 from job.prep.rows import Row
 from job.spec.types import JobSpec
+from job.storage.digests import FileDigest, digest_tree
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,8 @@ class ExportContext:
     bind_merged: Callable[[Path], Family]
     on_shard_written: Callable[[Path], None] | None = None
     """Called with each finished shard, before the export is verified."""
+    digest_tree: Callable[[Path], tuple[FileDigest, ...]] = digest_tree
+    """The digests of all files in a folder, some of which are known by the time of the call."""
 
     @cached_property
     def probes(self) -> tuple[Row, ...]:

@@ -1,18 +1,17 @@
 """Merges an adapter into its base: `base + scaling · B·A` for every tensor, in fp32, cast once.
 
-Tensors are merged one at a time, to avoid a second model in memory. Values are checked on the
-model's device, and digests are computed in the background, so that a GPU does not wait for the CPU.
+Tensors are merged one at a time, to avoid a second model in memory. All of it happens on the
+model's device, checks and digests too, so that a GPU does not wait for the CPU.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from job.errors import ProofError
-from job.families.weight_files import Weights, raw
-from job.storage.background import BackgroundTasks
+from job.export.tensor_digests import TensorDigests
+from job.families.weight_files import Weights
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
 
 _WRAPPER = re.compile(r"\.(base_layer|original_module)(?=\.|$)")
 _ADAPTER = re.compile(r"\.(lora_|modules_to_save\.)")
-CONCURRENT_DIGESTS = 2
-"""Number of tensors that are hashed concurrently, while the next one is merged."""
+CHUNK = {"cpu": 2**22}
+"""Elements for which temporary copies are made at a time: they fit into a CPU's caches."""
+CHUNK_ON_GPU = 2**26
 
 
 class Merge:
@@ -44,7 +44,7 @@ class Merge:
         self._non_finite: list[str] = []
         self._non_finite_values = self._overflowed = 0
         self.digests: dict[str, str] = {}
-        """SHA-256 of each merged tensor, by name."""
+        """The digest of each merged tensor, by name, in the model's order."""
         self.adapted = len(self._merges)
         """Number of adapted tensors."""
         self.changed = 0
@@ -53,26 +53,27 @@ class Merge:
 
     def weights(self) -> Weights:
         """The merged weights, for `Family.save`."""
-        return Weights(meta_tensors=self._meta_tensors(), tensors=self.tensors())
+        return Weights(meta_tensors=dict(self._meta_tensors()), tensors=self.tensors)
 
-    def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yields every tensor, merged and on the CPU, with its name.
+    def tensors(self, names: Iterable[str] | None = None) -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yields the named tensors in that order, or all, merged and on the model's device.
 
-        Raises ProofError after the last one if values are not finite, or overflow the dtype.
+        All have to be named, once each. Raises ProofError after the last one if values are not
+        finite, or overflow the dtype.
         """
         import torch
 
-        with BackgroundTasks(
-            "digest", threads=CONCURRENT_DIGESTS, max_pending=CONCURRENT_DIGESTS
-        ) as digests:
-            for name, parameter in self._parameters():
+        parameters = dict(self._parameters())
+        with TensorDigests() as digests:
+            for name in parameters if names is None else names:
                 with torch.no_grad():
-                    merged = self._merged(name, parameter)
-                self.digests[name] = ""  # keeps the model's order
-                digests.submit(partial(self._record_digest, name, merged))
+                    merged = self._merged(name, parameters[name])
+                digests.add(name, merged, merged.dtype)
                 yield name, merged
                 del merged  # it may be large; the caller has it now
+            found = digests.finish()
         assert not self._merges, f"adapted but not in the model: {sorted(self._merges)[:3]}"
+        self.digests = {name: found[name] for name in parameters}
         self._require_finite()
 
     def _meta_tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -102,10 +103,7 @@ class Merge:
             del before
         if not fits(value, target):
             self._record_non_finite(name, value, target)
-        return value.to(target).cpu().contiguous()
-
-    def _record_digest(self, name: str, merged: "torch.Tensor") -> None:
-        self.digests[name] = digest(merged)
+        return value.to(target).contiguous()
 
     def _record_non_finite(self, name: str, value: "torch.Tensor", target: "torch.dtype") -> None:
         finite = _count_finite(value)
@@ -119,11 +117,12 @@ class Merge:
     ) -> None:
         import torch
 
-        changed = False
+        changed, extremes = False, list[torch.Tensor]()
         for old, new in zip(_chunks(before), _chunks(after), strict=True):
             changed = changed or not torch.equal(old.to(target), new.to(target))
-            least, most = (new - old).aminmax()
-            self.largest_change = max(self.largest_change, float(most), -float(least))
+            extremes += (new - old).aminmax()
+        largest = torch.stack(extremes).abs().max()
+        self.largest_change = max(self.largest_change, float(largest))
         self.changed += changed
 
     def _require_finite(self) -> None:
@@ -141,11 +140,6 @@ class Merge:
                 value=str(self._dtype).removeprefix("torch."),
                 fix="--set export.merged.dtype=bfloat16",
             )
-
-
-def digest(tensor: "torch.Tensor") -> str:
-    """SHA-256 of the tensor's bytes."""
-    return hashlib.sha256(raw(tensor)).hexdigest()
 
 
 def fits(tensor: "torch.Tensor", target: "torch.dtype") -> bool:
@@ -170,7 +164,7 @@ def _count_finite(tensor: "torch.Tensor") -> int:
 
 def _chunks(tensor: "torch.Tensor") -> "Sequence[torch.Tensor]":
     """The tensor in chunks, which bounds the size of temporary copies."""
-    return tensor.flatten().split(2**22)
+    return tensor.flatten().split(CHUNK.get(tensor.device.type, CHUNK_ON_GPU))
 
 
 MergeFunction = Callable[["torch.Tensor"], "torch.Tensor"]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from job.errors import ProofError
-from job.families.base import IGNORED, Family
+from job.families.base import IGNORED, Encoded, Family
 from job.families.batches import to_device
 from job.prep.rows import Row
 
@@ -66,30 +66,58 @@ def probe_outputs(
     batch = to_device(family.collate(encoded), model.device)
     labels = batch.pop("labels")[:, 1:]  # (B, T-1)
     prompts = [family.encode_prompt(row.id, row.prompt, row.images) for row in rows]
-    prompt_batch = to_device(family.collate_prompts(prompts), model.device)
-    tokenizer = family.processor.tokenizer
     with torch.inference_mode():
         logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
-        generated = model.generate(
-            **prompt_batch,
-            max_new_tokens=PROBE_TOKENS,
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=list(family.end_tokens),
-        )
-    steps = torch.stack(generated.logits, dim=1).float()  # (B, steps, V)
+        greedy = _by_decoder if family.has_decoder(model) else _by_transformers
+        answers, steps = greedy(model, family, prompts)  # (B, steps), (B, steps, V)
     top = steps.topk(2).values  # (B, steps, 2)
     margins = top[..., 0] - top[..., 1]  # (B, steps)
     logprobs = top[..., 0] - steps.logsumexp(-1)  # (B, steps): greedy takes the largest
-    start = prompt_batch["input_ids"].shape[1]
     return ProbeOutputs(
         logits=logits[labels != IGNORED].float().cpu(),
-        answers=tuple(tuple(row) for row in generated.sequences[:, start:].tolist()),
+        answers=tuple(tuple(row) for row in answers.tolist()),
         margins=tuple(tuple(row) for row in margins.tolist()),
         logprobs=tuple(tuple(row) for row in logprobs.tolist()),
     )
+
+
+def _by_transformers(
+    model: "PeftModel | PreTrainedModel", family: Family, prompts: Sequence[Encoded]
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Greedy tokens (B, steps), padded after an end token, and their fp32 logits (B, steps, V)."""
+    import torch
+
+    batch = to_device(family.collate_prompts(prompts), model.device)
+    generated = model.generate(
+        **batch,
+        max_new_tokens=PROBE_TOKENS,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=family.processor.tokenizer.pad_token_id,
+        eos_token_id=list(family.end_tokens),
+    )
+    start = batch["input_ids"].shape[1]
+    return generated.sequences[:, start:], torch.stack(generated.logits, dim=1).float()
+
+
+def _by_decoder(
+    model: "PeftModel | PreTrainedModel", family: Family, prompts: Sequence[Encoded]
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The same by the family's decoder, which has the logits of the tokens after an end too."""
+    import torch
+
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    decoder = family.decoder(model, slots=len(prompts), capacity=longest + PROBE_TOKENS)
+    logits = [decoder.prefill(prompts).float()]
+    tokens = [decoder.tokens.clone()]
+    for _ in range(PROBE_TOKENS - 1):
+        logits.append(decoder.step().float())
+        tokens.append(decoder.tokens.clone())
+    answers = torch.stack(tokens, dim=1)  # (B, steps)
+    ends = torch.isin(answers, answers.new_tensor(family.end_tokens)).long()
+    pad = int(family.processor.tokenizer.pad_token_id)
+    return answers.masked_fill(ends.cumsum(1) > ends, pad), torch.stack(logits, dim=1)
 
 
 def compare(reference: ProbeOutputs, other: ProbeOutputs) -> Comparison:

@@ -1,6 +1,5 @@
 """Verifies by reloading: the stored adapter and the merged weights against the trained model."""
 
-import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,17 +7,14 @@ from typing import TYPE_CHECKING
 
 from job.errors import ProofError
 from job.export.export_context import ExportContext
-from job.export.merge import digest
 from job.export.proof import Comparison, ProbeOutputs, compare, probe_outputs, require_equal
-from job.storage.background import BackgroundTasks
+from job.export.stopwatch import Stopwatch
+from job.export.tensor_digests import TensorDigests
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-CONCURRENT_CHECKS = 4
-"""Number of reloaded tensors that are hashed concurrently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +58,7 @@ def measure_trained(context: ExportContext, trained: "PeftModel | PreTrainedMode
 
 
 def reload_merged(
-    context: ExportContext, digests: dict[str, str], expected: ProbeOutputs
+    context: ExportContext, digests: dict[str, str], expected: ProbeOutputs, watch: Stopwatch
 ) -> Reloaded:
     """Loads the merged weights and compares every tensor, and the outputs on the probes.
 
@@ -72,9 +68,12 @@ def reload_merged(
 
     # On a CPU, in fp32, which represents every stored value exactly.
     exact = torch.float32 if context.engine.device.type == "cpu" else context.dtype
-    model = context.engine.load(context.bind_merged(context.target), exact)
-    checked = _check_tensors(model, digests, context.dtype, context.family.keeps_fp32)
-    comparison = compare(expected, _outputs(context, model))
+    with watch.timed("reload"):
+        model = context.engine.load(context.bind_merged(context.target), exact)
+    with watch.timed("compare_tensors"):
+        checked = _check_tensors(model, digests, context.dtype, context.family.keeps_fp32)
+    with watch.timed("probe_reloaded"):
+        comparison = compare(expected, _outputs(context, model))
     del model
     context.release()
     require_equal("merged", comparison, context.dtype_name, _name(context.engine.dtype))
@@ -110,25 +109,20 @@ def _check_tensors(
     """Compares the digest of every reloaded tensor with the merge's; returns their number."""
     import torch
 
-    def check(name: str, parameter: "torch.Tensor") -> None:
-        stored = parameter.detach().to(torch.float32 if keeps_fp32(name) else dtype)
-        if digests.get(name) != digest(stored):
-            raise ProofError(
-                f"merged: {name}",
-                "the tensor on disk is not the one that was merged",
-                fix="check the disk; export again",
-            )
-
-    checked = 0
-    with BackgroundTasks(
-        "check", threads=CONCURRENT_CHECKS, max_pending=CONCURRENT_CHECKS
-    ) as checks:
+    with TensorDigests() as reloaded:
         for name, parameter in model.named_parameters():
-            checks.submit(functools.partial(check, name, parameter))
-            checked += 1
-    if checked != len(digests):
-        raise ProofError("merged", f"{len(digests) - checked} tensors were not written")
-    return checked
+            reloaded.add(name, parameter.detach(), torch.float32 if keeps_fp32(name) else dtype)
+        found = reloaded.finish()
+    if different := [name for name, digest in found.items() if digests.get(name) != digest]:
+        raise ProofError(
+            f"merged: {different[0]}",
+            "the tensor on disk is not the one that was merged"
+            + (f", nor are {len(different) - 1} others" if len(different) > 1 else ""),
+            fix="check the disk; export again",
+        )
+    if len(found) != len(digests):
+        raise ProofError("merged", f"{len(digests) - len(found)} tensors were not written")
+    return len(found)
 
 
 def _name(dtype: "torch.dtype") -> str:

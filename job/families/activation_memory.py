@@ -19,6 +19,8 @@ class StepSettings:
     experts: str
     rank: int
     """The adapter's rank; 0 in full fine-tuning."""
+    gate_up_adapters: int = 1
+    """Adapters in a fused parameter of gate and up: 2 if each has one."""
     lora_linear: bool
     """Whether adapted layers are `LoraLinear`, which does not copy its input; else PEFT's."""
     dropout: int = 0

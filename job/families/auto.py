@@ -23,6 +23,7 @@ from job.families.base import (
     SORTED_EXPERTS,
     AdapterServing,
     Checkpoint,
+    Decoder,
     Encoded,
     Layout,
     LoraTargets,
@@ -31,6 +32,7 @@ from job.families.base import (
 )
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
+from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops, forward_flops
 from job.families.weight_files import NamedTensor
 from job.prep.rows import EncodedImage, Message
@@ -221,17 +223,30 @@ class AutoFamily(BoundFamily):
 
     # --- PackedTraining --------------------------------------------------------------------
 
-    def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
+    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
+        raise NotImplementedError("the family has no packed step")
+
+    def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
         raise NotImplementedError("the family has no packed step")
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
         raise NotImplementedError("the family has no packed step")
 
+    @staticmethod
+    def try_packed_step(model: "PreTrainedModel | PeftModel") -> bool:
+        return False
+
     # --- Generation ------------------------------------------------------------------------
 
-    def decoder(self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int) -> None:
-        return None
+    @staticmethod
+    def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
+        return False
+
+    def decoder(
+        self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
+    ) -> Decoder:
+        raise NotImplementedError("the family has no decoder")
 
     # --- LoraSupport, MemoryEstimate and ComputeEstimate ----------------------------------
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.batches import PackedBatch, PaddedBatch
+from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops
 from job.families.weight_files import Weights
 from job.prep.rows import EncodedImage, Message, Row
@@ -83,6 +84,8 @@ class TargetGroup:
     """As reports show it, for example `language attention`."""
     modules: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
+    gate_up: tuple[str, ...] = ()
+    """Those of the parameters in which gate and up have an adapter each; see `lora.gate_up`."""
 
     def __len__(self) -> int:
         return len(self.modules) + len(self.parameters)
@@ -105,6 +108,10 @@ class LoraTargets:
     @property
     def parameters(self) -> tuple[str, ...]:
         return tuple(name for group in self.groups for name in group.parameters)
+
+    @property
+    def gate_up(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.gate_up)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -267,13 +274,18 @@ class RowEncoding(Protocol):
 
 
 class PackedTraining(Protocol):
-    """Training without padding. Called by training if the spec sets `train.padding_free`."""
+    """Computing without padding. Called by training if the spec sets `train.padding_free`, and by
+    evaluation."""
 
     supports_packing: bool
-    """Whether the family has a packed step; if not, `pack` and `use_packed_step` are not called."""
+    """Whether the family has a packed step; if not, nothing else of this protocol is called."""
 
-    def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
-        """A training batch without padding, for a model on which `use_packed_step` was called."""
+    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
+        """A training batch without padding, or padded to a bucket, for a model on which
+        `use_packed_step` was called."""
+
+    def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
+        """The smallest shape that batches of all these shapes can be padded to."""
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
@@ -282,18 +294,35 @@ class PackedTraining(Protocol):
         `varlen` allows PyTorch's variable-length attention, if the device supports it.
         """
 
+    @staticmethod
+    def try_packed_step(model: "PreTrainedModel | PeftModel") -> bool:
+        """Calls `use_packed_step` on a model, or the one inside an adapter, and returns True.
+
+        Returns False, and changes nothing, if the family has no packed step, or none for a model
+        that is changed or sharded like this one.
+        """
+
 
 class Decoder(Protocol):
-    """Generates for B rows at once, one token of each per step; B changes as rows come and go."""
+    """Generates for B rows at once, one token of each per step; B changes as rows come and go.
+
+    The tokens are the most likely ones. They are chosen on the device, so that the host need not
+    read them before the next step.
+    """
 
     slots: int
     """The most rows at once."""
 
+    @property
+    def tokens(self) -> "torch.Tensor":
+        """(B,): each row's next token, the most likely one; the next call overwrites it."""
+
     def prefill(self, prompts: "Sequence[Encoded]") -> "torch.Tensor":
         """Adds a row for each of N prompts; returns the logits (N, V) of their next tokens."""
 
-    def step(self, tokens: "torch.Tensor") -> "torch.Tensor":
-        """Appends a token (B,) to each row; returns the logits (B, V) of the next ones."""
+    def step(self) -> "torch.Tensor":
+        """Appends its token to each row; returns the logits (B, V) of the next ones, which the
+        next call overwrites."""
 
     def drop(self, row: int) -> None:
         """Removes a row; the last one takes its number."""
@@ -302,12 +331,17 @@ class Decoder(Protocol):
 class Generation(Protocol):
     """Generation faster than Transformers' `generate`. Called by evaluation."""
 
+    @staticmethod
+    def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
+        """Whether `decoder` may be called: not if the family has none, or none for a model that is
+        changed or sharded like this one."""
+
     def decoder(
         self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
-    ) -> Decoder | None:
+    ) -> Decoder:
         """A decoder for at most `slots` rows of at most `capacity` tokens, prompts included.
 
-        None if the family has none, or none for a model that is changed or sharded like this one.
+        The model must not change while the decoder is used.
         """
 
 
@@ -363,7 +397,7 @@ class CheckpointWriting(Protocol):
         """Writes a checkpoint: the weights, then the files of `save_settings`.
 
         `weights` have the model's names and the dtype to store. `finished` is called for every
-        shard, see `weight_files.write`. Returns what was repaired.
+        shard, see `weight_writing.write`. Returns what was repaired.
         """
 
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:

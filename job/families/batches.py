@@ -85,6 +85,8 @@ class PackedBatch(PatchInputs):
     """The same three, among the S supervised tokens."""
     supervised_vision: "torch.Tensor"
     supervised_inverse: "torch.Tensor"
+    token_mask: NotRequired["torch.Tensor"]
+    """(T,), bool: False for padding, only if the batch is padded to a bucket."""
 
 
 class MicroBatch(TypedDict, total=False):
@@ -102,11 +104,15 @@ class MicroBatch(TypedDict, total=False):
     """Number of supervised tokens; a dummy row's are not counted."""
     tokens: int
     """Number of tokens without padding, for the throughput."""
+    bucket: int
+    """The number of the bucket that the batch is padded to, if it is."""
     failed: "JobError"
     """The only key if the batch could not be built; the training process raises it."""
 
 
 Batch = PaddedBatch | PackedBatch
+ADDED_KEYS = ("counted_tokens", "tokens", "bucket")
+"""The keys of a micro-batch that are no inputs of the model."""
 B = TypeVar("B", bound=Mapping[str, object])
 
 
@@ -120,8 +126,8 @@ def host_keys(batch: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's inputs: a training batch without its token counts."""
-    return {key: value for key, value in batch.items() if key not in ("counted_tokens", "tokens")}
+    """The model's inputs: a training batch without the keys that training adds."""
+    return {key: value for key, value in batch.items() if key not in ADDED_KEYS}
 
 
 def to_device(batch: B, device: "torch.device") -> B:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import DataError, InputError
-from job.families import chat, weight_files
+from job.families import chat, weight_writing
 from job.families.base import IGNORED, Checkpoint, Encoded, Layout, Processor, RowSize
 from job.families.weight_files import NamedTensor, Weights
 from job.prep.rows import EncodedImage, Message, Part, Row
@@ -223,7 +223,7 @@ class BoundFamily(ABC):
         layout: Layout,
         finished: Callable[[Path], None] | None = None,
     ) -> tuple[str, ...]:
-        weight_files.write(
+        weight_writing.write(
             weights.converted(self._to_checkpoint_format(model)),
             directory,
             max_shard_size=max_shard_size,

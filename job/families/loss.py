@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, linear, log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from job.families.autograd import Context
+from job.families.base import IGNORED
 
 CHUNK = 2048
 """Tokens whose logits are in memory at a time: 0.8 GiB in fp32 with a vocabulary of 103,424."""
@@ -19,21 +20,23 @@ def supervised_loss(
 ) -> torch.Tensor:
     """The mean loss, an fp32 scalar, from hidden states (S, H) and targets (S,).
 
-    With a frozen head, no logits are saved for the backward pass. With a trained one, they are
-    recomputed there, if there is more than one chunk. A sharded head (FSDP2) is called once and its
-    logits are saved: each call is a collective, and ranks differ in their number of chunks.
+    Targets that are `IGNORED` do not count. With a frozen head, no logits are saved for the
+    backward pass. With a trained one, they are recomputed there, if there is more than one chunk. A
+    sharded head (FSDP2) is called once and its logits are saved: each call is a collective, and
+    ranks differ in their number of chunks.
     """
+    count = (targets != IGNORED).sum()
     if is_frozen(head):
         if not torch.is_grad_enabled():
             assert isinstance(head, torch.nn.Linear)
-            return _frozen_head_loss(hidden, targets, head.weight) / len(targets)
-        return _FrozenHeadLoss.apply(hidden, targets, head.weight) / len(targets)
+            return _frozen_head_loss(hidden, targets, head.weight) / count
+        return _FrozenHeadLoss.apply(hidden, targets, head.weight) / count
     if len(targets) <= CHUNK or isinstance(head, FSDPModule):
-        return _sum(hidden, targets, head) / len(targets)
+        return _sum(hidden, targets, head) / count
     total = hidden.new_zeros((), dtype=torch.float32)
     for hidden_chunk, target_chunk in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
         total = total + checkpoint(_sum, hidden_chunk, target_chunk, head, use_reentrant=False)
-    return total / len(targets)
+    return total / count
 
 
 def is_frozen(head: torch.nn.Module) -> bool:
@@ -53,7 +56,9 @@ def _frozen_head_loss(
     for hidden_chunk, target_chunk in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
         logits = linear(hidden_chunk.to(weight.dtype), weight)  # (C, V)
         log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32)
-        total -= log_probabilities.gather(1, target_chunk[:, None]).sum()
+        index = target_chunk.clamp(min=0)[:, None]  # (C, 1)
+        of_targets = log_probabilities.gather(1, index)[:, 0]  # (C,)
+        total -= of_targets.masked_fill(target_chunk == IGNORED, 0).sum()
     return total
 
 
@@ -63,14 +68,14 @@ def _loss_and_gradient(
     """The summed loss of a chunk of C tokens; fills `gradient` (C, H). Frees the logits."""
     logits = linear(hidden.to(weight.dtype), weight)  # (C, V)
     log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32)  # (C, V)
-    index = targets[:, None]  # (C, 1)
+    index, ignored = targets.clamp(min=0)[:, None], (targets == IGNORED)[:, None]  # (C, 1) each
     of_targets = log_probabilities.gather(1, index)  # (C, 1)
     # d loss / d logits = softmax - onehot(target), written in place of the logits, which also
     # rounds it to their dtype.
     slopes = torch.exp(log_probabilities, out=logits)
     slopes.scatter_(1, index, of_targets.expm1().to(slopes.dtype))
-    gradient.copy_(slopes @ weight)
-    return -of_targets.sum()
+    gradient.copy_((slopes @ weight).masked_fill_(ignored, 0))
+    return -of_targets.masked_fill(ignored, 0).sum()
 
 
 class _FrozenHeadLoss(torch.autograd.Function):

@@ -1,54 +1,59 @@
-"""Safetensors files: writes them tensor by tensor, and inspects their headers."""
+"""Safetensors files: plans what goes into each, and inspects their headers.
+
+`job.families.weight_writing` writes them.
+"""
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Self
 
 from job.errors import InputError
-from job.storage.background import BackgroundTasks
 
 if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_METADATA = {"format": "pt"}
-_WRITE_QUEUE = 2
-"""Tensors queued for the disk while the next one is computed."""
 
 NamedTensor = tuple[str, "torch.Tensor"]
+Conversion = Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]
+
+
+def _unchanged(tensors: Iterable[NamedTensor]) -> Iterable[NamedTensor]:
+    return tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """The tensors of a checkpoint to write: all shapes up front, and values computed one by one.
 
-    Both have the same names in the same order, and can be iterated once.
+    Values can be asked for in any order, once.
     """
 
-    meta_tensors: Iterable[NamedTensor]
-    """Shapes and dtypes, on the meta device."""
-    tensors: Iterable[NamedTensor]
-    """Values, on the CPU; each is computed when the iterator reaches it."""
+    meta_tensors: Mapping[str, "torch.Tensor"]
+    """Shapes and dtypes of the model's tensors, by name, in the model's order."""
+    tensors: Callable[[Iterable[str]], Iterable[NamedTensor]]
+    """The values of the named tensors, in that order, on any device. Each is computed when the
+    iterator reaches it, and only then is the next name taken. May raise after the last one."""
+    convert: Conversion = _unchanged
+    """From the model's names and shapes to those in files; tensor by tensor where possible."""
 
     @classmethod
     def of(cls, tensors: Iterable[NamedTensor]) -> Self:
         """From tensors in memory."""
-        in_memory = list(tensors)
+        in_memory = {name: tensor.detach() for name, tensor in tensors}
         return cls(
-            meta_tensors=((name, tensor.detach().to("meta")) for name, tensor in in_memory),
-            tensors=((name, tensor.detach().cpu()) for name, tensor in in_memory),
+            meta_tensors={name: tensor.to("meta") for name, tensor in in_memory.items()},
+            tensors=lambda names: ((name, in_memory[name]) for name in names),
         )
 
-    def converted(
-        self, convert: Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]
-    ) -> "Weights":
-        """The weights with names and shapes converted."""
-        return Weights(meta_tensors=convert(self.meta_tensors), tensors=convert(self.tensors))
+    def converted(self, convert: Conversion) -> Self:
+        """The weights with names and shapes converted, after any other conversion."""
+        first = self.convert
+        return replace(self, convert=lambda tensors: convert(first(tensors)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ class Shard:
 
     file: str
     meta_tensors: Mapping[str, "torch.Tensor"]
-    """By name, in the order of `Weights.tensors`."""
+    """By name, in the order of the conversion."""
 
 
 def parse_size(text: str) -> int:
@@ -89,93 +94,11 @@ def plan(meta_tensors: Iterable[NamedTensor], max_shard_size: str) -> tuple[Shar
     )
 
 
-def write(
-    weights: Weights,
-    directory: Path,
-    *,
-    max_shard_size: str,
-    finished: Callable[[Path], None] | None = None,
-) -> None:
-    """Writes each tensor at its offset in its file, and an index if there are several shards.
-
-    `finished` is called with each complete shard, before the next one is written. It is not called
-    for a single file, which could be mistaken for a complete checkpoint.
-    """
-    shards = plan(weights.meta_tensors, max_shard_size)
-    tensors = iter(weights.tensors)
-    directory.mkdir(parents=True, exist_ok=True)
-    for shard in shards:
-        _write_shard(shard, tensors, directory)
-        if finished is not None and len(shards) > 1:
-            finished(directory / shard.file)
-    # Exhausts the iterator, which may raise after its last tensor.
-    extra = next(tensors, None)
-    assert extra is None, f"not among the meta_tensors: {extra and extra[0]}"
-    if len(shards) > 1:
-        _write_index(shards, directory)
-
-
 def raw(tensor: "torch.Tensor") -> memoryview:
     """A tensor's bytes, as in a file."""
     import torch
 
     return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _write_shard(shard: Shard, tensors: "Iterator[NamedTensor]", directory: Path) -> None:
-    """Tensors may come in another order than they have in the file."""
-    header, starts = _header(shard.meta_tensors)
-
-    def put(file: BinaryIO, start: int, tensor: "torch.Tensor") -> None:
-        file.seek(start)
-        file.write(raw(tensor))
-
-    with (
-        (directory / shard.file).open("wb") as file,
-        BackgroundTasks("write", max_pending=_WRITE_QUEUE) as writes,
-    ):
-        file.write(header)
-        for name, meta_tensor in shard.meta_tensors.items():
-            actual, tensor = next(tensors)
-            expected = (name, meta_tensor.shape, meta_tensor.dtype)
-            assert (actual, tensor.shape, tensor.dtype) == expected, f"{actual} is not {expected}"
-            writes.submit(partial(put, file, starts[name], tensor))
-            del tensor  # it may be large; the writer frees it
-
-
-def _header(meta_tensors: "Mapping[str, torch.Tensor]") -> tuple[bytes, dict[str, int]]:
-    """The header of a safetensors file, and each tensor's offset in the file.
-
-    The library determines the order of tensors and the names of dtypes: it saves empty tensors of
-    the same names, and only shapes and offsets are changed.
-    """
-    import torch
-    from safetensors.torch import save
-
-    empty = {name: torch.empty(0, dtype=each.dtype) for name, each in meta_tensors.items()}
-    saved = save(empty, metadata=_METADATA)
-    entries = json.loads(saved[8 : 8 + int.from_bytes(saved[:8], "little")])
-    starts, offset = dict[str, int](), 0
-    for name, entry in entries.items():
-        if name in meta_tensors:
-            end = offset + meta_tensors[name].nbytes
-            entry |= {"shape": list(meta_tensors[name].shape), "data_offsets": [offset, end]}
-            starts[name], offset = offset, end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return head, {name: len(head) + start for name, start in starts.items()}
-
-
-def _write_index(shards: Sequence[Shard], directory: Path) -> None:
-    meta_tensors = [meta_tensor for shard in shards for meta_tensor in shard.meta_tensors.values()]
-    metadata = {
-        "total_parameters": sum(meta_tensor.numel() for meta_tensor in meta_tensors),
-        "total_size": sum(meta_tensor.nbytes for meta_tensor in meta_tensors),
-    }
-    files = {name: shard.file for shard in shards for name in shard.meta_tensors}
-    index = json.dumps({"metadata": metadata, "weight_map": files}, indent=2, sort_keys=True)
-    (directory / INDEX).write_text(index + "\n")
 
 
 Shapes = dict[str, tuple[int, ...]]

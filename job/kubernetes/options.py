@@ -80,7 +80,7 @@ class ManifestOptions:
             output = f"{constants.CACHE}/outputs/{spec.name}"
         resource = self.cluster.resource_on(platform.name, platform.resource)
         platform = replace(platform, resource=resource)
-        needed = needs(spec, self.sizes, gpus=platform.gpus)
+        needed = needs(spec, self.sizes, gpus=platform.gpus, output=output)
         cache = cache_volume.of_job(
             spec.name,
             needed.cache,

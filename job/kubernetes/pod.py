@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from job import signals
+from job import signals, storage
 from job.kubernetes import constants
 from job.kubernetes.context import Object, RenderContext
 from job.kubernetes.resources import quantity
@@ -99,7 +99,8 @@ def arguments(context: RenderContext, command: str) -> list[str]:
         # A pod without its GPU must fail, not train on the CPU for weeks.
         "runtime.accelerator": context.platform.accelerator,
         "runtime.cache_dir": constants.CACHE,
-        "runtime.workdir": constants.WORK,
+        # Beside a result on the cache volume, which is then linked from it instead of copied.
+        "runtime.workdir": f"{constants.CACHE}/work" if _is_local(context) else constants.WORK,
     }
     sets = (*context.sets, *(f"{key}={value}" for key, value in settings.items()))
     args = ["--log-format=json", command, f"{constants.SPEC_DIR}/{constants.SPEC_FILE}"]
@@ -107,6 +108,10 @@ def arguments(context: RenderContext, command: str) -> list[str]:
     if context.output:
         args.append(f"--output={context.output}")
     return [literal(each) for each in args]
+
+
+def _is_local(context: RenderContext) -> bool:
+    return storage.is_local(context.output_uri)
 
 
 def literal(text: str) -> str:

@@ -52,6 +52,7 @@ COMPUTING_KEYS = (
     "gradient_accumulation_steps",
     "group_by_length",
     "torch_compile",
+    "cuda_graphs",
 )
 # Keys that choose when to stop and what to keep, but do not affect the weights after a step.
 SELECTING_KEYS = (

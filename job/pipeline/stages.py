@@ -133,6 +133,7 @@ class Stages:
             release=run.models.release,
             bind_merged=run.bind,
             on_shard_written=functools.partial(run.output.stages.upload_eagerly, "export"),
+            digest_tree=run.output.stages.digests.tree,
         )
         return export(context).to_json()
 

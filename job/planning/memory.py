@@ -6,15 +6,16 @@ activations are alive and the first gradients appear.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_dtype
+from job.engines.lora_config import ADAPTERS
 from job.families.activation_memory import VARLEN, StepSettings
 from job.families.base import Family, RowSize
 from job.families.lora.patterns import max_rank
 from job.families.lora.selection import trained_in_full
-from job.planning.sizes import GIB, trained_parameters
+from job.planning.sizes import GIB, stored_zeros, trained_parameters
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def estimate(
     full = spec.lora.method == "full"
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
     step = _step(family, spec, accelerator)
-    trained, count = _trained(family, model, spec)
+    trained, count, gate_up = _trained(family, model, spec)
+    step = replace(step, gate_up_adapters=ADAPTERS if gate_up else 1)
     saved = family.activation_memory(model.config, trained, rows, step)
     if saved is None:
         return None
@@ -142,16 +144,21 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
     )
 
 
-def _trained(family: type[Family], model: "PreTrainedModel", spec: JobSpec) -> tuple[set[str], int]:
-    """The modules and parameters that train or have adapters, and the number of trained weights."""
+def _trained(
+    family: type[Family], model: "PreTrainedModel", spec: JobSpec
+) -> tuple[set[str], int, bool]:
+    """The modules and parameters that train or have adapters; the number of trained weights, with
+    the zeros that are stored among them; and whether gate and up have an adapter each."""
     if spec.lora.method == "full":
         names = {name for name, _ in model.named_modules()}
         names |= {name for name, _ in model.named_parameters()}
-        return names, sum(parameter.numel() for parameter in model.parameters())
+        return names, sum(parameter.numel() for parameter in model.parameters()), False
     targets = family.lora_targets(model, spec.lora)
     saved = trained_in_full(model, targets)
     names = {*targets.modules, *targets.parameters, *targets.saved_modules, *saved}
-    return names, trained_parameters(model, targets, spec.lora)
+    zeros = stored_zeros(model, targets, spec.lora)
+    count = trained_parameters(model, targets, spec.lora) + zeros
+    return names, count, bool(targets.gate_up)
 
 
 def weight_bytes(family: type[Family], model: "PreTrainedModel", width: int) -> int:

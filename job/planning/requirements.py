@@ -6,7 +6,7 @@
 import math
 from dataclasses import dataclass
 
-from job import families
+from job import families, storage
 from job.engines.device import Accelerator
 from job.planning.memory import PROCESS, estimate, longest
 from job.planning.sizes import GIB, Sizes
@@ -38,9 +38,10 @@ class Needs:
     """Includes shared memory, which counts towards the pod's limit."""
     shared_memory: int
     cache: int
-    """The volume that outlives the pod: downloads, compiled kernels, results without a bucket."""
+    """The volume that outlives the pod: downloads and compiled kernels. Without a bucket also the
+    results, and the scratch space: a result is linked from there, and so takes space once."""
     work: int
-    """Scratch space for files that are not published yet."""
+    """Scratch space for files that are not published yet, unless it is on the cache volume."""
     tmp: int
     weights: int
     """A server's copy of the merged weights."""
@@ -54,8 +55,11 @@ class Needs:
         return self.work + self.tmp + LOGS
 
 
-def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
-    """The requirements on a machine with this number of GPUs."""
+def needs(spec: JobSpec, sizes: Sizes, *, gpus: int, output: str | None = None) -> Needs:
+    """The requirements on a machine with this number of GPUs.
+
+    `output` replaces `output.uri` of the spec.
+    """
     workers = spec.train.dataloader_num_workers
     shared = (8 * GIB if gpus else GIB) + workers * GIB
     model = sizes.merged * MERGE_FACTOR if gpus else sizes.parameters * CPU_BYTES_PER_PARAMETER
@@ -63,12 +67,16 @@ def needs(spec: JobSpec, sizes: Sizes, *, gpus: int) -> Needs:
     generated = all(source.uri == FORMULAS for source in spec.data.sources().values())
     data = GENERATED_DATA if generated else DATA
     checkpoints = (spec.train.save_total_limit + 1) * sizes.checkpoint
+    cache, scratch = sizes.download * 1.1 + data, sizes.merged + sizes.adapter + checkpoints + data
+    if storage.is_local(output or spec.output.uri):
+        cache += scratch + spec.train.save_total_limit * sizes.checkpoint
+        scratch = 0
     save = TOTAL_SECONDS + sizes.checkpoint / UPLOAD_RATE
     return Needs(
         memory=_gib(process + workers * WORKER_BYTES + shared),
         shared_memory=shared,
-        cache=_gib(sizes.download * 1.1 + sizes.merged + data),
-        work=_gib(sizes.merged + sizes.adapter + checkpoints + data),
+        cache=_gib(cache),
+        work=_gib(scratch),
         tmp=TMP,
         weights=_gib(sizes.merged * 1.1),
         server_memory=_gib(PROCESS + sizes.merged * MERGE_FACTOR + 8 * GIB),

@@ -44,18 +44,19 @@ def measure(spec: JobSpec) -> Sizes:
     """
     family, model = families.architecture(spec.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    trainable = parameters
+    trainable, zeros = parameters, 0
     if spec.lora.method == "lora":
         targets = family.lora_targets(model, spec.lora)
         trainable = trained_parameters(model, targets, spec.lora)
+        zeros = stored_zeros(model, targets, spec.lora)
     shipped = spec.model.model_name_or_path.startswith(model_source.BUILTIN)
     merged = spec.export.merged
     return Sizes(
         parameters=parameters,
         trainable=trainable,
         download=0 if shipped else parameters * BYTES["bfloat16"],
-        adapter=trainable * WEIGHTS,
-        checkpoint=trainable * (WEIGHTS + OPTIMIZER),
+        adapter=(trainable + zeros) * WEIGHTS,
+        checkpoint=(trainable + zeros) * (WEIGHTS + OPTIMIZER),
         merged=parameters * BYTES[merged.dtype] if merged.enabled else 0,
     )
 
@@ -89,7 +90,10 @@ def bias_parameters(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSp
 
 
 def adapter_parameters(model: "PreTrainedModel", group: TargetGroup, lora: LoraSpec) -> int:
-    """r · (in + out) for a linear module; the same for each expert of a fused parameter."""
+    """r · (in + out) for a linear module; the same for each expert of a fused parameter.
+
+    If gate and up have an adapter each, r · (2 · in + out) for each expert.
+    """
     modules, tensors = dict(model.named_modules()), dict(model.named_parameters())
     count = sum(
         rank_of(name, lora) * (modules[name].in_features + modules[name].out_features)
@@ -97,5 +101,16 @@ def adapter_parameters(model: "PreTrainedModel", group: TargetGroup, lora: LoraS
     )
     for name in group.parameters:
         *experts, rows, columns = tensors[name].shape
+        if name in group.gate_up:
+            columns *= 2
         count += math.prod(experts) * rank_of(name, lora) * (rows + columns)
     return count
+
+
+def stored_zeros(model: "PreTrainedModel", targets: LoraTargets, lora: LoraSpec) -> int:
+    """The number of zeros that are stored and kept in memory with adapters of gate and up."""
+    return sum(
+        experts * rows * rank_of(name, lora)
+        for name in targets.gate_up
+        for experts, rows, _ in (model.get_parameter(name).shape,)
+    )

@@ -3,7 +3,6 @@
 `job.prep.messages` builds rows from records.
 """
 
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from itertools import islice
 from urllib.parse import unquote
 
 from job import storage
+from job.distributed.cores import cores
 from job.errors import InputError
 from job.prep import formulas, readers
 from job.prep.images import MAX_BYTES
@@ -30,7 +30,7 @@ def read(source: DataSource, spec: SourceSpec) -> Iterator[Record]:
     """The source's records in order: all, the first `limit`, or a random `limit` of them."""
     if source.builtin:
         assert spec.limit is not None, "the spec's validation requires a limit"
-        workers = max(1, (os.cpu_count() or 1))
+        workers = cores()
         for number, sample in enumerate(formulas.samples(spec.formulas, spec.limit, workers)):
             yield _formula_record(number, sample)
         return

@@ -1,7 +1,6 @@
 """Converts the chunks of a source in worker processes: in order, and each only once."""
 
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 
 from job import log, redaction, signals
+from job.distributed.cores import cores
 from job.prep import chunks
 from job.prep.chunks import ChunkResult, SourceTask
 from job.prep.readers import Record
@@ -96,7 +96,7 @@ def available_workers(num_proc: int | None) -> int:
     """How many processes convert: `num_proc`, or by default the cores that this one may use."""
     if num_proc is not None:
         return num_proc
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MAX_WORKERS, cores())
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:

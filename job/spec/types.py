@@ -163,13 +163,14 @@ class LoraSpec:
     finetune_language_layers: bool
     finetune_attention_modules: bool
     finetune_mlp_modules: bool
-    finetune_experts: bool
+    finetune_experts: bool | None
+    """None: names of `target_modules` may select routed experts, the toggles do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     per_device_train_batch_size: int
-    per_device_eval_batch_size: int
+    per_device_eval_batch_size: int | Literal["auto"]
     gradient_accumulation_steps: int
     learning_rate: float
     vision_tower_lr: float | None
@@ -202,6 +203,7 @@ class TrainSpec:
     early_stopping_threshold: float
     gradient_checkpointing: bool
     torch_compile: bool
+    cuda_graphs: bool
     fit: Literal["auto", "on", "off"]
     max_length: int
     packing: Literal[False]

@@ -236,6 +236,10 @@ class Backend(failures.Explainer, Generic[F]):
 
         self.call("write", uri, store)
 
+    def link(self, uri: str, source: Path, guard: Guard = UNGUARDED) -> bool:
+        """Stores a local file without copying it, if the store can; returns whether it did."""
+        return False
+
     def put_new(self, uri: str, data: bytes) -> bool:
         """Stores an object unless one exists; returns whether it did."""
         if self.call("read", uri, lambda filesystem, path: filesystem.exists(path)):

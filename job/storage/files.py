@@ -12,6 +12,8 @@ from job.storage.backends import backend_of, is_read_only
 from job.storage.uri import PROBE_PREFIX, has_glob, is_hidden, is_local, join, safe_relative, scheme
 from job.storage.write_guard import UNGUARDED, Guard
 
+LINKED_FROM = 2**20
+"""Bytes; smaller files are copied, which takes less care of who may read them."""
 CHECK_RETRIES = 3
 """Retries of `check_access`: few, so that a wrong endpoint is reported within seconds."""
 
@@ -161,10 +163,16 @@ def write_new(uri: str, data: bytes) -> bool:
     return backend_of(uri).put_new(uri, data)
 
 
-def upload(path: Path, uri: str, guard: Guard = UNGUARDED) -> None:
-    """Stores the local file `path`, checked by its length. Raises InputError if it is missing."""
+def upload(path: Path, uri: str, guard: Guard = UNGUARDED, *, final: bool = False) -> None:
+    """Stores the local file `path`, checked by its length. Raises InputError if it is missing.
+
+    `final` promises that nobody changes the file any more, so that a large one can be stored
+    without a second copy: at a local `uri` on the same disk, by a hard link.
+    """
     refuse_read_only(uri)
-    retry.call("read", str(path), lambda: local.size(path))
+    size = retry.call("read", str(path), lambda: local.size(path))
+    if final and size >= LINKED_FROM and backend_of(uri).link(uri, path, guard):
+        return
     backend_of(uri).put(uri, path, guard)
 
 

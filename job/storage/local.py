@@ -13,6 +13,9 @@ from job.storage.uri import INCOMPLETE_PREFIX, is_hidden
 
 _ABANDONED_SECONDS = 60  # a younger file may belong to a writer that has yet to lock it
 
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Different disks, a file system without hard links, or a file that has too many."""
+
 _POLL_SECONDS = 0.005  # between attempts at a lock that another process holds
 
 _swept: set[Path] = set()
@@ -44,6 +47,40 @@ def atomic_write(
         unfinished.unlink(missing_ok=True)
         raise
     _sync_directory(directory)
+
+
+def link(
+    source: Path,
+    path: Path,
+    placing: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> bool:
+    """Makes `path` another name of the file `source`, in place of any other file.
+
+    Returns False, and changes nothing, if they are on different disks or the file system has no
+    hard links. Synced, and placed, as by `atomic_write`. Raises OSError.
+    """
+    directory = path.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    _sweep(directory)
+    unfinished = directory / f"{INCOMPLETE_PREFIX}{secrets.token_hex(8)}"
+    with source.open("rb") as file:
+        with suppress(OSError):  # against a sweep, as in `atomic_write`
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.fsync(file.fileno())
+        try:
+            os.link(source.resolve(), unfinished)
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                return False
+            raise
+        try:
+            with placing():
+                unfinished.replace(path)
+        finally:
+            # Still there too if `path` was a name of the file already: renaming does nothing then.
+            unfinished.unlink(missing_ok=True)
+    _sync_directory(directory)
+    return True
 
 
 def write(path: Path, data: bytes) -> None:

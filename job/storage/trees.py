@@ -48,11 +48,12 @@ def upload_tree(
     last: Sequence[str] = (),
     without: Collection[str] = (),
     guard: Guard = UNGUARDED,
+    final: bool = False,
 ) -> tuple[Entry, ...]:
     """Stores every file below `directory` under `uri`, except those in `without`; returns which.
 
     Files in `last` are stored after all others, one by one in that order, so that the last can mark
-    the tree as complete. Raises InputError if one of them is missing.
+    the tree as complete. `final` is as for `upload`. Raises InputError if one of `last` is missing.
     """
     refuse_read_only(uri)
     listed = list_files(str(directory))
@@ -62,7 +63,7 @@ def upload_tree(
             raise InputError(str(directory / path), "cannot upload: not found")
 
     def copy(entry: Entry) -> None:
-        upload(directory / entry.path, join(uri, entry.path), guard)
+        upload(directory / entry.path, join(uri, entry.path), guard, final=final)
 
     _each("upload", [entry for path, entry in entries.items() if path not in last], copy)
     for path in last:

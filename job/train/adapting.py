@@ -100,6 +100,8 @@ def adapt(
 
     Raises SpecError if `lora` names modules that the model does not have.
     """
+    from job.families.lora.gate_up import untrained_zeros
+
     packs = spec.train.padding_free and family.supports_packing
     padding_free = packs and not engine.patches_forward
     if padding_free:
@@ -127,7 +129,8 @@ def adapt(
         base=base,
         targets=targets,
         padding_free=padding_free,
-        trainable_parameters=sum(p.numel() for p in trained.parameters() if p.requires_grad),
+        trainable_parameters=sum(p.numel() for p in trained.parameters() if p.requires_grad)
+        - untrained_zeros(trained),
         total_parameters=sum(p.numel() for p in trained.parameters()),
     )
 

@@ -19,13 +19,14 @@ from job.engines import gradient_checkpointing
 from job.engines.base import Engine
 from job.engines.compiling import CompiledBlocks
 from job.engines.device import Accelerator, release_memory
+from job.engines.free_memory import is_out_of_memory
 from job.engines.trainer import attach_gradient
 from job.errors import OutOfMemoryError
 from job.families.batches import model_inputs, to_device
 from job.spec.types import JobSpec, TrainSpec
 from job.train.dataset import Collator, EncodedDataset
 from job.train.heaviest_batches import heaviest_batches
-from job.train.out_of_memory import FIELD, is_out_of_memory
+from job.train.out_of_memory import FIELD
 
 if TYPE_CHECKING:
     from peft import PeftModel

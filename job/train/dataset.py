@@ -1,14 +1,17 @@
 """The training dataset and its collator: rows are tokenized on access."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from job.errors import DataError, JobError
 from job.families.base import IGNORED, Encoded, Family
 from job.families.batches import MicroBatch
+from job.families.packed_shape import PackedShape
 from job.prep.rows import Row
+from job.train.buckets import Buckets
 from job.train.length_filter import FilteredRows
+from job.train.row_sizes import RowSizes
 from job.train.sampler import DUMMY_ROW
 
 
@@ -32,6 +35,10 @@ class EncodedDataset:
     def patches(self) -> tuple[int, ...]:
         """Number of image patches of each row."""
         return self._filtered.patches
+
+    @property
+    def sizes(self) -> RowSizes:
+        return self._filtered.sizes
 
     def __len__(self) -> int:
         return len(self._filtered.indices)
@@ -65,8 +72,11 @@ class Collator:
     If a micro-batch cannot be built, its only key is the error.
     """
 
-    def __init__(self, family: Family, *, padding_free: bool) -> None:
-        self._collate = family.pack if padding_free else family.collate
+    def __init__(
+        self, family: Family, *, padding_free: bool, buckets: Buckets | None = None
+    ) -> None:
+        """`buckets` are shapes to pad packed micro-batches to, if they fit into one."""
+        self._family, self._padding_free, self._buckets = family, padding_free, buckets
 
     def __call__(self, items: "list[Encoded | DummyRow | JobError]") -> MicroBatch:
         rows: list[Encoded | DummyRow] = []
@@ -93,5 +103,15 @@ class Collator:
         # The first token has no prediction: labels are shifted by one.
         counted = sum(label != IGNORED for row in real for label in row.labels[1:])
         tokens = sum(len(row.input_ids) for row in real)
-        batch = {**self._collate(rows), "counted_tokens": counted, "tokens": tokens}
+        batch = {**self._collated(rows), "counted_tokens": counted, "tokens": tokens}
         return cast(MicroBatch, batch)
+
+    def _collated(self, rows: Sequence[Encoded]) -> Mapping[str, object]:
+        if not self._padding_free:
+            return self._family.collate(rows)
+        number = None
+        if self._buckets is not None:
+            number = self._buckets.of(PackedShape.of(map(self._family.row_size, rows)))
+        if self._buckets is None or number is None:
+            return self._family.pack(rows)
+        return {**self._family.pack(rows, self._buckets.shapes[number]), "bucket": number}

@@ -29,6 +29,16 @@ def planned_batches(batches: DistributedBatchSampler, train: TrainSpec) -> Itera
         steps_left -= steps_per_epoch
 
 
+def at_most(rows: int, batches: Iterable[list[int]]) -> Iterator[list[int]]:
+    """The first batches, until they have that many rows."""
+    count = 0
+    for batch in batches:
+        if count > rows:
+            return
+        count += len(batch)
+        yield batch
+
+
 def heaviest_batches(
     batches: Iterable[list[int]], lengths: Sequence[int], patches: Sequence[int]
 ) -> list[list[int]]:
@@ -40,11 +50,7 @@ def heaviest_batches(
     """
     mean_length, mean_patches = fmean(lengths), fmean(patches) or 1.0
     heaviest: list[tuple[float, list[int]]] = [(0.0, [])] * 4
-    searched = 0
-    for batch in batches:
-        if searched > MAX_ROWS:
-            break
-        searched += len(batch)
+    for batch in at_most(MAX_ROWS, batches):
         rows = [max(row, 0) for row in batch] if DUMMY_ROW in batch else batch
         row_lengths = [lengths[row] for row in rows]
         tokens, batch_patches = sum(row_lengths), sum(patches[row] for row in rows)

@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 
 from job import log
 from job.errors import DataError, Problem
-from job.families.base import IGNORED, Encoded, Family
+from job.families.base import IGNORED, Encoded, Family, RowSize
 from job.prep.rows import Row
 from job.spec.types import DataSpec, TrainSpec
+from job.train.row_sizes import RowSizes
 
 _ROWS_PER_TASK = 64
 _MIN_ROWS_FOR_WORKERS = 10_000  # fewer rows are measured before worker processes have started
@@ -27,6 +28,8 @@ class FilteredRows:
     """Number of tokens of each kept row, after truncation."""
     patches: tuple[int, ...]
     """Number of image patches of each kept row; of image tokens if the family cannot tell."""
+    sizes: RowSizes
+    """All sizes of each kept row."""
     dropped: int
     token_counts: Counter[int]
     """Number of rows by length in tokens, before truncation; includes dropped rows."""
@@ -52,6 +55,7 @@ def filter_by_length(
     from torch.utils.data import DataLoader
 
     indices, lengths, patches = [], [], []
+    sizes = RowSizes()
     token_counts: Counter[int] = Counter()
     rejected: list[Problem] = []
     loader: DataLoader[list[RowLength | DataError]] = DataLoader(
@@ -67,10 +71,11 @@ def filter_by_length(
                 rejected += length.problems
                 continue
             token_counts[length.tokens] += 1
-            if length.truncated:
+            if (size := length.truncated) is not None:
                 indices.append(number)
-                lengths.append(length.truncated)
-                patches.append(length.patches)
+                lengths.append(size.tokens)
+                patches.append(sum(size.patches) or size.image_tokens)
+                sizes.append(size)
     if rejected:
         raise _rejection(rejected)
     if not indices:
@@ -84,6 +89,7 @@ def filter_by_length(
         indices=tuple(indices),
         lengths=tuple(lengths),
         patches=tuple(patches),
+        sizes=sizes,
         dropped=len(rows) - len(indices),
         token_counts=token_counts,
     )
@@ -118,9 +124,8 @@ def truncate(encoded: Encoded, family: Family, data: DataSpec, train: TrainSpec)
 class RowLength(NamedTuple):
     tokens: int
     """Before truncation."""
-    truncated: int
-    """Tokens after truncation; 0 if the row is dropped."""
-    patches: int
+    truncated: RowSize | None
+    """After truncation; None if the row is dropped."""
 
 
 class _RowLengths:
@@ -144,9 +149,8 @@ class _RowLengths:
             return error
         tokens, truncated = len(encoded.input_ids), self._cut(encoded)
         if truncated is None:
-            return RowLength(tokens, 0, 0)
-        size = self._family.row_size(truncated)
-        return RowLength(tokens, size.tokens, sum(size.patches) or size.image_tokens)
+            return RowLength(tokens, None)
+        return RowLength(tokens, self._family.row_size(truncated))
 
 
 def _rejection(rejected: list[Problem]) -> DataError:

@@ -1,21 +1,14 @@
 """Detects out-of-memory errors, and suggests what to change in the spec."""
 
-import torch
-
 from job import log
 from job.engines.device import Accelerator
+from job.engines.free_memory import is_out_of_memory
 from job.errors import OutOfMemoryError
+from job.families.held_out_loss import rows_of_a_batch
 from job.spec.types import TrainSpec
 
 FIELD = "$.train.per_device_train_batch_size"
 VALIDATION_FIELD = "$.train.per_device_eval_batch_size"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error).lower()
 
 
 def raise_if_validation_does_not_fit(
@@ -24,7 +17,7 @@ def raise_if_validation_does_not_fit(
     """Raises OutOfMemoryError if a batch of a validation ran out of memory."""
     if not is_out_of_memory(error):
         return
-    rows = spec.per_device_eval_batch_size
+    rows = rows_of_a_batch(spec.per_device_eval_batch_size)
     raise OutOfMemoryError(
         VALIDATION_FIELD,
         f"a batch of validation rows does not fit into the {log.size(accelerator.memory_bytes)} "

@@ -49,6 +49,8 @@ class TrainResult:
     steps: int
     fit: dict[str, Any] | None
     """The batch size that was found, and those that were too large; None if none was searched."""
+    captured: dict[str, Any] | None
+    """The passes that were captured as graphs; None if they run eagerly."""
     processes: int
     rows_a_step: int
     """Rows of a full step, over all micro-batches and processes."""
@@ -111,6 +113,7 @@ def summarize(
     return TrainResult(
         steps=state.global_step,
         fit=fit,
+        captured=session.captured.to_json() if session.captured else None,
         processes=process_group.size(),
         rows_a_step=rows_per_step(session.spec),
         resumed_from_step=first_step,

@@ -21,6 +21,7 @@ from job.train.callbacks.checkpoint import CheckpointCallback
 from job.train.callbacks.progress import ProgressCallback
 from job.train.callbacks.stop import StopCallback
 from job.train.callbacks.validation_schedule import ValidationSchedule
+from job.train.capturing import CapturedTraining
 from job.train.checkpoint.contents import resume_problem
 from job.train.checkpoint.resume import resume_point, step_of
 from job.train.checkpoint.storage import CheckpointStore
@@ -51,6 +52,8 @@ class Session:
     validator: Validator | None
     """None if the spec does not validate, as is `selection`."""
     selection: Selection | None
+    captured: CapturedTraining | None
+    """The captured passes, freed once the training has ended; None if they run eagerly."""
     checkpoints: CheckpointStore
     uploads: BackgroundUploads
     data_timer: DataTimer
@@ -79,6 +82,7 @@ def start_session(
     adapted: AdaptedModel,
     optim: str,
     validator: Validator | None,
+    captured: CapturedTraining | None,
 ) -> Session:
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
@@ -113,10 +117,15 @@ def start_session(
         batch_sampler=batches,
         data_timer=data_timer,
         learning_rates=LearningRates.of(spec.train),
+        captured=captured.steps if captured else None,
         model=adapted.model,
         args=training_arguments(spec, optim, context.engine, context.scratch, fsdp),
         train_dataset=rows.dataset,
-        data_collator=Collator(context.family, padding_free=adapted.padding_free),
+        data_collator=Collator(
+            context.family,
+            padding_free=adapted.padding_free,
+            buckets=captured.buckets if captured else None,
+        ),
         callbacks=callbacks,
     )
     _remove_default_callbacks(trainer)
@@ -131,6 +140,7 @@ def start_session(
         trainer=trainer,
         validator=validator,
         selection=selection,
+        captured=captured,
         checkpoints=checkpoints,
         uploads=uploads,
         data_timer=data_timer,
@@ -186,6 +196,8 @@ def run_session(session: Session, context: TrainContext, adapted: AdaptedModel) 
         raise
     finally:
         session.progress.close()
+        if session.captured is not None:
+            session.captured.steps.release()
         context.family.set_router_aux_loss(adapted.base, 0)
     seconds = time.monotonic() - started
     if signals.received():

@@ -15,6 +15,7 @@ from job.spec.types import TrainSpec
 from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, require_images
 from job.train.batch_size_finder import Trial, find_batch_size
 from job.train.best_model import load_best
+from job.train.capturing import capture_training
 from job.train.dataset import Collator
 from job.train.heaviest_batches import planned_batches
 from job.train.outputs import store_trained
@@ -56,10 +57,11 @@ def train(
     with loss_of_supervised_tokens(context.spec, context.engine, adapted.base):
         trial = _trial(context, rows, adapted, blocks)
         spec, fit = find_batch_size(context.spec, context.accelerator, trial)
-    context.accelerator.reset_peak_memory()  # the trial and the baseline evaluation do not count
+        context.accelerator.reset_peak_memory()  # trial and baseline evaluation do not count
+        captured = capture_training(context, spec, rows, adapted)
 
     validator = None if validation is None else Validator(context, validation, adapted, blocks)
-    session = start_session(context, spec, rows, adapted, optim, validator)
+    session = start_session(context, spec, rows, adapted, optim, validator, captured)
     seconds = run_session(session, context, adapted)
     if blocks is not None:
         blocks.release()

@@ -10,20 +10,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from job import log, signals
 from job.distributed import process_group
 from job.engines import sharding
 from job.engines.compiling import CompiledBlocks
 from job.engines.device import release_memory
-from job.families.batches import MicroBatch, model_inputs, to_device
-from job.families.load_balancing import without_aux_loss
-from job.families.supervised_logits import evaluates_loss_only
+from job.engines.free_memory import is_out_of_memory
+from job.families.batches import Batch, MicroBatch
+from job.families.held_out_loss import (
+    LOSS_TOKENS,
+    SummedLoss,
+    loss_evaluation,
+    rows_of_a_batch,
+)
 from job.train.adapting import AdaptedModel
 from job.train.checkpoint import random_state
 from job.train.dataset import Collator, DummyRow
-from job.train.out_of_memory import is_out_of_memory, raise_if_validation_does_not_fit
+from job.train.out_of_memory import raise_if_validation_does_not_fit
 from job.train.outputs import autocast_removed
 from job.train.sampler import DUMMY_ROW
 from job.train.train_context import TrainContext
@@ -32,9 +37,6 @@ from job.train.validation_rows import ValidationRows
 if TYPE_CHECKING:
     import torch
 
-LOSS_TOKENS = 8192
-"""Tokens of a packed batch on a GPU, where a small forward pass takes as long as a large one; fewer
-if they do not fit. Without saved activations, a token needs little memory."""
 CACHED_BYTES = 256 * 2**20
 """How much of a process's batches is kept in memory from one validation to the next."""
 
@@ -67,7 +69,7 @@ class Validator:
         """`blocks` are the model's compiled blocks, if any."""
         self._context, self._rows, self._adapted, self._blocks = context, rows, adapted, blocks
         self._collator = Collator(context.family, padding_free=adapted.padding_free)
-        self._batch_size = context.spec.train.per_device_eval_batch_size
+        self._batch_size = rows_of_a_batch(context.spec.train.per_device_eval_batch_size)
         # A process that shards the model must not run out of memory between two collectives.
         large = adapted.padding_free and context.engine.device.type != "cpu"
         sharded = context.spec.runtime.distributed == "fsdp2"
@@ -118,7 +120,7 @@ class Validator:
         random = random_state.capture()
         eager = nullcontext() if self._blocks is None else self._blocks.eager()
         try:
-            with torch.no_grad(), without_aux_loss(self._adapted.base), eager:
+            with torch.no_grad(), eager:
                 yield
         finally:
             for module, training in modes:
@@ -130,11 +132,10 @@ class Validator:
     # --- loss --------------------------------------------------------------------------------
 
     def _loss(self, model: "torch.nn.Module") -> float:
-        model.eval()
-        evaluates_loss_only(self._adapted.base)
         while True:
             try:
-                return self._loss_of_batches(model)
+                with loss_evaluation(model, self._adapted.base):
+                    return self._loss_of_batches(model)
             except _DoesNotFit:
                 self._tokens //= 2
                 self._cached.clear()
@@ -143,22 +144,15 @@ class Validator:
                 log.info("validation batches are made smaller to fit", tokens=self._tokens)
 
     def _loss_of_batches(self, model: "torch.nn.Module") -> float:
-        import torch
-
-        device = self._context.engine.device
-        more = {} if self._adapted.padding_free else {"use_cache": False}
-        # In fp64, and on the device: no sync for each batch.
-        nll, supervised = torch.zeros((), dtype=torch.float64, device=device), 0
+        packed, device = self._adapted.padding_free, self._context.engine.device
+        total = SummedLoss(model, device, packed=packed)
         for rows in self._rows.batches(self._batch_size, self._tokens):
             self._check_stop()
             batch = self._batch(rows)
             with self._larger_than_asked():
-                loss = model(**to_device(model_inputs(dict(batch)), device), **more).loss  # ()
-            if batch["counted_tokens"]:  # not of a dummy row
-                nll += loss.double() * batch["counted_tokens"]
-                supervised += batch["counted_tokens"]
+                total.add(cast(Batch, batch), batch["counted_tokens"])  # 0 of a dummy row
         self._check_stop()
-        sums = process_group.all_gather((float(nll), supervised))
+        sums = process_group.all_gather((total.nll, total.supervised))
         return sum(own for own, _ in sums) / sum(count for _, count in sums)
 
     @contextmanager

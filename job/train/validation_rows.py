@@ -7,6 +7,7 @@ from typing import overload
 
 from job import log
 from job.distributed import process_group
+from job.families.held_out_loss import length_batches
 from job.prep.rows import Row
 from job.train.dataset import EncodedDataset
 from job.train.length_filter import filter_by_length
@@ -32,15 +33,7 @@ class ValidationRows:
 
         All processes have the same number of them; some may be `[DUMMY_ROW]`.
         """
-        lengths = self.dataset.lengths
-        batches: list[list[int]] = []
-        filled = 0
-        for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-            if not batches or (len(batches[-1]) >= size and filled + lengths[row] > tokens):
-                batches.append([])
-                filled = 0
-            batches[-1].append(row)
-            filled += lengths[row]
+        batches = length_batches(self.dataset.lengths, rows=size, tokens=tokens)
         rank, processes = process_group.rank(), process_group.size()
         own = batches[rank::processes]
         return own + [[DUMMY_ROW]] * (-(-len(batches) // processes) - len(own))

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import re
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,11 @@ from job.artifacts.records import RunRecord
 from job.cli.app import app
 from job.errors import ProofError
 from job.export.merge import Merge
-from job.families import weight_files
+from job.families import weight_files, weight_writing
 from job.families.weight_files import NamedTensor, Weights
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
-from tests.jobs import Finished, job, small_run, start
+from tests.jobs import Finished, Running, job, small_run, start
 
 SHARDED = ("--set", "export.merged.max_shard_size=1MB")
 FIRST, THIRD = r"PUT .*/merged/model-00001-of-", r"PUT .*/merged/model-00003-of-"
@@ -66,18 +66,18 @@ def test_a_shard_is_at_the_output_before_the_last_one_is_made(
     output = Output(uri=s3.uri("out"), workdir=tmp_path, run=run)
     first = output.at("merged", "model-00001-of-00005.safetensors")
 
-    def tensors() -> Iterator[NamedTensor]:
-        for name, tensor in held.items():
-            if name == "layer.4":
+    def tensors(names: Iterable[str]) -> Iterator[NamedTensor]:
+        for number, name in enumerate(names):
+            if number == len(held) - 1:
                 wait_for(lambda: storage.is_file(first))
-            yield name, tensor
+            yield name, held[name]
 
     with Proxy(s3.server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         output.acquire()
         output.stages.invalidate("export")
-        weight_files.write(
-            Weights(meta_tensors=Weights.of(held.items()).meta_tensors, tensors=tensors()),
+        weight_writing.write(
+            replace(Weights.of(held.items()), tensors=tensors),
             output.stages.local.create("export") / "merged",
             max_shard_size="17KB",
             finished=lambda path: output.stages.upload_eagerly("export", path),
@@ -129,6 +129,7 @@ def run_until(request: str, end: Callable[..., None], output: str, s3: S3, cache
         fault.then = lambda: end(process)
         out, err = process.communicate(timeout=300)
         assert fault.hits, err
+    assert process.returncode is not None
     return Finished(process.returncode, out, err)
 
 
@@ -157,7 +158,7 @@ def test_a_job_asked_to_stop_between_shards_leaves_none(s3: S3, tmp_path: Path) 
     output, cache = s3.uri("out"), tmp_path / "cache"
     stored: set[str] = set()
 
-    def end(process: subprocess.Popen[str]) -> None:
+    def end(process: Running) -> None:
         wait_for(lambda: merged(output))
         stored.update(merged(output))
         process.terminate()
@@ -173,20 +174,14 @@ def test_a_job_asked_to_stop_between_shards_leaves_none(s3: S3, tmp_path: Path) 
     require_whole(output)
 
 
-@pytest.mark.parametrize(
-    ("code", "exit_code", "told"),
-    [("InvalidAccessKeyId", 12, "access denied"), ("QuotaExceeded", 21, "no space left")],
-)
 @pytest.mark.slow
-def test_a_store_that_refuses_a_shard_ends_the_job_with_its_code(
-    code: str, exit_code: int, told: str, s3: S3, tmp_path: Path
-) -> None:
-    fault = Fault(kind="answer", status=403, code=code, matching=FIRST)
+def test_a_store_that_refuses_a_shard_ends_the_job_with_its_code(s3: S3, tmp_path: Path) -> None:
+    fault = Fault(kind="answer", status=403, code="QuotaExceeded", matching=FIRST)
     with Proxy(s3.server.endpoint, fault) as proxy:
         environ = {"AWS_ENDPOINT_URL": proxy.endpoint}
         done = job(*small_run(s3.uri("out"), *SHARDED, cache=tmp_path / "cache"), environ=environ)
-    assert done.code == exit_code, done.err
-    assert told in done.err
+    assert done.code == 21, done.err
+    assert "no space left" in done.err
     assert "model-00001-of-" in done.err
     assert "Traceback" not in done.err
     assert merged(s3.uri("out")) == set()

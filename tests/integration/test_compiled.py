@@ -38,7 +38,7 @@ def names(output: Path, file: str) -> set[str]:
     return set(load_file(output / file))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_a_compiled_training_has_the_losses_and_the_names_of_one_that_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

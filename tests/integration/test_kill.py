@@ -1,6 +1,6 @@
 """A job that is killed at any moment, and started until it is done, ends as an undisturbed one.
 
-The moments are drawn with a seed; JOB_KILL_SEED draws others.
+The moments are drawn with a seed; JOB_KILL_SEED draws others, JOB_KILLS=42 more.
 """
 
 import json
@@ -18,8 +18,8 @@ from tests.conftest import S3
 from tests.jobs import small_run
 
 SEED = int(os.environ.get("JOB_KILL_SEED", "20"))
-KILLS = 42
-IN_EACH = 3
+KILLS = int(os.environ.get("JOB_KILLS", "14"))
+IN_EACH = 2
 """Kills in each part of a run, before it may go on to the next."""
 PARTS = ("run", "prep", "baseline", "train", "eval", "export", "card", "report")
 OPENING_SECONDS = 0.3  # from the first line to the first stage
@@ -99,7 +99,7 @@ class Runs:
         return {"run": OPENING_SECONDS, **found}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("store", ["local", "s3"])
 def test_a_job_killed_at_random_moments_ends_with_the_digests_of_an_undisturbed_one(

@@ -26,7 +26,7 @@ from job.artifacts.output import Output
 from job.artifacts.records import RunRecord
 from job.errors import StorageError, UsageError
 from tests.conftest import S3
-from tests.jobs import job, small_run, start
+from tests.jobs import Running, job, small_run, start
 from tests.s3 import free_ports
 
 SECONDS = 1.2  # of a lease, in these tests
@@ -200,7 +200,7 @@ def test_a_holder_with_a_senseless_grace_period_is_not_waited_for_for_ever(
 
 
 @pytest.fixture
-def waiting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Lease, int]]:
+def waiting(tmp_path: Path) -> Iterator[tuple[Running, Lease, int]]:
     """A job in a pod that waits for the output, the lease that it waits for, its metrics' port."""
     output, [port] = str(tmp_path / "out"), free_ports(1)
     lease = Lease(f"{output}/.lease")
@@ -218,7 +218,7 @@ def waiting(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Lease, int]
 
 
 def test_a_job_that_waits_says_so_and_starts_once_the_output_is_free(
-    waiting: tuple[subprocess.Popen[str], Lease, int],
+    waiting: tuple[Running, Lease, int],
 ) -> None:
     process, lease, port = waiting
     metrics = ""
@@ -232,7 +232,7 @@ def test_a_job_that_waits_says_so_and_starts_once_the_output_is_free(
 
 
 def test_sigterm_ends_a_job_that_waits_for_the_output(
-    waiting: tuple[subprocess.Popen[str], Lease, int],
+    waiting: tuple[Running, Lease, int],
 ) -> None:
     process, lease, _ = waiting
     process.terminate()

@@ -1,11 +1,8 @@
 """What jobs keep on one machine does not mix, whatever runs beside them."""
 
 import json
-import os
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +13,17 @@ from job.artifacts import reader
 from job.artifacts.records import STAGES
 from job.errors import InputError, StorageError
 from job.storage.digests import digest_tree
-from tests.jobs import FORMULAS, ROOT, SMALL, job, read_json, sets, small_run, start, sums
+from tests.jobs import FORMULAS, ROOT, SMALL, Running, job, read_json, sets, small_run, start, sums
 from tests.s3 import S3Server, binary
 
 LATEX = str(ROOT / "specs" / "latex.yaml")
-
-
-def beside(
-    cwd: Path, *arguments: str, environ: Mapping[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """The job, started in another folder than the project's."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "job", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def small(cache: Path, **more: object) -> list[str]:
     return sets({**SMALL, **FORMULAS, "runtime.cache_dir": cache, **more})
 
 
-def ended(process: subprocess.Popen[str]) -> str:
+def ended(process: Running) -> str:
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     return said
@@ -57,7 +41,7 @@ def test_two_preps_at_once_in_two_folders_keep_their_rows_apart(tmp_path: Path) 
         (tmp_path / f"{rows}").mkdir()
         more = small(tmp_path / "cache", **{"data.train.limit": rows})
         arguments = ["prep", LATEX, "--output", "outputs/latex", *more]
-        processes[rows] = beside(tmp_path / f"{rows}", *arguments)
+        processes[rows] = start(*arguments, cwd=tmp_path / f"{rows}")
     for rows, process in processes.items():
         ended(process)
         output = tmp_path / f"{rows}" / "outputs" / "latex"
@@ -77,7 +61,7 @@ def test_two_runs_at_once_in_two_folders_measure_their_own_rows(tmp_path: Path) 
         (tmp_path / f"{rows}").mkdir()
         more = small(tmp_path / "cache", **{"data.eval.limit": rows, "eval.max_samples": rows})
         arguments = ["run", LATEX, "--output", "outputs/latex", *more]
-        processes[rows] = beside(tmp_path / f"{rows}", *arguments)
+        processes[rows] = start(*arguments, cwd=tmp_path / f"{rows}")
     for rows, process in processes.items():
         ended(process)
         output = tmp_path / f"{rows}" / "outputs" / "latex"
@@ -106,7 +90,7 @@ def test_one_uri_on_two_servers_is_two_outputs(tmp_path: Path) -> None:
             client.create_bucket(Bucket="results")
             more = small(tmp_path / "cache", **{"data.train.limit": rows})
             arguments = ["prep", LATEX, "--output", "s3://results/latex", *more]
-            process = beside(tmp_path, *arguments, environ=server.environ)
+            process = start(*arguments, cwd=tmp_path, environ=server.environ)
             processes.append((client, rows, process))
         for client, rows, process in processes:
             ended(process)

@@ -129,7 +129,7 @@ def weights(output: str) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 @pytest.mark.timeout(1500)
 def test_a_node_that_dies_in_training_changes_no_byte_once_the_set_is_started_again(
     s3: S3, tmp_path: Path

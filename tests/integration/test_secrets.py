@@ -153,8 +153,7 @@ def nothing_planted_in(place: Path) -> int:
     ("command", "options"),
     [
         ("prep", ("--debug",)),
-        pytest.param("run", ("--debug",), marks=pytest.mark.slow),
-        pytest.param("run", ("--log-format", "json"), marks=pytest.mark.slow),
+        pytest.param("run", ("--debug", "--log-format", "json"), marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_succeeds_writes_no_secret_anywhere(

@@ -13,6 +13,7 @@ PAPERS = ROOT.parent / "shared" / "data" / "im2latex"
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.slow(minutes=6)
 @pytest.mark.timeout(1500)
 def test_latex_runs_as_it_ships_and_halves_the_error_rate(tmp_path: Path) -> None:
     done = job("run", "specs/latex.yaml", environ={"OUTPUT": str(tmp_path)}, timeout=1400)
@@ -24,6 +25,7 @@ def test_latex_runs_as_it_ships_and_halves_the_error_rate(tmp_path: Path) -> Non
     assert sums(tmp_path)
 
 
+@pytest.mark.slow(minutes=4)
 @pytest.mark.timeout(1500)
 def test_receipts_run_as_they_ship_and_become_json(tmp_path: Path) -> None:
     folder = str(tmp_path / "receipts")

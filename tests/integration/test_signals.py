@@ -14,7 +14,7 @@ import pytest
 from job import storage
 from tests.conftest import S3
 from tests.faults.proxy import Fault, Proxy
-from tests.jobs import ROOT, job, read_json, small_run, start
+from tests.jobs import ROOT, Running, job, read_json, small_run, start
 
 STAGES = ("prep", "baseline", "train", "eval", "export", "report")
 SECONDS = 2.0
@@ -30,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
+def wait_for(process: Running, text: str) -> str:
     """Reads what the process says until `text` is in it; gives it all."""
     assert process.stderr is not None
     said = ""
@@ -49,6 +49,7 @@ def stop_in(stage: str, after: float, output: Path, cache: Path) -> tuple[int, s
     sent = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=30)
+    assert process.returncode is not None
     return process.returncode, said + rest, time.monotonic() - sent
 
 

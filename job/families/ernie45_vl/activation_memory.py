@@ -221,11 +221,14 @@ class _Step:
             if step.experts == "eager":  # the sum over experts saves each expert's output
                 self._save("activations", copies * hidden)
             weights = text.moe_num_experts * hidden * inner
-            for adapted, inputs, size in ((up, hidden, 2 * weights), (down, inner, weights)):
+            for adapted, inputs, size, ranks in (
+                (up, hidden, 2 * weights, step.gate_up_adapters * step.rank),
+                (down, inner, weights, step.rank),
+            ):
                 if adapted:
                     self._save("activations", copies * inputs)
                     if step.rank and ours and step.packed:
-                        rank = step.rank + -step.rank % RANK_MULTIPLE
+                        rank = ranks + -ranks % RANK_MULTIPLE
                         self._save("activations", copies * rank)
                     elif step.rank:  # PEFT adds the product to a copy of all experts' weights
                         self._save("activations", size)

@@ -27,6 +27,7 @@ from job.families.ernie45_vl import checkpoint_files
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
+from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops
 from job.families.transformers_format import attention_arguments
 from job.families.weight_files import NamedTensor
@@ -238,10 +239,16 @@ class Ernie45VL(BoundFamily):
 
     # --- PackedTraining --------------------------------------------------------------------
 
-    def pack(self, rows: Sequence[Encoded]) -> PackedBatch:
+    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
         from job.families.ernie45_vl.packed.batch import pack
 
-        return pack(rows, self.processor)
+        return pack(rows, self.processor, bucket)
+
+    def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
+        from job.families.ernie45_vl.packed.padding import bucket
+
+        merge: int = self.processor.image_processor.merge_size
+        return bucket(shapes, merged_patches=merge**2)
 
     @staticmethod
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
@@ -249,14 +256,29 @@ class Ernie45VL(BoundFamily):
 
         use_packed_step(model, varlen=varlen)
 
+    @staticmethod
+    def try_packed_step(model: "PreTrainedModel | PeftModel") -> bool:
+        from job.families.ernie45_vl.packed.model import packed_base
+
+        return packed_base(model) is not None
+
     # --- Generation ------------------------------------------------------------------------
+
+    @staticmethod
+    def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
+        from job.families.ernie45_vl.packed.model import packed_base
+
+        return packed_base(model) is not None
 
     def decoder(
         self, model: "PreTrainedModel | PeftModel", *, slots: int, capacity: int
-    ) -> "PackedDecoder | None":
-        from job.families.ernie45_vl.packed.decoder import decoder
+    ) -> "PackedDecoder":
+        from job.families.ernie45_vl.packed.decoder import PackedDecoder
+        from job.families.ernie45_vl.packed.model import packed_base
 
-        return decoder(model, self.processor, slots=slots, capacity=capacity)
+        base = packed_base(model)
+        assert base is not None, "see has_decoder"
+        return PackedDecoder(base, self.processor, slots=slots, capacity=capacity)
 
     # --- LoraSupport, MemoryEstimate and ComputeEstimate ----------------------------------
 

@@ -1,8 +1,10 @@
 """LoRA targets of ERNIE-4.5-VL, selected by the spec's toggles or names.
 
-The default targets are the tutorial's (q, k, v, o, gate, up, down, fc1, fc2): attention, the MLPs
-of dense layers and shared experts, the vision tower's MLPs, and the resampler. Routed experts are
-3-D parameters, not modules: `finetune_experts` adds them as PEFT's `target_parameters`.
+The default targets are attention, the MLPs of dense layers and shared experts, the vision tower's
+MLPs, and the resampler. Routed experts are modules in a published checkpoint, and fused parameters
+in Transformers: `finetune_experts` adds them, and names of `target_modules` such as `gate_proj`
+reach them as they would in the checkpoint. Either way gate and up have an adapter each, as modules
+have; `target_parameters` names the parameters themselves, with one adapter for both, as in PEFT.
 """
 
 import re
@@ -11,6 +13,12 @@ from typing import TYPE_CHECKING
 
 from job.errors import SpecError
 from job.families.base import AdapterServing, LoraTargets, TargetGroup
+from job.families.ernie45_vl.routed_experts import (
+    as_modules,
+    named_experts,
+    require_one_pattern,
+    require_plain,
+)
 from job.families.lora.selection import selected
 from job.families.lora.targets import (
     ALL_LINEAR,
@@ -68,8 +76,13 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
     trainable = [name for name in parameters if not without_gradient.fullmatch(name)]
     groups: list[TargetGroup] = []
 
+    named: tuple[str, ...] = ()
     if lora.target_modules is not None:
-        groups += _grouped(linear.named(lora.target_modules), MODULES, "modules")
+        known = as_modules(matching(trainable, PARAMETERS[EXPERTS]), parameters)
+        if not names_reach_experts(lora):
+            known = {}
+        modules, named = named_experts(linear, lora.target_modules, known)
+        groups += _grouped(modules, MODULES, "modules")
     else:
         groups += [
             TargetGroup(name=group, modules=tuple(matching(linear.names, MODULES[group])))
@@ -89,11 +102,21 @@ def resolve(model: "PreTrainedModel", lora: LoraSpec) -> LoraTargets:
                 raise SpecError("$.lora.target_parameters", reason, value=suffix_, fix=fix)
             chosen += [name for name in matches if name not in chosen]
         groups += _grouped(chosen, PARAMETERS, "parameters")
-    elif lora.finetune_experts:
-        experts = matching(trainable, PARAMETERS[EXPERTS])
-        groups.append(TargetGroup(name=EXPERTS, parameters=tuple(experts)))
-
-    return selected(model, groups, lora)
+    else:
+        experts = named
+        if lora.finetune_experts:
+            experts = tuple(matching(trainable, PARAMETERS[EXPERTS]))
+        groups.append(
+            TargetGroup(
+                name=EXPERTS,
+                parameters=experts,
+                gate_up=tuple(name for name in experts if name.endswith("gate_up_proj")),
+            )
+        )
+        require_plain(lora, named)
+    targets = selected(model, groups, lora)
+    require_one_pattern(lora, targets.gate_up)
+    return targets
 
 
 def _problem(
@@ -135,8 +158,11 @@ def serving(lora: LoraSpec) -> AdapterServing:
         if wanted == ALL_LINEAR:
             wanted = r"(?!lm_head$).*"
         matcher = wanted if isinstance(wanted, str) else "|".join(map(suffix, wanted))
-        kinds = [kind for kind, names in _examples().items() if matching(names, matcher)]
-    if lora.finetune_experts:
+        examples = _examples()
+        if not names_reach_experts(lora):
+            del examples[EXPERTS]
+        kinds = [kind for kind, names in examples.items() if matching(names, matcher)]
+    if lora.finetune_experts and EXPERTS not in kinds:
         kinds.append(EXPERTS)
     for name in lora.target_parameters or ():
         routed = name.endswith(("gate_up_proj", "down_proj"))
@@ -147,6 +173,12 @@ def serving(lora: LoraSpec) -> AdapterServing:
             dict.fromkeys([*(k for k in kinds if k != ATTENTION), *merged_settings(lora)])
         ),
     )
+
+
+def names_reach_experts(lora: LoraSpec) -> bool:
+    """Whether names of `target_modules` may select routed experts; PEFT's keyword does not."""
+    unset = lora.finetune_experts is None and lora.target_parameters is None
+    return unset and lora.target_modules not in (None, ALL_LINEAR)
 
 
 def _toggled(lora: LoraSpec) -> tuple[str, ...]:
@@ -174,6 +206,13 @@ def _examples() -> dict[str, list[str]]:
         "resampler": [f"{half}.{x}" for half in halves for x in ("fc1", "fc2")],
         "vision attention": [f"{block}.attn.{x}" for block in blocks for x in ("qkv", "proj")],
         "other modules": ["lm_head", "model.resampler_model.mlp"],
+        EXPERTS: [
+            f"{layer}.mlp.{modality}_moe.experts.{number}.{x}_proj"
+            for layer in layers
+            for modality in ("text", "vision")
+            for number in range(4)
+            for x in ("gate", "up", "down")
+        ],
     }
 
 

@@ -1,21 +1,30 @@
 """Ranks and alphas by module: the spec's `rank_pattern` and `alpha_pattern`, matched as in PEFT.
 
 A pattern matches the end of a full name, from the start of one of its dotted parts; the first
-pattern that matches decides.
+pattern that matches decides. Values are of one adapter: a parameter with an adapter each for gate
+and up has two, which PEFT stores as one (see `gate_up`).
 """
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from job.errors import SpecError
 from job.spec.foreign_names import nearest
-from job.spec.types import LoraSpec, Patterns
+from job.spec.types import LoraSpec
+
+Number = TypeVar("Number", int, float)
 
 
 def rank_of(name: str, lora: LoraSpec) -> int:
     """The rank of the adapter of a module or parameter, by its full name."""
     return value_of(name, lora.rank_pattern, lora.r)
+
+
+def alpha_of(name: str, lora: LoraSpec) -> int:
+    """The alpha of the adapter of a module or parameter, by its full name."""
+    return value_of(name, lora.alpha_pattern, lora.lora_alpha)
 
 
 def max_rank(lora: LoraSpec) -> int:
@@ -25,11 +34,11 @@ def max_rank(lora: LoraSpec) -> int:
 
 def scaling_of(name: str, lora: LoraSpec) -> float:
     """The factor of the adapter's output: alpha / r, or alpha / sqrt(r) for rsLoRA."""
-    rank, alpha = rank_of(name, lora), value_of(name, lora.alpha_pattern, lora.lora_alpha)
+    rank, alpha = rank_of(name, lora), alpha_of(name, lora)
     return alpha / (math.sqrt(rank) if lora.use_rslora else rank)
 
 
-def value_of(name: str, patterns: Patterns, default: int) -> int:
+def value_of(name: str, patterns: Iterable[tuple[str, Number]], default: Number) -> Number:
     """The value of the first pattern that matches the full name."""
     return next((value for key, value in patterns if _matches(key, name)), default)
 
@@ -50,7 +59,9 @@ def require_matches(lora: LoraSpec, names: Iterable[str]) -> None:
             raise SpecError(f"$.lora.{key}", "matches no adapted module", value=pattern, fix=fix)
 
 
-def independent_of_order(patterns: Patterns, names: Iterable[str]) -> dict[str, int]:
+def independent_of_order(
+    patterns: Sequence[tuple[str, Number]], names: Iterable[str]
+) -> dict[str, Number]:
     """The patterns, for a file that does not keep their order.
 
     As they are, unless two of them match one of `names` with different values: then that name
@@ -60,12 +71,22 @@ def independent_of_order(patterns: Patterns, names: Iterable[str]) -> dict[str, 
     if all(len({value for key, value in patterns if _matches(key, name)}) <= 1 for name in names):
         return dict(patterns)
     matched = [name for name in names if any(_matches(key, name) for key, _ in patterns)]
-    return dict(exact({name: value_of(name, patterns, 0) for name in matched}))
+    return dict(exact({name: value_of(name, patterns, patterns[0][1]) for name in matched}))
 
 
-def exact(values: Mapping[str, int]) -> Patterns:
+def exact(values: Mapping[str, Number]) -> tuple[tuple[str, Number], ...]:
     """Patterns that each match one full name."""
     return tuple((f"^{re.escape(name)}", value) for name, value in values.items())
+
+
+def shortest(values: Mapping[str, Number], names: Iterable[str]) -> tuple[tuple[str, Number], ...]:
+    """Patterns that match those of `names` that have a value: one for all if it suffices."""
+    endings = {".".join(name.split(".")[-2:]) for name in values}
+    if len(endings) == len({*values.values()}) == 1:
+        pattern = re.escape(endings.pop())
+        if {name for name in names if _matches(pattern, name)} == values.keys():
+            return ((pattern, next(iter(values.values()))),)
+    return exact(values)
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -90,6 +90,7 @@ def _filtered(group: TargetGroup, keep: Callable[[str], bool]) -> TargetGroup:
         name=group.name,
         modules=tuple(name for name in group.modules if keep(name)),
         parameters=tuple(name for name in group.parameters if keep(name)),
+        gate_up=tuple(name for name in group.gate_up if keep(name)),
     )
 
 

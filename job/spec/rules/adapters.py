@@ -72,7 +72,7 @@ def _fsdp2_excludes_saved_modules(at: View) -> Iterator[Finding]:
 def _unsloth_trains_plain_adapters(at: View) -> Iterator[Finding]:
     if at("model.engine") != "unsloth":
         return
-    for name in ("modules_to_save", *PATTERNS):
+    for name in ("modules_to_save", "finetune_experts", *PATTERNS):
         if at(f"lora.{name}"):
             yield finding(
                 f"lora.{name}",

@@ -57,6 +57,12 @@ class LocalFiles(Backend[FileSystem]):
 
         retry.call("write", uri, store)
 
+    def link(self, uri: str, source: Path, guard: Guard = UNGUARDED) -> bool:
+        def store() -> bool:
+            return local.link(source, local_path(uri), lambda: guard.writing(uri))
+
+        return retry.call("write", uri, store)
+
     def put_new(self, uri: str, data: bytes) -> bool:
         return retry.call("write", uri, lambda: local.write_new(local_path(uri), data))
 

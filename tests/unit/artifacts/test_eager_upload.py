@@ -161,7 +161,7 @@ def test_an_upload_that_fails_is_raised_at_the_next_shard(
 ) -> None:
     tried = threading.Event()
 
-    def refuse(path: Path, uri: str, guard: Any) -> None:
+    def refuse(path: Path, uri: str, **_: Any) -> None:
         tried.set()
         raise StorageError(uri, "cannot write")
 
@@ -194,10 +194,10 @@ def test_an_upload_under_way_ends_with_the_stage_and_comes_down(
     begun, gate = threading.Event(), threading.Event()
     upload = storage.files.upload
 
-    def slow(path: Path, uri: str, guard: Any) -> None:
+    def slow(path: Path, uri: str, **more: Any) -> None:
         begun.set()
         assert gate.wait(10)
-        upload(path, uri, guard)
+        upload(path, uri, **more)
 
     monkeypatch.setattr(storage, "upload", slow)
     output = output_at(tmp_path)

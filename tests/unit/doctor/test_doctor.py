@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from job import log
+from job.distributed.cores import cores
 from job.doctor import access, capacity, device, exit_code, software, text
 from job.doctor.check import Check, State, fail, failed, ok, warn
 from job.engines import cpu
@@ -258,7 +259,7 @@ def test_a_cpu_has_the_memory_and_the_cores_of_its_container(
 ) -> None:
     """What a plan is made for and what training names is what doctor looks at."""
     monkeypatch.setattr(cpu, "memory_limit", lambda: 3 * GIB)
-    monkeypatch.setattr(cpu, "cores", lambda: 5)
+    monkeypatch.setattr("job.engines.device.cores", lambda: 5)
     spec = load_spec((ROOT / "specs/latex.yaml").read_text(), "latex", environ={}).spec
     found = detect(dataclasses.replace(spec.runtime, accelerator="cpu"))
     assert (found.memory_bytes, found.cores) == (3 * GIB, 5)
@@ -281,7 +282,7 @@ def test_a_quota_of_the_container_leaves_fewer_cores(
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / file).write_text(text)
-    assert cpu.cores(tmp_path) == (limit or 64)
+    assert cores(tmp_path) == (limit or 64)
 
 
 def test_a_cpu_has_the_name_that_its_maker_gave_it(tmp_path: Path) -> None:

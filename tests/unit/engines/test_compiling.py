@@ -1,6 +1,7 @@
 """Compiled blocks compute what eager ones do, and are recompiled a bounded number of times."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -183,11 +184,12 @@ def test_an_evaluation_between_steps_compiles_nothing(tmp_path: Path) -> None:
     assert all(block._compiled_call_impl is not None for block in pair.blocks.blocks)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 @pytest.mark.parametrize("name", ["ernie", "llama", "qwen_vl"])
 def test_losses_and_gradients_are_those_of_eager_blocks(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path)
-    for rows in batches(6, images=name != "llama")[1:]:
+    many = batches(5, images=name != "llama")
+    for rows in (many[1], many[2], many[4]):  # of two rows, three and one
         same(pair, rows)
 
 
@@ -207,3 +209,20 @@ def test_a_missing_compiler_is_reported_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"\$\.train\.torch_compile"):
         app(given, standalone_mode=False)
     assert not (tmp_path / "out" / "data").exists()
+
+
+@pytest.mark.slow
+def test_the_trial_is_compiled_where_the_blocks_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container /tmp is often mounted noexec (docker's --tmpfs): nothing loads from there."""
+    log, compiler = tmp_path / "log", tmp_path / "g++"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with config.patch("cpp.cxx", (None, str(compiler))):
+        require(CPU)
+    built = re.findall(r"-o (\S+\.so)", log.read_text())
+    assert built
+    assert all(file.startswith(f"{tmp_path}/cache/") for file in built), built
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -18,16 +18,19 @@ from safetensors.torch import load_file, save_file
 from job import engines, families, storage
 from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
+from job.engines.lora_config import lora_config
 from job.engines.stored_adapter import load_into, read_adapter, with_adapter
 from job.errors import InputError, SpecError
 from job.families import model_source
 from job.families.adapter_source import find_adapter
-from job.planning.sizes import trained_parameters
+from job.families.lora.gate_up import GateUpWrapper, zero_outside_blocks
+from job.planning.sizes import stored_zeros, trained_parameters
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, LoraSpec
 from tests.conftest import S3
 
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
+PARAMETERS = {"target_parameters": ("experts.gate_up_proj", "experts.down_proj")}
 ATTENTION = {"finetune_mlp_modules": False, "finetune_vision_layers": False}
 Tensors = dict[str, torch.Tensor]
 
@@ -62,6 +65,9 @@ def write(spec: JobSpec, tmp_path: Path) -> Write:
         tensors = {
             name: torch.rand(each.shape, generator=generator) for name, each in shapes.items()
         }
+        for name, module in adapted.named_modules():
+            if isinstance(module, GateUpWrapper):
+                zero_outside_blocks(tensors[f"{name}.lora_B.weight"])
         folder = tmp_path / "adapter"
         folder.mkdir(exist_ok=True)
         adapted.peft_config["default"].save_pretrained(folder)
@@ -236,6 +242,12 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the adapter's, a
     "scaling": ({"lora_alpha": 32}, {}),
     "DoRA, rsLoRA and modules": ({**ATTENTION, "use_dora": True, "use_rslora": True}, {}),
     "no experts": ({}, {"finetune_experts": True, "finetune_vision_layers": False}),
+    "no experts, by names": ({}, {"target_modules": ("gate_proj", "up_proj", "down_proj")}),
+    "experts' own gate and up": ({"finetune_experts": True, "use_rslora": True}, PARAMETERS),
+    "one adapter for gate and up": (
+        {**PARAMETERS, "rank_pattern": (("gate_up_proj", 16),)},
+        {"finetune_experts": True},
+    ),
     "names": ({"target_modules": ("q_proj", "fc1")}, {}),
     "ranks by pattern": (
         {"rank_pattern": (("q_proj", 4), (r"layers\.1\..*", 2)), "alpha_pattern": (("fc1", 3),)},
@@ -264,7 +276,8 @@ def test_obeying_the_fixes_describes_the_adapter(
             if (written := re.match(r"write (.*?)(; remove.*)?$", fix))
             else {}
         )
-    kept = {key: value for key, value in ours.items() if not key.startswith("finetune_")}
+    selecting = ("finetune_", "target_")  # which a fix says to remove
+    kept = {key: value for key, value in ours.items() if not key.startswith(selecting)}
     obeyed = load_spec(
         Path("specs/latex.yaml").read_text(),
         "x",
@@ -334,12 +347,12 @@ def test_the_plan_counts_what_peft_trains(case: str, spec: JobSpec) -> None:
     lora: LoraSpec = replace(spec.lora, **COUNTED[case])
     family, model = families.architecture(spec.model)
     targets = family.lora_targets(model, lora)
-    counted = trained_parameters(model, targets, lora)
+    counted = trained_parameters(model, targets, lora) + stored_zeros(model, targets, lora)
     config = LoraConfig(
         r=lora.r,
         target_modules=list(targets.modules),
         target_parameters=list(targets.parameters) or None,
-        rank_pattern=dict(lora.rank_pattern),
+        rank_pattern=lora_config(targets, lora).rank_pattern,
         use_dora=lora.use_dora,
         bias=lora.bias,
         modules_to_save=list(lora.modules_to_save or ()) or None,

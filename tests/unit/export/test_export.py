@@ -12,11 +12,13 @@ import torch
 from job import engines, families
 from job.engines.device import Accelerator
 from job.errors import ProofError
+from job.export import tensor_digests
 from job.export.export import ExportResult
 from job.export.export import export as run_export
 from job.export.export_context import ExportContext
-from job.export.merge import Merge, digest, fits
+from job.export.merge import Merge, fits
 from job.export.proof import Comparison, compare, probe_outputs, require_equal
+from job.export.tensor_digests import checksum, sha256
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
@@ -170,7 +172,13 @@ def test_an_export_writes_its_proof(export: Export, tmp_path: Path) -> None:
     assert {file["path"] for file in proof["files"]} >= {"config.json", "model.safetensors"}
 
 
-def test_one_changed_value_on_disk_is_found_out(export: Export) -> None:
+@pytest.mark.parametrize("digests", ["hashes", "checksums"])
+def test_one_changed_value_on_disk_is_found_out(
+    digests: str, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if digests == "checksums":  # as on a GPU
+        monkeypatch.setattr(tensor_digests, "HASHED_ON", ())
+
     def damage(directory: Path) -> None:
         path = directory / "model.safetensors"
         tensors = safetensors.torch.load_file(path)
@@ -218,5 +226,29 @@ def test_a_difference_that_is_not_a_number_is_no_equality() -> None:
 
 def test_digests_tell_bit_patterns_apart() -> None:
     zero = torch.zeros(3)
-    assert digest(zero) == digest(torch.zeros(3))
-    assert digest(zero) != digest(-zero)
+    for digest in (sha256, lambda tensor: checksum(tensor).tolist()):
+        assert digest(zero) == digest(torch.zeros(3))
+        assert digest(zero) != digest(-zero)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 2**22, 2**22 + 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_checksums_see_every_bit_and_every_exchange(size: int, dtype: torch.dtype) -> None:
+    tensor = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    seen = checksum(tensor).tolist()
+    bits = tensor.view(torch.int16 if dtype == torch.float16 else torch.int32)
+    for flipped in ([0], [-1], [0, -1], list(range(min(size, 8)))):
+        other = bits.clone()
+        other[flipped] ^= torch.iinfo(bits.dtype).min  # two changes that a plain sum would lose
+        assert checksum(other.view(dtype)).tolist() != seen
+    for moved in (tensor.flip(0), tensor.roll(1)):
+        assert (checksum(moved).tolist() == seen) is moved.equal(tensor)
+
+
+def test_a_checksum_depends_on_values_alone() -> None:
+    """Not on how a tensor lies in memory, which differs between the merge and the reload."""
+    tensor = torch.arange(35, dtype=torch.bfloat16).reshape(5, 7)
+    other = torch.cat([torch.ones(3, dtype=torch.bfloat16), tensor.flatten()])[3:].reshape(5, 7)
+    assert checksum(tensor).tolist() == checksum(other).tolist()
+    assert checksum(tensor.T).tolist() == checksum(tensor.T.contiguous()).tolist()
+    assert checksum(torch.empty(0)).tolist() == [0, 0]

@@ -17,7 +17,8 @@ from job.evaluation.generate import generate, generate_all, is_plain_greedy
 from job.evaluation.prompts import Question
 from job.families.base import Encoded
 from job.families.ernie45_vl import Ernie45VL
-from job.families.ernie45_vl.packed.model import PackedErnie
+from job.families.ernie45_vl.packed.decoder import PackedDecoder
+from job.families.ernie45_vl.packed.model import PackedErnie, packed_base
 from job.prep.images import inspect
 from job.prep.rows import EncodedImage, Message, Part
 from job.spec.load import load_spec
@@ -25,7 +26,8 @@ from tests.models import add_noise
 
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 SPEC = load_spec(Path("specs/latex.yaml").read_text(), "specs/latex.yaml", environ={}).spec
-GREEDY = replace(SPEC.eval.generation, max_new_tokens=24)
+NEW_TOKENS = 24
+GREEDY = replace(SPEC.eval.generation, max_new_tokens=NEW_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +73,23 @@ def prompts(family: Ernie45VL) -> list[Encoded]:
     return [family.encode_prompt(each.id, each.asked, each.images) for each in questions()]
 
 
+def adapted_everywhere(model: Any) -> Any:
+    """With adapters on some layers of each kind, and on the routed experts."""
+    targets = ["q_proj", "v_proj", "gate_proj", "fc1"]
+    experts = ["experts.gate_up_proj", "experts.down_proj"]
+    config = LoraConfig(r=4, target_modules=targets, target_parameters=experts)
+    model = get_peft_model(model, config)
+    add_noise(model, 0.02)
+    return model.eval()
+
+
 @pytest.mark.parametrize("slots", [3, 8])
 @pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
 def test_greedy_answers_are_those_of_transformers(
     adapted: bool, slots: int, family: Ernie45VL, model: Any
 ) -> None:
     if adapted:
-        targets = ["q_proj", "v_proj", "gate_proj", "fc1"]
-        experts = ["experts.gate_up_proj", "experts.down_proj"]
-        config = LoraConfig(r=4, target_modules=targets, target_parameters=experts)
-        model = get_peft_model(model, config)
-        add_noise(model, 0.02)
+        model = adapted_everywhere(model)
     model.eval()
     asked = prompts(family)
     expected = [generate(model, family, [prompt], GREEDY)[0] for prompt in asked]
@@ -96,22 +104,32 @@ def test_greedy_answers_are_those_of_transformers(
     assert generate(model, family, asked[:1], GREEDY) == expected[:1]
 
 
-def test_reading_tokens_late_changes_no_answer(family: Ernie45VL, model: Any) -> None:
+def test_steps_of_fixed_shapes_read_late_change_no_answer(family: Ernie45VL, model: Any) -> None:
+    """As on a GPU, where these steps are captured: free slots and free tokens are masked."""
+    model = adapted_everywhere(model)
     asked = prompts(family)
-    answers = []
-    for read_every in (1, 8):
-        decoder = family.decoder(model, slots=3, capacity=400)
-        assert decoder is not None
-        answers.append(
-            decode_greedily(
-                decoder,
-                asked,
-                max_new_tokens=21,
-                end_tokens=family.end_tokens,
-                read_every=read_every,
-            )
-        )
-    assert answers[0] == answers[1]
+    expected = [generate(model, family, [prompt], GREEDY)[0] for prompt in asked]
+    base = packed_base(model)
+    assert base is not None
+    built = PackedDecoder(base, family.processor, slots=3, capacity=600, fixed_shapes=True)
+    shapes = set()
+    step = built._step
+
+    def recorded(rows: int, visible: int) -> torch.Tensor:
+        shapes.add((rows, visible))
+        return step(rows, visible)
+
+    built._step = recorded  # type: ignore[method-assign]
+    found = decode_greedily(
+        built,
+        asked,
+        max_new_tokens=NEW_TOKENS,
+        end_tokens=family.end_tokens,
+        read_every=8,
+    )
+    assert found == expected
+    assert {rows for rows, _ in shapes} == {3, 1}
+    assert {length for _, length in shapes} == {320}  # half of the capacity, and aligned
 
 
 @pytest.mark.parametrize(
@@ -138,4 +156,5 @@ def test_a_model_whose_class_was_changed_is_left_to_transformers(
         pass
 
     model.__class__ = Patched
-    assert family.decoder(model, slots=1, capacity=8) is None
+    assert not family.has_decoder(model)
+    assert not family.try_packed_step(model)

@@ -17,9 +17,10 @@ from job.engines.device import Accelerator
 from job.errors import SpecError
 from job.export.merge import Merge
 from job.families.ernie45_vl.lora_targets import serving
+from job.families.lora.gate_up import untrained_zeros
 from job.families.lora.patterns import require_matches
 from job.planning import patterns
-from job.planning.sizes import adapter_parameters
+from job.planning.sizes import adapter_parameters, measure
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
@@ -35,13 +36,22 @@ OFF: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "language attention": {"target_modules": ("q_proj", "k_proj", "v_proj", "o_proj")},
-    "language mlp": {"target_modules": ("gate_proj", "up_proj", "down_proj")},
+    "language mlp": {
+        "target_modules": ("gate_proj", "up_proj", "down_proj"),
+        "finetune_experts": False,
+    },
     "vision mlp": {"target_modules": r".*vision_tower.*\.fc[12]"},
     "vision attention": {"target_modules": ("qkv", "attn.proj")},
     "resampler": {"target_modules": r".*resampler_model\.(spatial|temporal)_linear\.fc[12]"},
     "other modules": {"target_modules": ("resampler_model.mlp",)},
     "routed experts": {**OFF, "finetune_experts": True},
 }
+NINE = (
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+    *("fc1", "fc2"),
+)
+"""The tutorial's target modules."""
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +151,69 @@ def test_the_plan_counts_what_peft_trains(
     [group] = family.lora_targets(family.meta_model(), replace(spec.lora, **KINDS[kind])).groups
     model = adapt(**KINDS[kind])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained -= untrained_zeros(model)
     assert adapter_parameters(family.meta_model(), group, spec.lora) == trained
 
 
 def test_names_that_differ_in_a_number_are_one_line() -> None:
     names = [f"layers.{n}.self_attn.q_proj" for n in (0, 1, 2, 5)] + ["lm_head"]
     assert patterns(names) == ["layers.0-2,5.self_attn.q_proj", "lm_head"]
+
+
+# --- routed experts by the names of a published checkpoint ---------------------------------
+
+
+def test_the_tutorial_s_names_reach_every_routed_expert(
+    family: families.Family, spec: JobSpec
+) -> None:
+    skeleton = family.meta_model()
+    named = family.lora_targets(skeleton, replace(spec.lora, target_modules=NINE))
+    toggled = family.lora_targets(skeleton, replace(spec.lora, finetune_experts=True))
+    assert (named.counts, named.gate_up) == (toggled.counts, toggled.gate_up)
+    assert {*named.modules} == {*toggled.modules}
+    assert named.parameters == toggled.parameters
+    assert len(named.gate_up) == 5  # text and vision experts of 3 layers, but for the last's vision
+    light = replace(spec.lora, target_modules=NINE, finetune_experts=False)
+    assert not family.lora_targets(skeleton, light).parameters
+
+
+def test_the_published_model_trains_the_tutorial_s_weights_that_get_a_gradient() -> None:
+    loaded = load_spec(
+        Path("specs/ernie-4.5-vl-28b-latex.yaml").read_text(), "x", environ={"BUCKET": "b"}
+    )
+    text = families.architecture(loaded.spec.model)[1].config.text_config
+    hidden, layers = text.hidden_size, text.mlp_layer_types.count("sparse")
+    # gate, up and down of each expert are modules of their own in the tutorial, of rank 8
+    of_one = {inner: 8 * 3 * (hidden + inner) for inner in text.moe_intermediate_size}
+    tutorial = 11_321_344 + text.moe_num_experts * layers * sum(of_one.values())
+    assert tutorial == 308_592_640
+    untouched = text.moe_num_experts * of_one[text.moe_intermediate_size[1]]  # the last layer's
+    assert measure(loaded.spec).trainable == tutorial - untouched == 303_874_048
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ("up_proj",)}, r"selects a part of .*text_moe.experts.gate_up_proj"),
+        ({"target_modules": r".*(experts\.[01]\.|mlp\.)down_proj"}, r"not .*experts\.2\.down_proj"),
+        ({"target_modules": NINE, "lora_dropout": 0.1}, "reaches routed experts"),
+        ({"target_modules": ".*_proj", "use_dora": True}, "reaches routed experts"),
+        ({"target_modules": NINE, "rank_pattern": (("up_proj", 2),)}, "gives up_proj 2, but"),
+    ],
+)
+def test_what_fused_experts_cannot_do_is_refused_with_a_fix_that_is_right(
+    family: families.Family, spec: JobSpec, settings: dict[str, Any], message: str
+) -> None:
+    skeleton = family.meta_model()
+    with pytest.raises(SpecError, match=message) as refused:
+        family.lora_targets(skeleton, replace(spec.lora, **settings))
+    [problem] = refused.value.problems
+    if "finetune_experts: false" in str(problem.fix):
+        family.lora_targets(skeleton, replace(spec.lora, **settings, finetune_experts=False))
+    else:
+        assert str(problem.fix).startswith("put gate_up_proj: 2 first")
+        pattern = (("gate_up_proj", 2), *settings["rank_pattern"])
+        family.lora_targets(skeleton, replace(spec.lora, **settings | {"rank_pattern": pattern}))
 
 
 # --- serving -------------------------------------------------------------------------------
@@ -171,6 +238,8 @@ def test_language_attention_alone_is_servable_as_an_adapter(spec: JobSpec, kind:
         ({"finetune_mlp_modules": False, "bias": "lora_only"}, ("trained biases",)),
         ({"finetune_mlp_modules": False, "use_rslora": True}, ()),
         ({"target_modules": ("q_proj", "fc1")}, ("vision mlp", "resampler")),
+        ({"target_modules": ("down_proj",)}, ("language mlp", "routed experts")),
+        ({"target_modules": ("q_proj",), "finetune_experts": True}, ("routed experts",)),
         ({"target_modules": r".*layers\.[0-9]\.self_attn\.q_proj"}, ()),
         (
             {"target_modules": ("q_proj",), "target_parameters": ("experts.down_proj",)},
@@ -188,7 +257,15 @@ def test_the_spec_tells_the_kinds_that_the_model_has(
     family: families.Family, spec: JobSpec
 ) -> None:
     skeleton = family.meta_model()
-    for settings in ({}, *KINDS.values(), {"target_modules": ".*"}):
+    for settings in (
+        {},
+        *KINDS.values(),
+        {"target_modules": ".*"},
+        {"target_modules": "all-linear"},
+        {"target_modules": NINE},
+        {"target_modules": ("shared_experts.down_proj",)},
+        {"target_modules": r".*text_moe\.experts\.\d+\.down_proj"},
+    ):
         lora = replace(spec.lora, **settings)
         told = serving(lora)
         resolved = family.lora_targets(skeleton, lora).counts

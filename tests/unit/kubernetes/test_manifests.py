@@ -231,8 +231,25 @@ def test_requests_are_those_of_the_sizes(ernie: ManifestOptions) -> None:
         "amd.com/gpu": "1",
     }
     assert found.memory > sizes.merged + found.shared_memory
-    assert found.work > sizes.merged
-    assert found.cache > sizes.download
+    assert sizes.merged < found.work < 2 * sizes.merged
+    assert sizes.download < found.cache < sizes.download + sizes.merged
+
+
+def test_a_result_on_the_cache_volume_takes_space_once_and_there(ernie: ManifestOptions) -> None:
+    """Its work folder is there too, so that it is linked."""
+    local = replace(ernie, output="/cache/outputs/run")
+    remote, found = (
+        requirements.needs(ernie.loaded.spec, ernie.sizes, gpus=1, output=output)
+        for output in ("s3://bucket/run", local.output)
+    )
+    merged = ernie.sizes.merged
+    assert remote.cache + merged < found.cache < remote.cache + 1.9 * merged
+    assert found.work <= GIB
+    for options, work in ((local, "/cache/work"), (ernie, "/work")):
+        assert (
+            f"--set=runtime.workdir={work}"
+            in container_of(kubernetes.render(options, "amd"))["args"]
+        )
 
 
 def test_the_plan_tells_what_a_manifest_asks_for() -> None:

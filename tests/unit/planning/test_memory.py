@@ -16,6 +16,7 @@ from benchmarks import memory as benchmarks
 from benchmarks.training import tiny_family
 from job import families
 from job.engines.device import Accelerator
+from job.engines.lora_config import lora_config
 from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
 from job.families.base import SORTED_EXPERTS, RowSize
 from job.families.ernie45_vl import Ernie45VL
@@ -140,17 +141,10 @@ def kept_by_a_step(family: Ernie45VL, spec: JobSpec, case: Case) -> Counter[str]
     targets = family.lora_targets(model, lora(spec, case).lora)
     model.requires_grad_(case.method == "full")
     if case.method == "lora":
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=spec.lora.r,
-                lora_dropout=case.dropout,
-                target_modules=list(targets.modules) or None,
-                target_parameters=list(targets.parameters) or None,
-            ),
-        )
+        settings = replace(lora(spec, case).lora, lora_dropout=case.dropout)
+        model = get_peft_model(model, lora_config(targets, settings))
         if case.lora_linear:
             use_lora_linear(model)
     if case.checkpointing:
@@ -215,6 +209,7 @@ def estimated(family: Ernie45VL, spec: JobSpec, case: Case) -> ActivationMemory:
             attention=case.attention,
             experts=case.experts,
             rank=0 if full else spec.lora.r,
+            gate_up_adapters=2,
             dropout=4 if case.dropout else 0,
         ),
     )

@@ -92,7 +92,8 @@ def test_ernie_is_the_reference_workload() -> None:
     spec = _load("ernie-4.5-vl-28b-latex", BUCKET="b").spec
     assert spec.model.model_name_or_path == "hf://baidu/ERNIE-4.5-VL-28B-A3B-PT"
     assert (spec.model.dtype, spec.train.optim) == ("bfloat16", "adamw_8bit")
-    assert (spec.lora.r, spec.lora.lora_alpha, spec.lora.finetune_experts) == (8, 16, False)
+    assert (spec.lora.r, spec.lora.lora_alpha, spec.lora.finetune_experts) == (8, 16, True)
+    assert spec.train.router_aux_loss_coef == 0
     assert spec.train.per_device_train_batch_size * spec.train.gradient_accumulation_steps == 4
     assert (spec.train.max_steps, spec.train.learning_rate) == (60, 2e-4)
     assert (spec.export.merged.enabled, spec.export.merged.dtype) == (True, "float16")

@@ -157,7 +157,7 @@ def test_defaults_are_the_reference_workload() -> None:
         "finetune_language_layers": True,
         "finetune_attention_modules": True,
         "finetune_mlp_modules": True,
-        "finetune_experts": False,
+        "finetune_experts": None,
     }
     train = sections["train"]
     assert train["per_device_train_batch_size"] * train["gradient_accumulation_steps"] == 4

@@ -171,7 +171,7 @@ def test_the_last_files_of_a_tree_come_last_and_in_order(
         (tmp_path / name).write_text(name)
     order: list[str] = []
 
-    def upload(path: Path, uri: str, guard: storage.Guard) -> None:
+    def upload(path: Path, uri: str, guard: storage.Guard, *, final: bool) -> None:
         order.append(path.name)
         storage.upload(path, uri)
 
@@ -495,7 +495,7 @@ def test_a_signal_while_a_tree_is_copied_ends_it_at_once(
         (tmp_path / str(index)).touch()
     asked = threading.Event()
 
-    def stall(path: Path, uri: str, guard: storage.Guard) -> None:
+    def stall(path: Path, uri: str, guard: storage.Guard, *, final: bool) -> None:
         asked.wait(5)
         retry.call("write", uri, lambda: None)
 

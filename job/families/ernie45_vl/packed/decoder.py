@@ -1,59 +1,43 @@
 """Generation with a key-value cache of fixed size, for rows that start and end at different times.
 
-B rows are decoded at once. Prompts are computed packed, images included; afterwards each step
-computes one token per row. No step waits for the device, which counts each row's tokens itself.
+Prompts are computed packed, images included; afterwards each step computes one token per row. No
+step waits for the device: it chooses the tokens and counts each row's itself. Shapes are few on a
+GPU, so that a step can be captured as a graph: rows that are free are computed like others, and
+stored tokens that a row does not have are masked.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import PreTrainedModel
-from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 from job.families.base import Encoded
-from job.families.batches import to_device
+from job.families.batches import PackedBatch, to_device
 from job.families.ernie45_vl.packed.batch import pack_prompts
-from job.families.ernie45_vl.packed.experts import Modalities
-from job.families.ernie45_vl.packed.model import PackedErnie, use_packed_step
-from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_neighbors
+from job.families.ernie45_vl.packed.decode_graphs import Shapes, StepGraphs
+from job.families.ernie45_vl.packed.decode_layers import DecodeLayer, normed
+from job.families.ernie45_vl.packed.model import PackedErnie
 from job.families.ernie45_vl.packed.varlen_attention import PackedSequences, attention
+from job.families.lookahead import computed_ahead
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import Ernie4_5_VLMoeProcessor
 
-
-def decoder(
-    model: "PreTrainedModel | PeftModel",
-    processor: "Ernie4_5_VLMoeProcessor",
-    *,
-    slots: int,
-    capacity: int,
-) -> "PackedDecoder | None":
-    """The decoder of a model whose classes are Transformers' own, else None.
-
-    Also None if it is sharded, or if its blocks are compiled: they would be compiled anew for each
-    number of tokens.
-
-    Swaps in the packed layers; weights, names and other forward passes do not change.
-    """
-    base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
-    native_class = native.Ernie4_5_VLMoeForConditionalGeneration
-    if type(base) not in (native_class, PackedErnie) or isinstance(base, FSDPModule):
-        return None
-    if any(layer._compiled_call_impl is not None for layer in base.model.language_model.layers):
-        return None
-    if type(base) is native_class:
-        use_packed_step(base)
-    return PackedDecoder(base, processor, slots=slots, capacity=capacity)
+PREFILL_TOKENS = 4096
+"""Prompt tokens that are computed at once on a GPU: enough to be as fast as more would be, few
+enough that the next prompts' images are decoded meanwhile."""
+PREFILL_THREADS = 4
 
 
 class PackedDecoder:
-    """Implements `job.families.base.Decoder`."""
+    """Implements `job.families.base.Decoder`.
+
+    `fixed_shapes` is for tests: by default shapes are fixed on GPUs only.
+    """
 
     def __init__(
         self,
@@ -62,123 +46,214 @@ class PackedDecoder:
         *,
         slots: int,
         capacity: int,
+        fixed_shapes: bool | None = None,
     ) -> None:
-        self.slots, self._capacity = slots, capacity
+        on_gpu = model.device.type == "cuda"
+        fixed_shapes = on_gpu if fixed_shapes is None else fixed_shapes
+        self.slots = slots
         self._model, self._processor = model, processor
-        self._cache = _Cache(slots=slots, capacity=capacity)
+        self._shapes = Shapes.of(rows=slots, capacity=capacity) if fixed_shapes else None
+        capacity = self._shapes.lengths[-1] if self._shapes is not None else capacity
+        self._cache = _Cache.of(model, slots=slots, capacity=capacity)
+        self._layers = [DecodeLayer(layer) for layer in model.model.language_model.layers]
         self._lengths: list[int] = []  # tokens in the cache, by row
-        # The same, and the M-RoPE position of the next token, for all slots: (2, slots).
-        self._counts = torch.zeros(2, slots, dtype=torch.long, device=model.device)
+        # Of all slots: each one's last token, the tokens in the cache (0 in free ones), and the
+        # M-RoPE position of the last token.
+        self._state = torch.zeros(3, slots, dtype=torch.long, device=model.device)
+        self.graphs = StepGraphs() if on_gpu and fixed_shapes else None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        return self._state[0, : len(self._lengths)]
 
     def prefill(self, prompts: Sequence[Encoded]) -> torch.Tensor:
-        packed = pack_prompts(prompts, self._processor)
+        assert len(self._lengths) + len(prompts) <= self.slots
+        on_gpu = self._model.device.type == "cuda"
+        groups = _groups(prompts, PREFILL_TOKENS) if on_gpu else [prompts]
+        threads = min(PREFILL_THREADS, len(groups)) if on_gpu else 0
+
+        def packed(group: Sequence[Encoded]) -> PackedBatch:
+            return pack_prompts(group, self._processor)
+
+        logits = [
+            self._prefill(batch, [len(prompt.input_ids) for prompt in group])
+            for group, batch in zip(
+                groups, computed_ahead(packed, groups, threads=threads), strict=True
+            )
+        ]
+        return torch.cat(logits)  # (N, V)
+
+    def _prefill(self, packed: PackedBatch, lengths: list[int]) -> torch.Tensor:
+        first = len(self._lengths)
         last = packed["supervised"]
         # A prompt ends with text, whose time, height and width positions are equal.
         following = packed["position_ids"][0, 0, last] + 1  # (N,)
-        first, lengths = len(self._lengths), [len(prompt.input_ids) for prompt in prompts]
-        assert first + len(lengths) <= self.slots
-        batch = to_device(packed, self._model.device)
+        device = self._model.device
+        batch = to_device(packed, device)
         rows = self._model.sequences(batch, "row")
-        hidden, _ = self._model.hidden_states(
-            batch, _Prompts(cache=self._cache, sequences=rows, first=first)
-        )
+        slots = torch.cat(
+            [
+                torch.arange(length) + (first + row) * self._cache.capacity
+                for row, length in enumerate(lengths)
+            ]
+        )  # (T,): where each token is stored
+        prompts = _Prompts(cache=self._cache, sequences=rows, slots=slots.to(device))
+        hidden, _ = self._model.hidden_states(batch, prompts)
+        logits: torch.Tensor = self._model.lm_head(hidden)  # (N, V)
         self._lengths += lengths
-        counts = torch.stack([torch.tensor(lengths), following])  # (2, N)
-        self._counts[:, first : len(self._lengths)] = counts.to(self._counts.device)
-        return self._model.lm_head(hidden)  # (N, V)
+        state = self._state[:, first : len(self._lengths)]
+        state[0] = logits.argmax(-1)
+        state[1:] = torch.stack([torch.tensor(lengths), following]).to(device)
+        return logits
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        text, device = self._model.model.language_model, tokens.device
-        rows = len(self._lengths)
-        hidden = text.embed_tokens(tokens)  # (B, H)
-        lengths, positions = self._counts[:, :rows]  # (B,) each
-        cos, sin = text.rotary_emb(hidden, positions.expand(3, 1, -1))  # (1, B, D) each
-        angles = RotaryAngles.of(cos[0], sin[0], swap_neighbors)
-        every = torch.arange(rows, device=device)
-        modalities = Modalities(text=every, vision=every[:0], grouped=every, inverse=every)
-        stored = _NextTokens(
-            cache=self._cache,
-            lengths=lengths,
-            longest=max(self._lengths) + 1,
-        )
-        for layer in text.layers:
-            hidden, _ = layer(hidden, angles, sequences=stored, modalities=modalities)
-        self._counts[:, :rows] += 1
+    def step(self) -> torch.Tensor:
+        rows, longest = len(self._lengths), max(self._lengths) + 1
+        shape = self._shapes.fitting(rows, longest) if self._shapes else (rows, longest)
+        logits = self._step(*shape) if self.graphs is None else self.graphs(self._step, *shape)
         self._lengths = [length + 1 for length in self._lengths]
-        return self._model.lm_head(text.norm(hidden))  # (B, V)
+        return logits[:rows]  # (B, V)
+
+    def _step(self, rows: int, visible: int) -> torch.Tensor:
+        """Logits (rows, V) of the first slots, whose tokens attend to `visible` stored ones."""
+        text = self._model.model.language_model
+        tokens, lengths, positions = self._state[:, :rows]  # (rows,) each
+        hidden = text.embed_tokens(tokens)  # (rows, H)
+        cos, sin = text.rotary_emb(hidden, positions.expand(3, 1, -1))  # (1, rows, D) each
+        stored = _NextTokens.of(
+            self._cache,
+            lengths,
+            visible,
+            # Both elements of a pair have the same angle.
+            rotation=torch.complex(cos[0, :, ::2].float(), sin[0, :, ::2].float())[:, None],
+            dtype=hidden.dtype,
+        )
+        with _attention_kernels(hidden.device):
+            for layer in self._layers:
+                hidden = layer(hidden, stored)
+        logits: torch.Tensor = self._model.lm_head(normed(text.norm, hidden))  # (rows, V)
+        tokens.copy_(logits.argmax(-1))
+        self._state[1:, :rows] += lengths > 0
+        return logits
 
     def drop(self, row: int) -> None:
         last = len(self._lengths) - 1
         if row != last:
-            self._cache.copy(last, row, length=self._lengths[last])
-            self._counts[:, row] = self._counts[:, last]
+            self._cache.stored[:, :, row] = self._cache.stored[:, :, last]
+            self._state[:, row] = self._state[:, last]
             self._lengths[row] = self._lengths[last]
+        self._state[1:, last] = 0
         self._lengths.pop()
+
+
+def _attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which attention takes a mask, and prepares nothing on the host at each call, as
+    cuDNN's does."""
+    if device.type == "cpu":
+        return nullcontext()
+    context: AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return context
+
+
+def _groups(prompts: Sequence[Encoded], tokens: int) -> list[Sequence[Encoded]]:
+    """Consecutive prompts of at most so many tokens together, or one longer prompt."""
+    groups: list[list[Encoded]] = []
+    filled = 0
+    for prompt in prompts:
+        length = len(prompt.input_ids)
+        if not groups or filled + length > tokens:
+            groups.append([])
+            filled = 0
+        groups[-1].append(prompt)
+        filled += length
+    return list(groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Cache:
-    """Keys and values by layer, (slots, heads, capacity, D) each; allocated on first use."""
+    """Keys and values of all layers."""
 
-    slots: int
-    capacity: int
-    layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    stored: torch.Tensor
+    """(layers, 2, slots, capacity, heads, D): keys, then values."""
 
-    def of(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's keys and values, for tokens whose keys are `like` (T, heads, D)."""
-        if layer not in self.layers:
-            _, heads, size = like.shape
-            shape = (self.slots, heads, self.capacity, size)
-            self.layers[layer] = (like.new_zeros(shape), like.new_zeros(shape))
-        return self.layers[layer]
+    @classmethod
+    def of(cls, model: PackedErnie, *, slots: int, capacity: int) -> "_Cache":
+        text = model.model.language_model
+        attn = text.layers[0].self_attn
+        dtype = attn.k_proj.weight.dtype
+        heads = model.config.text_config.num_key_value_heads
+        shape = (len(text.layers), 2, slots, capacity, heads, attn.head_dim)
+        return cls(stored=torch.zeros(shape, dtype=dtype, device=model.device))
 
-    def copy(self, source: int, target: int, *, length: int) -> None:
-        """Copies a row's keys and values."""
-        for both in self.layers.values():
-            for stored in both:
-                stored[target, :, :length] = stored[source, :, :length]
+    @property
+    def capacity(self) -> int:
+        return self.stored.shape[3]
+
+    def store(self, layer: int, indices: torch.Tensor, *both: torch.Tensor) -> None:
+        """Keeps keys and values (T, heads, D) at these indices (T,): slot · capacity + token."""
+        for stored, new in zip(self.stored[layer], both, strict=True):
+            stored.flatten(0, 1).index_copy_(0, indices, new)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prompts:
-    """Prompts that are computed whole, for rows from `first` on."""
+    """Prompts that are computed whole."""
 
     cache: _Cache
     sequences: PackedSequences
-    first: int
+    slots: torch.Tensor
+    """(T,): where each token is stored."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        for stored, new in zip(self.cache.of(layer, key), (key, value), strict=True):
-            padded = self.sequences.pad(new)  # (N, heads, L, D)
-            count, _, longest, _ = padded.shape
-            stored[self.first : self.first + count, :, :longest] = padded
+        self.cache.store(layer, self.slots, key, value)
         return attention(query, key, value, self.sequences, causal=True, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _NextTokens:
-    """One token of each of the first B rows, after `lengths` (B,) tokens in the cache."""
+    """One token of each of the first B slots; implements `decode_layers.StoredTokens`."""
 
     cache: _Cache
-    lengths: torch.Tensor
-    longest: int
-    """The most tokens of a row, these included."""
+    rotation: torch.Tensor
+    slots: torch.Tensor
+    """(B,): where each token is stored."""
+    bias: torch.Tensor
+    """(B, 1, 1, L): 0 for a slot's tokens, else minus infinity."""
+
+    @classmethod
+    def of(
+        cls,
+        cache: _Cache,
+        lengths: torch.Tensor,
+        visible: int,
+        *,
+        rotation: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> "_NextTokens":
+        """After `lengths` (B,) tokens in the cache, of which `visible` are read."""
+        device = lengths.device
+        first = torch.arange(len(lengths), device=device) * cache.capacity
+        hidden = torch.arange(visible, device=device) > lengths[:, None]  # (B, L)
+        bias = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        bias.masked_fill_(hidden, -torch.inf)
+        return cls(cache=cache, rotation=rotation, slots=first + lengths, bias=bias[:, None, None])
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        rows = torch.arange(len(query), device=query.device)
-        keys, values = self.cache.of(layer, key)
-        keys[rows, :, self.lengths], values[rows, :, self.lengths] = key, value
-        visible = torch.arange(self.longest, device=query.device) <= self.lengths[:, None]  # (B, L)
+        self.cache.store(layer, self.slots, key, value)
+        rows, heads, visible = len(query), key.shape[1], self.bias.shape[-1]
+        keys, values = self.cache.stored[layer, :, :rows, :visible].transpose(2, 3)
+        # The query heads that share a key head stand as tokens of it, so that nothing is repeated.
+        queries = query.unflatten(1, (heads, -1))  # (B, heads, group, D)
         out = scaled_dot_product_attention(
-            query[:, :, None],  # (B, heads, 1, D)
-            keys[: len(query), :, : self.longest],
-            values[: len(query), :, : self.longest],
-            attn_mask=visible[:, None, None],
+            queries,
+            keys,
+            values,
+            attn_mask=self.bias.expand(-1, heads, queries.shape[2], -1),
             scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out[:, :, 0]
+        return out.flatten(1)

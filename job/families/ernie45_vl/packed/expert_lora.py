@@ -4,7 +4,7 @@ PEFT would add the product of each pair of matrices to a copy of all experts' we
 copy for the backward pass: two GiB per layer at full size.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from peft.tuners.lora import ParamWrapper
@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from job.families.autograd import Context
 from job.families.base import SORTED_EXPERTS
+from job.families.lora.gate_up import GateUpWrapper, zero_outside_blocks
 from job.families.lora.peft_layers import sole_active_adapter
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ class ExpertLora(NamedTuple):
     """(out, r·E): the experts' columns interleaved."""
     scaling: float
     experts: int
+    gate_up: bool
+    """Whether gate and up have an adapter each: `up` trains only its blocks."""
 
     def in_dtype(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """`down` (E, in, r) and `up` (E, r, out), r padded with zeros to `RANK_MULTIPLE`."""
         down = self.down.to(dtype).unflatten(0, (self.experts, -1))  # (E, r, in)
-        up = expert_major(self.up.to(dtype), self.experts)  # (E, r, out)
+        up = expert_major(self.up.to(dtype), self.experts, self.gate_up)  # (E, r, out)
         missing = -down.shape[1] % RANK_MULTIPLE
         if missing:
             down, up = pad(down, (0, 0, 0, missing)), pad(up, (0, 0, 0, missing))
@@ -45,10 +48,35 @@ ExpertLoras = dict[str, ExpertLora]
 """By the name of the adapted parameter."""
 
 
+class CastLora(NamedTuple):
+    """An `ExpertLora` whose matrices are cast once, for many steps without training."""
+
+    matrices: tuple[torch.Tensor, torch.Tensor]
+    scaling: float
+
+    @classmethod
+    def of(cls, lora: ExpertLora, dtype: torch.dtype) -> "CastLora":
+        return cls(lora.in_dtype(dtype), lora.scaling)
+
+    def in_dtype(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.matrices
+
+
 def expert_loras(
     experts: "native.Ernie4_5_VLMoeMoeExperts | ParamWrapper",
 ) -> ExpertLoras:
     """The adapters of routed experts; empty if PEFT's or the experts' own forward has to run."""
+    loras = adapters_of(experts)
+    if not loras:
+        return {}
+    implementation = experts.get_base_layer().config._experts_implementation
+    return loras if implementation == SORTED_EXPERTS else {}
+
+
+def adapters_of(
+    experts: "native.Ernie4_5_VLMoeMoeExperts | ParamWrapper",
+) -> ExpertLoras:
+    """The adapters of routed experts; empty without any, or if PEFT has to compute them."""
     loras: ExpertLoras = {}
     layer = experts
     while isinstance(layer, ParamWrapper):
@@ -60,16 +88,18 @@ def expert_loras(
             layer.lora_B[name].weight,
             layer.scaling[name],
             layer.num_experts,
+            isinstance(layer, GateUpWrapper),
         )
         layer = layer.base_layer
-    return loras if layer.config._experts_implementation == SORTED_EXPERTS else {}
+    return loras
 
 
 @torch.library.custom_op("finetune_job::expert_major", mutates_args=())
-def expert_major(up: torch.Tensor, experts: int) -> torch.Tensor:
+def expert_major(up: torch.Tensor, experts: int, gate_up: bool) -> torch.Tensor:
     """(out, r·E), experts interleaved, to (E, r, out), contiguous.
 
-    A custom operator: the compiler would replace the copy by a view, which grouped products reject.
+    With `gate_up`, the gradient is zero outside the blocks of `up`. A custom operator: the compiler
+    would replace the copy by a view, which grouped products reject.
     """
     return (
         up.unflatten(1, (-1, experts)).permute(2, 1, 0).clone(memory_format=torch.contiguous_format)
@@ -77,12 +107,28 @@ def expert_major(up: torch.Tensor, experts: int) -> torch.Tensor:
 
 
 @expert_major.register_fake
-def _(up: torch.Tensor, experts: int) -> torch.Tensor:
+def _(up: torch.Tensor, experts: int, gate_up: bool) -> torch.Tensor:
     return up.new_empty(experts, up.shape[1] // experts, up.shape[0])
 
 
-def _expert_major_backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-    return grad.permute(2, 1, 0).flatten(1), None
+class _ExpertMajorContext(Context, Protocol):
+    gate_up: bool
 
 
-expert_major.register_autograd(_expert_major_backward)
+def _save_kind(
+    ctx: _ExpertMajorContext, inputs: tuple[torch.Tensor, int, bool], output: torch.Tensor
+) -> None:
+    ctx.gate_up = inputs[2]
+
+
+def _expert_major_backward(
+    ctx: _ExpertMajorContext, grad: torch.Tensor
+) -> tuple[torch.Tensor, None, None]:
+    # (out, r·E), always a copy
+    grad = grad.permute(2, 1, 0).clone(memory_format=torch.contiguous_format).flatten(1)
+    if ctx.gate_up:
+        zero_outside_blocks(grad)
+    return grad, None, None
+
+
+expert_major.register_autograd(_expert_major_backward, setup_context=_save_kind)

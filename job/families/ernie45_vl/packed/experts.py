@@ -6,6 +6,7 @@ tokens. The data workers compute the indices of each modality's tokens. Transfor
 masks as wide as the hidden states, which save three integers per element for the backward pass.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from transformers.integrations.moe import _grouped_mm as grouped_mm  # supports 
 
 from job.families.autograd import Context
 from job.families.base import SORTED_EXPERTS
-from job.families.ernie45_vl.packed.expert_lora import ExpertLoras, expert_loras
+from job.families.ernie45_vl.packed.expert_lora import CastLora, ExpertLora, expert_loras
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
 from job.families.ernie45_vl.packed.router import route
 from job.families.ernie45_vl.packed.swiglu import swiglu
@@ -50,9 +51,13 @@ class Modalities(NamedTuple):
 
 
 def moe_block(
-    block: "native.Ernie4_5_VLMoeMoeBlock", hidden: torch.Tensor, modalities: Modalities
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T, H) to (T, H), and the router logits (T, experts).
+    block: "native.Ernie4_5_VLMoeMoeBlock",
+    hidden: torch.Tensor,
+    modalities: Modalities,
+    *,
+    output_router_logits: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(T, H) to (T, H), and the router logits (T, experts), None unless asked for.
 
     The logits are in grouped order, text before vision: the auxiliary loss only sums over them.
     """
@@ -69,7 +74,7 @@ def moe_block(
     output = permute(torch.cat(outputs), modalities.inverse, modalities.grouped)
     if block.shared_experts is not None:
         output = output + feed_forward(block.shared_experts, hidden)
-    return output, torch.cat(logits)
+    return output, torch.cat(logits) if output_router_logits else None
 
 
 def routed_experts(
@@ -98,7 +103,7 @@ def sorted_experts(
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
-    loras: ExpertLoras | None = None,
+    loras: Mapping[str, ExpertLora | CastLora] | None = None,
 ) -> torch.Tensor:
     """The weighted sum of each token's experts, (T, H) to (T, H), of indices and weights (T, k).
 

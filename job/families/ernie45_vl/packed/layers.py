@@ -49,9 +49,11 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         sequences: PackedSequences | CachedSequences | None = None,
         modalities: Modalities | None = None,
         output_indices: torch.Tensor | None = None,
+        output_router_logits: bool = True,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None] | torch.Tensor:
-        """(T, H) to (T, H), and the router logits (T, experts), None in a dense layer.
+        """(T, H) to (T, H), and the router logits (T, experts), None in a dense layer or if not
+        asked for.
 
         With `output_indices` (S,), every token is attended to, but the output is computed for those
         tokens only, (S, H), and `modalities` has to cover only them too.
@@ -71,7 +73,9 @@ class PackedDecoderLayer(native.Ernie4_5_VLMoeDecoderLayer):
         hidden = hidden_states + attended
         normed, logits = self.post_attention_layernorm(hidden), None
         if isinstance(self.mlp, native.Ernie4_5_VLMoeMoeBlock):
-            output, logits = moe_block(self.mlp, normed, modalities)
+            output, logits = moe_block(
+                self.mlp, normed, modalities, output_router_logits=output_router_logits
+            )
         else:
             output = feed_forward(self.mlp, normed)
         return hidden + output, logits

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
 
 from job.families.batches import PackedBatch, PatchInputs
@@ -24,7 +25,7 @@ from job.families.ernie45_vl.packed.varlen_attention import (
 from job.families.loss import supervised_loss
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from peft import PeftModel
 
 
 class _LayerTokens(TypedDict, total=False):
@@ -32,6 +33,7 @@ class _LayerTokens(TypedDict, total=False):
 
     modalities: Modalities
     output_indices: torch.Tensor
+    output_router_logits: bool
 
 
 class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
@@ -55,7 +57,9 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         aux = None
         if self.config.text_config.output_router_logits:
             # Without a mask, the function would sync with the device.
-            mask = torch.ones(batch["input_ids"].shape, device=hidden.device)  # (1, T)
+            mask = batch.get("token_mask", batch["input_ids"][0].new_ones((), dtype=torch.bool))
+            grouped = _modalities(batch, "token").grouped  # the order of the logits
+            mask = mask.expand(len(grouped))[grouped]  # (T,)
             aux = native.load_balancing_loss_func(
                 router_logits, self.num_experts, self.num_experts_per_tok, mask
             )
@@ -66,7 +70,8 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         self, batch: PackedBatch, rows: PackedSequences | CachedSequences
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The final hidden states (S, H) of the supervised tokens, and each sparse layer's router
-        logits (T, experts)."""
+        logits (T, experts); none unless the configuration asks for them, as the auxiliary loss
+        does."""
         text = self.model.language_model
         hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
         if "pixels" in batch:
@@ -78,13 +83,18 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
             hidden = hidden + 0 * self._image_embeddings(blank).sum()
         cos, sin = text.rotary_emb(hidden, batch["position_ids"])  # (1, T, D) each
         angles = RotaryAngles.of(cos[0], sin[0], swap_neighbors)
-        tokens: _LayerTokens = {"modalities": _modalities(batch, "token")}
+        wanted = bool(self.config.text_config.output_router_logits)
+        tokens: _LayerTokens = {
+            "modalities": _modalities(batch, "token"),
+            "output_router_logits": wanted,
+        }
         router_logits = []
         for number, layer in enumerate(text.layers, start=1):
             if number == len(text.layers) and self._last_layer_skips_unsupervised(layer):
                 tokens = {
                     "modalities": _modalities(batch, "supervised"),
                     "output_indices": batch["supervised"],
+                    "output_router_logits": wanted,
                 }
             hidden, logits = layer(hidden, angles, sequences=rows, **tokens)
             if logits is not None:
@@ -162,3 +172,20 @@ def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
     swap_class(model, PackedErnie)
     model.varlen = varlen and has_varlen_kernel(model.device)
     use_packed_layers(model)
+
+
+def packed_base(model: "PreTrainedModel | PeftModel") -> PackedErnie | None:
+    """The model, or the one inside an adapter, as one that accepts packed batches.
+
+    None if its class is not Transformers' own, if it is sharded, or if its blocks are compiled:
+    they would be compiled anew for batches of other kinds.
+    """
+    base = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    native_class = native.Ernie4_5_VLMoeForConditionalGeneration
+    if type(base) not in (native_class, PackedErnie) or isinstance(base, FSDPModule):
+        return None
+    if any(layer._compiled_call_impl is not None for layer in base.model.language_model.layers):
+        return None
+    if type(base) is native_class:
+        use_packed_step(base)
+    return base

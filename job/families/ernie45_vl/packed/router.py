@@ -5,7 +5,7 @@ fp32 number is the exact sum of three bf16 numbers, and three fast products accu
 as accurate as the slow one.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as native
@@ -29,15 +29,44 @@ def route(
 
     If the gate has an adapter, PEFT's wrapper computes it.
     """
-    unwrapped = isinstance(gate, native.Ernie4_5_VLMoeMoeTopKRouter)
-    if tokens.dtype != torch.bfloat16 or not unwrapped or gate.weight.requires_grad:
+    if tokens.dtype != torch.bfloat16 or not _is_frozen(gate):
         return gate(tokens)
     logits = _RouterProduct.apply(tokens, gate.weight)  # (T, experts)
+    return logits, *chosen_experts(gate, logits, tokens.dtype)
+
+
+def chosen_experts(
+    gate: "native.Ernie4_5_VLMoeMoeTopKRouter", logits: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights in `dtype` and indices of the chosen experts, (T, k) each, of (T, experts)."""
     probabilities = logits.softmax(1)
     top_k_index = gate.moe_statics(probabilities).topk(gate.top_k, dim=-1).indices  # (T, k)
     weights = probabilities.gather(-1, top_k_index)
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=gate.norm_min)
-    return logits, weights.to(tokens.dtype), top_k_index
+    return weights.to(dtype), top_k_index
+
+
+def router_parts(
+    gate: "native.Ernie4_5_VLMoeMoeTopKRouter | ParamWrapper",
+) -> torch.Tensor | None:
+    """A frozen router's weights for `router_logits`, (H, 3·E); None if it has to compute itself."""
+    if not _is_frozen(gate):
+        return None
+    return torch.cat(split_bf16(gate.weight)).t()
+
+
+def router_logits(tokens: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
+    """fp32 logits (T, E) of bf16 tokens (T, H) and `router_parts`."""
+    largest, middle, least = mm_fp32(tokens, parts).chunk(PARTS, dim=1)
+    return largest + (middle + least)
+
+
+def _is_frozen(
+    gate: "native.Ernie4_5_VLMoeMoeTopKRouter | ParamWrapper",
+) -> "TypeGuard[native.Ernie4_5_VLMoeMoeTopKRouter]":
+    """Whether the gate has no adapter, and its weights are not trained."""
+    unwrapped = isinstance(gate, native.Ernie4_5_VLMoeMoeTopKRouter)
+    return unwrapped and not gate.weight.requires_grad
 
 
 class _RouterProduct(torch.autograd.Function):
@@ -46,9 +75,7 @@ class _RouterProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
-        products = mm_fp32(tokens, torch.cat(split_bf16(weight)).t())  # (T, 3·E)
-        largest, middle, least = products.chunk(PARTS, dim=1)
-        return largest + (middle + least)
+        return router_logits(tokens, torch.cat(split_bf16(weight)).t())
 
     @staticmethod
     def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -27,10 +27,13 @@ class PackedSequences(NamedTuple):
     """Whether attention may use the variable-length kernel; see `has_varlen_kernel`."""
 
     @classmethod
-    def of(cls, lengths: list[int]) -> "PackedSequences":
-        """From the sequences' lengths; tensors are on the CPU."""
+    def of(cls, lengths: list[int], *, longest: int | None = None) -> "PackedSequences":
+        """From the sequences' lengths; tensors are on the CPU.
+
+        `longest` widens the grid for sequences up to that length.
+        """
         counts = torch.tensor(lengths)
-        mask = torch.arange(max(lengths)) < counts[:, None]
+        mask = torch.arange(max(lengths) if longest is None else longest) < counts[:, None]
         cu_seqlens = pad(counts.cumsum(0), (1, 0)).int()
         return cls(indices=mask.flatten().nonzero()[:, 0], mask=mask, cu_seqlens=cu_seqlens)
 

@@ -1,0 +1,162 @@
+"""Captured passes: the buckets, and a training whose passes run on fixed tensors.
+
+On a CPU, "capturing" only notes the work, which then runs eagerly on the same fixed inputs and
+gradients; tests/gpu has the same tests with graphs.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.training import UNVALIDATED, formula_rows, tiny_family, train_stage
+from job.engines.captured_steps import CapturedSteps, CaptureFailed, Work
+from job.engines.device import detect
+from job.families.ernie45_vl.packed.padding import bucket
+from job.families.packed_shape import PackedShape
+from job.spec.load import load_spec
+from job.spec.types import JobSpec
+from job.train import train as train_module
+from job.train.buckets import CAPTURE_TOKENS, MAX_BUCKETS, choose_buckets
+from job.train.capturing import capture_training
+
+SETTINGS = (
+    *UNVALIDATED,
+    "runtime.accelerator=cpu",
+    "train.max_steps=4",
+    "train.per_device_train_batch_size=2",
+    "train.gradient_accumulation_steps=2",
+    "train.learning_rate=1e-3",
+    "train.warmup_steps=0",
+    "train.logging_steps=1",
+    "train.gradient_checkpointing=false",
+    "train.dataloader_num_workers=0",
+    "train.torch_compile=false",
+    "lora.finetune_experts=true",
+)
+
+
+def spec_with(*more: str) -> JobSpec:
+    path = Path("specs/latex.yaml")
+    return load_spec(path.read_text(), str(path), [*SETTINGS, *more], environ={}).spec
+
+
+def trained(spec: JobSpec) -> tuple[Any, list[float], list[float], dict[str, torch.Tensor]]:
+    """The result, the losses and gradient norms by step, and the trained weights."""
+    family = tiny_family(spec)
+    model = family.initialize(seed=0, dtype=torch.float32, device=torch.device("cpu"))
+    rows = list(formula_rows(16))
+    result, adapted, history = train_stage(spec, detect(spec.runtime), family, model, rows)
+    steps = [entry for entry in history if "loss" in entry]
+    weights = {n: p.detach().clone() for n, p in adapted.named_parameters() if "lora_" in n}
+    return result, [s["loss"] for s in steps], [s["grad_norm"] for s in steps], weights
+
+
+def noted(work: Work) -> Work:
+    """Captures nothing: the same work runs again."""
+    return work
+
+
+def test_a_training_on_fixed_tensors_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_with()
+    result, losses, norms, weights = trained(spec)
+    assert result.captured is None
+    assert len(set(losses)) == len(losses) == 4
+    monkeypatch.setattr(
+        train_module, "capture_training", functools.partial(capture_training, capture=noted)
+    )
+    monkeypatch.setattr("job.train.buckets.CAPTURE_TOKENS", 20)  # several buckets
+    captured, captured_losses, captured_norms, captured_weights = trained(spec)
+    assert captured.captured["graphs"] > 1
+    assert captured_losses == pytest.approx(losses, abs=1e-5)
+    assert captured_norms == pytest.approx(norms, rel=1e-3)
+    assert captured_weights.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(captured_weights[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_capture_that_fails_leaves_the_training_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(work: Work) -> Work:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    spec = spec_with()
+    _, losses, norms, _ = trained(spec)
+    monkeypatch.setattr(
+        train_module, "capture_training", functools.partial(capture_training, capture=failing)
+    )
+    result, after, after_norms, _ = trained(spec)
+    assert result.captured is None
+    assert (after, after_norms) == (losses, norms)
+
+
+def test_the_reason_of_a_failed_capture_is_its_first_line() -> None:
+    class Failing(torch.nn.Module):
+        def forward(self, **_: object) -> None:
+            raise RuntimeError("first\nsecond")
+
+    with pytest.raises(CaptureFailed, match=r"^first$"):
+        CapturedSteps(Failing(), [{"input_ids": torch.ones(1)}], noted)
+
+
+# --- buckets -----------------------------------------------------------------------------------
+
+
+def shape(tokens: int, images: int = 4) -> PackedShape:
+    patches = 16 * images
+    vision = patches // 4 + 2 * images
+    return PackedShape(
+        rows=4,
+        text=tokens - vision,
+        vision=vision,
+        supervised=tokens // 3,
+        longest=tokens // 3,
+        images=images,
+        patches=patches,
+        largest_image=16,
+    )
+
+
+cover: Callable[[Sequence[PackedShape]], PackedShape] = functools.partial(bucket, merged_patches=4)
+
+
+def test_a_short_training_has_one_bucket_and_a_long_one_several() -> None:
+    sizes = [200 + 10 * n for n in range(60)]
+    few = choose_buckets(map(shape, sizes), cover)
+    many = choose_buckets(map(shape, sizes * 100), cover)
+    assert len(few.shapes) == 1
+    assert 1 < len(many.shapes) <= MAX_BUCKETS
+    assert many.padding < few.padding
+
+
+@pytest.mark.parametrize("repeats", [1, 30])
+def test_every_batch_fits_and_has_the_smallest_bucket(repeats: int) -> None:
+    shapes = [shape(150 + (37 * n) % 900, images=1 + n % 7) for n in range(200)] * repeats
+    buckets = choose_buckets(shapes, cover)
+    for each in shapes:
+        number = buckets.of(each)
+        assert number is not None
+        assert not any(each.fits(smaller) for smaller in buckets.shapes[number + 1 :])
+    tokens = [each.tokens for each in buckets.shapes]
+    assert tokens == sorted(tokens, reverse=True)
+
+
+def test_the_division_costs_no_more_than_any_other_with_one_cut() -> None:
+    shapes = sorted((shape(150 + (91 * n) % 700) for n in range(3_000)), key=lambda s: s.tokens)
+
+    def cost(parts: list[list[PackedShape]]) -> int:
+        return sum(CAPTURE_TOKENS + len(part) * cover(part).tokens for part in parts)
+
+    buckets = choose_buckets(shapes, cover)
+    chosen = sum(buckets.shapes[buckets.of(each) or 0].tokens for each in shapes)
+    chosen += CAPTURE_TOKENS * len(buckets.shapes)
+    assert chosen <= cost([shapes])
+    assert all(chosen <= 1.02 * cost([shapes[:n], shapes[n:]]) for n in range(100, 3_000, 100))
+
+
+def test_a_batch_larger_than_all_buckets_is_not_padded() -> None:
+    buckets = choose_buckets([shape(300)], cover)
+    assert buckets.of(shape(301 + 8)) is None
+    assert buckets.of(shape(200)._replace(rows=99)) is None
