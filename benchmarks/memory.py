@@ -22,8 +22,8 @@ from benchmarks.training import (
     train_stage,
 )
 from job.engines.device import Accelerator, detect, release_memory
+from job.engines.memory import estimate
 from job.families.base import RowSize
-from job.planning.memory import estimate
 from job.planning.sizes import GIB
 from job.prep.rows import Row
 from job.spec.load import load_spec

@@ -18,7 +18,9 @@ def overrides(incomplete: str) -> list[str]:
     if not equals:
         return [f"{name}=" for name in spec_keys(incomplete)]
     node = keys.at(tuple(key.split("."))) or {}
-    values = node.get("enum") or (["true", "false"] if node.get("type") == "boolean" else [])
+    values = node.get("enum", [])
+    if node and "boolean" in keys.types(node):
+        values = ["true", "false", *(["auto"] if "string" in keys.types(node) else [])]
     return [text for value in values if (text := f"{key}={value}").startswith(incomplete)]
 
 

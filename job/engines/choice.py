@@ -86,7 +86,7 @@ def choose(
         return EngineChoice(engine="unsloth", reason="the spec names it")
     if accelerator.kind == "cpu":
         return EngineChoice(engine="transformers", reason="auto; there is no GPU")
-    compiled = spec.train.torch_compile
+    compiled = spec.train.torch_compile is True  # unsloth compiles only if asked to
     matching = (m for m in measured if m.matches(family, accelerator.name, compiled=compiled))
     speed = next(matching, None)
     if speed is None:
@@ -132,7 +132,7 @@ def _obstacle(
             value="unsloth",
             fix=f'make setup EXTRAS="gpu unsloth", or {other_engine}',
         )
-    if spec.train.torch_compile and family in CRASHES_COMPILED:
+    if spec.train.torch_compile is True and family in CRASHES_COMPILED:
         return SpecError(
             "$.train.torch_compile",
             f"must be false if unsloth trains the family {family}: its step crashes when compiled",

@@ -25,7 +25,20 @@ without images, of one row or several, padded or not, and each kind of layer nee
 
 
 def require(device: torch.device) -> None:
-    """Compiles a trivial function for the device. Raises SpecError if that fails."""
+    """Raises SpecError if nothing can be compiled for the device."""
+    if (found := obstacle(device)) is not None:
+        raise SpecError(
+            FIELD,
+            f"is {found}",
+            value=True,
+            fix="set train.torch_compile: auto or false, or install a C++ compiler (gcc and g++) "
+            "and the Python headers, as this project's cuda and rocm images have them",
+        )
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why nothing can be compiled for the device, by compiling a trivial function; None if it
+    can."""
     try:
         # A cached result proves nothing about the compiler that is installed now. Below the cache,
         # as what the blocks load: the temporary folder may be mounted noexec.
@@ -33,13 +46,8 @@ def require(device: torch.device) -> None:
             torch.compile(_twice)(torch.ones(8, device=device))
     except TorchDynamoException as error:
         reason = str(error).partition("\n")[0]
-        raise SpecError(
-            FIELD,
-            f"is not possible on this machine: {reason}",
-            value=True,
-            fix="set train.torch_compile: false, or install a C++ compiler (gcc and g++) and the "
-            "Python headers, as this project's cuda and rocm images have them",
-        ) from error
+        return f"not possible on this machine: {reason}"
+    return None
 
 
 def _twice(x: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,8 @@ class RunContext:
         choice = engines.choose(self.spec, family, self.accelerator, processes=self.processes)
         log.info("engine", takes=choice.engine, reason=choice.reason)
         if choice.engine == "unsloth":
-            unsloth_patches.import_unsloth(self.work.path, compiled=self.spec.train.torch_compile)
+            compiled = self.spec.train.torch_compile is True
+            unsloth_patches.import_unsloth(self.work.path, compiled=compiled)
         self.engine_name = choice.engine
 
     def _family_name(self) -> str | None:

@@ -51,9 +51,12 @@ COMPUTING_KEYS = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "group_by_length",
+    "gradient_checkpointing",
     "torch_compile",
     "cuda_graphs",
 )
+# What `auto` counts as: the default that it replaced, so that finished work stays valid.
+AUTO_COUNTS_AS = {"gradient_checkpointing": True, "torch_compile": False}
 # Keys that choose when to stop and what to keep, but do not affect the weights after a step.
 SELECTING_KEYS = (
     "eval_strategy",
@@ -151,7 +154,7 @@ class StageInputs:
         elif stage == "train":
             parts = [
                 *self._training_inputs(completed),
-                *(spec["train"][key] for key in COMPUTING_KEYS),
+                *(self._computing[key] for key in COMPUTING_KEYS),
                 self._selecting,
             ]
         elif stage == "eval":
@@ -225,6 +228,12 @@ class StageInputs:
             trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
         trained["sharded"] = self._spec.runtime.distributed == "fsdp2"
         return trained
+
+    @property
+    def _computing(self) -> dict[str, Any]:
+        """The settings of how a step is computed."""
+        given = {key: getattr(self._spec.train, key) for key in COMPUTING_KEYS}
+        return {k: AUTO_COUNTS_AS[k] if v == "auto" else v for k, v in given.items()}
 
     @property
     def _selecting(self) -> dict[str, Any]:

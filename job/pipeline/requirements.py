@@ -32,7 +32,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
 
         adapting.require(spec, run.start_adapter)
         trackers.require(spec.train.report_to)
-        if spec.train.torch_compile:
+        if spec.train.torch_compile is True:
             from job.engines import compiling
 
             compiling.require(run.accelerator.device)

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from job.engines.device import Accelerator, detect, resolve_dtype
+from job.engines.memory import UNCERTAINTY, estimate, longest
 from job.errors import UsageError
 from job.families.base import Family, RowSize
 from job.planning import facts
 from job.planning.accelerators import ACCELERATORS
 from job.planning.feasibility import nearest_change
-from job.planning.memory import UNCERTAINTY, estimate, longest
-from job.planning.sample import worst_batch
+from job.planning.passes import PlannedPass, planned_pass
 from job.spec.foreign_names import nearest
 from job.spec.types import JobSpec
 
@@ -54,17 +54,18 @@ def memory_fit(
     """Peak memory of training on each device; None if the family cannot estimate it."""
     longest_row = longest(skeleton, spec)
     rows = sampled or (longest_row,)
-    batch = worst_batch(rows, spec.train.per_device_train_batch_size)
-    fits = []
+    fits, batches = [], []
     for name, device in devices.items():
-        fit = _device_fit(family, skeleton, spec, batch, longest_row, name, device)
-        if fit is None:
+        planned = planned_pass(family, skeleton, spec, rows, device)
+        if planned is None:
             return None
-        fits.append(fit)
+        batches.append(planned.batch)
+        fits.append(_device_fit(family, skeleton, spec, planned, longest_row, name, device))
     change = None
     if not any(fit.fits for fit in fits):
         largest = max(devices.values(), key=lambda device: device.memory_bytes)
         change = nearest_change(family, skeleton, spec, rows, largest)
+    batch = max(batches, key=len)
     return facts.MemoryFit(
         batch_rows=len(batch),
         batch_tokens=sum(size.tokens for size in batch),
@@ -81,15 +82,15 @@ def _device_fit(
     family: type[Family],
     skeleton: "PreTrainedModel",
     spec: JobSpec,
-    batch: Sequence[RowSize],
+    planned: PlannedPass,
     longest_row: RowSize,
     name: str,
     device: Accelerator,
-) -> facts.DeviceFit | None:
-    memory = estimate(family, skeleton, spec, batch, device)
-    at_longest = estimate(family, skeleton, spec, (longest_row,) * len(batch), device)
-    if memory is None or at_longest is None:
-        return None
+) -> facts.DeviceFit:
+    memory, settings, batch = planned.memory, planned.settings, planned.batch
+    chosen = replace(spec, train=settings.of_spec(spec.train))
+    at_longest = estimate(family, skeleton, chosen, (longest_row,) * len(batch), device)
+    assert at_longest is not None, "the family has estimated the pass"
     return facts.DeviceFit(
         accelerator=name,
         title=device.name,
@@ -100,4 +101,8 @@ def _device_fit(
         parts=vars(memory),
         total=memory.total,
         at_max_length=at_longest.total,
+        pass_rows=settings.per_device_train_batch_size,
+        passes=settings.gradient_accumulation_steps,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        pass_tokens=sum(size.tokens for size in batch),
     )

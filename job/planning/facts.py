@@ -95,6 +95,8 @@ class Model:
     """The training engine, with the reason if the plan is for one accelerator."""
     padded: bool
     """Whether batches are padded despite `train.padding_free`, because the family requires it."""
+    compiled: str
+    """Whether blocks are compiled, and why; if so by `auto`, there has to be a compiler."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +114,22 @@ class DeviceFit:
     total: int
     at_max_length: int
     """The total if every row of the batch were as long as `train.max_length` allows."""
+    pass_rows: int
+    """Rows of a pass, as training is expected to choose them for this accelerator."""
+    passes: int
+    """Passes of a step, in each process."""
+    gradient_checkpointing: bool
+    pass_tokens: int
+    """Of the heaviest pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryFit:
-    """Peak memory of training with the largest micro-batch, on each accelerator."""
+    """Peak memory of training with the heaviest pass, on each accelerator."""
 
     batch_rows: int
+    """With `batch_tokens` and `batch_patches`: the heaviest pass, on the accelerator whose passes
+    have the most rows."""
     batch_tokens: int
     batch_patches: int
     basis: str

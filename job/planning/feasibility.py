@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator
+from job.engines.memory import MemoryEstimate, estimate
 from job.families.base import Family, RowSize
-from job.planning.memory import MemoryEstimate, estimate
 from job.planning.sample import worst_batch
 from job.spec.types import JobSpec
 

@@ -23,6 +23,9 @@ def work_of(
     sizes: Sizes,
     data: facts.Data,
     steps: facts.Steps,
+    *,
+    passes_a_step: int,
+    compiled: bool,
     validated_rows: int,
 ) -> Work | None:
     """The quantities of the job, with answers as long as they may be; None if rows are unknown."""
@@ -41,9 +44,9 @@ def work_of(
         train_rows=data.train_rows,
         validated_tokens=validated_rows * data.tokens_a_row,
         steps=steps.total,
-        passes=steps.total * spec.train.gradient_accumulation_steps,
+        passes=steps.total * passes_a_step,
         tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
-        compiled=spec.train.torch_compile is True,
+        compiled=compiled,
         answers=answers,
         new_tokens=data.max_new_tokens or 0,
         slots=max(1, min(answers, bound if isinstance(bound, int) else MAX_SLOTS)),

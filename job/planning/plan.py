@@ -10,6 +10,7 @@ from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
 from job.errors import InputError, JobError, StorageError
 from job.families.base import SAVED
+from job.families.lora.parameter_counts import adapter_parameters
 from job.families.lora.selection import trained_in_full
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
@@ -19,6 +20,7 @@ from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
 from job.planning.engine import engine_of
 from job.planning.job_time import answer_tokens, job_time, training_of, work_of
 from job.planning.name_patterns import patterns
+from job.planning.passes import compile_choice
 from job.planning.requirements import needs
 from job.planning.stage_work import Work
 from job.planning.validation_cost import validation
@@ -27,6 +29,7 @@ from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec
 from job.storage import retry
 from job.storage.backends.hub import hub_offline_variable
+from job.train.compile_choice import CompileChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,17 +73,10 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     steps = _steps(job, data_facts)
     measured = sizes.measure(spec)
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices)
-    time, no_time = _time(options, devices, data_facts, steps, measured)
-    validated = validation(spec, data_facts, steps, None)
-    work = work_of(
-        spec,
-        skeleton.config,
-        measured,
-        data_facts,
-        steps,
-        validated.rows * (validated.times or 0) if validated is not None else 0,
-    )
-    whole = _job_time(options, devices, work, survey, stages or {})
+    compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
+    work = _Work(data=data_facts, steps=steps, sizes=measured, memory=memory, compiling=compiling)
+    quantities, whole = _job_time(options, devices, work, skeleton, survey, stages or {})
+    time, no_time = _time(options, devices, work)
     if whole is not None:
         time, no_time = training_of(whole) or time, None
     return facts.Plan(
@@ -89,7 +85,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         settings={path: _value(options.loaded, path) for path in options.loaded.changed},
         data=data_facts,
         steps=steps,
-        model=_model(family, skeleton, spec, measured, devices),
+        model=_model(family, skeleton, spec, measured, devices, str(compiling)),
         memory=memory,
         memory_unknown=None if memory else f"the activation memory of the family {family.name}",
         disk=facts.Disk(
@@ -103,7 +99,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         time=time,
         time_unknown=no_time,
         job_time=whole,
-        work=None if work is None else asdict(work),
+        work=None if quantities is None else asdict(quantities),
         validation=validation(spec, data_facts, steps, time),
         stages=stages or {},
         stages_unknown=data.reason(no_stages),
@@ -160,6 +156,7 @@ def _model(
     spec: JobSpec,
     measured: sizes.Sizes,
     devices: Mapping[str, Accelerator],
+    compiled: str,
 ) -> facts.Model:
     groups = []
     if spec.lora.method == "lora":
@@ -169,7 +166,7 @@ def _model(
                 facts.Group(
                     name=group.name,
                     tensors=len(group),
-                    trainable=sizes.adapter_parameters(skeleton, group, spec.lora),
+                    trainable=adapter_parameters(skeleton, group, spec.lora),
                     patterns=tuple(patterns((*group.modules, *group.parameters))),
                 )
             )
@@ -192,6 +189,7 @@ def _model(
         served=str(family.adapter_serving(spec.lora)) if groups else None,
         engine=engine_of(spec, family.name, devices),
         padded=spec.train.padding_free and not family.supports_packing,
+        compiled=compiled,
     )
 
 
@@ -207,14 +205,34 @@ def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What the time of training depends on, other than the device."""
+
+    data: facts.Data
+    steps: facts.Steps
+    sizes: sizes.Sizes
+    memory: facts.MemoryFit | None
+    compiling: CompileChoice
+
+    def rows_a_pass(self, device: str, spec: JobSpec) -> int:
+        """As chosen for the device, or the spec's if that is unknown."""
+        fits = self.memory.fits if self.memory else ()
+        chosen = (fit.pass_rows for fit in fits if fit.accelerator == device)
+        return next(chosen, spec.train.per_device_train_batch_size)
+
+    def passes_a_step(self, device: str, spec: JobSpec) -> int:
+        """The same of the passes of a step."""
+        fits = self.memory.fits if self.memory else ()
+        chosen = (fit.passes for fit in fits if fit.accelerator == device)
+        return next(chosen, spec.train.gradient_accumulation_steps)
+
+
 def _time(
-    options: PlanOptions,
-    devices: Mapping[str, Accelerator],
-    data: facts.Data,
-    steps: facts.Steps,
-    measured: sizes.Sizes,
+    options: PlanOptions, devices: Mapping[str, Accelerator], work: _Work
 ) -> tuple[facts.TrainingTime | None, str | None]:
     """The time and cost of training; if unknown, why."""
+    data, steps = work.data, work.steps
     own = [name for name in devices if name == THIS_MACHINE]
     if len(devices) > 1 and not own:
         return None, NAME_ONE
@@ -228,11 +246,11 @@ def _time(
         speed.Training(
             device=device.name,
             cores=device.cores,
-            parameters=measured.parameters,
+            parameters=work.sizes.parameters,
             method=spec.lora.method,
-            compiled=spec.train.torch_compile,
+            compiled=work.compiling.compiled and device.kind != "cpu",
             tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
-            batch_tokens=spec.train.per_device_train_batch_size * data.tokens_a_row,
+            batch_tokens=work.rows_a_pass(name, spec) * data.tokens_a_row,
         ),
     )
     if span is None and len(devices) > 1:
@@ -255,20 +273,36 @@ def _time(
 def _job_time(
     options: PlanOptions,
     devices: Mapping[str, Accelerator],
-    work: Work | None,
+    work: _Work,
+    model: "PreTrainedModel",
     survey: data.DataSurvey,
     stages: Mapping[str, str],
-) -> facts.JobTime | None:
-    """The time of all stages on this machine, or on the accelerator that the user names."""
+) -> tuple[Work | None, facts.JobTime | None]:
+    """What the stages have to do on this machine, or on the accelerator that the user names, and
+    how long that takes; None if that is not known."""
     own = [name for name in devices if name == THIS_MACHINE]
-    if work is None or (len(devices) > 1 and not own):
-        return None
+    if len(devices) > 1 and not own:
+        return None, None
     [name] = own or devices
-    return job_time(
+    spec = options.loaded.spec
+    validated = validation(spec, work.data, work.steps, None)
+    quantities = work_of(
+        spec,
+        model.config,
+        work.sizes,
+        work.data,
+        work.steps,
+        passes_a_step=work.passes_a_step(name, spec),
+        compiled=work.compiling.compiled and devices[name].kind != "cpu",
+        validated_rows=validated.rows * (validated.times or 0) if validated else 0,
+    )
+    if quantities is None:
+        return None, None
+    return quantities, job_time(
         measured_jobs(),
         devices[name],
         name,
-        work,
+        quantities,
         answer_tokens=answer_tokens(survey),
         skipped=[stage for stage, state in stages.items() if state != WILL_RUN],
         price_per_hour=options.price_per_hour,

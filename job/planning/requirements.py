@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from job import families, storage
 from job.engines.device import Accelerator
-from job.planning.memory import PROCESS, estimate, longest
+from job.engines.memory import PROCESS, estimate, longest
 from job.planning.sizes import GIB, Sizes
 from job.spec.types import FORMULAS, JobSpec
 from job.storage.retry import TOTAL_SECONDS

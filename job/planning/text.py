@@ -144,6 +144,7 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
     if model.served is not None:
         yield "served", model.served
     yield "engine", model.engine
+    yield "compiled", model.compiled
     if model.padded:
         yield "batches", "padded: the family has no padding-free training"
 
@@ -155,8 +156,10 @@ def _memory_title(plan: Plan) -> str:
     basis = (
         "the heaviest of the sample" if memory.basis == "sample" else "as long as max_length allows"
     )
+    if len(memory.fits) > 1:
+        return f"memory of one device: a step's heaviest pass ({basis})"
     return (
-        f"memory of one device: micro-batch of {memory.batch_rows} rows ({basis}), "
+        f"memory of one device: a pass of {memory.batch_rows} rows ({basis}), "
         f"{memory.batch_tokens:,} tokens"
     )
 
@@ -169,6 +172,7 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
     if len(memory.fits) == 1:
         [fit] = memory.fits
         yield "device", f"{fit.title}, {fit.dtype}"
+        yield "a step", _passes(fit)
         for part, name in _PARTS.items():
             if fit.parts[part]:
                 yield name, f"{log.size(fit.parts[part]):>10}"
@@ -180,9 +184,17 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
     for fit in memory.fits:
         yield (
             fit.accelerator,
-            f"{log.size(fit.total):>10} of {log.size(fit.memory):>10}  {_verdict(fit)}",
+            f"{log.size(fit.total):>10} of {log.size(fit.memory):>10}  "
+            f"{_verdict(fit).partition(':')[0]}; {_passes(fit)}",
         )
     yield "", "for a breakdown: --accelerator NAME"
+
+
+def _passes(fit: DeviceFit) -> str:
+    passes = "1 pass" if fit.passes == 1 else f"{fit.passes} passes"
+    rows = "1 row" if fit.pass_rows == 1 else f"{fit.pass_rows} rows"
+    kept = "with gradient checkpointing" if fit.gradient_checkpointing else "activations kept"
+    return f"{passes} of {rows}, {kept}"
 
 
 def _verdict(fit: DeviceFit) -> str:

@@ -122,7 +122,7 @@ def describe(node: Schema) -> str:
     if "enum" in node:
         return f"one of {', '.join(map(str, node['enum']))}{null}"
     kinds = [_describe_kind(node, kind) for kind in types(node) if kind != "null"]
-    return " or ".join(kinds) + null
+    return (" or ".join(kinds) + null).replace("true or false or", "true, false or")
 
 
 def _describe_kind(node: Schema, kind: str) -> str:

@@ -201,8 +201,9 @@ class TrainSpec:
     load_best_model_at_end: bool
     early_stopping_patience: int | None
     early_stopping_threshold: float
-    gradient_checkpointing: bool
-    torch_compile: bool
+    gradient_checkpointing: bool | Literal["auto"]
+    """Training resolves `auto` before step 1, as it does that of `torch_compile`."""
+    torch_compile: bool | Literal["auto"]
     cuda_graphs: bool
     fit: Literal["auto", "on", "off"]
     max_length: int

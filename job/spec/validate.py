@@ -190,9 +190,9 @@ def _fix(error: ValidationError, node: Schema) -> str | None:
     if isinstance(value, str) and (fix := _fix_text(value, node, kinds, dotted)):
         return fix
     wants_text = error.validator == "type" and "string" in kinds and "enum" not in node
-    if wants_text and isinstance(value, int | float) and "integer" not in kinds:
+    if wants_text and isinstance(value, int | float) and not {"integer", "boolean"} & {*kinds}:
         return "put it in quotes"
-    if kinds == ("boolean",) and value in (0, 1):
+    if "boolean" in kinds and value in (0, 1):
         return f"write {quoted(bool(value))}"
     if node.get("default") is not None:
         return f"the default is {quoted(node['default'])}"
@@ -206,7 +206,7 @@ def _fix_text(value: str, node: Schema, kinds: tuple[str, ...], dotted: str) -> 
         bare = _as_number(value)
         if isinstance(plain(bare), int if kinds == ("integer",) else int | float):
             return f"write {bare} without quotes" if bare == value else f"write {bare}"
-    if kinds == ("boolean",) and value.lower() in (*_TRUE, *_FALSE):
+    if "boolean" in kinds and value.lower() in (*_TRUE, *_FALSE):
         return f"write {quoted(value.lower() in _TRUE)}"
     if "array" in kinds and value:
         inner = keys.follow(node["items"])

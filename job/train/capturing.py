@@ -6,12 +6,13 @@ from typing import Any, cast
 from job import log
 from job.distributed import process_group
 from job.engines.captured_steps import Capture, CapturedSteps, CaptureFailed, Inputs
-from job.engines.device import is_plain, release_memory, trains_weights
+from job.engines.device import release_memory
 from job.families.batches import to_device
 from job.families.packed_shape import PackedShape
 from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel
 from job.train.buckets import Buckets, choose_buckets
+from job.train.capture_choice import why_eager
 from job.train.heaviest_batches import MAX_ROWS, at_most, planned_batches
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler
@@ -33,6 +34,12 @@ class CapturedTraining:
         }
 
 
+def may_capture(context: TrainContext, adapted: AdaptedModel) -> bool:
+    """Whether passes whose activations are kept can be captured, as far as the spec tells."""
+    on_gpu = context.engine.device.type != "cpu"
+    return why_eager(context.spec, on_gpu=on_gpu, padding_free=adapted.padding_free) is None
+
+
 def capture_training(
     context: TrainContext,
     spec: JobSpec,
@@ -45,9 +52,11 @@ def capture_training(
     `spec` has the batch size that fits. All processes of a group have to call it, and all or none
     of them capture. `capture` is for tests.
     """
-    reason = None if capture else why_eager(context, spec, adapted)
+    on_gpu = context.engine.device.type != "cpu"
+    eager = why_eager(spec, on_gpu=on_gpu, padding_free=adapted.padding_free)
+    reason = None if capture else eager
     if reason is not None:
-        say = log.debug if context.engine.device.type == "cpu" else log.info
+        say = log.info if on_gpu else log.debug
         say("passes are not captured as graphs", reason=reason)
         return None
     batches = planned_batches(planned_sampler(spec, rows, padding_free=True), spec.train)
@@ -88,19 +97,3 @@ def capture_training(
         took=log.seconds(steps.seconds),
     )
     return captured
-
-
-def why_eager(context: TrainContext, spec: JobSpec, adapted: AdaptedModel) -> str | None:
-    """Why the passes cannot be captured; None if they can, as far as the settings tell."""
-    train, lora = spec.train, spec.lora
-    reasons = {
-        "a CPU has no graphs": context.engine.device.type == "cpu",
-        "train.cuda_graphs is false": not train.cuda_graphs,
-        "only the padding-free step can be captured": not adapted.padding_free,
-        "FSDP2 communicates within a pass": spec.runtime.distributed == "fsdp2",
-        "gradient checkpointing recomputes activations": bool(train.gradient_checkpointing),
-        "only plain LoRA can be captured, without dropout or DoRA": trains_weights(lora)
-        or not is_plain(lora),
-        "train.neftune_noise_alpha draws noise in each pass": train.neftune_noise_alpha is not None,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)

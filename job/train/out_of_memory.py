@@ -35,13 +35,15 @@ def raise_if_out_of_memory(error: BaseException, spec: TrainSpec, accelerator: A
     if not is_out_of_memory(error):
         return
     rows = spec.per_device_train_batch_size
+    # The search would otherwise choose the same passes again.
+    no_search = "--set train.fit=off " if accelerator.kind != "cpu" or spec.fit == "on" else ""
     raise OutOfMemoryError(
         FIELD,
         f"a training step does not fit into the {log.size(accelerator.memory_bytes)} "
         f"of {accelerator.name}",
         value=rows,
         fix=(
-            f"--set train.per_device_train_batch_size={max(1, rows // 2)} "
+            f"{no_search}--set train.per_device_train_batch_size={max(1, rows // 2)} "
             f"--set train.gradient_accumulation_steps={spec.gradient_accumulation_steps * 2}"
             if rows > 1
             else "--set train.gradient_checkpointing=true, or lower data.max_pixels"

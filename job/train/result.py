@@ -9,9 +9,19 @@ from job.distributed import process_group
 from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel
 from job.train.checkpoint.resume import step_of
+from job.train.compile_choice import CompileChoice
 from job.train.session import Session
 from job.train.train_context import TrainContext
 from job.train.training_rows import TrainingRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How it was decided how to compute a step."""
+
+    fit: dict[str, Any] | None
+    """The record of the search for passes that fit; None if there was none."""
+    compiling: CompileChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +58,10 @@ class TrainResult:
 
     steps: int
     fit: dict[str, Any] | None
-    """The batch size that was found, and those that were too large; None if none was searched."""
+    """The passes that were found, those that were too large, and those that the estimate ruled out;
+    None if none were searched."""
+    computing: dict[str, Any]
+    """How a step was computed: passes, checkpointing, compiled blocks; `auto` is resolved."""
     captured: dict[str, Any] | None
     """The passes that were captured as graphs; None if they run eagerly."""
     processes: int
@@ -91,7 +104,7 @@ def summarize(
     rows: TrainingRows,
     adapted: AdaptedModel,
     session: Session,
-    fit: dict[str, Any] | None,
+    search: Search,
     seconds: float,
     kept: int,
 ) -> TrainResult:
@@ -112,7 +125,8 @@ def summarize(
     speed, computed = float(tokens_per_second), session.throughput
     return TrainResult(
         steps=state.global_step,
-        fit=fit,
+        fit=search.fit,
+        computing=_computing(session.spec, search),
         captured=session.captured.to_json() if session.captured else None,
         processes=process_group.size(),
         rows_a_step=rows_per_step(session.spec),
@@ -137,6 +151,21 @@ def summarize(
         validation=_validation(session, seconds, kept),
         learning_rates=session.learning_rates,
     )
+
+
+def _computing(spec: JobSpec, search: Search) -> dict[str, Any]:
+    """How a step was computed, with the settings that `auto` stood for."""
+    train, choice = spec.train, search.compiling
+    released = choice.compiled and not train.torch_compile
+    return {
+        "rows_a_pass": train.per_device_train_batch_size,
+        "passes_a_step": train.gradient_accumulation_steps,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "torch_compile": train.torch_compile,
+        "torch_compile_reason": "compiled blocks did not fit or failed to compile"
+        if released
+        else choice.reason,
+    }
 
 
 def _validation(session: Session, seconds: float, kept: int) -> dict[str, Any] | None:

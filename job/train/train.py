@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING
 
 from job import log
 from job.distributed import process_group
-from job.engines.compiling import CompiledBlocks, compile_blocks
+from job.engines.compiling import CompiledBlocks
 from job.engines.device import resolve_optim
 from job.spec.types import TrainSpec
 from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, require_images
-from job.train.batch_size_finder import Trial, find_batch_size
+from job.train.batch_size_finder import find_batch_size
 from job.train.best_model import load_best
-from job.train.capturing import capture_training
+from job.train.capturing import capture_training, may_capture
+from job.train.compiled_training import compile_model
 from job.train.dataset import Collator
 from job.train.heaviest_batches import planned_batches
 from job.train.outputs import store_trained
-from job.train.result import TrainResult, summarize
+from job.train.result import Search, TrainResult, summarize
 from job.train.session import remove_scratch, run_session, start_session
 from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler
 from job.train.training_rows import TrainingRows, select_rows
+from job.train.trial import Trial, pass_memory
 from job.train.validation import Validator
 from job.train.validation_rows import select_validation_rows
 
@@ -53,9 +55,10 @@ def train(
     _log_start(context, rows, adapted, optim)
     _log_options(context.spec.train)
 
-    blocks = _compile(context, adapted)  # before the trial, which runs the compiled blocks
+    # Before the trial, which runs the compiled blocks.
+    blocks, compiling = compile_model(context, rows, adapted)
     with loss_of_supervised_tokens(context.spec, context.engine, adapted.base):
-        trial = _trial(context, rows, adapted, blocks)
+        trial = _trial(context, rows, adapted, optim, blocks)
         spec, fit = find_batch_size(context.spec, context.accelerator, trial)
         context.accelerator.reset_peak_memory()  # trial and baseline evaluation do not count
         captured = capture_training(context, spec, rows, adapted)
@@ -75,7 +78,8 @@ def train(
     remove_scratch(context)
     if not rank_0:
         return None, None
-    return trained, summarize(context, rows, adapted, session, fit, seconds, kept)
+    search = Search(fit=fit, compiling=compiling)
+    return trained, summarize(context, rows, adapted, session, search, seconds, kept)
 
 
 def _log_start(
@@ -106,18 +110,11 @@ def _log_options(train: TrainSpec) -> None:
         log.info("noise is added to the embeddings in training", alpha=train.neftune_noise_alpha)
 
 
-def _compile(context: TrainContext, adapted: AdaptedModel) -> CompiledBlocks | None:
-    if not context.spec.train.torch_compile or context.engine.patches_forward:
-        return None
-    blocks = compile_blocks(adapted.model, fuse=not context.engine.autocast)
-    log.info("blocks are compiled at their first call", blocks=len(blocks))
-    return blocks
-
-
 def _trial(
     context: TrainContext,
     rows: TrainingRows,
     adapted: AdaptedModel,
+    optim: str,
     blocks: CompiledBlocks | None,
 ) -> Trial:
     def planned(train: TrainSpec) -> Iterator[list[int]]:
@@ -132,5 +129,9 @@ def _trial(
         dataset=rows.dataset,
         collator=Collator(context.family, padding_free=adapted.padding_free),
         planned_batches=planned,
+        estimate=pass_memory(context, rows),
+        optim=optim,
+        padding_free=adapted.padding_free,
+        captured=may_capture(context, adapted),
         blocks=blocks,
     )

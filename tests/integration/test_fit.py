@@ -12,8 +12,7 @@ from tests.jobs import read_json, sets, small_run
 
 SETTINGS = {
     "data.train.limit": 12,
-    "train.per_device_train_batch_size": 2,
-    "train.gradient_accumulation_steps": 2,
+    "train.per_device_train_batch_size": 4,
     "train.gradient_checkpointing": "true",
     "train.max_steps": 3,
     "lora.lora_dropout": 0.1,
@@ -40,10 +39,11 @@ def test_a_trial_changes_nothing_in_what_is_trained(tmp_path: Path) -> None:
     )
     assert untried is None
     assert tried == {
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
         "gradient_checkpointing": True,
         "too_large": [],
+        "ruled_out": [],
     }
 
 

@@ -89,7 +89,7 @@ def _fsdp2_requires_padding_free_adapters(at: View) -> Iterator[Finding]:
 
 
 def _fsdp2_excludes_compile(at: View) -> Iterator[Finding]:
-    if at("train.torch_compile") and at("runtime.distributed") == "fsdp2":
+    if at("train.torch_compile") is True and at("runtime.distributed") == "fsdp2":
         yield finding(
             "train.torch_compile",
             "must be false if runtime.distributed is fsdp2: this version does not compile sharded "
@@ -99,12 +99,12 @@ def _fsdp2_excludes_compile(at: View) -> Iterator[Finding]:
 
 
 def _compile_excludes_checkpointing(at: View) -> Iterator[Finding]:
-    if at("train.torch_compile") and at("train.gradient_checkpointing"):
+    if at("train.torch_compile") is True and at("train.gradient_checkpointing") is True:
         yield finding(
             "train.torch_compile",
             "must be false if train.gradient_checkpointing is true: recomputation may run another "
             "compiled version of a block, which saves other tensors",
-            "set train.gradient_checkpointing: false, or remove the line",
+            "remove one of the lines: auto chooses",
         )
 
 

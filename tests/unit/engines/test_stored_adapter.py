@@ -24,7 +24,7 @@ from job.errors import InputError, SpecError
 from job.families import model_source
 from job.families.adapter_source import find_adapter
 from job.families.lora.gate_up import GateUpWrapper, zero_outside_blocks
-from job.planning.sizes import stored_zeros, trained_parameters
+from job.families.lora.parameter_counts import stored_zeros, trained_parameters
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, LoraSpec
 from tests.conftest import S3

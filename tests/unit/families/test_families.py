@@ -17,6 +17,7 @@ from job.export.merge import Merge
 from job.families import FAMILIES, Family, chat
 from job.families.base import IGNORED, Encoded
 from job.families.batches import host_keys
+from job.families.lora.parameter_counts import adapter_parameters
 from job.families.lora.targets import OTHER, kind_of
 from job.kubernetes.options import ManifestOptions
 from job.planning import sizes
@@ -393,7 +394,7 @@ def test_sizes_are_those_of_the_model(
     assert found.parameters == sum(p.numel() for p in model.parameters())
     targets = family.lora_targets(family.meta_model(), spec.lora)
     assert 0 < found.trainable < found.parameters
-    groups = [sizes.adapter_parameters(model, group, spec.lora) for group in targets.groups]
+    groups = [adapter_parameters(model, group, spec.lora) for group in targets.groups]
     assert found.trainable == sum(groups)
 
 

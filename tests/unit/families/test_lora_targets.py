@@ -18,9 +18,10 @@ from job.errors import SpecError
 from job.export.merge import Merge
 from job.families.ernie45_vl.lora_targets import serving
 from job.families.lora.gate_up import untrained_zeros
+from job.families.lora.parameter_counts import adapter_parameters
 from job.families.lora.patterns import require_matches
 from job.planning import patterns
-from job.planning.sizes import adapter_parameters, measure
+from job.planning.sizes import measure
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 

@@ -15,14 +15,14 @@ from PIL import Image
 from benchmarks import memory as benchmarks
 from benchmarks.training import tiny_family
 from job import families
+from job.engines import memory
 from job.engines.device import Accelerator
 from job.engines.lora_config import lora_config
+from job.engines.memory import OPTIMIZER_STATE_BYTES, weight_bytes
 from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
 from job.families.base import SORTED_EXPERTS, RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.families.lora.linear import use_lora_linear
-from job.planning import memory
-from job.planning.memory import OPTIMIZER_STATE_BYTES, weight_bytes
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
 from job.spec.load import load_spec

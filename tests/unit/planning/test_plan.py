@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from job import families, planning, storage
-from job.engines import cpu
+from job.engines import cpu, device, memory
 from job.engines.device import Accelerator
 from job.errors import InputError, OutOfMemoryError, UsageError
 from job.families import model_source
@@ -19,7 +19,7 @@ from job.families.base import RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.local import eviction
 from job.pipeline.context import RunContext
-from job.planning import facts, memory, speed
+from job.planning import facts, speed
 from job.planning.accelerators import ACCELERATORS
 from job.planning.feasibility import nearest_change
 from job.planning.sample import worst_batch
@@ -204,7 +204,8 @@ def test_what_cannot_fit_ends_with_20_and_the_change_that_would(rows: Path, tmp_
         "--accelerator=a100-40gb",
         f"--set=data.train.uri={rows}",
         "--set=data.eval=null",
-        "--set=train.per_device_train_batch_size=65536",
+        "--set=train.per_device_train_batch_size=4096",
+        "--set=train.fit=off",
         f"--output={tmp_path}",
     )
     assert done.code == OutOfMemoryError.exit_code, done.err
@@ -278,7 +279,7 @@ def test_a_plan_for_a_cpu_that_nobody_measured_tells_no_time(
     monkeypatch.setattr(cpu, "model", lambda: "x86_64")
     order = planning.PlanOptions(loaded=loaded("latex", "runtime.accelerator=cpu"))
     for cores in (2, 64):
-        monkeypatch.setattr(cpu, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
         made = planning.make_plan(order)
         assert (made.time is not None) is (cores == 2)
     assert made.time_unknown == (

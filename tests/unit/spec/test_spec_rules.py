@@ -131,11 +131,11 @@ REFUSED += [
         "remove the line, or set runtime.distributed: ddp",
     ),
     (
-        ("train.torch_compile=true",),
+        ("train.torch_compile=true", "train.gradient_checkpointing=true"),
         "train.torch_compile",
         "must be false if train.gradient_checkpointing is true: recomputation may run "
         "another compiled version of a block, which saves other tensors",
-        "set train.gradient_checkpointing: false, or remove the line",
+        "remove one of the lines: auto chooses",
     ),
     (
         (
@@ -863,6 +863,9 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
         ("data.train=[{uri: a, limit: 1}, {uri: b}]", "data.eval={uri: c}"),
         ("data.streaming=true", "data.shuffle_buffer_size=500"),
         ("train.torch_compile=true", "train.gradient_checkpointing=false"),
+        ("train.torch_compile=true", "train.gradient_checkpointing=auto"),
+        ("train.torch_compile=auto", "train.gradient_checkpointing=true"),
+        ("train.torch_compile=auto", "runtime.distributed=fsdp2"),
         ("model.model_name_or_path=hf://a/b", "model.revision=main"),
         ("model.model_name_or_path=hf://a/b@v1", "model.revision=v1"),
         (f"model.model_name_or_path=hf://a/b@{COMMIT}", "model.trust_remote_code=true"),

@@ -91,9 +91,20 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
             "null",
             "remove the line to use the default, -1",
         ),
-        ("train: {gradient_checkpointing: yes}", "must be true or false", "yes", "write true"),
-        ("train: {gradient_checkpointing: Off}", "must be true or false", "Off", "write false"),
-        ("train: {gradient_checkpointing: 0}", "must be true or false", "0", "write false"),
+        (
+            "train: {gradient_checkpointing: yes}",
+            "must be true, false or auto",
+            "yes",
+            "write true",
+        ),
+        (
+            "train: {gradient_checkpointing: Off}",
+            "must be true, false or auto",
+            "Off",
+            "write false",
+        ),
+        ("train: {gradient_checkpointing: 0}", "must be true, false or auto", "0", "write false"),
+        ("train: {padding_free: yes}", "must be true or false", "yes", "write true"),
         (
             "train: {packing: true}",
             "must be false: packing is not supported in this version",

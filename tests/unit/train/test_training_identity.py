@@ -40,7 +40,8 @@ def test_every_key_that_decides_the_weights_is_a_part_and_its_change_is_named(
         changed = identity(spec, **{key: another(getattr(spec.train, key))})
         said = changes(whole.to_json(), changed.to_json())
         same = UNTRAINED_KEYS + LENGTH_KEYS + SELECTING_KEYS
-        if key in same or key in ("group_by_length", "torch_compile"):
+        how = ("group_by_length", "gradient_checkpointing", "torch_compile")
+        if key in same or key in how:
             assert changed.fingerprint == whole.fingerprint, key
         elif key == "metric_for_best_model":
             assert said.startswith("the validation's metric was"), key
@@ -89,6 +90,18 @@ def test_a_validation_split_changes_what_is_prepared_and_trained_not_the_baselin
     samples = replace(spec, eval=replace(spec.eval, validation_samples=7))
     trained = {"train", "eval", "export", "report"}
     assert {stage for stage in whole if given(samples)[stage] != whole[stage]} == trained
+
+
+def test_a_spec_that_leaves_it_to_the_job_shares_results_with_one_that_names_the_former_default(
+    spec: JobSpec,
+) -> None:
+    def training(**train: Any) -> str:
+        changed = replace(spec, train=replace(spec.train, **train))
+        return StageInputs(changed, 1).fingerprint("train", {})
+
+    for key, former in (("gradient_checkpointing", True), ("torch_compile", False)):
+        assert training(**{key: "auto"}) == training(**{key: former})
+        assert training(**{key: "auto"}) != training(**{key: not former})
 
 
 @pytest.mark.parametrize("key", SELECTING_KEYS)

@@ -13,9 +13,9 @@ from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_
 from job.engines.lora_config import ADAPTERS
 from job.families.activation_memory import VARLEN, StepSettings
 from job.families.base import Family, RowSize
+from job.families.lora.parameter_counts import stored_zeros, trained_parameters
 from job.families.lora.patterns import max_rank
 from job.families.lora.selection import trained_in_full
-from job.planning.sizes import GIB, stored_zeros, trained_parameters
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 FP32, BF16 = 4, 2
 
-PROCESS = 4 * GIB
+PROCESS = 4 * 2**30
 """Allowance for Python with its libraries, and rows being loaded."""
 
-CONTEXT = int(1.5 * GIB)
+CONTEXT = int(1.5 * 2**30)
 """The GPU's runtime: its context with loaded kernels (0.4 to 0.6 GiB on the GPUs listed),
 workspaces of the matrix libraries, and fragmentation in the allocator. An allowance."""
 
@@ -74,6 +74,16 @@ class MemoryEstimate:
     def fits(self, memory_bytes: int) -> bool:
         return self.total <= memory_bytes
 
+    def is_ruled_out(self, memory_bytes: int) -> bool:
+        """Whether it would not fit even if the estimate were too high by twice its error."""
+        fixed = self.weights + self.adapter + self.gradients + self.optimizer
+        return fixed + (1 - 2 * UNCERTAINTY) * (self.total - fixed) > memory_bytes
+
+    def is_safe(self, memory_bytes: int) -> bool:
+        """Whether it would fit even if the estimate were too low by twice its error."""
+        fixed = self.weights + self.adapter + self.gradients + self.optimizer
+        return fixed + (1 + 2 * UNCERTAINTY) * (self.total - fixed) <= memory_bytes
+
     def is_tight(self, memory_bytes: int) -> bool:
         """Whether the verdict is within the estimate's uncertainty."""
         fixed = self.weights + self.adapter + self.gradients + self.optimizer
@@ -90,7 +100,8 @@ def estimate(
 ) -> MemoryEstimate | None:
     """Peak memory with a micro-batch of these rows; None if the family cannot estimate it.
 
-    `model` is the architecture on the meta device.
+    `model` is the architecture on the meta device. `train.gradient_checkpointing: auto` counts as
+    true, which needs the least.
     """
     full = spec.lora.method == "full"
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
@@ -135,7 +146,7 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
         itemsize=width,
         autocast=autocast,
         packed=spec.train.padding_free,
-        checkpointing=spec.train.gradient_checkpointing,
+        checkpointing=spec.train.gradient_checkpointing is not False,
         attention=attention,
         experts=experts,
         rank=0 if spec.lora.method == "full" else max_rank(spec.lora),

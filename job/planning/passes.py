@@ -1,0 +1,146 @@
+"""How training would compute a step on a device: the passes, and whether blocks are compiled."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from job.engines.device import Accelerator
+from job.engines.memory import MemoryEstimate, estimate
+from job.families.base import Family, RowSize
+from job.planning import facts
+from job.planning.sample import worst_batch
+from job.spec.types import JobSpec
+from job.train.capture_choice import why_eager
+from job.train.compile_choice import CompileChoice, StepWork, choose
+from job.train.pass_candidates import BatchSettings, candidates, searches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPass:
+    """The passes that training is expected to choose, with the heaviest micro-batch."""
+
+    settings: BatchSettings
+    batch: tuple[RowSize, ...]
+    memory: MemoryEstimate
+
+
+def planned_pass(
+    family: type[Family],
+    model: "PreTrainedModel",
+    spec: JobSpec,
+    rows: Sequence[RowSize],
+    device: Accelerator,
+) -> PlannedPass | None:
+    """The fastest passes that fit by the estimate, as the search before step 1 would find them.
+
+    If none fits, those that need the least memory; if training does not search, the spec's. None if
+    the family cannot estimate memory.
+    """
+    planned = None
+    ways = _ways(family, model, spec, rows, device)
+    for settings in ways:
+        if settings != ways[-1] and not _fits_on_average(
+            family, model, spec, rows, device, settings
+        ):
+            continue
+        planned = _planned(family, model, spec, rows, device, settings)
+        if planned is None or planned.memory.fits(device.memory_bytes):
+            return planned
+    return planned
+
+
+def compile_choice(
+    family: type[Family],
+    spec: JobSpec,
+    model: "PreTrainedModel",
+    data: facts.Data,
+    steps: facts.Steps,
+    devices: Mapping[str, Accelerator],
+) -> CompileChoice:
+    """Whether blocks are compiled on the devices; on a GPU if there is any.
+
+    Whether the image or machine that trains has a compiler is unknown here.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    work, on_gpu = None, any(device.kind != "cpu" for device in devices.values())
+    if steps.total is not None and data.tokens_a_row is not None:
+        work = StepWork(
+            steps=steps.total,
+            tokens_a_step=steps.rows_a_step * data.tokens_a_row,
+            blocks=sum(isinstance(each, GradientCheckpointingLayer) for each in model.modules()),
+            captured=_may_capture(family, spec, on_gpu=on_gpu),
+        )
+    return choose(
+        spec,
+        work,
+        on_gpu=on_gpu,
+        patches_forward=spec.model.engine == "unsloth",
+    )
+
+
+def _may_capture(family: type[Family], spec: JobSpec, *, on_gpu: bool) -> bool:
+    packs = family.supports_packing and spec.train.padding_free and spec.model.engine != "unsloth"
+    return why_eager(spec, on_gpu=on_gpu, padding_free=packs) is None
+
+
+def _ways(
+    family: type[Family],
+    model: "PreTrainedModel",
+    spec: JobSpec,
+    rows: Sequence[RowSize],
+    device: Accelerator,
+) -> Sequence[BatchSettings]:
+    train, on_gpu = spec.train, device.kind != "cpu"
+    sharded = spec.runtime.distributed == "fsdp2"
+    if searches(train, on_gpu=on_gpu, sharded=sharded):
+        mean = fmean(row.tokens for row in rows)
+        return candidates(
+            train,
+            lambda each: each.per_device_train_batch_size * mean,
+            on_gpu=on_gpu,
+            captured=_may_capture(family, spec, on_gpu=on_gpu),
+        )
+    kept = BatchSettings.of(train, checkpointing=False)
+    if train.gradient_checkpointing != "auto" or train.torch_compile is True:
+        return [kept]
+    planned = None if sharded else _planned(family, model, spec, rows, device, kept)
+    if planned is not None and planned.memory.is_safe(device.memory_bytes):
+        return [kept]
+    return [replace(kept, gradient_checkpointing=True)]
+
+
+def _planned(
+    family: type[Family],
+    model: "PreTrainedModel",
+    spec: JobSpec,
+    rows: Sequence[RowSize],
+    device: Accelerator,
+    settings: BatchSettings,
+) -> PlannedPass | None:
+    batch = worst_batch(rows, settings.per_device_train_batch_size)
+    memory = estimate(family, model, _with(spec, settings), batch, device)
+    return None if memory is None else PlannedPass(settings=settings, batch=batch, memory=memory)
+
+
+def _fits_on_average(
+    family: type[Family],
+    model: "PreTrainedModel",
+    spec: JobSpec,
+    rows: Sequence[RowSize],
+    device: Accelerator,
+    settings: BatchSettings,
+) -> bool:
+    """Whether a micro-batch like the sample fits, which takes less than the heaviest."""
+    batch = tuple(itertools.islice(itertools.cycle(rows), settings.per_device_train_batch_size))
+    memory = estimate(family, model, _with(spec, settings), batch, device)
+    return memory is None or memory.fits(device.memory_bytes)
+
+
+def _with(spec: JobSpec, settings: BatchSettings) -> JobSpec:
+    return replace(spec, train=settings.of_spec(spec.train))
