@@ -20,6 +20,7 @@ SAME_MODEL = 0.15
 """Relative difference of the parameters per layer up to which models count as of one kind."""
 PULL = 0.02
 """The weight of a rate's start value, relative to that of a measurement."""
+ROUNDS = 10
 LEAST_ERROR, ERROR_OF_ONE = 0.1, 0.2
 """The error of an estimate within what was measured: by three jobs at least, or by fewer."""
 ERROR_BEYOND, BEYOND = 0.5, 2.0
@@ -149,16 +150,17 @@ def fit(jobs: Sequence[MeasuredJob], *, on_gpu: bool) -> dict[str, float]:
             took = max(job.seconds[stage], 0.1)
             rows.append([quantities.get(name, 0.0) * start[name] / took for name in names])
     measured = np.array(rows)  # (stages of all jobs, rates), in multiples of the start values
-    pull = PULL * np.eye(len(names))
-    matrix = np.concatenate([measured, pull])
-    wanted = np.concatenate([np.ones(len(rows)), PULL * np.ones(len(names))])
-    free = np.ones(len(names), dtype=bool)
-    multiples = np.zeros(len(names))
-    while True:
-        solved, *_ = np.linalg.lstsq(matrix[:, free], wanted, rcond=None)
-        multiples[:] = 0
+    matrix = np.concatenate([measured, PULL * np.eye(len(names))])
+    multiples = np.ones(len(names))
+    # Each round is pulled to the one before, so that a device far from the start values is met too.
+    for _ in range(ROUNDS):
+        wanted = np.concatenate([np.ones(len(rows)), PULL * multiples])
+        free = np.ones(len(names), dtype=bool)
+        while True:
+            solved, *_ = np.linalg.lstsq(matrix[:, free], wanted, rcond=None)
+            if solved.min() >= 0:
+                break
+            free[np.flatnonzero(free)[solved.argmin()]] = False
+        multiples = np.zeros(len(names))
         multiples[free] = solved
-        if multiples.min() >= 0:
-            break
-        free[multiples.argmin()] = False
     return {name: float(start[name] * each) for name, each in zip(names, multiples, strict=True)}

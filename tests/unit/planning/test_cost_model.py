@@ -39,10 +39,10 @@ REFERENCE = "reference-job-28b-h200.json"
 """The reference job on one H200, as `python -m benchmarks.reference_job` names its result."""
 
 
-def a_job(work: Work, faster: float = 1.0, stages: tuple[str, ...] = STAGES) -> MeasuredJob:
+def a_job(work: Work, times: float = 1.0, stages: tuple[str, ...] = STAGES) -> MeasuredJob:
     """A job on a device whose rates are not those to start from, and differ from each other."""
     rates = {
-        name: rate.gpu * faster * (0.6 + 0.1 * (number % 7))
+        name: rate.gpu * times * (0.6 + 0.1 * (number % 7))
         for number, (name, rate) in enumerate(RATES.items())
     }
     seconds = {
@@ -56,8 +56,9 @@ def model(*jobs: MeasuredJob, device: str = H200, cores: int | None = None) -> C
     return CostModel.of(jobs, device, cores, WORK)
 
 
-def test_one_measured_job_is_met_in_every_stage_and_in_all() -> None:
-    measured = a_job(WORK, faster=0.5)
+@pytest.mark.parametrize("times", [0.1, 0.5, 30])
+def test_one_measured_job_is_met_in_every_stage_and_in_all(times: float) -> None:
+    measured = a_job(WORK, times)
     fitted = model(measured)
     assert fitted is not None
     found = fitted.estimate(WORK, STAGES)
