@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+PLAN_SECONDS = 300
 
 
 def planned(spec: str, settings: Sequence[str]) -> dict[str, Any] | None:
@@ -15,11 +16,13 @@ def planned(spec: str, settings: Sequence[str]) -> dict[str, Any] | None:
     command = [sys.executable, "-m", "job", "plan", spec, "--format", "json"]
     for setting in settings:
         command += ["--set", setting]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # noqa: S603
     try:
+        done = subprocess.run(  # noqa: S603
+            command, cwd=ROOT, capture_output=True, text=True, timeout=PLAN_SECONDS
+        )
         plan = json.loads(done.stdout)
-    except ValueError:
-        print(f"no plan: {done.stderr[-1000:]}", flush=True)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        print(f"no plan: {error}", flush=True)
         return None
     return {key: plan.get(key) for key in ("work", "job_time")}
 
