@@ -7,8 +7,9 @@ The job is specs/ernie-4.5-vl-28b-latex.yaml, run by its command, with other URI
 data and the output, and otherwise unchanged, except for what this machine lacks. The base has the
 published architecture and layout with random weights; writing it is not counted, and it is kept
 for the next run if `--base` names a folder. `--set` measures a variant, `--ladder` the train stage
-alone with 4, 16 and 92 rows a step, with and without routed experts. Each stage's result is printed
-and stored as soon as it is known.
+alone with 4, 16 and 92 rows a step, with and without routed experts, and `--spec` another spec as
+it is. Each stage's result is printed and stored as soon as it is known. `job plan` estimates times
+from the results (`job/planning/cost_model.py`).
 """
 
 import argparse
@@ -19,62 +20,73 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, reference_inputs
-from benchmarks.reference_run import ROOT, SPEC, Run, Watched, measure
+from benchmarks import record, reference_inputs, reference_work
+from benchmarks.reference_run import ROOT, Run, Watched, measure
 from job.distributed.cores import cores
 from job.engines import cpu
 from job.engines.device import EIGHT_BIT
 from job.spec.load import load_spec
 
+SPEC = "specs/ernie-4.5-vl-28b-latex.yaml"
 LADDER = [(rows, experts) for experts in (True, False) for rows in (4, 16, 92)]
 """Rows a step, and whether routed experts are adapted."""
 LADDER_STEPS = {4: 60, 16: 40, 92: 20}
+LADDER_LIMIT = 240
+"""Seconds for each."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 
 
 def main() -> None:
     arguments = _arguments()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # ends the job, and stores what is known
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the job, stores what is known
     with _folder(arguments.work) as work:
-        base = arguments.base or work / "base"
-        _write_base(arguments, base)
-        data = reference_inputs.write_data(
-            work / "data", arguments.data, arguments.train_rows, arguments.eval_rows
-        )
-        given = [f"model.model_name_or_path={base}", f"runtime.cache_dir={work / 'cache'}"]
-        given += [f"data.{split}.uri={path}" for split, path in data.items()]
-        forced = _forced(arguments.set)
-        paths = {str(base): "BASE", str(work): "WORK"}
-        facts = {
-            "model": arguments.model,
-            "base_gib": _gib(base),
-            "data": "im2latex" if arguments.data else "noise",
-            "settings": arguments.set,
-            "settings_forced": forced,
-        }
-        if not arguments.ladder:
-            run = Run(
-                command="run",
-                settings=(*given, *forced, *arguments.set),
-                output=work / "output",
-                limit=arguments.limit,
-                hidden=paths,
+        settings = [f"runtime.cache_dir={work / 'cache'}"]
+        paths = {str(work): "WORK"}
+        facts: dict[str, Any] = {"spec": arguments.spec}
+        if arguments.spec == SPEC:
+            base = arguments.base or work / "base"
+            _write_base(arguments, base)
+            data = reference_inputs.write_data(
+                work / "data", arguments.data, arguments.train_rows, arguments.eval_rows
             )
-            name = arguments.name or f"reference-job-{_place(arguments)}"
-            measure(run, lambda watched: _write(arguments, name, {**facts, **watched.to_json()}))
-        else:
-            _climb(arguments, work, (*given, *forced), paths, facts)
+            settings.append(f"model.model_name_or_path={base}")
+            settings += [f"data.{split}.uri={path}" for split, path in data.items()]
+            paths = {str(base): "BASE", **paths}
+            facts |= {
+                "model": arguments.model,
+                "base_gib": _gib(base),
+                "data": "im2latex" if arguments.data else "noise",
+            }
+        forced = _forced(arguments)
+        output = work / "output"
+        given = (*settings, *forced, *arguments.set)
+        planned = reference_work.planned(arguments.spec, (*given, f"output.uri={output}")) or {}
+        facts |= {"settings": arguments.set, "settings_forced": forced, "planned": planned}
+        run = Run(
+            command="run",
+            spec=arguments.spec,
+            settings=given,
+            output=output,
+            limit=arguments.limit,
+            planned=planned.get("work"),
+            hidden=paths,
+        )
+        if arguments.ladder:
+            _climb(arguments, run, facts)
+            return
+        name = arguments.name or f"reference-job-{_place(arguments)}"
+        measure(run, lambda watched: _write(arguments, name, {**facts, **watched.to_json()}))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--spec", default=SPEC, help="another spec, which is run as it is")
     parser.add_argument("--model", choices=("tiny", "28b"), default="tiny")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
     parser.add_argument("--base", type=Path, help="folder of the base; written if it is missing")
@@ -117,11 +129,12 @@ def _write_base(arguments: argparse.Namespace, base: Path) -> None:
     print(f"base: {_gib(base)} GiB in {time.monotonic() - started:.1f} s", flush=True)
 
 
-def _forced(settings: Sequence[str]) -> list[str]:
+def _forced(arguments: argparse.Namespace) -> list[str]:
     """Settings for what this machine lacks: 8-bit optimizers without a GPU or bitsandbytes."""
     from importlib.util import find_spec
 
-    spec = load_spec((ROOT / SPEC).read_text(), SPEC, list(settings), environ={}).spec
+    text = (ROOT / arguments.spec).read_text()
+    spec = load_spec(text, arguments.spec, arguments.set, environ={}).spec
     on_gpu = gpu_name() is not None
     if spec.train.optim in EIGHT_BIT and not (on_gpu and find_spec("bitsandbytes")):
         return [f"train.optim={'adamw_torch_fused' if on_gpu else 'adamw_torch'}"]
@@ -144,7 +157,8 @@ def gpu_name() -> str | None:
 
 def _place(arguments: argparse.Namespace) -> str:
     name = gpu_name()
-    return f"{arguments.model}-{'cpu' if name is None else name.split()[-1].lower()}"
+    what = arguments.model if arguments.spec == SPEC else Path(arguments.spec).stem
+    return f"{what}-{'cpu' if name is None else name.split()[-1].lower()}"
 
 
 def _gib(folder: Path) -> float:
@@ -152,13 +166,7 @@ def _gib(folder: Path) -> float:
     return round(total / 2**30, 3)
 
 
-def _climb(
-    arguments: argparse.Namespace,
-    work: Path,
-    settings: Sequence[str],
-    paths: dict[str, str],
-    facts: dict[str, Any],
-) -> None:
+def _climb(arguments: argparse.Namespace, shipped: Run, facts: dict[str, Any]) -> None:
     """The train stage with more and more rows a step, with and without routed experts."""
     name = arguments.name or f"reference-ladder-{_place(arguments)}"
     steps: dict[str, Any] = {}
@@ -166,21 +174,19 @@ def _climb(
         if arguments.rows and rows not in arguments.rows:
             continue
         count = LADDER_STEPS[rows]
-        variant = [
+        variant = (
             f"train.per_device_train_batch_size={rows}",
             "train.gradient_accumulation_steps=1",
             f"lora.finetune_experts={str(experts).lower()}",
             f"train.max_steps={count}",
             f"train.save_steps={count}",
-        ]
-        output = work / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        run = Run(
+        )
+        shutil.rmtree(shipped.output, ignore_errors=True)
+        run = replace(
+            shipped,
             command="train",
-            settings=(*settings, *variant, *arguments.set),
-            output=output,
-            limit=min(arguments.limit, 240),
-            hidden=paths,
+            settings=(*shipped.settings, *variant),
+            limit=min(arguments.limit, LADDER_LIMIT),
         )
         key = f"{rows} rows, routed experts {'adapted' if experts else 'frozen'}"
         print(key, flush=True)

@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import reference_work
+
 ROOT = Path(__file__).parents[1]
-SPEC = "specs/ernie-4.5-vl-28b-latex.yaml"
 STAGE = re.compile(r"^\d\d:\d\d:\d\d INFO (\w+): (started|done)")
 EVENT = re.compile(r"^\d\d:\d\d:\d\d [A-Z]+ ")
 PROGRESS = re.compile(r"^\d\d:\d\d:\d\d INFO (train step=|.*\bdone=\d+/\d+ rate=)")
@@ -33,10 +34,13 @@ class Run:
     """A run of the job."""
 
     command: str
+    spec: str
     settings: Sequence[str]
     output: Path
     limit: float
     """Seconds after which it is stopped."""
+    planned: Mapping[str, Any] | None
+    """The quantities of the job, as planned; None if there is no plan."""
     hidden: Mapping[str, str]
     """Names for this machine's paths in what is stored."""
 
@@ -112,6 +116,8 @@ class Watched:
                 name: {k: v for k, v in stage["summary"].items() if k not in LONG}
                 for name, stage in record["stages"].items()
             }
+            if self.run.planned is not None:
+                found["work"] = reference_work.measured(self.run.planned, found["summaries"])
             found["warnings"] = [self.hide(text) for text in record["warnings"]]
         with suppress(OSError, ValueError):
             found["training"] = training_speed(self.run.output / "train" / "history.jsonl")
@@ -130,7 +136,7 @@ class Watched:
 
 def measure(run: Run, write: Callable[[Watched], None]) -> Watched:
     """Runs the job; calls `write` with what is known after each stage, and at the end."""
-    arguments = [sys.executable, "-m", "job", run.command, SPEC]
+    arguments = [sys.executable, "-m", "job", run.command, run.spec]
     for setting in (*run.settings, f"output.uri={run.output}"):
         arguments += ["--set", setting]
     watched = Watched(run=run)

@@ -163,7 +163,8 @@ class Pod:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTime:
-    """The time of training only, without loading, evaluation and export."""
+    """The time of training only, without loading, evaluation and export; of the train stage if
+    whole jobs were measured (`job_time`)."""
 
     accelerator: str
     shortest: float
@@ -173,6 +174,33 @@ class TrainingTime:
     sources: tuple[str, ...]
     beyond: bool
     """Whether micro-batches of this size were never measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime:
+    """The time of a stage, or of all."""
+
+    stage: str
+    """`start` before the first stage, `finish` after the export, `total` for all."""
+    shortest: float
+    """With answers as long as the sample's."""
+    longest: float
+    """If no generated answer ends before `max_new_tokens`."""
+    error: float
+    """The relative error of both."""
+    cost_from: float | None
+    cost_to: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobTime:
+    """The time of the stages that will run, without downloads and uploads."""
+
+    accelerator: str
+    stages: tuple[StageTime, ...]
+    total: StageTime
+    sources: tuple[str, ...]
+    """The files under benchmarks/results/ with the measured jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +234,10 @@ class Plan:
     pods: tuple[Pod, ...]
     time: TrainingTime | None
     time_unknown: str | None
+    job_time: JobTime | None
+    """None if no similar job was measured; `time` may still be known."""
+    work: Mapping[str, Any] | None
+    """The quantities that the time of stages depends on, see `job.planning.stage_work.Work`."""
     validation: Validation | None
     """None without validation."""
     stages: Mapping[str, str]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job import families, storage
@@ -15,11 +15,14 @@ from job.families.lora.selection import trained_in_full
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
 from job.planning import data, facts, sizes, speed
+from job.planning.cost_model import measured_jobs
 from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
 from job.planning.engine import engine_of
+from job.planning.job_time import answer_tokens, job_time, training_of, work_of
 from job.planning.name_patterns import patterns
 from job.planning.passes import compile_choice
 from job.planning.requirements import needs
+from job.planning.stage_work import Work
 from job.planning.validation_cost import validation
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+WILL_RUN = "will run"
 NAME_ONE = "name one accelerator to see it: --accelerator"
 
 
@@ -71,7 +75,10 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices)
     compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
     work = _Work(data=data_facts, steps=steps, sizes=measured, memory=memory, compiling=compiling)
+    quantities, whole = _job_time(options, devices, work, skeleton, survey, stages or {})
     time, no_time = _time(options, devices, work)
+    if whole is not None:
+        time, no_time = training_of(whole) or time, None
     return facts.Plan(
         name=spec.name,
         output=spec.output.uri,
@@ -91,6 +98,8 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         pods=tuple(_pods(spec, measured)),
         time=time,
         time_unknown=no_time,
+        job_time=whole,
+        work=None if quantities is None else asdict(quantities),
         validation=validation(spec, data_facts, steps, time),
         stages=stages or {},
         stages_unknown=data.reason(no_stages),
@@ -212,6 +221,12 @@ class _Work:
         chosen = (fit.pass_rows for fit in fits if fit.accelerator == device)
         return next(chosen, spec.train.per_device_train_batch_size)
 
+    def passes_a_step(self, device: str, spec: JobSpec) -> int:
+        """The same of the passes of a step."""
+        fits = self.memory.fits if self.memory else ()
+        chosen = (fit.passes for fit in fits if fit.accelerator == device)
+        return next(chosen, spec.train.gradient_accumulation_steps)
+
 
 def _time(
     options: PlanOptions, devices: Mapping[str, Accelerator], work: _Work
@@ -255,6 +270,45 @@ def _time(
     ), None
 
 
+def _job_time(
+    options: PlanOptions,
+    devices: Mapping[str, Accelerator],
+    work: _Work,
+    model: "PreTrainedModel",
+    survey: data.DataSurvey,
+    stages: Mapping[str, str],
+) -> tuple[Work | None, facts.JobTime | None]:
+    """What the stages have to do on this machine, or on the accelerator that the user names, and
+    how long that takes; None if that is not known."""
+    own = [name for name in devices if name == THIS_MACHINE]
+    if len(devices) > 1 and not own:
+        return None, None
+    [name] = own or devices
+    spec = options.loaded.spec
+    validated = validation(spec, work.data, work.steps, None)
+    quantities = work_of(
+        spec,
+        model.config,
+        work.sizes,
+        work.data,
+        work.steps,
+        passes_a_step=work.passes_a_step(name, spec),
+        compiled=work.compiling.compiled and devices[name].kind != "cpu",
+        validated_rows=validated.rows * (validated.times or 0) if validated else 0,
+    )
+    if quantities is None:
+        return None, None
+    return quantities, job_time(
+        measured_jobs(),
+        devices[name],
+        name,
+        quantities,
+        answer_tokens=answer_tokens(survey),
+        skipped=[stage for stage, state in stages.items() if state != WILL_RUN],
+        price_per_hour=options.price_per_hour,
+    )
+
+
 def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
     for stage in COMMANDS["run"]:
         if stage == "baseline" and not job.spec.eval.baseline:
@@ -268,7 +322,7 @@ def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
         record = job.output.stages.completed(stage, job.fingerprint(stage)) if marked else None
         if record is not None:
             job.record.add(record)  # the fingerprint of the report needs it
-        yield stage, f"complete since {record.started}; will be skipped" if record else "will run"
+        yield stage, f"complete since {record.started}; will be skipped" if record else WILL_RUN
 
 
 def _value(loaded: LoadedSpec, path: str) -> object:

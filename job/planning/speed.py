@@ -56,7 +56,7 @@ class Training:
         """
         return (
             measured.cores == self.cores
-            and (self.cores is not None or _same_device(measured.device, self.device))
+            and (self.cores is not None or same_device(measured.device, self.device))
             and (measured.method, measured.compiled) == (self.method, self.compiled)
             and abs(measured.parameters / self.parameters - 1) <= SIZE_TOLERANCE
         )
@@ -116,6 +116,6 @@ def _batch_tokens(measurement: Measurement) -> int:
     return measurement.batch_tokens
 
 
-def _same_device(measured: str, wanted: str) -> bool:
+def same_device(measured: str, wanted: str) -> bool:
     """Whether two names mean the same model of GPU: `NVIDIA H200` and `h200`."""
     return set(wanted.lower().split()) <= set(measured.lower().replace(",", " ").split())

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from job import log, redaction
-from job.planning.facts import Data, DeviceFit, Plan, Validation
+from job.planning.facts import Data, DeviceFit, JobTime, Plan, StageTime, Validation
 
 WIDTH = 98
 _PARTS = {
@@ -31,7 +31,7 @@ def text(plan: Plan) -> str:
         "data": _data(plan),
         "model": _model(plan),
         _memory_title(plan): _memory(plan),
-        "training time": _time(plan),
+        **({"training time": _time(plan)} if plan.job_time is None else _job_time(plan.job_time)),
         **({"validation": _validation(plan.validation)} if plan.validation else {}),
         "disk": _disk(plan),
         "resources of a pod": [
@@ -223,6 +223,22 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
             else "from the slowest to the fastest of the measured micro-batches nearest in size"
         ),
     )
+
+
+def _job_time(time: JobTime) -> dict[str, Lines]:
+    lines = [(each.stage, _stage_time(each)) for each in (*time.stages, time.total)]
+    lines += [("measured", source) for source in time.sources]
+    lines.append(("not counted", "downloads and uploads"))
+    return {f"time and cost on {time.accelerator}": lines}
+
+
+def _stage_time(time: StageTime) -> str:
+    low, high = log.duration(time.shortest), log.duration(time.longest)
+    text = f"{low if low == high else f'{low} to {high}'}, ±{time.error:.0%}"
+    if time.stage != "total" or time.cost_from is None or time.cost_to is None:
+        return text
+    low, high = f"{time.cost_from:,.2f}", f"{time.cost_to:,.2f}"
+    return f"{text}; {low if low == high else f'{low} to {high}'} at the given price"
 
 
 def _validation(validation: Validation) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from job import families, planning, storage
-from job.engines import cpu, memory
+from job.engines import cpu, device, memory
 from job.engines.device import Accelerator
 from job.errors import InputError, OutOfMemoryError, UsageError
 from job.families import model_source
@@ -281,7 +281,7 @@ def test_a_plan_for_a_cpu_that_nobody_measured_tells_no_time(
     monkeypatch.setattr(cpu, "model", lambda: "x86_64")
     order = planning.PlanOptions(loaded=loaded("latex", "runtime.accelerator=cpu"))
     for cores in (2, 64):
-        monkeypatch.setattr(cpu, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(device, "cores", lambda cores=cores: cores)
         made = planning.make_plan(order)
         assert (made.time is not None) is (cores == 2)
     assert made.time_unknown == (
@@ -303,6 +303,38 @@ def test_a_measured_speed_names_its_file_and_its_model_s_size() -> None:
     for each in known:
         assert 0 < each.slowest <= each.fastest
         assert each.parameters > 1e6
+
+
+def test_a_plan_tells_time_and_cost_of_every_stage_that_will_run(made: facts.Plan) -> None:
+    def took(stage: str, shortest: float, longest: float) -> facts.StageTime:
+        return facts.StageTime(
+            stage=stage,
+            shortest=shortest,
+            longest=longest,
+            error=0.2,
+            cost_from=shortest / 900,
+            cost_to=longest / 900,
+        )
+
+    whole = facts.JobTime(
+        accelerator="h200",
+        stages=(took("start", 9, 9), took("eval", 8, 21)),
+        total=took("total", 17, 30),
+        sources=("reference-job-28b-h200.json",),
+    )
+    shown = planning.text(replace(made, job_time=whole))
+    assert "time and cost on h200" in shown
+    assert "training time" not in shown
+    for line in (
+        "start        9.0s, ±20%",
+        "eval         8.0s to 21.0s, ±20%",
+        "total        17.0s to 30.0s, ±20%; 0.02 to 0.03 at the given price",
+        "measured     reference-job-28b-h200.json",
+    ):
+        assert f"\n  {line}\n" in shown
+    written = json.loads(planning.as_json(replace(made, job_time=whole)))
+    assert written["job_time"]["total"]["longest"] == 30
+    assert written["work"]["steps"] == made.steps.total
 
 
 # --- what is read ----------------------------------------------------------------------------
