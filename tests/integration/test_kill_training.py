@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conftest import S3
 from tests.integration.kills import VALIDATION, Found, Picked, Training, try_all
 
@@ -106,6 +107,7 @@ def _work(
     picked: Picked,
     sent: int,
 ) -> None:
+    warm.as_if_started()
     os.environ.update(environ)
     told.send(try_all(place, root, training, picked, sent))
 
