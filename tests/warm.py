@@ -91,6 +91,8 @@ class Process:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What is left of standard output and standard error, once it has ended."""
+        if self._out.closed:
+            return "", ""
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         found = ["", ""]
 
