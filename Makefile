@@ -78,7 +78,7 @@ $(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
 	@$(VENV)/bin/python requirements/chromium.py $(CHROMIUM)
 
 test-slow: $(VENV)/.ready-dev $(CHROMIUM)/.ready ## Run the tests that take minutes
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses=2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses=2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 setup-serving: $(SERVING)/.ready ## Install vLLM for a CPU, in its own environment
 

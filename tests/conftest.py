@@ -3,9 +3,9 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -19,32 +19,14 @@ hypothesis.settings.register_profile("explore", print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: the tests of a file stay together only where they share a fixture of
-    it, and what takes longest begins first, so that no worker is left alone with it.
-    """
-    if not getattr(config.option, "loadgroup", False):
-        return
-    minutes: Counter[str] = Counter()
+@pytest.hookimpl(trylast=True)  # after those that are not to run are gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that no worker is left alone with one."""
+    minutes: Counter[Path] = Counter()
     for item in items:
-        group = item.path.stem if _shares(item) else item.nodeid
-        item.add_marker(pytest.mark.xdist_group(group))
-        marker = item.get_closest_marker("slow")
-        minutes[group] += marker.kwargs.get("minutes", 0) if marker else 0
-    items.sort(key=lambda item: -minutes[_group(item)])
-
-
-def _shares(item: pytest.Item) -> bool:
-    """Whether it uses a fixture that is made once for a file."""
-    defined: dict[str, Sequence[Any]] = item._fixtureinfo.name2fixturedefs
-    return any(each[-1].scope in ("class", "module") for each in defined.values() if each)
-
-
-def _group(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return str(marker.args[0])
+        if marker := item.get_closest_marker("slow"):
+            minutes[item.path] += marker.kwargs.get("minutes", 0)
+    items.sort(key=lambda item: -minutes[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ process of its own with its own environment, standard streams and exit code.
 """
 
 import math
+import multiprocessing
 import os
 import runpy
 import signal
@@ -26,17 +27,28 @@ _READ_AT_IMPORT = (
     "BNB_", "CUDA_", "FSSPEC_", "HF_", "HUGGINGFACE_", "KMP_", "LD_", "MKL_", "OMP_", "PYTHON",
     "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "UNSLOTH_", "XDG_",
 )  # fmt: skip
+# Torch sets it for processes of its own, to what every process would take.
+_SET_BY_TORCH = {"TORCHINDUCTOR_CACHE_DIR"}
 _STARTED_WITH = {**os.environ}
 
 
 def fits(environ: Mapping[str, str]) -> bool:
     """Whether a process that is forked acts in this environment as one that starts anew."""
-    names = environ.keys() | _STARTED_WITH.keys()
+    names = (environ.keys() | _STARTED_WITH.keys()) - _SET_BY_TORCH
     return all(
         environ.get(name) == _STARTED_WITH.get(name)
         for name in names
         if name.startswith(_READ_AT_IMPORT)
     )
+
+
+def as_if_started() -> None:
+    """Makes new processes start as they do in one that starts anew.
+
+    A forked one starts others by a server of its own, which would import all libraries again, and
+    outlive it.
+    """
+    multiprocessing.set_start_method(None, force=True)
 
 
 class Process:
@@ -48,13 +60,17 @@ class Process:
         """`err` is `subprocess.PIPE`, or where standard error goes: a descriptor or `DEVNULL`."""
         self.args = ["job", *arguments]
         self._out, out = _pipe()
-        self.stderr, end = _pipe() if err == subprocess.PIPE else (None, None)
-        kept = Connection(os.dup(err)) if err >= 0 else end
+        self.stderr: IO[str] | None = None
+        said = None
+        if err == subprocess.PIPE:
+            self.stderr, said = _pipe()
+        elif err >= 0:
+            said = Connection(os.dup(err))
         self._process = context.Process(
-            target=_main, args=(list(arguments), str(cwd), dict(environ), out, kept)
+            target=_main, args=(list(arguments), str(cwd), dict(environ), out, said)
         )
         self._process.start()
-        for each in (out, kept):
+        for each in (out, said):
             if each is not None:
                 each.close()
         assert self._process.pid is not None
@@ -75,6 +91,8 @@ class Process:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What is left of standard output and standard error, once it has ended."""
+        if self._out.closed:
+            return "", ""
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         found = ["", ""]
 
@@ -114,6 +132,7 @@ def _pipe() -> tuple[IO[str], Connection]:
 def _main(
     arguments: list[str], cwd: str, environ: dict[str, str], out: Connection, err: Connection | None
 ) -> None:
+    as_if_started()
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(out.fileno(), 1)

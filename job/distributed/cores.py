@@ -14,10 +14,10 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-SPINS = "10000"
-"""How often a thread looks for new work before it sleeps: about half a millisecond, longer than
-most gaps between the operations of a step. libgomp's own 300,000 burn the cores that another job,
-or a worker that loads data, needs."""
+SPINS = "1000"
+"""How often a thread looks for more work before it sleeps: for some 50 microseconds, longer than
+the gap between most operations. libgomp's own 300,000 are milliseconds, in which it holds a core
+that another job's thread needs (`benchmarks.shared_cpu`)."""
 
 
 def cores(cgroups: Path = CGROUPS) -> int:

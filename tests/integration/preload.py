@@ -1,5 +1,10 @@
 """What the job imports, for processes to be forked with it loaded; no threads are started."""
 
+import os
+
+# As the job sets it for several processes; torch reads it while it is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 import datasets
 import peft
 import torch

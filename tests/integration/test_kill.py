@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from job import storage
+from tests import warm
 from tests.conftest import S3
 from tests.jobs import small_run
 
@@ -34,6 +35,7 @@ SETTINGS = {"data.train.limit": 24, "eval.max_samples": 4, "train.save_steps": 1
 
 def _run(arguments: list[str], environ: dict[str, str], said: str) -> None:
     """The job, in a process of its own."""
+    warm.as_if_started()
     os.environ.update(environ)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)

@@ -110,9 +110,6 @@ class Pair:
         """The exit codes, once both have left."""
         for rank, process in enumerate(self.processes):
             self.said[rank] += process.communicate(timeout=SECONDS)[1]
-            # What torch says if it was imported before the job could ask it not to.
-            lines = self.said[rank].splitlines(keepends=True)
-            self.said[rank] = "".join(each for each in lines if not each.startswith("[rank"))
         first, second = (process.wait() for process in self.processes)
         return first, second
 

@@ -19,6 +19,7 @@ import pytest
 
 from job import storage
 from job.cli.verify import verify
+from tests import warm
 from tests.conftest import S3
 from tests.jobs import small_run
 
@@ -43,6 +44,7 @@ context.set_forkserver_preload(["tests.integration.preload"])
 
 def _run(arguments: list[str], environ: dict[str, str], said: str, machine: str) -> None:
     """The job, in a process of its own, as if on a machine of its own."""
+    warm.as_if_started()
     os.environ.update(environ)
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 2)

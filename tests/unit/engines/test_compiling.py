@@ -184,7 +184,7 @@ def test_an_evaluation_between_steps_compiles_nothing(tmp_path: Path) -> None:
     assert all(block._compiled_call_impl is not None for block in pair.blocks.blocks)
 
 
-@pytest.mark.slow(minutes=1)
+@pytest.mark.slow(minutes=2)
 @pytest.mark.parametrize("name", ["ernie", "llama", "qwen_vl"])
 def test_losses_and_gradients_are_those_of_eager_blocks(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path)
