@@ -4,7 +4,8 @@
     python -m benchmarks.grouped_products --tune      then other tile sizes than the table's
 
 64 experts, six to a token, unevenly loaded. `gradient` is that of the input; `outer` that of an
-adapter's matrices. Times are medians in ms, taken on the device.
+adapter's matrices. Times are medians in ms: of captured graphs, except for the loop, which usually
+cannot be captured because it reads the loads.
 """
 
 import argparse
@@ -68,10 +69,16 @@ CANDIDATES = (
 PERSISTENT = tuple(replace(tiles, persistent=1) for tiles in CANDIDATES if tiles.descriptors)
 
 
-def timed(work: Callable[[], object], runs: int = 15) -> float:
-    """Milliseconds on the device, the median of `runs`."""
+def timed(work: Callable[[], object], runs: int = 15, *, captured: bool = True) -> float:
+    """Milliseconds, the median of `runs`; without the host's share if `captured`."""
     for _ in range(3):
         work()
+    torch.cuda.synchronize()
+    if captured:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        work = graph.replay
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(runs)]
     for start, end in events:
         start.record()
@@ -104,13 +111,13 @@ def measure(product: Product, tokens: int) -> dict[str, float]:
         parts = zip(rows.split(counts), weight, strict=True)
         return torch.cat([part @ matrix for part, matrix in parts])
 
+    one_kernel = choose(CUDA, torch.bfloat16).way == "torch"
     ours = launch.product(rows, weight, ends, launch.device_of(CUDA))
     off = float((ours - loop()).abs().max() / ours.abs().max())
-    # Not the operator: in training it runs in captured graphs, without its overhead on the host.
     times = {
-        "torch": timed(lambda: WAYS["torch"](rows, weight, ends)),
+        "torch": timed(lambda: WAYS["torch"](rows, weight, ends), captured=one_kernel),
         "triton": timed(lambda: launch.product(rows, weight, ends, launch.device_of(CUDA))),
-        "loop": timed(loop, runs=7),
+        "loop": timed(loop, runs=7, captured=False),
     }
     return {
         **{way: round(ms, 3) for way, ms in times.items()},
@@ -125,7 +132,8 @@ def measure_outer(tokens: int, height: int, width: int) -> dict[str, float]:
     left, _, ends = example(Product("", height, 8, inner_is_last=True), tokens)
     right = torch.randn(len(left), width, device=CUDA, dtype=torch.bfloat16)
     device = launch.device_of(CUDA)
-    theirs = timed(lambda: torch._grouped_mm(left.t(), right, offs=ends))
+    one_kernel = choose(CUDA, torch.bfloat16).way == "torch"
+    theirs = timed(lambda: torch._grouped_mm(left.t(), right, offs=ends), captured=one_kernel)
     ours = timed(lambda: launch.outer(left, right, ends, device))
     return {
         "torch": round(theirs, 3),

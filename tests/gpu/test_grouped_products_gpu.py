@@ -1,5 +1,6 @@
 """Grouped products by the Triton kernels on a GPU: exact, captured, compiled, and never waiting."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -59,7 +60,7 @@ def test_products_and_sums_of_outer_products_equal_a_loop(
         assert off(grouped_product(rows, matrix, ends), exact) <= tolerance(dtype)
     grad = torch.randn(len(rows), width, device=CUDA).to(dtype)
     bounds = [0, *ends.tolist()]
-    parts = [slice(*pair) for pair in zip(bounds, bounds[1:], strict=False)]
+    parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
     sums = torch.stack([rows[part].double().T @ grad[part].double() for part in parts])
     assert off(grouped_outer(rows, grad, ends), sums) <= tolerance(dtype)
 
