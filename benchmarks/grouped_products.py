@@ -146,6 +146,7 @@ def tune(product: Product, tokens: int) -> list[str]:
     """The fastest tiles with their milliseconds, the table's marked."""
     rows, weight, ends = example(product, tokens)
     device = launch.device_of(CUDA)
+    expected = WAYS["torch"](rows, weight, ends)
     chosen = tiles_for(
         rows=len(rows),
         experts=EXPERTS,
@@ -162,6 +163,10 @@ def tune(product: Product, tokens: int) -> list[str]:
             )
         except Exception as error:  # noqa: BLE001 - does not fit this device
             print(f"  {tiles}: {next(iter(str(error).splitlines()), error)}")
+            continue
+        off = launch.product(rows, weight, ends, device, tiles) - expected
+        if float(off.abs().max()) > 0.01 * float(expected.abs().max()):
+            print(f"  {tiles}: wrong results")
             continue
         found.append((ms, tiles))
     found.sort(key=lambda pair: pair[0])

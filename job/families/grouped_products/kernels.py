@@ -134,16 +134,19 @@ def product_by_descriptors(
     INNER: tl.constexpr,  # noqa: N803
     GROUP: tl.constexpr,  # noqa: N803
     INNER_IS_LAST: tl.constexpr,  # noqa: N803
+    FLATTEN: tl.constexpr,  # noqa: N803
 ):
     """`product` with `rows` and `weight` as tensor descriptors, which Hopper's copy engine reads.
 
     `weight` is (E·width, inner) in tiles of `COLUMNS` by `INNER` if `INNER_IS_LAST`, else
     (E·inner, width) in tiles of `INNER` by `COLUMNS`; `inner` is a multiple of `INNER`. What a tile
-    reads past its expert's rows or columns is another's, and not stored.
+    reads past its expert's rows or columns is another's, and not stored. With `FLATTEN`, a
+    persistent program reads its next tile while it stores one.
     """
     column_tiles = tl.cdiv(width, COLUMNS)
     experts, row_tiles, upto = _tile_ends(ends, column_tiles, EXPERTS, LANES, ROWS)
-    for tile in range(tl.program_id(0), tl.max(upto, 0), tl.num_programs(0)):
+    first, last, step = tl.program_id(0), tl.max(upto, 0), tl.num_programs(0)
+    for tile in tl.range(first, last, step, flatten=FLATTEN):
         expert, start, end, m, n = _locate(
             ends, tile, upto, row_tiles, column_tiles, experts, GROUP
         )

@@ -88,6 +88,7 @@ def product(
             inner,
             width,
             INNER_IS_LAST=inner_is_last,
+            FLATTEN=tiles.persistent > 0,
             **constants,
         )
         return out

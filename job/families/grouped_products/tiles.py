@@ -104,7 +104,9 @@ def _is_rdna(device: Device) -> bool:
 
 def _hopper(per_expert: int) -> Tiles:
     if per_expert > 96:
-        return Tiles(rows=128, columns=256, inner=64, warps=8, stages=4, descriptors=True)
+        tiles = Tiles(rows=128, columns=256, inner=64, warps=8, stages=3, descriptors=True)
+        # So that a tile is stored while the next is read: registers admit one program at a time.
+        return replace(tiles, persistent=1)
     if per_expert > 24:  # bound by reading the weights, so many small loads in flight
         return Tiles(rows=64, columns=128, inner=128, warps=4, stages=3, descriptors=True)
     return Tiles(rows=16, columns=128, inner=128, warps=4, stages=4)

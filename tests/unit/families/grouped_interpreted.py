@@ -27,6 +27,7 @@ TILES = [
     Tiles(rows=16, columns=16, inner=16, warps=4, stages=1, group=2),
     Tiles(rows=32, columns=16, inner=32, warps=4, stages=1, group=1, persistent=1),
     Tiles(rows=16, columns=32, inner=16, warps=4, stages=1, descriptors=True),
+    Tiles(rows=32, columns=16, inner=16, warps=4, stages=1, descriptors=True, persistent=2),
 ]
 OUTER = OuterTiles(left=16, right=32, rows=16, warps=4, stages=1)
 

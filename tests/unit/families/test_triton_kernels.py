@@ -110,7 +110,7 @@ def product(name: str, size: str, rows: int = ROWS, dtype: str = "bf16") -> tupl
         block = [tiles.columns, tiles.inner] if inner_is_last else [tiles.inner, tiles.columns]
         types["rows"] = f"tensordesc<{dtype}[{tiles.rows}, {tiles.inner}]>"
         types["weight"] = f"tensordesc<{dtype}{block}>"
-        constants["INNER_IS_LAST"] = inner_is_last
+        constants |= {"INNER_IS_LAST": inner_is_last, "FLATTEN": tiles.persistent > 0}
         return compiled(kernels.product_by_descriptors, types, constants, name, tiles), tiles
     constants["inner_stride" if inner_is_last else "width_stride"] = 1
     constants["WHOLE_COLUMNS"] = width % tiles.columns == 0
