@@ -13,6 +13,7 @@ import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,9 +159,7 @@ def tune(product: Product, tokens: int) -> list[str]:
     found = []
     for tiles in dict.fromkeys((chosen, *CANDIDATES, *PERSISTENT)):
         try:
-            ms = timed(
-                lambda tiles=tiles: launch.product(rows, weight, ends, device, tiles), runs=5
-            )
+            ms = timed(partial(launch.product, rows, weight, ends, device, tiles), runs=5)
         except Exception as error:  # noqa: BLE001 - does not fit this device
             print(f"  {tiles}: {next(iter(str(error).splitlines()), error)}")
             continue

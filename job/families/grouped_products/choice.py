@@ -58,7 +58,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Choice:
     """
     if device.type != "cuda":
         return Choice("loop", "no GPU")
-    reasons = []
+    reasons: list[str] = []
     for way, trial in (("torch", waits_for_nothing), ("triton", is_right)):
         reason = trial(WAYS[way], device, dtype)
         if reason is None:

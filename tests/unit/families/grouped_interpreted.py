@@ -6,11 +6,12 @@ Prints a line for each case that is off.
 
 import itertools
 import sys
+from typing import Any
 
 import torch
 
 from job.families.grouped_products import launch
-from job.families.grouped_products.choice import is_right
+from job.families.grouped_products.choice import GroupedMm, is_right
 from job.families.grouped_products.operators import grouped_product
 from job.families.grouped_products.tiles import OuterTiles, Tiles
 
@@ -31,7 +32,8 @@ TILES = [
 OUTER = OuterTiles(left=16, right=32, rows=16, warps=4, stages=1)
 
 
-def check(name: str, found: torch.Tensor, expected: torch.Tensor) -> bool:
+def check(name: str, found: torch.Tensor | None, expected: torch.Tensor) -> bool:
+    assert found is not None
     if found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4, rtol=1e-4):
         return True
     print(f"{name}: off by {float((found - expected).abs().max())}")
@@ -64,11 +66,13 @@ def gradients() -> list[bool]:
     weight = torch.randn(3, 16, 24).transpose(1, 2)
     ends = torch.tensor(counts).cumsum(0).to(torch.int32)
     right = []
+    ways: tuple[GroupedMm, ...]
     ways = (grouped_product, torch.compile(grouped_product, backend="aot_eager", fullgraph=True))
     for way, trained in itertools.product(ways, (True, False)):
         x, w = rows.clone().requires_grad_(), weight.clone().requires_grad_(trained)
         out = way(x, w, ends)
-        kept = [saved for saved in out.grad_fn.saved_tensors if saved.shape == rows.shape]
+        node: Any = out.grad_fn
+        kept = [saved for saved in node.saved_tensors if saved.shape == rows.shape]
         if way is grouped_product:
             right.append(check("rows kept", torch.tensor(len(kept)), torch.tensor(int(trained))))
         out.backward(grad)

@@ -132,7 +132,7 @@ def outer(name: str, size: str, dtype: str = "bf16") -> tuple[Any, OuterTiles]:
     )
     types = dict.fromkeys(("left", "right", "out"), f"*{dtype}") | {"ends": "*i32"}
     types |= dict.fromkeys(("height", "width", "left_stride", "right_stride"), "i32")
-    constants = {"LEFT": tiles.left, "RIGHT": tiles.right, "ROWS": tiles.rows}
+    constants: dict[str, Any] = {"LEFT": tiles.left, "RIGHT": tiles.right, "ROWS": tiles.rows}
     return compiled(kernels.outer, types, constants, name, tiles), tiles
 
 
@@ -153,10 +153,10 @@ def over_limits(kernel: Any, name: str, warps: int) -> list[str]:
             spilled = re.findall(rf"\.{kind}_spill_count: +(\d+)", kernel.asm["amdgcn"])
             found += [f"spills {count} {kind}s" for count in spilled if int(count)]
         return found
-    registers, spilled = usage(kernel.asm["cubin"])
+    registers, stack = usage(kernel.asm["cubin"])
     if registers * warps * 32 > REGISTERS:
         found.append(f"{registers} registers in {warps} warps")
-    return found + ([f"spills {spilled} bytes"] if spilled else [])
+    return found + ([f"spills {stack} bytes"] if stack else [])
 
 
 def usage(cubin: bytes) -> tuple[int, int]:
@@ -190,7 +190,7 @@ def test_the_largest_product_compiles_to_matrix_instructions_within_limits(name:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MATRIX_INSTRUCTIONS)
 def test_every_kernel_compiles_within_limits(name: str) -> None:
-    made = [
+    made: list[tuple[Any, Tiles | OuterTiles]] = [
         *(product(name, size) for size in SIZES),
         *(product(name, "gate_up", rows) for rows in (600 * 6, EXPERTS)),
         product(name, "gate_up", dtype="fp16"),
@@ -200,7 +200,8 @@ def test_every_kernel_compiles_within_limits(name: str) -> None:
         assert over_limits(kernel, name, tiles.warps) == [], tiles
         # Tiles of 16 rows are too small for Hopper's and Blackwell's own instructions.
         assert matrix_instructions(kernel, name) or "mma.sync." in kernel.asm["ptx"], tiles
-    for kernel, tiles in (product(name, "gate_up", dtype="fp32"), outer(name, "gate_up", "fp32")):
+    made = [product(name, "gate_up", dtype="fp32"), outer(name, "gate_up", "fp32")]
+    for kernel, tiles in made:
         assert over_limits(kernel, name, tiles.warps) == [], tiles
     assert over_limits(swiglu_backward(name), name, 4) == []
 
