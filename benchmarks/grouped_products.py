@@ -3,8 +3,8 @@
     python -m benchmarks.grouped_products             the sizes of the 28B model, under a minute
     python -m benchmarks.grouped_products --tune      then other tile sizes than the table's
 
-64 experts, six to a token, unevenly loaded. `gradient` is that of the input; `outer` that of an
-adapter's matrices. Times are medians in ms: of captured graphs, except for the loop, which usually
+64 experts, six to a token, unevenly loaded. `gradient` is that of the input; `outer` that of the
+matrices, an adapter's or the experts' own. Times are medians in ms: of captured graphs, except for the loop, which usually
 cannot be captured because it reads the loads.
 """
 
@@ -26,6 +26,7 @@ from job.families.grouped_products.tiles import Tiles, tiles_for
 
 EXPERTS, PER_TOKEN, HIDDEN, INTERMEDIATE, RANK = 64, 6, 2560, 1536, 8
 TOKENS = (600, 2_330, 13_000)
+OUTER = ((HIDDEN, RANK), (RANK, HIDDEN), (HIDDEN, 2 * INTERMEDIATE))
 CUDA = torch.device("cuda", 0)
 
 
@@ -182,7 +183,7 @@ def main() -> None:
         line = measure(product, tokens)
         measured["products"][f"{tokens} tokens, {product.name}"] = line
         print(tokens, product.name, line, flush=True)
-    for tokens, (height, width) in itertools.product(TOKENS, ((HIDDEN, RANK), (RANK, HIDDEN))):
+    for tokens, (height, width) in itertools.product(TOKENS, OUTER):
         line = measure_outer(tokens, height, width)
         measured["products"][f"{tokens} tokens, outer of {height} by {width}"] = line
         print(tokens, "outer", height, width, line, flush=True)

@@ -2,6 +2,7 @@
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 import triton
@@ -66,6 +67,8 @@ def product(
         itemsize=rows.element_size(),
         device=device,
     )
+    if tiles.descriptors and not fits_descriptors(rows, weight, tiles):
+        tiles = replace(tiles, descriptors=False, persistent=0)
     grid = grid_of(count, experts, width, tiles, device)
     constants = {
         "EXPERTS": experts,
@@ -76,7 +79,7 @@ def product(
         "GROUP": tiles.group,
         **options(tiles, device),
     }
-    if tiles.descriptors and fits_descriptors(rows, weight, tiles):
+    if tiles.descriptors:
         inner_is_last = weight.stride(1) == 1
         matrix = weight.transpose(1, 2) if inner_is_last else weight
         block = [tiles.columns, tiles.inner] if inner_is_last else [tiles.inner, tiles.columns]

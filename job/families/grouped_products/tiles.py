@@ -66,7 +66,7 @@ class OuterTiles:
 
 
 THIN = 64
-"""Up to this width, a product only reads its rows: adapters."""
+"""Up to this size on one side, a product hardly computes: adapters."""
 
 
 def tiles_for(
@@ -82,8 +82,10 @@ def tiles_for(
         wide = _hopper(per_expert)
     else:
         wide = _ampere(per_expert, device)
-    if width <= THIN:
-        wide = replace(wide, rows=min(wide.rows, 64), descriptors=False, warps=4)
+    if min(inner, width) <= THIN:  # bound by memory: many small programs
+        wide = replace(wide, rows=min(wide.rows, 64), columns=min(wide.columns, 128))
+        wide = replace(wide, descriptors=False, persistent=0)
+        wide = replace(wide, warps=wide.warps if itemsize == 4 else 4)
     return replace(
         wide,
         columns=min(wide.columns, _power_of_two(width)),
