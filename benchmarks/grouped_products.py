@@ -4,8 +4,8 @@
     python -m benchmarks.grouped_products --tune      then other tile sizes than the table's
 
 64 experts, six to a token, unevenly loaded. `gradient` is that of the input; `outer` that of the
-matrices, an adapter's or the experts' own. Times are medians in ms: of captured graphs, except for the loop, which usually
-cannot be captured because it reads the loads.
+matrices, an adapter's or the experts' own. Times are medians in ms: of captured graphs, except for
+the loop, which usually cannot be captured because it reads the loads.
 """
 
 import argparse
