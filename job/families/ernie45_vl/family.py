@@ -156,8 +156,10 @@ class Ernie45VL(BoundFamily):
     def set_experts_implementation(model: "PreTrainedModel", name: str) -> None:
         if name == SORTED_EXPERTS:
             from job.families.ernie45_vl.packed.experts import register
+            from job.families.grouped_products.choice import choose
 
             register()
+            choose(model.device, model.dtype)  # before the first step: trying waits for the device
         model.set_experts_implementation(name)
 
     @staticmethod

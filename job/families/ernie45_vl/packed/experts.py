@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.integrations.moe import _grouped_mm as grouped_mm  # supports every dtype
 
 from job.families.autograd import Context
 from job.families.base import SORTED_EXPERTS
@@ -19,6 +18,7 @@ from job.families.ernie45_vl.packed.expert_lora import CastLora, ExpertLora, exp
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
 from job.families.ernie45_vl.packed.router import route
 from job.families.ernie45_vl.packed.swiglu import swiglu
+from job.families.grouped_products.choice import grouped_mm
 
 if TYPE_CHECKING:
     from peft.tuners.lora import ParamWrapper
@@ -126,13 +126,13 @@ def sorted_experts(
     def project(name: str, rows: torch.Tensor) -> torch.Tensor:
         """(T·k, in) to (T·k, out), each row by its expert's matrix, plus the adapter's."""
         weight = getattr(module, name)  # (E, out, in)
-        out = grouped_mm(rows, weight.transpose(1, 2), offs=offsets)
+        out = grouped_mm(rows, weight.transpose(1, 2), offsets)
         if loras is None or name not in loras:
             return out
         lora = loras[name]
         down, up = lora.in_dtype(weight.dtype)  # (E, in, r), (E, r, out)
-        inner = grouped_mm(rows, down, offs=offsets) * lora.scaling  # (T·k, r)
-        return out + grouped_mm(inner, up, offs=offsets)
+        inner = grouped_mm(rows, down, offsets) * lora.scaling  # (T·k, r)
+        return out + grouped_mm(inner, up, offsets)
 
     dispatched = _Dispatch.apply(hidden_states.to(module.gate_up_proj.dtype), order, inverse, k)
     row_weight = permute(top_k_weights.flatten(), order, inverse)  # (T·k,)

@@ -1,0 +1,141 @@
+"""Which implementation computes a grouped product: found by trying each on the device.
+
+Torch's own is the fastest where it is one kernel: bf16 on Hopper and on data-centre Blackwell. For
+other dtypes and devices it is a loop over the experts that waits for the device at each call,
+which makes the host the bottleneck and cannot be captured as a CUDA graph; the project's Triton
+kernels do neither. They need a C compiler on the machine. Without one, and on a CPU, the loop
+remains.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from transformers.integrations.moe import _grouped_mm as transformers_grouped_mm
+
+from job import log
+from job.families.grouped_products.operators import grouped_product
+
+GroupedMm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(M, in), (E, in, out) and the ends (E,) of each expert's rows, to (M, out)."""
+
+WAYS: dict[str, GroupedMm] = {
+    "torch": transformers_grouped_mm,
+    "triton": grouped_product,
+    "loop": transformers_grouped_mm,  # where torch's kernel does not apply, that is what it runs
+}
+
+
+class Choice(NamedTuple):
+    """The implementation for a device and dtype, by its name in `WAYS`."""
+
+    way: str
+    reason: str
+
+
+def grouped_mm(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """(M, in) by (E, in, out) to (M, out): each row by the matrix of its expert.
+
+    Rows are sorted by expert, and expert e's end at `ends[e]`, (E,) int32; every row belongs to an
+    expert. Differentiable with respect to rows and weight.
+    """
+    way = WAYS[_way(weight.device, weight.dtype)]
+    return way(rows.to(weight.dtype), weight, ends)
+
+
+@torch.compiler.assume_constant_result
+def _way(device: torch.device, dtype: torch.dtype) -> str:
+    return choose(device, dtype).way
+
+
+@functools.cache
+def choose(device: torch.device, dtype: torch.dtype) -> Choice:
+    """Tries the implementations on the device, and takes the first that serves.
+
+    The first call waits for the device, so it must not be in a capture: those run a pass first.
+    """
+    if device.type != "cuda":
+        return Choice("loop", "no GPU")
+    reasons: list[str] = []
+    for way, trial in (("torch", waits_for_nothing), ("triton", is_right)):
+        reason = trial(WAYS[way], device, dtype)
+        if reason is None:
+            choice = Choice(way, "; ".join(reasons) or "one kernel")
+            break
+        reasons.append(f"{way}: {reason}")
+    else:
+        choice = Choice("loop", "; ".join(reasons))
+    log.info("grouped products", dtype=str(dtype)[6:], way=choice.way, reason=choice.reason)
+    return choice
+
+
+def waits_for_nothing(way: GroupedMm, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why not, if a product and its gradients fail or wait for the device; else None."""
+    inputs = _example(device, dtype)
+    try:
+        _results(way, *inputs)  # loads kernels, which may wait
+        torch.cuda.synchronize(device)
+        with _waits_are_errors():
+            _results(way, *inputs)
+    except Exception as error:  # noqa: BLE001 - whatever a kernel raises: another one is taken
+        return _first_line(error)
+    return None
+
+
+def is_right(way: GroupedMm, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why not, if a product or its gradients fail or differ from a loop in fp64; else None."""
+    rows, weight, ends = _example(device, dtype)
+    exact = _results(_loop, rows.double(), weight.double(), ends)
+    tolerance = max(4 * torch.finfo(dtype).eps, 1e-5)  # TF32 is off by more
+    try:
+        for found, expected in zip(_results(way, rows, weight, ends), exact, strict=True):
+            off = float((found.double() - expected).norm() / expected.norm())
+            if not off <= tolerance:  # also if it is not a number
+                return f"is off by {off:.1e}"
+    except Exception as error:  # noqa: BLE001 - as above
+        return _first_line(error)
+    return None
+
+
+def _example(
+    device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of eight experts, one without any, with sizes that no tile divides."""
+    counts = torch.tensor([33, 0, 7, 130, 1, 64, 16, 5])
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(int(counts.sum()), 96, generator=generator)
+    weight = torch.randn(len(counts), 80, 96, generator=generator)
+    ends = counts.cumsum(0).to(device, torch.int32)
+    return rows.to(device, dtype), weight.to(device, dtype).transpose(1, 2), ends
+
+
+def _results(
+    way: GroupedMm, rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The product, and the gradients of rows and weight."""
+    with torch.enable_grad():
+        rows, weight = (tensor.detach().requires_grad_() for tensor in (rows, weight))
+        out = way(rows, weight, ends)
+        return out.detach(), *torch.autograd.grad(out, (rows, weight), out.detach())
+
+
+def _loop(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    parts = rows.split(counts)
+    return torch.cat([part @ matrix for part, matrix in zip(parts, weight, strict=True)])
+
+
+@contextmanager
+def _waits_are_errors() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
