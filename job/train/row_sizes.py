@@ -17,6 +17,11 @@ class RowSizes:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RowSizes) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment] - it grows
+
     def append(self, size: RowSize) -> None:
         self._tokens.append(size.tokens)
         self._vision.append(size.image_tokens)
