@@ -20,8 +20,6 @@ class RowSizes:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RowSizes) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment] - it grows
-
     def append(self, size: RowSize) -> None:
         self._tokens.append(size.tokens)
         self._vision.append(size.image_tokens)
