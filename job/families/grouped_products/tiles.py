@@ -95,13 +95,17 @@ def tiles_for(
 
 def _fp32(per_expert: int, device: Device) -> Tiles:
     # Only CDNA has matrix instructions without TF32; elsewhere the registers limit the tile.
-    rows, warps = 64 if per_expert > 24 else 16, 8 if _is_rdna(device) else 4
-    return Tiles(rows=rows, columns=64, inner=32, warps=warps, stages=2)
+    rows = 64 if per_expert > 24 else 16
+    return Tiles(rows=rows, columns=64, inner=32, warps=4 if _is_cdna(device) else 8, stages=2)
+
+
+def _is_cdna(device: Device) -> bool:
+    return device.backend == "hip" and device.architecture.startswith("gfx9")
 
 
 def _is_rdna(device: Device) -> bool:
     """Whether it is a Radeon: half the registers of an Instinct for a lane's accumulators."""
-    return device.backend == "hip" and not device.architecture.startswith("gfx9")
+    return device.backend == "hip" and not _is_cdna(device)
 
 
 def _hopper(per_expert: int) -> Tiles:
@@ -144,7 +148,7 @@ def outer_tiles_for(
     """The tiles of the sums of outer products of rows (height) and (width) of each expert."""
     rdna = _is_rdna(device)
     if itemsize == 4:
-        wide = OuterTiles(left=64, right=64, rows=32, warps=8 if rdna else 4, stages=2)
+        wide = OuterTiles(left=64, right=64, rows=32, warps=4 if _is_cdna(device) else 8, stages=2)
     else:
         stages = 4 if device.backend == "cuda" else 2
         wide = OuterTiles(left=128, right=64 if rdna else 128, rows=32, warps=8, stages=stages)
