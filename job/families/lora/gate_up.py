@@ -38,6 +38,10 @@ class GateUpWrapper(ParamWrapper):
         return up.to(dtype), down.to(dtype), self.scaling[adapter_name]
 
 
+# PEFT recognizes its wrapper by this name, and would wrap the parameter of a second adapter anew.
+GateUpWrapper.__name__ = ParamWrapper.__name__
+
+
 def use_gate_up(model: nn.Module, names: Collection[str]) -> None:
     """Makes the adapters of these parameters, by full name, train only their blocks."""
     found = {name for name, wrapper in wrapped_parameters(model) if name in names}

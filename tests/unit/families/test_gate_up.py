@@ -164,6 +164,20 @@ def test_plain_peft_reads_the_adapter_and_computes_the_same(
         near(model(**batch).logits, theirs(**batch).logits, "logits")
 
 
+def test_the_stored_adapter_loads_beside_the_trained_one_and_computes_the_same(
+    spec: JobSpec, family: families.Family, tmp_path: Path
+) -> None:
+    model = adapted(spec, family, packed=False).eval()
+    model.save_pretrained(tmp_path)
+    loaded = model.load_adapter(tmp_path, adapter_name="reloaded", is_trainable=False)
+    assert not loaded.unexpected_keys
+    batch = family.collate([family.encode(each) for each in BATCHES["one row"]])
+    with torch.no_grad():
+        expected = model(**batch).logits
+        model.set_adapter("reloaded")
+        assert torch.equal(model(**batch).logits, expected)
+
+
 def test_the_merge_is_bit_for_bit_peft_s_in_the_exported_dtype(
     spec: JobSpec, family: families.Family
 ) -> None:
