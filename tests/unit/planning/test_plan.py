@@ -206,7 +206,7 @@ def test_what_cannot_fit_ends_with_20_and_the_change_that_would(rows: Path, tmp_
         "--accelerator=a100-40gb",
         f"--set=data.train.uri={rows}",
         "--set=data.eval=null",
-        "--set=train.per_device_train_batch_size=4096",
+        "--set=train.per_device_train_batch_size=32768",
         "--set=train.fit=off",
         f"--output={tmp_path}",
     )
