@@ -14,6 +14,7 @@ from typing import cast
 import torch
 
 from job import log
+from job.distributed import process_group
 from job.engines.device import release_memory
 from job.engines.flat_gradients import FlatGradients
 from job.families.batches import MicroBatch, model_inputs
@@ -24,7 +25,7 @@ Capture = Callable[[Work], Work]
 """Captures what the work launches; the result launches it again."""
 
 
-class CaptureFailed(Exception):
+class CaptureFailed(RuntimeError):
     """The passes cannot be captured; the message says why."""
 
 
@@ -42,32 +43,61 @@ class CapturedSteps:
     """Runs forward and backward passes of micro-batches by their bucket's graph."""
 
     def __init__(
-        self, model: torch.nn.Module, batches: Sequence[Inputs], capture: Capture | None = None
+        self,
+        model: torch.nn.Module,
+        batches: Sequence[Inputs],
+        *,
+        without_images: Inputs | None = None,
+        capture: Capture | None = None,
     ) -> None:
         """Captures a pass over each of the batches, the largest first: one for each bucket.
 
-        They are on the model's device, and the model is in training mode. `capture` is for tests.
+        They are on the model's device, and the model is in training mode. `without_images` is a
+        batch without images, unpadded, if the training has any. `capture` is for tests. All
+        processes of a group have to call it.
 
         Raises CaptureFailed, after which the model is as before; an out-of-memory error too.
         """
         started = time.monotonic()
         self._model, self._capture = model, capture or _graphs()
         self._graphs: list[_Graph] = []
-        self.gradients = FlatGradients([])
-        """Of the parameters that get a gradient from a batch."""
+        self._gradients = FlatGradients([])
+        self._of_images: list[torch.nn.Parameter] = []
         try:
             with _unchanged_random_state():
-                self.gradients = FlatGradients(self._trained(batches))
-                self.gradients.attach()
+                trained, of_images = self._trained(batches, without_images)
+                self._gradients = FlatGradients(trained)
+                self._of_images = of_images
+                self.start()
                 release_memory()  # of the passes so far: graphs have memory of their own
                 for batch in batches:
                     self._graphs.append(self._captured(batch))
         except RuntimeError as error:
             self.release()
             raise CaptureFailed(str(error).partition("\n")[0]) from error
-        self.gradients.zero()
+        self._gradients.zero()
         self.seconds = time.monotonic() - started
         """How long the captures took."""
+
+    def start(self) -> None:
+        """Makes the buffers the gradients, which `zero_grad` may have dropped."""
+        self._gradients.attach()
+
+    def finish_step(self, images: int) -> None:
+        """Completes the gradients of a step whose rows, in all processes, have so many images.
+
+        Averages them over the processes. Without an image, parameters that only images reach have
+        none, as in an eager step: the optimizer would move them by its momentum.
+        """
+        self._gradients.average()
+        if not images:
+            for parameter in self._of_images:
+                parameter.grad = None
+
+    def zero(self) -> None:
+        """Sets all gradients to zero, for the next step."""
+        self._gradients.zero()
+        self._gradients.attach()
 
     def forward_backward(self, batch: MicroBatch, share: float) -> torch.Tensor:
         """Adds the gradients of the batch's loss times `share`; returns that product, a scalar.
@@ -89,20 +119,42 @@ class CapturedSteps:
     def release(self) -> None:
         """Frees the graphs and their memory; drops the gradients."""
         self._graphs.clear()
-        self.gradients.release()
+        self._gradients.release()
         self._model.zero_grad(set_to_none=True)
 
-    def _trained(self, batches: Sequence[Inputs]) -> list[torch.nn.Parameter]:
-        """The parameters that get a gradient from any of the batches.
+    def _trained(
+        self, batches: Sequence[Inputs], without_images: Inputs | None
+    ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+        """The parameters that get a gradient in any process, and those of them that only images
+        reach.
 
-        Their passes load kernels and compile, neither of which can be captured.
+        The passes load kernels and compile, neither of which can be captured.
         """
-        with _side_stream():
-            for batch in batches:
-                self._pass(batch, 1.0)
-        trained = [p for p in self._model.parameters() if p.grad is not None]
+        parameters, failure = list(self._model.parameters()), None
+        texts, every = set[int](), set[int]()
+        try:
+            with _side_stream():
+                if without_images is not None:
+                    self._pass(without_images, 1.0)
+                    texts = {n for n, p in enumerate(parameters) if p.grad is not None}
+                for batch in batches:
+                    self._pass(batch, 1.0)
+                every = {n for n, p in enumerate(parameters) if p.grad is not None}
+        except RuntimeError as error:
+            failure = error
+        # A failed process takes part too: the others wait for it.
+        found = process_group.all_gather((failure is None, every, texts))
+        if failure is not None:
+            raise failure
+        if not all(succeeded for succeeded, *_ in found):
+            raise CaptureFailed("it failed in another process")
         self._model.zero_grad(set_to_none=True)
-        return trained
+        every, texts = (set[int]().union(*(sets[n] for _, *sets in found)) for n in (0, 1))
+        of_images = every - texts if texts else set[int]()
+        return (
+            [parameters[number] for number in sorted(every)],
+            [parameters[number] for number in sorted(of_images)],
+        )
 
     def _captured(self, batch: Inputs) -> _Graph:
         inputs = {name: tensor.clone() for name, tensor in batch.items()}
@@ -129,8 +181,12 @@ def _graphs() -> Capture:
 
     def capture(work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as the data loader's that pins memory, may go on meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with (
+            # A capture that fails does not leave its stream by itself.
+            torch.cuda.stream(torch.cuda.current_stream()),
+            # Other threads, such as the data loader's that pins memory, may go on meanwhile.
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             work()
         return graph.replay
 

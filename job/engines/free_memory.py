@@ -32,10 +32,15 @@ def free_memory(device: "torch.device", cgroups: Path = CGROUPS) -> int:
     return max(available, 0)
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+"""What PyTorch's CPU allocator, CUDA, HIP and Triton, and cuBLAS say."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device or the machine ran out of memory."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "can't allocate memory" in str(error).lower()
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(each in text for each in _OUT_OF_MEMORY)

@@ -186,7 +186,7 @@ class StepTrainer(Trainer):
                 self._load_rng_state(resume_from_checkpoint)
         if self._captured is not None:
             model.train()
-            self._captured.gradients.attach()
+            self._captured.start()
         train_dataloader.set_epoch(epoch)
         loader = iter(train_dataloader)
         accumulation = self.args.gradient_accumulation_steps
@@ -227,7 +227,10 @@ class StepTrainer(Trainer):
             self._load_rng_state(rng_checkpoint)
         local_supervised = sum(batch["counted_tokens"] for batch in batches)
         local_tokens = sum(batch["tokens"] for batch in batches)
-        supervised, tokens = process_group.all_reduce_sum([local_supervised, local_tokens])
+        local_images = sum(batch["images"] for batch in batches)
+        supervised, tokens, images = process_group.all_reduce_sum(
+            [local_supervised, local_tokens, local_images]
+        )
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
         # Forward and backward. Gradients accumulate locally; the last backward all-reduces them.
@@ -242,7 +245,7 @@ class StepTrainer(Trainer):
                     loss = self.training_step(model, batch, supervised)
             self._tr_loss += loss
         if self._captured is not None:
-            self._captured.gradients.average()
+            self._captured.finish_step(images)
         self.state.num_input_tokens_seen += tokens
 
         # Clip; if max_grad_norm is 0, only measure the norm.
@@ -259,7 +262,7 @@ class StepTrainer(Trainer):
         self._rates_of_step = rates_by_group(self.optimizer)
         self.lr_scheduler.step()
         if self._captured is not None:
-            self._captured.gradients.zero()
+            self._captured.zero()
         else:
             model.zero_grad()
 

@@ -104,6 +104,8 @@ class MicroBatch(TypedDict, total=False):
     """Number of supervised tokens; a dummy row's are not counted."""
     tokens: int
     """Number of tokens without padding, for the throughput."""
+    images: int
+    """Number of images, without those of dummy rows."""
     bucket: int
     """The number of the bucket that the batch is padded to, if it is."""
     failed: "JobError"
@@ -111,7 +113,7 @@ class MicroBatch(TypedDict, total=False):
 
 
 Batch = PaddedBatch | PackedBatch
-ADDED_KEYS = ("counted_tokens", "tokens", "bucket")
+ADDED_KEYS = ("counted_tokens", "tokens", "images", "bucket")
 """The keys of a micro-batch that are no inputs of the model."""
 B = TypeVar("B", bound=Mapping[str, object])
 

@@ -49,12 +49,17 @@ class PackedShape(NamedTuple):
         )
 
     def fits(self, bucket: "PackedShape") -> bool:
-        """Whether a batch of this shape can be padded to a bucket, which has room for padding.
+        """Whether a batch of this shape can be padded to a bucket.
 
-        The padding is one more row, and one more image, which must not be too long either.
+        The padding is one more row, with text, and one more image, and neither may be too long.
         """
         padding = bucket.tokens - self.tokens, bucket.patches - self.patches
-        return all(map(le, (*self, *padding), (*bucket, bucket.longest, bucket.largest_image)))
+        return (
+            all(map(le, (*self, *padding), (*bucket, bucket.longest, bucket.largest_image)))
+            and self.rows < bucket.rows
+            and self.text < bucket.text
+            and (self.images < bucket.images or not bucket.images)
+        )
 
 
 def largest(shapes: Iterable[PackedShape]) -> PackedShape:

@@ -55,7 +55,7 @@ COMPUTING_KEYS = (
     "torch_compile",
     "cuda_graphs",
 )
-# What `auto` counts as: the default that it replaced, so that finished work stays valid.
+# What `auto` counts as: the default that it replaced.
 AUTO_COUNTS_AS = {"gradient_checkpointing": True, "torch_compile": False}
 # Keys that choose when to stop and what to keep, but do not affect the weights after a step.
 SELECTING_KEYS = (

@@ -39,6 +39,9 @@ def nearest_change(
     In order: smaller micro-batches with more accumulation, gradient checkpointing, smaller images
     and shorter rows, fewer trained weights. Returns None if no change makes it fit.
     """
+    if spec.train.torch_compile is True and spec.train.gradient_checkpointing == "auto":
+        # Compiled blocks exclude it, so training would not turn it on.
+        spec = replace(spec, train=replace(spec.train, gradient_checkpointing=False))
     for settings, batch in _changes(model, spec, sizes):
         memory = estimate(family, model, _with_settings(spec, settings), batch, accelerator)
         if memory is not None and memory.fits(accelerator.memory_bytes):

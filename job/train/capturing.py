@@ -68,18 +68,24 @@ def capture_training(
         examples.setdefault(shapes[-1], numbers)
     buckets = choose_buckets(shapes, context.family.bucket)
 
-    def inputs(bucket: PackedShape) -> Inputs:
-        """The inputs of a batch, padded to the bucket."""
-        fitting = next(batch for shape, batch in examples.items() if shape.fits(bucket))
-        encoded = [rows.dataset.row(row) for row in fitting]
+    def inputs(rows_of_batch: list[int], bucket: PackedShape | None) -> Inputs:
+        encoded = [rows.dataset.row(row) for row in rows_of_batch]
         packed = context.family.pack(encoded, bucket)
         return cast(Inputs, dict(to_device(packed, context.engine.device)))
 
+    without_images = next((batch for shape, batch in examples.items() if not shape.images), None)
     steps: CapturedSteps | None = None
     failure = "it failed in another process"
     try:
-        batches_to_capture = [inputs(bucket) for bucket in buckets.shapes]
-        steps = CapturedSteps(adapted.model.train(), batches_to_capture, capture)
+        steps = CapturedSteps(
+            adapted.model.train(),
+            [
+                inputs(next(b for s, b in examples.items() if s.fits(bucket)), bucket)
+                for bucket in buckets.shapes
+            ],
+            without_images=None if without_images is None else inputs(without_images, None),
+            capture=capture,
+        )
     except CaptureFailed as error:
         failure = str(error)
     if process_group.any_rank(steps is None) or steps is None:

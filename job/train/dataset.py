@@ -103,8 +103,12 @@ class Collator:
         # The first token has no prediction: labels are shifted by one.
         counted = sum(label != IGNORED for row in real for label in row.labels[1:])
         tokens = sum(len(row.input_ids) for row in real)
-        batch = {**self._collated(rows), "counted_tokens": counted, "tokens": tokens}
-        return cast(MicroBatch, batch)
+        added = {
+            "counted_tokens": counted,
+            "tokens": tokens,
+            "images": sum(len(row.images) for row in real),
+        }
+        return cast(MicroBatch, {**self._collated(rows), **added})
 
     def _collated(self, rows: Sequence[Encoded]) -> Mapping[str, object]:
         if not self._padding_free:

@@ -37,6 +37,8 @@ from job.train.validation_rows import ValidationRows
 if TYPE_CHECKING:
     import torch
 
+LEAST_TOKENS = 512
+"""Fewer than these are not worth a try: batches have `per_device_eval_batch_size` rows."""
 CACHED_BYTES = 256 * 2**20
 """How much of a process's batches is kept in memory from one validation to the next."""
 
@@ -46,7 +48,7 @@ class _Interrupted(Exception):
 
 
 class _DoesNotFit(Exception):
-    """A batch of more than `per_device_eval_batch_size` rows ran out of memory in some process."""
+    """A batch of several rows ran out of memory in some process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ class Validator:
         large = adapted.padding_free and context.engine.device.type != "cpu"
         sharded = context.spec.runtime.distributed == "fsdp2"
         self._tokens = LOSS_TOKENS if large and not sharded else 0
+        self._sharded = sharded
         self._cached: dict[tuple[int, ...], MicroBatch] = {}
         self._cached_bytes = 0
         self.seconds = 0.0
@@ -137,11 +140,18 @@ class Validator:
                 with loss_evaluation(model, self._adapted.base):
                     return self._loss_of_batches(model)
             except _DoesNotFit:
-                self._tokens //= 2
+                if self._tokens:
+                    self._tokens = self._tokens // 2 if self._tokens > LEAST_TOKENS else 0
+                else:
+                    self._batch_size //= 2
                 self._cached.clear()
                 self._cached_bytes = 0
                 release_memory()
-                log.info("validation batches are made smaller to fit", tokens=self._tokens)
+                log.info(
+                    "validation batches are made smaller to fit",
+                    tokens=self._tokens,
+                    rows=self._batch_size,
+                )
 
     def _loss_of_batches(self, model: "torch.nn.Module") -> float:
         packed, device = self._adapted.padding_free, self._context.engine.device
@@ -149,24 +159,25 @@ class Validator:
         for rows in self._rows.batches(self._batch_size, self._tokens):
             self._check_stop()
             batch = self._batch(rows)
-            with self._larger_than_asked():
+            with self._smaller_if_it_does_not_fit():
                 total.add(cast(Batch, batch), batch["counted_tokens"])  # 0 of a dummy row
         self._check_stop()
         sums = process_group.all_gather((total.nll, total.supervised))
         return sum(own for own, _ in sums) / sum(count for _, count in sums)
 
     @contextmanager
-    def _larger_than_asked(self) -> Iterator[None]:
-        """Raises _DoesNotFit in all processes if a batch with more rows than the spec asks for runs
-        out of memory in any of them."""
+    def _smaller_if_it_does_not_fit(self) -> Iterator[None]:
+        """Raises _DoesNotFit in all processes if a batch that can be made smaller runs out of
+        memory in any of them."""
+        can_shrink = not self._sharded and (self._tokens > 0 or self._batch_size > 1)
         too_large = False
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not self._tokens or not is_out_of_memory(error):
+            if not can_shrink or not is_out_of_memory(error):
                 raise
             too_large = True
-        if self._tokens and process_group.any_rank(too_large):
+        if can_shrink and process_group.any_rank(too_large):
             raise _DoesNotFit
 
     def _batch(self, rows: list[int]) -> MicroBatch:

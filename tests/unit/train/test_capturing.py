@@ -7,7 +7,8 @@ gradients; tests/gpu has the same tests with graphs.
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -103,7 +104,46 @@ def test_the_reason_of_a_failed_capture_is_its_first_line() -> None:
             raise RuntimeError("first\nsecond")
 
     with pytest.raises(CaptureFailed, match=r"^first$"):
-        CapturedSteps(Failing(), [{"input_ids": torch.ones(1)}], noted)
+        CapturedSteps(Failing(), [{"input_ids": torch.ones(1)}], capture=noted)
+
+
+def test_parameters_that_only_images_reach_stay_as_they_are_in_steps_without_images() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text, self.vision = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+
+        def forward(self, input_ids: torch.Tensor, pixels: torch.Tensor | None = None) -> Any:
+            loss = (self.text * input_ids).sum()
+            if pixels is not None:
+                loss = loss + (self.vision * pixels).sum()
+            return SimpleNamespace(loss=loss)
+
+    def trained(*, captured: bool) -> list[torch.Tensor]:
+        model = Model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+        with_image = {"input_ids": torch.ones(3), "pixels": torch.full((3,), 2.0)}
+        # Padded to the bucket, a batch without images has pixels that add nothing.
+        without = {"input_ids": torch.ones(3), "pixels": torch.zeros(3)}
+        steps = None
+        if captured:
+            alone = {"input_ids": torch.ones(3)}
+            steps = CapturedSteps(model, [with_image], without_images=alone, capture=noted)
+        for batch, images in ((with_image, 1), (without, 0), (without, 0)):
+            if steps is not None:
+                steps.forward_backward(cast(Any, {**batch, "bucket": 0}), 1.0)
+                steps.finish_step(images)
+            else:
+                model(batch["input_ids"], batch["pixels"] if images else None).loss.backward()
+            optimizer.step()
+            if steps is not None:
+                steps.zero()
+            else:
+                optimizer.zero_grad()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for eager, captured in zip(trained(captured=False), trained(captured=True), strict=True):
+        assert torch.equal(eager, captured)
 
 
 # --- buckets -----------------------------------------------------------------------------------
@@ -134,6 +174,20 @@ def test_a_short_training_has_one_bucket_and_a_long_one_several() -> None:
     assert len(few.shapes) == 1
     assert 1 < len(many.shapes) <= MAX_BUCKETS
     assert many.padding < few.padding
+
+
+def test_no_batch_takes_the_place_of_the_padding() -> None:
+    lengths = [int(60 * 1.02**n) for n in range(150)]
+    shapes = [shape(length, images=0) for length in lengths for _ in range(40)]
+    buckets = choose_buckets(shapes, cover)
+    assert len(buckets.shapes) > 1
+    for each in {*shapes}:
+        bucket_of_it = buckets.shapes[buckets.of(each) or 0]
+        assert each.text < bucket_of_it.text
+        assert each.rows < bucket_of_it.rows
+    full = shape(80, images=3)
+    assert not full.fits(full)
+    assert not full.fits(full._replace(text=full.text + 8, rows=full.rows + 1, longest=99))
 
 
 @pytest.mark.parametrize("repeats", [1, 30])

@@ -102,8 +102,12 @@ class StepGraphs:
     ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, such as one that pins the memory of training batches, may go on.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with (
+                # A capture that fails does not leave its stream by itself.
+                torch.cuda.stream(torch.cuda.current_stream()),
+                # Other threads, such as one that pins the memory of training batches, may go on.
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
                 logits = step(*shape)
         except torch.OutOfMemoryError:
             raise
