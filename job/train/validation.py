@@ -25,6 +25,7 @@ from job.families.held_out_loss import (
     loss_evaluation,
     rows_of_a_batch,
 )
+from job.families.load_balancing import without_aux_loss
 from job.train.adapting import AdaptedModel
 from job.train.checkpoint import random_state
 from job.train.dataset import Collator, DummyRow
@@ -123,7 +124,8 @@ class Validator:
         random = random_state.capture()
         eager = nullcontext() if self._blocks is None else self._blocks.eager()
         try:
-            with torch.no_grad(), eager:
+            # With the routers' loss, Transformers' own generation fails.
+            with torch.no_grad(), without_aux_loss(self._adapted.base), eager:
                 yield
         finally:
             for module, training in modes:
