@@ -230,7 +230,8 @@ def add_noise(adapted: Any, std: float) -> None:
     generator = torch.Generator().manual_seed(9)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_(std=std, generator=generator)
+            noise = torch.empty(parameter.shape, dtype=parameter.dtype)
+            parameter.data.copy_(noise.normal_(std=std, generator=generator))
 
 
 def _write(directory: Path, model: Any, processor: Any) -> None:

@@ -33,7 +33,12 @@ _STARTED_WITH = {**os.environ}
 
 
 def fits(environ: Mapping[str, str]) -> bool:
-    """Whether a process that is forked acts in this environment as one that starts anew."""
+    """Whether a process that is forked acts in this environment as one that starts anew.
+
+    Not on a GPU: libraries that are loaded already may have initialized it, which a fork must not.
+    """
+    if any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        return False
     names = (environ.keys() | _STARTED_WITH.keys()) - _SET_BY_TORCH
     return all(
         environ.get(name) == _STARTED_WITH.get(name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from job.families.base import Family, Layout
+from job.families.lora.patterns import max_rank
 from job.spec.types import JobSpec
 
 BASE_PLACEHOLDER = "BASE"
@@ -132,5 +133,5 @@ def _classes(family: type[Family]) -> tuple[str, str]:
 
 
 def _rank(spec: JobSpec) -> int:
-    """The adapter's rank, rounded up to one that vLLM supports: 8, 16, 32 and so on."""
-    return max(8, 1 << (spec.lora.r - 1).bit_length())
+    """The adapter's largest rank, rounded up to one that vLLM supports: 8, 16, 32 and so on."""
+    return max(8, 1 << (max_rank(spec.lora) - 1).bit_length())

@@ -112,7 +112,8 @@ def _by_decoder(
     logits = [decoder.prefill(prompts).float()]
     tokens = [decoder.tokens.clone()]
     for _ in range(PROBE_TOKENS - 1):
-        logits.append(decoder.step().float())
+        # A copy: the decoder overwrites its logits, which fp32 would keep.
+        logits.append(decoder.step().to(torch.float32, copy=True))
         tokens.append(decoder.tokens.clone())
     answers = torch.stack(tokens, dim=1)  # (B, steps)
     ends = torch.isin(answers, answers.new_tensor(family.end_tokens)).long()

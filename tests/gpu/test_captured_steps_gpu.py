@@ -21,12 +21,15 @@ pytestmark = [
 ON_GPU = ("runtime.accelerator=auto", "train.optim=adamw_torch_fused", "train.max_steps=12")
 
 
-def trained(spec: JobSpec, dtype: torch.dtype) -> tuple[Any, list[float], dict[str, torch.Tensor]]:
+def trained(
+    spec: JobSpec, dtype: torch.dtype, rows: int = 48
+) -> tuple[Any, list[float], dict[str, torch.Tensor]]:
     """The result, the losses by step, and the trained weights."""
     family, accelerator = tiny_family(spec), detect(spec.runtime)
     model = family.initialize(seed=0, dtype=dtype, device=accelerator.device)
-    rows = list(formula_rows(48))
-    result, adapted, history = train_stage(spec, accelerator, family, model, rows)
+    result, adapted, history = train_stage(
+        spec, accelerator, family, model, list(formula_rows(rows))
+    )
     losses = [entry["loss"] for entry in history if "loss" in entry]
     weights = {n: p.detach().cpu() for n, p in adapted.named_parameters() if "lora_" in n}
     return result, losses, weights

@@ -38,7 +38,7 @@ def test_files_are_the_same_from_either_memory(tmp_path: Path) -> None:
         weights = Weights.of(tensors.items())
         weight_writing.write(weights, tmp_path / folder, max_shard_size="50MB")
     files = sorted(path.name for path in (tmp_path / "gpu").iterdir())
-    assert len(files) > 4
+    assert len(files) == 4  # three shards and the index
     for file in files:
         assert (tmp_path / "gpu" / file).read_bytes() == (tmp_path / "cpu" / file).read_bytes()
 

@@ -44,7 +44,7 @@ def test_what_does_not_fit_is_recomputed_or_divided() -> None:
     free, _ = torch.cuda.mem_get_info(device)
     taken = torch.empty(free - 3 * 2**30, dtype=torch.uint8, device=device)
     try:
-        result, losses, _ = trained(replace(large), torch.float32)
+        result, losses, _ = trained(large, torch.float32, rows=512)
     finally:
         del taken
         release_memory()

@@ -60,7 +60,8 @@ def choose(device: torch.device, dtype: torch.dtype) -> Choice:
         return Choice("loop", "no GPU")
     reasons: list[str] = []
     for way, trial in (("torch", waits_for_nothing), ("triton", is_right)):
-        reason = trial(WAYS[way], device, dtype)
+        with torch.inference_mode(mode=False):  # for the gradients, if the first use is generation
+            reason = trial(WAYS[way], device, dtype)
         if reason is None:
             choice = Choice(way, "; ".join(reasons) or "one kernel")
             break

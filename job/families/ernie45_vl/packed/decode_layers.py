@@ -147,11 +147,17 @@ class _FeedForward:
     """The MLP of a dense layer or of shared experts; see `feed_forward`."""
 
     def __init__(self, mlp: nn.Module, *, stack: bool) -> None:
-        assert isinstance(mlp, native.Ernie4_5_VLMoeMLP)
+        self._whole: nn.Module | None = None
+        if not isinstance(mlp, native.Ernie4_5_VLMoeMLP):  # one that is trained in full
+            self._whole = mlp
+            return
         self._gate_up = Projection((mlp.gate_proj, mlp.up_proj), stack=stack)
         self._down, self._act = Projection((mlp.down_proj,)), mlp.act_fn
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._whole is not None:
+            whole: torch.Tensor = self._whole(hidden)
+            return whole
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)  # (B, intermediate) each
         return self._down(self._act(gate) * up)
 

@@ -56,7 +56,8 @@ class CastLora(NamedTuple):
 
     @classmethod
     def of(cls, lora: ExpertLora, dtype: torch.dtype) -> "CastLora":
-        return cls(lora.in_dtype(dtype), lora.scaling)
+        down, up = lora.in_dtype(dtype)
+        return cls((down.detach(), up.detach()), lora.scaling)
 
     def in_dtype(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         return self.matrices
