@@ -63,7 +63,12 @@ def waited(pause: float, directory: Path) -> float:
     trainer = short_training(
         directory,
         Rows(pause),
-        lambda rows: {"input_ids": torch.tensor(rows), "counted_tokens": len(rows), "tokens": 3},
+        lambda rows: {
+            "input_ids": torch.tensor(rows),
+            "counted_tokens": len(rows),
+            "tokens": 3,
+            "images": 0,
+        },
         data_timer,
         max_steps=4,
     )

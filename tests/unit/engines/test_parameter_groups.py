@@ -131,7 +131,7 @@ class Seen(torch.nn.Module):
 
 def collate(rows: list[int]) -> dict[str, Any]:
     values = torch.tensor(rows, dtype=torch.float)[:, None] * torch.ones(3) / 8
-    return {"input_ids": values, "counted_tokens": len(rows), "tokens": len(rows)}
+    return {"input_ids": values, "counted_tokens": len(rows), "tokens": len(rows), "images": 0}
 
 
 def test_steps_are_those_of_adamw_with_each_rate_warmed_up_decayed_and_logged(

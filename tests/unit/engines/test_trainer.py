@@ -30,7 +30,7 @@ class TransformersLoop(StepTrainer):
 
 def collate(rows: list[int]) -> dict[str, Any]:
     values = torch.tensor(rows, dtype=torch.float)
-    return {"input_ids": values, "counted_tokens": len(rows), "tokens": sum(rows)}
+    return {"input_ids": values, "counted_tokens": len(rows), "tokens": sum(rows), "images": 0}
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])

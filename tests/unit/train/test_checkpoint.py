@@ -38,7 +38,7 @@ class Net(torch.nn.Module):
 
 def collate(rows: list[int]) -> dict[str, Any]:
     values = torch.tensor(rows, dtype=torch.float)[:, None] * torch.ones(4) / ROWS
-    return {"input_ids": values, "counted_tokens": len(rows), "tokens": sum(rows)}
+    return {"input_ids": values, "counted_tokens": len(rows), "tokens": sum(rows), "images": 0}
 
 
 class StopAt(TrainerCallback):

@@ -37,7 +37,12 @@ def test_the_planned_batches_are_those_of_training(length: dict[str, Any], tmp_p
 
     def collate(rows: list[int]) -> dict[str, Any]:
         trained.append(rows)
-        return {"input_ids": torch.tensor(rows), "counted_tokens": len(rows), "tokens": len(rows)}
+        return {
+            "input_ids": torch.tensor(rows),
+            "counted_tokens": len(rows),
+            "tokens": len(rows),
+            "images": 0,
+        }
 
     short_training(tmp_path, Noted(), collate, DataTimer(), **length).train()
     batches = DistributedBatchSampler(shuffled(ROWS, 0), 2, micro_batches=2)
