@@ -5,6 +5,9 @@ gradients; tests/gpu has the same tests with graphs.
 """
 
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,19 +111,8 @@ def test_the_reason_of_a_failed_capture_is_its_first_line() -> None:
 
 
 def test_parameters_that_only_images_reach_stay_as_they_are_in_steps_without_images() -> None:
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.text, self.vision = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
-
-        def forward(self, input_ids: torch.Tensor, pixels: torch.Tensor | None = None) -> Any:
-            loss = (self.text * input_ids).sum()
-            if pixels is not None:
-                loss = loss + (self.vision * pixels).sum()
-            return SimpleNamespace(loss=loss)
-
     def trained(*, captured: bool) -> list[torch.Tensor]:
-        model = Model()
+        model = TextAndImages()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
         with_image = {"input_ids": torch.ones(3), "pixels": torch.full((3,), 2.0)}
         # Padded to the bucket, a batch without images has pixels that add nothing.
@@ -226,3 +218,62 @@ def test_a_batch_larger_than_all_buckets_is_not_padded() -> None:
     buckets = choose_buckets([shape(300)], cover)
     assert buckets.of(shape(301 + 8)) is None
     assert buckets.of(shape(200)._replace(rows=99)) is None
+
+
+# --- several processes -------------------------------------------------------------------------
+
+PAIR = """
+import json, sys
+import torch
+import torch.distributed as dist
+from tests.unit.train.test_capturing import TextAndImages, noted
+from job.engines.captured_steps import CapturedSteps
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+model = TextAndImages()
+text, image = {"input_ids": torch.ones(3)}, {"input_ids": torch.ones(3), "pixels": torch.ones(3)}
+# Only rank 0 has batches with images.
+steps = CapturedSteps(
+    model, [text if rank else image], without_images=text if rank else None, capture=noted
+)
+found = []
+for images in (1, 0):
+    steps.forward_backward({**(text if rank else image), "bucket": 0}, 2.0 if rank else 4.0)
+    steps.finish_step(images)
+    found.append([None if p.grad is None else p.grad.tolist() for p in model.parameters()])
+    steps.zero()
+dist.barrier()
+dist.destroy_process_group()
+print(json.dumps(found))
+"""
+
+
+class TextAndImages(torch.nn.Module):
+    """A weight that text reaches, and one that only images reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.vision = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+
+    def forward(self, input_ids: torch.Tensor, pixels: torch.Tensor | None = None) -> Any:
+        loss = (self.text * input_ids).sum()
+        if pixels is not None:
+            loss = loss + (self.vision * pixels).sum()
+        return SimpleNamespace(loss=loss)
+
+
+def test_processes_average_the_gradients_of_all_parameters_that_any_of_them_reaches(
+    tmp_path: Path,
+) -> None:
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in pair]
+    average, of_one = [3.0] * 3, [2.0] * 3  # of 4 and 2, and of 4 and none
+    assert found == [[[average, of_one], [average, None]]] * 2
