@@ -6,12 +6,13 @@ Run as a process of its own, which leaves no memory of the device in use.
 """
 
 import argparse
-import io
 import itertools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from benchmarks.noise_formulas import noise_formulas
 
 TRAIN_ROWS, EVAL_ROWS = 998, 100
 """As the im2latex sample has."""
@@ -25,7 +26,7 @@ def write_data(folder: Path, formulas: Path | None, rows: int, held_out: int) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {"train": (rows, "train.jsonl"), "eval": (held_out, "validation.jsonl")}
-    noise = _noise(rows + held_out)
+    noise = noise_formulas(rows + held_out, "abcxyz+-=()")
     files = {}
     for split, (count, lines) in wanted.items():
         source = noise if formulas is None else _read(formulas, lines)
@@ -39,20 +40,6 @@ def _read(folder: Path, name: str) -> Iterator[tuple[bytes, str]]:
         for line in lines:
             row = json.loads(line)
             yield (folder / row["image"]).read_bytes(), row["text"]
-
-
-def _noise(count: int) -> Iterator[tuple[bytes, str]]:
-    import numpy as np
-    from PIL import Image
-
-    sizes = json.loads(Path(__file__).with_name("im2latex_sizes.json").read_text())["rows"]
-    noise = np.random.default_rng(0)
-    for number in range(count):
-        width, height, characters = sizes[number % len(sizes)]
-        file = io.BytesIO()
-        pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(file, "PNG", compress_level=0)
-        yield file.getvalue(), "".join(noise.choice(list("abcxyz+-=()"), max(1, characters // 2)))
 
 
 def _write_parquet(path: Path, rows: Iterable[tuple[bytes, str]]) -> None:

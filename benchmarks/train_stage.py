@@ -10,7 +10,6 @@ first steps are not counted; captures and compilation are reported beside the sp
 
 import argparse
 import json
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,17 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from benchmarks.training import SPEC, UNVALIDATED, formula_rows, random_model, tiny_family
+from benchmarks.training import (
+    SPEC,
+    UNVALIDATED,
+    formula_rows,
+    random_model,
+    speed_of,
+    tiny_family,
+)
 from benchmarks.training import train_stage as run
 from job.engines.device import Accelerator, detect, release_memory
 from job.errors import JobError
-from job.planning.sizes import GIB
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
@@ -118,21 +123,13 @@ def measure(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) ->
     result, trained, history = run(spec, accelerator, family, model, all_rows)
     trained.unload()
     steps = [entry for entry in history if "loss" in entry][WARM_UP:]
-    speeds = [step["tokens_per_second"] for step in steps]
     return {
-        "tokens_per_second": statistics.median(speeds),
-        "slowest": min(speeds),
-        "fastest": max(speeds),
-        "tokens_a_step": round(result.tokens / result.steps),
+        **speed_of(result, steps),
         "loop_seconds": result.seconds,
-        "peak_gib": round(result.peak_memory_bytes / GIB, 2),
-        "data_wait_share": round(statistics.mean(step["data_wait_share"] for step in steps), 4),
         "fit": result.fit,
         "captured": result.captured,
         "optim": result.optim,
         "trainable": result.trainable_parameters,
-        "first_loss": round(result.first_loss, 4),
-        "last_loss": round(result.final_loss, 4),
     }
 
 

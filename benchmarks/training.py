@@ -12,7 +12,6 @@ its data workers, batch size finder, callbacks and optimizer.
 import argparse
 import copy
 import functools
-import io
 import json
 import statistics
 import tempfile
@@ -22,11 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from PIL import Image
 
 from benchmarks import arithmetic, record
+from benchmarks.noise_formulas import noise_formulas
 from job import engines, families
 from job.distributed.cores import cores
 from job.engines.compiling import CompiledBlocks, compile_blocks
@@ -208,14 +206,7 @@ def tiny_family(spec: JobSpec) -> Ernie45VL:
 
 def formula_rows(count: int) -> Iterator[Row]:
     """Rows of noise, with the sizes of real formulas."""
-    sizes = json.loads((HERE / "im2latex_sizes.json").read_text())["rows"]
-    noise = np.random.default_rng(0)
-    for number in range(count):
-        width, height, characters = sizes[number % len(sizes)]
-        file = io.BytesIO()
-        pixels = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(file, "PNG", compress_level=0)
-        answer = "".join(noise.choice(list("abcdefgxyz+-=()"), max(1, characters // 2)))
+    for number, (png, answer) in enumerate(noise_formulas(count, "abcdefgxyz+-=()")):
         question = (Part(image=0), Part(text="Write the LaTeX representation for this image."))
         yield Row(
             id=f"row:{number}",
@@ -223,7 +214,7 @@ def formula_rows(count: int) -> Iterator[Row]:
                 Message(role="user", parts=question),
                 Message(role="assistant", parts=(Part(text=answer),)),
             ),
-            images=(inspect(file.getvalue()),),
+            images=(inspect(png),),
         )
 
 
@@ -428,15 +419,23 @@ def _measure_job(
     """The train stage's speed; the first logging window is not counted."""
     result, _, history = train_stage(spec, accelerator, family, model, rows)
     windows = history[1:]
-    each = [window["tokens_per_second"] for window in windows]
     return {
-        "tokens_per_second": statistics.median(each),
-        "slowest": min(each),
-        "fastest": max(each),
-        "tokens_a_step": round(result.tokens / result.steps),
+        **speed_of(result, windows),
         "passes_a_step": result.fit["gradient_accumulation_steps"] if result.fit else 1,
-        "data_wait_share": round(statistics.mean(w["data_wait_share"] for w in windows), 4),
         "workers": spec.train.dataloader_num_workers,
+    }
+
+
+def speed_of(result: TrainResult, windows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Speed, memory and losses of a training, from its result and the counted lines of its
+    history."""
+    speeds = [window["tokens_per_second"] for window in windows]
+    return {
+        "tokens_per_second": statistics.median(speeds),
+        "slowest": min(speeds),
+        "fastest": max(speeds),
+        "tokens_a_step": round(result.tokens / result.steps),
+        "data_wait_share": round(statistics.mean(w["data_wait_share"] for w in windows), 4),
         "peak_gib": round(result.peak_memory_bytes / GIB, 2),
         "first_loss": round(result.first_loss, 4),
         "last_loss": round(result.final_loss, 4),

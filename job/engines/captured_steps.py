@@ -91,13 +91,12 @@ class CapturedSteps:
         """
         self._gradients.average()
         if not images:
-            for parameter in self._of_images:
-                parameter.grad = None
+            self._gradients.detach(self._of_images)
 
     def zero(self) -> None:
         """Sets all gradients to zero, for the next step."""
         self._gradients.zero()
-        self._gradients.attach()
+        self._gradients.attach(self._of_images)
 
     def forward_backward(self, batch: MicroBatch, share: float) -> torch.Tensor:
         """Adds the gradients of the batch's loss times `share`; returns that product, a scalar.
@@ -125,8 +124,7 @@ class CapturedSteps:
     def _trained(
         self, batches: Sequence[Inputs], without_images: Inputs | None
     ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-        """The parameters that get a gradient in any process, and those of them that only images
-        reach.
+        """The trained parameters of all processes, and the subset that is reached only by images.
 
         The passes load kernels and compile, neither of which can be captured.
         """

@@ -28,10 +28,15 @@ class FlatGradients:
             for parameter, part in zip(group, buffer.split(sizes), strict=True):
                 self._views[parameter] = part.view_as(parameter)
 
-    def attach(self) -> None:
-        """Makes the buffers the parameters' gradients, as they are until `zero_grad` drops them."""
-        for parameter, view in self._views.items():
-            parameter.grad = view
+    def attach(self, parameters: Iterable[torch.nn.Parameter] | None = None) -> None:
+        """Makes the buffers the gradients of these parameters, by default of all."""
+        for parameter in self._views if parameters is None else parameters:
+            parameter.grad = self._views[parameter]
+
+    def detach(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Leaves these parameters without a gradient, until `attach`."""
+        for parameter in parameters:
+            parameter.grad = None
 
     def zero(self) -> None:
         for buffer in self._buffers:

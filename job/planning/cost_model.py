@@ -38,7 +38,7 @@ class MeasuredJob:
     """Cores used, on a CPU; None for a GPU."""
     work: Work
     seconds: Mapping[str, float]
-    """By stage, of those that ran."""
+    """Of each stage that ran, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

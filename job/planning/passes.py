@@ -14,7 +14,7 @@ from job.planning.sample import worst_batch
 from job.spec.types import JobSpec
 from job.train.capture_choice import why_eager
 from job.train.compile_choice import CompileChoice, StepWork, choose
-from job.train.pass_candidates import BatchSettings, candidates, searches
+from job.train.pass_candidates import BatchSettings, candidates, searches, without_search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,13 +106,12 @@ def _ways(
             on_gpu=on_gpu,
             captured=_may_capture(family, spec, on_gpu=on_gpu),
         )
-    kept = BatchSettings.of(train, checkpointing=False)
-    if train.gradient_checkpointing != "auto" or train.torch_compile is True:
-        return [kept]
-    planned = None if sharded else _planned(family, model, spec, rows, device, kept)
-    if planned is not None and planned.memory.is_safe(device.memory_bytes):
-        return [kept]
-    return [replace(kept, gradient_checkpointing=True)]
+
+    def is_safe(kept: BatchSettings) -> bool:
+        planned = None if sharded else _planned(family, model, spec, rows, device, kept)
+        return planned is not None and planned.memory.is_safe(device.memory_bytes)
+
+    return [without_search(train, is_safe)]
 
 
 def _planned(

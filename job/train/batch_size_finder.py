@@ -16,7 +16,13 @@ from job.engines.device import Accelerator, release_memory
 from job.errors import OutOfMemoryError
 from job.spec.types import JobSpec, TrainSpec
 from job.train.out_of_memory import FIELD
-from job.train.pass_candidates import BatchSettings, candidates, searches
+from job.train.pass_candidates import (
+    BatchSettings,
+    candidates,
+    job_may_checkpoint,
+    searches,
+    without_search,
+)
 from job.train.trial import Trial
 
 
@@ -94,12 +100,14 @@ def _without_search(
     train: TrainSpec, accelerator: Accelerator, trial: Trial, *, sharded: bool
 ) -> BatchSettings:
     """The spec's passes, with gradient checkpointing if it is `auto` and they may not fit."""
-    if train.gradient_checkpointing != "auto" or train.torch_compile is True:
-        return BatchSettings.of(train, checkpointing=False)
-    kept = BatchSettings.of(train, checkpointing=False)
-    safe = not sharded and trial.is_safe(train, kept, accelerator)
-    settings = replace(kept, gradient_checkpointing=process_group.any_rank(not safe))
-    log.info("a step is not tried before training", passes=settings)
+
+    def is_safe(kept: BatchSettings) -> bool:
+        unsafe = sharded or not trial.is_safe(train, kept, accelerator)
+        return not process_group.any_rank(unsafe)
+
+    settings = without_search(train, is_safe)
+    if job_may_checkpoint(train):
+        log.info("a step is not tried before training", passes=settings)
     return settings
 
 

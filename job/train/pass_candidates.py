@@ -72,6 +72,20 @@ def searches(train: TrainSpec, *, on_gpu: bool, sharded: bool) -> bool:
     return not sharded and (train.fit == "on" or (train.fit == "auto" and on_gpu))
 
 
+def job_may_checkpoint(train: TrainSpec) -> bool:
+    """Whether the job decides on gradient checkpointing; compiled blocks exclude it."""
+    return train.gradient_checkpointing == "auto" and train.torch_compile is not True
+
+
+def without_search(train: TrainSpec, is_safe: Callable[[BatchSettings], bool]) -> BatchSettings:
+    """The spec's passes; with gradient checkpointing if the job decides on it and they are not
+    safe to fit."""
+    kept = BatchSettings.of(train, checkpointing=False)
+    if not job_may_checkpoint(train):
+        return kept
+    return replace(kept, gradient_checkpointing=not is_safe(kept))
+
+
 def candidates(
     train: TrainSpec, pass_tokens: PassTokens, *, on_gpu: bool, captured: bool
 ) -> Sequence[BatchSettings]:
