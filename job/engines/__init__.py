@@ -5,7 +5,7 @@ Imports: spec, distributed, families.
 
 from job.engines.base import Engine
 from job.engines.choice import EngineChoice, EngineName, choose
-from job.engines.device import Accelerator, resolve_autocast, resolve_dtype
+from job.engines.device import Accelerator, four_bit_of, resolve_autocast, resolve_dtype
 from job.engines.transformers import TransformersEngine
 from job.spec.types import LoraSpec, ModelSpec
 
@@ -28,7 +28,13 @@ def create(model: ModelSpec, lora: LoraSpec, accelerator: Accelerator) -> Engine
         # Without autocast its LoRA layers compute in the adapter's fp32.
         autocast = dtype == torch.bfloat16
         return UnslothEngine(model=model, dtype=dtype, autocast=autocast, device=device)
-    return TransformersEngine(model=model, dtype=dtype, autocast=autocast, device=device)
+    return TransformersEngine(
+        model=model,
+        dtype=dtype,
+        autocast=autocast,
+        device=device,
+        four_bit=four_bit_of(model, lora),
+    )
 
 
 def _quiet_libraries() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from job.distributed.cores import cores
 from job.engines import cpu
 from job.errors import SpecError, UsageError
+from job.families.four_bit import FourBit
 from job.spec.types import LoraSpec, ModelSpec, RuntimeSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -163,6 +164,27 @@ def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:
             fix=f"optim: {substitute} has the same update in fp32 state, or optim: auto chooses",
         )
     return train.optim
+
+
+def four_bit_of(model: ModelSpec, lora: LoraSpec) -> FourBit | None:
+    """How the spec packs frozen weights; None if it does not.
+
+    Raises SpecError if bitsandbytes, which packs them, is not installed.
+    """
+    if not model.load_in_4bit:
+        return None
+    if not _has_bitsandbytes():
+        raise SpecError(
+            "$.model.load_in_4bit",
+            "needs the package bitsandbytes",
+            value=True,
+            fix="install it, make setup EXTRAS=gpu, or remove the line",
+        )
+    return FourBit(
+        quant_type=model.bnb_4bit_quant_type,
+        double_quant=model.bnb_4bit_use_double_quant,
+        skip=tuple(lora.modules_to_save or ()),
+    )
 
 
 def _has_bitsandbytes() -> bool:
