@@ -166,20 +166,21 @@ def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:
     return train.optim
 
 
-def four_bit_of(model: ModelSpec, lora: LoraSpec) -> FourBit | None:
-    """How the spec packs frozen weights; None if it does not.
-
-    Raises SpecError if bitsandbytes, which packs them, is not installed.
-    """
-    if not model.load_in_4bit:
-        return None
-    if not _has_bitsandbytes():
+def require_four_bit(model: ModelSpec) -> None:
+    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing."""
+    if model.load_in_4bit and not _has_bitsandbytes():
         raise SpecError(
             "$.model.load_in_4bit",
             "needs the package bitsandbytes",
             value=True,
             fix="install it, make setup EXTRAS=gpu, or remove the line",
         )
+
+
+def four_bit_settings(model: ModelSpec, lora: LoraSpec) -> FourBit | None:
+    """How the spec packs frozen weights; None if it does not."""
+    if not model.load_in_4bit:
+        return None
     return FourBit(
         quant_type=model.bnb_4bit_quant_type,
         double_quant=model.bnb_4bit_use_double_quant,

@@ -57,7 +57,7 @@ def streamed_weights(model: "PeftModel", read: Read, *, every: bool) -> Iterator
             module, own = owner[id(parameter)]
             block = place.get(id(module))
             (others if block is None else wanted[id(block)]).append((module, own, name))
-    before: dict[int, list[torch.nn.Parameter]] = {}
+    before: dict[int, list[torch.nn.Parameter | None]] = {}
 
     def give(weights: "list[tuple[nn.Module, str, str]]", key: int) -> None:
         before[key] = [module._parameters[own] for module, own, _ in weights]

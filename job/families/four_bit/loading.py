@@ -36,7 +36,7 @@ def as_loaded_plainly(model: "PreTrainedModel") -> None:
     quantizer.remove_quantization_config(model)
     for module in model.modules():
         config = getattr(module, "config", None)
-        if getattr(config, "_is_quantized", False):
+        if config is not None and getattr(config, "_is_quantized", False):
             del config._is_quantized
 
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _ROUTER = re.compile(r"(^|\.)(gate|router|score|shared_expert_gate)$")
 
 
-def packed_names(model: "PreTrainedModel", four_bit: FourBit) -> "dict[str, torch.nn.Parameter]":
+def packed_names(model: "PreTrainedModel", four_bit: FourBit) -> "dict[str, torch.Tensor]":
     """The parameters that are packed, by full name; `model` may be on the meta device."""
     from torch import nn
 
     head, tower = model.get_output_embeddings(), vision_tower_pattern(model)
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
         # The pattern of a tower leaves out the connector, which stays as well.
         of_images = tower is not None and (tower.match(name) or CONNECTOR.search(name))

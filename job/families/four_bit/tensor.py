@@ -6,8 +6,8 @@ unpacked weight until then, which is what packing avoids. Any other operation un
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch.nn.functional import linear
@@ -86,9 +86,9 @@ class FourBitTensor(torch.Tensor):
     def __torch_function__(
         cls,
         func: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         if func is linear and (found := _linear_arguments(*args, **(kwargs or {}))):
             return _Linear.apply(*found)
@@ -107,9 +107,9 @@ class FourBitTensor(torch.Tensor):
     def __torch_dispatch__(
         cls,
         func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         if func in (_aten.detach.default, _aten.alias.default):
             same = cast(FourBitTensor, args[0])
