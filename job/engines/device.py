@@ -93,9 +93,9 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     torch.cuda.set_device(index)
     properties = torch.cuda.get_device_properties(index)
-    return Accelerator(
-        kind=available, name=properties.name, memory_bytes=properties.total_memory, index=index
-    )
+    allowed = torch.cuda.get_per_process_memory_fraction(index)  # 1 unless something has set it
+    memory = int(properties.total_memory * allowed)
+    return Accelerator(kind=available, name=properties.name, memory_bytes=memory, index=index)
 
 
 def release_memory() -> None:
