@@ -2,6 +2,7 @@
 
 import filecmp
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,10 +200,26 @@ def test_each_toggle_selects_its_own_group(family: Ernie45VL, model: Any, spec: 
     def groups(**toggles: Any) -> set[str]:
         return set(family.lora_targets(model, replace(spec.lora, **toggles)).counts)
 
-    assert groups(finetune_vision_layers=False) == {"language attention", "language mlp"}
-    assert groups(finetune_language_layers=False) == {"vision mlp", "resampler"}
-    assert groups(finetune_mlp_modules=False) == {"language attention"}
-    assert "routed experts" in groups(finetune_experts=True)
+    language, vision = "finetune_language_layers", "finetune_vision_layers"
+    attention, mlp = "finetune_attention_modules", "finetune_mlp_modules"
+    default = {"language attention", "language mlp", "vision mlp", "resampler"}
+    assert groups() == default
+    assert groups(finetune_attention_modules=True) == default | {"vision attention"}
+    for chosen in itertools.product((True, False), repeat=4):
+        toggles = dict(zip((language, vision, attention, mlp), chosen, strict=True))
+        parts = {part for part in ("language", "vision") if toggles[f"finetune_{part}_layers"]}
+        kinds = {k for k, key in (("attention", attention), ("mlp", mlp)) if toggles[key]}
+        expected = {f"{part} {kind}" for part in parts for kind in kinds}
+        expected |= {"resampler"} if "vision mlp" in expected else set()
+        if expected:
+            assert groups(**toggles) == expected, toggles
+            unset = {**toggles, attention: None}  # true, but for the default of all
+            if toggles[attention] and not all(chosen):
+                assert groups(**unset) == expected, unset
+        else:
+            with pytest.raises(SpecError, match="selects no module"):
+                groups(**toggles)
+    assert groups(finetune_experts=True) == default | {"routed experts"}
 
 
 def test_a_target_that_selects_nothing_is_refused_by_name(
