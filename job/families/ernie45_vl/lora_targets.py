@@ -2,10 +2,11 @@
 
 The default targets are attention, the MLPs of dense layers and shared experts, the vision tower's
 MLPs, and the resampler: what the published recipe names. A toggle that is written selects by part
-and kind, as in Unsloth: the vision tower's attention too. Routed experts are modules in a published checkpoint, and fused parameters
-in Transformers: `finetune_experts` adds them, and names of `target_modules` such as `gate_proj`
-reach them as they would in the checkpoint. Either way gate and up have an adapter each, as modules
-have; `target_parameters` names the parameters themselves, with one adapter for both, as in PEFT.
+and kind, as in Unsloth: the vision tower's attention too. Routed experts are modules in a published
+checkpoint, and fused parameters in Transformers: `finetune_experts` adds them, and names of
+`target_modules` such as `gate_proj` reach them as they would in the checkpoint. Either way gate and
+up have an adapter each, as modules have; `target_parameters` names the parameters themselves, with
+one adapter for both, as in PEFT.
 """
 
 import re
