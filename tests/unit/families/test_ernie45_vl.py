@@ -13,6 +13,7 @@ from PIL import Image
 
 from job import families
 from job.errors import DataError, SpecError
+from job.evaluation.generate import to_texts
 from job.families import chat
 from job.families.base import IGNORED
 from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, vision_attention
@@ -24,6 +25,7 @@ from job.prep.rows import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
+EOS = "<|end_of_sentence|>"
 VISION_INDICES = ("image_cu_seqlens", "image_position_ids")
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 
@@ -123,6 +125,31 @@ def test_an_answer_follows_an_empty_thinking_block(family: Ernie45VL) -> None:
     encoded = family.encode(CONVERSATIONS["one image"])
     text = family.processor.tokenizer.decode(encoded.input_ids)
     assert text.endswith("Assistant: <think>\n\n</think>\n\nx^{2}<|end_of_sentence|>")
+
+
+def test_thoughts_are_trained_after_the_prompt_of_a_model_that_thinks(family: Ernie45VL) -> None:
+    plain = CONVERSATIONS["one image"]
+    answer = replace(plain.messages[-1], reasoning="\nTwo of x.\n")
+    thoughtful = Row.from_record(replace(plain, messages=(*plain.prompt, answer)).to_record())
+    assert thoughtful.messages[-1].reasoning == "\nTwo of x.\n"
+    encoded = family.encode(thoughtful)
+    prompt = family.encode_prompt("p", plain.prompt, plain.images, enable_thinking=True)
+    start = len(prompt.input_ids)
+    assert encoded.input_ids[:start] == prompt.input_ids
+    assert set(encoded.labels[:start]) == {IGNORED}
+    assert encoded.labels[start:] == encoded.input_ids[start:]
+    tokenizer = family.processor.tokenizer
+    assert tokenizer.decode(prompt.input_ids).endswith("Assistant: <think>")
+    written = "\nTwo of x.\n</think>\n\nx^{2}"
+    assert tokenizer.decode(encoded.labels[start:]) == f"{written}<|end_of_sentence|>"
+    tokens = [encoded.labels[start:-1], encoded.labels[start : start + 3]]
+    assert to_texts(family, tokens, thinks=True)[0] == "x^{2}"
+    assert to_texts(family, tokens, thinks=False)[0] == written.strip()
+    assert to_texts(family, tokens, thinks=True)[1]  # cut short, so the thoughts are the answer
+    with pytest.raises(DataError, match="control token"):
+        family.encode(
+            replace(plain, messages=(*plain.prompt, replace(answer, reasoning=f"a{EOS}")))
+        )
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
