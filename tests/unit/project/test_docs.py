@@ -27,7 +27,7 @@ from tests.unit.project.test_rooms import RANK, stated
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(DOCS / "zh").glob("*.md")])
-IMAGES = sorted((DOCS / "images").glob("*.svg"))
+IMAGES = sorted((DOCS / "images").rglob("*.svg"))
 GROUP: Any = typer.main.get_command(app)
 SECTIONS = {"model", "data", "lora", "train", "eval", "export", "output", "runtime"}
 FOLDERS = ("job", "specs", "containers", "k8s", "tests", "docs", "requirements", "benchmarks")
