@@ -400,6 +400,10 @@ class CheckpointWriting(Protocol):
         shard, see `weight_writing.write`. Returns what was repaired.
         """
 
+    def save_processor(self, directory: Path) -> None:
+        """Writes the processor, for `AutoProcessor` or `AutoTokenizer`: the tokenizer, the chat
+        template and the settings of images."""
+
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
         """Writes the chat template alone, as `chat_template.jinja`."""
 

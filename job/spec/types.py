@@ -161,7 +161,7 @@ class LoraSpec:
     use_dora: bool
     finetune_vision_layers: bool
     finetune_language_layers: bool
-    finetune_attention_modules: bool
+    finetune_attention_modules: bool | None
     finetune_mlp_modules: bool
     finetune_experts: bool | None
     """None: names of `target_modules` may select routed experts, the toggles do not."""

@@ -53,6 +53,8 @@ NINE = (
     *("fc1", "fc2"),
 )
 """The tutorial's target modules."""
+SERVED = {"finetune_vision_layers": False, "finetune_mlp_modules": False}
+"""Language attention alone."""
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +236,11 @@ def test_language_attention_alone_is_servable_as_an_adapter(spec: JobSpec, kind:
     ("settings", "merged_only"),
     [
         ({}, ("language mlp", "vision mlp", "resampler")),
-        ({"finetune_mlp_modules": False}, ()),
-        ({"finetune_mlp_modules": False, "use_dora": True}, ("DoRA",)),
-        ({"finetune_mlp_modules": False, "bias": "lora_only"}, ("trained biases",)),
-        ({"finetune_mlp_modules": False, "use_rslora": True}, ()),
+        (SERVED, ()),
+        (SERVED | {"use_dora": True}, ("DoRA",)),
+        (SERVED | {"bias": "lora_only"}, ("trained biases",)),
+        (SERVED | {"use_rslora": True}, ()),
+        ({"finetune_mlp_modules": False}, ("vision attention",)),
         ({"target_modules": ("q_proj", "fc1")}, ("vision mlp", "resampler")),
         ({"target_modules": ("down_proj",)}, ("language mlp", "routed experts")),
         ({"target_modules": ("q_proj",), "finetune_experts": True}, ("routed experts",)),
@@ -276,7 +279,7 @@ def test_the_spec_tells_the_kinds_that_the_model_has(
 def test_a_served_adapter_is_the_same_under_the_published_names(
     adapt: Adapt, family: families.Family, tmp_path: Path
 ) -> None:
-    model = adapt(finetune_mlp_modules=False)
+    model = adapt(**SERVED)
     model.save_pretrained(tmp_path / "adapter")
     family.write_served_adapter(tmp_path / "adapter", tmp_path / "adapter-vllm")
     ours = safetensors.torch.load_file(tmp_path / "adapter/adapter_model.safetensors")

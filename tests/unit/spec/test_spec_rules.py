@@ -185,10 +185,11 @@ REFUSED += [
     ),
     *(
         (
-            (f"model.attn_implementation={other}",),
+            ("runtime.distributed=fsdp2", f"model.attn_implementation={other}"),
             "model.attn_implementation",
-            "must be auto or sdpa if train.padding_free is true: its step supports no other",
-            "set train.padding_free: false, or write auto",
+            "must be auto or sdpa if runtime.distributed is fsdp2, which requires rows without "
+            "padding",
+            "write auto, or set runtime.distributed: ddp",
         )
         for other in ("eager", "flash_attention_2")
     ),
