@@ -8,7 +8,16 @@ from collections.abc import Collection
 
 from job.spec.keys import Json, Path
 from job.spec.problems import Finding
-from job.spec.rules import adapters, data, hub, locations, training, validation, weights
+from job.spec.rules import (
+    adapters,
+    data,
+    hub,
+    locations,
+    reinforcement,
+    training,
+    validation,
+    weights,
+)
 from job.spec.rules.view import Rule, Unavailable, View
 
 RULES: tuple[Rule, ...] = (
@@ -18,6 +27,7 @@ RULES: tuple[Rule, ...] = (
     *adapters.RULES,
     *training.RULES,
     *validation.RULES,
+    *reinforcement.RULES,
     *hub.RULES,
 )
 
