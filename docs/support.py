@@ -125,7 +125,7 @@ def page(language: str, text: str) -> str:
         begin, end = f"<!-- support: {name} -->\n", "<!-- /support -->"
         pattern = re.escape(begin) + r".*?" + re.escape(end)
         written = begin + writer.table(name, table) + end
-        text, count = re.subn(pattern, lambda _, w=written: w, text, flags=re.DOTALL)
+        text, count = re.subn(pattern, written.replace("\\", r"\\"), text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(
                 f"the page has {count} places for the table {name}: write {begin}{end}"
