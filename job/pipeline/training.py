@@ -46,6 +46,7 @@ def train(
             report_step=run.status.set_step,
             report_validation=run.status.set_validation,
             answer_metrics=_answer_metrics(run),
+            ways=run.ways,
             trackers=TrackerFiles(
                 run.spec.train.report_to,
                 output.workdir / "logs",
