@@ -60,7 +60,9 @@ class TrainContext:
     report_validation: Callable[[telemetry.Validation], None]
     answer_metrics: AnswerMetrics | None
     """None if validations measure the loss only."""
+    folder: str = TRAIN
+    """The folder of the history."""
 
     @property
     def train_directory(self) -> Path:
-        return self.directory / TRAIN
+        return self.directory / self.folder
