@@ -128,9 +128,7 @@ class Stages:
             peak_memory=log.byte_count(result.peak_memory_bytes),
         )
         if not result.learned:
-            run.record.warnings.append(
-                "reinforce: no answer's reward differed: nothing was learned"
-            )
+            run.record.warnings.append("reinforce: nothing was learned: no rewards differed")
         return result.to_json()
 
     def eval(self, directory: Path) -> Summary:

@@ -35,8 +35,9 @@ class Trained(Protocol):
 def load_best(session: Trained, scratch: Path, section: str = "train") -> int:
     """Loads the best step's weights, if the spec wants them; returns the step of the weights.
 
-    `section` is the section of the spec that wants them. All processes have to call it. Raises StorageError if the checkpoint is missing or damaged, and
-    SpecError if no validation gave a finite value: the last model is never taken instead.
+    `section` is the section of the spec that wants them. All processes have to call it. Raises
+    StorageError if the checkpoint is missing or damaged, and SpecError if no validation gave a
+    finite value: the last model is never taken instead.
     """
     trainer, selection = session.trainer, session.selection
     last = int(trainer.state.global_step)
