@@ -323,7 +323,10 @@ class Decoder(Protocol):
 
     @property
     def tokens(self) -> "torch.Tensor":
-        """(B,): each row's next token, the most likely one; the next call overwrites it."""
+        """(B,): each row's next token, the most likely one; the next call overwrites it.
+
+        A caller may write another token into it, which the next step then appends.
+        """
 
     def prefill(self, prompts: "Sequence[Encoded]") -> "torch.Tensor":
         """Adds a row for each of N prompts; returns the logits (N, V) of their next tokens."""
