@@ -16,6 +16,10 @@ from job.spec.types import JobSpec
 def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
     """Requires the packages that the stages need; chooses the engine if the run trains."""
     spec = run.spec
+    if {*stages} & {"baseline", "train", "eval", "export"}:
+        from job.engines.device import require_four_bit
+
+        require_four_bit(spec.model)
     if spec.model.chat_template is not None or spec.data.system is not None:
         run.bind_headers()  # raises if they do not fit, before rows are prepared
     if spec.export.verify == "vllm" and "export" in stages:
