@@ -192,6 +192,13 @@ def test_the_published_model_trains_the_tutorial_s_weights_that_get_a_gradient()
     assert tutorial == 308_592_640
     untouched = text.moe_num_experts * of_one[text.moe_intermediate_size[1]]  # the last layer's
     assert measure(loaded.spec).trainable == tutorial - untouched == 303_874_048
+    # Its code names the resampler's layers 0 and 2, which fc1 and fc2 do not reach.
+    own = tuple(f"mlp.{name}" if name.startswith("fc") else name for name in NINE)
+    lora = replace(loaded.spec.lora, target_modules=own, finetune_experts=None)
+    without = measure(replace(loaded.spec, lora=lora)).trainable + untouched
+    assert (without, tutorial - without) == (308_224_000, 368_640)
+    lora = replace(loaded.spec.lora, finetune_attention_modules=True)
+    assert measure(replace(loaded.spec, lora=lora)).trainable - 303_874_048 == 1_966_080
 
 
 @pytest.mark.parametrize(
