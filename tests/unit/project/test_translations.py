@@ -25,16 +25,17 @@ SPAN = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 COMMENT = re.compile(r"\s*(?<!\S)#(?![{!]).*$", re.MULTILINE)
 PLACEHOLDER = re.compile(r"<[^<>\n]+>")
 """Says in words what to write there, as in `<package index>`."""
-NUMBER = re.compile(r"\d+(?:[,.]\d+)*")
+NUMBER = re.compile(r"(?:[A-Za-z]+-?)?\d+(?:[,.]\d+)*[A-Z]?")
+"""With what stands before and behind it, as in H200 or 28B."""
 CODE = ("bash", "console", "yaml", "json", "python", "jinja")
 """Languages of blocks that are held to be the same, but for comments; other blocks have prose."""
 
 
 def chinese_of(page: Path) -> Path:
     """Where the Chinese version of an English page is, or would be."""
-    if page.parent == ROOT:
-        return page.with_suffix(".zh.md")
-    return CHINESE / page.name
+    if page.parent == DOCS:
+        return CHINESE / page.name
+    return page.with_suffix(".zh.md")
 
 
 def english_of(page: Path) -> Path:
