@@ -132,7 +132,8 @@ manifests: $(VENV)/.ready ## Regenerate k8s/
 session: $(VENV)/.ready ## Record the terminal session of the README again: make session [ARGS=1]
 	$(VENV)/bin/python -m docs.images.session $(ARGS)
 
-diagrams: $(VENV)/.ready ## Draw the Chinese diagrams again from the English ones and docs/images/zh.json
+diagrams: $(VENV)/.ready ## Draw the diagrams again, and the Chinese ones with the words of docs/images/zh.json
+	$(VENV)/bin/python -m docs.images.diagrams
 	$(VENV)/bin/python -m docs.images.translate
 
 support: $(VENV)/.ready ## Write the tables of docs/17-support.md again
