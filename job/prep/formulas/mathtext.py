@@ -17,7 +17,6 @@ import matplotlib as mpl
 from matplotlib import _mathtext
 from matplotlib._mathtext_data import tex2uni
 from matplotlib.backends.backend_agg import get_hinting_flag
-from matplotlib.mathtext import MathTextParser
 from pyparsing import ParseBaseException
 
 if TYPE_CHECKING:
@@ -31,6 +30,13 @@ MAX_DEPTH = 12
 SHARED_BY = 256
 """As many formulas share loaded glyphs, which are kept by size: their number grows slowly."""
 
+_FAMILIES: dict[str, type[_mathtext.TruetypeFonts]] = {
+    "cm": _mathtext.BakomaFonts,
+    "dejavusans": _mathtext.DejaVuSansFonts,
+    "dejavuserif": _mathtext.DejaVuSerifFonts,
+    "stix": _mathtext.StixFonts,
+    "stixsans": _mathtext.StixSansFonts,
+}
 _GRAMMAR = _mathtext.Parser
 _CHARACTER = re.compile(r"[a-zA-Z0-9+\-*/<>=:,.;!?&@()\[\]|]")
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+)|(.))", re.DOTALL)
@@ -95,7 +101,7 @@ class Parser(_mathtext.Parser):
             raise _LeaveError
         self._text, self._at, self._depth = text, 0, 0
         self._state_stack = [_mathtext.ParserState(fonts, "default", "rm", fontsize, dpi)]
-        self._em_width_cache = {}
+        self._em_width_cache: dict[tuple[str, float, float], float] = {}
         self._needs_space_after_subsuper = False
         before = self.non_math([""])
         row = self._row("")
@@ -276,7 +282,7 @@ def _fonts(font: "FontProperties") -> _mathtext.Fonts:
 
     Other families have kerning tables, which FreeType reads at the size of the last glyph loaded.
     """
-    kind = MathTextParser._font_type_mapping[font.get_math_fontfamily()]
+    kind = _FAMILIES[font.get_math_fontfamily()]
     flags = get_hinting_flag()
     if kind is not _mathtext.BakomaFonts:
         return kind(font, flags)
