@@ -51,12 +51,13 @@ def sample_answers(
     generated at once if they do not fit into the memory. Raises an error of the device if one alone
     does not fit.
     """
+    never = never_sampled(family, model.get_output_embeddings().weight.shape[0])
     rows = min(MOST_ON_CPU if model.device.type == "cpu" else ROWS_ON_GPU, len(prompts))
     while True:
         try:
             if family.has_decoder(model):
-                return _decode(model, family, prompts, sampling, rows, stop)
-            return _generate(model, family, prompts, sampling, rows, stop)
+                return _decode(model, family, prompts, sampling, never, rows, stop)
+            return _generate(model, family, prompts, sampling, never, rows, stop)
         except (RuntimeError, MemoryError) as error:
             if rows == 1 or not is_out_of_memory(error):
                 raise
@@ -66,11 +67,22 @@ def sample_answers(
         log.info("fewer answers are generated at once to fit", rows=rows)
 
 
-def draw(logits: "torch.Tensor", sampling: Sampling) -> "torch.Tensor":
-    """A token (B,) for each row of logits (B, V)."""
+def never_sampled(family: Family, vocabulary: int) -> list[int]:
+    """The control tokens that do not end an answer: without its image, a placeholder for one has no
+    meaning, and no model could be run on it."""
+    tokenizer = family.processor.tokenizer
+    control = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control |= {*tokenizer.all_special_ids}
+    control |= {token for token in range(vocabulary) if family.is_image_token(token)}
+    return sorted(token for token in control - {*family.end_tokens} if token < vocabulary)
+
+
+def draw(logits: "torch.Tensor", sampling: Sampling, never: "torch.Tensor") -> "torch.Tensor":
+    """A token (B,) for each row of logits (B, V), none of `never` (N,)."""
     import torch
 
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)  # (B, V)
+    allowed = logits.float().index_fill(1, never, -torch.inf)
+    probabilities = torch.softmax(allowed / sampling.temperature, dim=-1)  # (B, V)
     if sampling.top_p < 1:
         likely, order = probabilities.sort(dim=-1, descending=True)
         # Of the tokens before which less than top_p has been counted, the first always is one.
@@ -87,6 +99,7 @@ def _decode(
     family: Family,
     prompts: Sequence[Encoded],
     sampling: Sampling,
+    never: Sequence[int],
     slots: int,
     stop: Callable[[], bool] | None,
 ) -> list[list[int]]:
@@ -97,6 +110,7 @@ def _decode(
     decoder = family.decoder(
         model, slots=slots, capacity=longest + sampling.max_new_tokens + read_every
     )
+    excluded = torch.tensor(never, dtype=torch.long, device=model.device)
     answers = _Answers.of(prompts, sampling.max_new_tokens, family.end_tokens)
     with torch.inference_mode():
         while answers.are_left and not (stop is not None and stop()):
@@ -104,13 +118,13 @@ def _decode(
             if group:
                 logits = decoder.prefill([prompts[number] for number in group])  # (N, V)
                 added = decoder.tokens[-len(group) :]
-                added.copy_(draw(logits, sampling))
+                added.copy_(draw(logits, sampling, excluded))
                 answers.read(added[None], decoder)
                 continue
             steps = []
             for _ in range(read_every):
                 logits = decoder.step()  # (B, V)
-                decoder.tokens.copy_(draw(logits, sampling))
+                decoder.tokens.copy_(draw(logits, sampling, excluded))
                 steps.append(decoder.tokens.clone())
             answers.read(torch.stack(steps), decoder)
     return answers.tokens
@@ -177,6 +191,7 @@ def _generate(
     family: Family,
     prompts: Sequence[Encoded],
     sampling: Sampling,
+    never: Sequence[int],
     rows: int,
     stop: Callable[[], bool] | None,
 ) -> list[list[int]]:
@@ -198,6 +213,7 @@ def _generate(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=0,
+                suppress_tokens=list(never) or None,
                 pad_token_id=family.processor.tokenizer.pad_token_id,
                 eos_token_id=list(family.end_tokens),
             )

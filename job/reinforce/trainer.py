@@ -24,6 +24,7 @@ import torch
 from trl import GRPOTrainer
 
 from job.engines.trainer import attach_gradient
+from job.errors import SpecError
 from job.evaluation.sampling import Sampling, sample_answers
 from job.families.base import IGNORED, Encoded, Family
 from job.families.batches import model_inputs, to_device
@@ -103,6 +104,20 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
     def create_model_card(self, *_: object, **__: object) -> None:
         """Writes no card into a checkpoint."""
 
+    def train_step(
+        self,
+        model: torch.nn.Module,
+        loader: Iterator[Any],
+        *,
+        epoch: float,
+        **more: Any,  # noqa: ANN401 - those of the trainer above
+    ) -> None:
+        """One optimizer step; an epoch is one time through the rows, as answers were asked for."""
+        rollouts = self.state.global_step // self.num_iterations + 1
+        rows_a_rollout = self.args.generation_batch_size // self.num_generations
+        epoch = rollouts * rows_a_rollout / len(self.prompts.rows)
+        super().train_step(model, loader, epoch=epoch, **more)
+
     # --- a rollout ---------------------------------------------------------------------------
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> Tensors:
@@ -118,6 +133,14 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
     def _answer(self, _: Sequence[str], __: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: an answer to each listed row, with its end token."""
         started = time.monotonic()
+        if not all(parameter.isfinite().all() for _, parameter in self._trained()):
+            raise SpecError(
+                "$.reinforce.learning_rate",
+                f"the weights are no longer finite after step {self.state.global_step}: the "
+                "training has diverged",
+                value=self.args.learning_rate,
+                fix="lower it, or raise reinforce.warmup_steps",
+            )
         prompts = [self.prompts.encoded(row) for row in self._rows]
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
