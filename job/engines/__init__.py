@@ -1,6 +1,6 @@
 """Engines load models, attach adapters and run training steps; `choose` selects one.
 
-Imports: spec, distributed, families.
+Imports: spec, storage, distributed, local, families.
 """
 
 from job.engines.base import Engine

@@ -17,6 +17,7 @@ from job.engines.device import (
     resolve_dtype,
 )
 from job.engines.lora_config import ADAPTERS
+from job.engines.padding_free import why_padded
 from job.families.activation_memory import VARLEN, StepSettings
 from job.families.base import Family, RowSize
 from job.families.four_bit import BLOCK
@@ -147,14 +148,15 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
     experts: str = spec.model.experts_implementation
     if experts == "auto":
         experts = family.experts_on_gpu if on_gpu else "eager"
+    packed = why_padded(spec, family, patches_forward=spec.model.engine == "unsloth") is None
     attention: str = spec.model.attn_implementation
     if attention == "auto":
-        varlen = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
+        varlen = accelerator.kind == "cuda" and width == BF16 and packed
         attention = VARLEN if varlen else "sdpa"
     return StepSettings(
         itemsize=width,
         autocast=autocast,
-        packed=spec.train.padding_free,
+        packed=packed,
         checkpointing=spec.train.gradient_checkpointing is not False,
         attention=attention,
         experts=experts,

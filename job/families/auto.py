@@ -280,6 +280,9 @@ class AutoFamily(BoundFamily):
     ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
         return functools.partial(transformers_format.stored, model)
 
+    def save_processor(self, directory: Path) -> None:
+        tokenizer_files.save(self._processing_class, directory)
+
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
         (directory / chat_template.FILE).write_text(
             str(self._processing_class.chat_template), encoding="utf-8"
@@ -289,7 +292,7 @@ class AutoFamily(BoundFamily):
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout
     ) -> tuple[str, ...]:
         transformers_format.write_config(self._checkpoint.config, directory, dtype)
-        self._processing_class.save_pretrained(directory)
+        self.save_processor(directory)
         settings = generation_config.read(self._checkpoint)
         return generation_config.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 

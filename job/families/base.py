@@ -323,7 +323,10 @@ class Decoder(Protocol):
 
     @property
     def tokens(self) -> "torch.Tensor":
-        """(B,): each row's next token, the most likely one; the next call overwrites it."""
+        """(B,): each row's next token, the most likely one; the next call overwrites it.
+
+        A caller may write another token into it, which the next step then appends.
+        """
 
     def prefill(self, prompts: "Sequence[Encoded]") -> "torch.Tensor":
         """Adds a row for each of N prompts; returns the logits (N, V) of their next tokens."""
@@ -407,6 +410,10 @@ class CheckpointWriting(Protocol):
         `weights` have the model's names and the dtype to store. `finished` is called for every
         shard, see `weight_writing.write`. Returns what was repaired.
         """
+
+    def save_processor(self, directory: Path) -> None:
+        """Writes the processor, for `AutoProcessor` or `AutoTokenizer`: the tokenizer, the chat
+        template and the settings of images."""
 
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
         """Writes the chat template alone, as `chat_template.jinja`."""

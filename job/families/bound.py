@@ -196,7 +196,12 @@ class BoundFamily(ABC):
 
     def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
         return chat.segments(
-            row_id, self._render_template, self._turns(messages), self._control, messages
+            row_id,
+            self._render_template,
+            self._turns(messages),
+            self._control,
+            messages,
+            thinking=functools.partial(self._render_template, enable_thinking=True),
         )
 
     def _tokens(self, text: str) -> list[int]:

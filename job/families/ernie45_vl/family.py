@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.families import chat, chat_template
+from job.families import chat, chat_template, tokenizer_files
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.base import (
     SORTED_EXPERTS,
@@ -323,6 +323,9 @@ class Ernie45VL(BoundFamily):
         from job.families.ernie45_vl.published_format.weights import published
 
         return published
+
+    def save_processor(self, directory: Path) -> None:
+        tokenizer_files.save(self.processor, directory)
 
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
         template = self.processor.chat_template
