@@ -6,6 +6,7 @@ same rows.
 
 import io
 import logging
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -58,7 +59,10 @@ def samples(spec: FormulasSpec, count: int, workers: int) -> Iterator[FormulaSam
     render_latex("x")  # before the workers need it: it may build matplotlib's font cache
     starts = iter(range(0, count, _CHUNK))
     pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=signals.die_with_parent
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=signals.die_with_parent,
+        initargs=(os.getpid(),),
     )
     try:
         # Only a few chunks ahead: images would pile up before a slow consumer.
