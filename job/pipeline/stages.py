@@ -186,6 +186,8 @@ class Stages:
                 rejects=self._read_lines("prep", "data/rejects.jsonl"),
                 statistics=self._read_json("prep", "data/stats.json"),
                 lengths=self._read_json("train", "train/lengths.json"),
+                reinforced=self._read_lines("reinforce", "reinforced/history.jsonl"),
+                samples=self._read_lines("reinforce", "reinforced/samples.jsonl"),
             )
         )
         (directory / report.REPORT).write_text(page, encoding="utf-8")
