@@ -74,7 +74,7 @@ class CardInputs:
 
     spec: JobSpec
     settings: Mapping[str, Any]
-    """The keys of `lora`, `train` and `reinforce` that affect the weights, with secrets as names."""
+    """The keys of `lora`, `train` and `reinforce` that affect the weights; secrets as names."""
     family: type[Family]
     base: Base
     sources: Mapping[str, Mapping[str, str]]

@@ -6,10 +6,11 @@ from typing import Any
 
 from job.evaluation.report.charts import points, validation_curve
 from job.evaluation.report.figure import RUN_COLORS, Chart, Curve, draw
+from job.evaluation.report.generated_text import plain
 from job.evaluation.report.headline import METRICS
 from job.spec.answer_kinds import bare_metric
 
-_ROWS, _ANSWERS = 4, 8  # shown of a step: rows, and answers in all
+_ANSWERS = 8  # shown of a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class Reinforcement:
     """The stage's summary in `run.json`."""
     charts: tuple[Chart, ...]
     steps: tuple[tuple[int, tuple[Mapping[str, Any], ...]], ...]
-    """The first and the last step with samples of their answers, as `samples.jsonl` has them."""
+    """The first and the last step with samples of their answers: `id`, `reward`, and `reference`
+    and `answer` as the page shows text."""
 
 
 def reinforcement(
@@ -37,10 +39,15 @@ def reinforcement(
         summary=summary,
         charts=reward_charts(history, summary.get("validation")),
         steps=tuple(
-            (step, tuple(each for each in samples if each["step"] == step)[:_ANSWERS])
+            (step, tuple(_shown(e) for e in [e for e in samples if e["step"] == step][:_ANSWERS]))
             for step in shown
         ),
     )
+
+
+def _shown(sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    texts = {name: plain(sample[name]) for name in ("reference", "answer")}
+    return {"id": sample["id"], "reward": sample["reward"], **texts}
 
 
 def reward_charts(
@@ -51,14 +58,7 @@ def reward_charts(
     by_name = [
         Curve(
             name=name,
-            points=points(
-                [
-                    {"step": e["step"], name: e["rewards"].get(name)}
-                    for e in history
-                    if "rewards" in e
-                ],
-                name,
-            ),
+            points=points([{"step": e["step"], **e.get("rewards", {})} for e in history], name),
             color=RUN_COLORS[number % len(RUN_COLORS)],
             trend=True,
         )
