@@ -14,7 +14,9 @@ from job import __version__, engines, families, log, telemetry
 from job.artifacts.output import Output
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
+from job.engines import ways
 from job.engines.device import Accelerator
+from job.engines.ways import Ways
 from job.errors import JobError
 from job.families import model_source
 from job.local import eviction
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from job.engines.models import Models
     from job.engines.stored_adapter import StoredAdapter
     from job.train.checkpoint.storage import CheckpointStore
+
+
+TRAINING_COMMANDS = ("train", "eval", "export", "run")
 
 
 class RunContext:
@@ -122,7 +127,14 @@ class RunContext:
         return detect(self.spec.runtime, local_rank)
 
     @cached_property
+    def ways(self) -> Ways:
+        """The ways to compute that serve on this device; tries those of the command."""
+        names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
+        return ways.find(self.accelerator, self.cache_dir, names)
+
+    @cached_property
     def engine(self) -> engines.Engine:
+        _ = self.ways  # before the first model takes memory, and asks which way to compute
         model = replace(self.spec.model, engine=self.engine_name)
         return engines.create(model, self.spec.lora, self.accelerator)
 

@@ -67,6 +67,8 @@ COMPUTING_KEYS = (
     "torch_compile",
     "cuda_graphs",
 )
+# Keys of the model section for a base in 4 bits, without which they say nothing.
+FOUR_BIT_KEYS = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 # What `auto` counts as: the default that it replaced.
 AUTO_COUNTS_AS = {"gradient_checkpointing": True, "torch_compile": False}
 # Keys that choose when to stop and what to keep, but do not affect the weights after a step.
@@ -160,7 +162,7 @@ class StageInputs:
         Those of the cards, the report and the push depend on `completed`, so they are final only
         once all stages before them are.
         """
-        spec = asdict(self._spec)
+        spec = {**asdict(self._spec), "model": self._model_keys}
         if stage == "prep":
             return self._prepared_rows(validation=True)
         parts: list[Any]
@@ -279,9 +281,16 @@ class StageInputs:
         """The model section, with the digest of a chat template instead of its place or text."""
         text = self.chat_template
         return {
-            **asdict(self._spec.model),
+            **self._model_keys,
             "chat_template": None if text is None else fingerprint(text),
         }
+
+    @property
+    def _model_keys(self) -> dict[str, Any]:
+        """The model section, without keys that say nothing."""
+        model = self._spec.model
+        skipped = () if model.load_in_4bit else FOUR_BIT_KEYS
+        return {key: value for key, value in asdict(model).items() if key not in skipped}
 
     @property
     def _training_settings(self) -> dict[str, Any]:
@@ -367,6 +376,8 @@ class StageInputs:
         start: list[Any] = [self.model.weights_digest, model.init, model.family, model.dtype]
         if (template := self.chat_template) is not None:
             start.append(fingerprint(template))
+        if model.load_in_4bit:
+            start.append([self._model_keys[key] for key in FOUR_BIT_KEYS])
         if self.adapter is not None:
             start.append(self.adapter.digest)
         return [*start, self._spec.train.seed] if model.init == "random" else start

@@ -47,6 +47,7 @@ def train(
             report_step=run.status.set_step,
             report_validation=run.status.set_validation,
             answer_metrics=answer_metrics(run, run.spec),
+            ways=run.ways,
             trackers=TrackerFiles(
                 run.spec.train.report_to,
                 output.workdir / "logs",

@@ -3,20 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from job.rewards import formulas, json_answers, own_code, text
+from job.rewards import any_answer, formulas, json_answers, own_code
 from job.rewards.rendered import RenderMatchReward
 from job.rewards.reward import Reward, each
 from job.spec.types import RewardSpec
 
 BY_NAME: Mapping[str, Reward] = {
-    "exact_match": each(text.exact_match),
-    "character_accuracy": each(text.character_accuracy),
+    "exact_match": each(any_answer.exact_match),
+    "character_accuracy": each(any_answer.character_accuracy),
     "render_match": RenderMatchReward(),
     "valid_latex": each(formulas.valid_latex),
     "valid_json": each(json_answers.valid_json),
     "field_f1": each(json_answers.field_f1),
-    "label_accuracy": each(text.label_accuracy),
-    "length": each(text.length),
+    "label_accuracy": each(any_answer.label_accuracy),
+    "length": each(any_answer.length),
 }
 """The rewards of `job.spec.answer_kinds.REWARDS`. Their processes and caches are shared."""
 

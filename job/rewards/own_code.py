@@ -100,10 +100,9 @@ def _keywords(function: Callable[..., object], name: str, field: str) -> tuple[s
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return KEYWORDS  # one that is written in C does not tell
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        named = KEYWORDS
-    else:
-        named = tuple(each for each in KEYWORDS if each in {found.name for found in parameters})
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    own = {each.name for each in parameters}
+    named = tuple(keyword for keyword in KEYWORDS if takes_all or keyword in own)
     needed = [
         each.name
         for each in parameters

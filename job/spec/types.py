@@ -26,6 +26,9 @@ class ModelSpec:
     revision: str | None
     family: str
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    load_in_4bit: bool
+    bnb_4bit_quant_type: Literal["nf4", "fp4"]
+    bnb_4bit_use_double_quant: bool
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"]
     experts_implementation: Literal[
         "auto", "sorted_grouped_mm", "grouped_mm", "batched_mm", "eager"
@@ -161,7 +164,7 @@ class LoraSpec:
     use_dora: bool
     finetune_vision_layers: bool
     finetune_language_layers: bool
-    finetune_attention_modules: bool
+    finetune_attention_modules: bool | None
     finetune_mlp_modules: bool
     finetune_experts: bool | None
     """None: names of `target_modules` may select routed experts, the toggles do not."""

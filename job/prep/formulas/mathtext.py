@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib import _mathtext
 from matplotlib._mathtext_data import tex2uni
-from matplotlib.backends.backend_agg import get_hinting_flag
-from matplotlib.mathtext import MathTextParser
+from matplotlib.ft2font import LoadFlags
 from pyparsing import ParseBaseException
 
 if TYPE_CHECKING:
@@ -28,9 +27,19 @@ COVERED = ((3, 11),)
 """The versions of matplotlib whose grammar this module follows."""
 MAX_DEPTH = 12
 """Deeper groups are left to mathtext, which fails at a depth that depends on Python's stack."""
+HINTING = LoadFlags.DEFAULT
+"""What matplotlib's Agg backend gets for `text.hinting: default`; its import takes a quarter of a
+second."""
 SHARED_BY = 256
 """As many formulas share loaded glyphs, which are kept by size: their number grows slowly."""
 
+_FAMILIES: dict[str, type[_mathtext.TruetypeFonts]] = {
+    "cm": _mathtext.BakomaFonts,
+    "dejavusans": _mathtext.DejaVuSansFonts,
+    "dejavuserif": _mathtext.DejaVuSerifFonts,
+    "stix": _mathtext.StixFonts,
+    "stixsans": _mathtext.StixSansFonts,
+}
 _GRAMMAR = _mathtext.Parser
 _CHARACTER = re.compile(r"[a-zA-Z0-9+\-*/<>=:,.;!?&@()\[\]|]")
 _COMMAND = re.compile(r"\\(?:([A-Za-z]+)|(.))", re.DOTALL)
@@ -95,7 +104,7 @@ class Parser(_mathtext.Parser):
             raise _LeaveError
         self._text, self._at, self._depth = text, 0, 0
         self._state_stack = [_mathtext.ParserState(fonts, "default", "rm", fontsize, dpi)]
-        self._em_width_cache = {}
+        self._em_width_cache: dict[tuple[str, float, float], float] = {}
         self._needs_space_after_subsuper = False
         before = self.non_math([""])
         row = self._row("")
@@ -276,15 +285,14 @@ def _fonts(font: "FontProperties") -> _mathtext.Fonts:
 
     Other families have kerning tables, which FreeType reads at the size of the last glyph loaded.
     """
-    kind = MathTextParser._font_type_mapping[font.get_math_fontfamily()]
-    flags = get_hinting_flag()
+    kind = _FAMILIES[font.get_math_fontfamily()]
     if kind is not _mathtext.BakomaFonts:
-        return kind(font, flags)
+        return kind(font, HINTING)
     if _shared and _shared[0][0] == font and _shared[0][2] < SHARED_BY:
         _, fonts, count = _shared.pop()
     else:
         _shared.clear()
-        fonts, count = kind(font, flags), 0
+        fonts, count = kind(font, HINTING), 0
     _shared.append((font, fonts, count + 1))
     return fonts
 

@@ -6,6 +6,7 @@ same rows.
 
 import io
 import logging
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ _TRIES_PER_LENGTH = 16  # formulas of one length before trying shorter ones
 _CHUNK = 64  # samples that a worker renders at a time: about half a second
 _MIN_PARALLEL = 512  # fewer samples are rendered faster than processes start
 # matplotlib's defaults, explicit as a matplotlibrc on the machine could override them.
-_SETTINGS = {"mathtext.default": "normal", "mathtext.fallback": "cm", "text.hinting": "default"}
+_SETTINGS = {"mathtext.default": "normal", "mathtext.fallback": "cm"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def samples(spec: FormulasSpec, count: int, workers: int) -> Iterator[FormulaSam
     render_latex("x")  # before the workers need it: it may build matplotlib's font cache
     starts = iter(range(0, count, _CHUNK))
     pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=signals.die_with_parent
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=signals.die_with_parent,
+        initargs=(os.getpid(),),
     )
     try:
         # Only a few chunks ahead: images would pile up before a slow consumer.

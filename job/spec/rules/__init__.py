@@ -11,6 +11,7 @@ from job.spec.problems import Finding
 from job.spec.rules import (
     adapters,
     data,
+    four_bit,
     hub,
     locations,
     reinforcement,
@@ -25,6 +26,7 @@ RULES: tuple[Rule, ...] = (
     *data.RULES,
     *weights.RULES,
     *adapters.RULES,
+    *four_bit.RULES,
     *training.RULES,
     *validation.RULES,
     *reinforcement.RULES,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from job.errors import InputError, ReportedError, SpecError
+from job.errors import InputError, JobError, SpecError
 from job.rewards.named import NamedReward, rewards_of
 from job.rewards.reward import Scored
 from job.spec.types import RewardSpec
@@ -82,12 +82,12 @@ def test_the_digest_is_that_of_the_functions_file(own: Own) -> None:
     ],
 )  # fmt: skip
 def test_a_function_that_cannot_be_used_is_refused_before_anything_is_trained(
-    own: Own, source: str, name: str, kind: type[ReportedError], message: str, fix: str
+    own: Own, source: str, name: str, kind: type[JobError], message: str, fix: str
 ) -> None:
     with pytest.raises(kind) as caught:
         own(source, name)
     [problem] = caught.value.problems
-    assert caught.value.exit_code == {InputError: 12, SpecError: 10}[kind]
+    assert caught.value.exit_code == (12 if kind is InputError else 10)
     assert (problem.field, problem.value) == (FIELD, name)
     assert message in problem.message
     assert fix in str(problem.fix)

@@ -58,6 +58,31 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str | None]] = [
 ]
 REFUSED += [
     (
+        ("model.load_in_4bit=true", f"{key}={value}"),
+        key,
+        f"must not be {value} if model.load_in_4bit is true: {why}",
+        f"write {wanted}, or set model.load_in_4bit: false",
+    )
+    for key, value, wanted, why in (
+        ("lora.method", "full", "lora", "weights in 4 bits are frozen"),
+        ("lora.bias", "all", "none", "the model's own weights are frozen"),
+        ("model.init", "random", "pretrained", "the merge reads the original weights again"),
+        ("model.engine", "unsloth", "transformers", "unsloth loads none in this version"),
+        ("runtime.distributed", "fsdp2", "ddp", "they are not sharded in this version"),
+        ("train.torch_compile", "true", "false", "they are unpacked outside of compiled code"),
+    )
+]
+REFUSED += [
+    (
+        (f"model.{key}",),
+        f"model.{key.partition('=')[0]}",
+        "requires model.load_in_4bit: true",
+        "remove the line, or set model.load_in_4bit: true",
+    )
+    for key in ("bnb_4bit_quant_type=fp4", "bnb_4bit_use_double_quant=false")
+]
+REFUSED += [
+    (
         ("export.verify=vllm", "export.merged.layout=transformers"),
         "export.merged.layout",
         "must be vllm if export.verify is vllm, which serves it",
@@ -185,10 +210,11 @@ REFUSED += [
     ),
     *(
         (
-            (f"model.attn_implementation={other}",),
+            ("runtime.distributed=fsdp2", f"model.attn_implementation={other}"),
             "model.attn_implementation",
-            "must be auto or sdpa if train.padding_free is true: its step supports no other",
-            "set train.padding_free: false, or write auto",
+            "must be auto or sdpa if runtime.distributed is fsdp2, which requires rows without "
+            "padding",
+            "write auto, or set runtime.distributed: ddp",
         )
         for other in ("eager", "flash_attention_2")
     ),

@@ -1,0 +1,74 @@
+"""Records what a finished run of a shipped spec gave: metrics, losses, checks, time and memory.
+
+README and docs/19-receipts.md show these figures. CPU time, unlike the time on the clock, hardly
+depends on what else the machine does:
+
+    /usr/bin/time -v -o run.time python -m job run specs/latex.yaml -o outputs/latex
+    python -m benchmarks.finished_run outputs/latex --time run.time
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+
+STEPS = (10, 30, 60, 100, 150, 200)
+"""Steps whose training loss is stored, if the run logged them; the last one always is."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="folder of a finished run")
+    parser.add_argument("--time", type=Path, help="what `time -v` wrote about the whole job")
+    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    arguments = parser.parse_args()
+    run = json.loads((arguments.output / "run.json").read_text())
+    if run["status"] != "succeeded":
+        parser.error(f"the run has {run['status']}")
+    record.write(
+        f"job-{run['name']}-cpu",
+        "benchmarks.finished_run",
+        f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        {
+            "spec": f"specs/{run['name']}.yaml",
+            "note": "Other work ran on the same cores: seconds say little, CPU seconds do.",
+            **of_run(run, arguments.output),
+            **(of_time(arguments.time.read_text()) if arguments.time else {}),
+        },
+        ("torch", "transformers", "peft"),
+        arguments.results,
+    )
+
+
+def of_run(run: dict[str, Any], output: Path) -> dict[str, Any]:
+    """Metrics before and after, losses by step, and what the export's checks found."""
+    lines = (output / "train" / "history.jsonl").read_text().splitlines()
+    losses = {e["step"]: e["loss"] for e in map(json.loads, lines) if "loss" in e}
+    export = json.loads((output / "merged" / "export.json").read_text())
+    kept = ("tensors", "tensors_checked", "adapted_tensors", "changed_tensors", "merged_reloaded")
+    return {
+        "started": run["started"],
+        "rows": run["rows"],
+        "metrics": run["metrics"],
+        "steps": max(losses),
+        "losses": {step: losses[step] for step in losses if step in (*STEPS, max(losses))},
+        "validation": run["stages"]["train"]["summary"].get("validation"),
+        "export": {key: export[key] for key in kept},
+        "stage_seconds": {name: stage["seconds"] for name, stage in run["stages"].items()},
+    }
+
+
+def of_time(text: str) -> dict[str, float]:
+    """CPU seconds, and GiB at the peak, of what GNU time reported."""
+    seconds = sum(map(float, re.findall(r"(?:User|System) time \(seconds\): ([\d.]+)", text)))
+    [kib] = re.findall(r"Maximum resident set size \(kbytes\): (\d+)", text)
+    return {"cpu_seconds": round(seconds), "peak_gib": round(int(kib) / 2**20, 2)}
+
+
+if __name__ == "__main__":
+    main()
