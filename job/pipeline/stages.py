@@ -111,11 +111,11 @@ class Stages:
 
     def reinforce(self, directory: Path) -> Summary:
         """Continues the trained adapter by the rewards of its answers."""
-        from job.pipeline import reinforcement
+        from job.pipeline import reinforcing
 
         run = self._run
         self._preflight_checks()
-        model, result = reinforcement.reinforce(run, directory)
+        model, result = reinforcing.reinforce(run, directory)
         run.models.keep_trained(model)
         log.info(
             "reinforced",

@@ -22,7 +22,7 @@ from job.planning.engine import engine_of
 from job.planning.job_time import answer_tokens, job_time, training_of, work_of
 from job.planning.name_patterns import patterns
 from job.planning.passes import compile_choice
-from job.planning.reinforcement import reinforcement
+from job.planning.reinforcement_cost import reinforcement
 from job.planning.requirements import needs
 from job.planning.stage_work import Work
 from job.planning.validation_cost import validation

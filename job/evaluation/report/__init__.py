@@ -16,7 +16,7 @@ from job.evaluation.report.embedded_images import ImageEmbedder
 from job.evaluation.report.environment import environment
 from job.evaluation.report.generated_text import plain
 from job.evaluation.report.headline import headline
-from job.evaluation.report.reinforcement import reinforcement
+from job.evaluation.report.reward_curves import reinforcement
 from job.evaluation.report.samples import PredictionRecord, SampleBuilder, choose
 from job.evaluation.report.tables import table
 from job.prep.rows import Row
