@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     ("train", "evaluation", "export"),
     ("rewards",),
+    ("reinforce",),
     ("pipeline", "drafting"),
     ("planning",),
     ("kubernetes", "doctor"),
