@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("train", "evaluation", "export"),
     ("pipeline", "drafting"),
     ("planning",),
-    ("kubernetes", "doctor"),
+    ("kubernetes", "doctor", "parity"),
     ("cli",),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
