@@ -47,6 +47,7 @@ class Stages:
             "prep": self.prep,
             "baseline": self.baseline,
             "train": self.train,
+            "reinforce": self.reinforce,
             "eval": self.eval,
             "export": self.export,
             "card": self.card,
@@ -106,6 +107,28 @@ class Stages:
             peak_memory=log.byte_count(result.peak_memory_bytes),
             memory=log.byte_count(run.accelerator.memory_bytes),
         )
+        return result.to_json()
+
+    def reinforce(self, directory: Path) -> Summary:
+        """Continues the trained adapter by the rewards of its answers."""
+        from job.pipeline import reinforcement
+
+        run = self._run
+        self._preflight_checks()
+        model, result = reinforcement.reinforce(run, directory)
+        run.models.keep_trained(model)
+        log.info(
+            "reinforced",
+            step=result.steps,
+            first_reward=result.first_reward,
+            reward=result.last_reward,
+            equal_groups=result.equal_groups,
+            took=log.seconds(result.seconds),
+            generating=f"{result.generating_share:.0%}",
+            peak_memory=log.byte_count(result.peak_memory_bytes),
+        )
+        if not result.learned:
+            run.record.warnings.append("reinforce: nothing was learned: no rewards differed")
         return result.to_json()
 
     def eval(self, directory: Path) -> Summary:

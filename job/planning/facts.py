@@ -93,8 +93,8 @@ class Model:
     """How vLLM can serve the adapter; None for a full fine-tune."""
     engine: str
     """The training engine, with the reason if the plan is for one accelerator."""
-    padded: bool
-    """Whether batches are padded despite `train.padding_free`, because the family requires it."""
+    padded: str | None
+    """Why batches are padded despite `train.padding_free`; None if they are not."""
     compiled: str
     """Whether blocks are compiled, and why; if so by `auto`, there has to be a compiler."""
 

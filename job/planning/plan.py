@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from job import families, storage
 from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
+from job.engines.padding_free import why_padded
 from job.errors import InputError, JobError, StorageError
 from job.families.base import SAVED
 from job.families.lora.parameter_counts import adapter_parameters
@@ -188,7 +189,9 @@ def _model(
         groups=tuple(groups),
         served=str(family.adapter_serving(spec.lora)) if groups else None,
         engine=engine_of(spec, family.name, devices),
-        padded=spec.train.padding_free and not family.supports_packing,
+        padded=why_padded(spec, family, patches_forward=spec.model.engine == "unsloth")
+        if spec.train.padding_free
+        else None,
         compiled=compiled,
     )
 

@@ -145,8 +145,8 @@ def _model(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "served", model.served
     yield "engine", model.engine
     yield "compiled", model.compiled
-    if model.padded:
-        yield "batches", "padded: the family has no padding-free training"
+    if model.padded is not None:
+        yield "batches", f"padded: {model.padded}"
 
 
 def _memory_title(plan: Plan) -> str:

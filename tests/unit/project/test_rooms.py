@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("families",),
     ("engines",),
     ("train", "evaluation", "export"),
+    ("rewards",),
     ("pipeline", "drafting"),
     ("planning",),
     ("kubernetes", "doctor"),
