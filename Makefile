@@ -34,7 +34,7 @@ IMAGE_TORCH_INDEX = $(if $(filter command environment,$(firstword $(origin TORCH
 # The browser for the report's tests: from npm if possible, else the machine's.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench audit image lint format manifests diagrams reference session lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench support audit image lint format manifests diagrams reference session lock clean
 
 help: ## List the targets
 	@bold= plain=; [ -t 1 ] && [ "$$TERM" != dumb ] && [ -z "$$NO_COLOR" ] && bold='\033[1m' plain='\033[0m'; \
@@ -65,9 +65,9 @@ $(VENV)/bin/finetune-job: $(VENV)/.ready pyproject.toml
 	@$(VENV)/bin/python -m pip install -qq --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Tests use the trackers too. This file also decides what is installed.
+# Tests use the trackers and bitsandbytes too. This file also decides what is installed.
 $(VENV)/.ready-dev: $(VENV)/bin/finetune-job Makefile
-	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt
+	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt -r requirements/gpu.txt
 	@touch $@
 
 # One thread per process: processes that each use every core slow each other down.
@@ -132,8 +132,12 @@ manifests: $(VENV)/.ready ## Regenerate k8s/
 session: $(VENV)/.ready ## Record the terminal session of the README again: make session [ARGS=1]
 	$(VENV)/bin/python -m docs.images.session $(ARGS)
 
-diagrams: $(VENV)/.ready ## Draw the Chinese diagrams again from the English ones and docs/images/zh.json
+diagrams: $(VENV)/.ready ## Draw the diagrams again, and the Chinese ones with the words of docs/images/zh.json
+	$(VENV)/bin/python -m docs.images.diagrams
 	$(VENV)/bin/python -m docs.images.translate
+
+support: $(VENV)/.ready ## Write the tables of docs/17-support.md again
+	$(VENV)/bin/python -m docs.support
 
 reference: $(VENV)/.ready ## Regenerate docs/16-reference.md from the schema
 	$(JOB) reference --format markdown > docs/16-reference.md

@@ -9,9 +9,10 @@ from pathlib import Path
 from job import log
 from job.doctor.check import Check, fail, note, ok
 from job.doctor.subject import Subject
+from job.engines import ways
+from job.engines.device import BUILDS, build, gpu
 from job.errors import JobError
 
-BUILDS = {"rocm": "ROCm", "cuda": "CUDA", "cpu": "CPU"}
 INSTALL = "make setup ACCELERATOR={0} TORCH_INDEX=…, or use the image {0}"
 
 
@@ -62,10 +63,10 @@ def checks(subject: Subject, root: Path = Path("/")) -> Iterator[Check]:
     except ImportError as error:
         yield fail("torch", f"cannot be loaded: {error}", "make setup")
         return
-    built = "rocm" if torch.version.hip else "cuda" if torch.version.cuda else "cpu"
+    built = build()
     installed = drivers(root)
     yield from driver_checks(installed, built, subject.accelerator)
-    release = torch.version.hip or torch.version.cuda or ""
+    release = getattr(torch.version, {"rocm": "hip"}.get(built, "cuda")) or ""
     yield ok("torch", f"{torch.__version__}, {BUILDS[built]} build {release}".rstrip())
     if subject.accelerator == "cpu":
         yield note("gpu", "not used: runtime.accelerator is cpu")
@@ -83,9 +84,17 @@ def checks(subject: Subject, root: Path = Path("/")) -> Iterator[Check]:
         yield fail("gpu", found, "set it to auto, or use the other image")
         return
     architectures = torch.cuda.get_arch_list()
-    for index in range(torch.cuda.device_count()):
-        yield _compute(index, built, architectures)
+    computed = [_compute(i, built, architectures) for i in range(torch.cuda.device_count())]
+    yield from computed
     yield from _memory(subject)
+    if not any(check.state == "fail" for check in computed):
+        yield from ways_of(ways.find(gpu(0), subject.cache_dir, anew=True))
+
+
+def ways_of(found: ways.Ways) -> Iterator[Check]:
+    """A line for each way to compute that was tried: none that is left makes a run fail."""
+    for outcome in found.outcomes:
+        yield (ok if outcome.taken else note)("way", f"{outcome.way}: {outcome}")
 
 
 def driver_checks(installed: Sequence[Driver], built: str, accelerator: str) -> Iterator[Check]:
@@ -128,7 +137,8 @@ def no_gpu(built: str, installed: Sequence[Driver], accelerator: str) -> Check:
 
 
 def is_supported(architecture: str, built: Sequence[str]) -> bool:
-    """Whether a build of torch has code for a device such as `gfx942` or `sm_90`.
+    """Whether a build of torch has code for a device such as `gfx942` or `sm_90`: why a product
+    failed, not whether it may be tried.
 
     CUDA code also runs on devices with the same major and a higher minor version, and a `compute_`
     entry is compiled for any later device.
@@ -156,16 +166,17 @@ def _compute(index: int, built: str, architectures: Sequence[str]) -> Check:
         architecture = f"sm_{properties.major}{properties.minor}"
     name = f"gpu {index}"
     shown = f"{properties.name}, {architecture}, {log.size(properties.total_memory)}"
-    if not is_supported(architecture, architectures):
-        return fail(
-            name,
-            f"{shown}: torch has no code for it, only for {' '.join(architectures)}",
-            f"set TORCH_INDEX to the package index of a {BUILDS[built]} release that supports it",
-        )
     try:
         ones = torch.ones(64, 64, device=f"cuda:{index}", dtype=torch.bfloat16)
         total = float((ones @ ones).sum())
     except RuntimeError as error:
+        if not is_supported(architecture, architectures):
+            return fail(
+                name,
+                f"{shown}: torch has no code for it, only for {' '.join(architectures)}",
+                f"set TORCH_INDEX to the package index of a {BUILDS[built]} release that supports "
+                "it",
+            )
         reason = str(error).splitlines()[0]
         return fail(name, f"{shown}: a matrix product fails: {reason}", "check the node's dmesg")
     if total != 64.0**3:

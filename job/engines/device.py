@@ -2,12 +2,14 @@
 
 import gc
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from job.distributed.cores import cores
 from job.engines import cpu
 from job.errors import SpecError, UsageError
+from job.families.four_bit import FourBit
 from job.spec.types import LoraSpec, ModelSpec, RuntimeSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 Kind = Literal["cpu", "cuda", "rocm"]
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables that configure PyTorch's GPU allocator."""
+BUILDS: Mapping[str, str] = {"rocm": "ROCm", "cuda": "CUDA", "cpu": "CPU"}
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 
 
@@ -55,6 +58,16 @@ class Accelerator:
         torch.cuda.reset_peak_memory_stats(self.index)
 
 
+def build() -> Kind:
+    """What torch is built for: a name for specs and messages, from which nothing else follows.
+
+    Which way computes a step is found by trying (`job.engines.ways`).
+    """
+    import torch
+
+    return "rocm" if torch.version.hip else "cuda" if torch.version.cuda else "cpu"
+
+
 def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
     """The accelerator to use; `index` is this process's local rank.
 
@@ -63,14 +76,11 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
     """
     import torch
 
-    available: Kind = "cpu"
-    if torch.cuda.is_available():
-        available = "rocm" if torch.version.hip else "cuda"
+    available = build() if torch.cuda.is_available() else "cpu"
     if runtime.accelerator not in ("auto", "cpu", available):
-        build = "ROCm" if torch.version.hip else "CUDA" if torch.version.cuda else "CPU"
         raise SpecError(
             "$.runtime.accelerator",
-            f"this machine has none; torch {torch.__version__} ({build} build) sees "
+            f"this machine has none; torch {torch.__version__} ({BUILDS[build()]} build) sees "
             f"{torch.cuda.device_count()} GPUs",
             value=runtime.accelerator,
             fix="set it to auto, or install that build: make setup ACCELERATOR=…",
@@ -91,10 +101,17 @@ def detect(runtime: RuntimeSpec, index: int = 0) -> Accelerator:
         # variable once, when it initializes CUDA.
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     torch.cuda.set_device(index)
+    return gpu(index)
+
+
+def gpu(index: int) -> Accelerator:
+    """A GPU that torch sees."""
+    import torch
+
     properties = torch.cuda.get_device_properties(index)
-    return Accelerator(
-        kind=available, name=properties.name, memory_bytes=properties.total_memory, index=index
-    )
+    allowed = torch.cuda.get_per_process_memory_fraction(index)  # 1 unless something has set it
+    memory = int(properties.total_memory * allowed)
+    return Accelerator(kind=build(), name=properties.name, memory_bytes=memory, index=index)
 
 
 def release_memory() -> None:
@@ -141,21 +158,25 @@ def is_plain(lora: LoraSpec) -> bool:
     return not lora.use_dora and not lora.lora_dropout
 
 
-def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:
+def resolve_optim(
+    train: TrainSpec, accelerator: Accelerator, eight_bit_obstacle: str | None = None
+) -> str:
     """The optimizer's name for Transformers.
 
-    Raises SpecError, naming a substitute, if this machine does not support the spec's optimizer.
+    `eight_bit_obstacle` is why the trial of 8-bit optimizers left them; None if it took them, or
+    there was none. Raises SpecError, naming a substitute, if this machine does not support the
+    spec's optimizer.
     """
     substitute = "adamw_torch" if accelerator.kind == "cpu" else "adamw_torch_fused"
-    eight_bit = accelerator.kind != "cpu" and _has_bitsandbytes()
+    eight_bit = accelerator.kind != "cpu" and _has_bitsandbytes() and eight_bit_obstacle is None
     if train.optim == "auto":
         return "adamw_8bit" if eight_bit else substitute
     if train.optim in EIGHT_BIT and not eight_bit:
-        reason = (
-            "8-bit optimizers need a GPU"
-            if accelerator.kind == "cpu"
-            else "8-bit optimizers need the package bitsandbytes (make setup EXTRAS=gpu)"
-        )
+        reason = "8-bit optimizers need the package bitsandbytes (make setup EXTRAS=gpu)"
+        if accelerator.kind == "cpu":
+            reason = "8-bit optimizers need a GPU"
+        elif _has_bitsandbytes():
+            reason = f"8-bit optimizers failed their trial on this GPU: {eight_bit_obstacle}"
         raise SpecError(
             "$.train.optim",
             reason,
@@ -163,6 +184,28 @@ def resolve_optim(train: TrainSpec, accelerator: Accelerator) -> str:
             fix=f"optim: {substitute} has the same update in fp32 state, or optim: auto chooses",
         )
     return train.optim
+
+
+def require_four_bit(model: ModelSpec) -> None:
+    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing."""
+    if model.load_in_4bit and not _has_bitsandbytes():
+        raise SpecError(
+            "$.model.load_in_4bit",
+            "needs the package bitsandbytes",
+            value=True,
+            fix="install it, make setup EXTRAS=gpu, or remove the line",
+        )
+
+
+def four_bit_settings(model: ModelSpec, lora: LoraSpec) -> FourBit | None:
+    """How the spec packs frozen weights; None if it does not."""
+    if not model.load_in_4bit:
+        return None
+    return FourBit(
+        quant_type=model.bnb_4bit_quant_type,
+        double_quant=model.bnb_4bit_use_double_quant,
+        skip=tuple(lora.modules_to_save or ()),
+    )
 
 
 def _has_bitsandbytes() -> bool:

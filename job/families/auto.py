@@ -32,6 +32,7 @@ from job.families.base import (
 )
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
+from job.families.four_bit import FourBit
 from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops, forward_flops
 from job.families.weight_files import NamedTensor
@@ -102,6 +103,7 @@ class AutoFamily(BoundFamily):
         dtype: "torch.dtype",
         device: "torch.device",
         attn_implementation: str | None = None,
+        four_bit: FourBit | None = None,
     ) -> "PreTrainedModel":
         return transformers_format.load(
             self._auto(),
@@ -110,6 +112,7 @@ class AutoFamily(BoundFamily):
             dtype=dtype,
             device=device,
             attn_implementation=attn_implementation,
+            four_bit=four_bit,
         )
 
     @classmethod

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from job.families.four_bit.stored_weights import StoredWeights
+
 
 class BoundFamily(ABC):
     """A family bound to one checkpoint's processor."""
@@ -52,6 +54,11 @@ class BoundFamily(ABC):
 
     def meta_model(self) -> "PreTrainedModel":
         return self.architecture(self._checkpoint.uri, self._checkpoint.config)
+
+    def stored_weights(self) -> "StoredWeights":
+        from job.families.four_bit.stored_weights import StoredWeights
+
+        return StoredWeights(self._checkpoint.uri, self._checkpoint.directory, self.meta_model())
 
     def initialize(
         self,

@@ -14,7 +14,9 @@ from job import __version__, engines, families, log, telemetry
 from job.artifacts.output import Output
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
+from job.engines import ways
 from job.engines.device import Accelerator
+from job.engines.ways import Ways
 from job.errors import JobError
 from job.families import model_source
 from job.local import eviction
@@ -27,6 +29,9 @@ from job.prep.streaming import FullShards
 from job.spec.load import LoadedSpec
 from job.train.identity import Identity
 
+ADAPTER, REINFORCED, REINFORCE = "adapter", "reinforced", "reinforce"
+"""Folders at the output: of an adapter, of the reinforced one, and of its checkpoints."""
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -34,6 +39,9 @@ if TYPE_CHECKING:
     from job.engines.models import Models
     from job.engines.stored_adapter import StoredAdapter
     from job.train.checkpoint.storage import CheckpointStore
+
+
+TRAINING_COMMANDS = ("train", "eval", "export", "run")
 
 
 class RunContext:
@@ -119,7 +127,14 @@ class RunContext:
         return detect(self.spec.runtime, local_rank)
 
     @cached_property
+    def ways(self) -> Ways:
+        """The ways to compute that serve on this device; tries those of the command."""
+        names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
+        return ways.find(self.accelerator, self.cache_dir, names)
+
+    @cached_property
     def engine(self) -> engines.Engine:
+        _ = self.ways  # before the first model takes memory, and asks which way to compute
         model = replace(self.spec.model, engine=self.engine_name)
         return engines.create(model, self.spec.lora, self.accelerator)
 
@@ -206,11 +221,38 @@ class RunContext:
         """The trained adapter; None after full fine-tuning."""
         if self.spec.lora.method == "full":
             return None
-        return self.output.stages.local.fetch(self.record.stages["train"]) / "adapter"
+        folder = self.output.stages.local.fetch(self.record.stages[self.inputs.trained_by])
+        return folder / f"{self.trained_folder}{ADAPTER}"
+
+    @property
+    def trained_folder(self) -> str:
+        """The folder of the trained adapter at the output, with a slash; empty for the top."""
+        return "" if self.inputs.trained_by == "train" else f"{REINFORCED}/"
 
     def _family_of_weights(self) -> families.Family:
         train = self.output.stages.local.fetch(self.record.stages["train"])
         return self.bind(train / "weights")
+
+    def sft_adapter(self) -> "StoredAdapter":
+        """The adapter that the stage `train` made, which reinforcement continues."""
+        from job.engines.stored_adapter import read_adapter
+
+        folder = self.output.stages.local.fetch(self.record.stages["train"]) / ADAPTER
+        _, skeleton = families.architecture(self.spec.model)
+        return read_adapter(self.output.at(ADAPTER), folder, skeleton)
+
+    def reinforcement_checkpoints(self) -> "CheckpointStore":
+        """The checkpoints of the stage `reinforce`."""
+        from job.train.checkpoint.storage import CheckpointStore
+
+        identity = self.inputs.reinforcement_identity(self.record.stages)
+        folder = f"checkpoints/{REINFORCE}"
+        return CheckpointStore(
+            uri=self.output.at(folder),
+            fingerprint=identity.fingerprint,
+            parts=identity.to_json(),
+            writer=self.output.writer.inside(folder),
+        )
 
     def checkpoints(self, identity: Identity | None) -> "CheckpointStore":
         from job.train.checkpoint.storage import CheckpointStore

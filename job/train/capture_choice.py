@@ -4,10 +4,13 @@ from job.engines.device import is_plain, trains_weights
 from job.spec.types import JobSpec
 
 
-def why_eager(spec: JobSpec, *, on_gpu: bool, padding_free: bool) -> str | None:
+def why_eager(
+    spec: JobSpec, *, on_gpu: bool, padding_free: bool, tried: str | None = None
+) -> str | None:
     """Why the passes cannot be captured; None if they can.
 
-    `gradient_checkpointing: auto` counts as false: passes that are kept are captured.
+    `gradient_checkpointing: auto` counts as false: passes that are kept are captured. `tried` is
+    why the trial of capturing left it; None if it took it, or there was none.
     """
     train, lora = spec.train, spec.lora
     reasons = {
@@ -20,4 +23,4 @@ def why_eager(spec: JobSpec, *, on_gpu: bool, padding_free: bool) -> str | None:
         or not is_plain(lora),
         "train.neftune_noise_alpha draws noise in each pass": train.neftune_noise_alpha is not None,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, holds in reasons.items() if holds), tried)

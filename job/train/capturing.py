@@ -7,6 +7,7 @@ from job import log
 from job.distributed import process_group
 from job.engines.captured_steps import Capture, CapturedSteps, CaptureFailed, Inputs
 from job.engines.device import release_memory
+from job.engines.ways import CAPTURED
 from job.families.batches import to_device
 from job.families.packed_shape import PackedShape
 from job.spec.types import JobSpec
@@ -37,7 +38,15 @@ class CapturedTraining:
 def may_capture(context: TrainContext, adapted: AdaptedModel) -> bool:
     """Whether passes whose activations are kept can be captured, as far as the spec tells."""
     on_gpu = context.engine.device.type != "cpu"
-    return why_eager(context.spec, on_gpu=on_gpu, padding_free=adapted.padding_free) is None
+    return (
+        why_eager(
+            context.spec,
+            on_gpu=on_gpu,
+            padding_free=adapted.padding_free,
+            tried=context.ways.obstacle(CAPTURED),
+        )
+        is None
+    )
 
 
 def capture_training(
@@ -53,7 +62,8 @@ def capture_training(
     of them capture. `capture` is for tests.
     """
     on_gpu = context.engine.device.type != "cpu"
-    eager = why_eager(spec, on_gpu=on_gpu, padding_free=adapted.padding_free)
+    tried = context.ways.obstacle(CAPTURED)
+    eager = why_eager(spec, on_gpu=on_gpu, padding_free=adapted.padding_free, tried=tried)
     reason = None if capture else eager
     if reason is not None:
         say = log.info if on_gpu else log.debug

@@ -5,6 +5,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from job import log
 from job.distributed import process_group
 from job.engines.compiling import CompiledBlocks, compile_blocks, obstacle
+from job.engines.ways import COMPILED
 from job.train.adapting import AdaptedModel
 from job.train.capturing import may_capture
 from job.train.compile_choice import CompileChoice, StepWork, choose
@@ -49,5 +50,7 @@ def _choice(context: TrainContext, rows: TrainingRows, adapted: AdaptedModel) ->
     )
     if spec.train.torch_compile != "auto" or not choice.compiled:
         return choice
-    reasons = [each for each in process_group.all_gather(obstacle(accelerator.device)) if each]
+    # The compiler that is installed now, then what compiling gave at the trial.
+    found = obstacle(accelerator.device) or context.ways.obstacle(COMPILED)
+    reasons = [each for each in process_group.all_gather(found) if each]
     return CompileChoice(compiled=False, reason=reasons[0]) if reasons else choice

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from job.distributed import process_group
+from job.engines.ways import computing
 from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel
 from job.train.checkpoint.resume import step_of
@@ -62,6 +63,8 @@ class TrainResult:
     None if none were searched."""
     computing: dict[str, Any]
     """How a step was computed: passes, checkpointing, compiled blocks; `auto` is resolved."""
+    ways: dict[str, Any]
+    """What ran of the ways that were tried before step 1, and what their trials found."""
     captured: dict[str, Any] | None
     """The passes that were captured as graphs; None if they run eagerly."""
     processes: int
@@ -127,6 +130,7 @@ def summarize(
         steps=state.global_step,
         fit=search.fit,
         computing=_computing(session.spec, search),
+        ways=_ways(context, adapted, session),
         captured=session.captured.to_json() if session.captured else None,
         processes=process_group.size(),
         rows_a_step=rows_per_step(session.spec),
@@ -165,6 +169,20 @@ def _computing(spec: JobSpec, search: Search) -> dict[str, Any]:
         "torch_compile_reason": "compiled blocks did not fit or failed to compile"
         if released
         else choice.reason,
+    }
+
+
+def _ways(context: TrainContext, adapted: AdaptedModel, session: Session) -> dict[str, Any]:
+    """What ran, and each trial's outcome; grouped products and attention are of padding-free steps
+    of models that have them."""
+    packed = computing(adapted.base, context.engine) if adapted.padding_free else {}
+    return {
+        "ran": {
+            **packed,
+            "passes": "captured" if session.captured else "launched one by one",
+            "optimizer": session.optim,
+        },
+        "tried": [outcome.to_json() for outcome in context.ways.outcomes],
     }
 
 

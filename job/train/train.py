@@ -11,6 +11,7 @@ from job import log
 from job.distributed import process_group
 from job.engines.compiling import CompiledBlocks
 from job.engines.device import resolve_optim
+from job.engines.ways import EIGHT_BIT
 from job.spec.types import TrainSpec
 from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, require_images
 from job.train.batch_size_finder import find_batch_size
@@ -26,6 +27,7 @@ from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler
 from job.train.training_rows import TrainingRows, select_rows
 from job.train.trial import Trial, pass_memory
+from job.train.untrained import store_untrained
 from job.train.validation import Validator
 from job.train.validation_rows import select_validation_rows
 
@@ -48,10 +50,12 @@ def train(
     StorageError if the best step's checkpoint cannot be read, SpecError if no step is the best, and
     Stopped after SIGTERM, once the checkpoint is stored.
     """
-    optim = resolve_optim(context.spec.train, context.accelerator)
+    optim = _optim(context)
     rows, validation = select_rows(context), select_validation_rows(context)
     adapted = adapt(context.spec, context.engine, context.family, model, context.start)
     require_images(adapted, rows.measured)
+    if context.spec.train.max_steps == 0:
+        return store_untrained(context, rows, adapted)
     _log_start(context, rows, adapted, optim)
     _log_options(context.spec.train)
 
@@ -80,6 +84,13 @@ def train(
         return None, None
     search = Search(fit=fit, compiling=compiling)
     return trained, summarize(context, rows, adapted, session, search, seconds, kept)
+
+
+def _optim(context: TrainContext) -> str:
+    """The optimizer, the same in all processes: each updates a copy of the same weights."""
+    found = resolve_optim(context.spec.train, context.accelerator, context.ways.obstacle(EIGHT_BIT))
+    every = process_group.all_gather(found)
+    return found if len(set(every)) == 1 else "adamw_torch_fused"
 
 
 def _log_start(

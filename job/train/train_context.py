@@ -1,13 +1,14 @@
 """The inputs of a training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from job import telemetry
 from job.engines.base import Engine
 from job.engines.device import Accelerator
+from job.engines.ways import Ways
 from job.families.base import Family
 from job.prep.prepared_data import PreparedData
 from job.prep.rows import Row
@@ -60,7 +61,11 @@ class TrainContext:
     report_validation: Callable[[telemetry.Validation], None]
     answer_metrics: AnswerMetrics | None
     """None if validations measure the loss only."""
+    ways: Ways = field(default_factory=Ways)
+    """What the trials of ways to compute found; none were tried by default."""
+    folder: str = TRAIN
+    """The folder of the history."""
 
     @property
     def train_directory(self) -> Path:
-        return self.directory / TRAIN
+        return self.directory / self.folder

@@ -12,7 +12,7 @@ _PACKED = ("auto", "sdpa")
 
 
 def _training_has_steps(at: View) -> Iterator[Finding]:
-    if at("train.max_steps") == 0:
+    if at("train.max_steps") == 0 and at("reinforce") is None:
         yield finding(
             "train.max_steps", "must not be 0", "write -1 to leave it to train.num_train_epochs"
         )

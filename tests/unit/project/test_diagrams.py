@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.images import translate
+from docs.images import canvas, diagrams, translate
 from tests.unit.project.test_translations import PAGES, english_of, name_of
 
 IMAGES = translate.IMAGES
@@ -33,3 +33,12 @@ def test_every_diagram_of_a_pair_of_pages_is_in_both_languages(page: Path) -> No
     shown = re.findall(r"\]\((?:\S*/)?(\w[\w-]*\.svg)\)", english_of(page).read_text())
     missing = set(shown) - set(translate.TABLES) - {"session.svg"}
     assert not missing, f"docs/images/zh.json has no words for {sorted(missing)}, shown by {page}"
+
+
+@pytest.mark.parametrize("name", diagrams.DIAGRAMS)
+def test_a_diagram_is_what_its_program_draws_and_readable_on_a_phone(name: str) -> None:
+    drawn = (IMAGES / f"{name}.svg").read_text(encoding="utf-8")
+    assert drawn == diagrams.DIAGRAMS[name](canvas.Canvas()), "draw it again: make diagrams"
+    smallest = min(map(float, re.findall(r'font-size="([\d.]+)"', drawn)))
+    phone = 390 - 2 * 16  # pixels of a picture beside a page's margins
+    assert smallest * phone / canvas.WIDTH > 9

@@ -20,7 +20,7 @@ from tests.jobs import ROOT
 DOCS, CHINESE = ROOT / "docs", ROOT / "docs" / "zh"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[^\n]*$", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^(#+) +(.+?) *$", re.MULTILINE)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"""\]\(([^)\s]+)(?: "[^"]*")?\)""")
 SPAN = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 COMMENT = re.compile(r"\s*(?<!\S)#(?![{!]).*$", re.MULTILINE)
 PLACEHOLDER = re.compile(r"<[^<>\n]+>")

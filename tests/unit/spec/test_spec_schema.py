@@ -24,6 +24,8 @@ REQUIRED = {
     "data.train.uri",
     "data.eval.uri",
     "data.validation.uri",
+    "reinforce.rewards",
+    "reinforce.rewards.name",
     "output",
     "output.uri",
 }

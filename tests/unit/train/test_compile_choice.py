@@ -9,6 +9,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from job.engines.device import Accelerator
+from job.engines.ways import Ways
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train import compiled_training
@@ -88,6 +89,7 @@ def test_without_a_compiler_a_long_training_is_not_compiled(
     monkeypatch.setattr(compiled_training, "obstacle", lambda _: missing)
     context: Any = SimpleNamespace(
         spec=spec(),
+        ways=Ways(),
         accelerator=Accelerator(kind="cuda", name="test", memory_bytes=2**30),
         engine=SimpleNamespace(patches_forward=False, autocast=False, device=torch.device("cuda")),
     )

@@ -20,8 +20,8 @@ from job.families.ernie45_vl.packed.rope import RotaryAngles, swap_halves, swap_
 from job.families.ernie45_vl.packed.varlen_attention import (
     PackedSequences,
     gather,
-    has_varlen_kernel,
 )
+from job.families.ernie45_vl.packed.varlen_trial import serves
 from job.families.loss import supervised_loss
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
     `varlen` allows the variable-length attention kernel, if the device supports it.
     """
     swap_class(model, PackedErnie)
-    model.varlen = varlen and has_varlen_kernel(model.device)
+    model.varlen = varlen and serves(model.device)
     use_packed_layers(model)
 
 

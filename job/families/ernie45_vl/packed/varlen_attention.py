@@ -24,7 +24,7 @@ class PackedSequences(NamedTuple):
     cu_seqlens: torch.Tensor
     """(N + 1,), int32: where each sequence begins among the T tokens, and the end of the last."""
     varlen: bool = False
-    """Whether attention may use the variable-length kernel; see `has_varlen_kernel`."""
+    """Whether attention may use the variable-length kernel; see `varlen_trial`."""
 
     @classmethod
     def of(cls, lengths: list[int], *, longest: int | None = None) -> "PackedSequences":
@@ -96,16 +96,6 @@ def attention(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return sequences.unpad(out)
-
-
-def has_varlen_kernel(device: torch.device) -> bool:
-    """Whether the device supports PyTorch's variable-length kernel.
-
-    FlashAttention needs Ampere or later; ROCm is untested.
-    """
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def gather(values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

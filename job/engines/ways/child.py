@@ -1,0 +1,126 @@
+"""Runs trials in a process of their own: a broken kernel may end its process, or hang.
+
+A fault on a GPU poisons the process's context even where it only raises, so that no trial is run
+in the process that trains. `__main__` is the other side.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from job import log
+from job.engines.ways import trials
+from job.families.outcome import Outcome, left
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[3]
+START_SECONDS = 600.0
+"""To load torch and reach the device, on a node that does so for the first time."""
+LIMIT_SECONDS = 240.0
+"""Of one trial, most of which compiles kernels."""
+
+
+def run(
+    names: Sequence[str],
+    device: "torch.device",
+    *,
+    module: str = trials.__name__,
+    limit: float = LIMIT_SECONDS,
+) -> list[Outcome]:
+    """The outcomes of the trials in `module`, in their order.
+
+    If the process ends or takes longer than `limit` seconds in a trial, that way is left and the
+    next are tried in a new process. If no process can use the device, the trials are left as
+    untried, which is not kept.
+    """
+    found: list[Outcome] = []
+    waiting = list(names)
+    while waiting:
+        outcomes, done, failure = _run(waiting, device, module, limit)
+        found += outcomes
+        waiting = waiting[done:]
+        if failure is not None and waiting:
+            reason, passing, all_of_them = failure
+            count = len(waiting) if all_of_them else 1
+            found += [left(name, reason, passing=passing) for name in waiting[:count]]
+            waiting = waiting[count:]
+    return found
+
+
+def _run(
+    names: Sequence[str], device: "torch.device", module: str, limit: float
+) -> tuple[list[Outcome], int, tuple[str, bool, bool] | None]:
+    """The outcomes, how many trials were completed, and why no more were: the reason, whether it
+    may pass, and whether it holds for all that are left."""
+    command = [sys.executable, "-m", "job.engines.ways", module, str(device), *names]
+    found: list[Outcome] = []
+    done, started = 0, False
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen(  # noqa: S603
+            command, env=_environ(), stdout=subprocess.PIPE, stderr=said, text=True
+        )
+        try:
+            lines = _lines(child)
+            while True:
+                try:
+                    line = lines.get(timeout=limit if started else START_SECONDS)
+                except queue.Empty:
+                    reason = f"not done after {log.duration(limit if started else START_SECONDS)}"
+                    return found, done, (reason, not started, not started)
+                if line is None:
+                    break
+                message = json.loads(line)
+                started = True
+                if "outcome" in message:
+                    found.append(Outcome(**message["outcome"]))
+                done += "done" in message
+        finally:
+            child.kill()
+            code = child.wait()
+        reason = _last_line(said)
+    # A fault in a trial that was completed is told by its outcome.
+    if done == len(names) or (done and code == 1):
+        return found, done, None
+    if not started:
+        return found, done, (f"no process could try it: {reason}", True, True)
+    ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    # The kernel ends processes by SIGKILL if memory is short.
+    passing = code == -signal.SIGKILL
+    return found, done, (f"its trial ended the process: {ended} {reason}".rstrip(), passing, False)
+
+
+def _environ() -> dict[str, str]:
+    """In which the child imports this very package."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _lines(child: "subprocess.Popen[str]") -> "queue.Queue[str | None]":
+    """The lines of the child's messages as they come, then None."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read(out: IO[str]) -> None:
+        for line in out:
+            if line.startswith("{"):
+                lines.put(line)
+        lines.put(None)
+
+    assert child.stdout is not None
+    threading.Thread(target=read, args=(child.stdout,), daemon=True).start()
+    return lines
+
+
+def _last_line(said: IO[str]) -> str:
+    said.seek(0)
+    lines = [line.strip() for line in said if line.strip()]
+    return lines[-1] if lines else ""

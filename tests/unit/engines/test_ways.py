@@ -1,0 +1,180 @@
+"""Ways to compute are taken or left by their trials, which never end the job."""
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from job.engines import ways
+from job.engines.device import Accelerator, resolve_optim
+from job.engines.ways import child, kept, trials
+from job.errors import SpecError
+from job.families import outcome as outcomes
+from job.families.ernie45_vl.packed import varlen_trial
+from job.families.grouped_products import choice
+from job.families.outcome import Outcome, attempt, left, unless_slower
+from job.train.capture_choice import why_eager
+from tests.unit.engines import broken_trials
+from tests.unit.train.test_compile_choice import spec
+
+CPU = torch.device("cpu")
+GPU = Accelerator(kind="cuda", name="a GPU", memory_bytes=2**34)
+
+
+def taken(way: str, milliseconds: float = 1.0) -> Outcome:
+    return Outcome(way=way, taken=True, reason="right", milliseconds=milliseconds, off=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test makes the families use is of no GPU."""
+    monkeypatch.setattr(choice, "_known", {})
+    monkeypatch.setattr(varlen_trial, "_known", [])
+
+
+def test_a_result_that_is_wrong_or_fails_leaves_its_way_and_one_that_is_right_is_timed() -> None:
+    exact = [torch.ones(4), torch.zeros(4)]
+    right = attempt("w", lambda: [torch.full((4,), 1.001), torch.zeros(4)], exact, tolerance=1e-2)
+    assert right.taken
+    assert right.milliseconds is not None
+    assert right.off == pytest.approx(1e-3, rel=0.01)
+    wrong = attempt("w", lambda: [torch.full((4,), 1.1), torch.zeros(4)], exact, tolerance=1e-2)
+    assert (wrong.taken, wrong.reason) == (False, "is off by 1.0e-01")
+    infinite = attempt("w", lambda: [torch.full((4,), torch.nan), exact[1]], exact, tolerance=1.0)
+    assert (infinite.taken, infinite.reason) == (False, "is off by inf")
+
+    def full() -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("no memory\nand more")
+
+    failed = attempt("w", full, exact, tolerance=1.0)
+    assert (failed.taken, failed.reason, failed.passing) == (False, "no memory", True)
+
+
+def test_a_way_that_is_much_slower_than_its_alternative_is_left() -> None:
+    assert unless_slower(taken("w", 1.4), 1.0, "plain").taken
+    slow = unless_slower(taken("w", 1.6), 1.0, "plain")
+    assert str(slow) == "left: slower: 1.60 ms, plain 1.00 ms"
+    torchs, tritons = taken("torch", 600.0), taken("triton", 2.0)
+    assert choice.decide([torchs, tritons]).way == "triton"
+    assert choice.decide([replace(torchs, milliseconds=2.5), tritons]).way == "torch"
+    found = choice.decide([left("torch", "waits"), left("triton", "no C compiler")])
+    assert found == ("loop", "torch: waits; triton: no C compiler")
+
+
+def test_on_a_cpu_every_way_is_left_with_a_reason_and_nothing_is_kept(tmp_path: Path) -> None:
+    cpu = Accelerator(kind="cpu", name="a CPU", memory_bytes=2**34)
+    found = ways.find(cpu, tmp_path)
+    assert {each.way.partition(":")[0] for each in found.outcomes} == set(ways.TRAINING)
+    assert all(found.obstacle(each.way) for each in found.outcomes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_found_is_kept_for_a_device_and_versions_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[list[str]] = []
+
+    def run(names: Sequence[str]) -> list[Outcome]:
+        calls.append(list(names))
+        full = left(ways.CAPTURED, "out of memory", passing=True)
+        found = {ways.ATTENTION: taken(ways.ATTENTION), ways.CAPTURED: full}
+        return [found[name] for name in names]
+
+    names = (ways.ATTENTION, ways.CAPTURED)
+    find = functools.partial(ways.find, GPU, tmp_path, names, run)
+    find()
+    assert "attention by boundaries" in capsys.readouterr().err
+    assert varlen_trial.serves(torch.device("cuda", 0))  # without a trial, which would fail here
+    again = find()
+    assert calls == [[*names], [ways.CAPTURED]]  # full memory may pass
+    assert "from an earlier start" in capsys.readouterr().err
+    assert again.obstacle(ways.CAPTURED) == "out of memory"
+    find(anew=True)
+    monkeypatch.setenv("ROCM_ALLOW_GROUP_GEMM_CK", "1")
+    find()
+    ways.find(replace(GPU, name="another GPU"), tmp_path, names, run)
+    assert calls[2:] == [[*names]] * 3
+    for file in (tmp_path / kept.FOLDER).glob("*.json"):
+        assert json.loads(file.read_text())["key"]["torch"] == torch.__version__.partition("+")[0]
+        file.write_text("{}")  # damaged
+    find()
+    assert calls[5:] == [[*names]]
+
+
+def test_a_cache_that_cannot_be_written_costs_a_trial_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = ways.find(GPU, tmp_path / "file", [ways.ATTENTION], lambda _: [taken(ways.ATTENTION)])
+    assert found.obstacle(ways.ATTENTION) is None
+
+
+def test_a_trial_that_kills_its_process_or_hangs_is_left_and_the_others_are_tried() -> None:
+    names = ["serves", "crashes", "hangs", "raises"]
+    found = child.run(names, CPU, module=broken_trials.__name__, limit=2.0)
+    assert [(each.way, each.taken) for each in found] == [
+        ("serves", True),
+        ("crashes", False),
+        ("hangs", False),
+        ("raises", False),
+    ]
+    assert "SIGSEGV" in found[1].reason
+    assert "not done after 2" in found[2].reason
+    assert not any(each.passing for each in found)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
+def test_a_device_that_no_process_can_use_leaves_the_ways_untried() -> None:
+    found = child.run(["serves", "raises"], torch.device("cuda", 0), module=broken_trials.__name__)
+    assert [each.passing for each in found] == [True, True]
+    assert found[0].reason.startswith("no process could try it")
+
+
+def test_a_trial_that_raises_before_it_compares_leaves_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(device: torch.device) -> list[Outcome]:
+        raise RuntimeError("no such driver")
+
+    monkeypatch.setattr(trials, "TRIALS", {ways.CAPTURED: broken})
+    assert trials.run([ways.CAPTURED], CPU) == [left(ways.CAPTURED, "no such driver")]
+
+
+def test_the_block_of_the_trials_is_within_their_tolerance_in_bf16() -> None:
+    exact, inputs = trials._exact_block(CPU)
+    block = trials._Block(CPU, torch.bfloat16)
+    off = outcomes.difference(block.results(inputs), exact)
+    assert 0 < off < trials.BF16_TOLERANCE / 2
+
+
+def test_attention_by_boundaries_is_compared_with_the_grid_and_left_where_it_fails() -> None:
+    assert "_flash_attention_forward" in varlen_trial._trial(CPU).reason
+    assert not varlen_trial.serves(CPU)
+
+
+def test_what_a_trial_left_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = why_eager(spec(), on_gpu=True, padding_free=True, tried="HIP graphs fail")
+    assert eager == "HIP graphs fail"
+    monkeypatch.setattr("job.engines.device._has_bitsandbytes", lambda: True)
+    automatic = replace(spec().train, optim="auto")
+    assert resolve_optim(automatic, GPU) == "adamw_8bit"
+    assert resolve_optim(automatic, GPU, "is off by 5.0e-01") == "adamw_torch_fused"
+    with pytest.raises(SpecError, match=r"failed their trial on this GPU: is off by 5\.0e-01"):
+        resolve_optim(replace(automatic, optim="adamw_8bit"), GPU, "is off by 5.0e-01")
+
+
+def test_no_choice_of_a_way_asks_for_a_vendor_or_a_capability() -> None:
+    """Names of builds are told by `job.engines.device.build`; only the doctor shows a capability,
+    to explain a failure."""
+    root = Path(ways.__file__).parents[2]
+    asked = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if any(
+            word in path.read_text(encoding="utf-8")
+            for word in ("version.hip", "get_device_capability", "gcnArchName", ".is_cuda")
+        )
+    }
+    assert asked == {"engines/device.py", "doctor/device.py"}
