@@ -19,7 +19,7 @@ SERVING := .venv-serving
 JOB   := $(VENV)/bin/python -m job
 LOCKS := $(filter-out requirements/serving.txt,$(wildcard requirements/*.txt)) requirements/install.sh
 
-# Images: the build tool, and where to push.
+# Images: the build tool, where to push, and mirrors for the build (PIP_INDEX_URL, APT_MIRROR).
 ENGINE   ?= $(shell for e in docker podman buildah; do command -v $$e >/dev/null && echo $$e && break; done)
 REGISTRY ?= localhost
 VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -34,7 +34,7 @@ IMAGE_TORCH_INDEX = $(if $(filter command environment,$(firstword $(origin TORCH
 # The browser for the report's tests: from npm if possible, else the machine's.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench parity support audit image lint format manifests reference session lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench parity support audit image lint format manifests diagrams reference session lock clean
 
 help: ## List the targets
 	@bold= plain=; [ -t 1 ] && [ "$$TERM" != dumb ] && [ -z "$$NO_COLOR" ] && bold='\033[1m' plain='\033[0m'; \
@@ -65,9 +65,9 @@ $(VENV)/bin/finetune-job: $(VENV)/.ready pyproject.toml
 	@$(VENV)/bin/python -m pip install -qq --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Tests use the trackers too. This file also decides what is installed.
+# Tests use the trackers and bitsandbytes too. This file also decides what is installed.
 $(VENV)/.ready-dev: $(VENV)/bin/finetune-job Makefile
-	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt
+	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt -r requirements/gpu.txt
 	@touch $@
 
 # One thread per process: processes that each use every core slow each other down.
@@ -102,13 +102,14 @@ fuzz: $(VENV)/.ready-dev ## Run the property tests on new random examples
 bench: $(VENV)/.ready ## Measure training on this machine: make bench [ARGS="--model 28b --rows 32"]
 	$(VENV)/bin/python -m benchmarks.training $(ARGS)
 
-image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…] [EXTRAS="gpu trackers unsloth"]
+image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…] [EXTRAS="gpu trackers unsloth"] [PIP_INDEX_URL=…] [APT_MIRROR=…]
 	@test -f containers/$(ACCELERATOR).Containerfile || { echo "image: ACCELERATOR must be rocm, cuda or cpu (found $(ACCELERATOR))" >&2; exit 2; }
 	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name one: ENGINE=…" >&2; exit 2; }
 	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \
 		-t $(IMAGE) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=12) \
 		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(IMAGE_TORCH_INDEX),--build-arg TORCH_INDEX=$(IMAGE_TORCH_INDEX)) \
+		$(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL=$(PIP_INDEX_URL)) $(if $(APT_MIRROR),--build-arg APT_MIRROR=$(APT_MIRROR)) \
 		$(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") .
 	@echo "$(IMAGE): $$($(IMAGE_SIZE)) unpacked"
 
@@ -130,6 +131,10 @@ manifests: $(VENV)/.ready ## Regenerate k8s/
 
 session: $(VENV)/.ready ## Record the terminal session of the README again: make session [ARGS=1]
 	$(VENV)/bin/python -m docs.images.session $(ARGS)
+
+diagrams: $(VENV)/.ready ## Draw the diagrams again, and the Chinese ones with the words of docs/images/zh.json
+	$(VENV)/bin/python -m docs.images.diagrams
+	$(VENV)/bin/python -m docs.images.translate
 
 parity: $(VENV)/.ready-dev ## Run the tiny job, the tests for GPUs and each way to compute here; compare with committed results
 	$(JOB) parity --tests tests/gpu $(ARGS)

@@ -1,9 +1,13 @@
 #!/bin/sh
-# The first stage of each image: the locked packages in /opt/venv. Takes ACCELERATOR, TORCH_INDEX and
-# EXTRAS as requirements/install.sh does.
+# The first stage of each image: the locked packages in /opt/venv. Takes ACCELERATOR, TORCH_INDEX,
+# EXTRAS and PIP_INDEX_URL as requirements/install.sh and pip do, and APT_MIRROR.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 
+# Another host with the same paths; apt checks signatures, so http will do, as before certificates.
+if [ -n "${APT_MIRROR:-}" ]; then
+    find /etc/apt/sources.list* -type f -exec sed -i -E "s|https?://[^/ ]+|${APT_MIRROR%/}|" {} +
+fi
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends ca-certificates python3 python3-venv
 rm -rf /var/lib/apt/lists/*

@@ -1,9 +1,13 @@
 #!/bin/sh
 # The second stage of each image: what the packages need of the system for ACCELERATOR, and the user
-# who runs the job, whose number is JOB_UID.
+# who runs the job, whose number is JOB_UID. APT_MIRROR is as in build.sh.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
 
+# Another host with the same paths; apt checks signatures, so http will do, as before certificates.
+if [ -n "${APT_MIRROR:-}" ]; then
+    find /etc/apt/sources.list* -type f -exec sed -i -E "s|https?://[^/ ]+|${APT_MIRROR%/}|" {} +
+fi
 apt-get update -qq
 # NCCL and RCCL look for the library of InfiniBand and RoCE when they start, and else use TCP.
 set -- ca-certificates python3 ibverbs-providers libibverbs1

@@ -70,7 +70,8 @@ class Writer:
         if kind is not None and (found := parity_device(kind, row.get("parity"))) is not None:
             return self._ran(f"parity-{kind}", found)  # notes are about what was not run
         by_hand = row.get("by_hand")
-        named = f" ({self._link('by_hand', by_hand)})" if by_hand else ""
+        opening, closing = "（）" if self.language == "zh" else (" (", ")")
+        named = f"{opening}{self._link('by_hand', by_hand)}{closing}" if by_hand else ""
         return self._noted(self.states["not_run"][self.language] + named, note)
 
     def _noted(self, text: str, note: str) -> str:

@@ -166,10 +166,13 @@ def abandon(error: ReportedError) -> NoReturn:
     exit_now(error.exit_code)
 
 
-def die_with_parent() -> None:
-    """Makes this child process die with its parent; called first in the child. Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent: int) -> None:
+    """Makes this process die with `parent`, which started it; called first here. Linux only."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

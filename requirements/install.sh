@@ -56,13 +56,18 @@ cpu | rocm)
     "${PIP[@]}" install -qq --index-url "$TORCH_INDEX" "$(pin torch)" "$(pin torchvision)" ;;
 esac
 
-"$PYTHON" - <<'PY'
+"$PYTHON" - "$ACCELERATOR" <<'PY'
+import sys
 import torch, torchvision
 built = [module.__version__.partition("+")[2] for module in (torch, torchvision)]
 if built[0] != built[1]:
     raise SystemExit(f"setup: torch is build {built[0]!r} and torchvision {built[1]!r}; their builds must match")
 torchvision.ops.nms  # fails to resolve if their builds do not match
 found = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
+# A mirror without the ROCm build may have another of the same version.
+if sys.argv[1] == "rocm" and found != "ROCm":
+    raise SystemExit(f"setup: ACCELERATOR=rocm, but TORCH_INDEX gave the {found} build of torch {torch.__version__}. "
+                     "Fix: name an index that has this version for ROCm")
 print(f"torch {torch.__version__} ({found} build), torchvision {torchvision.__version__}, "
       f"{torch.cuda.device_count()} GPU(s)")
 PY

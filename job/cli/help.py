@@ -26,6 +26,9 @@ python -m job doctor specs/latex.yaml
 # Run it. The same command resumes a run that was stopped.
 python -m job run specs/latex.yaml
 
+# Another task: JSON from the receipts that specs/receipts.py renders.
+python -m job run specs/receipts.yaml
+
 # Global options may also follow the command.
 python -m job run specs/latex.yaml --quiet
 """
@@ -36,10 +39,10 @@ EXAMPLES: Mapping[str, str] = {
 python -m job run specs/latex.yaml
 
 # A short trial, with its own output.
-python -m job run specs/latex.yaml --set train.max_steps=5 -o /tmp/try
+python -m job run specs/receipts.yaml --set train.max_steps=5 -o /tmp/try
 
 # Push the export to a private repository on the hub, as HF_TOKEN allows.
-python -m job run my.yaml -o hf://my-org/my-formulas
+python -m job run my.yaml -o hf://my-org/my-receipts
 """,
     "prep": """
 # Look at the data first: rows, rejects, statistics.
@@ -60,7 +63,7 @@ python -m job train my.yaml --set train.resume_from_checkpoint=never
 python -m job eval specs/latex.yaml
 
 # On more held-out rows, without training again.
-python -m job eval specs/latex.yaml --set eval.max_samples=500
+python -m job eval specs/receipts.yaml --set eval.max_samples=500
 
 # Another adapter on the same held-out rows, without training.
 python -m job eval my.yaml --adapter s3://results/other/adapter --to other
@@ -102,11 +105,11 @@ python -m job plan specs/latex.yaml
 python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
 
 # What would a larger rank change?
-python -m job plan specs/latex.yaml --set lora.r=64
+python -m job plan specs/receipts.yaml --set lora.r=64
 """,
     "infer": """
 # What does the trained adapter read in an image?
-python -m job infer my.yaml --image formula.png
+python -m job infer my.yaml --image receipt.png
 
 # Two images, in this order, and a system prompt.
 python -m job infer my.yaml --image before.png --image after.png \\
@@ -116,20 +119,20 @@ python -m job infer my.yaml --image before.png --image after.png \\
 python -m job infer my.yaml --row train.jsonl:12
 
 # And the model before training?
-python -m job infer my.yaml --image formula.png --weights base
+python -m job infer my.yaml --image receipt.png --weights base
 
 # With an adapter that another run, or another tool, has trained.
-python -m job infer my.yaml --image formula.png --adapter hf://org/adapter
+python -m job infer my.yaml --image receipt.png --adapter hf://org/adapter
 
 # Sampled, reproducibly.
-python -m job infer my.yaml --image formula.png --temperature 1.5 --seed 1
+python -m job infer my.yaml --image receipt.png --temperature 1.5 --seed 1
 """,
     "compare": """
 # What did the higher rank change? A table here, the rest on a page.
 python -m job compare outputs/r8 outputs/r16
 
 # Many runs, in a bucket too; the page goes to a file of its own.
-python -m job compare outputs/latex s3://results/a s3://results/b \\
+python -m job compare outputs/r8 s3://results/a s3://results/b \\
     --html sweep.html
 
 # For scripts.
@@ -140,7 +143,7 @@ python -m job compare outputs/r8 outputs/r16 --no-html --format json
 python -m job fetch s3://results/my-run --to weights
 
 # Only the adapter.
-python -m job fetch outputs/latex --part adapter --to adapter
+python -m job fetch outputs/receipts --part adapter --to adapter
 """,
     "verify": """
 # Is every byte of a run still as it was written?
@@ -156,8 +159,7 @@ python -m job clean my.yaml --unused-days 7 --remove
     "ask": """
 # Wait until vLLM is ready, then ask it about an image.
 python -m job ask http://localhost:8000 --model my-model --wait 600 \\
-    --question "Write the LaTeX representation for this image." \\
-    --image formula.png
+    --question "Read it as JSON." --image receipt.png
 """,
     "manifest": """
 # Run a spec on a cluster with AMD GPUs.
@@ -168,9 +170,6 @@ python -m job manifest my.yaml --registry registry.example.com \\
 python -m job manifest my.yaml --platform nvidia --kind vllm
 
 # With what your cluster asks for, kept in a file.
-python -m job manifest my.yaml --cluster cluster.yaml --ttl 86400
-
-# What your cluster asks for, kept in a file.
 python -m job manifest my.yaml --cluster cluster.yaml --ttl 86400
 
 # The image by its digest, and a volume of yours for the cache.

@@ -16,7 +16,7 @@ from job.spec.rules.locations import FOLDERS, LOGS
 from job.storage.digests import FileDigest
 from job.train.checkpoint.storage import MANIFEST
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, REINFORCE = "checkpoints", "reinforce"
 FILES_AT_ONCE = 4
 SHOWN = 100
 """The most problems to list; of others only the number is reported."""
@@ -83,7 +83,7 @@ def verify(uri: str) -> Verified:
     return Verified(
         files=len(wanted),
         bytes=sum(file.size for file in all_files),
-        checkpoints=len({file.path.split("/")[1] for file in checkpoints}),
+        checkpoints=len({_step(file.path.removeprefix(f"{CHECKPOINTS}/")) for file in checkpoints}),
     )
 
 
@@ -193,8 +193,8 @@ def _checkpoints(uri: str) -> tuple[list[FileDigest], list[Finding]]:
     """The files of all checkpoints by their manifests, and files that no manifest names."""
     steps: dict[str, set[str]] = {}
     for entry in storage.list_files(storage.join(uri, CHECKPOINTS)):
-        step, _, path = entry.path.partition("/")
-        steps.setdefault(step, set()).add(path)
+        step = _step(entry.path)
+        steps.setdefault(step, set()).add(entry.path.removeprefix(f"{step}/"))
     files, findings = list[FileDigest](), list[Finding]()
     for step, paths in sorted(steps.items()):
         folder = f"{CHECKPOINTS}/{step}"
@@ -215,6 +215,12 @@ def _checkpoints(uri: str) -> tuple[list[FileDigest], list[Finding]]:
             for file in named
         ]
     return files, findings
+
+
+def _step(path: str) -> str:
+    """The folder of a checkpoint's file: `step-N`, or `reinforce/step-N`."""
+    parts = path.split("/")
+    return "/".join(parts[: 2 if parts[0] == REINFORCE else 1])
 
 
 def _mismatches(uri: str, files: Sequence[FileDigest]) -> list[Finding]:

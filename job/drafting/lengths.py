@@ -50,7 +50,10 @@ def measure(rows: Sequence[Row], model: str, instruction: str) -> Lengths:
     found = []
     for row in rows:
         images = sum(map(image_tokens.count, row.images))
-        text = sum(tokens(message.text) + _TOKENS_PER_MESSAGE for message in row.messages)
+        text = sum(
+            tokens(message.text + (message.reasoning or "")) + _TOKENS_PER_MESSAGE
+            for message in row.messages
+        )
         found.append((asked + text + images, images))
     longest, images = max(found)
     return Lengths(

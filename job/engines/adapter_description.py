@@ -75,7 +75,7 @@ def described(
         use_dora=any(each.part == "lora_magnitude_vector" for each in stored.values()),
         finetune_vision_layers=True,
         finetune_language_layers=True,
-        finetune_attention_modules=True,
+        finetune_attention_modules=None,
         finetune_mlp_modules=True,
         finetune_experts=None,
     )

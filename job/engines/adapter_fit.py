@@ -112,10 +112,11 @@ def _lines_for(stored: StoredAdapter, resolve: Resolve) -> str | None:
 
 def _candidates(stored: StoredAdapter) -> Iterator[dict[str, object]]:
     """Settings that may select the adapter's modules: toggles, then names."""
-    for experts, off in itertools.product(
-        (False, True), itertools.chain.from_iterable(_subsets(TOGGLES))
-    ):
-        yield {**({"finetune_experts": True} if experts else {}), **dict.fromkeys(off, False)}
+    off = itertools.chain.from_iterable(_subsets(TOGGLES))
+    toggles: list[dict[str, object]] = [dict.fromkeys(names, False) for names in off]
+    toggles.append({"finetune_attention_modules": True})
+    for experts, chosen in itertools.product(({}, {"finetune_experts": True}), toggles):
+        yield {**experts, **chosen}
     endings = _endings(stored.targets.modules)
     parameters = tuple(
         sorted({".".join(name.split(".")[-2:]) for name in stored.targets.parameters})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from job.families.base import Family, LoraTargets
+from job.families.four_bit import FourBit
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Engine(Protocol):
     def device(self) -> "torch.device": ...
 
     @property
+    def four_bit(self) -> FourBit | None:
+        """How frozen weights are packed; None if they are not."""
+
+    @property
     def patches_forward(self) -> bool:
         """Whether it replaces the models' forward passes.
 
@@ -41,7 +46,8 @@ class Engine(Protocol):
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
         """The family's model with the checkpoint's weights, on this engine's device.
 
-        Frozen, in evaluation mode, and in this engine's dtype unless another is given.
+        Frozen, in evaluation mode, and in this engine's dtype: in 4 bits if the spec says so. If
+        another dtype is given, all weights have that.
         """
 
     def initialize(self, family: Family, seed: int) -> "PreTrainedModel":

@@ -105,6 +105,23 @@ def choose(
     return EngineChoice(engine="unsloth", reason=reason)
 
 
+def require_family(spec: JobSpec, family: str) -> None:
+    """Raises SpecError if the spec names an engine that cannot train the family on any machine."""
+    if spec.model.engine == "unsloth" and (crash := _crash(spec, family)) is not None:
+        raise crash
+
+
+def _crash(spec: JobSpec, family: str | None) -> SpecError | None:
+    if spec.train.torch_compile is not True or family not in CRASHES_COMPILED:
+        return None
+    return SpecError(
+        "$.train.torch_compile",
+        f"must be false if unsloth trains the family {family}: its step crashes when compiled",
+        value="true",
+        fix="remove the line, or set model.engine: transformers",
+    )
+
+
 def _obstacle(
     spec: JobSpec,
     family: str | None,
@@ -132,13 +149,8 @@ def _obstacle(
             value="unsloth",
             fix=f'make setup EXTRAS="gpu unsloth", or {other_engine}',
         )
-    if spec.train.torch_compile is True and family in CRASHES_COMPILED:
-        return SpecError(
-            "$.train.torch_compile",
-            f"must be false if unsloth trains the family {family}: its step crashes when compiled",
-            value=True,
-            fix="remove the line, or set model.engine: transformers",
-        )
+    if (crash := _crash(spec, family)) is not None:
+        return crash
     if spec.train.neftune_noise_alpha is not None:
         return SpecError(
             "$.train.neftune_noise_alpha",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from job.distributed.cores import cores
 from job.engines import cpu
 from job.errors import SpecError, UsageError
+from job.families.four_bit import FourBit
 from job.spec.types import LoraSpec, ModelSpec, RuntimeSpec, TrainSpec
 
 if TYPE_CHECKING:
@@ -108,9 +109,9 @@ def gpu(index: int) -> Accelerator:
     import torch
 
     properties = torch.cuda.get_device_properties(index)
-    return Accelerator(
-        kind=build(), name=properties.name, memory_bytes=properties.total_memory, index=index
-    )
+    allowed = torch.cuda.get_per_process_memory_fraction(index)  # 1 unless something has set it
+    memory = int(properties.total_memory * allowed)
+    return Accelerator(kind=build(), name=properties.name, memory_bytes=memory, index=index)
 
 
 def release_memory() -> None:
@@ -183,6 +184,28 @@ def resolve_optim(
             fix=f"optim: {substitute} has the same update in fp32 state, or optim: auto chooses",
         )
     return train.optim
+
+
+def require_four_bit(model: ModelSpec) -> None:
+    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing."""
+    if model.load_in_4bit and not _has_bitsandbytes():
+        raise SpecError(
+            "$.model.load_in_4bit",
+            "needs the package bitsandbytes",
+            value=True,
+            fix="install it, make setup EXTRAS=gpu, or remove the line",
+        )
+
+
+def four_bit_settings(model: ModelSpec, lora: LoraSpec) -> FourBit | None:
+    """How the spec packs frozen weights; None if it does not."""
+    if not model.load_in_4bit:
+        return None
+    return FourBit(
+        quant_type=model.bnb_4bit_quant_type,
+        double_quant=model.bnb_4bit_use_double_quant,
+        skip=tuple(lora.modules_to_save or ()),
+    )
 
 
 def _has_bitsandbytes() -> bool:

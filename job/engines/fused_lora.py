@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from job.families.four_bit.tensor import FourBitTensor
 from job.families.lora.fused import FusedLoraLinear
 from job.families.lora.linear import FusableBlock, LoraLinear, is_plain_lora
 from job.families.lora.peft_layers import sole_active_adapter
@@ -98,7 +99,8 @@ def _can_be_fused(layer: nn.Module) -> TypeGuard[LoraLinear]:
         return False
     base = layer.get_base_layer()
     frozen = not any(parameter.requires_grad for parameter in base.parameters())
-    return frozen and type(base) is nn.Linear and is_plain_lora(layer, name)
+    plain = type(base) is nn.Linear and not isinstance(base.weight, FourBitTensor)
+    return frozen and plain and is_plain_lora(layer, name)
 
 
 def _can_share_matrix(layers: tuple[nn.Module, ...]) -> TypeGuard[Layers]:

@@ -9,10 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from job.engines.device import Accelerator, is_plain, resolve_autocast, resolve_dtype
+from job.engines.device import (
+    Accelerator,
+    four_bit_settings,
+    is_plain,
+    resolve_autocast,
+    resolve_dtype,
+)
 from job.engines.lora_config import ADAPTERS
+from job.engines.padding_free import why_padded
 from job.families.activation_memory import VARLEN, StepSettings
 from job.families.base import Family, RowSize
+from job.families.four_bit import BLOCK
+from job.families.four_bit.selection import packed_names
 from job.families.lora.parameter_counts import stored_zeros, trained_parameters
 from job.families.lora.patterns import max_rank
 from job.families.lora.selection import trained_in_full
@@ -64,7 +73,8 @@ class MemoryEstimate:
     logits: int
     """Of the supervised tokens, with their log-probabilities and gradients."""
     working: int
-    """One layer's temporary tensors and, with checkpointing, the recomputed layer."""
+    """One layer's temporary tensors; with checkpointing, the recomputed layer; of a base in 4 bits,
+    the largest weight as it is unpacked."""
     context: int
 
     @property
@@ -111,7 +121,7 @@ def estimate(
     saved = family.activation_memory(model.config, trained, rows, step)
     if saved is None:
         return None
-    weights = weight_bytes(family, model, dtype.itemsize)
+    weights = weight_bytes(family, model, dtype.itemsize, spec)
     if step.autocast and dtype.itemsize == FP32:
         # Autocast keeps a copy until the backward pass is over.
         weights += BF16 * sum(parameter.numel() for parameter in model.parameters())
@@ -124,7 +134,7 @@ def estimate(
         activations=saved.activations,
         attention=saved.attention,
         logits=saved.logits,
-        working=saved.workspace + saved.recomputed,
+        working=saved.workspace + saved.recomputed + _unpacked_bytes(model, dtype.itemsize, spec),
         context=PROCESS if accelerator.kind == "cpu" else CONTEXT,
     )
 
@@ -138,14 +148,15 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
     experts: str = spec.model.experts_implementation
     if experts == "auto":
         experts = family.experts_on_gpu if on_gpu else "eager"
+    packed = why_padded(spec, family, patches_forward=spec.model.engine == "unsloth") is None
     attention: str = spec.model.attn_implementation
     if attention == "auto":
-        varlen = accelerator.kind == "cuda" and width == BF16 and spec.train.padding_free
+        varlen = accelerator.kind == "cuda" and width == BF16 and packed
         attention = VARLEN if varlen else "sdpa"
     return StepSettings(
         itemsize=width,
         autocast=autocast,
-        packed=spec.train.padding_free,
+        packed=packed,
         checkpointing=spec.train.gradient_checkpointing is not False,
         attention=attention,
         experts=experts,
@@ -172,12 +183,28 @@ def _trained(
     return names, count, bool(targets.gate_up)
 
 
-def weight_bytes(family: type[Family], model: "PreTrainedModel", width: int) -> int:
-    """The model's weights at `width` bytes each, except those that always stay in fp32."""
+def weight_bytes(
+    family: type[Family], model: "PreTrainedModel", width: int, spec: JobSpec | None = None
+) -> int:
+    """The model's weights at `width` bytes each, except those that always stay in fp32, and those
+    that the spec packs into 4 bits."""
+    four_bit = None if spec is None else four_bit_settings(spec.model, spec.lora)
+    packed = {} if four_bit is None else packed_names(model, four_bit)
     return sum(
-        parameter.numel() * (FP32 if family.keeps_fp32(name) else width)
+        four_bit.packed_bytes(parameter.numel())
+        if four_bit is not None and name in packed
+        else parameter.numel() * (FP32 if family.keeps_fp32(name) else width)
         for name, parameter in model.named_parameters()
     )
+
+
+def _unpacked_bytes(model: "PreTrainedModel", width: int, spec: JobSpec) -> int:
+    """The largest weight that a product unpacks, and the fp32 scales of its blocks."""
+    four_bit = four_bit_settings(spec.model, spec.lora)
+    if four_bit is None:
+        return 0
+    sizes = (parameter.numel() for parameter in packed_names(model, four_bit).values())
+    return int(max(sizes, default=0) * (width + FP32 / BLOCK))
 
 
 def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from job.engines.lora_config import lora_config, without_pattern_warnings
 from job.errors import SpecError
 from job.families.base import Family, LoraTargets
+from job.families.four_bit import FourBit
 from job.spec.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -21,11 +22,17 @@ class TransformersEngine:
     dtype: "torch.dtype"
     autocast: bool
     device: "torch.device"
+    four_bit: FourBit | None = None
     name: str = "transformers"
     patches_forward: bool = False
 
     def load(self, family: Family, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
-        model = family.load(dtype=dtype or self.dtype, device=self.device, **self._attention())
+        model = family.load(
+            dtype=dtype or self.dtype,
+            device=self.device,
+            four_bit=self.four_bit if dtype is None else None,
+            **self._attention(),
+        )
         return self.prepare(model, family)
 
     def initialize(self, family: Family, seed: int) -> "PreTrainedModel":
@@ -76,8 +83,10 @@ class TransformersEngine:
     def prepare(self, model: "PreTrainedModel", family: Family) -> "PreTrainedModel":
         chosen: str = self.model.experts_implementation
         if chosen == "auto":
-            # A grouped kernel pays off on a GPU; on a CPU a loop over the experts is as fast.
-            chosen = "eager" if self.device.type == "cpu" else family.experts_on_gpu
+            # A grouped kernel pays off on a GPU; on a CPU a loop over experts is as fast, unless
+            # it would unpack weights anew for each expert.
+            loops = self.device.type == "cpu" and self.four_bit is None
+            chosen = "eager" if loops else family.experts_on_gpu
         try:
             family.set_experts_implementation(model, chosen)
         except ValueError as error:

@@ -89,7 +89,10 @@ def evaluate(
     asked = questions(chosen, spec.turns)
     labels = [question.label for question in asked]
     _check_labels(asked, spec)
-    lengths = answer_lengths.tokens(family.processor.tokenizer, labels)
+    thinks = spec.generation.enable_thinking
+    _check_thoughts(asked, thinks=thinks)
+    written = [question.written(thinks=thinks) for question in asked]
+    lengths = answer_lengths.tokens(family.processor.tokenizer, written)
     limit = answer_lengths.limit(spec.generation, lengths)
     too_long = _check_limit(lengths, limit)
     started = time.monotonic()
@@ -166,6 +169,18 @@ def _check_labels(asked: Sequence[Question], spec: EvalSpec) -> None:
                 different=log.fraction(distinct, len(asked)),
                 fix="set eval.answer: text",
             )
+
+
+def _check_thoughts(asked: Sequence[Question], *, thinks: bool) -> None:
+    """Warns if rows have thoughts, but the model is asked for answers without."""
+    have = [question for question in asked if question.reasoning is not None]
+    if have and not thinks:
+        log.warn(
+            "held-out answers have reasoning_content, but answers are generated without thoughts",
+            answers=log.fraction(len(have), len(asked)),
+            first=have[0].id,
+            fix="set eval.generation.enable_thinking: true",
+        )
 
 
 def _check_limit(lengths: Sequence[int], limit: int) -> int:

@@ -30,6 +30,8 @@ Answers = list[list[int]]
 
 READ_EVERY_ON_GPU = 8
 """Steps between two looks at the generated tokens, because each look waits for the GPU."""
+THOUGHTS_END = "</think>"
+"""What ends the thoughts before an answer."""
 SAMPLED_ROWS = 32
 """Sampled answers depend on the rows of a batch, so these must not depend on free memory."""
 # Settings of a model's generation_config.json that do not affect greedy answers of a given length.
@@ -64,13 +66,14 @@ def generate_answers(
 ) -> GeneratedAnswers:
     """Generates an answer to every question, and measures the loss on the rows' answers."""
     model.eval()
+    encoded = [family.encode(row) for row in rows]  # first: a row may be refused
     with log.progress(label, len(asked), unit="answers") as bar:
         tokens = generate_all(
             model, family, asked, generation, batch_size=batch_size, ended=bar.advance
         )
-    nll, supervised = _loss(model, family, [family.encode(row) for row in rows], batch_size)
+    nll, supervised = _loss(model, family, encoded, batch_size)
     return GeneratedAnswers(
-        texts=tuple(to_texts(family, tokens)),
+        texts=tuple(to_texts(family, tokens, thinks=generation.enable_thinking)),
         cut_short=tuple(len(row) == generation.max_new_tokens for row in tokens),
         loss=nll / supervised if supervised else math.nan,
         generated_tokens=sum(len(row) for row in tokens),
@@ -237,9 +240,22 @@ def is_plain_greedy(settings: "GenerationConfig", generation: GenerationSpec) ->
     return not generation.do_sample and settings.to_diff_dict().keys() <= _NOT_IN_GREEDY
 
 
-def to_texts(family: Family, answers: Sequence[Sequence[int]]) -> list[str]:
+def to_texts(family: Family, answers: Sequence[Sequence[int]], *, thinks: bool) -> list[str]:
+    """The answers as text, without the thoughts before them if the model `thinks`.
+
+    If the thoughts do not end, they are the answer.
+    """
     tokenizer = family.processor.tokenizer
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
+    end = tokenizer.convert_tokens_to_ids(THOUGHTS_END)
+    texts = []
+    for row in answers:
+        answer = list(row)
+        if thinks and end != tokenizer.unk_token_id and end in answer:
+            # By its token: as a control token it is not in the text.
+            answer = answer[len(answer) - answer[::-1].index(int(end)) :]
+        text = str(tokenizer.decode(answer, skip_special_tokens=True))
+        texts.append((text.rpartition(THOUGHTS_END)[2] if thinks else text).strip())
+    return texts
 
 
 # --- by Transformers -------------------------------------------------------------------------

@@ -56,15 +56,25 @@ class Metrics:
     bleu: float | None = None
 
 
+def exact(prediction: str, label: str) -> bool:
+    """Whether the prediction equals its label, up to surrounding white space."""
+    return prediction.strip() == label.strip()
+
+
+def cer(prediction: str, label: str) -> float:
+    """Edits per character of the label; an empty label counts as one character."""
+    return _rate(_edits(prediction, label), len(label.strip()))
+
+
 def score(prediction: str, label: str, kind: TextKind) -> RowScore:
     """Scores one prediction against its label."""
     from rapidfuzz.distance import Levenshtein
 
     prediction, label = prediction.strip(), label.strip()
     predicted, expected = _tokens(prediction, kind), _tokens(label, kind)
-    edits = Levenshtein.distance(prediction, label)
+    edits = _edits(prediction, label)
     return RowScore(
-        exact_match=prediction == label,
+        exact_match=exact(prediction, label),
         exact_match_normalized=predicted == expected,
         cer=_rate(edits, len(label)),
         edits=edits,
@@ -109,6 +119,12 @@ def _tokens(text: str, kind: TextKind) -> tuple[str, ...]:
     return (
         latex.normalized_tokens(text) if kind == "latex" else tuple(answer_kinds.text(text).split())
     )
+
+
+def _edits(prediction: str, label: str) -> int:
+    from rapidfuzz.distance import Levenshtein
+
+    return Levenshtein.distance(prediction.strip(), label.strip())
 
 
 def _rate(edits: int, length: int) -> float:

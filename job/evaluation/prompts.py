@@ -23,6 +23,12 @@ class Question:
     """All images of the row; `asked` refers to some of them by index."""
     label: str
     """The row's answer."""
+    reasoning: str | None = None
+    """The thoughts before it."""
+
+    def written(self, *, thinks: bool) -> str:
+        """What a model writes that answers like the row: with the thoughts if it thinks."""
+        return (self.reasoning or "") + self.label if thinks else self.label
 
     def to_json(self) -> list[dict[str, object]]:
         """The conversation before the answer, for `predictions.jsonl`."""
@@ -45,6 +51,7 @@ def questions(rows: Sequence[Row], turns: Literal["all", "last"]) -> list[Questi
                         asked=row.messages[:index],
                         images=row.images,
                         label=label,
+                        reasoning=row.messages[index].reasoning,
                     )
                 )
     return result

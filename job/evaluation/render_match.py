@@ -17,14 +17,16 @@ Rows whose label cannot be rendered are excluded and counted as
 `render_failed`. mathtext has no tables or line breaks (`\begin{array}`), and non-ASCII text is not
 rendered: missing glyphs all look the same, and would match.
 
-A row takes about 10 ms. Text longer than `MAX_CHARACTERS` is not rendered: it would take 0.2 s or
-more.
+A formula takes about 2 ms, and one that cannot be rendered mostly less. Those of the last
+`RECENT` texts are kept: labels come back with every evaluation. Text longer than `MAX_CHARACTERS`
+is not rendered.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from job.evaluation import latex
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 NAME = "render_match"
 MAX_CHARACTERS = 1_000
 """Longer text is not rendered."""
+RECENT = 4096
+"""Texts whose ink is kept: some kilobytes each."""
 SLACK = 2
 """Pixels by which the sizes of matching images may differ."""
 
@@ -46,6 +50,35 @@ _FONT, _SIZE, _DPI = "cm", 20, 144
 _INK = 128  # gray levels below this are ink
 _RENDERABLE = re.compile(r"[\s -~]*", re.ASCII)
 _DELIMITED = re.compile(r"^(?:\$\$?|\\\[|\\\()(.*?)(?:\$\$?|\\\]|\\\))$", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ink:
+    """The cropped ink of a rendered formula, one bit for each pixel."""
+
+    bits: bytes
+    shape: tuple[int, int]
+    """Height and width in pixels."""
+
+    @classmethod
+    def of(cls, mask: "np.ndarray") -> "Ink":
+        """Packs a mask (H, W)."""
+        import numpy as np
+
+        height, width = mask.shape
+        return cls(bits=np.packbits(mask).tobytes(), shape=(height, width))
+
+    def mask(self) -> "np.ndarray":
+        """The mask (H, W): True where there is ink."""
+        import numpy as np
+
+        height, width = self.shape
+        bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=height * width)
+        return bits.view(bool).reshape(height, width)
+
+    def matches(self, other: "Ink") -> bool:
+        """Whether both show the same formula."""
+        return self == other or same_image(self.mask(), other.mask())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,33 +106,28 @@ def summarize(outcomes: Sequence[Outcome]) -> RenderMatch:
 
 def compare(prediction: str, label: str) -> Outcome:
     """Compares a prediction with its label; never raises."""
-    expected = _ink(label)
+    expected = ink(label)
     if expected is None:
         return "skipped"
-    predicted = _ink(prediction)
+    predicted = ink(prediction)
     if predicted is None:
         return "failed"
-    return "match" if same_image(predicted, expected) else "differs"
+    return "match" if predicted.matches(expected) else "differs"
 
 
 def render(text: str, size: float = _SIZE, dpi: int = _DPI) -> "Image | None":
     """The image to compare; None if the text is too long or cannot be rendered."""
-    text = text.strip()
-    if len(text) > MAX_CHARACTERS or not _RENDERABLE.fullmatch(text):
-        return None
-    delimited = _DELIMITED.match(text)
-    text = delimited[1] if delimited else text
-    normal = latex.normalize(text)
-    for source in dict.fromkeys((normal, text)):
-        # A huge \hspace would make mathtext allocate a huge image.
-        if not source or r"\hspace" in source:
-            continue
-        try:
-            image = render_latex(source, _FONT, size, dpi)
-        except Exception:  # noqa: BLE001  model output must not end the evaluation
-            image = None
-        if image is not None:
+    for source in _sources(text):
+        if (image := _draw(source, size, dpi)) is not None:
             return image
+    return None
+
+
+def ink(text: str) -> "Ink | None":
+    """The ink of the rendered text; None if it cannot be rendered. Kept for `RECENT` texts."""
+    for source in _sources(text):
+        if (found := _ink(source)) is not None:
+            return found if found.bits else None
     return None
 
 
@@ -117,19 +145,38 @@ def same_image(one: "np.ndarray", other: "np.ndarray") -> bool:
     return not (a & ~_dilated(b)).any() and not (b & ~_dilated(a)).any()
 
 
-def _ink(text: str) -> "np.ndarray | None":
-    """The cropped ink mask (H, W) of the rendered text; None if it cannot be rendered."""
+def _sources(text: str) -> Iterable[str]:
+    """What to render: the normal form, and then the text itself."""
+    text = text.strip()
+    if len(text) > MAX_CHARACTERS or not _RENDERABLE.fullmatch(text):
+        return ()
+    delimited = _DELIMITED.match(text)
+    text = delimited[1] if delimited else text
+    # A huge \hspace would make mathtext allocate a huge image.
+    sources = dict.fromkeys((latex.normalize(text), text))
+    return [source for source in sources if source and r"\hspace" not in source]
+
+
+def _draw(source: str, size: float, dpi: int) -> "Image | None":
+    try:
+        return render_latex(source, _FONT, size, dpi)
+    except Exception:  # noqa: BLE001  model output must not end the evaluation
+        return None
+
+
+@lru_cache(RECENT)
+def _ink(source: str) -> Ink | None:
+    """The ink of LaTeX, which may be none; None if it cannot be rendered."""
     import numpy as np
 
-    image = render(text)
+    image = _draw(source, _SIZE, _DPI)
     if image is None:
         return None
-    ink = np.asarray(image.convert("L")) < _INK
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    mask = np.asarray(image.convert("L")) < _INK
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        return None
-    cropped: np.ndarray = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return cropped
+        return Ink(bits=b"", shape=(0, 0))
+    return Ink.of(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
 def _dilated(ink: "np.ndarray") -> "np.ndarray":

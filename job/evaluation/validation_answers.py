@@ -32,8 +32,9 @@ class ValidationAnswers:
     ) -> "ValidationAnswers":
         """For the first `eval.validation_samples` of the rows."""
         rows = [rows[n] for n in range(min(len(rows), spec.validation_samples))]
-        labels = [question.label for question in questions(rows, spec.turns)]
-        lengths = answer_lengths.tokens(family.processor.tokenizer, labels)
+        thinks = spec.generation.enable_thinking
+        written = [question.written(thinks=thinks) for question in questions(rows, spec.turns)]
+        lengths = answer_lengths.tokens(family.processor.tokenizer, written)
         return cls(
             family=family,
             spec=spec,
@@ -56,7 +57,7 @@ class ValidationAnswers:
             batch_size=self.batch_size,
             stop=stop,
         )
-        return to_texts(self.family, tokens)
+        return to_texts(self.family, tokens, thinks=self.spec.generation.enable_thinking)
 
     def score(self, rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
         """The metrics of the answers to all questions of the rows, by name."""

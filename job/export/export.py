@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from job import log
 from job.errors import ProofError
 from job.export.export_context import ExportContext
+from job.export.four_bit_proof import merged_outputs, prove_streamed, reader
 from job.export.merge import Merge
 from job.export.proof import Comparison
-from job.export.reload import Reloaded, measure_trained, reload_merged
+from job.export.reload import Reloaded, TrainedModel, measure_trained, reload_merged
 from job.export.stopwatch import Stopwatch
+from job.export.streamed import Read, unload_packed
 from job.export.vllm_proof import Served, prove_merged
 from job.redaction import redacted
 from job.storage.digests import FileDigest
@@ -42,6 +44,9 @@ class ExportResult:
     adapter_reloaded: Comparison | None
     merged_reloaded: Comparison | None
     merged_served: Served | None
+    in_four_bit: Comparison | None
+    """How far the trained model, whose base was in 4 bits, was from the original base with the
+    adapter, which the merged weights are compared with; None for other trainings."""
     trained_against_base: Comparison | None
     tensors_checked: int
     system: str | None
@@ -79,18 +84,25 @@ def export(context: ExportContext) -> ExportResult:
     if verify != "none":
         with watch.timed("probe_trained"):
             measured = measure_trained(context, trained)
-    with watch.timed("write"):
-        merged = write_merged(context, trained)
+    if context.engine.four_bit is None:
+        with watch.timed("write"):
+            merged = write_merged(context, trained)
+            del trained
+            context.release()
+        reloaded: Reloaded | None = None
+        if measured is not None:
+            reloaded = reload_merged(context, merged.digests, measured.expected, watch)
+    else:
+        merged, reloaded = _export_four_bit(context, trained, measured, watch)
         del trained
         context.release()
-
-    reloaded: Reloaded | None = None
     served: Served | None = None
-    if measured is not None:
-        reloaded = reload_merged(context, merged.digests, measured.expected, watch)
-        if verify == "vllm":
-            with watch.timed("serve"):
-                served = prove_merged(context, measured.expected, reloaded.comparison)
+    if measured is not None and reloaded is not None and verify == "vllm":
+        expected = measured.expected
+        if context.engine.four_bit is not None:
+            expected = merged_outputs(context, watch)
+        with watch.timed("serve"):
+            served = prove_merged(context, expected, reloaded.comparison)
     with watch.timed("hash"):
         files = context.digest_tree(context.target)
     result = ExportResult(
@@ -107,6 +119,7 @@ def export(context: ExportContext) -> ExportResult:
         adapter_reloaded=measured.adapter_reloaded if measured else None,
         merged_reloaded=reloaded.comparison if reloaded else None,
         merged_served=served,
+        in_four_bit=reloaded.in_four_bit if reloaded else None,
         trained_against_base=measured.against_base if measured else None,
         tensors_checked=reloaded.tensors_checked if reloaded else 0,
         system=context.spec.data.system,
@@ -117,9 +130,30 @@ def export(context: ExportContext) -> ExportResult:
     return result
 
 
-def write_merged(context: ExportContext, trained: "PeftModel | PreTrainedModel") -> MergedWeights:
-    """Writes the merged weights. Raises ProofError if they equal the base's."""
-    merge = Merge(trained, dtype=context.dtype, keeps_fp32=context.family.keeps_fp32)
+def _export_four_bit(
+    context: ExportContext, trained: "PeftModel", measured: TrainedModel | None, watch: Stopwatch
+) -> tuple[MergedWeights, Reloaded | None]:
+    """Merges the adapter into the original weights instead of those in 4 bits, which it frees."""
+    with context.family.stored_weights() as base:
+        log.info("the merge reads the original weights", packed=unload_packed(trained))
+        with watch.timed("write"):
+            read = reader(context, base, context.engine.dtype)
+            merged = write_merged(context, trained, read)
+        if measured is None:
+            return merged, None
+        return merged, prove_streamed(
+            context, trained, base, merged.digests, measured.expected, watch
+        )
+
+
+def write_merged(
+    context: ExportContext, trained: "PeftModel | PreTrainedModel", read: Read | None = None
+) -> MergedWeights:
+    """Writes the merged weights; `read` reads those of the base that are not in memory.
+
+    Raises ProofError if they equal the base's.
+    """
+    merge = Merge(trained, dtype=context.dtype, keeps_fp32=context.family.keeps_fp32, read=read)
     notes = context.family.save(
         trained.get_base_model() if context.adapter is not None else trained,
         merge.weights(),

@@ -62,7 +62,7 @@ def _adapter(
         f"base = {json.dumps(base or BASE_PLACEHOLDER)}",
         f'model = {model}.from_pretrained(base{at}, dtype="auto")',
         f"model = PeftModel.from_pretrained(model, {json.dumps(repository or 'adapter')}{below})",
-        f"processor = {processor}.from_pretrained(base{at})",
+        f"processor = {processor}.from_pretrained({json.dumps(repository or 'adapter')}{below})",
     ]
     notes = [] if base else [f"{BASE_PLACEHOLDER} is the folder of the base model."]
     if base_layout == "vllm":

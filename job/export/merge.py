@@ -36,11 +36,13 @@ class Merge:
         *,
         dtype: "torch.dtype",
         keeps_fp32: Callable[[str], bool],
+        read: "Callable[[str], torch.Tensor] | None" = None,
     ) -> None:
+        """`read` reads the weights of the base that are not in memory, by name."""
         peft = hasattr(model, "get_base_model")
         self._base = model.get_base_model() if peft else model
         self._merges = lora_merges(model) if peft else {}
-        self._dtype, self._keeps_fp32 = dtype, keeps_fp32
+        self._dtype, self._keeps_fp32, self._read = dtype, keeps_fp32, read
         self._non_finite: list[str] = []
         self._non_finite_values = self._overflowed = 0
         self.digests: dict[str, str] = {}
@@ -63,7 +65,7 @@ class Merge:
         """
         import torch
 
-        parameters = dict(self._parameters())
+        parameters = dict(parameters_of(self._base))
         with TensorDigests() as digests:
             for name in parameters if names is None else names:
                 with torch.no_grad():
@@ -79,14 +81,8 @@ class Merge:
     def _meta_tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         import torch
 
-        for name, parameter in self._parameters():
+        for name, parameter in parameters_of(self._base):
             yield name, torch.empty(parameter.shape, dtype=self._target(name), device="meta")
-
-    def _parameters(self) -> "Iterator[tuple[str, torch.nn.Parameter]]":
-        """The base model's parameters, by their names without the adapter's wrappers."""
-        for wrapped_name, parameter in self._base.named_parameters():
-            if not _ADAPTER.search(wrapped_name):
-                yield _WRAPPER.sub("", wrapped_name), parameter
 
     def _target(self, name: str) -> "torch.dtype":
         import torch
@@ -96,6 +92,9 @@ class Merge:
     def _merged(self, name: str, parameter: "torch.Tensor") -> "torch.Tensor":
         target = self._target(name)
         value = parameter.detach()
+        if is_unloaded(parameter):
+            assert self._read is not None, f"not in memory: {name}"
+            value = self._read(name)
         if name in self._merges:
             before = value.float()
             value = self._merges.pop(name)(before)
@@ -140,6 +139,18 @@ class Merge:
                 value=str(self._dtype).removeprefix("torch."),
                 fix="--set export.merged.dtype=bfloat16",
             )
+
+
+def parameters_of(base: "PreTrainedModel") -> "Iterator[tuple[str, torch.nn.Parameter]]":
+    """The base model's parameters, by their names without the adapter's wrappers."""
+    for wrapped_name, parameter in base.named_parameters():
+        if not _ADAPTER.search(wrapped_name):
+            yield _WRAPPER.sub("", wrapped_name), parameter
+
+
+def is_unloaded(parameter: "torch.Tensor") -> bool:
+    """Whether only the parameter's shape is left: it was in 4 bits; see `job.export.streamed`."""
+    return parameter.is_meta
 
 
 def fits(tensor: "torch.Tensor", target: "torch.dtype") -> bool:

@@ -61,24 +61,40 @@ def probe_outputs(
     """The model's outputs on the probes."""
     import torch
 
-    model.eval()
-    encoded = [family.encode(row) for row in rows]
-    batch = to_device(family.collate(encoded), model.device)
-    labels = batch.pop("labels")[:, 1:]  # (B, T-1)
+    logits = label_logits(model, family, rows)
     prompts = [family.encode_prompt(row.id, row.prompt, row.images) for row in rows]
     with torch.inference_mode():
-        logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
         greedy = _by_decoder if family.has_decoder(model) else _by_transformers
         answers, steps = greedy(model, family, prompts)  # (B, steps), (B, steps, V)
     top = steps.topk(2).values  # (B, steps, 2)
     margins = top[..., 0] - top[..., 1]  # (B, steps)
     logprobs = top[..., 0] - steps.logsumexp(-1)  # (B, steps): greedy takes the largest
     return ProbeOutputs(
-        logits=logits[labels != IGNORED].float().cpu(),
+        logits=logits,
         answers=tuple(tuple(row) for row in answers.tolist()),
         margins=tuple(tuple(row) for row in margins.tolist()),
         logprobs=tuple(tuple(row) for row in logprobs.tolist()),
     )
+
+
+def label_logits(
+    model: "PeftModel | PreTrainedModel", family: Family, rows: Sequence[Row]
+) -> "torch.Tensor":
+    """The logits (N, V) of every label token, in fp32 on the CPU, from one forward pass."""
+    import torch
+
+    model.eval()
+    encoded = [family.encode(row) for row in rows]
+    batch = to_device(family.collate(encoded), model.device)
+    labels = batch.pop("labels")[:, 1:]  # (B, T-1)
+    with torch.inference_mode():
+        logits = model(**batch, use_cache=False).logits[:, :-1]  # (B, T-1, V)
+    return logits[labels != IGNORED].float().cpu()
+
+
+def without_answers(logits: "torch.Tensor") -> ProbeOutputs:
+    """Outputs of a model that has not generated."""
+    return ProbeOutputs(logits=logits, answers=(), margins=(), logprobs=())
 
 
 def _by_transformers(

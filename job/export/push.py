@@ -33,6 +33,8 @@ T = TypeVar("T")
 _LOADED = (
     *("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "adapter_model.bin"),
     *("pytorch_model*.bin", "pytorch_model.bin.index.json", "config.json"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
 )
 _FOLDERS = ("adapter", "adapter-vllm")
 """Folders of a repository that a push writes."""

@@ -1,7 +1,7 @@
 """Verifies by reloading: the stored adapter and the merged weights against the trained model."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ class Reloaded:
 
     comparison: Comparison
     tensors_checked: int
+    in_four_bit: Comparison | None = None
+    """How far the model with its base in 4 bits was from it; None if the base was not."""
 
 
 def measure_trained(context: ExportContext, trained: "PeftModel | PreTrainedModel") -> TrainedModel:
@@ -51,7 +53,7 @@ def measure_trained(context: ExportContext, trained: "PeftModel | PreTrainedMode
             adapted = context.engine.load_adapter(model, context.adapter)
             reloaded = compare(expected, _outputs(context, adapted))
     if reloaded is not None:
-        require_equal("adapter", reloaded, _name(context.engine.dtype))
+        require_equal("adapter", reloaded, dtype_name(context.engine.dtype))
     return TrainedModel(
         expected=expected, against_base=compare(base, expected), adapter_reloaded=reloaded
     )
@@ -64,20 +66,26 @@ def reload_merged(
 
     Raises ProofError if a tensor is not bit-identical, or the outputs differ by more than rounding.
     """
-    import torch
-
-    # On a CPU, in fp32, which represents every stored value exactly.
-    exact = torch.float32 if context.engine.device.type == "cpu" else context.dtype
     with watch.timed("reload"):
-        model = context.engine.load(context.bind_merged(context.target), exact)
+        model = context.engine.load(context.bind_merged(context.target), exact_dtype(context))
     with watch.timed("compare_tensors"):
-        checked = _check_tensors(model, digests, context.dtype, context.family.keeps_fp32)
+        checked = check_tensors(
+            model.named_parameters(), digests, context.dtype, context.family.keeps_fp32
+        )
     with watch.timed("probe_reloaded"):
         comparison = compare(expected, _outputs(context, model))
     del model
     context.release()
-    require_equal("merged", comparison, context.dtype_name, _name(context.engine.dtype))
+    require_equal("merged", comparison, context.dtype_name, dtype_name(context.engine.dtype))
     return Reloaded(comparison=comparison, tensors_checked=checked)
+
+
+def exact_dtype(context: ExportContext) -> "torch.dtype":
+    """In which merged weights are computed: as stored or, on a CPU, in fp32, which represents every
+    stored value exactly."""
+    import torch
+
+    return torch.float32 if context.engine.device.type == "cpu" else context.dtype
 
 
 def _outputs(context: ExportContext, model: "PeftModel | PreTrainedModel") -> ProbeOutputs:
@@ -100,8 +108,8 @@ def _outputs_of_stored_adapter(context: ExportContext, trained: "PeftModel") -> 
         trained.delete_adapter("reloaded")
 
 
-def _check_tensors(
-    model: "PreTrainedModel",
+def check_tensors(
+    tensors: "Iterable[tuple[str, torch.Tensor]]",
     digests: dict[str, str],
     dtype: "torch.dtype",
     keeps_fp32: Callable[[str], bool],
@@ -110,8 +118,8 @@ def _check_tensors(
     import torch
 
     with TensorDigests() as reloaded:
-        for name, parameter in model.named_parameters():
-            reloaded.add(name, parameter.detach(), torch.float32 if keeps_fp32(name) else dtype)
+        for name, tensor in tensors:
+            reloaded.add(name, tensor.detach(), torch.float32 if keeps_fp32(name) else dtype)
         found = reloaded.finish()
     if different := [name for name, digest in found.items() if digests.get(name) != digest]:
         raise ProofError(
@@ -125,5 +133,5 @@ def _check_tensors(
     return len(found)
 
 
-def _name(dtype: "torch.dtype") -> str:
+def dtype_name(dtype: "torch.dtype") -> str:
     return str(dtype).removeprefix("torch.")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from job import log, signals
@@ -90,7 +91,8 @@ def serve(
             stderr=subprocess.STDOUT,
             env=environ,
             start_new_session=True,
-            preexec_fn=signals.die_with_parent,  # or it would outlive a killed job and keep the GPU
+            # Or it would outlive a killed job and keep the GPU.
+            preexec_fn=partial(signals.die_with_parent, os.getpid()),
         )
     try:
         client = ChatClient(url=f"http://127.0.0.1:{port}", timeout=ANSWER_SECONDS)

@@ -32,6 +32,7 @@ from job.families.base import (
 )
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
+from job.families.four_bit import FourBit
 from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops, forward_flops
 from job.families.weight_files import NamedTensor
@@ -102,6 +103,7 @@ class AutoFamily(BoundFamily):
         dtype: "torch.dtype",
         device: "torch.device",
         attn_implementation: str | None = None,
+        four_bit: FourBit | None = None,
     ) -> "PreTrainedModel":
         return transformers_format.load(
             self._auto(),
@@ -110,6 +112,7 @@ class AutoFamily(BoundFamily):
             dtype=dtype,
             device=device,
             attn_implementation=attn_implementation,
+            four_bit=four_bit,
         )
 
     @classmethod
@@ -277,6 +280,9 @@ class AutoFamily(BoundFamily):
     ) -> Callable[[Iterable[NamedTensor]], Iterable[NamedTensor]]:
         return functools.partial(transformers_format.stored, model)
 
+    def save_processor(self, directory: Path) -> None:
+        tokenizer_files.save(self._processing_class, directory)
+
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
         (directory / chat_template.FILE).write_text(
             str(self._processing_class.chat_template), encoding="utf-8"
@@ -286,7 +292,7 @@ class AutoFamily(BoundFamily):
         self, directory: Path, *, dtype: "torch.dtype", layout: Layout
     ) -> tuple[str, ...]:
         transformers_format.write_config(self._checkpoint.config, directory, dtype)
-        self._processing_class.save_pretrained(directory)
+        self.save_processor(directory)
         settings = generation_config.read(self._checkpoint)
         return generation_config.write(self._checkpoint.uri, settings, self.end_tokens, directory)
 

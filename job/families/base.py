@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.batches import PackedBatch, PaddedBatch
+from job.families.four_bit import FourBit
 from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops
 from job.families.weight_files import Weights
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from job.families.four_bit.stored_weights import StoredWeights
 
 IGNORED = -100
 """The label of a token that is not supervised; `ignore_index` of the cross-entropy."""
@@ -196,8 +199,13 @@ class ModelBuilding(Protocol):
         dtype: "torch.dtype",
         device: "torch.device",
         attn_implementation: str | None = None,
+        four_bit: FourBit | None = None,
     ) -> "PreTrainedModel":
-        """The checkpoint's model, in evaluation mode."""
+        """The checkpoint's model, in evaluation mode; with `four_bit`, the weights of
+        `four_bit.selection` are packed."""
+
+    def stored_weights(self) -> "StoredWeights":
+        """The checkpoint's weights, to be read one by one; a context manager."""
 
     def initialize(
         self,
@@ -315,7 +323,10 @@ class Decoder(Protocol):
 
     @property
     def tokens(self) -> "torch.Tensor":
-        """(B,): each row's next token, the most likely one; the next call overwrites it."""
+        """(B,): each row's next token, the most likely one; the next call overwrites it.
+
+        A caller may write another token into it, which the next step then appends.
+        """
 
     def prefill(self, prompts: "Sequence[Encoded]") -> "torch.Tensor":
         """Adds a row for each of N prompts; returns the logits (N, V) of their next tokens."""
@@ -399,6 +410,10 @@ class CheckpointWriting(Protocol):
         `weights` have the model's names and the dtype to store. `finished` is called for every
         shard, see `weight_writing.write`. Returns what was repaired.
         """
+
+    def save_processor(self, directory: Path) -> None:
+        """Writes the processor, for `AutoProcessor` or `AutoTokenizer`: the tokenizer, the chat
+        template and the settings of images."""
 
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
         """Writes the chat template alone, as `chat_template.jinja`."""

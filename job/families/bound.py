@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from job.families.four_bit.stored_weights import StoredWeights
+
 
 class BoundFamily(ABC):
     """A family bound to one checkpoint's processor."""
@@ -52,6 +54,11 @@ class BoundFamily(ABC):
 
     def meta_model(self) -> "PreTrainedModel":
         return self.architecture(self._checkpoint.uri, self._checkpoint.config)
+
+    def stored_weights(self) -> "StoredWeights":
+        from job.families.four_bit.stored_weights import StoredWeights
+
+        return StoredWeights(self._checkpoint.uri, self._checkpoint.directory, self.meta_model())
 
     def initialize(
         self,
@@ -189,7 +196,12 @@ class BoundFamily(ABC):
 
     def _segments(self, row_id: str, messages: Sequence[Message]) -> tuple[chat.Segment, ...]:
         return chat.segments(
-            row_id, self._render_template, self._turns(messages), self._control, messages
+            row_id,
+            self._render_template,
+            self._turns(messages),
+            self._control,
+            messages,
+            thinking=functools.partial(self._render_template, enable_thinking=True),
         )
 
     def _tokens(self, text: str) -> list[int]:

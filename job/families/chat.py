@@ -1,6 +1,7 @@
 """Renders conversations with the chat template, and splits them before and after each answer.
 
-An answer is supervised from where generation would begin, up to and including its end token. Each
+An answer is supervised from where generation would begin, up to and including its end token: with
+thoughts, from where generation that thinks would begin. Each
 segment is tokenized separately, as in inference, where the prompt is tokenized without the answer:
 training sees the same tokens, and the label mask follows from the segments.
 """
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Turns = list[dict[str, Any]]
+REASONING = "reasoning_content"
+"""The key of an answer's thoughts in a turn."""
 
 # Markers around the answers in a second rendering, which locate the answers in the first: templates
 # may trim an answer, but not these.
@@ -79,7 +82,8 @@ class ControlTokens:
 def turns(messages: Sequence[Message], *, as_text: bool = False, **answer_fields: str) -> Turns:
     """The messages as chat templates take them: content as parts, or as one text.
 
-    `answer_fields` are added to every turn of the assistant.
+    `answer_fields` are added to every turn of the assistant; an answer's own thoughts replace
+    `reasoning_content`.
     """
     return [
         {
@@ -87,6 +91,7 @@ def turns(messages: Sequence[Message], *, as_text: bool = False, **answer_fields
             "content": message.text if as_text else [_part(part) for part in message.parts],
         }
         | (answer_fields if message.role == "assistant" else {})
+        | ({} if message.reasoning is None else {REASONING: message.reasoning})
         for message in messages
     ]
 
@@ -112,31 +117,49 @@ def segments(
     conversation: Turns,
     control: ControlTokens,
     messages: Sequence[Message] = (),
+    *,
+    thinking: Template | None = None,
 ) -> tuple[Segment, ...]:
     """The rendered conversation in alternating segments: questions and answers.
 
-    `conversation` is made from `messages`, which say which answers are supervised. Unsupervised
-    answers are segments too, so that their tokens are the same.
+    `conversation` is made from `messages`, which say which answers are supervised, and which have
+    thoughts: `thinking` is the template for those. Unsupervised answers are segments too, so that
+    their tokens are the same.
 
     An answer's segment begins where its prompt ends, including whitespace that the template puts
     there, because the model has to generate it. If a template renders earlier answers differently
     from their prompts (without a thinking block, say), their segments begin with the answer's text.
 
     Raises DataError if the template rejects the conversation, changes an answer, does not render
-    the last answer after its own generation prompt, or ends one without a control token.
+    the last answer after its own generation prompt or a supervised one's thoughts, or ends an
+    answer without a control token.
     """
-    whole = _render(row_id, template, conversation)
-    _require_shown(row_id, whole, conversation)
+
+    def template_of(index: int) -> Template:
+        thinks = bool(messages) and messages[index].reasoning is not None
+        return thinking if thinks and thinking is not None else template
+
     answers = [i for i, turn in enumerate(conversation) if turn["role"] == "assistant"]
-    spans = _spans(whole, _render(row_id, template, _marked(conversation)))
+    render = template_of(answers[-1])
+    whole = _render(row_id, render, conversation)
+    _require_shown(row_id, whole, conversation)
+    spans = _spans(whole, _render(row_id, render, _marked(conversation)))
     if spans is None or len(spans) != len(answers):
         _fail(row_id, "changes an answer", whole)
     cut: list[Segment] = []
     done = 0
     for index, (start, end) in zip(answers, spans, strict=True):
-        question = prompt(row_id, template, conversation[:index])
+        question = prompt(row_id, template_of(index), conversation[:index])
         length = len(question)
-        if whole.startswith(question) and length <= end and not whole[length:start].strip():
+        follows = whole.startswith(question) and length <= end
+        thoughts = messages[index].reasoning if messages else None
+        trained = messages[index].train if messages else True
+        if thoughts is not None:
+            if follows and thoughts.strip() in whole[length:start]:
+                start = length
+            elif trained:
+                raise _hidden_thoughts(row_id, index, last=index == answers[-1])
+        elif follows and not whole[length:start].strip():
             start = length
         elif index == answers[-1]:
             _fail(row_id, "does not render an answer after its generation prompt", question)
@@ -144,7 +167,6 @@ def segments(
         if last is None:
             _fail(row_id, "ends an answer without a control token to stop at", whole[end:])
         cut.append(Segment(text=whole[done:start], supervised=False))
-        trained = messages[index].train if messages else True
         cut.append(Segment(text=whole[start : last.end()], supervised=trained))
         done = last.end()
     return tuple(cut)
@@ -263,6 +285,19 @@ def _require_shown(row_id: str, rendered: str, conversation: Turns) -> None:
                 "text",
                 fix="loop over the parts of message.content, for text and for images",
             )
+
+
+def _hidden_thoughts(row_id: str, index: int, *, last: bool) -> DataError:
+    where = "the last answer" if last else "an earlier answer, which is trained"
+    return DataError(
+        row_id,
+        f"the chat template does not show the thoughts before {where}",
+        value=f"messages[{index}].{REASONING}",
+        fix=f"remove {REASONING}, or set model.chat_template to a template that shows "
+        f"message.{REASONING} after its generation prompt with enable_thinking"
+        if last
+        else "set data.train_on: last, so that only the last answer is trained, with its thoughts",
+    )
 
 
 def _fail(row_id: str, what: str, shown: str) -> NoReturn:

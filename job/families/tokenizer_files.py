@@ -1,16 +1,23 @@
-"""A checkpoint's control tokens, read from its tokenizer's files without torch or Transformers.
+"""A checkpoint's tokenizer files: its control tokens, read without torch or Transformers, and what
+is written of a tokenizer.
 
-Prep rejects texts that contain them.
+Prep rejects texts that contain control tokens.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
 
-_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+CONFIG = "tokenizer_config.json"
+LOADING = ("is_local", "local_files_only")
+"""Keys that Transformers writes to a tokenizer's configuration, about how a process loaded it."""
+_CONFIG_FILES = (CONFIG, "special_tokens_map.json")
 _LIST_KEYS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 
 
@@ -38,6 +45,15 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(str(path), f"is not JSON: {error}") from error
     return content if isinstance(content, dict) else {}
+
+
+def save(processor: "ProcessorMixin | PreTrainedTokenizerBase", directory: Path) -> None:
+    """Writes a processor, or a tokenizer alone, for Transformers' `from_pretrained`."""
+    processor.save_pretrained(directory)
+    path = directory / CONFIG
+    config = {k: v for k, v in read_json(directory, CONFIG).items() if k not in LOADING}
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def token_text(token: object) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from job import log
 from job.errors import InputError, SpecError
 from job.families import weight_files
+from job.families.four_bit import FourBit
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +61,14 @@ def load(
     dtype: "torch.dtype",
     device: "torch.device",
     attn_implementation: str | None,
+    four_bit: FourBit | None = None,
 ) -> "PreTrainedModel":
     """The checkpoint's model, in evaluation mode.
 
     Raises InputError if files or tensors are missing, or tensors have the wrong shape.
     """
+    from job.families.four_bit.loading import as_loaded_plainly, quantization_arguments
+
     weight_files.shapes(uri, directory)  # raises if a file is missing or truncated
     try:
         model, loading = auto.from_pretrained(
@@ -76,10 +80,14 @@ def load(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
             **attention_arguments(attn_implementation),
+            **quantization_arguments(four_bit),
         )
     except ValueError as error:  # for example, an unsupported attention implementation
         raise InputError(uri, f"Transformers cannot load it: {error}") from error
+    as_loaded_plainly(model)
     misshapen = [name for name, *_ in loading["mismatched_keys"]]
+    if four_bit is not None:  # Transformers does not compare shapes if weights are quantized
+        misshapen += _misshapen(auto, model)
     for names, what in ((loading["missing_keys"], "are missing"), (misshapen, "are misshapen")):
         if names:
             raise InputError(
@@ -95,6 +103,15 @@ def load(
             names=weight_files.shortened(unexpected),
         )
     return model.eval()
+
+
+def _misshapen(auto: "type[AutoClass]", model: "PreTrainedModel") -> list[str]:
+    import torch
+
+    with torch.device("meta"):
+        meta = auto.from_config(model.config, trust_remote_code=False)
+    expected = {name: parameter.shape for name, parameter in meta.named_parameters()}
+    return [n for n, p in model.named_parameters() if n in expected and p.shape != expected[n]]
 
 
 def write_config(config: dict[str, Any], directory: Path, dtype: "torch.dtype") -> None:

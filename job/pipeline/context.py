@@ -29,6 +29,9 @@ from job.prep.streaming import FullShards
 from job.spec.load import LoadedSpec
 from job.train.identity import Identity
 
+ADAPTER, REINFORCED, REINFORCE = "adapter", "reinforced", "reinforce"
+"""Folders at the output: of an adapter, of the reinforced one, and of its checkpoints."""
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -218,11 +221,38 @@ class RunContext:
         """The trained adapter; None after full fine-tuning."""
         if self.spec.lora.method == "full":
             return None
-        return self.output.stages.local.fetch(self.record.stages["train"]) / "adapter"
+        folder = self.output.stages.local.fetch(self.record.stages[self.inputs.trained_by])
+        return folder / f"{self.trained_folder}{ADAPTER}"
+
+    @property
+    def trained_folder(self) -> str:
+        """The folder of the trained adapter at the output, with a slash; empty for the top."""
+        return "" if self.inputs.trained_by == "train" else f"{REINFORCED}/"
 
     def _family_of_weights(self) -> families.Family:
         train = self.output.stages.local.fetch(self.record.stages["train"])
         return self.bind(train / "weights")
+
+    def sft_adapter(self) -> "StoredAdapter":
+        """The adapter that the stage `train` made, which reinforcement continues."""
+        from job.engines.stored_adapter import read_adapter
+
+        folder = self.output.stages.local.fetch(self.record.stages["train"]) / ADAPTER
+        _, skeleton = families.architecture(self.spec.model)
+        return read_adapter(self.output.at(ADAPTER), folder, skeleton)
+
+    def reinforcement_checkpoints(self) -> "CheckpointStore":
+        """The checkpoints of the stage `reinforce`."""
+        from job.train.checkpoint.storage import CheckpointStore
+
+        identity = self.inputs.reinforcement_identity(self.record.stages)
+        folder = f"checkpoints/{REINFORCE}"
+        return CheckpointStore(
+            uri=self.output.at(folder),
+            fingerprint=identity.fingerprint,
+            parts=identity.to_json(),
+            writer=self.output.writer.inside(folder),
+        )
 
     def checkpoints(self, identity: Identity | None) -> "CheckpointStore":
         from job.train.checkpoint.storage import CheckpointStore

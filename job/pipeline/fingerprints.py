@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from job import __version__, families
 from job.artifacts.records import StageRecord
@@ -22,12 +22,24 @@ from job.spec.types import JobSpec
 from job.storage.digests import fingerprint
 from job.train.identity import Identity
 
-Stage = Literal["prep", "baseline", "train", "eval", "export", "card", "report", "push"]
+if TYPE_CHECKING:
+    from job.rewards.named import NamedReward
 
-MEASURED_STAGES: tuple[Stage, ...] = ("prep", "baseline", "train", "eval", "export")
+Stage = Literal[
+    "prep", "baseline", "train", "reinforce", "eval", "export", "card", "report", "push"
+]
+
+MEASURED_STAGES: tuple[Stage, ...] = (
+    "prep",
+    "baseline",
+    "train",
+    "reinforce",
+    "eval",
+    "export",
+)
 """The stages that the model cards and the report describe."""
 
-PUSHED_STAGES: tuple[Stage, ...] = ("train", "export", "card")
+PUSHED_STAGES: tuple[Stage, ...] = ("train", "reinforce", "export", "card")
 """The stages whose files are pushed to the hub."""
 
 # Keys of the export section for the hub; they do not affect the exported files.
@@ -55,6 +67,8 @@ COMPUTING_KEYS = (
     "torch_compile",
     "cuda_graphs",
 )
+# Keys of the model section for a base in 4 bits, without which they say nothing.
+FOUR_BIT_KEYS = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 # What `auto` counts as: the default that it replaced.
 AUTO_COUNTS_AS = {"gradient_checkpointing": True, "torch_compile": False}
 # Keys that choose when to stop and what to keep, but do not affect the weights after a step.
@@ -68,6 +82,15 @@ SELECTING_KEYS = (
 )
 # Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
+# Keys of the reinforce section that affect neither its weights nor which of them are kept.
+UNREINFORCED_KEYS = ("logging_steps", "save_steps")
+# Keys of it that choose what to keep.
+REINFORCE_SELECTING_KEYS = (
+    "eval_strategy",
+    "eval_steps",
+    "metric_for_best_model",
+    "load_best_model_at_end",
+)
 # Keys that add a validation split. They do not change the rows to evaluate on.
 VALIDATION_KEYS = ("validation", "validation_fraction")
 
@@ -139,7 +162,7 @@ class StageInputs:
         Those of the cards, the report and the push depend on `completed`, so they are final only
         once all stages before them are.
         """
-        spec = asdict(self._spec)
+        spec = {**asdict(self._spec), "model": self._model_keys}
         if stage == "prep":
             return self._prepared_rows(validation=True)
         parts: list[Any]
@@ -159,10 +182,12 @@ class StageInputs:
             ]
         elif stage == "eval":
             parts = [
-                self.fingerprint("train", completed),
+                self.fingerprint(self.trained_by, completed),
                 self.model.generation_digest,
                 self._evaluating,
             ]
+        elif stage == "reinforce":
+            parts = [self.fingerprint("train", completed), self._reinforcing]
         elif stage in ("card", "report"):
             # The report shows when stages ran and for how long, so rerunning one changes it.
             runs = [
@@ -180,7 +205,8 @@ class StageInputs:
             parts = [pushed, {key: spec["export"][key] for key in HUB_KEYS}]
         else:  # the generation settings of servers are written beside the weights
             exported = {k: v for k, v in spec["export"].items() if k not in HUB_KEYS}
-            parts = [self.fingerprint("train", completed), self.model.generation_digest, exported]
+            trained = self.fingerprint(self.trained_by, completed)
+            parts = [trained, self.model.generation_digest, exported]
         return fingerprint(__version__, stage, parts)
 
     def checkpoint_identity(self) -> Identity:
@@ -204,6 +230,47 @@ class StageInputs:
             parts[f"the files of {path.removeprefix('$.')}"] = source.digest
         return Identity(parts=parts)
 
+    @cached_property
+    def rewards(self) -> "tuple[NamedReward, ...]":
+        """The rewards of reinforcement. Raises SpecError or InputError for code of the user's that
+        cannot be used."""
+        from job.rewards.named import rewards_of
+
+        own = self._spec.reinforce
+        return () if own is None else rewards_of(own.rewards, allow_code=own.allow_code)
+
+    @property
+    def trained_by(self) -> Stage:
+        """The stage whose weights are evaluated and exported."""
+        return "train" if self._spec.reinforce is None else "reinforce"
+
+    def reinforcement_identity(self, completed: Mapping[str, StageRecord]) -> Identity:
+        """What must be equal to resume reinforcement: not how many steps it takes."""
+        skipped = (*UNREINFORCED_KEYS, *REINFORCE_SELECTING_KEYS, "max_steps")
+        own = {k: v for k, v in self._reinforcing.items() if k not in skipped}
+        parts = {f"reinforce.{key}": value for key, value in own.items()}
+        parts["the adapter that train made"] = self.fingerprint("train", completed)
+        parts["the version of the job"] = __version__
+        return Identity(parts=parts)
+
+    @property
+    def _reinforcing(self) -> dict[str, Any]:
+        """The settings that the reinforced adapter depends on."""
+        own = self._spec.reinforce
+        assert own is not None
+        settings: dict[str, Any] = {
+            key: value for key, value in asdict(own).items() if key not in UNREINFORCED_KEYS
+        }
+        settings["the code of rewards"] = [each.digest for each in self.rewards]
+        settings["max_length"] = self._spec.train.max_length
+        settings["seed"] = self._spec.train.seed
+        settings["answer"] = self._spec.eval.answer
+        if own.eval_strategy == "no":
+            return {k: v for k, v in settings.items() if k not in REINFORCE_SELECTING_KEYS}
+        settings["eval_steps"] = own.eval_steps or own.save_steps
+        settings["validation_samples"] = self._spec.eval.validation_samples
+        return {**settings, **self._answering}
+
     def _training_inputs(self, completed: Mapping[str, StageRecord]) -> list[Any]:
         """The inputs of a training, except how its steps are computed."""
         lora, prepared = asdict(self._spec.lora), self.fingerprint("prep", completed)
@@ -214,9 +281,16 @@ class StageInputs:
         """The model section, with the digest of a chat template instead of its place or text."""
         text = self.chat_template
         return {
-            **asdict(self._spec.model),
+            **self._model_keys,
             "chat_template": None if text is None else fingerprint(text),
         }
+
+    @property
+    def _model_keys(self) -> dict[str, Any]:
+        """The model section, without keys that say nothing."""
+        model = self._spec.model
+        skipped = () if model.load_in_4bit else FOUR_BIT_KEYS
+        return {key: value for key, value in asdict(model).items() if key not in skipped}
 
     @property
     def _training_settings(self) -> dict[str, Any]:
@@ -302,6 +376,8 @@ class StageInputs:
         start: list[Any] = [self.model.weights_digest, model.init, model.family, model.dtype]
         if (template := self.chat_template) is not None:
             start.append(fingerprint(template))
+        if model.load_in_4bit:
+            start.append([self._model_keys[key] for key in FOUR_BIT_KEYS])
         if self.adapter is not None:
             start.append(self.adapter.digest)
         return [*start, self._spec.train.seed] if model.init == "random" else start

@@ -16,6 +16,10 @@ from job.spec.types import JobSpec
 def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
     """Requires the packages that the stages need; chooses the engine if the run trains."""
     spec = run.spec
+    if {*stages} & {"baseline", "train", "eval", "export"}:
+        from job.engines.device import require_four_bit
+
+        require_four_bit(spec.model)
     if spec.model.chat_template is not None or spec.data.system is not None:
         run.bind_headers()  # raises if they do not fit, before rows are prepared
     if spec.export.verify == "vllm" and "export" in stages:
@@ -32,6 +36,11 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
 
         adapting.require(spec, run.start_adapter)
         trackers.require(spec.train.report_to)
+        if spec.reinforce is not None:
+            from job.pipeline import reinforcing
+
+            reinforcing.require_one_process(run)
+            assert run.inputs.rewards, "the schema requires one"
         if spec.train.torch_compile is True:
             from job.engines import compiling
 
@@ -57,19 +66,20 @@ def require_images(
 
 
 def require_exportable(run: RunContext) -> None:
-    """Writes all files of an export except weights, and discards them.
+    """Writes all files of an adapter and an export except weights, and discards them.
 
     Otherwise an error in the base's own files would show up only after the training.
     """
     import torch
 
-    merged = run.spec.export.merged
-    if not merged.enabled and run.spec.lora.method == "lora":
-        return
+    merged, adapts = run.spec.export.merged, run.spec.lora.method == "lora"
     with TemporaryDirectory() as folder:
         try:
-            dtype = getattr(torch, merged.dtype)
-            run.family.save_settings(Path(folder), dtype=dtype, layout=merged.layout)
+            if adapts:
+                run.family.save_processor(Path(folder))
+            if merged.enabled or not adapts:
+                dtype = getattr(torch, merged.dtype)
+                run.family.save_settings(Path(folder), dtype=dtype, layout=merged.layout)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise InputError(
                 run.inputs.model.uri,

@@ -1,4 +1,6 @@
-"""Runs the stages of a command: prep → baseline → train → eval → export → card → report → push.
+"""Runs the stages of a command.
+
+They are prep → baseline → train → reinforce → eval → export → card → report → push.
 
 The stages themselves are in `job.pipeline.stages`. A stage is skipped if its marker at the output
 has the current fingerprint (`job.pipeline.fingerprints`).
@@ -26,10 +28,13 @@ from job.spec.load import LoadedSpec, dump_resolved
 
 COMMANDS: Mapping[str, tuple[Stage, ...]] = {
     "prep": ("prep",),
-    "train": ("prep", "train", "card"),
-    "eval": ("prep", "baseline", "train", "eval", "card", "report"),
-    "export": ("prep", "train", "export", "card", "push"),
-    "run": ("prep", "baseline", "train", "eval", "export", "card", "report", "push"),
+    "train": ("prep", "train", "reinforce", "card"),
+    "eval": ("prep", "baseline", "train", "reinforce", "eval", "card", "report"),
+    "export": ("prep", "train", "reinforce", "export", "card", "push"),
+    "run": (
+        *("prep", "baseline", "train", "reinforce", "eval"),
+        *("export", "card", "report", "push"),
+    ),
 }
 """The stages of each command, in order."""
 
@@ -164,7 +169,7 @@ class Pipeline:
         started, clock = utc_now(), time.monotonic()
         store, execute = self._output.stages, self._stages.by_name()[stage]
         store.invalidate(stage)
-        if stage in ("train", "export"):  # no card may describe other weights
+        if stage in ("train", "reinforce", "export"):  # no card may describe other weights
             store.withdraw("card")
         try:
             summary = execute(store.local.create(stage))
@@ -241,6 +246,8 @@ class Pipeline:
         """Whether the spec asks for the stage."""
         if stage == "baseline":
             return self._spec.eval.baseline
+        if stage == "reinforce":
+            return self._spec.reinforce is not None
         return stage != "push" or self._spec.export.push_to_hub
 
     def _add_event(self, stage: str, event: str, **more: object) -> None:
@@ -275,4 +282,6 @@ class Pipeline:
         store = None
         if training:
             store = self._context.checkpoints(self._context.inputs.checkpoint_identity())
+        elif self._applies("reinforce") and "train" in complete and "reinforce" not in complete:
+            store = self._context.reinforcement_checkpoints()
         error.report_kept(describe_kept(complete, store), same_command())

@@ -47,6 +47,7 @@ class Stages:
             "prep": self.prep,
             "baseline": self.baseline,
             "train": self.train,
+            "reinforce": self.reinforce,
             "eval": self.eval,
             "export": self.export,
             "card": self.card,
@@ -108,6 +109,28 @@ class Stages:
         )
         return result.to_json()
 
+    def reinforce(self, directory: Path) -> Summary:
+        """Continues the trained adapter by the rewards of its answers."""
+        from job.pipeline import reinforcing
+
+        run = self._run
+        self._preflight_checks()
+        model, result = reinforcing.reinforce(run, directory)
+        run.models.keep_trained(model)
+        log.info(
+            "reinforced",
+            step=result.steps,
+            first_reward=result.first_reward,
+            reward=result.last_reward,
+            equal_groups=result.equal_groups,
+            took=log.seconds(result.seconds),
+            generating=f"{result.generating_share:.0%}",
+            peak_memory=log.byte_count(result.peak_memory_bytes),
+        )
+        if not result.learned:
+            run.record.warnings.append("reinforce: nothing was learned: no rewards differed")
+        return result.to_json()
+
     def eval(self, directory: Path) -> Summary:
         """Evaluates the trained model."""
         return self._evaluate(self._run.trained_model(), directory, "final", "predictions")
@@ -163,6 +186,8 @@ class Stages:
                 rejects=self._read_lines("prep", "data/rejects.jsonl"),
                 statistics=self._read_json("prep", "data/stats.json"),
                 lengths=self._read_json("train", "train/lengths.json"),
+                reinforced=self._read_lines("reinforce", "reinforced/history.jsonl"),
+                samples=self._read_lines("reinforce", "reinforced/samples.jsonl"),
             )
         )
         (directory / report.REPORT).write_text(page, encoding="utf-8")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from job.pipeline.context import RunContext
 from job.spec.rules.locations import LOGS
+from job.spec.types import JobSpec
 from job.train.identity import Identity
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def train(
             check_lease=output.check_lease,
             report_step=run.status.set_step,
             report_validation=run.status.set_validation,
-            answer_metrics=_answer_metrics(run),
+            answer_metrics=answer_metrics(run, run.spec),
             ways=run.ways,
             trackers=TrackerFiles(
                 run.spec.train.report_to,
@@ -57,11 +58,10 @@ def train(
         return train_model(context, model)
 
 
-def _answer_metrics(run: RunContext) -> "ValidationAnswers | None":
-    """What measures generated answers in validations; None if the spec measures the loss only."""
+def answer_metrics(run: RunContext, spec: JobSpec) -> "ValidationAnswers | None":
+    """What measures generated answers in validations; None if `spec` measures the loss only."""
     from job.evaluation.validation_answers import ValidationAnswers
 
-    spec = run.spec
     if not spec.train.validates or not spec.train.generates_answers:
         return None
     return ValidationAnswers.of(

@@ -28,12 +28,19 @@ class GPU:
 
 
 ACCELERATORS: Mapping[str, GPU] = {
+    "rtx-3090": GPU(title="NVIDIA GeForce RTX 3090", kind="cuda", gigabytes=24),
+    "rtx-4090": GPU(title="NVIDIA GeForce RTX 4090", kind="cuda", gigabytes=24),
+    "rtx-5090": GPU(title="NVIDIA GeForce RTX 5090", kind="cuda", gigabytes=32),
+    "l4": GPU(title="NVIDIA L4", kind="cuda", gigabytes=24),
+    "a10g": GPU(title="NVIDIA A10G", kind="cuda", gigabytes=24),
     "a100-40gb": GPU(title="NVIDIA A100 40 GB", kind="cuda", gigabytes=40),
     "a100-80gb": GPU(title="NVIDIA A100 80 GB", kind="cuda", gigabytes=80),
     "h100": GPU(title="NVIDIA H100", kind="cuda", gigabytes=80),
     "h200": GPU(title="NVIDIA H200", kind="cuda", gigabytes=141),
     "b200": GPU(title="NVIDIA B200", kind="cuda", gigabytes=180),
     "l40s": GPU(title="NVIDIA L40S", kind="cuda", gigabytes=48),
+    "rx-7900-xtx": GPU(title="AMD Radeon RX 7900 XTX", kind="rocm", gigabytes=24),
+    "w7900": GPU(title="AMD Radeon PRO W7900", kind="rocm", gigabytes=48),
     "mi210": GPU(title="AMD Instinct MI210", kind="rocm", gigabytes=64),
     "mi250x": GPU(title="AMD Instinct MI250X, one of two dies", kind="rocm", gigabytes=64),
     "mi300x": GPU(title="AMD Instinct MI300X", kind="rocm", gigabytes=192),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from job.engines.device import Accelerator
 from job.engines.memory import MemoryEstimate, estimate
+from job.engines.padding_free import why_padded
 from job.families.base import Family, RowSize
 from job.planning import facts
 from job.planning.sample import worst_batch
@@ -85,8 +86,8 @@ def compile_choice(
 
 
 def _may_capture(family: type[Family], spec: JobSpec, *, on_gpu: bool) -> bool:
-    packs = family.supports_packing and spec.train.padding_free and spec.model.engine != "unsloth"
-    return why_eager(spec, on_gpu=on_gpu, padding_free=packs) is None
+    padded = why_padded(spec, family, patches_forward=spec.model.engine == "unsloth")
+    return why_eager(spec, on_gpu=on_gpu, padding_free=padded is None) is None
 
 
 def _ways(

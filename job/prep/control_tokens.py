@@ -21,6 +21,7 @@ def pattern(tokens: Collection[str]) -> "re.Pattern[str]":
 def find(messages: Sequence[Message], tokens: "re.Pattern[str]") -> str | None:
     """The first control token in the messages, if any."""
     for message in messages:
-        if (match := tokens.search(message.text)) is not None:
-            return match[0]
+        for text in (message.text, message.reasoning or ""):
+            if (match := tokens.search(text)) is not None:
+                return match[0]
     return None

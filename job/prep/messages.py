@@ -32,7 +32,7 @@ _UNSUPPORTED = {
     "videos": "only images are",
     "audio": "only images are",
     "audios": "only images are",
-    "reasoning_content": "only answers are trained",
+    "reasoning_content": "it belongs to the assistant's turn in `messages`",
 }
 """Columns that must not be ignored, with the reason why they are not supported."""
 _ARCHIVE_SUFFIXES = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
@@ -115,7 +115,9 @@ class _RowBuilder:
                 else Part(text=part)
                 for part in turn.parts
             )
-            self.messages.append(Message(role=turn.role, parts=parts, train=turn.train))
+            self.messages.append(
+                Message(role=turn.role, parts=parts, train=turn.train, reasoning=turn.reasoning)
+            )
         if self._used < len(self.column):
             raise RowRefused(
                 f"has {len(self.column)} images, but its messages use only {self._used}"

@@ -25,6 +25,8 @@ class Message:
     parts: tuple[Part, ...]
     train: bool = True
     """Whether the message is trained; only the assistant's can be."""
+    reasoning: str | None = None
+    """The thoughts before an answer of the assistant: never blank."""
 
     @property
     def text(self) -> str:
@@ -32,9 +34,11 @@ class Message:
         return "".join(part.text for part in self.parts if part.text is not None)
 
     def to_json(self) -> dict[str, object]:
-        """Role and content as chat templates take them; images by their index in the row."""
+        """Role, content and thoughts as chat templates take them; images by their index in the
+        row."""
         return {
             "role": self.role,
+            **({} if self.reasoning is None else {"reasoning_content": self.reasoning}),
             "content": [
                 {"type": "text", "text": part.text}
                 if part.image is None
@@ -114,6 +118,7 @@ class Row:
                         for part in message["content"]
                     ),
                     train=message.get("train", True),
+                    reasoning=message.get("reasoning_content"),
                 )
                 for message in json.loads(messages)
             ),

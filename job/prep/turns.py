@@ -1,5 +1,6 @@
 """Parses the turns of a record of any shape: role, content, and whether each is trained."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,10 +26,14 @@ ROLES: dict[object, Role] = {
 GIVEN_SYSTEM = "data.system"
 """The location of a system prompt that is the spec's, not the row's."""
 _TRAIN_FLAGS = ("train", "loss", "weight")
-_TURN_KEYS = ("role", "from", "content", "value", *_TRAIN_FLAGS)
+_REASONING = "reasoning_content"
+"""The key of an answer's thoughts, as chat templates read it."""
+_OTHER_REASONING = ("reasoning", "thinking", "thought")
+_BLOCK = re.compile(r"</?think(?:ing)?>")
+_TURN_KEYS = ("role", "from", "content", "value", _REASONING, *_TRAIN_FLAGS)
 _UNSUPPORTED_KEYS = (
     *("tool_calls", "tool_call_id", "function_call", "tools"),
-    *("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought", "refusal"),
+    *("reasoning_details", "refusal"),
     *("image", "images", "image_url", "video", "videos", "audio"),
 )
 """Keys that must not be ignored, because they change the meaning of a turn."""
@@ -42,6 +47,8 @@ class Turn:
     parts: list[str | ImageSlot]
     train: bool = True
     """Whether the turn is trained, if it is an answer."""
+    reasoning: str | None = None
+    """The thoughts before it, if it is an answer that has any."""
     ignored: list[str] = field(default_factory=list)
     """Ignored keys of the turn and its parts."""
 
@@ -108,13 +115,34 @@ def _turn(message: object, location: str) -> Turn:
     for key in _UNSUPPORTED_KEYS:
         if not is_absent(message.get(key)):
             raise RowRefused(f"{location} has `{key}`, which is not supported: it is not trained")
+    for key in _OTHER_REASONING:
+        if not is_absent(message.get(key)):
+            raise RowRefused(f"{location} has `{key}`: rename it to `{_REASONING}` to train it")
     return Turn(
         role=role,
         location=location,
         parts=parts_of(content_of(message), location, placeholders=role == "user"),
         train=_is_trained(message, role, location),
+        reasoning=_reasoning_of(message, role, location),
         ignored=_ignored_keys(message),
     )
+
+
+def _reasoning_of(message: Mapping[object, object], role: Role, location: str) -> str | None:
+    """The thoughts before an answer; None if they are blank: the thinking block is then empty."""
+    value = message.get(_REASONING)
+    if is_absent(value):
+        return None
+    text = text_of(value, f"{location}.{_REASONING}")
+    if not text.strip():
+        return None
+    if role != "assistant":
+        raise RowRefused(f"{location} has `{_REASONING}`, but only answers have thoughts")
+    if (mark := _BLOCK.search(text)) is not None:
+        raise RowRefused(
+            f"{location}.{_REASONING} contains {mark[0]}, which the chat template writes around it"
+        )
+    return text
 
 
 def _ignored_keys(message: Mapping[object, object]) -> list[str]:

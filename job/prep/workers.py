@@ -1,6 +1,7 @@
 """Converts the chunks of a source in worker processes: in order, and each only once."""
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Iterator
@@ -103,12 +104,15 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
     """Processes that end with this one and redact the same secrets."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_init_worker, initargs=(redaction.known_secrets(),)
+        workers,
+        mp_context=context,
+        initializer=_init_worker,
+        initargs=(os.getpid(), redaction.known_secrets()),
     )
 
 
-def _init_worker(secrets: dict[str, str]) -> None:
+def _init_worker(parent: int, secrets: dict[str, str]) -> None:
+    signals.die_with_parent(parent)
     redaction.add_known_secrets(secrets)
     redaction.install()
-    signals.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles it

@@ -28,6 +28,18 @@ METRICS: Mapping[Answer, tuple[str, ...]] = {
 }
 """The metrics by kind of answer; all are computed unless `eval.metrics` selects some."""
 
+REWARDS: Mapping[str, tuple[Answer, ...]] = {
+    "exact_match": ("text", "latex", "json", "label"),
+    "character_accuracy": ("text", "latex", "json", "label"),
+    "render_match": ("latex",),
+    "valid_latex": ("latex",),
+    "valid_json": ("json",),
+    "field_f1": ("json",),
+    "label_accuracy": ("label",),
+    "length": ("text", "latex", "json", "label"),
+}
+"""The rewards of `reinforce`, with the kinds of answers that each applies to."""
+
 LOSS = "loss"
 LOWER_IS_BETTER = frozenset({LOSS, "cer", "wer", "token_edit_distance"})
 """The metrics that measure errors; of all others, higher values are better."""

@@ -29,6 +29,7 @@ LOCATION_KEYS = ("model.model_name_or_path", "data.train.uri", "output.uri")
 # Other tools' names for sections. Keys inside such a section are not checked.
 SECTIONS = {
     "evaluation": "eval",
+    "grpo": "reinforce",
     "peft": "lora",
     "peft_config": "lora",
     "trainer": "train",
@@ -139,9 +140,21 @@ def fix_for_unknown_key(path: keys.Path, value: object = None) -> str:
 
 
 def _leaves(section: keys.Path) -> list[str]:
-    """The keys to suggest for a misplaced key; those of `formulas` only inside `data`."""
-    in_data = section[:1] == ("data",)
-    return [key for key in keys.dotted_keys() if in_data or ".formulas." not in key]
+    """The keys to suggest for a misplaced key.
+
+    Those of `formulas` only inside `data`, and those of `reinforce` that another section has too
+    only inside `reinforce`.
+    """
+    hidden = () if section[:1] == ("data",) else (".formulas.",)
+    every = [key for key in keys.dotted_keys() if not any(part in key for part in hidden)]
+    if section[:1] == ("reinforce",):
+        return every
+    others = {key.rpartition(".")[2] for key in every if not key.startswith("reinforce.")}
+    return [
+        key
+        for key in every
+        if not key.startswith("reinforce.") or key.rpartition(".")[2] not in others
+    ]
 
 
 def _instruction(known: ForeignName, section: keys.Path, value: object) -> str:

@@ -26,6 +26,9 @@ class ModelSpec:
     revision: str | None
     family: str
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    load_in_4bit: bool
+    bnb_4bit_quant_type: Literal["nf4", "fp4"]
+    bnb_4bit_use_double_quant: bool
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"]
     experts_implementation: Literal[
         "auto", "sorted_grouped_mm", "grouped_mm", "batched_mm", "eager"
@@ -161,7 +164,7 @@ class LoraSpec:
     use_dora: bool
     finetune_vision_layers: bool
     finetune_language_layers: bool
-    finetune_attention_modules: bool
+    finetune_attention_modules: bool | None
     finetune_mlp_modules: bool
     finetune_experts: bool | None
     """None: names of `target_modules` may select routed experts, the toggles do not."""
@@ -241,6 +244,65 @@ class TrainSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardSpec:
+    name: str
+    """A reward of `job.spec.answer_kinds.REWARDS`, or `module:function`."""
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceSpec:
+    """The stage `reinforce`; names follow TRL's `GRPOConfig`."""
+
+    rewards: tuple[RewardSpec, ...]
+    allow_code: bool
+    num_generations: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    num_iterations: int
+    max_steps: int
+    max_completion_length: int
+    temperature: float
+    top_p: float
+    beta: float
+    epsilon: float
+    epsilon_high: float | None
+    """None uses `epsilon`."""
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo"]
+    scale_rewards: Literal["group", "batch", "none"]
+    mask_truncated_completions: bool
+    learning_rate: float
+    lr_scheduler_type: str
+    warmup_steps: int
+    optim: str
+    weight_decay: float
+    max_grad_norm: float
+    logging_steps: int
+    save_steps: int
+    eval_strategy: Literal["no", "steps"]
+    eval_steps: int | None
+    """None uses `save_steps`."""
+    metric_for_best_model: str | None
+    """None uses the first of the metrics that are measured."""
+    load_best_model_at_end: bool
+
+    @property
+    def answers_a_step(self) -> int:
+        """Answers that an optimizer step learns from: `num_generations` to each row."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows that are answered for a step."""
+        return self.answers_a_step // self.num_generations
+
+    @property
+    def rollouts(self) -> int:
+        """How many times answers are generated; each serves `num_iterations` steps."""
+        return -(-self.max_steps // self.num_iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationSpec:
     max_new_tokens: int | Literal["auto"]
     do_sample: bool
@@ -316,6 +378,8 @@ class JobSpec:
     data: DataSpec
     lora: LoraSpec
     train: TrainSpec
+    reinforce: ReinforceSpec | None
+    """None leaves the stage out."""
     eval: EvalSpec
     export: ExportSpec
     output: OutputSpec

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from job import log
 from job.engines.base import Engine
+from job.engines.padding_free import why_padded
 from job.errors import DataError, InputError, SpecError, StorageError
 from job.families.base import Family, LoraTargets
 from job.families.step_flops import VISION
@@ -102,14 +103,11 @@ def adapt(
     """
     from job.families.lora.gate_up import untrained_zeros
 
-    packs = spec.train.padding_free and family.supports_packing
-    padding_free = packs and not engine.patches_forward
-    if padding_free:
+    padded = why_padded(spec, family, patches_forward=engine.patches_forward)
+    if padded is None:
         family.use_packed_step(model, varlen=spec.model.attn_implementation == "auto")
-    elif packs:
-        log.info("rows are padded: the engine has its own forward pass", engine=engine.name)
     elif spec.train.padding_free:
-        log.info("rows are padded: the model's family has no padding-free step", family=family.name)
+        log.info(f"rows are padded: {padded}")
     targets: dict[str, int] = {}
     trained: PreTrainedModel | PeftModel = model
     if spec.lora.method == "lora":
@@ -128,7 +126,7 @@ def adapt(
         model=trained,
         base=base,
         targets=targets,
-        padding_free=padding_free,
+        padding_free=padded is None,
         trainable_parameters=sum(p.numel() for p in trained.parameters() if p.requires_grad)
         - untrained_zeros(trained),
         total_parameters=sum(p.numel() for p in trained.parameters()),

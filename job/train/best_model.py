@@ -2,27 +2,42 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from job import log
 from job.distributed import process_group
 from job.engines import sharding
 from job.errors import SpecError, StorageError
+from job.spec.types import JobSpec
 from job.train.checkpoint.contents import weights_file, weights_problem
-from job.train.selection import Measured
-from job.train.session import Session
+from job.train.checkpoint.storage import CheckpointStore
+from job.train.selection import Measured, Selection
 
 if TYPE_CHECKING:
     import torch
 
-FIELD = "$.train.load_best_model_at_end"
+    from job.train.validating_trainer import ValidatingTrainer
 
 
-def load_best(session: Session, scratch: Path) -> int:
+class Trained(Protocol):
+    """What is read of a training that has ended."""
+
+    @property
+    def spec(self) -> JobSpec: ...
+    @property
+    def trainer(self) -> "ValidatingTrainer": ...
+    @property
+    def selection(self) -> Selection | None: ...
+    @property
+    def checkpoints(self) -> CheckpointStore: ...
+
+
+def load_best(session: Trained, scratch: Path, section: str = "train") -> int:
     """Loads the best step's weights, if the spec wants them; returns the step of the weights.
 
-    All processes have to call it. Raises StorageError if the checkpoint is missing or damaged, and
-    SpecError if no validation gave a finite value: the last model is never taken instead.
+    `section` is the section of the spec that wants them. All processes have to call it. Raises
+    StorageError if the checkpoint is missing or damaged, and SpecError if no validation gave a
+    finite value: the last model is never taken instead.
     """
     trainer, selection = session.trainer, session.selection
     last = int(trainer.state.global_step)
@@ -35,16 +50,16 @@ def load_best(session: Session, scratch: Path) -> int:
     best = selection.best(trainer.state.log_history)
     if best is None:
         raise SpecError(
-            FIELD,
+            f"$.{section}.load_best_model_at_end",
             f"no validation gave a finite {selection.metric}, so no model is the best: the "
             "training has diverged",
             value=True,
-            fix="lower train.learning_rate; to look at the last step's model, set it to false",
+            fix=f"lower {section}.learning_rate; to look at the last step's model, set it to false",
         )
     if best.step != last:
-        _load(session, best, scratch / "best")
+        _load(session, best, scratch / "best", section)
     if process_group.rank() == 0:
-        _warn_if_all_equal(selection.metric, validations)
+        _warn_if_all_equal(selection.metric, validations, section)
         at_last = next((each.value for each in validations if each.step == last), None)
         log.info(
             "the best model is kept",
@@ -56,7 +71,7 @@ def load_best(session: Session, scratch: Path) -> int:
     return best.step
 
 
-def _warn_if_all_equal(metric: str, validations: Sequence[Measured]) -> None:
+def _warn_if_all_equal(metric: str, validations: Sequence[Measured], section: str) -> None:
     """Then the metric has chosen nothing: of equal values the first is kept, the least trained."""
     if len(validations) > 1 and len({each.value for each in validations}) == 1:
         log.warn(
@@ -65,12 +80,12 @@ def _warn_if_all_equal(metric: str, validations: Sequence[Measured]) -> None:
             validations=len(validations),
             value=validations[0].value,
             fix="to keep the last step's model, which trains nothing again, set "
-            "train.load_best_model_at_end: false; to choose by another metric, set "
-            "train.metric_for_best_model: eval_loss, which trains from the start",
+            f"{section}.load_best_model_at_end: false; to choose by another metric, set "
+            f"{section}.metric_for_best_model: eval_loss, which trains from the start",
         )
 
 
-def _load(session: Session, best: Measured, directory: Path) -> None:
+def _load(session: Trained, best: Measured, directory: Path, section: str) -> None:
     """Rank 0 reads the weights; every process gets its shard if the model is sharded."""
     trainer = session.trainer
     model = trainer.model
@@ -83,8 +98,9 @@ def _load(session: Session, best: Measured, directory: Path) -> None:
             raise StorageError(
                 session.checkpoints.at(best.step),
                 f"the checkpoint of the best model cannot be used: {problem}",
-                fix="to keep the last step's model, set train.load_best_model_at_end: false; to "
-                "train again, set train.resume_from_checkpoint: never",
+                fix="to keep the last step's model, set "
+                f"{section}.load_best_model_at_end: false; to train again, set "
+                "train.resume_from_checkpoint: never",
             )
         if sharding.is_sharded(model):
             state = trainer.trained_state_of(directory)

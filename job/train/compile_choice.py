@@ -62,6 +62,8 @@ def choose(
         obstacle = "there is no GPU"
     elif patches_forward:
         obstacle = "the engine has forward passes of its own"
+    elif spec.model.load_in_4bit:
+        obstacle = "weights in 4 bits are unpacked outside of compiled code"
     elif spec.runtime.distributed == "fsdp2":
         obstacle = "sharded blocks are not compiled in this version"
     elif train.gradient_checkpointing is True:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job.families.base import Family, Layout
+from job.families.base import Family
 from job.families.weight_files import Weights
 from job.redaction import redact, redacted
 from job.spec.types import JobSpec
@@ -39,11 +39,11 @@ def store_trained(
     if sharding.is_sharded(model):
         state = sharding.trained_state(model)
         if directory is not None:
-            _store_weights(spec, family, model, state, directory)
+            store_weights(spec, family, model, state, directory)
         return None
     model = without_autocast(trainer.accelerator.unwrap_model(model))
     if directory is not None:
-        _store_weights(spec, family, model, None, directory)
+        store_weights(spec, family, model, None, directory)
     return model.eval()
 
 
@@ -68,7 +68,7 @@ def autocast_removed(model: "torch.nn.Module") -> Iterator[None]:
         vars(model).update(own)
 
 
-def _store_weights(
+def store_weights(
     spec: JobSpec,
     family: Family,
     model: "PreTrainedModel | PeftModel",
@@ -77,14 +77,7 @@ def _store_weights(
 ) -> None:
     """Stores the trained weights; `state` is the gathered adapter of a sharded model."""
     if spec.lora.method == "lora":
-        _store_adapter(spec, model, state, directory / ADAPTER)
-        folders: dict[str, Layout] = {ADAPTER: "transformers"}
-        if not family.adapter_serving(spec.lora).merged_only:
-            family.write_served_adapter(directory / ADAPTER, directory / SERVED_ADAPTER)
-            folders[SERVED_ADAPTER] = "vllm"
-        if spec.model.chat_template is not None:  # the base has another
-            for folder, layout in folders.items():
-                family.write_chat_template(directory / folder, layout=layout)
+        store_adapter(spec, family, model, state, directory)
         return
     family.save(
         model,
@@ -96,7 +89,29 @@ def _store_weights(
     )
 
 
-def _store_adapter(
+def store_adapter(
+    spec: JobSpec,
+    family: Family,
+    model: "PeftModel",
+    state: "dict[str, torch.Tensor] | None",
+    directory: Path,
+) -> None:
+    """Stores the adapter with its tokenizer and processor, and once more for vLLM if that can serve
+    it: the folders `ADAPTER` and `SERVED_ADAPTER`.
+
+    `state` is the gathered adapter of a sharded model.
+    """
+    _save_adapter(spec, model, state, directory / ADAPTER)
+    if not family.adapter_serving(spec.lora).merged_only:
+        served = directory / SERVED_ADAPTER
+        family.write_served_adapter(directory / ADAPTER, served)
+        if spec.model.chat_template is not None:  # the base that it is served with has another
+            family.write_chat_template(served, layout="vllm")
+    # Not in the served one: servers use the tokenizer of the base.
+    family.save_processor(directory / ADAPTER)
+
+
+def _save_adapter(
     spec: JobSpec, model: "PeftModel", state: "dict[str, torch.Tensor] | None", directory: Path
 ) -> None:
     model.save_pretrained(directory, safe_serialization=True, state_dict=state)

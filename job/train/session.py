@@ -128,7 +128,7 @@ def start_session(
         ),
         callbacks=callbacks,
     )
-    _remove_default_callbacks(trainer)
+    remove_default_callbacks(trainer)
     resumed = resume_point(
         spec.train, checkpoints, context.scratch, functools.partial(resume_problem, trainer=trainer)
     )
@@ -221,7 +221,7 @@ def remove_scratch(context: TrainContext) -> None:
         shutil.rmtree(context.scratch, ignore_errors=True)
 
 
-def _remove_default_callbacks(trainer: ValidatingTrainer) -> None:
+def remove_default_callbacks(trainer: ValidatingTrainer) -> None:
     from transformers.integrations import KubeflowCallback
     from transformers.trainer_callback import PrinterCallback
 

@@ -63,7 +63,9 @@ class TrainContext:
     """None if validations measure the loss only."""
     ways: Ways = field(default_factory=Ways)
     """What the trials of ways to compute found; none were tried by default."""
+    folder: str = TRAIN
+    """The folder of the history."""
 
     @property
     def train_directory(self) -> Path:
-        return self.directory / TRAIN
+        return self.directory / self.folder

@@ -1,8 +1,9 @@
 """Builds `TrainingArguments`, the batch sampler and the learning rate schedule from the spec."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from job.distributed import process_group
 from job.engines.base import Engine
@@ -17,14 +18,39 @@ from job.train.training_rows import TrainingRows
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+Arguments = TypeVar("Arguments", bound="TrainingArguments")
+
 
 def training_arguments(
     job: JobSpec, optim: str, engine: Engine, scratch: Path, fsdp_config: dict[str, Any] | None
 ) -> "TrainingArguments":
     from transformers import TrainingArguments
 
+    return arguments_of(
+        TrainingArguments,
+        job,
+        optim,
+        engine,
+        scratch,
+        # FSDP2's mixed precision would cast the router gates too, which stay fp32.
+        bf16=engine.autocast and fsdp_config is None,
+        fsdp=fsdp_config is not None,
+        fsdp_config=fsdp_config,
+    )
+
+
+def arguments_of(
+    kind: "Callable[..., Arguments]",
+    job: JobSpec,
+    optim: str,
+    engine: Engine,
+    scratch: Path,
+    **more: object,
+) -> "Arguments":
+    """Arguments of a trainer: `kind` is their class, and `more` are those of its own."""
     spec = job.train
-    arguments = TrainingArguments(
+    settings: dict[str, Any] = {"bf16": engine.autocast, **more}
+    arguments = kind(
         output_dir=str(scratch),
         per_device_train_batch_size=spec.per_device_train_batch_size,
         gradient_accumulation_steps=spec.gradient_accumulation_steps,
@@ -47,10 +73,6 @@ def training_arguments(
         gradient_checkpointing=spec.gradient_checkpointing,
         # A process whose rows have no image uses no weights of the vision tower.
         ddp_find_unused_parameters=True,
-        # FSDP2's mixed precision would cast the router gates too, which stay fp32.
-        bf16=engine.autocast and fsdp_config is None,
-        fsdp=fsdp_config is not None,
-        fsdp_config=fsdp_config,
         use_cpu=engine.device.type == "cpu",
         dataloader_num_workers=spec.dataloader_num_workers,
         dataloader_persistent_workers=spec.dataloader_num_workers > 0,
@@ -62,6 +84,7 @@ def training_arguments(
         run_name=job.name,
         disable_tqdm=True,
         log_level="error",
+        **settings,
     )
     # One GPU per process, even if it sees several: the Trainer would use DataParallel, which splits
     # each batch, but a packed batch is one sequence.

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from tests.integration.test_processes import arguments, history, torchrun
 from tests.jobs import job
@@ -24,19 +23,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-OLDER = not hasattr(FSDPModule, "set_reduce_scatter_unused_params")
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "ddp",
-        pytest.param(
-            "fsdp2",
-            marks=pytest.mark.skipif(OLDER, reason="torch is older than locked"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_have_the_losses_of_one(kind: str, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / kind
     process = torchrun("train", arguments(output, 2, 1, **LIKE, **{"runtime.distributed": kind}))

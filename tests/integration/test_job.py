@@ -364,6 +364,7 @@ def test_published_weights_are_trained_and_the_adapter_is_written_for_vllm_too(
     settings = {
         "model.init": "pretrained",
         "model.model_name_or_path": finished / "merged",
+        "lora.finetune_vision_layers": "false",
         "lora.finetune_mlp_modules": "false",
         "export.merged.layout": "transformers",
     }
@@ -387,7 +388,8 @@ def test_what_vllm_can_serve_is_said_before_training(
     merged_only = job(command, *arguments)
     said = "as merged/ only; of an adapter vLLM serves language attention, and not language mlp"
     assert said in _said(merged_only)
-    attention = job(command, *arguments, "--set", "lora.finetune_mlp_modules=false")
+    off = ("lora.finetune_vision_layers=false", "lora.finetune_mlp_modules=false")
+    attention = job(command, *arguments, "--set", off[0], "--set", off[1])
     assert "as adapter-vllm/ beside the base, or as merged/" in _said(attention)
 
 

@@ -354,6 +354,26 @@ def test_a_server_does_not_outlive_a_job_that_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+ORPHAN = """
+import os, time
+from job import signals
+parent = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    print("it starts", flush=True)
+    signals.die_with_parent(parent)
+    print("it works", flush=True)
+"""
+
+
+def test_a_worker_whose_job_died_before_it_started_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=30
+    )
+    assert done.stdout == "it starts\n"  # read up to the end, which comes when no process writes
+
+
 def test_a_signal_to_a_forked_worker_does_not_stop_the_job() -> None:
     fork = """
 import os, signal

@@ -13,10 +13,14 @@ from job.errors import UsageError
 def validate(spec: Spec, set: Overrides = None, output: Output = None) -> None:
     """Check the spec and report every problem at once."""
     from job import families
+    from job.engines import choice
     from job.families import chat_template
 
     loaded = load(spec, set, output)
     chat_template.require_local(loaded.spec.model)
+    family = families.resolve_offline(loaded.spec.model)
+    if family is not None:
+        choice.require_family(loaded.spec, family.name)
     keys = len(loaded.changed)
     log.info(
         f"{spec} is valid", name=loaded.spec.name, keys_set=keys, output=loaded.spec.output.uri
@@ -25,7 +29,6 @@ def validate(spec: Spec, set: Overrides = None, output: Output = None) -> None:
         log.info("no data.instruction: each row must have its own question")
     else:
         log.info("rows without their own question use the instruction", question=question)
-    family = families.resolve_offline(loaded.spec.model)
     if family is not None and loaded.spec.lora.method == "lora":
         log.info(f"to be served {family.adapter_serving(loaded.spec.lora)}")
 

@@ -13,11 +13,15 @@ r"""LaTeX tokens, and a normal form: one spelling for all formulas that render t
 Text that cannot be parsed keeps all its tokens unchanged.
 """
 
+from functools import lru_cache
+
 from job.evaluation.latex.parser import Parser
 from job.evaluation.latex.tokens import UnreadableError, join, tokenize, without_spacing
 from job.evaluation.latex.writer import write
 
-__all__ = ["join", "normalize", "normalized_tokens", "tokenize"]
+__all__ = ["join", "normalize", "normalized_tokens", "readable", "tokenize"]
+
+_RECENT = 1024  # a formula is normalized for several metrics, and labels for every evaluation
 
 
 def normalize(latex: str) -> str:
@@ -27,10 +31,21 @@ def normalize(latex: str) -> str:
 
 def normalized_tokens(latex: str) -> tuple[str, ...]:
     """The tokens of the normal form."""
-    tokens = tokenize(latex)
+    tokens = _parsed(latex)
+    return tokenize(latex) if tokens is None else tokens
+
+
+def readable(latex: str) -> bool:
+    """Whether it has a normal form: braces are balanced, and commands have their arguments."""
+    return _parsed(latex) is not None
+
+
+@lru_cache(_RECENT)
+def _parsed(latex: str) -> tuple[str, ...] | None:
+    """The tokens of the normal form; None if the text cannot be parsed."""
+    out: list[str] = []
     try:
-        out: list[str] = []
-        write(Parser(without_spacing(tokens)).formula(), out, 0)
-        return tuple(out)
+        write(Parser(without_spacing(tokenize(latex))).formula(), out, 0)
     except UnreadableError:
-        return tokens
+        return None
+    return tuple(out)

@@ -1,5 +1,7 @@
 """LaTeX commands: those without visible output, synonyms, and those with arguments."""
 
+from functools import cache
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset("\\" + name for name in text.split())
@@ -60,3 +62,21 @@ FUNCTIONS = _names(
 # Tokens that cannot be an argument without braces, and those that cannot follow `\left`.
 NO_ARGUMENT = {"{", "}", "^", "_", "'", r"\left", r"\right", *CELL_ENDS, *INFIX} | SWITCHES
 NO_DELIMITER = (NO_ARGUMENT, ARGUMENTS, FONT, VERBATIM)
+
+
+def known(command: str) -> bool:
+    """Whether the normal form or mathtext knows the command."""
+    return command in _OWN or command[1:] in _of_mathtext()
+
+
+_OWN = (
+    DROPPED | DROPPED_WITH_ARGUMENT | DROPPED_WITH_LENGTH | SYNONYMS.keys() | FONT.keys()
+    | SWITCHES | ARGUMENTS.keys() | VERBATIM | INFIX.keys() | {*CELL_ENDS} | FUNCTIONS
+)  # fmt: skip
+
+
+@cache
+def _of_mathtext() -> frozenset[str]:
+    from matplotlib._mathtext_data import tex2uni
+
+    return frozenset(tex2uni)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.errors import InputError
-from job.families import transformers_format
+from job.families import tokenizer_files, transformers_format
 from job.families.base import Checkpoint, Layout
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import to_flat, to_nested
@@ -72,7 +72,7 @@ def write(
 
     if layout == "transformers":
         transformers_format.write_config(checkpoint.config, directory, dtype)
-        processor.save_pretrained(directory)
+        tokenizer_files.save(processor, directory)
         return
     config = {
         **to_flat(checkpoint.config),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.families import chat, chat_template
+from job.families import chat, chat_template, tokenizer_files
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.base import (
     SORTED_EXPERTS,
@@ -27,6 +27,7 @@ from job.families.ernie45_vl import checkpoint_files
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
+from job.families.four_bit import FourBit
 from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops
 from job.families.transformers_format import attention_arguments
@@ -107,10 +108,13 @@ class Ernie45VL(BoundFamily):
         dtype: "torch.dtype",
         device: "torch.device",
         attn_implementation: str | None = None,
+        four_bit: FourBit | None = None,
     ) -> "PreTrainedModel":
+        import torch
         from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
         from job.families.ernie45_vl.published_format.weights import require_complete
+        from job.families.four_bit.loading import as_loaded_plainly, quantization_arguments
 
         directory = self._checkpoint.directory
         require_complete(self._checkpoint.uri, directory, self.meta_model())
@@ -121,11 +125,14 @@ class Ernie45VL(BoundFamily):
             device_map={"": device},
             use_safetensors=True,
             **attention_arguments(attn_implementation),
+            **quantization_arguments(four_bit),
         )
+        as_loaded_plainly(model)
         for parameter in model.parameters():
             # The two correction biases of a layer are stored as one tensor, and loaded as views of
             # it, which safetensors would refuse to write after full fine-tuning.
-            if parameter.untyped_storage().nbytes() != parameter.nbytes:
+            packed = type(parameter) is not torch.nn.Parameter
+            if not packed and parameter.untyped_storage().nbytes() != parameter.nbytes:
                 parameter.data = parameter.data.clone()
         return _with_packed_vision(model.eval())
 
@@ -316,6 +323,9 @@ class Ernie45VL(BoundFamily):
         from job.families.ernie45_vl.published_format.weights import published
 
         return published
+
+    def save_processor(self, directory: Path) -> None:
+        tokenizer_files.save(self.processor, directory)
 
     def write_chat_template(self, directory: Path, *, layout: Layout) -> None:
         template = self.processor.chat_template

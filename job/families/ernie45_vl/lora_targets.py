@@ -1,10 +1,12 @@
 """LoRA targets of ERNIE-4.5-VL, selected by the spec's toggles or names.
 
 The default targets are attention, the MLPs of dense layers and shared experts, the vision tower's
-MLPs, and the resampler. Routed experts are modules in a published checkpoint, and fused parameters
-in Transformers: `finetune_experts` adds them, and names of `target_modules` such as `gate_proj`
-reach them as they would in the checkpoint. Either way gate and up have an adapter each, as modules
-have; `target_parameters` names the parameters themselves, with one adapter for both, as in PEFT.
+MLPs, and the resampler: what the published recipe names. A toggle that is written selects by part
+and kind, as in Unsloth: the vision tower's attention too. Routed experts are modules in a published
+checkpoint, and fused parameters in Transformers: `finetune_experts` adds them, and names of
+`target_modules` such as `gate_proj` reach them as they would in the checkpoint. Either way gate and
+up have an adapter each, as modules have; `target_parameters` names the parameters themselves, with
+one adapter for both, as in PEFT.
 """
 
 import re
@@ -40,7 +42,6 @@ MODULES: dict[str, str] = {
     r"(gate|up|down)_proj",
     "vision mlp": r"model\.vision_tower\.blocks\.\d+\.mlp\.fc[12]",
     "resampler": r"model\.resampler_model\.(spatial|temporal)_linear\.fc[12]",
-    # By name only.
     "vision attention": r"model\.vision_tower\.blocks\.\d+\.attn\.(qkv|proj)",
     "other modules": r".*",
 }
@@ -184,11 +185,14 @@ def names_reach_experts(lora: LoraSpec) -> bool:
 def _toggled(lora: LoraSpec) -> tuple[str, ...]:
     """The groups that the spec's toggles turn on."""
     language, vision = lora.finetune_language_layers, lora.finetune_vision_layers
+    attention, mlp = lora.finetune_attention_modules is not False, lora.finetune_mlp_modules
+    untouched = lora.finetune_attention_modules is None and language and vision and mlp
     wanted = {
-        ATTENTION: language and lora.finetune_attention_modules,
-        "language mlp": language and lora.finetune_mlp_modules,
-        "vision mlp": vision and lora.finetune_mlp_modules,
-        "resampler": vision and lora.finetune_mlp_modules,
+        ATTENTION: language and attention,
+        "language mlp": language and mlp,
+        "vision attention": vision and attention and not untouched,
+        "vision mlp": vision and mlp,
+        "resampler": vision and mlp,
     }
     return tuple(group for group, on in wanted.items() if on)
 

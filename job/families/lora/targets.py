@@ -185,12 +185,13 @@ def kind_of(name: str, prefix: str) -> str:
 def _toggled(lora: LoraSpec) -> tuple[str, ...]:
     """The kinds that the toggles turn on."""
     language, vision = lora.finetune_language_layers, lora.finetune_vision_layers
+    attention, mlp = lora.finetune_attention_modules is not False, lora.finetune_mlp_modules
     wanted = {
-        "language attention": language and lora.finetune_attention_modules,
-        "language mlp": language and lora.finetune_mlp_modules,
-        "vision attention": vision and lora.finetune_attention_modules,
-        "vision mlp": vision and lora.finetune_mlp_modules,
-        "connector": vision and lora.finetune_mlp_modules,
+        "language attention": language and attention,
+        "language mlp": language and mlp,
+        "vision attention": vision and attention,
+        "vision mlp": vision and mlp,
+        "connector": vision and mlp,
     }
     return tuple(kind for kind, on in wanted.items() if on)
 

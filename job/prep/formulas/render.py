@@ -6,11 +6,12 @@ same rows.
 
 import io
 import logging
+import os
 import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -25,7 +26,6 @@ from job.spec.types import FormulasSpec
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.font_manager import FontProperties
-    from matplotlib.mathtext import MathTextParser
     from PIL.Image import Image
 
 LEFT = RIGHT = 4
@@ -39,7 +39,7 @@ _TRIES_PER_LENGTH = 16  # formulas of one length before trying shorter ones
 _CHUNK = 64  # samples that a worker renders at a time: about half a second
 _MIN_PARALLEL = 512  # fewer samples are rendered faster than processes start
 # matplotlib's defaults, explicit as a matplotlibrc on the machine could override them.
-_SETTINGS = {"mathtext.default": "normal", "mathtext.fallback": "cm", "text.hinting": "default"}
+_SETTINGS = {"mathtext.default": "normal", "mathtext.fallback": "cm"}
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,13 @@ def samples(spec: FormulasSpec, count: int, workers: int) -> Iterator[FormulaSam
     if workers <= 1 or count < _MIN_PARALLEL:
         yield from (sample(spec, index) for index in range(count))
         return
-    _mathtext_parser()  # before the workers need it: it may build matplotlib's font cache
+    render_latex("x")  # before the workers need it: it may build matplotlib's font cache
     starts = iter(range(0, count, _CHUNK))
     pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=signals.die_with_parent
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=signals.die_with_parent,
+        initargs=(os.getpid(),),
     )
     try:
         # Only a few chunks ahead: images would pile up before a slow consumer.
@@ -130,22 +133,18 @@ def _ink(latex: str, math_fontfamily: str, size: float, dpi: int) -> "np.ndarray
 
     if "$" in latex.replace(r"\$", ""):
         return None  # mathtext would render text outside the dollars as prose
-    parser, font = _mathtext_parser(), _font(math_fontfamily, size)
-    import matplotlib
+    with _quiet(), _settings():
+        from job.prep.formulas import mathtext  # a fifth of a second
 
-    with _quiet(), matplotlib.rc_context(_SETTINGS):
         try:
-            image = parser.parse(f"${latex}$", dpi=dpi, prop=font, antialiased=True).image
+            image = mathtext.draw(latex, _font(math_fontfamily, size), dpi)
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError):
-            # A failed formula leaves a flag in the parser that adds a space to its next one.
-            # A successful one clears it; a new parser has no cached result to skip the work.
-            type(parser)("agg").parse("$x$", prop=font)
             return None
-    rows, columns = np.nonzero(np.asarray(image))
+    rows, columns = np.nonzero(image)
     if not len(rows):
         return None
     box = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    return 255 - np.asarray(box)
+    return 255 - box
 
 
 def _rotate(grey: "np.ndarray", angle: float) -> "np.ndarray":
@@ -195,21 +194,21 @@ def _encode(canvas: "np.ndarray") -> bytes:
     return out.getvalue()
 
 
-@lru_cache(maxsize=1)
-def _mathtext_parser() -> "MathTextParser":
-    """Imported and built with the first formula: a fifth of a second."""
-    with _quiet():
-        from matplotlib.mathtext import MathTextParser
-
-        return MathTextParser("agg")
-
-
 @lru_cache(maxsize=16)
 def _font(math_fontfamily: str, size: float) -> "FontProperties":
     from matplotlib.font_manager import FontProperties
 
     # A family that ships with matplotlib; the default may depend on the machine.
     return FontProperties(family="DejaVu Sans", size=size, math_fontfamily=math_fontfamily)
+
+
+def _settings() -> AbstractContextManager[None]:
+    """Sets what depends on a matplotlibrc; a context of matplotlib's copies all settings."""
+    import matplotlib as mpl
+
+    if all(mpl.rcParams[name] == value for name, value in _SETTINGS.items()):
+        return nullcontext()
+    return mpl.rc_context(_SETTINGS)
 
 
 @contextmanager

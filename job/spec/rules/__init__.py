@@ -8,7 +8,17 @@ from collections.abc import Collection
 
 from job.spec.keys import Json, Path
 from job.spec.problems import Finding
-from job.spec.rules import adapters, data, hub, locations, training, validation, weights
+from job.spec.rules import (
+    adapters,
+    data,
+    four_bit,
+    hub,
+    locations,
+    reinforcement,
+    training,
+    validation,
+    weights,
+)
 from job.spec.rules.view import Rule, Unavailable, View
 
 RULES: tuple[Rule, ...] = (
@@ -16,8 +26,10 @@ RULES: tuple[Rule, ...] = (
     *data.RULES,
     *weights.RULES,
     *adapters.RULES,
+    *four_bit.RULES,
     *training.RULES,
     *validation.RULES,
+    *reinforcement.RULES,
     *hub.RULES,
 )
 

@@ -7,9 +7,12 @@ from job.spec.answer_kinds import METRICS
 from job.spec.problems import Finding
 from job.spec.rules.view import Rule, View, finding
 
+_PACKED = ("auto", "sdpa")
+"""The attention implementations that compute rows without padding."""
+
 
 def _training_has_steps(at: View) -> Iterator[Finding]:
-    if at("train.max_steps") == 0:
+    if at("train.max_steps") == 0 and at("reinforce") is None:
         yield finding(
             "train.max_steps", "must not be 0", "write -1 to leave it to train.num_train_epochs"
         )
@@ -62,15 +65,6 @@ def _cpu(dotted: str, substitute: str) -> Finding:
     )
 
 
-def _padding_free_requires_sdpa(at: View) -> Iterator[Finding]:
-    if at("train.padding_free") and at("model.attn_implementation") not in ("auto", "sdpa"):
-        yield finding(
-            "model.attn_implementation",
-            "must be auto or sdpa if train.padding_free is true: its step supports no other",
-            "set train.padding_free: false, or write auto",
-        )
-
-
 def _fsdp2_requires_padding_free_adapters(at: View) -> Iterator[Finding]:
     if at("runtime.distributed") == "fsdp2" and not at("train.padding_free"):
         yield finding(
@@ -78,6 +72,13 @@ def _fsdp2_requires_padding_free_adapters(at: View) -> Iterator[Finding]:
             "must be true if runtime.distributed is fsdp2: without it, a process whose rows have "
             "no image would block the others",
             "remove the line, or set runtime.distributed: ddp",
+        )
+    if at("runtime.distributed") == "fsdp2" and at("model.attn_implementation") not in _PACKED:
+        yield finding(
+            "model.attn_implementation",
+            "must be auto or sdpa if runtime.distributed is fsdp2, which requires rows without "
+            "padding",
+            "write auto, or set runtime.distributed: ddp",
         )
     if at("runtime.distributed") == "fsdp2" and at("lora.method") == "full":
         yield finding(
@@ -212,7 +213,6 @@ RULES: tuple[Rule, ...] = (
     _warmup_ends,
     _no_float16_training,
     _cpu_supports_the_kernels,
-    _padding_free_requires_sdpa,
     _fsdp2_requires_padding_free_adapters,
     _fsdp2_excludes_compile,
     _compile_excludes_checkpointing,

@@ -32,8 +32,12 @@ def _validation_has_rows(at: View) -> Iterator[Finding]:
         )
 
 
+def _reinforce_validates(at: View) -> bool:
+    return at("reinforce") is not None and bool(at("reinforce.eval_strategy") != "no")
+
+
 def _validation_rows_are_used(at: View) -> Iterator[Finding]:
-    if _validates(at):
+    if _validates(at) or _reinforce_validates(at):
         return
     for dotted, none in (("data.validation", None), ("data.validation_fraction", 0)):
         if at(dotted) != none:

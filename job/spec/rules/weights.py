@@ -24,7 +24,8 @@ def _full_excludes_lora_keys(at: View) -> Iterator[Finding]:
     if at("lora.method") != "full":
         return
     for name, value in at("lora").items():
-        if name != "method" and value != keys.default(f"lora.{name}"):
+        on = name in _TOGGLES and value is True
+        if name != "method" and value != keys.default(f"lora.{name}") and not on:
             yield finding(
                 f"lora.{name}",
                 "does not apply if lora.method is full, which trains every weight",
@@ -46,7 +47,7 @@ def _something_is_trained(at: View) -> Iterator[Finding]:
         return
     if at("lora.target_modules") is not None or at("lora.target_parameters") is not None:
         return
-    vision, language, attention, mlp = (at(f"lora.{name}") for name in _TOGGLES)
+    vision, language, attention, mlp = (at(f"lora.{name}") is not False for name in _TOGGLES)
     for on, name, other in (
         (vision or language, "finetune_language_layers", "finetune_vision_layers"),
         (attention or mlp, "finetune_attention_modules", "finetune_mlp_modules"),
@@ -62,7 +63,7 @@ def _something_is_trained(at: View) -> Iterator[Finding]:
 def _targets_exclude_toggles(at: View) -> Iterator[Finding]:
     if at("lora.method") == "lora" and at("lora.target_modules") is not None:
         for name in _TOGGLES:
-            if not at(f"lora.{name}"):
+            if at(f"lora.{name}") is False:
                 yield finding(
                     f"lora.{name}",
                     "does not apply if lora.target_modules names the modules",

@@ -18,6 +18,12 @@ from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 AWS = (".amazonaws.com", ".amazonaws.com.cn")
 """Servers with one namespace of buckets for all accounts."""
+VIRTUAL_HOSTED = (".aliyuncs.com", ".myqcloud.com", ".volces.com")
+"""Servers that refuse what boto does at an endpoint of one's own.
+
+They want the bucket in the host's name, not in the path, and take no body in chunks with a checksum
+behind it (`aws-chunked`).
+"""
 _STATIC = ("env", "explicit", "shared-credentials-file", "config-file")
 
 _CODES: Mapping[Kind, tuple[str, ...]] = {
@@ -70,6 +76,7 @@ class S3(Backend[S3FileSystem]):
                 "max_pool_connections": 32,
                 # `retry` retries; two policies would multiply.
                 "retries": {"total_max_attempts": 1},
+                **_dialect(),
             },
         }
 
@@ -139,6 +146,21 @@ class S3(Backend[S3FileSystem]):
         return f"check the server and the network, and {_endpoint()}; then run again"
 
 
+def _dialect() -> dict[str, object]:
+    """Settings of boto that the server needs; for others they are the user's."""
+    if not (urlsplit(_endpoint_url()).hostname or "").endswith(VIRTUAL_HOSTED):
+        return {}
+    return {
+        "s3": {"addressing_style": "virtual"},
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+
+
+def _endpoint_url() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
 def _server(filesystem: S3FileSystem) -> dict[str, object]:
     meta = filesystem.s3.meta
     host = urlsplit(meta.endpoint_url).hostname or ""
@@ -164,5 +186,5 @@ def _account(filesystem: S3FileSystem) -> str:
 
 
 def _endpoint() -> str:
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    url = _endpoint_url()
     return f"AWS_ENDPOINT_URL (now {redact(url)})" if url else "AWS_ENDPOINT_URL (now unset: AWS)"

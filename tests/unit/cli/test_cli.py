@@ -52,6 +52,18 @@ def test_what_an_option_says_wrongly_is_told_of_the_option(
     assert [problem.field for problem in caught.value.problems] == [option]
 
 
+def test_validate_refuses_an_engine_that_cannot_compile_the_family() -> None:
+    unsloth = ["--set", "model.engine=unsloth", "--set", "model.init=pretrained"]
+    compiled = ["--set", "train.torch_compile=true"]
+    with pytest.raises(SpecError) as caught:
+        run("validate", SPEC, *unsloth, *compiled)
+    [problem] = caught.value.problems
+    assert problem.field == "$.train.torch_compile"
+    assert problem.message.startswith("must be false if unsloth trains the family ernie45_vl")
+    run("validate", SPEC, *unsloth)
+    run("validate", SPEC, *compiled)
+
+
 CONTROL = "a\x1b]0;x\x07\x9b2J\u202e[red]b[/red][/]"
 PLANTED = "hf_plantedHubToken0123456789"
 

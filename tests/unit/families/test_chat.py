@@ -1,5 +1,6 @@
 """Cutting conversations where answers begin and end, by any chat template."""
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -32,17 +33,19 @@ NO_END = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfo
 SHOUTS = CHATML.replace("m.content", "m.content | upper")
 
 
-def template(source: str) -> chat.Template:
+def template(source: str) -> Any:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701 - no HTML
 
     def refuse(reason: str) -> None:
         raise jinja2.TemplateError(reason)
 
-    def render(turns: chat.Turns, *, add_generation_prompt: bool) -> str:
+    def render(
+        turns: chat.Turns, *, add_generation_prompt: bool, enable_thinking: bool = False
+    ) -> str:
         return environment.from_string(source).render(
             messages=turns,
             add_generation_prompt=add_generation_prompt,
-            enable_thinking=False,
+            enable_thinking=enable_thinking,
             bos_token="<s>",
             eos_token="</s>",
             raise_exception=refuse,
@@ -120,6 +123,58 @@ def test_a_thinking_block_before_the_last_answer_alone_is_asked() -> None:
     segments = cut(QWEN_TEMPLATE, said("1?", "one", "2?", "two"))
     assert [s.text for s in segments if s.supervised] == ["one<|im_end|>", "two<|im_end|>"]
     assert segments[2].text.endswith("<think>\n\n</think>\n\n")
+
+
+# Qwen 3's way: thoughts are shown before the last answer only, and the prompt opens no block.
+THINKS = """\
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' and loop.last %}
+{{- '<think>\\n' + (m.reasoning_content or '') | trim + '\\n</think>\\n\\n' }}
+{%- endif %}{{ m.content + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+{%- if not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"""
+OPENS_BLOCK = THINKS.replace(
+    "{%- if not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
+    "{{- '<think>\\n' }}{%- if not enable_thinking %}{{ '\\n</think>\\n\\n' }}{% endif %}",
+)
+
+
+def thought(source: str, messages: list[Message]) -> tuple[chat.Segment, ...]:
+    turns, render = chat.turns(messages, as_text=True), template(source)
+    thinking = functools.partial(render, enable_thinking=True)
+    return chat.segments("row", render, turns, CONTROL, messages, thinking=thinking)
+
+
+@pytest.mark.parametrize(("source", "block"), [(THINKS, "<think>\n"), (OPENS_BLOCK, "")])
+def test_thoughts_are_trained_from_where_a_model_that_thinks_begins(
+    source: str, block: str
+) -> None:
+    question, answer = said("1?", "one")
+    thoughtful = [question, replace(answer, reasoning="  count\n")]
+    asked, replied = thought(source, thoughtful)
+    prompt = functools.partial(template(source), enable_thinking=True)
+    assert asked.text == chat.prompt("row", prompt, chat.turns([question], as_text=True))
+    assert (replied.text, replied.supervised) == (
+        f"{block}count\n</think>\n\none<|im_end|>",
+        True,
+    )
+    plain = thought(source, [question, answer])
+    assert plain[1].text == "one<|im_end|>"
+
+
+def test_thoughts_that_the_template_does_not_show_are_refused_and_never_dropped() -> None:
+    messages = said("1?", "one", "2?", "two")
+    earlier = [messages[0], replace(messages[1], reasoning="hm"), *messages[2:]]
+    with pytest.raises(DataError, match="thoughts before an earlier answer") as caught:
+        thought(THINKS, earlier)
+    assert "data.train_on: last" in str(caught.value.problems[0].fix)
+    muted = [earlier[0], replace(earlier[1], train=False), *earlier[2:]]
+    assert [s.text for s in thought(THINKS, muted) if s.supervised] == ["two<|im_end|>"]
+    last = [*messages[:3], replace(messages[3], reasoning="hm")]
+    with pytest.raises(DataError, match="thoughts before the last answer") as caught:
+        thought(CHATML, last)
+    assert caught.value.problems[0].value == "messages[3].reasoning_content"
+    assert "model.chat_template" in str(caught.value.problems[0].fix)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import filecmp
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from job import families
 from job.errors import DataError, SpecError
+from job.evaluation.generate import to_texts
 from job.families import chat
 from job.families.base import IGNORED
 from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, vision_attention
@@ -23,6 +25,7 @@ from job.prep.rows import EncodedImage, Message, Part, Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
+EOS = "<|end_of_sentence|>"
 VISION_INDICES = ("image_cu_seqlens", "image_position_ids")
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 
@@ -124,6 +127,31 @@ def test_an_answer_follows_an_empty_thinking_block(family: Ernie45VL) -> None:
     assert text.endswith("Assistant: <think>\n\n</think>\n\nx^{2}<|end_of_sentence|>")
 
 
+def test_thoughts_are_trained_after_the_prompt_of_a_model_that_thinks(family: Ernie45VL) -> None:
+    plain = CONVERSATIONS["one image"]
+    answer = replace(plain.messages[-1], reasoning="\nTwo of x.\n")
+    thoughtful = Row.from_record(replace(plain, messages=(*plain.prompt, answer)).to_record())
+    assert thoughtful.messages[-1].reasoning == "\nTwo of x.\n"
+    encoded = family.encode(thoughtful)
+    prompt = family.encode_prompt("p", plain.prompt, plain.images, enable_thinking=True)
+    start = len(prompt.input_ids)
+    assert encoded.input_ids[:start] == prompt.input_ids
+    assert set(encoded.labels[:start]) == {IGNORED}
+    assert encoded.labels[start:] == encoded.input_ids[start:]
+    tokenizer = family.processor.tokenizer
+    assert tokenizer.decode(prompt.input_ids).endswith("Assistant: <think>")
+    written = "\nTwo of x.\n</think>\n\nx^{2}"
+    assert tokenizer.decode(encoded.labels[start:]) == f"{written}<|end_of_sentence|>"
+    tokens = [encoded.labels[start:-1], encoded.labels[start : start + 3]]
+    assert to_texts(family, tokens, thinks=True)[0] == "x^{2}"
+    assert to_texts(family, tokens, thinks=False)[0] == written.strip()
+    assert to_texts(family, tokens, thinks=True)[1]  # cut short, so the thoughts are the answer
+    with pytest.raises(DataError, match="control token"):
+        family.encode(
+            replace(plain, messages=(*plain.prompt, replace(answer, reasoning=f"a{EOS}")))
+        )
+
+
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_tokens_equal_those_of_the_processor(family: Ernie45VL, name: str) -> None:
     conversation = CONVERSATIONS[name]
@@ -199,10 +227,26 @@ def test_each_toggle_selects_its_own_group(family: Ernie45VL, model: Any, spec: 
     def groups(**toggles: Any) -> set[str]:
         return set(family.lora_targets(model, replace(spec.lora, **toggles)).counts)
 
-    assert groups(finetune_vision_layers=False) == {"language attention", "language mlp"}
-    assert groups(finetune_language_layers=False) == {"vision mlp", "resampler"}
-    assert groups(finetune_mlp_modules=False) == {"language attention"}
-    assert "routed experts" in groups(finetune_experts=True)
+    language, vision = "finetune_language_layers", "finetune_vision_layers"
+    attention, mlp = "finetune_attention_modules", "finetune_mlp_modules"
+    default = {"language attention", "language mlp", "vision mlp", "resampler"}
+    assert groups() == default
+    assert groups(finetune_attention_modules=True) == default | {"vision attention"}
+    for chosen in itertools.product((True, False), repeat=4):
+        toggles = dict(zip((language, vision, attention, mlp), chosen, strict=True))
+        parts = {part for part in ("language", "vision") if toggles[f"finetune_{part}_layers"]}
+        kinds = {k for k, key in (("attention", attention), ("mlp", mlp)) if toggles[key]}
+        expected = {f"{part} {kind}" for part in parts for kind in kinds}
+        expected |= {"resampler"} if "vision mlp" in expected else set()
+        if expected:
+            assert groups(**toggles) == expected, toggles
+            unset = {**toggles, attention: None}  # true, but for the default of all
+            if toggles[attention] and not all(chosen):
+                assert groups(**unset) == expected, unset
+        else:
+            with pytest.raises(SpecError, match="selects no module"):
+                groups(**toggles)
+    assert groups(finetune_experts=True) == default | {"routed experts"}
 
 
 def test_a_target_that_selects_nothing_is_refused_by_name(

@@ -53,6 +53,8 @@ NINE = (
     *("fc1", "fc2"),
 )
 """The tutorial's target modules."""
+SERVED = {"finetune_vision_layers": False, "finetune_mlp_modules": False}
+"""Language attention alone."""
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +192,13 @@ def test_the_published_model_trains_the_tutorial_s_weights_that_get_a_gradient()
     assert tutorial == 308_592_640
     untouched = text.moe_num_experts * of_one[text.moe_intermediate_size[1]]  # the last layer's
     assert measure(loaded.spec).trainable == tutorial - untouched == 303_874_048
+    # Its code names the resampler's layers 0 and 2, which fc1 and fc2 do not reach.
+    own = tuple(f"mlp.{name}" if name.startswith("fc") else name for name in NINE)
+    lora = replace(loaded.spec.lora, target_modules=own, finetune_experts=None)
+    without = measure(replace(loaded.spec, lora=lora)).trainable + untouched
+    assert (without, tutorial - without) == (308_224_000, 368_640)
+    lora = replace(loaded.spec.lora, finetune_attention_modules=True)
+    assert measure(replace(loaded.spec, lora=lora)).trainable - 303_874_048 == 1_966_080
 
 
 @pytest.mark.parametrize(
@@ -234,10 +243,11 @@ def test_language_attention_alone_is_servable_as_an_adapter(spec: JobSpec, kind:
     ("settings", "merged_only"),
     [
         ({}, ("language mlp", "vision mlp", "resampler")),
-        ({"finetune_mlp_modules": False}, ()),
-        ({"finetune_mlp_modules": False, "use_dora": True}, ("DoRA",)),
-        ({"finetune_mlp_modules": False, "bias": "lora_only"}, ("trained biases",)),
-        ({"finetune_mlp_modules": False, "use_rslora": True}, ()),
+        (SERVED, ()),
+        (SERVED | {"use_dora": True}, ("DoRA",)),
+        (SERVED | {"bias": "lora_only"}, ("trained biases",)),
+        (SERVED | {"use_rslora": True}, ()),
+        ({"finetune_mlp_modules": False}, ("vision attention",)),
         ({"target_modules": ("q_proj", "fc1")}, ("vision mlp", "resampler")),
         ({"target_modules": ("down_proj",)}, ("language mlp", "routed experts")),
         ({"target_modules": ("q_proj",), "finetune_experts": True}, ("routed experts",)),
@@ -276,7 +286,7 @@ def test_the_spec_tells_the_kinds_that_the_model_has(
 def test_a_served_adapter_is_the_same_under_the_published_names(
     adapt: Adapt, family: families.Family, tmp_path: Path
 ) -> None:
-    model = adapt(finetune_mlp_modules=False)
+    model = adapt(**SERVED)
     model.save_pretrained(tmp_path / "adapter")
     family.write_served_adapter(tmp_path / "adapter", tmp_path / "adapter-vllm")
     ours = safetensors.torch.load_file(tmp_path / "adapter/adapter_model.safetensors")

@@ -43,6 +43,8 @@ TARGETS = [
     "down_proj",
     "fc1",
     "fc2",
+    "qkv",
+    "attn.proj",
 ]
 GATE_UP = "experts.gate_up_proj"
 EXPERTS = [GATE_UP, "experts.down_proj"]

@@ -321,7 +321,7 @@ def test_the_history_of_a_row_is_read_before_its_question(shape: str, folder: Pa
         (asks("Q", videos=["a.mp4"]), "`videos` is not supported"),
         (
             {"question": "Q", "answer": "x", "reasoning_content": "hm"},
-            "`reasoning_content` is not supported: only answers are trained",
+            "`reasoning_content` is not supported: it belongs to the assistant's turn",
         ),
         (
             asks("Q", [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "x"}]),
@@ -345,7 +345,7 @@ def test_what_is_not_understood_is_refused(row: dict[str, Any], message: str, fo
     ("key", "value"),
     [
         ("tool_calls", [{"function": {"name": "f"}}]),
-        ("reasoning_content", "hm"),
+        ("reasoning_content", 5),
         ("reasoning", "hm"),
         ("thinking", "hm"),
         ("images", [A]),
@@ -356,9 +356,35 @@ def test_what_is_not_understood_is_refused(row: dict[str, Any], message: str, fo
 def test_a_turn_with_more_than_it_says_is_refused(key: str, value: Any, folder: Path) -> None:
     row = asks("Q")
     row["messages"][1][key] = value
-    assert f"messages[1] has {key}" in reason(folder, row).replace("`", "")
+    told = reason(folder, row).replace("`", "")
+    assert f"messages[1] has {key}" in told or f"messages[1].{key} must be text" in told
     row["messages"][1][key] = None
     assert isinstance(only(folder, row), Row), "null is as if it were not there"
+
+
+@pytest.mark.parametrize(
+    ("value", "thoughts"), [("hm", "hm"), ("\n", None), ("", None), (None, None)]
+)
+def test_thoughts_of_an_answer_are_read_and_blank_ones_are_none(
+    value: str | None, thoughts: str | None, folder: Path
+) -> None:
+    row = asks("Q")
+    row["messages"][1]["reasoning_content"] = value
+    found = only(folder, row)
+    assert isinstance(found, Row)
+    assert found.messages[-1].reasoning == thoughts
+    assert found.ignored == ()
+
+
+def test_thoughts_in_a_wrong_place_are_refused(folder: Path) -> None:
+    row = asks("Q")
+    row["messages"][0]["reasoning_content"] = "hm"
+    assert "only answers have thoughts" in reason(folder, row)
+    row = asks("Q")
+    row["messages"][1]["reasoning_content"] = "<think>hm</think>"
+    assert "messages[1].reasoning_content contains <think>" in reason(folder, row)
+    row["messages"][1] = {"role": "assistant", "content": "x", "thinking": "hm"}
+    assert "rename it to `reasoning_content`" in reason(folder, row)
 
 
 def test_an_empty_answer_in_the_middle_is_refused(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The Containerfiles lint, agree with the manifests, and the check that builds run finds faults."""
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -92,6 +93,37 @@ def test_an_image_is_not_made_from_the_index_of_the_environment_here(tmp_path: P
     assert "TORCH_INDEX" not in make(*arguments).out
     asked = make(*arguments, "TORCH_INDEX=https://index.example/rocm").out
     assert "--build-arg TORCH_INDEX=https://index.example/rocm " in asked
+
+
+def test_an_image_is_made_from_the_mirrors_that_are_named() -> None:
+    arguments = ("-n", "image", "ACCELERATOR=rocm", "ENGINE=podman")
+    mirrors = ("PIP_INDEX_URL=https://mirror.example/simple", "APT_MIRROR=http://mirror.example")
+    told = make(*arguments, *mirrors).out
+    assert all(f"--build-arg {mirror}" in told for mirror in mirrors)
+    for path in FILES:
+        build, run = path.read_text().split("FROM ${BASE_IMAGE}")[1:]
+        assert {"ARG PIP_INDEX_URL", "ARG APT_MIRROR"} <= set(build.splitlines())
+        assert "ARG APT_MIRROR" in run.splitlines()
+        assert "PIP_INDEX_URL" not in run
+
+
+@pytest.mark.parametrize("script", ["build.sh", "runtime.sh"])
+def test_apt_asks_the_mirror_for_the_same_paths(script: str, tmp_path: Path) -> None:
+    text = (CONTAINERS / script).read_text(encoding="utf-8")
+    [swap] = re.findall(r"^if \[ -n .*?^fi$", text, re.MULTILINE | re.DOTALL)
+    sources = tmp_path / "sources.list.d" / "debian.sources"
+    sources.parent.mkdir()
+    sources.write_text("URIs: http://deb.debian.org/debian\nSigned-By: /usr/share/k.gpg\n")
+    (tmp_path / "sources.list").write_text("deb [arch=amd64] https://a.example/ubuntu noble main\n")
+    for mirror in ("", "http://mirror.example/"):
+        command = ["sh", "-eu", "-c", swap.replace("/etc/apt", str(tmp_path))]
+        subprocess.run(command, check=True, env={"PATH": os.environ["PATH"], "APT_MIRROR": mirror})
+    assert sources.read_text() == (
+        "URIs: http://mirror.example/debian\nSigned-By: /usr/share/k.gpg\n"
+    )
+    assert (tmp_path / "sources.list").read_text() == (
+        "deb [arch=amd64] http://mirror.example/ubuntu noble main\n"
+    )
 
 
 def test_make_refuses_an_accelerator_without_an_image() -> None:

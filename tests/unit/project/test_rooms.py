@@ -27,6 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("families",),
     ("engines",),
     ("train", "evaluation", "export"),
+    ("rewards",),
+    ("reinforce",),
     ("pipeline", "drafting"),
     ("planning",),
     ("kubernetes", "doctor", "parity"),

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +35,12 @@ def test_what_is_offered_is_locked() -> None:
     assert offered()
     for extra in offered():
         assert (INSTALL.parent / f"{extra}.txt").is_file()
+
+
+def test_a_cuda_build_is_refused_where_rocm_was_asked_for() -> None:
+    [check] = re.findall(r"<<'PY'\n(.*?)^PY$", INSTALL.read_text(), re.MULTILINE | re.DOTALL)
+    for accelerator, code in (("rocm", 1), ("default", 0)):
+        command = [sys.executable, "-c", check, accelerator]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stderr
+        assert ("but TORCH_INDEX gave the" in done.stderr) == bool(code)

@@ -32,6 +32,7 @@ COMPLETE = dump_resolved(
             "train.eval_strategy=steps",
             "lora.target_modules=[q_proj]",
             "train.report_to=[wandb]",
+            "reinforce={rewards: {name: exact_match}}",
         ],
         {},
     )

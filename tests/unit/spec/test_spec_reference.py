@@ -61,7 +61,7 @@ def test_a_section_is_shown_with_its_keys() -> None:
 
 
 def test_a_last_name_is_enough() -> None:
-    assert reference("learning_rate") == reference("train.learning_rate")
+    assert reference("neftune_noise_alpha") == reference("train.neftune_noise_alpha")
     assert reference("$.train.learning_rate") == reference("train.learning_rate")
     assert reference("dtype") == "\n\n".join(
         [reference("model.dtype"), reference("export.merged.dtype")]
@@ -74,7 +74,7 @@ def test_a_last_name_is_enough() -> None:
         ("train.learning_rat", "try train.learning_rate"),
         ("learning_rat", "try train.learning_rate"),
         ("lr", "try train.learning_rate"),
-        ("zzzzzz", "try one of version, name, model, data, lora, train, eval, export, output, "),
+        ("zzzzzz", "try one of version, name, model, data, lora, train, reinforce, eval, export, "),
     ],
 )
 def test_an_unknown_field_names_the_nearest(field: str, fix: str) -> None:
@@ -128,11 +128,11 @@ def relations(word: str) -> Iterator[Any]:
 def unlike_default(node: keys.Schema) -> Any:
     """A value that the key can hold and that is not its default."""
     if "object" in keys.types(node):
-        return {"seed": 7}
+        return node.get("examples", [{"seed": 7}])[0]
     if keys.types(node) == ("boolean",):
         return not node["default"]
     found = [*node.get("examples", ()), *node.get("enum", ())]
-    return next((v for v in found if v != node["default"]), node.get("minimum"))
+    return next((v for v in found if v != node.get("default")), node.get("minimum"))
 
 
 def refused(settings: dict[str, Any]) -> set[str]:
@@ -140,6 +140,8 @@ def refused(settings: dict[str, Any]) -> set[str]:
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     if any(key.startswith("data.eval.") for key in settings):
         overrides.insert(0, "data.eval.uri=held-out.jsonl")
+    if any(key.startswith("reinforce.") for key in settings):
+        overrides.insert(0, "reinforce.rewards.name=exact_match")
     try:
         load_spec(yaml.safe_dump(MINIMAL), "x", overrides, {})
     except SpecError as error:

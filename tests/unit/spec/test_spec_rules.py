@@ -58,6 +58,31 @@ REFUSED: list[tuple[tuple[str, ...], str, str, str | None]] = [
 ]
 REFUSED += [
     (
+        ("model.load_in_4bit=true", f"{key}={value}"),
+        key,
+        f"must not be {value} if model.load_in_4bit is true: {why}",
+        f"write {wanted}, or set model.load_in_4bit: false",
+    )
+    for key, value, wanted, why in (
+        ("lora.method", "full", "lora", "weights in 4 bits are frozen"),
+        ("lora.bias", "all", "none", "the model's own weights are frozen"),
+        ("model.init", "random", "pretrained", "the merge reads the original weights again"),
+        ("model.engine", "unsloth", "transformers", "unsloth loads none in this version"),
+        ("runtime.distributed", "fsdp2", "ddp", "they are not sharded in this version"),
+        ("train.torch_compile", "true", "false", "they are unpacked outside of compiled code"),
+    )
+]
+REFUSED += [
+    (
+        (f"model.{key}",),
+        f"model.{key.partition('=')[0]}",
+        "requires model.load_in_4bit: true",
+        "remove the line, or set model.load_in_4bit: true",
+    )
+    for key in ("bnb_4bit_quant_type=fp4", "bnb_4bit_use_double_quant=false")
+]
+REFUSED += [
+    (
         ("export.verify=vllm", "export.merged.layout=transformers"),
         "export.merged.layout",
         "must be vllm if export.verify is vllm, which serves it",
@@ -185,10 +210,11 @@ REFUSED += [
     ),
     *(
         (
-            (f"model.attn_implementation={other}",),
+            ("runtime.distributed=fsdp2", f"model.attn_implementation={other}"),
             "model.attn_implementation",
-            "must be auto or sdpa if train.padding_free is true: its step supports no other",
-            "set train.padding_free: false, or write auto",
+            "must be auto or sdpa if runtime.distributed is fsdp2, which requires rows without "
+            "padding",
+            "write auto, or set runtime.distributed: ddp",
         )
         for other in ("eager", "flash_attention_2")
     ),
@@ -800,6 +826,100 @@ REFUSED += [
 ]
 
 
+GRPO = "reinforce.rewards.name=exact_match"
+ONLY_ADAPTERS = "set lora.method: lora, or remove the section reinforce"
+REFUSED += [
+    (
+        ("reinforce.rewards.name=exact_mach",),
+        "reinforce.rewards.name",
+        "is not a reward; those for eval.answer: text are exact_match, character_accuracy, length",
+        "write exact_match",
+    ),
+    (
+        ("reinforce.rewards=[{name: length}, {name: render_match}]",),
+        "reinforce.rewards[1].name",
+        "does not apply to eval.answer: text, whose rewards are exact_match, character_accuracy, "
+        "length",
+        "use one of these, or set eval.answer: latex",
+    ),
+    (
+        ("reinforce.rewards=[{name: length}, {name: length, weight: 2}]",),
+        "reinforce.rewards[1].name",
+        "is named twice",
+        "remove it, and add its weight to the first",
+    ),
+    (
+        ("reinforce.rewards.name=rewards:closeness",),
+        "reinforce.rewards.name",
+        "is code that the job would import and run, which this spec does not allow",
+        "set reinforce.allow_code: true if you trust it, or use a reward that ships with the "
+        "project",
+    ),
+    (
+        (GRPO, "reinforce.num_generations=3"),
+        "reinforce.num_generations",
+        "must divide per_device_train_batch_size × gradient_accumulation_steps, the answers of a "
+        "step, which are 8",
+        "set reinforce.per_device_train_batch_size: 3",
+    ),
+    (
+        (GRPO, "reinforce.max_steps=20", "reinforce.warmup_steps=30"),
+        "reinforce.warmup_steps",
+        "must not be greater than reinforce.max_steps, which is 20: the learning rate would never "
+        "reach reinforce.learning_rate",
+        "write 2, or raise reinforce.max_steps",
+    ),
+    (
+        (GRPO, "lora.method=full"),
+        "reinforce",
+        "requires lora.method: lora: it continues an adapter",
+        ONLY_ADAPTERS,
+    ),
+    (
+        (GRPO, "runtime.distributed=fsdp2"),
+        "reinforce",
+        "requires one process: this version does not spread its answers over several",
+        "set runtime.distributed: none, or remove the section reinforce",
+    ),
+    (
+        (GRPO, "model.engine=unsloth"),
+        "reinforce",
+        "is not run by model.engine: unsloth",
+        "set model.engine: transformers, or remove the section reinforce",
+    ),
+    (
+        (GRPO, "reinforce.eval_strategy=steps"),
+        "reinforce.eval_strategy",
+        "requires rows to validate on, other than those that are trained and evaluated on",
+        "set data.validation_fraction: 0.05, or name them in data.validation.uri",
+    ),
+    (
+        (GRPO, "reinforce.load_best_model_at_end=true"),
+        "reinforce.load_best_model_at_end",
+        "requires reinforce.eval_strategy: nothing is validated without it",
+        "set reinforce.eval_strategy: steps, or remove the line",
+    ),
+    (
+        (
+            GRPO,
+            "reinforce.eval_strategy=steps",
+            "data.validation_fraction=0.1",
+            "reinforce.metric_for_best_model=eval_exact_mach",
+        ),
+        "reinforce.metric_for_best_model",
+        "is not measured; what is: eval_loss, eval_exact_match, eval_exact_match_normalized, "
+        "eval_cer, eval_wer, eval_bleu",
+        "write eval_exact_match",
+    ),
+    (
+        (GRPO, "train.max_steps=0", *VALIDATED),
+        "train.eval_strategy",
+        "does not apply if train.max_steps is 0: nothing is trained before reinforce",
+        "remove the line, or set reinforce.eval_strategy",
+    ),
+]
+
+
 @pytest.mark.parametrize(("overrides", "key", "message", "fix"), REFUSED)
 def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | None) -> None:
     (problem,) = _problems(*overrides)
@@ -890,6 +1010,9 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
             f"model.revision={'a' * 40}",
         ),
         ("export.push_to_hub=true", "export.hub_model_id=org/name", "export.hub_revision=a/b"),
+        (GRPO, "train.max_steps=0"),
+        (GRPO, "reinforce.eval_strategy=steps", "data.validation_fraction=0.1"),
+        ("reinforce={allow_code: true, rewards: [{name: length}, {name: 'a.b:c', weight: 2}]}",),
     ],
 )
 def test_allowed(overrides: tuple[str, ...]) -> None:

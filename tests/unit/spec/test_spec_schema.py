@@ -24,6 +24,8 @@ REQUIRED = {
     "data.train.uri",
     "data.eval.uri",
     "data.validation.uri",
+    "reinforce.rewards",
+    "reinforce.rewards.name",
     "output",
     "output.uri",
 }
@@ -155,7 +157,7 @@ def test_defaults_are_the_reference_workload() -> None:
         "use_dora": False,
         "finetune_vision_layers": True,
         "finetune_language_layers": True,
-        "finetune_attention_modules": True,
+        "finetune_attention_modules": None,
         "finetune_mlp_modules": True,
         "finetune_experts": None,
     }

@@ -345,8 +345,12 @@ def test_an_unknown_key_leads_to_the_known_one(section: str, key: str, fix: str)
         ("peft: {}", "write lora"),
         ("training: {}", "write train"),
         ("outptu: {}", "write output"),
-        ("load_in_4bit: true", "remove it: quantized training is not supported in this version"),
-        ('"": 1', "remove it; valid keys: version, name, model, data, lora, train, eval, export"),
+        ("load_in_4bit: true", "move it to model.load_in_4bit"),
+        ("load_in_8bit: true", "remove it: this version quantizes frozen weights to 4 bits only"),
+        (
+            '"": 1',
+            "remove it; valid keys: version, name, model, data, lora, train, reinforce",
+        ),
     ],
 )
 def test_an_unknown_section_leads_to_the_known_one(line: str, fix: str) -> None:

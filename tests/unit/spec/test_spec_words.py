@@ -161,12 +161,17 @@ def _fields(configuration: str) -> list[str]:
 
         return [field.name for field in dataclasses.fields(transformers.TrainingArguments)]
     trl = pytest.importorskip("trl")
-    return [field.name for field in dataclasses.fields(trl.SFTConfig)]
+    return [field.name for field in dataclasses.fields(getattr(trl, configuration))]
 
 
 @pytest.mark.parametrize(
     ("configuration", "section"),
-    [("LoraConfig", "lora"), ("TrainingArguments", "train"), ("SFTConfig", "train")],
+    [
+        ("LoraConfig", "lora"),
+        ("TrainingArguments", "train"),
+        ("SFTConfig", "train"),
+        ("GRPOConfig", "reinforce"),
+    ],
 )
 def test_every_field_is_a_key_of_that_name_or_a_word_with_an_answer(
     configuration: str, section: str

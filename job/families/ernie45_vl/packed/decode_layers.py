@@ -21,6 +21,7 @@ from transformers.models.ernie4_5_vl_moe import modeling_ernie4_5_vl_moe as nati
 from job.families.ernie45_vl.packed.expert_lora import CastLora, adapters_of
 from job.families.ernie45_vl.packed.experts import sorted_experts
 from job.families.ernie45_vl.packed.router import chosen_experts, route, router_logits, router_parts
+from job.families.four_bit.tensor import FourBitTensor
 from job.families.lora.linear import is_plain_lora
 from job.families.lora.peft_layers import sole_active_adapter
 
@@ -95,6 +96,8 @@ class Projection:
         weights = [base.weight.detach() for base in bases]
         self._bias = bases[0].bias if len(bases) == 1 else None
         several_biases = len(bases) > 1 and any(base.bias is not None for base in bases)
+        if len(bases) > 1 and any(isinstance(weight, FourBitTensor) for weight in weights):
+            return  # side by side they would be unpacked for good
         if several_biases or len({weight.dtype for weight in weights}) > 1:
             return
         self._weight = weights[0] if len(weights) == 1 else torch.cat(weights)

@@ -18,6 +18,7 @@ from job.families.ernie45_vl.packed.expert_lora import CastLora, ExpertLora, exp
 from job.families.ernie45_vl.packed.feed_forward import feed_forward
 from job.families.ernie45_vl.packed.router import route
 from job.families.ernie45_vl.packed.swiglu import swiglu
+from job.families.four_bit.tensor import frozen_grouped_mm
 from job.families.grouped_products.choice import grouped_mm
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def sorted_experts(
     def project(name: str, rows: torch.Tensor) -> torch.Tensor:
         """(T·k, in) to (T·k, out), each row by its expert's matrix, plus the adapter's."""
         weight = getattr(module, name)  # (E, out, in)
-        out = grouped_mm(rows, weight.transpose(1, 2), offsets)
+        out = frozen_grouped_mm(rows, weight, offsets)
         if loras is None or name not in loras:
             return out
         lora = loras[name]

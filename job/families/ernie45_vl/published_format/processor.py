@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from job.errors import InputError
 from job.families.ernie45_vl.published_format import served, tokenizer
 from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
+from job.families.tokenizer_files import LOADING
 
 if TYPE_CHECKING:
     from transformers import Ernie4_5_VLMoeProcessor
@@ -85,8 +86,7 @@ def write(processor: "Ernie4_5_VLMoeProcessor", directory: Path) -> None:
     processor.tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    # The class of the other layout, and how this process loaded its tokenizer.
-    for key in ("processor_class", "is_local", "local_files_only"):
+    for key in ("processor_class", *LOADING):  # the class is the other layout's
         config.pop(key, None)
     _write_json(path, config)
 

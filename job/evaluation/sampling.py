@@ -1,0 +1,230 @@
+"""Sampled answers: several to each prompt, with the token that ends each, for reinforcement.
+
+By the family's decoder if it has one, else by Transformers. Random numbers come from torch's
+global generator, so equal states give equal answers on a CPU.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from job import log
+from job.engines.device import release_memory
+from job.engines.free_memory import is_out_of_memory
+from job.evaluation.rows_at_once import MOST_ON_CPU
+from job.families.base import Decoder, Encoded, Family
+from job.families.batches import to_device
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+ROWS_ON_GPU = 128
+"""Answers at once: a constant, because sampled answers depend on it."""
+READ_EVERY_ON_GPU = 8
+"""Steps between two looks at the generated tokens, because each look waits for the GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+
+
+def sample_answers(
+    model: "PreTrainedModel | PeftModel",
+    family: Family,
+    prompts: Sequence[Encoded],
+    sampling: Sampling,
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> list[list[int]]:
+    """An answer to each prompt: its tokens, and the end token unless it was cut short.
+
+    A prompt that is listed several times is answered as often. The model has to be in evaluation
+    mode. If `stop` becomes true, the answers end there, and may be empty. Fewer answers are
+    generated at once if they do not fit into the memory. Raises an error of the device if one alone
+    does not fit.
+    """
+    never = never_sampled(family, model.get_output_embeddings().weight.shape[0])
+    rows = min(MOST_ON_CPU if model.device.type == "cpu" else ROWS_ON_GPU, len(prompts))
+    while True:
+        try:
+            if family.has_decoder(model):
+                return _decode(model, family, prompts, sampling, never, rows, stop)
+            return _generate(model, family, prompts, sampling, never, rows, stop)
+        except (RuntimeError, MemoryError) as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+        # Not in the handler: its traceback would keep the attempt's tensors.
+        rows //= 2
+        release_memory()
+        log.info("fewer answers are generated at once to fit", rows=rows)
+
+
+def never_sampled(family: Family, vocabulary: int) -> list[int]:
+    """The control tokens that do not end an answer: without its image, a placeholder for one has no
+    meaning, and no model could be run on it."""
+    tokenizer = family.processor.tokenizer
+    control = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control |= {*tokenizer.all_special_ids}
+    control |= {token for token in range(vocabulary) if family.is_image_token(token)}
+    return sorted(token for token in control - {*family.end_tokens} if token < vocabulary)
+
+
+def draw(logits: "torch.Tensor", sampling: Sampling, never: "torch.Tensor") -> "torch.Tensor":
+    """A token (B,) for each row of logits (B, V), none of `never` (N,)."""
+    import torch
+
+    allowed = logits.float().index_fill(1, never, -torch.inf)
+    probabilities = torch.softmax(allowed / sampling.temperature, dim=-1)  # (B, V)
+    if sampling.top_p < 1:
+        likely, order = probabilities.sort(dim=-1, descending=True)
+        # Of the tokens before which less than top_p has been counted, the first always is one.
+        dropped = likely.cumsum(-1) - likely >= sampling.top_p
+        probabilities = probabilities.scatter(1, order, likely.masked_fill(dropped, 0))
+    return torch.multinomial(probabilities, 1)[:, 0]
+
+
+# --- by the family's decoder -----------------------------------------------------------------
+
+
+def _decode(
+    model: "PreTrainedModel | PeftModel",
+    family: Family,
+    prompts: Sequence[Encoded],
+    sampling: Sampling,
+    never: Sequence[int],
+    slots: int,
+    stop: Callable[[], bool] | None,
+) -> list[list[int]]:
+    import torch
+
+    read_every = 1 if model.device.type == "cpu" else READ_EVERY_ON_GPU
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    decoder = family.decoder(
+        model, slots=slots, capacity=longest + sampling.max_new_tokens + read_every
+    )
+    excluded = torch.tensor(never, dtype=torch.long, device=model.device)
+    answers = _Answers.of(prompts, sampling.max_new_tokens, family.end_tokens)
+    with torch.inference_mode():
+        while answers.are_left and not (stop is not None and stop()):
+            group = answers.next_group(decoder.slots)
+            if group:
+                logits = decoder.prefill([prompts[number] for number in group])  # (N, V)
+                added = decoder.tokens[-len(group) :]
+                added.copy_(draw(logits, sampling, excluded))
+                answers.read(added[None], decoder)
+                continue
+            steps = []
+            for _ in range(read_every):
+                logits = decoder.step()  # (B, V)
+                decoder.tokens.copy_(draw(logits, sampling, excluded))
+                steps.append(decoder.tokens.clone())
+            answers.read(torch.stack(steps), decoder)
+    return answers.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """The answers so far, and which prompt each row of the decoder belongs to."""
+
+    tokens: list[list[int]]
+    waiting: deque[int]
+    rows: list[int]
+    limit: int
+    end_tokens: Collection[int]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Encoded], limit: int, end_tokens: Collection[int]) -> "_Answers":
+        return cls(
+            tokens=[[] for _ in prompts],
+            waiting=deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))),
+            rows=[],
+            limit=limit,
+            end_tokens=end_tokens,
+        )
+
+    @property
+    def are_left(self) -> bool:
+        return bool(self.waiting or self.rows)
+
+    def next_group(self, slots: int) -> list[int]:
+        """The prompts to add now; none while few slots are free."""
+        free = slots - len(self.rows)
+        if not self.waiting or (self.rows and 4 * free < slots):
+            return []
+        group = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+        self.rows.extend(group)
+        return group
+
+    def read(self, steps: "torch.Tensor", decoder: Decoder) -> None:
+        """Adds the tokens (steps, rows) of the last rows to their answers; drops ended rows."""
+        first = len(self.rows) - steps.shape[1]
+        for row, column in reversed(list(enumerate(steps.t().tolist(), start=first))):
+            if not self._extend(self.tokens[self.rows[row]], column):
+                continue
+            decoder.drop(row)
+            last = self.rows.pop()
+            if row < len(self.rows):
+                self.rows[row] = last
+
+    def _extend(self, answer: list[int], tokens: Sequence[int]) -> bool:
+        """Adds tokens up to and with an end token, or to the limit; whether the answer ended."""
+        for token in tokens:
+            answer.append(token)
+            if token in self.end_tokens or len(answer) == self.limit:
+                return True
+        return False
+
+
+# --- by Transformers -------------------------------------------------------------------------
+
+
+def _generate(
+    model: "PreTrainedModel | PeftModel",
+    family: Family,
+    prompts: Sequence[Encoded],
+    sampling: Sampling,
+    never: Sequence[int],
+    rows: int,
+    stop: Callable[[], bool] | None,
+) -> list[list[int]]:
+    """By batches of prompts of similar length, longest first."""
+    import torch
+
+    answers: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].input_ids))
+    for start in range(0, len(order), rows):
+        if stop is not None and stop():
+            break
+        numbers = order[start : start + rows]
+        batch = to_device(family.collate_prompts([prompts[n] for n in numbers]), model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                **batch,
+                max_new_tokens=sampling.max_new_tokens,
+                do_sample=True,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=0,
+                suppress_tokens=list(never) or None,
+                pad_token_id=family.processor.tokenizer.pad_token_id,
+                eos_token_id=list(family.end_tokens),
+            )
+        begin = batch["input_ids"].shape[1]
+        for number, row in zip(numbers, output[:, begin:].tolist(), strict=True):
+            answers[number] = _up_to_end(row, family.end_tokens)
+    return answers
+
+
+def _up_to_end(tokens: Sequence[int], end_tokens: Collection[int]) -> list[int]:
+    for count, token in enumerate(tokens, start=1):
+        if token in end_tokens:
+            return list(tokens[:count])
+    return list(tokens)

@@ -1,0 +1,199 @@
+"""A frozen weight in 4 bits, unpacked whenever a product needs it.
+
+It has the shape and dtype of the weight that it stands for, so a model, and the adapters on it,
+need not know. The products here unpack it again for the backward pass: autograd would keep the
+unpacked weight until then, which is what packing avoids. Any other operation unpacks it first.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch.nn.functional import linear
+from torch.utils._pytree import tree_map_only
+
+from job.families.autograd import Context
+from job.families.four_bit import BLOCK, FourBit
+from job.families.grouped_products.choice import grouped_mm
+
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
+
+# It says in which optional package its CPU kernels would be faster.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+_aten = torch.ops.aten
+
+
+class FourBitTensor(torch.Tensor):
+    """A weight as 4-bit codes with a scale for each `BLOCK` of them; frozen."""
+
+    codes: torch.Tensor
+    """(weights / 2, 1), uint8."""
+    state: "QuantState"
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, state: "QuantState") -> "FourBitTensor":
+        made: FourBitTensor = torch.Tensor._make_wrapper_subclass(
+            cls, state.shape, dtype=state.dtype, device=codes.device, requires_grad=False
+        )
+        return made
+
+    def __init__(self, codes: torch.Tensor, state: "QuantState") -> None:
+        self.codes, self.state = codes, state
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, four_bit: FourBit) -> "FourBitTensor":
+        """Packs a weight of any shape."""
+        from bitsandbytes.functional import quantize_4bit
+
+        codes, state = quantize_4bit(
+            weight.detach().contiguous(),
+            blocksize=BLOCK,
+            quant_type=four_bit.quant_type,
+            compress_statistics=four_bit.double_quant,
+        )
+        return cls(codes, state)
+
+    def unpacked(self) -> torch.Tensor:
+        """The weight, in its shape and dtype."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight: torch.Tensor = dequantize_4bit(self.codes, self.state)
+        return weight
+
+    def expert(self, number: int) -> torch.Tensor:
+        """`self[number]` without unpacking the rest: a loop over experts takes them one by one."""
+        from bitsandbytes.functional import QuantState
+
+        state, size = self.state, self.shape[1:].numel()
+        if self.ndim < 2 or size % (2 * BLOCK):
+            return self.unpacked()[number]
+        number %= self.shape[0]
+        blocks = slice(number * size // BLOCK, (number + 1) * size // BLOCK)
+        part = QuantState(
+            absmax=_scales(state)[blocks],
+            shape=self.shape[1:],
+            code=state.code,
+            blocksize=state.blocksize,
+            quant_type=state.quant_type,
+            dtype=state.dtype,
+        )
+        return FourBitTensor(self.codes[number * size // 2 : (number + 1) * size // 2], part)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        if func is linear and (found := _linear_arguments(*args, **(kwargs or {}))):
+            return _Linear.apply(*found)
+        if func is torch.Tensor.detach and isinstance(args[0], FourBitTensor):
+            return args[0]  # it has no gradient; and a new one cannot be made in inference mode
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], FourBitTensor):
+            index = args[1]
+            if isinstance(index, torch.Tensor) and index.ndim == 0 and index.dtype != torch.bool:
+                index = int(index)
+            if type(index) is int:
+                return args[0].expert(index)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: torch._ops.OpOverload,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        if func in (_aten.detach.default, _aten.alias.default):
+            same = cast(FourBitTensor, args[0])
+            return FourBitTensor(same.codes, same.state)
+        if func is _aten.set_.source_Tensor and isinstance(args[1], FourBitTensor):
+            same = cast(FourBitTensor, args[0])  # as parametrizations do, which PEFT uses
+            same.codes, same.state = args[1].codes, args[1].state
+            return same
+        if func._schema.is_mutable and isinstance(args[0], FourBitTensor):
+            raise RuntimeError(f"a weight in 4 bits cannot be changed: {func}")
+        args, kwargs = tree_map_only(
+            FourBitTensor, FourBitTensor.unpacked, (args, dict(kwargs or {}))
+        )
+        return func(*args, **kwargs)
+
+
+def frozen_grouped_mm(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """`grouped_mm` of rows (M, in) by the transposed weight (E, out, in), packed or not.
+
+    Differentiable with respect to a packed weight's rows only.
+    """
+    if isinstance(weight, FourBitTensor):
+        product: torch.Tensor = _GroupedProduct.apply(rows, weight, ends)
+        return product
+    return grouped_mm(rows, weight.transpose(1, 2), ends)
+
+
+class _LinearContext(Context, Protocol):
+    weight: FourBitTensor
+    dtype: torch.dtype
+    needs_input_grad: tuple[bool, ...]
+
+
+class _Linear(torch.autograd.Function):
+    """(…, in) to (…, out); only the input has a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: _LinearContext, x: torch.Tensor, weight: FourBitTensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.weight, ctx.dtype = weight, x.dtype
+        return linear(x, weight.unpacked(), bias)
+
+    @staticmethod
+    def backward(ctx: _LinearContext, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return (grad @ ctx.weight.unpacked().to(grad.dtype)).to(ctx.dtype), None, None
+
+
+class _GroupedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: _LinearContext, rows: torch.Tensor, weight: FourBitTensor, ends: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.weight, ctx.dtype = weight, rows.dtype
+        ctx.save_for_backward(ends)
+        return grouped_mm(rows, weight.unpacked().transpose(1, 2), ends)
+
+    @staticmethod
+    def backward(ctx: _LinearContext, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        (ends,) = ctx.saved_tensors
+        product = grouped_mm(grad.contiguous(), ctx.weight.unpacked(), ends)  # (M, in)
+        return product.to(ctx.dtype), None, None
+
+
+def _linear_arguments(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, FourBitTensor, torch.Tensor | None] | None:
+    """The arguments of `linear` if its weight is packed and its bias has no gradient."""
+    if not isinstance(weight, FourBitTensor) or isinstance(input, FourBitTensor):
+        return None
+    return (input, weight, bias) if bias is None or not bias.requires_grad else None
+
+
+def _scales(state: "QuantState") -> torch.Tensor:
+    """Each block's scale, in fp32."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    if not state.nested:
+        return state.absmax
+    scales: torch.Tensor = dequantize_blockwise(state.absmax, state.state2)
+    return scales.float() + state.offset

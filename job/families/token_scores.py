@@ -1,0 +1,65 @@
+"""Log-probabilities of given tokens, and the entropy of the choices, by any family's model.
+
+The logits of other tokens are not computed: the output layer sees the selected positions only.
+B rows, T tokens, S selected positions, V the vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import log_softmax
+
+from job.families.base import IGNORED
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def token_scores(
+    model: "PreTrainedModel | PeftModel",
+    base: "PreTrainedModel",
+    batch: Mapping[str, Any],
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log-probabilities (S,) of the labelled tokens, row by row, and the entropies (S,).
+
+    `batch` is a padded training batch on the model's device, and `base` the model inside the
+    adapter. Both are fp32 and of the distribution at `temperature`; entropies have no gradient.
+    """
+    inputs = dict(batch)
+    targets = inputs.pop("labels")[:, 1:]  # (B, T - 1): each token predicts its successor
+    rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
+    with _selected_logits(base, rows, columns):
+        logits = model(**inputs, use_cache=False).logits  # (1, S, V)
+    log_probabilities = log_softmax(logits[0].float() / temperature, dim=-1)  # (S, V)
+    of_targets = log_probabilities.gather(1, targets[rows, columns][:, None])[:, 0]
+    with torch.no_grad():
+        entropies = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    return of_targets, entropies
+
+
+@contextmanager
+def _selected_logits(
+    base: "PreTrainedModel", rows: torch.Tensor, columns: torch.Tensor
+) -> Iterator[None]:
+    """A context in which the output layer maps (B, T, H) to the logits (1, S, V) of positions."""
+    head = base.get_output_embeddings()
+    assert head is not None, "a model that generates has an output layer"
+    own = vars(head).get("forward")
+    original = head.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = original(hidden[rows, columns][None])
+        return logits
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own

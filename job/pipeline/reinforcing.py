@@ -1,0 +1,64 @@
+"""Sets up and runs the reinforce stage."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job import storage
+from job.errors import SpecError
+from job.pipeline.context import REINFORCE, RunContext
+from job.pipeline.training import answer_metrics
+from job.spec.rules.locations import LOGS
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from job.reinforce.result import ReinforceResult
+
+
+def require_one_process(run: RunContext) -> None:
+    """Raises SpecError if several processes would train: this version runs the stage in one."""
+    if run.processes > 1 and run.spec.reinforce is not None:
+        raise SpecError(
+            "$.reinforce",
+            f"runs in one process, but this job has {run.processes}",
+            fix="set runtime.distributed: none, or run it on one GPU: CUDA_VISIBLE_DEVICES=0",
+        )
+
+
+def reinforce(
+    run: RunContext, directory: Path
+) -> "tuple[PreTrainedModel | PeftModel, ReinforceResult]":
+    """Runs the stage into `directory`; returns the model and the result."""
+    from job.reinforce.reinforce import reinforce as run_stage
+    from job.reinforce.settings import as_training
+    from job.train.trackers import TrackerFiles
+    from job.train.train_context import TrainContext
+
+    spec, output = run.spec, run.output
+    logs = storage.join(spec.train.logging_dir or output.at(LOGS), REINFORCE)
+    run.models.release()  # the trained model: the adapter is read again, as after a resume
+    context = TrainContext(
+        spec=spec,
+        engine=run.engine,
+        accelerator=run.accelerator,
+        family=run.family,
+        start=run.sft_adapter(),
+        data=run.data,
+        directory=directory,
+        scratch=output.workdir / "trainer",
+        checkpoints=run.reinforcement_checkpoints(),
+        publish=functools.partial(output.stages.publish_file, "reinforce"),
+        check_lease=output.check_lease,
+        report_step=run.status.set_step,
+        report_validation=run.status.set_validation,
+        answer_metrics=answer_metrics(run, as_training(spec, on_gpu=False)),
+        trackers=TrackerFiles(
+            spec.train.report_to,
+            output.workdir / f"logs-{REINFORCE}",
+            logs,
+            output.uploader_for(logs),
+        ),
+    )
+    return run_stage(context, run.models.base(), run.inputs.rewards)

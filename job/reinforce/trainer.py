@@ -1,0 +1,333 @@
+"""TRL's `GRPOTrainer` with this project's families, generation, training step and checkpoints.
+
+From TRL: advantages from rewards, the losses, clipping, the divergence, and their metrics. From
+`StepTrainer`: the optimizer step. From `ValidatingTrainer` and `SafetensorsTrainer`: validation,
+and checkpoints from which a run resumes bit by bit on a CPU.
+
+    train_step            one optimizer step (`job.engines.trainer`)
+      training_step       a pass, by TRL:
+        _prepare_inputs   at the first pass of a rollout: answers and their advantages
+          _answer         samples the answers
+        compute_loss      TRL's loss of the log-probabilities of `job.families.token_scores`
+"""
+
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import GRPOTrainer
+
+from job.engines.trainer import attach_gradient
+from job.errors import SpecError
+from job.evaluation.sampling import Sampling, sample_answers
+from job.families.base import IGNORED, Encoded, Family
+from job.families.batches import model_inputs, to_device
+from job.families.token_scores import token_scores
+from job.reinforce.prompts import Prompts
+from job.reinforce.scoring import Sample, Scorer
+from job.train.adapting import AdaptedModel
+from job.train.checkpoint import state_files
+from job.train.outputs import autocast_removed
+from job.train.validating_trainer import ValidatingTrainer
+
+if TYPE_CHECKING:
+    from accelerate.data_loader import DataLoaderShard
+
+ROLLOUTS = "rollouts"
+"""The file of a checkpoint with answers that later steps still learn from."""
+
+Tensors = dict[str, Any]
+
+
+class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
+    """Trains the adapter of a model on the rewards of its own answers; in one process."""
+
+    state: Any
+
+    def __init__(
+        self,
+        *,
+        adapted: AdaptedModel,
+        family: Family,
+        prompts: Prompts,
+        scorer: Scorer,
+        sampling: Sampling,
+        beta: float,
+        **kwargs: Any,  # noqa: ANN401 - those of the trainers above
+    ) -> None:
+        """`beta` weights the divergence from the adapter as it is now."""
+        from datasets import Dataset
+
+        self._adapted, self._family = adapted, family
+        self.prompts, self._scorer, self._sampling = prompts, scorer, sampling
+        rows = list(range(len(prompts.rows)))
+        own_forward = vars(adapted.base).get("forward")
+        with warnings.catch_warnings(action="ignore"):
+            super().__init__(
+                model=adapted.model,
+                reward_funcs=scorer.functions(),
+                train_dataset=Dataset.from_dict({"prompt": [""] * len(rows), "row": rows}),
+                processing_class=family.processor.tokenizer,
+                rollout_func=self._answer,
+                **kwargs,
+            )
+        self.data_collator = _collate
+        self.reward_weights = torch.tensor(scorer.weights)
+        # TRL has given the model another output layer, for which `token_scores` stands in.
+        vars(adapted.base).pop("forward", None)
+        if own_forward is not None:
+            adapted.base.forward = own_forward
+        self.eos_token_ids = list(family.end_tokens)
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
+        self.beta = beta
+        # Stands for the adapter at the start, whose weights `_reference` puts in place.
+        self.ref_model = object() if beta else None
+        self._start = {name: p.detach().clone() for name, p in self._trained()} if beta else {}
+        self._rows: Sequence[int] = ()
+        self.generating_seconds = 0.0
+        """Of this session's rollouts."""
+        self.generated_tokens = 0
+        self.samples: list[Sample] = []
+        """Of the last rollout."""
+        self.first_samples: list[dict[str, Any]] = []
+        """Of the first step, whatever session it was in."""
+
+    # --- what TRL would do beside the training -----------------------------------------------
+
+    def _send_telemetry(self) -> None:
+        """Sends nothing to the hub."""
+
+    def create_model_card(self, *_: object, **__: object) -> None:
+        """Writes no card into a checkpoint."""
+
+    def train_step(
+        self,
+        model: torch.nn.Module,
+        loader: Iterator[Any],
+        *,
+        epoch: float,
+        **more: Any,  # noqa: ANN401 - those of the trainer above
+    ) -> None:
+        """One optimizer step; an epoch is one time through the rows, as answers were asked for."""
+        rollouts = self.state.global_step // self.num_iterations + 1
+        rows_a_rollout = self.args.generation_batch_size // self.num_generations
+        epoch = rollouts * rows_a_rollout / len(self.prompts.rows)
+        super().train_step(model, loader, epoch=epoch, **more)
+
+    # --- a rollout ---------------------------------------------------------------------------
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> Tensors:
+        prepared: Tensors = GRPOTrainer._prepare_inputs(self, inputs["samples"])
+        return prepared
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Tensors:
+        self._rows = [each["row"] for each in inputs]
+        batch: Tensors = super()._generate_and_score_completions(inputs)
+        self.samples = self._scorer.samples(self.state.global_step + 1)
+        return {**batch, "rows": torch.tensor(self._rows)}
+
+    def _answer(self, _: Sequence[str], __: GRPOTrainer) -> dict[str, Any]:
+        """TRL's `rollout_func`: an answer to each listed row, with its end token."""
+        started = time.monotonic()
+        if not all(parameter.isfinite().all() for _, parameter in self._trained()):
+            raise SpecError(
+                "$.reinforce.learning_rate",
+                f"the weights are no longer finite after step {self.state.global_step}: the "
+                "training has diverged",
+                value=self.args.learning_rate,
+                fix="lower it, or raise reinforce.warmup_steps",
+            )
+        prompts = [self.prompts.encoded(row) for row in self._rows]
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with autocast_removed(self.model):
+                answers = sample_answers(self.model, self._family, prompts, self._sampling)
+        finally:
+            for module, training in modes:
+                module.training = training
+        self.generating_seconds += time.monotonic() - started
+        self.generated_tokens += sum(map(len, answers))
+        return {
+            "prompt_ids": [list(prompt.input_ids) for prompt in prompts],
+            "completion_ids": answers,
+            "logprobs": None,
+        }
+
+    # --- the loss ----------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
+    ) -> torch.Tensor:
+        """TRL's loss () of a pass; its gradients add up to the step's."""
+        assert not return_outputs
+        self._rows = inputs["rows"].tolist()
+        return attach_gradient(GRPOTrainer._compute_loss(self, model, inputs), model)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: object,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **_: object,
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        """Log-probabilities and entropies (B, C) of the last C = `logits_to_keep` tokens, and no
+        auxiliary loss. `self._rows` are the rows of the B answers."""
+        count, size = len(input_ids), batch_size or len(input_ids)
+        answers, present = (x[:, -logits_to_keep:] for x in (input_ids, attention_mask))
+        if model is self.ref_model:
+            reference = self._reference()
+            with reference:
+                return self._in_parts(answers, present, count, size)
+        return self._in_parts(answers, present, count, size)
+
+    def _in_parts(
+        self, answers: torch.Tensor, present: torch.Tensor, count: int, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        parts = [
+            self._scores(self._rows[i : i + size], answers[i : i + size], present[i : i + size])
+            for i in range(0, count, size)
+        ]
+        scores, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
+        return scores, entropies, None
+
+    def _scores(
+        self, rows: Sequence[int], answers: torch.Tensor, present: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, C) each; 0 where no token is present."""
+        encoded = [
+            _answered(self.prompts.encoded(row), tokens[mask.bool()].tolist())
+            for row, tokens, mask in zip(rows, answers, present, strict=True)
+        ]
+        filled = present.bool()
+        scores = torch.zeros(answers.shape, device=answers.device)
+        entropies = torch.zeros_like(scores)
+        if not filled.any():
+            return scores, entropies
+        batch = to_device(model_inputs(dict(self._family.collate(encoded))), answers.device)
+        with self.accelerator.autocast():
+            found, uncertain = token_scores(
+                self.model, self._adapted.base, batch, self._sampling.temperature
+            )
+        return (
+            scores.masked_scatter(filled, found),
+            entropies.masked_scatter(filled, uncertain),
+        )
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        """A context in which the adapter has the weights that the stage started from."""
+        own = {name: p.detach().clone() for name, p in self._trained()}
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(self._start[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self._trained():
+                    parameter.copy_(own[name])
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((n, p) for n, p in self._adapted.model.named_parameters() if p.requires_grad)
+
+    # --- the log -----------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's metrics go with those of a step, not with those of a validation."""
+        kept = None
+        if "loss" not in logs:
+            kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        super().log(logs, start_time)
+        # Checkpoints do not depend on time.
+        self.state.log_history[-1].pop("step_time", None)
+        if kept is not None:
+            self._metrics["train"] = kept
+
+    # --- checkpoints -------------------------------------------------------------------------
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
+    ) -> None:
+        tokenizer, self.processing_class = self.processing_class, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.processing_class = tokenizer
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        passes = self.args.steps_per_generation * self.num_iterations
+        left = self._buffered_inputs if self._step % passes else None
+        state_files.save(
+            {
+                "buffered": left,
+                "metrics": {k: list(v) for k, v in self._metrics["train"].items()},
+                "samples": self.first_samples,
+            },
+            Path(output_dir, ROLLOUTS),
+        )
+
+    def _run_epoch(
+        self,
+        model: torch.nn.Module,
+        epoch: int,
+        train_dataloader: "DataLoaderShard",
+        *,
+        resume_from_checkpoint: str | None,
+        **more: Any,  # noqa: ANN401 - those of the trainers above
+    ) -> None:
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        if resume_from_checkpoint is not None:
+            stored = state_files.load(Path(resume_from_checkpoint, ROLLOUTS))
+            device = self.accelerator.device
+            self._buffered_inputs = stored["buffered"] and [
+                {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in each.items()}
+                for each in stored["buffered"]
+            ]
+            self._metrics["train"] = defaultdict(list, stored["metrics"])
+            self.first_samples = stored["samples"]
+        super()._run_epoch(
+            model,
+            epoch,
+            train_dataloader,
+            resume_from_checkpoint=resume_from_checkpoint,
+            **more,
+        )
+
+
+def rollouts_problem(directory: Path) -> str | None:
+    """Why the answers in a checkpoint cannot be used; None if they can."""
+    try:
+        stored = state_files.load(Path(directory, ROLLOUTS))
+        if not {"buffered", "metrics", "samples"} <= stored.keys():
+            return f"{ROLLOUTS} lacks the answers, the metrics or the samples"
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        return f"{ROLLOUTS} cannot be read: {type(error).__name__}: {error}"
+    return None
+
+
+def _answered(prompt: Encoded, answer: Sequence[int]) -> Encoded:
+    """The prompt with an answer, whose tokens are labelled."""
+    return replace(
+        prompt,
+        input_ids=(*prompt.input_ids, *answer),
+        labels=(*(IGNORED for _ in prompt.input_ids), *answer),
+    )
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `StepTrainer` and TRL each take; tokens are counted once they are generated."""
+    return {"samples": items, "counted_tokens": 1, "tokens": 0, "images": 0}

@@ -1,0 +1,227 @@
+"""Figures and claims of the pages are those of benchmarks/results/, or the test fails."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs import ROOT
+from tests.unit.project.test_docs import DOCS, PAGES, name_of, text
+
+RESULTS = {path.name: path for path in (ROOT / "benchmarks" / "results").glob("*.json")}
+README = ROOT / "README.md"
+SUPPORT, SPEED, RECEIPTS = (
+    DOCS / name for name in ("17-support.md", "18-speed.md", "19-receipts.md")
+)
+GPU = r"H100|H200|A100|B200|L40S|MI\d{3}[AX]?"
+FIGURE = re.compile(
+    r"\**(?P<number>\d[\d,]*(?:\.(?P<decimals>\d+))?) ?(?P<unit>%|s|ms|GiB)?\**(?:, .*)?"
+)
+"""A cell of a table that is a figure, perhaps with its unit and a remark."""
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS[name].read_text(encoding="utf-8"))
+    return found
+
+
+def sections(page: Path) -> Iterator[tuple[str, str]]:
+    """Each heading of a page with the text below it, up to the next."""
+    parts = re.split(r"^#{1,3} (.+)$", text(page), flags=re.MULTILINE)
+    yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+def cells(section: str) -> list[str]:
+    """The cells of a section's tables, without the first column, which names rows."""
+    rows = re.findall(r"^\|(?!-)(.+)\|$", section, re.MULTILINE)
+    return [cell.strip() for row in rows for cell in re.split(r"(?<!\\)\|", row)[1:]]
+
+
+def named(section: str) -> list[str]:
+    """The result files that a section names."""
+    return [name for name in dict.fromkeys(re.findall(r"[\w-]+\.json", section)) if name in RESULTS]
+
+
+def shown_in(figure: re.Match[str], values: list[float]) -> bool:
+    """Whether one of the values, rounded as the figure is, is the figure."""
+    number = float(figure["number"].replace(",", ""))
+    half = 0.5 * 10 ** -len(figure["decimals"] or "") * (1 + 1e-6) + 1e-9
+    scale = 100 if figure["unit"] == "%" else 1
+    return any(abs(scale * value - number) <= half for value in values)
+
+
+def every_number(name: str) -> list[float]:
+    """All numbers of a result, in its keys and texts too."""
+    numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?", RESULTS[name].read_text())
+    return [float(number) for number in numbers]
+
+
+MEASURED = [
+    pytest.param(page, title, body, id=f"{page.name}: {title}")
+    for page, titles in (
+        (RECEIPTS, {"4. Run it", "5. The report"}),
+        (SPEED, {title for title, _ in sections(SPEED)} - {"Where a step's time goes"}),
+    )
+    for title, body in sections(page)
+    if title in titles and any(FIGURE.fullmatch(cell) for cell in cells(body))
+]
+
+
+def test_every_page_of_measurements_has_sections_that_are_checked() -> None:
+    assert {param.values[0] for param in MEASURED} == {RECEIPTS, SPEED}
+    assert len(MEASURED) >= 8
+
+
+@pytest.mark.parametrize(("page", "title", "section"), MEASURED)
+def test_the_figures_of_a_table_are_in_the_results_that_its_section_names(
+    page: Path, title: str, section: str
+) -> None:
+    files = named(section)
+    assert files, f"{page.name}, {title}: no file of benchmarks/results/ is named"
+    values = [value for name in files for value in every_number(name)]
+    figures = [match for cell in cells(section) if (match := FIGURE.fullmatch(cell))]
+    assert [figure[0] for figure in figures if not shown_in(figure, values)] == []
+
+
+def test_the_parts_of_a_step_add_up_to_its_time_on_the_device() -> None:
+    body = dict(sections(SPEED))["Where a step's time goes"]
+    parts = [int(ms) for ms in re.findall(r"^\| (\d+) \|", body, re.MULTILINE)]
+    assert sum(parts) == round(read("profile-28b-h200.json")["device_ms"])
+
+
+def job() -> dict[str, Any]:
+    """The stages of the reference job on an H200."""
+    return read("job-28b-h200-stages.json")
+
+
+def job_seconds() -> float:
+    """Of all its stages, the export's without loading the model again."""
+    export = job()["export_in_its_own_process"]["summary"]
+    until_export: float = job()["stages"]["export"]["started"]
+    return until_export + export["seconds"] - export["took"]["load_trained"]
+
+
+def peak_gib() -> float:
+    return float(job()["summaries"]["train"]["peak_memory_bytes"] / 2**30)
+
+
+def trained(key: str) -> float:
+    return float(job()["training"][key])
+
+
+def ways() -> dict[str, Any]:
+    """The variants of a step on an H200."""
+    found: dict[str, Any] = read("training-28b-h200.json")["ways"]
+    return found
+
+
+def fastest(way: str) -> float:
+    return float(ways()[way]["fastest"] / ways()["transformers"]["fastest"])
+
+
+def compiled() -> float:
+    """How many times as fast a step is with `torch.compile`."""
+    after, before = (ways()[way] for way in ("+ torch.compile", "+ adapters in bf16"))
+    return float(after["tokens_per_second"] / before["tokens_per_second"])
+
+
+def farthest_off() -> float:
+    """Percent by which an estimate of memory was off, rounded up."""
+    return math.ceil((read("memory-28b-h200.json")["farthest_off"] - 1) * 100)
+
+
+WORDS = {"nine": 9, "two and a half": 2.5}
+
+HOW = DOCS / "01-how-it-works.md"
+PLAN = DOCS / "15-plan.md"
+CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
+    (README, r"([\d.]+) GiB at\s+the peak on an H200", peak_gib),
+    (README, r"([\d.]+) GiB of weights", lambda: job()["base_gib"]),
+    (README, r"60 steps take (\w+)\s+seconds", lambda: trained("loop_seconds")),
+    (README, r"about ([a-z ]+) minutes on one H200", lambda: round(job_seconds() / 30) / 2),
+    (README, r"within (\d+)% of\s+seven peaks", farthest_off),
+    (SPEED, r"about (\d+) s\. About ten", job_seconds),
+    (SPEED, r"the 60 steps take ([\d.]+) s", lambda: trained("loop_seconds")),
+    (
+        SPEED,
+        r"at ([\d,]+) tokens a second \|",
+        lambda: job()["training"]["steady_tokens_per_second"],
+    ),
+    (SPEED, r"in training ([\d.]+) GiB", peak_gib),
+    (SPEED, r"adapter had ([\d.]+) million", lambda: job()["work"]["trainable"] / 1e6),
+    (SPEED, r"that is (\d+) times Transformers' best", lambda: fastest("train stage")),
+    (RECEIPTS, r"(\d+) seconds of CPU time", lambda: read("job-receipts-cpu.json")["cpu_seconds"]),
+    (RECEIPTS, r"([\d.]+) GiB of memory", lambda: read("job-receipts-cpu.json")["peak_gib"]),
+    (PLAN, r"each estimated within (\d+)%", farthest_off),
+    (PLAN, r"92 rows took (\d+) GiB", lambda: ways()["train stage"]["peak_gib"]),
+    (HOW, r"64 rows was ([\d.]+) times as fast", compiled),
+    (
+        HOW,
+        r"first step took (\d+) seconds",
+        lambda: ways()["+ torch.compile"]["first_step_seconds"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "pattern", "value"), CLAIMS, ids=[f"{p.name}: {c}" for p, c, _ in CLAIMS]
+)
+def test_a_figure_in_a_sentence_is_that_of_the_results(
+    page: Path, pattern: str, value: Callable[[], float]
+) -> None:
+    claims = re.findall(pattern, text(page))
+    assert claims, "the sentence has changed: change its entry too"
+    for claim in claims:
+        number = WORDS.get(claim) or float(claim.replace(",", ""))
+        decimals = len(claim.partition(".")[2]) if claim not in WORDS else int(number % 1 > 0)
+        assert round(value(), decimals) == number
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=name_of)
+def test_a_gpu_on_which_a_page_says_that_something_ran_has_a_result(page: Path) -> None:
+    devices = " ".join(str(read(name).get("device")) for name in RESULTS)
+    prose = re.sub(r"```.*?```|`[^`]*`", "", text(page), flags=re.DOTALL)
+    ran_on = rf"\b(?:on|one|of)\s+(?:an?|one|the|two|\d+)?\s*(?:NVIDIA\s+|AMD\s+)?({GPU})\b"
+    assert [gpu for gpu in re.findall(ran_on, prose) if gpu not in devices] == []
+
+
+def test_what_the_readme_says_to_have_run_on_a_gpu_names_the_gpu_and_its_result() -> None:
+    claims = [
+        clause
+        for _, body in sections(README)
+        for cell in cells(body)
+        for clause in cell.split(";")
+        if re.search(r"\brun on\b", clause) and "not run yet" not in clause
+    ]
+    assert len(claims) >= 2
+    for claim in claims:
+        [file] = named(claim)
+        [gpu] = re.findall(GPU, claim)
+        assert gpu in read(file)["device"], claim
+
+
+def test_what_no_result_shows_is_not_said_to_have_run() -> None:
+    rows = re.findall(r"^\| (.+?) \| (.+) \| (.+) \| (.+) \|$", text(SUPPORT), re.MULTILINE)
+    state = {name: (nvidia, amd) for name, _, nvidia, amd in rows}
+    assert state
+    assert not [name for name, (_, amd) in state.items() if re.match(r"\[(ran on|tested)", amd)]
+    several = next(nvidia for name, (nvidia, _) in state.items() if name.startswith("several"))
+    assert several.startswith("not run")
+    assert not any(read(name).get("processes", 1) > 1 for name in RESULTS)
+
+
+@pytest.mark.parametrize("page", [SUPPORT, README, SPEED], ids=name_of)
+def test_a_page_tells_the_torch_of_the_gpu_results_and_that_of_the_lock(page: Path) -> None:
+    measured = {
+        version.rpartition(".")[0]
+        for result in map(read, RESULTS)
+        if re.search(GPU, str(result.get("device")))
+        and (version := result.get("versions", {}).get("torch"))
+    }
+    [locked] = re.findall(r"^torch==(\d+\.\d+)", text(ROOT / "requirements/torch.txt"), re.M)
+    said = re.findall(r"torch (\d+\.\d+)[;,\s]+(?:as .*?; )?the lock has (\d+\.\d+)", text(page))
+    assert set(said) == {(version, locked) for version in measured}
