@@ -31,6 +31,7 @@ def store_untrained(
         steps=0,
         fit=None,
         computing={},
+        ways={},
         captured=None,
         processes=1,
         rows_a_step=rows_per_step(spec),

@@ -63,6 +63,7 @@ def every_number(name: str) -> list[float]:
 MEASURED = [
     pytest.param(page, title, body, id=f"{page.name}: {title}")
     for page, titles in (
+        (RECEIPTS, {"4. Run it", "5. The report"}),
         (SPEED, {title for title, _ in sections(SPEED)} - {"Where a step's time goes"}),
     )
     for title, body in sections(page)
@@ -71,7 +72,7 @@ MEASURED = [
 
 
 def test_every_page_of_measurements_has_sections_that_are_checked() -> None:
-    assert {param.values[0] for param in MEASURED} == {SPEED}
+    assert {param.values[0] for param in MEASURED} == {RECEIPTS, SPEED}
     assert len(MEASURED) >= 8
 
 
@@ -153,6 +154,8 @@ CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
     (SPEED, r"in training ([\d.]+) GiB", peak_gib),
     (SPEED, r"adapter had ([\d.]+) million", lambda: job()["work"]["trainable"] / 1e6),
     (SPEED, r"that is (\d+) times Transformers' best", lambda: fastest("train stage")),
+    (RECEIPTS, r"(\d+) seconds of CPU time", lambda: read("job-receipts-cpu.json")["cpu_seconds"]),
+    (RECEIPTS, r"([\d.]+) GiB of memory", lambda: read("job-receipts-cpu.json")["peak_gib"]),
     (PLAN, r"each estimated within (\d+)%", farthest_off),
     (PLAN, r"92 rows took (\d+) GiB", lambda: ways()["train stage"]["peak_gib"]),
     (HOW, r"64 rows was ([\d.]+) times as fast", compiled),

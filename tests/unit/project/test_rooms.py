@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reinforce",),
     ("pipeline", "drafting"),
     ("planning",),
-    ("kubernetes", "doctor"),
+    ("kubernetes", "doctor", "parity"),
     ("cli",),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
