@@ -34,7 +34,7 @@ IMAGE_TORCH_INDEX = $(if $(filter command environment,$(firstword $(origin TORCH
 # The browser for the report's tests: from npm if possible, else the machine's.
 CHROMIUM := $(VENV)/chromium
 
-.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench support audit image lint format manifests diagrams reference session lock clean
+.PHONY: help run plan validate setup test test-slow setup-serving test-serving test-gpu fuzz bench parity support audit image lint format manifests diagrams reference session lock clean
 
 help: ## List the targets
 	@bold= plain=; [ -t 1 ] && [ "$$TERM" != dumb ] && [ -z "$$NO_COLOR" ] && bold='\033[1m' plain='\033[0m'; \
@@ -135,6 +135,9 @@ session: $(VENV)/.ready ## Record the terminal session of the README again: make
 diagrams: $(VENV)/.ready ## Draw the diagrams again, and the Chinese ones with the words of docs/images/zh.json
 	$(VENV)/bin/python -m docs.images.diagrams
 	$(VENV)/bin/python -m docs.images.translate
+
+parity: $(VENV)/.ready-dev ## Run the tiny job, the tests for GPUs and each way to compute here; compare with committed results
+	$(JOB) parity --tests tests/gpu $(ARGS)
 
 support: $(VENV)/.ready ## Write the tables of docs/17-support.md again
 	$(VENV)/bin/python -m docs.support

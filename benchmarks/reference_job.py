@@ -6,10 +6,11 @@
 The job is specs/ernie-4.5-vl-28b-latex.yaml, run by its command, with other URIs for the model, the
 data and the output, and otherwise unchanged, except for what this machine lacks. The base has the
 published architecture and layout with random weights; writing it is not counted, and it is kept
-for the next run if `--base` names a folder. `--set` measures a variant, `--ladder` the train stage
-alone with 4, 16 and 92 rows a step, with and without routed experts, and `--spec` another spec as
-it is. Each stage's result is printed and stored as soon as it is known. `job plan` estimates times
-from the results (`job/planning/cost_model.py`).
+for the next run if `--base` names a folder. `--set` measures a variant; with
+`--set model.load_in_4bit=true`, `--memory-limit 24` does so within the memory of a smaller GPU.
+`--ladder` measures the train stage alone with 4, 16 and 92 rows a step, with and without routed
+experts, and `--spec` another spec as it is. Each stage's result is printed and stored as soon as it
+is known. `job plan` estimates times from the results (`job/planning/cost_model.py`).
 """
 
 import argparse
@@ -67,6 +68,8 @@ def main() -> None:
         output = work / "output"
         given = (*settings, *forced, *arguments.set)
         planned = reference_work.planned(arguments.spec, (*given, f"output.uri={output}")) or {}
+        if arguments.memory_limit is not None:
+            facts["memory_limit_gib"] = arguments.memory_limit
         facts |= {"settings": arguments.set, "settings_forced": forced, "planned": planned}
         run = Run(
             command="run",
@@ -75,6 +78,7 @@ def main() -> None:
             output=output,
             limit=arguments.limit,
             planned=planned.get("work"),
+            memory_limit=arguments.memory_limit,
             hidden=paths,
         )
         if arguments.ladder:
@@ -98,6 +102,9 @@ def _arguments() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the job"
     )
     parser.add_argument("--limit", type=float, default=900, help="seconds after which a job ends")
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="GIB", help="of a smaller GPU, for the job's process"
+    )
     parser.add_argument("--ladder", action="store_true", help="measure the train stage alone")
     parser.add_argument("--rows", type=int, nargs="+", help="of the ladder, these rows a step")
     parser.add_argument("--name", help="of the result's file, without .json")

@@ -41,6 +41,8 @@ class Run:
     """Seconds after which it is stopped."""
     planned: Mapping[str, Any] | None
     """The quantities of the job, as planned; None if there is no plan."""
+    memory_limit: float | None = None
+    """GiB that it may allocate on a GPU; None for all."""
     hidden: Mapping[str, str]
     """Names for this machine's paths in what is stored."""
 
@@ -136,7 +138,10 @@ class Watched:
 
 def measure(run: Run, write: Callable[[Watched], None]) -> Watched:
     """Runs the job; calls `write` with what is known after each stage, and at the end."""
-    arguments = [sys.executable, "-m", "job", run.command, run.spec]
+    program = ["job"]
+    if run.memory_limit is not None:
+        program = ["benchmarks.limited_memory", str(run.memory_limit)]
+    arguments = [sys.executable, "-m", *program, run.command, run.spec]
     for setting in (*run.settings, f"output.uri={run.output}"):
         arguments += ["--set", setting]
     watched = Watched(run=run)

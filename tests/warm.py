@@ -24,8 +24,8 @@ context.set_forkserver_preload(["tests.integration.preload"])
 
 # Libraries read these while they are imported.
 _READ_AT_IMPORT = (
-    "BNB_", "CUDA_", "FSSPEC_", "HF_", "HUGGINGFACE_", "KMP_", "LD_", "MKL_", "OMP_", "PYTHON",
-    "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "UNSLOTH_", "XDG_",
+    "BNB_", "CUDA_", "FSSPEC_", "HF_", "HUGGINGFACE_", "KMP_", "LD_", "MKL_", "MPL", "OMP_",
+    "PYTHON", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "UNSLOTH_", "XDG_",
 )  # fmt: skip
 # Torch sets it for processes of its own, to what every process would take.
 _SET_BY_TORCH = {"TORCHINDUCTOR_CACHE_DIR"}

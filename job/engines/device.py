@@ -109,9 +109,9 @@ def gpu(index: int) -> Accelerator:
     import torch
 
     properties = torch.cuda.get_device_properties(index)
-    return Accelerator(
-        kind=build(), name=properties.name, memory_bytes=properties.total_memory, index=index
-    )
+    allowed = torch.cuda.get_per_process_memory_fraction(index)  # 1 unless something has set it
+    memory = int(properties.total_memory * allowed)
+    return Accelerator(kind=build(), name=properties.name, memory_bytes=memory, index=index)
 
 
 def release_memory() -> None:

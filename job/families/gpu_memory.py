@@ -8,8 +8,11 @@ def free_gpu_memory(device: torch.device) -> int:
 
     Except those of captured graphs, which have pools of their own.
     """
-    free, _ = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
     index = torch.cuda.current_device() if device.index is None else device.index
+    # PyTorch may be limited to a part of the memory, which the driver does not know of.
+    allowed = total * torch.cuda.get_per_process_memory_fraction(index)
+    free = max(0, min(free, int(allowed) - torch.cuda.memory_reserved(index)))
     kept = sum(
         segment["total_size"] - segment["allocated_size"]
         for segment in torch.cuda.memory_snapshot()

@@ -206,6 +206,17 @@ def test_the_adapter_beside_merged_weights_is_loaded_from_its_folder() -> None:
     assert 'PeftModel.from_pretrained(model, "me/tuned", subfolder="adapter")' in text
 
 
+def test_a_training_on_a_4_bit_base_says_so_and_how_far_it_was() -> None:
+    away = {"relative_rms": 0.095, "same_top1": 0.951, "same_answers": 0, "probes": 0}
+    stages = {**STAGES, "export": {**EXPORT, "in_four_bit": away}}
+    for part in ("adapter", "merged"):
+        text = card(part, stages=stages, sets=("model.load_in_4bit=true",))
+        assert "trained on a 4-bit base (QLoRA, nf4)" in text
+    assert "differ by 0.095, and 95.1 % of its most likely tokens are the same" in text
+    assert "0 greedy answers" not in text
+    assert "4-bit" not in card("merged")
+
+
 def test_a_full_fine_tuning_is_called_one() -> None:
     full = inputs()
     spec = replace(full.spec, lora=replace(full.spec.lora, method="full"))

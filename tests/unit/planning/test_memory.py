@@ -292,3 +292,30 @@ def test_attention_by_boundaries_keeps_no_grid(family: Ernie45VL, spec: JobSpec)
 
     assert attention(EQUAL, VARLEN) == attention(EQUAL, "sdpa"), "which is no grid either"
     assert attention(UNEQUAL, VARLEN) < 0.6 * attention(UNEQUAL, "sdpa")
+
+
+def test_a_base_in_4_bits_weighs_what_is_packed_and_what_is_not() -> None:
+    text = (ROOT / "specs/ernie-4.5-vl-28b-latex.yaml").read_text()
+    model = published()
+    card = Accelerator(kind="cuda", name="24 GB", memory_bytes=int(24 * 2**30 * 0.98))
+    rows = [RowSize(tokens=146, image_tokens=80, supervised_tokens=40, patches=(320,))] * 2
+    found = {
+        four: estimate(
+            model,
+            load_spec(
+                text,
+                "x",
+                [f"model.load_in_4bit={four}", "lora.finetune_experts=false"],
+                environ={},
+            ).spec,
+            rows,
+            card,
+        )
+        for four in ("true", "false")
+    }
+    largest = max(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    assert found["true"].weights < 0.3 * found["false"].weights
+    assert found["true"].working - found["false"].working == int(largest * (2 + 4 / 64))
+    assert found["true"].optimizer == found["false"].optimizer > 0
+    assert found["true"].is_safe(card.memory_bytes)
+    assert found["false"].is_ruled_out(card.memory_bytes)

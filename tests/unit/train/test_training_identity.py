@@ -118,3 +118,17 @@ def given(spec: JobSpec) -> dict[Stage, str]:
     inputs = StageInputs(spec, 1)
     stages: tuple[Stage, ...] = ("prep", "baseline", "train", "eval", "export", "report")
     return {stage: inputs.fingerprint(stage, {}) for stage in stages}
+
+
+def test_keys_of_a_base_in_4_bits_count_only_if_it_is_in_4_bits(spec: JobSpec) -> None:
+    def of(**model: Any) -> list[str]:
+        inputs = StageInputs(replace(spec, model=replace(spec.model, **model)), 1)
+        named = inputs.checkpoint_identity().parts
+        assert ("model.load_in_4bit" in named) is bool(model.get("load_in_4bit"))
+        return [inputs.fingerprint(stage, {}) for stage in ("prep", "baseline", "train")]  # type: ignore[arg-type]
+
+    plain, packed = of(), of(load_in_4bit=True)
+    assert of(bnb_4bit_quant_type="fp4") == plain
+    assert packed[0] == plain[0]
+    assert not {*packed[1:]} & {*plain[1:]}
+    assert not {*of(load_in_4bit=True, bnb_4bit_quant_type="fp4")[1:]} & {*packed[1:]}
