@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ STEPS = (10, 30, 60, 100, 150, 200)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder of a finished run")
-    parser.add_argument("--time", type=Path, help="what `time -v` wrote about the whole job")
+    parser.add_argument("--time", type=Path, nargs="*", help="what `time -v` wrote about the job")
     parser.add_argument("--results", type=Path, default=record.RESULTS)
     arguments = parser.parse_args()
     run = json.loads((arguments.output / "run.json").read_text())
@@ -36,9 +37,10 @@ def main() -> None:
         f"{platform.machine()} CPU, {os.cpu_count()} cores",
         {
             "spec": f"specs/{run['name']}.yaml",
-            "note": "Other work ran on the same cores: seconds say little, CPU seconds do.",
+            "note": "Other work ran on the same cores, so no time on the clock is given.",
+            "run_source_revision": run["versions"]["source_revision"],
             **of_run(run, arguments.output),
-            **(of_time(arguments.time.read_text()) if arguments.time else {}),
+            **(of_time([file.read_text() for file in arguments.time]) if arguments.time else {}),
         },
         ("torch", "transformers", "peft"),
         arguments.results,
@@ -50,24 +52,25 @@ def of_run(run: dict[str, Any], output: Path) -> dict[str, Any]:
     lines = (output / "train" / "history.jsonl").read_text().splitlines()
     losses = {e["step"]: e["loss"] for e in map(json.loads, lines) if "loss" in e}
     export = json.loads((output / "merged" / "export.json").read_text())
+    final = json.loads((output / "eval" / "final.json").read_text())
     kept = ("tensors", "tensors_checked", "adapted_tensors", "changed_tensors", "merged_reloaded")
     return {
-        "started": run["started"],
         "rows": run["rows"],
         "metrics": run["metrics"],
+        "fields": final.get("fields", []),
         "steps": max(losses),
         "losses": {step: losses[step] for step in losses if step in (*STEPS, max(losses))},
         "validation": run["stages"]["train"]["summary"].get("validation"),
         "export": {key: export[key] for key in kept},
-        "stage_seconds": {name: stage["seconds"] for name, stage in run["stages"].items()},
     }
 
 
-def of_time(text: str) -> dict[str, float]:
-    """CPU seconds, and GiB at the peak, of what GNU time reported."""
+def of_time(reports: Sequence[str]) -> dict[str, float]:
+    """CPU seconds of all starts of the job, and GiB at the peak, of what GNU time reported."""
+    text = "".join(reports)
     seconds = sum(map(float, re.findall(r"(?:User|System) time \(seconds\): ([\d.]+)", text)))
-    [kib] = re.findall(r"Maximum resident set size \(kbytes\): (\d+)", text)
-    return {"cpu_seconds": round(seconds), "peak_gib": round(int(kib) / 2**20, 2)}
+    kib = max(map(int, re.findall(r"Maximum resident set size \(kbytes\): (\d+)", text)))
+    return {"cpu_seconds": round(seconds), "peak_gib": round(kib / 2**20, 2)}
 
 
 if __name__ == "__main__":

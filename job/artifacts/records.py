@@ -123,6 +123,8 @@ class RunRecord:
             for key in THROUGHPUT:  # earlier versions recorded fewer
                 self.throughput[key] = summary.get(key)
             self.validation = summary.get("validation")
+        elif stage.name == "reinforce":
+            self.validation = summary.get("validation") or self.validation
 
     def to_text(self) -> str:
         """The stored form, with secrets in errors, URIs and warnings redacted."""

@@ -15,6 +15,7 @@ from job.cli.commands.compare import compare
 from job.cli.commands.infer import infer
 from job.cli.commands.init import init
 from job.cli.commands.manifest import manifest
+from job.cli.commands.parity import parity
 from job.distributed.cores import configure_threads
 from job.errors import OK, ReportedError, UsageError, reported
 
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "clean": after_run.clean,
     "ask": after_run.ask,
     "manifest": manifest,
+    "parity": parity,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

@@ -183,6 +183,13 @@ python -m job doctor
 # Also what a run needs: inputs, output, disk, memory, credentials.
 python -m job doctor my.yaml --output s3://results/try
 """,
+    "parity": """
+# Does this device compute what others did?
+python -m job parity
+
+# With the tests for GPUs, and the record in a bucket.
+python -m job parity --tests tests/gpu --to s3://results/parity-mi300x.json
+""",
     "schema": """
 # For an editor that completes and checks specs.
 python -m job schema > job.v1.json
@@ -196,7 +203,7 @@ python -m job reference | less
 }
 
 PANELS: Mapping[str, Sequence[str]] = {
-    "Before a run": ("init", "validate", "plan", "doctor", "reference", "schema"),
+    "Before a run": ("init", "validate", "plan", "doctor", "parity", "reference", "schema"),
     "Run a spec": ("run", "prep", "train", "eval", "export"),
     "After a run": ("infer", "compare", "fetch", "verify", "clean", "ask", "manifest"),
 }

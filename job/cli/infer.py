@@ -260,9 +260,15 @@ def _load_model(
         return stages.models.initial(stored), stages.family
     if weights == "base":
         return stages.models.base(), stages.family
-    stage = "train" if weights == "adapter" else "export"
+    stage = stages.inputs.trained_by if weights == "adapter" else "export"
     adapted = weights == "adapter" and stages.spec.lora.method == "lora"
-    folder = "adapter" if adapted else "merged" if weights == "merged" else "weights"
+    folder = (
+        f"{stages.trained_folder}adapter"
+        if adapted
+        else "merged"
+        if weights == "merged"
+        else "weights"
+    )
     path = reader.fetch(stages.output.uri, stage, folder, stages.cache_dir, stages.cache_limit)
     if adapted:
         return stages.engine.load_adapter(stages.models.base(), path), stages.family

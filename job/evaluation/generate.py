@@ -66,11 +66,12 @@ def generate_answers(
 ) -> GeneratedAnswers:
     """Generates an answer to every question, and measures the loss on the rows' answers."""
     model.eval()
+    encoded = [family.encode(row) for row in rows]  # first: a row may be refused
     with log.progress(label, len(asked), unit="answers") as bar:
         tokens = generate_all(
             model, family, asked, generation, batch_size=batch_size, ended=bar.advance
         )
-    nll, supervised = _loss(model, family, [family.encode(row) for row in rows], batch_size)
+    nll, supervised = _loss(model, family, encoded, batch_size)
     return GeneratedAnswers(
         texts=tuple(to_texts(family, tokens, thinks=generation.enable_thinking)),
         cut_short=tuple(len(row) == generation.max_new_tokens for row in tokens),

@@ -74,7 +74,7 @@ class CardInputs:
 
     spec: JobSpec
     settings: Mapping[str, Any]
-    """The keys of `lora` and `train` that affect the weights, with secrets as names."""
+    """The keys of `lora`, `train` and `reinforce` that affect the weights; secrets as names."""
     family: type[Family]
     base: Base
     sources: Mapping[str, Mapping[str, str]]
@@ -103,6 +103,7 @@ def render(inputs: CardInputs, part: Part) -> str:
         sources={name: _source(each) for name, each in inputs.sources.items()},
         rows=inputs.stages["prep"]["rows"],
         train=inputs.stages["train"],
+        reinforced=inputs.stages.get("reinforce"),
         validation=validation if isinstance(validation, dict) else None,
         evaluation=evaluation,
         compared=_COMPARED[inputs.spec.eval.answer],

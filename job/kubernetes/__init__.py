@@ -81,6 +81,7 @@ def folder(options: ManifestOptions, nodes: int = 1, smoke: str | None = None) -
         nvidia=options.context(PLATFORMS["nvidia"]),
         multi_node=options.context(PLATFORMS["amd"], max(nodes, DEFAULT_TRAINJOB_NODES)),
         smoke=test.context(PLATFORMS["cpu"]) if test else None,
+        parity=test.context(PLATFORMS["amd"]) if test else None,
     )
     return {path: _text(documents) for path, documents in layout.files(contexts).items()}
 

@@ -1,8 +1,10 @@
 """The single-node job: a `batch/v1` Job and the objects it depends on, in order of creation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from job.kubernetes import constants, objects, pod
+from job.kubernetes.constants import CACHE
 from job.kubernetes.context import Object, RenderContext
 
 
@@ -20,6 +22,17 @@ def bundle(context: RenderContext) -> list[Object]:
             "spec": job_spec(pod.template(context)),
         },
     ]
+
+
+def parity(context: RenderContext) -> list[Object]:
+    """A Job that runs `job parity`; its record is a line of its log, and needs no bucket."""
+    named = replace(context, spec=replace(context.spec, name="parity"))
+    documents = bundle(named)
+    for document in documents:
+        if document["kind"] == "Job":
+            [container] = document["spec"]["template"]["spec"]["containers"]
+            container["args"] = ["--log-format=json", "parity", "--to=-", f"--cache-dir={CACHE}"]
+    return documents
 
 
 def job_spec(template: Object) -> Object:

@@ -18,6 +18,7 @@ def _fitted(bundle: Bundle) -> Bundle:
 
 
 job = _fitted(batch.bundle)
+parity = _fitted(batch.parity)
 several_nodes = _fitted(trainjob.bundle)
 server = _fitted(serving.deployment)
 smoke = _fitted(serving.smoke_job)

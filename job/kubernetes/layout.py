@@ -7,7 +7,7 @@ vllm-smoke-job.yaml         asks the server a question
 base/, trainjob/, vllm/     copies of the first three for overlays and components, since kustomize
                             reads no files outside a kustomization
 components/                 a queue and ways to authenticate to S3, for any overlay
-overlays/                   each one for kubectl apply -k
+overlays/                   each one for kubectl apply -k; parity/ runs `job parity` on an AMD node
 monitoring/                 for the Prometheus operator and Grafana: every job of a namespace
 """
 
@@ -32,6 +32,8 @@ class FolderContexts:
     multi_node: RenderContext
     """On several AMD nodes."""
     smoke: RenderContext | None
+    parity: RenderContext | None
+    """The smoke test's spec on an AMD node."""
 
 
 def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
@@ -76,6 +78,9 @@ def files(contexts: FolderContexts) -> Mapping[str, list[Object]]:
     if contexts.smoke is not None:
         documents[f"overlays/cpu-smoke/{JOB}"] = bundles.job(contexts.smoke)
         documents[_overlay("cpu-smoke")] = [_kustomization(resources=[JOB])]
+    if contexts.parity is not None:
+        documents[f"overlays/parity/{JOB}"] = bundles.parity(contexts.parity)
+        documents[_overlay("parity")] = [_kustomization(resources=[JOB])]
     return documents
 
 

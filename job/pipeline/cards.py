@@ -26,12 +26,16 @@ def write(run: RunContext, directory: Path) -> dict[str, Any]:
         parts.append("merged")
     inputs = _inputs(run)
     for part in parts:
-        folder = directory / part
+        folder = directory / (f"{run.trained_folder}{part}" if part == "adapter" else part)
         folder.mkdir(parents=True)
         repository = run.spec.export.hub_model_id if _is_pushed(run.spec, part) else None
         text = model_card.render(replace(inputs, repository=repository), part)
         (folder / model_card.CARD).write_text(text, encoding="utf-8")
-    return {"cards": [f"{part}/{model_card.CARD}" for part in parts]}
+    return {
+        "cards": [
+            str(path.relative_to(directory)) for path in sorted(directory.rglob(model_card.CARD))
+        ]
+    }
 
 
 def _inputs(run: RunContext) -> model_card.CardInputs:
@@ -65,9 +69,12 @@ def _settings(run: RunContext) -> dict[str, Any]:
     resolved = run.loaded.resolved
     lora = {"method": "full"} if run.spec.lora.method == "full" else resolved["lora"]
     train = {k: v for k, v in resolved["train"].items() if k not in UNTRAINED_KEYS}
+    sections = {"lora": lora, "train": train}
+    if run.spec.reinforce is not None:
+        sections["reinforce"] = resolved["reinforce"]
     return {
         name: {key: value for key, value in section.items() if value is not None}
-        for name, section in (("lora", lora), ("train", train))
+        for name, section in sections.items()
     }
 
 

@@ -225,9 +225,13 @@ class RunContext:
         """The trained adapter; None after full fine-tuning."""
         if self.spec.lora.method == "full":
             return None
-        stage = self.inputs.trained_by
-        folder = self.output.stages.local.fetch(self.record.stages[stage])
-        return (folder / REINFORCED if stage == "reinforce" else folder) / ADAPTER
+        folder = self.output.stages.local.fetch(self.record.stages[self.inputs.trained_by])
+        return folder / f"{self.trained_folder}{ADAPTER}"
+
+    @property
+    def trained_folder(self) -> str:
+        """The folder of the trained adapter at the output, with a slash; empty for the top."""
+        return "" if self.inputs.trained_by == "train" else f"{REINFORCED}/"
 
     def _family_of_weights(self) -> families.Family:
         train = self.output.stages.local.fetch(self.record.stages["train"])

@@ -37,14 +37,18 @@ def prepare(spec: JobSpec) -> None:
 def push(run: RunContext) -> dict[str, Any]:
     """Pushes the export; returns the stage's summary."""
     spec, stages = run.spec, run.record.stages
-    adapter = [*_files(run, "train", "adapter"), *_files(run, "card", "adapter")]
-    adapter += _files(run, "train", "adapter-vllm")
+    by, below = run.inputs.trained_by, run.trained_folder
+    adapter = [
+        (path.removeprefix(below), file)
+        for stage, folder in ((by, "adapter"), ("card", "adapter"), (by, "adapter-vllm"))
+        for path, file in _files(run, stage, f"{below}{folder}")
+    ]
     merged = [*_files(run, "export", "merged"), *_files(run, "card", "merged")]
     metrics = run.record.metrics
     title = commit_title(spec.name, metrics.get("baseline", {}), metrics.get("final", {}))
     description = (
         f"Made by finetune-job {run.record.versions['job']} "
-        f"(training {stages['train'].fingerprint[:12]})."
+        f"(training {stages[by].fingerprint[:12]})."
     )
     repository = HubRepository(HubTarget.of(spec.export))
     files = layout(content(spec), adapter, merged)

@@ -37,9 +37,9 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         adapting.require(spec, run.start_adapter)
         trackers.require(spec.train.report_to)
         if spec.reinforce is not None:
-            from job.pipeline import reinforcement
+            from job.pipeline import reinforcing
 
-            reinforcement.require_one_process(run)
+            reinforcing.require_one_process(run)
             assert run.inputs.rewards, "the schema requires one"
         if spec.train.torch_compile is True:
             from job.engines import compiling

@@ -111,11 +111,11 @@ class Stages:
 
     def reinforce(self, directory: Path) -> Summary:
         """Continues the trained adapter by the rewards of its answers."""
-        from job.pipeline import reinforcement
+        from job.pipeline import reinforcing
 
         run = self._run
         self._preflight_checks()
-        model, result = reinforcement.reinforce(run, directory)
+        model, result = reinforcing.reinforce(run, directory)
         run.models.keep_trained(model)
         log.info(
             "reinforced",
@@ -186,6 +186,8 @@ class Stages:
                 rejects=self._read_lines("prep", "data/rejects.jsonl"),
                 statistics=self._read_json("prep", "data/stats.json"),
                 lengths=self._read_json("train", "train/lengths.json"),
+                reinforced=self._read_lines("reinforce", "reinforced/history.jsonl"),
+                samples=self._read_lines("reinforce", "reinforced/samples.jsonl"),
             )
         )
         (directory / report.REPORT).write_text(page, encoding="utf-8")

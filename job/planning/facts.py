@@ -220,6 +220,31 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reinforcement:
+    """The reinforce stage."""
+
+    steps: int
+    rows_a_step: int
+    answers_a_step: int
+    answers: int
+    """To generate, over all steps."""
+    tokens: int | None
+    """Prompts and answers that are generated, at most; None if the rows' lengths are unknown."""
+    cache_bytes: int | None
+    """Keys and values of the answers that are generated at once, at most."""
+    logits_bytes: int
+    """Logits of the answers of a pass in fp32 with their gradient, at most."""
+    copied_bytes: int
+    """The copies of the adapter that the divergence (`beta`) needs; 0 without."""
+    shortest: float | None
+    """Seconds, with answers as long as the sample's; None if no similar job was measured."""
+    longest: float | None
+    """If no answer ends before `max_completion_length`."""
+    generating: float | None
+    """The share of generation in `longest`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     name: str
     output: str
@@ -240,6 +265,8 @@ class Plan:
     """The quantities that the time of stages depends on, see `job.planning.stage_work.Work`."""
     validation: Validation | None
     """None without validation."""
+    reinforcement: Reinforcement | None
+    """None without the stage."""
     stages: Mapping[str, str]
     stages_unknown: str | None
 

@@ -22,6 +22,7 @@ from job.planning.engine import engine_of
 from job.planning.job_time import answer_tokens, job_time, training_of, work_of
 from job.planning.name_patterns import patterns
 from job.planning.passes import compile_choice
+from job.planning.reinforcement_cost import reinforcement
 from job.planning.requirements import needs
 from job.planning.stage_work import Work
 from job.planning.validation_cost import validation
@@ -102,6 +103,15 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         job_time=whole,
         work=None if quantities is None else asdict(quantities),
         validation=validation(spec, data_facts, steps, time),
+        reinforcement=reinforcement(
+            spec,
+            skeleton,
+            data_facts,
+            quantities,
+            _only(devices),
+            answer_tokens=answer_tokens(survey),
+            trainable=measured.trainable,
+        ),
         stages=stages or {},
         stages_unknown=data.reason(no_stages),
     )
@@ -142,7 +152,7 @@ def _family(job: RunContext) -> families.Family:
 
 def _steps(job: RunContext, data: facts.Data) -> facts.Steps:
     train, rows = job.spec.train, job.inputs.rows_per_step
-    total: int | None = train.max_steps if train.max_steps > 0 else None
+    total: int | None = train.max_steps if train.max_steps >= 0 else None
     per_epoch = epochs = None
     if data.train_rows is not None:
         per_epoch = math.ceil(data.train_rows / rows)
@@ -312,10 +322,19 @@ def _job_time(
     )
 
 
+def _only(devices: Mapping[str, Accelerator]) -> Accelerator | None:
+    """This machine, or the accelerator that the user names; None if there are several."""
+    if THIS_MACHINE in devices:
+        return devices[THIS_MACHINE]
+    return next(iter(devices.values())) if len(devices) == 1 else None
+
+
 def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
     for stage in COMMANDS["run"]:
         if stage == "baseline" and not job.spec.eval.baseline:
             yield stage, "off (eval.baseline: false)"
+            continue
+        if stage == "reinforce" and job.spec.reinforce is None:
             continue
         if stage == "push" and not job.spec.export.push_to_hub:
             yield stage, "off (export.push_to_hub: false)"

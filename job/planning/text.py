@@ -4,7 +4,15 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from job import log, redaction
-from job.planning.facts import Data, DeviceFit, JobTime, Plan, StageTime, Validation
+from job.planning.facts import (
+    Data,
+    DeviceFit,
+    JobTime,
+    Plan,
+    Reinforcement,
+    StageTime,
+    Validation,
+)
 
 WIDTH = 98
 _PARTS = {
@@ -33,6 +41,7 @@ def text(plan: Plan) -> str:
         _memory_title(plan): _memory(plan),
         **({"training time": _time(plan)} if plan.job_time is None else _job_time(plan.job_time)),
         **({"validation": _validation(plan.validation)} if plan.validation else {}),
+        **({"reinforcement": _reinforcement(plan.reinforcement)} if plan.reinforcement else {}),
         "disk": _disk(plan),
         "resources of a pod": [
             (
@@ -228,7 +237,7 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
 def _job_time(time: JobTime) -> dict[str, Lines]:
     lines = [(each.stage, _stage_time(each)) for each in (*time.stages, time.total)]
     lines += [("measured", source) for source in time.sources]
-    lines.append(("not counted", "downloads and uploads"))
+    lines.append(("not counted", "downloads and uploads, and reinforcement if there is any"))
     return {f"time and cost on {time.accelerator}": lines}
 
 
@@ -252,6 +261,31 @@ def _validation(validation: Validation) -> Iterator[tuple[str, str]]:
         yield "loss", f"adds about {validation.share:.0%} to the training time{each}"
     if validation.answers:
         yield "answers", "are generated too, which takes longer; the log of a run tells the share"
+
+
+def _reinforcement(stage: Reinforcement) -> Iterator[tuple[str, str]]:
+    yield (
+        "answers",
+        f"{stage.steps:,} steps of {stage.rows_a_step:,} rows with {stage.answers_a_step:,} "
+        f"answers: {stage.answers:,} answers to generate",
+    )
+    if stage.tokens is not None:
+        yield "tokens", f"at most {stage.tokens:,}, prompts included"
+    extra = [f"logits of a pass {log.size(stage.logits_bytes)}"]
+    if stage.cache_bytes is not None:
+        extra.insert(0, f"keys and values of the answers {log.size(stage.cache_bytes)}")
+    if stage.copied_bytes:
+        extra.append(f"copies of the adapter {log.size(stage.copied_bytes)}")
+    yield "memory", f"beside weights, optimizer and activations at most: {', '.join(extra)}"
+    if stage.shortest is None or stage.longest is None or stage.generating is None:
+        yield "time", "unknown: no similar job was measured, or for several accelerators"
+        return
+    low, high = log.duration(stage.shortest), log.duration(stage.longest)
+    yield (
+        "time",
+        f"{low if low == high else f'{low} to {high}'}, up to {stage.generating:.0%} of it in "
+        "generation; by measurements of other stages, none of this one",
+    )
 
 
 def _disk(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -43,7 +43,7 @@ def step_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     found |= {ours: entry[theirs] for theirs, ours in _NAMES.items() if theirs in entry}
     rewards = {
         name.split("/")[1]: value
-        for name, value in entry.items()
+        for name, value in sorted(entry.items())  # a resume reads them back in this order
         if name.startswith("rewards/") and name.endswith("/mean")
     }
     return {**found, "rewards": rewards}
@@ -126,10 +126,7 @@ class ReinforceProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         assert self.trainer is not None
-        if self.trainer.samples:
-            with (self._directory / SAMPLES).open("a", encoding="utf-8") as lines:
-                lines.writelines(as_json(s.to_json()) + "\n" for s in self.trainer.samples)
-            self.trainer.samples = []
+        self._write_samples(self.trainer)
         if self._bar is not None and log.on_terminal():
             self._bar.advance(1)
 
@@ -166,6 +163,16 @@ class ReinforceProgress(TrainerCallback):
     def close(self) -> None:
         """Closes the bar; also called if the stage fails."""
         self._stack.close()
+
+    def _write_samples(self, trainer: "ReinforceTrainer") -> None:
+        """Those of the last rollout; before them, once, those of the first step of all."""
+        samples = [each.to_json() for each in trainer.samples]
+        path, trainer.samples = self._directory / SAMPLES, []
+        if samples and path.stat().st_size == 0:
+            samples = [*trainer.first_samples, *samples]
+        trainer.first_samples = trainer.first_samples or samples
+        with path.open("a", encoding="utf-8") as lines:
+            lines.writelines(as_json(each) + "\n" for each in samples)
 
     def _write(self, state: TrainerState) -> None:
         """The whole history: a resumed stage has the steps before from the trainer's log."""

@@ -1,5 +1,6 @@
 """The summary of the reinforce stage."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,12 +103,16 @@ def _validation(session: "ReinforceSession", kept: int) -> dict[str, Any] | None
         return None
     history = session.trainer.state.log_history
     every, best = session.selection.validations(history), session.selection.best(history)
+    last = every[-1] if every else None
     return {
         "metric": session.selection.metric,
+        "greater_is_better": session.selection.greater_is_better,
         "best_step": best.step if best else None,
         "best": best.value if best else None,
+        "last_step": last.step if last else None,
+        "last": last.value if last and math.isfinite(last.value) else None,
         "best_metrics": dict(best.metrics) if best else {},
-        "last": every[-1].value if every else None,
-        "validations": len(every),
         "exported_step": kept,
+        "stopped_early": False,
+        "validations": len(every),
     }

@@ -95,6 +95,8 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self.generated_tokens = 0
         self.samples: list[Sample] = []
         """Of the last rollout."""
+        self.first_samples: list[dict[str, Any]] = []
+        """Of the first step, whatever session it was in."""
 
     # --- what TRL would do beside the training -----------------------------------------------
 
@@ -273,6 +275,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
             {
                 "buffered": left,
                 "metrics": {k: list(v) for k, v in self._metrics["train"].items()},
+                "samples": self.first_samples,
             },
             Path(output_dir, ROLLOUTS),
         )
@@ -295,6 +298,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
                 for each in stored["buffered"]
             ]
             self._metrics["train"] = defaultdict(list, stored["metrics"])
+            self.first_samples = stored["samples"]
         super()._run_epoch(
             model,
             epoch,
@@ -308,8 +312,8 @@ def rollouts_problem(directory: Path) -> str | None:
     """Why the answers in a checkpoint cannot be used; None if they can."""
     try:
         stored = state_files.load(Path(directory, ROLLOUTS))
-        if not {"buffered", "metrics"} <= stored.keys():
-            return f"{ROLLOUTS} lacks the answers or the metrics"
+        if not {"buffered", "metrics", "samples"} <= stored.keys():
+            return f"{ROLLOUTS} lacks the answers, the metrics or the samples"
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         return f"{ROLLOUTS} cannot be read: {type(error).__name__}: {error}"
     return None

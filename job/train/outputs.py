@@ -39,11 +39,11 @@ def store_trained(
     if sharding.is_sharded(model):
         state = sharding.trained_state(model)
         if directory is not None:
-            _store_weights(spec, family, model, state, directory)
+            store_weights(spec, family, model, state, directory)
         return None
     model = without_autocast(trainer.accelerator.unwrap_model(model))
     if directory is not None:
-        _store_weights(spec, family, model, None, directory)
+        store_weights(spec, family, model, None, directory)
     return model.eval()
 
 
@@ -68,7 +68,7 @@ def autocast_removed(model: "torch.nn.Module") -> Iterator[None]:
         vars(model).update(own)
 
 
-def _store_weights(
+def store_weights(
     spec: JobSpec,
     family: Family,
     model: "PreTrainedModel | PeftModel",

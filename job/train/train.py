@@ -27,6 +27,7 @@ from job.train.train_context import TrainContext
 from job.train.trainer_setup import planned_sampler
 from job.train.training_rows import TrainingRows, select_rows
 from job.train.trial import Trial, pass_memory
+from job.train.untrained import store_untrained
 from job.train.validation import Validator
 from job.train.validation_rows import select_validation_rows
 
@@ -53,6 +54,8 @@ def train(
     rows, validation = select_rows(context), select_validation_rows(context)
     adapted = adapt(context.spec, context.engine, context.family, model, context.start)
     require_images(adapted, rows.measured)
+    if context.spec.train.max_steps == 0:
+        return store_untrained(context, rows, adapted)
     _log_start(context, rows, adapted, optim)
     _log_options(context.spec.train)
 

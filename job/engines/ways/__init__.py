@@ -6,7 +6,7 @@ they found for a device and the installed versions.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 GROUPED, ATTENTION = "grouped products", "attention by boundaries"
 CAPTURED, COMPILED = "captured passes", "compiled blocks"
 EIGHT_BIT, FOUR_BIT = "8-bit optimizer", "4-bit weights"
-GENERATING = (GROUPED, ATTENTION)
+KERNELS, DTYPES = ("torch", "triton"), ("bfloat16", "float32")
+
+
+def grouped(kernel: str, dtype: str) -> str:
+    """The name of a grouped product's trial."""
+    return f"{GROUPED}: {dtype}, {kernel}"
+
+
+GENERATING = (*(grouped(kernel, dtype) for kernel in KERNELS for dtype in DTYPES), ATTENTION)
 """What a command that only generates computes with."""
 TRAINING = (*GENERATING, CAPTURED, COMPILED, EIGHT_BIT, FOUR_BIT)
 
@@ -37,14 +45,15 @@ class Ways:
 
     outcomes: "tuple[Outcome, ...]" = ()
 
-    def obstacle(self, way: str) -> str | None:
-        """Why the way was left; None if it was taken, or not tried."""
-        outcome = next((each for each in self.outcomes if each.way == way), None)
-        return None if outcome is None or outcome.taken else outcome.reason
+    def of(self, way: str) -> "Outcome | None":
+        """The outcome of the way's trial; None if it was not tried, or may end otherwise."""
+        found = (each for each in self.outcomes if each.way == way and not each.passing)
+        return next(found, None)
 
-    def of(self, name: str) -> "list[Outcome]":
-        """The outcomes of a trial, which may try several ways: `name: way`."""
-        return [each for each in self.outcomes if each.way.partition(":")[0] == name]
+    def obstacle(self, way: str) -> str | None:
+        """Why the way was left; None if it was taken, not tried, or may serve all the same."""
+        outcome = self.of(way)
+        return None if outcome is None or outcome.taken else outcome.reason
 
 
 def find(
@@ -74,16 +83,15 @@ def find(
     with kept.one_at_a_time(cache, key):
         recalled = {} if cache is None or anew else kept.read(cache, key)
         missing = [name for name in names if name not in recalled]
-        tried = _by_trial(missing, run(missing) if missing else ())
-        lasting = {n: each for n, each in tried.items() if not any(o.passing for o in each)}
+        tried = {each.way: each for each in run(missing)} if missing else {}
+        lasting = {name: each for name, each in tried.items() if not each.passing}
         if cache is not None and lasting:
             kept.write(cache, key, recalled | lasting)
     every = recalled | tried
     for name in names:
-        for outcome in every.get(name, ()):
-            known = {"known": "from an earlier start"} if name in recalled else {}
-            log.info(outcome.way, **{_verb(outcome): outcome.reason}, **known)
-    ways = Ways(tuple(outcome for name in names for outcome in every.get(name, ())))
+        known = {"known": "from an earlier start"} if name in recalled else {}
+        log.info(name, **{_verb(every[name]): every[name].reason}, **known)
+    ways = Ways(tuple(every[name] for name in names))
     adopt(ways)
     return ways
 
@@ -95,17 +103,13 @@ def adopt(ways: Ways) -> None:
     from job.families.ernie45_vl.packed import varlen_trial
     from job.families.grouped_products import choice
 
-    for outcome in ways.of(ATTENTION):
+    if (outcome := ways.of(ATTENTION)) is not None:
         varlen_trial.use(outcome.taken)
-    for dtype in (torch.bfloat16, torch.float32):
-        prefix = f"{GROUPED}: {str(dtype)[6:]}, "
-        tried = [
-            kept.renamed(each, each.way.removeprefix(prefix))
-            for each in ways.of(GROUPED)
-            if each.way.startswith(prefix)
-        ]
-        if tried:
-            choice.use(dtype, choice.decide(tried))
+    for dtype in DTYPES:
+        found = {kernel: ways.of(grouped(kernel, dtype)) for kernel in KERNELS}
+        tried = [replace(each, way=kernel) for kernel, each in found.items() if each is not None]
+        if len(tried) == len(KERNELS):
+            choice.use(getattr(torch, dtype), choice.decide(tried))
 
 
 def computing(model: "PreTrainedModel", engine: Engine) -> dict[str, str]:
@@ -113,21 +117,18 @@ def computing(model: "PreTrainedModel", engine: Engine) -> dict[str, str]:
     import torch
 
     from job.families.base import SORTED_EXPERTS
-    from job.families.grouped_products.choice import choose
 
     half = engine.autocast or engine.dtype in (torch.bfloat16, torch.float16)
     bounded = half and getattr(model, "varlen", False)
     experts = getattr(model.config, "_experts_implementation", None)
     if experts == SORTED_EXPERTS:
+        from job.families.grouped_products.choice import choose
+
         experts = f"{experts}: {choose(model.device, model.dtype).way}"
     return {
         "attention": "by boundaries" if bounded else "in a padded grid",
         **({} if experts is None else {"routed experts": experts}),
     }
-
-
-def _by_trial(names: Sequence[str], found: "Sequence[Outcome]") -> "dict[str, list[Outcome]]":
-    return {name: [o for o in found if o.way.partition(":")[0] == name] for name in names}
 
 
 def _verb(outcome: "Outcome") -> str:

@@ -5,9 +5,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,20 +42,20 @@ def key(accelerator: Accelerator) -> Mapping[str, str]:
     }
 
 
-def read(cache: Path, key: Mapping[str, str]) -> "dict[str, list[Outcome]]":
+def read(cache: Path, key: Mapping[str, str]) -> "dict[str, Outcome]":
     """The outcomes by trial; empty if none are kept, or they cannot be read."""
     from job.families.outcome import Outcome
 
     try:
         stored = json.loads(_path(cache, key).read_text(encoding="utf-8"))
-        return {name: [Outcome(**each) for each in found] for name, found in stored["ways"].items()}
+        return {name: Outcome(**each) for name, each in stored["ways"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def write(cache: Path, key: Mapping[str, str], ways: "Mapping[str, Sequence[Outcome]]") -> None:
+def write(cache: Path, key: Mapping[str, str], ways: "Mapping[str, Outcome]") -> None:
     """Keeps the outcomes; a cache that cannot be written costs another trial."""
-    found = {name: [each.to_json() for each in outcomes] for name, outcomes in ways.items()}
+    found = {name: outcome.to_json() for name, outcome in ways.items()}
     text = json.dumps({"key": dict(key), "ways": found}, indent=1)
     try:
         _path(cache, key).parent.mkdir(parents=True, exist_ok=True)
@@ -78,10 +77,6 @@ def one_at_a_time(cache: Path | None, key: Mapping[str, str]) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.close()
-
-
-def renamed(outcome: "Outcome", way: str) -> "Outcome":
-    return replace(outcome, way=way)
 
 
 def _path(cache: Path, key: Mapping[str, str]) -> Path:

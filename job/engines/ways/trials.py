@@ -8,7 +8,16 @@ from importlib.util import find_spec
 
 import torch
 
-from job.engines.ways import ATTENTION, CAPTURED, COMPILED, EIGHT_BIT, FOUR_BIT, GROUPED
+from job.engines.ways import (
+    ATTENTION,
+    CAPTURED,
+    COMPILED,
+    DTYPES,
+    EIGHT_BIT,
+    FOUR_BIT,
+    KERNELS,
+    grouped,
+)
 from job.families.outcome import (
     Outcome,
     Results,
@@ -32,38 +41,38 @@ BITSANDBYTES = "bitsandbytes"
 
 def run(names: Sequence[str], device: torch.device) -> list[Outcome]:
     """The outcomes of the named trials, in their order. Raises nothing."""
-    outcomes: list[Outcome] = []
-    for name in names:
-        try:
-            outcomes += TRIALS[name](device)
-        except Exception as error:  # noqa: BLE001 - a trial that fails never ends the job
-            passing = isinstance(error, torch.OutOfMemoryError)
-            outcomes.append(left(name, first_line(error), passing=passing))
-    return outcomes
+    return [_run(name, device) for name in names]
 
 
-def grouped_products(device: torch.device) -> list[Outcome]:
+def _run(name: str, device: torch.device) -> Outcome:
+    try:
+        return TRIALS[name](device)
+    except Exception as error:  # noqa: BLE001 - a trial that fails never ends the job
+        passing = isinstance(error, torch.OutOfMemoryError)
+        return left(name, first_line(error), passing=passing)
+
+
+def grouped_product(kernel: str, dtype: torch.dtype, device: torch.device) -> Outcome:
+    way = grouped(kernel, str(dtype)[6:])
+    if device.type == "cpu":
+        return left(way, NO_GPU)
     from job.families.grouped_products import choice
 
+    return replace(choice.trial(kernel, device, dtype), way=way)
+
+
+def attention(device: torch.device) -> Outcome:
     if device.type == "cpu":
-        return [left(f"{GROUPED}: {way}", NO_GPU) for way in ("torch", "triton")]
-    return [
-        replace(outcome, way=f"{GROUPED}: {str(dtype)[6:]}, {outcome.way}")
-        for dtype in (torch.bfloat16, torch.float32)
-        for outcome in choice.tried(device, dtype)
-    ]
-
-
-def attention(device: torch.device) -> list[Outcome]:
+        return left(ATTENTION, "a CPU has no kernel for it")
     from job.families.ernie45_vl.packed import varlen_trial
 
-    return [varlen_trial.trial(device)]
+    return varlen_trial.trial(device)
 
 
-def captured(device: torch.device) -> list[Outcome]:
+def captured(device: torch.device) -> Outcome:
     """A block's pass captured as a graph and replayed on other inputs."""
     if device.type == "cpu":
-        return [left(CAPTURED, NO_GPU)]
+        return left(CAPTURED, NO_GPU)
     exact, inputs = _exact_block(device)
     block = _Block(device, torch.bfloat16)
     static = torch.zeros_like(inputs)
@@ -88,26 +97,26 @@ def captured(device: torch.device) -> list[Outcome]:
 
     outcome = attempt(CAPTURED, replay, exact, tolerance=BF16_TOLERANCE)
     eager = functools.partial(block.results, inputs)
-    return [unless_slower(outcome, milliseconds(eager, device), "launched one by one")]
+    return unless_slower(outcome, milliseconds(eager, device), "launched one by one")
 
 
-def compiled(device: torch.device) -> list[Outcome]:
+def compiled(device: torch.device) -> Outcome:
     """A block compiled as those of a model are, for dynamic shapes."""
     if device.type == "cpu":
-        return [left(COMPILED, "not tried on a CPU, where only train.torch_compile: true compiles")]
+        return left(COMPILED, "not tried on a CPU, where only train.torch_compile: true compiles")
     exact, inputs = _exact_block(device)
     block = _Block(device, torch.bfloat16)
     results = functools.partial(block.results, inputs)
     before = milliseconds(results, device)
     block.forward = torch.compile(block.forward, dynamic=True)  # type: ignore[method-assign]
     outcome = attempt(COMPILED, results, exact, tolerance=BF16_TOLERANCE)
-    return [unless_slower(outcome, before, "uncompiled")]
+    return unless_slower(outcome, before, "uncompiled")
 
 
-def eight_bit(device: torch.device) -> list[Outcome]:
+def eight_bit(device: torch.device) -> Outcome:
     """Ten steps of AdamW with 8-bit states, against AdamW in fp32."""
     if (reason := _without_bitsandbytes(device)) is not None:
-        return [left(EIGHT_BIT, reason)]
+        return left(EIGHT_BIT, reason)
     library = import_module(BITSANDBYTES)
     gradients = [_randn(ROWS, WIDTH, seed=seed).to(device) for seed in range(10)]
 
@@ -121,14 +130,14 @@ def eight_bit(device: torch.device) -> list[Outcome]:
 
     exact = steps(torch.optim.AdamW)
     results = functools.partial(steps, library.optim.AdamW8bit)
-    outcome = attempt(EIGHT_BIT, results, exact, tolerance=STATE_TOLERANCE)
-    return [outcome]  # it is taken for its memory, not for its time
+    # It is taken for its memory, whatever its time.
+    return attempt(EIGHT_BIT, results, exact, tolerance=STATE_TOLERANCE)
 
 
-def four_bit(device: torch.device) -> list[Outcome]:
+def four_bit(device: torch.device) -> Outcome:
     """A product with NF4 weights and its gradient, against the weights in fp32."""
     if (reason := _without_bitsandbytes(device)) is not None:
-        return [left(FOUR_BIT, reason)]
+        return left(FOUR_BIT, reason)
     from job.families.four_bit import FourBit
     from job.families.four_bit.tensor import FourBitTensor
 
@@ -145,14 +154,18 @@ def four_bit(device: torch.device) -> list[Outcome]:
 
     outcome = attempt(FOUR_BIT, lambda: [restored], [weight.float()], tolerance=NF4_TOLERANCE)
     if not outcome.taken:
-        return [outcome]
+        return outcome
     exact = product(inputs.float(), restored)
     results = functools.partial(product, inputs, packed)
-    return [attempt(FOUR_BIT, results, exact, tolerance=BF16_TOLERANCE)]
+    return attempt(FOUR_BIT, results, exact, tolerance=BF16_TOLERANCE)
 
 
-TRIALS: Mapping[str, Callable[[torch.device], list[Outcome]]] = {
-    GROUPED: grouped_products,
+TRIALS: Mapping[str, Callable[[torch.device], Outcome]] = {
+    **{
+        grouped(kernel, dtype): functools.partial(grouped_product, kernel, getattr(torch, dtype))
+        for kernel in KERNELS
+        for dtype in DTYPES
+    },
     ATTENTION: attention,
     CAPTURED: captured,
     COMPILED: compiled,

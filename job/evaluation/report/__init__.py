@@ -16,6 +16,7 @@ from job.evaluation.report.embedded_images import ImageEmbedder
 from job.evaluation.report.environment import environment
 from job.evaluation.report.generated_text import plain
 from job.evaluation.report.headline import headline
+from job.evaluation.report.reward_curves import reinforcement
 from job.evaluation.report.samples import PredictionRecord, SampleBuilder, choose
 from job.evaluation.report.tables import table
 from job.prep.rows import Row
@@ -25,7 +26,15 @@ REPORT = "report.html"
 MAX_BYTES = 2_000_000
 """The page's size limit."""
 
-_SECTIONS = ("model", "data", "lora", "train", "eval", "export")  # not where the run took place
+_SECTIONS = (
+    "model",
+    "data",
+    "lora",
+    "train",
+    "reinforce",
+    "eval",
+    "export",
+)  # not where the run took place
 _SAMPLES, _WORST = 12, 6
 _IMAGE_BYTES = 1_000_000  # for all images together; base64 adds a third
 _REJECTS = 20
@@ -54,6 +63,10 @@ class RunResults:
     """`data/stats.json`."""
     lengths: Mapping[str, Any] | None = None
     """`train/lengths.json`."""
+    reinforced: Sequence[Mapping[str, Any]] = ()
+    """`reinforced/history.jsonl`."""
+    samples: Sequence[Mapping[str, Any]] = ()
+    """`reinforced/samples.jsonl`."""
 
 
 def render(results: RunResults) -> str:
@@ -96,6 +109,11 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
         settings=facts.settings(results.settings, results.changed, _SECTIONS),
         rejects=results.rejects[:_REJECTS],
         histograms=histograms(results.statistics, results.lengths),
+        reinforcement=reinforcement(
+            stages["reinforce"].summary if "reinforce" in stages else None,
+            results.reinforced,
+            results.samples,
+        ),
         images_omitted=embedder.omitted,
         **shown,
     )  # fmt: skip

@@ -33,6 +33,8 @@ WAYS: dict[str, GroupedMm] = {
     "triton": grouped_product,
     "loop": transformers_grouped_mm,  # where torch's kernel does not apply, that is what it runs
 }
+KERNELS = ("torch", "triton")
+"""The ways that are tried, in the order of preference."""
 
 
 class _Sizes(NamedTuple):
@@ -83,7 +85,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Choice:
         return known
     if device.type == "cpu":
         return Choice("loop", "no GPU")
-    choice = decide(tried(device, dtype))
+    choice = decide([trial(way, device, dtype) for way in KERNELS])
     log.info("grouped products", dtype=str(dtype)[6:], way=choice.way, reason=choice.reason)
     return choice
 
@@ -94,21 +96,17 @@ def use(dtype: torch.dtype, choice: Choice) -> None:
     choose.cache_clear()
 
 
-def tried(device: torch.device, dtype: torch.dtype) -> list[Outcome]:
-    """The outcomes for torch's kernel and Triton's, in the order of preference."""
-    outcomes = []
-    for way in ("torch", "triton"):
-        with torch.inference_mode(mode=False):  # for the gradients, if the first use is generation
-            reason = is_right(WAYS[way], device, dtype)
-            reason = reason or waits_for_nothing(WAYS[way], device, dtype)
-            if reason is not None:
-                outcomes.append(left(way, reason))
-                continue
-            rows, weight, ends = _example(device, dtype, LARGE)
-            exact = _results(_loop, rows.float(), weight.float(), ends)
-            results = functools.partial(_results, WAYS[way], rows, weight, ends)
-            outcomes.append(attempt(way, results, exact, tolerance=_tolerance(dtype)))
-    return outcomes
+def trial(way: str, device: torch.device, dtype: torch.dtype) -> Outcome:
+    """The outcome for torch's kernel or Triton's, by its name in `WAYS`."""
+    with torch.inference_mode(mode=False):  # for the gradients, if the first use is generation
+        reason = is_right(WAYS[way], device, dtype)
+        reason = reason or waits_for_nothing(WAYS[way], device, dtype)
+        if reason is not None:
+            return left(way, reason)
+        rows, weight, ends = _example(device, dtype, LARGE)
+        exact = _results(_loop, rows.float(), weight.float(), ends)
+        results = functools.partial(_results, WAYS[way], rows, weight, ends)
+        return attempt(way, results, exact, tolerance=_tolerance(dtype))
 
 
 def decide(outcomes: Sequence[Outcome]) -> Choice:

@@ -1,4 +1,4 @@
-r"""Reads formulas for matplotlib's mathtext five times as fast as its own grammar does.
+r"""Reads formulas for matplotlib's mathtext several times as fast as its own grammar does.
 
 mathtext tries some twenty alternatives at every character, in Python. `Parser` reads the common
 part of its grammar with one look ahead, and calls mathtext's own actions in the same order, so the
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib import _mathtext
 from matplotlib._mathtext_data import tex2uni
-from matplotlib.backends.backend_agg import get_hinting_flag
+from matplotlib.ft2font import LoadFlags
 from pyparsing import ParseBaseException
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ COVERED = ((3, 11),)
 """The versions of matplotlib whose grammar this module follows."""
 MAX_DEPTH = 12
 """Deeper groups are left to mathtext, which fails at a depth that depends on Python's stack."""
+HINTING = LoadFlags.DEFAULT
+"""What matplotlib's Agg backend gets for `text.hinting: default`; its import takes a quarter of a
+second."""
 SHARED_BY = 256
 """As many formulas share loaded glyphs, which are kept by size: their number grows slowly."""
 
@@ -283,14 +286,13 @@ def _fonts(font: "FontProperties") -> _mathtext.Fonts:
     Other families have kerning tables, which FreeType reads at the size of the last glyph loaded.
     """
     kind = _FAMILIES[font.get_math_fontfamily()]
-    flags = get_hinting_flag()
     if kind is not _mathtext.BakomaFonts:
-        return kind(font, flags)
+        return kind(font, HINTING)
     if _shared and _shared[0][0] == font and _shared[0][2] < SHARED_BY:
         _, fonts, count = _shared.pop()
     else:
         _shared.clear()
-        fonts, count = kind(font, flags), 0
+        fonts, count = kind(font, HINTING), 0
     _shared.append((font, fonts, count + 1))
     return fonts
 

@@ -39,7 +39,7 @@ _TRIES_PER_LENGTH = 16  # formulas of one length before trying shorter ones
 _CHUNK = 64  # samples that a worker renders at a time: about half a second
 _MIN_PARALLEL = 512  # fewer samples are rendered faster than processes start
 # matplotlib's defaults, explicit as a matplotlibrc on the machine could override them.
-_SETTINGS = {"mathtext.default": "normal", "mathtext.fallback": "cm", "text.hinting": "default"}
+_SETTINGS = {"mathtext.default": "normal", "mathtext.fallback": "cm"}
 
 
 @dataclass(frozen=True)

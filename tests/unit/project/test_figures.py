@@ -63,6 +63,8 @@ def every_number(name: str) -> list[float]:
 MEASURED = [
     pytest.param(page, title, body, id=f"{page.name}: {title}")
     for page, titles in (
+        (README, {"The result"}),
+        (RECEIPTS, {"4. Run it", "5. The report"}),
         (SPEED, {title for title, _ in sections(SPEED)} - {"Where a step's time goes"}),
     )
     for title, body in sections(page)
@@ -71,8 +73,8 @@ MEASURED = [
 
 
 def test_every_page_of_measurements_has_sections_that_are_checked() -> None:
-    assert {param.values[0] for param in MEASURED} == {SPEED}
-    assert len(MEASURED) >= 8
+    assert {param.values[0] for param in MEASURED} == {README, RECEIPTS, SPEED}
+    assert len(MEASURED) >= 10
 
 
 @pytest.mark.parametrize(("page", "title", "section"), MEASURED)
@@ -108,6 +110,15 @@ def peak_gib() -> float:
     return float(job()["summaries"]["train"]["peak_memory_bytes"] / 2**30)
 
 
+def exported(key: str) -> Any:
+    """What the checks of the README's export found."""
+    return read("job-latex-cpu.json")["export"][key]
+
+
+def reloaded(key: str) -> float:
+    return float(exported("merged_reloaded")[key])
+
+
 def trained(key: str) -> float:
     return float(job()["training"][key])
 
@@ -138,6 +149,12 @@ WORDS = {"nine": 9, "two and a half": 2.5}
 HOW = DOCS / "01-how-it-works.md"
 PLAN = DOCS / "15-plan.md"
 CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
+    (README, r"(\d+) seconds of CPU time", lambda: read("job-latex-cpu.json")["cpu_seconds"]),
+    (README, r"and ([\d.]+) GiB of memory", lambda: read("job-latex-cpu.json")["peak_gib"]),
+    (README, r"of (\d+) tensors bit-identical", lambda: exported("tensors_checked")),
+    (README, r"of (\d+) adapted ones", lambda: exported("changed_tensors")),
+    (README, r"within ([\d.]+)% of the trained", lambda: 100 * reloaded("relative_rms")),
+    (README, r"(\d) of 4\s+greedy answers", lambda: reloaded("same_answers")),
     (README, r"([\d.]+) GiB at\s+the peak on an H200", peak_gib),
     (README, r"([\d.]+) GiB of weights", lambda: job()["base_gib"]),
     (README, r"60 steps take (\w+)\s+seconds", lambda: trained("loop_seconds")),
@@ -153,6 +170,8 @@ CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
     (SPEED, r"in training ([\d.]+) GiB", peak_gib),
     (SPEED, r"adapter had ([\d.]+) million", lambda: job()["work"]["trainable"] / 1e6),
     (SPEED, r"that is (\d+) times Transformers' best", lambda: fastest("train stage")),
+    (RECEIPTS, r"(\d+) seconds of CPU time", lambda: read("job-receipts-cpu.json")["cpu_seconds"]),
+    (RECEIPTS, r"([\d.]+) GiB of memory", lambda: read("job-receipts-cpu.json")["peak_gib"]),
     (PLAN, r"each estimated within (\d+)%", farthest_off),
     (PLAN, r"92 rows took (\d+) GiB", lambda: ways()["train stage"]["peak_gib"]),
     (HOW, r"64 rows was ([\d.]+) times as fast", compiled),

@@ -28,9 +28,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     ("train", "evaluation", "export"),
     ("rewards",),
+    ("reinforce",),
     ("pipeline", "drafting"),
     ("planning",),
-    ("kubernetes", "doctor"),
+    ("kubernetes", "doctor", "parity"),
     ("cli",),
 )
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
