@@ -186,8 +186,16 @@ def resolve_optim(
     return train.optim
 
 
-def require_four_bit(model: ModelSpec) -> None:
-    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing."""
+def require_four_bit(model: ModelSpec, tried: str | None = None) -> None:
+    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing, or
+    failed its trial on this device, for the reason `tried`."""
+    if model.load_in_4bit and tried is not None:
+        raise SpecError(
+            "$.model.load_in_4bit",
+            f"4-bit weights failed their trial on this GPU: {tried}",
+            value=True,
+            fix="remove the line, or install a release of bitsandbytes for this GPU",
+        )
     if model.load_in_4bit and not _has_bitsandbytes():
         raise SpecError(
             "$.model.load_in_4bit",
