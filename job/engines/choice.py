@@ -131,6 +131,10 @@ def _obstacle(
 ) -> SpecError | None:
     """Why Unsloth cannot train the spec here; spec validation has rejected other cases already."""
     other_engine = "set model.engine: transformers, or auto"
+    if spec.reinforce is not None:
+        return SpecError(
+            FIELD, "does not run reinforce", value="unsloth", fix="set model.engine: transformers"
+        )
     if accelerator.kind == "cpu":
         return SpecError(
             FIELD, "needs a GPU, but torch sees none", value="unsloth", fix=other_engine

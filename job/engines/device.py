@@ -186,23 +186,20 @@ def resolve_optim(
     return train.optim
 
 
-def require_four_bit(model: ModelSpec, tried: str | None = None) -> None:
-    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing, or
-    failed its trial on this device, for the reason `tried`."""
-    if model.load_in_4bit and tried is not None:
-        raise SpecError(
-            "$.model.load_in_4bit",
-            f"4-bit weights failed their trial on this GPU: {tried}",
-            value=True,
-            fix="remove the line, or install a release of bitsandbytes for this GPU",
-        )
-    if model.load_in_4bit and not _has_bitsandbytes():
-        raise SpecError(
-            "$.model.load_in_4bit",
-            "needs the package bitsandbytes",
-            value=True,
-            fix="install it, make setup EXTRAS=gpu, or remove the line",
-        )
+def require_four_bit(model: ModelSpec, obstacle: str | None = None) -> None:
+    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing.
+
+    `obstacle` says why packed weights do not work on this device; None if they do.
+    """
+    if not model.load_in_4bit:
+        return
+    reason, fix = f"does not work on this device: {obstacle}", "remove the line"
+    if not _has_bitsandbytes():
+        reason = "needs the package bitsandbytes"
+        fix = "install it, make setup EXTRAS=gpu, or remove the line"
+    elif obstacle is None:
+        return
+    raise SpecError("$.model.load_in_4bit", reason, value=True, fix=fix)
 
 
 def four_bit_settings(model: ModelSpec, lora: LoraSpec) -> FourBit | None:

@@ -130,16 +130,17 @@ class RunContext:
     def ways(self) -> Ways:
         """The ways to compute that serve on this device; tries those of the command."""
         names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
-        if self.spec.model.load_in_4bit:
-            names = (*(name for name in names if name != ways.FOUR_BIT), ways.FOUR_BIT)
+        if self.spec.model.load_in_4bit and ways.FOUR_BIT not in names:
+            names = (*names, ways.FOUR_BIT)
         return ways.find(self.accelerator, self.cache_dir, names)
 
     @cached_property
     def engine(self) -> engines.Engine:
-        # Before the first model takes memory, and asks which way to compute.
-        four_bit = self.ways.obstacle(ways.FOUR_BIT)
-        if self.accelerator.kind != "cpu":  # where nothing was tried
-            require_four_bit(self.spec.model, four_bit)
+        # Tried before the first model takes memory, and asks which way to compute.
+        obstacle = self.ways.obstacle(ways.FOUR_BIT)
+        if self.accelerator.kind == "cpu":  # where it is not tried
+            obstacle = None
+        require_four_bit(self.spec.model, obstacle)
         model = replace(self.spec.model, engine=self.engine_name)
         return engines.create(model, self.spec.lora, self.accelerator)
 

@@ -43,7 +43,7 @@ def step_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     found |= {ours: entry[theirs] for theirs, ours in _NAMES.items() if theirs in entry}
     rewards = {
         name.split("/")[1]: value
-        for name, value in entry.items()
+        for name, value in sorted(entry.items())  # a resume reads them back in this order
         if name.startswith("rewards/") and name.endswith("/mean")
     }
     return {**found, "rewards": rewards}

@@ -120,6 +120,19 @@ def _one_process_continues_an_adapter(at: View) -> Iterator[Finding]:
             "is not run by model.engine: unsloth",
             "set model.engine: transformers, or remove the section reinforce",
         )
+    if at("model.load_in_4bit"):
+        yield finding(
+            "reinforce",
+            "is not supported with model.load_in_4bit: true in this version",
+            "set model.load_in_4bit: false, or remove the section reinforce",
+        )
+    if at("data.streaming"):
+        yield finding(
+            "reinforce",
+            "is not supported with data.streaming: true in this version: it takes rows in another "
+            "order than training",
+            "set data.streaming: false, or remove the section reinforce",
+        )
     if at("runtime.accelerator") == "cpu" and at("reinforce.optim").endswith("8bit"):
         yield finding(
             "reinforce.optim",

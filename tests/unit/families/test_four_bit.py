@@ -204,3 +204,11 @@ def test_without_bitsandbytes_the_spec_is_refused_with_the_way_to_install_it(
     monkeypatch.setattr(devices, "_has_bitsandbytes", lambda: False)
     with pytest.raises(SpecError, match="make setup EXTRAS=gpu"):
         engines.create(spec.model, spec.lora, CPU)
+
+
+def test_a_device_on_which_packed_weights_are_wrong_is_refused_with_the_reason(
+    spec: JobSpec,
+) -> None:
+    with pytest.raises(SpecError, match=r"does not work on this device: off by 0\.7"):
+        devices.require_four_bit(spec.model, "off by 0.7")
+    devices.require_four_bit(spec.model)

@@ -882,6 +882,19 @@ REFUSED += [
         "set runtime.distributed: none, or remove the section reinforce",
     ),
     (
+        (GRPO, "model.load_in_4bit=true"),
+        "reinforce",
+        "is not supported with model.load_in_4bit: true in this version",
+        "set model.load_in_4bit: false, or remove the section reinforce",
+    ),
+    (
+        (GRPO, "data.streaming=true"),
+        "reinforce",
+        "is not supported with data.streaming: true in this version: it takes rows in another "
+        "order than training",
+        "set data.streaming: false, or remove the section reinforce",
+    ),
+    (
         (GRPO, "model.engine=unsloth"),
         "reinforce",
         "is not run by model.engine: unsloth",
