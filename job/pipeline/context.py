@@ -130,6 +130,8 @@ class RunContext:
     def ways(self) -> Ways:
         """The ways to compute that serve on this device; tries those of the command."""
         names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
+        if self.spec.model.load_in_4bit and ways.FOUR_BIT not in names:
+            names = (*names, ways.FOUR_BIT)
         return ways.find(self.accelerator, self.cache_dir, names)
 
     @cached_property
