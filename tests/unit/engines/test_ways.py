@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_what_was_found_is_kept_for_a_device_and_versions_and_not_tried_again(
         file.write_text("{}")  # damaged
     find()
     assert calls[5:] == [[*names]]
+
+
+def test_trials_go_on_beside_other_work_and_their_error_is_not_lost(tmp_path: Path) -> None:
+    other_work = threading.Event()
+
+    def run(_: Sequence[str]) -> list[Outcome]:
+        assert other_work.wait(60)
+        raise OSError("no process")
+
+    end = ways.begin(GPU, tmp_path, [ways.ATTENTION], run)
+    other_work.set()
+    with pytest.raises(OSError, match="no process"):
+        end()
 
 
 def test_a_cache_that_cannot_be_written_costs_a_trial_and_nothing_else(tmp_path: Path) -> None:
