@@ -70,15 +70,18 @@ $(VENV)/.ready-dev: $(VENV)/bin/finetune-job Makefile
 	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt -r requirements/gpu.txt
 	@touch $@
 
-# One thread per process: processes that each use every core slow each other down.
+# One thread per process: processes that each use every core slow each other down. Their bytecode is
+# kept whatever the shell says: they import the same modules hundreds of times.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
 test: $(VENV)/.ready-dev lint ## Set up, lint and run the tests (no GPU, no network)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 $(CHROMIUM)/.ready: requirements/chromium.py $(VENV)/.ready-dev
 	@$(VENV)/bin/python requirements/chromium.py $(CHROMIUM)
 
 test-slow: $(VENV)/.ready-dev $(CHROMIUM)/.ready ## Run the tests that take minutes
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses=2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m slow -n auto --maxprocesses=2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 setup-serving: $(SERVING)/.ready ## Install vLLM for a CPU, in its own environment
 
@@ -116,7 +119,7 @@ image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|p
 lint: $(VENV)/.ready-dev ## ruff, mypy and hadolint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --num-workers 2
 	$(VENV)/bin/hadolint containers/*.Containerfile
 
 audit: $(VENV)/.ready-dev ## Check the locks: exact pins, licences, known vulnerabilities

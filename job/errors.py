@@ -6,6 +6,7 @@ other exception is a bug in this project and exits with 70.
 
 import errno
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -57,7 +58,7 @@ class ReportedError(BaseException):
         fix: str | None = None,
     ) -> None:
         shown = None if value is None else str(value)
-        key = field.removeprefix("$.") if field.startswith("$.") else None
+        key = re.sub(r"\[\d+\]", "", field.removeprefix("$.")) if field.startswith("$.") else None
         self.problems: tuple[Problem, ...] = (_clean(Problem(field, message, shown, fix, key)),)
         super().__init__(str(self.problems[0]))
 

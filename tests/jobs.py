@@ -33,7 +33,7 @@ UNVALIDATED = {
     "train.eval_steps": "null",
     "train.load_best_model_at_end": "false",
 }
-FORMULAS = {"data.train.limit": 48, "data.eval.limit": 6, **UNVALIDATED}
+FORMULAS = {"data.train.limit": 24, "data.eval.limit": 6, **UNVALIDATED}
 
 # Of specs/latex.yaml, which sets keys of LoRA, a full fine-tuning.
 FULL = {"lora": "{method: full}"}
@@ -60,8 +60,10 @@ def start(
     environ: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
     err: IO[str] | int = subprocess.PIPE,
+    code: str | None = None,
 ) -> Running:
-    """Starts `python -m job` with the arguments; what it says goes to `err`.
+    """Starts `python -m job`, or `python -c` with the code, with the arguments; what it says goes
+    to `err`.
 
     It is forked from a process with the libraries loaded, unless its environment or `before` asks
     for one that starts anew.
@@ -69,9 +71,9 @@ def start(
     variables = _environ(environ)
     if before is None and warm.fits(variables):
         said = err if isinstance(err, int) else err.fileno()
-        return warm.Process(arguments, cwd=cwd, environ=variables, err=said)
+        return warm.Process(arguments, cwd=cwd, environ=variables, err=said, code=code)
     return subprocess.Popen(
-        [sys.executable, "-m", "job", *arguments],
+        [sys.executable, *(("-m", "job") if code is None else ("-c", code)), *arguments],
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT), **variables},
         stdout=subprocess.PIPE,
@@ -105,9 +107,10 @@ def job(
     environ: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
     timeout: float = 300,
+    code: str | None = None,
 ) -> Finished:
-    """Runs `python -m job` to its end, as `start` does."""
-    process = start(*arguments, environ=environ, before=before)
+    """Runs `python -m job`, or the code, to its end, as `start` does."""
+    process = start(*arguments, environ=environ, before=before, code=code)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -27,8 +27,9 @@ _READ_AT_IMPORT = (
     "BNB_", "CUDA_", "FSSPEC_", "HF_", "HUGGINGFACE_", "KMP_", "LD_", "MKL_", "MPL", "OMP_",
     "PYTHON", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "UNSLOTH_", "XDG_",
 )  # fmt: skip
-# Torch sets it for processes of its own, to what every process would take.
-_SET_BY_TORCH = {"TORCHINDUCTOR_CACHE_DIR"}
+# Torch sets one for processes of its own, to what every process would take; the token is read when
+# a hub is asked.
+_NOT_READ = {"TORCHINDUCTOR_CACHE_DIR", "HF_TOKEN"}
 _STARTED_WITH = {**os.environ}
 
 
@@ -39,7 +40,7 @@ def fits(environ: Mapping[str, str]) -> bool:
     """
     if any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
         return False
-    names = (environ.keys() | _STARTED_WITH.keys()) - _SET_BY_TORCH
+    names = (environ.keys() | _STARTED_WITH.keys()) - _NOT_READ
     return all(
         environ.get(name) == _STARTED_WITH.get(name)
         for name in names
@@ -60,9 +61,18 @@ class Process:
     """A process that was forked, with what the tests use of a `subprocess.Popen` of text."""
 
     def __init__(
-        self, arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], err: int
+        self,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        environ: Mapping[str, str],
+        err: int,
+        code: str | None = None,
     ) -> None:
-        """`err` is `subprocess.PIPE`, or where standard error goes: a descriptor or `DEVNULL`."""
+        """`err` is `subprocess.PIPE`, or where standard error goes: a descriptor or `DEVNULL`.
+
+        With `code`, that runs instead of the command, as by `python -c`.
+        """
         self.args = ["job", *arguments]
         self._out, out = _pipe()
         self.stderr: IO[str] | None = None
@@ -72,7 +82,7 @@ class Process:
         elif err >= 0:
             said = Connection(os.dup(err))
         self._process = context.Process(
-            target=_main, args=(list(arguments), str(cwd), dict(environ), out, said)
+            target=_main, args=(list(arguments), code, str(cwd), dict(environ), out, said)
         )
         self._process.start()
         for each in (out, said):
@@ -135,7 +145,12 @@ def _pipe() -> tuple[IO[str], Connection]:
 
 
 def _main(
-    arguments: list[str], cwd: str, environ: dict[str, str], out: Connection, err: Connection | None
+    arguments: list[str],
+    code: str | None,
+    cwd: str,
+    environ: dict[str, str],
+    out: Connection,
+    err: Connection | None,
 ) -> None:
     as_if_started()
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -149,5 +164,8 @@ def _main(
     os.environ.clear()
     os.environ.update(environ)
     os.chdir(cwd)
-    sys.argv = ["job", *arguments]
-    runpy.run_module("job", run_name="__main__", alter_sys=True)
+    sys.argv = ["job" if code is None else "-c", *arguments]
+    if code is None:
+        runpy.run_module("job", run_name="__main__", alter_sys=True)
+    else:
+        exec(code, {"__name__": "__main__"})  # noqa: S102

@@ -186,15 +186,20 @@ def resolve_optim(
     return train.optim
 
 
-def require_four_bit(model: ModelSpec) -> None:
-    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing."""
-    if model.load_in_4bit and not _has_bitsandbytes():
-        raise SpecError(
-            "$.model.load_in_4bit",
-            "needs the package bitsandbytes",
-            value=True,
-            fix="install it, make setup EXTRAS=gpu, or remove the line",
-        )
+def require_four_bit(model: ModelSpec, obstacle: str | None = None) -> None:
+    """Raises SpecError if the spec packs weights and bitsandbytes, which does it, is missing.
+
+    `obstacle` says why packed weights do not work on this device; None if they do.
+    """
+    if not model.load_in_4bit:
+        return
+    reason, fix = f"does not work on this device: {obstacle}", "remove the line"
+    if not _has_bitsandbytes():
+        reason = "needs the package bitsandbytes"
+        fix = "install it, make setup EXTRAS=gpu, or remove the line"
+    elif obstacle is None:
+        return
+    raise SpecError("$.model.load_in_4bit", reason, value=True, fix=fix)
 
 
 def four_bit_settings(model: ModelSpec, lora: LoraSpec) -> FourBit | None:

@@ -30,9 +30,11 @@ T = TypeVar("T")
 
 # Files that decide how a repository is loaded: those of an earlier push that this one does not
 # have would be mixed with it.
-_LOADED = (
+_WEIGHTS = (
     *("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "adapter_model.bin"),
     *("pytorch_model*.bin", "pytorch_model.bin.index.json", "config.json"),
+)
+_PROCESSOR = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
     *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
 )
@@ -123,14 +125,15 @@ class HubRepository:
 
     def weights(self) -> list[str]:
         """The weights and configurations on the branch, sorted: a push replaces all of them."""
-        return self._call("read", lambda: self._stale({}))
+        return self._call("read", lambda: self._stale({}, _WEIGHTS))
 
     # --- the push ----------------------------------------------------------------------------
 
     def push(self, files: Mapping[str, Path], title: str, description: str) -> Pushed:
         """Commits the files, by their path in the repository, in one commit.
 
-        Removes weights and configurations of earlier pushes that are not among them. Raises
+        Removes weights and configurations, also of processors, of earlier pushes that are not among
+        them. Raises
         StorageError if another commit arrives meanwhile.
         """
         info = self._call(
@@ -144,7 +147,7 @@ class HubRepository:
             from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
             # Read again in each attempt: an earlier one may have committed without an answer.
-            stale[:] = self._stale(files)
+            stale[:] = self._stale(files, (*_WEIGHTS, *_PROCESSOR))
             add = [
                 CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
                 for name, path in sorted(files.items())
@@ -172,15 +175,16 @@ class HubRepository:
             changed=commit != start,
         )
 
-    def _stale(self, files: Mapping[str, Path]) -> list[str]:
-        """The files of an earlier push that would be loaded with, or instead of, these."""
+    def _stale(self, files: Mapping[str, Path], globs: Sequence[str]) -> list[str]:
+        """The files of an earlier push, of such names, that would be loaded with, or instead of,
+        these."""
         from huggingface_hub.hf_api import RepoFile
 
         tree = self._api.list_repo_tree(
             self._target.repository, recursive=True, revision=self._target.revision
         )
         names = [entry.path for entry in tree if isinstance(entry, RepoFile)]
-        return sorted(name for name in names if name not in files and _is_loaded(name))
+        return sorted(name for name in names if name not in files and _is_loaded(name, globs))
 
     # --- parts -------------------------------------------------------------------------------
 
@@ -271,9 +275,9 @@ def layout(
     return files
 
 
-def _is_loaded(name: str) -> bool:
+def _is_loaded(name: str, globs: Sequence[str]) -> bool:
     folder, _, file = name.rpartition("/")
-    return folder in ("", *_FOLDERS) and any(fnmatch.fnmatch(file, glob) for glob in _LOADED)
+    return folder in ("", *_FOLDERS) and any(fnmatch.fnmatch(file, glob) for glob in globs)
 
 
 def _is_number(value: object) -> bool:

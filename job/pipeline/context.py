@@ -15,7 +15,7 @@ from job.artifacts.output import Output
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
 from job.engines import ways
-from job.engines.device import Accelerator
+from job.engines.device import Accelerator, require_four_bit
 from job.engines.ways import Ways
 from job.errors import JobError
 from job.families import model_source
@@ -130,11 +130,17 @@ class RunContext:
     def ways(self) -> Ways:
         """The ways to compute that serve on this device; tries those of the command."""
         names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
+        if self.spec.model.load_in_4bit and ways.FOUR_BIT not in names:
+            names = (*names, ways.FOUR_BIT)
         return ways.find(self.accelerator, self.cache_dir, names)
 
     @cached_property
     def engine(self) -> engines.Engine:
-        _ = self.ways  # before the first model takes memory, and asks which way to compute
+        # Tried before the first model takes memory, and asks which way to compute.
+        obstacle = self.ways.obstacle(ways.FOUR_BIT)
+        if self.accelerator.kind == "cpu":  # where it is not tried
+            obstacle = None
+        require_four_bit(self.spec.model, obstacle)
         model = replace(self.spec.model, engine=self.engine_name)
         return engines.create(model, self.spec.lora, self.accelerator)
 

@@ -135,6 +135,7 @@ def test_weights_of_an_earlier_push_go_and_files_of_the_user_stay(
     hub: PushHub, tmp_path: Path
 ) -> None:
     old = {"config.json": b"{}", "model-00001-of-00002.safetensors": b"old", "LICENSE": b"mine"}
+    old |= {"preprocessor_config.json": b"{}", "adapter/processor_config.json": b"{}"}
     hub.create("org/model").commit("older", {**old, "plots/weights.safetensors": b"mine too"})
     repository().push(files(tmp_path), "title", "")
     assert pushed(hub) == {**FILES, "LICENSE": b"mine", "plots/weights.safetensors": b"mine too"}
@@ -147,6 +148,7 @@ def test_weights_that_a_push_will_replace_are_named_before_any_work(
     spec = load_spec(text, "spec", ["output.uri=hf://org/model"], {}).spec
     made = hub.create("org/model")
     made.commit("mine", {"README.md": b"mine", "plots/weights.safetensors": b"mine too"})
+    made.commit("a tokenizer", {"tokenizer.model": b"mine"})
     pushing.prepare(spec)
     assert "which the push replaces" not in capsys.readouterr().err
     made.commit("more", {f"model-{n}.safetensors": b"mine" for n in range(9)})

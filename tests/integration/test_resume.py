@@ -216,6 +216,32 @@ def test_a_resumed_full_fine_tuning_is_bit_equal_too(
     assert digests(output) == digests(tmp_path / "out")
 
 
+@pytest.mark.slow
+def test_a_job_on_a_base_in_4_bits_resumes_bit_equal_and_exports_with_proof(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    settings = {
+        "model.load_in_4bit": "true",
+        "lora.finetune_experts": "true",
+        "lora.lora_dropout": None,
+        "train.neftune_noise_alpha": None,
+        "train.max_steps": 4,
+        "train.save_steps": 2,
+    }
+    place = tmp_path / "undisturbed"
+    run("run", place / "out", place / "cache", settings)
+    record = read_json(place / "out" / "run.json")
+    assert record["metrics"]["final"]["loss"] < record["metrics"]["baseline"]["loss"]
+    proof = record["stages"]["export"]["summary"]
+    assert proof["tensors_checked"] == proof["tensors"]
+    assert proof["merged_reloaded"]["relative_rms"] < 1e-2 < proof["in_four_bit"]["relative_rms"]
+    assert "4-bit base" in (place / "out" / "merged" / "README.md").read_text()
+    assert "4-bit base" in (place / "out" / "report.html").read_text()
+    output = interrupted(place, tmp_path, 2)
+    run("train", output, place / "cache", settings)
+    assert digests(output) == digests(place / "out")
+    assert checkpoints(output) == checkpoints(place / "out")
+
+
 def test_sampled_answers_do_not_depend_on_what_ran_before_in_the_process(
     undisturbed: Path, tmp_path: Path
 ) -> None:

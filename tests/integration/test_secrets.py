@@ -3,10 +3,7 @@
 import base64
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from PIL import Image
 
 from job import storage
 from tests.conftest import S3
-from tests.jobs import ROOT, Finished, small_run_of_rows
+from tests.jobs import Finished, job, small_run_of_rows
 from tests.s3 import WRITER, free_ports
 
 ENVIRONMENT = {
@@ -122,16 +119,15 @@ app.main()
 
 def run(place: Path, *arguments: str, environ: dict[str, str]) -> Finished:
     (place / "termination-log").touch()
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, str(place / "termination-log"), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "JOB_STORAGE_RETRIES": "1", **ENVIRONMENT, **environ},
+    done = job(
+        str(place / "termination-log"),
+        *arguments,
+        environ={**ENVIRONMENT, **environ},
+        code=COMMAND,
     )
-    (place / "stdout").write_text(done.stdout)
-    (place / "stderr").write_text(done.stderr)
-    return Finished(done.returncode, done.stdout, done.stderr)
+    (place / "stdout").write_text(done.out)
+    (place / "stderr").write_text(done.err)
+    return done
 
 
 def nothing_planted_in(place: Path) -> int:

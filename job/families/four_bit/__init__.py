@@ -1,6 +1,6 @@
 """A frozen base in 4 bits, for all families: QLoRA.
 
-- `selection` chooses the weights: linear layers and routed experts of the language model;
+- `packed_weights` chooses the weights: linear layers and routed experts of the language model;
 - `tensor` has `FourBitTensor`, a weight that stays packed until a product needs it;
 - `loading` packs weights while Transformers reads the checkpoint, one after another;
 - `stored_weights` reads the original weights again, for the merge.

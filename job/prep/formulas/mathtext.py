@@ -1,4 +1,4 @@
-r"""Reads formulas for matplotlib's mathtext five times as fast as its own grammar does.
+r"""Reads formulas for matplotlib's mathtext several times as fast as its own grammar does.
 
 mathtext tries some twenty alternatives at every character, in Python. `Parser` reads the common
 part of its grammar with one look ahead, and calls mathtext's own actions in the same order, so the

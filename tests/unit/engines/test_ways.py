@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from job.engines import ways
-from job.engines.device import Accelerator, resolve_optim
+from job.engines.device import Accelerator, require_four_bit, resolve_optim
 from job.engines.ways import child, kept, trials
 from job.errors import SpecError
 from job.families import outcome as outcomes
@@ -163,6 +163,9 @@ def test_what_a_trial_left_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_optim(automatic, GPU, "is off by 5.0e-01") == "adamw_torch_fused"
     with pytest.raises(SpecError, match=r"failed their trial on this GPU: is off by 5\.0e-01"):
         resolve_optim(replace(automatic, optim="adamw_8bit"), GPU, "is off by 5.0e-01")
+    require_four_bit(spec().model, "no kernel")
+    with pytest.raises(SpecError, match="does not work on this device: no kernel"):
+        require_four_bit(replace(spec().model, load_in_4bit=True), "no kernel")
 
 
 def test_no_choice_of_a_way_asks_for_a_vendor_or_a_capability() -> None:

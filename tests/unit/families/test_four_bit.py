@@ -12,7 +12,7 @@ from job.engines import device as devices
 from job.engines.device import Accelerator
 from job.errors import SpecError
 from job.families.four_bit import FourBit
-from job.families.four_bit.selection import packed_names
+from job.families.four_bit.packed_weights import packed_names
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
@@ -27,7 +27,7 @@ from job.families.four_bit.tensor import FourBitTensor, frozen_grouped_mm
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 NF4 = FourBit(quant_type="nf4", double_quant=True)
-KINDS = [FourBit(quant_type=t, double_quant=d) for t in ("nf4", "fp4") for d in (True, False)]  # type: ignore[arg-type]
+KINDS = [FourBit(quant_type=t, double_quant=d) for t in ("nf4", "fp4") for d in (True, False)]
 
 
 @pytest.fixture(scope="module")
@@ -121,22 +121,22 @@ def test_a_product_keeps_no_unpacked_weight_for_the_backward_pass(product: str) 
         weight = FourBitTensor.of(torch.randn(192, 128), NF4)
     else:
         weight = FourBitTensor.of(torch.randn(2, 192, 128), NF4)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(t.numel()) or t, lambda t: t
-    ):
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if product == "linear":
             out = torch.nn.functional.linear(x, weight)
         else:
             out = frozen_grouped_mm(x, weight, torch.tensor([4, 6], dtype=torch.int32))
     assert sum(kept) < weight.numel() / 10
-    out.sum().backward()
-    parts = [weight.unpacked()] if product == "linear" else weight.unpacked().unbind()
-    ones = [
-        part.sum(0).expand(n, -1)
-        for part, n in zip(parts, (6, 0) if len(parts) == 1 else (4, 2), strict=False)
-    ]
-    assert torch.allclose(x.grad, torch.cat(ones), atol=1e-4)
+    unpacked = weight.unpacked()
+    matrices = [unpacked] * 6 if product == "linear" else [unpacked[0]] * 4 + [unpacked[1]] * 2
+    [grad] = torch.autograd.grad(out.sum(), [x])
+    assert torch.allclose(grad, torch.stack([matrix.sum(0) for matrix in matrices]), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -204,3 +204,11 @@ def test_without_bitsandbytes_the_spec_is_refused_with_the_way_to_install_it(
     monkeypatch.setattr(devices, "_has_bitsandbytes", lambda: False)
     with pytest.raises(SpecError, match="make setup EXTRAS=gpu"):
         engines.create(spec.model, spec.lora, CPU)
+
+
+def test_a_device_on_which_packed_weights_are_wrong_is_refused_with_the_reason(
+    spec: JobSpec,
+) -> None:
+    with pytest.raises(SpecError, match=r"does not work on this device: off by 0\.7"):
+        devices.require_four_bit(spec.model, "off by 0.7")
+    devices.require_four_bit(spec.model)

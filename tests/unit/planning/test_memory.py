@@ -111,6 +111,7 @@ CASES = {
     "eager attention": Case(rows=LARGE, packed=False, attention="eager"),
     "attention alone adapted": Case(rows=UNEQUAL, targets=ATTENTION),
     "the tower alone adapted": Case(rows=UNEQUAL, targets=("fc1", "fc2")),
+    "attention of the tower alone adapted": Case(rows=UNEQUAL, targets=("qkv", "attn.proj")),
     "routed experts adapted": Case(rows=UNEQUAL, adapt_experts=True),
     "sorted experts adapted, padded": Case(
         rows=UNEQUAL, packed=False, adapt_experts=True, experts=SORTED_EXPERTS

@@ -60,11 +60,14 @@ def every_number(name: str) -> list[float]:
     return [float(number) for number in numbers]
 
 
+OTHER = {"Where a step's time goes", "The same on every device"}
+"""Sections of docs/18 with sums of results, which another test compares, and with limits."""
 MEASURED = [
     pytest.param(page, title, body, id=f"{page.name}: {title}")
     for page, titles in (
+        (README, {"The result"}),
         (RECEIPTS, {"4. Run it", "5. The report"}),
-        (SPEED, {title for title, _ in sections(SPEED)} - {"Where a step's time goes"}),
+        (SPEED, {title for title, _ in sections(SPEED)} - OTHER),
     )
     for title, body in sections(page)
     if title in titles and any(FIGURE.fullmatch(cell) for cell in cells(body))
@@ -72,8 +75,8 @@ MEASURED = [
 
 
 def test_every_page_of_measurements_has_sections_that_are_checked() -> None:
-    assert {param.values[0] for param in MEASURED} == {RECEIPTS, SPEED}
-    assert len(MEASURED) >= 8
+    assert {param.values[0] for param in MEASURED} == {README, RECEIPTS, SPEED}
+    assert len(MEASURED) >= 10
 
 
 @pytest.mark.parametrize(("page", "title", "section"), MEASURED)
@@ -109,6 +112,15 @@ def peak_gib() -> float:
     return float(job()["summaries"]["train"]["peak_memory_bytes"] / 2**30)
 
 
+def exported(key: str) -> Any:
+    """What the checks of the README's export found."""
+    return read("job-latex-cpu.json")["export"][key]
+
+
+def reloaded(key: str) -> float:
+    return float(exported("merged_reloaded")[key])
+
+
 def trained(key: str) -> float:
     return float(job()["training"][key])
 
@@ -139,6 +151,12 @@ WORDS = {"nine": 9, "two and a half": 2.5}
 HOW = DOCS / "01-how-it-works.md"
 PLAN = DOCS / "15-plan.md"
 CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
+    (README, r"(\d+) seconds of CPU time", lambda: read("job-latex-cpu.json")["cpu_seconds"]),
+    (README, r"and ([\d.]+) GiB of memory", lambda: read("job-latex-cpu.json")["peak_gib"]),
+    (README, r"of (\d+) tensors bit-identical", lambda: exported("tensors_checked")),
+    (README, r"of (\d+) adapted ones", lambda: exported("changed_tensors")),
+    (README, r"within ([\d.]+)% of the trained", lambda: 100 * reloaded("relative_rms")),
+    (README, r"(\d) of 4\s+greedy answers", lambda: reloaded("same_answers")),
     (README, r"([\d.]+) GiB at\s+the peak on an H200", peak_gib),
     (README, r"([\d.]+) GiB of weights", lambda: job()["base_gib"]),
     (README, r"60 steps take (\w+)\s+seconds", lambda: trained("loop_seconds")),

@@ -89,6 +89,7 @@ def test_a_function_that_cannot_be_used_is_refused_before_anything_is_trained(
     [problem] = caught.value.problems
     assert caught.value.exit_code == (12 if kind is InputError else 10)
     assert (problem.field, problem.value) == (FIELD, name)
+    assert problem.key == "reinforce.rewards.name"
     assert message in problem.message
     assert fix in str(problem.fix)
 

@@ -125,7 +125,8 @@ def test_keys_of_a_base_in_4_bits_count_only_if_it_is_in_4_bits(spec: JobSpec) -
         inputs = StageInputs(replace(spec, model=replace(spec.model, **model)), 1)
         named = inputs.checkpoint_identity().parts
         assert ("model.load_in_4bit" in named) is bool(model.get("load_in_4bit"))
-        return [inputs.fingerprint(stage, {}) for stage in ("prep", "baseline", "train")]  # type: ignore[arg-type]
+        stages: tuple[Stage, ...] = ("prep", "baseline", "train")
+        return [inputs.fingerprint(stage, {}) for stage in stages]
 
     plain, packed = of(), of(load_in_4bit=True)
     assert of(bnb_4bit_quant_type="fp4") == plain
