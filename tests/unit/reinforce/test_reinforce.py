@@ -223,6 +223,7 @@ def test_a_stage_resumed_between_steps_on_the_same_answers_is_bit_equal(
     result, undisturbed = run("undisturbed", spec)
     assert result.learned
     assert result.kl is not None
+    assert result.last_reward == read_history(undisturbed)[-1]["reward"]
     own = spec.reinforce
     assert own is not None
     # A checkpoint in the middle of a rollout: the second step learns from the first's answers.
