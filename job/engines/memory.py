@@ -21,7 +21,7 @@ from job.engines.padding_free import why_padded
 from job.families.activation_memory import VARLEN, StepSettings
 from job.families.base import Family, RowSize
 from job.families.four_bit import BLOCK
-from job.families.four_bit.selection import packed_names
+from job.families.four_bit.packed_weights import packed_names
 from job.families.lora.parameter_counts import stored_zeros, trained_parameters
 from job.families.lora.patterns import max_rank
 from job.families.lora.selection import trained_in_full

@@ -202,7 +202,7 @@ class ModelBuilding(Protocol):
         four_bit: FourBit | None = None,
     ) -> "PreTrainedModel":
         """The checkpoint's model, in evaluation mode; with `four_bit`, the weights of
-        `four_bit.selection` are packed."""
+        `four_bit.packed_weights` are packed."""
 
     def stored_weights(self) -> "StoredWeights":
         """The checkpoint's weights, to be read one by one; a context manager."""

@@ -12,7 +12,7 @@ from job.engines import device as devices
 from job.engines.device import Accelerator
 from job.errors import SpecError
 from job.families.four_bit import FourBit
-from job.families.four_bit.selection import packed_names
+from job.families.four_bit.packed_weights import packed_names
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row

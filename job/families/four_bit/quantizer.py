@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from job.families.four_bit import FourBit
-from job.families.four_bit.selection import packed_names
+from job.families.four_bit.packed_weights import packed_names
 from job.families.four_bit.tensor import FourBitTensor
 
 if TYPE_CHECKING:
