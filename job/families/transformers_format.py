@@ -67,7 +67,7 @@ def load(
 
     Raises InputError if files or tensors are missing, or tensors have the wrong shape.
     """
-    from job.families.four_bit.loading import as_loaded_plainly, quantization_arguments
+    from job.families.four_bit.quantizer import as_loaded_plainly, quantization_arguments
 
     weight_files.shapes(uri, directory)  # raises if a file is missing or truncated
     try:

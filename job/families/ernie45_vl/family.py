@@ -114,7 +114,7 @@ class Ernie45VL(BoundFamily):
         from transformers import Ernie4_5_VLMoeForConditionalGeneration
 
         from job.families.ernie45_vl.published_format.weights import require_complete
-        from job.families.four_bit.loading import as_loaded_plainly, quantization_arguments
+        from job.families.four_bit.quantizer import as_loaded_plainly, quantization_arguments
 
         directory = self._checkpoint.directory
         require_complete(self._checkpoint.uri, directory, self.meta_model())

@@ -2,7 +2,7 @@
 
 - `packed_weights` chooses the weights: linear layers and routed experts of the language model;
 - `tensor` has `FourBitTensor`, a weight that stays packed until a product needs it;
-- `loading` packs weights while Transformers reads the checkpoint, one after another;
+- `quantizer` packs weights while Transformers reads the checkpoint, one after another;
 - `stored_weights` reads the original weights again, for the merge.
 
 bitsandbytes does the arithmetic. https://arxiv.org/abs/2305.14314 describes the method.
