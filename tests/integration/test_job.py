@@ -247,7 +247,7 @@ def test_sigterm_outside_training_ends_with_143_at_once(tmp_path: Path, cache: P
             break
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    _, rest = process.communicate(timeout=20)
+    _, rest = process.communicate(timeout=60)
     assert process.returncode == 143, rest
     assert read_json(tmp_path / "run.json")["status"] == "preempted"
 
