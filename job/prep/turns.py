@@ -30,6 +30,8 @@ _REASONING = "reasoning_content"
 """The key of an answer's thoughts, as chat templates read it."""
 _OTHER_REASONING = ("reasoning", "thinking", "thought")
 _BLOCK = re.compile(r"</?think(?:ing)?>")
+_INLINE = re.compile(r"</?think>")
+"""Around thoughts that stand in the answer itself: the template closes its own block before it."""
 _TURN_KEYS = ("role", "from", "content", "value", _REASONING, *_TRAIN_FLAGS)
 _UNSUPPORTED_KEYS = (
     *("tool_calls", "tool_call_id", "function_call", "tools"),
@@ -92,6 +94,11 @@ def _check(turn: Turn, *, last: bool) -> None:
             raise RowRefused(f"{turn.location} has an image, but answers must be text only")
         if empty:
             raise RowRefused("the answer is empty" if last else f"answer {turn.location} is empty")
+        if (mark := _INLINE.search(turn.text)) is not None:
+            raise RowRefused(
+                f"{turn.location} contains {mark[0]}: move the thoughts, without it, to "
+                f"`{_REASONING}` of the assistant's turn in `messages`"
+            )
     elif turn.role == "user" and empty and not has_image:
         raise RowRefused(f"{turn.location} is empty")
     if turn.role != "user" and IMAGE_PLACEHOLDER in turn.text:

@@ -387,6 +387,31 @@ def test_thoughts_in_a_wrong_place_are_refused(folder: Path) -> None:
     assert "rename it to `reasoning_content`" in reason(folder, row)
 
 
+@pytest.mark.parametrize(
+    ("row", "location"),
+    [
+        (asks("Q", "<think>hm</think>x"), "messages[1] contains <think>"),
+        (asks("Q", [{"type": "text", "text": "hm</think>x"}]), "messages[1] contains </think>"),
+        ({"question": "Q", "answer": "<think>hm</think>x"}, "`answer` contains <think>"),
+        (
+            {"question": "Q", "answer": "x", "history": [["a", "<think>hm</think>b"]]},
+            "history[0] contains <think>",
+        ),
+    ],
+)
+def test_thoughts_in_the_text_of_an_answer_are_refused(
+    row: dict[str, Any], location: str, folder: Path
+) -> None:
+    told = reason(folder, row)
+    assert location in told
+    assert "move the thoughts, without it, to `reasoning_content`" in told
+
+
+def test_a_question_may_speak_of_think(folder: Path) -> None:
+    asked = asks("What does <think> do?")
+    assert texts_of(only(folder, asked))[0] == ("user", "What does <think> do?")
+
+
 def test_an_empty_answer_in_the_middle_is_refused(folder: Path) -> None:
     turns = [*asks("1?", " ")["messages"], *asks("2?")["messages"]]
     assert reason(folder, {"messages": turns}) == "answer messages[1] is empty"
