@@ -15,8 +15,6 @@ from typing import Any
 
 from job.redaction import redact
 
-NO_THINKING = {"enable_thinking": False}
-"""Models are trained with an empty thinking block, but some chat templates think by default."""
 _ERROR_READ, _ERROR_SHOWN = 65_536, 500  # bytes and characters of a server's error message
 _FAILURES = (OSError, ValueError, http.client.HTTPException)
 
@@ -46,9 +44,18 @@ class ChatClient:
             raise ChatError(str(error)) from error
 
     def complete(
-        self, model: str, messages: Sequence[ChatMessage], *, max_tokens: int, **extra: object
+        self,
+        model: str,
+        messages: Sequence[ChatMessage],
+        *,
+        max_tokens: int,
+        enable_thinking: bool = False,
+        **extra: object,
     ) -> dict[str, Any]:
         """The server's JSON reply to a greedy request; `extra` has further request fields.
+
+        `enable_thinking` is always sent: some chat templates think by default, but answers without
+        thoughts are trained after an empty thinking block.
 
         Raises ChatError if the server refuses, does not answer, or answers with something else.
         """
@@ -57,7 +64,7 @@ class ChatClient:
             "messages": messages,
             "max_tokens": max_tokens,
             "temperature": 0,
-            "chat_template_kwargs": NO_THINKING,
+            "chat_template_kwargs": {"enable_thinking": enable_thinking},
             **extra,
         }
         headers = {"Content-Type": "application/json"}

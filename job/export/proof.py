@@ -62,7 +62,10 @@ def probe_outputs(
     import torch
 
     logits = label_logits(model, family, rows)
-    prompts = [family.encode_prompt(row.id, row.prompt, row.images) for row in rows]
+    prompts = [
+        family.encode_prompt(row.id, row.prompt, row.images, enable_thinking=row.thinks)
+        for row in rows
+    ]
     with torch.inference_mode():
         greedy = _by_decoder if family.has_decoder(model) else _by_transformers
         answers, steps = greedy(model, family, prompts)  # (B, steps), (B, steps, V)

@@ -81,7 +81,7 @@ def prove(
     for row, wanted, margins, logprobs in zip(
         rows, expected.answers, expected.margins, expected.logprobs, strict=True
     ):
-        reply = _ask(server, row, model)
+        reply = _ask(server, family, row, model)
         _require_same_prompt(reply, family, row, model)
         answer = _until_end(wanted, family.end_tokens)
         divergence = _divergence(reply.answer, answer)
@@ -114,9 +114,20 @@ def prove(
     )
 
 
-def chat_message(message: Message, images: Sequence[EncodedImage]) -> ChatMessage:
-    """A row's message in OpenAI's format."""
-    return {"role": message.role, "content": [_part(part, images) for part in message.parts]}
+def chat_message(
+    message: Message, images: Sequence[EncodedImage], empty_thoughts: str = ""
+) -> ChatMessage:
+    """A row's message in OpenAI's format, an answer with the thoughts that training gives it."""
+    thoughts = message.reasoning
+    if message.role == "assistant" and thoughts is None:
+        thoughts = empty_thoughts
+    # vLLM renamed the key, and its versions each drop the name that they do not know.
+    named = {"reasoning": thoughts, "reasoning_content": thoughts} if thoughts else {}
+    return {
+        "role": message.role,
+        "content": [_part(part, images) for part in message.parts],
+        **named,
+    }
 
 
 def _part(part: Part, images: Sequence[EncodedImage]) -> ContentPart:
@@ -128,13 +139,17 @@ def _part(part: Part, images: Sequence[EncodedImage]) -> ContentPart:
     return image_part(file.getvalue())
 
 
-def _ask(server: VllmServer, row: Row, model: str) -> Reply:
+def _ask(server: VllmServer, family: Family, row: Row, model: str) -> Reply:
     """The greedy answer to a row's prompt. Raises ProofError if vLLM refuses or dies."""
     try:
         reply = server.client.complete(
             model,
-            [chat_message(message, row.images) for message in row.prompt],
+            [
+                chat_message(message, row.images, family.served_empty_thoughts)
+                for message in row.prompt
+            ],
             max_tokens=PROBE_TOKENS,
+            enable_thinking=row.thinks,
             logprobs=True,
             return_token_ids=True,
         )
@@ -151,7 +166,9 @@ def _ask(server: VllmServer, row: Row, model: str) -> Reply:
 
 
 def _require_same_prompt(reply: Reply, family: Family, row: Row, model: str) -> None:
-    prompt = family.encode_prompt(row.id, row.prompt, row.images).input_ids
+    prompt = family.encode_prompt(
+        row.id, row.prompt, row.images, enable_thinking=row.thinks
+    ).input_ids
     if reply.prompt != tuple(prompt):
         raise ProofError(
             f"served {model}: {row.id}",

@@ -65,6 +65,7 @@ class AutoFamily(BoundFamily):
     experts_on_gpu = "grouped_mm"
     vllm_arguments: tuple[str, ...] = ()
     vllm_adapter_arguments: tuple[str, ...] = ()
+    served_empty_thoughts: str = ""
 
     def __init__(self, checkpoint: Checkpoint, processor: Processor) -> None:
         super().__init__(checkpoint, processor)

@@ -442,6 +442,9 @@ class Serving(Protocol):
     """Arguments that `vllm serve` needs for the family's merged weights."""
     vllm_adapter_arguments: tuple[str, ...]
     """Further arguments that it needs for an adapter, besides `--enable-lora`."""
+    served_empty_thoughts: str
+    """What requests have to give as the thoughts of earlier answers without any, so that the chat
+    template renders them as in training; empty if nothing."""
 
     @staticmethod
     def adapter_serving(lora: LoraSpec) -> AdapterServing:

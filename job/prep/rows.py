@@ -81,6 +81,11 @@ class Row:
         """The text of the last message."""
         return self.messages[-1].text
 
+    @property
+    def thinks(self) -> bool:
+        """Whether its answer has thoughts, so that it is trained as one of a model that thinks."""
+        return self.messages[-1].reasoning is not None
+
     def without_image_bytes(self) -> "Row":
         """The row with the sizes of its images but not their bytes."""
         return replace(self, images=tuple(replace(image, data=b"") for image in self.images))

@@ -94,8 +94,9 @@ def test_a_prompt_that_was_not_trained_is_found_out(
 ) -> None:
     class Other:
         end_tokens = exported.family.end_tokens
+        served_empty_thoughts = exported.family.served_empty_thoughts
 
-        def encode_prompt(self, *row: Any) -> Any:
+        def encode_prompt(self, *row: Any, **mode: Any) -> Any:
             return exported.family.encode_prompt(
                 "0", (Message(role="user", parts=(Part(text="Another."),)),), ()
             )

@@ -60,6 +60,7 @@ class Ernie45VL(BoundFamily):
     # The remote code is two small modules of this project, which `save_settings` writes.
     vllm_arguments: tuple[str, ...] = ("--trust-remote-code",)
     vllm_adapter_arguments: tuple[str, ...] = ("--lora-target-modules", "qkv_proj", "o_proj")
+    served_empty_thoughts: str = EMPTY_THOUGHT
 
     # --- Recognition -----------------------------------------------------------------------
 

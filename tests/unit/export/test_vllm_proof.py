@@ -1,18 +1,22 @@
 """The proof by serving, against a stand-in for vLLM with scripted answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from job import families
 from job.errors import ProofError
 from job.export.chat_client import ChatError
 from job.export.proof import ProbeOutputs
-from job.export.vllm_proof import prove
+from job.export.vllm_proof import chat_message, prove
 from job.export.vllm_server import VllmServer
+from job.families.ernie45_vl import Ernie45VL
 from job.prep.rows import Message, Part, Row
+from job.spec.load import load_spec
+from tests.jobs import ROOT
 
 PROMPT, END = (5, 6, 7), 2
 ROW = Row(
@@ -33,8 +37,9 @@ EXPECTED = ProbeOutputs(
 
 class Family:
     end_tokens = (END,)
+    served_empty_thoughts = ""
 
-    def encode_prompt(self, *row: Any) -> Any:
+    def encode_prompt(self, *row: Any, enable_thinking: bool) -> Any:
         return type("Encoded", (), {"input_ids": PROMPT})
 
 
@@ -43,7 +48,7 @@ class Client:
     reply: Any = None
 
     def complete(self, model: str, messages: Any, *, max_tokens: int, **extra: Any) -> Any:
-        assert extra == {"logprobs": True, "return_token_ids": True}
+        assert extra == {"enable_thinking": False, "logprobs": True, "return_token_ids": True}
         assert messages == [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}]
         if self.reply is None:
             raise ChatError("refused the request: 400 no")
@@ -90,3 +95,39 @@ def test_an_answer_may_diverge_at_a_close_choice(tmp_path: Path) -> None:
 def test_another_answer_is_found_out(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ProofError, match=message):
         proven(tmp_path / "log", content)
+
+
+def test_a_server_renders_earlier_thoughts_as_they_were_trained() -> None:
+    spec = load_spec((ROOT / "specs/latex.yaml").read_text(), "spec", environ={}).spec
+    tiny = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
+    family = Ernie45VL.bind(families.read_checkpoint("builtin://ernie-vl-tiny", tiny), spec.data)
+    question, answer = ROW.messages
+    thought = replace(answer, reasoning="Two and two.")
+    for earlier, name in ((answer, "empty"), (thought, "two")):
+        prompt = (question, earlier, question)
+        sent = [chat_message(each, (), family.served_empty_thoughts) for each in prompt]
+        assert "reasoning" not in sent[0], name
+        assert sent[1]["reasoning"] == sent[1]["reasoning_content"], name
+        rendered = family._render_template(sent, add_generation_prompt=True)
+        ids = family.encode_prompt("row", prompt, ()).input_ids
+        assert rendered == family.processor.tokenizer.decode(ids), name
+
+
+def test_a_row_with_thoughts_is_asked_for_them(tmp_path: Path) -> None:
+    modes = list[bool]()
+
+    class Asked:
+        def complete(self, *asked: Any, enable_thinking: bool, **extra: Any) -> Any:
+            modes.append(enable_thinking)
+            return reply((3, 4, END), (-0.1, -0.71, -0.1))
+
+    class Trained(Family):
+        def encode_prompt(self, *row: Any, enable_thinking: bool) -> Any:
+            modes.append(enable_thinking)
+            return super().encode_prompt(*row, enable_thinking=enable_thinking)
+
+    client: Any = Asked()
+    family: Any = Trained()
+    row = replace(ROW, messages=(*ROW.prompt, replace(ROW.messages[-1], reasoning="Two and two.")))
+    prove(VllmServer(client=client, log=tmp_path / "log"), family, [row], EXPECTED, 0.05)
+    assert modes == [True, True]
