@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from job.errors import InputError
+from job.evaluation.answer_lengths import THINKING_TOKENS
 from job.export.chat_client import ChatClient, ChatError, ChatMessage, image_part, text_part
 
 ANSWER_SECONDS = 600
@@ -24,12 +25,13 @@ def ask(
     *,
     system: str | None = None,
     with_image: bool = True,
+    enable_thinking: bool = False,
 ) -> str:
     """The answer to `question` about `image`, or about a rendered formula if there is none.
 
     `system` is the system prompt, which models trained with `data.system` need.
-    `with_image=False` is for text-only models. Raises InputError if the server is not ready within
-    `wait` seconds, refuses, or gives no answer.
+    `with_image=False` is for text-only models, `enable_thinking` for those trained with thoughts.
+    Raises InputError if the server is not ready within `wait` seconds, refuses, or gives no answer.
     """
     url = url.rstrip("/")
     if not url.startswith(("http://", "https://")):
@@ -45,7 +47,12 @@ def ask(
     if system is not None:
         messages.insert(0, {"role": "system", "content": [text_part(system)]})
     try:
-        reply = client.complete(model, messages, max_tokens=MAX_TOKENS)
+        reply = client.complete(
+            model,
+            messages,
+            max_tokens=MAX_TOKENS + THINKING_TOKENS * enable_thinking,
+            enable_thinking=enable_thinking,
+        )
     except ChatError as error:
         raise InputError(url, f"the server {error}", fix="check the server's log") from error
     try:

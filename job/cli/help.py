@@ -160,6 +160,10 @@ python -m job clean my.yaml --unused-days 7 --remove
 # Wait until vLLM is ready, then ask it about an image.
 python -m job ask http://localhost:8000 --model my-model --wait 600 \\
     --question "Read it as JSON." --image receipt.png
+
+# Ask a text-only model that was trained with thoughts.
+python -m job ask http://localhost:8000 --model my-model --no-image --enable-thinking \\
+    --question "What is 17 * 3?"
 """,
     "manifest": """
 # Run a spec on a cluster with AMD GPUs.

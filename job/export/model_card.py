@@ -109,6 +109,7 @@ def render(inputs: CardInputs, part: Part) -> str:
         compared=_COMPARED[inputs.spec.eval.answer],
         metrics=inputs.metrics,
         limits=_limits(inputs),
+        thoughts=_thoughts(inputs),
         settings=yaml.safe_dump(dict(inputs.settings), sort_keys=False, allow_unicode=True),
         export=_proof(inputs, part),
         load=_commands(inputs, part),
@@ -210,6 +211,15 @@ def _limits(inputs: CardInputs) -> list[markdown.Markdown | str]:
         "the safety of its answers."
     )
     return limits
+
+
+def _thoughts(inputs: CardInputs) -> Literal["none", "some", "all"]:
+    """Which of the trained answers had thoughts before them. Reinforced ones have none."""
+    answers = inputs.stages["prep"].get("answers", {})
+    if not answers.get("with_thoughts") or not inputs.stages["train"]["steps"]:
+        return "none"
+    without = answers["with_thoughts"] < answers["trained"] or "reinforce" in inputs.stages
+    return "some" if without else "all"
 
 
 def _proof(inputs: CardInputs, part: Part) -> Mapping[str, Any] | None:

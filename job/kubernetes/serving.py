@@ -146,6 +146,7 @@ def _client_container(context: RenderContext) -> Object:
             _literal(context, "data.instruction", f"--question={_question(context)}"),
             *_system(context),
             *(() if context.family.reads_images else ("--no-image",)),
+            *(("--enable-thinking",) if context.spec.eval.generation.enable_thinking else ()),
             f"--wait={STARTUP_SECONDS}",
         ],
         "resources": {"requests": {"cpu": "500m", **limits}, "limits": limits},

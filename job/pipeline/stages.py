@@ -18,6 +18,7 @@ from job.pipeline.fingerprints import Stage
 from job.pipeline.requirements import require_exportable, require_images
 from job.prep import cache
 from job.prep.prepare import PrepInputs, prepare
+from job.prep.prepared_data import STATS
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Stages:
                 eviction.make_room(run.cache_dir, run.cache_limit, keep=prepared / identity[:32])
         log.info("data", **rows)
         require_images(self._spec, families.resolve_offline(self._spec.model), target)
-        return {"rows": rows}
+        return {"rows": rows, "answers": _answers(target)}
 
     def baseline(self, directory: Path) -> Summary:
         """Evaluates the model before training: the base, with the adapter that is continued."""
@@ -294,6 +295,15 @@ class Stages:
 
     def _fetch(self, stage: Stage, path: str) -> Path:
         return self._run.output.stages.local.fetch_file(self._run.record.stages[stage], path)
+
+
+def _answers(data: Path) -> dict[str, int]:
+    """How many answers of the training rows are trained, and how many of those with thoughts."""
+    train = json.loads((data / STATS).read_text(encoding="utf-8"))["train"]
+    return {
+        "trained": train["trained_answers"],
+        "with_thoughts": train["trained_answers_with_thoughts"],
+    }
 
 
 def _kept(result: "TrainResult") -> dict[str, object]:

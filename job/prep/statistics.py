@@ -6,6 +6,11 @@ from typing import Any
 
 from job.prep.rows import Row
 
+_SUMS = (
+    *("rows", "given_system", "trained_answers", "with_thoughts"),
+    *("images", "without_image", "characters", "pixels"),
+)
+
 
 @dataclass(kw_only=True)
 class Statistics:
@@ -17,6 +22,9 @@ class Statistics:
     rows: int = 0
     given_system: int = 0
     """Rows whose system prompt is the spec's, because they have none of their own."""
+    trained_answers: int = 0
+    with_thoughts: int = 0
+    """Trained answers that have thoughts."""
     images: int = 0
     without_image: int = 0
     """Rows."""
@@ -38,6 +46,9 @@ class Statistics:
         length = len(row.answer)
         self.rows += 1
         self.given_system += row.given_system
+        trained = [each for each in row.messages if each.role == "assistant" and each.train]
+        self.trained_answers += len(trained)
+        self.with_thoughts += sum(each.reasoning is not None for each in trained)
         images = len(row.images)
         self.images += images
         self.without_image += not images
@@ -53,7 +64,7 @@ class Statistics:
             self.by_pixels[bucket(area)] += 1
 
     def merge(self, other: "Statistics") -> None:
-        for name in ("rows", "given_system", "images", "without_image", "characters", "pixels"):
+        for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         fewest = [each.fewest for each in (self, other) if each.fewest is not None]
         self.fewest = min(fewest, default=None)
@@ -79,6 +90,8 @@ class Statistics:
         return {
             "rows": self.rows,
             "rows_given_system": self.given_system,
+            "trained_answers": self.trained_answers,
+            "trained_answers_with_thoughts": self.with_thoughts,
             "images": self.images,
             "images_per_row": {
                 "min": self.fewest or 0,

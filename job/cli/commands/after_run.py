@@ -91,10 +91,26 @@ def ask(
         str | None, typer.Option(help="System prompt: that of data.system, if the spec has one.")
     ] = None,
     no_image: Annotated[bool, typer.Option("--no-image", help="Send no image.")] = False,
+    enable_thinking: Annotated[
+        bool,
+        typer.Option(
+            "--enable-thinking/--no-thinking",
+            help="Let the model think before it answers, if it was trained with thoughts.",
+        ),
+    ] = False,
     wait: Annotated[int, typer.Option(help="Seconds to wait for the server to be ready.")] = 0,
 ) -> None:
     """Ask an OpenAI-compatible server, such as vLLM, about an image."""
     from job.cli.ask import ask
 
-    answer = ask(url, model, question, image, wait, system=system, with_image=not no_image)
+    answer = ask(
+        url,
+        model,
+        question,
+        image,
+        wait,
+        system=system,
+        with_image=not no_image,
+        enable_thinking=enable_thinking,
+    )
     print(redaction.shown(answer))

@@ -130,6 +130,14 @@ def test_a_system_prompt_comes_first(server: Server) -> None:
     assert said == [("system", "Be brief."), ("user", "What is this?")]
 
 
+def test_a_model_trained_with_thoughts_is_asked_for_them(server: Server) -> None:
+    done = job("ask", server.url, "--model=m", "--question=x", "--no-image", "--enable-thinking")
+    assert done.code == 0, done.err
+    [(_, body, _)] = server.asked
+    assert body["chat_template_kwargs"] == {"enable_thinking": True}
+    assert body["max_tokens"] == 256 + 2048
+
+
 def test_an_image_of_ones_own(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "eval": EVAL,
     "export": EXPORT,
 }
+REINFORCED = {"steps": 1, "answers_a_step": 8, "rows_a_step": 2, "rewards": ["length"]}
 HUB = "hf://org/base@abc123"
 
 
@@ -143,6 +144,25 @@ def test_the_table_and_the_limits_say_what_the_figures_say() -> None:
     alone = card(metrics=(metric("cer", None, 0.2, None),))
     assert "| CER (d) | 0.2 |" in alone
     assert "It has not been compared with the base" in alone
+
+
+@pytest.mark.parametrize(
+    ("with_thoughts", "more", "said"),
+    [
+        (0, {}, 'send `"chat_template_kwargs": {"enable_thinking": false}`'),
+        (1300, {}, 'send `"chat_template_kwargs": {"enable_thinking": true}`'),
+        (7, {}, "Some answers were trained with thoughts"),
+        (1300, {"reinforce": REINFORCED}, "Some answers were trained with"),
+        (1300, {"train": {**TRAIN, "steps": 0}}, "after an empty thinking block; send"),
+    ],
+)
+def test_a_card_says_whether_the_trained_model_thinks(
+    with_thoughts: int, more: dict[str, Any], said: str
+) -> None:
+    prep = {**STAGES["prep"], "answers": {"trained": 1300, "with_thoughts": with_thoughts}}
+    text = card(stages={**STAGES, "prep": prep, **more})
+    assert said in text
+    assert ("generated without thoughts" in text) == ("empty thinking block; send" not in text)
 
 
 def test_a_run_without_evaluation_or_export_says_so() -> None:

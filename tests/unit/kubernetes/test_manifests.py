@@ -317,12 +317,13 @@ def test_the_environment_and_overrides_of_the_command_reach_the_pod() -> None:
     assert "secret-token" not in text
 
 
-def test_dollars_reach_the_job_as_they_were_written() -> None:
+def test_dollars_reach_the_job_as_written_and_the_smoke_job_asks_as_it_evaluates() -> None:
     instruction = "Give $$x$$, not $(BUCKET) or \\$5 or $$$(y)."
     escaped = "Give $$$$x$$$$, not $$(BUCKET) or \\$5 or $$$$$$(y)."
     sets = (
         f"data.instruction={instruction}",
         "data.system=For $$5.",
+        "eval.generation.enable_thinking=true",
         "output.uri=s3://${BUCKET}/out",
     )
     options = ManifestOptions(spec=LATEX, environ={"BUCKET": "a$(b)"}, sets=sets)
@@ -332,6 +333,7 @@ def test_dollars_reach_the_job_as_they_were_written() -> None:
     asked = container_of(kubernetes.render(options, "cpu", kind="vllm-smoke"))
     assert f"--question={escaped}" in asked["args"]
     assert "--system=For $$$$5." in asked["args"], "the server gets what training added"
+    assert "--enable-thinking" in asked["args"], "it is asked as in the evaluation"
 
 
 def test_secrets_that_a_spec_names_are_left_to_the_secret(tmp_path: Path) -> None:

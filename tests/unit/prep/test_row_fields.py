@@ -376,6 +376,19 @@ def test_thoughts_of_an_answer_are_read_and_blank_ones_are_none(
     assert found.ignored == ()
 
 
+def test_trained_answers_with_thoughts_are_counted(folder: Path, tmp_path: Path) -> None:
+    rows = [asks(f"{n}?", f"t{n}") for n in range(20)]
+    for row in rows[::2]:
+        row["messages"][1]["reasoning_content"] = "hm"
+    muted = {"role": "assistant", "content": "a", "reasoning_content": "hm", "train": False}
+    rows[1]["messages"] = [{"role": "user", "content": "b"}, muted, *rows[1]["messages"]]
+    run(data_spec(write_jsonl(folder, rows), eval_fraction=0.2), tmp_path)
+    stats = json.loads((tmp_path / "prepared" / "stats.json").read_text())
+    both = [stats["train"], stats["eval"]]
+    assert sum(each["trained_answers"] for each in both) == 20
+    assert sum(each["trained_answers_with_thoughts"] for each in both) == 10
+
+
 def test_thoughts_in_a_wrong_place_are_refused(folder: Path) -> None:
     row = asks("Q")
     row["messages"][0]["reasoning_content"] = "hm"
