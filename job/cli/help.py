@@ -162,8 +162,8 @@ python -m job ask http://localhost:8000 --model my-model --wait 600 \\
     --question "Read it as JSON." --image receipt.png
 
 # Ask a text-only model that was trained with thoughts.
-python -m job ask http://localhost:8000 --model my-model --no-image --enable-thinking \\
-    --question "What is 17 * 3?"
+python -m job ask http://localhost:8000 --model my-model --no-image \\
+    --enable-thinking --question "What is 17 * 3?"
 """,
     "manifest": """
 # Run a spec on a cluster with AMD GPUs.
