@@ -133,6 +133,13 @@ def _one_process_continues_an_adapter(at: View) -> Iterator[Finding]:
             "order than training",
             "set data.streaming: false, or remove the section reinforce",
         )
+    if at("eval.generation.enable_thinking"):
+        yield finding(
+            "reinforce",
+            "is not supported with eval.generation.enable_thinking: true in this version: its "
+            "answers are generated without thoughts",
+            "set eval.generation.enable_thinking: false, or remove the section reinforce",
+        )
     if at("runtime.accelerator") == "cpu" and at("reinforce.optim").endswith("8bit"):
         yield finding(
             "reinforce.optim",

@@ -895,6 +895,13 @@ REFUSED += [
         "set data.streaming: false, or remove the section reinforce",
     ),
     (
+        (GRPO, "eval.generation.enable_thinking=true"),
+        "reinforce",
+        "is not supported with eval.generation.enable_thinking: true in this version: its answers "
+        "are generated without thoughts",
+        "set eval.generation.enable_thinking: false, or remove the section reinforce",
+    ),
+    (
         (GRPO, "model.engine=unsloth"),
         "reinforce",
         "is not run by model.engine: unsloth",
