@@ -31,6 +31,12 @@ IMAGE_SIZE = $(if $(findstring buildah,$(ENGINE)),$(ENGINE) images --format '{{.
 # An image does not use the index of the environment here unless TORCH_INDEX is given.
 IMAGE_TORCH_INDEX = $(if $(filter command environment,$(firstword $(origin TORCH_INDEX))),$(TORCH_INDEX))
 
+# pip's own variable of the environment here, with what it may hold, is not for an image either.
+IMAGE_PIP_INDEX = $(if $(filter command,$(firstword $(origin PIP_INDEX_URL))),$(PIP_INDEX_URL))
+# Those of the mirrors that hold a user or a password.
+IMAGE_SECRETS = $(foreach url,$(IMAGE_TORCH_INDEX) $(IMAGE_PIP_INDEX) $(APT_MIRROR),\
+	$(findstring @,$(word 2,$(subst /, ,$(url)))))
+
 # The browser for the report's tests: from npm if possible, else the machine's.
 CHROMIUM := $(VENV)/chromium
 
@@ -108,11 +114,12 @@ bench: $(VENV)/.ready ## Measure training on this machine: make bench [ARGS="--m
 image: ## Build the image: make image ACCELERATOR=rocm|cuda|cpu [ENGINE=docker|podman|buildah] [REGISTRY=…] [EXTRAS="gpu trackers unsloth"] [PIP_INDEX_URL=…] [APT_MIRROR=…]
 	@test -f containers/$(ACCELERATOR).Containerfile || { echo "image: ACCELERATOR must be rocm, cuda or cpu (found $(ACCELERATOR))" >&2; exit 2; }
 	@test -n "$(ENGINE)" || { echo "image: no docker, podman or buildah found. Fix: install one, or name one: ENGINE=…" >&2; exit 2; }
+	@test -z "$(strip $(IMAGE_SECRETS))" || { echo "image: a mirror's URL holds a user or a password, which logs and the image's history would show. Fix: put it into /etc/pip.conf of a base of your own: BASE_IMAGE=…" >&2; exit 2; }
 	$(ENGINE) build $(IMAGE_FLAGS) -f containers/$(ACCELERATOR).Containerfile \
 		-t $(IMAGE) \
 		--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git describe --always --dirty --abbrev=12) \
 		$(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(if $(IMAGE_TORCH_INDEX),--build-arg TORCH_INDEX=$(IMAGE_TORCH_INDEX)) \
-		$(if $(PIP_INDEX_URL),--build-arg PIP_INDEX_URL=$(PIP_INDEX_URL)) $(if $(APT_MIRROR),--build-arg APT_MIRROR=$(APT_MIRROR)) \
+		$(if $(IMAGE_PIP_INDEX),--build-arg PIP_INDEX_URL=$(IMAGE_PIP_INDEX)) $(if $(APT_MIRROR),--build-arg APT_MIRROR=$(APT_MIRROR)) \
 		$(if $(EXTRAS),--build-arg EXTRAS="$(EXTRAS)") .
 	@echo "$(IMAGE): $$($(IMAGE_SIZE)) unpacked"
 

@@ -6,6 +6,8 @@ export DEBIAN_FRONTEND=noninteractive
 
 # Another host with the same paths; apt checks signatures, so http will do, as before certificates.
 if [ -n "${APT_MIRROR:-}" ]; then
+    own=$(mktemp -d)
+    cp -a /etc/apt/sources.list* "$own"
     find /etc/apt/sources.list* -type f -exec sed -i -E "s|https?://[^/ ]+|${APT_MIRROR%/}|" {} +
 fi
 apt-get update -qq
@@ -17,6 +19,11 @@ if [ "$ACCELERATOR" != cpu ]; then
     set -- "$@" gcc g++ libpython3-dev
 fi
 apt-get install -y -qq --no-install-recommends "$@"
+# The mirror is for the build: the image keeps the sources of its base.
+if [ -n "${APT_MIRROR:-}" ]; then
+    cp -a "$own"/sources.list* /etc/apt/
+    rm -rf "$own"
+fi
 rm -rf /var/lib/apt/lists/*
 groupadd --gid "$JOB_UID" job
 useradd --uid "$JOB_UID" --gid "$JOB_UID" --no-create-home --home-dir /cache --shell /usr/sbin/nologin job

@@ -113,8 +113,7 @@ def _lines_for(stored: StoredAdapter, resolve: Resolve) -> str | None:
 def _candidates(stored: StoredAdapter) -> Iterator[dict[str, object]]:
     """Settings that may select the adapter's modules: toggles, then names."""
     off = itertools.chain.from_iterable(_subsets(TOGGLES))
-    toggles: list[dict[str, object]] = [dict.fromkeys(names, False) for names in off]
-    toggles.append({"finetune_attention_modules": True})
+    toggles = [dict.fromkeys(names, False) for names in off]
     for experts, chosen in itertools.product(({}, {"finetune_experts": True}), toggles):
         yield {**experts, **chosen}
     endings = _endings(stored.targets.modules)

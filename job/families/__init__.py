@@ -38,8 +38,15 @@ def control_tokens(uri: str, directory: Path, model: ModelSpec) -> tuple[str, ..
 
     Raises InputError if its files cannot be read, and SpecError if it belongs to no family.
     """
-    family = _family(uri, _config(uri, str(directory)), model)
-    return tuple(sorted(family.control_tokens(directory)))
+    return tuple(sorted(of_checkpoint(uri, directory, model).control_tokens(directory)))
+
+
+def of_checkpoint(uri: str, directory: Path, model: ModelSpec) -> type[Family]:
+    """The family of the spec or of the `config.json` in `directory`, which needs no weights.
+
+    Raises InputError if that cannot be read, and SpecError if it belongs to no family.
+    """
+    return _family(uri, _config(uri, str(directory)), model)
 
 
 def is_known(uri: str) -> bool:

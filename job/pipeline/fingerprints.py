@@ -14,6 +14,7 @@ from job import __version__, families
 from job.artifacts.records import StageRecord
 from job.families import adapter_source, chat_template, model_source
 from job.local.file_digests import FileDigests
+from job.pipeline.former_defaults import AUTO_COUNTS_AS, lora_settings
 from job.prep import discovery, image_identity
 from job.prep.source_files import DataSource
 from job.prep.splits import split_of_source
@@ -69,8 +70,6 @@ COMPUTING_KEYS = (
 )
 # Keys of the model section for a base in 4 bits, without which they say nothing.
 FOUR_BIT_KEYS = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
-# What `auto` counts as: the default that it replaced.
-AUTO_COUNTS_AS = {"gradient_checkpointing": True, "torch_compile": False}
 # Keys that choose when to stop and what to keep, but do not affect the weights after a step.
 SELECTING_KEYS = (
     "eval_strategy",
@@ -129,8 +128,12 @@ class StageInputs:
     @cached_property
     def control_tokens(self) -> tuple[str, ...]:
         """Tokens that no row's text may contain; read from the checkpoint's small files."""
-        directory = model_source.fetch_headers(self.model, self._cache_dir)
-        return families.control_tokens(self.model.uri, directory, self._spec.model)
+        return families.control_tokens(self.model.uri, self._headers, self._spec.model)
+
+    @cached_property
+    def _headers(self) -> Path:
+        """The folder of the checkpoint's small files."""
+        return model_source.fetch_headers(self.model, self._cache_dir)
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -195,7 +198,8 @@ class StageInputs:
                 for record in completed.values()
                 if record.name in MEASURED_STAGES
             ]
-            parts = [runs, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
+            shown = {k: v for k, v in spec.items() if k not in ("output", "runtime")}
+            parts = [runs, {**shown, "lora": self._lora_settings}]
         elif stage == "push":
             pushed = [
                 (record.name, [(file.path, file.sha256) for file in record.files])
@@ -214,11 +218,11 @@ class StageInputs:
 
         So a training may resume on fewer GPUs, or be extended.
         """
-        spec, trained = asdict(self._spec), self._training_settings
+        trained = self._training_settings
         sections = {
             "data": self._preparing(validation=True),
             "model": self._model_settings,
-            "lora": spec["lora"],
+            "lora": self._lora_settings,
             "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS},
         }
         parts = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
@@ -273,8 +277,13 @@ class StageInputs:
 
     def _training_inputs(self, completed: Mapping[str, StageRecord]) -> list[Any]:
         """The inputs of a training, except how its steps are computed."""
-        lora, prepared = asdict(self._spec.lora), self.fingerprint("prep", completed)
-        return [prepared, self._initial_model, self._model_settings, lora, self._training_settings]
+        prepared, trained = self.fingerprint("prep", completed), self._training_settings
+        return [prepared, self._initial_model, self._model_settings, self._lora_settings, trained]
+
+    @cached_property
+    def _lora_settings(self) -> dict[str, Any]:
+        family = families.of_checkpoint(self.model.uri, self._headers, self._spec.model)
+        return lora_settings(self._spec.lora, family)
 
     @property
     def _model_settings(self) -> dict[str, Any]:

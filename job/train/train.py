@@ -17,6 +17,7 @@ from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, r
 from job.train.batch_size_finder import find_batch_size
 from job.train.best_model import load_best
 from job.train.capturing import capture_training, may_capture
+from job.train.checkpoint.resume import optimizer_to_resume
 from job.train.compiled_training import compile_model
 from job.train.dataset import Collator
 from job.train.heaviest_batches import planned_batches
@@ -89,8 +90,9 @@ def train(
 def _optim(context: TrainContext) -> str:
     """The optimizer, the same in all processes: each updates a copy of the same weights."""
     found = resolve_optim(context.spec.train, context.accelerator, context.ways.obstacle(EIGHT_BIT))
-    every = process_group.all_gather(found)
-    return found if len(set(every)) == 1 else "adamw_torch_fused"
+    if len(set(process_group.all_gather(found))) > 1:
+        return "adamw_torch_fused"
+    return optimizer_to_resume(context.spec.train, context.checkpoints, found)
 
 
 def _log_start(

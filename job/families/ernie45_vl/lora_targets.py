@@ -1,8 +1,8 @@
 """LoRA targets of ERNIE-4.5-VL, selected by the spec's toggles or names.
 
 The default targets are attention, the MLPs of dense layers and shared experts, the vision tower's
-MLPs, and the resampler: what the published recipe names. A toggle that is written selects by part
-and kind, as in Unsloth: the vision tower's attention too. Routed experts are modules in a published
+MLPs, and the resampler: what the published recipe names. A toggle that is off selects by part and
+kind, as in Unsloth: the vision tower's attention too. Routed experts are modules in a published
 checkpoint, and fused parameters in Transformers: `finetune_experts` adds them, and names of
 `target_modules` such as `gate_proj` reach them as they would in the checkpoint. Either way gate and
 up have an adapter each, as modules have; `target_parameters` names the parameters themselves, with
@@ -186,11 +186,13 @@ def _toggled(lora: LoraSpec) -> tuple[str, ...]:
     """The groups that the spec's toggles turn on."""
     language, vision = lora.finetune_language_layers, lora.finetune_vision_layers
     attention, mlp = lora.finetune_attention_modules is not False, lora.finetune_mlp_modules
-    untouched = lora.finetune_attention_modules is None and language and vision and mlp
+    # A resolved spec from when true was the default has it written, and selects what it did.
+    written = lora.finetune_attention_modules is True
+    recipe = (language or mlp) if written else (language and mlp)
     wanted = {
         ATTENTION: language and attention,
         "language mlp": language and mlp,
-        "vision attention": vision and attention and not untouched,
+        "vision attention": vision and attention and not recipe,
         "vision mlp": vision and mlp,
         "resampler": vision and mlp,
     }

@@ -24,7 +24,7 @@ def _full_excludes_lora_keys(at: View) -> Iterator[Finding]:
     if at("lora.method") != "full":
         return
     for name, value in at("lora").items():
-        on = name in _TOGGLES and value is True
+        on = name in _TOGGLES and value is True  # the default, or was, as in resolved specs
         if name != "method" and value != keys.default(f"lora.{name}") and not on:
             yield finding(
                 f"lora.{name}",

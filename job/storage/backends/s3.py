@@ -18,7 +18,10 @@ from job.storage.write_guard import UNGUARDED, Conditions, Guard
 
 AWS = (".amazonaws.com", ".amazonaws.com.cn")
 """Servers with one namespace of buckets for all accounts."""
-VIRTUAL_HOSTED = (".aliyuncs.com", ".myqcloud.com", ".volces.com")
+VIRTUAL_HOSTED = (
+    *(".aliyuncs.com", ".myqcloud.com"),
+    *(".volces.com", ".ivolces.com", ".bytepluses.com", ".ibytepluses.com"),
+)
 """Servers that refuse what boto does at an endpoint of one's own.
 
 They want the bucket in the host's name, not in the path, and take no body in chunks with a checksum

@@ -43,6 +43,17 @@ def load(stem: Path, *, meta: bool = False) -> dict[Any, Any]:
     return state
 
 
+def value_of(text: str, key: str) -> object:
+    """The number or text at `key` of a stored dictionary's JSON; None if there is none.
+
+    Raises ValueError if `text` is not such a JSON.
+    """
+    match json.loads(text):
+        case ["dict", list() as entries] if all(isinstance(each, list) for each in entries):
+            return next((each[1] for each in entries if each[:1] == [key]), None)
+    raise ValueError("it holds no dictionary")
+
+
 def headers(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file on the meta device; reads no contents."""
     with safe_open(path, framework="pt") as file:

@@ -231,22 +231,35 @@ def test_each_toggle_selects_its_own_group(family: Ernie45VL, model: Any, spec: 
     attention, mlp = "finetune_attention_modules", "finetune_mlp_modules"
     default = {"language attention", "language mlp", "vision mlp", "resampler"}
     assert groups() == default
-    assert groups(finetune_attention_modules=True) == default | {"vision attention"}
-    for chosen in itertools.product((True, False), repeat=4):
+    for chosen in itertools.product((True, False), (True, False), (None, False), (True, False)):
         toggles = dict(zip((language, vision, attention, mlp), chosen, strict=True))
         parts = {part for part in ("language", "vision") if toggles[f"finetune_{part}_layers"]}
-        kinds = {k for k, key in (("attention", attention), ("mlp", mlp)) if toggles[key]}
+        kinds = {"attention"} if toggles[attention] is None else set[str]()
+        kinds |= {"mlp"} if toggles[mlp] else set()
         expected = {f"{part} {kind}" for part in parts for kind in kinds}
         expected |= {"resampler"} if "vision mlp" in expected else set()
         if expected:
-            assert groups(**toggles) == expected, toggles
-            unset = {**toggles, attention: None}  # true, but for the default of all
-            if toggles[attention] and not all(chosen):
-                assert groups(**unset) == expected, unset
+            assert groups(**toggles) == (default if len(expected) == 5 else expected), toggles
         else:
             with pytest.raises(SpecError, match="selects no module"):
                 groups(**toggles)
     assert groups(finetune_experts=True) == default | {"routed experts"}
+
+
+def test_a_spec_resolved_when_true_was_the_default_selects_what_it_did(
+    family: Ernie45VL, model: Any, spec: JobSpec
+) -> None:
+    def groups(*off: str) -> set[str]:
+        toggles: dict[str, Any] = dict.fromkeys((f"finetune_{each}" for each in off), False)
+        lora = replace(spec.lora, finetune_attention_modules=True, **toggles)
+        return set(family.lora_targets(model, lora).counts)
+
+    language, tower = {"language attention", "language mlp"}, {"vision mlp", "resampler"}
+    assert groups() == language | tower
+    assert groups("mlp_modules") == {"language attention"}
+    assert groups("language_layers") == tower
+    assert groups("vision_layers") == language
+    assert groups("language_layers", "mlp_modules") == {"vision attention"}  # nothing, then
 
 
 def test_a_target_that_selects_nothing_is_refused_by_name(

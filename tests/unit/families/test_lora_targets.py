@@ -197,7 +197,9 @@ def test_the_published_model_trains_the_tutorial_s_weights_that_get_a_gradient()
     lora = replace(loaded.spec.lora, target_modules=own, finetune_experts=None)
     without = measure(replace(loaded.spec, lora=lora)).trainable + untouched
     assert (without, tutorial - without) == (308_224_000, 368_640)
-    lora = replace(loaded.spec.lora, finetune_attention_modules=True)
+    lora = replace(
+        loaded.spec.lora, target_modules=(*NINE, "qkv", "attn.proj"), finetune_experts=None
+    )
     assert measure(replace(loaded.spec, lora=lora)).trainable - 303_874_048 == 1_966_080
 
 

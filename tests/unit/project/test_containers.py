@@ -107,23 +107,63 @@ def test_an_image_is_made_from_the_mirrors_that_are_named() -> None:
         assert "PIP_INDEX_URL" not in run
 
 
+def test_an_image_is_made_without_the_index_and_the_passwords_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("image", "ACCELERATOR=rocm", "ENGINE=true")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:hunter2@mirror.example/simple")
+    done = make("-n", *arguments)
+    assert done.code == 0
+    assert "mirror.example" not in done.out + done.err
+    for name in ("PIP_INDEX_URL", "TORCH_INDEX", "APT_MIRROR"):
+        done = make(*arguments, f"{name}=https://user:hunter2@mirror.example/simple")
+        assert done.code == 2
+        assert "holds a user or a password" in done.err
+        assert "hunter2" not in done.out + done.err
+
+
 @pytest.mark.parametrize("script", ["build.sh", "runtime.sh"])
 def test_apt_asks_the_mirror_for_the_same_paths(script: str, tmp_path: Path) -> None:
     text = (CONTAINERS / script).read_text(encoding="utf-8")
-    [swap] = re.findall(r"^if \[ -n .*?^fi$", text, re.MULTILINE | re.DOTALL)
+    swap = re.findall(r"^if \[ -n .*?^fi$", text, re.MULTILINE | re.DOTALL)[0]
     sources = tmp_path / "sources.list.d" / "debian.sources"
     sources.parent.mkdir()
     sources.write_text("URIs: http://deb.debian.org/debian\nSigned-By: /usr/share/k.gpg\n")
     (tmp_path / "sources.list").write_text("deb [arch=amd64] https://a.example/ubuntu noble main\n")
     for mirror in ("", "http://mirror.example/"):
         command = ["sh", "-eu", "-c", swap.replace("/etc/apt", str(tmp_path))]
-        subprocess.run(command, check=True, env={"PATH": os.environ["PATH"], "APT_MIRROR": mirror})
+        environ = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "APT_MIRROR": mirror}
+        subprocess.run(command, check=True, env=environ)
     assert sources.read_text() == (
         "URIs: http://mirror.example/debian\nSigned-By: /usr/share/k.gpg\n"
     )
     assert (tmp_path / "sources.list").read_text() == (
         "deb [arch=amd64] http://mirror.example/ubuntu noble main\n"
     )
+
+
+@pytest.mark.parametrize("mirror", ["", "http://mirror.example"])
+def test_the_image_keeps_the_package_sources_of_its_base(mirror: str, tmp_path: Path) -> None:
+    apt, commands, asked = tmp_path / "apt", tmp_path / "bin", tmp_path / "asked"
+    (apt / "sources.list.d").mkdir(parents=True)
+    sources = apt / "sources.list.d" / "debian.sources"
+    sources.write_text("URIs: http://deb.debian.org/debian\n")
+    commands.mkdir()
+    for name in ("apt-get", "groupadd", "useradd", "install"):
+        (commands / name).write_text(f"#!/bin/sh\ncat {sources} > {asked}\n")
+        (commands / name).chmod(0o755)
+        if name == "apt-get":  # the others come after it
+            asked = tmp_path / "later"
+    script = (CONTAINERS / "runtime.sh").read_text(encoding="utf-8")
+    script = script.replace("/etc/apt", str(apt)).replace("/var/lib/apt", str(tmp_path / "lists"))
+    environ = {"PATH": f"{commands}:{os.environ['PATH']}", "APT_MIRROR": mirror}
+    environ |= {"ACCELERATOR": "cpu", "JOB_UID": "10001", "TMPDIR": str(tmp_path)}
+    subprocess.run(["sh", "-c", script], check=True, env=environ)
+    wanted = f"URIs: {mirror or 'http://deb.debian.org'}/debian\n"
+    assert (tmp_path / "asked").read_text() == wanted
+    assert (tmp_path / "later").read_text() == sources.read_text()
+    assert sources.read_text() == "URIs: http://deb.debian.org/debian\n"
+    assert not list(tmp_path.glob("tmp.*"))
 
 
 def test_make_refuses_an_accelerator_without_an_image() -> None:

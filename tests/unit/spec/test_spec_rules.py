@@ -952,6 +952,8 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
     [
         ("lora.method=full",),
         ("lora.method=full", "lora.r=8"),
+        ("lora.method=full", "lora.finetune_attention_modules=true"),  # resolved specs had it
+        ("lora.target_modules=[q_proj]", "lora.finetune_attention_modules=true"),
         ("export.merged.enabled=false",),
         ("lora.finetune_vision_layers=false", "lora.finetune_mlp_modules=false"),
         (

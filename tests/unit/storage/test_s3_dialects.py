@@ -49,6 +49,8 @@ def keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         *("oss-cn-hangzhou.aliyuncs.com", "oss-cn-hangzhou-internal.aliyuncs.com"),
         *("cos.ap-guangzhou.myqcloud.com", "tos-s3-cn-beijing.volces.com"),
+        *("tos-s3-cn-beijing.ivolces.com", "tos-s3-ap-southeast-1.bytepluses.com"),
+        "tos-s3-ap-southeast-1.ibytepluses.com",
     ],
 )
 def test_the_bucket_is_in_the_host_s_name_where_the_server_wants_it_there(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,12 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from job.engines.data_timer import DataTimer
 from job.engines.parameter_groups import LearningRates
+from job.spec.load import load_spec
 from job.train.checkpoint import state_files
 from job.train.checkpoint.contents import resume_problem
+from job.train.checkpoint.resume import optimizer_to_resume
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
+from job.train.checkpoint.storage import CheckpointStore
 from job.train.sampler import DistributedBatchSampler, shuffled
 
 ROWS = 16
@@ -352,3 +356,25 @@ def test_every_optimizer_s_own_state_is_taken_and_another_s_is_not(
     assert weights(fresh) == weights(trained)
     said = resume_problem(Path(checkpoint_of(whole, 6)), training(tmp_path / "other", optim=optim))
     assert (said is None) == (optim == "adamw_torch_fused")
+
+
+def test_auto_resumes_with_the_optimizer_of_the_checkpoint_where_another_was_installed_since(
+    whole: Any, tmp_path: Path
+) -> None:
+    spec = load_spec(Path("specs/latex.yaml").read_text(), "spec", environ={}).spec.train
+    store = CheckpointStore(uri=str(tmp_path), fingerprint="f")
+
+    def chosen(found: str = "adamw_8bit", **train: Any) -> str:
+        return optimizer_to_resume(replace(spec, **{"optim": "auto", **train}), store, found)
+
+    assert chosen() == "adamw_8bit"
+    store.save(Path(checkpoint_of(whole, 6)), 6)
+    assert chosen() == chosen(resume_from_checkpoint=store.at(6)) == "adamw_torch_fused"
+    assert chosen(optim="adamw_8bit") == chosen(resume_from_checkpoint="never") == "adamw_8bit"
+    assert chosen("adamw_torch") == "adamw_torch"
+    state = tmp_path / "step-6" / "optimizer.json"
+    stored = state.read_text()
+    assert '"AdamW"' in stored
+    for other in (stored.replace('"AdamW"', '"AdamW8bit"'), "no JSON", "[]"):
+        state.write_text(other)
+        assert chosen() == "adamw_8bit"

@@ -104,6 +104,58 @@ def test_a_spec_that_leaves_it_to_the_job_shares_results_with_one_that_names_the
         assert training(**{key: "auto"}) != training(**{key: not former})
 
 
+FORMER_LORA = {
+    "method": "lora",
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "target_modules": None,
+    "target_parameters": None,
+    "layers_to_transform": None,
+    "rank_pattern": (),
+    "alpha_pattern": (),
+    "modules_to_save": None,
+    "use_rslora": False,
+    "use_dora": False,
+    "finetune_vision_layers": True,
+    "finetune_language_layers": True,
+    "finetune_attention_modules": True,
+    "finetune_mlp_modules": True,
+    "finetune_experts": None,
+}
+"""The section of a spec that names nothing, in the identity of trainings from when
+finetune_attention_modules was true by default."""
+
+
+def test_attention_that_is_left_unset_counts_as_true_where_it_selects_the_same(
+    spec: JobSpec,
+) -> None:
+    def of(lora: dict[str, Any], family: str = "auto") -> tuple[str, object]:
+        changed = replace(
+            spec, lora=replace(spec.lora, **lora), model=replace(spec.model, family=family)
+        )
+        inputs = StageInputs(changed, 1)
+        counted = inputs.checkpoint_identity().parts["lora.finetune_attention_modules"]
+        return inputs.fingerprint("train", {}), counted
+
+    assert spec.lora.finetune_attention_modules is None
+    parts = (
+        StageInputs(replace(spec, lora=replace(spec.lora, r=16, lora_alpha=32)), 1)
+        .checkpoint_identity()
+        .parts
+    )
+    found = {k.removeprefix("lora."): v for k, v in parts.items() if k.startswith("lora.")}
+    assert found == FORMER_LORA
+    written = {"finetune_attention_modules": True}
+    for same in ({}, {"finetune_vision_layers": False}, {"target_modules": ("q_proj",)}):
+        assert of(same) == of(same | written)
+    for other in ({"finetune_mlp_modules": False}, {"finetune_language_layers": False}):
+        assert of(other)[1] is None  # the vision tower's attention, too
+        assert of(other)[0] != of(other | written)[0]
+        assert of(other, "vlm") == of(other | written, "vlm")
+
+
 @pytest.mark.parametrize("key", SELECTING_KEYS)
 def test_what_is_kept_of_a_training_runs_the_stage_again_and_not_the_steps(
     spec: JobSpec, key: str
