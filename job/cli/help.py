@@ -144,6 +144,9 @@ python -m job fetch s3://results/my-run --to weights
 
 # Only the adapter.
 python -m job fetch outputs/receipts --part adapter --to adapter
+
+# The adapter after reinforcement.
+python -m job fetch outputs/latex-grpo --part reinforced/adapter --to adapter
 """,
     "verify": """
 # Is every byte of a run still as it was written?
