@@ -78,7 +78,7 @@ def _refuse_outputs(directory: Path) -> None:
 def _wanted(uri: str, part: str) -> dict[str, str]:
     """The digests of the part's files, by their path in it."""
     sums, wanted, parts = storage.join(uri, SUMS), {}, set[str]()
-    text = storage.read_text(sums)
+    reinforced, text = False, storage.read_text(sums)
     for line in text.splitlines():
         entry = _LINE.fullmatch(line)
         if entry is None or not text.endswith("\n"):
@@ -90,6 +90,7 @@ def _wanted(uri: str, part: str) -> dict[str, str]:
             )
         if "/" in entry[2]:
             parts.add(entry[2].partition("/")[0])
+        reinforced |= entry[2].startswith(f"reinforced/{part}/")
         if entry[2].startswith(f"{part}/"):
             wanted[safe_relative(entry[2], uri).removeprefix(f"{part}/")] = entry[1]
     if not wanted:
@@ -98,6 +99,8 @@ def _wanted(uri: str, part: str) -> dict[str, str]:
             "the run has no such part",
             fix=f"--part may be {', '.join(sorted(parts)) or 'nothing: the run has no folders'}",
         )
+    if reinforced:
+        log.info(f"{part}/ is from before the reinforcement", after=f"--part reinforced/{part}")
     return wanted
 
 

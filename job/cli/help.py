@@ -144,6 +144,9 @@ python -m job fetch s3://results/my-run --to weights
 
 # Only the adapter.
 python -m job fetch outputs/receipts --part adapter --to adapter
+
+# The adapter after reinforcement.
+python -m job fetch outputs/grpo --part reinforced/adapter --to adapter
 """,
     "verify": """
 # Is every byte of a run still as it was written?
@@ -172,6 +175,10 @@ python -m job manifest my.yaml --registry registry.example.com \\
 
 # Serve the exported weights on NVIDIA GPUs.
 python -m job manifest my.yaml --platform nvidia --kind vllm
+
+# Does a node's GPU compute what other devices did?
+python -m job manifest specs/latex.yaml --kind parity \\
+    --registry registry.example.com | kubectl apply -f -
 
 # With what your cluster asks for, kept in a file.
 python -m job manifest my.yaml --cluster cluster.yaml --ttl 86400

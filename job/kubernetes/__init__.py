@@ -58,6 +58,7 @@ def replacing(options: ManifestOptions, nodes: int = 1, kind: str = "job") -> st
         "job": f"trainjob {name}" if nodes > 1 else f"job {name}",
         "trainjob": f"trainjob {name}",
         "vllm-smoke": f"job {name}-vllm-smoke",
+        "parity": "job parity",
     }
     if kind not in resources:
         return None

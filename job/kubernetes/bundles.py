@@ -40,5 +40,6 @@ KINDS: Mapping[str, Bundle] = {
     "trainjob": several_nodes,
     "vllm": server,
     "vllm-smoke": smoke,
+    "parity": parity,
     "quota": quota_of,
 }

@@ -2,6 +2,10 @@
 
 import copy
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +94,30 @@ def test_tests_that_failed_are_faults_by_name(tmp_path: Path) -> None:
 
 def test_what_a_cpu_ran_is_no_way_of_a_gpu() -> None:
     assert COMMITTED["ran"] == ["train", "eval", "export"]
+
+
+def parity(*arguments: str, code: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "job", "parity", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+
+
+def test_an_installed_package_says_that_it_needs_a_checkout_or_an_image(tmp_path: Path) -> None:
+    left = shutil.ignore_patterns("*.safetensors", "__pycache__")
+    shutil.copytree(ROOT / "job", tmp_path / "job", ignore=left)
+    done = parity(code=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "needs specs/latex.yaml, which an installed package does not have" in done.stderr
+    assert "in a checkout of the repository (make parity), or in an image" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--against", "--tests"])
+def test_a_folder_without_records_or_tests_is_refused_before_the_job_runs(
+    option: str, tmp_path: Path
+) -> None:
+    done = parity(option, str(tmp_path / "none"))
+    assert done.returncode == 2, done.stderr
+    assert option in done.stderr
 
 
 @pytest.mark.slow(minutes=2)

@@ -23,7 +23,9 @@ def fetch(
         str,
         typer.Option(
             help="adapter, merged, or another folder of the output.",
-            autocompletion=completion.one_of("adapter", "adapter-vllm", "merged"),
+            autocompletion=completion.one_of(
+                "adapter", "adapter-vllm", "merged", "reinforced/adapter"
+            ),
         ),
     ] = "merged",
 ) -> None:

@@ -15,7 +15,7 @@ from job.cli import completion
 from job.cli.parameters import Output, Overrides, Spec
 
 PLATFORMS = ("amd", "nvidia", "cpu")
-KINDS = ("job", "trainjob", "vllm", "vllm-smoke", "quota")
+KINDS = ("job", "trainjob", "vllm", "vllm-smoke", "parity", "quota")
 PANEL = "About the cluster"
 
 Platform = Annotated[

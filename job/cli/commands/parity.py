@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from job import log
-from job.errors import ProofError
+from job.errors import ProofError, UsageError
 from job.spec import keys
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,6 +32,8 @@ def parity(
 ) -> None:
     """Run the tiny job on this device and compare it with committed results.
 
+    Needs a checkout or an image, which have the job and the results to compare with.
+
     Writes losses by step, logits, digests of the export, the ways to compute with their speed,
     and versions. Exits with 30 if anything differs by more than rounding explains, with a line
     for each difference.
@@ -39,6 +41,7 @@ def parity(
     from job import storage
     from job.parity import compare, measure
 
+    _require(measure.SPEC, against, tests)
     cache = (cache_dir or Path(str(keys.default("runtime.cache_dir")))).expanduser()
     record = measure.measure(cache.absolute(), tests)
     if to == "-":
@@ -62,3 +65,25 @@ def parity(
         log.error(line)
     if different:
         raise typer.Exit(ProofError.exit_code)
+
+
+def _require(spec: Path, against: Path, tests: Path | None) -> None:
+    """Raises UsageError before minutes of work if there is nothing to run or to compare with."""
+    if not spec.is_file():
+        raise UsageError(
+            "parity",
+            f"needs {spec.parent.name}/{spec.name}, which an installed package does not have",
+            fix="run it in a checkout of the repository (make parity), or in an image "
+            "(docker run IMAGE parity --to -)",
+        )
+    if not any((against / f"parity-{kind}.json").is_file() for kind in KINDS):
+        raise UsageError(
+            "--against",
+            "has no record to compare with: parity-cpu.json, parity-cuda.json or parity-rocm.json",
+            value=against,
+            fix="name a folder that has one, such as benchmarks/results of a checkout",
+        )
+    if tests is not None and not tests.is_dir():
+        raise UsageError(
+            "--tests", "is not a folder", value=tests, fix="name tests/gpu of a checkout"
+        )

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def run(spec: Spec, set: Overrides = None, output: Output = None) -> None:
-    """Run all stages: prep → train → eval → export. Completed stages are skipped."""
+    """Run all stages: prep → train → eval → export. Completed stages are skipped.
+
+    If the spec has a section reinforce, that stage comes after train.
+    """
     _start("run", spec, set, output)
 
 
@@ -25,7 +28,10 @@ def prep(spec: Spec, set: Overrides = None, output: Output = None) -> None:
 
 
 def train(spec: Spec, set: Overrides = None, output: Output = None) -> None:
-    """Prepare the data and train the adapter."""
+    """Prepare the data and train the adapter.
+
+    If the spec has a section reinforce, it is reinforced too.
+    """
     _start("train", spec, set, output)
 
 

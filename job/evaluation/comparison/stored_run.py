@@ -21,11 +21,12 @@ HELD_OUT = "data/eval-"
 """The beginning of the paths of the held-out rows' shards."""
 _CHECKPOINTS = "checkpoints"
 _COMPLETE = re.compile(r"step-(\d+)/manifest\.json")
-_STAGES = ("prep", "baseline", "train", "eval", "export")
+_STAGES = ("prep", "baseline", "train", "reinforce", "eval", "export")
 _MISSING = {
     "prep": "prepared rows",
     "baseline": "metrics before training",
     "train": "a finished training",
+    "reinforce": "a finished reinforcement",
     "eval": "metrics after training",
     "export": "exported weights",
 }
@@ -220,6 +221,8 @@ class _Reader:
         if "baseline" in absent and self.settings.get("eval.baseline") is False:
             absent.remove("baseline")
             self.lacks.append(f"{_MISSING['baseline']}: eval.baseline is false")
+        if not any(key.startswith("reinforce.") for key in self.settings) and "reinforce" in absent:
+            absent.remove("reinforce")  # the spec asks for none
         if not absent:
             return
         status, stage = record.get("status"), record.get("stage")

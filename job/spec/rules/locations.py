@@ -19,8 +19,8 @@ INPUTS = (
 )
 LOGS = "logs"
 FOLDERS = (
-    *("data", "checkpoints", "train", "eval", "adapter", "adapter-vllm", "weights", "merged"),
-    *(LOGS, ".stages", ".lease"),
+    *("data", "checkpoints", "train", "eval", "adapter", "adapter-vllm", "weights", "reinforced"),
+    *("merged", LOGS, ".stages", ".lease"),
 )
 """The folders that a run writes in its output."""
 _UNUSABLE = ("", ".", "..")

@@ -59,6 +59,21 @@ def test_a_part_comes_whole_and_alone(run: Path, tmp_path: Path) -> None:
     assert (target / "sub/model.safetensors").read_bytes() == b"weights"
 
 
+def test_an_adapter_from_before_the_reinforcement_is_said_to_be_that(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = "reinforced/adapter/adapter.safetensors"
+    (run / path).parent.mkdir(parents=True)
+    (run / path).write_bytes(b"reinforced")
+    with (run / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{hashlib.sha256(b'reinforced').hexdigest()}  {path}\n")
+    fetch(str(run), "adapter", tmp_path / "before")
+    assert "--part reinforced/adapter" in capsys.readouterr().err
+    fetch(str(run), "reinforced/adapter", tmp_path / "after")
+    assert (tmp_path / "after" / "adapter.safetensors").read_bytes() == b"reinforced"
+    assert "before the reinforcement" not in capsys.readouterr().err
+
+
 def test_what_is_there_and_whole_is_not_brought_again(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "weights"
     fetch(str(run), "merged", target)

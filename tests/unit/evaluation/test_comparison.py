@@ -175,6 +175,16 @@ def test_a_run_that_failed_says_where_and_why_and_the_rest_is_compared(
     assert values(found.figures, "steps") == (40, None)
 
 
+def test_a_reinforcement_is_missing_only_where_the_spec_asks_for_one(
+    stored: Path, store_run: Store
+) -> None:
+    asked = ("reinforce.rewards.name=exact_match",)
+    stopped = store_run("stopped", Made(stages=STAGES[:3], sets=asked))
+    found = compare([str(stored / "a"), stopped])
+    assert not any("reinforcement" in each for each in found.runs[0].lacks)
+    assert found.runs[1].lacks[0].startswith("a finished reinforcement, metrics after training, ")
+
+
 def test_a_training_that_runs_is_drawn_up_to_its_newest_complete_checkpoint(
     stored: Path, store_run: Store
 ) -> None:

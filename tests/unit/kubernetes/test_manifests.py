@@ -570,10 +570,12 @@ def test_the_manifest_says_what_must_go_before_it_is_applied() -> None:
     assert kubernetes.replacing(options, kind="vllm") is None  # a Deployment's pods can change
     named = [
         kubernetes.replacing(options, nodes, kind)
-        for nodes, kind in ((2, "job"), (1, "trainjob"), (1, "vllm-smoke"))
+        for nodes, kind in ((2, "job"), (1, "trainjob"), (1, "vllm-smoke"), (1, "parity"))
     ]
     for command, what in zip(
-        named, ("trainjob latex", "trainjob latex", "job latex-vllm-smoke"), strict=True
+        named,
+        ("trainjob latex", "trainjob latex", "job latex-vllm-smoke", "job parity"),
+        strict=True,
     ):
         assert f"delete {what} " in str(command)
     elsewhere = replace(options, cluster=kubernetes.Cluster(namespace="team"))

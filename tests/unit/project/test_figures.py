@@ -125,6 +125,11 @@ def trained(key: str) -> float:
     return float(job()["training"][key])
 
 
+def counted(key: str) -> float:
+    """What `run.json` says of the reference job's training."""
+    return float(job()["summaries"]["train"][key])
+
+
 def ways() -> dict[str, Any]:
     """The variants of a step on an H200."""
     found: dict[str, Any] = read("training-28b-h200.json")["ways"]
@@ -163,12 +168,13 @@ CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
     (README, r"about ([a-z ]+) minutes on one H200", lambda: round(job_seconds() / 30) / 2),
     (README, r"within (\d+)% of\s+seven peaks", farthest_off),
     (SPEED, r"about (\d+) s\. About ten", job_seconds),
-    (SPEED, r"the 60 steps take ([\d.]+) s", lambda: trained("loop_seconds")),
-    (
-        SPEED,
-        r"at ([\d,]+) tokens a second \|",
-        lambda: job()["training"]["steady_tokens_per_second"],
-    ),
+    (SPEED, r"60 steps (?:take|alone took) ([\d.]+) s", lambda: trained("loop_seconds")),
+    (SPEED, r"`run\.json` says ([\d.]+) s", lambda: counted("seconds")),
+    (SPEED, r"s and ([\d,]+) tokens a second", lambda: counted("tokens_per_second")),
+    (SPEED, r"for ([\d,]+) tokens", lambda: counted("tokens")),
+    (SPEED, r"tokens, ([\d,]+) a second", lambda: counted("tokens") / trained("loop_seconds")),
+    (SPEED, r"says ([\d,]+) tokens a second", lambda: trained("steady_tokens_per_second")),
+    (SPEED, r"on two cores \((\d+) s\)", lambda: read("parity-cpu.json")["seconds"]),
     (SPEED, r"in training ([\d.]+) GiB", peak_gib),
     (SPEED, r"adapter had ([\d.]+) million", lambda: job()["work"]["trainable"] / 1e6),
     (SPEED, r"that is (\d+) times Transformers' best", lambda: fastest("train stage")),

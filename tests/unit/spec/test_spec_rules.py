@@ -593,7 +593,11 @@ REFUSED += [
             "files there",
             "write a folder outside of the output",
         )
-        for key, folder in (("workdir", "merged/work"), ("cache_dir", "data"))
+        for key, folder in (
+            ("workdir", "merged/work"),
+            ("workdir", "reinforced/work"),
+            ("cache_dir", "data"),
+        )
     ),
     (
         ("output.uri=out", "runtime.metrics_file=out/job.prom"),
