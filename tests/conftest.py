@@ -12,6 +12,7 @@ import pytest
 
 from job import log
 from tests import s3 as s3_server
+from tests.jobs import job, small_run
 
 # The same examples at every run: only a change turns a test red. `make fuzz` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
@@ -79,3 +80,18 @@ def s3(
     bucket = f"{words[:50].strip('-')}-{os.urandom(4).hex()}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return S3(s3_process, bucket)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the run at `finished`; some files have one of their own."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """The output of a whole small run, which no test changes."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    done = job(*small_run(str(output), cache=cache))
+    assert done.code == 0, done.err
+    return output

@@ -27,9 +27,9 @@ _READ_AT_IMPORT = (
     "BNB_", "CUDA_", "FSSPEC_", "HF_", "HUGGINGFACE_", "KMP_", "LD_", "MKL_", "MPL", "OMP_",
     "PYTHON", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "UNSLOTH_", "XDG_",
 )  # fmt: skip
-# Torch sets one for processes of its own, to what every process would take; the token is read when
-# a hub is asked.
-_NOT_READ = {"TORCHINDUCTOR_CACHE_DIR", "HF_TOKEN"}
+# Torch sets one for processes of its own, to what every process would take. The others are read
+# when a GPU is used and when a hub is asked.
+_NOT_READ = {"TORCHINDUCTOR_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN"}
 _STARTED_WITH = {**os.environ}
 
 

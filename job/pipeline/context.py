@@ -4,6 +4,7 @@ Everything is created on first use: no model is loaded unless a stage needs it.
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -61,6 +62,7 @@ class RunContext:
         self.processes = 1 if coordinator is None else coordinator.world.size
         self.inputs = StageInputs(self.spec, processes=self.processes)
         self.engine_name: engines.EngineName = "transformers"
+        self._end_trials: Callable[[], Ways] | None = None
 
     def _work_folder(self) -> WorkFolder:
         runtime = self.spec.runtime
@@ -126,11 +128,20 @@ class RunContext:
         local_rank = 0 if self.coordinator is None else self.coordinator.world.local_rank
         return detect(self.spec.runtime, local_rank)
 
+    def begin_trials(self) -> None:
+        """Begins to try the command's ways to compute, while rows are prepared."""
+        names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
+        if self.spec.model.load_in_4bit and ways.FOUR_BIT not in names:
+            names = (*names, ways.FOUR_BIT)
+        self._end_trials = ways.begin(self.accelerator, self.cache_dir, names)
+
     @cached_property
     def ways(self) -> Ways:
-        """The ways to compute that serve on this device; tries those of the command."""
-        names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
-        return ways.find(self.accelerator, self.cache_dir, names)
+        """The ways to compute that serve on this device; waits for their trials."""
+        if self._end_trials is None:
+            self.begin_trials()
+        assert self._end_trials is not None
+        return self._end_trials()
 
     @cached_property
     def engine(self) -> engines.Engine:

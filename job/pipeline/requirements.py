@@ -45,6 +45,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
             from job.engines import compiling
 
             compiling.require(run.accelerator.device)
+        run.begin_trials()
 
 
 def require_images(

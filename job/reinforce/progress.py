@@ -204,8 +204,16 @@ class ReinforceProgress(TrainerCallback):
     def _warn_if_nothing_is_learned(
         self, args: TrainingArguments, entry: Mapping[str, Any]
     ) -> None:
-        self._silent = self._silent + args.logging_steps if entry.get("equal_groups") == 1 else 0
-        if self._silent >= SILENT_STEPS and self._silent - args.logging_steps < SILENT_STEPS:
+        equal = entry.get("equal_groups")
+        if equal is not None and equal < 1:
+            self._silent = 0
+        elif equal is not None:
+            self._silent += args.logging_steps
+        if (
+            equal is not None
+            and self._silent >= SILENT_STEPS
+            and self._silent - args.logging_steps < SILENT_STEPS
+        ):
             log.warn(
                 "nothing is learned: all answers to a row have the same reward",
                 steps=self._silent,

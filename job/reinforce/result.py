@@ -67,7 +67,9 @@ def summarize(
     """The result, from the history and the trainer; `kept` is the step of the stored weights."""
     trainer, own = session.trainer, session.own
     steps = [each for each in read_history(context.train_directory) if "loss" in each]
-    first, last = (steps[0], steps[-1]) if steps else ({}, {})
+    last = steps[-1] if steps else {}
+    # Steps that learn from answers of an earlier one have no rewards of their own.
+    rewarded = [each for each in steps if "reward" in each] or [{}]
     equal = [each["equal_groups"] for each in steps if each.get("equal_groups") is not None]
     generating = trainer.generating_seconds
     return ReinforceResult(
@@ -77,11 +79,11 @@ def summarize(
         answers_a_step=own.answers_a_step,
         distinct_rows=len({row for group in order.groups for row in group}),
         passed_over_rows=len(trainer.prompts.passed_over),
-        first_reward=first.get("reward"),
-        last_reward=last.get("reward"),
+        first_reward=rewarded[0].get("reward"),
+        last_reward=rewarded[-1].get("reward"),
         rewards={
-            name: {"first": value, "last": last["rewards"].get(name)}
-            for name, value in first.get("rewards", {}).items()
+            name: {"first": value, "last": rewarded[-1]["rewards"].get(name)}
+            for name, value in rewarded[0].get("rewards", {}).items()
         },
         equal_groups=round(sum(equal) / len(equal), 4) if equal else None,
         learned=any(share < 1 for share in equal),

@@ -49,6 +49,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
     """Trains the adapter of a model on the rewards of its own answers; in one process."""
 
     state: Any
+    processing_class: Any
 
     def __init__(
         self,
@@ -122,7 +123,9 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
 
     # --- a rollout ---------------------------------------------------------------------------
 
-    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> Tensors:
+    def _prepare_inputs(  # type: ignore[override]
+        self, inputs: Mapping[str, Any]
+    ) -> Tensors:
         prepared: Tensors = GRPOTrainer._prepare_inputs(self, inputs["samples"])
         return prepared
 
@@ -280,7 +283,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
             Path(output_dir, ROLLOUTS),
         )
 
-    def _run_epoch(
+    def _run_epoch(  # type: ignore[override]
         self,
         model: torch.nn.Module,
         epoch: int,

@@ -20,20 +20,6 @@ from tests.jobs import FULL, job, read_json, sets, small_run, start, sums
 STAGES = ("prep", "baseline", "train", "eval", "export", "card", "report")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """The output of a whole small run."""
-    output = tmp_path_factory.mktemp("run") / "out"
-    done = job(*small_run(str(output), cache=cache))
-    assert done.code == 0, done.err
-    return output
-
-
 @pytest.fixture
 def output(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished output, for a test to change."""
@@ -78,7 +64,7 @@ def test_run_json_says_what_happened(finished: Path) -> None:
         assert {"loss", "cer", "exact_match", "token_edit_distance", "bleu"} <= set(metrics)
     assert run["metrics"]["final"]["loss"] < run["metrics"]["baseline"]["loss"]
     rows = run["rows"]
-    assert rows["train"] + rows["leaked"] == 48
+    assert rows["train"] + rows["leaked"] == 24
     assert (rows["eval"], rows["rejected"], rows["dropped_over_max_length"]) == (6, 0, 0)
     assert run["throughput"]["tokens_per_second"] > 0
     assert 0 < run["throughput"]["data_wait_share"] < 1
@@ -97,7 +83,7 @@ def test_the_loss_falls_and_every_step_is_recorded(finished: Path) -> None:
 
 def test_lengths_of_the_training_rows_are_told(finished: Path) -> None:
     found = read_json(finished / "train" / "lengths.json")
-    assert found["rows"] == sum(found["tokens_a_row"]["histogram"].values()) <= 48
+    assert found["rows"] == sum(found["tokens_a_row"]["histogram"].values()) <= 24
     assert found["over_max_length"]["rows"] == 0 < found["tokens_a_row"]["median"]
 
 
@@ -270,7 +256,7 @@ def test_plan_names_steps_parameters_and_what_will_be_skipped(output: Path, cach
     arguments = small_run(str(output), cache=cache)[1:]
     done = job("plan", *arguments, "--set", "train.learning_rate=1e-3")
     assert done.code == 0, done.err
-    assert "4 (0.67 epochs of 6)" in done.out
+    assert "4 (1.33 epochs of 3)" in done.out
     assert "402,432 (7.00%)" in done.out
     lines = {line.split()[0]: line for line in done.out.splitlines() if line.strip()}
     assert "will be skipped" in lines["prep"]

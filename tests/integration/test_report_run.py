@@ -14,20 +14,6 @@ from job.spec.load import LoadedSpec, load_spec
 from tests.jobs import ROOT, job, read_json, small_run, sums
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """The output of a whole small run."""
-    output = tmp_path_factory.mktemp("run") / "out"
-    done = job(*small_run(str(output), cache=cache))
-    assert done.code == 0, done.err
-    return output
-
-
 @pytest.fixture
 def output(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished output, for a test to change."""

@@ -12,20 +12,7 @@ from job.errors import SpecError, StorageError
 from job.pipeline import runner
 from job.pipeline.stages import Stages
 from job.spec.load import LoadedSpec, load_spec
-from tests.jobs import ROOT, job, read_json, small_run, sums
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    output = tmp_path_factory.mktemp("run") / "out"
-    done = job(*small_run(str(output), cache=cache))
-    assert done.code == 0, done.err
-    return output
+from tests.jobs import ROOT, read_json, small_run, sums
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ they found for a device and the installed versions.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,15 +73,57 @@ def find(
     kept, and no process started. `anew` tries all again, and keeps what is found. `cache` is None
     to keep nothing. `run` is for tests.
     """
+    return begin(accelerator, cache, names, run, anew=anew)()
+
+
+def begin(
+    accelerator: Accelerator,
+    cache: Path | None,
+    names: Sequence[str] = TRAINING,
+    run: Run | None = None,
+    *,
+    anew: bool = False,
+) -> Callable[[], Ways]:
+    """Starts what `find` does beside other work; a call of the result waits for it and ends it."""
     from job.engines.ways import child, trials
 
     if accelerator.kind == "cpu":
-        found = trials.run(names, accelerator.device)
-        for outcome in found:
-            log.debug(outcome.way, **{_verb(outcome): outcome.reason})
-        return Ways(tuple(found))
+        return lambda: _on_cpu(trials.run(names, accelerator.device))
     run = run or functools.partial(child.run, device=accelerator.device)
     key = kept.key(accelerator)
+    found: Future[tuple[dict[str, Outcome], dict[str, Outcome]]] = Future()
+
+    def work() -> None:
+        # It imports nothing: the job's own imports go on at the same time.
+        try:
+            found.set_result(_recalled_and_tried(key, cache, names, run, anew=anew))
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            found.set_exception(error)
+
+    def end() -> Ways:
+        recalled, tried = found.result()
+        every = recalled | tried
+        for name in names:
+            known = {"known": "from an earlier start"} if name in recalled else {}
+            log.info(name, **{_verb(every[name]): every[name].reason}, **known)
+        ways = Ways(tuple(every[name] for name in names))
+        adopt(ways)
+        return ways
+
+    threading.Thread(target=work, name="ways", daemon=True).start()
+    return end
+
+
+def _on_cpu(found: "list[Outcome]") -> Ways:
+    for outcome in found:
+        log.debug(outcome.way, **{_verb(outcome): outcome.reason})
+    return Ways(tuple(found))
+
+
+def _recalled_and_tried(
+    key: Mapping[str, str], cache: Path | None, names: Sequence[str], run: Run, *, anew: bool
+) -> "tuple[dict[str, Outcome], dict[str, Outcome]]":
+    """What an earlier start found, and what trials of the others find now, which is kept."""
     with kept.one_at_a_time(cache, key):
         recalled = {} if cache is None or anew else kept.read(cache, key)
         missing = [name for name in names if name not in recalled]
@@ -87,13 +131,7 @@ def find(
         lasting = {name: each for name, each in tried.items() if not each.passing}
         if cache is not None and lasting:
             kept.write(cache, key, recalled | lasting)
-    every = recalled | tried
-    for name in names:
-        known = {"known": "from an earlier start"} if name in recalled else {}
-        log.info(name, **{_verb(every[name]): every[name].reason}, **known)
-    ways = Ways(tuple(every[name] for name in names))
-    adopt(ways)
-    return ways
+    return recalled, tried
 
 
 def adopt(ways: Ways) -> None:

@@ -1,4 +1,4 @@
-"""Runs trials for `job.engines.ways.child`: MODULE DEVICE NAME…; prints JSON lines."""
+"""Runs trials for `job.engines.ways.child`: PARENT MODULE DEVICE NAME…; prints JSON lines."""
 
 import importlib
 import json
@@ -6,9 +6,12 @@ import sys
 
 import torch
 
+from job import signals
+
 
 def main() -> None:
-    module, device, *names = sys.argv[1:]
+    parent, module, device, *names = sys.argv[1:]
+    signals.die_with_parent(int(parent))
     trials = importlib.import_module(module)
     where = torch.device(device)
     if where.type != "cpu":

@@ -62,7 +62,8 @@ def _run(
 ) -> tuple[list[Outcome], int, tuple[str, bool, bool] | None]:
     """The outcomes, how many trials were completed, and why no more were: the reason, whether it
     may pass, and whether it holds for all that are left."""
-    command = [sys.executable, "-m", "job.engines.ways", module, str(device), *names]
+    parent, where = str(os.getpid()), str(device)
+    command = [sys.executable, "-m", "job.engines.ways", parent, module, where, *names]
     found: list[Outcome] = []
     done, started = 0, False
     with tempfile.TemporaryFile("w+") as said:

@@ -104,7 +104,7 @@ class FourBitTensor(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub lacks its first arguments
         cls,
         func: torch._ops.OpOverload,
         types: Iterable[type],

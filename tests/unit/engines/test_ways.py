@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from job.engines import ways
-from job.engines.device import Accelerator, resolve_optim
+from job.engines.device import Accelerator, require_four_bit, resolve_optim
 from job.engines.ways import child, kept, trials
 from job.errors import SpecError
 from job.families import outcome as outcomes
@@ -105,6 +106,19 @@ def test_what_was_found_is_kept_for_a_device_and_versions_and_not_tried_again(
     assert calls[5:] == [[*names]]
 
 
+def test_trials_go_on_beside_other_work_and_their_error_is_not_lost(tmp_path: Path) -> None:
+    other_work = threading.Event()
+
+    def run(_: Sequence[str]) -> list[Outcome]:
+        assert other_work.wait(60)
+        raise OSError("no process")
+
+    end = ways.begin(GPU, tmp_path, [ways.ATTENTION], run)
+    other_work.set()
+    with pytest.raises(OSError, match="no process"):
+        end()
+
+
 def test_a_cache_that_cannot_be_written_costs_a_trial_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = ways.find(GPU, tmp_path / "file", [ways.ATTENTION], lambda _: [taken(ways.ATTENTION)])
@@ -163,6 +177,9 @@ def test_what_a_trial_left_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_optim(automatic, GPU, "is off by 5.0e-01") == "adamw_torch_fused"
     with pytest.raises(SpecError, match=r"failed their trial on this GPU: is off by 5\.0e-01"):
         resolve_optim(replace(automatic, optim="adamw_8bit"), GPU, "is off by 5.0e-01")
+    require_four_bit(spec().model, "no kernel")
+    with pytest.raises(SpecError, match="does not work on this device: no kernel"):
+        require_four_bit(replace(spec().model, load_in_4bit=True), "no kernel")
 
 
 def test_no_choice_of_a_way_asks_for_a_vendor_or_a_capability() -> None:

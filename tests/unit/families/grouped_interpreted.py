@@ -1,4 +1,4 @@
-"""Runs the grouped products' Triton kernels in Triton's interpreter against a loop.
+"""Runs Triton kernels in Triton's interpreter: grouped products against a loop, SwiGLU's gradient.
 
 Started by `test_grouped_products.py` with TRITON_INTERPRET=1, which holds for a whole process.
 Prints a line for each case that is off.
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from job.families.ernie45_vl.packed.swiglu import _backward_by_kernel, swiglu_backward
 from job.families.grouped_products import launch
 from job.families.grouped_products.choice import GroupedMm, is_right
 from job.families.grouped_products.operators import grouped_product
@@ -23,6 +24,11 @@ COUNTS = {
 }
 SIZES = [(32, 48), (40, 24), (8, 56), (64, 8)]
 """Of weights (in, out): multiples of a tile, neither, and a thin one on either side."""
+CASES = [
+    *itertools.product(["empty experts, and one row"], SIZES),
+    ("one expert", SIZES[1]),
+    ("whole tiles", SIZES[0]),
+]
 TILES = [
     Tiles(rows=16, columns=16, inner=16, warps=4, stages=1, group=2),
     Tiles(rows=32, columns=16, inner=32, warps=4, stages=1, group=1, persistent=1),
@@ -42,7 +48,8 @@ def check(name: str, found: torch.Tensor | None, expected: torch.Tensor) -> bool
 
 def products() -> list[bool]:
     right = []
-    for (name, counts), (inner, width) in itertools.product(COUNTS.items(), SIZES):
+    for name, (inner, width) in CASES:
+        counts = COUNTS[name]
         rows, grad = torch.randn(sum(counts), inner), torch.randn(sum(counts), width)
         ends = torch.tensor(counts).cumsum(0).to(torch.int32)
         parts, grads = rows.split(counts), grad.split(counts)
@@ -87,8 +94,28 @@ def gradients() -> list[bool]:
     return [*right, reason is None]
 
 
+def swiglu() -> list[bool]:
+    right = []
+    for dtype in (torch.float32, torch.bfloat16):
+        gate_up, grad = torch.randn(7, 48, dtype=dtype), torch.randn(7, 24, dtype=dtype)
+        inputs = grad, gate_up, torch.rand(7)
+        pairs = zip(_backward_by_kernel(*inputs), swiglu_backward(*inputs), strict=True)
+        for number, (found, expected) in enumerate(pairs):
+            try:
+                torch.testing.assert_close(found, expected)
+            except AssertionError as error:
+                print(f"SwiGLU's gradient {number} in {dtype}: {error}")
+                right.append(False)
+            else:
+                right.append(True)
+    return right
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    results = [*products(), *gradients()]
-    print(f"{len(results)} cases, {results.count(False)} off")
+    results = []
+    for kernels in (products, gradients, swiglu):
+        found = kernels()
+        results += found
+        print(f"{kernels.__name__}: {found.count(True)} right, {found.count(False)} off")
     sys.exit(results.count(False))

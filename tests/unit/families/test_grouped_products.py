@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ needs_triton = pytest.mark.skipif(
 
 @needs_triton
 def test_kernels_and_their_gradients_equal_a_loop_in_tritons_interpreter() -> None:
+    """SwiGLU's too: importing everything once more would take longer than it does."""
     ended = subprocess.run(
         [sys.executable, "-m", "tests.unit.families.grouped_interpreted"],
         cwd=ROOT,
@@ -28,6 +30,12 @@ def test_kernels_and_their_gradients_equal_a_loop_in_tritons_interpreter() -> No
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr[-2000:]
+    right = dict(re.findall(r"^(\w+): (\d+) right, 0 off$", ended.stdout, re.MULTILINE))
+    assert {kernels: int(count) > 0 for kernels, count in right.items()} == {
+        "products": True,
+        "gradients": True,
+        "swiglu": True,
+    }
 
 
 def test_a_cpu_keeps_the_loop_of_transformers() -> None:

@@ -1,26 +1,11 @@
-"""SwiGLU inside routed experts, and its gradient in a single pass."""
+"""SwiGLU inside routed experts, and its gradient in a single pass.
 
-import os
-import subprocess
-import sys
+The kernel runs in `test_grouped_products.py`, with the others.
+"""
 
-import pytest
 import torch
 
 from job.families.ernie45_vl.packed.swiglu import swiglu, swiglu_backward
-from tests.jobs import ROOT
-
-INTERPRETED = """
-import torch
-from job.families.ernie45_vl.packed.swiglu import _backward_by_kernel, swiglu_backward
-torch.manual_seed(0)
-for dtype in (torch.float32, torch.bfloat16):
-    gate_up, grad = torch.randn(7, 48, dtype=dtype), torch.randn(7, 24, dtype=dtype)
-    row_weight = torch.rand(7)
-    inputs = grad, gate_up, row_weight
-    for found, expected in zip(_backward_by_kernel(*inputs), swiglu_backward(*inputs)):
-        torch.testing.assert_close(found, expected)
-"""
 
 
 def made(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -47,12 +32,3 @@ def test_compiled_it_is_the_same() -> None:
         torch.autograd.grad(compiled, (gate_up, row_weight), grad), expected, strict=True
     ):
         torch.testing.assert_close(own, true)
-
-
-def test_the_kernel_s_numbers_are_the_formula_s() -> None:
-    pytest.importorskip("triton", reason="torch was built without Triton")
-    environ = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], cwd=ROOT, env=environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr

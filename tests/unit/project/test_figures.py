@@ -60,12 +60,14 @@ def every_number(name: str) -> list[float]:
     return [float(number) for number in numbers]
 
 
+OTHER = {"Where a step's time goes", "The same on every device"}
+"""Sections of docs/18 with sums of results, which another test compares, and with limits."""
 MEASURED = [
     pytest.param(page, title, body, id=f"{page.name}: {title}")
     for page, titles in (
         (README, {"The result"}),
         (RECEIPTS, {"4. Run it", "5. The report"}),
-        (SPEED, {title for title, _ in sections(SPEED)} - {"Where a step's time goes"}),
+        (SPEED, {title for title, _ in sections(SPEED)} - OTHER),
     )
     for title, body in sections(page)
     if title in titles and any(FIGURE.fullmatch(cell) for cell in cells(body))
