@@ -34,7 +34,7 @@ def merged(output: str) -> set[str]:
 
 
 def wait_for(shard: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not shard():
         assert time.monotonic() < deadline, "no shard comes"
         time.sleep(0.02)

@@ -94,7 +94,7 @@ def test_the_lease_of_a_dead_holder_expires_and_the_dead_learns_of_it(
     first, second = asleep(uri, monkeypatch), Lease(uri, SECONDS)
     started = time.monotonic()
     second.acquire()
-    assert SECONDS <= time.monotonic() - started < 3 * SECONDS
+    assert SECONDS <= time.monotonic() - started < 10 * SECONDS  # on a busy machine
     first._renew()  # it wakes up
     assert not first.held
     with pytest.raises(StorageError, match="another job has taken over the output"):
@@ -301,7 +301,7 @@ def test_a_holder_that_died_on_this_machine_is_not_waited_for(tmp_path: Path) ->
     lease = Lease(str(tmp_path))
     started = time.monotonic()
     lease.acquire()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # of the 60 s of a lease
     assert [entry.path for entry in storage.list_files(str(tmp_path))] == ["1.json", "2.json"]
     lease.release()
 

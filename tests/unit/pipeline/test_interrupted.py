@@ -46,4 +46,4 @@ def test_a_store_that_hangs_or_fails_does_not_hold_up_who_has_to_leave() -> None
     for kind in (Hangs, Fails):
         began = time.monotonic()
         assert describe_kept(["prep"], kind(uri="memory://x", fingerprint="this")) == "stage prep"
-        assert time.monotonic() - began < LOOKUP_SECONDS + 3
+        assert time.monotonic() - began < LOOKUP_SECONDS + 30  # of 60

@@ -496,7 +496,7 @@ def test_a_signal_while_a_tree_is_copied_ends_it_at_once(
     asked = threading.Event()
 
     def stall(path: Path, uri: str, guard: storage.Guard, *, final: bool) -> None:
-        asked.wait(5)
+        asked.wait(60)
         retry.call("write", uri, lambda: None)
 
     def stop(*_: object) -> None:
@@ -509,7 +509,7 @@ def test_a_signal_while_a_tree_is_copied_ends_it_at_once(
         started = time.monotonic()
         with pytest.raises(errors.Stopped):
             storage.upload_tree(tmp_path, memory)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 30
     finally:
         signal.signal(signal.SIGALRM, before)
         asked.set()
