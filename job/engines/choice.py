@@ -155,6 +155,13 @@ def _obstacle(
         )
     if (crash := _crash(spec, family)) is not None:
         return crash
+    if spec.model.load_in_4bit:
+        return SpecError(
+            FIELD,
+            "does not load a base in 4 bits in this version",
+            value="unsloth",
+            fix="set model.engine: transformers, or model.load_in_4bit: false",
+        )
     if spec.train.neftune_noise_alpha is not None:
         return SpecError(
             "$.train.neftune_noise_alpha",

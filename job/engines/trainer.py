@@ -37,6 +37,7 @@ from job.engines.captured_steps import CapturedSteps
 from job.engines.data_timer import DataTimer
 from job.engines.parameter_groups import LearningRates, parameter_groups, rates_by_group
 from job.families.batches import MicroBatch, host_keys, model_inputs
+from job.families.four_bit.tensor import FourBitTensor
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,18 @@ def attach_gradient(loss: "torch.Tensor", model: "torch.nn.Module") -> "torch.Te
     if loss.requires_grad:
         return loss
     return loss + 0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
+
+
+def keep_packed_from_ddp(model: "torch.nn.Module") -> None:
+    """Makes DDP leave weights in 4 bits alone, which it would copy from the first process.
+
+    They cannot be written, and need not be: each process packs the same weights in the same way.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    packed = [name for name, each in model.named_parameters() if isinstance(each, FourBitTensor)]
+    if packed:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, packed)
 
 
 class StepTrainer(Trainer):
@@ -143,6 +156,7 @@ class StepTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
     ) -> "tuple[torch.nn.Module, DataLoaderShard]":
+        keep_packed_from_ddp(self.model)
         model, loader = super()._prepare_for_training(
             max_steps, train_dataloader, resume_from_checkpoint
         )

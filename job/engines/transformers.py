@@ -98,4 +98,8 @@ class TransformersEngine:
                     value=chosen,
                     fix="remove the line; auto selects what the model has",
                 ) from error
+        if self.four_bit is not None:
+            from job.families.four_bit.experts import use_packed_experts
+
+            use_packed_experts(model)
         return model.requires_grad_(False)

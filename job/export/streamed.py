@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], "torch.Tensor"]
 """A weight by its name in the model, on the model's device."""
+_Owner = tuple["nn.Module", str]
+"""A module that has the weight, and the weight's name in it."""
+_Weight = tuple[str, list[_Owner]]
+"""A weight's name in the model, and its owners."""
 
 
 def unload_packed(model: "PeftModel") -> int:
@@ -49,23 +53,27 @@ def streamed_weights(model: "PeftModel", read: Read, *, every: bool) -> Iterator
     base = model.get_base_model()
     blocks = [m for m in base.modules() if isinstance(m, GradientCheckpointingLayer)]
     place = {id(inner): block for block in blocks for inner in block.modules()}
-    wanted: dict[int, list[tuple[nn.Module, str, str]]] = {id(block): [] for block in blocks}
-    others: list[tuple[nn.Module, str, str]] = []
-    owner = {id(p): (m, n) for m in base.modules() for n, p in m._parameters.items()}
+    wanted: dict[int, list[_Weight]] = {id(block): [] for block in blocks}
+    others: list[_Weight] = []
+    owners: dict[int, list[_Owner]] = {}
+    for module in base.modules():
+        for own, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append((module, own))
     for name, parameter in parameters_of(base):
         if every or is_unloaded(parameter):
-            module, own = owner[id(parameter)]
-            block = place.get(id(module))
-            (others if block is None else wanted[id(block)]).append((module, own, name))
+            _add(wanted, others, place, name, owners[id(parameter)])
     before: dict[int, list[torch.nn.Parameter | None]] = {}
 
-    def give(weights: "list[tuple[nn.Module, str, str]]", key: int) -> None:
-        before[key] = [module._parameters[own] for module, own, _ in weights]
-        for module, own, name in weights:
-            module._parameters[own] = torch.nn.Parameter(read(name), requires_grad=False)
+    def give(weights: list[_Weight], key: int) -> None:
+        before[key] = [module._parameters[own] for _, owned in weights for module, own in owned]
+        for name, owned in weights:
+            weight = torch.nn.Parameter(read(name), requires_grad=False)
+            for module, own in owned:
+                module._parameters[own] = weight
 
-    def take(weights: "list[tuple[nn.Module, str, str]]", key: int) -> None:
-        for (module, own, _), parameter in zip(weights, before.pop(key, ()), strict=False):
+    def take(weights: list[_Weight], key: int) -> None:
+        slots = [slot for _, owned in weights for slot in owned]
+        for (module, own), parameter in zip(slots, before.pop(key, ()), strict=False):
             module._parameters[own] = parameter
 
     with ExitStack() as stack:
@@ -82,3 +90,22 @@ def streamed_weights(model: "PeftModel", read: Read, *, every: bool) -> Iterator
             for hook in hooks:
                 stack.callback(hook.remove)
         yield
+
+
+def _add(
+    wanted: dict[int, list[_Weight]],
+    others: list[_Weight],
+    place: "dict[int, nn.Module]",
+    name: str,
+    owners: list[_Owner],
+) -> None:
+    """Adds a weight to each block that has it, once, and to what is outside of the blocks.
+
+    Tied weights have several owners: an embedding and the output layer.
+    """
+    by_place: dict[int | None, list[_Owner]] = {}
+    for module, own in owners:
+        block = place.get(id(module))
+        by_place.setdefault(None if block is None else id(block), []).append((module, own))
+    for key, owned in by_place.items():
+        (others if key is None else wanted[key]).append((name, owned))

@@ -2,6 +2,7 @@
 
 - `packed_weights` chooses the weights: linear layers and routed experts of the language model;
 - `tensor` has `FourBitTensor`, a weight that stays packed until a product needs it;
+- `experts` computes routed experts of Transformers' models with such weights;
 - `quantizer` packs weights while Transformers reads the checkpoint, one after another;
 - `stored_weights` reads the original weights again, for the merge.
 

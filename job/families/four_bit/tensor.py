@@ -126,15 +126,18 @@ class FourBitTensor(torch.Tensor):
         return func(*args, **kwargs)
 
 
-def frozen_grouped_mm(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def frozen_grouped_mm(
+    rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor, *, is_transposed: bool = False
+) -> torch.Tensor:
     """`grouped_mm` of rows (M, in) by the transposed weight (E, out, in), packed or not.
 
-    Differentiable with respect to a packed weight's rows only.
+    With `is_transposed`, the weight is (E, in, out). Differentiable with respect to a packed
+    weight's rows only.
     """
     if isinstance(weight, FourBitTensor):
-        product: torch.Tensor = _GroupedProduct.apply(rows, weight, ends)
+        product: torch.Tensor = _GroupedProduct.apply(rows, weight, ends, is_transposed)
         return product
-    return grouped_mm(rows, weight.transpose(1, 2), ends)
+    return grouped_mm(rows, weight if is_transposed else weight.transpose(1, 2), ends)
 
 
 class _LinearContext(Context, Protocol):
@@ -160,22 +163,35 @@ class _Linear(torch.autograd.Function):
         return (grad @ ctx.weight.unpacked().to(grad.dtype)).to(ctx.dtype), None, None
 
 
+class _GroupedContext(_LinearContext, Protocol):
+    is_transposed: bool
+
+
 class _GroupedProduct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _LinearContext, rows: torch.Tensor, weight: FourBitTensor, ends: torch.Tensor
+        ctx: _GroupedContext,
+        rows: torch.Tensor,
+        weight: FourBitTensor,
+        ends: torch.Tensor,
+        is_transposed: bool,
     ) -> torch.Tensor:
-        ctx.weight, ctx.dtype = weight, rows.dtype
+        ctx.weight, ctx.dtype, ctx.is_transposed = weight, rows.dtype, is_transposed
         ctx.save_for_backward(ends)
-        return grouped_mm(rows, weight.unpacked().transpose(1, 2), ends)
+        unpacked = weight.unpacked()
+        return grouped_mm(rows, unpacked if is_transposed else unpacked.transpose(1, 2), ends)
 
     @staticmethod
-    def backward(ctx: _LinearContext, grad: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
+    def backward(
+        ctx: _GroupedContext, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, None, None, None]:
         if not ctx.needs_input_grad[0]:
-            return None, None, None
+            return None, None, None, None
         (ends,) = ctx.saved_tensors
-        product = grouped_mm(grad.contiguous(), ctx.weight.unpacked(), ends)  # (M, in)
-        return product.to(ctx.dtype), None, None
+        unpacked = ctx.weight.unpacked()
+        weight = unpacked.transpose(1, 2) if ctx.is_transposed else unpacked  # (E, out, in)
+        product = grouped_mm(grad.contiguous(), weight, ends)  # (M, in)
+        return product.to(ctx.dtype), None, None, None
 
 
 def _linear_arguments(

@@ -69,6 +69,7 @@ def test_auto_guesses_nothing(family: str | None) -> None:
         ((), 2, PACKAGES, "trains in one process, but 2 were started"),
         (("model.init=random",), 1, PACKAGES, "trains plain LoRA adapters on pretrained weights"),
         (("lora.use_dora=true",), 1, PACKAGES, "trains plain LoRA adapters on pretrained weights"),
+        (("model.load_in_4bit=true",), 1, PACKAGES, "does not load a base in 4 bits"),
         (("train.neftune_noise_alpha=5",), 1, PACKAGES, "its forward passes add no noise"),
     ],
 )

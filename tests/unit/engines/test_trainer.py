@@ -1,14 +1,18 @@
 """Between micro-batches the trainer does nothing that waits for the device."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 
 from job.engines.data_timer import DataTimer
-from job.engines.trainer import StepTrainer
+from job.engines.trainer import StepTrainer, keep_packed_from_ddp
+from job.families.four_bit import FourBit
 from tests.unit.train.short_training import ROWS, short_training
 
 
@@ -109,3 +113,30 @@ def test_batches_are_copied_while_the_device_computes(
     monkeypatch.setattr(torch.Tensor, "to", noted)
     assert len(list(trainer.get_train_dataloader())) == 8
     assert copied == [True] * 8
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """Of this process alone."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ddp_trains_an_adapter_on_weights_in_4_bits() -> None:
+    pytest.importorskip("bitsandbytes", reason="not installed: make setup EXTRAS=gpu")
+    from job.families.four_bit.tensor import FourBitTensor
+
+    base, adapter = torch.nn.Linear(64, 8, bias=False), torch.nn.Linear(64, 8, bias=False)
+    packed = FourBitTensor.of(base.weight, FourBit(quant_type="nf4", double_quant=True))
+    base.weight = torch.nn.Parameter(packed, requires_grad=False)
+    model = torch.nn.ModuleDict({"base": base, "adapter": adapter})
+    model.forward = lambda x: base(x) + adapter(x)
+    keep_packed_from_ddp(model)
+    x = torch.randn(3, 64)
+    DistributedDataParallel(model)(x).sum().backward()
+    assert torch.equal(base.weight + 0, packed.unpacked())
+    torch.testing.assert_close(adapter.weight.grad, x.sum(0).expand(8, 64))

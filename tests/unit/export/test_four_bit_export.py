@@ -14,7 +14,9 @@ from job.errors import ProofError
 from job.export.export import ExportResult
 from job.export.export import export as run_export
 from job.export.export_context import ExportContext
-from job.export.merge import Merge
+from job.export.merge import Merge, parameters_of
+from job.export.proof import label_logits
+from job.export.streamed import streamed_weights
 from job.prep.rows import Row
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
@@ -121,3 +123,30 @@ def test_weights_that_are_merged_wrongly_are_found_out_by_their_logits(
     monkeypatch.setattr(stage, "reader", rounded)
     with pytest.raises(ProofError, match="merged: its logits differ"):
         export(replace(packed), family, rows, tmp_path)
+
+
+def test_a_streamed_weight_reaches_all_modules_that_share_it_whatever_its_dtype(
+    packed: JobSpec, family: families.Family, rows: list[Row]
+) -> None:
+    """On a GPU, a model in bf16 runs the exported weights as they are stored, in fp16."""
+    model = trained(packed, family, torch.bfloat16)
+    names = [name for name, _ in parameters_of(model.get_base_model())]
+    before = [parameter for _, parameter in parameters_of(model.get_base_model())]
+    assert model.config.tie_word_embeddings
+    [tied] = [name for name in names if name.endswith("embed_tokens.weight")]
+
+    with family.stored_weights() as stored:
+
+        def read(name: str) -> torch.Tensor:
+            dtype = torch.float32 if family.keeps_fp32(name) else torch.float16
+            weight = stored.read(name, dtype, CPU.device)
+            return weight * 1.25 if name == tied else weight
+
+        with streamed_weights(model, read, every=True), model.disable_adapter():
+            found = label_logits(model, family, rows)
+        expected = engines.create(packed.model, packed.lora, CPU).load(family, torch.float16)
+        expected.get_input_embeddings().weight.mul_(1.25)
+    assert torch.equal(found, label_logits(expected, family, rows))
+    after = [parameter for _, parameter in parameters_of(model.get_base_model())]
+    assert all(now is then for now, then in zip(after, before, strict=True))
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight

@@ -11,6 +11,7 @@ from job import engines, families
 from job.engines import device as devices
 from job.engines.device import Accelerator
 from job.errors import SpecError
+from job.families.auto import AutoFamily
 from job.families.four_bit import FourBit
 from job.families.four_bit.packed_weights import packed_names
 from job.prep import formulas
@@ -137,6 +138,63 @@ def test_a_product_keeps_no_unpacked_weight_for_the_backward_pass(product: str) 
     matrices = [unpacked] * 6 if product == "linear" else [unpacked[0]] * 4 + [unpacked[1]] * 2
     [grad] = torch.autograd.grad(out.sum(), [x])
     assert torch.allclose(grad, torch.stack([matrix.sum(0) for matrix in matrices]), atol=1e-4)
+
+
+def mixture(kind: str) -> Any:
+    """A tiny mixture of experts of Transformers', in fp32."""
+    import transformers
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 32, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts_per_tok": 2}
+    if kind == "qwen3_moe":
+        few = {"num_experts": 4, "moe_intermediate_size": 32, "intermediate_size": 64}
+        made = transformers.Qwen3MoeConfig(**sizes, **heads, **few)
+    else:  # its experts are stored transposed, and have biases
+        few = {"num_local_experts": 4, "intermediate_size": 64}
+        made = transformers.GptOssConfig(**sizes, **heads, **few)
+    torch.manual_seed(3)
+    model = transformers.AutoModelForCausalLM.from_config(made)
+    for name, own in model.named_parameters():
+        if name.endswith("_bias"):
+            torch.nn.init.normal_(own)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+def test_experts_of_other_families_are_not_kept_unpacked_for_the_backward_pass(
+    kind: str, spec: JobSpec, family: families.Family
+) -> None:
+    packed, plain = mixture(kind), mixture(kind)
+    names = [name for name in packed_names(plain, NF4) if ".experts." in name]
+    for name in names:
+        path, _, own = name.rpartition(".")
+        weight = FourBitTensor.of(plain.get_parameter(name), NF4)
+        packed.get_submodule(path)._parameters[own] = torch.nn.Parameter(
+            weight, requires_grad=False
+        )
+        plain.get_parameter(name).data = weight.unpacked()
+    engine = engines.create(spec.model, spec.lora, CPU)
+    other: Any = AutoFamily
+    embedded = torch.randn(2, 7, 64)
+    kept, found = [], []
+    for model in (packed, plain):
+        engine.prepare(model, other)
+        experts = list[torch.Size]()
+
+        def keep(tensor: torch.Tensor, experts: list[torch.Size] = experts) -> torch.Tensor:
+            if tensor.ndim == 3 and len(tensor) == 4:  # (experts, …)
+                experts.append(tensor.shape)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            x = embedded.clone().requires_grad_()
+            logits = model(inputs_embeds=x, use_cache=False).logits
+        [gradient] = torch.autograd.grad(logits.square().sum(), [x])
+        found.append((logits.detach(), gradient))
+        kept.append(len(experts))
+    assert kept == [0, len(names)] == [0, 2]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
