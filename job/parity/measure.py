@@ -101,7 +101,7 @@ def _run(name: str, settings: Mapping[str, object], output: Path, cache: Path) -
     log.info("run the tiny job", computes_in=name)
     started = time.monotonic()
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "job", *command, *arguments],
+        [sys.executable, "-P", "-m", "job", *command, *arguments],
         # One thread: sums that other numbers of threads divide are rounded otherwise.
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         capture_output=True,
