@@ -98,8 +98,7 @@ class Stages:
         log.info(
             "trained",
             step=result.steps,
-            first_loss=result.first_loss,
-            loss=result.final_loss,
+            **_losses(result),
             **_kept(result),
             took=log.seconds(result.seconds),
             tokens_per_second=result.tokens_per_second,
@@ -294,6 +293,12 @@ class Stages:
 
     def _fetch(self, stage: Stage, path: str) -> Path:
         return self._run.output.stages.local.fetch_file(self._run.record.stages[stage], path)
+
+
+def _losses(result: "TrainResult") -> dict[str, float]:
+    """The first and the last loss, for the log."""
+    losses = {"first_loss": result.first_loss, "loss": result.final_loss}
+    return {name: loss for name, loss in losses.items() if loss is not None}
 
 
 def _kept(result: "TrainResult") -> dict[str, object]:

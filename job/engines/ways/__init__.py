@@ -87,8 +87,8 @@ def find(
     ends its process, leaves its way and raises nothing; if no trial can run at all, a warning says
     why, and the first use of a way tells whether it serves.
 
-    On a CPU nothing is slow to try, nothing kept, and no process started. `anew` tries all again, and keeps what is found. `cache` is None
-    to keep nothing. `run` is for tests.
+    On a CPU nothing is slow to try, nothing kept, and no process started. `anew` tries all again,
+    and keeps what is found. `cache` is None to keep nothing. `run` is for tests.
     """
     return begin(accelerator, cache, names, run, anew=anew)()
 
