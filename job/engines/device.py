@@ -19,6 +19,7 @@ Kind = Literal["cpu", "cuda", "rocm"]
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables that configure PyTorch's GPU allocator."""
 BUILDS: Mapping[str, str] = {"rocm": "ROCm", "cuda": "CUDA", "cpu": "CPU"}
+TRY_AGAIN = "after a repair, python -m job doctor tries it anew and keeps the result"
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
 
 
@@ -181,7 +182,8 @@ def resolve_optim(
             "$.train.optim",
             reason,
             value=train.optim,
-            fix=f"optim: {substitute} has the same update in fp32 state, or optim: auto chooses",
+            fix=f"optim: {substitute} has the same update in fp32 state, or optim: auto chooses"
+            + (f"; {TRY_AGAIN}" if eight_bit_obstacle else ""),
         )
     return train.optim
 
@@ -193,7 +195,8 @@ def require_four_bit(model: ModelSpec, obstacle: str | None = None) -> None:
     """
     if not model.load_in_4bit:
         return
-    reason, fix = f"does not work on this device: {obstacle}", "remove the line"
+    reason = f"does not work on this device: {obstacle}"
+    fix = f"remove the line; {TRY_AGAIN}"
     if not _has_bitsandbytes():
         reason = "needs the package bitsandbytes"
         fix = "install it, make setup EXTRAS=gpu, or remove the line"

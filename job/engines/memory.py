@@ -107,15 +107,18 @@ def estimate(
     spec: JobSpec,
     rows: Sequence[RowSize],
     accelerator: Accelerator,
+    *,
+    bounded: bool | None = None,
 ) -> MemoryEstimate | None:
     """Peak memory with a micro-batch of these rows; None if the family cannot estimate it.
 
     `model` is the architecture on the meta device. `train.gradient_checkpointing: auto` counts as
-    true, which needs the least.
+    true, which needs the least. `bounded` tells whether the device's trial took attention by
+    boundaries; None if it was not tried, as in a plan.
     """
     full = spec.lora.method == "full"
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
-    step = _step(family, spec, accelerator)
+    step = _step(family, spec, accelerator, bounded)
     trained, count, gate_up = _trained(family, model, spec)
     step = replace(step, gate_up_adapters=ADAPTERS if gate_up else 1)
     saved = family.activation_memory(model.config, trained, rows, step)
@@ -139,7 +142,9 @@ def estimate(
     )
 
 
-def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> StepSettings:
+def _step(
+    family: type[Family], spec: JobSpec, accelerator: Accelerator, bounded: bool | None
+) -> StepSettings:
     """The settings that determine which activations a step saves on this device."""
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
     autocast = resolve_autocast(spec.model, spec.lora, accelerator)
@@ -151,7 +156,9 @@ def _step(family: type[Family], spec: JobSpec, accelerator: Accelerator) -> Step
     packed = why_padded(spec, family, patches_forward=spec.model.engine == "unsloth") is None
     attention: str = spec.model.attn_implementation
     if attention == "auto":
-        varlen = accelerator.kind == "cuda" and width == BF16 and packed
+        if bounded is None:  # measured on CUDA; on ROCm the padded grid, which needs more
+            bounded = accelerator.kind == "cuda"
+        varlen = bounded and on_gpu and width == BF16 and packed
         attention = VARLEN if varlen else "sdpa"
     return StepSettings(
         itemsize=width,

@@ -4,16 +4,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from textwrap import shorten
 from typing import Any
 
 import torch
 
-SLOWER = 1.5
-"""How many times slower than the alternative a way may be at a trial's small size, where small
-differences say little."""
-REPEATS = 5
+SLOWER = 3.0
+"""How many times slower than the alternative a way may be on the device at a trial's small size,
+where smaller differences say little of a model's sizes."""
+REPEATS = 10
+AHEAD = 20_000_000
+"""Clock cycles, about 10 ms, that a GPU waits while the host launches what is timed."""
 LONGEST = 200
 """Characters of a reason."""
 
@@ -34,17 +36,31 @@ class Outcome:
     off: float | None = None
     """The largest relative difference (in the norm) to the exact results."""
     passing: bool = False
-    """Whether another trial may end otherwise: memory was full, or it was not tried at all."""
+    """Whether another trial may end otherwise, so that this one is not kept: it failed, took too
+    long, or was slower."""
+    untried: bool = False
+    """Whether it says nothing of the way, which is tried by its first use: memory was full, or no
+    trial could run."""
 
     def __str__(self) -> str:
         return f"{'taken' if self.taken else 'left'}: {self.reason}"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Its fields, with null for a number that is not finite, which JSON cannot hold."""
+        off = self.off if self.off is not None and math.isfinite(self.off) else None
+        return asdict(self) | {"off": off}
 
 
-def left(way: str, reason: str, *, passing: bool = False) -> Outcome:
-    return Outcome(way=way, taken=False, reason=reason, passing=passing)
+def left(way: str, reason: str, *, passing: bool = False, untried: bool = False) -> Outcome:
+    """A way that is left; what was not tried is never kept."""
+    return Outcome(way=way, taken=False, reason=reason, passing=passing or untried, untried=untried)
+
+
+def failed(way: str, error: Exception) -> Outcome:
+    """A way whose trial raised the error, which another start may not: a compiler is installed, a
+    driver replaced."""
+    full = isinstance(error, torch.OutOfMemoryError)
+    return left(way, first_line(error), passing=True, untried=full)
 
 
 def attempt(
@@ -66,21 +82,20 @@ def attempt(
             return Outcome(way=way, taken=False, reason=f"is off by {off:.1e}", off=off)
         taken = milliseconds(work or results, found[0].device)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises, another way is taken
-        passing = isinstance(error, torch.OutOfMemoryError)
-        return left(way, first_line(error), passing=passing)
+        return failed(way, error)
     reason = f"{taken:.2f} ms, off by {off:.0e}"
     return Outcome(way=way, taken=True, reason=reason, milliseconds=taken, off=off)
 
 
 def unless_slower(outcome: Outcome, other: float, than: str) -> Outcome:
-    """Leaves the way if `than`, which took `other` milliseconds, is much faster."""
+    """Leaves the way for now if `than`, which took `other` milliseconds, is much faster."""
     own = outcome.milliseconds
     if not outcome.taken or own is None:
         return outcome
     compared = f"{own:.2f} ms, {than} {other:.2f} ms"
     taken = own <= SLOWER * other
     reason = f"{compared}, off by {outcome.off:.0e}" if taken else f"slower: {compared}"
-    return Outcome(way=outcome.way, taken=taken, reason=reason, milliseconds=own, off=outcome.off)
+    return replace(outcome, taken=taken, reason=reason, passing=not taken)
 
 
 def difference(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
@@ -97,15 +112,29 @@ def difference(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> 
 
 
 def milliseconds(work: Results, device: torch.device) -> float:
-    """The time of the fastest of a few runs, after one that does not count."""
-    times = []
-    for _ in range(REPEATS + 1):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(1000 * (time.perf_counter() - started))
-    return min(times[1:])
+    """The time of the fastest of a few runs, after one that does not count: the device's own."""
+    clock = _milliseconds_on_host if device.type == "cpu" else _milliseconds_on_gpu
+    work()
+    return min(clock(work) for _ in range(REPEATS))
+
+
+def _milliseconds_on_host(work: Results) -> float:
+    started = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - started)
+
+
+def _milliseconds_on_gpu(work: Results) -> float:
+    """Of the current GPU, which first waits, so that all is launched before it begins: a host that
+    is busy with other work does not count."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(AHEAD)
+    first.record()
+    work()
+    last.record()
+    torch.cuda.synchronize()
+    return float(first.elapsed_time(last))
 
 
 def synchronize(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -53,8 +54,13 @@ EXACT = {
 FAST = {**EXACT, "model.dtype": "auto", "train.optim": "auto", "train.fit": "auto"}
 """Settings of the run as a GPU computes it by default, in bf16."""
 PACKAGES = ("torch", "triton", "pytorch-triton-rocm", "transformers", "peft", "bitsandbytes")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SHOWN_TOKENS, SHOWN_LOGITS = 8, 16
 """Of each row's logits: the last tokens, and the first entries of the vocabulary."""
+
+
+JOB_SECONDS, TESTS_SECONDS = 30 * 60.0, 90 * 60.0
+"""Limits of one run of the tiny job, which takes a minute or two, and of all tests for GPUs."""
 
 
 def measure(cache: Path, tests: Path | None) -> dict[str, Any]:
@@ -100,21 +106,24 @@ def _run(name: str, settings: Mapping[str, object], output: Path, cache: Path) -
     command = ["run", str(SPEC), "--output", str(output / "out"), "--log-format", "text"]
     log.info("run the tiny job", computes_in=name)
     started = time.monotonic()
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "job", *command, *arguments],
-        # One thread: sums that other numbers of threads divide are rounded otherwise.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    fix = f"run it alone: python -m job {' '.join([*command, *arguments])}"
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-P", "-m", "job", *command, *arguments],
+            # One thread: sums that other numbers of threads divide are rounded otherwise.
+            env={**os.environ, "PYTHONPATH": str(ROOT)} | ONE_THREAD,
+            capture_output=True,
+            text=True,
+            timeout=JOB_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        reason = f"was not done after {log.duration(JOB_SECONDS)}"
+        raise JobError(f"the tiny job in {name}", reason, fix=fix) from error
     if done.returncode:
         said = "\n".join(done.stderr.strip().splitlines()[-4:])
-        raise JobError(
-            f"the tiny job in {name}",
-            f"ended with exit code {done.returncode}: {said}",
-            fix=f"run it alone: python -m job {' '.join([*command, *arguments])}",
-        )
+        reason = f"ended with exit code {done.returncode}: {said}"
+        raise JobError(f"the tiny job in {name}", reason, fix=fix)
     return _result(output / "out", time.monotonic() - started)
 
 
@@ -126,8 +135,10 @@ def _result(output: Path, seconds: float) -> dict[str, Any]:
     lines = (output / "train" / "history.jsonl").read_text().splitlines()
     sums = [line.split("  ", 1) for line in (output / "SHA256SUMS").read_text().splitlines()]
     return {
-        "losses": [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry],
-        "evaluated": {name: run["metrics"][name]["loss"] for name in ("baseline", "final")},
+        "losses": [_finite(entry["loss"]) for entry in map(json.loads, lines) if "loss" in entry],
+        "evaluated": {
+            name: _finite(run["metrics"][name]["loss"]) for name in ("baseline", "final")
+        },
         "exported": {path: digest for digest, path in sums if path.endswith(".safetensors")},
         "proof": {key: export[key] for key in ("tensors", "verified", "merged_reloaded")},
         "computed": train["ways"]["ran"],
@@ -137,8 +148,8 @@ def _result(output: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def _logits(spec: JobSpec, accelerator: Accelerator) -> list[list[float]]:
-    """Logits of the tiny model in fp32 for the last tokens of fixed rows."""
+def _logits(spec: JobSpec, accelerator: Accelerator) -> list[list[float | None]]:
+    """Logits of the tiny model in fp32 for the last tokens of fixed rows; None if not finite."""
     import torch
 
     from job import engines, families
@@ -160,7 +171,12 @@ def _logits(spec: JobSpec, accelerator: Accelerator) -> list[list[float]]:
     parts = [
         row[end - SHOWN_TOKENS : end, :SHOWN_LOGITS] for row, end in zip(logits, ends, strict=True)
     ]
-    return [[round(float(value), 6) for value in part.flatten()] for part in parts]
+    return [[_finite(round(float(value), 6)) for value in part.flatten()] for part in parts]
+
+
+def _finite(value: float | None) -> float | None:
+    """The value as JSON can hold it."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _rows() -> "Sequence[Row]":
@@ -206,12 +222,18 @@ def _gpu_tests(tests: Path | None, accelerator: Accelerator) -> dict[str, Any]:
     log.info("run the tests for GPUs", folder=tests)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}", str(tests)],
-            cwd=ROOT,
-            stdout=sys.stderr,
-            check=False,
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}"]
+        try:
+            subprocess.run(  # noqa: S603
+                [*command, str(tests)],
+                cwd=ROOT,
+                stdout=sys.stderr,
+                timeout=TESTS_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            late = f"pytest was not done after {log.duration(TESTS_SECONDS)}"
+            return {"passed": 0, "failed": [late], "skipped": 0}
         if not report.is_file():
             return {"not_run": "pytest wrote no report"}
         return counts(report)

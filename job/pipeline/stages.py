@@ -99,8 +99,7 @@ class Stages:
         log.info(
             "trained",
             step=result.steps,
-            first_loss=result.first_loss,
-            loss=result.final_loss,
+            **_losses(result),
             **_kept(result),
             took=log.seconds(result.seconds),
             tokens_per_second=result.tokens_per_second,
@@ -304,6 +303,12 @@ def _answers(data: Path) -> dict[str, int]:
         "trained": train["trained_answers"],
         "with_thoughts": train["trained_answers_with_thoughts"],
     }
+
+
+def _losses(result: "TrainResult") -> dict[str, float]:
+    """The first and the last loss, for the log."""
+    losses = {"first_loss": result.first_loss, "loss": result.final_loss}
+    return {name: loss for name, loss in losses.items() if loss is not None}
 
 
 def _kept(result: "TrainResult") -> dict[str, object]:

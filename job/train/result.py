@@ -74,8 +74,9 @@ class TrainResult:
     epochs: float
     rows: int
     dropped_rows: int
-    first_loss: float
-    final_loss: float
+    first_loss: float | None
+    """None, as the last, if no step was logged, or the loss is not finite."""
+    final_loss: float | None
     tokens: int
     seconds: float
     tokens_per_second: float
@@ -138,8 +139,8 @@ def summarize(
         epochs=round(state.epoch or 0.0, 4),
         rows=len(rows.dataset),
         dropped_rows=rows.filtered.dropped,
-        first_loss=losses[0] if losses else math.nan,
-        final_loss=losses[-1] if losses else math.nan,
+        first_loss=_finite(losses[0]) if losses else None,
+        final_loss=_finite(losses[-1]) if losses else None,
         tokens=state.num_input_tokens_seen,
         seconds=round(seconds, 3),
         tokens_per_second=round(speed, 1),

@@ -11,7 +11,7 @@ from job import log
 from job.distributed import process_group
 from job.engines.compiling import CompiledBlocks
 from job.engines.device import resolve_optim
-from job.engines.ways import EIGHT_BIT
+from job.engines.ways import EIGHT_BIT, agreed
 from job.spec.types import TrainSpec
 from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, require_images
 from job.train.batch_size_finder import find_batch_size
@@ -51,6 +51,8 @@ def train(
     StorageError if the best step's checkpoint cannot be read, SpecError if no step is the best, and
     Stopped after SIGTERM, once the checkpoint is stored.
     """
+    # Before anything depends on them: ranks that differ would call different collectives.
+    context = replace(context, ways=agreed(process_group.all_gather(context.ways)))
     optim = _optim(context)
     rows, validation = select_rows(context), select_validation_rows(context)
     adapted = adapt(context.spec, context.engine, context.family, model, context.start)

@@ -23,6 +23,7 @@ from job.engines.device import Accelerator, release_memory
 from job.engines.free_memory import is_out_of_memory
 from job.engines.memory import OPTIMIZER_STATE_BYTES, MemoryEstimate
 from job.engines.trainer import attach_gradient
+from job.engines.ways import ATTENTION
 from job.families.base import RowSize
 from job.families.batches import model_inputs, to_device
 from job.spec.types import TrainSpec
@@ -169,10 +170,15 @@ def pass_memory(context: TrainContext, rows: TrainingRows) -> PassMemory:
     def skeleton() -> "PreTrainedModel":
         return family.meta_model()
 
+    tried = context.ways.of(ATTENTION)
+    bounded = None if tried is None else tried.taken
+
     def estimate(train: TrainSpec, batch: Sequence[int]) -> MemoryEstimate | None:
         sizes = [size(max(row, 0)) for row in batch]  # a dummy row is a copy of the first
         changed = replace(spec, train=train)
-        return memory.estimate(type(family), skeleton(), changed, sizes, context.accelerator)
+        return memory.estimate(
+            type(family), skeleton(), changed, sizes, context.accelerator, bounded=bounded
+        )
 
     return estimate
 

@@ -1,6 +1,5 @@
 """A train stage without steps: stores the adapter that reinforcement starts from, as it is."""
 
-import math
 from typing import TYPE_CHECKING
 
 from job import log
@@ -39,8 +38,8 @@ def store_untrained(
         epochs=0.0,
         rows=len(rows.dataset),
         dropped_rows=rows.filtered.dropped,
-        first_loss=math.nan,
-        final_loss=math.nan,
+        first_loss=None,
+        final_loss=None,
         tokens=0,
         seconds=0.0,
         tokens_per_second=0.0,

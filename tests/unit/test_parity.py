@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from job.errors import JobError
 from job.parity import compare, measure
 from tests.jobs import ROOT, job
 
@@ -65,6 +66,25 @@ def test_each_difference_is_one_line_that_names_what_it_was_compared_with(
     [difference] = compare.differences(found, COMMITTED)
     assert difference.startswith(line)
     assert difference.endswith(f"compared with parity-cpu ({COMMITTED['device']})")
+
+
+def test_bytes_are_not_compared_on_a_gpu_and_a_loss_that_is_not_finite_is_a_fault() -> None:
+    before, found = on_a_gpu(), on_a_gpu()
+    run = found["runs"]["bfloat16"]
+    run["exported"] = dict.fromkeys(run["exported"], "other bytes")
+    assert list(compare.differences(found, before)) == []
+    run["losses"][0] = None
+    assert list(compare.faults(found)) == ["bfloat16: the loss of step 1 is not finite"]
+    [difference] = compare.differences(found, before)
+    assert difference.startswith("bfloat16: the loss of step 1 is not finite, expected")
+
+
+def test_a_tiny_job_that_hangs_is_ended_with_the_command_to_run_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "JOB_SECONDS", 0.01)
+    with pytest.raises(JobError, match="was not done after"):
+        measure._run("float32", measure.EXACT, tmp_path / "out", tmp_path / "cache")
 
 
 def test_a_gpu_that_became_slower_or_left_a_way_is_told_and_another_gpu_is_not() -> None:

@@ -6,6 +6,7 @@ they found for a device and the installed versions.
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -48,14 +49,28 @@ class Ways:
     outcomes: "tuple[Outcome, ...]" = ()
 
     def of(self, way: str) -> "Outcome | None":
-        """The outcome of the way's trial; None if it was not tried, or may end otherwise."""
-        found = (each for each in self.outcomes if each.way == way and not each.passing)
+        """The outcome of the way's trial; None if it was not tried."""
+        found = (each for each in self.outcomes if each.way == way and not each.untried)
         return next(found, None)
 
     def obstacle(self, way: str) -> str | None:
-        """Why the way was left; None if it was taken, not tried, or may serve all the same."""
+        """Why the way was left; None if it was taken or not tried, so that its use will tell."""
         outcome = self.of(way)
         return None if outcome is None or outcome.taken else outcome.reason
+
+
+def agreed(ranks: Sequence[Ways]) -> Ways:
+    """What all ranks of a group compute with: a way that any of them left is left.
+
+    The same on every rank, so that none waits in a collective that another does not call.
+    """
+    outcomes: dict[str, Outcome] = {}
+    for ways in ranks:
+        for outcome in ways.outcomes:
+            known = outcomes.setdefault(outcome.way, outcome)
+            if ways.obstacle(outcome.way) and (known.taken or known.untried):
+                outcomes[outcome.way] = outcome
+    return Ways(tuple(outcomes.values()))
 
 
 def find(
@@ -69,9 +84,11 @@ def find(
     """Tries the ways, or recalls what an earlier start with this device and versions found.
 
     Says a line for each, and makes the model families use what was found. A trial that fails, or
-    ends its process, leaves its way and raises nothing. On a CPU nothing is slow to try, nothing
-    kept, and no process started. `anew` tries all again, and keeps what is found. `cache` is None
-    to keep nothing. `run` is for tests.
+    ends its process, leaves its way and raises nothing; if no trial can run at all, a warning says
+    why, and the first use of a way tells whether it serves.
+
+    On a CPU nothing is slow to try, nothing kept, and no process started. `anew` tries all again,
+    and keeps what is found. `cache` is None to keep nothing. `run` is for tests.
     """
     return begin(accelerator, cache, names, run, anew=anew)()
 
@@ -86,26 +103,40 @@ def begin(
 ) -> Callable[[], Ways]:
     """Starts what `find` does beside other work; a call of the result waits for it and ends it."""
     from job.engines.ways import child, trials
+    from job.families.outcome import left
 
     if accelerator.kind == "cpu":
         return lambda: _on_cpu(trials.run(names, accelerator.device))
     run = run or functools.partial(child.run, device=accelerator.device)
     key = kept.key(accelerator)
-    found: Future[tuple[dict[str, Outcome], dict[str, Outcome]]] = Future()
+    found: Future[tuple[dict[str, Outcome], dict[str, Outcome], float] | BaseException] = Future()
 
     def work() -> None:
         # It imports nothing: the job's own imports go on at the same time.
         try:
             found.set_result(_recalled_and_tried(key, cache, names, run, anew=anew))
-        except BaseException as error:  # noqa: BLE001 - the caller gets it
-            found.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - a trial never ends the job
+            found.set_result(error)
 
     def end() -> Ways:
-        recalled, tried = found.result()
+        waited = time.monotonic()
+        result = found.result()
+        if isinstance(result, BaseException):
+            reason = f"the trials failed: {type(result).__name__}: {result}"
+            log.warn("ways to compute are not tried beforehand", reason=reason)
+            return Ways(tuple(left(name, reason, untried=True) for name in names))
+        recalled, tried, seconds = result
         every = recalled | tried
         for name in names:
             known = {"known": "from an earlier start"} if name in recalled else {}
             log.info(name, **{_verb(every[name]): every[name].reason}, **known)
+        if tried:
+            log.info(
+                "ways to compute were tried",
+                trials=len(tried),
+                took=log.seconds(seconds),
+                waited=log.seconds(time.monotonic() - waited),
+            )
         ways = Ways(tuple(every[name] for name in names))
         adopt(ways)
         return ways
@@ -122,16 +153,18 @@ def _on_cpu(found: "list[Outcome]") -> Ways:
 
 def _recalled_and_tried(
     key: Mapping[str, str], cache: Path | None, names: Sequence[str], run: Run, *, anew: bool
-) -> "tuple[dict[str, Outcome], dict[str, Outcome]]":
-    """What an earlier start found, and what trials of the others find now, which is kept."""
+) -> "tuple[dict[str, Outcome], dict[str, Outcome], float]":
+    """What an earlier start found; what trials of the others find now, which is kept; and the
+    seconds that these took."""
+    started = time.monotonic()
     with kept.one_at_a_time(cache, key):
         recalled = {} if cache is None or anew else kept.read(cache, key)
         missing = [name for name in names if name not in recalled]
         tried = {each.way: each for each in run(missing)} if missing else {}
         lasting = {name: each for name, each in tried.items() if not each.passing}
-        if cache is not None and lasting:
+        if cache is not None and (lasting or anew):
             kept.write(cache, key, recalled | lasting)
-    return recalled, tried
+    return recalled, tried, time.monotonic() - started
 
 
 def adopt(ways: Ways) -> None:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from job import log
 from job.engines.ways import trials
@@ -30,6 +30,20 @@ LIMIT_SECONDS = 240.0
 """Of one trial, most of which compiles kernels."""
 
 
+class _Failure(NamedTuple):
+    """Why a process tried no more."""
+
+    reason: str
+    untried: bool
+    of_all: bool
+    """Whether it holds for all trials that are left, not only for the first of them."""
+
+
+class _Message(NamedTuple):
+    outcome: Outcome | None
+    done: bool
+
+
 def run(
     names: Sequence[str],
     device: "torch.device",
@@ -40,8 +54,7 @@ def run(
     """The outcomes of the trials in `module`, in their order.
 
     If the process ends or takes longer than `limit` seconds in a trial, that way is left and the
-    next are tried in a new process. If no process can use the device, the trials are left as
-    untried, which is not kept.
+    next are tried in a new process. If no process can use the device, all are left as untried.
     """
     found: list[Outcome] = []
     waiting = list(names)
@@ -50,20 +63,21 @@ def run(
         found += outcomes
         waiting = waiting[done:]
         if failure is not None and waiting:
-            reason, passing, all_of_them = failure
-            count = len(waiting) if all_of_them else 1
-            found += [left(name, reason, passing=passing) for name in waiting[:count]]
+            count = len(waiting) if failure.of_all else 1
+            found += [
+                left(name, failure.reason, passing=True, untried=failure.untried)
+                for name in waiting[:count]
+            ]
             waiting = waiting[count:]
     return found
 
 
 def _run(
     names: Sequence[str], device: "torch.device", module: str, limit: float
-) -> tuple[list[Outcome], int, tuple[str, bool, bool] | None]:
-    """The outcomes, how many trials were completed, and why no more were: the reason, whether it
-    may pass, and whether it holds for all that are left."""
+) -> tuple[list[Outcome], int, "_Failure | None"]:
+    """The outcomes, how many trials were completed, and why no more were."""
     parent, where = str(os.getpid()), str(device)
-    command = [sys.executable, "-m", "job.engines.ways", parent, module, where, *names]
+    command = [sys.executable, "-P", "-m", "job.engines.ways", parent, module, where, *names]
     found: list[Outcome] = []
     done, started = 0, False
     with tempfile.TemporaryFile("w+") as said:
@@ -77,14 +91,15 @@ def _run(
                     line = lines.get(timeout=limit if started else START_SECONDS)
                 except queue.Empty:
                     reason = f"not done after {log.duration(limit if started else START_SECONDS)}"
-                    return found, done, (reason, not started, not started)
+                    return found, done, _Failure(reason, untried=not started, of_all=not started)
                 if line is None:
                     break
-                message = json.loads(line)
+                if (message := _message(line)) is None:
+                    continue
                 started = True
-                if "outcome" in message:
-                    found.append(Outcome(**message["outcome"]))
-                done += "done" in message
+                if message.outcome is not None:
+                    found.append(message.outcome)
+                done += message.done
         finally:
             child.kill()
             code = child.wait()
@@ -93,11 +108,24 @@ def _run(
     if done == len(names) or (done and code == 1):
         return found, done, None
     if not started:
-        return found, done, (f"no process could try it: {reason}", True, True)
+        reason = f"no process could try it: {reason}"
+        return found, done, _Failure(reason, untried=True, of_all=True)
     ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     # The kernel ends processes by SIGKILL if memory is short.
-    passing = code == -signal.SIGKILL
-    return found, done, (f"its trial ended the process: {ended} {reason}".rstrip(), passing, False)
+    full = code == -signal.SIGKILL
+    reason = f"its trial ended the process: {ended} {reason}".rstrip()
+    return found, done, _Failure(reason, untried=full, of_all=False)
+
+
+def _message(line: str) -> "_Message | None":
+    """What a line says; None if it is not one of `__main__`'s, but a library's."""
+    try:
+        said = json.loads(line)
+        outcome = Outcome(**said["outcome"]) if "outcome" in said else None
+    except (ValueError, TypeError, KeyError):
+        return None
+    known = outcome is not None or "started" in said or "done" in said
+    return _Message(outcome, done="done" in said) if known else None
 
 
 def _environ() -> dict[str, str]:

@@ -22,15 +22,27 @@ if TYPE_CHECKING:
 FOLDER = "ways"
 PACKAGES = ("torch", "triton", "pytorch-triton-rocm", "transformers", "bitsandbytes")
 DRIVERS = ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version")
-VARIABLES = ("ROCM_", "TORCH_ROCM_", "TORCH_BLAS_", "HSA_OVERRIDE_", "HIPBLASLT_", "ROCBLAS_")
+VARIABLES = (
+    *("AMD_", "BNB_", "CUBLAS", "CUDA_", "CUDNN_", "HIP", "HSA_", "INDUCTOR_", "NVIDIA_TF32"),
+    *("ROCBLAS_", "ROCM_", "TORCH", "TRITON_"),
+)
 """Prefixes of environment variables that change which kernels run."""
+OTHERS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "TORCHELASTIC_")
+"""Prefixes of those that choose among devices of the same kind, or name a run."""
+VERDICTS = "2"
+"""The rules by which a way is kept; other rules keep nothing of what these found."""
 
 
 def key(accelerator: Accelerator) -> Mapping[str, str]:
     """The device, versions, compiler and variables that a finding depends on."""
     versions = {name: found for name in PACKAGES if (found := _version(name)) is not None}
-    variables = {n: v for n, v in sorted(os.environ.items()) if n.startswith(VARIABLES)}
+    variables = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(VARIABLES) and not name.startswith(OTHERS)
+    }
     return {
+        "verdicts": VERDICTS,
         "device": accelerator.name,
         "memory": str(accelerator.memory_bytes),
         "job": __version__,

@@ -16,7 +16,7 @@ from benchmarks import memory as benchmarks
 from benchmarks.training import tiny_family
 from job import families
 from job.engines import memory
-from job.engines.device import Accelerator
+from job.engines.device import Accelerator, Kind
 from job.engines.lora_config import lora_config
 from job.engines.memory import OPTIMIZER_STATE_BYTES, weight_bytes
 from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
@@ -284,6 +284,27 @@ def test_peaks_of_training_on_a_gpu_at_full_size_are_estimated(name: str) -> Non
     found = estimate(published(), settings, sizes, H200)
     peak = MEASURED["configurations"][name]["measured_gib"]
     assert found.total / 2**30 == pytest.approx(peak, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounded", "kernel"),
+    [
+        ("cuda", None, VARLEN),
+        ("rocm", None, "sdpa"),
+        ("rocm", True, VARLEN),
+        ("cuda", False, "sdpa"),
+        ("cpu", True, "sdpa"),
+    ],
+)
+def test_attention_is_estimated_as_the_trial_found_and_else_as_measured(
+    kind: Kind, *, bounded: bool | None, kernel: str
+) -> None:
+    settings = benchmarks.settings(
+        benchmarks.CONFIGURATIONS[next(iter(MEASURED["configurations"]))]
+    )
+    settings = replace(settings, model=replace(settings.model, dtype="bfloat16"))
+    step = memory._step(Ernie45VL, settings, replace(H200, kind=kind), bounded)
+    assert step.attention == kernel
 
 
 def test_attention_by_boundaries_keeps_no_grid(family: Ernie45VL, spec: JobSpec) -> None:

@@ -22,7 +22,7 @@ _known: list[bool] = []
 @functools.cache
 def serves(device: torch.device) -> bool:
     """Whether attention by boundaries is used on the device; tries it unless `use` has told."""
-    if _known:
+    if _known and device.type != "cpu":
         return _known[-1]
     outcome = trial(device)
     say = log.debug if device.type == "cpu" else log.info
