@@ -22,7 +22,8 @@ def fetch(
     part: Annotated[
         str,
         typer.Option(
-            help="adapter, merged, or another folder of the output.",
+            help="adapter (the reinforced one, if there is one), merged, or another folder of the "
+            "output.",
             autocompletion=completion.one_of("adapter", "adapter-vllm", "merged"),
         ),
     ] = "merged",
