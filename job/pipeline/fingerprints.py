@@ -195,7 +195,12 @@ class StageInputs:
                 for record in completed.values()
                 if record.name in MEASURED_STAGES
             ]
-            parts = [runs, {k: v for k, v in spec.items() if k not in ("output", "runtime")}]
+            skipped = (
+                "output",
+                "runtime",
+                *(("reinforce",) if self._spec.reinforce is None else ()),
+            )
+            parts = [runs, {k: v for k, v in spec.items() if k not in skipped}]
         elif stage == "push":
             pushed = [
                 (record.name, [(file.path, file.sha256) for file in record.files])
