@@ -28,7 +28,7 @@ __all__ = ["LEASES", "RESOLVED", "RUN", "SBOM", "STAGES", "SUCCESS", "SUMS", "Ou
 SBOM, SUMS = "sbom.cdx.json", "SHA256SUMS"
 
 # The folders whose files may be large enough for multipart uploads.
-LARGE = ("data", "adapter", "weights", "merged", "checkpoints")
+LARGE = ("data", "adapter", "reinforced", "weights", "merged", "checkpoints")
 
 
 @dataclass(kw_only=True)

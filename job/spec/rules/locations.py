@@ -20,7 +20,7 @@ INPUTS = (
 LOGS = "logs"
 FOLDERS = (
     *("data", "checkpoints", "train", "eval", "adapter", "adapter-vllm", "weights", "merged"),
-    *(LOGS, ".stages", ".lease"),
+    *("reinforced", LOGS, ".stages", ".lease"),
 )
 """The folders that a run writes in its output."""
 _UNUSABLE = ("", ".", "..")
