@@ -429,6 +429,8 @@ def _measure_job(
 def speed_of(result: TrainResult, windows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Speed, memory and losses of a training, from its result and the counted lines of its
     history."""
+    assert result.first_loss is not None
+    assert result.final_loss is not None
     speeds = [window["tokens_per_second"] for window in windows]
     return {
         "tokens_per_second": statistics.median(speeds),

@@ -27,6 +27,9 @@ RECORD = "fetched.json"
 """The files of earlier downloads, with their digests."""
 LOST_AND_FOUND = "lost+found"
 """The folder that some file systems have at their root."""
+ADAPTERS = ("adapter", "adapter-vllm")
+"""Parts that, of a reinforced run, are those of the reinforced adapter."""
+REINFORCED = "reinforced"
 SHOWN = 5
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _LOADED_FIRST = (re.compile(r"\.index\.json$"), re.compile(r"(^|/)(adapter_)?config\.json$"))
@@ -36,9 +39,10 @@ _LOADED_FIRST = (re.compile(r"\.index\.json$"), re.compile(r"(^|/)(adapter_)?con
 def fetch(uri: str, part: str, directory: Path) -> int:
     """Downloads the folder `part` of the run at `uri`; returns its number of files.
 
-    Keeps intact files of an earlier download and replaces the others. Raises InputError if the run
-    is not finished or has no such part, if a file differs from what the run wrote, or if the folder
-    contains files that no earlier call downloaded.
+    Of a reinforced run, `adapter` and `adapter-vllm` are those in `reinforced/`, which the run
+    evaluated and exported. Keeps intact files of an earlier download and replaces the others.
+    Raises InputError if the run is not finished or has no such part, if a file differs from what
+    the run wrote, or if the folder contains files that no earlier call downloaded.
     """
     part = part.rstrip("/")
     if not storage.exists(storage.join(uri, SUCCESS)):
@@ -47,7 +51,11 @@ def fetch(uri: str, part: str, directory: Path) -> int:
             "is missing, so the run is not finished",
             fix="wait for the job, or name the output of one that succeeded",
         )
-    wanted = _wanted(uri, part)
+    digests = _digests(uri)
+    if part in ADAPTERS and any(path.startswith(f"{REINFORCED}/{part}/") for path in digests):
+        part = f"{REINFORCED}/{part}"
+        log.info("the run was reinforced: its reinforced adapter is fetched", part=part)
+    wanted = _wanted(uri, part, digests)
     _refuse_outputs(directory)
     if not (directory / HIDDEN).exists():  # a refused folder is left untouched
         Target(directory).require_no_other_files(wanted)
@@ -75,10 +83,10 @@ def _refuse_outputs(directory: Path) -> None:
         )
 
 
-def _wanted(uri: str, part: str) -> dict[str, str]:
-    """The digests of the part's files, by their path in it."""
-    sums, wanted, parts = storage.join(uri, SUMS), {}, set[str]()
-    reinforced, text = False, storage.read_text(sums)
+def _digests(uri: str) -> dict[str, str]:
+    """The digests of the run's files, by their path in it."""
+    sums, digests = storage.join(uri, SUMS), {}
+    text = storage.read_text(sums)
     for line in text.splitlines():
         entry = _LINE.fullmatch(line)
         if entry is None or not text.endswith("\n"):
@@ -88,19 +96,24 @@ def _wanted(uri: str, part: str) -> dict[str, str]:
                 value=line,
                 fix="run the job again: it rewrites the file",
             )
-        if "/" in entry[2]:
-            parts.add(entry[2].partition("/")[0])
-        reinforced |= entry[2].startswith(f"reinforced/{part}/")
-        if entry[2].startswith(f"{part}/"):
-            wanted[safe_relative(entry[2], uri).removeprefix(f"{part}/")] = entry[1]
+        digests[entry[2]] = entry[1]
+    return digests
+
+
+def _wanted(uri: str, part: str, digests: Mapping[str, str]) -> dict[str, str]:
+    """The digests of the part's files, by their path in it."""
+    wanted = {
+        safe_relative(path, uri).removeprefix(f"{part}/"): digest
+        for path, digest in digests.items()
+        if path.startswith(f"{part}/")
+    }
     if not wanted:
+        parts = {path.partition("/")[0] for path in digests if "/" in path}
         raise InputError(
             storage.join(uri, part),
             "the run has no such part",
             fix=f"--part may be {', '.join(sorted(parts)) or 'nothing: the run has no folders'}",
         )
-    if reinforced:
-        log.info(f"{part}/ is from before the reinforcement", after=f"--part reinforced/{part}")
     return wanted
 
 

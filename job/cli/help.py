@@ -142,11 +142,8 @@ python -m job compare outputs/r8 outputs/r16 --no-html --format json
 # Merged weights from a bucket, to serve them here.
 python -m job fetch s3://results/my-run --to weights
 
-# Only the adapter.
+# Only the adapter, after reinforcement the reinforced one.
 python -m job fetch outputs/receipts --part adapter --to adapter
-
-# The adapter after reinforcement.
-python -m job fetch outputs/grpo --part reinforced/adapter --to adapter
 """,
     "verify": """
 # Is every byte of a run still as it was written?

@@ -160,13 +160,17 @@ def is_plain(lora: LoraSpec) -> bool:
 
 
 def resolve_optim(
-    train: TrainSpec, accelerator: Accelerator, eight_bit_obstacle: str | None = None
+    train: TrainSpec,
+    accelerator: Accelerator,
+    eight_bit_obstacle: str | None = None,
+    *,
+    section: str = "train",
 ) -> str:
     """The optimizer's name for Transformers.
 
     `eight_bit_obstacle` is why the trial of 8-bit optimizers left them; None if it took them, or
     there was none. Raises SpecError, naming a substitute, if this machine does not support the
-    spec's optimizer.
+    optimizer, which is that of the spec's `section`.
     """
     substitute = "adamw_torch" if accelerator.kind == "cpu" else "adamw_torch_fused"
     eight_bit = accelerator.kind != "cpu" and _has_bitsandbytes() and eight_bit_obstacle is None
@@ -179,7 +183,7 @@ def resolve_optim(
         elif _has_bitsandbytes():
             reason = f"8-bit optimizers failed their trial on this GPU: {eight_bit_obstacle}"
         raise SpecError(
-            "$.train.optim",
+            f"$.{section}.optim",
             reason,
             value=train.optim,
             fix=f"optim: {substitute} has the same update in fp32 state, or optim: auto chooses"

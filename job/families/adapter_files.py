@@ -21,8 +21,8 @@ def require_model(uri: str, paths: Collection[str]) -> None:
             value=uri,
             fix=f"write model_name_or_path: {base} and adapter_name_or_path: {uri}",
         )
-    if f"adapter/{CONFIG}" in paths:
-        base = base_of(below(uri, "adapter")) or "THE MODEL OF THAT RUN"
+    if folder := folder_in_run(paths):
+        base = base_of(below(uri, folder)) or "THE MODEL OF THAT RUN"
         merged = (
             f", or model_name_or_path: {below(uri, 'merged')} for its merged weights"
             if "merged/config.json" in paths
@@ -33,8 +33,14 @@ def require_model(uri: str, paths: Collection[str]) -> None:
             "is the output of a run, not a model",
             value=uri,
             fix=f"to continue its adapter, write model_name_or_path: {base} and "
-            f"adapter_name_or_path: {below(uri, 'adapter')}{merged}",
+            f"adapter_name_or_path: {below(uri, folder)}{merged}",
         )
+
+
+def folder_in_run(paths: Collection[str]) -> str | None:
+    """The folder of the adapter in a run's output, of the reinforced one if there is one."""
+    folders = ("reinforced/adapter", "adapter")
+    return next((folder for folder in folders if f"{folder}/{CONFIG}" in paths), None)
 
 
 def below(uri: str, folder: str) -> str:

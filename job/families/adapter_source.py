@@ -5,7 +5,7 @@ Like a model, it is listed here, and downloaded by `model_source.fetch_model`.
 
 from job import storage
 from job.errors import InputError
-from job.families.adapter_files import CONFIG, PICKLE, WEIGHTS, below
+from job.families.adapter_files import CONFIG, PICKLE, WEIGHTS, below, folder_in_run
 from job.families.model_source import ModelInput
 
 FIELD = "$.model.adapter_name_or_path"
@@ -32,8 +32,8 @@ def find_adapter(uri: str, field: str = FIELD) -> ModelInput:
             value=uri,
             fix=_CONVERT if PICKLE in files else "copy the adapter whole",
         )
-    if f"adapter/{CONFIG}" in files:
-        reason, fix = "is the output of a run, not an adapter", f"write {below(uri, 'adapter')}"
+    if folder := folder_in_run(files):
+        reason, fix = "is the output of a run, not an adapter", f"write {below(uri, folder)}"
     elif "config.json" in files:
         reason = "holds a whole model, not an adapter"
         fix = "name it as model.model_name_or_path, and remove the adapter"

@@ -199,6 +199,8 @@ class StageInputs:
                 if record.name in MEASURED_STAGES
             ]
             shown = {k: v for k, v in spec.items() if k not in ("output", "runtime")}
+            if self._spec.reinforce is None:  # outputs of before had no such section
+                del shown["reinforce"]
             parts = [runs, {**shown, "lora": self._lora_settings}]
         elif stage == "push":
             pushed = [

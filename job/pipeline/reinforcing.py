@@ -1,10 +1,12 @@
 """Sets up and runs the reinforce stage."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job import storage
+from job.engines.device import resolve_optim
 from job.errors import SpecError
 from job.pipeline.context import REINFORCE, RunContext
 from job.pipeline.training import answer_metrics
@@ -25,6 +27,13 @@ def require_one_process(run: RunContext) -> None:
             f"runs in one process, but this job has {run.processes}",
             fix="set runtime.distributed: none, or run it on one GPU: CUDA_VISIBLE_DEVICES=0",
         )
+
+
+def require_optimizer(run: RunContext) -> None:
+    """Raises SpecError if the device has none of the stage's kind; its trial may end so later."""
+    if run.spec.reinforce is not None:
+        train = replace(run.spec.train, optim=run.spec.reinforce.optim)
+        resolve_optim(train, run.accelerator, section="reinforce")
 
 
 def reinforce(
@@ -54,6 +63,7 @@ def reinforce(
         report_step=run.status.set_step,
         report_validation=run.status.set_validation,
         answer_metrics=answer_metrics(run, as_training(spec, on_gpu=False)),
+        ways=run.ways,
         trackers=TrackerFiles(
             spec.train.report_to,
             output.workdir / f"logs-{REINFORCE}",

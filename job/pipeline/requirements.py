@@ -40,6 +40,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
             from job.pipeline import reinforcing
 
             reinforcing.require_one_process(run)
+            reinforcing.require_optimizer(run)
             assert run.inputs.rewards, "the schema requires one"
         if spec.train.torch_compile is True:
             from job.engines import compiling

@@ -9,7 +9,8 @@ from job import log, signals
 from job.engines.data_timer import DataTimer
 from job.engines.device import resolve_optim
 from job.engines.parameter_groups import LearningRates
-from job.errors import OutOfMemoryError, SpecError, Stopped
+from job.engines.ways import EIGHT_BIT
+from job.errors import OutOfMemoryError, Stopped
 from job.reinforce.progress import NOTHING_LEARNED, ReinforceProgress
 from job.reinforce.prompts import Prompts, RolloutOrder
 from job.reinforce.result import ReinforceResult, summarize
@@ -30,7 +31,7 @@ from job.train.gc_freeze import frozen_gc
 from job.train.outputs import store_trained
 from job.train.schedule import Schedule
 from job.train.selection import Selection
-from job.train.session import remove_default_callbacks, remove_scratch
+from job.train.session import continue_selection, remove_default_callbacks, remove_scratch
 from job.train.train_context import TrainContext
 from job.train.validating_trainer import ValidationPlan
 from job.train.validation import Validator
@@ -75,9 +76,9 @@ def reinforce(
     Writes the adapter, the history and samples of the answers to `reinforced/` in the directory;
     returns the model in evaluation mode, and the result. `context.spec` is the job's.
 
-    Raises DataError if no prompt fits, OutOfMemoryError if a pass does not, SpecError if an adapter
-    is on the output layer, or no step is the best, and Stopped after SIGTERM, once the checkpoint
-    is stored.
+    Raises DataError if no prompt fits, OutOfMemoryError if an answer or a pass does not, SpecError
+    if the device lacks the optimizer, or no step is the best, and Stopped after SIGTERM, once the
+    checkpoint is stored.
     """
     own = context.spec.reinforce
     assert own is not None
@@ -85,7 +86,6 @@ def reinforce(
     context = replace(context, spec=as_training(context.spec, on_gpu=on_gpu), folder=REINFORCED)
     spec = context.spec
     adapted = adapt(spec, context.engine, context.family, model, context.start)
-    _require_plain_head(adapted)
     prompts = Prompts(
         family=context.family, rows=context.data.rows("train"), max_length=spec.train.max_length
     )
@@ -106,17 +106,6 @@ def reinforce(
             fix=NOTHING_LEARNED,
         )
     return trained, result
-
-
-def _require_plain_head(adapted: AdaptedModel) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if isinstance(adapted.base.get_output_embeddings(), BaseTunerLayer):
-        raise SpecError(
-            "$.lora.target_modules",
-            "adapts the output layer, which TRL's GRPO does not train",
-            fix="leave lm_head out of lora.target_modules, or remove the section reinforce",
-        )
 
 
 def _log_start(
@@ -169,7 +158,8 @@ def _start(
         schedule = [ValidationSchedule(spec.train)]
     context.trackers.set_environment()
     remove_scratch(context)  # of a killed run
-    optim = resolve_optim(spec.train, context.accelerator)
+    obstacle = context.ways.obstacle(EIGHT_BIT)
+    optim = resolve_optim(spec.train, context.accelerator, obstacle, section="reinforce")
     trainer = ReinforceTrainer(
         adapted=adapted,
         family=context.family,
@@ -195,6 +185,8 @@ def _start(
         return resume_problem(directory, trainer) or rollouts_problem(directory)
 
     resumed = resume_point(spec.train, checkpoints, context.scratch, check)
+    if selection is not None and resumed is not None:
+        continue_selection(selection, spec, checkpoints, resumed)
     return ReinforceSession(
         spec=spec,
         own=own,

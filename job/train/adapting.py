@@ -55,9 +55,24 @@ def require(spec: JobSpec, start: "StoredAdapter | None" = None) -> None:
         from job.engines.adapter_fit import require_fit
 
         require_fit(start, spec.lora, functools.partial(family.lora_targets, skeleton))
+    if spec.reinforce is not None and targets is not None:
+        _require_plain_output_layer(skeleton, targets)
     if spec.train.vision_tower_lr is not None:
         _require_trained_vision_tower(spec, skeleton, targets)
     family.set_router_aux_loss(skeleton, spec.train.router_aux_loss_coef)
+
+
+def _require_plain_output_layer(skeleton: "PreTrainedModel", targets: LoraTargets) -> None:
+    """Raises SpecError if the output layer has an adapter, which TRL's GRPO refuses."""
+    head = skeleton.get_output_embeddings()
+    names = [name for name, module in skeleton.named_modules() if module is head]
+    if adapted := {*names} & {*targets.modules}:
+        name = min(adapted)
+        raise SpecError(
+            "$.lora.target_modules",
+            f"adapts the output layer, {name}, which TRL's GRPO does not train",
+            fix=f"leave {name} out of lora.target_modules, or remove the section reinforce",
+        )
 
 
 def _require_trained_vision_tower(

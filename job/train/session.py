@@ -133,7 +133,7 @@ def start_session(
         spec.train, checkpoints, context.scratch, functools.partial(resume_problem, trainer=trainer)
     )
     if selection is not None and resumed is not None:
-        _continue_selection(selection, spec, checkpoints, resumed)
+        continue_selection(selection, spec, checkpoints, resumed)
     return Session(
         spec=spec,
         optim=optim,
@@ -150,7 +150,7 @@ def start_session(
     )
 
 
-def _continue_selection(
+def continue_selection(
     selection: Selection, spec: JobSpec, checkpoints: CheckpointStore, resumed: Path
 ) -> None:
     """Decides which validations before the resume count, the same in all processes."""

@@ -22,10 +22,9 @@ def fetch(
     part: Annotated[
         str,
         typer.Option(
-            help="adapter, merged, or another folder of the output.",
-            autocompletion=completion.one_of(
-                "adapter", "adapter-vllm", "merged", "reinforced/adapter"
-            ),
+            help="adapter (the reinforced one, if there is one), merged, or another folder of the "
+            "output.",
+            autocompletion=completion.one_of("adapter", "adapter-vllm", "merged"),
         ),
     ] = "merged",
 ) -> None:

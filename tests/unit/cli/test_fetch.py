@@ -59,19 +59,15 @@ def test_a_part_comes_whole_and_alone(run: Path, tmp_path: Path) -> None:
     assert (target / "sub/model.safetensors").read_bytes() == b"weights"
 
 
-def test_an_adapter_from_before_the_reinforcement_is_said_to_be_that(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = "reinforced/adapter/adapter.safetensors"
-    (run / path).parent.mkdir(parents=True)
-    (run / path).write_bytes(b"reinforced")
+def test_the_adapter_of_a_reinforced_run_is_the_reinforced_one(run: Path, tmp_path: Path) -> None:
+    reinforced = run / "reinforced" / "adapter" / "adapter.safetensors"
+    reinforced.parent.mkdir(parents=True)
+    reinforced.write_bytes(b"reinforced")
+    digest = hashlib.sha256(b"reinforced").hexdigest()
     with (run / "SHA256SUMS").open("a") as sums:
-        sums.write(f"{hashlib.sha256(b'reinforced').hexdigest()}  {path}\n")
-    fetch(str(run), "adapter", tmp_path / "before")
-    assert "--part reinforced/adapter" in capsys.readouterr().err
-    fetch(str(run), "reinforced/adapter", tmp_path / "after")
-    assert (tmp_path / "after" / "adapter.safetensors").read_bytes() == b"reinforced"
-    assert "before the reinforcement" not in capsys.readouterr().err
+        sums.write(f"{digest}  reinforced/adapter/adapter.safetensors\n")
+    assert fetch(str(run), "adapter", tmp_path / "adapter") == 1
+    assert files(tmp_path / "adapter") == {"adapter.safetensors": b"reinforced"}
 
 
 def test_what_is_there_and_whole_is_not_brought_again(run: Path, tmp_path: Path) -> None:

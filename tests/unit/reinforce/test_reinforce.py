@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from job import engines, families, signals
-from job.engines.device import Accelerator
-from job.errors import Stopped
+from job.engines.device import Accelerator, resolve_optim
+from job.errors import SpecError, Stopped
 from job.evaluation.generate import generate_all
 from job.evaluation.prompts import questions
 from job.evaluation.sampling import Sampling, draw, never_sampled, sample_answers
@@ -26,14 +26,17 @@ from job.reinforce.progress import read_history
 from job.reinforce.prompts import Prompts, RolloutOrder
 from job.reinforce.reinforce import reinforce
 from job.reinforce.result import ReinforceResult
+from job.reinforce.settings import as_training
 from job.reinforce.trainer import _answered
 from job.rewards.named import NamedReward
 from job.rewards.reward import Scored
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
+from job.train import adapting
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.trackers import TrackerFiles
 from job.train.train_context import TrainContext
+from tests import models
 
 TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**34)
@@ -208,6 +211,27 @@ def test_every_row_is_answered_before_any_is_again_and_a_longer_stage_begins_ali
     longer = RolloutOrder.of(replace(own, max_steps=9), prompts, seed=1)
     assert longer.groups[:4] == order.groups
     assert next(iter(order)) == [row for row in order.groups[0] for _ in range(2)]
+
+
+# --- what is refused before anything is trained ------------------------------------------------
+
+
+def test_an_adapter_on_the_output_layer_is_refused_by_the_architecture_alone(
+    tmp_path: Path,
+) -> None:
+    models.llama(tmp_path)
+    spec = spec_of("lora.target_modules=[q_proj, lm_head]", f"model.model_name_or_path={tmp_path}")
+    with pytest.raises(SpecError, match="adapts the output layer, lm_head") as refused:
+        adapting.require(spec)
+    assert refused.value.problems[0].field == "$.lora.target_modules"
+    adapting.require(replace(spec, reinforce=None))
+
+
+def test_an_optimizer_that_the_device_lacks_is_named_as_the_stages_own() -> None:
+    spec = spec_of("reinforce.optim=adamw_8bit")
+    with pytest.raises(SpecError, match="8-bit optimizers need a GPU") as refused:
+        resolve_optim(as_training(spec, on_gpu=False).train, CPU, section="reinforce")
+    assert refused.value.problems[0].field == "$.reinforce.optim"
 
 
 # --- the stage ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from job import __version__
 from job.pipeline.fingerprints import (
     COMPUTING_KEYS,
     LENGTH_KEYS,
@@ -16,6 +17,7 @@ from job.pipeline.fingerprints import (
 )
 from job.spec.load import load_spec
 from job.spec.types import JobSpec, TrainSpec
+from job.storage.digests import fingerprint
 from job.train.identity import Identity, changes
 
 
@@ -185,3 +187,18 @@ def test_keys_of_a_base_in_4_bits_count_only_if_it_is_in_4_bits(spec: JobSpec) -
     assert packed[0] == plain[0]
     assert not {*packed[1:]} & {*plain[1:]}
     assert not {*of(load_in_4bit=True, bnb_4bit_quant_type="fp4")[1:]} & {*packed[1:]}
+
+
+def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> None:
+    inputs = StageInputs(spec, 1)
+    settings = {**asdict(spec), "model": inputs._model_keys}
+    for key in ("output", "runtime", "reinforce"):
+        settings.pop(key)
+    for stage in ("card", "report"):
+        assert inputs.fingerprint(stage, {}) == fingerprint(__version__, stage, [[], settings])
+    reinforced = load_spec(Path("specs/latex-grpo.yaml").read_text(), "spec", environ={}).spec
+    reports = {
+        StageInputs(replace(spec, reinforce=own), 1).fingerprint("report", {})
+        for own in (None, reinforced.reinforce)
+    }
+    assert len(reports) == 2
