@@ -429,8 +429,6 @@ def _measure_job(
 def speed_of(result: TrainResult, windows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Speed, memory and losses of a training, from its result and the counted lines of its
     history."""
-    assert result.first_loss is not None
-    assert result.final_loss is not None
     speeds = [window["tokens_per_second"] for window in windows]
     return {
         "tokens_per_second": statistics.median(speeds),
@@ -439,8 +437,8 @@ def speed_of(result: TrainResult, windows: Sequence[dict[str, Any]]) -> dict[str
         "tokens_a_step": round(result.tokens / result.steps),
         "data_wait_share": round(statistics.mean(w["data_wait_share"] for w in windows), 4),
         "peak_gib": round(result.peak_memory_bytes / GIB, 2),
-        "first_loss": round(result.first_loss, 4),
-        "last_loss": round(result.final_loss, 4),
+        "first_loss": round(cast(float, result.first_loss), 4),
+        "last_loss": round(cast(float, result.final_loss), 4),
     }
 
 

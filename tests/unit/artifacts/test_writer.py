@@ -36,6 +36,7 @@ STORAGE = ("storage", "files", "trees", "local", "remote", "s3")
 ALLOWED = {
     "artifacts/writer.py": "it is the way",
     "cli/commands/init.py": "a spec, which the user names",
+    "cli/commands/parity.py": "a record, which the user names",
     "evaluation/comparison/page.py": "a page, which may lie in no run's folders",
     "artifacts/lease.py": "the lease itself, each write of which looks first",
     "prep/chunks.py": "this machine's working folder",
@@ -87,10 +88,11 @@ def calls_of(name: str) -> list[tuple[str, ast.Call]]:
 
 
 def test_what_the_job_stores_at_an_output_has_the_writer_of_the_output() -> None:
-    [(_, store)] = calls_of("CheckpointStore")
-    assert "writer=self.output.writer.inside('checkpoints')" in ast.unparse(store)
-    [(_, trackers)] = calls_of("TrackerFiles")
-    assert "output.uploader_for(logs)" in ast.unparse(trackers)
+    stores = [ast.unparse(made) for _, made in calls_of("CheckpointStore")]
+    assert ["writer=self.output.writer.inside(" in store for store in stores] == [True, True]
+    every = [ast.unparse(made) for _, made in calls_of("TrackerFiles")]
+    assert every
+    assert all("output.uploader_for(logs)" in trackers for trackers in every)
     without = [path for path, made in calls_of("Writer") if "lease=None" in ast.unparse(made)]
     assert without == [
         "artifacts/output.py",  # a tracker's files at a place outside of the output
