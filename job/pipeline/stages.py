@@ -297,11 +297,14 @@ class Stages:
 
 
 def _answers(data: Path) -> dict[str, int]:
-    """How many answers of the training rows are trained, and how many of those with thoughts."""
+    """How many answers of the training rows are trained, and how many of those with thoughts.
+
+    None in statistics that do not count them, of rows that were cached before they were counted.
+    """
     train = json.loads((data / STATS).read_text(encoding="utf-8"))["train"]
     return {
-        "trained": train["trained_answers"],
-        "with_thoughts": train["trained_answers_with_thoughts"],
+        "trained": train.get("trained_answers", 0),
+        "with_thoughts": train.get("trained_answers_with_thoughts", 0),
     }
 
 
