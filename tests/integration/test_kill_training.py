@@ -140,6 +140,7 @@ def test_a_training_killed_around_its_end_ends_as_an_undisturbed_one(tmp_path: P
     assert found.killed == 5
 
 
+@pytest.mark.slow
 def test_a_training_stopped_within_a_validation_ends_as_an_undisturbed_one(
     tmp_path: Path,
 ) -> None:

@@ -212,6 +212,7 @@ def test_a_training_of_which_no_validation_is_finite_keeps_no_model(
     assert not (tmp_path / "out" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_equal_in_all_validations_keeps_the_first_with_a_warning(
     overfit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,7 +111,7 @@ def same(pair: Pair, rows: list[Row]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "llama",
+        pytest.param("llama", marks=pytest.mark.slow),
         pytest.param("ernie", marks=pytest.mark.slow),
         pytest.param("qwen_vl", marks=pytest.mark.slow),
     ],
@@ -131,7 +131,13 @@ def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: P
     assert counters["stats"]["unique_graphs"] - compiled <= more
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["frozen", "with an adapter"])
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="frozen"),
+        pytest.param(True, id="with an adapter"),
+    ],
+)
 def test_sorted_experts_are_compiled_in_fp32_too(adapted: bool) -> None:
     checkpoint = families.read_checkpoint("builtin://ernie-vl-tiny", TINY)
     family = families.bind(checkpoint, SPEC.model, SPEC.data)
@@ -185,7 +191,9 @@ def test_an_evaluation_between_steps_compiles_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow(minutes=2)
-@pytest.mark.parametrize("name", ["ernie", "llama", "qwen_vl"])
+@pytest.mark.parametrize(
+    "name", ["ernie", "llama", pytest.param("qwen_vl", marks=pytest.mark.slow)]
+)
 def test_losses_and_gradients_are_those_of_eager_blocks(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path)
     many = batches(5, images=name != "llama")

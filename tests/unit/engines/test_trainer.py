@@ -37,7 +37,7 @@ def collate(rows: list[int]) -> dict[str, Any]:
     return {"input_ids": values, "counted_tokens": len(rows), "tokens": sum(rows), "images": 0}
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+@pytest.mark.parametrize("max_grad_norm", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_an_epoch_has_the_steps_logs_and_weights_of_transformers_loop(
     max_grad_norm: float, tmp_path: Path
 ) -> None:

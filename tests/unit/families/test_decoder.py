@@ -83,8 +83,15 @@ def adapted_everywhere(model: Any) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("slots", [3, 8])
-@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
+@pytest.mark.parametrize(
+    ("adapted", "slots"),
+    [
+        pytest.param(False, 3, id="base-3"),
+        pytest.param(False, 8, id="base-8", marks=pytest.mark.slow),
+        pytest.param(True, 3, id="adapter-3", marks=pytest.mark.slow),
+        pytest.param(True, 8, id="adapter-8"),
+    ],
+)
 def test_greedy_answers_are_those_of_transformers(
     adapted: bool, slots: int, family: Ernie45VL, model: Any
 ) -> None:
