@@ -2,7 +2,8 @@
 
 As Transformers does, all linear layers except the output layer; and the routed experts, which hold
 most weights of a mixture of experts. Vision towers and connectors stay, as in Unsloth: they are
-small, and what they lose shows in every answer. Embeddings, norms and routers stay too.
+small, and what they lose shows in every answer. Embeddings, norms and routers stay too, and weights
+that bitsandbytes cannot count.
 """
 
 import re
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ROUTER = re.compile(r"(^|\.)(gate|router|score|shared_expert_gate)$")
+
+LARGEST = 2**31 - 2**16
+"""Values of a weight that is packed: bitsandbytes' kernels count them, in whole tiles, in int32,
+and larger numbers wrap around in silence."""
 
 
 def packed_names(model: "PreTrainedModel", four_bit: FourBit) -> "dict[str, torch.Tensor]":
@@ -37,7 +42,7 @@ def packed_names(model: "PreTrainedModel", four_bit: FourBit) -> "dict[str, torc
                 for own, parameter in module.named_parameters(recurse=False)
                 if parameter.ndim == 3
             }
-    return found
+    return {name: weight for name, weight in found.items() if weight.numel() <= LARGEST}
 
 
 def _is_skipped(name: str, four_bit: FourBit) -> bool:

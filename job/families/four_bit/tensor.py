@@ -32,15 +32,19 @@ class FourBitTensor(torch.Tensor):
     codes: torch.Tensor
     """(weights / 2, 1), uint8."""
     state: "QuantState"
+    """Of the weights as rows of a block each: the kernels for CPUs are wrong for wider rows that
+    blocks do not divide."""
 
     @staticmethod
-    def __new__(cls, codes: torch.Tensor, state: "QuantState") -> "FourBitTensor":
+    def __new__(
+        cls, codes: torch.Tensor, state: "QuantState", shape: torch.Size
+    ) -> "FourBitTensor":
         made: FourBitTensor = torch.Tensor._make_wrapper_subclass(
-            cls, state.shape, dtype=state.dtype, device=codes.device, requires_grad=False
+            cls, shape, dtype=state.dtype, device=codes.device, requires_grad=False
         )
         return made
 
-    def __init__(self, codes: torch.Tensor, state: "QuantState") -> None:
+    def __init__(self, codes: torch.Tensor, state: "QuantState", shape: torch.Size) -> None:
         self.codes, self.state = codes, state
 
     @classmethod
@@ -48,20 +52,21 @@ class FourBitTensor(torch.Tensor):
         """Packs a weight of any shape."""
         from bitsandbytes.functional import quantize_4bit
 
+        flat = weight.detach().contiguous().flatten()
         codes, state = quantize_4bit(
-            weight.detach().contiguous(),
+            flat if flat.numel() % BLOCK else flat.view(-1, BLOCK),
             blocksize=BLOCK,
             quant_type=four_bit.quant_type,
             compress_statistics=four_bit.double_quant,
         )
-        return cls(codes, state)
+        return cls(codes, state, weight.shape)
 
     def unpacked(self) -> torch.Tensor:
         """The weight, in its shape and dtype."""
         from bitsandbytes.functional import dequantize_4bit
 
         weight: torch.Tensor = dequantize_4bit(self.codes, self.state)
-        return weight
+        return weight.view(self.shape)
 
     def expert(self, number: int) -> torch.Tensor:
         """`self[number]` without unpacking the rest: a loop over experts takes them one by one."""
@@ -73,14 +78,15 @@ class FourBitTensor(torch.Tensor):
         number %= self.shape[0]
         blocks = slice(number * size // BLOCK, (number + 1) * size // BLOCK)
         part = QuantState(
-            absmax=_scales(state)[blocks],
-            shape=self.shape[1:],
+            absmax=_scales(state, blocks),
+            shape=torch.Size((size // BLOCK, BLOCK)),
             code=state.code,
             blocksize=state.blocksize,
             quant_type=state.quant_type,
             dtype=state.dtype,
         )
-        return FourBitTensor(self.codes[number * size // 2 : (number + 1) * size // 2], part)
+        codes = self.codes[number * size // 2 : (number + 1) * size // 2]
+        return FourBitTensor(codes, part, self.shape[1:])
 
     @classmethod
     def __torch_function__(
@@ -113,7 +119,7 @@ class FourBitTensor(torch.Tensor):
     ) -> object:
         if func in (_aten.detach.default, _aten.alias.default):
             same = cast(FourBitTensor, args[0])
-            return FourBitTensor(same.codes, same.state)
+            return FourBitTensor(same.codes, same.state, same.shape)
         if func is _aten.set_.source_Tensor and isinstance(args[1], FourBitTensor):
             same = cast(FourBitTensor, args[0])  # as parametrizations do, which PEFT uses
             same.codes, same.state = args[1].codes, args[1].state
@@ -205,11 +211,21 @@ def _linear_arguments(
     return (input, weight, bias) if bias is None or not bias.requires_grad else None
 
 
-def _scales(state: "QuantState") -> torch.Tensor:
-    """Each block's scale, in fp32."""
-    from bitsandbytes.functional import dequantize_blockwise
+def _scales(state: "QuantState", blocks: slice) -> torch.Tensor:
+    """The scales of these blocks, in fp32; no more than those are unpacked, or kept alive."""
+    from bitsandbytes.functional import QuantState, dequantize_blockwise
 
     if not state.nested:
-        return state.absmax
-    scales: torch.Tensor = dequantize_blockwise(state.absmax, state.state2)
-    return scales.float() + state.offset
+        return state.absmax[blocks]
+    size = state.state2.blocksize
+    first, last = blocks.start // size, -(-blocks.stop // size)
+    scales: torch.Tensor = dequantize_blockwise(
+        state.absmax[first * size : last * size],
+        QuantState(
+            absmax=state.state2.absmax[first:last],
+            code=state.state2.code,
+            blocksize=size,
+            dtype=state.state2.dtype,
+        ),
+    )
+    return scales[blocks.start - first * size : blocks.stop - first * size].float() + state.offset

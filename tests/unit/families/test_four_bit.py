@@ -89,6 +89,19 @@ def test_a_module_that_is_trained_in_full_is_not_packed(family: families.Family)
     assert all(name.startswith((f"{start}0.self_attn.q_proj", f"{start}1.mlp.")) for name in left)
 
 
+def test_a_weight_that_the_kernels_cannot_count_is_not_packed() -> None:
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    sizes = {"hidden_size": 2**14, "moe_intermediate_size": 2**13, "num_experts": 8}
+    config = Qwen3MoeConfig(**sizes, num_hidden_layers=1, vocab_size=32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    experts = model.model.layers[0].mlp.experts
+    assert experts.gate_up_proj.numel() == 2 * experts.down_proj.numel() == 2**31
+    found = {name for name in packed_names(model, NF4) if "experts" in name}
+    assert found == {"model.layers.0.mlp.experts.down_proj"}
+
+
 @pytest.mark.parametrize("experts", [False, True])
 def test_loss_and_gradients_are_those_of_the_unpacked_weights(
     spec: JobSpec, family: families.Family, experts: bool
@@ -197,6 +210,20 @@ def test_experts_of_other_families_are_not_kept_unpacked_for_the_backward_pass(
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(96, 400), (4, 96, 400), (64, 32), (192, 100), (5, 7), (3, 6)])
+def test_a_weight_of_any_shape_is_unpacked_with_its_own_scales(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Also if blocks span rows."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for kind in KINDS:
+        unpacked = FourBitTensor.of(weight, kind).unpacked()
+        assert unpacked.shape == weight.shape
+        off = float((unpacked - weight).norm() / weight.norm())
+        assert off < 0.15  # fp4's own rounding is 0.12; with other blocks' scales it is 0.2
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_one_expert_is_unpacked_as_with_all(kind: FourBit) -> None:
     weight = FourBitTensor.of(torch.randn(5, 24, 64), kind)
@@ -204,6 +231,13 @@ def test_one_expert_is_unpacked_as_with_all(kind: FourBit) -> None:
         one = weight[number]
         assert isinstance(one, FourBitTensor)
         assert torch.equal(one.unpacked(), weight.unpacked()[number])
+    large = FourBitTensor.of(torch.randn(4, 96, 200 * 2), kind)  # 600 scales an expert
+    for number in range(4):
+        one = large[number]
+        assert isinstance(one, FourBitTensor)
+        assert torch.equal(one.unpacked(), large.unpacked()[number])
+        kept = one.state.absmax.untyped_storage().nbytes()
+        assert kept == (600 if kind.double_quant else 4 * 600) * 4  # not all scales in fp32
     odd = FourBitTensor.of(torch.randn(3, 5, 7), kind)  # blocks span experts
     assert torch.equal(odd[1], odd.unpacked()[1])
     assert weight.codes.nbytes + 5 * 24 * 64 // 64 * (1 if kind.double_quant else 4) <= (
