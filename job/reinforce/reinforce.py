@@ -9,6 +9,7 @@ from job import log, signals
 from job.engines.data_timer import DataTimer
 from job.engines.device import resolve_optim
 from job.engines.parameter_groups import LearningRates
+from job.engines.ways import EIGHT_BIT
 from job.errors import OutOfMemoryError, SpecError, Stopped
 from job.reinforce.progress import NOTHING_LEARNED, ReinforceProgress
 from job.reinforce.prompts import Prompts, RolloutOrder
@@ -169,7 +170,8 @@ def _start(
         schedule = [ValidationSchedule(spec.train)]
     context.trackers.set_environment()
     remove_scratch(context)  # of a killed run
-    optim = resolve_optim(spec.train, context.accelerator)
+    tried = context.ways.obstacle(EIGHT_BIT)
+    optim = resolve_optim(spec.train, context.accelerator, tried)
     trainer = ReinforceTrainer(
         adapted=adapted,
         family=context.family,
