@@ -437,9 +437,13 @@ def speed_of(result: TrainResult, windows: Sequence[dict[str, Any]]) -> dict[str
         "tokens_a_step": round(result.tokens / result.steps),
         "data_wait_share": round(statistics.mean(w["data_wait_share"] for w in windows), 4),
         "peak_gib": round(result.peak_memory_bytes / GIB, 2),
-        "first_loss": round(cast(float, result.first_loss), 4),
-        "last_loss": round(cast(float, result.final_loss), 4),
+        "first_loss": _rounded(result.first_loss),
+        "last_loss": _rounded(result.final_loss),
     }
+
+
+def _rounded(loss: float | None) -> float | None:
+    return None if loss is None else round(loss, 4)
 
 
 def _speeds(measured: dict[str, dict[str, float]], spec: JobSpec) -> list[dict[str, object]]:

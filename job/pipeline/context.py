@@ -4,7 +4,7 @@ Everything is created on first use: no model is loaded unless a stage needs it.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from job.engines.models import Models
     from job.engines.stored_adapter import StoredAdapter
     from job.train.checkpoint.storage import CheckpointStore
-
-
-TRAINING_COMMANDS = ("train", "eval", "export", "run")
 
 
 class RunContext:
@@ -129,19 +126,39 @@ class RunContext:
         return detect(self.spec.runtime, local_rank)
 
     def begin_trials(self) -> None:
-        """Begins to try the command's ways to compute, while rows are prepared."""
-        names = ways.TRAINING if self.command in TRAINING_COMMANDS else ways.GENERATING
-        if self.spec.model.load_in_4bit and ways.FOUR_BIT not in names:
-            names = (*names, ways.FOUR_BIT)
-        self._end_trials = ways.begin(self.accelerator, self.cache_dir, names)
+        """Begins to try the ways to compute of a training to come, while rows are prepared.
+
+        If one is complete, what the other stages use is tried once they load a model, if any does.
+        """
+        if self.accelerator.kind == "cpu" or self.output.holds_finished_run:
+            return
+        if not self.output.stages.markers.exists("train"):
+            names = self._wanted_ways(trains=True)
+            self._end_trials = ways.begin(self.accelerator, self.cache_dir, names)
 
     @cached_property
     def ways(self) -> Ways:
         """The ways to compute that serve on this device; waits for their trials."""
-        if self._end_trials is None:
-            self.begin_trials()
-        assert self._end_trials is not None
-        return self._end_trials()
+        if self._end_trials is not None:
+            return self._end_trials()
+        follows = self.coordinator is not None and self.coordinator.world.rank > 0
+        return ways.find(self.accelerator, self.cache_dir, self._wanted_ways(trains=follows))
+
+    @cached_property
+    def training_ways(self) -> Ways:
+        """Those of a training too; tries what was not tried yet."""
+        known = {outcome.way for outcome in self.ways.outcomes}
+        missing = [name for name in self._wanted_ways(trains=True) if name not in known]
+        if not missing:
+            return self.ways
+        found = ways.find(self.accelerator, self.cache_dir, missing)
+        return Ways((*self.ways.outcomes, *found.outcomes))
+
+    def _wanted_ways(self, *, trains: bool) -> Sequence[str]:
+        from job.pipeline.wanted_ways import wanted
+
+        patches_forward = self.engine_name == "unsloth"
+        return wanted(self.spec, trains=trains, patches_forward=patches_forward)
 
     @cached_property
     def engine(self) -> engines.Engine:

@@ -63,7 +63,7 @@ def reinforce(
         report_step=run.status.set_step,
         report_validation=run.status.set_validation,
         answer_metrics=answer_metrics(run, as_training(spec, on_gpu=False)),
-        ways=run.ways,
+        ways=run.training_ways,
         trackers=TrackerFiles(
             spec.train.report_to,
             output.workdir / f"logs-{REINFORCE}",

@@ -31,6 +31,7 @@ def train(
 
     output, logs = run.output, run.spec.train.logging_dir or run.output.at(LOGS)
     with process_group.initialized(run.coordinator, run.accelerator.kind):
+        tried = run.training_ways  # before the model takes memory
         model = run.models.base()
         context = TrainContext(
             spec=run.spec,
@@ -47,7 +48,7 @@ def train(
             report_step=run.status.set_step,
             report_validation=run.status.set_validation,
             answer_metrics=answer_metrics(run, run.spec),
-            ways=run.ways,
+            ways=tried,
             trackers=TrackerFiles(
                 run.spec.train.report_to,
                 output.workdir / "logs",

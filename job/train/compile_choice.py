@@ -54,23 +54,10 @@ def choose(
     `work` is None if it is unknown. `patches_forward` tells whether the engine replaces the model's
     forward passes.
     """
-    wanted, train = spec.train.torch_compile, spec.train
-    if wanted != "auto":
+    if (wanted := spec.train.torch_compile) != "auto":
         return CompileChoice(compiled=wanted, reason="the spec says so")
-    obstacle = None
-    if not on_gpu:
-        obstacle = "there is no GPU"
-    elif patches_forward:
-        obstacle = "the engine has forward passes of its own"
-    elif spec.model.load_in_4bit:
-        obstacle = "weights in 4 bits are unpacked outside of compiled code"
-    elif spec.runtime.distributed == "fsdp2":
-        obstacle = "sharded blocks are not compiled in this version"
-    elif train.gradient_checkpointing is True:
-        obstacle = "gradient checkpointing excludes it"
-    elif train.fit == "off":
-        obstacle = "train.fit is off, so no trial shows that they compile"
-    elif work is None:
+    obstacle = why_uncompiled(spec, on_gpu=on_gpu, patches_forward=patches_forward)
+    if obstacle is None and work is None:
         obstacle = "how much the training computes is unknown"
     if obstacle is not None or work is None:
         return CompileChoice(compiled=False, reason=obstacle or "")
@@ -79,3 +66,17 @@ def choose(
         reason=f"{work.steps:,} steps would save about {log.duration(work.saved_seconds)}, and "
         f"compiling takes about {log.duration(COMPILE_SECONDS)}",
     )
+
+
+def why_uncompiled(spec: JobSpec, *, on_gpu: bool, patches_forward: bool = False) -> str | None:
+    """Why `auto` compiles no blocks, whatever the training computes; None if it may."""
+    train = spec.train
+    reasons = {
+        "there is no GPU": not on_gpu,
+        "the engine has forward passes of its own": patches_forward,
+        "weights in 4 bits are unpacked outside of compiled code": spec.model.load_in_4bit,
+        "sharded blocks are not compiled in this version": spec.runtime.distributed == "fsdp2",
+        "gradient checkpointing excludes it": train.gradient_checkpointing is True,
+        "train.fit is off, so no trial shows that they compile": train.fit == "off",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)

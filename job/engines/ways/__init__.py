@@ -119,6 +119,8 @@ def begin(
             found.set_result(error)
 
     def end() -> Ways:
+        if not found.done():
+            log.info("the first model waits for the trials of ways to compute")
         waited = time.monotonic()
         result = found.result()
         if isinstance(result, BaseException):

@@ -2,10 +2,12 @@
 
 import functools
 import json
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,11 +20,13 @@ from job.families import outcome as outcomes
 from job.families.ernie45_vl.packed import varlen_trial
 from job.families.grouped_products import choice
 from job.families.outcome import Outcome, attempt, left, unless_slower
+from job.pipeline.wanted_ways import wanted
 from job.train.capture_choice import why_eager
 from tests.unit.engines import broken_trials
 from tests.unit.train.test_compile_choice import spec
 
 CPU = torch.device("cpu")
+NOT_FOUR_BIT = (ways.CAPTURED, ways.COMPILED, ways.EIGHT_BIT)
 GPU = Accelerator(kind="cuda", name="a GPU", memory_bytes=2**34)
 
 
@@ -128,6 +132,26 @@ def test_a_way_that_one_rank_left_is_left_on_all() -> None:
         assert found.obstacle(ways.COMPILED) is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "trains", "more"),
+    [
+        ({}, True, {*NOT_FOUR_BIT}),
+        ({}, False, set()),
+        ({"torch_compile": False, "cuda_graphs": False, "optim": "adamw_torch"}, True, set()),
+        ({"torch_compile": True, "optim": "adamw_8bit"}, True, {*NOT_FOUR_BIT}),
+        ({"gradient_checkpointing": True, "optim": "sgd"}, True, set()),
+    ],
+)
+def test_only_ways_that_the_spec_allows_are_tried(
+    settings: dict[str, Any], *, trains: bool, more: set[str]
+) -> None:
+    changed = replace(spec(), train=replace(spec().train, optim="auto"))
+    changed = replace(changed, train=replace(changed.train, **settings))
+    assert {*wanted(changed, trains=trains)} == {*ways.GENERATING, *more}
+    packed = replace(changed, model=replace(changed.model, load_in_4bit=True))
+    assert ways.FOUR_BIT in wanted(packed, trains=trains)
+
+
 def test_what_is_chosen_for_a_gpu_is_not_used_on_a_cpu() -> None:
     choice.use(torch.float32, choice.Choice("triton", "right"))
     varlen_trial.use(taken=True)
@@ -221,14 +245,17 @@ def test_what_a_trial_left_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_choice_of_a_way_asks_for_a_vendor_or_a_capability() -> None:
     """Names of builds are told by `job.engines.device.build`; only the doctor shows a capability,
-    to explain a failure."""
+    to explain a failure; a plan has no trial to go by; and Triton names its targets."""
     root = Path(ways.__file__).parents[2]
+    words = r"version\.hip|get_device_capability|gcnArchName|\.is_cuda"
+    # torch's device.type is "cuda" whatever the vendor.
+    kinds = r"(?<!\.type) (?:[!=]=|(?:not )?in) [(\[{]?\"(?:cuda|rocm)\""
     asked = {
         str(path.relative_to(root))
         for path in root.rglob("*.py")
-        if any(
-            word in path.read_text(encoding="utf-8")
-            for word in ("version.hip", "get_device_capability", "gcnArchName", ".is_cuda")
-        )
+        if re.search(f"{words}|{kinds}", path.read_text(encoding="utf-8"))
     }
-    assert asked == {"engines/device.py", "doctor/device.py"}
+    assert asked == {
+        *("doctor/device.py", "engines/device.py", "engines/memory.py"),
+        *("families/grouped_products/launch.py", "families/grouped_products/tiles.py"),
+    }
