@@ -16,6 +16,7 @@ from job.reinforce.prompts import Prompts, RolloutOrder
 from job.reinforce.result import ReinforceResult, summarize
 from job.reinforce.scoring import Scorer
 from job.reinforce.settings import as_training, grpo_config
+from job.reinforce.special_tokens import special_tokens_kept
 from job.rewards.named import NamedReward
 from job.spec.types import JobSpec, ReinforceSpec
 from job.train.adapting import AdaptedModel, adapt
@@ -215,7 +216,8 @@ def _run(session: ReinforceSession, context: TrainContext, adapted: AdaptedModel
     trainer, resumed = session.trainer, session.resumed_from
     started = time.monotonic()
     try:
-        with signals.deferred(), context.trackers, session.uploads, frozen_gc():
+        kept = special_tokens_kept(adapted.base)
+        with signals.deferred(), context.trackers, session.uploads, frozen_gc(), kept:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         _raise_if_out_of_memory(error, session.own, context)

@@ -32,9 +32,9 @@ from job.evaluation.sampling import AtOnce, Sampling, sample_answers
 from job.families.base import IGNORED, Encoded, Family
 from job.families.batches import model_inputs, to_device
 from job.families.token_scores import token_scores
-from job.reinforce.padding_token import padded, padding_token_kept
 from job.reinforce.prompts import Prompts
 from job.reinforce.scoring import Sample, Scorer
+from job.reinforce.special_tokens import padded, special_tokens_kept
 from job.train.adapting import AdaptedModel
 from job.train.checkpoint import random_state, state_files
 from job.train.outputs import autocast_removed
@@ -74,7 +74,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         rows = list(range(len(prompts.rows)))
         own_forward = vars(adapted.base).get("forward")
         tokenizer = padded(family.processor.tokenizer)
-        with warnings.catch_warnings(action="ignore"), padding_token_kept(adapted.base):
+        with warnings.catch_warnings(action="ignore"), special_tokens_kept(adapted.base):
             super().__init__(
                 model=adapted.model,
                 reward_funcs=scorer.functions(),

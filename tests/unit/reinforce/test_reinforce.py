@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.trainer_utils import align_special_tokens
 from trl import GRPOConfig
 
 from job import engines, families, signals
@@ -33,6 +34,7 @@ from job.reinforce.prompts import Prompts, RolloutOrder
 from job.reinforce.reinforce import reinforce
 from job.reinforce.result import ReinforceResult
 from job.reinforce.settings import as_training
+from job.reinforce.special_tokens import padded, special_tokens_kept
 from job.reinforce.trainer import _answered
 from job.rewards.named import NamedReward
 from job.rewards.reward import Scored
@@ -225,6 +227,22 @@ def test_answers_that_did_not_fit_at_once_are_not_tried_again(
     for _ in range(2):
         sample_answers(model, family, prompts, one_token, at_once=at_once)
     assert tried == [2, 1, 1, 1, 1]
+
+
+def test_special_tokens_that_the_trainer_sets_do_not_stay(
+    llama: tuple[families.Family, PreTrainedModel, list[Encoded]],
+) -> None:
+    family, model, _ = llama
+    tokenizer = family.processor.tokenizer
+    before = tokenizer.pad_token, model.config.to_dict(), model.generation_config.to_dict()
+    assert tokenizer.pad_token is None
+    with special_tokens_kept(model):
+        given = padded(tokenizer)
+        given.pad_token = given.eos_token
+        align_special_tokens(model, given)
+        assert model.config.pad_token_id == 1
+    after = tokenizer.pad_token, model.config.to_dict(), model.generation_config.to_dict()
+    assert before == after
 
 
 def test_no_image_is_ever_sampled(rows: list[Row], family: families.Family) -> None:
