@@ -316,14 +316,14 @@ def generate(
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(family.end_tokens),
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([_stopping(stop)] if stop else []),
+            stopping_criteria=StoppingCriteriaList([stopping(stop)] if stop else []),
             **sampling,
         )
     start = batch["input_ids"].shape[1]
     return [_until_end(row, family.end_tokens) for row in output[:, start:].tolist()]
 
 
-def _stopping(stop: Callable[[], bool]) -> "Callable[..., torch.Tensor]":
+def stopping(stop: Callable[[], bool]) -> "Callable[..., torch.Tensor]":
     """A stopping criterion for all answers at once."""
     import torch
 

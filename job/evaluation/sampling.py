@@ -5,13 +5,15 @@ global generator, so equal states give equal answers on a CPU.
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from job import log
 from job.engines.device import release_memory
 from job.engines.free_memory import is_out_of_memory
+from job.evaluation.generate import stopping
 from job.evaluation.rows_at_once import MOST_ON_CPU
 from job.families.base import Decoder, Encoded, Family
 from job.families.batches import to_device
@@ -19,7 +21,7 @@ from job.families.batches import to_device
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 ROWS_ON_GPU = 128
 """Answers at once: a constant, because sampled answers depend on it."""
@@ -36,24 +38,37 @@ class Sampling:
     top_p: float
 
 
+@dataclass(kw_only=True)
+class AtOnce:
+    """How many answers are generated at once: fewer for good once they have not fitted."""
+
+    rows: int
+
+    @classmethod
+    def on(cls, device: "torch.device") -> "AtOnce":
+        return cls(rows=MOST_ON_CPU if device.type == "cpu" else ROWS_ON_GPU)
+
+
 def sample_answers(
     model: "PreTrainedModel | PeftModel",
     family: Family,
     prompts: Sequence[Encoded],
     sampling: Sampling,
     *,
+    at_once: AtOnce | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[list[int]]:
     """An answer to each prompt: its tokens, and the end token unless it was cut short.
 
     A prompt that is listed several times is answered as often. The model has to be in evaluation
-    mode. If `stop` becomes true, the answers end there, and may be empty. Fewer answers are
-    generated at once if they do not fit into the memory. Raises an error of the device if one alone
-    does not fit.
+    mode. The checkpoint's own settings of generation, such as a penalty, do not apply. If `stop`
+    becomes true, the answers end there, and may be empty. If `at_once` do not fit into the memory,
+    it is lowered. Raises an error of the device if one alone does not fit.
     """
     never = never_sampled(family, model.get_output_embeddings().weight.shape[0])
-    rows = min(MOST_ON_CPU if model.device.type == "cpu" else ROWS_ON_GPU, len(prompts))
+    at_once = at_once or AtOnce.on(model.device)
     while True:
+        rows = min(at_once.rows, len(prompts))
         try:
             if family.has_decoder(model):
                 return _decode(model, family, prompts, sampling, never, rows, stop)
@@ -62,9 +77,9 @@ def sample_answers(
             if rows == 1 or not is_out_of_memory(error):
                 raise
         # Not in the handler: its traceback would keep the attempt's tensors.
-        rows //= 2
+        at_once.rows = rows // 2
         release_memory()
-        log.info("fewer answers are generated at once to fit", rows=rows)
+        log.info("fewer answers are generated at once to fit", rows=at_once.rows)
 
 
 def never_sampled(family: Family, vocabulary: int) -> list[int]:
@@ -197,7 +212,19 @@ def _generate(
 ) -> list[list[int]]:
     """By batches of prompts of similar length, longest first."""
     import torch
+    from transformers import GenerationConfig, StoppingCriteriaList
 
+    settings = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=0,
+        suppress_tokens=list(never) or None,
+        pad_token_id=family.processor.tokenizer.pad_token_id,
+        eos_token_id=list(family.end_tokens),
+    )
+    criteria = StoppingCriteriaList([stopping(stop)] if stop else [])
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].input_ids))
     for start in range(0, len(order), rows):
@@ -205,22 +232,29 @@ def _generate(
             break
         numbers = order[start : start + rows]
         batch = to_device(family.collate_prompts([prompts[n] for n in numbers]), model.device)
-        with torch.inference_mode():
-            output = model.generate(
-                **batch,
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=True,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=0,
-                suppress_tokens=list(never) or None,
-                pad_token_id=family.processor.tokenizer.pad_token_id,
-                eos_token_id=list(family.end_tokens),
-            )
+        with torch.inference_mode(), _generating_by(model, settings):
+            output = model.generate(**batch, generation_config=settings, stopping_criteria=criteria)
         begin = batch["input_ids"].shape[1]
         for number, row in zip(numbers, output[:, begin:].tolist(), strict=True):
             answers[number] = _up_to_end(row, family.end_tokens)
     return answers
+
+
+@contextmanager
+def _generating_by(
+    model: "PreTrainedModel | PeftModel", settings: "GenerationConfig"
+) -> Iterator[None]:
+    """A context in which the model has no other settings of generation.
+
+    Transformers fills what `settings` leave open from those of the model.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = base.generation_config
+    base.generation_config = settings
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def _up_to_end(tokens: Sequence[int], end_tokens: Collection[int]) -> list[int]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+ENTROPY_ROWS = 64
+
 
 def token_scores(
     model: "PreTrainedModel | PeftModel",
@@ -36,9 +38,13 @@ def token_scores(
         logits = model(**inputs, use_cache=False).logits  # (1, S, V)
     log_probabilities = log_softmax(logits[0].float() / temperature, dim=-1)  # (S, V)
     of_targets = log_probabilities.gather(1, targets[rows, columns][:, None])[:, 0]
-    with torch.no_grad():
-        entropies = -(log_probabilities.exp() * log_probabilities).sum(-1)
-    return of_targets, entropies
+    return of_targets, _entropies(log_probabilities.detach())
+
+
+def _entropies(log_probabilities: torch.Tensor) -> torch.Tensor:
+    """(S,) of (S, V), some rows at a time: two more tensors of that size would be the peak."""
+    parts = [-(part.exp() * part).sum(-1) for part in log_probabilities.split(ENTROPY_ROWS)]
+    return torch.cat(parts)
 
 
 @contextmanager

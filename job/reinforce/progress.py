@@ -158,6 +158,8 @@ class ReinforceProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
+        assert self.trainer is not None
+        self._write_first_samples(self.trainer.first_samples)
         self.close()
 
     def close(self) -> None:
@@ -167,11 +169,18 @@ class ReinforceProgress(TrainerCallback):
     def _write_samples(self, trainer: "ReinforceTrainer") -> None:
         """Those of the last rollout; before them, once, those of the first step of all."""
         samples = [each.to_json() for each in trainer.samples]
-        path, trainer.samples = self._directory / SAMPLES, []
-        if samples and path.stat().st_size == 0:
-            samples = [*trainer.first_samples, *samples]
+        trainer.samples = []
+        self._write_first_samples(trainer.first_samples)
         trainer.first_samples = trainer.first_samples or samples
-        with path.open("a", encoding="utf-8") as lines:
+        self._append(samples)
+
+    def _write_first_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """After a resume, at the latest when nothing is left to train."""
+        if (self._directory / SAMPLES).stat().st_size == 0:
+            self._append(samples)
+
+    def _append(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        with (self._directory / SAMPLES).open("a", encoding="utf-8") as lines:
             lines.writelines(as_json(each) + "\n" for each in samples)
 
     def _write(self, state: TrainerState) -> None:

@@ -16,6 +16,7 @@ from job.reinforce.prompts import Prompts, RolloutOrder
 from job.reinforce.result import ReinforceResult, summarize
 from job.reinforce.scoring import Scorer
 from job.reinforce.settings import as_training, grpo_config
+from job.reinforce.special_tokens import special_tokens_kept
 from job.rewards.named import NamedReward
 from job.spec.types import JobSpec, ReinforceSpec
 from job.train.adapting import AdaptedModel, adapt
@@ -63,9 +64,10 @@ class ReinforceSession:
     resumed_from: Path | None
 
     @property
-    def stored_step(self) -> int:
-        """The newest step whose checkpoint is stored."""
-        return self.uploads.stored_step or step_of(self.resumed_from)
+    def stored(self) -> str:
+        """The newest step whose checkpoint is stored, in words."""
+        step = self.uploads.stored_step or step_of(self.resumed_from)
+        return f"the checkpoint of step {step} is stored" if step else "no checkpoint is stored yet"
 
 
 def reinforce(
@@ -214,7 +216,8 @@ def _run(session: ReinforceSession, context: TrainContext, adapted: AdaptedModel
     trainer, resumed = session.trainer, session.resumed_from
     started = time.monotonic()
     try:
-        with signals.deferred(), context.trackers, session.uploads, frozen_gc():
+        kept = special_tokens_kept(adapted.base)
+        with signals.deferred(), context.trackers, session.uploads, frozen_gc(), kept:
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except (RuntimeError, MemoryError) as error:
         _raise_if_out_of_memory(error, session.own, context)
@@ -227,7 +230,7 @@ def _run(session: ReinforceSession, context: TrainContext, adapted: AdaptedModel
         raise Stopped(
             str(signals.received()),
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps} of "
-            f"reinforce; the checkpoint of step {session.stored_step} is stored",
+            f"reinforce; {session.stored}",
             fix="run the same spec again; it resumes from there",
         )
     return seconds
@@ -244,7 +247,7 @@ def _raise_if_out_of_memory(
     part = max((n for n in range(1, size // 2 + 1) if size % n == 0), default=1)
     raise OutOfMemoryError(
         "$.reinforce.per_device_train_batch_size",
-        f"a pass does not fit into the {log.size(context.accelerator.memory_bytes)} of "
+        f"a training pass does not fit into the {log.size(context.accelerator.memory_bytes)} of "
         f"{context.accelerator.name}",
         value=size,
         fix=(

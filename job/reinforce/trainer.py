@@ -23,16 +23,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import GRPOTrainer
 
+from job import signals
+from job.engines import gradient_checkpointing
+from job.engines.free_memory import is_out_of_memory
 from job.engines.trainer import attach_gradient
-from job.errors import SpecError
-from job.evaluation.sampling import Sampling, sample_answers
+from job.errors import OutOfMemoryError, SpecError
+from job.evaluation.sampling import AtOnce, Sampling, sample_answers
 from job.families.base import IGNORED, Encoded, Family
 from job.families.batches import model_inputs, to_device
 from job.families.token_scores import token_scores
 from job.reinforce.prompts import Prompts
 from job.reinforce.scoring import Sample, Scorer
+from job.reinforce.special_tokens import padded, special_tokens_kept
 from job.train.adapting import AdaptedModel
-from job.train.checkpoint import state_files
+from job.train.checkpoint import random_state, state_files
 from job.train.outputs import autocast_removed
 from job.train.validating_trainer import ValidatingTrainer
 
@@ -69,15 +73,17 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self.prompts, self._scorer, self._sampling = prompts, scorer, sampling
         rows = list(range(len(prompts.rows)))
         own_forward = vars(adapted.base).get("forward")
-        with warnings.catch_warnings(action="ignore"):
+        tokenizer = padded(family.processor.tokenizer)
+        with warnings.catch_warnings(action="ignore"), special_tokens_kept(adapted.base):
             super().__init__(
                 model=adapted.model,
                 reward_funcs=scorer.functions(),
                 train_dataset=Dataset.from_dict({"prompt": [""] * len(rows), "row": rows}),
-                processing_class=family.processor.tokenizer,
+                processing_class=tokenizer,
                 rollout_func=self._answer,
                 **kwargs,
             )
+        self._skip_frozen_inputs()
         self.data_collator = _collate
         self.reward_weights = torch.tensor(scorer.weights)
         # TRL has given the model another output layer, for which `token_scores` stands in.
@@ -91,6 +97,8 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self.ref_model = object() if beta else None
         self._start = {name: p.detach().clone() for name, p in self._trained()} if beta else {}
         self._rows: Sequence[int] = ()
+        self._at_once = AtOnce.on(adapted.base.device)
+        self._saved_step = 0
         self.generating_seconds = 0.0
         """Of this session's rollouts."""
         self.generated_tokens = 0
@@ -119,7 +127,22 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         rollouts = self.state.global_step // self.num_iterations + 1
         rows_a_rollout = self.args.generation_batch_size // self.num_generations
         epoch = rollouts * rows_a_rollout / len(self.prompts.rows)
-        super().train_step(model, loader, epoch=epoch, **more)
+        try:
+            super().train_step(model, loader, epoch=epoch, **more)
+        except _RolloutStopped as stopped:
+            self._store_before_rollout(model, stopped.random)
+
+    def _store_before_rollout(self, model: torch.nn.Module, random: dict[str, Any]) -> None:
+        """Stores the state after the last whole step, unless it is stored, and ends the training.
+
+        Until a rollout ends, nothing but the random state differs from it.
+        """
+        random_state.restore(random)
+        self.control.should_training_stop = True
+        if self.state.global_step != self._saved_step:
+            self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+            self._save_checkpoint(model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     # --- a rollout ---------------------------------------------------------------------------
 
@@ -132,12 +155,21 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Tensors:
         self._rows = [each["row"] for each in inputs]
         batch: Tensors = super()._generate_and_score_completions(inputs)
+        self._skip_frozen_inputs()
         self.samples = self._scorer.samples(self.state.global_step + 1)
         return {**batch, "rows": torch.tensor(self._rows)}
 
+    def _skip_frozen_inputs(self) -> None:
+        """After TRL has enabled gradient checkpointing, at first and after each rollout."""
+        if self.args.gradient_checkpointing:
+            gradient_checkpointing.skip_frozen_inputs(self.model)
+
     def _answer(self, _: Sequence[str], __: GRPOTrainer) -> dict[str, Any]:
-        """TRL's `rollout_func`: an answer to each listed row, with its end token."""
-        started = time.monotonic()
+        """TRL's `rollout_func`: an answer to each listed row, with its end token.
+
+        Raises OutOfMemoryError if one answer alone does not fit.
+        """
+        started, random = time.monotonic(), random_state.capture()
         if not all(parameter.isfinite().all() for _, parameter in self._trained()):
             raise SpecError(
                 "$.reinforce.learning_rate",
@@ -151,10 +183,28 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self.model.eval()
         try:
             with autocast_removed(self.model):
-                answers = sample_answers(self.model, self._family, prompts, self._sampling)
+                answers = sample_answers(
+                    self.model,
+                    self._family,
+                    prompts,
+                    self._sampling,
+                    at_once=self._at_once,
+                    stop=lambda: signals.received() is not None,
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                "$.reinforce.max_completion_length",
+                "generating a single answer does not fit into the memory",
+                value=self._sampling.max_new_tokens,
+                fix="lower it, or data.max_pixels",
+            ) from error
         finally:
             for module, training in modes:
                 module.training = training
+        if signals.received() is not None:
+            raise _RolloutStopped(random)
         self.generating_seconds += time.monotonic() - started
         self.generated_tokens += sum(map(len, answers))
         return {
@@ -270,6 +320,10 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         finally:
             self.processing_class = tokenizer
 
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        super()._save_checkpoint(model, trial)
+        self._saved_step = self.state.global_step
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         passes = self.args.steps_per_generation * self.num_iterations
@@ -293,6 +347,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         **more: Any,  # noqa: ANN401 - those of the trainers above
     ) -> None:
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        self._saved_step = self.state.global_step
         if resume_from_checkpoint is not None:
             stored = state_files.load(Path(resume_from_checkpoint, ROLLOUTS))
             device = self.accelerator.device
@@ -309,6 +364,14 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
             resume_from_checkpoint=resume_from_checkpoint,
             **more,
         )
+
+
+class _RolloutStopped(Exception):
+    """A signal has arrived before the answers were there; `random` is the state before them."""
+
+    def __init__(self, random: dict[str, Any]) -> None:
+        super().__init__()
+        self.random = random
 
 
 def rollouts_problem(directory: Path) -> str | None:

@@ -38,6 +38,12 @@ class CheckpointCallback(TrainerCallback):
         self._uploads.check()
         self._save_started = time.monotonic()
 
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        """Before a checkpoint that is stored within a step, which a stop has cut short."""
+        self._save_started = time.monotonic()
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:

@@ -1,8 +1,9 @@
 """The reinforce stage on the tiny model: what it samples, learns, stores and resumes."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,23 +11,30 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.trainer_utils import align_special_tokens
+from trl import GRPOConfig
 
 from job import engines, families, signals
 from job.engines.device import Accelerator, resolve_optim
+from job.engines.stored_adapter import StoredAdapter, read_adapter
 from job.errors import SpecError, Stopped
 from job.evaluation.generate import generate_all
 from job.evaluation.prompts import questions
-from job.evaluation.sampling import Sampling, draw, never_sampled, sample_answers
+from job.evaluation.sampling import AtOnce, Sampling, draw, never_sampled, sample_answers
+from job.families.base import Encoded
 from job.families.batches import model_inputs
 from job.families.token_scores import token_scores
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
+from job.reinforce import trainer
 from job.reinforce.progress import read_history
 from job.reinforce.prompts import Prompts, RolloutOrder
 from job.reinforce.reinforce import reinforce
 from job.reinforce.result import ReinforceResult
 from job.reinforce.settings import as_training
+from job.reinforce.special_tokens import padded, special_tokens_kept
 from job.reinforce.trainer import _answered
 from job.rewards.named import NamedReward
 from job.rewards.reward import Scored
@@ -98,7 +106,11 @@ def run(
     tmp_path: Path, rows: list[Row], family: families.Family
 ) -> Callable[..., tuple[ReinforceResult, Path]]:
     def run_stage(
-        name: str, spec: JobSpec, score: Any = by_length, store: str | None = None
+        name: str,
+        spec: JobSpec,
+        score: Any = by_length,
+        store: str | None = None,
+        start: StoredAdapter | None = None,
     ) -> tuple[ReinforceResult, Path]:
         engine = engines.create(spec.model, spec.lora, CPU)
         directory = tmp_path / name
@@ -107,7 +119,7 @@ def run(
             engine=engine,
             accelerator=CPU,
             family=family,
-            start=None,
+            start=start,
             data=SimpleNamespace(rows=lambda split: rows),  # type: ignore[arg-type]
             directory=directory,
             scratch=directory / "scratch",
@@ -158,6 +170,79 @@ def test_the_likeliest_token_alone_is_what_greedy_decoding_gives(
     assert all(answer[-1] in family.end_tokens for answer in sampled if len(answer) < 6), (
         "an answer that is not cut has its end token"
     )
+
+
+@pytest.fixture(scope="module")
+def llama(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[families.Family, PreTrainedModel, list[Encoded]]:
+    """A tiny Llama whose checkpoint penalizes repetition, and prompts for it."""
+    directory = tmp_path_factory.mktemp("llama")
+    models.llama(directory)
+    settings = {"repetition_penalty": 5.0, "min_new_tokens": 6, "eos_token_id": 1}
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    spec = spec_of(f"model.model_name_or_path={directory}")
+    bound = families.bind(
+        families.read_checkpoint(str(directory), directory), spec.model, spec.data
+    )
+    model = engines.create(spec.model, spec.lora, CPU).load(bound)
+    asked = [Message(role="user", parts=(Part(text=text),)) for text in ("One?", "And two?")]
+    return bound, model, [bound.encode_prompt("row", (each,), ()) for each in asked]
+
+
+def test_settings_of_generation_in_the_checkpoint_do_not_bend_what_is_sampled(
+    llama: tuple[families.Family, PreTrainedModel, list[Encoded]],
+) -> None:
+    family, model, prompts = llama
+    own = model.generation_config
+    assert own.repetition_penalty == 5
+    likeliest = Sampling(max_new_tokens=6, temperature=1.0, top_p=1e-9)
+    never = never_sampled(family, model.get_output_embeddings().weight.shape[0])
+    for prompt, answer in zip(
+        prompts, sample_answers(model, family, prompts, likeliest), strict=True
+    ):
+        for count, token in enumerate(answer):
+            tokens = torch.tensor([[*prompt.input_ids, *answer[:count]]])
+            logits = model(tokens).logits[0, -1].index_fill(0, torch.tensor(never), -torch.inf)
+            assert token == logits.argmax()
+    assert model.generation_config is own
+
+
+def test_answers_that_did_not_fit_at_once_are_not_tried_again(
+    llama: tuple[families.Family, PreTrainedModel, list[Encoded]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family, model, prompts = llama
+    generate, tried = model.generate, []
+
+    def little_memory(input_ids: torch.Tensor, **more: Any) -> torch.Tensor:
+        tried.append(len(input_ids))
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found: torch.Tensor = generate(input_ids=input_ids, **more)
+        return found
+
+    monkeypatch.setattr(model, "generate", little_memory)
+    at_once, one_token = AtOnce(rows=2), Sampling(max_new_tokens=1, temperature=1.0, top_p=1.0)
+    for _ in range(2):
+        sample_answers(model, family, prompts, one_token, at_once=at_once)
+    assert tried == [2, 1, 1, 1, 1]
+
+
+def test_special_tokens_that_the_trainer_sets_do_not_stay(
+    llama: tuple[families.Family, PreTrainedModel, list[Encoded]],
+) -> None:
+    family, model, _ = llama
+    tokenizer = family.processor.tokenizer
+    before = tokenizer.pad_token, model.config.to_dict(), model.generation_config.to_dict()
+    assert tokenizer.pad_token is None
+    with special_tokens_kept(model):
+        given = padded(tokenizer)
+        given.pad_token = given.eos_token
+        align_special_tokens(model, given)
+        assert model.config.pad_token_id == 1
+    after = tokenizer.pad_token, model.config.to_dict(), model.generation_config.to_dict()
+    assert before == after
 
 
 def test_no_image_is_ever_sampled(rows: list[Row], family: families.Family) -> None:
@@ -318,3 +403,77 @@ def test_sigterm_leaves_a_checkpoint_of_the_step(
     with pytest.raises(Stopped, match="stopped after step 1 of 2 of reinforce"):
         run("stopped", spec_of("reinforce.max_steps=2"), stop)
     assert (tmp_path / "stopped" / "checkpoints" / "step-1" / "manifest.json").exists()
+
+
+def test_a_signal_within_a_rollout_stores_the_state_before_it(
+    run: Callable[..., tuple[ReinforceResult, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = spec_of(
+        "reinforce.max_steps=2", "reinforce.save_steps=9", "reinforce.learning_rate=1e-2"
+    )
+    _, undisturbed = run("undisturbed", spec)
+    rollouts: list[list[list[int]]] = []
+
+    def stopped_in_the_second(*args: Any, **more: Any) -> list[list[int]]:
+        if rollouts:
+            monkeypatch.setattr(signals, "received", lambda: "SIGTERM")
+        rollouts.append(sample_answers(*args, **more))
+        return rollouts[-1]
+
+    monkeypatch.setattr(trainer, "sample_answers", stopped_in_the_second)
+    with pytest.raises(Stopped, match=r"after step 1 of 2 .* checkpoint of step 1 is stored"):
+        run("stopped", spec)
+    assert not any(rollouts[1]), "sampling ends at once"
+    monkeypatch.undo()
+    again, resumed = run("resumed", spec, store="stopped")
+    assert again.resumed_from_step == 1
+    assert differences(weights(undisturbed), weights(resumed)) == []
+    assert read_history(undisturbed) == read_history(resumed)
+    samples = [(each / "samples.jsonl").read_text() for each in (undisturbed, resumed)]
+    assert samples[0] == samples[1], "of the first step, and of those since the resume"
+
+
+def test_the_divergence_is_from_the_adapter_at_the_start(
+    run: Callable[..., tuple[ReinforceResult, Path]],
+) -> None:
+    spec = spec_of("reinforce.max_steps=1", "reinforce.learning_rate=1e-1")
+    _, before = run("before", spec)
+    start = read_adapter("before", before / "adapter", families.architecture(spec.model)[1])
+    settings = ("reinforce.max_steps=2", "reinforce.beta=0.1", "reinforce.learning_rate=1e-2")
+    _, folder = run("after", spec_of(*settings), start=start)
+    first, second = (step["kl"] for step in read_history(folder))
+    assert first == pytest.approx(0, abs=1e-7)
+    assert second > 1e-5
+
+
+def test_rollouts_do_not_make_frozen_inputs_require_gradients(
+    run: Callable[..., tuple[ReinforceResult, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = []
+    compute_loss = trainer.ReinforceTrainer.compute_loss
+
+    def counting(
+        self: trainer.ReinforceTrainer, model: torch.nn.Module, *args: Any, **more: Any
+    ) -> Any:
+        assert self.model.is_gradient_checkpointing
+        found = [hook for each in model.modules() for hook in each._forward_hooks.values()]
+        hooks.append(sum("require_grads" in getattr(hook, "__name__", "") for hook in found))
+        return compute_loss(self, model, *args, **more)
+
+    monkeypatch.setattr(trainer.ReinforceTrainer, "compute_loss", counting)
+    run("hooks", spec_of("reinforce.max_steps=2", "train.gradient_checkpointing=true"))
+    assert hooks == [0, 0, 0, 0]
+
+
+def test_the_page_names_every_default_that_is_not_trls() -> None:
+    schema = json.loads(Path("job/spec/schema/job.v1.json").read_text())
+    theirs = {field.name: field.default for field in fields(GRPOConfig)}
+    differing = {
+        key
+        for key, entry in schema["$defs"]["reinforce"]["properties"].items()
+        if key in theirs and entry["default"] != theirs[key]
+    }
+    page = Path("docs/26-reinforcement.md").read_text()
+    [exceptions] = re.findall(r"Defaults are TRL's too, except: (.*?)\n-", page, re.DOTALL)
+    assert {*re.findall(r"`([a-z_]+)`", exceptions)} == differing
