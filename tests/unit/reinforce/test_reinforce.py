@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -477,3 +478,35 @@ def test_the_page_names_every_default_that_is_not_trls() -> None:
     page = Path("docs/26-reinforcement.md").read_text()
     [exceptions] = re.findall(r"Defaults are TRL's too, except: (.*?)\n-", page, re.DOTALL)
     assert {*re.findall(r"`([a-z_]+)`", exceptions)} == differing
+
+
+def test_a_resumed_stage_keeps_the_best_of_the_checkpoints_that_are_still_stored(
+    run: Callable[..., tuple[ReinforceResult, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = spec_of(
+        "data.validation_fraction=0.1",
+        "reinforce.max_steps=2",
+        "reinforce.lr_scheduler_type=constant",
+        "reinforce.eval_strategy=steps",
+        "reinforce.eval_steps=1",
+        "reinforce.metric_for_best_model=eval_loss",
+        "reinforce.load_best_model_at_end=true",
+    )
+
+    def equal(answers: Sequence[Scored]) -> list[float]:
+        """Changes nothing: of equal validations the first is the best."""
+        return [0.0 for _ in answers]
+
+    run("first", spec, equal)
+    history = read_history(tmp_path / "first" / "reinforced")
+    losses = {step["step"]: step["eval_loss"] for step in history if "eval_loss" in step}
+    assert losses[1] == losses[2]
+    shutil.rmtree(tmp_path / "first" / "checkpoints" / "step-1")
+    own = spec.reinforce
+    assert own is not None
+    longer = replace(spec, reinforce=replace(own, max_steps=3))
+    result, _ = run("again", longer, equal, store="first")
+    assert result.resumed_from_step == 2
+    assert "the checkpoint of the best validation is not stored" in capsys.readouterr().err
