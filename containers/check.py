@@ -7,6 +7,7 @@ Prints each problem and ends with exit code 1 where there is one.
 """
 
 import base64
+import csv
 import ctypes
 import hashlib
 import os
@@ -95,17 +96,19 @@ def _unusable(library: Path) -> str | None:
 
 def _changed(package: Distribution) -> Iterator[str]:
     """Files of a package that are not those that it was installed with."""
-    for file in package.files or ():
-        if file.hash is None or file.suffix == ".pyc":
+    # Not `package.files`, which newer versions of Python leave missing files out of.
+    for name, recorded, _ in csv.reader((package.read_text("RECORD") or "").splitlines()):
+        if not recorded or name.endswith(".pyc"):
             continue
-        path = Path(str(package.locate_file(file)))
+        path = Path(str(package.locate_file(name)))
         if not path.is_file():
-            yield f"{package.name} has lost {file}"
+            yield f"{package.name} has lost {name}"
             continue
+        algorithm, _, expected = recorded.partition("=")
         with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, file.hash.mode).digest()
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
-            yield f"{package.name} was replaced: {file} is another file"
+            digest = hashlib.file_digest(stream, algorithm).digest()
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != expected:
+            yield f"{package.name} was replaced: {name} is another file"
 
 
 def _installed(name: str, version: str, found: dict[str, Distribution]) -> Iterator[str]:

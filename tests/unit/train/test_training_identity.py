@@ -191,7 +191,7 @@ def test_keys_of_a_base_in_4_bits_count_only_if_it_is_in_4_bits(spec: JobSpec) -
 
 def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> None:
     inputs = StageInputs(spec, 1)
-    settings = {**asdict(spec), "model": inputs._model_keys}
+    settings = {**asdict(spec), "model": inputs._model_keys, "lora": inputs._lora_settings}
     for key in ("output", "runtime", "reinforce"):
         settings.pop(key)
     for stage in ("card", "report"):
