@@ -108,14 +108,8 @@ def same(pair: Pair, rows: list[Row]) -> None:
     assert compiled == pytest.approx(plain, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("llama", marks=pytest.mark.slow),
-        pytest.param("ernie", marks=pytest.mark.slow),
-        pytest.param("qwen_vl", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "ernie", "qwen_vl"])
 def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path, backend="eager")
     many = batches(20, images=name != "llama")
@@ -191,9 +185,7 @@ def test_an_evaluation_between_steps_compiles_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow(minutes=2)
-@pytest.mark.parametrize(
-    "name", ["ernie", "llama", pytest.param("qwen_vl", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["ernie", "llama", "qwen_vl"])
 def test_losses_and_gradients_are_those_of_eager_blocks(name: str, tmp_path: Path) -> None:
     pair = Pair(name, tmp_path)
     many = batches(5, images=name != "llama")
