@@ -25,8 +25,7 @@ from benchmarks.training import formula_rows, random_model, tiny_family
 from job import engines
 from job.distributed.cores import cores
 from job.engines.device import detect, release_memory
-from job.evaluation.decoding import decode_greedily
-from job.evaluation.generate import READ_EVERY_ON_GPU
+from job.evaluation.decoding import READ_EVERY_ON_GPU, decode_prompts
 from job.families.base import Encoded
 from job.families.batches import to_device
 from job.families.ernie45_vl import Ernie45VL
@@ -208,7 +207,7 @@ def _by_decoder(
     decoder = _decoder(model, family, len(prompts), longest + tokens + read_every)
     if not captured:
         decoder.graphs = None
-    answers = decode_greedily(
+    answers = decode_prompts(
         decoder,
         prompts,
         max_new_tokens=tokens,
@@ -266,7 +265,7 @@ def _margins(
     decoder = _decoder(model, family, len(prompts), longest + steps + 1)
     margins = []
     with torch.inference_mode():
-        # In the prompts' order: `decode_greedily` takes long ones first.
+        # In the prompts' order: `decode_prompts` takes long ones first.
         logits = decoder.prefill(prompts)
         for step in range(steps + 1):
             top = logits.float().topk(2).values

@@ -1,4 +1,4 @@
-"""Greedy decoding of many prompts: a row that ends makes room for the next prompt."""
+"""Decoding of many prompts: a row that ends makes room for the next prompt."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def decode_greedily(
+READ_EVERY_ON_GPU = 8
+"""Steps between two looks at the generated tokens, because each look waits for the GPU."""
+
+
+def decode_prompts(
     decoder: Decoder,
     prompts: Sequence[Encoded],
     *,
@@ -20,8 +24,12 @@ def decode_greedily(
     ended: Callable[[int], object] | None = None,
     streamed: Callable[[int, Sequence[int]], object] | None = None,
     stop: Callable[[], bool] | None = None,
+    draw: "Callable[[torch.Tensor], torch.Tensor] | None" = None,
+    keep_end: bool = False,
 ) -> list[list[int]]:
-    """The most likely tokens after each prompt, up to its end token, which is left out.
+    """The tokens after each prompt, up to its end token, which is left out unless `keep_end`.
+
+    They are the most likely ones, or what `draw` chooses: tokens (B,) by their logits (B, V).
 
     Tokens are read from the device every `read_every` steps: reading waits for the device, and a
     row that has ended is decoded until then. `ended` is called with the number of answers that were
@@ -42,7 +50,7 @@ def decode_greedily(
         for row, column in reversed(list(enumerate(steps.t().tolist(), start=first))):
             answer = answers[rows[row]]
             length = len(answer)
-            has_ended = _extend(answer, column, max_new_tokens, end_tokens)
+            has_ended = _extend(answer, column, max_new_tokens, end_tokens, keep_end=keep_end)
             if streamed is not None:
                 streamed(rows[row], answer[length:])
             if has_ended:
@@ -58,26 +66,36 @@ def decode_greedily(
             free = decoder.slots - len(rows)
             if waiting and (not rows or 4 * free >= decoder.slots):
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                decoder.prefill([prompts[number] for number in group])
+                logits = decoder.prefill([prompts[number] for number in group])  # (N, V)
                 rows += group
-                read(decoder.tokens[None, -len(group) :])
+                added = decoder.tokens[-len(group) :]
+                if draw is not None:
+                    added.copy_(draw(logits))
+                read(added[None])
                 continue
             steps = []
             for _ in range(read_every):
-                decoder.step()
+                logits = decoder.step()  # (B, V)
+                if draw is not None:
+                    decoder.tokens.copy_(draw(logits))
                 steps.append(decoder.tokens.clone())
             read(torch.stack(steps))
     return answers
 
 
 def _extend(
-    answer: list[int], tokens: Sequence[int], limit: int, end_tokens: Collection[int]
+    answer: list[int],
+    tokens: Sequence[int],
+    limit: int,
+    end_tokens: Collection[int],
+    *,
+    keep_end: bool,
 ) -> bool:
     """Adds tokens up to an end token or the limit; returns whether the answer has ended."""
     for token in tokens:
-        if token in end_tokens:
-            return True
-        answer.append(token)
-        if len(answer) == limit:
+        ends = token in end_tokens
+        if keep_end or not ends:
+            answer.append(token)
+        if ends or len(answer) == limit:
             return True
     return False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from job import log
 from job.engines.device import release_memory
 from job.engines.free_memory import is_out_of_memory
-from job.evaluation.decoding import decode_greedily
+from job.evaluation.decoding import READ_EVERY_ON_GPU, decode_prompts
 from job.evaluation.prompts import Question
 from job.evaluation.rows_at_once import rows_at_once
 from job.families.base import Encoded, Family
@@ -28,8 +28,6 @@ T = TypeVar("T")
 BatchSize = int | Literal["auto"]
 Answers = list[list[int]]
 
-READ_EVERY_ON_GPU = 8
-"""Steps between two looks at the generated tokens, because each look waits for the GPU."""
 THOUGHTS_END = "</think>"
 """What ends the thoughts before an answer."""
 SAMPLED_ROWS = 32
@@ -133,7 +131,11 @@ def generate_all(
 
         if by_decoder:
             return _decode(model, family, prompts, generation, slots=rows, ended=more, stop=stop)
-        return _in_batches(model, family, prompts, generation, rows=rows, ended=more, stop=stop)
+
+        def batch(prompts: Sequence[Encoded]) -> Answers:
+            return generate(model, family, prompts, generation, stop=stop)
+
+        return in_batches(prompts, batch, rows=rows, ended=more, stop=stop)
 
     return _halved_until_it_fits(answer, rows, "generation batches")
 
@@ -220,7 +222,7 @@ def _decode(
         slots=min(slots, len(prompts)),
         capacity=longest + generation.max_new_tokens + read_every,
     )
-    return decode_greedily(
+    return decode_prompts(
         decoder,
         prompts,
         max_new_tokens=generation.max_new_tokens,
@@ -261,14 +263,12 @@ def to_texts(family: Family, answers: Sequence[Sequence[int]], *, thinks: bool) 
 # --- by Transformers -------------------------------------------------------------------------
 
 
-def _in_batches(
-    model: "PreTrainedModel",
-    family: Family,
+def in_batches(
     prompts: Sequence[Encoded],
-    generation: GenerationSpec,
+    answer: Callable[[Sequence[Encoded]], Answers],
     *,
     rows: int,
-    ended: Callable[[int], object],
+    ended: Callable[[int], object] | None = None,
     stop: Callable[[], bool] | None,
 ) -> Answers:
     """By batches of prompts of similar length, longest first, so that little is padding."""
@@ -278,12 +278,11 @@ def _in_batches(
         if stop is not None and stop():
             break
         numbers = order[start : start + rows]
-        batch = [prompts[number] for number in numbers]
-        for number, answer in zip(
-            numbers, generate(model, family, batch, generation, stop=stop), strict=True
-        ):
-            answers[number] = answer
-        ended(len(numbers))
+        batch = answer([prompts[number] for number in numbers])
+        for number, tokens in zip(numbers, batch, strict=True):
+            answers[number] = tokens
+        if ended is not None:
+            ended(len(numbers))
     return answers
 
 

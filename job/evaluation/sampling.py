@@ -4,7 +4,6 @@ By the family's decoder if it has one, else by Transformers. Random numbers come
 global generator, so equal states give equal answers on a CPU.
 """
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING
 from job import log
 from job.engines.device import release_memory
 from job.engines.free_memory import is_out_of_memory
-from job.evaluation.generate import stopping
+from job.evaluation.decoding import READ_EVERY_ON_GPU, decode_prompts
+from job.evaluation.generate import in_batches, stopping
 from job.evaluation.rows_at_once import MOST_ON_CPU
-from job.families.base import Decoder, Encoded, Family
+from job.families.base import Encoded, Family
 from job.families.batches import to_device
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 ROWS_ON_GPU = 128
 """Answers at once: a constant, because sampled answers depend on it."""
-READ_EVERY_ON_GPU = 8
-"""Steps between two looks at the generated tokens, because each look waits for the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,76 +124,16 @@ def _decode(
         model, slots=slots, capacity=longest + sampling.max_new_tokens + read_every
     )
     excluded = torch.tensor(never, dtype=torch.long, device=model.device)
-    answers = _Answers.of(prompts, sampling.max_new_tokens, family.end_tokens)
-    with torch.inference_mode():
-        while answers.are_left and not (stop is not None and stop()):
-            group = answers.next_group(decoder.slots)
-            if group:
-                logits = decoder.prefill([prompts[number] for number in group])  # (N, V)
-                added = decoder.tokens[-len(group) :]
-                added.copy_(draw(logits, sampling, excluded))
-                answers.read(added[None], decoder)
-                continue
-            steps = []
-            for _ in range(read_every):
-                logits = decoder.step()  # (B, V)
-                decoder.tokens.copy_(draw(logits, sampling, excluded))
-                steps.append(decoder.tokens.clone())
-            answers.read(torch.stack(steps), decoder)
-    return answers.tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answers:
-    """The answers so far, and which prompt each row of the decoder belongs to."""
-
-    tokens: list[list[int]]
-    waiting: deque[int]
-    rows: list[int]
-    limit: int
-    end_tokens: Collection[int]
-
-    @classmethod
-    def of(cls, prompts: Sequence[Encoded], limit: int, end_tokens: Collection[int]) -> "_Answers":
-        return cls(
-            tokens=[[] for _ in prompts],
-            waiting=deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))),
-            rows=[],
-            limit=limit,
-            end_tokens=end_tokens,
-        )
-
-    @property
-    def are_left(self) -> bool:
-        return bool(self.waiting or self.rows)
-
-    def next_group(self, slots: int) -> list[int]:
-        """The prompts to add now; none while few slots are free."""
-        free = slots - len(self.rows)
-        if not self.waiting or (self.rows and 4 * free < slots):
-            return []
-        group = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        self.rows.extend(group)
-        return group
-
-    def read(self, steps: "torch.Tensor", decoder: Decoder) -> None:
-        """Adds the tokens (steps, rows) of the last rows to their answers; drops ended rows."""
-        first = len(self.rows) - steps.shape[1]
-        for row, column in reversed(list(enumerate(steps.t().tolist(), start=first))):
-            if not self._extend(self.tokens[self.rows[row]], column):
-                continue
-            decoder.drop(row)
-            last = self.rows.pop()
-            if row < len(self.rows):
-                self.rows[row] = last
-
-    def _extend(self, answer: list[int], tokens: Sequence[int]) -> bool:
-        """Adds tokens up to and with an end token, or to the limit; whether the answer ended."""
-        for token in tokens:
-            answer.append(token)
-            if token in self.end_tokens or len(answer) == self.limit:
-                return True
-        return False
+    return decode_prompts(
+        decoder,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        end_tokens=family.end_tokens,
+        read_every=read_every,
+        stop=stop,
+        draw=lambda logits: draw(logits, sampling, excluded),
+        keep_end=True,
+    )
 
 
 # --- by Transformers -------------------------------------------------------------------------
@@ -210,7 +148,6 @@ def _generate(
     rows: int,
     stop: Callable[[], bool] | None,
 ) -> list[list[int]]:
-    """By batches of prompts of similar length, longest first."""
     import torch
     from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -225,19 +162,15 @@ def _generate(
         eos_token_id=list(family.end_tokens),
     )
     criteria = StoppingCriteriaList([stopping(stop)] if stop else [])
-    answers: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].input_ids))
-    for start in range(0, len(order), rows):
-        if stop is not None and stop():
-            break
-        numbers = order[start : start + rows]
-        batch = to_device(family.collate_prompts([prompts[n] for n in numbers]), model.device)
+
+    def answer(prompts: Sequence[Encoded]) -> list[list[int]]:
+        batch = to_device(family.collate_prompts(prompts), model.device)
         with torch.inference_mode(), _generating_by(model, settings):
             output = model.generate(**batch, generation_config=settings, stopping_criteria=criteria)
         begin = batch["input_ids"].shape[1]
-        for number, row in zip(numbers, output[:, begin:].tolist(), strict=True):
-            answers[number] = _up_to_end(row, family.end_tokens)
-    return answers
+        return [_up_to_end(row, family.end_tokens) for row in output[:, begin:].tolist()]
+
+    return in_batches(prompts, answer, rows=rows, stop=stop)
 
 
 @contextmanager

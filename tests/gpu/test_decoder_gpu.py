@@ -8,7 +8,7 @@ import torch
 
 from job import families
 from job.engines.device import release_memory
-from job.evaluation.decoding import decode_greedily
+from job.evaluation.decoding import decode_prompts
 from job.evaluation.generate import generate
 from job.families.base import IGNORED, SORTED_EXPERTS
 from job.families.ernie45_vl import Ernie45VL
@@ -53,7 +53,7 @@ def decoded(
     assert graphs is not None
     if not captured:
         decoder.graphs = None
-    answers = decode_greedily(
+    answers = decode_prompts(
         decoder,
         prompts(family),
         max_new_tokens=NEW_TOKENS,

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from job import families
-from job.evaluation.decoding import decode_greedily
+from job.evaluation.decoding import decode_prompts
 from job.evaluation.generate import generate, generate_all, is_plain_greedy
 from job.evaluation.prompts import Question
 from job.families.base import Encoded
@@ -127,7 +127,7 @@ def test_steps_of_fixed_shapes_read_late_change_no_answer(family: Ernie45VL, mod
         return step(rows, visible)
 
     built._step = recorded  # type: ignore[method-assign]
-    found = decode_greedily(
+    found = decode_prompts(
         built,
         asked,
         max_new_tokens=NEW_TOKENS,
