@@ -1,6 +1,5 @@
 """Sets up and runs the reinforce stage."""
 
-import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from job import storage
 from job.engines.device import resolve_optim
 from job.errors import SpecError
 from job.pipeline.context import REINFORCE, RunContext
-from job.pipeline.training import answer_metrics
+from job.pipeline.training import training_context
 from job.spec.rules.locations import LOGS
 
 if TYPE_CHECKING:
@@ -42,33 +41,18 @@ def reinforce(
     """Runs the stage into `directory`; returns the model and the result."""
     from job.reinforce.reinforce import reinforce as run_stage
     from job.reinforce.settings import as_training
-    from job.train.trackers import TrackerFiles
-    from job.train.train_context import TrainContext
 
     spec, output = run.spec, run.output
     logs = storage.join(spec.train.logging_dir or output.at(LOGS), REINFORCE)
     run.models.release()  # the trained model: the adapter is read again, as after a resume
-    context = TrainContext(
-        spec=spec,
-        engine=run.engine,
-        accelerator=run.accelerator,
-        family=run.family,
+    context = training_context(
+        run,
+        "reinforce",
+        directory,
+        settings=as_training(spec, on_gpu=False),
         start=run.sft_adapter(),
-        data=run.data,
-        directory=directory,
-        scratch=output.workdir / "trainer",
         checkpoints=run.reinforcement_checkpoints(),
-        publish=functools.partial(output.stages.publish_file, "reinforce"),
-        check_lease=output.check_lease,
-        report_step=run.status.set_step,
-        report_validation=run.status.set_validation,
-        answer_metrics=answer_metrics(run, as_training(spec, on_gpu=False)),
-        ways=run.training_ways,
-        trackers=TrackerFiles(
-            spec.train.report_to,
-            output.workdir / f"logs-{REINFORCE}",
-            logs,
-            output.uploader_for(logs),
-        ),
+        tracker_files=output.workdir / f"logs-{REINFORCE}",
+        logs=logs,
     )
     return run_stage(context, run.models.base(), run.inputs.rewards)

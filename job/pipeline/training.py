@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.pipeline.context import RunContext
+from job.pipeline.fingerprints import Stage
 from job.spec.rules.locations import LOGS
 from job.spec.types import JobSpec
 from job.train.identity import Identity
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from job.engines.stored_adapter import StoredAdapter
     from job.evaluation.validation_answers import ValidationAnswers
+    from job.train.checkpoint.storage import CheckpointStore
     from job.train.result import TrainResult
+    from job.train.train_context import TrainContext
 
 
 def train(
@@ -25,41 +29,67 @@ def train(
     Only rank 0 passes an `identity`: it chooses the checkpoint to resume from, and stores new ones.
     """
     from job.distributed import process_group
-    from job.train.trackers import TrackerFiles
     from job.train.train import train as train_model
+
+    logs = run.spec.train.logging_dir or run.output.at(LOGS)
+    with process_group.initialized(run.coordinator, run.accelerator.kind):
+        # Before the model takes memory: ways to compute are tried for it.
+        context = training_context(
+            run,
+            "train",
+            directory,
+            settings=run.spec,
+            start=run.start_adapter,
+            checkpoints=run.checkpoints(identity),
+            tracker_files=run.output.workdir / "logs",
+            logs=logs,
+        )
+        return train_model(context, run.models.base())
+
+
+def training_context(
+    run: RunContext,
+    stage: Stage,
+    directory: Path,
+    *,
+    settings: JobSpec,
+    start: "StoredAdapter | None",
+    checkpoints: "CheckpointStore",
+    tracker_files: Path,
+    logs: str,
+) -> "TrainContext":
+    """What a stage that trains is given by the run.
+
+    `settings` has the stage's settings in its train section. Trackers write to the folder
+    `tracker_files`, whose files are stored at the URI `logs`.
+    """
+    from job.train.trackers import TrackerFiles
     from job.train.train_context import TrainContext
 
-    output, logs = run.output, run.spec.train.logging_dir or run.output.at(LOGS)
-    with process_group.initialized(run.coordinator, run.accelerator.kind):
-        tried = run.training_ways  # before the model takes memory
-        model = run.models.base()
-        context = TrainContext(
-            spec=run.spec,
-            engine=run.engine,
-            accelerator=run.accelerator,
-            family=run.family,
-            start=run.start_adapter,
-            data=run.data,
-            directory=directory,
-            scratch=output.workdir / "trainer",
-            checkpoints=run.checkpoints(identity),
-            publish=functools.partial(output.stages.publish_file, "train"),
-            check_lease=output.check_lease,
-            report_step=run.status.set_step,
-            report_validation=run.status.set_validation,
-            answer_metrics=answer_metrics(run, run.spec),
-            ways=tried,
-            trackers=TrackerFiles(
-                run.spec.train.report_to,
-                output.workdir / "logs",
-                logs,
-                output.uploader_for(logs),
-            ),
-        )
-        return train_model(context, model)
+    output = run.output
+    return TrainContext(
+        spec=run.spec,
+        engine=run.engine,
+        accelerator=run.accelerator,
+        family=run.family,
+        start=start,
+        data=run.data,
+        directory=directory,
+        scratch=output.workdir / "trainer",
+        checkpoints=checkpoints,
+        publish=functools.partial(output.stages.publish_file, stage),
+        check_lease=output.check_lease,
+        report_step=run.status.set_step,
+        report_validation=run.status.set_validation,
+        answer_metrics=_answer_metrics(run, settings),
+        ways=run.training_ways,
+        trackers=TrackerFiles(
+            run.spec.train.report_to, tracker_files, logs, output.uploader_for(logs)
+        ),
+    )
 
 
-def answer_metrics(run: RunContext, spec: JobSpec) -> "ValidationAnswers | None":
+def _answer_metrics(run: RunContext, spec: JobSpec) -> "ValidationAnswers | None":
     """What measures generated answers in validations; None if `spec` measures the loss only."""
     from job.evaluation.validation_answers import ValidationAnswers
 
