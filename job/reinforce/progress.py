@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from job import log, telemetry
 from job.engines.device import Accelerator
 from job.redaction import as_json
+from job.train.callbacks.progress import validation_of
 from job.train.selection import Selection
 
 if TYPE_CHECKING:
@@ -140,19 +141,14 @@ class ReinforceProgress(TrainerCallback):
     ) -> None:
         assert self._selection is not None
         best = self._selection.best(state.log_history)
-        seconds = metrics.get("eval_seconds", 0.0)
-        shown = {k: v for k, v in metrics.items() if k != "eval_seconds"}
-        self._report_validation(
-            telemetry.Validation(
-                step=state.global_step,
-                epoch=round(state.epoch or 0.0, 4),
-                metrics=shown,
-                seconds=seconds,
-                best=best is not None and best.step == state.global_step,
-            )
+        validation = validation_of(
+            {"step": state.global_step, "epoch": state.epoch or 0.0, **metrics}, best
         )
+        self._report_validation(validation)
         step = log.fraction(state.global_step, state.max_steps)
-        log.info("validation", step=step, **shown, took=log.seconds(seconds))
+        log.info(
+            "validation", step=step, **validation.metrics, took=log.seconds(validation.seconds)
+        )
         self._write(state)
 
     def on_train_end(

@@ -130,7 +130,7 @@ class ProgressCallback(TrainerCallback):
         assert self._selection is not None
         best = self._selection.best(state.log_history)
         seconds = metrics["eval_seconds"]
-        validation = _validation(
+        validation = validation_of(
             {"step": state.global_step, "epoch": state.epoch or 0.0, **metrics}, best
         )
         record = {"step": validation.step, "epoch": validation.epoch, **metrics}
@@ -160,7 +160,7 @@ class ProgressCallback(TrainerCallback):
         every = {e["step"]: e for e in history if self._selection.metric in e}
         known = [each.step for each in self._selection.validations(history)]
         for step in dict.fromkeys([*([best.step] if best else []), *known[-1:]]):
-            self._report_validation(_validation(every[step], best))
+            self._report_validation(validation_of(every[step], best))
 
     def _shown_validation(self, history: Log) -> dict[str, Any]:
         """The last validation and the best so far, for the bar."""
@@ -253,7 +253,7 @@ class ProgressCallback(TrainerCallback):
         self._stack.close()
 
 
-def _validation(entry: Mapping[str, Any], best: Measured | None) -> telemetry.Validation:
+def validation_of(entry: Mapping[str, Any], best: Measured | None) -> telemetry.Validation:
     """The validation of an entry of the Trainer's log."""
     metrics = {key: value for key, value in entry.items() if key.startswith("eval_")}
     seconds = float(metrics.pop("eval_seconds", 0.0))
