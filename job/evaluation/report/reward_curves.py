@@ -68,28 +68,18 @@ def reward_charts(
     drawn = [
         draw("Reward, weighted", [reward]),
         draw("Rewards by name", by_name, named=True),
-        draw(
-            "Rows that teach nothing",
-            [Curve(name="share", points=points(history, "equal_groups"), trend=True)],
-            from_zero=True,
-        ),
-        draw(
-            "Entropy of a token (nats)",
-            [Curve(name="entropy", points=points(history, "entropy"), trend=True)],
-            from_zero=True,
-        ),
-        draw(
-            "Divergence from the start (KL)",
-            [Curve(name="kl", points=points(history, "kl"), trend=True)],
-            from_zero=True,
-        ),
-        draw(
-            "Tokens of an answer",
-            [Curve(name="tokens", points=points(history, "answer_tokens"), trend=True)],
-            from_zero=True,
-        ),
+        _from_zero(history, "Rows that teach nothing", "share", "equal_groups"),
+        _from_zero(history, "Entropy of a token (nats)", "entropy", "entropy"),
+        _from_zero(history, "Divergence from the start (KL)", "kl", "kl"),
+        _from_zero(history, "Tokens of an answer", "tokens", "answer_tokens"),
     ]
     if validation is not None and (metric := bare_metric(validation["metric"])) in METRICS:
         title = f"{METRICS[metric].name}, validation"
         drawn.insert(1, draw(title, [validation_curve(history, metric, name="validation")]))
     return tuple(chart for chart in drawn if chart is not None)
+
+
+def _from_zero(
+    history: Sequence[Mapping[str, Any]], title: str, name: str, key: str
+) -> Chart | None:
+    return draw(title, [Curve(name=name, points=points(history, key), trend=True)], from_zero=True)
