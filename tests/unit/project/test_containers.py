@@ -128,7 +128,7 @@ def test_apt_asks_the_mirror_for_the_same_paths(script: str, tmp_path: Path) -> 
     swap = re.findall(r"^if \[ -n .*?^fi$", text, re.MULTILINE | re.DOTALL)[0]
     sources = tmp_path / "sources.list.d" / "debian.sources"
     sources.parent.mkdir()
-    sources.write_text("URIs: http://deb.debian.org/debian\nSigned-By: /usr/share/k.gpg\n")
+    sources.write_text("URIs: http://base.example/debian\nSigned-By: /usr/share/k.gpg\n")
     (tmp_path / "sources.list").write_text("deb [arch=amd64] https://a.example/ubuntu noble main\n")
     for mirror in ("", "http://mirror.example/"):
         command = ["sh", "-eu", "-c", swap.replace("/etc/apt", str(tmp_path))]
@@ -147,7 +147,7 @@ def test_the_image_keeps_the_package_sources_of_its_base(mirror: str, tmp_path: 
     apt, commands, asked = tmp_path / "apt", tmp_path / "bin", tmp_path / "asked"
     (apt / "sources.list.d").mkdir(parents=True)
     sources = apt / "sources.list.d" / "debian.sources"
-    sources.write_text("URIs: http://deb.debian.org/debian\n")
+    sources.write_text("URIs: http://base.example/debian\n")
     commands.mkdir()
     for name in ("apt-get", "groupadd", "useradd", "install"):
         (commands / name).write_text(f"#!/bin/sh\ncat {sources} > {asked}\n")
@@ -159,10 +159,10 @@ def test_the_image_keeps_the_package_sources_of_its_base(mirror: str, tmp_path: 
     environ = {"PATH": f"{commands}:{os.environ['PATH']}", "APT_MIRROR": mirror}
     environ |= {"ACCELERATOR": "cpu", "JOB_UID": "10001", "TMPDIR": str(tmp_path)}
     subprocess.run(["sh", "-c", script], check=True, env=environ)
-    wanted = f"URIs: {mirror or 'http://deb.debian.org'}/debian\n"
+    wanted = f"URIs: {mirror or 'http://base.example'}/debian\n"
     assert (tmp_path / "asked").read_text() == wanted
     assert (tmp_path / "later").read_text() == sources.read_text()
-    assert sources.read_text() == "URIs: http://deb.debian.org/debian\n"
+    assert sources.read_text() == "URIs: http://base.example/debian\n"
     assert not list(tmp_path.glob("tmp.*"))
 
 
