@@ -83,7 +83,7 @@ SELECTING_KEYS = (
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
 # Keys of the reinforce section that affect neither its weights nor which of them are kept.
 UNREINFORCED_KEYS = ("logging_steps", "save_steps")
-# Keys of it that choose what to keep.
+# Its keys that select which step is kept.
 REINFORCE_SELECTING_KEYS = (
     "eval_strategy",
     "eval_steps",

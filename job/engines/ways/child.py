@@ -104,7 +104,7 @@ def _run(
             child.kill()
             code = child.wait()
         reason = _last_line(said)
-    # A fault in a trial that was completed is told by its outcome.
+    # The outcome of a completed trial already says if it failed.
     if done == len(names) or (done and code == 1):
         return found, done, None
     if not started:

@@ -28,7 +28,7 @@ VARIABLES = (
 )
 """Prefixes of environment variables that change which kernels run."""
 OTHERS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "TORCHELASTIC_")
-"""Prefixes of those that choose among devices of the same kind, or name a run."""
+"""Prefixes among these of variables that select a device of the same kind, or name a run."""
 VERDICTS = "2"
 """The rules by which a way is kept; other rules keep nothing of what these found."""
 
