@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from job import storage
+from job.artifacts.lease_folder import LeaseFolder
+from job.artifacts.writer import LEASES
 from job.cli.verify import verify
 from tests import warm
 from tests.conftest import S3
@@ -75,6 +77,7 @@ class Job:
         sets = [item for key, value in SETTINGS.items() for item in ("--set", f"{key}={value}")]
         arguments = small_run(output, *sets, "--verbose", cache=place / f"cache-{number}")
         self._said = place / f"said-{number}.txt"
+        self._lease = LeaseFolder(storage.join(output, LEASES), SECONDS)
         self.process: Any = context.Process(
             target=_run, args=(arguments, environ, str(self._said), f"machine-{number}")
         )
@@ -92,6 +95,9 @@ class Job:
         time.sleep(after)
         with suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGSTOP)
+            if not self._lease.numbers():  # released: what is left is to leave the process
+                os.kill(self.process.pid, signal.SIGCONT)
+                return False
         return bool(self.process.is_alive())
 
     def finish(self, seconds: float = 240) -> int | None:
@@ -135,7 +141,7 @@ def test_what_the_last_job_finished_stays_when_those_it_took_over_from_go_on(
             if halted:
                 stopped.append(job)
             else:  # a job that was to be stopped at its end may have come to it
-                assert line == SAID[-1], job.said()
+                assert line in SAID[-2:], job.said()
                 assert job.finish() == 0, job.said()
         assert len(stopped) >= len(lines) - 1
         last = Job(output, tmp_path, environ, len(lines))
