@@ -6,6 +6,8 @@ from job.spec import keys
 from job.spec.answer_kinds import LOSS, METRICS, REWARDS, bare_metric
 from job.spec.foreign_names import nearest
 from job.spec.problems import Finding
+from job.spec.rules.validation import DEPENDENT as TRAIN_DEPENDENT
+from job.spec.rules.validation import STRATEGY as TRAIN_STRATEGY
 from job.spec.rules.view import Rule, View, finding
 
 STRATEGY = "reinforce.eval_strategy"
@@ -190,12 +192,12 @@ def _training_may_be_left_out(at: View) -> Iterator[Finding]:
     """`train.max_steps: 0` trains nothing: `reinforce` starts from the adapter as it is."""
     if not _is_present(at) or at("train.max_steps") != 0:
         return
-    for dotted in ("train.eval_strategy",):
+    for dotted in (TRAIN_STRATEGY, *TRAIN_DEPENDENT):
         if at(dotted) != keys.default(dotted):
             yield finding(
                 dotted,
                 "does not apply if train.max_steps is 0: nothing is trained before reinforce",
-                f"remove the line, or set {STRATEGY}",
+                f"remove the line; {STRATEGY}: steps validates while answers are reinforced",
             )
 
 

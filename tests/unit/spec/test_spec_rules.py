@@ -939,7 +939,7 @@ REFUSED += [
         (GRPO, "train.max_steps=0", *VALIDATED),
         "train.eval_strategy",
         "does not apply if train.max_steps is 0: nothing is trained before reinforce",
-        "remove the line, or set reinforce.eval_strategy",
+        "remove the line; reinforce.eval_strategy: steps validates while answers are reinforced",
     ),
 ]
 
@@ -1043,6 +1043,20 @@ def test_refused(overrides: tuple[str, ...], key: str, message: str, fix: str | 
 )
 def test_allowed(overrides: tuple[str, ...]) -> None:
     assert _load(*overrides).name == "sample"
+
+
+def test_without_training_all_that_validates_it_is_refused_at_once() -> None:
+    problems = _problems(
+        GRPO,
+        "train.max_steps=0",
+        *VALIDATED,
+        "train.eval_steps=7",
+        "train.load_best_model_at_end=true",
+    )
+    refused = ("eval_steps", "eval_strategy", "load_best_model_at_end")
+    assert sorted(problem.field for problem in problems) == [
+        f"--set $.train.{key}" for key in refused
+    ]
 
 
 def test_a_few_steps_of_a_longer_training_need_no_shorter_warm_up() -> None:
