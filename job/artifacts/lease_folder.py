@@ -17,6 +17,8 @@ RENEWALS = 6
 class LeaseHeld(StorageError):
     """A running job holds the lease."""
 
+    title = "output in use"
+
 
 @dataclass(frozen=True)
 class LeaseFolder:

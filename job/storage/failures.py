@@ -12,6 +12,8 @@ from typing import ClassVar, Literal
 
 from job.errors import InputError, JobError, MissingInputError, StorageError
 from job.redaction import redact
+from job.storage import paths
+from job.storage.uri import local_path
 
 Operation = Literal["read", "write", "list", "delete", "copy"]
 Kind = Literal[
@@ -72,6 +74,9 @@ class Explainer:
     def fix_denied(self, uri: str, operation: Operation, reason: str) -> str:
         return "give this job credentials for that server"
 
+    def fix_invalid(self, uri: str) -> str:
+        return "correct the URI or what it points to"
+
     def fix_failed(self, uri: str) -> str:
         return "check the server, the volume and the network; then run again"
 
@@ -113,9 +118,7 @@ class Explainer:
                     fix="mount it writable, or name a path on a writable volume",
                 )
             case "invalid":
-                return InputError(
-                    uri, f"{failed}: {reason}", fix="correct the URI or what it points to"
-                )
+                return InputError(uri, f"{failed}: {reason}", fix=self.fix_invalid(uri))
             case "untrusted":
                 return InputError(
                     uri,
@@ -179,7 +182,10 @@ class _LocalExplainer(Explainer):
     """For this machine's file system."""
 
     def fix_missing(self, uri: str) -> str:
-        return "check the path, and that its volume is mounted"
+        return paths.fix_missing(local_path(uri))
+
+    def fix_invalid(self, uri: str) -> str:
+        return paths.fix_invalid(local_path(uri)) or super().fix_invalid(uri)
 
     def fix_denied(self, uri: str, operation: Operation, reason: str) -> str:
         return f"let user id {os.getuid()} {operation} there, or name another path"

@@ -83,5 +83,8 @@ class LocalFiles(Backend[FileSystem]):
     def fix_missing(self, uri: str) -> str:
         return LOCAL.fix_missing(uri)
 
+    def fix_invalid(self, uri: str) -> str:
+        return LOCAL.fix_invalid(uri)
+
     def fix_denied(self, uri: str, operation: Operation, reason: str) -> str:
         return LOCAL.fix_denied(uri, operation, reason)
