@@ -42,7 +42,7 @@ done
 "${PIP[@]}" install -qq "pip==26.3"
 
 # --no-deps throughout: the locks are complete, and nothing may install another torch.
-say "installing the locked packages"
+say "installing the locked packages; the first time takes some minutes"
 "${PIP[@]}" install -qq --no-deps "${locks[@]}"
 
 case "$ACCELERATOR" in

@@ -165,6 +165,7 @@ def _main(
     os.environ.update(environ)
     os.chdir(cwd)
     sys.argv = ["job" if code is None else "-c", *arguments]
+    sys.orig_argv = list(sys.argv)
     if code is None:
         runpy.run_module("job", run_name="__main__", alter_sys=True)
     else:

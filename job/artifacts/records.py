@@ -105,7 +105,8 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    """Requests of the spec that were not met although the results are complete."""
+    """Requests of the spec that were not met although the results are complete, and doubts about
+    these."""
     error: list[dict[str, Any]] | None = None
 
     def add(self, stage: StageRecord) -> None:

@@ -1,10 +1,13 @@
 """Starts a job's stages, in a single process or on one of several ranks."""
 
+import json
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from job import __version__, log
+from job import __version__, log, storage
 from job.distributed import coordinator
 from job.distributed.world import World
 from job.errors import UsageError
@@ -12,6 +15,9 @@ from job.spec.answer_kinds import ALL_METRICS
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
+
+REPORT = "report.html"
+PREDICTIONS = "eval/predictions.jsonl"
 
 
 def silence_other_ranks() -> None:
@@ -46,7 +52,27 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     names = [name for name in after if name in ALL_METRICS]  # others count rows
     log.metrics({name: (before.get(name), after[name]) for name in names})
     _log_validation(record.validation)
-    log.info("done", output=loaded.spec.output.uri)
+    for warning in record.warnings:
+        log.warn(warning)
+    output = loaded.spec.output.uri
+    if command != "run":
+        log.info("done", output=output)
+        return
+    made = {"report": storage.join(output, REPORT)} if "report" in record.stages else {}
+    log.info("done", output=output, **made)
+    if (question := _question(output)) is not None:
+        log.info("ask the model", command=question)
+
+
+def _question(output: str) -> str | None:
+    """The command that asks the trained model about a held-out row, as this one was called."""
+    words = list(sys.orig_argv)
+    if "run" not in words:  # called by other code
+        return None
+    words[words.index("run")] = "infer"
+    with storage.open_read(storage.join(output, PREDICTIONS)) as lines:
+        row = json.loads(lines.readline())["id"]
+    return shlex.join([*words, "--row", row])
 
 
 def _log_validation(chosen: Mapping[str, Any] | None) -> None:

@@ -125,6 +125,7 @@ class Pipeline:
     def finish(self) -> None:
         """Ends the run; it counts as finished if every stage of the command `run` is complete."""
         self.record.stage = None
+        self._add_doubts()
         missing = self._add_complete_stages(COMMANDS["run"])
         changed = not self._output.holds_finished_run
         complete = self._command == "run" or (changed and not missing)
@@ -197,6 +198,14 @@ class Pipeline:
         self.record.warnings.append(reason)
 
     # --- the record --------------------------------------------------------------------------
+
+    def _add_doubts(self) -> None:
+        """Adds a warning for each reason to doubt the result, so that it does not look normal."""
+        metrics = self.record.metrics
+        if "final" in metrics:
+            from job.evaluation.report.doubts import doubts
+
+            self.record.warnings += doubts(metrics.get("baseline"), metrics["final"])
 
     def _record_provenance(self) -> None:
         inputs, record = self._context.inputs, self.record

@@ -24,7 +24,7 @@ def fix_missing(path: Path) -> str:
 
 
 def fix_invalid(path: Path) -> str | None:
-    """What to do if `path` is a folder instead of a file, or has a file where a folder should be."""
+    """What to do if `path` is a folder instead of a file, or is below a file."""
     if path.is_dir():
         return "name a file in this folder"
     file = next((each for each in (path, *path.parents) if each.is_file()), None)

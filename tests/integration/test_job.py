@@ -146,6 +146,12 @@ def test_a_second_run_skips_every_stage_and_changes_nothing(output: Path, cache:
     # The output's URI is no part of a stage: the copy is as complete as the original.
     assert skipped(done.err) == set(STAGES)
     assert sums(output) == before
+    # A model that learned next to nothing does not look normal, and the end says how to ask it.
+    assert "WARNING the trained model answers no held-out row correctly" in done.err
+    assert f"done output={output} report={output / 'report.html'}" in done.err
+    last = done.err.splitlines()[-1]
+    assert 'INFO ask the model command="job infer ' in last
+    assert last.endswith(' --row formulas:0"')
 
 
 def test_a_changed_learning_rate_makes_all_but_prep_and_baseline_again(

@@ -12,6 +12,7 @@ from job.artifacts.records import StageRecord
 from job.evaluation.report import facts
 from job.evaluation.report.charts import charts
 from job.evaluation.report.distributions import histograms
+from job.evaluation.report.doubts import doubts
 from job.evaluation.report.embedded_images import ImageEmbedder
 from job.evaluation.report.environment import environment
 from job.evaluation.report.generated_text import plain
@@ -83,6 +84,8 @@ def render(results: RunResults) -> str:
 def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> str:
     stages = results.stages
     baseline = stages["baseline"].summary if "baseline" in stages else None
+    before = None if baseline is None else baseline["metrics"]
+    after = stages["eval"].summary["metrics"]
     embedder = ImageEmbedder(budget=image_bytes)
     kind: Answer = results.settings["eval"]["answer"]
     spaced_indices, worst_indices = choose(results.after, samples, worst, kind)
@@ -95,9 +98,8 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
         results=results,
         **{name: stages[name].summary for name in ("prep", "train", "eval")},
         export=stages["export"].summary if "export" in stages else None,
-        metrics=headline(
-            None if baseline is None else baseline["metrics"], stages["eval"].summary["metrics"]
-        ),
+        metrics=headline(before, after),
+        doubts=doubts(before, after),
         kind=kind,
         question=None if builder.shared_question is None else plain(builder.shared_question),
         counts=facts.counts(baseline, stages["eval"].summary),
