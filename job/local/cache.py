@@ -118,11 +118,12 @@ def _fill(request: _Request) -> dict[str, FileRecord]:
         recorded = complete if complete is not None else _read(journal) or {}
         verified = _verify(folder, files, recorded)
         missing = [file for file in files if file.path not in verified]
+        verb = "copy" if storage.is_local(request.source) else "download"
         if missing:
             _require_room(request, missing)
             folder.mkdir(parents=True, exist_ok=True)
             size = log.byte_count(sum(file.size for file in missing))
-            log.info("download", uri=request.source, size=size)
+            log.info(verb, uri=request.source, size=size)
         journaling = threading.Lock()
 
         def download(file: ExpectedFile) -> None:
@@ -132,7 +133,7 @@ def _fill(request: _Request) -> dict[str, FileRecord]:
                 _write(journal, {**recorded, **verified})
 
         with (
-            log.progress("download", len(missing), "files") as bar,
+            log.progress(verb, len(missing), "files") as bar,
             ThreadPoolExecutor(FILES_AT_ONCE, "cache") as pool,
         ):
             for _ in pool.map(download, missing):

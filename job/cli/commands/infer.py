@@ -20,7 +20,9 @@ System = Annotated[str | None, typer.Option(help="System prompt (overrides data.
 RowId = Annotated[
     str | None,
     typer.Option(
-        help="Id of a held-out row of the output; its label is printed too.", metavar="ID"
+        help="Id of a held-out row, as in eval/predictions.jsonl (formulas:0); its label is "
+        "printed too.",
+        metavar="ID",
     ),
 ]
 Weights = Annotated[
