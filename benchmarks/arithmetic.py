@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from job.families.base import Encoded
+from job.families.encoded import Encoded
 from job.families.step_flops import VISION, training_flops
 
 SIDE = 8192

@@ -26,8 +26,8 @@ from job import engines
 from job.distributed.cores import cores
 from job.engines.device import detect, release_memory
 from job.evaluation.decoding import READ_EVERY_ON_GPU, decode_prompts
-from job.families.base import Encoded
 from job.families.batches import to_device
+from job.families.encoded import Encoded
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.decoder import PackedDecoder
 from job.families.ernie45_vl.packed.model import packed_base

@@ -23,7 +23,7 @@ from benchmarks.training import (
 )
 from job.engines.device import Accelerator, detect, release_memory
 from job.engines.memory import estimate
-from job.families.base import RowSize
+from job.families.encoded import RowSize
 from job.planning.sizes import GIB
 from job.prep.rows import Row
 from job.spec.load import load_spec

@@ -30,8 +30,9 @@ from job.distributed.cores import cores
 from job.engines.compiling import CompiledBlocks, compile_blocks
 from job.engines.device import Accelerator, detect, release_memory
 from job.families import model_source
-from job.families.base import SORTED_EXPERTS, Encoded
+from job.families.base import SORTED_EXPERTS
 from job.families.batches import Batch, PaddedBatch, to_device
+from job.families.encoded import Encoded
 from job.families.ernie45_vl import Ernie45VL
 from job.families.lora.linear import use_lora_linear
 from job.planning.sizes import GIB

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from job.engines.adapter_config import AdapterConfig
 from job.engines.lora_config import ADAPTERS
-from job.families.base import LoraTargets, TargetGroup
 from job.families.lora.adapter_names import BASE_LAYER, StoredName
 from job.families.lora.patterns import exact
+from job.families.lora.target_groups import LoraTargets, TargetGroup
 from job.families.weight_files import Shapes
 from job.spec.types import LoraSpec
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from job import log
 from job.engines.stored_adapter import StoredAdapter
 from job.errors import Problem, SpecError
-from job.families.base import LoraTargets
 from job.families.lora.patterns import rank_of, scaling_of
+from job.families.lora.target_groups import LoraTargets
 from job.families.weight_files import shortened
 from job.spec.foreign_names import quoted
 from job.spec.types import LoraSpec, ModelSpec

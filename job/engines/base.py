@@ -6,8 +6,9 @@ Every engine trains with the same `StepTrainer` (`job.engines.trainer`).
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from job.families.base import Family, LoraTargets
+from job.families.base import Family
 from job.families.four_bit import FourBit
+from job.families.lora.target_groups import LoraTargets
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:

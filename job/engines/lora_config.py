@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from job.families.base import LoraTargets
 from job.families.lora.patterns import alpha_of, independent_of_order, rank_of, shortest
+from job.families.lora.target_groups import LoraTargets
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from job.engines.device import (
 from job.engines.lora_config import ADAPTERS
 from job.engines.padding_free import why_padded
 from job.families.activation_memory import VARLEN, StepSettings
-from job.families.base import Family, RowSize
+from job.families.base import Family
+from job.families.encoded import RowSize
 from job.families.four_bit import BLOCK
 from job.families.four_bit.packed_weights import packed_names
 from job.families.lora.parameter_counts import stored_zeros, trained_parameters

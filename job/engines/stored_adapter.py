@@ -19,9 +19,9 @@ from job.engines.lora_config import lora_config, without_pattern_warnings
 from job.errors import InputError
 from job.families import weight_files
 from job.families.adapter_files import WEIGHTS
-from job.families.base import LoraTargets
 from job.families.lora import adapter_names
 from job.families.lora.adapter_names import BASE_LAYER, PREFIX, StoredName
+from job.families.lora.target_groups import LoraTargets
 from job.families.weight_files import Differences, Shapes, shortened
 from job.spec.types import LoraSpec
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from job.engines.lora_config import lora_config, without_pattern_warnings
 from job.errors import SpecError
-from job.families.base import Family, LoraTargets
+from job.families.base import Family
 from job.families.four_bit import FourBit
+from job.families.lora.target_groups import LoraTargets
 from job.spec.types import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from job.engines.lora_config import adapter_settings
 from job.engines.transformers import TransformersEngine
 from job.engines.unsloth_patches import quiet
 from job.errors import SpecError
-from job.families.base import Family, LoraTargets
+from job.families.base import Family
+from job.families.lora.target_groups import LoraTargets
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from job.families.base import Decoder, Encoded
+from job.families.base import Decoder
+from job.families.encoded import Encoded
 
 if TYPE_CHECKING:
     import torch

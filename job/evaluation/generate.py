@@ -12,8 +12,9 @@ from job.engines.free_memory import is_out_of_memory
 from job.evaluation.decoding import READ_EVERY_ON_GPU, decode_prompts
 from job.evaluation.prompts import Question
 from job.evaluation.rows_at_once import rows_at_once
-from job.families.base import Encoded, Family
+from job.families.base import Family
 from job.families.batches import to_device
+from job.families.encoded import Encoded
 from job.prep.rows import Row
 from job.spec.types import GenerationSpec
 

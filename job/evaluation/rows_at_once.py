@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from job import log
 from job.engines.free_memory import free_memory
-from job.families.base import Encoded
+from job.families.encoded import Encoded
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,8 +15,9 @@ from job.engines.free_memory import is_out_of_memory
 from job.evaluation.decoding import READ_EVERY_ON_GPU, decode_prompts
 from job.evaluation.generate import in_batches, stopping
 from job.evaluation.rows_at_once import MOST_ON_CPU
-from job.families.base import Encoded, Family
+from job.families.base import Family
 from job.families.batches import to_device
+from job.families.encoded import Encoded
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from job.errors import ProofError
-from job.families.base import IGNORED, Encoded, Family
+from job.families.base import Family
 from job.families.batches import to_device
+from job.families.encoded import IGNORED, Encoded
 from job.prep.rows import Row
 
 if TYPE_CHECKING:

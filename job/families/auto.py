@@ -19,20 +19,12 @@ from job.families import (
     transformers_format,
 )
 from job.families.activation_memory import StepSettings
-from job.families.base import (
-    SORTED_EXPERTS,
-    AdapterServing,
-    Checkpoint,
-    Decoder,
-    Encoded,
-    Layout,
-    LoraTargets,
-    Processor,
-    RowSize,
-)
+from job.families.base import SORTED_EXPERTS, Checkpoint, Decoder, Layout, Processor
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
+from job.families.encoded import Encoded, RowSize
 from job.families.four_bit import FourBit
+from job.families.lora.target_groups import AdapterServing, LoraTargets
 from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops, forward_flops
 from job.families.weight_files import NamedTensor

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from job.families.activation_memory import ActivationMemory, StepSettings
 from job.families.batches import PackedBatch, PaddedBatch
+from job.families.encoded import Encoded, RowSize
 from job.families.four_bit import FourBit
+from job.families.lora.target_groups import AdapterServing, LoraTargets
 from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops
 from job.families.weight_files import Weights
@@ -26,14 +28,8 @@ if TYPE_CHECKING:
 
     from job.families.four_bit.stored_weights import StoredWeights
 
-IGNORED = -100
-"""The label of a token that is not supervised; `ignore_index` of the cross-entropy."""
-
 Layout = Literal["vllm", "transformers"]
 """The file layout of a written checkpoint: as vLLM or as Transformers reads it."""
-
-SAVED = "modules in full"
-"""The name under which `LoraTargets.counts` counts the saved modules."""
 
 SORTED_EXPERTS = "sorted_grouped_mm"
 """This project's implementation of routed experts, as registered with Transformers."""
@@ -49,96 +45,6 @@ class Checkpoint:
     """Its `config.json`."""
     chat_template: str | None = field(default=None, repr=False)
     """The spec's template, which replaces the checkpoint's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A tokenized row; its images are still encoded files."""
-
-    id: str
-    input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
-    """Same length as `input_ids`; `IGNORED` for tokens that are not supervised."""
-    images: tuple[EncodedImage, ...]
-
-    @property
-    def supervised_tokens(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowSize:
-    """The sizes that determine a row's memory in a training step."""
-
-    tokens: int
-    image_tokens: int
-    """Tokens that belong to images, including start and end tokens."""
-    supervised_tokens: int
-    """Supervised tokens."""
-    patches: tuple[int, ...]
-    """Patches of each image, before merging."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetGroup:
-    """LoRA targets of one kind, by full name."""
-
-    name: str
-    """As reports show it, for example `language attention`."""
-    modules: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
-    gate_up: tuple[str, ...] = ()
-    """Those of the parameters in which gate and up have an adapter each; see `lora.gate_up`."""
-
-    def __len__(self) -> int:
-        return len(self.modules) + len(self.parameters)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraTargets:
-    """All modules and parameters that an adapter adapts, and modules that train beside it."""
-
-    groups: tuple[TargetGroup, ...]
-    saved_modules: tuple[str, ...] = ()
-    """Modules that are trained in full and stored with the adapter, by full name."""
-    ties_embeddings: bool = False
-    """Whether the output layer trains with the embeddings, which `saved_modules` has, as one."""
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        return tuple(name for group in self.groups for name in group.modules)
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(name for group in self.groups for name in group.parameters)
-
-    @property
-    def gate_up(self) -> tuple[str, ...]:
-        return tuple(name for group in self.groups for name in group.gate_up)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The size of each group: `{"language attention": 16, …}`."""
-        groups = {group.name: len(group) for group in self.groups}
-        return groups | ({SAVED: len(self.saved_modules)} if self.saved_modules else {})
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterServing:
-    """Which parts of an adapter vLLM can serve without merging."""
-
-    servable: tuple[str, ...]
-    """Names of target groups."""
-    merged_only: tuple[str, ...]
-    """Target groups and settings that require merged weights; if any, the whole adapter does."""
-
-    def __str__(self) -> str:
-        if not self.merged_only:
-            return "as adapter-vllm/ beside the base, or as merged/"
-        served = (
-            f"serves {', '.join(self.servable)}, and not" if self.servable else "does not serve"
-        )
-        return f"as merged/ only; of an adapter vLLM {served} {', '.join(self.merged_only)}"
 
 
 class Processor(Protocol):

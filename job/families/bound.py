@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from job.errors import DataError, InputError
 from job.families import chat, weight_writing
-from job.families.base import IGNORED, Checkpoint, Encoded, Layout, Processor, RowSize
+from job.families.base import Checkpoint, Layout, Processor
+from job.families.encoded import IGNORED, Encoded, RowSize
 from job.families.weight_files import NamedTensor, Weights
 from job.prep.rows import EncodedImage, Message, Part, Row
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from job.families.base import Encoded, Family
+from job.families.base import Family
 from job.families.batches import Batch, model_inputs, to_device
+from job.families.encoded import Encoded
 from job.families.load_balancing import without_aux_loss
 from job.families.lookahead import computed_ahead
 from job.families.supervised_logits import evaluates_loss_only, supervised_logits_only

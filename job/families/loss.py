@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, linear, log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from job.families.autograd import Context
-from job.families.base import IGNORED
+from job.families.encoded import IGNORED
 
 CHUNK = 2048
 """Tokens whose logits are in memory at a time: 0.8 GiB in fp32 with a vocabulary of 103,424."""

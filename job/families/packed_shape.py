@@ -8,7 +8,7 @@ from operator import le
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from job.families.base import RowSize
+    from job.families.encoded import RowSize
 
 
 class PackedShape(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from job.families.base import IGNORED, Encoded
 from job.families.batches import PaddedBatch
+from job.families.encoded import IGNORED, Encoded
 
 
 def right(rows: Sequence[Encoded], padding_token: int) -> PaddedBatch:

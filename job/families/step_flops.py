@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from job.families.base import RowSize
+    from job.families.encoded import RowSize
 
 VISION = ("vision attention", "vision mlp", "connector", "resampler")
 """LoRA target groups that are used only by rows with images."""

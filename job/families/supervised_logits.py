@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from job.families.base import IGNORED
+from job.families.encoded import IGNORED
 from job.families.loss import is_frozen, supervised_loss
 
 if TYPE_CHECKING:

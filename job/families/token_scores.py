@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import log_softmax
 
-from job.families.base import IGNORED
+from job.families.encoded import IGNORED
 
 if TYPE_CHECKING:
     from peft import PeftModel

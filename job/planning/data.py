@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from job.errors import InputError, JobError
 from job.evaluation import answer_lengths
-from job.families.base import Family, RowSize
+from job.families.base import Family
+from job.families.encoded import RowSize
 from job.pipeline.context import RunContext
 from job.planning import facts
 from job.planning.sample import Sample, sample_source

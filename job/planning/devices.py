@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from job.engines.device import Accelerator, detect, resolve_dtype
 from job.engines.memory import UNCERTAINTY, estimate, longest
 from job.errors import UsageError
-from job.families.base import Family, RowSize
+from job.families.base import Family
+from job.families.encoded import RowSize
 from job.planning import facts
 from job.planning.accelerators import ACCELERATORS
 from job.planning.feasibility import nearest_change

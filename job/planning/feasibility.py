@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from job.engines.device import Accelerator
 from job.engines.memory import MemoryEstimate, estimate
-from job.families.base import Family, RowSize
+from job.families.base import Family
+from job.families.encoded import RowSize
 from job.planning.sample import worst_batch
 from job.spec.types import JobSpec
 

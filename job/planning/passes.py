@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from job.engines.device import Accelerator
 from job.engines.memory import MemoryEstimate, estimate
 from job.engines.padding_free import why_padded
-from job.families.base import Family, RowSize
+from job.families.base import Family
+from job.families.encoded import RowSize
 from job.planning import facts
 from job.planning.sample import worst_batch
 from job.spec.types import JobSpec

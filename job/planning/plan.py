@@ -10,9 +10,9 @@ from job.engines.adapter_fit import require_fit
 from job.engines.device import Accelerator
 from job.engines.padding_free import why_padded
 from job.errors import InputError, JobError, StorageError
-from job.families.base import SAVED
 from job.families.lora.parameter_counts import adapter_parameters
 from job.families.lora.selection import trained_in_full
+from job.families.lora.target_groups import SAVED
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
 from job.planning import data, facts, sizes, speed

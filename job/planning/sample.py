@@ -8,7 +8,8 @@ from statistics import fmean
 from job.errors import DataError
 from job.evaluation import answer_lengths
 from job.evaluation.prompts import questions
-from job.families.base import Family, RowSize
+from job.families.base import Family
+from job.families.encoded import RowSize
 from job.prep import sources
 from job.prep.convert import to_result
 from job.prep.rows import Reject, Row

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from job import log
 from job.errors import DataError
 from job.evaluation.prompts import Question, questions
-from job.families.base import Encoded, Family
+from job.families.base import Family
+from job.families.encoded import Encoded
 from job.prep.rows import Row
 from job.spec.types import ReinforceSpec
 

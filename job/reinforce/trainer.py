@@ -29,8 +29,9 @@ from job.engines.free_memory import is_out_of_memory
 from job.engines.trainer import attach_gradient
 from job.errors import OutOfMemoryError, SpecError
 from job.evaluation.sampling import AtOnce, Sampling, sample_answers
-from job.families.base import IGNORED, Encoded, Family
+from job.families.base import Family
 from job.families.batches import model_inputs, to_device
+from job.families.encoded import IGNORED, Encoded
 from job.families.token_scores import token_scores
 from job.reinforce.prompts import Prompts
 from job.reinforce.scoring import Sample, Scorer

@@ -28,7 +28,7 @@ def fix_invalid(path: Path) -> str | None:
     if path.is_dir():
         return "name a file in this folder"
     file = next((each for each in (path, *path.parents) if each.is_file()), None)
-    return file and f"name another path: {file} is a file, not a folder"
+    return None if file is None else f"name another path: {file} is a file, not a folder"
 
 
 def _similar(name: str, folder: Path) -> str:

@@ -10,7 +10,8 @@ from job import log
 from job.engines.base import Engine
 from job.engines.padding_free import why_padded
 from job.errors import DataError, InputError, SpecError, StorageError
-from job.families.base import Family, LoraTargets
+from job.families.base import Family
+from job.families.lora.target_groups import LoraTargets
 from job.families.step_flops import VISION
 from job.families.vision_tower import vision_tower_pattern
 from job.prep.rows import Row

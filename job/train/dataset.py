@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from job.errors import DataError, JobError
-from job.families.base import IGNORED, Encoded, Family
+from job.families.base import Family
 from job.families.batches import MicroBatch
+from job.families.encoded import IGNORED, Encoded
 from job.families.packed_shape import PackedShape
 from job.prep.rows import Row
 from job.train.buckets import Buckets

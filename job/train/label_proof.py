@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from job import log
-from job.families.base import IGNORED, Encoded, Family
+from job.families.base import Family
+from job.families.encoded import IGNORED, Encoded
 from job.redaction import as_json, redact
 from job.train.dataset import EncodedDataset
 

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 from job import log
 from job.errors import DataError, Problem
-from job.families.base import IGNORED, Encoded, Family, RowSize
+from job.families.base import Family
+from job.families.encoded import IGNORED, Encoded, RowSize
 from job.prep.rows import Row
 from job.spec.types import DataSpec, TrainSpec
 from job.train.row_sizes import RowSizes

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Sequence
 
-from job.families.base import RowSize
+from job.families.encoded import RowSize
 from job.families.packed_shape import PackedShape
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.distributed import process_group
-from job.families.base import Encoded, Family
+from job.families.base import Family
+from job.families.encoded import Encoded
 from job.prep.rows import Row
 from job.redaction import as_json
 from job.spec.types import JobSpec

@@ -24,8 +24,8 @@ from job.engines.free_memory import is_out_of_memory
 from job.engines.memory import OPTIMIZER_STATE_BYTES, MemoryEstimate
 from job.engines.trainer import attach_gradient
 from job.engines.ways import ATTENTION
-from job.families.base import RowSize
 from job.families.batches import model_inputs, to_device
+from job.families.encoded import RowSize
 from job.spec.types import TrainSpec
 from job.train.dataset import Collator, EncodedDataset
 from job.train.heaviest_batches import heaviest_batches

@@ -10,7 +10,8 @@ from job import families
 from job.engines.device import release_memory
 from job.evaluation.decoding import decode_prompts
 from job.evaluation.generate import generate
-from job.families.base import IGNORED, SORTED_EXPERTS
+from job.families.base import SORTED_EXPERTS
+from job.families.encoded import IGNORED
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.decoder import PackedDecoder
 from job.families.ernie45_vl.packed.model import packed_base

@@ -17,7 +17,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
-from job.families.base import SORTED_EXPERTS, RowSize
+from job.families.base import SORTED_EXPERTS
+from job.families.encoded import RowSize
 from job.families.ernie45_vl.packed.expert_lora import RANK_MULTIPLE
 from job.families.loss import CHUNK
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import pad
 
 from job.families import padding
-from job.families.base import Encoded
 from job.families.batches import PaddedBatch
+from job.families.encoded import Encoded
 from job.families.ernie45_vl.image_processing import Grid, mean_and_std, normalized, patches
 from job.families.ernie45_vl.mrope import mrope_positions
 from job.prep.images import decode

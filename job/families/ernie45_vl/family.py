@@ -12,22 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from job.families import chat, chat_template, tokenizer_files
 from job.families.activation_memory import ActivationMemory, StepSettings
-from job.families.base import (
-    SORTED_EXPERTS,
-    AdapterServing,
-    Checkpoint,
-    Encoded,
-    Layout,
-    LoraTargets,
-    RowSize,
-)
+from job.families.base import SORTED_EXPERTS, Checkpoint, Layout
 from job.families.batches import PackedBatch, PaddedBatch
 from job.families.bound import BoundFamily
+from job.families.encoded import Encoded, RowSize
 from job.families.ernie45_vl import checkpoint_files
 from job.families.ernie45_vl.published_format.config import MODEL_TYPE as PUBLISHED
 from job.families.ernie45_vl.published_format.config import NATIVE_MODEL_TYPE as NATIVE
 from job.families.ernie45_vl.published_format.placeholders import to_native, to_published
 from job.families.four_bit import FourBit
+from job.families.lora.target_groups import AdapterServing, LoraTargets
 from job.families.packed_shape import PackedShape
 from job.families.step_flops import ForwardFlops
 from job.families.transformers_format import attention_arguments

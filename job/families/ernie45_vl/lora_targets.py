@@ -14,7 +14,6 @@ from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
-from job.families.base import AdapterServing, LoraTargets, TargetGroup
 from job.families.ernie45_vl.routed_experts import (
     as_modules,
     named_experts,
@@ -22,6 +21,7 @@ from job.families.ernie45_vl.routed_experts import (
     require_plain,
 )
 from job.families.lora.selection import selected
+from job.families.lora.target_groups import AdapterServing, LoraTargets, TargetGroup
 from job.families.lora.targets import (
     ALL_LINEAR,
     LinearModules,

@@ -6,7 +6,7 @@ Text and image tokens have routed experts of different sizes, so the count depen
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from job.families.base import RowSize
+from job.families.encoded import RowSize
 from job.families.ernie45_vl.activation_memory import head_dim
 from job.families.step_flops import ForwardFlops, causal_attention
 

@@ -3,9 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
-from job.families.base import LoraTargets, TargetGroup
 from job.families.lora.patterns import rank_of
 from job.families.lora.selection import trained_in_full
+from job.families.lora.target_groups import LoraTargets, TargetGroup
 from job.spec.types import LoraSpec
 
 if TYPE_CHECKING:

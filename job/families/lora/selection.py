@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
-from job.families.base import LoraTargets, TargetGroup
 from job.families.lora.patterns import require_matches
+from job.families.lora.target_groups import LoraTargets, TargetGroup
 from job.spec.foreign_names import nearest
 from job.spec.types import LoraSpec
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from job.errors import SpecError
-from job.families.base import AdapterServing, LoraTargets, TargetGroup
 from job.families.lora.selection import selected
+from job.families.lora.target_groups import AdapterServing, LoraTargets, TargetGroup
 from job.families.vision_tower import CONNECTOR
 from job.spec.types import LoraSpec
 

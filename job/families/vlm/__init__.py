@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 from job.errors import InputError, SpecError
 from job.families import chat
 from job.families.auto import AutoFamily
-from job.families.base import Checkpoint, Encoded
+from job.families.base import Checkpoint
 from job.families.batches import PaddedBatch
+from job.families.encoded import Encoded
 from job.prep.images import decode
 from job.prep.rows import EncodedImage
 from job.spec.types import DataSpec

@@ -16,7 +16,8 @@ from job import families
 from job.cli.app import app
 from job.engines.compiling import MAX_RECOMPILES, compile_blocks, require
 from job.errors import SpecError
-from job.families.base import SORTED_EXPERTS, Encoded
+from job.families.base import SORTED_EXPERTS
+from job.families.encoded import Encoded
 from job.families.ernie45_vl.packed.experts import routed_experts
 from job.families.lora.linear import use_lora_linear
 from job.prep.rows import Row

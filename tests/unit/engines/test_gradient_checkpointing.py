@@ -9,7 +9,7 @@ import torch
 from benchmarks.training import SPEC, formula_rows, random_model, tiny_family, train_stage
 from job.engines import gradient_checkpointing
 from job.engines.device import detect
-from job.families.base import Encoded
+from job.families.encoded import Encoded
 from job.families.ernie45_vl import Ernie45VL
 from job.spec.load import load_spec
 from job.spec.types import JobSpec

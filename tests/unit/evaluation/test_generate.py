@@ -11,8 +11,8 @@ from job import families
 from job.evaluation import rows_at_once as limits
 from job.evaluation.generate import generate, generate_all, generate_answers, stream_answer
 from job.evaluation.rows_at_once import cache_bytes, rows_at_once
-from job.families.base import IGNORED, Encoded
 from job.families.batches import to_device
+from job.families.encoded import IGNORED, Encoded
 from job.families.ernie45_vl import Ernie45VL
 from job.families.held_out_loss import held_out_loss
 from job.families.lookahead import computed_ahead

@@ -15,7 +15,7 @@ from job import families
 from job.evaluation.decoding import decode_prompts
 from job.evaluation.generate import generate, generate_all, is_plain_greedy
 from job.evaluation.prompts import Question
-from job.families.base import Encoded
+from job.families.encoded import Encoded
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.decoder import PackedDecoder
 from job.families.ernie45_vl.packed.model import PackedErnie, packed_base

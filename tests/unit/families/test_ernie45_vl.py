@@ -15,7 +15,7 @@ from job import families
 from job.errors import DataError, SpecError
 from job.evaluation.generate import to_texts
 from job.families import chat
-from job.families.base import IGNORED
+from job.families.encoded import IGNORED
 from job.families.ernie45_vl import EMPTY_THOUGHT, Ernie45VL, vision_attention
 from job.families.ernie45_vl.image_processing import mean_and_std, normalized, patches
 from job.families.ernie45_vl.mrope import mrope_positions

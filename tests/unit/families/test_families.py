@@ -15,8 +15,8 @@ from job.engines.transformers import TransformersEngine
 from job.errors import DataError, InputError, SpecError
 from job.export.merge import Merge
 from job.families import FAMILIES, Family, chat
-from job.families.base import IGNORED, Encoded
 from job.families.batches import host_keys
+from job.families.encoded import IGNORED, Encoded
 from job.families.lora.parameter_counts import adapter_parameters
 from job.families.lora.targets import OTHER, kind_of
 from job.kubernetes.options import ManifestOptions

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.training import SPEC, encoded_rows
 from job import families
 from job.engines.peak_flops import peak_tflops
-from job.families.base import RowSize
+from job.families.encoded import RowSize
 from job.families.step_flops import ForwardFlops, forward_flops, training_flops
 from job.spec.load import load_spec
 from tests.jobs import ROOT

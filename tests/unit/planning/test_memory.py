@@ -20,7 +20,8 @@ from job.engines.device import Accelerator, Kind
 from job.engines.lora_config import lora_config
 from job.engines.memory import OPTIMIZER_STATE_BYTES, weight_bytes
 from job.families.activation_memory import VARLEN, ActivationMemory, StepSettings
-from job.families.base import SORTED_EXPERTS, RowSize
+from job.families.base import SORTED_EXPERTS
+from job.families.encoded import RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.families.lora.linear import use_lora_linear
 from job.prep.images import inspect

@@ -15,7 +15,7 @@ from job.engines import cpu, device, memory
 from job.engines.device import Accelerator
 from job.errors import InputError, OutOfMemoryError, UsageError
 from job.families import model_source
-from job.families.base import RowSize
+from job.families.encoded import RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.local import eviction
 from job.pipeline.context import RunContext

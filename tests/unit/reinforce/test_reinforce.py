@@ -23,8 +23,8 @@ from job.errors import SpecError, Stopped
 from job.evaluation.generate import generate_all
 from job.evaluation.prompts import questions
 from job.evaluation.sampling import AtOnce, Sampling, draw, never_sampled, sample_answers
-from job.families.base import Encoded
 from job.families.batches import model_inputs
+from job.families.encoded import Encoded
 from job.families.token_scores import token_scores
 from job.prep import formulas
 from job.prep.images import inspect

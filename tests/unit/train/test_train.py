@@ -13,7 +13,7 @@ import torch
 from job import families, storage
 from job.engines.device import Accelerator, resolve_optim
 from job.errors import DataError, InputError, SpecError
-from job.families.base import IGNORED, Encoded
+from job.families.encoded import IGNORED, Encoded
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from job.families.base import IGNORED, Encoded
 from job.families.batches import PackedBatch
+from job.families.encoded import IGNORED, Encoded
 from job.families.ernie45_vl.collate import image_brackets, image_flags, patch_positions
 from job.families.ernie45_vl.image_processing import Grid, mean_and_std, patches
 from job.families.ernie45_vl.mrope import mrope_positions

@@ -15,8 +15,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from job.families.base import Encoded
 from job.families.batches import PackedBatch, to_device
+from job.families.encoded import Encoded
 from job.families.ernie45_vl.packed.batch import pack_prompts
 from job.families.ernie45_vl.packed.decode_graphs import Shapes, StepGraphs
 from job.families.ernie45_vl.packed.decode_layers import DecodeLayer, normed, stacked_bytes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad
 
-from job.families.base import IGNORED
+from job.families.encoded import IGNORED
 from job.families.packed_shape import PackedShape, largest
 
 if TYPE_CHECKING:
