@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 
 from job import log
 from tests import s3 as s3_server
-from tests.jobs import job, small_run
+from tests.jobs import end_left, job, small_run
 
 # The same examples at every run: only a change turns a test red. `make fuzz` draws others.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
@@ -35,6 +36,27 @@ def _log_as_it_starts() -> Iterator[None]:
     """Commands that a test runs in this process set how all of it speaks."""
     yield
     log.configure()
+
+
+@pytest.fixture(autouse=True)
+def _no_job_outlives_its_test() -> Iterator[None]:
+    """One that a failed test leaves would slow the next ones down, and hold this process at its
+    end.
+    """
+    yield
+    end_left()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What killed jobs leave in the temporary folder is removed with the tests' own files.
+
+    This process keeps the machine's folder: some tests need one that other users can enter.
+    """
+    tempfile.gettempdir()  # from here on it is known
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        yield
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class PushHub:
     """The first commit is made, but answered with 500."""
     moves: bool = False
     """Whether somebody else commits right before each commit."""
+    storing: threading.Lock = field(default_factory=threading.Lock)
+    """Of two objects that arrive at once, the second is the second."""
 
     def create(self, name: str, *, private: bool = True) -> Repository:
         repository = self.repositories[name] = Repository(private)
@@ -159,14 +161,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"transfer": "basic", "objects": objects})
 
     def _store(self, oid: str) -> None:
-        limit = self.hub.refuse_uploads_after
-        if limit is not None and len(self.hub.uploads) >= limit:
-            self._refuse(403, "private repository storage limit reached")
-            return
         assert hashlib.sha256(self._body).hexdigest() == oid
-        self.hub.objects[oid] = self._body
-        self.hub.uploads.append(oid)
-        self._answer(200, {})
+        with self.hub.storing:
+            limit = self.hub.refuse_uploads_after
+            full = limit is not None and len(self.hub.uploads) >= limit
+            if not full:
+                self.hub.objects[oid] = self._body
+                self.hub.uploads.append(oid)
+        if full:
+            self._refuse(403, "private repository storage limit reached")
+        else:
+            self._answer(200, {})
 
     def _commit(self, repository: Repository, name: str, branch: str) -> None:
         if self.hub.fail_first > 0:

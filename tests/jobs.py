@@ -52,6 +52,7 @@ class Finished:
 
 
 Running = subprocess.Popen[str] | warm.Process
+_started: list[Running] = []
 
 
 def start(
@@ -71,8 +72,9 @@ def start(
     variables = _environ(environ)
     if before is None and warm.fits(variables):
         said = err if isinstance(err, int) else err.fileno()
-        return warm.Process(arguments, cwd=cwd, environ=variables, err=said, code=code)
-    return subprocess.Popen(
+        _started.append(warm.Process(arguments, cwd=cwd, environ=variables, err=said, code=code))
+        return _started[-1]
+    process = subprocess.Popen(
         [sys.executable, *(("-m", "job") if code is None else ("-c", code)), *arguments],
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT), **variables},
@@ -81,6 +83,17 @@ def start(
         text=True,
         preexec_fn=before,
     )
+    _started.append(process)
+    return process
+
+
+def end_left() -> None:
+    """Kills the jobs that were started and have not ended."""
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    _started.clear()
 
 
 def _environ(environ: Mapping[str, str] | None) -> dict[str, str]:

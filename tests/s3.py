@@ -30,16 +30,25 @@ def binary() -> str | None:
     return str(beside) if beside.exists() else shutil.which("weed")
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(10_000 + _WORKER % 8 * 1_250, 10_000 + (_WORKER % 8 + 1) * 1_250)
+"""Of this process of the tests: others that run beside it take none of them."""
+_given: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that are free now, and 10,000 above too, where the server puts its gRPC ports.
 
     Below 32,768, where Linux takes the ports of outgoing connections from: one of those could
-    take a port between this look at it and the server's.
+    take a port between this look at it and the server's. No port is given twice.
     """
     with ExitStack() as held:
         found: list[int] = []
         while len(found) < count:
-            port = random.randrange(10_000, 22_000)
+            port = random.choice(_PORTS)
+            if port in _given:
+                continue
+            _given.add(port)
             try:
                 for number in (port, port + 10_000):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", number))

@@ -25,11 +25,18 @@ class Shown:
 
 
 def job_on_terminal(
-    *arguments: str, environ: Mapping[str, str] | None = None, interrupt_at: str | None = None
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    interrupt_at: str | None = None,
+    hold: str | None = None,
 ) -> Shown:
-    """Runs `python -m job` on a terminal of 80 columns; Ctrl-C where it says `interrupt_at`."""
+    """Runs `python -m job` on a terminal of 80 columns; Ctrl-C where it says `interrupt_at`.
+
+    With `hold` it waits at that step for it.
+    """
+    module = ["job"] if hold is None else ["tests.held", hold]
     return on_terminal(
-        [sys.executable, "-m", "job", *arguments],
+        [sys.executable, "-m", *module, *arguments],
         environ={"JOB_STORAGE_RETRIES": "1", **(environ or {})},
         interrupt_at=interrupt_at,
     )

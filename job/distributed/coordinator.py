@@ -193,7 +193,8 @@ class Coordinator:
 
     def connection_lost(self, error: BaseException) -> PeerLost:
         """The error for a broken connection; names the ranks that are silent."""
-        time.sleep(5 * HEARTBEAT_SECONDS)
+        # A dead rank's last heartbeat is read up to one heartbeat later, and on a busy node two.
+        time.sleep(SILENT_SECONDS + 2 * HEARTBEAT_SECONDS)
         return _peer_lost(self._silent_ranks(SILENT_SECONDS), str(error))
 
     # --- the monitor thread ------------------------------------------------------------------

@@ -40,14 +40,16 @@ class Fault:
     """Called after each hit."""
     hits: int = 0
     _seen: "itertools.count[int]" = field(default_factory=itertools.count)
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def applies(self, request: str, authorization: str) -> bool:
         if not re.search(self.matching, request) or self.key not in authorization:
             return False
-        seen = next(self._seen) - self.first
-        if seen < 0 or seen % self.every or self.hits >= self.times:
-            return False
-        self.hits += 1
+        with self._counting:
+            seen = next(self._seen) - self.first
+            if seen < 0 or seen % self.every or self.hits >= self.times:
+                return False
+            self.hits += 1
         return True
 
 

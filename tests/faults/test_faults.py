@@ -77,7 +77,8 @@ def test_a_fault_that_passes_costs_time_and_nothing_else(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connect, "READ_SECONDS", 0.5)
+    if fault.kind == "stall":
+        monkeypatch.setattr(connect, "READ_SECONDS", 1.0)
     through(fault)
     storage.write_bytes(s3.uri("file"), DATA)
     storage.download(s3.uri("file"), tmp_path / "file")

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,10 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
         subprocess.run([*tool.command, "umount", "--all"], capture_output=True)
         subprocess.run([*tool.command, "rm", "--all"], capture_output=True)
         subprocess.run([*tool.command, "rmi", "--all", "--force"], capture_output=True)
+        # It leaves a mount of its storage on itself, which could not be removed.
+        for mount in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            if mount.split()[1].startswith(f"{directory}/"):
+                subprocess.run(["umount", "--lazy", mount.split()[1]], capture_output=True)
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -83,7 +88,9 @@ def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("base")
     archive = directory / "base.tar"
     made = ["mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "bookworm", str(archive)]
-    done = subprocess.run(made, capture_output=True, text=True)
+    # In a folder that apt's own user can enter.
+    environ = {**os.environ, "TMPDIR": tempfile.gettempdir()}
+    done = subprocess.run(made, env=environ, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no base can be made here: {done.stderr[-300:]}")
     container = buildah("from", "scratch")

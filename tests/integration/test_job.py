@@ -15,6 +15,7 @@ import torch
 from job.families.model_source import MODELS
 from job.prep import formulas
 from job.spec.load import load_spec
+from tests import held
 from tests.jobs import FULL, job, read_json, sets, small_run, start, sums
 
 STAGES = ("prep", "baseline", "train", "eval", "export", "card", "report")
@@ -218,11 +219,9 @@ def test_sigterm_in_training_stores_a_checkpoint_and_the_next_run_resumes(
 ) -> None:
     output = tmp_path / "out"
     long = ["--set", "train.max_steps=20", "--set", "train.save_steps=1000"]
-    process = start(*small_run(str(output), *long, cache=cache))
-    history = list[str]()
+    process = start("3/20", *small_run(str(output), *long, cache=cache), code=held.CODE)
     assert process.stderr is not None
     for line in process.stderr:
-        history.append(line)
         if "train step=3/20" in line:
             process.send_signal(signal.SIGTERM)
             sent = time.monotonic()
@@ -235,7 +234,7 @@ def test_sigterm_in_training_stores_a_checkpoint_and_the_next_run_resumes(
     assert read_json(output / "train" / "label_proof.json")["trained_tokens"] > 0
     [checkpoint] = (output / "checkpoints").iterdir()
     step = read_json(checkpoint / "manifest.json")["step"]
-    assert 3 <= step < 20
+    assert 3 <= step <= 4
     assert f"checkpoint of step {step} is stored" in rest
 
     done = job(*small_run(str(output), *long, cache=cache))
@@ -251,7 +250,6 @@ def test_sigterm_outside_training_ends_with_143_at_once(tmp_path: Path, cache: P
     for line in process.stderr:
         if "prep: started" in line:
             break
-    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 143, rest

@@ -88,6 +88,7 @@ class Runs:
         time.sleep(after)
         process.kill()
         process.join()
+        assert process.exitcode in (0, -9), self.said()
         return bool(process.exitcode == -9)
 
     def digests(self) -> dict[str, str]:

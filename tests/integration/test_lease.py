@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -28,8 +27,12 @@ from job.errors import StorageError, UsageError
 from tests.conftest import S3
 from tests.jobs import Running, job, small_run, start
 from tests.s3 import free_ports
+from tests.suspended import suspend
 
-SECONDS = 1.2  # of a lease, in these tests
+SECONDS = 1.2
+"""Of a lease that nobody renews, and which is waited for until it expires."""
+LIVING_SECONDS = 6.0
+"""Of a lease whose holder has to be seen alive: its renewals, one a second, may come late."""
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -75,13 +78,11 @@ def test_a_lease_that_is_given_up_leaves_nothing_and_is_free(uri: str) -> None:
 
 
 def test_a_living_holder_is_named_to_the_second(uri: str) -> None:
-    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
+    first, second = elsewhere(Lease(uri, LIVING_SECONDS)), Lease(uri, LIVING_SECONDS)
     first.acquire()
-    with pytest.raises(StorageError, match=r"another job is running \(host another"):
-        second.acquire()
-    time.sleep(SECONDS)  # it goes on being renewed
-    with pytest.raises(StorageError, match="another job is running"):
-        second.acquire()
+    for _ in range(2):  # it goes on being renewed
+        with pytest.raises(StorageError, match=r"another job is running \(host another"):
+            second.acquire()
     first.check()
     first.release()
     second.acquire()
@@ -110,15 +111,18 @@ def test_a_holder_that_was_asked_to_stop_is_waited_for(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after `kubectl delete job`: the old pod still stores its checkpoint."""
-    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
+    first, second = elsewhere(Lease(uri, LIVING_SECONDS)), Lease(uri, LIVING_SECONDS)
     first.acquire()
     monkeypatch.setattr(signals, "received", lambda: "SIGTERM")
     while not (first._folder.current()[1] or first._me).stopping:
         time.sleep(0.05)  # its lease says so without waiting for the next renewal
-    waited = list[bool]()
-    freed = threading.Timer(2 * SECONDS, first.release)
-    freed.start()
-    second.acquire(LeaseWait(on_wait=lambda: waited.append(first.held)))
+    waited, freed = list[bool](), threading.Timer(SECONDS, first.release)
+
+    def begins_to_wait() -> None:
+        waited.append(first.held)
+        freed.start()
+
+    second.acquire(LeaseWait(on_wait=begins_to_wait))
     freed.join()
     assert waited == [True]
     assert second.held
@@ -129,14 +133,14 @@ def test_a_pod_waits_for_a_running_holder_and_not_for_ever(
     uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(signals.GRACE_VARIABLE, "45")
-    first, second = elsewhere(Lease(uri, SECONDS)), Lease(uri, SECONDS)
+    first, second = elsewhere(Lease(uri, LIVING_SECONDS)), Lease(uri, LIVING_SECONDS)
     first.acquire()
     holder = first._folder.current()[1]
     assert holder is not None
     assert LeaseWait().limit(holder, 60) == 45 + 60
     assert LeaseWait(seconds=0).limit(holder, 60) == 0
     with pytest.raises(StorageError, match=r"another job still holds it after .* \(host another"):
-        second.acquire(LeaseWait(seconds=2 * SECONDS))
+        second.acquire(LeaseWait(seconds=SECONDS))
     first.check()
     first.release()
     monkeypatch.delenv(signals.GRACE_VARIABLE)
@@ -223,6 +227,7 @@ def test_a_job_that_waits_says_so_and_starts_once_the_output_is_free(
     process, lease, port = waiting
     metrics = ""
     while 'stage="waiting"' not in metrics:
+        assert process.poll() is None
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
             metrics = page.read().decode()
         time.sleep(0.1)  # from the line that it waits to the server that says so
@@ -318,11 +323,23 @@ def test_an_unreadable_lease_is_somebodys_until_it_expires(tmp_path: Path, text:
 
 
 def test_an_unreadable_lease_that_changes_is_a_living_jobs(tmp_path: Path) -> None:
-    lease, text = Lease(str(tmp_path), 5.0), "{"
-    storage.write_text(f"{tmp_path}/7.json", text)
-    threading.Timer(0.3, lambda: storage.write_text(f"{tmp_path}/7.json", "{{")).start()
-    with pytest.raises(StorageError, match="another job is running"):
-        lease.acquire()
+    lease, ended = Lease(str(tmp_path), LIVING_SECONDS), threading.Event()
+    storage.write_text(f"{tmp_path}/7.json", "{")
+
+    def live() -> None:
+        text = "{"
+        while not ended.wait(0.1):
+            text += "{"
+            storage.write_text(f"{tmp_path}/7.json", text)
+
+    living = threading.Thread(target=live)
+    living.start()
+    try:
+        with pytest.raises(StorageError, match="another job is running"):
+            lease.acquire()
+    finally:
+        ended.set()
+        living.join()
 
 
 def test_a_lease_with_keys_of_a_later_version_is_its_holders(tmp_path: Path) -> None:
@@ -358,10 +375,9 @@ def myself_of(folder: Path) -> lease_holder.LeaseHolder:
 def test_a_stopped_holder_on_this_machine_is_named_as_such(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        os.kill(process.pid, signal.SIGSTOP)
-        while (state := lease_holder._state_and_start(process.pid))[0] != "T":
-            time.sleep(0.01)
-        stopped = replace(this_process(), process=process.pid, process_started=state[1])
+        assert suspend(process.pid)
+        started = lease_holder._state_and_start(process.pid)[1]
+        stopped = replace(this_process(), process=process.pid, process_started=started)
         storage.write_text(f"{tmp_path}/1.json", stopped.to_text())
         with pytest.raises(StorageError, match=r"another job is stopped[^!]*continue it"):
             Lease(str(tmp_path), 30).acquire()

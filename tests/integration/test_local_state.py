@@ -159,7 +159,8 @@ def test_cleaning_beside_a_running_job_leaves_its_work_alone(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_prep_that_was_killed_goes_on_in_the_same_folder(tmp_path: Path) -> None:
     output, cache = tmp_path / "out", tmp_path / "cache"
-    settings = sets({"data.train.limit": 2100, "data.num_proc": 1})
+    # Many chunks, of which the first is seen before the last is made.
+    settings = sets({"data.train.limit": 20_000, "data.num_proc": 1})
     arguments = ["prep", *small_run(str(output), *settings, cache=cache)[1:]]
     run = start(*arguments, err=subprocess.DEVNULL)
     while not list((cache / "work").glob("*/stages/prep.partial/train-*.json")):

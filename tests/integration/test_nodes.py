@@ -24,8 +24,8 @@ SETTINGS = {
     "eval.baseline": "false",
     "eval.max_samples": 2,
     "export.merged.enabled": "false",
-    "train.max_steps": 12,
-    "train.save_steps": 4,
+    "train.max_steps": 14,
+    "train.save_steps": 2,  # so that most of the training is left when one is lost
     "train.per_device_train_batch_size": 1,
     "train.gradient_accumulation_steps": 1,
 }

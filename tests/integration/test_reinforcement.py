@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import held
 from tests.jobs import SMALL, job, read_json, sets, start
 
 SETTINGS = {
@@ -56,7 +57,7 @@ def test_a_stage_that_is_stopped_resumes_to_the_same_adapter(tmp_path: Path) -> 
     card = (tmp_path / "whole" / "reinforced" / "adapter" / "README.md").read_text()
     assert "steps of reinforcement (GRPO)" in card
 
-    stopped = start(*run(tmp_path / "stopped", cache))
+    stopped = start("1/4", *run(tmp_path / "stopped", cache), code=held.CODE)
     assert stopped.stderr is not None
     said = ""
     for line in stopped.stderr:

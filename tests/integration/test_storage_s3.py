@@ -504,7 +504,7 @@ def test_a_server_that_is_down_is_a_storage_error_within_bounds(
         assert "http://127.0.0.1:9" in str(raised.value)
 
 
-def _wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
+def _wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -14,7 +14,7 @@ def test_ctrl_c_says_what_was_kept_and_the_command_that_it_names_goes_on(tmp_pat
     output, cache = tmp_path / "out", tmp_path / "cache"
     command = small_run(str(output), "--set", f"train.max_steps={STEPS}", cache=cache)
 
-    stopped = job_on_terminal(*command, interrupt_at=f"3/{STEPS}")
+    stopped = job_on_terminal(*command, interrupt_at=f"3/{STEPS}", hold=f"3/{STEPS}")
     assert stopped.code == 143
     assert f"3/{STEPS}" in stopped.text  # the bar leaves the count readable at 80 columns
     assert "SIGINT received: stopping after this step" in stopped.text
@@ -39,7 +39,8 @@ def test_ctrl_c_says_what_was_kept_and_the_command_that_it_names_goes_on(tmp_pat
 
 
 def test_ctrl_c_before_anything_is_complete_says_so(tmp_path: Path) -> None:
-    command = small_run(str(tmp_path / "out"), cache=tmp_path / "cache")
+    many = ("--set", "data.train.limit=100000")  # which take longer than any key to arrive
+    command = small_run(str(tmp_path / "out"), *many, cache=tmp_path / "cache")
     stopped = job_on_terminal(*command, interrupt_at="prep: started")
     assert stopped.code == 143
     assert "kept: nothing: no stage has completed" in stopped.text

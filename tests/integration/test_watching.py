@@ -32,6 +32,26 @@ VALIDATION = sets(
 TRACKERS = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
 
 
+# The job, which ends no sooner than Prometheus has seen its stage eval, however short that is.
+SEEN_IN_EVAL = """
+import sys, time
+from pathlib import Path
+from job.cli import app
+from job.pipeline.stages import Stages
+
+seen, evaluate, end = Path(sys.argv.pop(1)), Stages.eval, time.monotonic() + 240
+
+def until_seen(stages, directory):
+    summary = evaluate(stages, directory)
+    while not seen.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return summary
+
+Stages.eval = until_seen
+app.main()
+"""
+
+
 @dataclass
 class Watched:
     """A finished run, with what was seen of it."""
@@ -73,7 +93,10 @@ def watched(
             environ = {kubeflow.URL: trainer, kubeflow.TOKEN: str(place / "token")}
             with (place / "log").open("w") as log:
                 process = start(
-                    "--log-format=json", "eval", *arguments[1:], environ=environ, err=log
+                    *(str(place / "seen"), "--log-format=json", "eval", *arguments[1:]),
+                    environ=environ,
+                    err=log,
+                    code=SEEN_IN_EVAL,
                 )
                 client = httpx.Client(base_url=f"http://127.0.0.1:{port}")
                 while process.poll() is None:
@@ -83,6 +106,8 @@ def watched(
                     except httpx.TransportError:
                         continue
                     found.scraped |= {line.partition("} ")[0] for line in text.splitlines()}
+                    if 'stage="eval"' in text:
+                        (place / "seen").touch()
         said = (place / "log").read_text()
         assert process.returncode == 0, said
         found.lines = [json.loads(line) for line in said.splitlines()]

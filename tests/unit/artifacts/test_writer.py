@@ -26,6 +26,7 @@ from job.errors import StorageError
 from job.storage import local
 from tests.conftest import S3
 from tests.jobs import ROOT
+from tests.suspended import suspend
 
 JOB = ROOT / "job"
 INCOMPLETE_PREFIX = (
@@ -298,7 +299,7 @@ def held_up(self):
     check(self)
     if sys._getframe(1).f_code.co_name == "writing":
         print("looked", flush=True)
-        time.sleep(1)
+        sys.stdin.readline()
 Lease.check = held_up
 Writer(uri, lease).write_text("run.json", "first")
 print("written", flush=True)
@@ -309,7 +310,7 @@ time.sleep(60)
 def taken_over_from(process: subprocess.Popen[str], uri: str) -> Lease:
     """The lease of a job that was suspended before, and not in, one of its renewals' writes."""
     while True:
-        os.kill(process.pid, signal.SIGSTOP)
+        assert suspend(process.pid)
         lease = Lease(f"{uri}/.lease", 1.0)
         try:
             lease.acquire()
@@ -325,16 +326,23 @@ def test_on_a_disk_nobody_takes_over_between_a_look_and_the_write(tmp_path: Path
     """A job that is stopped right there is named; when it goes on, the takeover comes after it."""
     uri = str(tmp_path / "run")
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, uri], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, uri],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "looked\n"
-        os.kill(process.pid, signal.SIGSTOP)
+        assert suspend(process.pid)
         with pytest.raises(StorageError, match="is suspended in the middle of a write"):
             Lease(f"{uri}/.lease", 1.0).acquire()
         assert not Path(uri, "run.json").exists()
         os.kill(process.pid, signal.SIGCONT)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
         assert process.stdout.readline() == "written\n"
         second = taken_over_from(process, uri)
         Writer(uri, second).write_text("run.json", "second")

@@ -1,7 +1,6 @@
 """The wait for data: measured where batches are fetched, and warned of."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,74 +11,93 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from job import log, telemetry
+from job.engines import data_timer
 from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
 from job.train.callbacks import progress
 from job.train.callbacks.progress import WINDOW, ProgressCallback
 from tests.unit.train.short_training import ROWS, short_training
 
-PAUSE = 0.02
+PAUSE = 0.5
 
 
-def slow(count: int) -> Iterator[int]:
-    for number in range(count):
-        time.sleep(PAUSE)
-        yield number
+class Clock:
+    """The timer's clock, which only `sleep` moves, however busy the machine is."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def slow(self, count: int) -> Iterator[int]:
+        for number in range(count):
+            self.sleep(PAUSE)
+            yield number
 
 
-def test_the_time_until_a_batch_counts_and_the_time_with_it_does_not() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(data_timer, "time", found)
+    return found
+
+
+def test_the_time_until_a_batch_counts_and_the_time_with_it_does_not(clock: Clock) -> None:
     slow_data, slow_steps = DataTimer(), DataTimer()
-    assert list(slow_data.timed(slow(5))) == [0, 1, 2, 3, 4]
+    assert list(slow_data.timed(clock.slow(5))) == [0, 1, 2, 3, 4]
     for _ in slow_steps.timed(iter(range(5))):
-        time.sleep(PAUSE)
-    assert slow_data.seconds >= 5 * PAUSE
-    assert slow_steps.seconds < slow_data.seconds / 10
+        clock.sleep(PAUSE)
+    assert slow_data.seconds == 5 * PAUSE
+    assert slow_steps.seconds == 0
 
 
-def test_the_next_step_gets_the_remaining_batches() -> None:
-    batches, data_timer = slow(4), DataTimer()
-    first = data_timer.timed(batches)
+def test_the_next_step_gets_the_remaining_batches(clock: Clock) -> None:
+    batches, timer = clock.slow(4), DataTimer()
+    first = timer.timed(batches)
     assert [next(first), next(first)] == [0, 1]
     del first
-    assert list(data_timer.timed(batches)) == [2, 3]
-    assert data_timer.seconds >= 4 * PAUSE
+    assert list(timer.timed(batches)) == [2, 3]
+    assert timer.seconds == 4 * PAUSE
 
 
 class Rows(list[float]):
     """Numbers, each of which takes `pause` seconds to read."""
 
-    def __init__(self, pause: float) -> None:
+    def __init__(self, clock: Clock, pause: float) -> None:
         super().__init__(float(n) for n in range(ROWS))
-        self.pause = pause
+        self.clock, self.pause = clock, pause
 
     def __getitem__(self, index: Any) -> Any:
-        time.sleep(self.pause)
+        self.clock.sleep(self.pause)
         return super().__getitem__(index)
 
 
-def waited(pause: float, directory: Path) -> float:
+def waited(clock: Clock, pause: float, directory: Path) -> float:
     """Seconds that a short training waits for rows that take `pause` seconds each."""
-    data_timer = DataTimer()
+    timer = DataTimer()
     trainer = short_training(
         directory,
-        Rows(pause),
+        Rows(clock, pause),
         lambda rows: {
             "input_ids": torch.tensor(rows),
             "counted_tokens": len(rows),
             "tokens": 3,
             "images": 0,
         },
-        data_timer,
+        timer,
         max_steps=4,
     )
     trainer.train()
-    return data_timer.seconds
+    return timer.seconds
 
 
-def test_the_wait_for_a_slow_data_set_is_measured(tmp_path: Path) -> None:
-    slow_rows, fast_rows = waited(PAUSE, tmp_path), waited(0, tmp_path)
-    assert slow_rows >= ROWS * PAUSE
-    assert fast_rows < slow_rows / 5
+def test_the_wait_for_a_slow_data_set_is_measured(clock: Clock, tmp_path: Path) -> None:
+    assert waited(clock, PAUSE, tmp_path) == ROWS * PAUSE
+    assert waited(clock, 0, tmp_path) == 0
 
 
 class Watched:
