@@ -69,8 +69,9 @@ def init(
     if name is not None and name != drafting.as_name(name):
         raise UsageError(
             "--name", "must be lower-case letters, digits and hyphens", value=name,
-            fix=f"write {drafting.as_name(name) or 'my-job'}",
+            fix=f"write {drafting.as_name(name) or drafting.NO_NAME}",
         )  # fmt: skip
+    unnamed = name is None and drafting.job_name(data) == drafting.NO_NAME
     name = name or drafting.job_name(data)
     path = output or f"{name}.yaml"
     if not force and storage.exists(path):
@@ -96,6 +97,12 @@ def init(
     elif not storage.write_new(path, text.encode()):
         raise _exists(path)
     _report(draft, path)
+    if unnamed:
+        log.info(
+            "no part of DATA could name the job",
+            name=name,
+            fix="--name NAME, which also names the spec and the output",
+        )
 
 
 def _report(draft: "Draft", path: str) -> None:

@@ -294,7 +294,10 @@ def test_data_that_makes_no_rows_is_refused(
         ("data/receipts/train.jsonl", "receipts"),
         ("s3://bucket/My Formulas/data/train-00000-of-00002.parquet", "my-formulas"),
         ("hf://datasets/unsloth/LaTeX_OCR/data/train-*.parquet", "latex-ocr"),
-        ("rows.csv", "my-job"),
+        ("rows.csv", "rows"),
+        ("list", "list"),
+        ("data/train-00000-of-00002.parquet", "data"),
+        ("收据/*.jsonl", "my-job"),
         ("../cats.tar.gz", "cats"),
     ],
 )
