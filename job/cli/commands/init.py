@@ -96,16 +96,10 @@ def init(
         storage.write_text(path, text)
     elif not storage.write_new(path, text.encode()):
         raise _exists(path)
-    _report(draft, path)
-    if unnamed:
-        log.info(
-            "no part of DATA could name the job",
-            name=name,
-            fix="--name NAME, which also names the spec and the output",
-        )
+    _report(draft, path, unnamed=unnamed)
 
 
-def _report(draft: "Draft", path: str) -> None:
+def _report(draft: "Draft", path: str, *, unnamed: bool) -> None:
     if draft.rejects:
         first = draft.rejects[0]
         log.warn(
@@ -121,6 +115,12 @@ def _report(draft: "Draft", path: str) -> None:
         next=f"python -m job validate {path}",
         **({"columns": columns} if columns else {}),
     )
+    if unnamed:
+        log.info(
+            "no part of DATA could name the job",
+            name=draft.options.name,
+            fix="--name NAME, which also names the spec and the output",
+        )
 
 
 def _exists(path: str) -> UsageError:
