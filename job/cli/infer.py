@@ -222,8 +222,8 @@ def held_out_row(stages: RunContext, query: Query) -> Row:
             if matches
             else "no held-out row has this id",
             value=query.row,
-            fix=f"{f'try {close!r}; ' if close else ''}eval/predictions.jsonl at the output lists "
-            "the ids",
+            fix=f"{f'try {close!r}; ' if close else ''}"
+            f"{stages.output.at('eval/predictions.jsonl')} lists the ids",
         )
     row: Row = rows[matches[0]]
     return row

@@ -18,8 +18,8 @@ from job.planning.sizes import GIB, Sizes
 SHM = Path("/dev/shm")  # noqa: S108 - a mount, not a file of ours
 DOCKER_SHM = 64 * 2**20
 """A container's default shared memory; data loading workers crash with so little."""
-MIN_FREE = 10 * GIB
-"""Free disk space required without a spec."""
+MIN_FREE = GIB
+"""Free disk space required without a spec, whose job may be a small one."""
 
 
 def checks(subject: Subject) -> Iterator[Check]:
@@ -32,7 +32,8 @@ def checks(subject: Subject) -> Iterator[Check]:
     yield memory(cpu.memory_limit(), need)
     workers = subject.spec.train.dataloader_num_workers if subject.spec else 0
     yield shared_memory(shutil.disk_usage(SHM).total if SHM.exists() else 0, need, workers)
-    yield from disks(subject.cache_dir, subject.workdir, measured)
+    unknown = subject.spec is not None and subject.data_bytes is None
+    yield from disks(subject.cache_dir, subject.workdir, measured, rows_unknown=unknown)
 
 
 def memory(limit: int, need: Needs | None) -> Check:
@@ -60,10 +61,14 @@ def shared_memory(total: int, need: Needs | None, workers: int) -> Check:
     return ok("shared memory", shown)
 
 
-def disks(cache: Path, work: Path, measured: tuple[Sizes, Needs] | None) -> Iterator[Check]:
+def disks(
+    cache: Path, work: Path, measured: tuple[Sizes, Needs] | None, *, rows_unknown: bool = False
+) -> Iterator[Check]:
     """Checks disk space for downloads and results; files of earlier runs there count as free."""
+    remark = "; rows that are not local are taken to be many" if rows_unknown else ""
     if measured is None:
-        wanted = {"cache": (cache, MIN_FREE, MIN_FREE)}
+        remark = "; `doctor SPEC` compares it with what a job needs"
+        wanted = {"cache": (cache, MIN_FREE, 0)}
     else:
         sizes, need = measured
         wanted = {
@@ -76,10 +81,11 @@ def disks(cache: Path, work: Path, measured: tuple[Sizes, Needs] | None) -> Iter
             wanted = {"disk": (cache, least, planned)}
     for name, (path, least, planned) in wanted.items():
         # The plan of a local output has its scratch space on the cache's disk.
-        yield _disk(name, path, least, max(least, planned))
+        yield _disk(name, path, least, max(least, planned) if measured else 0, remark)
 
 
-def _disk(name: str, path: Path, least: int, planned: int) -> Check:
+def _disk(name: str, path: Path, least: int, planned: int, remark: str) -> Check:
+    """`planned` is 0 without a plan."""
     key = "runtime.workdir" if name == "scratch" else "runtime.cache_dir"
     fix = f"free space (python -m job clean), or set {key} to a folder on a larger disk"
     parent = _existing(path)
@@ -89,9 +95,10 @@ def _disk(name: str, path: Path, least: int, planned: int) -> Check:
     shown = f"{path}: {log.size(space)} available"
     if space < least:
         return fail(name, f"{shown}; at least {log.size(least)} needed", fix)
+    needed = f"{shown}; the plan needs {log.size(planned)}" if planned else shown
     if space < planned:
-        return warn(name, f"{shown}; the plan needs {log.size(planned)}", fix)
-    return ok(name, f"{shown}; the plan needs {log.size(planned)}")
+        return warn(name, f"{needed}{remark}", fix)
+    return ok(name, f"{needed}{remark}")
 
 
 def _gpus(subject: Subject) -> int:

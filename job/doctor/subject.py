@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from job.errors import JobError
 from job.planning.requirements import Needs, needs
 from job.planning.sizes import Sizes, measure
+from job.planning.stored_rows import stored_bytes
 from job.spec import keys
 from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec
@@ -41,10 +43,24 @@ class Subject:
         return (model.model_name_or_path, *adapter, *sources, self.spec.output.uri)
 
     def measured(self, gpus: int) -> tuple[Sizes, Needs] | None:
-        """The sizes and requirements of the spec; None without one."""
+        """The sizes and requirements of the spec; None without one.
+
+        Those of disk are for the rows as they are, if these are local.
+        """
         if self.spec is None:
             return None
-        return self._sizes, needs(self.spec, self._sizes, gpus=gpus)
+        needed = needs(self.spec, self._sizes, gpus=gpus, data_bytes=self.data_bytes)
+        return self._sizes, needed
+
+    @cached_property
+    def data_bytes(self) -> int | None:
+        """The size of the prepared rows; None if it is unknown, or without a spec."""
+        if self.spec is None:
+            return None
+        try:
+            return stored_bytes(self.spec.data)
+        except JobError:
+            return None  # the check of the rows reports why
 
     @cached_property
     def _sizes(self) -> Sizes:

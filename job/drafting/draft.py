@@ -121,7 +121,14 @@ def make_draft(options: DraftOptions) -> Draft:
         lengths=lengths.measure(
             rows, options.model, (instruction or "") if mapping.needs_instruction else ""
         ),
-        shares=shares.propose(total, rows, mapping.data, kind.kind),
+        shares=shares.propose(
+            total,
+            rows,
+            mapping.data,
+            kind.kind,
+            whole=exact and len(records) >= total,
+            toy=options.model.startswith(model_source.BUILTIN),
+        ),
         rows=total,
         exact=exact,
         sampled=len(records),

@@ -128,7 +128,7 @@ def named_columns(records: Sequence[Record], options: ReadOptions) -> dict[str, 
 
 def refuse_unlabeled_images(source: DataSource, error: DataError) -> None:
     """Raises DataError with a way out if the source is a folder of images without texts."""
-    files = source.files
+    files = [file for file in source.files if file.problem is None]
     if not files or any(f.format != "imagefolder" or f.text_uri is not None for f in files):
         return
     folders = sorted({file.uri.rpartition("/")[0].rpartition("/")[2] for file in files})

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from job.drafting.draft import Draft
+from job.drafting.shares import TOY_STEPS
 from job.families.model_source import BUILTIN
 from job.redaction import printable, redact
 from job.spec.load import dump_scalar, load_spec
@@ -96,13 +97,25 @@ def _source(draft: Draft, key: str, remark: str) -> Iterator[str]:
 def _fractions(draft: Draft) -> Iterator[str]:
     shares = draft.shares
     about = "" if shares.exact else "about "
+    if shares.exact:
+        yield from _comment(
+            "Rows are held out by a digest of their content, so that rows added later move none "
+            "of them. Of few rows it takes more or fewer than the fraction; these are counted.",
+            2,
+        )
+    rest = f"; {about}{shares.train_rows:,} are trained on"
     if shares.evaluation:
-        rows = f"{about}{shares.evaluation_rows:,}"
-        yield f"  eval_fraction: {shares.evaluation:g} # {rows} rows, evaluated before and after"
+        rows = f"{about}{shares.evaluation_rows:,} rows, evaluated before and after"
+        yield f"  eval_fraction: {shares.evaluation:g} # {rows}{'' if shares.validation else rest}"
     if shares.validation:
-        rows = f"{about}{shares.validation_rows:,}"
-        yield f"  validation_fraction: {shares.validation:g} # {rows} others, to choose a step by"
-    elif "validation" not in draft.splits:
+        rows = f"{about}{shares.validation_rows:,} others, to choose a step by"
+        yield f"  validation_fraction: {shares.validation:g} # {rows}{rest}"
+    if shares.unseen:
+        shown = ", ".join(shares.unseen[:5]) + (", …" if len(shares.unseen) > 5 else "")
+        yield from _comment(
+            f"These classes have too few rows to be in every split: {shown}. Add rows of them.", 2
+        )
+    if not shares.validation and "validation" not in draft.splits:
         yield from _comment(
             f"No validation_fraction: {draft.rows} rows are too few to spare some.", 2
         )
@@ -113,7 +126,16 @@ def _train(draft: Draft) -> Iterator[str]:
     yield "train:"
     if draft.options.model.startswith(BUILTIN):
         yield f"  learning_rate: {_TOY_RATE} # for the toy; the default, 2e-4, suits billions"
-    yield f"  num_train_epochs: {shares.epochs}"
+    if shares.few_steps:
+        toy = draft.options.model.startswith(BUILTIN)
+        why = f"The toy learns little in fewer than {TOY_STEPS} steps. " if toy else ""
+        yield from _comment(
+            f"{why}If answers are not right yet, raise this first: few rows are few steps. A "
+            "changed number trains from the start.",
+            2,
+        )
+    steps = f"{'' if shares.exact else 'about '}{shares.steps:,} steps"
+    yield f"  num_train_epochs: {shares.epochs} # {steps}"
     if shares.validation or "validation" in draft.splits:
         if shares.epochs > 1:
             yield "  eval_strategy: epoch # validate after each epoch"

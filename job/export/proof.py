@@ -170,7 +170,7 @@ def require_equal(what: str, comparison: Comparison, *dtypes: str) -> None:
     """Raises ProofError if they differ by more than rounding to the coarsest dtype explains."""
     dtype = max(dtypes, key=TOLERANCE.__getitem__)
     limit = TOLERANCE[dtype]
-    fix = "do not serve it; export again, and report this with the run's export.json"
+    fix = "do not serve it; export again, and report this with the run's run.json and its log"
     if not comparison.relative_rms <= limit:
         raise ProofError(
             what,

@@ -94,7 +94,7 @@ def prove(
                 f"served {model}: {row.id}",
                 f"vLLM's log-probabilities differ from the trained model's by {largest:.2g}; "
                 f"rounding explains {rounding:.2g}",
-                fix="do not serve it; report this with the run's export.json",
+                fix="do not serve it; report this with the run's run.json and its log",
             )
         if divergence == max(len(answer), len(reply.answer)):
             same += 1
@@ -103,7 +103,7 @@ def prove(
                 f"served {model}: {row.id}",
                 f"vLLM's greedy answer diverges from the trained model's at token {divergence}, "
                 "which was not a close choice",
-                fix="do not serve it; report this with the run's export.json",
+                fix="do not serve it; report this with the run's run.json and its log",
             )
     return Served(
         probes=len(rows),

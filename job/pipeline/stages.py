@@ -212,6 +212,7 @@ class Stages:
             classes=self._spec.eval.answer == "label",
             identity=identity,
             control_tokens=self._run.inputs.control_tokens,
+            published_at=self._run.output.at("data"),
         )
         data = prepare(inputs, directory)
         rows = {

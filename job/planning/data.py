@@ -4,17 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from job.errors import InputError, JobError
-from job.evaluation import answer_lengths
+from job.evaluation import answer_kinds, answer_lengths
 from job.families.base import Family
 from job.families.encoded import RowSize
 from job.pipeline.context import RunContext
 from job.planning import facts
 from job.planning.sample import Sample, sample_source
-from job.prep import chunks, mixture, sources
+from job.prep import chunks, control_tokens, mixture, sources
+from job.prep.convert import to_results
+from job.prep.rows import Row
 from job.prep.shards import BYTES_BESIDE_IMAGES
+from job.prep.source_check import check_source
+from job.prep.split_counts import SplitCounts, count_splits
 from job.prep.splits import split_of_source, takes_fractions
 from job.prep.streaming import max_full_shards
 from job.spec.types import DataSpec, JobSpec
+
+SPLIT_ROWS, SPLIT_BYTES = 200, 256 * 2**20
+"""With more rows in all, or more bytes of images, a plan does not read them all to count those of
+each split; `job init` reads as many rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,10 @@ class RowCounts:
     exact: bool
     """Whether all rows were counted rather than estimated."""
 
+    @property
+    def total(self) -> int:
+        return sum(self.train) + (self.held_out or 0) + (self.validation or 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSurvey:
@@ -38,6 +50,8 @@ class DataSurvey:
     counts: RowCounts | None
     samples: tuple[Sample, ...] | None
     """Of each training source."""
+    splits: SplitCounts | None
+    """The rows of each split as prep will count them; None if they are too many to read."""
     unknown: JobError | None
     missing: InputError | None
 
@@ -62,6 +76,32 @@ def count_rows(stages: RunContext) -> RowCounts:
     )
 
 
+def split_rows(
+    stages: RunContext, counts: RowCounts, samples: Sequence[Sample]
+) -> SplitCounts | None:
+    """The splits of all rows, read as prep reads them; None if there are more than `SPLIT_ROWS`, or
+    judging by the samples more than `SPLIT_BYTES`."""
+    per_row = max((each.stored_bytes / max(1, each.read) for each in samples), default=0)
+    if not counts.exact or counts.total > min(SPLIT_ROWS, SPLIT_BYTES / max(1, per_row)):
+        return None
+    spec, rows = stages.spec, dict[str, list[Row]]()
+    tokens = control_tokens.pattern(stages.inputs.control_tokens)
+    for path, source in spec.data.sources().items():
+        staged = stages.inputs.sources[path]
+        results = to_results(
+            list(sources.read(staged, source)), check_source(staged, source, spec.data, path)
+        )
+        found = (result for result in results if isinstance(result, Row))
+        rows[path] = [row for row in found if control_tokens.find(row.messages, tokens) is None]
+    return count_splits(
+        rows,
+        spec.data,
+        normalize_label=answer_kinds.NORMALIZERS[spec.eval.answer],
+        classes=spec.eval.answer == "label",
+        seed=spec.train.seed,
+    )
+
+
 def sample_rows(stages: RunContext, family: Family) -> tuple[Sample, ...]:
     """A sample of each training source."""
     spec, staged = stages.spec, stages.inputs.sources
@@ -71,11 +111,16 @@ def sample_rows(stages: RunContext, family: Family) -> tuple[Sample, ...]:
 
 def data_facts(spec: JobSpec, survey: DataSurvey) -> facts.Data:
     samples = survey.samples or ()
-    rows, per_epoch, held_out, validation = _split(spec.data, survey.counts)
+    splits = survey.splits
+    empty = None if splits is None else _empty_split(spec.data, splits)
+    if empty is not None:
+        splits = None
+    rows, per_epoch, held_out, validation = _split(spec.data, survey.counts, splits)
     tokens = usable = None
     if per_epoch is not None and survey.samples is not None:
-        usable = sum(n * each.usable_share for n, each in zip(per_epoch, samples, strict=True))
-        tokens = sum(n * each.tokens for n, each in zip(per_epoch, samples, strict=True))
+        counted = [each.of_rows(without_refused=splits is not None) for each in samples]
+        usable = sum(n * share for n, (share, _) in zip(per_epoch, counted, strict=True))
+        tokens = sum(n * mean for n, (_, mean) in zip(per_epoch, counted, strict=True))
     refused = [reject for each in samples for reject in each.refused]
     images = [count for each in samples for count in each.images]
     answers = [length for each in samples for length in each.answers]
@@ -91,7 +136,9 @@ def data_facts(spec: JobSpec, survey: DataSurvey) -> facts.Data:
         train_rows=None if per_epoch is None else sum(per_epoch),
         held_out_rows=held_out,
         validation_rows=validation,
-        exact=survey.counts is not None and survey.counts.exact and not takes_fractions(spec.data),
+        exact=splits is not None
+        or (survey.counts is not None and survey.counts.exact and not takes_fractions(spec.data)),
+        as_prepared=splits is not None,
         asked=spec.eval.max_samples,
         sampled=sum(each.read for each in samples),
         refused=len(refused),
@@ -108,28 +155,45 @@ def data_facts(spec: JobSpec, survey: DataSurvey) -> facts.Data:
         answers_too_long=answer_lengths.too_long(answers, longest_answer) / max(1, len(answers)),
         unknown=reason(survey.unknown),
         missing=survey.missing.problems if survey.missing else (),
-        warning=_warning(samples),
+        warning=empty or _warning(samples),
     )
 
 
 def _split(
-    spec: DataSpec, counts: RowCounts | None
+    spec: DataSpec, counts: RowCounts | None, splits: SplitCounts | None
 ) -> tuple[Sequence[int] | None, Sequence[int] | None, int | None, int | None]:
     """Training rows of each source, rows of each per epoch by weight, rows to evaluate on, and
     rows to validate on."""
     if counts is None:
         return None, None, None, None
     rows, held_out, validation = list(counts.train), counts.held_out, counts.validation
-    if held_out is None:
+    if held_out is None and splits is None:
         held_out = round(sum(counts.train) * spec.eval_fraction)
         rows = [n - round(n * spec.eval_fraction) for n in counts.train]
-    if spec.validation_fraction:
+    if splits is not None:
+        rows, held_out = list(splits.train), splits.evaluation
+        validation = splits.validation if spec.has_validation else None
+    elif spec.validation_fraction:
         validation = round(sum(counts.train) * spec.validation_fraction)
         taken = [round(n * spec.validation_fraction) for n in counts.train]
         rows = [n - less for n, less in zip(rows, taken, strict=True)]
     weights = [source.weight for source in spec.train]
     per_epoch = mixture.epoch_rows(rows, weights, spec.stopping_strategy)
     return rows, per_epoch, held_out, validation
+
+
+def _empty_split(spec: DataSpec, splits: SplitCounts) -> str | None:
+    """Why a run would refuse the data, if a split has no row."""
+    rows = {"train": sum(splits.train), "evaluate": splits.evaluation}
+    if spec.has_validation:
+        rows["validate"] = splits.validation
+    empty = next((purpose for purpose, count in rows.items() if not count), None)
+    if empty is None:
+        return None
+    return (
+        f"no row is left to {empty} on, once rows are split by their content and duplicates "
+        "removed: a run will refuse the data with exit code 11, and say what to change"
+    )
 
 
 def _warning(samples: Sequence[Sample]) -> str | None:

@@ -31,9 +31,12 @@ class Data:
     validation_rows: int | None
     """None, too, without a validation split."""
     exact: bool
-    """Whether the rows are counted. They are estimated if held-out rows are chosen by content, or
-    if a large list would have to be read in full. Rows that prep rejects, or removes as leaked, are
-    included: only the sample shows them, if anything does."""
+    """Whether the rows are counted. They are estimated if held-out rows are chosen by content of
+    more rows than a plan reads, or if a large list would have to be read in full. Unless
+    `as_prepared`, rows that prep rejects, or removes as leaked, are included: only the sample shows
+    them, if anything does."""
+    as_prepared: bool
+    """Whether all rows were read and split, so that the counts are those of a run."""
     asked: int
     """The maximum number of held-out rows to evaluate."""
     sampled: int

@@ -124,13 +124,16 @@ def _survey_data(job: RunContext) -> data.DataSurvey:
     offline = hub_offline_variable(uri) is not None and families.is_known(uri)
     family, no_family = _try(lambda: _family(job), *((InputError,) if offline else ()))
     counts, no_counts = _try(lambda: data.count_rows(job), InputError)
-    samples, no_samples = None, no_family or no_counts
+    samples, splits, no_samples = None, None, no_family or no_counts
     if family is not None and counts is not None:
         samples, no_samples = _try(lambda: data.sample_rows(job, family), InputError)
+        if samples is not None:
+            splits, _ = _try(lambda: data.split_rows(job, counts, samples), InputError)
     lost = [error for error in (no_counts, no_samples) if error is not no_family]
     return data.DataSurvey(
         counts=counts,
         samples=samples,
+        splits=splits,
         unknown=no_counts or no_samples,
         missing=next((error for error in lost if isinstance(error, InputError)), None),
     )

@@ -20,8 +20,9 @@ MERGE_FACTOR = 1.2
 CPU_BYTES_PER_PARAMETER = 3 * 4
 """Bytes per parameter on a CPU: base, trained and merged model in fp32."""
 DATA, GENERATED_DATA = 20 * GIB, 2 * GIB
-"""Disk for lists and prepared rows, whose size is unknown beforehand; less if all rows are
-generated."""
+"""Disk for lists and prepared rows, if their size is unknown; less if all rows are generated."""
+SPARE = GIB // 4
+"""Disk for logs, compiled code and temporary files, beside what is known to the byte."""
 TMP = 2 * GIB
 LOGS = 1 * GIB
 UPLOAD_RATE = 50e6
@@ -55,17 +56,27 @@ class Needs:
         return self.work + self.tmp + LOGS
 
 
-def needs(spec: JobSpec, sizes: Sizes, *, gpus: int, output: str | None = None) -> Needs:
+def needs(
+    spec: JobSpec,
+    sizes: Sizes,
+    *,
+    gpus: int,
+    output: str | None = None,
+    data_bytes: int | None = None,
+) -> Needs:
     """The requirements on a machine with this number of GPUs.
 
-    `output` replaces `output.uri` of the spec.
+    `output` replaces `output.uri` of the spec. `data_bytes` is the size of the prepared rows; None,
+    if it is unknown, leaves room for rows of any usual size.
     """
     workers = spec.train.dataloader_num_workers
     shared = (8 * GIB if gpus else GIB) + workers * GIB
     model = sizes.merged * MERGE_FACTOR if gpus else sizes.parameters * CPU_BYTES_PER_PARAMETER
     process = PROCESS + model if gpus else max(PROCESS + model, training_on_cpu(spec))
     generated = all(source.uri == FORMULAS for source in spec.data.sources().values())
-    data = GENERATED_DATA if generated else DATA
+    data, disk = GENERATED_DATA if generated else DATA, _gib
+    if data_bytes is not None:
+        data, disk = data_bytes, _with_spare
     checkpoints = (spec.train.save_total_limit + 1) * sizes.checkpoint
     cache, scratch = sizes.download * 1.1 + data, sizes.merged + sizes.adapter + checkpoints + data
     if storage.is_local(output or spec.output.uri):
@@ -75,8 +86,8 @@ def needs(spec: JobSpec, sizes: Sizes, *, gpus: int, output: str | None = None) 
     return Needs(
         memory=_gib(process + workers * WORKER_BYTES + shared),
         shared_memory=shared,
-        cache=_gib(cache),
-        work=_gib(scratch),
+        cache=disk(cache),
+        work=disk(scratch),
         tmp=TMP,
         weights=_gib(sizes.merged * 1.1),
         server_memory=_gib(PROCESS + sizes.merged * MERGE_FACTOR + 8 * GIB),
@@ -96,6 +107,10 @@ def training_on_cpu(spec: JobSpec) -> int:
     cpu = Accelerator(kind="cpu", name="CPU", memory_bytes=0)  # the estimate does not depend on it
     memory = estimate(family, model, spec, rows, cpu)
     return memory.total if memory else 0
+
+
+def _with_spare(count: float) -> int:
+    return math.ceil(count) + SPARE if count else 0
 
 
 def _gib(count: float) -> int:

@@ -40,14 +40,11 @@ class Sample:
     stored_bytes: int
     """The size of the rows in prepared shards, nearly all of it images."""
 
-    @property
-    def tokens(self) -> float:
-        """Trained tokens per row of the source; rows that cannot be trained on count as 0."""
-        return sum(size.tokens for size in self.sizes) / max(1, self.read)
-
-    @property
-    def usable_share(self) -> float:
-        return len(self.sizes) / max(1, self.read)
+    def of_rows(self, *, without_refused: bool) -> tuple[float, float]:
+        """The share of the source's rows that can be trained on, and the trained tokens per row;
+        the others count as 0. `without_refused` leaves refused rows out of both."""
+        rows = max(1, self.read - (len(self.refused) if without_refused else 0))
+        return len(self.sizes) / rows, sum(size.tokens for size in self.sizes) / rows
 
 
 def sample_source(

@@ -81,7 +81,9 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
     data, steps = plan.data, plan.steps
     # Prep finds leaked and rejected rows only when it reads them all.
     about, train, held_out = "about ", "", ""
-    if data.exact:
+    if data.as_prepared:
+        about = ""
+    elif data.exact:
         about, train, held_out = "", " before leak removal and rejects", " before rejects"
     if data.train_rows is not None:
         one = f"  ({data.sources[0].uri})" if len(data.sources) == 1 else ""

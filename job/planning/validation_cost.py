@@ -39,13 +39,9 @@ def validation(
 def _rows(spec: JobSpec, data: facts.Data) -> int:
     """The rows of one validation, at most."""
     most, source = spec.eval.validation_samples, spec.data.validation
-    if source is not None:
-        return most if source.limit is None else min(most, source.limit)
-    if data.train_rows is None:
-        return most
-    # `train_rows` may or may not count those held out: the estimate is an upper bound.
-    fraction = spec.data.validation_fraction
-    return min(most, max(1, math.ceil(data.train_rows * fraction / (1 - fraction))))
+    if data.validation_rows is not None:
+        return min(most, max(1, data.validation_rows))
+    return most if source is None or source.limit is None else min(most, source.limit)
 
 
 def _times(spec: JobSpec, steps: facts.Steps) -> int | None:

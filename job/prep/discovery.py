@@ -11,7 +11,7 @@ from job import storage
 from job.errors import InputError
 from job.local.file_digests import FileDigests
 from job.prep.globs import expand_braces, in_split, is_junk, splits_of
-from job.prep.source_files import ORPHANS, DataSource, Format, SkippedFiles, SourceFile
+from job.prep.source_files import DataSource, Format, SkippedFiles, SourceFile
 from job.prep.values import IMAGE_SUFFIXES, TEXT_SUFFIXES
 from job.spec.types import FORMULAS, SourceSpec
 
@@ -37,6 +37,14 @@ _UNSUPPORTED = {
     **dict.fromkeys(_PACKED[3:], "has a compression that is not supported"),
 }  # fmt: skip
 NO_FILES = "no files there can be read as rows"
+_ABOUT_THE_FOLDER = (
+    *("readme", "license", "licence", "copying", "notice", "changelog", "credits", "info", "notes"),
+    *("classes", "categories", "labels", "requirements", "train", "val", "valid", "validation"),
+    *("test", "trainval", "list", "files", "metadata"),
+)
+"""Names of texts that lie in folders of images and are the answer of none."""
+_NO_IMAGE = "has no image of the same name; add it, or remove the text"
+_SECOND_TEXT = "is a second text of its image; remove the one that is not the answer"
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
@@ -219,26 +227,32 @@ def _is_metadata(name: str) -> bool:
 def _image_folder(
     uris: tuple[str, ...], names: tuple[str, ...]
 ) -> tuple[tuple[SourceFile, ...], dict[str, list[str]]]:
-    """Each image with the text file of its stem; texts without an image are skipped."""
+    """Each image with the text file of its stem. One without the other is a row to reject, but for
+    texts whose name says that they are about the folder."""
     texts: dict[str, str] = {}
     for uri in uris:
         if suffix(uri) in TEXT_SUFFIXES:
-            texts.setdefault(uri.rpartition(".")[0], uri)
-    files = tuple(
-        SourceFile(
-            name=name, uri=uri, format="imagefolder", text_uri=texts.get(uri.rpartition(".")[0])
-        )
-        for uri, name in zip(uris, names, strict=True)
-        if suffix(uri) in IMAGE_SUFFIXES
-    )
-    used = {file.text_uri for file in files}
-    orphans, others = [], []
+            texts.setdefault(_stem(uri), uri)
+    images = {_stem(uri) for uri in uris if suffix(uri) in IMAGE_SUFFIXES}
+    files, about, others = [], [], []
     for uri, name in zip(uris, names, strict=True):
-        if suffix(uri) in TEXT_SUFFIXES and uri not in used:
-            orphans.append(name)
-        elif suffix(uri) not in (*TEXT_SUFFIXES, *IMAGE_SUFFIXES):
+        stem, text_uri = _stem(uri), texts.get(_stem(uri))
+        if suffix(uri) in IMAGE_SUFFIXES:
+            files.append(SourceFile(name=name, uri=uri, format="imagefolder", text_uri=text_uri))
+        elif suffix(uri) not in TEXT_SUFFIXES:
             others.append(name)
-    return files, {ORPHANS: orphans, "neither images nor texts": others}
+        elif stem not in images and storage.name(stem).lower() in _ABOUT_THE_FOLDER:
+            about.append(name)
+        elif images and (stem not in images or uri != text_uri):
+            problem = _SECOND_TEXT if stem in images else _NO_IMAGE
+            files.append(
+                SourceFile(name=name, uri=uri, format="imagefolder", text_uri=uri, problem=problem)
+            )
+    return tuple(files), {"texts about the folder": about, "neither images nor texts": others}
+
+
+def _stem(uri: str) -> str:
+    return uri.rpartition(".")[0]
 
 
 def _short_names(uris: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from job import log
 from job.prep.mixture import SourceShare
 from job.prep.shards import Split
-from job.prep.source_files import ORPHANS, DataSource
+from job.prep.source_files import DataSource
 from job.prep.statistics import Statistics
 
 MAX_COLUMNS = 20
@@ -20,8 +20,7 @@ def log_skipped_files(
     for label, source in zip(labels, sources, strict=True):
         counts = {reason: skipped.files for reason, skipped in source.skipped.items()}
         for reason, skipped in source.skipped.items():
-            write = log.warn if reason == ORPHANS else log.info
-            write(f"skipped: {reason}", source=label, files=skipped.files, first=skipped.first)
+            log.info(f"skipped: {reason}", source=label, files=skipped.files, first=skipped.first)
         if junk_members[label]:
             reason = "members of archives left there by systems and tools"
             counts[reason] = junk_members[label]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from job import log
+from job import log, storage
 from job.errors import SpecError
 from job.prep import control_tokens, sources
 from job.prep.chunks import SAMPLE, ChunkResult, SourceTask
@@ -21,7 +21,7 @@ from job.prep.notices import (
     log_shares,
     log_skipped_files,
 )
-from job.prep.prepared_data import STATS, PreparedData
+from job.prep.prepared_data import REJECTS, STATS, PreparedData
 from job.prep.result_checks import check_result, check_shares, warn_if_mostly_leaked
 from job.prep.rows import Row
 from job.prep.shards import Rows, sample_rows
@@ -54,6 +54,8 @@ class PrepInputs:
     it is the same."""
     control_tokens: Sequence[str] = ()
     """The model's control tokens; rows whose text contains one are rejects."""
+    published_at: str | None = None
+    """The URI under which users find what prep writes; None if that is its directory."""
 
     @property
     def sources(self) -> tuple[DataSource, ...]:
@@ -92,7 +94,8 @@ def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
     _write_stats(directory, totals, leaked, skipped, shares)
 
     coverage = class_coverage(directory, spec, inputs.normalize_label, classes=inputs.classes)
-    check_result(spec, totals, leaked, coverage)
+    rejects = storage.join(inputs.published_at or str(directory), REJECTS)
+    check_result(spec, totals, leaked, coverage, rejects=rejects)
     if coverage is not None and (inputs.classes or "image" in totals.leakage_by.values()):
         warn_missing_classes(coverage, spec)
     check_shares(shares)

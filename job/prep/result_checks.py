@@ -8,7 +8,6 @@ from job.errors import DataError, Problem
 from job.prep.coverage import ClassCoverage
 from job.prep.leakage import LeakedRows
 from job.prep.mixture import SourceShare
-from job.prep.prepared_data import REJECTS
 from job.prep.shards import Split
 from job.prep.totals import Totals
 from job.spec.types import DataSpec, SourceSpec
@@ -38,11 +37,16 @@ def warn_if_mostly_leaked(spec: DataSpec, totals: Totals, leaked: LeakedRows) ->
 
 
 def check_result(
-    spec: DataSpec, totals: Totals, leaked: LeakedRows, coverage: ClassCoverage | None
+    spec: DataSpec,
+    totals: Totals,
+    leaked: LeakedRows,
+    coverage: ClassCoverage | None,
+    *,
+    rejects: str,
 ) -> None:
     """Raises TooManyBadRows beyond `max_bad_rows`, else DataError if a split has no rows or
-    `leakage: refuse` found leaked ones."""
-    _check_rejects(spec, totals)
+    `leakage: refuse` found leaked ones. `rejects` is the URI of the list of rejected rows."""
+    _check_rejects(spec, totals, rejects)
     _check_splits(spec, totals, coverage)
     _check_leakage(spec, totals, leaked)
 
@@ -59,14 +63,14 @@ def check_shares(shares: Sequence[SourceShare]) -> None:
             )
 
 
-def _check_rejects(spec: DataSpec, totals: Totals) -> None:
+def _check_rejects(spec: DataSpec, totals: Totals, rejects: str) -> None:
     rejected = totals.rejected
     if rejected > spec.max_bad_rows:
         summary = Problem(
             "$.data.max_bad_rows",
             f"{rejected} of {rejected + totals.all_rows} rows cannot be used, "
             f"more than the {spec.max_bad_rows} allowed",
-            fix=f"fix the rows listed in data/{REJECTS}, or allow them: "
+            fix=f"fix the rows listed in {rejects}, or allow them: "
             f"--set data.max_bad_rows={rejected}",
         )
         raise TooManyBadRows.from_problems([summary, *_first_rejects(totals)])

@@ -15,19 +15,22 @@ from job.storage.digests import fingerprint
 Format = Literal[
     "jsonl", "json", "csv", "tsv", "parquet", "arrow", "imagefolder", "webdataset", "builtin"
 ]
-ORPHANS = "texts without an image of the same name"
 _SAMPLE_BYTES = 4096  # from either end of an image, to tell it from another
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file to read; for an `imagefolder`, one image and its text file."""
+    """One file to read; for an `imagefolder`, one image and its text file, either of which may be
+    missing."""
 
     name: str
     """For messages and row ids: relative to the folder that all files share."""
     uri: str
     format: Format
     text_uri: str | None = None
+    problem: str | None = None
+    """Why it is no row, for a text of an `imagefolder` without an image of its own, which is then
+    both `uri` and `text_uri`."""
 
 
 @dataclass(frozen=True, kw_only=True)

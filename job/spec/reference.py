@@ -107,9 +107,15 @@ def _heading(path: keys.Path, node: keys.Schema) -> Iterator[str]:
 
 
 def _about(note: keys.Schema, tick: str = "") -> str:
-    """The other key and its value, then the value of this key that the relation applies to."""
+    """The other key and its value, or those that each suffice, then the value of this key that the
+    relation applies to. Of a note with `any`, the other's value is an example."""
+    shown, before = list[str](), None
+    for name, _, value in (each.partition(": ") for each in (note["with"], *note.get("or", ()))):
+        other = name if note.get("any") else value if name == before else f"{name}: {value}"
+        shown.append(f"{tick}{other}{tick}")
+        before = name
     when = f", for {tick}{quoted(note['value'])}{tick}" if "value" in note else ""
-    return f"{tick}{note['with']}{tick}{when}"
+    return " or ".join(shown) + when
 
 
 def _default(node: keys.Schema) -> str:

@@ -88,6 +88,7 @@ def test_11_more_bad_rows_than_allowed(tmp_path: Path, cache: Path) -> None:
     run = read_json(tmp_path / "out" / "run.json")
     assert run["status"] == "failed"
     assert "max_bad_rows" in run["error"][0]["field"]
+    assert f"fix the rows listed in {tmp_path}/out/data/rejects.jsonl" in run["error"][0]["fix"]
 
 
 def test_12_a_missing_list(tmp_path: Path, cache: Path) -> None:

@@ -69,8 +69,9 @@ def init(
     if name is not None and name != drafting.as_name(name):
         raise UsageError(
             "--name", "must be lower-case letters, digits and hyphens", value=name,
-            fix=f"write {drafting.as_name(name) or 'my-job'}",
+            fix=f"write {drafting.as_name(name) or drafting.NO_NAME}",
         )  # fmt: skip
+    unnamed = name is None and drafting.job_name(data) == drafting.NO_NAME
     name = name or drafting.job_name(data)
     path = output or f"{name}.yaml"
     if not force and storage.exists(path):
@@ -95,10 +96,10 @@ def init(
         storage.write_text(path, text)
     elif not storage.write_new(path, text.encode()):
         raise _exists(path)
-    _report(draft, path)
+    _report(draft, path, unnamed=unnamed)
 
 
-def _report(draft: "Draft", path: str) -> None:
+def _report(draft: "Draft", path: str, *, unnamed: bool) -> None:
     if draft.rejects:
         first = draft.rejects[0]
         log.warn(
@@ -114,6 +115,12 @@ def _report(draft: "Draft", path: str) -> None:
         next=f"python -m job validate {path}",
         **({"columns": columns} if columns else {}),
     )
+    if unnamed:
+        log.info(
+            "no part of DATA could name the job",
+            name=draft.options.name,
+            fix="--name NAME, which also names the spec and the output",
+        )
 
 
 def _exists(path: str) -> UsageError:

@@ -56,6 +56,8 @@ def count(file: SourceFile) -> int:
 
 
 def _image_and_text(file: SourceFile) -> Record:
+    if file.problem is not None:
+        return Record(id=file.name, problem=file.problem, base="")
     if file.text_uri is None:
         return Record(id=file.name, problem="has no text file of the same name", base="")
     image, text = file.uri.rpartition("/")[2], file.text_uri.rpartition("/")[2]

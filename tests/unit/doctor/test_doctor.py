@@ -1,18 +1,23 @@
 """What the doctor finds on machines, in environments and at services that are well or ill."""
 
 import dataclasses
+import json
 import os
 import platform
+import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from job import log
 from job.distributed.cores import cores
 from job.doctor import access, capacity, device, exit_code, software, text
 from job.doctor.check import Check, State, fail, failed, ok, warn
+from job.doctor.subject import Subject
 from job.engines import cpu
 from job.engines.device import detect
 from job.errors import InputError, OutOfMemoryError, StorageError
@@ -319,6 +324,36 @@ def test_disk_is_held_against_what_is_downloaded_and_made(
     check = one(capacity.disks(tmp_path / "cache", tmp_path / "work", (sizes, need)))
     assert (check.name, check.state) == ("disk", state)
     assert check.state == "ok" or "runtime.cache_dir" in check.fix
+
+
+def test_a_small_job_needs_the_disk_that_its_own_rows_take(tmp_path: Path) -> None:
+    picture = Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(3 * 64**2))
+    lines = [json.dumps({"image": "a.png", "text": str(n)}) for n in range(60)]
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+
+    def found(*overrides: str) -> Check:
+        text = (ROOT / "specs/latex.yaml").read_text()
+        place = (f"runtime.cache_dir={tmp_path}/cache", f"output.uri={tmp_path}/out")
+        loaded = load_spec(text, "latex", [*place, "data.eval=null", *overrides], {})
+        subject = Subject.of(loaded)
+        unknown = subject.data_bytes is None
+        return one(
+            capacity.disks(
+                subject.cache_dir, subject.workdir, subject.measured(0), rows_unknown=unknown
+            )
+        )
+
+    data = f"{{uri: {tmp_path}/rows.jsonl}}"
+    own = found(f"data.train={data}", "data.instruction=Read it.", "data.eval_fraction=0.2")
+    assert re.search(r"the plan needs 2\d\d\.\d MiB$", own.found)
+    remote = found("data.train={uri: s3://bucket/rows.jsonl}", "data.eval_fraction=0.2")
+    assert remote.found.endswith("42.0 GiB; rows that are not local are taken to be many")
+
+
+def test_without_a_spec_a_disk_is_held_against_no_plan(tmp_path: Path) -> None:
+    check = one(capacity.disks(tmp_path, tmp_path, None))
+    assert (check.state, "the plan needs" in check.found) == ("ok", False)
 
 
 def test_scratch_on_another_disk_is_looked_at_apart(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from job.errors import DataError, InputError, JobError, UsageError
 from job.evaluation.answer_kinds import NORMALIZERS
 from job.prep.discovery import find_source
 from job.prep.prepare import PrepInputs, prepare
+from job.prep.prepared_data import PreparedData
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from tests.jobs import ROOT, Finished, job
@@ -63,28 +65,70 @@ def receipts(folder: Path, count: int = 60) -> Path:
     return listed(folder, [{"file": f"{n}.png", "ground_truth": o} for n, o in enumerate(objects)])
 
 
+def prepared(folder: Path, place: Path, *, max_bad_rows: int = 0, **options: Any) -> PreparedData:
+    """Prep of the spec that is written for the folder."""
+    spec = spec_of(folder, **options)
+    made = PrepInputs(
+        spec=replace(spec.data, max_bad_rows=max_bad_rows),
+        train=(find_source(spec.data.train[0], "$.data.train"),),
+        evaluation=None,
+        seed=spec.train.seed,
+        normalize_label=NORMALIZERS[spec.eval.answer],
+        classes=spec.eval.answer == "label",
+    )
+    return prepare(made, place / "prepared" / "data")
+
+
 def test_columns_with_unusual_names_and_json_are_recognized_and_named(tmp_path: Path) -> None:
     spec = spec_of(receipts(tmp_path / "receipts"), instruction="Read it as JSON.")
     columns = spec.data.train[0].columns
     assert (columns.image, columns.text) == ("file", "ground_truth")
     assert spec.eval.answer == "json"
     assert spec.eval.generation.max_new_tokens == "auto"
-    assert (spec.data.eval_fraction, spec.data.validation_fraction) == (0.2, 0.2)
+    assert (spec.data.eval_fraction, spec.data.validation_fraction) == (0.15, 0.2)
     assert (spec.train.eval_strategy, spec.train.load_best_model_at_end) == ("epoch", True)
 
 
 def test_what_is_written_prepares_with_no_split_empty(tmp_path: Path) -> None:
-    spec = spec_of(receipts(tmp_path / "receipts"), instruction="Read it as JSON.")
-    made = PrepInputs(
-        spec=spec.data,
-        train=(find_source(spec.data.train[0], "$.data.train"),),
-        evaluation=None,
-        seed=spec.train.seed,
-        normalize_label=NORMALIZERS["json"],
-    )
-    data = prepare(made, tmp_path / "prepared" / "data")
-    assert (data.train_rows, data.eval_rows, data.validation_rows) == (40, 12, 8)
-    assert "0.2 # 12 rows" in text_of(tmp_path / "receipts", instruction="Read it as JSON.")
+    folder = receipts(tmp_path / "receipts")
+    data = prepared(folder, tmp_path, instruction="Read it as JSON.")
+    assert data.train_rows >= 0.7 * 60
+    assert min(data.eval_rows, data.validation_rows or 0) >= 8
+    text = text_of(folder, instruction="Read it as JSON.")
+    assert f" # {data.eval_rows} rows, evaluated before and after\n" in text
+    rest = f"{data.validation_rows} others, to choose a step by; {data.train_rows} are trained on"
+    assert f" # {rest}\n" in text
+
+
+def test_a_few_copies_and_bad_rows_do_not_make_the_written_numbers_wrong(tmp_path: Path) -> None:
+    rows = [{"image": f"{n % 40}.png", "text": f"number {n % 45}"} for n in range(60)]
+    folder = listed(tmp_path / "rows", [*rows, {"image": "60.png", "text": ""}])
+    data = prepared(folder, tmp_path, instruction="Read it.", max_bad_rows=1)
+    assert data.leaked_rows > 0
+    assert f"; {data.train_rows} are trained on\n" in text_of(folder, instruction="Read it.")
+
+
+def test_every_split_has_a_row_of_each_class_where_rows_suffice(tmp_path: Path) -> None:
+    names = ["cat", "dog", "cow"] * 20
+    labels = [{"image": f"{n}.png", "text": name} for n, name in enumerate(names)]
+    folder = listed(tmp_path / "animals", [*labels, {"image": "60.png", "text": "emu"}])
+    data = prepared(folder, tmp_path, instruction="Which?")
+    for split in ("train", "eval", "validation"):
+        assert {"cat", "dog", "cow"} <= {row.answer for row in data.rows(split)}
+    assert "too few rows to be in every split: emu." in text_of(folder, instruction="Which?")
+
+
+def test_a_toy_takes_enough_steps_to_learn_something_and_a_real_model_is_not_overtrained(
+    tmp_path: Path,
+) -> None:
+    folder = receipts(tmp_path / "receipts")
+    toy = text_of(folder, instruction="Read it.")
+    epochs = load_spec(toy, "x", environ={}).spec.train.num_train_epochs
+    assert f"  num_train_epochs: {epochs:g} # 308 steps\n" in toy
+    assert "The toy learns little in fewer than 300 steps." in toy
+    real = text_of(folder, instruction="Read it.", model="hf://org/model")
+    assert "  num_train_epochs: 3 # 33 steps\n" in real
+    assert "# If answers are not right yet, raise this first" in real
 
 
 @pytest.mark.parametrize(
@@ -250,7 +294,10 @@ def test_data_that_makes_no_rows_is_refused(
         ("data/receipts/train.jsonl", "receipts"),
         ("s3://bucket/My Formulas/data/train-00000-of-00002.parquet", "my-formulas"),
         ("hf://datasets/unsloth/LaTeX_OCR/data/train-*.parquet", "latex-ocr"),
-        ("rows.csv", "my-job"),
+        ("rows.csv", "rows"),
+        ("list", "list"),
+        ("data/train-00000-of-00002.parquet", "data"),
+        ("收据/*.jsonl", "my-job"),
         ("../cats.tar.gz", "cats"),
     ],
 )

@@ -19,7 +19,7 @@ from job.families.encoded import RowSize
 from job.families.ernie45_vl import Ernie45VL
 from job.local import eviction
 from job.pipeline.context import RunContext
-from job.planning import facts, speed
+from job.planning import data, facts, speed
 from job.planning.accelerators import ACCELERATORS
 from job.planning.feasibility import nearest_change
 from job.planning.sample import worst_batch
@@ -48,9 +48,11 @@ def loaded(name: str, *overrides: str) -> LoadedSpec:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A list of 20 rows, of which one has no label and two are longer than 60 tokens."""
     folder = tmp_path_factory.mktemp("rows")
-    Image.new("L", (112, 56)).save(folder / "a.png")
-    lines = [{"image": "a.png", "text": "x" * 10}] * 17 + [{"image": "a.png", "text": "y" * 50}] * 2
-    lines.insert(3, {"image": "a.png", "text": ""})
+    texts = ["x" * 10] * 17 + ["y" * 50] * 2
+    texts.insert(3, "")
+    for number in range(len(texts)):
+        Image.new("L", (112, 56), 10 * number).save(folder / f"{number}.png")
+    lines = [{"image": f"{number}.png", "text": text} for number, text in enumerate(texts)]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder / "train.jsonl"
 
@@ -69,13 +71,13 @@ def made(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> facts.Plan:
 
 
 def test_a_sample_of_rows_is_encoded_as_training_would(made: facts.Plan) -> None:
-    data = made.data
-    assert (data.train_rows, data.held_out_rows) == (15, 5)
-    assert (data.sampled, data.refused, data.too_long) == (20, 1, 2)
-    assert data.first_refusal is not None
-    assert data.first_refusal.startswith("train.jsonl:4")
-    assert data.longest_row == data.tokens_a_row
-    assert data.tokens_an_epoch == round(15 * 17 / 20 * data.longest_row)  # type: ignore[operator]
+    found = made.data
+    assert (found.train_rows, found.held_out_rows) == (13, 6)
+    assert (found.sampled, found.refused, found.too_long) == (20, 1, 2)
+    assert found.first_refusal is not None
+    assert found.first_refusal.startswith("train.jsonl:4")
+    assert found.longest_row == found.tokens_a_row
+    assert found.tokens_an_epoch == round(13 * 17 / 19 * found.longest_row)  # type: ignore[operator]
 
 
 def test_rows_to_validate_on_are_counted_apart(rows: Path, tmp_path: Path) -> None:
@@ -84,8 +86,10 @@ def test_rows_to_validate_on_are_counted_apart(rows: Path, tmp_path: Path) -> No
     spec = loaded("im2latex", *sets, f"output.uri={tmp_path}")
     plan = planning.make_plan(planning.PlanOptions(loaded=spec, accelerator="mi300x"))
     found = (plan.data.train_rows, plan.data.held_out_rows, plan.data.validation_rows)
-    assert found == (13, 5, 2)
-    assert "validation rows  about 2\n" in planning.text(plan)
+    assert found == (10, 6, 3)  # as prep will count them
+    assert "validation rows  3\n" in planning.text(plan)
+    assert plan.validation is not None
+    assert plan.validation.rows == 3
 
 
 def test_a_plan_fits_a_terminal(made: facts.Plan) -> None:
@@ -407,11 +411,20 @@ def test_a_stage_that_was_made_is_compared_with_what_it_would_be(
 # --- what will not train ---------------------------------------------------------------------
 
 
-def test_rows_that_are_counted_are_those_before_leakage_and_refusals(rows: Path) -> None:
+def test_rows_that_are_counted_are_those_before_leakage_and_refusals(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "SPLIT_ROWS", 39)  # one less than there are
     made = planning.make_plan(of(rows, f"data.eval={{uri: {rows}}}"))
     assert made.data.exact
     assert "20 before leak removal and rejects" in planning.text(made)
     assert "20 before rejects, at most" in planning.text(made)
+
+
+def test_a_split_without_rows_is_told_before_a_run_refuses_it(rows: Path) -> None:
+    made = planning.make_plan(of(rows, f"data.eval={{uri: {rows}}}"))
+    assert made.data.warning is not None
+    assert made.data.warning.startswith("no row is left to train on")
 
 
 def test_rows_that_are_all_too_long_are_told_before_training_refuses_them(rows: Path) -> None:

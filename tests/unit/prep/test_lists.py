@@ -253,15 +253,15 @@ def test_what_systems_leave_in_folders_and_archives_is_passed_over_and_counted(
         (folder / "images" / name).write_bytes(b"junk")
     for n in range(13):
         (folder / "images" / f"{n}.txt").write_text(f"x_{n}")
-    (folder / "images" / "lost.txt").write_text("x")
+    (folder / "images" / "README.txt").write_text("x")
     spec = replace(data_spec(folder / "images"), eval_fraction=0.3)
     run(spec, tmp_path)
     stats = json.loads((tmp_path / "prepared" / "stats.json").read_text())
     assert stats["passed_over"]["train"] == {
-        "texts without an image of the same name": 1,
+        "texts about the folder": 1,
         "left there by systems and tools": 5,
     }
-    assert "first=lost.txt" in capfd.readouterr().err
+    assert "first=README.txt" in capfd.readouterr().err
     path = archive(folder / "a.tar")
     add(path, ("._7.png", b"junk"), ("__MACOSX/._7.txt", b"junk"), (".DS_Store", b"junk"))
     for n in range(3, 13):

@@ -228,6 +228,7 @@ def test_more_bad_rows_than_allowed_end_prep_and_are_all_listed(
     assert "2 of 14 rows cannot be used, more than the 1 allowed" in str(caught.value)
     assert "rows.jsonl:13" in str(caught.value)
     assert list(rejects(tmp_path)) == ["rows.jsonl:13", "rows.jsonl:14"]
+    assert f"fix the rows listed in {tmp_path}/prepared/rejects.jsonl, or" in str(caught.value)
 
 
 def test_the_held_out_rows_stay_the_same_when_rows_are_appended(

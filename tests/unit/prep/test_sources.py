@@ -23,6 +23,7 @@ from job.errors import DataError, InputError
 from job.prep import image_identity, readers, sources
 from job.prep.discovery import find_source
 from job.prep.readers import tars
+from job.prep.result_checks import TooManyBadRows
 from job.prep.rows import Row
 from job.spec.types import DataSpec
 from tests.unit.prep.test_prep import data_spec, png, rejects, run, with_source, write_jsonl
@@ -361,6 +362,19 @@ def test_an_image_without_text_is_one_reject(folder: Path, tmp_path: Path) -> No
     spec = data_spec(folder / "images", max_bad_rows=1)
     assert len(rows_of(spec, tmp_path)) == COUNT
     assert rejects(tmp_path) == {"alone.png": "has no text file of the same name"}
+
+
+def test_a_text_without_image_is_one_reject_too_unless_it_is_about_the_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    as_pairs(folder)
+    for name in ("alone.txt", "README.txt", "classes.txt", "3.tex"):
+        (folder / "images" / name).write_text("x")
+    with pytest.raises(TooManyBadRows, match=r"alone\.txt: has no image of the same name; add it"):
+        run(data_spec(folder / "images", max_bad_rows=1), tmp_path)
+    assert len(rows_of(data_spec(folder / "images", max_bad_rows=2), tmp_path)) == COUNT
+    assert list(rejects(tmp_path)) == ["3.txt", "alone.txt"]
+    assert rejects(tmp_path)["3.txt"].startswith("is a second text of its image")
 
 
 def test_a_relative_path_that_is_missing_is_told_with_where_it_starts(

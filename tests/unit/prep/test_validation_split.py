@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from job.errors import DataError
-from job.prep import chunks
+from job.prep import chunks, sources
+from job.prep.convert import to_results
 from job.prep.discovery import find_source
 from job.prep.prepare import prepare
 from job.prep.prepared_data import PreparedData
 from job.prep.rows import Row
 from job.prep.shards import SPLITS, shard_paths
+from job.prep.source_check import check_source
+from job.prep.split_counts import SplitCounts, count_splits
 from job.prep.streaming import FullShards
 from job.spec.types import DataSpec
 from job.storage.digests import digest_tree
@@ -72,6 +75,47 @@ def test_no_row_is_in_two_splits(folder: Path, tmp_path: Path, named_eval: bool)
     assert not found["train"] & found["validation"]
     assert not found["validation"] & found["eval"]
     assert {*Counter(answers(data)["validation"]).values()} == {2}  # copies stay together
+
+
+def counted(spec: DataSpec, **more: Any) -> SplitCounts:
+    """The splits without any preparation."""
+    made = inputs(spec, [], None, **more)
+    rows = dict[str, list[Row]]()
+    for path, source in spec.sources().items():
+        found = find_source(source, path)
+        options = check_source(found, source, spec, path)
+        results = to_results(list(sources.read(found, source)), options)
+        rows[path] = [result for result in results if isinstance(result, Row)]
+    return count_splits(
+        rows, spec, normalize_label=made.normalize_label, classes=made.classes, seed=made.seed
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_fraction": 0.25, "validation_fraction": 0.25},
+        {"eval_fraction": 0.2, "validation_fraction": 0.2, "leakage_by": "image_and_answer"},
+        {"eval_fraction": 0.3, "leakage": "refuse", "leakage_by": "image"},
+        {"validation_fraction": 0.3, "eval": "eval.jsonl"},
+        {"eval_fraction": 0.3, "validation": "eval.jsonl", "leakage_by": "image_and_answer"},
+    ],
+)
+def test_the_splits_of_a_small_source_are_counted_as_prep_will(
+    folder: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    write_jsonl(folder, [pair(n) for n in range(5, 12)], "eval.jsonl")
+    # An image appears with two answers, and some rows twice.
+    many = [pair(n % 24, text=f"x_{{{n % 40}}}") for n in range(70)]
+    named_rows = {key: folder / settings.pop(key) for key in ("eval", "validation")
+                  if key in settings}  # fmt: skip
+    spec = named(data_spec(write_jsonl(folder, many), **settings), **named_rows)
+    data, found = run(spec, tmp_path / "prepared"), counted(spec)
+    assert (sum(found.train), found.evaluation, found.validation) == (
+        data.train_rows,
+        data.eval_rows,
+        data.validation_rows or 0,
+    )
 
 
 @pytest.fixture

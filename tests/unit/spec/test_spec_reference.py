@@ -108,6 +108,8 @@ OTHERS: dict[Any, Any] = {
     "builtin://formulas": "rows.jsonl",
     "vllm": "transformers",
     "steps": "no",
+    "epoch": "no",
+    "validation.jsonl": None,
     0.05: 0,
     3: None,
 }
@@ -119,10 +121,26 @@ def relations(word: str) -> Iterator[Any]:
     for path, node in keys.walk():
         dotted = ".".join(map(str, path))
         for note in node.get(word, ()):
-            name, value = note["with"].split(": ", 1)
-            other = name if "." in name else ".".join([*map(str, path[:-1]), name])
             own = note.get("value", unlike_default(node))
-            yield pytest.param(dotted, own, other, yaml.safe_load(value), id=f"{dotted}, {other}")
+            for each in (note["with"], *note.get("or", ())):
+                name, value = each.split(": ", 1)
+                other = name if "." in name else ".".join([*map(str, path[:-1]), name])
+                label = f"{dotted}, {other}"
+                yield pytest.param(dotted, own, other, yaml.safe_load(value), id=label)
+
+
+def choices() -> Iterator[Any]:
+    """Each note of what is required, if that is a choice: the key, a value of it, the other key,
+    and all of that one's values that are named."""
+    for path, node in keys.walk():
+        for note in node.get("requires", ()):
+            others = [each.split(": ", 1) for each in (note["with"], *note.get("or", ()))]
+            other = others[0][0]
+            if "." in other and "enum" in (keys.at(keys.path_of(other)) or {}):
+                named = {value for name, value in others if name == other}
+                dotted = ".".join(map(str, path))
+                own = note.get("value", unlike_default(node))
+                yield pytest.param(dotted, own, other, named, id=f"{dotted}, {other}")
 
 
 def unlike_default(node: keys.Schema) -> Any:
@@ -168,6 +186,23 @@ def test_a_key_is_refused_without_what_it_requires(
 def test_a_key_is_taken_with_what_it_requires(key: str, value: Any, other: str, with_: Any) -> None:
     found = refused({key: value, other: with_})
     assert not any(name == key or name.startswith(f"{key}.") for name in found)
+
+
+@pytest.mark.parametrize(("key", "value", "other", "named"), choices())
+def test_of_a_choice_every_value_that_suffices_is_named(
+    key: str, value: Any, other: str, named: set[str]
+) -> None:
+    node = keys.at(keys.path_of(other))
+    assert node is not None
+    rows = {"data.validation_fraction": 0.05} if other.endswith("eval_strategy") else {}
+    settings = [{**rows, key: value, other: each} for each in node["enum"]]
+    assert {each[other] for each in settings if not {key, other} & refused(each)} == named
+
+
+def test_a_requirement_that_any_value_meets_is_shown_without_a_value() -> None:
+    assert "requires: train.early_stopping_patience\n" in reference("early_stopping_threshold")
+    shown = reference("train.load_best_model_at_end")
+    assert "requires: train.eval_strategy: steps or epoch, for true" in shown
 
 
 def test_a_problem_of_a_spec_names_its_entry() -> None:
