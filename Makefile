@@ -71,9 +71,10 @@ $(VENV)/bin/finetune-job: $(VENV)/.ready pyproject.toml
 	@$(VENV)/bin/python -m pip install -qq --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Tests use the trackers and bitsandbytes too. This file also decides what is installed.
+# Tests use the trackers and bitsandbytes too, and compile of them what they import. This file also
+# decides what is installed.
 $(VENV)/.ready-dev: $(VENV)/bin/finetune-job Makefile
-	@$(VENV)/bin/python -m pip install -qq --no-deps -r requirements/dev.txt -r requirements/trackers.txt -r requirements/gpu.txt
+	@$(VENV)/bin/python -m pip install -qq --no-deps --no-compile -r requirements/dev.txt -r requirements/trackers.txt -r requirements/gpu.txt
 	@touch $@
 
 # One thread per process: processes that each use every core slow each other down. Their bytecode is

@@ -42,19 +42,23 @@ done
 "${PIP[@]}" install -qq "pip==26.3"
 
 # --no-deps throughout: the locks are complete, and nothing may install another torch.
+# Compiled at the end, by every core: pip compiles with one, which took a third of its time.
 say "installing the locked packages; the first time takes some minutes"
-"${PIP[@]}" install -qq --no-deps "${locks[@]}"
+"${PIP[@]}" install -qq --no-deps --no-compile "${locks[@]}"
 
 case "$ACCELERATOR" in
 default | cuda)
     say "installing $(pin torch), $(pin torchvision) (CUDA wheels; they run on a CPU too)"
-    "${PIP[@]}" install -qq --no-deps -r torch.txt ;;
+    "${PIP[@]}" install -qq --no-deps --no-compile -r torch.txt ;;
 cpu | rocm)
     say "installing $(pin torch), $(pin torchvision) from TORCH_INDEX"
     # Both from one index in one step, so that their builds match. What only this torch needs
     # (pytorch-triton-rocm) comes with it; the rest is installed already.
-    "${PIP[@]}" install -qq --index-url "$TORCH_INDEX" "$(pin torch)" "$(pin torchvision)" ;;
+    "${PIP[@]}" install -qq --no-compile --index-url "$TORCH_INDEX" "$(pin torch)" "$(pin torchvision)" ;;
 esac
+
+# Some packages hold files for other versions of Python, which pip passes over in silence as well.
+"$PYTHON" -m compileall -qq -j 0 "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 
 "$PYTHON" - "$ACCELERATOR" <<'PY'
 import sys

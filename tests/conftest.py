@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 import os
 import re
 import tempfile
@@ -29,6 +30,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marker := item.get_closest_marker("slow"):
             minutes[item.path] += marker.kwargs.get("minutes", 0)
     items.sort(key=lambda item: -minutes[item.path])
+
+
+_MANY_OBJECTS = 1000
+"""Fewer than any model has."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leaves libraries and tests out of collections from now on: a full one would scan a million
+    objects of theirs in a third of a second, and each run of the job asks for several.
+    """
+    _freeze(session.config)
+
+
+def _freeze(config: pytest.Config) -> None:
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    config.stash[_FROZEN] = gc.get_freeze_count()
+
+
+_FROZEN = pytest.StashKey[int]()
+
+
+@pytest.fixture(autouse=True)
+def _what_a_training_froze_is_collected_after_it(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Its garbage would stay for ever, since a training leaves frozen what was frozen before."""
+    collections = gc.get_stats()[2]["collections"]
+    yield
+    # To count what is frozen takes longer than most tests, and whoever freezes collects first.
+    if gc.get_stats()[2]["collections"] > collections:
+        frozen = gc.get_freeze_count()
+        if frozen == 0 or frozen > pytestconfig.stash[_FROZEN] + _MANY_OBJECTS:
+            _freeze(pytestconfig)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -59,18 +59,17 @@ def start(
     *arguments: str,
     cwd: Path = ROOT,
     environ: Mapping[str, str] | None = None,
-    before: Callable[[], None] | None = None,
     err: IO[str] | int = subprocess.PIPE,
     code: str | None = None,
 ) -> Running:
     """Starts `python -m job`, or `python -c` with the code, with the arguments; what it says goes
     to `err`.
 
-    It is forked from a process with the libraries loaded, unless its environment or `before` asks
-    for one that starts anew.
+    It is forked from a process with the libraries loaded, unless its environment asks for one that
+    starts anew.
     """
     variables = _environ(environ)
-    if before is None and warm.fits(variables):
+    if warm.fits(variables):
         said = err if isinstance(err, int) else err.fileno()
         _started.append(warm.Process(arguments, cwd=cwd, environ=variables, err=said, code=code))
         return _started[-1]
@@ -81,7 +80,6 @@ def start(
         stdout=subprocess.PIPE,
         stderr=err,
         text=True,
-        preexec_fn=before,
     )
     _started.append(process)
     return process
@@ -118,12 +116,11 @@ def make(*arguments: str) -> Finished:
 def job(
     *arguments: str,
     environ: Mapping[str, str] | None = None,
-    before: Callable[[], None] | None = None,
     timeout: float = 300,
     code: str | None = None,
 ) -> Finished:
     """Runs `python -m job`, or the code, to its end, as `start` does."""
-    process = start(*arguments, environ=environ, before=before, code=code)
+    process = start(*arguments, environ=environ, code=code)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

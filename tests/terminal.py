@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.jobs import ROOT
+from tests import warm
+from tests.jobs import ROOT, Running
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,24 @@ def job_on_terminal(
 ) -> Shown:
     """Runs `python -m job` on a terminal of 80 columns; Ctrl-C where it says `interrupt_at`.
 
-    With `hold` it waits at that step for it.
+    With `hold` it waits at that step for it. Else it is forked from a process with the libraries
+    loaded if its environment allows that.
     """
-    module = ["job"] if hold is None else ["tests.held", hold]
-    return on_terminal(
-        [sys.executable, "-m", *module, *arguments],
-        environ={"JOB_STORAGE_RETRIES": "1", **(environ or {})},
-        interrupt_at=interrupt_at,
+    variables = {"JOB_STORAGE_RETRIES": "1", **(environ or {})}
+    if hold is not None or not warm.fits(_environ(variables)):
+        module = ["job"] if hold is None else ["tests.held", hold]
+        command = [sys.executable, "-m", *module, *arguments]
+        return on_terminal(command, environ=variables, interrupt_at=interrupt_at)
+    ours, theirs = _terminal(80)
+    process = warm.Process(
+        arguments,
+        cwd=ROOT,
+        environ=_environ(variables),
+        err=subprocess.DEVNULL,
+        terminal=theirs,
     )
+    os.close(theirs)
+    return _follow(process, ours, interrupt_at=interrupt_at)
 
 
 def on_terminal(
@@ -56,20 +67,43 @@ def on_terminal(
 
     `type_in` is asked for keys to press whenever something new was shown.
     """
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    known = {key: text for key, text in os.environ.items() if key not in _STEERING}
+    ours, theirs = _terminal(columns)
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        env={**known, "TERM": "xterm-256color", **(environ or {})},
+        env=_environ(environ or {}),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
+        text=True,
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C is a signal
     )
     os.close(theirs)
+    return _follow(process, ours, interrupt_at=interrupt_at, type_in=type_in, seconds=seconds)
+
+
+def _terminal(columns: int) -> tuple[int, int]:
+    """Our end of a new terminal, and that of the command."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    return ours, theirs
+
+
+def _environ(more: Mapping[str, str]) -> dict[str, str]:
+    known = {key: text for key, text in os.environ.items() if key not in _STEERING}
+    return {**known, "TERM": "xterm-256color", **more}
+
+
+def _follow(
+    process: Running,
+    ours: int,
+    *,
+    interrupt_at: str | None = None,
+    type_in: Callable[[str], str | None] = lambda _: None,
+    seconds: float = 300,
+) -> Shown:
+    """Reads what is shown until the process ends."""
     shown, end = b"", time.monotonic() + seconds
     while time.monotonic() < end:
         if not select.select([ours], [], [], 1)[0]:

@@ -4,6 +4,8 @@ Importing them takes longer than most of the tests' runs. What runs is the comma
 process of its own with its own environment, standard streams and exit code.
 """
 
+import fcntl
+import importlib
 import math
 import multiprocessing
 import os
@@ -11,6 +13,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
@@ -24,12 +27,18 @@ context.set_forkserver_preload(["tests.integration.preload"])
 
 # Libraries read these while they are imported.
 _READ_AT_IMPORT = (
-    "BNB_", "CUDA_", "FSSPEC_", "HF_", "HUGGINGFACE_", "KMP_", "LD_", "MKL_", "MPL", "OMP_",
-    "PYTHON", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "UNSLOTH_", "XDG_",
+    "BNB_", "CUDA_", "FORCE_COLOR", "FSSPEC_", "GITHUB_ACTIONS", "HF_", "HUGGINGFACE_", "KMP_",
+    "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "PY_COLORS", "TERMINAL_WIDTH", "TOKENIZERS_", "TORCH",
+    "TRANSFORMERS_", "UNSLOTH_", "XDG_",
 )  # fmt: skip
 # Torch sets one for processes of its own, to what every process would take. The others are read
-# when a GPU is used and when a hub is asked.
-_NOT_READ = {"TORCHINDUCTOR_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN"}
+# when a GPU is used, when a hub is asked, and when processes connect.
+_NOT_READ = {
+    "TORCHINDUCTOR_CACHE_DIR", "CUDA_VISIBLE_DEVICES", "HF_TOKEN", "TORCHELASTIC_RESTART_COUNT",
+    "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE",
+}  # fmt: skip
+_READ_AGAIN = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}
+"""Forked processes load the modules anew that read these."""
 _STARTED_WITH = {**os.environ}
 
 
@@ -40,7 +49,7 @@ def fits(environ: Mapping[str, str]) -> bool:
     """
     if any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
         return False
-    names = (environ.keys() | _STARTED_WITH.keys()) - _NOT_READ
+    names = (environ.keys() | _STARTED_WITH.keys()) - _NOT_READ - _READ_AGAIN
     return all(
         environ.get(name) == _STARTED_WITH.get(name)
         for name in names
@@ -57,6 +66,13 @@ def as_if_started() -> None:
     multiprocessing.set_start_method(None, force=True)
 
 
+def _read_again(environ: Mapping[str, str]) -> None:
+    """What the libraries know of the hub by the environment: others ask these modules for it."""
+    if any(environ.get(name) != _STARTED_WITH.get(name) for name in _READ_AGAIN):
+        for name in ("huggingface_hub.constants", "datasets.config"):
+            importlib.reload(sys.modules[name])
+
+
 class Process:
     """A process that was forked, with what the tests use of a `subprocess.Popen` of text."""
 
@@ -68,10 +84,12 @@ class Process:
         environ: Mapping[str, str],
         err: int,
         code: str | None = None,
+        terminal: int | None = None,
     ) -> None:
         """`err` is `subprocess.PIPE`, or where standard error goes: a descriptor or `DEVNULL`.
 
-        With `code`, that runs instead of the command, as by `python -c`.
+        With `code`, that runs instead of the command, as by `python -c`. With `terminal`, a
+        descriptor of one, it begins a session there, with all three streams.
         """
         self.args = ["job", *arguments]
         self._out, out = _pipe()
@@ -81,11 +99,12 @@ class Process:
             self.stderr, said = _pipe()
         elif err >= 0:
             said = Connection(os.dup(err))
+        screen = None if terminal is None else Connection(os.dup(terminal))
         self._process = context.Process(
-            target=_main, args=(list(arguments), code, str(cwd), dict(environ), out, said)
+            target=_main, args=(list(arguments), code, str(cwd), dict(environ), out, said, screen)
         )
         self._process.start()
-        for each in (out, said):
+        for each in (out, said, screen):
             if each is not None:
                 each.close()
         assert self._process.pid is not None
@@ -151,21 +170,29 @@ def _main(
     environ: dict[str, str],
     out: Connection,
     err: Connection | None,
+    terminal: Connection | None,
 ) -> None:
     as_if_started()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(out.fileno(), 1)
-    os.dup2(nothing if err is None else err.fileno(), 2)
-    os.close(nothing)
-    for each in (out, err):
+    if terminal is None:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(out.fileno(), 1)
+        os.dup2(nothing if err is None else err.fileno(), 2)
+        os.close(nothing)
+    else:
+        os.setsid()
+        for stream in range(3):
+            os.dup2(terminal.fileno(), stream)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that ^C is a signal
+    for each in (out, err, terminal):
         if each is not None:
             each.close()
     os.environ.clear()
     os.environ.update(environ)
+    _read_again(environ)
     os.chdir(cwd)
     sys.argv = ["job" if code is None else "-c", *arguments]
-    sys.orig_argv = list(sys.argv)
+    sys.orig_argv = [sys.executable, *(("-m", "job") if code is None else ("-c", code)), *arguments]
     if code is None:
         runpy.run_module("job", run_name="__main__", alter_sys=True)
     else:

@@ -1,5 +1,6 @@
 """Writes Markdown from templates, with every value escaped."""
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ def _one_line(text: str) -> str:
     return printable(" ".join(redact(text).split()))
 
 
+@functools.cache  # with the templates that it has compiled
 def environment(folder: Path) -> "Environment":
     """A Jinja environment that escapes every value that is not `Markdown`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -1,7 +1,6 @@
 """Each way a job can fail ends with its own exit code and one clear error."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -116,10 +115,14 @@ def test_12_a_key_that_may_not_write(s3: S3, cache: Path) -> None:
     assert READER[1] not in done.err
 
 
-def test_20_a_step_that_does_not_fit_into_memory(tmp_path: Path, cache: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (2600 * 2**20, 2600 * 2**20))
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_DATA, (2600 * 2**20, 2600 * 2**20))
+runpy.run_module("job", run_name="__main__", alter_sys=True)
+"""
 
+
+def test_20_a_step_that_does_not_fit_into_memory(tmp_path: Path, cache: Path) -> None:
     # Images as simple as these are made faster than formulas are drawn.
     rows = []
     for number in range(800):
@@ -129,7 +132,7 @@ def test_20_a_step_that_does_not_fit_into_memory(tmp_path: Path, cache: Path) ->
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     more = ("--set", "train.per_device_train_batch_size=600", "--set", "data.num_proc=1")
     given = small_run_of_rows(str(tmp_path / "rows.jsonl"), f"{tmp_path}/out", *more, cache=cache)
-    done = job(*given, before=limit)
+    done = job(*given, code=LIMITED)
     one_error(done, 20, "per_device_train_batch_size", "600", "fix:", "300")
 
 

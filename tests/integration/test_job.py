@@ -151,7 +151,7 @@ def test_a_second_run_skips_every_stage_and_changes_nothing(output: Path, cache:
     assert "WARNING the trained model answers no held-out row correctly" in done.err
     assert f"done output={output} report={output / 'report.html'}" in done.err
     last = done.err.splitlines()[-1]
-    assert 'INFO ask the model command="job infer ' in last
+    assert " -m job infer " in last
     assert last.endswith(' --row formulas:0"')
 
 

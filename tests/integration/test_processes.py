@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from job.cli.app import app
 from tests.jobs import ROOT, read_json, sets, small_run, start
@@ -77,25 +78,46 @@ def torchrun(command: str, given: list[str]) -> subprocess.Popen[str]:
     )
 
 
-class Pair:
-    """Two processes without a launcher, as in two pods of one process each."""
+def of_a_pod(rank: int, port: int) -> dict[str, str]:
+    """What Kubeflow Trainer sets in a pod of one process."""
+    return {
+        "PET_NNODES": "2",
+        "PET_NODE_RANK": str(rank),
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
 
-    def __init__(self, *given: list[str]) -> None:
-        [port] = free_ports(1)
+
+def of_torchrun(rank: int, port: int) -> dict[str, str]:
+    """What torchrun sets; the store at the port is its own."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_RUN_ID": "none",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class Pair:
+    """Two processes of one job, without a launcher; by default as in two pods."""
+
+    def __init__(
+        self,
+        *given: list[str],
+        port: int | None = None,
+        variables: Callable[[int, int], dict[str, str]] = of_a_pod,
+    ) -> None:
+        port = free_ports(1)[0] if port is None else port
         self.said = ["", ""]
         self.processes = [
-            start(
-                "train",
-                *own[1:],
-                environ={
-                    "PET_NNODES": "2",
-                    "PET_NODE_RANK": str(rank),
-                    "PET_MASTER_ADDR": "127.0.0.1",
-                    "PET_MASTER_PORT": str(port),
-                    "OMP_NUM_THREADS": "1",
-                },
-            )
-            for rank, own in enumerate(given)
+            start(*own, environ=variables(rank, port)) for rank, own in enumerate(given)
         ]
 
     def wait_for(self, text: str) -> None:
@@ -123,7 +145,7 @@ def pair() -> Iterator[Any]:
     started = []
 
     def make(*given: list[str]) -> Pair:
-        started.append(Pair(*given))
+        started.append(Pair(*(["train", *own[1:]] for own in given)))
         return started[-1]
 
     yield make
@@ -176,10 +198,23 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A whole job of two processes, each of which takes a row at a time; and what it said."""
     output = tmp_path_factory.mktemp("together") / "out"
-    process = torchrun("run", arguments(output, 1, 2))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = arguments(output, 1, 2)
+    both = Pair(given, given, port=store.port, variables=of_torchrun)
+    assert both.end() == (0, 0), both.said
+    return output, "".join(both.said)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_whole_job_as_the_variables_that_it_sets_do(
+    together: tuple[Path, str], tmp_path: Path
+) -> None:
+    process = torchrun("run", arguments(tmp_path / "out", 1, 2))
     _, said = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, said
-    return output, said
+    assert "Warning" not in said
+    assert said.count("done output=") == 1
+    same_training(tmp_path / "out", together[0])
 
 
 @pytest.mark.slow

@@ -84,7 +84,8 @@ def test_sigterm_in_a_transfer_that_stands_still_ends_it_at_once(
     storage.upload_tree(ROOT / "job" / "families" / "builtin" / "ernie-vl-tiny", s3.uri("model"))
     fault = Fault(kind="stall", matching=request_under_way, seconds=120)
     model = ("--set", f"model.model_name_or_path={s3.uri('model')}")
-    arguments = small_run(s3.uri("out"), *model, cache=tmp_path / "cache")
+    more = ("--set", "eval.baseline=false")
+    arguments = small_run(s3.uri("out"), *model, *more, cache=tmp_path / "cache")
     with Proxy(s3.server.endpoint, fault) as proxy:
         process = start(*arguments, environ={"AWS_ENDPOINT_URL": proxy.endpoint})
         while not fault.hits and process.poll() is None:

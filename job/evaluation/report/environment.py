@@ -1,5 +1,6 @@
 """The Jinja environment of the job's pages."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 
 
+@functools.cache  # with the templates that it has compiled
 def environment(*folders: Path, styles: tuple[Path, ...] = ()) -> "Environment":
     """Escapes HTML, redacts secrets and shows invisible characters.
 

@@ -1,5 +1,6 @@
 """Weights in 4 bits stand for what they unpack to, and nothing keeps them unpacked."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
 CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**30)
 NF4 = FourBit(quant_type="nf4", double_quant=True)
 KINDS = [FourBit(quant_type=t, double_quant=d) for t in ("nf4", "fp4") for d in (True, False)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_it_is_written() -> Iterator[None]:
+    """bitsandbytes compiles what it has no kernel for, on a CPU, with a C++ compiler for half a
+    minute, and runs it as it is written if that fails.
+    """
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @pytest.fixture(scope="module")

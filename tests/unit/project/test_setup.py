@@ -3,11 +3,10 @@
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 
-from tests.jobs import ROOT
+from tests.jobs import ROOT, job
 
 INSTALL = ROOT / "requirements" / "install.sh"
 
@@ -40,7 +39,6 @@ def test_what_is_offered_is_locked() -> None:
 def test_a_cuda_build_is_refused_where_rocm_was_asked_for() -> None:
     [check] = re.findall(r"<<'PY'\n(.*?)^PY$", INSTALL.read_text(), re.MULTILINE | re.DOTALL)
     for accelerator, code in (("rocm", 1), ("default", 0)):
-        command = [sys.executable, "-c", check, accelerator]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == code, done.stderr
-        assert ("but TORCH_INDEX gave the" in done.stderr) == bool(code)
+        done = job(accelerator, code=check)
+        assert done.code == code, done.err
+        assert ("but TORCH_INDEX gave the" in done.err) == bool(code)

@@ -6,8 +6,6 @@ gradients; tests/gpu has the same tests with graphs.
 
 import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +24,7 @@ from job.spec.types import JobSpec
 from job.train import train as train_module
 from job.train.buckets import CAPTURE_TOKENS, MAX_BUCKETS, choose_buckets
 from job.train.capturing import capture_training
+from tests.jobs import start
 
 SETTINGS = (
     *UNVALIDATED,
@@ -266,14 +265,7 @@ class TextAndImages(torch.nn.Module):
 def test_processes_average_the_gradients_of_all_parameters_that_any_of_them_reaches(
     tmp_path: Path,
 ) -> None:
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", PAIR, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    pair = [start(str(rank), str(tmp_path / "store"), code=PAIR) for rank in range(2)]
     found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in pair]
     average, of_one = [3.0] * 3, [2.0] * 3  # of 4 and 2, and of 4 and none
     assert found == [[[average, of_one], [average, None]]] * 2
