@@ -48,10 +48,10 @@ def notebook(on: Canvas) -> str:
     rows: Rows = (
         ("pip install …", "make setup", "one lock, torch from your index"),
         ("from_pretrained", "model:", "read without remote code"),
-        ("get_peft_model", "lora:", "the same names and defaults"),
+        ("get_peft_model", "lora:", "the same names, and the experts"),
         ("load_dataset", "data:", "checked rows, held-out rows"),
         ("generate, before", "eval:", "evaluated before and after"),
-        ("compute_loss", "", "nothing: built in"),
+        ("compute_loss", "train:", "router_aux_loss_coef: 0"),
         ("SFTConfig, train", "train:, output:", "mostly the same names"),
         ("save_pretrained…", "export:", "adapter, merged weights"),
     )

@@ -686,12 +686,19 @@ REFUSED += [
         "frozen weights",
         "remove the line, or set runtime.distributed: ddp",
     ),
-    (
-        ("lora.rank_pattern={q_proj: 4}", "model.engine=unsloth"),
-        "lora.rank_pattern",
-        "does not apply if model.engine is unsloth, which trains adapters of one rank only in this "
-        "version",
-        "remove the line, or set model.engine: transformers",
+    *(
+        (
+            (f"lora.{key}={value}", "model.engine=unsloth"),
+            f"lora.{key}",
+            "does not apply if model.engine is unsloth, which trains adapters of one rank only in this "
+            "version",
+            "remove the line, or set model.engine: transformers",
+        )
+        for key, value in (
+            ("rank_pattern", "{q_proj: 4}"),
+            ("modules_to_save", "[lm_head]"),
+            ("finetune_experts", "true"),
+        )
     ),
     (
         ("train.max_steps=50", "train.warmup_steps=60"),
