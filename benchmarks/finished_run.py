@@ -1,7 +1,7 @@
 """Records what a finished run of a shipped spec gave: metrics, losses, checks, time and memory.
 
 README and docs/19-receipts.md show these figures. CPU time, unlike the time on the clock, hardly
-depends on what else the machine does:
+depends on what else the machine does; `--idle` says that it did nothing else:
 
     /usr/bin/time -v -o run.time python -m job run specs/latex.yaml -o outputs/latex
     python -m benchmarks.finished_run outputs/latex --time run.time
@@ -13,6 +13,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder of a finished run")
     parser.add_argument("--time", type=Path, nargs="*", help="what `time -v` wrote about the job")
+    parser.add_argument("--idle", action="store_true", help="give the minutes on the clock too")
     parser.add_argument("--results", type=Path, default=record.RESULTS)
     arguments = parser.parse_args()
     run = json.loads((arguments.output / "run.json").read_text())
@@ -37,9 +39,9 @@ def main() -> None:
         f"{platform.machine()} CPU, {os.cpu_count()} cores",
         {
             "spec": f"specs/{run['name']}.yaml",
-            "note": "Other work ran on the same cores, so no time on the clock is given.",
             "run_source_revision": run["versions"]["source_revision"],
             **of_run(run, arguments.output),
+            **(of_clock(run) if arguments.idle else {}),
             **(of_time([file.read_text() for file in arguments.time]) if arguments.time else {}),
         },
         ("torch", "transformers", "peft"),
@@ -62,6 +64,15 @@ def of_run(run: dict[str, Any], output: Path) -> dict[str, Any]:
         "losses": {step: losses[step] for step in losses if step in (*STEPS, max(losses))},
         "validation": run["stages"]["train"]["summary"].get("validation"),
         "export": {key: export[key] for key in kept},
+    }
+
+
+def of_clock(run: dict[str, Any]) -> dict[str, float]:
+    """Minutes on the clock, of the run and of its training."""
+    started, finished = (datetime.fromisoformat(run[key]) for key in ("started", "finished"))
+    return {
+        "minutes": round((finished - started).total_seconds() / 60, 1),
+        "train_minutes": round(run["stages"]["train"]["seconds"] / 60, 1),
     }
 
 

@@ -166,7 +166,7 @@ CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
     (README, r"([\d.]+) GiB of weights", lambda: job()["base_gib"]),
     (README, r"60 steps take (\w+)\s+seconds", lambda: trained("loop_seconds")),
     (README, r"about ([a-z ]+) minutes on one H200", lambda: round(job_seconds() / 30) / 2),
-    (README, r"within (\d+)% of\s+seven peaks", farthest_off),
+    (README, r"within (\d+)% of\s+seven measured peaks", farthest_off),
     (SPEED, r"about (\d+) s\. About ten", job_seconds),
     (SPEED, r"60 steps (?:take|alone took) ([\d.]+) s", lambda: trained("loop_seconds")),
     (SPEED, r"`run\.json` says ([\d.]+) s", lambda: counted("seconds")),
