@@ -151,12 +151,18 @@ def farthest_off() -> float:
     return math.ceil((read("memory-28b-h200.json")["farthest_off"] - 1) * 100)
 
 
-WORDS = {"nine": 9, "two and a half": 2.5}
+WORDS = {"six": 6, "nine": 9, "two and a half": 2.5}
 
 HOW = DOCS / "01-how-it-works.md"
 PLAN = DOCS / "15-plan.md"
 CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
-    (README, r"(\d+) seconds of CPU time", lambda: read("job-latex-cpu.json")["cpu_seconds"]),
+    (README, r"([\d.]+) minutes on two idle cores", lambda: read("job-latex-cpu.json")["minutes"]),
+    (README, r"(\d+)\s+seconds of CPU time", lambda: read("job-latex-cpu.json")["cpu_seconds"]),
+    (
+        DOCS / "06-kubernetes-amd.md",
+        r"about (\w+) minutes on two idle cores",
+        lambda: round(read("job-latex-cpu.json")["minutes"]),
+    ),
     (README, r"and ([\d.]+) GiB of memory", lambda: read("job-latex-cpu.json")["peak_gib"]),
     (README, r"of (\d+) tensors bit-identical", lambda: exported("tensors_checked")),
     (README, r"of (\d+) adapted ones", lambda: exported("changed_tensors")),

@@ -16,6 +16,13 @@ def test_the_picture_has_the_commands_that_are_recorded() -> None:
     assert typed == [f"$ {command}" for command, _ in SESSION]
 
 
+def test_the_picture_ends_as_a_run_does() -> None:
+    end = "".join(line.plain for line in recorded(PICTURE.read_text(encoding="utf-8"))[-1][-4:])
+    assert "report.html" in end
+    assert "ask the model" in end
+    assert " -m job infer specs/latex.yaml" in end
+
+
 def test_what_validate_says_in_the_picture_is_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "specs").symlink_to(ROOT / "specs")
     shown, *_ = recorded(PICTURE.read_text(encoding="utf-8"))

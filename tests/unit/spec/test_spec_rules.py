@@ -690,8 +690,8 @@ REFUSED += [
         (
             (f"lora.{key}={value}", "model.engine=unsloth"),
             f"lora.{key}",
-            "does not apply if model.engine is unsloth, which trains adapters of one rank only in this "
-            "version",
+            "does not apply if model.engine is unsloth, which trains adapters of one rank only in "
+            "this version",
             "remove the line, or set model.engine: transformers",
         )
         for key, value in (
