@@ -12,7 +12,6 @@ Called again with the same FOLDER, a benchmark that was stopped goes on.
 """
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -35,8 +34,6 @@ HELD_OUT, VALIDATION = 1024, 512
 """Rows: to compare the adapters by, and to choose each run's best step by."""
 VALIDATIONS = 8
 TIMED_STEPS = {CONTINUED: 30, REINFORCED: 8}
-SKIPPED = 2
-"""Steps that warm up before they are timed."""
 
 
 def main() -> None:
@@ -86,7 +83,7 @@ class Comparison:
         self.reinforced_steps = int(self._reinforce["max_steps"])
 
     def seconds_a_step(self, seed: int) -> dict[str, float]:
-        """The median of the steps of both ways, each alone on all cores, without validation."""
+        """The mean of some steps of both ways, each alone on all cores, without validation."""
         stored = self._work / "seconds.json"
         if stored.exists():
             return dict(json.loads(stored.read_text()))
@@ -94,14 +91,11 @@ class Comparison:
         found = {}
         for name, steps in TIMED_STEPS.items():
             output = self._work / f"timed-{name}"
-            spec = self._continuing(name, adapter, seed, steps)
-            part = spec["reinforce"] if name == REINFORCED else spec["train"]
-            part |= {"logging_steps": 1, "eval_steps": steps}
+            spec = _unvalidated(self._continuing(name, adapter, seed, steps))
             self._run(spec, output, threads=cores())
-            times = [entry["seconds"] for entry in _logged(output, name) if "loss" in entry]
-            found[name] = statistics.median(
-                after - before for before, after in itertools.pairwise(times[SKIPPED:])
-            )
+            stages = json.loads((output / "run.json").read_text())["stages"]
+            stage = stages["reinforce" if name == REINFORCED else "train"]
+            found[name] = stage["summary"]["seconds"] / steps
         stored.write_text(json.dumps(found))
         return found
 
@@ -171,6 +165,16 @@ def _validated(spec: dict[str, Any], seed: int) -> dict[str, Any]:
     spec["train"] |= {"seed": seed, **BY_ANSWERS}
     spec["data"]["validation"]["limit"] = VALIDATION
     spec["eval"]["validation_samples"] = VALIDATION
+    return spec
+
+
+def _unvalidated(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec without validation."""
+    spec["data"].pop("validation")
+    spec["eval"].pop("validation_samples")
+    for section in (spec["train"], spec.get("reinforce", {})):
+        for key in ("eval_strategy", "eval_steps", "load_best_model_at_end", *BY_ANSWERS):
+            section.pop(key, None)
     return spec
 
 
