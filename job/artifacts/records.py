@@ -24,6 +24,9 @@ THROUGHPUT = (
 )
 """Keys of the training summary that `run.json` repeats under `throughput`."""
 
+PREDICTIONS = "eval/predictions.jsonl"
+"""The trained model's answers, with the ids of the held-out rows."""
+
 STAGES = ".stages"
 """The folder with the markers of complete stages."""
 

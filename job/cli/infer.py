@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.artifacts import reader
-from job.artifacts.records import STAGES, read_stage
+from job.artifacts.records import PREDICTIONS, STAGES, read_stage
 from job.errors import DataError, InputError, MissingInputError, Problem, UsageError
 from job.families import adapter_source
 from job.families.base import Family
@@ -223,7 +223,7 @@ def held_out_row(stages: RunContext, query: Query) -> Row:
             else "no held-out row has this id",
             value=query.row,
             fix=f"{f'try {close!r}; ' if close else ''}"
-            f"{stages.output.at('eval/predictions.jsonl')} lists the ids",
+            f"{stages.output.at(PREDICTIONS)} lists the ids",
         )
     row: Row = rows[matches[0]]
     return row

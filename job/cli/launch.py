@@ -5,19 +5,18 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from job import __version__, log, storage
+from job.artifacts.records import PREDICTIONS
 from job.distributed import coordinator
 from job.distributed.world import World
-from job.errors import UsageError
+from job.errors import JobError, UsageError
 from job.spec.answer_kinds import ALL_METRICS
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
-
-REPORT = "report.html"
-PREDICTIONS = "eval/predictions.jsonl"
 
 
 def silence_other_ranks() -> None:
@@ -58,21 +57,27 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     if command != "run":
         log.info("done", output=output)
         return
+    from job.evaluation.report import REPORT
+
     made = {"report": storage.join(output, REPORT)} if "report" in record.stages else {}
     log.info("done", output=output, **made)
-    if (question := _question(output)) is not None:
+    if (question := asking(output)) is not None:
         log.info("ask the model", command=question)
 
 
-def _question(output: str) -> str | None:
-    """The command that asks the trained model about a held-out row, as this one was called."""
+def asking(output: str) -> str | None:
+    """The command that asks the trained model about a held-out row, as this one was called.
+
+    None if other code called, or if the rows' ids cannot be read: the run has succeeded all the
+    same.
+    """
     words = list(sys.orig_argv)
-    if "run" not in words:  # called by other code
+    if "run" not in words:
         return None
     words[words.index("run")] = "infer"
-    with storage.open_read(storage.join(output, PREDICTIONS)) as lines:
-        row = json.loads(lines.readline())["id"]
-    return shlex.join([*words, "--row", row])
+    with suppress(JobError), storage.open_read(storage.join(output, PREDICTIONS)) as lines:
+        return shlex.join([*words, "--row", json.loads(lines.readline())["id"]])
+    return None
 
 
 def _log_validation(chosen: Mapping[str, Any] | None) -> None:

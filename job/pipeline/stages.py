@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job import families, log
+from job.artifacts.records import PREDICTIONS
 from job.evaluation.answer_kinds import NORMALIZERS
 from job.evaluation.prompts import questions
 from job.local import eviction
@@ -181,7 +182,7 @@ class Stages:
                 versions=run.record.versions,
                 history=self._read_lines("train", "train/history.jsonl"),
                 before=self._read_lines("baseline", "eval/baseline.predictions.jsonl"),
-                after=self._read_lines("eval", "eval/predictions.jsonl"),
+                after=self._read_lines("eval", PREDICTIONS),
                 rows=run.data.rows("eval"),
                 rejects=self._read_lines("prep", "data/rejects.jsonl"),
                 statistics=self._read_json("prep", "data/stats.json"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from job import storage
 from job.artifacts.nesting import RESOLVED, RUN, run_containing
-from job.artifacts.records import StageRecord
+from job.artifacts.records import PREDICTIONS, StageRecord
 from job.errors import InputError, JobError, MissingInputError
 from job.evaluation.report import facts
 from job.evaluation.report.samples import PredictionRecord
@@ -90,7 +90,7 @@ def read_run(uri: str, letter: str) -> StoredRun:
     """
     record = _read_record(uri)
     reader = _Reader(uri, record)
-    history, answers = reader.history(), reader.lines("eval", "eval/predictions.jsonl")
+    history, answers = reader.history(), reader.lines("eval", PREDICTIONS)
     return StoredRun(
         letter=letter,
         uri=uri,
