@@ -81,7 +81,7 @@ def split_rows(
 ) -> SplitCounts | None:
     """The splits of all rows, read as prep reads them; None if there are more than `SPLIT_ROWS`, or
     judging by the samples more than `SPLIT_BYTES`."""
-    per_row = max((each.stored_bytes / max(1, each.read) for each in samples), default=0)
+    per_row = max((each.bytes_per_row for each in samples), default=0)
     if not counts.exact or counts.total > min(SPLIT_ROWS, SPLIT_BYTES / max(1, per_row)):
         return None
     spec, rows = stages.spec, dict[str, list[Row]]()
@@ -213,7 +213,7 @@ def prepared_bytes(spec: DataSpec, data: facts.Data, survey: DataSurvey) -> int 
     """
     if survey.samples is None or data.train_rows is None:
         return None
-    per_row = [sample.stored_bytes / max(1, sample.read) for sample in survey.samples]
+    per_row = [sample.bytes_per_row for sample in survey.samples]
     mean = sum(per_row) / len(per_row)
     stored = sum(n * (source.rows or 0) for n, source in zip(per_row, data.sources, strict=True))
     if spec.streaming:

@@ -1,7 +1,7 @@
 """Encodes a sample of the rows: their tokens and patches, and which are rejected."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -15,7 +15,7 @@ from job.prep.convert import to_result
 from job.prep.rows import Reject, Row
 from job.prep.source_check import check_source
 from job.prep.source_files import DataSource
-from job.spec.types import JobSpec, SourceSpec
+from job.spec.types import DataSpec, JobSpec, SourceSpec
 from job.train.length_filter import truncate
 
 ROWS = 64
@@ -40,6 +40,10 @@ class Sample:
     stored_bytes: int
     """The size of the rows in prepared shards, nearly all of it images."""
 
+    @property
+    def bytes_per_row(self) -> float:
+        return self.stored_bytes / max(1, self.read)
+
     def of_rows(self, *, without_refused: bool) -> tuple[float, float]:
         """The share of the source's rows that can be trained on, and the trained tokens per row;
         the others count as 0. `without_refused` leaves refused rows out of both."""
@@ -47,23 +51,30 @@ class Sample:
         return len(self.sizes) / rows, sum(size.tokens for size in self.sizes) / rows
 
 
-def sample_source(
-    source: DataSource, source_spec: SourceSpec, field: str, family: Family, spec: JobSpec
-) -> Sample:
-    """Reads and encodes the sample. Images are inspected, not decoded for the model.
+def first_rows(
+    source: DataSource, source_spec: SourceSpec, field: str, spec: DataSpec
+) -> Iterator[Row | Reject]:
+    """The sample, as prep reads it: images are inspected, not decoded for the model.
 
     Raises DataError if a column that the spec maps does not exist.
     """
     few = replace(source_spec, limit=min(ROWS, source_spec.limit or ROWS), shuffle_seed=None)
-    reading = check_source(source, few, spec.data, field)
+    reading = check_source(source, few, spec, field)
+    for record in sources.read(source, few):
+        yield to_result(record, reading)
+
+
+def sample_source(
+    source: DataSource, source_spec: SourceSpec, field: str, family: Family, spec: JobSpec
+) -> Sample:
+    """Reads and encodes the sample. Raises the errors of `first_rows`."""
     read = too_long = stored = 0
     refused: list[Reject] = []
     sizes: list[RowSize] = []
     images: list[int] = []
     answers: list[str] = []
-    for record in sources.read(source, few):
+    for row in first_rows(source, source_spec, field, spec.data):
         read += 1
-        row = to_result(record, reading)
         size = _size(row, family, spec) if isinstance(row, Row) else row
         if isinstance(row, Row):
             images.append(len(row.images))

@@ -1,15 +1,11 @@
 """Estimates the size of the prepared rows from the first rows of local sources, without a model."""
 
-from dataclasses import replace
-
 from job import storage
-from job.planning.sample import ROWS
+from job.planning.sample import first_rows
 from job.prep import sources
-from job.prep.convert import to_result
 from job.prep.discovery import find_source
 from job.prep.rows import Row
 from job.prep.shards import BYTES_BESIDE_IMAGES
-from job.prep.source_check import check_source
 from job.spec.types import FORMULAS, DataSpec, SourceSpec
 
 FORMULA_BYTES = 16 * 2**10
@@ -35,10 +31,7 @@ def stored_bytes(spec: DataSpec) -> int | None:
 
 def _stored(spec: DataSpec, field: str, source: SourceSpec) -> float:
     found = find_source(source, field)
-    few = replace(source, limit=min(ROWS, source.limit or ROWS), shuffle_seed=None)
-    options = check_source(found, few, spec, field)
-    results = [to_result(record, options) for record in sources.read(found, few)]
-    rows = [result for result in results if isinstance(result, Row)]
+    rows = [row for row in first_rows(found, source, field, spec) if isinstance(row, Row)]
     stored = sum(len(image.data) for row in rows for image in row.images)
     stored += sum(len(message.text) for row in rows for message in row.messages)
     count, _ = sources.estimate_count(found, source)
