@@ -16,7 +16,7 @@ from job.export import markdown
 from job.export.loading import Commands, commands
 from job.families.base import Family, Layout
 from job.redaction import redact
-from job.spec.answer_kinds import Answer
+from job.spec.answer_kinds import RIGHT, Answer
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ FEW_ROWS = 100
 """Test rows below which the card calls its figures rough."""
 POOR = 0.5
 """The share of right answers below which the card says so."""
-_RIGHT = ("accuracy", "exact_object", "exact_match_normalized", "exact_match")
-"""Metrics that are shares of right answers, from the most to the least telling."""
 _COMPARED: Mapping[Answer, str] = {
     "text": "as text, with white space collapsed",
     "latex": "as LaTeX; normalized formulas are equal if they render the same",
@@ -192,8 +190,8 @@ def _limits(inputs: CardInputs) -> list[markdown.Markdown | str]:
         )
     elif behind:
         limits.append(f"It is not better than the base in: {'; '.join(behind)}.")
-    right = {metric.key: metric for metric in inputs.metrics if metric.key in _RIGHT}
-    telling = next((right[key] for key in _RIGHT if key in right), None)
+    right = {metric.key: metric for metric in inputs.metrics if metric.key in RIGHT}
+    telling = next((right[key] for key in RIGHT if key in right), None)
     if telling is not None and telling.value < POOR:
         limits.append(
             f"Fewer than half of its answers are right ({telling.name}: {telling.after})."

@@ -48,6 +48,11 @@ ALL_METRICS = frozenset({LOSS, *(name for metrics in METRICS.values() for name i
 """Names of all metrics. The other values in a run's `metrics` are row counts."""
 
 
+RIGHT = ("accuracy", "exact_object", "exact_match_normalized", "exact_match")
+"""Metrics that are shares of right answers, from the most to the least telling. Of formulas,
+render_match tells more, where they can be rendered."""
+
+
 def bare_metric(name: str | None) -> str:
     """A metric's name without the prefix `eval_` that Transformers adds; None is the loss."""
     return LOSS if name is None else name.removeprefix("eval_")

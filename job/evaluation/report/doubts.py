@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 
 from job.evaluation.report.headline import headline
-
-RIGHT = ("accuracy", "exact_object", "render_match", "exact_match_normalized", "exact_match")
-"""Metrics that are shares of right answers, from the most to the least telling."""
+from job.spec.answer_kinds import RIGHT
 
 
 def doubts(before: Mapping[str, float] | None, after: Mapping[str, float]) -> tuple[str, ...]:
@@ -14,7 +12,7 @@ def doubts(before: Mapping[str, float] | None, after: Mapping[str, float]) -> tu
     compared = [metric for metric in headline(before, after) if metric.verdict is not None]
     if compared and not any(metric.verdict == "better" for metric in compared):
         found.append("the trained model is better by no metric than the one before training")
-    telling = next((key for key in RIGHT if key in after), None)
+    telling = next((key for key in ("render_match", *RIGHT) if key in after), None)
     if telling is not None and after[telling] == 0:
         found.append(
             f"the trained model answers no held-out row correctly ({telling} is 0): "
