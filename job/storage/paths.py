@@ -13,9 +13,9 @@ def fix_missing(path: Path) -> str:
     for missing in (path, *path.parents):
         folder = missing.parent
         if folder.is_dir() and not missing.exists():
-            similar = folder / _similar(missing.name, folder) / path.relative_to(missing)
-            if similar.exists() and similar != folder:
-                return f"write {similar}, if that is meant"
+            similar = _similar(missing.name, folder)
+            if similar and (meant := folder / similar / path.relative_to(missing)).exists():
+                return f"write {meant}, if that is meant"
             return (
                 f"check the path: there is no {missing.name} in {folder.absolute()}; if it is on "
                 "a volume, mount that"
@@ -31,9 +31,9 @@ def fix_invalid(path: Path) -> str | None:
     return None if file is None else f"name another path: {file} is a file, not a folder"
 
 
-def _similar(name: str, folder: Path) -> str:
-    """The name in `folder` that is most similar; empty if none is."""
+def _similar(name: str, folder: Path) -> str | None:
+    """The name in `folder` that is most like `name`, if any is like it."""
     names = list[str]()
     with suppress(OSError):
         names = [each.name for each, _ in zip(folder.iterdir(), range(MOST_NAMES), strict=False)]
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.7)), "")
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.7)), None)
