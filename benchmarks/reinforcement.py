@@ -17,7 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def _job(
 
 def _logged(output: Path, name: str) -> list[dict[str, Any]]:
     folder = "reinforced" if name == REINFORCED else "train"
-    lines: Iterable[str] = (output / folder / "history.jsonl").read_text().splitlines()
+    lines = (output / folder / "history.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 

@@ -1,6 +1,5 @@
 """Proposes which fractions of the rows to hold out, and how long to train."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -191,5 +190,5 @@ class _KnownRows:
         """The labels that one of the splits lacks, although there are rows for all, sorted."""
         held = [each for each in (self.evaluated[evaluation], self.validated[validation]) if each]
         trained = {*range(len(self.labels))}.difference(*held)
-        splits = [Counter(self.labels[n] for n in rows) for rows in (trained, *held)]
-        return tuple(sorted({*self.labels}.difference(set.intersection(*map(set, splits)))))
+        splits = [{self.labels[n] for n in rows} for rows in (trained, *held)]
+        return tuple(sorted({*self.labels}.difference(set.intersection(*splits))))
