@@ -1,6 +1,7 @@
 """Runs a job as a user does, and watches it from outside: its log, its record, the GPU's memory."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -183,9 +184,12 @@ def measure(run: Run, write: Callable[[Watched], None]) -> Watched:
 
 @contextmanager
 def _device_watched(watched: Watched) -> Iterator[None]:
-    """Asks nvidia-smi once a second for memory and utilization; nothing without it."""
+    """Asks nvidia-smi once a second for memory and utilization of the first GPU that the job sees;
+    nothing without it.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     query = "--query-gpu=memory.used,utilization.gpu"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-l", "1"]
+    command = ["nvidia-smi", "-i", first, query, "--format=csv,noheader,nounits", "-l", "1"]
     try:
         process = subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
