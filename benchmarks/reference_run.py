@@ -44,6 +44,9 @@ class Run:
     """The quantities of the job, as planned; None if there is no plan."""
     memory_limit: float | None = None
     """GiB that it may allocate on a GPU; None for all."""
+    processes: int = 1
+    gpus: Sequence[int] | None = None
+    """Indices of the GPUs that it sees; None for those that this process sees."""
     hidden: Mapping[str, str]
     """Names for this machine's paths in what is stored."""
 
@@ -60,9 +63,9 @@ class Watched:
     total: float | None = None
     exit_code: int | None = None
     device_memory: dict[str, int] = field(default_factory=dict)
-    """By stage, in MiB: the most memory of the GPU in use."""
+    """By stage, in MiB: the most memory of a GPU in use."""
     utilization: dict[str, list[int]] = field(default_factory=dict)
-    """By stage: how busy the GPU was each second, in percent."""
+    """By stage: how busy each GPU was each second, in percent."""
     current: str = "before"
     """The stage that runs."""
 
@@ -142,13 +145,19 @@ def measure(run: Run, write: Callable[[Watched], None]) -> Watched:
     program = ["job"]
     if run.memory_limit is not None:
         program = ["benchmarks.limited_memory", str(run.memory_limit)]
+    if run.processes > 1:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+        program = [*launcher, str(run.processes), "-m", *program]
+    environment = dict(os.environ)
+    if run.gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, run.gpus))
     arguments = [sys.executable, "-m", *program, run.command, run.spec]
     for setting in (*run.settings, f"output.uri={run.output}"):
         arguments += ["--set", setting]
     watched = Watched(run=run)
     started = time.monotonic()
     process = subprocess.Popen(  # noqa: S603
-        arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True
+        arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
     timers = [
         threading.Timer(run.limit, process.terminate),
@@ -158,7 +167,7 @@ def measure(run: Run, write: Callable[[Watched], None]) -> Watched:
         for timer in timers:
             timer.start()
         with (
-            _device_watched(watched),
+            _device_watched(watched, environment.get("CUDA_VISIBLE_DEVICES", "0")),
             run.output.with_name(LOG).open("w", encoding="utf-8") as log,
         ):
             for line in process.stderr or ():
@@ -183,13 +192,10 @@ def measure(run: Run, write: Callable[[Watched], None]) -> Watched:
 
 
 @contextmanager
-def _device_watched(watched: Watched) -> Iterator[None]:
-    """Asks nvidia-smi once a second for memory and utilization of the first GPU that the job sees;
-    nothing without it.
-    """
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+def _device_watched(watched: Watched, gpus: str) -> Iterator[None]:
+    """Asks nvidia-smi once a second for memory and utilization of the GPUs; nothing without it."""
     query = "--query-gpu=memory.used,utilization.gpu"
-    command = ["nvidia-smi", "-i", first, query, "--format=csv,noheader,nounits", "-l", "1"]
+    command = ["nvidia-smi", "-i", gpus, query, "--format=csv,noheader,nounits", "-l", "1"]
     try:
         process = subprocess.Popen(  # noqa: S603
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
