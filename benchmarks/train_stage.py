@@ -33,6 +33,8 @@ from job.spec.types import JobSpec
 
 WARM_UP = 4
 """Steps that are not counted."""
+LONG = 27
+"""Pictures of a long row: with their questions and answers, about 4,096 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +45,20 @@ class Variant:
     compiled: bool = False
     passes: int = 1
     checkpointing: bool = False
+    pictures: int = 1
+    """Of a row, with a question and an answer to each."""
+    r: int = 8
+    """The adapter's rank."""
 
     def __str__(self) -> str:
         how = [name for name in ("captured", "compiled") if getattr(self, name)]
         how += ["checkpointing"] * self.checkpointing
         targets = "with routed experts" if self.experts else "without routed experts"
         passes = f" in {self.passes} passes" if self.passes > 1 else ""
-        return f"{self.rows} rows{passes}, {targets}, {' and '.join(how) or 'eager'}"
+        pictures = f" of {self.pictures} pictures" if self.pictures > 1 else ""
+        rank = f", r {self.r}" if self.pictures > 1 else ""
+        what = f"{self.rows} rows{pictures}{passes}, {targets}{rank}"
+        return f"{what}, {' and '.join(how) or 'eager'}"
 
 
 def variants() -> list[Variant]:
@@ -64,7 +73,12 @@ def variants() -> list[Variant]:
         for rows, experts in ((64, True), (92, False))
         for captured in (True, False)
     ]
-    return [shipped[0], before, *eager, shipped[1], *larger, *compiled, *largest]
+    long = [
+        Variant(rows=2, experts=experts, compiled=True, pictures=LONG, r=r)
+        for experts in (True, False)
+        for r in (8, 64)
+    ]
+    return [shipped[0], before, *eager, shipped[1], *larger, *compiled, *largest, *long]
 
 
 def main() -> None:
@@ -85,7 +99,7 @@ def main() -> None:
             continue
         spec = spec_of(variant, arguments, accelerator)
         try:
-            measured[str(variant)] = measure(spec, accelerator, family, model)
+            measured[str(variant)] = measure(spec, accelerator, family, model, variant.pictures)
         except JobError as error:  # one that does not fit must not end the others
             measured[str(variant)] = {"error": str(error).partition("\n")[0]}
         print(variant, json.dumps(measured[str(variant)]), flush=True)
@@ -96,10 +110,10 @@ def main() -> None:
 def spec_of(variant: Variant, arguments: argparse.Namespace, accelerator: Accelerator) -> JobSpec:
     on_gpu = accelerator.kind != "cpu"
     settings = {
-        "lora.r": 8,
-        "lora.lora_alpha": 16,
+        "lora.r": variant.r,
+        "lora.lora_alpha": 2 * variant.r,
         "lora.finetune_experts": variant.experts,
-        "train.max_length": 2048,
+        "train.max_length": 2048 if variant.pictures == 1 else 8192,
         "train.per_device_train_batch_size": variant.rows // variant.passes,
         "train.gradient_accumulation_steps": variant.passes,
         "train.gradient_checkpointing": variant.checkpointing,
@@ -117,9 +131,11 @@ def spec_of(variant: Variant, arguments: argparse.Namespace, accelerator: Accele
     return load_spec(SPEC.read_text(), str(SPEC), overrides, environ={}).spec
 
 
-def measure(spec: JobSpec, accelerator: Accelerator, family: Any, model: Any) -> dict[str, Any]:
+def measure(
+    spec: JobSpec, accelerator: Accelerator, family: Any, model: Any, pictures: int
+) -> dict[str, Any]:
     rows = spec.train.per_device_train_batch_size * spec.train.gradient_accumulation_steps
-    all_rows = list(formula_rows(rows * spec.train.max_steps))
+    all_rows = list(formula_rows(rows * spec.train.max_steps, pictures))
     result, trained, history = run(spec, accelerator, family, model, all_rows)
     trained.unload()
     steps = [entry for entry in history if "loss" in entry][WARM_UP:]

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -205,17 +206,24 @@ def tiny_family(spec: JobSpec) -> Ernie45VL:
     return Ernie45VL.bind(tiny, spec.data)
 
 
-def formula_rows(count: int) -> Iterator[Row]:
-    """Rows of noise, with the sizes of real formulas."""
-    for number, (png, answer) in enumerate(noise_formulas(count, "abcdefgxyz+-=()")):
-        question = (Part(image=0), Part(text="Write the LaTeX representation for this image."))
+def formula_rows(count: int, pictures: int = 1) -> Iterator[Row]:
+    """Rows of noise, with the sizes of real formulas: conversations with a question and an answer
+    to each picture."""
+    formulas = noise_formulas(count * pictures, "abcdefgxyz+-=()")
+    question = Part(text="Write the LaTeX representation for this image.")
+    for number in range(count):
+        files, answers = zip(*islice(formulas, pictures), strict=True)
+        turns = (
+            (
+                Message(role="user", parts=(Part(image=image), question)),
+                Message(role="assistant", parts=(Part(text=answer),)),
+            )
+            for image, answer in enumerate(answers)
+        )
         yield Row(
             id=f"row:{number}",
-            messages=(
-                Message(role="user", parts=question),
-                Message(role="assistant", parts=(Part(text=answer),)),
-            ),
-            images=(inspect(png),),
+            messages=tuple(chain.from_iterable(turns)),
+            images=tuple(map(inspect, files)),
         )
 
 
