@@ -81,6 +81,15 @@ class RunContext:
     def fingerprint(self, stage: Stage) -> str:
         return self.inputs.fingerprint(stage, self.record.stages)
 
+    def start_hashing(self) -> None:
+        """Starts to hash a local model, which takes seconds, beside the start of the run.
+
+        One that cannot be found is reported by its first use.
+        """
+        if model_source.is_local(self.spec.model.model_name_or_path):
+            with suppress(JobError):
+                self.inputs.model.start_hashing()
+
     # --- prepared data -----------------------------------------------------------------------
 
     @cached_property

@@ -86,6 +86,7 @@ class Pipeline:
         seconds = None if wait == "auto" else float(wait)
         self._output.acquire(LeaseWait(seconds=seconds, on_wait=self._report_waiting))
         self._status.end_waiting()
+        self._context.start_hashing()  # while libraries are imported
         self._found_finished_run = self._output.holds_finished_run
         self._output.write_sbom(sbom.to_text())
         require_software(self._context, COMMANDS[self._command])
@@ -212,7 +213,6 @@ class Pipeline:
         record.versions = provenance.versions()
         record.machine = provenance.machine()
         record.inputs = {"model": {"uri": inputs.model.uri}}
-        inputs.model.start_hashing()
         if inputs.adapter is not None:
             record.inputs["adapter"] = {"uri": inputs.adapter.uri, "digest": inputs.adapter.digest}
         for key, source in inputs.sources.items():
