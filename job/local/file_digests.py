@@ -9,14 +9,13 @@ import json
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from job import log
+from job.local import daemon_threads
 from job.storage import local
 from job.storage.digests import sha256_file
 
@@ -92,35 +91,18 @@ class FileDigests:
         size = sum(stat.st_size for name, stat in zip(names, stats, strict=True) if name in new)
         if size > _LOGGED_FROM:
             log.info("hashing local files", size=log.byte_count(size))
+        threads = max(4, len(os.sched_getaffinity(0)))
+        paths = list(to_hash.values())
         try:
-            hashed = dict(zip(to_hash, self._hash(list(to_hash.values())), strict=True))
+            records = daemon_threads.for_each(self._record, paths, threads=threads, name="digests")
         finally:
             with self._lock:
                 self._asked -= new
-        if any(record.size >= _REMEMBERED_FROM for record in hashed.values()):
+        if any(record.size >= _REMEMBERED_FROM for record in records):
             with self._lock:
                 self._remember(self._known())
-        digests |= {name: record.sha256 for name, record in hashed.items()}
+        digests |= {n: record.sha256 for n, record in zip(to_hash, records, strict=True)}
         return [digests[name] for name in names]
-
-    def _hash(self, paths: Sequence[Path]) -> list[FileRecord]:
-        """Hashes in daemon threads: a job that ends does not wait for them."""
-        found = [Future[FileRecord]() for _ in paths]
-        waiting = deque(zip(paths, found, strict=True))
-
-        def work() -> None:
-            with suppress(IndexError):  # from popleft: none is left
-                while True:
-                    path, future = waiting.popleft()
-                    try:
-                        future.set_result(self._record(path))
-                    except Exception as error:  # noqa: BLE001 - raised by `result`
-                        future.set_exception(error)
-
-        threads = max(4, len(os.sched_getaffinity(0)))
-        for _ in range(min(threads, len(paths))):
-            threading.Thread(target=work, name="digests", daemon=True).start()
-        return [future.result() for future in found]
 
     def _record(self, path: Path) -> FileRecord:
         """Hashes a file, or waits for the thread that does; a small one is hashed by both."""

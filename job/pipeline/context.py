@@ -16,7 +16,7 @@ from job.artifacts.output import Output
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
 from job.engines import ways
-from job.engines.device import Accelerator, require_four_bit
+from job.engines.device import Accelerator, require_four_bit, resolve_dtype
 from job.engines.ways import Ways
 from job.errors import JobError
 from job.families import model_source
@@ -166,8 +166,12 @@ class RunContext:
     def _wanted_ways(self, *, trains: bool) -> Sequence[str]:
         from job.pipeline.wanted_ways import wanted
 
+        spec, export = self.spec, self.spec.export
+        dtypes = {str(resolve_dtype(spec.model, spec.lora, self.accelerator))[6:]}
+        if export.merged.enabled and self.command in ("run", "export"):
+            dtypes.add(export.merged.dtype)  # in which the export is verified
         patches_forward = self.engine_name == "unsloth"
-        return wanted(self.spec, trains=trains, patches_forward=patches_forward)
+        return wanted(spec, dtypes=dtypes, trains=trains, patches_forward=patches_forward)
 
     @cached_property
     def engine(self) -> engines.Engine:

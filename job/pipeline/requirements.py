@@ -32,6 +32,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         pushing.prepare(spec)
     if "train" in stages:
         run.choose_engine()
+        run.begin_trials()  # while libraries are imported
         from job.train import adapting, trackers
 
         adapting.require(spec, run.start_adapter)
@@ -46,7 +47,6 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
             from job.engines import compiling
 
             compiling.require(run.accelerator.device)
-        run.begin_trials()
 
 
 def require_images(
