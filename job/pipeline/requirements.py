@@ -35,7 +35,6 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         run.begin_trials()  # while libraries are imported
         from job.train import adapting, trackers
 
-        adapting.require(spec, run.start_adapter)
         trackers.require(spec.train.report_to)
         if spec.reinforce is not None:
             from job.pipeline import reinforcing
@@ -47,6 +46,8 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
             from job.engines import compiling
 
             compiling.require(run.accelerator.device)
+        start = run.start_adapter
+        run.begin_model_check(lambda: adapting.require(spec, start))
 
 
 def require_images(

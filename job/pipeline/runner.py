@@ -105,6 +105,9 @@ class Pipeline:
         """Runs a stage, or skips it if it is complete."""
         if not self._applies(stage):
             return
+        # Beside prep if that is new: a spec that is refused leaves the rows of an earlier run.
+        if stage != "prep" or self._output.stages.markers.exists("prep"):
+            self._context.require_checked_model()
         if stage == "card":  # it describes those of earlier runs too, as the report does
             self._add_complete_stages(MEASURED_STAGES)
         self.record.stage = stage
