@@ -161,6 +161,8 @@ class Pipeline:
         self._end_status()
         if isinstance(error, Stopped):
             self._report_kept(error)
+        if not preempted:
+            self._context.end_model_check()
 
     # --- one stage ---------------------------------------------------------------------------
 
