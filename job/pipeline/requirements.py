@@ -46,8 +46,15 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
             from job.engines import compiling
 
             compiling.require(run.accelerator.device)
-        start = run.start_adapter
-        run.begin_model_check(lambda: adapting.require(spec, start))
+        start, loads = run.start_adapter, not run.output.holds_finished_run
+
+        def check() -> None:
+            adapting.require(spec, start)
+            if loads:
+                # With bitsandbytes and torch's compiler: the first model would wait for seconds.
+                import peft  # noqa: F401
+
+        run.begin_model_check(check)
 
 
 def require_images(
