@@ -67,7 +67,7 @@ class ModelInput:
 
     def start_hashing(self) -> None:
         """Hashes a local checkpoint on a thread, so that the first use of a digest waits less."""
-        if _local_directory(self) is not None:
+        if _local_directory(self.uri) is not None:
             threading.Thread(target=self._hash, name="model digest", daemon=True).start()
 
     def _hash(self) -> None:
@@ -82,7 +82,7 @@ class ModelInput:
     @cached_property
     def _digests(self) -> dict[str, str]:
         """By path."""
-        directory = _local_directory(self)
+        directory = _local_directory(self.uri)
         if directory is None:
             return {file.path: fingerprint(file.size, file.version) for file in self.files}
         paths = [file.path for file in self.files]
@@ -91,7 +91,7 @@ class ModelInput:
 
     def _digest_of(self, digests: Mapping[str, str]) -> str:
         # The path of a local checkpoint does not matter: a copy is the same checkpoint.
-        return fingerprint("" if _local_directory(self) else self.uri, sorted(digests.items()))
+        return fingerprint("" if _local_directory(self.uri) else self.uri, sorted(digests.items()))
 
     @property
     def size_bytes(self) -> int:
@@ -154,14 +154,14 @@ def fetch_model(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
 
     `limit` is the cache's maximum size in bytes, 0 for no limit. Raises what `cache.ensure` does.
     """
-    return _local_directory(model) or _fetched(
+    return _local_directory(model.uri) or _fetched(
         model.uri, model.files, model.digest, cache_dir, limit
     )
 
 
 def fetch_headers(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
     """A local folder with the checkpoint's files, possibly without its weights."""
-    if directory := _local_directory(model):
+    if directory := _local_directory(model.uri):
         return directory
     small = tuple(file for file in model.files if not file.path.endswith(".safetensors"))
     digest = model.digest
@@ -170,11 +170,16 @@ def fetch_headers(model: ModelInput, cache_dir: Path, limit: int = 0) -> Path:
     return _fetched(model.uri, small, digest, cache_dir, limit)
 
 
-def _local_directory(model: ModelInput) -> Path | None:
+def is_local(uri: str) -> bool:
+    """Whether the model's files are on this machine: those of a folder, or a builtin one."""
+    return _local_directory(uri) is not None
+
+
+def _local_directory(uri: str) -> Path | None:
     """The folder of a local or builtin checkpoint; None for a remote one."""
-    if model.uri.startswith(BUILTIN):
-        return MODELS / model.uri.removeprefix(BUILTIN)
-    return storage.local_path(model.uri) if storage.is_local(model.uri) else None
+    if uri.startswith(BUILTIN):
+        return MODELS / uri.removeprefix(BUILTIN)
+    return storage.local_path(uri) if storage.is_local(uri) else None
 
 
 def _fetched(

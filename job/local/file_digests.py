@@ -10,12 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from job import log
+from job.local import daemon_threads
 from job.storage import local
 from job.storage.digests import sha256_file
 
@@ -61,8 +61,11 @@ class FileDigests:
 
     def __init__(self, cache: Path | None = None) -> None:
         self._cache, self._path = cache, cache and cache / REMEMBERED
-        self._hashing = threading.Lock()
+        self._lock = threading.Lock()
+        """Of the three below, never held while a file is read."""
         self._records: dict[str, FileRecord] | None = None
+        self._asked: set[str] = set()
+        self._hashing: dict[str, threading.Lock] = {}
 
     def __reduce__(self) -> tuple[type["FileDigests"], tuple[Path | None]]:
         return FileDigests, (self._cache,)  # locks cannot be sent to worker processes
@@ -70,29 +73,55 @@ class FileDigests:
     def sha256(self, paths: Sequence[Path]) -> list[str]:
         """The files' digests, in order. Raises OSError if a file cannot be read.
 
-        A thread that asks while another hashes waits for it, instead of reading the files again.
+        A thread that asks for a file that another hashes waits for it, instead of reading it again;
+        for other files it does not wait.
         """
-        with self._hashing:
+        names = [str(path.absolute()) for path in paths]
+        with self._lock:
             known = self._known()
             stats = [path.stat() for path in paths]
-            names = [str(path.absolute()) for path in paths]
-            to_hash = [
-                number
-                for number, (name, stat) in enumerate(zip(names, stats, strict=True))
+            to_hash = {
+                name: path
+                for name, path, stat in zip(names, paths, stats, strict=True)
                 if name not in known or not known[name].describes(stat)
-            ]
-            size = sum(stats[number].st_size for number in to_hash)
-            if size > _LOGGED_FROM:
-                log.info("hashing local files", size=log.byte_count(size))
-            digests = {name: known[name].sha256 for name in names if name in known}
-            hashed = _hash([paths[number] for number in to_hash])
-            for number, record in zip(to_hash, hashed, strict=True):
-                digests[names[number]] = record.sha256
-                if record.size >= _REMEMBERED_FROM:
-                    known[names[number]] = record
-            if any(record.size >= _REMEMBERED_FROM for record in hashed):
-                self._remember(known)
-            return [digests[name] for name in names]
+            }
+            digests = {name: known[name].sha256 for name in names if name not in to_hash}
+            new = to_hash.keys() - self._asked
+            self._asked |= new
+        size = sum(stat.st_size for name, stat in zip(names, stats, strict=True) if name in new)
+        if size > _LOGGED_FROM:
+            log.info("hashing local files", size=log.byte_count(size))
+        threads = max(4, len(os.sched_getaffinity(0)))
+        paths = list(to_hash.values())
+        try:
+            records = daemon_threads.for_each(self._record, paths, threads=threads, name="digests")
+        finally:
+            with self._lock:
+                self._asked -= new
+        if any(record.size >= _REMEMBERED_FROM for record in records):
+            with self._lock:
+                self._remember(self._known())
+        digests |= {n: record.sha256 for n, record in zip(to_hash, records, strict=True)}
+        return [digests[name] for name in names]
+
+    def _record(self, path: Path) -> FileRecord:
+        """Hashes a file, or waits for the thread that does; a small one is hashed by both."""
+        stat, now = path.stat(), time.time_ns()
+        if stat.st_size < _REMEMBERED_FROM:
+            return FileRecord.of(sha256_file(path), stat, now)
+        name = str(path.absolute())
+        with self._lock:
+            hashing = self._hashing.setdefault(name, threading.Lock())
+        with hashing:
+            stat, now = path.stat(), time.time_ns()
+            with self._lock:
+                known = self._known().get(name)
+            if known is not None and known.describes(stat):
+                return known
+            record = FileRecord.of(sha256_file(path), stat, now)
+            with self._lock:
+                self._known()[name] = record
+            return record
 
     def _known(self) -> dict[str, FileRecord]:
         if self._records is None:
@@ -108,16 +137,6 @@ class FileDigests:
         with suppress(OSError):  # a read-only cache, or a full disk: hashed again next time
             self._path.parent.mkdir(parents=True, exist_ok=True)
             local.write(self._path, f"{text}\n".encode())
-
-
-def _hash(paths: Sequence[Path]) -> list[FileRecord]:
-    def record(path: Path) -> FileRecord:
-        stat, now = path.stat(), time.time_ns()
-        return FileRecord.of(sha256_file(path), stat, now)
-
-    threads = max(4, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads, "digests") as pool:
-        return list(pool.map(record, paths))
 
 
 def _read(path: Path) -> dict[str, FileRecord]:

@@ -5,6 +5,7 @@ Everything is created on first use: no model is loaded unless a stage needs it.
 
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -16,11 +17,11 @@ from job.artifacts.output import Output
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
 from job.engines import ways
-from job.engines.device import Accelerator, require_four_bit
+from job.engines.device import Accelerator, require_four_bit, resolve_dtype
 from job.engines.ways import Ways
 from job.errors import JobError
 from job.families import model_source
-from job.local import eviction
+from job.local import daemon_threads, eviction
 from job.local.process_identity import utc_now
 from job.local.work_folder import WorkFolder
 from job.pipeline.fingerprints import Stage, StageInputs
@@ -60,6 +61,7 @@ class RunContext:
         self.inputs = StageInputs(self.spec, processes=self.processes)
         self.engine_name: engines.EngineName = "transformers"
         self._end_trials: Callable[[], Ways] | None = None
+        self._model_check: Future[None] | None = None
 
     def _work_folder(self) -> WorkFolder:
         runtime = self.spec.runtime
@@ -80,6 +82,15 @@ class RunContext:
 
     def fingerprint(self, stage: Stage) -> str:
         return self.inputs.fingerprint(stage, self.record.stages)
+
+    def start_hashing(self) -> None:
+        """Starts to hash a local model, which takes seconds, beside the start of the run.
+
+        One that cannot be found is reported by its first use.
+        """
+        if model_source.is_local(self.spec.model.model_name_or_path):
+            with suppress(JobError):
+                self.inputs.model.start_hashing()
 
     # --- prepared data -----------------------------------------------------------------------
 
@@ -125,6 +136,27 @@ class RunContext:
         local_rank = 0 if self.coordinator is None else self.coordinator.world.local_rank
         return detect(self.spec.runtime, local_rank)
 
+    def begin_model_check(self, check: Callable[[], None]) -> None:
+        """Begins to check the spec against the model's architecture, while rows are prepared.
+
+        It imports Transformers, which takes seconds. Modules of an import cycle may fail to be
+        imported by two threads at once, so what prep needs of libraries is imported before.
+        """
+        import datasets  # noqa: F401 - with pandas, pyarrow and huggingface_hub
+        import PIL.Image  # noqa: F401
+
+        self._model_check = daemon_threads.start(check, name="model check")
+
+    def require_checked_model(self, *, wait: bool = True) -> None:
+        """Raises what the check has raised; without `wait`, only if it has ended."""
+        if self._model_check is not None and (wait or self._model_check.done()):
+            self._model_check.result()
+
+    def end_model_check(self) -> None:
+        """Waits for the check, whatever it finds: a Python that ends amid imports may crash."""
+        if self._model_check is not None:
+            self._model_check.exception()
+
     def begin_trials(self) -> None:
         """Begins to try the ways to compute of a training to come, while rows are prepared.
 
@@ -157,8 +189,12 @@ class RunContext:
     def _wanted_ways(self, *, trains: bool) -> Sequence[str]:
         from job.pipeline.wanted_ways import wanted
 
+        spec, export = self.spec, self.spec.export
+        dtypes = {str(resolve_dtype(spec.model, spec.lora, self.accelerator))[6:]}
+        if export.merged.enabled and self.command in ("run", "export"):
+            dtypes.add(export.merged.dtype)  # in which the export is verified
         patches_forward = self.engine_name == "unsloth"
-        return wanted(self.spec, trains=trains, patches_forward=patches_forward)
+        return wanted(spec, dtypes=dtypes, trains=trains, patches_forward=patches_forward)
 
     @cached_property
     def engine(self) -> engines.Engine:

@@ -32,9 +32,9 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         pushing.prepare(spec)
     if "train" in stages:
         run.choose_engine()
+        run.begin_trials()  # while libraries are imported
         from job.train import adapting, trackers
 
-        adapting.require(spec, run.start_adapter)
         trackers.require(spec.train.report_to)
         if spec.reinforce is not None:
             from job.pipeline import reinforcing
@@ -46,7 +46,15 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
             from job.engines import compiling
 
             compiling.require(run.accelerator.device)
-        run.begin_trials()
+        start, loads = run.start_adapter, not run.output.holds_finished_run
+
+        def check() -> None:
+            adapting.require(spec, start)
+            if loads:
+                # With bitsandbytes and torch's compiler: the first model would wait for seconds.
+                import peft  # noqa: F401
+
+        run.begin_model_check(check)
 
 
 def require_images(

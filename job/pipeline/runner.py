@@ -86,6 +86,7 @@ class Pipeline:
         seconds = None if wait == "auto" else float(wait)
         self._output.acquire(LeaseWait(seconds=seconds, on_wait=self._report_waiting))
         self._status.end_waiting()
+        self._context.start_hashing()  # while libraries are imported
         self._found_finished_run = self._output.holds_finished_run
         self._output.write_sbom(sbom.to_text())
         require_software(self._context, COMMANDS[self._command])
@@ -104,6 +105,9 @@ class Pipeline:
         """Runs a stage, or skips it if it is complete."""
         if not self._applies(stage):
             return
+        # Beside prep if that is new: a spec that is refused leaves the rows of an earlier run.
+        if stage != "prep" or self._output.stages.markers.exists("prep"):
+            self._context.require_checked_model()
         if stage == "card":  # it describes those of earlier runs too, as the report does
             self._add_complete_stages(MEASURED_STAGES)
         self.record.stage = stage
@@ -157,6 +161,8 @@ class Pipeline:
         self._end_status()
         if isinstance(error, Stopped):
             self._report_kept(error)
+        if not preempted:
+            self._context.end_model_check()
 
     # --- one stage ---------------------------------------------------------------------------
 
@@ -212,7 +218,6 @@ class Pipeline:
         record.versions = provenance.versions()
         record.machine = provenance.machine()
         record.inputs = {"model": {"uri": inputs.model.uri}}
-        inputs.model.start_hashing()
         if inputs.adapter is not None:
             record.inputs["adapter"] = {"uri": inputs.adapter.uri, "digest": inputs.adapter.digest}
         for key, source in inputs.sources.items():

@@ -71,6 +71,7 @@ class Stages:
                 eviction.make_room(run.cache_dir, run.cache_limit, keep=prepared / identity[:32])
         log.info("data", **rows)
         require_images(self._spec, families.resolve_offline(self._spec.model), target)
+        run.require_checked_model()  # nothing is stored at the output before
         return {"rows": rows, "answers": _answers(target)}
 
     def baseline(self, directory: Path) -> Summary:
@@ -215,7 +216,8 @@ class Stages:
             control_tokens=self._run.inputs.control_tokens,
             published_at=self._run.output.at("data"),
         )
-        data = prepare(inputs, directory)
+        check = functools.partial(self._run.require_checked_model, wait=False)
+        data = prepare(inputs, directory, check)
         rows = {
             "train": data.train_rows,
             "eval": data.eval_rows,

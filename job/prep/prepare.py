@@ -1,7 +1,7 @@
 """The prep stage: converts sources to shards of checked rows."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,8 +69,12 @@ class PrepInputs:
         return fingerprint(asdict(self.spec), digests, self.seed, self.identity)
 
 
-def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
+def prepare(
+    inputs: PrepInputs, directory: Path, check: Callable[[], None] = lambda: None
+) -> PreparedData:
     """Reads, checks and splits the sources into shards under `directory`.
+
+    `check` is called again and again, and ends the work if it raises.
 
     Raises TooManyBadRows beyond `max_bad_rows`, DataError if a split ends up empty or a source
     lacks the columns that the spec maps, and SpecError for a control token in the instruction or
@@ -80,7 +84,7 @@ def prepare(inputs: PrepInputs, directory: Path) -> PreparedData:
     _check_prompts(inputs)
     workspace = open_workspace(directory, inputs.fingerprint)
     tasks = _source_tasks(inputs, workspace)
-    totals = Totals.collect(_convert(inputs, tasks), workspace, spec)
+    totals = Totals.collect(_convert(inputs, tasks, check), workspace, spec)
     publish(workspace, directory, spec)
 
     leaked = drop_leaked(
@@ -152,11 +156,14 @@ def _source_tasks(inputs: PrepInputs, workspace: Path) -> list[SourceTask]:
     return tasks
 
 
-def _convert(inputs: PrepInputs, tasks: Sequence[SourceTask]) -> Iterator[tuple[str, ChunkResult]]:
+def _convert(
+    inputs: PrepInputs, tasks: Sequence[SourceTask], check: Callable[[], None]
+) -> Iterator[tuple[str, ChunkResult]]:
     """Converts all sources; yields each chunk's result with its source's label."""
     source_specs = inputs.spec.sources().values()
     for task, source, source_spec in zip(tasks, inputs.sources, source_specs, strict=True):
         for result in _convert_source(task, source, source_spec):
+            check()
             yield task.label, result
 
 

@@ -1,9 +1,9 @@
 """Decides whether blocks are compiled, if the spec leaves it to the job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from job import log
-from job.spec.types import JobSpec
+from job.spec.types import JobSpec, TrainSpec
 
 COMPILE_SECONDS = 60
 """Time to compile the blocks. The first step took 32 to 46 s on an H200 with 28 layers, which share
@@ -14,6 +14,8 @@ SAVED_A_PASS = 0.212
 """Seconds that compiled blocks save of a pass that waits for the host: 468 ms became 256 ms."""
 SAVED_A_CAPTURED_PASS = 0.018
 """The same if the pass is captured as a graph, beside what they save of its tokens."""
+MOST_BLOCKS = 256
+"""More than a model has, to bound what is saved before one is known."""
 SAVED_A_TOKEN = 22e-6
 """Seconds that they save of a pass that the device limits: with 9,694 tokens, 604 ms were 392."""
 
@@ -66,6 +68,17 @@ def choose(
         reason=f"{work.steps:,} steps would save about {log.duration(work.saved_seconds)}, and "
         f"compiling takes about {log.duration(COMPILE_SECONDS)}",
     )
+
+
+def may_pay(train: TrainSpec) -> bool:
+    """Whether compiled blocks may save more than compiling takes, as far as the spec tells."""
+    if train.max_steps < 0:  # they follow from the number of rows
+        return True
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    tokens = rows * train.max_length
+    most = StepWork(steps=train.max_steps, tokens_a_step=tokens, blocks=MOST_BLOCKS, captured=False)
+    saved = max(most.saved_seconds, replace(most, captured=True).saved_seconds)
+    return saved > COMPILE_SECONDS
 
 
 def why_uncompiled(spec: JobSpec, *, on_gpu: bool, patches_forward: bool = False) -> str | None:

@@ -6,13 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from job.families.grouped_products.choice import (
-    WAYS,
-    _loop,
-    choose,
-    is_right,
-    waits_for_nothing,
-)
+from job.families.grouped_products.choice import WAYS, choose
+from job.families.grouped_products.kernel_trial import is_right, loop, waits_for_nothing
 from job.families.grouped_products.operators import grouped_outer, grouped_product
 
 pytestmark = [
@@ -55,7 +50,7 @@ def test_products_and_sums_of_outer_products_equal_a_loop(
     load: str, inner: int, width: int, dtype: torch.dtype
 ) -> None:
     rows, weight, ends = example(load, inner, width, dtype)
-    exact = _loop(rows.double(), weight.double(), ends)
+    exact = loop(rows.double(), weight.double(), ends)
     for matrix in (weight, weight.contiguous()):
         assert off(grouped_product(rows, matrix, ends), exact) <= tolerance(dtype)
     grad = torch.randn(len(rows), width, device=CUDA).to(dtype)
@@ -117,7 +112,7 @@ def test_a_captured_product_follows_new_rows_and_new_loads(
         again = [tensor.clone() for tensor in found]
     for one, other in zip(again, work(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-    exact = _loop(rows.detach().double(), weight.detach().double(), ends)
+    exact = loop(rows.detach().double(), weight.detach().double(), ends)
     assert off(again[0].detach(), exact) <= tolerance(dtype)
 
 

@@ -1,12 +1,16 @@
 """The spec's chat template and system prompt, from the first check to the exported model."""
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from job.cli.app import app
 from job.errors import DataError, JobError, SpecError
+from job.pipeline.context import RunContext
+from job.train import adapting
 from tests.jobs import job, read_json, sets, small_run
 from tests.unit.families.test_packed_step import TINY
 
@@ -46,6 +50,33 @@ def test_what_a_spec_alone_gets_wrong_is_told_before_rows_are_prepared(
     path.write_text("{% if %}")
     with pytest.raises(SpecError, match="no Jinja template: line 1"):
         app(["validate", "specs/latex.yaml", *sets(settings)], standalone_mode=False)
+
+
+def test_a_spec_that_does_not_fit_the_model_is_refused_before_the_output_changes(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, whole, prepared = tmp_path / "out", adapting.require, threading.Event()
+    vision = {"lora.target_modules": "[q_proj]", "train.vision_tower_lr": 1e-4}
+
+    def late(*given: Any) -> None:
+        assert prepared.wait(60)
+        whole(*given)
+
+    def prep_ends(self: RunContext, *, wait: bool = True) -> None:
+        if wait:
+            prepared.set()
+        require_checked_model(self, wait=wait)
+
+    require_checked_model = RunContext.require_checked_model
+    with monkeypatch.context() as patch:  # as if the check took longer than prep
+        patch.setattr(adapting, "require", late)
+        patch.setattr(RunContext, "require_checked_model", prep_ends)
+        refused(SpecError, output, cache, **vision)
+    assert not (output / "data").exists()
+    assert job("prep", *small_run(str(output), cache=cache)[1:]).code == 0
+    before = (output / ".stages" / "prep.json").read_bytes()
+    refused(SpecError, output, cache, **vision, **{"data.train.limit": 7})
+    assert (output / ".stages" / "prep.json").read_bytes() == before
 
 
 def test_a_row_that_the_template_does_not_fit_is_told_before_the_baseline(

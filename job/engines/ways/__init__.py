@@ -1,6 +1,6 @@
 """Ways to compute a step, chosen by trying each on the device before the first step.
 
-`trials` holds the trials, `child` runs them in a process of their own, and `kept` remembers what
+`trials` holds the trials, `child` runs them in processes of their own, and `kept` remembers what
 they found for a device and the installed versions.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GROUPED, ATTENTION = "grouped products", "attention by boundaries"
 CAPTURED, COMPILED = "captured passes", "compiled blocks"
 EIGHT_BIT, FOUR_BIT = "8-bit optimizer", "4-bit weights"
-KERNELS, DTYPES = ("torch", "triton"), ("bfloat16", "float32")
+KERNELS, DTYPES = ("torch", "triton"), ("bfloat16", "float16", "float32")
 
 
 def grouped(kernel: str, dtype: str) -> str:
@@ -34,7 +34,7 @@ def grouped(kernel: str, dtype: str) -> str:
     return f"{GROUPED}: {dtype}, {kernel}"
 
 
-GENERATING = (*(grouped(kernel, dtype) for kernel in KERNELS for dtype in DTYPES), ATTENTION)
+GENERATING = (*(grouped(kernel, dtype) for dtype in DTYPES for kernel in KERNELS), ATTENTION)
 """What a command that only generates computes with."""
 TRAINING = (*GENERATING, CAPTURED, COMPILED, EIGHT_BIT, FOUR_BIT)
 

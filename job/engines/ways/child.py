@@ -1,7 +1,11 @@
-"""Runs trials in a process of their own: a broken kernel may end its process, or hang.
+"""Runs trials in processes of their own: a broken kernel may end its process, or hang.
 
 A fault on a GPU poisons the process's context even where it only raises, so that no trial is run
 in the process that trains. `__main__` is the other side.
+
+Trials take their time on the CPU, to import libraries and to compile, so those that compile run
+beside each other. Their kernels take turns on the GPU, which moves the fastest of a few runs by
+less than times are compared by.
 """
 
 import json
@@ -13,12 +17,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from job import log
-from job.engines.ways import trials
+from job.distributed.cores import cores
+from job.engines.ways import COMPILED, GROUPED, trials
 from job.families.outcome import Outcome, left
+from job.local import daemon_threads
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +60,28 @@ def run(
 ) -> list[Outcome]:
     """The outcomes of the trials in `module`, in their order.
 
-    If the process ends or takes longer than `limit` seconds in a trial, that way is left and the
+    If a process ends or takes longer than `limit` seconds in a trial, that way is left and the
     next are tried in a new process. If no process can use the device, all are left as untried.
     """
+
+    def run_group(group: Sequence[str]) -> list[Outcome]:
+        return _run_group(group, device, module, limit)
+
+    threads = max(2, cores() // 2)
+    found = daemon_threads.for_each(run_group, groups(names), threads=threads, name="trials")
+    return sorted(chain(*found), key=lambda outcome: names.index(outcome.way))
+
+
+def groups(names: Sequence[str]) -> list[list[str]]:
+    """The trials of each process: those that compile have one each, and the others share one."""
+    compiling = [name for name in names if name == COMPILED or name.startswith(GROUPED)]
+    others = [name for name in names if name not in compiling]
+    return [*([others] if others else []), *([name] for name in compiling)]
+
+
+def _run_group(
+    names: Sequence[str], device: "torch.device", module: str, limit: float
+) -> list[Outcome]:
     found: list[Outcome] = []
     waiting = list(names)
     while waiting:

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +19,9 @@ from job.engines.ways import (
     grouped,
 )
 from job.families.outcome import Outcome, Results, attempt, failed, left
+
+if TYPE_CHECKING:
+    from job.families.grouped_products.kernel_trial import GroupedMm
 
 ROWS, WIDTH = 512, 1024
 BF16_TOLERANCE = 2e-2
@@ -47,9 +50,19 @@ def grouped_product(kernel: str, dtype: torch.dtype, device: torch.device) -> Ou
     way = grouped(kernel, str(dtype)[6:])
     if device.type == "cpu":
         return left(way, NO_GPU)
-    from job.families.grouped_products import choice
+    from job.families.grouped_products.kernel_trial import trial
 
-    return replace(choice.trial(kernel, device, dtype), way=way)
+    return trial(way, _kernel(kernel), device, dtype)
+
+
+def _kernel(name: str) -> "GroupedMm":
+    if name == "triton":  # without the import of Transformers, which the other needs
+        from job.families.grouped_products.operators import grouped_product
+
+        return grouped_product
+    from job.families.grouped_products.choice import WAYS
+
+    return WAYS[name]
 
 
 def attention(device: torch.device) -> Outcome:

@@ -136,20 +136,63 @@ def test_a_way_that_one_rank_left_is_left_on_all() -> None:
     ("settings", "trains", "more"),
     [
         ({}, True, {*NOT_FOUR_BIT}),
+        ({"max_steps": 60}, True, {ways.CAPTURED, ways.EIGHT_BIT}),  # too few to compile for
+        ({"max_steps": 600}, True, {*NOT_FOUR_BIT}),
         ({}, False, set()),
         ({"torch_compile": False, "cuda_graphs": False, "optim": "adamw_torch"}, True, set()),
-        ({"torch_compile": True, "optim": "adamw_8bit"}, True, {*NOT_FOUR_BIT}),
+        ({"torch_compile": True, "optim": "adamw_8bit", "max_steps": 60}, True, {*NOT_FOUR_BIT}),
         ({"gradient_checkpointing": True, "optim": "sgd"}, True, set()),
     ],
 )
 def test_only_ways_that_the_spec_allows_are_tried(
     settings: dict[str, Any], *, trains: bool, more: set[str]
 ) -> None:
-    changed = replace(spec(), train=replace(spec().train, optim="auto"))
+    changed = replace(spec(), train=replace(spec().train, optim="auto", max_steps=-1))
     changed = replace(changed, train=replace(changed.train, **settings))
-    assert {*wanted(changed, trains=trains)} == {*ways.GENERATING, *more}
+    generating = {ways.ATTENTION, *(ways.grouped(kernel, "bfloat16") for kernel in ways.KERNELS)}
+    names = wanted(changed, dtypes=["bfloat16"], trains=trains)
+    assert {*names} == {*generating, *more}
+    assert sorted(names, key=ways.TRAINING.index) == [*names]
     packed = replace(changed, model=replace(changed.model, load_in_4bit=True))
-    assert ways.FOUR_BIT in wanted(packed, trains=trains)
+    assert ways.FOUR_BIT in wanted(packed, dtypes=["bfloat16"], trains=trains)
+
+
+def test_grouped_products_are_tried_in_the_dtypes_that_weights_are_loaded_in() -> None:
+    names = wanted(spec(), dtypes=["bfloat16", "float16"], trains=True)
+    tried = [name for name in names if name.startswith(ways.GROUPED)]
+    assert tried == [ways.grouped(k, d) for d in ("bfloat16", "float16") for k in ways.KERNELS]
+
+
+def test_what_was_not_wanted_before_is_tried_once_it_is(tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+
+    def run(names: Sequence[str]) -> list[Outcome]:
+        calls.append([*names])
+        return [taken(name) for name in names]
+
+    few, many = (
+        wanted(
+            replace(spec(), train=replace(spec().train, max_steps=steps)),
+            dtypes=["bfloat16"],
+            trains=True,
+        )
+        for steps in (60, 6000)
+    )
+    ways.find(GPU, tmp_path, few, run)
+    assert ways.find(GPU, tmp_path, many, run).of(ways.COMPILED) is not None
+    assert calls == [[*few], [ways.COMPILED]]
+
+
+def test_trials_that_compile_run_beside_each_other_and_every_trial_runs_once() -> None:
+    groups = child.groups(ways.TRAINING)
+    assert sorted(name for group in groups for name in group) == sorted(ways.TRAINING)
+    assert [ways.ATTENTION, ways.CAPTURED, ways.EIGHT_BIT, ways.FOUR_BIT] in groups
+    assert [ways.COMPILED] in groups
+    assert all(len(group) == 1 for group in groups if group[0].startswith(ways.GROUPED))
+    assert child.groups([]) == []
+    names = [ways.COMPILED, "serves", ways.grouped("triton", "bfloat16"), "raises"]
+    found = child.run(names, CPU, module=broken_trials.__name__)
+    assert [each.way for each in found] == names
 
 
 def test_what_is_chosen_for_a_gpu_is_not_used_on_a_cpu() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from job.families.ernie45_vl.packed.swiglu import _backward_by_kernel, swiglu_backward
 from job.families.grouped_products import launch
-from job.families.grouped_products.choice import GroupedMm, is_right
+from job.families.grouped_products.kernel_trial import GroupedMm, is_right
 from job.families.grouped_products.operators import grouped_product
 from job.families.grouped_products.tiles import OuterTiles, Tiles
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from job.families.grouped_products.choice import WAYS, _loop, choose, grouped_mm, is_right
+from job.families.grouped_products.choice import WAYS, choose, grouped_mm
+from job.families.grouped_products.kernel_trial import is_right, loop
 from tests.jobs import ROOT
 
 CPU = torch.device("cpu")
@@ -51,13 +52,13 @@ def test_the_chosen_product_equals_a_loop_also_compiled() -> None:
 
 def test_a_way_that_is_wrong_or_fails_is_not_taken() -> None:
     def doubled(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        return 1.01 * _loop(rows, weight, ends)
+        return 1.01 * loop(rows, weight, ends)
 
     def failing(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no C compiler\nand more")
 
     def infinite(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        return _loop(rows, weight, ends) * float("inf")
+        return loop(rows, weight, ends) * float("inf")
 
     assert "is off by 1.0e-02" in str(is_right(doubled, CPU, torch.float32))
     assert "is off by" in str(is_right(infinite, CPU, torch.float32))

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -109,3 +111,43 @@ def test_a_cache_that_cannot_be_written_costs_time_only(weights: Path, tmp_path:
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         FileDigests().sha256([tmp_path / "missing"])
+
+
+def test_a_small_file_does_not_wait_for_a_large_one_that_another_thread_hashes(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b"{}\n")
+    digests, begun, small_is_done = FileDigests(), threading.Event(), threading.Event()
+    whole = file_digests.sha256_file
+
+    def sha256_file(path: Path) -> str:
+        if path == weights:
+            begun.set()
+            assert small_is_done.wait(60)
+        return whole(path)
+
+    monkeypatch.setattr(file_digests, "sha256_file", sha256_file)
+    found = list[list[str]]()
+    thread = threading.Thread(target=lambda: found.append(digests.sha256([weights])))
+    thread.start()
+    assert begun.wait(60)
+    assert digests.sha256([rows]) == [hashlib.sha256(b"{}\n").hexdigest()]
+    small_is_done.set()
+    thread.join()
+    assert found == [[hashlib.sha256(weights.read_bytes()).hexdigest()]]
+
+
+def test_a_job_that_ends_does_not_wait_for_files_that_are_being_hashed(tmp_path: Path) -> None:
+    endless = tmp_path / "model.safetensors"
+    os.mkfifo(endless)  # as a disk that takes minutes: nobody ever writes to it
+    code = f"""
+import threading, time
+from pathlib import Path
+from job.local.file_digests import FileDigests
+hash = lambda: FileDigests().sha256([Path({str(endless)!r})])
+threading.Thread(target=hash, daemon=True).start()
+while not any(each.name == "digests" for each in threading.enumerate()):
+    time.sleep(0.01)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

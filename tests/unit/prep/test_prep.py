@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
-from job.errors import DataError
+from job.errors import DataError, SpecError
 from job.evaluation.latex import normalize
 from job.prep.discovery import find_source
 from job.prep.images import ImageRefused, decode, inspect
@@ -73,6 +73,18 @@ def inputs(
 ) -> PrepInputs:
     settings = {"seed": 1, "normalize_label": normalize, **more}
     return PrepInputs(spec=spec, train=tuple(train), evaluation=evaluation, **settings)
+
+
+def test_a_check_that_raises_ends_prep(tmp_path: Path) -> None:
+    spec = data_spec(write_jsonl(tmp_path, [{"messages": [], "images": []}] * 10))
+    source = find_source(spec.train[0], "$.data.train")
+
+    def check() -> None:
+        raise SpecError("$.lora", "does not fit the model")
+
+    with pytest.raises(SpecError, match="does not fit the model"):
+        prepare(inputs(spec, [source]), tmp_path / "prepared", check)
+    assert not (tmp_path / "prepared" / "stats.json").exists()
 
 
 def rejects(tmp_path: Path) -> dict[str, str]:

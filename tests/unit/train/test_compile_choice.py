@@ -13,7 +13,7 @@ from job.engines.ways import Ways
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train import compiled_training
-from job.train.compile_choice import COMPILE_SECONDS, StepWork, choose
+from job.train.compile_choice import COMPILE_SECONDS, StepWork, choose, may_pay
 from tests.jobs import ROOT
 
 TEXT = (ROOT / "specs" / "ernie-4.5-vl-28b-latex.yaml").read_text()
@@ -43,6 +43,16 @@ def test_a_training_is_compiled_once_its_steps_save_more_than_compiling_takes(
     for steps, expected in ((enough - 1, False), (enough, True)):
         choice = choose(spec(), work(steps, tokens, captured=captured), on_gpu=True)
         assert choice.compiled is expected, choice
+
+
+@pytest.mark.parametrize("steps", [60, 70, 300, 3000, -1])
+def test_blocks_are_compiled_only_if_the_spec_already_says_that_it_may_pay(steps: int) -> None:
+    short = spec(max_steps=steps)
+    longest = 4 * short.train.max_length  # tokens of its rows
+    for blocks, captured in ((60, True), (60, False), (190, True), (190, False)):
+        given = replace(work(max(steps, 1), longest, captured=captured), blocks=blocks)
+        assert may_pay(short.train) or not choose(short, given, on_gpu=True).compiled
+    assert may_pay(short.train) == (steps != 60)
 
 
 def test_fewer_blocks_save_less() -> None:
