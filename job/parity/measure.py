@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from job.artifacts import sbom
 from job.artifacts.provenance import source_revision
 from job.engines import ways
 from job.engines.device import Accelerator, detect
+from job.engines.ways import child
 from job.errors import JobError
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
@@ -111,7 +111,7 @@ def _run(name: str, settings: Mapping[str, object], output: Path, cache: Path) -
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-P", "-m", "job", *command, *arguments],
             # One thread: sums that other numbers of threads divide are rounded otherwise.
-            env={**os.environ, "PYTHONPATH": _python_path()} | ONE_THREAD,
+            env=child.environ() | ONE_THREAD,
             capture_output=True,
             text=True,
             timeout=JOB_SECONDS,
@@ -125,11 +125,6 @@ def _run(name: str, settings: Mapping[str, object], output: Path, cache: Path) -
         reason = f"ended with exit code {done.returncode}: {said}"
         raise JobError(f"the tiny job in {name}", reason, fix=fix)
     return _result(output / "out", time.monotonic() - started)
-
-
-def _python_path() -> str:
-    """This checkout before the folders that the variable names, where packages may be."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
 def _result(output: Path, seconds: float) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _run(
     done, started = 0, False
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(  # noqa: S603
-            command, env=_environ(), stdout=subprocess.PIPE, stderr=said, text=True
+            command, env=environ(), stdout=subprocess.PIPE, stderr=said, text=True
         )
         try:
             lines = _lines(child)
@@ -154,8 +154,8 @@ def _message(line: str) -> "_Message | None":
     return _Message(outcome, done="done" in said) if known else None
 
 
-def _environ() -> dict[str, str]:
-    """In which the child imports this very package."""
+def environ() -> dict[str, str]:
+    """In which a process imports this very package."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
