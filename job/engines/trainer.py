@@ -88,14 +88,17 @@ class StepTrainer(Trainer):
         data_timer: DataTimer,
         learning_rates: LearningRates | None = None,
         captured: CapturedSteps | None = None,
+        sharded_autocast: bool = False,
         **kwargs: object,
     ) -> None:
         """`batch_sampler` yields the row numbers of each of this process's micro-batches.
 
         `learning_rates` is None if all weights have the same. `captured` runs the forward and
-        backward passes instead of `training_step`, if given.
+        backward passes instead of `training_step`, if given. `sharded_autocast` makes a sharded
+        model compute in bf16, as `args.bf16` does others.
         """
-        self._captured = captured
+        self._captured, self._sharded_autocast = captured, sharded_autocast
+        self._reduces_each_pass = False
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
         self._learning_rates = learning_rates
@@ -157,13 +160,19 @@ class StepTrainer(Trainer):
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
     ) -> "tuple[torch.nn.Module, DataLoaderShard]":
         keep_packed_from_ddp(self.model)
-        model, loader = super()._prepare_for_training(
-            max_steps, train_dataloader, resume_from_checkpoint
-        )
+        shards = sharding.whole_weights_freed(self.model) if self.is_fsdp_enabled else nullcontext()
+        with shards:
+            model, loader = super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
         if self.args.gradient_checkpointing:
             gradient_checkpointing.skip_frozen_inputs(self.model)
         if sharding.is_sharded(model):
             sharding.allow_unused_parameters(model)
+            # Gradients that wait for the last micro-batch are whole: as large as the model.
+            self._reduces_each_pass = all(each.requires_grad for each in model.parameters())
+            if self._sharded_autocast:
+                sharding.autocast_forward(model, self.args.device)
         return model, loader
 
     # An epoch, step by step.
@@ -247,7 +256,8 @@ class StepTrainer(Trainer):
         )
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
-        # Forward and backward. Gradients accumulate locally; the last backward all-reduces them.
+        # Forward and backward. Gradients accumulate locally; the last backward all-reduces them,
+        # or each one if all weights are sharded.
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             self.accelerator.gradient_state._set_sync_gradients(is_last)
@@ -255,7 +265,8 @@ class StepTrainer(Trainer):
             if self._captured is not None:
                 loss = self._captured.forward_backward(batch, self._share(batch, supervised))
             else:
-                with nullcontext() if is_last else self.accelerator.no_sync(model):
+                reduces = is_last or self._reduces_each_pass
+                with nullcontext() if reduces else self.accelerator.no_sync(model):
                     loss = self.training_step(model, batch, supervised)
             self._tr_loss += loss
         if self._captured is not None:

@@ -21,7 +21,9 @@ def wanted(spec: JobSpec, *, trains: bool, patches_forward: bool = False) -> tup
     wants = {
         ways.CAPTURED: trains and captures and not patches_forward,
         ways.COMPILED: trains and (compiles or train.torch_compile is True),
-        ways.EIGHT_BIT: trains and train.optim in ("auto", *EIGHT_BIT),
+        ways.EIGHT_BIT: trains
+        and train.optim in ("auto", *EIGHT_BIT)
+        and not spec.shards_trained_weights,
         ways.FOUR_BIT: spec.model.load_in_4bit,
     }
     return tuple(name for name in ways.TRAINING if wants.get(name, True))
