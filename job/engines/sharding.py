@@ -146,6 +146,22 @@ def autocast_forward(model: torch.nn.Module, device: torch.device) -> None:
     model.forward = MethodType(autocast(type(model).forward), model)
 
 
+def drop_zero_gradients(model: torch.nn.Module) -> None:
+    """Removes gradients that are zero in all processes.
+
+    After a step without an image these are of the weights that only images reach. In one process
+    they have none then, and the optimizer leaves them alone; for zeros it would move them by its
+    momentum.
+    """
+    given = [each for each in model.parameters() if each.grad is not None]
+    used = torch.stack([local_shard(each.grad).any() for each in given if each.grad is not None])
+    for parameter, count in zip(
+        given, process_group.all_reduce_sum(used.int().tolist()), strict=True
+    ):
+        if count == 0:
+            parameter.grad = None
+
+
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part of the tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

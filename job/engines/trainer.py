@@ -38,6 +38,7 @@ from job.engines.data_timer import DataTimer
 from job.engines.parameter_groups import LearningRates, parameter_groups, rates_by_group
 from job.families.batches import MicroBatch, host_keys, model_inputs
 from job.families.four_bit.tensor import FourBitTensor
+from job.families.vision_tower import vision_tower_pattern
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,7 @@ class StepTrainer(Trainer):
         model compute in bf16, as `args.bf16` does others.
         """
         self._captured, self._sharded_autocast = captured, sharded_autocast
-        self._reduces_each_pass = False
+        self._reduces_each_pass = self._has_vision_tower = False
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
         self._learning_rates = learning_rates
@@ -171,6 +172,7 @@ class StepTrainer(Trainer):
             sharding.allow_unused_parameters(model)
             # Gradients that wait for the last micro-batch are whole: as large as the model.
             self._reduces_each_pass = all(each.requires_grad for each in model.parameters())
+            self._has_vision_tower = vision_tower_pattern(self.model) is not None
             if self._sharded_autocast:
                 sharding.autocast_forward(model, self.args.device)
         return model, loader
@@ -271,6 +273,8 @@ class StepTrainer(Trainer):
             self._tr_loss += loss
         if self._captured is not None:
             self._captured.finish_step(images)
+        elif self._reduces_each_pass and self._has_vision_tower and not images:
+            sharding.drop_zero_gradients(model)
         self.state.num_input_tokens_seen += tokens
 
         # Clip; if max_grad_norm is 0, only measure the norm.

@@ -1,10 +1,12 @@
 """Two processes that fine-tune all weights, each with its shards of them, of gradients and of
 optimizer states: what one process trains, with checkpoints that no process ever holds whole."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
@@ -17,7 +19,7 @@ from tests.integration.test_processes import (
     trained_steps,
     validations,
 )
-from tests.jobs import FULL, read_json
+from tests.jobs import FULL, UNVALIDATED, read_json, sets
 
 pytestmark = pytest.mark.slow(minutes=2)
 
@@ -29,6 +31,11 @@ WEIGHTS = {
     "export.merged.enabled": "true",
     "export.verify": "reload",
 }
+
+SHARDED = {"runtime.distributed": "fsdp2"}
+PICTURED, SEED = (1, 6, 7), 3
+"""Rows with an image, and a seed with which the first and last of four steps have one, and the two
+between have none."""
 
 DIES_IN_THE_SECOND_CHECKPOINT = """
 import os, signal
@@ -57,7 +64,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole job of two processes on one machine."""
     output = tmp_path_factory.mktemp("together") / "out"
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    given = arguments(output, 1, 2, **WEIGHTS, **{"runtime.distributed": "fsdp2"})
+    given = arguments(output, 1, 2, **WEIGHTS, **SHARDED)
     both = Pair(given, given, port=store.port, variables=of_torchrun)
     assert both.end() == (0, 0), both.said
     assert "Warning" not in "".join(both.said)
@@ -112,7 +119,7 @@ def test_a_process_that_dies_in_a_checkpoint_leaves_the_one_before_to_resume_fro
 ) -> None:
     """On two machines, so with uploads from both; resumed, it ends bit-equal."""
     output = tmp_path / "out"
-    given = arguments(output, 1, 2, **WEIGHTS, **{"runtime.distributed": "fsdp2"})
+    given = arguments(output, 1, 2, **WEIGHTS, **SHARDED)
     given = ["train", *given[1:]]
     both = Pair(given, given, codes=(None, DIES_IN_THE_SECOND_CHECKPOINT))
     assert both.end() == (70, -9), both.said
@@ -131,3 +138,52 @@ def test_a_process_that_dies_in_a_checkpoint_leaves_the_one_before_to_resume_fro
     assert weights(output).keys() == weights(together).keys()
     for name, tensor in weights(output).items():
         assert tensor.equal(weights(together)[name]), name
+
+
+def test_rows_without_images_train_as_in_one_process(tmp_path: Path) -> None:
+    """A process without an image in its rows of a step reduces gradients all the same; in a step
+    without any, the weights of images stay as they are."""
+    rows = []
+    for number in range(12):
+        text: dict[str, str] = {"type": "text", "text": f"Name row {number}."}
+        asked = [text]
+        if number in PICTURED:
+            Image.new("L", (112, 56), 20 * number).save(tmp_path / f"{number}.png")
+            asked = [{"type": "image", "image": f"{number}.png"}, text]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": str(number)}]}
+        rows.append({"messages": [{"role": "user", "content": asked}, answer]})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines)
+    source = {"uri": str(tmp_path / "rows.jsonl"), "columns": {"messages": "messages"}}
+    settings = {
+        **FULL,
+        **UNVALIDATED,
+        "data": json.dumps({"train": source, "eval_fraction": 0.1}),
+        "train.max_steps": 4,
+        "train.save_steps": 4,
+        "train.logging_steps": 1,
+        "train.router_aux_loss_coef": 0,
+        "train.lr_scheduler_type": "constant",
+        "train.learning_rate": 1e-3,
+        "train.seed": SEED,
+        "runtime.accelerator": "cpu",
+        "runtime.cache_dir": tmp_path / "cache",
+    }
+
+    def given(output: str, **more: object) -> list[str]:
+        out = str(tmp_path / output)
+        return ["train", "specs/latex.yaml", "--output", out, *sets({**settings, **more})]
+
+    rows_of = {"train.per_device_train_batch_size": 4, "train.gradient_accumulation_steps": 1}
+    app(given("alone", **rows_of), standalone_mode=False)
+    sharded = given("out", **{**rows_of, "train.per_device_train_batch_size": 2}, **SHARDED)
+    both = Pair(sharded, sharded)
+    assert both.end() == (0, 0), both.said
+    for mine, other in zip(
+        trained_steps(tmp_path / "out"), trained_steps(tmp_path / "alone"), strict=True
+    ):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-5)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    trained, expected = weights(tmp_path / "out"), weights(tmp_path / "alone")
+    for name, tensor in expected.items():
+        assert float((trained[name] - tensor).abs().max()) < 2e-4, name

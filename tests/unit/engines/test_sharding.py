@@ -60,6 +60,21 @@ def test_a_sharded_model_computes_in_bf16_as_autocast_does_and_keeps_fp32_weight
         assert sharding.local_shard(mine.grad).equal(other.grad)
 
 
+@pytest.mark.usefixtures("alone")
+def test_gradients_that_are_zero_everywhere_are_dropped_and_no_others() -> None:
+    model = sharded()
+    _, product = model(torch.randn(2, 4))
+    (product[:, 0].sum() + 0 * sum(each.sum() for each in model.norm.parameters())).backward()
+    sharding.drop_zero_gradients(model)
+    found = {name: each.grad is not None for name, each in model.named_parameters()}
+    assert found == {
+        "norm.weight": False,
+        "norm.bias": False,
+        "linear.weight": True,
+        "linear.bias": True,
+    }
+
+
 def test_no_whole_weights_are_kept_while_blocks_are_sharded() -> None:
     model = Net()
     with sharding.whole_weights_freed(model):
