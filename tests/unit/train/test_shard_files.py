@@ -120,6 +120,18 @@ def test_any_number_of_processes_goes_on_with_them(stored: Path, size: int) -> N
                     assert own.equal(other[rows] if other.ndim else other), (name, key)
 
 
+def test_an_optimizer_without_states_is_continued_too(tmp_path: Path) -> None:
+    with process(0, 1):
+        model = sharded(1, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        kept = shard_files.store_optimizer(model, optimizer, tmp_path)
+        assert kept["state"] == {}
+        assert shard_files.stored_states(tmp_path) == {}
+        shard_files.load_optimizer(model, optimizer, tmp_path, [RATE])
+        assert optimizer.param_groups[0]["lr"] == RATE
+        assert not optimizer.state
+
+
 def test_a_missing_process_or_tensor_is_an_error(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         StoredShards(tmp_path)
