@@ -23,7 +23,7 @@ def wanted(spec: JobSpec, *, trains: bool, patches_forward: bool = False) -> tup
         ways.COMPILED: trains and (compiles or train.torch_compile is True),
         ways.EIGHT_BIT: trains
         and train.optim in ("auto", *EIGHT_BIT)
-        and not spec.shards_trained_weights,
+        and spec.runtime.distributed != "fsdp2",
         ways.FOUR_BIT: spec.model.load_in_4bit,
     }
     return tuple(name for name in ways.TRAINING if wants.get(name, True))

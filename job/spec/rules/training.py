@@ -9,8 +9,8 @@ from job.spec.rules.view import Rule, View, finding
 
 _PACKED = ("auto", "sdpa")
 """The attention implementations that compute rows without padding."""
-_UNSHARDED_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit", "adafactor")
-"""Optimizers that do not update sharded weights, or whose states do not follow their shards."""
+_UNSHARDED_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
+"""Optimizers that raise an error for sharded weights."""
 
 
 def _training_has_steps(at: View) -> Iterator[Finding]:
@@ -84,19 +84,28 @@ def _fsdp2_requires_padding_free(at: View) -> Iterator[Finding]:
         )
 
 
-def _fsdp2_shards_plain_optimizers_of_fp32_weights(at: View) -> Iterator[Finding]:
-    """Rules for weights that are trained themselves: those of an adapter are gathered in full."""
-    if at("runtime.distributed") != "fsdp2" or at("lora.method") != "full":
+def _fsdp2_excludes_optimizers(at: View) -> Iterator[Finding]:
+    if at("runtime.distributed") != "fsdp2":
         return
     if at("train.optim") in _UNSHARDED_OPTIMIZERS:
         yield finding(
             "train.optim",
-            "does not update sharded weights, which runtime.distributed: fsdp2 with lora.method: "
-            "full trains",
+            "does not update sharded weights, which runtime.distributed: fsdp2 trains",
             "write adamw_torch_fused (adamw_torch on a CPU), or auto; its states are divided among "
             "the processes",
         )
-    if at("model.dtype") == "bfloat16":
+    if at("lora.method") == "full" and at("train.optim") == "adafactor":
+        yield finding(
+            "train.optim",
+            "must not be adafactor if runtime.distributed is fsdp2 and lora.method is full: "
+            "checkpoints cannot store its states in shards",
+            "write adamw_torch_fused (adamw_torch on a CPU), or auto",
+        )
+
+
+def _fsdp2_shards_weights_of_one_dtype(at: View) -> Iterator[Finding]:
+    sharded = at("runtime.distributed") == "fsdp2" and at("lora.method") == "full"
+    if sharded and at("model.dtype") == "bfloat16":
         yield finding(
             "model.dtype",
             "must be auto or float32 if runtime.distributed is fsdp2 and lora.method is full: this "
@@ -231,7 +240,8 @@ RULES: tuple[Rule, ...] = (
     _no_float16_training,
     _cpu_supports_the_kernels,
     _fsdp2_requires_padding_free,
-    _fsdp2_shards_plain_optimizers_of_fp32_weights,
+    _fsdp2_excludes_optimizers,
+    _fsdp2_shards_weights_of_one_dtype,
     _fsdp2_excludes_compile,
     _compile_excludes_checkpointing,
     _unsloth_trains_adapters_on_one_gpu,

@@ -183,14 +183,20 @@ REFUSED += [
     ),
     *(
         (
-            ("runtime.distributed=fsdp2", "lora.method=full", f"train.optim={optim}"),
+            ("runtime.distributed=fsdp2", f"train.optim={optim}"),
             "train.optim",
-            "does not update sharded weights, which runtime.distributed: fsdp2 with lora.method: "
-            "full trains",
+            "does not update sharded weights, which runtime.distributed: fsdp2 trains",
             "write adamw_torch_fused (adamw_torch on a CPU), or auto; its states are divided among "
             "the processes",
         )
-        for optim in ("adamw_8bit", "paged_adamw_8bit", "adafactor")
+        for optim in ("adamw_8bit", "paged_adamw_8bit")
+    ),
+    (
+        ("runtime.distributed=fsdp2", "lora.method=full", "train.optim=adafactor"),
+        "train.optim",
+        "must not be adafactor if runtime.distributed is fsdp2 and lora.method is full: "
+        "checkpoints cannot store its states in shards",
+        "write adamw_torch_fused (adamw_torch on a CPU), or auto",
     ),
     (
         ("model.dtype=float16",),
