@@ -5,6 +5,7 @@ family, which knows the shapes. The peak is at the start of the backward pass, w
 activations are alive and the first gradients appear.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -75,15 +76,23 @@ class MemoryEstimate:
     """Of the supervised tokens, with their log-probabilities and gradients."""
     working: int
     """One layer's temporary tensors; with checkpointing, the recomputed layer; of a base in 4 bits,
-    the largest weight as it is unpacked."""
+    the largest weight as it is unpacked; of sharded weights, what is gathered of them."""
     context: int
+    loading: int = 0
+    """Before the peak: the whole weights, which every process loads before it shards them; 0 if
+    weights are not sharded."""
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts of the peak."""
+        return {name: count for name, count in vars(self).items() if name != "loading"}
 
     @property
     def total(self) -> int:
-        return sum(vars(self).values())
+        return sum(self.parts.values())
 
     def fits(self, memory_bytes: int) -> bool:
-        return self.total <= memory_bytes
+        return max(self.total, self.loading) <= memory_bytes
 
     def is_ruled_out(self, memory_bytes: int) -> bool:
         """Whether it would not fit even if the estimate were too high by twice its error."""
@@ -110,12 +119,13 @@ def estimate(
     accelerator: Accelerator,
     *,
     bounded: bool | None = None,
+    processes: int = 1,
 ) -> MemoryEstimate | None:
     """Peak memory with a micro-batch of these rows; None if the family cannot estimate it.
 
     `model` is the architecture on the meta device. `train.gradient_checkpointing: auto` counts as
     true, which needs the least. `bounded` tells whether the device's trial took attention by
-    boundaries; None if it was not tried, as in a plan.
+    boundaries; None if it was not tried, as in a plan. `processes` divide what a spec shards.
     """
     full = spec.lora.method == "full"
     dtype = resolve_dtype(spec.model, spec.lora, accelerator)
@@ -125,21 +135,28 @@ def estimate(
     saved = family.activation_memory(model.config, trained, rows, step)
     if saved is None:
         return None
+    sharded = spec.shards_trained_weights
+    shards = processes if sharded else 1
     weights = weight_bytes(family, model, dtype.itemsize, spec)
-    if step.autocast and dtype.itemsize == FP32:
+    copies = 0
+    if step.autocast and dtype.itemsize == FP32 and not (sharded and step.checkpointing):
         # Autocast keeps a copy until the backward pass is over.
-        weights += BF16 * sum(parameter.numel() for parameter in model.parameters())
+        copies = BF16 * sum(parameter.numel() for parameter in model.parameters())
+    working = saved.workspace + saved.recomputed + _unpacked_bytes(model, dtype.itemsize, spec)
+    context = PROCESS if accelerator.kind == "cpu" else CONTEXT
     copied = step.lora_linear and step.itemsize != FP32  # LoRA layers compute with a copy
     return MemoryEstimate(
-        weights=weights,
+        weights=math.ceil(weights / shards) + copies,
         adapter=0 if full else count * (FP32 + (step.itemsize if copied else 0)),
-        gradients=count * (dtype.itemsize if full else FP32),
-        optimizer=count * OPTIMIZER_STATE_BYTES[spec.train.optim],
+        gradients=math.ceil(count * (dtype.itemsize if full else FP32) / shards),
+        optimizer=math.ceil(count * OPTIMIZER_STATE_BYTES[spec.train.optim] / shards),
         activations=saved.activations,
         attention=saved.attention,
         logits=saved.logits,
-        working=saved.workspace + saved.recomputed + _unpacked_bytes(model, dtype.itemsize, spec),
-        context=PROCESS if accelerator.kind == "cpu" else CONTEXT,
+        working=working
+        + (_gathered_bytes(model, dtype.itemsize, autocast=step.autocast) if sharded else 0),
+        context=context,
+        loading=weights + context if sharded else 0,
     )
 
 
@@ -213,6 +230,19 @@ def _unpacked_bytes(model: "PreTrainedModel", width: int, spec: JobSpec) -> int:
         return 0
     sizes = (parameter.numel() for parameter in packed_names(model, four_bit).values())
     return int(max(sizes, default=0) * (width + FP32 / BLOCK))
+
+
+def _gathered_bytes(model: "PreTrainedModel", width: int, *, autocast: bool) -> int:
+    """What FSDP2 holds of whole layers: of a block that is computed, the weights and gradients, and
+    the gradients once more as they are reduced; the weights of the next, which are gathered
+    meanwhile; and what is in no block."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    blocks = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    outside = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
+    copies = BF16 if autocast else 0
+    return max(sizes, default=0) * (4 * width + copies) + outside * 2 * width
 
 
 def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:

@@ -1,11 +1,15 @@
 """FSDP2: every process holds a shard of each layer, and all-gathers it while it is computed.
 
-Accelerate's plugin wraps each of the blocks in `_no_split_modules`. Trained weights and optimizer
-state are gathered in full for checkpoints and for the adapter.
+Accelerate's plugin wraps each of the blocks in `_no_split_modules`, the embeddings and the output
+layer; the root has all other weights. An adapter and its optimizer state are gathered in full for
+checkpoints. Fully fine-tuned weights never are: `job.train.checkpoint.shard_files` stores the
+shards, and `gathered_weights` gathers one tensor at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +21,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from job.distributed import process_group
+from job.families.weight_files import NamedTensor, Weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,6 +57,20 @@ def use_on_cpu(accelerator: "Accelerator", plugin_arguments: dict[str, Any]) -> 
 
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_arguments)
     accelerator.state.distributed_type = DistributedType.FSDP
+
+
+@contextmanager
+def whole_weights_freed(model: torch.nn.Module) -> Iterator[None]:
+    """A context in which sharding a block frees its whole weights at once.
+
+    Accelerate would keep all of them until the last block is sharded, in a `state_dict` that it
+    reads only if other processes have no weights.
+    """
+    vars(model)["state_dict"] = dict
+    try:
+        yield
+    finally:
+        del vars(model)["state_dict"]
 
 
 def is_sharded(model: object) -> bool:
@@ -108,3 +130,88 @@ def restore_optimizer(
 ) -> None:
     """Gives every process its shard of rank 0's `state`."""
     set_optimizer_state_dict(model, optimizer, state, options=_SCATTERED)
+
+
+# Fully fine-tuned models.
+
+
+def autocast_forward(model: torch.nn.Module, device: torch.device) -> None:
+    """Makes the model compute in bf16, though its weights and what is communicated are fp32.
+
+    FSDP2's own mixed precision would also cast router gates and the residual stream. Autocast keeps
+    no copies of the weights until the end of the forward pass, which would be the whole model; with
+    gradient checkpointing, the graph keeps none either.
+    """
+    autocast = torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    model.forward = MethodType(autocast(type(model).forward), model)
+
+
+def drop_zero_gradients(model: torch.nn.Module) -> None:
+    """Removes gradients that are zero in all processes.
+
+    After a step without an image these are of the weights that only images reach. In one process
+    they have none then, and the optimizer leaves them alone; for zeros it would move them by its
+    momentum.
+    """
+    given = [each for each in model.parameters() if each.grad is not None]
+    used = torch.stack([local_shard(each.grad).any() for each in given if each.grad is not None])
+    for parameter, count in zip(
+        given, process_group.all_reduce_sum(used.int().tolist()), strict=True
+    ):
+        if count == 0:
+            parameter.grad = None
+
+
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of the tensor; the tensor itself if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_row(tensor: DTensor) -> int:
+    """The number of the first row of this process's shard. FSDP2 shards the first dimension in
+    equal chunks; the last ones may be smaller, or empty."""
+    mesh = tensor.device_mesh
+    rows: int = tensor.shape[0]
+    chunk = -(-rows // mesh.size())
+    return min(mesh.get_local_rank() * chunk, rows)
+
+
+def sharded_like(local: torch.Tensor, like: DTensor) -> DTensor:
+    """A tensor with this process's shard, sharded like another of the same shape."""
+    return DTensor.from_local(
+        local.to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def gathered_weights(model: torch.nn.Module) -> Weights:
+    """The weights of a sharded model, on rank 0; every other rank has to call `help_to_gather`."""
+    sharded = dict(model.named_parameters())
+
+    def gathered(names: Iterable[str]) -> Iterator[NamedTensor]:
+        for name in names:
+            process_group.broadcast(name)
+            yield name, _full(sharded[name])
+        process_group.broadcast(None)
+
+    meta = {
+        name: torch.empty(each.shape, dtype=each.dtype, device="meta")
+        for name, each in sharded.items()
+    }
+    return Weights(meta_tensors=meta, tensors=gathered)
+
+
+def help_to_gather(model: torch.nn.Module) -> None:
+    """Takes part in gathering the tensors that rank 0 asks for."""
+    sharded = dict(model.named_parameters())
+    while (name := process_group.broadcast(None)) is not None:
+        _full(sharded[name])
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -38,6 +38,7 @@ from job.engines.data_timer import DataTimer
 from job.engines.parameter_groups import LearningRates, parameter_groups, rates_by_group
 from job.families.batches import MicroBatch, host_keys, model_inputs
 from job.families.four_bit.tensor import FourBitTensor
+from job.families.vision_tower import vision_tower_pattern
 
 if TYPE_CHECKING:
     import torch
@@ -88,14 +89,17 @@ class StepTrainer(Trainer):
         data_timer: DataTimer,
         learning_rates: LearningRates | None = None,
         captured: CapturedSteps | None = None,
+        sharded_autocast: bool = False,
         **kwargs: object,
     ) -> None:
         """`batch_sampler` yields the row numbers of each of this process's micro-batches.
 
         `learning_rates` is None if all weights have the same. `captured` runs the forward and
-        backward passes instead of `training_step`, if given.
+        backward passes instead of `training_step`, if given. `sharded_autocast` makes a sharded
+        model compute in bf16, as `args.bf16` does others.
         """
-        self._captured = captured
+        self._captured, self._sharded_autocast = captured, sharded_autocast
+        self._reduces_each_pass = self._has_vision_tower = False
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
         self._learning_rates = learning_rates
@@ -157,13 +161,20 @@ class StepTrainer(Trainer):
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
     ) -> "tuple[torch.nn.Module, DataLoaderShard]":
         keep_packed_from_ddp(self.model)
-        model, loader = super()._prepare_for_training(
-            max_steps, train_dataloader, resume_from_checkpoint
-        )
+        shards = sharding.whole_weights_freed(self.model) if self.is_fsdp_enabled else nullcontext()
+        with shards:
+            model, loader = super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
         if self.args.gradient_checkpointing:
             gradient_checkpointing.skip_frozen_inputs(self.model)
         if sharding.is_sharded(model):
             sharding.allow_unused_parameters(model)
+            # Gradients that wait for the last micro-batch are whole: as large as the model.
+            self._reduces_each_pass = all(each.requires_grad for each in model.parameters())
+            self._has_vision_tower = vision_tower_pattern(self.model) is not None
+            if self._sharded_autocast:
+                sharding.autocast_forward(model, self.args.device)
         return model, loader
 
     # An epoch, step by step.
@@ -247,7 +258,8 @@ class StepTrainer(Trainer):
         )
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
 
-        # Forward and backward. Gradients accumulate locally; the last backward all-reduces them.
+        # Forward and backward. Gradients accumulate locally; the last backward all-reduces them,
+        # or each one if all weights are sharded.
         for number, batch in enumerate(batches, start=1):
             is_last = number == len(batches)
             self.accelerator.gradient_state._set_sync_gradients(is_last)
@@ -255,11 +267,14 @@ class StepTrainer(Trainer):
             if self._captured is not None:
                 loss = self._captured.forward_backward(batch, self._share(batch, supervised))
             else:
-                with nullcontext() if is_last else self.accelerator.no_sync(model):
+                reduces = is_last or self._reduces_each_pass
+                with nullcontext() if reduces else self.accelerator.no_sync(model):
                     loss = self.training_step(model, batch, supervised)
             self._tr_loss += loss
         if self._captured is not None:
             self._captured.finish_step(images)
+        elif self._reduces_each_pass and self._has_vision_tower and not images:
+            sharding.drop_zero_gradients(model)
         self.state.num_input_tokens_seen += tokens
 
         # Clip; if max_grad_norm is 0, only measure the norm.

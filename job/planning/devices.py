@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 THIS_MACHINE = "this machine"
 
+PROCESSES = (2, 4, 8, 16, 32, 64)
+"""Numbers of processes that a plan tries for weights that are sharded."""
+
 
 def planned_devices(name: str | None, spec: JobSpec) -> dict[str, Accelerator]:
     """The accelerator `name`; if None, this machine's, or else its CPU and all known ones."""
@@ -57,15 +60,18 @@ def memory_fit(
     rows = sampled or (longest_row,)
     fits, batches = [], []
     for name, device in devices.items():
-        planned = planned_pass(family, skeleton, spec, rows, device)
-        if planned is None:
+        found = _fewest_processes(family, skeleton, spec, rows, device)
+        if found is None:
             return None
+        planned, processes = found
         batches.append(planned.batch)
-        fits.append(_device_fit(family, skeleton, spec, planned, longest_row, name, device))
+        fits.append(
+            _device_fit(family, skeleton, spec, planned, longest_row, name, device, processes)
+        )
     change = None
     if not any(fit.fits for fit in fits):
         largest = max(devices.values(), key=lambda device: device.memory_bytes)
-        change = nearest_change(family, skeleton, spec, rows, largest)
+        change = nearest_change(family, skeleton, spec, rows, largest, PROCESSES[-1])
     batch = max(batches, key=len)
     return facts.MemoryFit(
         batch_rows=len(batch),
@@ -79,6 +85,26 @@ def memory_fit(
     )
 
 
+def _fewest_processes(
+    family: type[Family],
+    skeleton: "PreTrainedModel",
+    spec: JobSpec,
+    rows: Sequence[RowSize],
+    device: Accelerator,
+) -> tuple[PlannedPass, int] | None:
+    """The planned pass, with the fewest processes over which sharded weights fit, or the most that
+    are tried; None if the family cannot estimate memory."""
+    found = None
+    for processes in PROCESSES if spec.shards_trained_weights else (1,):
+        planned = planned_pass(family, skeleton, spec, rows, device, processes)
+        if planned is None:
+            return None
+        found = planned, processes
+        if planned.memory.fits(device.memory_bytes):
+            break
+    return found
+
+
 def _device_fit(
     family: type[Family],
     skeleton: "PreTrainedModel",
@@ -87,10 +113,13 @@ def _device_fit(
     longest_row: RowSize,
     name: str,
     device: Accelerator,
+    processes: int,
 ) -> facts.DeviceFit:
     memory, settings, batch = planned.memory, planned.settings, planned.batch
     chosen = replace(spec, train=settings.of_spec(spec.train))
-    at_longest = estimate(family, skeleton, chosen, (longest_row,) * len(batch), device)
+    at_longest = estimate(
+        family, skeleton, chosen, (longest_row,) * len(batch), device, processes=processes
+    )
     assert at_longest is not None, "the family has estimated the pass"
     return facts.DeviceFit(
         accelerator=name,
@@ -99,8 +128,10 @@ def _device_fit(
         fits=memory.fits(device.memory_bytes),
         tight=memory.is_tight(device.memory_bytes),
         dtype=str(resolve_dtype(spec.model, spec.lora, device)).removeprefix("torch."),
-        parts=vars(memory),
+        parts=memory.parts,
         total=memory.total,
+        processes=processes if spec.shards_trained_weights else None,
+        loading=memory.loading,
         at_max_length=at_longest.total,
         pass_rows=settings.per_device_train_batch_size,
         passes=settings.gradient_accumulation_steps,

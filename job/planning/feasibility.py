@@ -34,17 +34,20 @@ def nearest_change(
     spec: JobSpec,
     sizes: Sequence[RowSize],
     accelerator: Accelerator,
+    processes: int = 1,
 ) -> Change | None:
     """The first change that fits, trying those that do not affect the result first.
 
     In order: smaller micro-batches with more accumulation, gradient checkpointing, smaller images
-    and shorter rows, fewer trained weights. Returns None if no change makes it fit.
+    and shorter rows, fewer trained weights. Returns None if no change makes it fit. `processes`
+    divide what the spec shards.
     """
     if spec.train.torch_compile is True and spec.train.gradient_checkpointing == "auto":
         # Compiled blocks exclude it, so training would not turn it on.
         spec = replace(spec, train=replace(spec.train, gradient_checkpointing=False))
     for settings, batch in _changes(model, spec, sizes):
-        memory = estimate(family, model, _with_settings(spec, settings), batch, accelerator)
+        changed = _with_settings(spec, settings)
+        memory = estimate(family, model, changed, batch, accelerator, processes=processes)
         if memory is not None and memory.fits(accelerator.memory_bytes):
             return Change(settings=settings, memory=memory)
     return None

@@ -37,20 +37,21 @@ def planned_pass(
     spec: JobSpec,
     rows: Sequence[RowSize],
     device: Accelerator,
+    processes: int,
 ) -> PlannedPass | None:
     """The fastest passes that fit by the estimate, as the search before step 1 would find them.
 
     If none fits, those that need the least memory; if training does not search, the spec's. None if
-    the family cannot estimate memory.
+    the family cannot estimate memory. `processes` divide what the spec shards.
     """
     planned = None
-    ways = _ways(family, model, spec, rows, device)
+    ways = _ways(family, model, spec, rows, device, processes)
     for settings in ways:
         if settings != ways[-1] and not _fits_on_average(
-            family, model, spec, rows, device, settings
+            family, model, spec, rows, device, settings, processes
         ):
             continue
-        planned = _planned(family, model, spec, rows, device, settings)
+        planned = _planned(family, model, spec, rows, device, settings, processes)
         if planned is None or planned.memory.fits(device.memory_bytes):
             return planned
     return planned
@@ -97,6 +98,7 @@ def _ways(
     spec: JobSpec,
     rows: Sequence[RowSize],
     device: Accelerator,
+    processes: int,
 ) -> Sequence[BatchSettings]:
     train, on_gpu = spec.train, device.kind != "cpu"
     sharded = spec.runtime.distributed == "fsdp2"
@@ -110,7 +112,7 @@ def _ways(
         )
 
     def is_safe(kept: BatchSettings) -> bool:
-        planned = None if sharded else _planned(family, model, spec, rows, device, kept)
+        planned = None if sharded else _planned(family, model, spec, rows, device, kept, processes)
         return planned is not None and planned.memory.is_safe(device.memory_bytes)
 
     return [without_search(train, is_safe)]
@@ -123,9 +125,10 @@ def _planned(
     rows: Sequence[RowSize],
     device: Accelerator,
     settings: BatchSettings,
+    processes: int,
 ) -> PlannedPass | None:
     batch = worst_batch(rows, settings.per_device_train_batch_size)
-    memory = estimate(family, model, _with(spec, settings), batch, device)
+    memory = estimate(family, model, _with(spec, settings), batch, device, processes=processes)
     return None if memory is None else PlannedPass(settings=settings, batch=batch, memory=memory)
 
 
@@ -136,10 +139,11 @@ def _fits_on_average(
     rows: Sequence[RowSize],
     device: Accelerator,
     settings: BatchSettings,
+    processes: int,
 ) -> bool:
     """Whether a micro-batch like the sample fits, which takes less than the heaviest."""
     batch = tuple(itertools.islice(itertools.cycle(rows), settings.per_device_train_batch_size))
-    memory = estimate(family, model, _with(spec, settings), batch, device)
+    memory = estimate(family, model, _with(spec, settings), batch, device, processes=processes)
     return memory is None or memory.fits(device.memory_bytes)
 
 

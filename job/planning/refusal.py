@@ -26,10 +26,15 @@ def refuse_if_too_large(plan: Plan) -> None:
             "use a larger accelerator: weights, gradients and optimizer states alone take "
             f"{log.size(fixed)}"
         )
+    taken = f"training would take {log.size(largest.total)}"
+    if largest.loading > largest.memory:
+        taken = (
+            "every process loads the whole weights before it shards them, which takes "
+            f"{log.size(largest.loading)}"
+        )
     raise OutOfMemoryError(
         "$.train.per_device_train_batch_size",
-        f"training would take {log.size(largest.total)}, and {largest.title} has "
-        f"{log.size(largest.memory)}"
+        f"{taken}, and {largest.title} has {log.size(largest.memory)}"
         f"{'' if memory.basis == 'sample' else ' (rows as long as max_length)'}",
         value=memory.batch_rows,
         fix=fix,

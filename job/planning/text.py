@@ -188,6 +188,8 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
             if fit.parts[part]:
                 yield name, f"{log.size(fit.parts[part]):>10}"
         yield "total", f"{log.size(fit.total):>10} of {log.size(fit.memory)}: {_verdict(fit)}"
+        if fit.loading:
+            yield "while loading", f"{log.size(fit.loading):>10}: whole weights, before sharding"
         if memory.basis == "sample":
             yield "at max_length", f"{log.size(fit.at_max_length):>10} if every row were that long"
         yield "uncertainty", f"{memory.uncertainty:.0%} of what depends on the batch"
@@ -205,7 +207,8 @@ def _passes(fit: DeviceFit) -> str:
     passes = "1 pass" if fit.passes == 1 else f"{fit.passes} passes"
     rows = "1 row" if fit.pass_rows == 1 else f"{fit.pass_rows} rows"
     kept = "recomputed" if fit.gradient_checkpointing else "kept"
-    return f"{passes} of {rows}, activations {kept}"
+    shards = "" if fit.processes is None else f", weights sharded over {fit.processes} processes"
+    return f"{passes} of {rows}, activations {kept}{shards}"
 
 
 def _verdict(fit: DeviceFit) -> str:

@@ -384,3 +384,8 @@ class JobSpec:
     export: ExportSpec
     output: OutputSpec
     runtime: RuntimeSpec
+
+    @property
+    def shards_trained_weights(self) -> bool:
+        """Whether the model's own weights are trained, and divided among the processes."""
+        return self.runtime.distributed == "fsdp2" and self.lora.method == "full"

@@ -9,7 +9,8 @@ from job.distributed import process_group
 from job.engines import sharding
 from job.errors import SpecError, StorageError
 from job.spec.types import JobSpec
-from job.train.checkpoint.contents import weights_file, weights_problem
+from job.train.checkpoint import shard_files
+from job.train.checkpoint.contents import stores_shards, weights_file, weights_problem
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.selection import Measured, Selection
 
@@ -86,13 +87,18 @@ def _warn_if_all_equal(metric: str, validations: Sequence[Measured], section: st
 
 
 def _load(session: Trained, best: Measured, directory: Path, section: str) -> None:
-    """Rank 0 reads the weights; every process gets its shard if the model is sharded."""
+    """Loads the weights of the best step's checkpoint.
+
+    Of a fully fine-tuned, sharded model, every process reads its shards; else rank 0 reads the
+    weights, and gives every process its shard if the model is sharded.
+    """
     trainer = session.trainer
     model = trainer.model
-    state: dict[str, torch.Tensor] = {}
-    if process_group.rank() == 0:
-        file = weights_file(trainer)
-        problem = session.checkpoints.fetch_file(best.step, file, directory)
+    in_shards = stores_shards(trainer)
+    follows = process_group.rank() > 0
+    if not follows or (in_shards and process_group.is_local_rank_zero()):
+        part = weights_file(trainer)
+        problem = session.checkpoints.fetch_part(best.step, part, directory, verified=follows)
         problem = problem or weights_problem(directory, trainer)
         if problem is not None:
             raise StorageError(
@@ -102,6 +108,13 @@ def _load(session: Trained, best: Measured, directory: Path, section: str) -> No
                 f"{section}.load_best_model_at_end: false; to train again, set "
                 "train.resume_from_checkpoint: never",
             )
+    if in_shards:
+        process_group.barrier()
+        shard_files.load_weights(model, directory)
+        process_group.barrier()
+        return
+    state: dict[str, torch.Tensor] = {}
+    if not follows:
         if sharding.is_sharded(model):
             state = trainer.trained_state_of(directory)
         else:

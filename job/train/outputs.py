@@ -36,6 +36,12 @@ def store_trained(
     from job.engines import sharding
 
     model = trainer.model
+    if spec.shards_trained_weights:
+        if directory is None:
+            sharding.help_to_gather(model)
+        else:
+            _save_weights(spec, family, model, sharding.gathered_weights(model), directory)
+        return None
     if sharding.is_sharded(model):
         state = sharding.trained_state(model)
         if directory is not None:
@@ -79,9 +85,15 @@ def store_weights(
     if spec.lora.method == "lora":
         store_adapter(spec, family, model, state, directory)
         return
+    _save_weights(spec, family, model, Weights.of(model.named_parameters()), directory)
+
+
+def _save_weights(
+    spec: JobSpec, family: Family, model: "PreTrainedModel", weights: Weights, directory: Path
+) -> None:
     family.save(
         model,
-        Weights.of(model.named_parameters()),
+        weights,
         directory / WEIGHTS,
         dtype=next(model.parameters()).dtype,
         max_shard_size=spec.export.merged.max_shard_size,

@@ -19,6 +19,7 @@ from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
 from job.train.callbacks.checkpoint import CheckpointCallback
 from job.train.callbacks.progress import ProgressCallback
+from job.train.callbacks.shards import ShardsCallback
 from job.train.callbacks.stop import StopCallback
 from job.train.callbacks.validation_schedule import ValidationSchedule
 from job.train.capturing import CapturedTraining
@@ -99,25 +100,19 @@ def start_session(
     )
     batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
     checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
-    callbacks: list[TrainerCallback] = [StopCallback()]
     plan = None
     if validator is not None and selection is not None:
         plan = ValidationPlan(spec=spec.train, validator=validator, selection=selection)
-        callbacks.insert(0, ValidationSchedule(spec.train))
-    if process_group.rank() == 0:
-        context.trackers.set_environment()
-        store = CheckpointCallback(
-            checkpoints, spec.train.save_total_limit, uploads, context.check_lease, selection
-        )
-        callbacks += [store, progress]
-    remove_scratch(context)  # of a killed run
     fsdp = sharding.config(adapted.base) if spec.runtime.distributed == "fsdp2" else None
+    remove_scratch(context)  # of a killed run
     trainer = ValidatingTrainer(
         plan=plan,
         batch_sampler=batches,
         data_timer=data_timer,
         learning_rates=LearningRates.of(spec.train),
         captured=captured.steps if captured else None,
+        # An adapter computes in its base's bf16.
+        sharded_autocast=context.engine.autocast and spec.shards_trained_weights,
         model=adapted.model,
         args=training_arguments(spec, optim, context.engine, context.scratch, fsdp),
         train_dataset=rows.dataset,
@@ -126,7 +121,7 @@ def start_session(
             padding_free=adapted.padding_free,
             buckets=captured.buckets if captured else None,
         ),
-        callbacks=callbacks,
+        callbacks=_callbacks(context, spec, checkpoints, uploads, progress, selection),
     )
     remove_default_callbacks(trainer)
     resumed = resume_point(
@@ -148,6 +143,30 @@ def start_session(
         throughput=computed,
         resumed_from=resumed,
     )
+
+
+def _callbacks(
+    context: TrainContext,
+    spec: JobSpec,
+    checkpoints: CheckpointStore,
+    uploads: BackgroundUploads,
+    progress: ProgressCallback,
+    selection: Selection | None,
+) -> "list[TrainerCallback]":
+    """This process's callbacks, in the order of their calls."""
+    callbacks: list[TrainerCallback] = [StopCallback()]
+    if selection is not None:
+        callbacks.insert(0, ValidationSchedule(spec.train))
+    shards = None
+    if spec.shards_trained_weights:
+        shards = ShardsCallback(checkpoints, context.check_lease)
+        callbacks.append(shards)
+    if process_group.rank() == 0:
+        context.trackers.set_environment()
+        keep, check = spec.train.save_total_limit, context.check_lease
+        store = CheckpointCallback(checkpoints, keep, uploads, check, selection, shards)
+        callbacks += [store, progress]
+    return callbacks
 
 
 def continue_selection(

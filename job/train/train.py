@@ -90,8 +90,12 @@ def train(
 
 
 def _optim(context: TrainContext) -> str:
-    """The optimizer, the same in all processes: each updates a copy of the same weights."""
-    found = resolve_optim(context.spec.train, context.accelerator, context.ways.obstacle(EIGHT_BIT))
+    """The optimizer, the same in all processes: each updates a copy of the same weights, or a shard
+    of them."""
+    obstacle = context.ways.obstacle(EIGHT_BIT)
+    if context.spec.runtime.distributed == "fsdp2":
+        obstacle = "it does not update sharded weights"
+    found = resolve_optim(context.spec.train, context.accelerator, obstacle)
     if len(set(process_group.all_gather(found))) > 1:
         return "adamw_torch_fused"
     return optimizer_to_resume(context.spec.train, context.checkpoints, found)

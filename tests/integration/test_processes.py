@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,14 @@ class Pair:
         *given: list[str],
         port: int | None = None,
         variables: Callable[[int, int], dict[str, str]] = of_a_pod,
+        codes: Sequence[str | None] = (None, None),
     ) -> None:
+        """`codes` are what a process runs instead of the job's own command, if not None."""
         port = free_ports(1)[0] if port is None else port
         self.said = ["", ""]
         self.processes = [
-            start(*own, environ=variables(rank, port)) for rank, own in enumerate(given)
+            start(*own, environ=variables(rank, port), code=code)
+            for rank, (own, code) in enumerate(zip(given, codes, strict=True))
         ]
 
     def wait_for(self, text: str) -> None:

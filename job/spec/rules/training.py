@@ -9,6 +9,8 @@ from job.spec.rules.view import Rule, View, finding
 
 _PACKED = ("auto", "sdpa")
 """The attention implementations that compute rows without padding."""
+_UNSHARDED_OPTIMIZERS = ("adamw_8bit", "paged_adamw_8bit")
+"""Optimizers that raise an error for sharded weights."""
 
 
 def _training_has_steps(at: View) -> Iterator[Finding]:
@@ -65,7 +67,7 @@ def _cpu(dotted: str, substitute: str) -> Finding:
     )
 
 
-def _fsdp2_requires_padding_free_adapters(at: View) -> Iterator[Finding]:
+def _fsdp2_requires_padding_free(at: View) -> Iterator[Finding]:
     if at("runtime.distributed") == "fsdp2" and not at("train.padding_free"):
         yield finding(
             "train.padding_free",
@@ -80,12 +82,36 @@ def _fsdp2_requires_padding_free_adapters(at: View) -> Iterator[Finding]:
             "padding",
             "write auto, or set runtime.distributed: ddp",
         )
-    if at("runtime.distributed") == "fsdp2" and at("lora.method") == "full":
+
+
+def _fsdp2_excludes_optimizers(at: View) -> Iterator[Finding]:
+    if at("runtime.distributed") != "fsdp2":
+        return
+    if at("train.optim") in _UNSHARDED_OPTIMIZERS:
         yield finding(
-            "runtime.distributed",
-            "must not be fsdp2 if lora.method is full: this version shards only layers with frozen "
-            "weights",
-            "write ddp, or set lora.method: lora",
+            "train.optim",
+            "does not update sharded weights, which runtime.distributed: fsdp2 trains",
+            "write adamw_torch_fused (adamw_torch on a CPU), or auto; its states are divided among "
+            "the processes",
+        )
+    if at("lora.method") == "full" and at("train.optim") == "adafactor":
+        yield finding(
+            "train.optim",
+            "must not be adafactor if runtime.distributed is fsdp2 and lora.method is full: "
+            "checkpoints cannot store its states in shards",
+            "write adamw_torch_fused (adamw_torch on a CPU), or auto",
+        )
+
+
+def _fsdp2_shards_weights_of_one_dtype(at: View) -> Iterator[Finding]:
+    sharded = at("runtime.distributed") == "fsdp2" and at("lora.method") == "full"
+    if sharded and at("model.dtype") == "bfloat16":
+        yield finding(
+            "model.dtype",
+            "must be auto or float32 if runtime.distributed is fsdp2 and lora.method is full: this "
+            "version shards weights of one dtype, and some stay in fp32",
+            "remove the line: it computes in bf16 anyway, and updates are often too small for "
+            "bf16 weights",
         )
 
 
@@ -213,7 +239,9 @@ RULES: tuple[Rule, ...] = (
     _warmup_ends,
     _no_float16_training,
     _cpu_supports_the_kernels,
-    _fsdp2_requires_padding_free_adapters,
+    _fsdp2_requires_padding_free,
+    _fsdp2_excludes_optimizers,
+    _fsdp2_shards_weights_of_one_dtype,
     _fsdp2_excludes_compile,
     _compile_excludes_checkpointing,
     _unsloth_trains_adapters_on_one_gpu,

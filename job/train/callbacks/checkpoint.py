@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from job import log, signals
+from job.train.callbacks.shards import ShardsCallback
 from job.train.checkpoint.storage import CheckpointStore
 from job.train.checkpoint.uploads import BackgroundUploads
 from job.train.selection import Selection
@@ -17,7 +18,8 @@ from job.train.selection import Selection
 class CheckpointCallback(TrainerCallback):
     """Uploads each checkpoint that the Trainer has written to the local disk.
 
-    `check_lease` raises if another job has taken over the output.
+    `check_lease` raises if another job has taken over the output. `shards` stores the files of
+    other machines.
     """
 
     def __init__(
@@ -27,9 +29,11 @@ class CheckpointCallback(TrainerCallback):
         uploads: BackgroundUploads,
         check_lease: Callable[[], None],
         selection: Selection | None = None,
+        shards: ShardsCallback | None = None,
     ) -> None:
         self._store, self._keep, self._uploads = store, keep, uploads
         self._check_lease, self._selection = check_lease, selection
+        self._shards = shards
         self._save_started = 0.0
 
     def on_step_end(
@@ -63,12 +67,13 @@ class CheckpointCallback(TrainerCallback):
         loss = _loss_since_last(state) if _is_due(state) else None
         errors = self._selection.errors(state.log_history) if self._selection else {}
         metrics = _metrics(state)
+        others = self._shards.stored if self._shards else ()
         local_seconds = time.monotonic() - started
 
         def store() -> None:
             upload_started = time.monotonic()
             self._check_lease()
-            self._store.save(directory, step, loss, metrics)
+            self._store.save(directory, step, loss, metrics, others)
             stored_seconds = time.monotonic() - upload_started
             shutil.rmtree(directory, ignore_errors=True)
             self._check_lease()

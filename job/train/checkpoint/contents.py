@@ -15,7 +15,7 @@ from transformers import TrainerState
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from job.engines.parameter_groups import NAME
-from job.train.checkpoint import random_state, state_files
+from job.train.checkpoint import random_state, shard_files, state_files
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -85,8 +85,15 @@ def _problem(name: str, check: Callable[[], None]) -> str | None:
     return None
 
 
+def stores_shards(trainer: "Trainer") -> bool:
+    """Whether every process stores its shards: of a fully fine-tuned, sharded model."""
+    return bool(trainer.is_fsdp_enabled) and not isinstance(trainer.model, PeftModel)
+
+
 def weights_file(trainer: "Trainer") -> str:
-    """The name of the file with the trained weights."""
+    """The name of the file with the trained weights, or of the folder with their shards."""
+    if stores_shards(trainer):
+        return shard_files.WEIGHTS
     return ADAPTER_WEIGHTS if isinstance(trainer.model, PeftModel) else SAFE_WEIGHTS_NAME
 
 
@@ -109,11 +116,15 @@ def _weights(directory: Path, trainer: "Trainer") -> None:
     path = directory / weights_file(trainer)
     if not path.exists():
         raise FileNotFoundError(None, None, str(path))
-    stored = state_files.headers(path)
     model = trainer.model
-    if isinstance(model, PeftModel):
-        wanted: Tensors = get_peft_model_state_dict(model)
-        shared = set[str]()
+    sharded = stores_shards(trainer)
+    stored = shard_files.StoredShards(path).tensors if sharded else state_files.headers(path)
+    wanted: Tensors
+    shared = set[str]()
+    if sharded:
+        wanted = dict(model.named_parameters())
+    elif isinstance(model, PeftModel):
+        wanted = get_peft_model_state_dict(model)
     else:
         wanted = model.state_dict()
         shared = _shared(wanted, stored)
@@ -138,7 +149,7 @@ def _optimizer(directory: Path, trainer: "Trainer") -> None:
     if (stored_kind := state.get(KIND, kind)) != kind:
         raise ContentMismatch(f"it belongs to {stored_kind}, but this training uses {kind}")
     parameters = _parameters(trainer, optimizer, state["param_groups"])
-    states = state["state"]
+    states = shard_files.stored_states(directory) if stores_shards(trainer) else state["state"]
     if unknown := states.keys() - parameters.keys():
         raise ContentMismatch(f"{_some(unknown)} not of this model")
     if (untouched := state.get(UNTOUCHED)) is not None and (

@@ -2,7 +2,8 @@
 
 Transformers pickles the optimizer, the scheduler, the random state and its own arguments. Here the
 same states are written by `state_files`; the arguments are omitted, because nothing reads them.
-Fully fine-tuned weights are stored under their names in memory, and loading requires all of them.
+Fully fine-tuned weights are stored under their names in memory, and loading requires all of them;
+if they are sharded, each process stores its shards (`shard_files`).
 
 A checkpoint's content depends on the training alone, not on time or the number of interruptions.
 After a resume, settings of further steps come from the spec.
@@ -20,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from job.distributed import process_group
 from job.engines import sharding
 from job.engines.trainer import StepTrainer
-from job.train.checkpoint import random_state, state_files
+from job.train.checkpoint import random_state, shard_files, state_files
 from job.train.checkpoint.contents import (
     ADAPTER_WEIGHTS,
     KIND,
@@ -28,6 +29,7 @@ from job.train.checkpoint.contents import (
     RANDOM_STATE,
     SCHEDULER,
     UNTOUCHED,
+    stores_shards,
 )
 from job.train.outputs import with_sorted_lists
 
@@ -54,6 +56,8 @@ class SafetensorsTrainer(StepTrainer):
         super()._save_checkpoint(model, trial)
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         (directory / "training_args.bin").unlink(missing_ok=True)
+        if stores_shards(self):
+            process_group.barrier()  # rank 0 is about to move the folder, which all have to fill
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
@@ -71,6 +75,9 @@ class SafetensorsTrainer(StepTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not sharding.is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
+            return
+        if stores_shards(self):
+            shard_files.store_weights(self.model, Path(output_dir or self.args.output_dir))
             return
         state = sharding.trained_state(self.model)
         if self.args.should_save:
@@ -97,7 +104,8 @@ class SafetensorsTrainer(StepTrainer):
         train_dataloader: "DataLoaderShard",
         resume_from_checkpoint: str | None,
     ) -> "tuple[torch.nn.Module, DataLoaderShard]":
-        if resume_from_checkpoint is not None and self.is_fsdp_enabled:
+        whole = self.is_fsdp_enabled and not stores_shards(self)
+        if resume_from_checkpoint is not None and whole:
             # Load while every process has the whole model; Transformers would load after sharding.
             self._load_from_checkpoint(resume_from_checkpoint)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -105,6 +113,9 @@ class SafetensorsTrainer(StepTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
+        if stores_shards(self):
+            shard_files.load_weights(self.model, Path(resume_from_checkpoint))
+            return
         if sharding.is_sharded(self.model):
             return
         if isinstance(self.model, PeftModel):
@@ -130,7 +141,10 @@ class SafetensorsTrainer(StepTrainer):
     # Optimizer and scheduler.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if sharding.is_sharded(self.model):
+        if stores_shards(self):
+            optimizer = self.optimizer.optimizer
+            state = shard_files.store_optimizer(self.model, optimizer, Path(output_dir))
+        elif sharding.is_sharded(self.model):
             state = sharding.optimizer_state(self.model, self.optimizer.optimizer)
         else:
             state = self.optimizer.state_dict()
@@ -146,6 +160,10 @@ class SafetensorsTrainer(StepTrainer):
             return
         self._load_scheduler(state_files.load(Path(checkpoint, SCHEDULER)))
         optimizer = self.optimizer.optimizer
+        if stores_shards(self):
+            rates = self.lr_scheduler.get_last_lr()
+            shard_files.load_optimizer(self.model, optimizer, Path(checkpoint), rates)
+            return
         stored = state_files.load(Path(checkpoint, OPTIMIZER))
         # Learning rate, weight decay and so on come from the spec: a checkpoint that the spec names
         # by URI may be another training's.

@@ -8,7 +8,7 @@ are rejected, because reading one runs code.
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,14 @@ class CheckpointStore:
         step: int,
         loss: float | None = None,
         metrics: Mapping[str, float] | None = None,
+        others: Sequence[FileDigest] = (),
     ) -> None:
         """Stores the checkpoint in `directory` as `step-N`; valid once it is complete.
 
         `loss` is the training loss up to the step, and `metrics` are those of its validation, for
-        readers of the manifest.
+        readers of the manifest. `others` are the files that `save_part` has stored.
         """
-        files = digest_tree(directory)
+        files = sorted([*digest_tree(directory), *others], key=lambda file: file.path)
         manifest = {
             "step": step,
             "fingerprint": self.fingerprint,
@@ -72,6 +73,18 @@ class CheckpointStore:
         target.delete(MANIFEST)
         target.upload_tree(directory)
         target.write_text(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+    def begin(self, step: int) -> None:
+        """Invalidates a stored checkpoint of the step, before parts of another are stored."""
+        self._writer.inside(_name(step)).delete(MANIFEST)
+
+    def save_part(self, directory: Path, step: int) -> tuple[FileDigest, ...]:
+        """Stores files of a checkpoint that `save` completes on another machine, after `begin`.
+
+        That machine has checked the lease of the output, which this one does not hold.
+        """
+        Writer(self.at(step), lease=None).upload_tree(directory)
+        return digest_tree(directory)
 
     def steps(self) -> tuple[int, ...]:
         """The steps with any stored file, oldest first."""
@@ -112,8 +125,9 @@ class CheckpointStore:
         one with the lowest training loss.
 
         Incomplete checkpoints, and those of other trainings, are removed too. Checkpoints past step
-        `reached` remain from before a resume that could not use them: they are kept until they are
-        overwritten, but do not count, so that a damaged one never displaces a good one.
+        `reached` remain from before a resume that could not use them, or other machines are storing
+        their parts: they are kept until they are overwritten, but do not count, so that a damaged
+        one never displaces a good one.
 
         Raises InputError if access to a manifest is denied, before anything is removed.
         """
@@ -123,6 +137,8 @@ class CheckpointStore:
             try:
                 manifest = self._manifest(self.at(step))
             except (MissingInputError, ValueError):
+                if step > reached:
+                    ahead.add(step)
                 continue
             if self._mismatch(manifest, step) is not None:
                 continue
@@ -153,8 +169,13 @@ class CheckpointStore:
         except (MissingInputError, ValueError):
             return False
 
-    def fetch_file(self, step: int, name: str, directory: Path) -> str | None:
-        """Downloads a file of this training's checkpoint of a step; returns what is wrong with it.
+    def fetch_part(
+        self, step: int, name: str, directory: Path, *, verified: bool = False
+    ) -> str | None:
+        """Downloads a file, or a folder, of this training's checkpoint of a step; returns what is
+        wrong with it.
+
+        `verified` if rank 0, which knows the training's fingerprint, fetches the same.
 
         Raises StorageError if the store is unavailable.
         """
@@ -165,17 +186,12 @@ class CheckpointStore:
             return "it is missing or incomplete"
         except (ValueError, KeyError, TypeError) as error:
             return f"its manifest is unreadable: {error}"
-        if (mismatch := self._mismatch(manifest, step)) is not None:
+        if not verified and (mismatch := self._mismatch(manifest, step)) is not None:
             return mismatch
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        try:
-            storage.download(storage.join(self.at(step), name), directory / name)
-        except MissingInputError as error:
-            return f"a file cannot be read: {error.problems[0].message}"
-        if digest_tree(directory)[0] not in wanted:
-            return f"{name} is damaged: its digest differs from the manifest's"
-        return None
+        part = [file for file in wanted if file.path == name or file.path.startswith(f"{name}/")]
+        if not part:
+            return f"it has no {name}"
+        return self._download(self.at(step), part, directory)
 
     def fetch(self, uri: str, directory: Path, check: ContentCheck = _unchecked) -> Path:
         """Fetches the checkpoint at `uri`, which may be another training's.
@@ -214,6 +230,11 @@ class CheckpointStore:
         for file in wanted:
             if file.path.endswith(_PICKLES):
                 return f"{file.path} is a pickle, and reading one runs code"
+        return self._download(source, wanted, directory) or check(directory)
+
+    @staticmethod
+    def _download(source: str, wanted: Sequence[FileDigest], directory: Path) -> str | None:
+        """Downloads files of the checkpoint at `source`; returns what is wrong with them."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         try:
@@ -225,7 +246,7 @@ class CheckpointStore:
         for file in wanted:
             if fetched.get(file.path) != file:
                 return f"{file.path} is damaged: its digest differs from the manifest's"
-        return check(directory)
+        return None
 
     def _mismatch(self, manifest: Mapping[str, Any], step: int) -> str | None:
         """Why the checkpoint belongs to another training; None if it belongs to this one."""

@@ -96,6 +96,7 @@ def test_what_the_job_stores_at_an_output_has_the_writer_of_the_output() -> None
     without = [path for path, made in calls_of("Writer") if "lease=None" in ast.unparse(made)]
     assert without == [
         "artifacts/output.py",  # a tracker's files at a place outside of the output
+        "train/checkpoint/storage.py",  # parts on other machines than that which holds the lease
         *(
             "train/checkpoint/storage.py",
             "train/trackers.py",

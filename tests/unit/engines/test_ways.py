@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from job.families.grouped_products import choice
 from job.families.outcome import Outcome, attempt, left, unless_slower
 from job.pipeline.wanted_ways import wanted
 from job.train.capture_choice import why_eager
+from job.train.checkpoint.storage import CheckpointStore
+from job.train.train import _optim
 from tests.unit.engines import broken_trials
 from tests.unit.train.test_compile_choice import spec
 
@@ -265,6 +268,24 @@ def test_the_block_of_the_trials_is_within_their_tolerance_in_bf16() -> None:
     block = trials._Block(CPU, torch.bfloat16)
     off = outcomes.difference(block.results(inputs), exact)
     assert 0 < off < trials.BF16_TOLERANCE / 2
+
+
+def test_8_bit_optimizers_are_not_tried_for_sharded_weights_nor_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    automatic = replace(spec(), train=replace(spec().train, optim="auto"))
+    sharded = replace(automatic, runtime=replace(automatic.runtime, distributed="fsdp2"))
+    assert ways.EIGHT_BIT in wanted(automatic, trains=True)
+    assert ways.EIGHT_BIT not in wanted(sharded, trains=True)
+    monkeypatch.setattr("job.engines.device._has_bitsandbytes", lambda: True)
+    for each, chosen in ((automatic, "adamw_8bit"), (sharded, "adamw_torch_fused")):
+        context: Any = SimpleNamespace(
+            spec=each,
+            accelerator=GPU,
+            ways=ways.Ways(()),
+            checkpoints=CheckpointStore(uri="memory://empty", fingerprint="f"),
+        )
+        assert _optim(context) == chosen
 
 
 def test_attention_by_boundaries_is_compared_with_the_grid_and_left_where_it_fails() -> None:

@@ -77,6 +77,7 @@ def row(answer: str, *sizes: tuple[int, int]) -> Row:
 UNEQUAL = [row("a+b", (336, 56)), row(r"\frac a b" * 20, (168, 112)), row("x", (84, 84))]
 EQUAL = [row("x^{2}", (112, 56))] * 3
 LARGE = [row(r"\alpha" * 60, (280, 280)), row(r"\alpha" * 90, (280, 140))]
+SHORT = RowSize(tokens=300, image_tokens=60, supervised_tokens=90, patches=(240,))
 NO_PICTURE = [row("a b c d e f"), row("b+c")]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -342,3 +343,24 @@ def test_a_base_in_4_bits_weighs_what_is_packed_and_what_is_not() -> None:
     assert found["true"].optimizer == found["false"].optimizer > 0
     assert found["true"].is_safe(card.memory_bytes)
     assert found["false"].is_ruled_out(card.memory_bytes)
+
+
+def test_processes_divide_weights_gradients_and_states_that_are_sharded() -> None:
+    text = (ROOT / "specs/ernie-4.5-vl-28b-latex.yaml").read_text()
+    given = ["lora={method: full}", "model.dtype=auto", "train.optim=auto"]
+    model, rows = published(), [SHORT]
+    alone = load_spec(text, "ernie", given, environ={}).spec
+    sharded = load_spec(text, "ernie", [*given, "runtime.distributed=fsdp2"], environ={}).spec
+    whole = estimate(model, alone, rows, H200)
+    assert not whole.fits(H200.memory_bytes)
+    copies = 2 * sum(parameter.numel() for parameter in model.parameters())
+    for processes in (1, 4, 8):
+        found = memory.estimate(Ernie45VL, model, sharded, rows, H200, processes=processes)
+        assert found is not None
+        assert found.weights == pytest.approx((whole.weights - copies) / processes, rel=1e-6)
+        assert found.gradients == pytest.approx(whole.gradients / processes, rel=1e-6)
+        assert found.optimizer == pytest.approx(whole.optimizer / processes, rel=1e-6)
+        assert found.activations == whole.activations
+        assert found.loading == whole.weights - copies + whole.context
+        assert found.fits(H200.memory_bytes) == (processes > 1)
+        assert not found.fits(found.loading - 1)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from job.local import eviction
 from job.pipeline.context import RunContext
 from job.planning import data, facts, speed
 from job.planning.accelerators import ACCELERATORS
+from job.planning.devices import memory_fit
 from job.planning.feasibility import nearest_change
 from job.planning.sample import worst_batch
 from job.spec.load import LoadedSpec, load_spec
@@ -217,6 +219,40 @@ def test_what_cannot_fit_ends_with_20_and_the_change_that_would(rows: Path, tmp_
     assert done.code == OutOfMemoryError.exit_code, done.err
     assert "does not fit" in done.out
     assert "fix: --set train.per_device_train_batch_size=" in done.err
+
+
+def sharded_fit(model: Any, accelerator: str) -> facts.MemoryFit:
+    """Of all weights of the large model, trained in shards."""
+    settings = (
+        "lora={method: full}",
+        "model.dtype=auto",
+        "train.optim=auto",
+        "train.gradient_checkpointing=auto",
+    )
+    spec = ernie(*settings, "runtime.distributed=fsdp2")
+    device = ACCELERATORS[accelerator].device()
+    fit = memory_fit(Ernie45VL, model, spec, [ROW], {accelerator: device})
+    assert fit is not None
+    return fit
+
+
+def test_the_fewest_processes_that_hold_sharded_weights_are_named(model: Any) -> None:
+    [fit] = sharded_fit(model, "mi300x").fits
+    assert fit.fits
+    assert fit.processes == 4
+    [alone] = [fit for fit in sharded_fit(model, "mi325x").fits if fit.fits]
+    assert alone.processes == 2
+
+
+def test_a_gpu_that_cannot_load_the_weights_whole_is_refused_however_many_there_are(
+    model: Any,
+) -> None:
+    memory = sharded_fit(model, "h100")
+    [fit] = memory.fits
+    assert fit.total < fit.memory < fit.loading
+    plan: Any = SimpleNamespace(memory=memory)
+    with pytest.raises(OutOfMemoryError, match="loads the whole weights before it shards them"):
+        planning.refuse_if_too_large(plan)
 
 
 # --- time ------------------------------------------------------------------------------------

@@ -174,11 +174,29 @@ REFUSED += [
         "remove the line, or set runtime.distributed: ddp",
     ),
     (
-        ("runtime.distributed=fsdp2", "lora.method=full"),
-        "runtime.distributed",
-        "must not be fsdp2 if lora.method is full: this version shards only layers with "
-        "frozen weights",
-        "write ddp, or set lora.method: lora",
+        ("runtime.distributed=fsdp2", "lora.method=full", "model.dtype=bfloat16"),
+        "model.dtype",
+        "must be auto or float32 if runtime.distributed is fsdp2 and lora.method is full: this "
+        "version shards weights of one dtype, and some stay in fp32",
+        "remove the line: it computes in bf16 anyway, and updates are often too small for bf16 "
+        "weights",
+    ),
+    *(
+        (
+            ("runtime.distributed=fsdp2", f"train.optim={optim}"),
+            "train.optim",
+            "does not update sharded weights, which runtime.distributed: fsdp2 trains",
+            "write adamw_torch_fused (adamw_torch on a CPU), or auto; its states are divided among "
+            "the processes",
+        )
+        for optim in ("adamw_8bit", "paged_adamw_8bit")
+    ),
+    (
+        ("runtime.distributed=fsdp2", "lora.method=full", "train.optim=adafactor"),
+        "train.optim",
+        "must not be adafactor if runtime.distributed is fsdp2 and lora.method is full: "
+        "checkpoints cannot store its states in shards",
+        "write adamw_torch_fused (adamw_torch on a CPU), or auto",
     ),
     (
         ("model.dtype=float16",),

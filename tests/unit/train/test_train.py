@@ -1,6 +1,7 @@
 """The parts of training: length filter, label proof, checkpoints, arguments."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -383,6 +384,51 @@ class TestCheckpoints:
         (tmp_path / "checkpoints" / "step-15" / MANIFEST).unlink()
         store.prune(keep=2, reached=15)
         assert store.steps() == (5, 10)
+
+    def test_one_that_other_machines_have_begun_is_not_pruned(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        part = tmp_path / "part"
+        (part / "states" / "rank-1").mkdir(parents=True)
+        (part / "states" / "rank-1" / "file").write_bytes(b"1")
+        self.save(store, tmp_path, 5)
+        store.begin(10)
+        store.save_part(part, 10)
+        store.prune(keep=1, reached=5)
+        assert store.steps() == (5, 10)
+        assert store.newest() == 5
+        self.save(store, tmp_path, 15)
+        store.prune(keep=2, reached=15)
+        assert store.steps() == (5, 15), "what was never completed goes"
+
+    def test_one_with_parts_of_other_machines_is_whole_or_not_at_all(
+        self, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        self.save(store, tmp_path, 5)
+        part, own = tmp_path / "part", tmp_path / "made-5"
+        (part / "states" / "rank-1").mkdir(parents=True)
+        (part / "states" / "rank-1" / "file").write_bytes(b"1")
+        store.begin(5)
+        assert store.newest() is None, "the parts of two trainings never mix"
+        others = store.save_part(part, 5)
+        store.save(own, 5, others=others)
+        assert self.newest(store, tmp_path) == 5
+        assert (tmp_path / "fetched" / "states" / "rank-1" / "file").read_bytes() == b"1"
+        shutil.rmtree(tmp_path / "checkpoints" / "step-5" / "states")
+        assert self.newest(store, tmp_path) is None
+
+    def test_a_folder_of_one_is_fetched_alone(self, store: CheckpointStore, tmp_path: Path) -> None:
+        made = tmp_path / "made-5" / "states"
+        made.mkdir(parents=True)
+        (made / "file").write_bytes(b"1")
+        self.save(store, tmp_path, 5)
+        target = tmp_path / "target"
+        assert store.fetch_part(5, "states", target) is None
+        assert [each.name for each in target.rglob("*") if each.is_file()] == ["file"]
+        assert store.fetch_part(5, "state", target) == "it has no state"
+        other = replace(store, fingerprint="g")
+        assert "belongs to another spec" in str(other.fetch_part(5, "states", target))
+        assert other.fetch_part(5, "states", target, verified=True) is None
 
     def test_one_with_a_pickle_in_it_is_rejected(
         self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
