@@ -275,8 +275,8 @@ def test_8_bit_optimizers_are_not_tried_for_sharded_weights_nor_chosen(
 ) -> None:
     automatic = replace(spec(), train=replace(spec().train, optim="auto"))
     sharded = replace(automatic, runtime=replace(automatic.runtime, distributed="fsdp2"))
-    assert ways.EIGHT_BIT in wanted(automatic, trains=True)
-    assert ways.EIGHT_BIT not in wanted(sharded, trains=True)
+    assert ways.EIGHT_BIT in wanted(automatic, dtypes=("bfloat16",), trains=True)
+    assert ways.EIGHT_BIT not in wanted(sharded, dtypes=("bfloat16",), trains=True)
     monkeypatch.setattr("job.engines.device._has_bitsandbytes", lambda: True)
     for each, chosen in ((automatic, "adamw_8bit"), (sharded, "adamw_torch_fused")):
         context: Any = SimpleNamespace(
