@@ -28,7 +28,7 @@ def write(
         "name": name,
         "device": device,
         **measured,
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *_arguments(sys.argv[1:])]),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in packages},
@@ -38,3 +38,11 @@ def write(
     }
     results.mkdir(parents=True, exist_ok=True)  # a missing folder must not lose the result
     (results / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _arguments(given: Sequence[str]) -> list[str]:
+    """Those that say what was measured: without the folder that the result is written to."""
+    if "--results" not in given:
+        return list(given)
+    at = given.index("--results")
+    return [*given[:at], *given[at + 2 :]]
