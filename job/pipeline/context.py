@@ -139,11 +139,14 @@ class RunContext:
     def begin_model_check(self, check: Callable[[], None]) -> None:
         """Begins to check the spec against the model's architecture, while rows are prepared.
 
-        It imports Transformers, which takes seconds. Modules of an import cycle may fail to be
-        imported by two threads at once, so what prep needs of libraries is imported before.
+        It imports Transformers' models, which takes seconds. Two threads must not import the same
+        library at once: modules of an import cycle may fail, and Transformers' packages replace
+        themselves when they are loaded, so that the other thread would keep an empty one. So what
+        prep uses of libraries is imported before.
         """
         import datasets  # noqa: F401 - with pandas, pyarrow and huggingface_hub
         import PIL.Image  # noqa: F401
+        from transformers import PreTrainedTokenizerBase  # noqa: F401 - which datasets asks for
 
         self._model_check = daemon_threads.start(check, name="model check")
 
