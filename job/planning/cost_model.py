@@ -100,6 +100,7 @@ class CostModel:
             and (cores is not None or same_device(each.device, device))
             and abs(_width(each.work) / _width(work) - 1) <= SAME_MODEL
             and (each.work.compiled or not work.compiled or cores is None)
+            and each.work.four_bit == work.four_bit
         )
         return cls(jobs=jobs, rates=fit(jobs, on_gpu=cores is None)) if jobs else None
 

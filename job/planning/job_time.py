@@ -47,6 +47,7 @@ def work_of(
         passes=steps.total * passes_a_step,
         tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
         compiled=compiled,
+        four_bit=spec.model.load_in_4bit,
         answers=answers,
         new_tokens=data.max_new_tokens or 0,
         slots=max(1, min(answers, bound if isinstance(bound, int) else MAX_SLOTS)),

@@ -41,6 +41,8 @@ class Work:
     """Tokens of all steps, in each process."""
     compiled: bool
     """Whether training runs compiled blocks."""
+    four_bit: bool
+    """Whether the base is loaded in 4 bits."""
     answers: int
     """Answers to generate in each evaluation."""
     new_tokens: float

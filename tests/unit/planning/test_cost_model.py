@@ -30,6 +30,7 @@ WORK = Work(
     passes=60,
     tokens=60 * 531,
     compiled=False,
+    four_bit=False,
     answers=100,
     new_tokens=128,
     slots=100,
@@ -92,6 +93,7 @@ def test_there_is_no_estimate_for_another_device_or_model() -> None:
     assert model(a_job(WORK), cores=2) is None
     smaller = replace(WORK, parameters=WORK.parameters // 4)
     assert CostModel.of([a_job(WORK)], H200, None, smaller) is None
+    assert CostModel.of([a_job(WORK)], H200, None, replace(WORK, four_bit=True)) is None
     fewer_layers = replace(WORK, parameters=WORK.parameters // 4, layers=7)
     assert CostModel.of([a_job(WORK)], H200, None, fewer_layers) is not None
 
