@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("tiny", "28b"), default="tiny")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the model's")
     parser.add_argument("--steps", type=int, default=24, help="steps of each training")
+    parser.add_argument("--logging-steps", type=int, default=1, help="steps of a line of the log")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the variants to measure")
     parser.add_argument("--optim", help="another optimizer than the machine's default")
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder to write to")
@@ -118,7 +119,7 @@ def spec_of(variant: Variant, arguments: argparse.Namespace, accelerator: Accele
         "train.gradient_accumulation_steps": variant.passes,
         "train.gradient_checkpointing": variant.checkpointing,
         "train.max_steps": arguments.steps,
-        "train.logging_steps": 1,
+        "train.logging_steps": arguments.logging_steps,
         "train.save_steps": 10 * arguments.steps,
         "train.torch_compile": variant.compiled and on_gpu,
         "train.cuda_graphs": variant.captured,
@@ -138,7 +139,8 @@ def measure(
     all_rows = list(formula_rows(rows * spec.train.max_steps, pictures))
     result, trained, history = run(spec, accelerator, family, model, all_rows)
     trained.unload()
-    steps = [entry for entry in history if "loss" in entry][WARM_UP:]
+    first = WARM_UP + spec.train.logging_steps  # the first line whose steps all count
+    steps = [entry for entry in history if "loss" in entry and entry["step"] >= first]
     return {
         **speed_of(result, steps),
         "loop_seconds": result.seconds,
@@ -164,6 +166,7 @@ def write(
             "layers": config.text_config.num_hidden_layers,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "steps": arguments.steps,
+            "logging_steps": arguments.logging_steps,
             "trainings": measured,
         },
         ("torch", "transformers", "peft"),
