@@ -12,6 +12,7 @@ import typer
 
 from job import log, redaction, signals
 from job.errors import STOPPED, USAGE, OutOfMemoryError, ReportedError
+from job.local import daemon_threads
 
 TERMINATION_LOG = Path("/dev/termination-log")
 TERMINATION_LIMIT = 4096  # bytes that the kubelet reads
@@ -66,8 +67,9 @@ def exit_with(code: int) -> NoReturn:
         os._exit(code)  # exit handlers would fail without memory, and print tracebacks
     if code == STOPPED:
         signals.exit_now(code)  # a transfer in progress may outlast the grace period
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        # Threads of torch's process groups can outlive exit handlers and abort a finished process.
+    if os.environ.get("WORLD_SIZE", "1") != "1" or daemon_threads.any_runs():
+        # Threads of torch's process groups can outlive exit handlers and abort a finished process;
+        # so can a thread that is amid imports.
         atexit._run_exitfuncs()  # trackers need theirs
         signals.exit_now(code)
     sys.exit(code)

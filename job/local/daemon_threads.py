@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,12 +11,18 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_started = weakref.WeakSet[threading.Thread]()
+
+
+def any_runs() -> bool:
+    """Whether a thread of these still works. Python's exit handlers may crash beside it."""
+    return any(thread.is_alive() for thread in _started)
 
 
 def start(work: Callable[[], Result], name: str) -> Future[Result]:
     """Starts the work on a thread; the future has what it returns or raises."""
     future = Future[Result]()
-    threading.Thread(target=_settle, args=(future, work), name=name, daemon=True).start()
+    _start(functools.partial(_settle, future, work), name)
     return future
 
 
@@ -33,8 +40,14 @@ def for_each(
                 _settle(future, functools.partial(work, item))
 
     for _ in range(min(threads, len(items))):
-        threading.Thread(target=work_through, name=name, daemon=True).start()
+        _start(work_through, name)
     return [future.result() for future in found]
+
+
+def _start(target: Callable[[], None], name: str) -> None:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    _started.add(thread)
+    thread.start()
 
 
 def _settle(future: Future[Result], work: Callable[[], Result]) -> None:

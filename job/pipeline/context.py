@@ -155,11 +155,6 @@ class RunContext:
         if self._model_check is not None and (wait or self._model_check.done()):
             self._model_check.result()
 
-    def end_model_check(self) -> None:
-        """Waits for the check, whatever it finds: a Python that ends amid imports may crash."""
-        if self._model_check is not None:
-            self._model_check.exception()
-
     def begin_trials(self) -> None:
         """Begins to try the ways to compute of a training to come, while rows are prepared.
 

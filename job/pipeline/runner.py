@@ -93,6 +93,8 @@ class Pipeline:
         if self._reporter is None:
             self._reporter = telemetry.StatusReporter(self._status, self._spec.runtime)
         self._record_provenance()
+        if self._output.stages.markers.exists("prep"):  # else beside prep, which waits at its end
+            self._context.require_checked_model()
         self._output.start_run(dump_resolved(self._context.loaded))
 
     def _report_waiting(self) -> None:
@@ -105,9 +107,6 @@ class Pipeline:
         """Runs a stage, or skips it if it is complete."""
         if not self._applies(stage):
             return
-        # Beside prep if that is new: a spec that is refused leaves the rows of an earlier run.
-        if stage != "prep" or self._output.stages.markers.exists("prep"):
-            self._context.require_checked_model()
         if stage == "card":  # it describes those of earlier runs too, as the report does
             self._add_complete_stages(MEASURED_STAGES)
         self.record.stage = stage
@@ -161,8 +160,6 @@ class Pipeline:
         self._end_status()
         if isinstance(error, Stopped):
             self._report_kept(error)
-        if not preempted:
-            self._context.end_model_check()
 
     # --- one stage ---------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from job import families, log
 from job.artifacts.records import PREDICTIONS
+from job.errors import DataError
 from job.evaluation.answer_kinds import NORMALIZERS
 from job.evaluation.prompts import questions
 from job.local import eviction
@@ -217,7 +218,11 @@ class Stages:
             published_at=self._run.output.at("data"),
         )
         check = functools.partial(self._run.require_checked_model, wait=False)
-        data = prepare(inputs, directory, check)
+        try:
+            data = prepare(inputs, directory, check)
+        except DataError:
+            self._run.require_checked_model()  # what is wrong with the spec is said first
+            raise
         rows = {
             "train": data.train_rows,
             "eval": data.eval_rows,

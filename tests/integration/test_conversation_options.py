@@ -74,9 +74,25 @@ def test_a_spec_that_does_not_fit_the_model_is_refused_before_the_output_changes
         refused(SpecError, output, cache, **vision)
     assert not (output / "data").exists()
     assert job("prep", *small_run(str(output), cache=cache)[1:]).code == 0
-    before = (output / ".stages" / "prep.json").read_bytes()
+    files = [output / ".stages" / "prep.json", output / "spec.resolved.yaml"]
+    before = [path.read_bytes() for path in files]
     refused(SpecError, output, cache, **vision, **{"data.train.limit": 7})
-    assert (output / ".stages" / "prep.json").read_bytes() == before
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_what_is_wrong_with_the_spec_is_said_before_what_is_wrong_with_the_rows(
+    tmp_path: Path, cache: Path
+) -> None:
+    rows = [{"image": f"{number}.png", "text": "x"} for number in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": {"uri": str(tmp_path / "rows.jsonl")}, "eval_fraction": 0.3}
+    settings = {"data": json.dumps(data), "data.train.limit": 6, "data.eval": "null"}
+    refused(DataError, tmp_path / "rows", cache, **settings)
+    error = refused(
+        SpecError, tmp_path / "out", cache, **settings, **{"lora.target_modules": "[nothing]"}
+    )
+    assert error.problems[0].field == "$.lora.target_modules"
+    assert not (tmp_path / "out" / "data").exists()
 
 
 def test_a_row_that_the_template_does_not_fit_is_told_before_the_baseline(

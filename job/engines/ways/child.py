@@ -61,11 +61,13 @@ def run(
     """The outcomes of the trials in `module`, in their order.
 
     If a process ends or takes longer than `limit` seconds in a trial, that way is left and the
-    next are tried in a new process. If no process can use the device, all are left as untried.
+    next are tried in a new process. Once a process could not use the device at all, those that no
+    other has begun are left as untried.
     """
+    unusable: list[_Failure] = []
 
     def run_group(group: Sequence[str]) -> list[Outcome]:
-        return _run_group(group, device, module, limit)
+        return _run_group(group, device, module, limit, unusable)
 
     threads = max(2, cores() // 2)
     found = daemon_threads.for_each(run_group, groups(names), threads=threads, name="trials")
@@ -80,22 +82,31 @@ def groups(names: Sequence[str]) -> list[list[str]]:
 
 
 def _run_group(
-    names: Sequence[str], device: "torch.device", module: str, limit: float
+    names: Sequence[str],
+    device: "torch.device",
+    module: str,
+    limit: float,
+    unusable: list["_Failure"],
 ) -> list[Outcome]:
+    """Adds to `unusable` why no process can use the device, and stops at what others have added."""
     found: list[Outcome] = []
     waiting = list(names)
-    while waiting:
+    while waiting and not unusable:
         outcomes, done, failure = _run(waiting, device, module, limit)
         found += outcomes
         waiting = waiting[done:]
-        if failure is not None and waiting:
-            count = len(waiting) if failure.of_all else 1
-            found += [
-                left(name, failure.reason, passing=True, untried=failure.untried)
-                for name in waiting[:count]
-            ]
-            waiting = waiting[count:]
-    return found
+        if failure is None:
+            continue
+        if failure.of_all:
+            unusable.append(failure)
+        else:
+            found += _left(waiting[:1], failure)
+            waiting = waiting[1:]
+    return found + _left(waiting, unusable[0]) if waiting else found
+
+
+def _left(names: Sequence[str], failure: "_Failure") -> list[Outcome]:
+    return [left(name, failure.reason, passing=True, untried=failure.untried) for name in names]
 
 
 def _run(

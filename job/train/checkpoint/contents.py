@@ -114,10 +114,14 @@ def _state(directory: Path) -> None:
 def _weights(directory: Path, trainer: "Trainer") -> None:
     """Requires exactly the trained weights, by name, shape and dtype."""
     path = directory / weights_file(trainer)
-    if not path.exists():
-        raise FileNotFoundError(None, None, str(path))
     model = trainer.model
     sharded = stores_shards(trainer)
+    if not path.exists():
+        if not sharded and (directory / shard_files.WEIGHTS).is_dir():
+            raise ContentMismatch("its weights are shards, of runtime.distributed: fsdp2")
+        if sharded and (directory / SAFE_WEIGHTS_NAME).exists():
+            raise ContentMismatch("its weights are whole, not shards of runtime.distributed: fsdp2")
+        raise FileNotFoundError(None, None, str(path))
     stored = shard_files.StoredShards(path).tensors if sharded else state_files.headers(path)
     wanted: Tensors
     shared = set[str]()

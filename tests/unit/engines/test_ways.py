@@ -245,6 +245,23 @@ def test_a_trial_that_kills_its_process_or_hangs_is_left_and_the_others_are_trie
     assert [each.passing for each in found] == [False, True, True, False]
 
 
+def test_a_device_that_hangs_is_given_up_by_all_trials_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Sequence[str]] = []
+
+    def hangs(names: Sequence[str], *_: object) -> Any:
+        started.append(names)
+        return [], 0, child._Failure("not done after 10m", untried=True, of_all=True)
+
+    monkeypatch.setattr(child, "_run", hangs)
+    monkeypatch.setattr(child, "cores", lambda: 2)
+    found = child.run(ways.TRAINING, CPU)
+    assert [each.way for each in found] == [*ways.TRAINING]
+    assert all(each.untried and each.reason == "not done after 10m" for each in found)
+    assert len(started) <= 2 < len(child.groups(ways.TRAINING)), "one for each thread"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
 def test_a_device_that_no_process_can_use_leaves_the_ways_untried() -> None:
     found = child.run(["serves", "raises"], torch.device("cuda", 0), module=broken_trials.__name__)

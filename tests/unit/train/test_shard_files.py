@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from job.engines import sharding
-from job.train.checkpoint import shard_files
+from job.train.checkpoint import contents, shard_files
 from job.train.checkpoint.shard_files import STATES, WEIGHTS, StoredShards
 
 RATE = 0.1
@@ -143,3 +145,18 @@ def test_a_missing_process_or_tensor_is_an_error(stored: Path, tmp_path: Path) -
     shutil.copytree(stored / STATES / "rank-1", folder / "rank-1", dirs_exist_ok=True)
     with pytest.raises(ValueError, match="different tensors"):
         StoredShards(folder)
+
+
+@pytest.mark.parametrize(("sharded", "said"), [(False, "are shards"), (True, "are whole")])
+def test_weights_that_are_stored_the_other_way_are_told_apart(
+    sharded: bool, said: str, tmp_path: Path
+) -> None:
+    if sharded:
+        (tmp_path / "model.safetensors").touch()
+    else:
+        (tmp_path / WEIGHTS / "rank-0").mkdir(parents=True)
+    trainer: Any = SimpleNamespace(is_fsdp_enabled=sharded, model=Net())
+    problem = contents.weights_problem(tmp_path, trainer)
+    assert problem is not None
+    assert said in problem
+    assert "fsdp2" in problem
