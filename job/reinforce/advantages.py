@@ -16,6 +16,11 @@ def without_rounding(advantages: torch.Tensor, num_generations: int) -> torch.Te
     return groups.masked_fill(alike, 0).flatten()
 
 
+def share_alike(advantages: torch.Tensor, num_generations: int) -> float:
+    """The share of rows whose answers were all rewarded alike, by advantages `without_rounding`."""
+    return float((advantages.view(-1, num_generations) == 0).all(dim=1).float().mean())
+
+
 def teaching(inputs: Mapping[str, torch.Tensor], beta: float) -> torch.Tensor:
     """Flags (B,) the answers of a pass on which the gradient of its loss depends.
 

@@ -30,7 +30,7 @@ from job.engines.trainer import attach_gradient
 from job.errors import OutOfMemoryError, SpecError
 from job.evaluation.sampling import AtOnce, Sampling, sample_answers
 from job.families.base import Family
-from job.reinforce.advantages import teaching, without_rounding
+from job.reinforce.advantages import share_alike, teaching, without_rounding
 from job.reinforce.answer_scores import Answers, AnswerScores
 from job.reinforce.prompts import Prompts
 from job.reinforce.scoring import Sample, Scorer
@@ -168,6 +168,10 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self._skip_frozen_inputs()
         self.samples = self._scorer.samples(self.state.global_step + 1)
         advantages = without_rounding(batch["advantages"], self.num_generations)
+        # TRL's share is that of deviations near 0, and with scale_rewards: batch, of the step's.
+        self._metrics["train"]["frac_reward_zero_std"][-1] = share_alike(
+            advantages, self.num_generations
+        )
         return {**batch, "advantages": advantages, "rows": torch.tensor(self._rows)}
 
     def _skip_frozen_inputs(self) -> None:

@@ -17,7 +17,7 @@ from job.families.encoded import Encoded
 from job.families.shared_images import images_once
 from job.prep.rows import Row
 from job.reinforce import trainer
-from job.reinforce.advantages import teaching, without_rounding
+from job.reinforce.advantages import share_alike, teaching, without_rounding
 from job.reinforce.answer_scores import Answers, AnswerScores
 from job.reinforce.progress import read_history
 from job.reinforce.result import ReinforceResult
@@ -110,10 +110,11 @@ def test_the_loss_and_every_gradient_are_those_of_all_answers(
         return own(self, model, inputs, **more)
 
     monkeypatch.setattr(trainer.ReinforceTrainer, "compute_loss", comparing)
-    result, _ = run("compared", spec_of(*STEPS), rewards)
+    result, folder = run("compared", spec_of(*STEPS), rewards)
     per_step = [sum(int(each.taught.sum()) for each in passes[i : i + 2]) for i in (0, 2)]
     assert per_step == [computed, computed]
     assert result.learned == (computed > 0)
+    assert read_history(folder)[0]["equal_groups"] == pytest.approx(1 - computed / 6)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,9 @@ def _adapter(folder: Path) -> list[torch.Tensor]:
 
 def test_equal_rewards_have_no_advantage_whatever_their_mean_was_rounded_to() -> None:
     rounded = torch.tensor([3e-4, 3e-4, 3e-4, 1.0, 0.0, -1.0])
-    assert without_rounding(rounded, 3).tolist() == [0, 0, 0, 1, 0, -1]
+    advantages = without_rounding(rounded, 3)
+    assert advantages.tolist() == [0, 0, 0, 1, 0, -1]
+    assert share_alike(advantages, 3) == 0.5
 
 
 def test_an_answer_teaches_by_its_advantage_or_by_its_divergence() -> None:
