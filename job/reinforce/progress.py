@@ -41,7 +41,12 @@ def step_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     all had the same reward (`equal_groups`), which teach nothing."""
     known = ("step", "loss", "learning_rate", "grad_norm")
     found = {name: entry[name] for name in known if name in entry}
-    found |= {ours: entry[theirs] for theirs, ours in _NAMES.items() if theirs in entry}
+    found |= {
+        ours: entry[theirs]
+        for theirs, ours in _NAMES.items()
+        # No entropy is known of a step without a pass to learn from.
+        if entry.get(theirs) is not None
+    }
     rewards = {
         name.split("/")[1]: value
         for name, value in sorted(entry.items())  # a resume reads them back in this order

@@ -36,7 +36,7 @@ class ReinforceResult:
     learned: bool
     """Whether any row's answers differed in their reward."""
     entropy: float | None
-    """Of a token's choice, in nats, in the last logged step."""
+    """Of a token's choice, in nats, in the last logged step that learned from any answer."""
     kl: float | None
     """The divergence from the adapter at the start, in the last logged step; None without beta."""
     tokens: int
@@ -87,7 +87,7 @@ def summarize(
         },
         equal_groups=round(sum(equal) / len(equal), 4) if equal else None,
         learned=any(share < 1 for share in equal),
-        entropy=last.get("entropy"),
+        entropy=next((each["entropy"] for each in reversed(steps) if "entropy" in each), None),
         kl=last.get("kl"),
         tokens=trainer.state.num_input_tokens_seen,
         seconds=round(seconds, 3),

@@ -8,15 +8,15 @@ and checkpoints from which a run resumes bit by bit on a CPU.
       training_step       a pass, by TRL:
         _prepare_inputs   at the first pass of a rollout: answers and their advantages
           _answer         samples the answers
-        compute_loss      TRL's loss of the log-probabilities of `job.families.token_scores`
+        compute_loss      TRL's loss of the log-probabilities of `answer_scores`, for those answers
+                          that have an advantage
 """
 
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +30,8 @@ from job.engines.trainer import attach_gradient
 from job.errors import OutOfMemoryError, SpecError
 from job.evaluation.sampling import AtOnce, Sampling, sample_answers
 from job.families.base import Family
-from job.families.batches import model_inputs, to_device
-from job.families.encoded import IGNORED, Encoded
-from job.families.token_scores import token_scores
+from job.reinforce.advantages import share_alike, teaching, without_rounding
+from job.reinforce.answer_scores import Answers, AnswerScores
 from job.reinforce.prompts import Prompts
 from job.reinforce.scoring import Sample, Scorer
 from job.reinforce.special_tokens import padded, special_tokens_kept
@@ -98,6 +97,16 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self.ref_model = object() if beta else None
         self._start = {name: p.detach().clone() for name, p in self._trained()} if beta else {}
         self._rows: Sequence[int] = ()
+        # Of a pass: flags of the answers that are computed, and how likely all were when sampled.
+        self._learned: torch.Tensor | None = None
+        self._sampled: torch.Tensor | None = None
+        self._scores = AnswerScores(
+            adapted=adapted,
+            family=family,
+            prompts=prompts,
+            temperature=sampling.temperature,
+            autocast=self.accelerator.autocast,
+        )
         self._at_once = AtOnce.on(adapted.base.device)
         self._saved_step = 0
         self.generating_seconds = 0.0
@@ -158,7 +167,12 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         batch: Tensors = super()._generate_and_score_completions(inputs)
         self._skip_frozen_inputs()
         self.samples = self._scorer.samples(self.state.global_step + 1)
-        return {**batch, "rows": torch.tensor(self._rows)}
+        advantages = without_rounding(batch["advantages"], self.num_generations)
+        # TRL's share is that of deviations near 0, and with scale_rewards: batch, of the step's.
+        self._metrics["train"]["frac_reward_zero_std"][-1] = share_alike(
+            advantages, self.num_generations
+        )
+        return {**batch, "advantages": advantages, "rows": torch.tensor(self._rows)}
 
     def _skip_frozen_inputs(self) -> None:
         """After TRL has enabled gradient checkpointing, at first and after each rollout."""
@@ -223,10 +237,19 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: int | None = None,
     ) -> torch.Tensor:
-        """TRL's loss () of a pass; its gradients add up to the step's."""
+        """TRL's loss () of a pass; its gradients add up to the step's.
+
+        The model is not run on answers that add nothing to them. They stay in what TRL divides by.
+        """
         assert not return_outputs
         self._rows = inputs["rows"].tolist()
-        return attach_gradient(GRPOTrainer._compute_loss(self, model, inputs), model)
+        self._learned = learned = teaching(inputs, self.beta)
+        self._sampled = inputs.get("old_per_token_logps")
+        try:
+            loss = GRPOTrainer._compute_loss(self, model, inputs)
+        finally:
+            self._learned = self._sampled = None
+        return attach_gradient(loss, model, all_weights=not learned.all())
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -239,46 +262,12 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Log-probabilities and entropies (B, C) of the last C = `logits_to_keep` tokens, and no
         auxiliary loss. `self._rows` are the rows of the B answers."""
-        count, size = len(input_ids), batch_size or len(input_ids)
-        answers, present = (x[:, -logits_to_keep:] for x in (input_ids, attention_mask))
-        if model is self.ref_model:
-            reference = self._reference()
-            with reference:
-                return self._in_parts(answers, present, count, size)
-        return self._in_parts(answers, present, count, size)
-
-    def _in_parts(
-        self, answers: torch.Tensor, present: torch.Tensor, count: int, size: int
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        parts = [
-            self._scores(self._rows[i : i + size], answers[i : i + size], present[i : i + size])
-            for i in range(0, count, size)
-        ]
-        scores, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
-        return scores, entropies, None
-
-    def _scores(
-        self, rows: Sequence[int], answers: torch.Tensor, present: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, C) each; 0 where no token is present."""
-        encoded = [
-            _answered(self.prompts.encoded(row), tokens[mask.bool()].tolist())
-            for row, tokens, mask in zip(rows, answers, present, strict=True)
-        ]
-        filled = present.bool()
-        scores = torch.zeros(answers.shape, device=answers.device)
-        entropies = torch.zeros_like(scores)
-        if not filled.any():
-            return scores, entropies
-        batch = to_device(model_inputs(dict(self._family.collate(encoded))), answers.device)
-        with self.accelerator.autocast():
-            found, uncertain = token_scores(
-                self.model, self._adapted.base, batch, self._sampling.temperature
-            )
-        return (
-            scores.masked_scatter(filled, found),
-            entropies.masked_scatter(filled, uncertain),
-        )
+        tokens, present = (x[:, -logits_to_keep:] for x in (input_ids, attention_mask))
+        answers = Answers(rows=self._rows, tokens=tokens, present=present)
+        if self._learned is not None:
+            return *self._scores.of_some(answers, self._learned, self._sampled), None
+        with self._reference() if model is self.ref_model else nullcontext():
+            return *self._scores.of_all(answers, batch_size or len(answers)), None
 
     @contextmanager
     def _reference(self) -> Iterator[None]:
@@ -384,15 +373,6 @@ def rollouts_problem(directory: Path) -> str | None:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         return f"{ROLLOUTS} cannot be read: {type(error).__name__}: {error}"
     return None
-
-
-def _answered(prompt: Encoded, answer: Sequence[int]) -> Encoded:
-    """The prompt with an answer, whose tokens are labelled."""
-    return replace(
-        prompt,
-        input_ids=(*prompt.input_ids, *answer),
-        labels=(*(IGNORED for _ in prompt.input_ids), *answer),
-    )
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:

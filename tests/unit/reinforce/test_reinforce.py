@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from transformers.trainer_utils import align_special_tokens
 from trl import GRPOConfig
 
 from job import engines, families, signals
-from job.engines.device import Accelerator, resolve_optim
-from job.engines.stored_adapter import StoredAdapter, read_adapter
+from job.engines.device import resolve_optim
+from job.engines.stored_adapter import read_adapter
 from job.errors import SpecError, Stopped
 from job.evaluation.generate import generate_all
 from job.evaluation.prompts import questions
@@ -26,119 +25,20 @@ from job.evaluation.sampling import AtOnce, Sampling, draw, never_sampled, sampl
 from job.families.batches import model_inputs
 from job.families.encoded import Encoded
 from job.families.token_scores import token_scores
-from job.prep import formulas
-from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
 from job.reinforce import trainer
+from job.reinforce.answer_scores import answered
 from job.reinforce.progress import read_history
 from job.reinforce.prompts import Prompts, RolloutOrder
-from job.reinforce.reinforce import reinforce
 from job.reinforce.result import ReinforceResult
 from job.reinforce.settings import as_training
 from job.reinforce.special_tokens import padded, special_tokens_kept
-from job.reinforce.trainer import _answered
-from job.rewards.named import NamedReward
 from job.rewards.reward import Scored
-from job.spec.load import load_spec
-from job.spec.types import JobSpec
 from job.train import adapting
-from job.train.checkpoint.storage import CheckpointStore
-from job.train.trackers import TrackerFiles
-from job.train.train_context import TrainContext
 from tests import models
+from tests.unit.reinforce.stage import CPU, by_length, spec_of
 
-TINY = Path(families.__file__).parent / "builtin" / "ernie-vl-tiny"
-CPU = Accelerator(kind="cpu", name="test", memory_bytes=2**34)
 ANSWERS = ((305, 309, 307), (311, 303))
-SETTINGS = (
-    "reinforce.num_generations=2",
-    "reinforce.per_device_train_batch_size=2",
-    "reinforce.gradient_accumulation_steps=2",
-    "reinforce.max_completion_length=5",
-    "reinforce.temperature=3",
-    "reinforce.logging_steps=1",
-    "reinforce.save_steps=1",
-    "reinforce.eval_strategy=no",
-    "reinforce.eval_steps=null",
-    "reinforce.metric_for_best_model=null",
-    "reinforce.load_best_model_at_end=false",
-    "data.validation=null",
-    "train.eval_strategy=no",
-    "train.eval_steps=null",
-    "train.load_best_model_at_end=false",
-)
-
-
-def spec_of(*overrides: str) -> JobSpec:
-    text = Path("specs/latex-grpo.yaml").read_text()
-    return load_spec(text, "specs/latex-grpo.yaml", [*SETTINGS, *overrides], {}).spec
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[Row]:
-    made = spec_of().data.train[0].formulas
-    drawn = [formulas.sample(made, number) for number in range(4)]
-    return [
-        Row(
-            id=f"formulas:{number}",
-            messages=(
-                Message(role="user", parts=(Part(image=0), Part(text="Write it."))),
-                Message(role="assistant", parts=(Part(text=each.latex),)),
-            ),
-            images=(inspect(each.png),),
-        )
-        for number, each in enumerate(drawn)
-    ]
-
-
-@pytest.fixture(scope="module")
-def family() -> families.Family:
-    spec = spec_of()
-    return families.bind(families.read_checkpoint("tiny", TINY), spec.model, spec.data)
-
-
-def by_length(answers: Sequence[Scored]) -> list[float]:
-    """Differs between most answers."""
-    return [min(1.0, len(each.answer) / 20) for each in answers]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, rows: list[Row], family: families.Family
-) -> Callable[..., tuple[ReinforceResult, Path]]:
-    def run_stage(
-        name: str,
-        spec: JobSpec,
-        score: Any = by_length,
-        store: str | None = None,
-        start: StoredAdapter | None = None,
-    ) -> tuple[ReinforceResult, Path]:
-        engine = engines.create(spec.model, spec.lora, CPU)
-        directory = tmp_path / name
-        context = TrainContext(
-            spec=spec,
-            engine=engine,
-            accelerator=CPU,
-            family=family,
-            start=start,
-            data=SimpleNamespace(rows=lambda split: rows),  # type: ignore[arg-type]
-            directory=directory,
-            scratch=directory / "scratch",
-            checkpoints=CheckpointStore(
-                uri=str(tmp_path / (store or name) / "checkpoints"), fingerprint="f"
-            ),
-            trackers=TrackerFiles((), directory / "logs", str(directory / "uploaded")),
-            publish=lambda path: None,
-            check_lease=lambda: None,
-            report_step=lambda step: None,
-            report_validation=lambda validation: None,
-            answer_metrics=None,
-        )
-        reward = NamedReward(name="test", weight=1.0, score=score)
-        _, result = reinforce(context, engine.load(family), (reward,))
-        return result, directory / "reinforced"
-
-    return run_stage
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -267,7 +167,7 @@ def test_scores_are_the_log_probabilities_of_the_whole_distribution(
     for row, answer in zip(rows[:2], ANSWERS, strict=True):
         [asked] = questions([row], "last")
         prompt = family.encode_prompt(asked.id, asked.asked, asked.images)
-        encoded.append(_answered(prompt, answer))
+        encoded.append(answered(prompt, answer))
     batch = model_inputs(dict(family.collate(encoded)))
     scores, entropies = token_scores(model, model, batch, temperature=2.0)
     inputs = {key: value for key, value in batch.items() if key != "labels"}
