@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record, reference_inputs
-from benchmarks.reference_job import SPEC, gpu_name
+from benchmarks.reference_job import SPEC, gpu_name, place
 from benchmarks.reference_run import Run, measure
 from job.engines import cpu
 
@@ -101,9 +101,9 @@ class Benchmark:
         self._gpu = gpu_name()
         self._runs: dict[Variant, dict[str, Any]] = {}
 
-    def measure(self, variant: Variant, place: int) -> None:
+    def measure(self, variant: Variant, index: int) -> None:
         """Trains it; one process uses the GPU of that index, several use the first ones."""
-        gpus = range(variant.processes) if variant.processes > 1 else (place,)
+        gpus = range(variant.processes) if variant.processes > 1 else (index,)
         output = self._work / str(variant).replace(" ", "-").replace(",", "")
         output.mkdir()
         run = Run(
@@ -111,7 +111,7 @@ class Benchmark:
             spec=SPEC,
             settings=[
                 *self._settings,
-                f"runtime.cache_dir={self._work / f'cache-{place}'}",
+                f"runtime.cache_dir={self._work / f'cache-{index}'}",
                 *variant.settings(self._arguments.steps),
             ],
             output=output / "output",
@@ -131,10 +131,9 @@ class Benchmark:
 
     def _write(self) -> None:
         count = self._arguments.processes
-        place = "cpu" if self._gpu is None else self._gpu.split()[-1].lower()
         runs = {str(variant): run for variant, run in self._runs.items()}
         record.write(
-            f"processes-{count}-{place}",
+            f"processes-{count}-{place(self._gpu)}",
             "benchmarks.processes",
             self._gpu or cpu.model(),
             {"processes": count, "runs": runs, "compared": self._compared()},

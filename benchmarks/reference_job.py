@@ -162,10 +162,14 @@ def gpu_name() -> str | None:
     return found.stdout.splitlines()[0].strip()
 
 
+def place(gpu: str | None) -> str:
+    """The device in the name of a result: `h200`, or `cpu` without a GPU."""
+    return "cpu" if gpu is None else gpu.split()[-1].lower()
+
+
 def _place(arguments: argparse.Namespace) -> str:
-    name = gpu_name()
     what = arguments.model if arguments.spec == SPEC else Path(arguments.spec).stem
-    return f"{what}-{'cpu' if name is None else name.split()[-1].lower()}"
+    return f"{what}-{place(gpu_name())}"
 
 
 def _gib(folder: Path) -> float:

@@ -102,7 +102,7 @@ class StepTrainer(Trainer):
         model compute in bf16, as `args.bf16` does others.
         """
         self._captured, self._sharded_autocast = captured, sharded_autocast
-        self._reduces_each_pass = self._has_vision_tower = False
+        self._reduces_each_pass = self._drops_unused = False
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
         self._learning_rates = learning_rates
@@ -175,7 +175,8 @@ class StepTrainer(Trainer):
             sharding.allow_unused_parameters(model)
             # Gradients that wait for the last micro-batch are whole: as large as the model.
             self._reduces_each_pass = all(each.requires_grad for each in model.parameters())
-            self._has_vision_tower = vision_tower_pattern(self.model) is not None
+            reads_images = vision_tower_pattern(self.model) is not None
+            self._drops_unused = self._reduces_each_pass and reads_images
             if self._sharded_autocast:
                 sharding.autocast_forward(model, self.args.device)
         return model, loader
@@ -276,7 +277,7 @@ class StepTrainer(Trainer):
             self._tr_loss += loss
         if self._captured is not None:
             self._captured.finish_step(images)
-        elif self._reduces_each_pass and self._has_vision_tower and not images:
+        elif self._drops_unused and not images:
             sharding.drop_zero_gradients(model)
         self.state.num_input_tokens_seen += tokens
 

@@ -6,7 +6,6 @@ complete downloads nothing. `fetch_model` downloads when a stage needs the files
 """
 
 import fnmatch
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pathlib import Path
 from job import storage
 from job.errors import InputError
 from job.families import adapter_files
-from job.local import cache, eviction
+from job.local import cache, daemon_threads, eviction
 from job.local.file_digests import FileDigests
 from job.spec.types import JobSpec, ModelSpec
 from job.storage.backends import hub
@@ -67,8 +66,7 @@ class ModelInput:
 
     def start_hashing(self) -> None:
         """Hashes a local checkpoint on a thread, so that the first use of a digest waits less."""
-        if _local_directory(self.uri) is not None:
-            threading.Thread(target=self._hash, name="model digest", daemon=True).start()
+        daemon_threads.start(self._hash, name="model digest")
 
     def _hash(self) -> None:
         with suppress(OSError):  # the first use raises it

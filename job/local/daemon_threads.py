@@ -34,7 +34,7 @@ def for_each(
     waiting = deque(zip(found, items, strict=True))
 
     def work_through() -> None:
-        with suppress(IndexError):  # of popleft: none is left
+        with suppress(IndexError):  # from `popleft`, once no item is waiting
             while True:
                 future, item = waiting.popleft()
                 _settle(future, functools.partial(work, item))

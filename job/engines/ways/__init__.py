@@ -5,10 +5,8 @@ they found for a device and the installed versions.
 """
 
 import functools
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from job import log
 from job.engines.base import Engine
 from job.engines.device import Accelerator
 from job.engines.ways import kept
+from job.local import daemon_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,25 +108,19 @@ def begin(
         return lambda: _on_cpu(trials.run(names, accelerator.device))
     run = run or functools.partial(child.run, device=accelerator.device)
     key = kept.key(accelerator)
-    found: Future[tuple[dict[str, Outcome], dict[str, Outcome], float] | BaseException] = Future()
-
-    def work() -> None:
-        # It imports nothing: the job's own imports go on at the same time.
-        try:
-            found.set_result(_recalled_and_tried(key, cache, names, run, anew=anew))
-        except BaseException as error:  # noqa: BLE001 - a trial never ends the job
-            found.set_result(error)
+    # It imports nothing: the job's own imports go on at the same time.
+    work = functools.partial(_recalled_and_tried, key, cache, names, run, anew=anew)
+    found = daemon_threads.start(work, name="ways")
 
     def end() -> Ways:
         if not found.done():
             log.info("the first model waits for the trials of ways to compute")
         waited = time.monotonic()
-        result = found.result()
-        if isinstance(result, BaseException):
-            reason = f"the trials failed: {type(result).__name__}: {result}"
+        if (error := found.exception()) is not None:  # a trial never ends the job
+            reason = f"the trials failed: {type(error).__name__}: {error}"
             log.warn("ways to compute are not tried beforehand", reason=reason)
             return Ways(tuple(left(name, reason, untried=True) for name in names))
-        recalled, tried, seconds = result
+        recalled, tried, seconds = found.result()
         every = recalled | tried
         for name in names:
             known = {"known": "from an earlier start"} if name in recalled else {}
@@ -143,7 +136,6 @@ def begin(
         adopt(ways)
         return ways
 
-    threading.Thread(target=work, name="ways", daemon=True).start()
     return end
 
 
