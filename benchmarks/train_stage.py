@@ -78,7 +78,9 @@ def variants() -> list[Variant]:
         for experts in (True, False)
         for r in (8, 64)
     ]
-    return [shipped[0], before, *eager, shipped[1], *larger, *compiled, *largest, *long]
+    recomputed = [replace(each, checkpointing=True) for each in shipped]
+    every = [shipped[0], before, *eager, shipped[1], *larger, *compiled, *largest, *long]
+    return [*every, *recomputed]
 
 
 def main() -> None:

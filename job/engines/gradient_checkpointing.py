@@ -6,9 +6,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def enable(model: "PreTrainedModel") -> None:
-    """Makes each block of the model store only its input."""
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+def enable(model: "PreTrainedModel", *, draws: bool = True) -> None:
+    """Makes each block of the model store only its input.
+
+    `draws` tells whether blocks draw random numbers, for dropout: the recomputation then draws the
+    same. It reads the device's random state, which cannot be captured as a graph.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": draws})
     skip_frozen_inputs(model)
 
 

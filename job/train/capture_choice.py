@@ -9,8 +9,7 @@ def why_eager(
 ) -> str | None:
     """Why the passes cannot be captured; None if they can.
 
-    `gradient_checkpointing: auto` counts as false: passes that are kept are captured. `tried` is
-    why the trial of capturing left it; None if it took it, or there was none.
+    `tried` is why the trial of capturing left it; None if it took it, or there was none.
     """
     train, lora = spec.train, spec.lora
     reasons = {
@@ -18,7 +17,6 @@ def why_eager(
         "train.cuda_graphs is false": not train.cuda_graphs,
         "only the padding-free step can be captured": not padding_free,
         "FSDP2 communicates within a pass": spec.runtime.distributed == "fsdp2",
-        "gradient checkpointing recomputes activations": train.gradient_checkpointing is True,
         "only plain LoRA can be captured, without dropout or DoRA": trains_weights(lora)
         or not is_plain(lora),
         "train.neftune_noise_alpha draws noise in each pass": train.neftune_noise_alpha is not None,

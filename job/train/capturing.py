@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from job import log
 from job.distributed import process_group
+from job.engines import gradient_checkpointing
 from job.engines.captured_steps import Capture, CapturedSteps, CaptureFailed, Inputs
 from job.engines.device import release_memory
 from job.engines.ways import CAPTURED
@@ -36,7 +37,7 @@ class CapturedTraining:
 
 
 def may_capture(context: TrainContext, adapted: AdaptedModel) -> bool:
-    """Whether passes whose activations are kept can be captured, as far as the spec tells."""
+    """Whether passes can be captured, as far as the spec tells."""
     on_gpu = context.engine.device.type != "cpu"
     return (
         why_eager(
@@ -83,6 +84,8 @@ def capture_training(
         packed = context.family.pack(encoded, bucket)
         return cast(Inputs, dict(to_device(packed, context.engine.device)))
 
+    if spec.train.gradient_checkpointing:
+        gradient_checkpointing.enable(adapted.model, draws=False)
     without_images = next((batch for shape, batch in examples.items() if not shape.images), None)
     steps: CapturedSteps | None = None
     failure = "it failed in another process"

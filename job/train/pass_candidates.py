@@ -18,6 +18,8 @@ LAUNCHED_TWICE = 809
 """The same with gradient checkpointing."""
 CAPTURED = 52
 """What a captured pass takes beside the time of its tokens: 85 ms for 531."""
+CAPTURED_TWICE = CAPTURED * 4 / 3
+"""The same with gradient checkpointing."""
 A_TOKEN = 0.062
 """For each token, if the device is what limits the pass."""
 A_RECOMPUTED_TOKEN = A_TOKEN * 4 / 3
@@ -92,8 +94,7 @@ def candidates(
     """The ways to compute the rows of the spec's step, from fastest to slowest.
 
     All that the spec allows: with `gradient_checkpointing: auto` both, unless it wants compiled
-    blocks, which exclude checkpointing. `captured` tells whether passes whose activations are kept
-    can be captured as graphs.
+    blocks, which exclude checkpointing. `captured` tells whether passes can be captured as graphs.
     """
     wanted = train.gradient_checkpointing
     both = (False,) if train.torch_compile is True else (False, True)
@@ -123,12 +124,12 @@ def step_time(
     On a CPU nothing is launched, so only the tokens count.
     """
     if settings.gradient_checkpointing:
-        launched, busy = LAUNCHED_TWICE, A_RECOMPUTED_TOKEN * tokens
+        replayed, launched, busy = CAPTURED_TWICE, LAUNCHED_TWICE, A_RECOMPUTED_TOKEN * tokens
     else:
-        launched, busy = LAUNCHED, A_TOKEN * tokens
+        replayed, launched, busy = CAPTURED, LAUNCHED, A_TOKEN * tokens
     each = busy
-    if on_gpu and captured and not settings.gradient_checkpointing:
-        each = CAPTURED + busy
+    if on_gpu and captured:
+        each = replayed + busy
     elif on_gpu:
         each = max(launched, busy)
     # Rounded: about equal work in any number of passes counts as equally fast.

@@ -61,7 +61,7 @@ class Trial:
     """The optimizer, whose states do not exist yet."""
     padding_free: bool = True
     captured: bool = False
-    """Whether passes whose activations are kept can be captured as graphs."""
+    """Whether passes can be captured as graphs."""
     blocks: CompiledBlocks | None = None
     """The model's compiled blocks; None once they are released."""
     ruled_out: list[BatchSettings] = field(default_factory=list)
@@ -143,8 +143,7 @@ class Trial:
             return 0
         trained = [each for each in self.model.parameters() if each.requires_grad]
         gradients = sum(each.numel() * each.element_size() for each in trained)
-        captured = self.captured and not settings.gradient_checkpointing
-        before = settings.gradient_accumulation_steps > 1 or captured
+        before = settings.gradient_accumulation_steps > 1 or self.captured
         copies = before + (process_group.size() > 1)
         states = sum(each.numel() for each in trained) * OPTIMIZER_STATE_BYTES.get(self.optim, 8)
         larger = settings.per_device_train_batch_size > spec.per_device_train_batch_size

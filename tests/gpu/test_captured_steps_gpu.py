@@ -59,16 +59,16 @@ def test_losses_in_fp32_equal_the_eager_ones(monkeypatch: pytest.MonkeyPatch) ->
     assert captured == pytest.approx(eager, abs=1e-5 * max(eager))
 
 
-@pytest.mark.parametrize("compiled", ["false", "true"], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "how",
+    [(), ("train.torch_compile=true",), ("train.gradient_checkpointing=true",)],
+    ids=["eager", "compiled", "recomputed"],
+)
 @pytest.mark.parametrize("experts", ["false", "true"], ids=["reference targets", "experts too"])
 def test_losses_in_bf16_equal_the_eager_ones_within_rounding(
-    compiled: str, experts: str, monkeypatch: pytest.MonkeyPatch
+    how: tuple[str, ...], experts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = (
-        "model.dtype=bfloat16",
-        f"train.torch_compile={compiled}",
-        f"lora.finetune_experts={experts}",
-    )
+    settings = ("model.dtype=bfloat16", f"lora.finetune_experts={experts}", *how)
     eager, captured, _ = both(torch.bfloat16, *settings, monkeypatch=monkeypatch)
     assert captured == pytest.approx(eager, rel=2e-2)
 

@@ -67,8 +67,11 @@ def no_eager_pass(*_: object) -> Any:
     raise AssertionError("a planned batch has no graph")
 
 
-def test_a_training_on_fixed_tensors_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_with()
+@pytest.mark.parametrize("recomputed", ["false", "true"])
+def test_a_training_on_fixed_tensors_equals_the_eager_one(
+    recomputed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_with(f"train.gradient_checkpointing={recomputed}")
     result, losses, norms, weights = trained(spec)
     assert result.captured is None
     assert len(set(losses)) == len(losses) == 4
