@@ -49,7 +49,11 @@ class Variant:
             "train.max_steps": steps,
             "train.save_steps": steps,
             "train.logging_steps": 1,
-            **({"train.torch_compile": self.compiled} if self.kind == "ddp" else {}),
+            **(
+                {"train.optim": "auto"}  # 8-bit optimizers do not update sharded weights
+                if self.kind == "fsdp2"
+                else {"train.torch_compile": self.compiled}
+            ),
             **({"runtime.distributed": self.kind} if self.processes > 1 else {}),
         }
         return [f"{key}={json.dumps(value)}" for key, value in settings.items()]

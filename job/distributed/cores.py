@@ -46,9 +46,14 @@ def configure_threads(environ: MutableMapping[str, str]) -> None:
     As many threads as this process has cores, not as the machine has; and they sleep while they
     wait, so that processes on the same cores do not slow each other down more than they share.
     """
-    if not any(name in environ for name in THREADS):
-        local = environ.get("LOCAL_WORLD_SIZE", "")
-        environ["OMP_NUM_THREADS"] = str(threads(int(local) if local.isdecimal() else 1))
+    local = environ.get("LOCAL_WORLD_SIZE", "")
+    ranks = int(local) if local.isdecimal() else 1
+    given = {name: environ[name] for name in THREADS if name in environ}
+    if ranks > 1 and "TORCHELASTIC_RUN_ID" in environ and given == {"OMP_NUM_THREADS": "1"}:
+        # What torchrun sets if nobody did. One thread reads a large base four times as slowly.
+        given = {}
+    if not given:
+        environ["OMP_NUM_THREADS"] = str(threads(ranks))
     if not any(name in environ for name in WAITING):
         environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT=SPINS)
 

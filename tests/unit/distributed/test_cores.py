@@ -60,6 +60,23 @@ def test_what_the_environment_says_about_threads_stays(monkeypatch: pytest.Monke
         assert not given.keys() & {*others} - {name}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        pytest.param({"TORCHELASTIC_RUN_ID": "none"}, "4", id="torchrun's default"),
+        pytest.param({}, "1", id="another launcher's"),
+        pytest.param({"TORCHELASTIC_RUN_ID": "none", "MKL_NUM_THREADS": "1"}, "1", id="a user's"),
+    ],
+)
+def test_one_thread_for_each_process_is_what_torchrun_sets_if_nobody_did(
+    given: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "threads", lambda ranks: 12 // ranks)
+    environ = {"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "1", **given}
+    configure_threads(environ)
+    assert environ["OMP_NUM_THREADS"] == expected
+
+
 def test_a_command_sets_them_before_torch_reads_them() -> None:
     environ = {k: v for k, v in os.environ.items() if k not in (*cores.THREADS, *cores.WAITING)}
     script = (
