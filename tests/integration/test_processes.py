@@ -54,6 +54,18 @@ LONG = {
     "train.num_train_epochs": 9,
 }
 SECONDS = 240
+OUT_OF_MEMORY_IN_THE_FOURTH_STEP = """
+import torch
+from job.engines.trainer import StepTrainer
+step = StepTrainer.training_step
+def failing(trainer, *given):
+    if trainer.state.global_step == 3:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    return step(trainer, *given)
+StepTrainer.training_step = failing
+from job.__main__ import main
+main()
+"""
 
 
 def arguments(output: Path, rows: int, passes: int, **more: object) -> list[str]:
@@ -147,8 +159,8 @@ class Pair:
 def pair() -> Iterator[Any]:
     started = []
 
-    def make(*given: list[str]) -> Pair:
-        started.append(Pair(*(["train", *own[1:]] for own in given)))
+    def make(*given: list[str], **more: Any) -> Pair:
+        started.append(Pair(*(["train", *own[1:]] for own in given), **more))
         return started[-1]
 
     yield make
@@ -398,6 +410,27 @@ def test_an_error_of_another_rank_is_told_by_rank_0(pair: Any, tmp_path: Path) -
     assert "$.runtime.accelerator" in both.said[0]
     assert both.said[1] == ""
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.slow
+def test_a_rank_that_runs_out_of_memory_ends_all_and_the_next_start_goes_on(
+    pair: Any, tmp_path: Path, kind: str
+) -> None:
+    given = arguments(tmp_path / "out", 1, 2, **(SHARDED if kind == "fsdp2" else {}))
+    both = pair(given, given, codes=(None, OUT_OF_MEMORY_IN_THE_FOURTH_STEP))
+    assert both.end() == (20, 20), both.said
+    assert both.said[0].count("out of memory, in rank 1") == 1
+    assert "does not fit into the" in both.said[0]
+    assert "fix: " in both.said[0]
+    assert "fix: " not in both.said[1]
+    assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
+    kept = [path.parent.name for path in (tmp_path / "out" / "checkpoints").glob("*/manifest.json")]
+    assert kept == ["step-2"]
+    both = pair(given, given)
+    assert both.end() == (0, 0), both.said
+    assert both.said[0].count("resuming step=2") == 1
+    assert len(trained_steps(tmp_path / "out")) == SETTINGS["train.max_steps"]
 
 
 @pytest.mark.slow
