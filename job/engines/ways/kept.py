@@ -27,8 +27,8 @@ VARIABLES = (
     *("ROCBLAS_", "ROCM_", "TORCH", "TRITON_"),
 )
 """Prefixes of environment variables that change which kernels run."""
-OTHERS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "TORCHELASTIC_")
-"""Prefixes among these of variables that select a device of the same kind, or name a run."""
+OTHERS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "TORCHELASTIC_", "TORCH_NCCL_")
+"""Prefixes among these of variables that select a device of the same kind, or are of a launcher."""
 VERDICTS = "2"
 """The rules by which a way is kept; other rules keep nothing of what these found."""
 
