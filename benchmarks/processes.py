@@ -5,8 +5,9 @@
 
 Every run is `job train` of specs/ernie-4.5-vl-28b-latex.yaml, as a user starts it. `--base` is a
 folder that `benchmarks.reference_inputs` has written. One process trains the rows of one GPU, and
-the rows of all; several train them together by DDP, and by FSDP2. Runs of one process have a GPU
-each, side by side. Each result is stored as soon as it is known.
+the rows of all; several train them together by DDP, and by FSDP2, which can train all weights too:
+on two GPUs, of a base with at most 16 layers. Runs of one process have a GPU each, side by side.
+Each result is stored as soon as it is known.
 """
 
 import argparse
@@ -34,9 +35,12 @@ class Variant:
     """Of each process in a step."""
     kind: str = "ddp"
     compiled: bool = False
+    full: bool = False
+    """Trains all weights, not an adapter."""
 
     def __str__(self) -> str:
         shared = f", {self.kind}" if self.processes > 1 else ""
+        shared += ", all weights" if self.full else ""
         each = " each" if self.processes > 1 else ""
         compiled = ", compiled" if self.compiled else ""
         plural = "es" if self.processes > 1 else ""
@@ -54,6 +58,7 @@ class Variant:
                 if self.kind == "fsdp2"
                 else {"train.torch_compile": self.compiled}
             ),
+            **({"lora": {"method": "full"}, "model.dtype": "auto"} if self.full else {}),
             **({"runtime.distributed": self.kind} if self.processes > 1 else {}),
         }
         return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
@@ -68,6 +73,7 @@ def variants(processes: int) -> list[list[Variant]]:
         [Variant(processes=processes, rows=4, kind="fsdp2")],
         [Variant(processes=1, rows=16, compiled=True)],
         [Variant(processes=processes, rows=16, compiled=True)],
+        [Variant(processes=processes, rows=4, kind="fsdp2", full=True)],
     ]
 
 
@@ -102,6 +108,8 @@ class Benchmark:
         )
         self._settings = [f"data.{split}.uri={path}" for split, path in data.items()]
         self._settings += [f"model.model_name_or_path={arguments.base}", *arguments.set]
+        config = json.loads((arguments.base / "config.json").read_text())
+        self._layers: int = config["num_hidden_layers"]
         self._gpu = gpu_name()
         self._runs: dict[Variant, dict[str, Any]] = {}
 
@@ -140,7 +148,12 @@ class Benchmark:
             f"processes-{count}-{place(self._gpu)}",
             "benchmarks.processes",
             self._gpu or cpu.model(),
-            {"processes": count, "runs": runs, "compared": self._compared()},
+            {
+                "processes": count,
+                "layers": self._layers,
+                "runs": runs,
+                "compared": self._compared(),
+            },
             PACKAGES,
             self._arguments.results,
         )
