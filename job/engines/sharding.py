@@ -81,6 +81,29 @@ def shard(accelerator: "Accelerator", model: torch.nn.Module) -> None:
         fsdp2_prepare_model(accelerator, model)
 
 
+@contextmanager
+def optimizer_kept(accelerator: "Accelerator", optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """A context in which `Accelerator.prepare` leaves an optimizer of sharded weights as it is.
+
+    It would replace them by those that it finds by address, for weights that it shards itself. The
+    last processes may have shards without rows, which have no address.
+    """
+    prepare = accelerator.prepare
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+
+    def prepared(*given: object) -> object:
+        result = prepare(*given)
+        for group, weights in zip(optimizer.param_groups, groups, strict=True):
+            group["params"] = weights
+        return result
+
+    vars(accelerator)["prepare"] = prepared
+    try:
+        yield
+    finally:
+        del vars(accelerator)["prepare"]
+
+
 def is_sharded(model: object) -> bool:
     return isinstance(model, FSDPModule)
 

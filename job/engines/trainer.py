@@ -24,7 +24,7 @@ only.
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from accelerate import skip_first_batches
@@ -170,22 +170,18 @@ class StepTrainer(Trainer):
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
     ) -> "tuple[torch.nn.Module, DataLoaderShard]":
         keep_packed_from_ddp(self.model)
-        shards = sharding.whole_weights_freed(self.model) if self.is_fsdp_enabled else nullcontext()
-        groups: list[list[torch.Tensor]] | None = None
+        prepared: AbstractContextManager[None] = nullcontext()
         if self._unread is not None:
             self._unread.shard(self.accelerator, self.model)
             self._unread = None
             self.optimizer = None  # that of the placeholders, if a checkpoint was compared with it
-            groups = [group["params"][:] for group in self.create_optimizer().param_groups]
-        with shards:
+            prepared = sharding.optimizer_kept(self.accelerator, self.create_optimizer())
+        elif self.is_fsdp_enabled:
+            prepared = sharding.whole_weights_freed(self.model)
+        with prepared:
             model, loader = super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint
             )
-        if groups is not None:
-            # Accelerate finds the sharded weights of an optimizer by address. They are sharded
-            # already, and shards without rows, in the last processes, have none.
-            for group, weights in zip(self.optimizer.param_groups, groups, strict=True):
-                group["params"] = weights
         if self.args.gradient_checkpointing:
             gradient_checkpointing.skip_frozen_inputs(self.model)
         if sharding.is_sharded(model):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from job import engines, families
 from job.engines.device import Accelerator
+from job.engines.memory import STACK_COPIES
 from job.engines.transformers import TransformersEngine
 from job.errors import InputError
 from job.families.base import Family
@@ -117,6 +121,55 @@ def test_a_model_without_weights_is_as_loaded_and_its_weights_are_read_in_rows(
                 assert rows.dtype == weight.dtype
                 assert rows.shape == weight[first:last].shape
                 assert torch.equal(rows, weight[first:last]), name
+
+
+class PeakOfTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._living: set[int] = set()
+        self._bytes = self.peak = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, torch.Tensor) and not each.is_meta:
+                self._add(each.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._living:
+            self._living.add(storage._cdata)
+            self._bytes += storage.nbytes()
+            self.peak = max(self.peak, self._bytes)
+            weakref.finalize(storage, self._remove, storage._cdata, storage.nbytes())
+
+    def _remove(self, key: int, size: int) -> None:
+        self._living.remove(key)
+        self._bytes -= size
+
+
+def test_stacking_experts_takes_as_many_copies_as_the_estimate_says(
+    tmp_path: Path, spec: JobSpec
+) -> None:
+    for kind in ("ernie", "experts"):
+        KINDS[kind](tmp_path / kind)
+        family = bind(tmp_path / kind, spec)
+        stacks = {n: p for n, p in family.meta_model().named_parameters() if p.ndim == 3}
+        for name, stack in stacks.items():
+            together = [p for n, p in stacks.items() if _of_one_name(n, name)]
+            with family.stored_weights() as stored, PeakOfTensors() as counted:
+                stored.rows(name, 0, 1, tuple(stack.shape), torch.float32, torch.device("cpu"))
+            size = sum(each.numel() * 4 for each in together)
+            assert size < counted.peak <= STACK_COPIES * size, name
+
+
+def _of_one_name(name: str, other: str) -> bool:
+    """Whether two stacks are of one layer and one projection, of text or vision."""
+    return name.replace("vision_moe", "text_moe") == other.replace("vision_moe", "text_moe")
 
 
 def test_a_damaged_checkpoint_is_refused_as_by_the_loader(

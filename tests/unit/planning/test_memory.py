@@ -361,11 +361,11 @@ def test_processes_divide_weights_gradients_and_states_that_are_sharded() -> Non
         assert found.gradients == pytest.approx(whole.gradients / processes, rel=1e-6)
         assert found.optimizer == pytest.approx(whole.optimizer / processes, rel=1e-6)
         assert found.activations == whole.activations
-        assert found.weights < found.loading - found.context < found.weights + 6 * 2**30
+        assert found.weights < found.loading - found.context < found.weights + 8 * 2**30
         assert found.fits(H200.memory_bytes) == (processes > 1)
 
 
-def test_a_process_loads_its_shards_and_twice_the_largest_experts_or_all_random_weights() -> None:
+def test_a_process_loads_its_shards_and_stacks_experts_or_loads_all_random_weights() -> None:
     text = (ROOT / "specs/ernie-4.5-vl-28b-latex.yaml").read_text()
     given = ["lora={method: full}", "model.dtype=auto", "train.optim=auto"]
     model, sharded = published(), "runtime.distributed=fsdp2"
@@ -389,4 +389,4 @@ def test_a_process_loads_its_shards_and_twice_the_largest_experts_or_all_random_
     )
     experts = [p.numel() for n, p in model.named_parameters() if n.endswith(stored_together)]
     assert len(experts) == 2
-    assert read.loading == read.weights + read.context + 2 * 4 * sum(experts)
+    assert read.loading == read.weights + read.context + 3 * 4 * sum(experts)
