@@ -48,7 +48,7 @@ class Models:
             return self.base(), None
         if self._unread is None:
             self.release()
-            log.info("prepare model", dtype=str(self._engine.dtype)[6:])
+            log.info("build model without weights", dtype=str(self._engine.dtype)[6:])
             model = self._engine.without_weights(self._family)
             self._unread = model, UnreadWeights(self._family, model)
         return self._unread

@@ -5,12 +5,14 @@ another form than the model's, such as experts that Transformers stacks, is read
 time; of all others only a process's rows are read.
 """
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from job import log
 from job.engines import sharding
 from job.engines.device import release_memory
 from job.families.base import Family
@@ -33,6 +35,7 @@ class UnreadWeights:
 
         Raises InputError if the checkpoint lacks a weight, or has one of another shape.
         """
+        started = time.monotonic()
         unread = self._to_meta(model)
         sharding.shard(accelerator, model)
         sharded = dict(model.named_parameters())
@@ -47,6 +50,7 @@ class UnreadWeights:
             }
         _replace(model, {sharded[name]: weight for name, weight in read.items()})
         release_memory()  # of converted tensors
+        log.info("shards of the weights read", took=log.seconds(time.monotonic() - started))
 
     def _to_meta(self, model: nn.Module) -> dict[str, list[str]]:
         """Replaces placeholders by weights on the meta device, which sharding leaves there.
