@@ -51,6 +51,9 @@ class Engine(Protocol):
         another dtype is given, all weights have that.
         """
 
+    def without_weights(self, family: Family) -> "PreTrainedModel":
+        """The model of `load` with placeholders of the weights (`job.families.placeholders`)."""
+
     def initialize(self, family: Family, seed: int) -> "PreTrainedModel":
         """The family's architecture with seeded random weights."""
 

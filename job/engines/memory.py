@@ -6,6 +6,7 @@ activations are alive and the first gradients appear.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FP32, BF16 = 4, 2
+EXPERT_DIMENSIONS = 3
+"""Of a layer's routed experts in one parameter (E, out, in)."""
+STACK_COPIES = 3
+"""Of experts that are read one by one and stacked: the experts, the stack, and a part of either
+that is being made; 2.5 were measured."""
 
 PROCESS = 4 * 2**30
 """Allowance for Python with its libraries, and rows being loaded."""
@@ -79,8 +85,9 @@ class MemoryEstimate:
     the largest weight as it is unpacked; of sharded weights, what is gathered of them."""
     context: int
     loading: int = 0
-    """Before the peak: the whole weights, which every process loads before it shards them; 0 if
-    weights are not sharded."""
+    """Before the peak: a process's shards of the weights, and the largest tensor that is read whole
+    to be converted; of random weights all, which are sharded afterwards. 0 if weights are not
+    sharded."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -156,7 +163,9 @@ def estimate(
         working=working
         + (_gathered_bytes(model, dtype.itemsize, autocast=step.autocast) if sharded else 0),
         context=context,
-        loading=weights + context if sharded else 0,
+        loading=_loading_bytes(model, dtype.itemsize, weights, shards, spec) + context
+        if sharded
+        else 0,
     )
 
 
@@ -243,6 +252,24 @@ def _gathered_bytes(model: "PreTrainedModel", width: int, *, autocast: bool) -> 
     outside = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
     copies = BF16 if autocast else 0
     return max(sizes, default=0) * (4 * width + copies) + outside * 2 * width
+
+
+def _loading_bytes(
+    model: "PreTrainedModel", width: int, weights: int, shards: int, spec: JobSpec
+) -> int:
+    """What a process holds of sharded weights while it loads them; all are `weights` bytes.
+
+    Experts that are stored one by one are read whole and stacked. Those of one name in a layer may
+    be stored together, as ERNIE-4.5-VL's text and vision experts are.
+    """
+    if not spec.reads_shards_only:
+        return weights
+    stacks: dict[tuple[str, str], int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == EXPERT_DIMENSIONS and (layer := re.match(r"\D*\d+\.", name)):
+            stack = layer[0], name.rpartition(".")[2]
+            stacks[stack] = stacks.get(stack, 0) + parameter.numel()
+    return math.ceil(weights / shards) + STACK_COPIES * width * max(stacks.values(), default=0)
 
 
 def longest(model: "PreTrainedModel", spec: JobSpec) -> RowSize:

@@ -8,6 +8,7 @@ from job import log
 from job.engines.base import Engine
 from job.engines.device import release_memory
 from job.engines.stored_adapter import StoredAdapter, with_adapter
+from job.engines.unread import UnreadWeights
 from job.families.base import Family
 from job.spec.types import JobSpec
 
@@ -23,6 +24,7 @@ class Models:
         self._spec, self._engine, self._family = spec, engine, family
         self._base: PreTrainedModel | None = None
         self._adapted: PeftModel | None = None
+        self._unread: tuple[PreTrainedModel, UnreadWeights] | None = None
         self._trained: PreTrainedModel | PeftModel | None = None
 
     def base(self) -> "PreTrainedModel":
@@ -36,6 +38,20 @@ class Models:
                 else self._engine.load(self._family)
             )
         return self._base
+
+    def to_train(self) -> "tuple[PreTrainedModel, UnreadWeights | None]":
+        """The base in each process of a training, and its weights if they are not in memory yet.
+
+        If a process may read its shards only, the base is released that was loaded before.
+        """
+        if not self._spec.reads_shards_only:
+            return self.base(), None
+        if self._unread is None:
+            self.release()
+            log.info("build model without weights", dtype=str(self._engine.dtype)[6:])
+            model = self._engine.without_weights(self._family)
+            self._unread = model, UnreadWeights(self._family, model)
+        return self._unread
 
     def initial(self, stored: "StoredAdapter | None") -> "PreTrainedModel | PeftModel":
         """The base, or the base with an adapter, in evaluation mode.
@@ -67,7 +83,7 @@ class Models:
 
     def release(self) -> None:
         """Drops all models and frees their memory."""
-        self._base = self._adapted = self._trained = None
+        self._base = self._adapted = self._trained = self._unread = None
         release_memory()
 
     def _remove_adapter(self) -> None:

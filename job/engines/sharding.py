@@ -73,6 +73,37 @@ def whole_weights_freed(model: torch.nn.Module) -> Iterator[None]:
         del vars(model)["state_dict"]
 
 
+def shard(accelerator: "Accelerator", model: torch.nn.Module) -> None:
+    """Shards the model as `Accelerator.prepare` does, before there is an optimizer."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    with whole_weights_freed(model):
+        fsdp2_prepare_model(accelerator, model)
+
+
+@contextmanager
+def optimizer_kept(accelerator: "Accelerator", optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """A context in which `Accelerator.prepare` leaves an optimizer of sharded weights as it is.
+
+    It would replace them by those that it finds by address, for weights that it shards itself. The
+    last processes may have shards without rows, which have no address.
+    """
+    prepare = accelerator.prepare
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+
+    def prepared(*given: object) -> object:
+        result = prepare(*given)
+        for group, weights in zip(optimizer.param_groups, groups, strict=True):
+            group["params"] = weights
+        return result
+
+    vars(accelerator)["prepare"] = prepared
+    try:
+        yield
+    finally:
+        del vars(accelerator)["prepare"]
+
+
 def is_sharded(model: object) -> bool:
     return isinstance(model, FSDPModule)
 
@@ -178,8 +209,13 @@ def first_row(tensor: DTensor) -> int:
 
 def sharded_like(local: torch.Tensor, like: DTensor) -> DTensor:
     """A tensor with this process's shard, sharded like another of the same shape."""
+    return sharded_on(like.device, local, like)
+
+
+def sharded_on(device: torch.device, local: torch.Tensor, like: DTensor) -> DTensor:
+    """The same on another device: `like` may be on the meta device."""
     return DTensor.from_local(
-        local.to(like.device),
+        local.to(device),
         like.device_mesh,
         like.placements,
         run_check=False,

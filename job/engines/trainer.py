@@ -24,8 +24,8 @@ only.
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from accelerate import skip_first_batches
 from accelerate.data_loader import DataLoaderShard
@@ -36,6 +36,7 @@ from job.engines import eight_bit_optimizer, gradient_checkpointing, sharding
 from job.engines.captured_steps import CapturedSteps
 from job.engines.data_timer import DataTimer
 from job.engines.parameter_groups import LearningRates, parameter_groups, rates_by_group
+from job.engines.unread import UnreadWeights
 from job.families.batches import MicroBatch, host_keys, model_inputs
 from job.families.four_bit.tensor import FourBitTensor
 from job.families.vision_tower import vision_tower_pattern
@@ -84,6 +85,8 @@ class StepTrainer(Trainer):
 
     control: "TrainerControl"
     """What the callbacks request: log, save, stop."""
+    optimizer: Any
+    """Transformers', wrapped by Accelerate during the training; None before."""
 
     def __init__(
         self,
@@ -93,15 +96,18 @@ class StepTrainer(Trainer):
         learning_rates: LearningRates | None = None,
         captured: CapturedSteps | None = None,
         sharded_autocast: bool = False,
+        unread: UnreadWeights | None = None,
         **kwargs: object,
     ) -> None:
         """`batch_sampler` yields the row numbers of each of this process's micro-batches.
 
         `learning_rates` is None if all weights have the same. `captured` runs the forward and
         backward passes instead of `training_step`, if given. `sharded_autocast` makes a sharded
-        model compute in bf16, as `args.bf16` does others.
+        model compute in bf16, as `args.bf16` does others. `unread` are the weights of a model that
+        is sharded before they are read.
         """
         self._captured, self._sharded_autocast = captured, sharded_autocast
+        self._unread = unread
         self._reduces_each_pass = self._drops_unused = False
         super().__init__(*args, **kwargs)
         self._batch_sampler, self._data_timer = batch_sampler, data_timer
@@ -164,8 +170,15 @@ class StepTrainer(Trainer):
         self, max_steps: int, train_dataloader: DataLoaderShard, resume_from_checkpoint: str | None
     ) -> "tuple[torch.nn.Module, DataLoaderShard]":
         keep_packed_from_ddp(self.model)
-        shards = sharding.whole_weights_freed(self.model) if self.is_fsdp_enabled else nullcontext()
-        with shards:
+        prepared: AbstractContextManager[None] = nullcontext()
+        if self._unread is not None:
+            self._unread.shard(self.accelerator, self.model)
+            self._unread = None
+            self.optimizer = None  # that of the placeholders, if a checkpoint was compared with it
+            prepared = sharding.optimizer_kept(self.accelerator, self.create_optimizer())
+        elif self.is_fsdp_enabled:
+            prepared = sharding.whole_weights_freed(self.model)
+        with prepared:
             model, loader = super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint
             )

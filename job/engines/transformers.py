@@ -36,6 +36,10 @@ class TransformersEngine:
         )
         return self.prepare(model, family)
 
+    def without_weights(self, family: Family) -> "PreTrainedModel":
+        model = family.without_weights(dtype=self.dtype, device=self.device, **self._attention())
+        return self.prepare(model, family)
+
     def initialize(self, family: Family, seed: int) -> "PreTrainedModel":
         model = family.initialize(
             seed=seed, dtype=self.dtype, device=self.device, **self._attention()

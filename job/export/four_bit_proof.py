@@ -26,7 +26,7 @@ from job.export.streamed import Read, streamed_weights
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from job.families.four_bit.stored_weights import StoredWeights
+    from job.families.stored_weights import StoredWeights
 
 
 def reader(context: ExportContext, stored: "StoredWeights", dtype: torch.dtype) -> Read:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from job.families.four_bit.stored_weights import StoredWeights
+    from job.families.stored_weights import StoredWeights
 
 Layout = Literal["vllm", "transformers"]
 """The file layout of a written checkpoint: as vLLM or as Transformers reads it."""
@@ -109,6 +109,16 @@ class ModelBuilding(Protocol):
     ) -> "PreTrainedModel":
         """The checkpoint's model, in evaluation mode; with `four_bit`, the weights of
         `four_bit.packed_weights` are packed."""
+
+    def without_weights(
+        self,
+        *,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        attn_implementation: str | None = None,
+    ) -> "PreTrainedModel":
+        """What `load` returns, with placeholders of the weights (`job.families.placeholders`), to
+        be sharded before `stored_weights` are read. Raises what `load` raises."""
 
     def stored_weights(self) -> "StoredWeights":
         """The checkpoint's weights, to be read one by one; a context manager."""

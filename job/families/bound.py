@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from job.families.four_bit.stored_weights import StoredWeights
+    from job.families.stored_weights import StoredWeights
 
 
 class BoundFamily(ABC):
@@ -56,8 +56,56 @@ class BoundFamily(ABC):
     def meta_model(self) -> "PreTrainedModel":
         return self.architecture(self._checkpoint.uri, self._checkpoint.config)
 
+    def without_weights(
+        self,
+        *,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        attn_implementation: str | None = None,
+    ) -> "PreTrainedModel":
+        from job.families import placeholders
+        from job.families.weight_files import shapes
+
+        uri, directory = self._checkpoint.uri, self._checkpoint.directory
+        shapes(uri, directory)  # raises if a file is missing or truncated
+        config = self.configuration()
+        config.name_or_path = str(directory)  # as `load`; checkpoints name it
+        try:
+            model = placeholders.model(
+                self._from_config(),
+                config,
+                dtype=dtype,
+                device=device,
+                attn_implementation=attn_implementation,
+            )
+        except ValueError as error:  # for example, an unsupported attention implementation
+            raise InputError(uri, f"Transformers cannot load it: {error}") from error
+        with self.stored_weights() as stored:
+            self._require_stored(model, stored)
+            placeholders.read_buffers(model, stored)
+            placeholders.untie_if_stored_apart(model, stored)
+            model._weight_conversions = stored.conversions
+        return model
+
+    def _require_stored(self, model: "PreTrainedModel", stored: "StoredWeights") -> None:
+        """Raises InputError if the checkpoint lacks a weight, or has one of another shape."""
+        from job.families import placeholders, transformers_format
+
+        missing, misshapen = list[str](), list[str]()
+        for weight, names in placeholders.names_by_weight(model).items():
+            found = [name for name in names if name in stored]
+            missing += [] if found else names[:1]
+            misshapen += [n for n in found if stored.shape(n) not in (None, tuple(weight.shape))]
+        ignored = transformers_format.ignored_when_loaded(model)
+        transformers_format.report_differences(
+            self._checkpoint.uri,
+            missing=missing,
+            misshapen=misshapen,
+            unexpected=[name for name in stored.unknown if not ignored(name)],
+        )
+
     def stored_weights(self) -> "StoredWeights":
-        from job.families.four_bit.stored_weights import StoredWeights
+        from job.families.stored_weights import StoredWeights
 
         return StoredWeights(self._checkpoint.uri, self._checkpoint.directory, self.meta_model())
 

@@ -4,7 +4,7 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,35 @@ def load(
     misshapen = [name for name, *_ in loading["mismatched_keys"]]
     if four_bit is not None:  # Transformers does not compare shapes if weights are quantized
         misshapen += _misshapen(auto, model)
-    for names, what in ((loading["missing_keys"], "are missing"), (misshapen, "are misshapen")):
+    report_differences(
+        uri,
+        missing=loading["missing_keys"],
+        misshapen=misshapen,
+        unexpected=loading["unexpected_keys"],
+    )
+    return model.eval()
+
+
+def ignored_when_loaded(model: "PreTrainedModel") -> Callable[[str], bool]:
+    """Which tensors of a checkpoint Transformers ignores, though the model does not have them."""
+    patterns = {*(model._keys_to_ignore_on_load_unexpected or ())}
+    buffers = [name for name, _ in model.named_buffers()]
+    if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
+        patterns.add(r"rotary_emb\.inv_freq")
+    if any(name.endswith("position_ids") for name in buffers):
+        patterns.add(r"(^|\.)position_ids$")
+    return lambda name: any(re.search(pattern, name) for pattern in patterns)
+
+
+def report_differences(
+    uri: str,
+    *,
+    missing: Collection[str] = (),
+    misshapen: Collection[str] = (),
+    unexpected: Collection[str] = (),
+) -> None:
+    """Raises InputError if tensors of the model are missing or misshapen; warns of unknown ones."""
+    for names, what in ((missing, "are missing"), (misshapen, "are misshapen")):
         if names:
             raise InputError(
                 uri,
@@ -96,13 +124,12 @@ def load(
                 f"{weight_files.shortened(sorted(names))}",
                 fix="check that the checkpoint was copied whole and belongs to its config.json",
             )
-    if unexpected := sorted(loading["unexpected_keys"]):
+    if unexpected:
         log.warn(
             "the checkpoint has tensors unknown to its architecture: merged/ will lack them",
             count=len(unexpected),
-            names=weight_files.shortened(unexpected),
+            names=weight_files.shortened(sorted(unexpected)),
         )
-    return model.eval()
 
 
 def _misshapen(auto: "type[AutoClass]", model: "PreTrainedModel") -> list[str]:

@@ -104,10 +104,10 @@ def raw(tensor: "torch.Tensor") -> memoryview:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes(uri: str, directory: Path) -> Shapes:
-    """The shapes of all tensors in the folder's safetensors files, from their headers.
+def checkpoint_files(uri: str, directory: Path) -> list[Path]:
+    """The folder's safetensors files: those of its index, or all if it has none.
 
-    Raises InputError if there is none, or if a file of the index is missing or truncated.
+    Raises InputError if there is none, or if a file of the index is missing.
     """
     files = {path.name for path in directory.glob("*.safetensors")}
     index = directory / INDEX
@@ -126,9 +126,17 @@ def shapes(uri: str, directory: Path) -> Shapes:
             "holds no .safetensors weights",
             fix="use a checkpoint with weights, or random ones: model.init: random",
         )
+    return [directory / name for name in sorted(files)]
+
+
+def shapes(uri: str, directory: Path) -> Shapes:
+    """The shapes of all tensors in the folder's safetensors files, from their headers.
+
+    Raises InputError if there is none, or if a file of the index is missing or truncated.
+    """
     stored: Shapes = {}
-    for name in sorted(files):
-        stored |= file_shapes(uri, directory / name)
+    for path in checkpoint_files(uri, directory):
+        stored |= file_shapes(uri, path)
     return stored
 
 

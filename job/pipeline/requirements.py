@@ -33,6 +33,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
     if "train" in stages:
         run.choose_engine()
         run.begin_trials()  # while libraries are imported
+        from job.pipeline import whole_model
         from job.train import adapting, trackers
 
         trackers.require(spec.train.report_to)
@@ -51,6 +52,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         def check() -> None:
             adapting.require(spec, start)
             if loads:
+                whole_model.require_room(run, stages)
                 # With bitsandbytes and torch's compiler: the first model would wait for seconds.
                 import peft  # noqa: F401
 

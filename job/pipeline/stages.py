@@ -257,7 +257,7 @@ class Stages:
         run = self._run
         if run.coordinator is None:
             return
-        run.models.base()  # fetched first: the other processes of this machine use the same files
+        run.models.to_train()  # fetched first: this machine's other processes use the same files
         prep = run.record.stages["prep"]
         run.fetch_rows(prep)
         run.coordinator.publish("train", {"prep": prep.to_json(), "work": str(run.work.path)})

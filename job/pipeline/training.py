@@ -44,7 +44,7 @@ def train(
             tracker_files=run.output.workdir / "logs",
             logs=logs,
         )
-        return train_model(context, run.models.base())
+        return train_model(context, *run.models.to_train())
 
 
 def training_context(

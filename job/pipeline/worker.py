@@ -34,7 +34,7 @@ def _train(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> None:
     world = coordinator.world
     if world.local_rank == 0:
         context.output.stages.local.fetch(prep)
-        context.models.base()
+        context.models.to_train()
         coordinator.publish(f"fetched/{world.node}", str(context.work.path))
     else:
         # The work folder of this machine's local rank 0, which holds its lock.

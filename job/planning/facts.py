@@ -119,8 +119,8 @@ class DeviceFit:
     """The fewest with which sharded weights fit, or the most that were tried; None if they are not
     sharded."""
     loading: int
-    """Before the peak: the whole weights, which every process loads before it shards them; 0 if
-    they are not sharded."""
+    """Before the peak: what a process holds while it loads its shards of the weights, or, if they
+    are random, all of them; 0 if they are not sharded."""
     at_max_length: int
     """The total if every row of the batch were as long as `train.max_length` allows."""
     pass_rows: int

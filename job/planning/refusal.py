@@ -29,8 +29,8 @@ def refuse_if_too_large(plan: Plan) -> None:
     taken = f"training would take {log.size(largest.total)}"
     if largest.loading > largest.memory:
         taken = (
-            "every process loads the whole weights before it shards them, which takes "
-            f"{log.size(largest.loading)}"
+            "loading the weights, before the first step, would take "
+            f"{log.size(largest.loading)} in every process"
         )
     raise OutOfMemoryError(
         "$.train.per_device_train_batch_size",

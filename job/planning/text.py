@@ -189,7 +189,7 @@ def _memory(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield name, f"{log.size(fit.parts[part]):>10}"
         yield "total", f"{log.size(fit.total):>10} of {log.size(fit.memory)}: {_verdict(fit)}"
         if fit.loading:
-            yield "while loading", f"{log.size(fit.loading):>10}: whole weights, before sharding"
+            yield "while loading", f"{log.size(fit.loading):>10}: weights, before the first step"
         if memory.basis == "sample":
             yield "at max_length", f"{log.size(fit.at_max_length):>10} if every row were that long"
         yield "uncertainty", f"{memory.uncertainty:.0%} of what depends on the batch"

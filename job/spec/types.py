@@ -389,3 +389,18 @@ class JobSpec:
     def shards_trained_weights(self) -> bool:
         """Whether the model's own weights are trained, and divided among the processes."""
         return self.runtime.distributed == "fsdp2" and self.lora.method == "full"
+
+    @property
+    def reads_shards_only(self) -> bool:
+        """Whether each process of a training reads only its shards of the model's weights.
+
+        Not of random ones, which one generator draws in order; nor if an adapter is made from the
+        weights (DoRA's magnitudes) or trains some of them (biases): it is made before they are
+        sharded.
+        """
+        made_of_weights = self.lora.use_dora or self.lora.bias != "none"
+        return (
+            self.runtime.distributed == "fsdp2"
+            and self.model.init == "pretrained"
+            and (self.lora.method == "full" or not made_of_weights)
+        )

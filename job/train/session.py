@@ -14,6 +14,7 @@ from job.engines import sharding
 from job.engines.data_timer import DataTimer
 from job.engines.neftune import noisy_embeddings
 from job.engines.parameter_groups import NAME, LearningRates
+from job.engines.unread import UnreadWeights
 from job.errors import Stopped
 from job.spec.types import JobSpec
 from job.train.adapting import AdaptedModel, loss_of_supervised_tokens
@@ -84,6 +85,7 @@ def start_session(
     optim: str,
     validator: Validator | None,
     captured: CapturedTraining | None,
+    unread: UnreadWeights | None = None,
 ) -> Session:
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
@@ -113,6 +115,7 @@ def start_session(
         captured=captured.steps if captured else None,
         # An adapter computes in its base's bf16.
         sharded_autocast=context.engine.autocast and spec.shards_trained_weights,
+        unread=unread,
         model=adapted.model,
         args=training_arguments(spec, optim, context.engine, context.scratch, fsdp),
         train_dataset=rows.dataset,

@@ -11,6 +11,7 @@ from job import log
 from job.distributed import process_group
 from job.engines.compiling import CompiledBlocks
 from job.engines.device import resolve_optim
+from job.engines.unread import UnreadWeights
 from job.engines.ways import EIGHT_BIT, agreed
 from job.spec.types import TrainSpec
 from job.train.adapting import AdaptedModel, adapt, loss_of_supervised_tokens, require_images
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    context: TrainContext, model: "PreTrainedModel"
+    context: TrainContext, model: "PreTrainedModel", unread: UnreadWeights | None = None
 ) -> "tuple[PreTrainedModel | PeftModel | None, TrainResult | None]":
     """Trains `model`; writes the adapter (or weights), label proof and history to the directory.
 
+    `unread` are its weights, if they are to be read once it is sharded.
     The weights are the last step's, or the best step's if the spec wants them. All processes of a
     group have to call it. Rank 0 alone writes, and returns the trained model (None if it is
     sharded) and the result; other ranks return None twice. The label proof is published before
@@ -71,7 +73,7 @@ def train(
         captured = capture_training(context, spec, rows, adapted)
 
     validator = None if validation is None else Validator(context, validation, adapted, blocks)
-    session = start_session(context, spec, rows, adapted, optim, validator, captured)
+    session = start_session(context, spec, rows, adapted, optim, validator, captured, unread)
     seconds = run_session(session, context, adapted)
     if blocks is not None:
         blocks.release()

@@ -21,7 +21,7 @@ from tests.integration.test_processes import (
 )
 from tests.jobs import FULL, UNVALIDATED, read_json, sets
 
-pytestmark = pytest.mark.slow(minutes=2)
+pytestmark = pytest.mark.slow(minutes=3)
 
 WEIGHTS = {
     **FULL,
@@ -32,6 +32,7 @@ WEIGHTS = {
     "export.verify": "reload",
 }
 
+ADAPTER = {"train.metric_for_best_model": "eval_loss"}
 SHARDED = {"runtime.distributed": "fsdp2"}
 PICTURED, SEED = (1, 6, 7), 3
 """Rows with an image, and a seed with which the first and last of four steps have one, and the two
@@ -49,6 +50,57 @@ shard_files.store_optimizer = dying
 from job.__main__ import main
 main()
 """
+
+COUNTS_WEIGHTS = """
+import gc, json, os
+import torch
+from pathlib import Path
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.tensor import DTensor
+from job.engines.trainer import StepTrainer
+from job.families import stored_weights
+from job.train import train as training
+
+counted = {"most": 0}
+
+
+def count():
+    storages = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor) and not each.is_meta:
+            own = each._local_tensor if isinstance(each, DTensor) else each
+            storages[own.untyped_storage().data_ptr()] = own.untyped_storage().nbytes()
+    counted["most"] = max(counted["most"], sum(storages.values()))
+
+
+def counting(owner, name, after):
+    function = getattr(owner, name)
+
+    def counted_function(*args, **kwargs):
+        count()
+        result = function(*args, **kwargs)
+        after(result, *args)
+        return result
+
+    setattr(owner, name, counted_function)
+
+
+def sizes(result, trainer, *_):
+    weights = list(trainer.model.parameters())
+    counted["whole"] = sum(each.numel() * each.itemsize for each in weights)
+    counted["sharded"] = all(isinstance(each, DTensor) for each in weights)
+    count()
+    Path(f"{FOLDER}/{os.environ['PET_NODE_RANK']}.json").write_text(json.dumps(counted))
+
+
+counting(training, "adapt", lambda *_: count())
+counting(FSDPParamGroup, "__init__", lambda *_: count())
+counting(stored_weights.StoredWeights, "rows", lambda *_: count())
+counting(StepTrainer, "_prepare_for_training", sizes)
+from job.__main__ import main
+main()
+"""
+"""Counts the bytes of all tensors in memory before the first step, while it loads and shards."""
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +164,19 @@ def test_a_checkpoint_has_the_shards_of_each_process(together: Path) -> None:
         assert len(sizes) == 2
         assert max(sizes) < 1.1 * min(sizes)
     assert "model.safetensors" not in stored
+
+
+@pytest.mark.parametrize("settings", [WEIGHTS, ADAPTER], ids=["all weights", "an adapter"])
+def test_no_process_ever_holds_the_whole_model(settings: dict[str, Any], tmp_path: Path) -> None:
+    given = ["train", *arguments(tmp_path / "out", 1, 2, **settings, **SHARDED)[1:]]
+    code = COUNTS_WEIGHTS.replace("{FOLDER}", str(tmp_path))
+    both = Pair(given, given, codes=(code, code))
+
+    assert both.end() == (0, 0), both.said
+    for rank in range(2):
+        counted = read_json(tmp_path / f"{rank}.json")
+        assert counted["sharded"]
+        assert counted["whole"] / 2 < counted["most"] < 0.8 * counted["whole"]
 
 
 def test_a_process_that_dies_in_a_checkpoint_leaves_the_one_before_to_resume_from(

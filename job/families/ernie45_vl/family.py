@@ -131,6 +131,22 @@ class Ernie45VL(BoundFamily):
                 parameter.data = parameter.data.clone()
         return _with_packed_vision(model.eval())
 
+    def without_weights(
+        self,
+        *,
+        dtype: "torch.dtype",
+        device: "torch.device",
+        attn_implementation: str | None = None,
+    ) -> "PreTrainedModel":
+        from job.families.ernie45_vl.published_format.weights import require_complete
+
+        checkpoint = self._checkpoint
+        require_complete(checkpoint.uri, checkpoint.directory, self.meta_model())
+        model = super().without_weights(
+            dtype=dtype, device=device, attn_implementation=attn_implementation
+        )
+        return _with_packed_vision(model)
+
     def initialize(
         self,
         *,

@@ -3,8 +3,9 @@
 - `packed_weights` chooses the weights: linear layers and routed experts of the language model;
 - `tensor` has `FourBitTensor`, a weight that stays packed until a product needs it;
 - `experts` computes routed experts of Transformers' models with such weights;
-- `quantizer` packs weights while Transformers reads the checkpoint, one after another;
-- `stored_weights` reads the original weights again, for the merge.
+- `quantizer` packs weights while Transformers reads the checkpoint, one after another.
+
+The merge reads the original weights again (`job.families.stored_weights`).
 
 bitsandbytes does the arithmetic. https://arxiv.org/abs/2305.14314 describes the method.
 """

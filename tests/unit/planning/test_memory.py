@@ -361,6 +361,32 @@ def test_processes_divide_weights_gradients_and_states_that_are_sharded() -> Non
         assert found.gradients == pytest.approx(whole.gradients / processes, rel=1e-6)
         assert found.optimizer == pytest.approx(whole.optimizer / processes, rel=1e-6)
         assert found.activations == whole.activations
-        assert found.loading == whole.weights - copies + whole.context
+        assert found.weights < found.loading - found.context < found.weights + 8 * 2**30
         assert found.fits(H200.memory_bytes) == (processes > 1)
-        assert not found.fits(found.loading - 1)
+
+
+def test_a_process_loads_its_shards_and_stacks_experts_or_loads_all_random_weights() -> None:
+    text = (ROOT / "specs/ernie-4.5-vl-28b-latex.yaml").read_text()
+    given = ["lora={method: full}", "model.dtype=auto", "train.optim=auto"]
+    model, sharded = published(), "runtime.distributed=fsdp2"
+    read, random = (
+        memory.estimate(
+            Ernie45VL,
+            model,
+            load_spec(text, "ernie", [*given, sharded, f"model.init={init}"], environ={}).spec,
+            [SHORT],
+            H200,
+            processes=8,
+        )
+        for init in ("pretrained", "random")
+    )
+    assert read is not None
+    assert random is not None
+    assert random.loading == pytest.approx(8 * read.weights + read.context, rel=1e-6)
+    assert not random.fits(random.loading - 1)
+    stored_together = tuple(
+        f"layers.1.mlp.{modality}_moe.experts.gate_up_proj" for modality in ("text", "vision")
+    )
+    experts = [p.numel() for n, p in model.named_parameters() if n.endswith(stored_together)]
+    assert len(experts) == 2
+    assert read.loading == read.weights + read.context + 3 * 4 * sum(experts)

@@ -221,13 +221,14 @@ def test_what_cannot_fit_ends_with_20_and_the_change_that_would(rows: Path, tmp_
     assert "fix: --set train.per_device_train_batch_size=" in done.err
 
 
-def sharded_fit(model: Any, accelerator: str) -> facts.MemoryFit:
+def sharded_fit(model: Any, accelerator: str, *more: str) -> facts.MemoryFit:
     """Of all weights of the large model, trained in shards."""
     settings = (
         "lora={method: full}",
         "model.dtype=auto",
         "train.optim=auto",
         "train.gradient_checkpointing=auto",
+        *more,
     )
     spec = ernie(*settings, "runtime.distributed=fsdp2")
     device = ACCELERATORS[accelerator].device()
@@ -244,14 +245,21 @@ def test_the_fewest_processes_that_hold_sharded_weights_are_named(model: Any) ->
     assert alone.processes == 2
 
 
-def test_a_gpu_that_cannot_load_the_weights_whole_is_refused_however_many_there_are(
+def test_weights_that_are_read_in_shards_need_not_fit_on_one_gpu(model: Any) -> None:
+    [fit] = sharded_fit(model, "h100").fits
+    assert fit.processes is not None
+    assert fit.fits
+    assert fit.parts["weights"] < fit.loading < fit.memory < fit.processes * fit.parts["weights"]
+
+
+def test_random_weights_that_one_gpu_cannot_hold_are_refused_however_many_there_are(
     model: Any,
 ) -> None:
-    memory = sharded_fit(model, "h100")
+    memory = sharded_fit(model, "h100", "model.init=random")
     [fit] = memory.fits
     assert fit.total < fit.memory < fit.loading
     plan: Any = SimpleNamespace(memory=memory)
-    with pytest.raises(OutOfMemoryError, match="loads the whole weights before it shards them"):
+    with pytest.raises(OutOfMemoryError, match="loading the weights, before the first step"):
         planning.refuse_if_too_large(plan)
 
 
