@@ -4,26 +4,28 @@ A captured step replays one shape. More buckets mean less padding, but each cost
 their number follows from the batches that the training will have.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 
 from job.families.packed_shape import PackedShape, largest
 
-MAX_BUCKETS = 8
-GROUPS = 64
+MAX_BUCKETS = 16
+CELLS = 64
 """Batches of similar size are kept together, so that the search does not grow with their number."""
 CAPTURE_TOKENS = 12_000
 """A capture takes about as long as captured steps need for this many tokens: 0.9 s, at the 80 µs by
 which a token more lengthens a step (benchmarks/results/train-stage-28b-cuda.json)."""
+
+Cover = Callable[[Sequence[PackedShape]], PackedShape]
+"""A family's `bucket`: the smallest shape that batches of these can be padded to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Buckets:
     shapes: tuple[PackedShape, ...]
     """By descending number of tokens."""
-    padding: float
+    padding: float = 0.0
     """The share of padding in all tokens of the batches, 0 to 1."""
 
     def of(self, shape: PackedShape) -> int | None:
@@ -32,59 +34,95 @@ class Buckets:
         return max(fitting, default=None)
 
 
-def choose_buckets(
-    batches: Iterable[PackedShape], cover: Callable[[Sequence[PackedShape]], PackedShape]
-) -> Buckets:
-    """The buckets that minimize the tokens computed for all batches, captures included.
+def choose_buckets(batches: Iterable[PackedShape], cover: Cover) -> Buckets:
+    """Buckets with few tokens to compute for all batches, captures included.
 
-    `cover` is the family's `bucket`. Batches are sorted by their tokens, and each bucket covers a
-    range of them; the best division is found by dynamic programming.
+    Text and images vary independently, so batches are divided by the tokens of both, into cells.
+    Cells are merged, always the two whose merging costs the least, until every merge left would
+    cost more than the capture that it saves.
     """
-    ordered = sorted(batches, key=lambda shape: (shape.tokens, shape.patches))
-    bounds = sorted({len(ordered) * n // GROUPS for n in range(GROUPS + 1)})
-    groups = [ordered[start:end] for start, end in pairwise(bounds)]
-    costs = _costs(groups, cover)
-    # best[n][end]: the cost of the groups before `end` in n buckets, and where the last one starts.
-    best = [[(0.0, 0)] + [(math.inf, 0)] * len(groups)]
-    for _ in range(min(MAX_BUCKETS, len(groups))):
-        fewer = best[-1]
-        best.append([(math.inf, 0)])
-        for end in range(1, len(groups) + 1):
-            options = ((fewer[start][0] + costs[start][end], start) for start in range(end))
-            best[-1].append(min(options))
-    count = min(range(1, len(best)), key=lambda n: best[n][-1][0])
-    computed = best[count][-1][0] - count * CAPTURE_TOKENS
-    shapes, end = [], len(groups)
-    for number in range(count, 0, -1):
-        start = best[number][end][1]
-        shapes.append(cover([shape for group in groups[start:end] for shape in group]))
-        end = start
-    padding = 1 - sum(shape.tokens for shape in ordered) / computed
-    return Buckets(shapes=tuple(shapes), padding=padding)
+    every = list(batches)
+    groups = _merged([_Group.of(cell, len(cell), cover) for cell in _cells(every)], cover)
+    shapes = sorted((group.bucket for group in groups), key=lambda shape: -shape.tokens)
+    buckets = Buckets(shapes=tuple(shapes))
+    computed = sum(shapes[buckets.of(batch) or 0].tokens for batch in every)
+    padding = 1 - sum(batch.tokens for batch in every) / computed
+    return Buckets(shapes=buckets.shapes, padding=padding)
 
 
-def _costs(
-    groups: Sequence[Sequence[PackedShape]],
-    cover: Callable[[Sequence[PackedShape]], PackedShape],
-) -> list[dict[int, float]]:
-    """By first group, then by the group after the last: the tokens computed if one bucket covers
-    their batches, its capture included."""
-    # The extremes of a range have the same bucket as all of its batches.
-    extremes = [
-        [
-            largest(group),
-            min(group, key=lambda shape: shape.tokens),
-            min(group, key=lambda shape: shape.patches),
-        ]
-        for group in groups
-    ]
-    costs: list[dict[int, float]] = []
-    for start in range(len(groups)):
-        covered: list[PackedShape] = []
-        count = 0
-        costs.append({})
-        for end in range(start + 1, len(groups) + 1):
-            covered += extremes[end - 1]
-            count += len(groups[end - 1])
-            costs[-1][end] = CAPTURE_TOKENS + count * cover(covered).tokens
-    return costs
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Group:
+    """Batches that are padded to one bucket."""
+
+    extremes: tuple[PackedShape, ...]
+    """Shapes that have the same bucket as all of the batches."""
+    count: int
+    bucket: PackedShape
+
+    @classmethod
+    def of(cls, shapes: Sequence[PackedShape], count: int, cover: Cover) -> "_Group":
+        """The group of `count` batches; `shapes` are theirs, or extremes of them."""
+        extremes = (
+            largest(shapes),
+            min(shapes, key=lambda shape: shape.tokens),
+            min(shapes, key=lambda shape: shape.patches),
+        )
+        return cls(extremes=extremes, count=count, bucket=cover(extremes))
+
+    @property
+    def cost(self) -> int:
+        """The tokens that are computed for its batches, the capture included."""
+        return CAPTURE_TOKENS + self.count * self.bucket.tokens
+
+
+def _cells(batches: list[PackedShape]) -> list[list[PackedShape]]:
+    """Divides the batches, always the cell in which all together are the farthest apart."""
+    cells = [batches]
+    while len(cells) < CELLS:
+        widest = max(cells, key=lambda cell: _spread(cell, _axis(cell)) * len(cell))
+        axis = _axis(widest)
+        if not _spread(widest, axis):
+            break
+        ordered = sorted(widest, key=axis)
+        cells.remove(widest)
+        cells += [ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]]
+    return cells
+
+
+Axis = Callable[[PackedShape], int]
+
+
+def _axis(cell: Sequence[PackedShape]) -> Axis:
+    """Text or image tokens, whichever differ more within the cell."""
+    axes: tuple[Axis, Axis] = (lambda shape: shape.text, lambda shape: shape.vision)
+    return max(axes, key=lambda axis: _spread(cell, axis))
+
+
+def _spread(cell: Sequence[PackedShape], axis: Axis) -> int:
+    sizes = [axis(shape) for shape in cell]
+    return max(sizes) - min(sizes)
+
+
+def _merged(groups: Sequence[_Group], cover: Cover) -> list[_Group]:
+    """The groups that are left once no merge saves anything, at most `MAX_BUCKETS`."""
+
+    def merge(first: _Group, second: _Group) -> _Group:
+        extremes = (*first.extremes, *second.extremes)
+        return _Group.of(extremes, first.count + second.count, cover)
+
+    left = list(groups)
+    merges = {pair: merge(*pair) for pair in combinations(left, 2)}
+
+    def added(pair: tuple[_Group, _Group]) -> int:
+        return merges[pair].cost - pair[0].cost - pair[1].cost
+
+    while merges:
+        best = min(merges, key=added)
+        if added(best) >= 0 and len(left) <= MAX_BUCKETS:
+            break
+        new = merges[best]
+        left = [group for group in left if group not in best]
+        merges = {pair: both for pair, both in merges.items() if not {*pair} & {*best}}
+        merges |= {(new, other): merge(new, other) for other in left}
+        left.append(new)
+    return left

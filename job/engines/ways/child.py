@@ -166,9 +166,16 @@ def _message(line: str) -> "_Message | None":
 
 
 def environ() -> dict[str, str]:
-    """In which a process imports this very package."""
+    """In which a process imports this very package, and compiles its few kernels by itself.
+
+    torch's compiler would start a process for each core, which costs more than they save.
+    """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return {
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
 
 
 def _lines(child: "subprocess.Popen[str]") -> "queue.Queue[str | None]":

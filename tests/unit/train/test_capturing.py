@@ -209,6 +209,20 @@ def test_the_division_costs_no_more_than_any_other_with_one_cut() -> None:
     assert all(chosen <= 1.02 * cost([shapes[:n], shapes[n:]]) for n in range(100, 3_000, 100))
 
 
+def test_batches_are_divided_by_text_and_by_images() -> None:
+    def batch(text: int, images: int) -> PackedShape:
+        return shape(text + 6 * images, images)
+
+    shapes = [batch(150 + 7 * n % 350, images=10 + 11 * n % 50) for n in range(4_000)]
+    ordered = sorted(shapes, key=lambda each: each.tokens)
+    buckets = choose_buckets(shapes, cover)
+    size = -(-len(ordered) // len(buckets.shapes))
+    by_tokens = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    computed = sum(cover(part).tokens * len(part) for part in by_tokens)
+    assert 1 < len(by_tokens) <= len(buckets.shapes)
+    assert buckets.padding < 0.7 * (1 - sum(each.tokens for each in shapes) / computed)
+
+
 def test_a_batch_whose_padding_would_be_longer_than_any_row_is_in_no_bucket() -> None:
     buckets = choose_buckets([shape(900), shape(880)], cover)
     longest = buckets.shapes[0].longest
