@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,13 @@ WORDS = {"six": 6, "nine": 9}
 
 HOW = DOCS / "01-how-it-works.md"
 PLAN = DOCS / "15-plan.md"
+
+
+def matches(name: str) -> float:
+    """Mean exact matches of a way to continue an adapter, in percent."""
+    return 100 * float(read("reinforcement.json")["mean_exact_match"][name])
+
+
 CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
     (README, r"([\d.]+) minutes on two idle cores", lambda: read("job-latex-cpu.json")["minutes"]),
     (README, r"(\d+)\s+seconds of CPU time", lambda: read("job-latex-cpu.json")["cpu_seconds"]),
@@ -181,6 +189,14 @@ CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
     (RECEIPTS, r"([\d.]+) GiB of memory", lambda: read("job-receipts-cpu.json")["peak_gib"]),
     (PLAN, r"each estimated within (\d+)%", farthest_off),
     (PLAN, r"92 rows took (\d+) GiB", lambda: ways()["train stage"]["peak_gib"]),
+    *(
+        (DOCS / "26-reinforcement.md", rf"\| {row} \| ([\d.]+)%", partial(matches, name))
+        for row, name in (
+            ("after training", "trained"),
+            ("trained on", "continued"),
+            ("reinforced", "reinforced"),
+        )
+    ),
     (HOW, r"64 rows was ([\d.]+) times as fast", compiled),
     (
         HOW,
