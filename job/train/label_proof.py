@@ -12,13 +12,15 @@ from job.train.dataset import EncodedDataset
 
 LABEL_PROOF = "label_proof.json"
 _REPEATED = re.compile(r"(<\|[^|]+\|>)\1+")
+MOST_CHARACTERS, MOST_PIECES = 200, 8
+"""Of a row in the log: of each piece, and pieces. The file has all."""
 
 
 def write_label_proof(dataset: EncodedDataset, family: Family, directory: Path) -> None:
-    """Writes the proof of the first row, and logs it."""
+    """Writes the proof of the first row, and logs it; of a long row both ends."""
     proof = label_proof(dataset.row(0), family)
     (directory / LABEL_PROOF).write_text(as_json(proof, indent=2) + "\n", encoding="utf-8")
-    log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=proof["marked"])
+    log.info("trained tokens are marked ⟦⟧", row=proof["row"], text=_both_ends(proof["pieces"]))
 
 
 def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
@@ -41,5 +43,22 @@ def label_proof(encoded: Encoded, family: Family) -> dict[str, Any]:
         "tokens": len(encoded.input_ids),
         "trained_tokens": encoded.supervised_tokens,
         "pieces": pieces,
-        "marked": "".join(f"⟦{p['text']}⟧" if p["trained"] else p["text"] for p in pieces),
+        "marked": "".join(_marked(piece, piece["text"]) for piece in pieces),
     }
+
+
+def _marked(piece: dict[str, Any], text: str) -> str:
+    return f"⟦{text}⟧" if piece["trained"] else text
+
+
+def _both_ends(pieces: list[dict[str, Any]]) -> str:
+    half = MOST_CHARACTERS // 2
+    shown = []
+    for piece in pieces:
+        text = redact(piece["text"])  # before it is cut: half a secret is not recognized
+        if len(text) > MOST_CHARACTERS:
+            text = f"{text[:half]} … {text[-half:]}"
+        shown.append(_marked(piece, text))
+    if len(shown) > MOST_PIECES:
+        shown[MOST_PIECES // 2 : -MOST_PIECES // 2] = [" … "]
+    return "".join(shown)

@@ -1,6 +1,7 @@
 """The parts of training: length filter, label proof, checkpoints, arguments."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +24,7 @@ from job.spec.types import JobSpec
 from job.train import length_filter
 from job.train.checkpoint.storage import MANIFEST, CheckpointStore
 from job.train.dataset import Collator
-from job.train.label_proof import label_proof, write_label_proof
+from job.train.label_proof import LABEL_PROOF, label_proof, write_label_proof
 from job.train.length_filter import filter_by_length, truncate
 from job.train.lengths import lengths
 from job.train.schedule import Schedule
@@ -161,6 +162,32 @@ def test_the_label_proof_marks_exactly_the_answer(family: families.Family) -> No
     assert proof["marked"].endswith("</think>\n\n⟦\\frac{a}{b}<|end_of_sentence|>⟧")
     assert "<|IMAGE_PLACEHOLDER|>×16<|IMAGE_END|>" in proof["marked"]
     assert proof["trained_tokens"] == 8
+
+
+def test_the_log_shows_both_ends_of_a_long_row(
+    family: families.Family, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = " ".join(f"x_{number}" for number in range(900))
+    dataset = SimpleNamespace(row=lambda number: family.encode(row(answer)))
+    write_label_proof(dataset, family, tmp_path)  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert re.search(r"⟦x_0 x_1 .{60,120} … .{60,120}x_899.*⟧", said)
+    assert len(said) < 1000
+    assert answer in json.loads((tmp_path / LABEL_PROOF).read_text())["marked"]
+
+
+def test_a_secret_where_a_long_row_is_cut_is_not_in_the_log(
+    family: families.Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_plantedHubToken0123456789")
+    for before in range(70, 110, 9):
+        encoded = family.encode(row(f"{'x' * before}hf_plantedHubToken0123456789{'y' * 300}"))
+        dataset = SimpleNamespace(row=lambda _, encoded=encoded: encoded)
+        write_label_proof(dataset, family, tmp_path)  # type: ignore[arg-type]
+    assert "plant" not in capsys.readouterr().err
 
 
 def test_a_secret_in_a_row_is_in_its_label_proof_neither_as_text_nor_as_tokens(
