@@ -50,7 +50,7 @@ def configure_threads(environ: MutableMapping[str, str]) -> None:
     ranks = int(local) if local.isdecimal() else 1
     given = {name: environ[name] for name in THREADS if name in environ}
     if ranks > 1 and "TORCHELASTIC_RUN_ID" in environ and given == {"OMP_NUM_THREADS": "1"}:
-        # What torchrun sets if nobody did. One thread reads a large base four times as slowly.
+        # What torchrun sets if nobody did, however many cores there are.
         given = {}
     if not given:
         environ["OMP_NUM_THREADS"] = str(threads(ranks))

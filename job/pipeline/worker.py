@@ -27,6 +27,11 @@ def run(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> NoReturn:
 
 
 def _train(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> None:
+    # While rank 0 prepares the rows: it takes seconds.
+    import peft  # noqa: F401
+
+    import job.train.train  # noqa: F401
+
     start = coordinator.wait_for("train", dict)
     context = RunContext(loaded, command, coordinator)
     prep = StageRecord.from_json(start["prep"])
