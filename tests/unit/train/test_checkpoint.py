@@ -385,7 +385,7 @@ def test_an_adapter_s_weights_are_found_by_their_names_in_memory(
     tmp_path: Path, more: dict[str, Any]
 ) -> None:
     adapter = LoraConfig(r=2, target_modules=["first", "second"], **more)
-    model: Any = get_peft_model(Net(), adapter)  # type: ignore[arg-type]
+    model: Any = get_peft_model(Net(), adapter)
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight))
