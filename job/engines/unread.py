@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from job import log
 from job.engines import sharding
 from job.engines.device import release_memory
+from job.engines.free_memory import is_out_of_memory
+from job.errors import OutOfMemoryError
 from job.families.base import Family
 from job.families.placeholders import names_by_weight
 from job.families.stored_weights import StoredWeights
@@ -33,11 +35,28 @@ class UnreadWeights:
     def shard(self, accelerator: "Accelerator", model: nn.Module) -> None:
         """Shards the model as Accelerate does, and reads this process's shards.
 
-        Raises InputError if the checkpoint lacks a weight, or has one of another shape.
+        Raises InputError if the checkpoint lacks a weight, or has one of another shape, and
+        OutOfMemoryError if the shards do not fit.
         """
         started = time.monotonic()
         unread = self._to_meta(model)
         sharding.shard(accelerator, model)
+        try:
+            self._read(accelerator, model, unread)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                "$.runtime.distributed",
+                "a process's shards of the weights do not fit into its memory while they are read",
+                value="fsdp2",
+                fix="train with more processes, or on larger devices",
+            ) from error
+        log.info("shards of the weights read", took=log.seconds(time.monotonic() - started))
+
+    def _read(
+        self, accelerator: "Accelerator", model: nn.Module, unread: dict[str, list[str]]
+    ) -> None:
         sharded = dict(model.named_parameters())
         with self._family.stored_weights() as stored:
             names = {
@@ -50,7 +69,6 @@ class UnreadWeights:
             }
         _replace(model, {sharded[name]: weight for name, weight in read.items()})
         release_memory()  # of converted tensors
-        log.info("shards of the weights read", took=log.seconds(time.monotonic() - started))
 
     def _to_meta(self, model: nn.Module) -> dict[str, list[str]]:
         """Replaces placeholders by weights on the meta device, which sharding leaves there.

@@ -30,8 +30,8 @@ class Buckets:
 
     def of(self, shape: PackedShape) -> int | None:
         """The number of the smallest bucket that the batch can be padded to; None without one."""
-        fitting = (n for n, bucket in enumerate(self.shapes) if shape.fits(bucket))
-        return max(fitting, default=None)
+        smallest_first = reversed(range(len(self.shapes)))
+        return next((n for n in smallest_first if shape.fits(self.shapes[n])), None)
 
 
 def choose_buckets(batches: Iterable[PackedShape], cover: Cover) -> Buckets:
@@ -75,31 +75,46 @@ class _Group:
         return CAPTURE_TOKENS + self.count * self.bucket.tokens
 
 
+Axis = Callable[[PackedShape], int]
+AXES: tuple[Axis, Axis] = (lambda shape: shape.text, lambda shape: shape.vision)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Cell:
+    """Batches of similar size."""
+
+    batches: list[PackedShape]
+    axis: Axis
+    """Text or image tokens, whichever differ more among the batches."""
+    spread: int
+    """By how much: the tokens of the largest, less those of the smallest."""
+
+    @classmethod
+    def of(cls, batches: list[PackedShape]) -> "_Cell":
+        spreads = [_spread(batches, axis) for axis in AXES]
+        widest = max(range(len(AXES)), key=spreads.__getitem__)
+        return cls(batches=batches, axis=AXES[widest], spread=spreads[widest])
+
+    def halves(self) -> "list[_Cell]":
+        ordered = sorted(self.batches, key=self.axis)
+        middle = len(ordered) // 2
+        return [_Cell.of(ordered[:middle]), _Cell.of(ordered[middle:])]
+
+
 def _cells(batches: list[PackedShape]) -> list[list[PackedShape]]:
     """Divides the batches, always the cell in which all together are the farthest apart."""
-    cells = [batches]
+    cells = [_Cell.of(batches)]
     while len(cells) < CELLS:
-        widest = max(cells, key=lambda cell: _spread(cell, _axis(cell)) * len(cell))
-        axis = _axis(widest)
-        if not _spread(widest, axis):
+        widest = max(cells, key=lambda cell: cell.spread * len(cell.batches))
+        if not widest.spread:
             break
-        ordered = sorted(widest, key=axis)
         cells.remove(widest)
-        cells += [ordered[: len(ordered) // 2], ordered[len(ordered) // 2 :]]
-    return cells
+        cells += widest.halves()
+    return [cell.batches for cell in cells]
 
 
-Axis = Callable[[PackedShape], int]
-
-
-def _axis(cell: Sequence[PackedShape]) -> Axis:
-    """Text or image tokens, whichever differ more within the cell."""
-    axes: tuple[Axis, Axis] = (lambda shape: shape.text, lambda shape: shape.vision)
-    return max(axes, key=lambda axis: _spread(cell, axis))
-
-
-def _spread(cell: Sequence[PackedShape], axis: Axis) -> int:
-    sizes = [axis(shape) for shape in cell]
+def _spread(batches: Sequence[PackedShape], axis: Axis) -> int:
+    sizes = [axis(shape) for shape in batches]
     return max(sizes) - min(sizes)
 
 

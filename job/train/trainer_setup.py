@@ -84,6 +84,7 @@ def arguments_of(
         run_name=job.name,
         disable_tqdm=True,
         log_level="error",
+        log_level_replica="error",  # by default, warnings: other processes would speak
         **settings,
     )
     # One GPU per process, even if it sees several: the Trainer would use DataParallel, which splits

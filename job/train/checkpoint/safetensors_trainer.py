@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, load_model, save_model
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -133,10 +133,18 @@ class SafetensorsTrainer(StepTrainer):
 
     def trained_state_of(self, checkpoint: Path) -> dict[str, torch.Tensor]:
         """The trained weights of a checkpoint of a sharded adapter, by their names in memory."""
-        adapter = f".{self.model.active_adapter}"
+        weights = dict(self.model.named_parameters())
+        # PEFT's names are not these without the adapter's: DoRA's magnitudes lose an ending too.
+        named = get_peft_model_state_dict(
+            self.model, weights, self.model.active_adapter, save_embedding_layers=False
+        )
+        stored_name = {id(weight): name for name, weight in named.items()}
         stored = load_file(checkpoint / ADAPTER_WEIGHTS)
-        names = [name for name, weight in self.model.named_parameters() if weight.requires_grad]
-        return {name: stored[name.replace(adapter, "")] for name in names}
+        return {
+            name: stored[stored_name[id(weight)]]
+            for name, weight in weights.items()
+            if weight.requires_grad
+        }
 
     # Optimizer and scheduler.
 

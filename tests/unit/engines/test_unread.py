@@ -19,7 +19,9 @@ from job import engines, families
 from job.engines import sharding
 from job.engines.device import Accelerator
 from job.engines.unread import UnreadWeights
+from job.errors import OutOfMemoryError
 from job.families.base import Family
+from job.families.stored_weights import StoredWeights
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from tests.models import BUILDERS
@@ -107,6 +109,25 @@ def test_each_process_has_its_rows_of_every_weight(
         for key, tensor in module._parameters.items():
             if tensor is not None:
                 assert isinstance(modules[name]._parameters[key], DTensor), f"{name}.{key}"
+
+
+def test_shards_that_do_not_fit_are_not_taken_for_a_step_that_does_not(
+    spec: JobSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    folder = Path("job/families/builtin/ernie-vl-tiny")
+    family = families.bind(families.read_checkpoint("m", folder), spec.model, spec.data)
+    model = engines.create(spec.model, spec.lora, CPU).without_weights(family)
+    monkeypatch.setattr(StoredWeights, "rows", full)
+    dist.init_process_group("fake", rank=0, world_size=PROCESSES, store=FakeStore())
+    try:
+        with pytest.raises(OutOfMemoryError, match="shards of the weights do not fit") as caught:
+            UnreadWeights(family, model).shard(accelerate(model), model)
+    finally:
+        dist.destroy_process_group()
+    assert "batch_size" not in str(caught.value)
 
 
 def test_an_optimizer_keeps_its_weights_though_their_shards_have_no_rows() -> None:

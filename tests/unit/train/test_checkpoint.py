@@ -378,3 +378,21 @@ def test_auto_resumes_with_the_optimizer_of_the_checkpoint_where_another_was_ins
     for other in (stored.replace('"AdamW"', '"AdamW8bit"'), "no JSON", "[]"):
         state.write_text(other)
         assert chosen() == "adamw_8bit"
+
+
+@pytest.mark.parametrize("more", [{}, {"use_dora": True}, {"bias": "all"}, {"bias": "lora_only"}])
+def test_an_adapter_s_weights_are_found_by_their_names_in_memory(
+    tmp_path: Path, more: dict[str, Any]
+) -> None:
+    adapter = LoraConfig(r=2, target_modules=["first", "second"], **more)
+    model: Any = get_peft_model(Net(), adapter)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight))
+    model.save_pretrained(tmp_path)
+    trainer: Any = SimpleNamespace(model=model)
+    found = SafetensorsTrainer.trained_state_of(trainer, tmp_path)
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    assert found.keys() == trained.keys()
+    for name, weight in trained.items():
+        assert torch.equal(found[name], weight), name

@@ -487,6 +487,14 @@ def test_one_process_uses_one_gpu_of_a_machine_with_several(
     assert arguments.train_batch_size == spec.train.per_device_train_batch_size
 
 
+def test_transformers_says_no_more_in_other_processes_than_in_rank_0(
+    spec: JobSpec, tmp_path: Path
+) -> None:
+    engine: Any = SimpleNamespace(autocast=False, device=torch.device("cpu"))
+    arguments = training_arguments(spec, "adamw_torch", engine, tmp_path, None)
+    assert arguments.log_level_replica == arguments.log_level == "error"
+
+
 def test_encoded_rows_count_their_trained_tokens() -> None:
     encoded = Encoded(id="a", input_ids=(1, 2, 3), labels=(IGNORED, 2, 3), images=())
     assert encoded.supervised_tokens == 2
