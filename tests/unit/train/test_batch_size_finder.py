@@ -140,9 +140,14 @@ def test_small_passes_cost_the_host_so_one_recomputed_pass_comes_before_two_that
     ]
 
 
-def test_captured_passes_cost_the_host_little_so_kept_ones_come_first() -> None:
-    kept = [(4, 1, False), (2, 2, False), (1, 4, False)]
-    assert ways(spec_of(2, 2), captured=True)[:3] == kept
+def test_captured_passes_cost_the_host_little_so_two_kept_ones_come_before_a_recomputed_one() -> (
+    None
+):
+    first, two_kept, recomputed = (4, 1, False), (2, 2, False), (4, 1, True)
+    assert ways(spec_of(2, 2), tokens_a_row=1000, captured=True)[:2] == [first, two_kept]
+    assert ways(spec_of(2, 2), tokens_a_row=1000)[:2] == [first, recomputed]
+    # Of few tokens, what a capture costs beside them still counts.
+    assert ways(spec_of(2, 2), captured=True)[:2] == [first, recomputed]
 
 
 def test_large_passes_cost_the_device_so_kept_ones_come_first() -> None:
