@@ -198,24 +198,21 @@ def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def first_row(tensor: DTensor) -> int:
-    """The number of the first row of this process's shard. FSDP2 shards the first dimension in
-    equal chunks; the last ones may be smaller, or empty."""
+def own_rows(tensor: DTensor) -> tuple[int, int]:
+    """The first row of this process's shard, and the one after its last. FSDP2 shards the first
+    dimension in equal chunks; the last ones may be smaller, or empty."""
     mesh = tensor.device_mesh
     rows: int = tensor.shape[0]
     chunk = -(-rows // mesh.size())
-    return min(mesh.get_local_rank() * chunk, rows)
+    first = min(mesh.get_local_rank() * chunk, rows)
+    return first, first + len(tensor.to_local())
 
 
 def sharded_like(local: torch.Tensor, like: DTensor) -> DTensor:
-    """A tensor with this process's shard, sharded like another of the same shape."""
-    return sharded_on(like.device, local, like)
-
-
-def sharded_on(device: torch.device, local: torch.Tensor, like: DTensor) -> DTensor:
-    """The same on another device: `like` may be on the meta device."""
+    """A tensor with this process's shard, sharded like another of the same shape, which may be on
+    the meta device."""
     return DTensor.from_local(
-        local.to(device),
+        local,
         like.device_mesh,
         like.placements,
         run_check=False,

@@ -90,9 +90,8 @@ def _shard(
 ) -> nn.Parameter:
     """This process's shard of a weight whose shards are on the meta device; `name` is stored."""
     assert isinstance(weight, DTensor), f"{name} is not sharded"
-    first, count = sharding.first_row(weight), len(weight.to_local())
-    rows = stored.rows(name, first, first + count, tuple(weight.shape), weight.dtype, device)
-    return nn.Parameter(sharding.sharded_on(device, rows, weight), weight.requires_grad)
+    rows = stored.rows(name, *sharding.own_rows(weight), tuple(weight.shape), weight.dtype, device)
+    return nn.Parameter(sharding.sharded_like(rows, weight), weight.requires_grad)
 
 
 def _replace(model: nn.Module, replaced: dict[nn.Parameter, nn.Parameter]) -> None:

@@ -5,7 +5,7 @@ their number follows from the batches that the training will have.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from job.families.packed_shape import PackedShape, largest
@@ -47,7 +47,7 @@ def choose_buckets(batches: Iterable[PackedShape], cover: Cover) -> Buckets:
     buckets = Buckets(shapes=tuple(shapes))
     computed = sum(shapes[buckets.of(batch) or 0].tokens for batch in every)
     padding = 1 - sum(batch.tokens for batch in every) / computed
-    return Buckets(shapes=buckets.shapes, padding=padding)
+    return replace(buckets, padding=padding)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -38,15 +38,15 @@ class CapturedTraining:
 
 def may_capture(context: TrainContext, adapted: AdaptedModel) -> bool:
     """Whether passes can be captured, as far as the spec tells."""
-    on_gpu = context.engine.device.type != "cpu"
-    return (
-        why_eager(
-            context.spec,
-            on_gpu=on_gpu,
-            padding_free=adapted.padding_free,
-            tried=context.ways.obstacle(CAPTURED),
-        )
-        is None
+    return _why_eager(context, adapted) is None
+
+
+def _why_eager(context: TrainContext, adapted: AdaptedModel) -> str | None:
+    return why_eager(
+        context.spec,
+        on_gpu=context.engine.device.type != "cpu",
+        padding_free=adapted.padding_free,
+        tried=context.ways.obstacle(CAPTURED),
     )
 
 
@@ -62,12 +62,9 @@ def capture_training(
     `spec` has the batch size that fits. All processes of a group have to call it, and all or none
     of them capture. `capture` is for tests.
     """
-    on_gpu = context.engine.device.type != "cpu"
-    tried = context.ways.obstacle(CAPTURED)
-    eager = why_eager(spec, on_gpu=on_gpu, padding_free=adapted.padding_free, tried=tried)
-    reason = None if capture else eager
+    reason = None if capture else _why_eager(context, adapted)
     if reason is not None:
-        say = log.info if on_gpu else log.debug
+        say = log.debug if context.engine.device.type == "cpu" else log.info
         say("passes are not captured as graphs", reason=reason)
         return None
     batches = planned_batches(planned_sampler(spec, rows, padding_free=True), spec.train)

@@ -161,15 +161,15 @@ def write(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
 
 
 def _own_rows(stored: StoredShards, name: str, parameter: DTensor) -> torch.Tensor:
-    first = sharding.first_row(parameter)
-    return stored.rows(name, first, first + len(sharding.local_shard(parameter)))
+    return stored.rows(name, *sharding.own_rows(parameter))
 
 
 def _own_state(stored: StoredShards, name: str, parameter: torch.Tensor) -> torch.Tensor:
     assert isinstance(parameter, DTensor)
     if stored.tensors[name].ndim == 0:
         return stored.rows(name, 0, 0)
-    return sharding.sharded_like(_own_rows(stored, name, parameter), parameter)
+    rows = _own_rows(stored, name, parameter).to(parameter.device)
+    return sharding.sharded_like(rows, parameter)
 
 
 def _tensors(directory: Path) -> dict[str, tuple[Path, torch.Tensor]]:
