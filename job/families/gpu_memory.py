@@ -8,6 +8,7 @@ def free_gpu_memory(device: torch.device) -> int:
 
     Except those of captured graphs, which have pools of their own.
     """
+    torch.cuda.empty_cache()  # else the pools of graphs that are gone would not be free
     free, total = torch.cuda.mem_get_info(device)
     index = torch.cuda.current_device() if device.index is None else device.index
     # PyTorch may be limited to a part of the memory, which the driver does not know of.

@@ -51,14 +51,14 @@ class PackedShape(NamedTuple):
     def fits(self, bucket: "PackedShape") -> bool:
         """Whether a batch of this shape can be padded to a bucket.
 
-        The padding is one more row, with text, and one more image, and neither may be too long.
+        The padding is more rows, with text, and more images, and none of them may be too long.
         """
-        padding = bucket.tokens - self.tokens, bucket.patches - self.patches
+        rows, images = bucket.rows - self.rows, bucket.images - self.images
         return (
-            all(map(le, (*self, *padding), (*bucket, bucket.longest, bucket.largest_image)))
-            and self.rows < bucket.rows
+            all(map(le, self, bucket))
             and self.text < bucket.text
-            and (self.images < bucket.images or not bucket.images)
+            and bucket.tokens - self.tokens <= rows * bucket.longest
+            and bucket.patches - self.patches <= images * bucket.largest_image
         )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.training import formula_rows, tiny_family, train_stage
 from job.engines.device import detect
+from job.families.gpu_memory import free_gpu_memory
 from job.spec.types import JobSpec
 from tests.jobs import ROOT
 from tests.unit.train.test_capturing import spec_with
@@ -71,6 +72,16 @@ def test_losses_in_bf16_equal_the_eager_ones_within_rounding(
     settings = ("model.dtype=bfloat16", f"lora.finetune_experts={experts}", *how)
     eager, captured, _ = both(torch.bfloat16, *settings, monkeypatch=monkeypatch)
     assert captured == pytest.approx(eager, rel=2e-2)
+
+
+def test_the_memory_of_graphs_that_are_gone_is_free() -> None:
+    device, size = torch.device("cuda"), 2**28
+    before, graph = free_gpu_memory(device), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.zeros(size, dtype=torch.uint8, device=device)
+    assert free_gpu_memory(device) <= before - size
+    del graph
+    assert free_gpu_memory(device) > before - size // 16
 
 
 CODE = """

@@ -180,8 +180,15 @@ def test_no_batch_takes_the_place_of_the_padding() -> None:
         assert each.text < bucket_of_it.text
         assert each.rows < bucket_of_it.rows
     full = shape(80, images=3)
-    assert not full.fits(full)
-    assert not full.fits(full._replace(text=full.text + 8, rows=full.rows + 1, longest=99))
+    room = full._replace(text=full.text + 8, rows=full.rows + 1)
+    assert full.fits(room)
+    for lacking in (full, room._replace(rows=full.rows), room._replace(text=full.text)):
+        assert not full.fits(lacking)
+    assert not full.fits(room._replace(patches=full.patches + 4))
+    # One more row has room for as many tokens as the longest one has.
+    assert full.fits(room._replace(text=full.text + full.longest))
+    assert not full.fits(room._replace(text=full.text + full.longest + 1))
+    assert full.fits(room._replace(text=full.text + 2 * full.longest, rows=full.rows + 2))
 
 
 @pytest.mark.parametrize("repeats", [1, 30])

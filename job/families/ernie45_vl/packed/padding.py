@@ -1,8 +1,9 @@
 """Padding of packed batches to a bucket, so that batches of many sizes have one shape.
 
-The padding tokens are one more row, and the padding patches one more image, so no row attends to
-them; they have no target. The bucket has a fixed number of tokens of each modality, because each
-modality has its own experts.
+The padding tokens are more rows, and the padding patches more images, so no row attends to them;
+they have no target. They are about as long as the others: attention takes time with the square of
+a length, and one long row of padding would cost more than all that it completes. The bucket has a
+fixed number of tokens of each modality, because each modality has its own experts.
 """
 
 from collections.abc import Sequence
@@ -55,28 +56,33 @@ class Concatenated:
 def bucket(shapes: Sequence[PackedShape], *, merged_patches: int) -> PackedShape:
     """The smallest shape that batches of all these shapes can be padded to.
 
-    It has room for the row and the image of the padding, and at least one padding token that is
+    It has room for the rows and the images of the padding, and at least one padding token that is
     text. `merged_patches` patches become one image token.
     """
     most = largest(shapes)
-    has_images = most.images > 0
-    images = most.images + has_images
-    patches = most.patches + merged_patches * has_images
+    patches = most.patches + (merged_patches if most.images else 0)
+    padding_patches = patches - min(shape.patches for shape in shapes)
+    images = most.images + _parts(padding_patches, most.patches, most.images)
     # Enough for the image tokens of the padding, however many images a batch has.
     vision = max(most.vision, patches // merged_patches + 2 * images)
     text = most.text + 1
     text += -(text + vision) % TOKENS_MULTIPLE
     padding_tokens = text + vision - min(shape.tokens for shape in shapes)
-    padding_patches = patches - min(shape.patches for shape in shapes)
     return most._replace(
-        rows=most.rows + 1,
+        rows=most.rows + _parts(padding_tokens, most.tokens, most.rows),
         text=text,
         vision=vision,
-        longest=max(most.longest, padding_tokens),
         images=images,
         patches=patches,
-        largest_image=max(most.largest_image, padding_patches),
     )
+
+
+def _parts(padding: int, total: int, count: int) -> int:
+    """How many rows (or images) of padding it takes for none to be longer than an average one.
+
+    The average is that of `count` rows of `total` tokens.
+    """
+    return -(-padding * count // total) if count else 0
 
 
 def padded(
@@ -88,11 +94,13 @@ def padded(
     text = bucket.tokens - count - vision
     patches = bucket.patches - len(rows.pixels)
     supervised = bucket.supervised - len(rows.supervised)
-    image_tokens = bucket.patches // processor.image_processor.merge_size**2
-    image_tokens -= len(rows.image_tokens)
+    merged_patches = processor.image_processor.merge_size**2
+    image_tokens = bucket.patches // merged_patches - len(rows.image_tokens)
     assert min(text - 1, vision, patches, supervised, image_tokens, vision - image_tokens) >= 0
-    assert text + vision <= bucket.longest
-    assert patches <= bucket.largest_image or not bucket.images
+    lengths = _filled(rows.lengths, text + vision, bucket.rows)
+    patch_counts = _filled(rows.patch_counts, patches, bucket.images, multiple=merged_patches)
+    assert max(lengths) <= bucket.longest
+    assert max(patch_counts, default=0) <= bucket.largest_image
     ids = [torch.full((text,), processor.tokenizer.pad_token_id)]
     ids.append(torch.full((vision,), processor.image_token_id))
     return Concatenated(
@@ -103,17 +111,22 @@ def padded(
         supervised=pad(rows.supervised, (0, supervised), value=count),
         targets=pad(rows.targets, (0, supervised), value=IGNORED),
         image_tokens=torch.cat([rows.image_tokens, count + text + torch.arange(image_tokens)]),
-        lengths=_filled(rows.lengths, text + vision, bucket.rows),
+        lengths=lengths,
         longest=bucket.longest,
         pixels=pad(rows.pixels, (0, 0, 0, patches)),
         patch_positions=pad(rows.patch_positions, (0, 0, 0, patches)),
-        patch_counts=_filled(rows.patch_counts, patches, bucket.images),
+        patch_counts=patch_counts,
         largest_image=bucket.largest_image,
     )
 
 
-def _filled(counts: list[int], added: int, total: int) -> list[int]:
-    """The counts, then one of what is added, then zeros."""
-    if not total:
-        return []
-    return [*counts, added, *[0] * (total - len(counts) - 1)]
+def _filled(counts: list[int], added: int, total: int, *, multiple: int = 1) -> list[int]:
+    """`counts`, followed by what is added in equal parts, multiples of `multiple`: `total` in all.
+
+    The last parts may be smaller, or empty.
+    """
+    parts = total - len(counts)
+    if not parts:
+        return counts
+    part = -(-added // (multiple * parts)) * multiple
+    return [*counts, *(max(min(part, added - n * part), 0) for n in range(parts))]
