@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.fx.experimental._config as shape_config
 from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._inductor.utils import fresh_cache
@@ -97,6 +98,8 @@ def compile_blocks(
     torch._dynamo.config.recompile_limit = MAX_RECOMPILES
     # Makes an adapter's scaling a constant; as a graph input it would cost a kernel in each block.
     torch._dynamo.config.specialize_float = True
+    # Else sizes that are equal by chance at first, such as rows and half a head, must always be.
+    shape_config.use_duck_shape = False
     blocks = tuple(
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     )

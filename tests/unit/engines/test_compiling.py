@@ -126,6 +126,17 @@ def test_new_sizes_are_compiled_a_bounded_number_of_times(name: str, tmp_path: P
     assert counters["stats"]["unique_graphs"] - compiled <= more
 
 
+def test_sizes_that_are_equal_by_chance_are_not_taken_for_one(tmp_path: Path) -> None:
+    pair = Pair("ernie", tmp_path, backend="eager")
+    many = [row("x+" * (1 + n % 9), image(56, 56)) for n in range(70)]
+    half_a_head = pair.plain.config.text_config.head_dim // 2
+    same(pair, many[:half_a_head])
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    same(pair, many[: half_a_head + 3])
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
 @pytest.mark.parametrize(
     "adapted",
     [
