@@ -28,6 +28,7 @@ from benchmarks.training import (
 from benchmarks.training import train_stage as run
 from job.engines.device import Accelerator, detect, release_memory
 from job.errors import JobError
+from job.families.grouped_products import choice as grouped_products
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 
@@ -73,6 +74,7 @@ def variants() -> list[Variant]:
         for rows, experts in ((64, True), (92, False))
         for captured in (True, False)
     ]
+    as_many_as_fit = Variant(rows=72, experts=True, compiled=True)
     long = [
         Variant(rows=2, experts=experts, compiled=True, pictures=LONG, r=r)
         for experts in (True, False)
@@ -80,7 +82,7 @@ def variants() -> list[Variant]:
     ]
     recomputed = [replace(each, checkpointing=True) for each in shipped]
     every = [shipped[0], before, *eager, shipped[1], *larger, *compiled, *largest, *long]
-    return [*every, *recomputed]
+    return [*every, *recomputed, as_many_as_fit]
 
 
 def main() -> None:
@@ -91,8 +93,16 @@ def main() -> None:
     parser.add_argument("--logging-steps", type=int, default=1, help="steps of a line of the log")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the variants to measure")
     parser.add_argument("--optim", help="another optimizer than the machine's default")
+    parser.add_argument(
+        "--products",
+        choices=grouped_products.KERNELS,
+        help="what computes grouped products",
+    )
     parser.add_argument("--results", type=Path, default=record.RESULTS, help="folder to write to")
     arguments = parser.parse_args()
+    if arguments.products:
+        asked = grouped_products.Choice(arguments.products, "asked for")
+        grouped_products.use(torch.bfloat16, asked)
     accelerator = detect(load_spec(SPEC.read_text(), str(SPEC), environ={}).spec.runtime)
     family = tiny_family(spec_of(variants()[0], arguments, accelerator))
     model = random_model(arguments.model, arguments.layers, family, accelerator.device)
@@ -169,6 +179,7 @@ def write(
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "steps": arguments.steps,
             "logging_steps": arguments.logging_steps,
+            "products": arguments.products,
             "trainings": measured,
         },
         ("torch", "transformers", "peft"),
