@@ -219,7 +219,13 @@ class AutoFamily(BoundFamily):
 
     # --- PackedTraining --------------------------------------------------------------------
 
-    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
+    def pack(
+        self,
+        rows: Sequence[Encoded],
+        bucket: PackedShape | None = None,
+        *,
+        images_once: bool = False,
+    ) -> PackedBatch:
         raise NotImplementedError("the family has no packed step")
 
     def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:

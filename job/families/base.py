@@ -204,9 +204,19 @@ class PackedTraining(Protocol):
     supports_packing: bool
     """Whether the family has a packed step; if not, nothing else of this protocol is called."""
 
-    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
+    def pack(
+        self,
+        rows: Sequence[Encoded],
+        bucket: PackedShape | None = None,
+        *,
+        images_once: bool = False,
+    ) -> PackedBatch:
         """A training batch without padding, or padded to a bucket, for a model on which
-        `use_packed_step` was called."""
+        `use_packed_step` was called.
+
+        Without a bucket, `images_once` lets rows share an image that is the same object: the vision
+        tower computes it once, and the gradient of its weights is the sum over its uses.
+        """
 
     def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
         """The smallest shape that batches of all these shapes can be padded to."""

@@ -56,6 +56,9 @@ class PatchInputs(TypedDict, total=False):
     """(images + 1,), int32."""
     image_token_indices: "torch.Tensor"
     """(image tokens,): indices of the image tokens among the T tokens."""
+    image_token_sources: "torch.Tensor"
+    """(image tokens,): which of the merged patches each stands for; absent if it is each its own.
+    """
 
 
 class PackedBatch(PatchInputs):

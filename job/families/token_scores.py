@@ -28,16 +28,21 @@ def token_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probabilities (S,) of the labelled tokens, row by row, and the entropies (S,).
 
-    `batch` is a padded training batch on the model's device, and `base` the model inside the
-    adapter. Both are fp32 and of the distribution at `temperature`; entropies have no gradient.
+    `batch` is a training batch on the model's device, packed or padded, and `base` the model inside
+    the adapter. Both are fp32 and of the distribution at `temperature`; entropies have no gradient.
     """
-    inputs = dict(batch)
-    targets = inputs.pop("labels")[:, 1:]  # (B, T - 1): each token predicts its successor
-    rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
-    with _selected_logits(base, rows, columns):
-        logits = model(**inputs, use_cache=False).logits  # (1, S, V)
+    packed: torch.Tensor | None = batch.get("targets")  # (S,)
+    if packed is not None:
+        logits, targets = model(**batch, returns_logits=True).logits, packed
+    else:
+        inputs = dict(batch)
+        successors = inputs.pop("labels")[:, 1:]  # (B, T - 1): each token predicts its successor
+        rows, columns = (successors != IGNORED).nonzero(as_tuple=True)
+        with _selected_logits(base, rows, columns):
+            logits = model(**inputs, use_cache=False).logits  # (1, S, V)
+        targets = successors[rows, columns]  # (S,)
     log_probabilities = log_softmax(logits[0].float() / temperature, dim=-1)  # (S, V)
-    of_targets = log_probabilities.gather(1, targets[rows, columns][:, None])[:, 0]
+    of_targets = log_probabilities.gather(1, targets[:, None])[:, 0]
     return of_targets, _entropies(log_probabilities.detach())
 
 

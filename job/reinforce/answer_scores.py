@@ -12,7 +12,6 @@ import torch
 from job.families.base import Family
 from job.families.batches import model_inputs, to_device
 from job.families.encoded import IGNORED, Encoded
-from job.families.shared_images import images_once
 from job.families.token_scores import token_scores
 from job.reinforce.prompts import Prompts
 from job.train.adapting import AdaptedModel
@@ -93,12 +92,13 @@ class AnswerScores:
         entropies = torch.zeros_like(scores)
         if not filled.any():
             return scores, entropies
-        model, base = self.adapted.model, self.adapted.base
-        # Reduced before it is moved: the answers to a row show the same images.
-        with images_once(base, model_inputs(dict(self.family.collate(encoded))), encoded) as batch:
-            inputs = to_device(batch, filled.device)
-            with self.autocast():
-                found, uncertain = token_scores(model, base, inputs, self.temperature)
+        adapted, family = self.adapted, self.family
+        # The answers to a row show the same images.
+        packed = adapted.padding_free
+        batch = family.pack(encoded, images_once=True) if packed else family.collate(encoded)
+        inputs = to_device(model_inputs(dict(batch)), filled.device)
+        with self.autocast():
+            found, uncertain = token_scores(adapted.model, adapted.base, inputs, self.temperature)
         return scores.masked_scatter(filled, found), entropies.masked_scatter(filled, uncertain)
 
 

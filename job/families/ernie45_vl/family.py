@@ -259,10 +259,16 @@ class Ernie45VL(BoundFamily):
 
     # --- PackedTraining --------------------------------------------------------------------
 
-    def pack(self, rows: Sequence[Encoded], bucket: PackedShape | None = None) -> PackedBatch:
+    def pack(
+        self,
+        rows: Sequence[Encoded],
+        bucket: PackedShape | None = None,
+        *,
+        images_once: bool = False,
+    ) -> PackedBatch:
         from job.families.ernie45_vl.packed.batch import pack
 
-        return pack(rows, self.processor, bucket)
+        return pack(rows, self.processor, bucket, images_once=images_once)
 
     def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:
         from job.families.ernie45_vl.packed.padding import bucket

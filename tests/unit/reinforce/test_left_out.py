@@ -1,7 +1,7 @@
 """What a pass leaves out: answers without an advantage, and repeated images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from job import engines, families
 from job.evaluation.prompts import questions
-from job.families.batches import model_inputs
 from job.families.encoded import Encoded
-from job.families.shared_images import images_once
+from job.families.packed_shape import PackedShape
+from job.families.token_scores import token_scores
 from job.prep.rows import Row
 from job.reinforce import trainer
 from job.reinforce.advantages import share_alike, teaching, without_rounding
-from job.reinforce.answer_scores import Answers, AnswerScores
+from job.reinforce.answer_scores import Answers, AnswerScores, answered
 from job.reinforce.progress import read_history
 from job.reinforce.result import ReinforceResult
 from job.rewards.reward import Scored
@@ -68,9 +68,8 @@ def test_the_loss_and_every_gradient_are_those_of_all_answers(
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             left_out, _ = of_some(self, answers, taught, sampled)
-        with monkeypatch.context() as patch:
-            patch.setattr("job.reinforce.answer_scores.images_once", _as_it_is)
-            found, entropies = self.of_all(answers, len(answers))
+        padded = replace(self, adapted=replace(self.adapted, padding_free=False))
+        found, entropies = padded.of_all(answers, len(answers))
         entropy = entropies[taught][answers.present[taught].bool()].mean()
         passes.append(Pass(taught, left_out, found.detach(), entropy))
         return found, entropies
@@ -136,16 +135,6 @@ def _gradients(
     return loss.detach(), {name: each for name, each in named if each is not None}
 
 
-class _as_it_is:  # noqa: N801 - stands for a function
-    def __init__(self, base: object, batch: dict[str, Any], rows: object) -> None:
-        self._batch = batch
-
-    def __enter__(self) -> dict[str, Any]:
-        return self._batch
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 def test_a_step_that_teaches_nothing_keeps_its_momentum(
     run: Callable[..., tuple[ReinforceResult, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,17 +188,14 @@ def test_each_image_is_computed_once(rows: list[Row], family: families.Family) -
     asked = questions(rows, "last")
     first, second = (family.encode_prompt(e.id, e.asked, e.images) for e in asked[:2])
     prompts: list[Encoded] = [second, first, second, first]
-    batch = model_inputs(dict(family.collate(prompts)))
-    batch.pop("labels")
+    encoded = [answered(prompt, [100 + n, 101]) for n, prompt in enumerate(prompts)]
+    family.use_packed_step(model)
     seen: list[int] = []
-    model.model.vision_tower.register_forward_pre_hook(
-        lambda module, given: seen.append(len(given[1]))
+    model.model.vision_tower.blocks[0].register_forward_pre_hook(
+        lambda module, given: seen.append(len(given[0]))
     )
-    expected = model(**batch).logits
-    with images_once(model, batch, prompts) as shared:
-        found = model(**shared).logits
-    assert seen == [4, 2]
+    packed, shared = (family.pack(encoded, images_once=once) for once in (False, True))
+    expected, found = (token_scores(model, model, batch, 1.0)[0] for batch in (packed, shared))
+    patches = sum(PackedShape.of([family.row_size(each)]).patches for each in encoded)
+    assert seen == [patches, patches // 2]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    with images_once(model, batch, [first, second]) as same:
-        assert same == batch
-    assert "get_image_features" not in vars(model.model)

@@ -15,6 +15,7 @@ from job.families.ernie45_vl.packed.padding import Concatenated, padded
 from job.families.ernie45_vl.packed.varlen_attention import PackedSequences
 from job.families.packed_shape import PackedShape
 from job.prep.images import decode
+from job.prep.rows import EncodedImage
 
 if TYPE_CHECKING:
     from transformers import Ernie4_5_VLMoeProcessor
@@ -24,13 +25,22 @@ def pack(
     rows: Sequence[Encoded],
     processor: "Ernie4_5_VLMoeProcessor",
     bucket: PackedShape | None = None,
+    *,
+    images_once: bool = False,
 ) -> PackedBatch:
     """A training batch of the concatenated rows, T tokens in all, padded to a bucket if there is
-    one."""
+    one.
+
+    With `images_once`, the vision tower computes an image that several rows have, as the same
+    object, once. Buckets do not allow it.
+    """
+    assert not (images_once and bucket)
     # Each token predicts its successor; the last one of a row has none.
     successors = torch.tensor([label for row in rows for label in (*row.labels[1:], IGNORED)])
     supervised = (successors != IGNORED).nonzero()[:, 0]  # (S,)
-    together = _concatenated(rows, processor, supervised, successors[supervised])
+    together = _concatenated(
+        rows, processor, supervised, successors[supervised], images_once=images_once
+    )
     if bucket is None:
         return _batch(together, processor)
     batch = _batch(padded(together, bucket, processor), processor)
@@ -53,20 +63,26 @@ def _concatenated(
     processor: "Ernie4_5_VLMoeProcessor",
     supervised: torch.Tensor,
     targets: torch.Tensor,
+    *,
+    images_once: bool = False,
 ) -> Concatenated:
     ids = torch.tensor([token for row in rows for token in row.input_ids])  # (T,)
     lengths = [len(row.input_ids) for row in rows]
     is_image = ids == processor.image_token_id  # (T,)
     merge = processor.image_processor.merge_size
-    images = [decode(image) for row in rows for image in row.images]
+    images = [image for row in rows for image in row.images]
+    computed, numbers = _different(images) if images_once else (images, range(len(images)))
     mean, _ = mean_and_std(processor.image_processor)
     pixels, grids = torch.empty(0, len(mean), dtype=torch.uint8), list[Grid]()
     places = torch.empty(0, 2, dtype=torch.long)
     if images:
-        pixels, grids = patches(images, processor.image_processor)
+        pixels, grids = patches([decode(image) for image in computed], processor.image_processor)
         places = patch_positions(grids, merge)
     grid = mrope_positions(
-        image_flags(rows, processor), grids, spatial_merge_size=merge, length=max(lengths)
+        image_flags(rows, processor),
+        [grids[number] for number in numbers],
+        spatial_merge_size=merge,
+        length=max(lengths),
     )  # (3, N, L)
     patch_counts = [height * width for _, height, width in grids]
     return Concatenated(
@@ -76,6 +92,7 @@ def _concatenated(
         supervised=supervised,
         targets=targets,
         image_tokens=is_image.nonzero()[:, 0],
+        image_sources=_merged_patches(grids, numbers, merge) if images_once and images else None,
         lengths=lengths,
         longest=max(lengths),
         pixels=pixels,
@@ -112,4 +129,24 @@ def _batch(together: Concatenated, processor: "Ernie4_5_VLMoeProcessor") -> Pack
         batch["patch_cu_seqlens"] = per_image.cu_seqlens
         batch["patch_position_ids"] = together.patch_positions
         batch["image_token_indices"] = together.image_tokens
+        if together.image_sources is not None:
+            batch["image_token_sources"] = together.image_sources
     return batch
+
+
+def _different(images: Sequence[EncodedImage]) -> tuple[list[EncodedImage], list[int]]:
+    """The images without those that are the same object as an earlier one, and for each image its
+    number among them."""
+    numbers, different = dict[int, int](), list[EncodedImage]()
+    for image in images:
+        if numbers.setdefault(id(image), len(different)) == len(different):
+            different.append(image)
+    return different, [numbers[id(image)] for image in images]
+
+
+def _merged_patches(grids: Sequence[Grid], numbers: Sequence[int], merge: int) -> torch.Tensor:
+    """The indices of the merged patches of these images, (image tokens,); `grids` are those of the
+    computed ones."""
+    counts = [height * width // merge**2 for _, height, width in grids]
+    of_each = torch.arange(sum(counts)).split(counts)
+    return torch.cat([of_each[number] for number in numbers])

@@ -45,14 +45,20 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
     # Generation inspects the signature.
     @functools.wraps(native.Ernie4_5_VLMoeForConditionalGeneration.forward)
     def forward(
-        self, *args: object, targets: torch.Tensor | None = None, **inputs: object
+        self,
+        *args: object,
+        targets: torch.Tensor | None = None,
+        returns_logits: bool = False,
+        **inputs: object,
     ) -> native.MoeCausalLMOutputWithPast:
-        """The loss of a packed batch; returns no logits."""
+        """The loss of a packed batch; or instead, if asked for, its logits (1, S, V)."""
         if targets is None:
             return super().forward(*args, **inputs)
         batch = cast(PackedBatch, inputs)
         rows = self.sequences(batch, "row")
         hidden, router_logits = self.hidden_states(batch, rows)
+        if returns_logits:
+            return native.MoeCausalLMOutputWithPast(logits=self.lm_head(hidden)[None])
         loss = supervised_loss(hidden, targets, self.lm_head)
         aux = None
         if self.config.text_config.output_router_logits:
@@ -75,7 +81,9 @@ class PackedErnie(native.Ernie4_5_VLMoeForConditionalGeneration):
         text = self.model.language_model
         hidden = text.embed_tokens(batch["input_ids"])[0]  # (T, H)
         if "pixels" in batch:
-            images = self._image_embeddings(batch).to(hidden.dtype)  # (image tokens, H)
+            images = self._image_embeddings(batch).to(hidden.dtype)  # (merged patches, H)
+            if "image_token_sources" in batch:
+                images = images[batch["image_token_sources"]]  # (image tokens, H)
             hidden = hidden.index_copy(0, batch["image_token_indices"], images)
         elif isinstance(self.model.vision_tower.blocks[0], FSDPModule):
             # Gathering sharded weights is a collective, so every rank has to run the tower.

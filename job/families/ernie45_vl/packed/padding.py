@@ -39,6 +39,8 @@ class Concatenated:
     """(S,): those successors; `IGNORED` for padding."""
     image_tokens: torch.Tensor
     """(image tokens,): indices of the tokens that stand for merged patches."""
+    image_sources: torch.Tensor | None = None
+    """(image tokens,): which merged patch each stands for, if images are repeated."""
     lengths: list[int]
     """Tokens of each row; rows may be empty."""
     longest: int
