@@ -225,6 +225,8 @@ class PackedTraining(Protocol):
     def use_packed_step(model: "PreTrainedModel", *, varlen: bool = True) -> None:
         """Makes the model accept packed batches too; weights and their names do not change.
 
+        It returns their loss or, with `returns_logits=True`, the logits (1, S, V) of the supervised
+        tokens, from which answers are scored.
         `varlen` allows PyTorch's variable-length attention, if the device supports it.
         """
 
