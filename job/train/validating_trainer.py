@@ -6,6 +6,7 @@ All processes get the same metrics, so they decide alike.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from job.spec.types import TrainSpec
 from job.train.callbacks.validation_schedule import is_due
 from job.train.checkpoint.contents import STATE
 from job.train.checkpoint.safetensors_trainer import SafetensorsTrainer
+from job.train.divergence import require_finite
 from job.train.selection import Selection
 from job.train.validation import Validator
 
@@ -36,7 +38,13 @@ class ValidationPlan:
 
 
 class ValidatingTrainer(SafetensorsTrainer):
-    """Validates, saves the best model so far, and stops early; without a plan, does none of it."""
+    """Validates, saves the best model so far, and stops early; without a plan, does none of it.
+
+    Ends if the weights are not finite, and stores none that are not.
+    """
+
+    section = "train"
+    """Of the spec, with the training's settings."""
 
     def __init__(self, *args: object, plan: ValidationPlan | None, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -116,7 +124,22 @@ class ValidatingTrainer(SafetensorsTrainer):
             self._stop_early()
         self.control.should_save = False  # the checkpoint is there
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raises SpecError if the training has diverged; all processes have to call it."""
+        require_finite(
+            (each for each in self.model.parameters() if each.requires_grad),
+            self.args,
+            step=self.state.global_step,
+            section=self.section,
+        )
+
     def _save_checkpoint(self, model: "torch.nn.Module", trial: None) -> None:
+        self.require_finite()
         super()._save_checkpoint(model, trial)
         if self.state.best_model_checkpoint is not None:
             # A local path, which nothing reads: the best step's number identifies its checkpoint.
