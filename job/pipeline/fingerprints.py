@@ -81,15 +81,11 @@ SELECTING_KEYS = (
 )
 # Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
-# Keys of the reinforce section that affect neither its weights nor which of them are kept.
-UNREINFORCED_KEYS = ("logging_steps", "save_steps")
-# Its keys that select which step is kept.
-REINFORCE_SELECTING_KEYS = (
-    "eval_strategy",
-    "eval_steps",
-    "metric_for_best_model",
-    "load_best_model_at_end",
-)
+# Keys of the reinforce section that affect neither its weights nor which of them are kept, or are
+# there by another name.
+UNREINFORCED_KEYS = ("logging_steps", "save_steps", "metric_for_best_model")
+# Its keys that select which step is kept, and do not affect how steps are compared.
+REINFORCE_SELECTING_KEYS = ("eval_strategy", "eval_steps", "load_best_model_at_end")
 # Keys that add a validation split. They do not change the rows to evaluate on.
 VALIDATION_KEYS = ("validation", "validation_fraction")
 
@@ -274,6 +270,7 @@ class StageInputs:
         if own.eval_strategy == "no":
             return {k: v for k, v in settings.items() if k not in REINFORCE_SELECTING_KEYS}
         settings["eval_steps"] = own.eval_steps or own.save_steps
+        settings["metric"] = self._spec.reinforcement_metric
         settings["validation_samples"] = self._spec.eval.validation_samples
         return {**settings, **self._answering}
 

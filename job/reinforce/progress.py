@@ -160,7 +160,10 @@ class ReinforceProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         assert self.trainer is not None
-        self._write_first_samples(self.trainer.first_samples)
+        if (self._directory / SAMPLES).stat().st_size == 0:  # nothing was left to train
+            first, last = self.trainer.first_samples, self.trainer.last_samples
+            self._append(first)
+            self._append([each for each in last if each not in first])
         self.close()
 
     def close(self) -> None:
@@ -168,17 +171,14 @@ class ReinforceProgress(TrainerCallback):
         self._stack.close()
 
     def _write_samples(self, trainer: "ReinforceTrainer") -> None:
-        """Those of the last rollout; before them, once, those of the first step of all."""
+        """Those of the last rollout; after a resume, those of the first step of all before them."""
         samples = [each.to_json() for each in trainer.samples]
         trainer.samples = []
-        self._write_first_samples(trainer.first_samples)
-        trainer.first_samples = trainer.first_samples or samples
-        self._append(samples)
-
-    def _write_first_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        """After a resume, at the latest when nothing is left to train."""
         if (self._directory / SAMPLES).stat().st_size == 0:
-            self._append(samples)
+            self._append(trainer.first_samples)
+        trainer.first_samples = trainer.first_samples or samples
+        trainer.last_samples = samples or trainer.last_samples
+        self._append(samples)
 
     def _append(self, samples: Sequence[Mapping[str, Any]]) -> None:
         with (self._directory / SAMPLES).open("a", encoding="utf-8") as lines:

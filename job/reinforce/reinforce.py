@@ -187,6 +187,8 @@ def _start(
         return resume_problem(directory, trainer) or rollouts_problem(directory)
 
     resumed = resume_point(spec.train, checkpoints, context.scratch, check)
+    if resumed is not None:
+        trainer.restore_samples(resumed)
     if selection is not None and resumed is not None:
         continue_selection(selection, spec, checkpoints, resumed)
     return ReinforceSession(

@@ -18,8 +18,6 @@ def as_training(spec: JobSpec, *, on_gpu: bool) -> JobSpec:
     assert own is not None
     train = spec.train
     checkpointing = train.gradient_checkpointing
-    measured = spec.eval.measured
-    metric = own.metric_for_best_model or (f"eval_{measured[0]}" if measured else None)
     return replace(
         spec,
         train=replace(
@@ -42,7 +40,7 @@ def as_training(spec: JobSpec, *, on_gpu: bool) -> JobSpec:
             eval_strategy=own.eval_strategy,
             eval_steps=own.eval_steps or own.save_steps,
             predict_with_generate=None,
-            metric_for_best_model=metric if own.eval_strategy != "no" else None,
+            metric_for_best_model=spec.reinforcement_metric,
             load_best_model_at_end=own.load_best_model_at_end,
             early_stopping_patience=None,
             early_stopping_threshold=0.0,

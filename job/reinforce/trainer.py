@@ -27,7 +27,7 @@ from job import signals
 from job.engines import gradient_checkpointing
 from job.engines.free_memory import is_out_of_memory
 from job.engines.trainer import attach_gradient
-from job.errors import OutOfMemoryError, SpecError
+from job.errors import OutOfMemoryError
 from job.evaluation.sampling import AtOnce, Sampling, sample_answers
 from job.families.base import Family
 from job.reinforce.advantages import share_alike, teaching, without_rounding
@@ -52,6 +52,7 @@ Tensors = dict[str, Any]
 class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
     """Trains the adapter of a model on the rewards of its own answers; in one process."""
 
+    section = "reinforce"
     state: Any
     processing_class: Any
 
@@ -115,7 +116,8 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self.samples: list[Sample] = []
         """Of the last rollout."""
         self.first_samples: list[dict[str, Any]] = []
-        """Of the first step, whatever session it was in."""
+        self.last_samples: list[dict[str, Any]] = []
+        """Of the first step and of the last one with a rollout, whatever session they were in."""
 
     # --- what TRL would do beside the training -----------------------------------------------
 
@@ -185,14 +187,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         Raises OutOfMemoryError if one answer alone does not fit.
         """
         started, random = time.monotonic(), random_state.capture()
-        if not all(parameter.isfinite().all() for _, parameter in self._trained()):
-            raise SpecError(
-                "$.reinforce.learning_rate",
-                f"the weights are no longer finite after step {self.state.global_step}: the "
-                "training has diverged",
-                value=self.args.learning_rate,
-                fix="lower it, or raise reinforce.warmup_steps",
-            )
+        self.require_finite()
         prompts = [self.prompts.encoded(row) for row in self._rows]
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
@@ -323,6 +318,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
                 "buffered": left,
                 "metrics": {k: list(v) for k, v in self._metrics["train"].items()},
                 "samples": self.first_samples,
+                "last_samples": self.last_samples,
             },
             Path(output_dir, ROLLOUTS),
         )
@@ -346,7 +342,6 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
                 for each in stored["buffered"]
             ]
             self._metrics["train"] = defaultdict(list, stored["metrics"])
-            self.first_samples = stored["samples"]
         super()._run_epoch(
             model,
             epoch,
@@ -354,6 +349,11 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
             resume_from_checkpoint=resume_from_checkpoint,
             **more,
         )
+
+    def restore_samples(self, directory: Path) -> None:
+        """From a checkpoint; also if nothing is left to train, when no epoch runs."""
+        stored = state_files.load(Path(directory, ROLLOUTS))
+        self.first_samples, self.last_samples = stored["samples"], stored["last_samples"]
 
 
 class _RolloutStopped(Exception):
@@ -368,7 +368,7 @@ def rollouts_problem(directory: Path) -> str | None:
     """Why the answers in a checkpoint cannot be used; None if they can."""
     try:
         stored = state_files.load(Path(directory, ROLLOUTS))
-        if not {"buffered", "metrics", "samples"} <= stored.keys():
+        if not {"buffered", "metrics", "samples", "last_samples"} <= stored.keys():
             return f"{ROLLOUTS} lacks the answers, the metrics or the samples"
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         return f"{ROLLOUTS} cannot be read: {type(error).__name__}: {error}"

@@ -386,6 +386,17 @@ class JobSpec:
     runtime: RuntimeSpec
 
     @property
+    def reinforcement_metric(self) -> str | None:
+        """The metric by which validations of reinforcement are compared, without the prefix
+        `eval_`; None without validations."""
+        own = self.reinforce
+        if own is None or own.eval_strategy == "no":
+            return None
+        if own.metric_for_best_model is not None:
+            return bare_metric(own.metric_for_best_model)
+        return next(iter(self.eval.measured), LOSS)
+
+    @property
     def shards_trained_weights(self) -> bool:
         """Whether the model's own weights are trained, and divided among the processes."""
         return self.runtime.distributed == "fsdp2" and self.lora.method == "full"

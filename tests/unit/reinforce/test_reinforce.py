@@ -292,6 +292,39 @@ def test_rewards_rise_and_the_samples_say_for_what(
         assert each["reward"] == each["rewards"]["test"] == value
 
 
+def test_a_stage_that_diverges_in_its_last_step_ends_and_stores_nothing(
+    run: Callable[..., tuple[ReinforceResult, Path]], tmp_path: Path
+) -> None:
+    def break_the_weights(answers: Sequence[Scored]) -> list[float]:
+        return [3e38 * number for number in range(len(answers))]
+
+    spec = spec_of(
+        "reinforce.max_steps=1",
+        "reinforce.scale_rewards=none",
+        "reinforce.max_grad_norm=0",
+        "reinforce.lr_scheduler_type=constant",
+    )
+    with pytest.raises(SpecError, match="no longer finite after step 1") as caught:
+        run("diverged", spec, break_the_weights)
+    assert str(caught.value).startswith("$.reinforce.learning_rate: ")
+    [problem] = caught.value.problems
+    assert problem.fix == "lower it", "a constant rate has no warm-up"
+    assert not [*tmp_path.glob("diverged/checkpoints/*")]
+
+
+def test_a_stage_of_which_nothing_is_left_still_has_samples(
+    run: Callable[..., tuple[ReinforceResult, Path]],
+) -> None:
+    spec = spec_of("reinforce.max_steps=3")
+    _, undisturbed = run("undisturbed", spec)
+    result, resumed = run("again", spec, store="undisturbed")
+    assert result.resumed_from_step == 3
+    every, left = ((each / "samples.jsonl").read_text() for each in (undisturbed, resumed))
+    kept = [line for line in every.splitlines() if json.loads(line)["step"] != 2]
+    assert kept
+    assert left.splitlines() == kept
+
+
 def test_sigterm_leaves_a_checkpoint_of_the_step(
     run: Callable[..., tuple[ReinforceResult, Path]],
     tmp_path: Path,

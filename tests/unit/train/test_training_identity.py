@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from job import __version__
+from job.artifacts.records import StageRecord
 from job.pipeline.fingerprints import (
     COMPUTING_KEYS,
     LENGTH_KEYS,
@@ -52,6 +53,28 @@ def test_every_key_that_decides_the_weights_is_a_part_and_its_change_is_named(
         else:
             assert changed.fingerprint != whole.fingerprint, key
             assert said.startswith(f"train.{key} "), key
+
+
+def test_the_metric_by_which_reinforcement_keeps_a_step_is_a_part() -> None:
+    path = "specs/latex-grpo.yaml"
+
+    def found(*settings: str) -> Identity:
+        spec = load_spec(Path(path).read_text(), path, settings, environ={}).spec
+        done = {
+            stage: StageRecord(
+                name=stage, fingerprint=stage, started="", seconds=0, files=(), summary={}
+            )
+            for stage in ("prep", "train")
+        }
+        return StageInputs(spec, 1).reinforcement_identity(done)
+
+    whole = found()
+    by_loss = found("reinforce.metric_for_best_model=eval_loss")
+    assert "metric was" in changes(whole.to_json(), by_loss.to_json())
+    for same in ("eval_exact_match", "null"):  # the default is the first metric
+        first = found(f"reinforce.metric_for_best_model={same}")
+        assert first.fingerprint == whole.fingerprint, same
+    assert found("reinforce.eval_steps=7").fingerprint == whole.fingerprint
 
 
 def test_data_model_and_adapter_are_parts(spec: JobSpec) -> None:
