@@ -170,7 +170,10 @@ def write_merged(
             "merged",
             f"training changed nothing: none of the {merge.adapted} adapted tensors differs from "
             f"the base after the cast to {context.dtype_name}",
-            fix="train for more steps or at a higher learning rate",
+            fix="train for more steps or at a higher learning rate"
+            if context.spec.reinforce is None
+            else "use rewards that differ between the answers to a row, which the log and the "
+            "report tell, or raise reinforce.max_steps or reinforce.learning_rate",
         )
     log.info(
         "merged",

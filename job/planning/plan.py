@@ -93,7 +93,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         disk=facts.Disk(
             download=0 if storage.is_local(uri) else measured.download,
             prepared=data.prepared_bytes(spec.data, data_facts, survey),
-            checkpoints=(spec.train.save_total_limit + 1) * measured.checkpoint,
+            checkpoints=_trainings(spec) * (spec.train.save_total_limit + 1) * measured.checkpoint,
             adapter=measured.adapter,
             merged=measured.merged,
         ),
@@ -115,6 +115,11 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         stages=stages or {},
         stages_unknown=data.reason(no_stages),
     )
+
+
+def _trainings(spec: JobSpec) -> int:
+    """The number of stages that store checkpoints."""
+    return (spec.train.max_steps != 0) + (spec.reinforce is not None)
 
 
 def _survey_data(job: RunContext) -> data.DataSurvey:

@@ -301,5 +301,7 @@ def _disk(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "prepared rows", f"about {log.size(disk.prepared)}"
     yield "checkpoints", f"at most {log.size(disk.checkpoints)} at one time"
     yield "adapter/" if plan.model.groups else "weights/", log.size(disk.adapter)
+    if plan.reinforcement is not None:
+        yield "reinforced/", log.size(disk.adapter)
     if disk.merged:
         yield "merged/", log.size(disk.merged)

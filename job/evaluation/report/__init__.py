@@ -106,7 +106,9 @@ def _page(results: RunResults, samples: int, worst: int, image_bytes: int) -> st
         bands=facts.bands(results.before, results.after) if kind in ("text", "latex") else None,
         task=table(kind, results.before, results.after),
         charts=charts(results.history, stages["train"].summary.get("validation")),
-        validation=facts.validation(stages["train"].summary),
+        validation=facts.validation(
+            stages["train"].summary, reinforced="reinforce" in stages
+        ),
         times=facts.times(stages),
         settings=facts.settings(results.settings, results.changed, _SECTIONS),
         rejects=results.rejects[:_REJECTS],

@@ -89,8 +89,11 @@ class Validation:
     text: str
 
 
-def validation(train: Mapping[str, Any]) -> Validation | None:
-    """From the summary of the train stage; None if nothing was validated, or nothing finite."""
+def validation(train: Mapping[str, Any], *, reinforced: bool = False) -> Validation | None:
+    """From the summary of the train stage; None if nothing was validated, or nothing finite.
+
+    `reinforced` means that its weights are where reinforcement starts.
+    """
     found = train.get("validation")
     if not found or found["best"] is None or found["last_step"] is None:
         return None
@@ -106,7 +109,8 @@ def validation(train: Mapping[str, Any]) -> Validation | None:
         parts.append(f"Training stopped early at step {int(train['steps']):,}: no improvement.")
     kept, best = int(found["exported_step"]), int(found["best_step"])
     which = "best" if kept == best else "last" if kept == int(train["steps"]) else "kept"
-    parts.append(f"The results are those of the {which} step, {kept:,}.")
+    what = "Reinforcement starts from" if reinforced else "The results are those of"
+    parts.append(f"{what} the {which} step, {kept:,}.")
     return Validation(
         name=name if name.isupper() else name[0].lower() + name[1:],
         best=amount(float(found["best"]), unit),

@@ -199,6 +199,19 @@ def test_the_page_names_the_best_and_the_last_validation_and_whose_results_these
     assert "Validated 3 times on 12 rows of their own, which took 1.5% of the training time" in text
     assert "Training stopped early at step 30: no improvement." in text
     assert "The results are those of the best step, 20." in text
+    reinforced = {
+        "learned": True, "first_reward": 0.1, "last_reward": 0.2, "answers_a_step": 8,
+        "rows_a_step": 2, "steps": 6, "equal_groups": 0.5, "generated_tokens_per_second": 9.0,
+        "generating_share": 0.5, "peak_memory_bytes": 1,
+        "validation": {**VALIDATED, "best_step": 4, "exported_step": 4, "validations": 2},
+    }  # fmt: skip
+    found = validated()
+    stage = replace(found.stages["train"], name="reinforce", summary=reinforced)
+    both = replace(found, stages={**found.stages, "reinforce": stage})
+    text = " ".join(Page(render(both)).text.split())
+    assert "Reinforcement starts from the best step, 20." in text
+    assert "Validated 2 times. The results are those of the best step, 4." in text
+    assert "results are those of the best step, 20" not in text
     last = Page(render(validated(exported_step=30, stopped_early=False))).text
     assert "The results are those of the last step, 30." in last
     assert "stopped early" not in last

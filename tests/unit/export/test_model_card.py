@@ -182,6 +182,15 @@ def test_the_step_that_validation_chose_is_named_with_its_metric() -> None:
     assert "The weights are those of step 40" in text
     assert "`eval_cer` 0.21, against 0.34 at step 60, the last" in text
     assert "stopped early" in text
+    reinforced = {
+        "steps": 6, "answers_a_step": 8, "rows_a_step": 2, "rewards": {"exact_match": {}},
+        "validation": {"exported_step": 3},
+    }  # fmt: skip
+    train = {**TRAIN, "validation": validation}
+    then = card(stages={**STAGES, "train": train, "reinforce": reinforced})
+    assert "Reinforcement started from the weights of step 40" in then
+    assert "The weights are those of step 3 of these" in then
+    assert "The weights are those of step 40" not in then
     last = {**validation, "best_step": 60, "best": 0.2, "last": 0.2, "exported_step": 60}
     text = card(stages={**STAGES, "train": {**TRAIN, "validation": last}})
     assert (
