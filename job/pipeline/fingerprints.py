@@ -82,7 +82,7 @@ SELECTING_KEYS = (
 # Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
 # Keys of the reinforce section that affect neither its weights nor which of them are kept.
-UNREINFORCED_KEYS = ("logging_steps", "save_steps")
+UNREINFORCED_KEYS = ("allow_code", "logging_steps", "save_steps")
 # Its keys that select which step is kept.
 REINFORCE_SELECTING_KEYS = (
     "eval_strategy",

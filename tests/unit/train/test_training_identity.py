@@ -189,6 +189,15 @@ def test_keys_of_a_base_in_4_bits_count_only_if_it_is_in_4_bits(spec: JobSpec) -
     assert not {*of(load_in_4bit=True, bnb_4bit_quant_type="fp4")[1:]} & {*packed[1:]}
 
 
+def test_the_permission_to_run_code_trains_nothing_again() -> None:
+    spec = load_spec(Path("specs/latex-grpo.yaml").read_text(), "spec", environ={}).spec
+    assert spec.reinforce is not None
+    allowed = replace(spec, reinforce=replace(spec.reinforce, allow_code=True))
+    before, after = StageInputs(spec, 1), StageInputs(allowed, 1)
+    assert before.fingerprint("reinforce", {}) == after.fingerprint("reinforce", {})
+    assert before.reinforcement_identity({}) == after.reinforcement_identity({})
+
+
 def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> None:
     inputs = StageInputs(spec, 1)
     settings = {**asdict(spec), "model": inputs._model_keys, "lora": inputs._lora_settings}
