@@ -2,11 +2,13 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from job import __version__
+from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import (
     COMPUTING_KEYS,
     LENGTH_KEYS,
@@ -211,3 +213,13 @@ def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> N
         for own in (None, reinforced.reinforce)
     }
     assert len(reports) == 2
+
+
+def test_checkpoints_of_reinforcement_belong_to_its_section() -> None:
+    spec = load_spec(Path("specs/latex-grpo.yaml").read_text(), "spec", environ={}).spec
+    run: Any = SimpleNamespace(
+        inputs=StageInputs(spec, 1),
+        record=SimpleNamespace(stages={}),
+        output=SimpleNamespace(at=str, writer=SimpleNamespace(inside=lambda folder: None)),
+    )
+    assert RunContext.reinforcement_checkpoints(run).section == "reinforce"
