@@ -318,6 +318,7 @@ class RunContext:
             fingerprint=identity.fingerprint,
             parts=identity.to_json(),
             writer=self.output.writer.inside(folder),
+            section="reinforce",
         )
 
     def checkpoints(self, identity: Identity | None) -> "CheckpointStore":

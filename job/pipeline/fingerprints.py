@@ -83,7 +83,7 @@ SELECTING_KEYS = (
 LENGTH_KEYS = ("max_steps", "num_train_epochs")
 # Keys of the reinforce section that affect neither its weights nor which of them are kept, or are
 # there by another name.
-UNREINFORCED_KEYS = ("logging_steps", "save_steps", "metric_for_best_model")
+UNREINFORCED_KEYS = ("allow_code", "logging_steps", "save_steps", "metric_for_best_model")
 # Its keys that select which step is kept, and do not affect how steps are compared.
 REINFORCE_SELECTING_KEYS = ("eval_strategy", "eval_steps", "load_best_model_at_end")
 # Keys that add a validation split. They do not change the rows to evaluate on.

@@ -61,7 +61,7 @@ def history_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for entry in entries:
         if "loss" in entry:
             found.append(step_of(entry))
-        elif measured := {k: v for k, v in entry.items() if k.startswith("eval_")}:
+        elif measured := {k: v for k, v in sorted(entry.items()) if k.startswith("eval_")}:
             found.append({"step": entry["step"], **measured})
     return found
 

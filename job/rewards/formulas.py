@@ -1,9 +1,18 @@
 """Whether an answer is a formula that LaTeX can read."""
 
+import re
+from collections.abc import Iterator
+
 from job.evaluation import latex
 from job.evaluation.latex import commands
+from job.evaluation.latex.commands import WRAPPERS
 
 _STRUCTURE = (r"\left", r"\right", r"\middle", r"\hline", r"\cline", r"\multicolumn")
+_UNALIGNED = (*WRAPPERS, "gather", "gather*", "gathered", "multline", "multline*")
+"""Environments without columns; any other may have them."""
+_ALIGNING = (r"\matrix", r"\pmatrix", r"\cases", r"\eqalign", r"\eqalignno")
+"""Plain TeX's, whose argument may have columns."""
+_COMMENT = re.compile(r"(\\[\s\S])|%[^\n]*\n?")
 _PAIRS = {"}": "{", r"\right": r"\left", r"\end": r"\begin"}
 
 
@@ -12,9 +21,16 @@ def valid_latex(answer: str, reference: str) -> float:
 
     Braces, dollars, `\left` and `\right`, and environments pair up; commands have their arguments;
     no base has two superscripts or two subscripts; and every command is one that the normal form
-    or mathtext knows, or that the reference uses.
+    or mathtext knows, or that the reference uses. A comment hides the rest of its line. No `#`
+    stands alone, `\middle` is within `\left` and `\right`, and `&` within an environment with
+    columns, unless the reference has it elsewhere too.
     """
+    answer = _COMMENT.sub(r"\1", answer)
     tokens = latex.tokenize(answer)
+    if "#" in tokens or not _middles_are_paired(tokens):
+        return 0.0
+    if not _tabs_are_aligned(tokens) and _tabs_are_aligned(latex.tokenize(reference)):
+        return 0.0
     used = set(latex.tokenize(reference))
     if not all(item in used or _known(item) for item in set(tokens)):
         return 0.0
@@ -43,6 +59,34 @@ def _paired(tokens: tuple[str, ...]) -> bool:
         elif item in _PAIRS and (not opened or opened.pop() != (_PAIRS[item], name)):
             return False
     return not opened
+
+
+def _enclosing(tokens: tuple[str, ...], wanted: str) -> Iterator[tuple[str, str]]:
+    r"""For each token `wanted`, the innermost token that is open there, and what belongs to it.
+
+    That is the name of an environment, or the token before a brace.
+    """
+    opened: list[tuple[str, str]] = []
+    for at, item in enumerate(tokens):
+        if item == wanted:
+            yield opened[-1] if opened else ("", "")
+        elif item == r"\begin":
+            opened.append((item, _environment(tokens, at + 1)))
+        elif item in _PAIRS.values():
+            opened.append((item, tokens[at - 1] if at else ""))
+        elif item in _PAIRS and opened:
+            opened.pop()
+
+
+def _middles_are_paired(tokens: tuple[str, ...]) -> bool:
+    return all(opening == r"\left" for opening, _ in _enclosing(tokens, r"\middle"))
+
+
+def _tabs_are_aligned(tokens: tuple[str, ...]) -> bool:
+    return all(
+        name not in _UNALIGNED if opening == r"\begin" else name in _ALIGNING
+        for opening, name in _enclosing(tokens, "&")
+    )
 
 
 def _environment(tokens: tuple[str, ...], at: int) -> str:

@@ -1,18 +1,21 @@
 """Rewards by a user's own function, named `module:function`.
 
-The module is imported as any other: it is installed in the environment, or in a folder of
-`PYTHONPATH`. The working directory is not searched: `finetune-job` starts from anywhere, in a pod
-too. The function is called as TRL calls its own, with keywords: `completions`, `prompts`,
-`references` and `rows`; with those that it names, or all if it takes `**kwargs`.
+The module is installed in the environment, or in a folder of `PYTHONPATH`. The working directory
+is not searched unless `PYTHONPATH` names it, even if Python would search it: `finetune-job` starts
+from anywhere, in a pod too. The function is called as TRL calls its own, with keywords:
+`completions`, `prompts`, `references` and `rows`; with those that it names, or all if it takes
+`**kwargs`.
 """
 
 import hashlib
 import importlib
 import inspect
 import math
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -32,18 +35,28 @@ def load(name: str, field: str) -> Reward:
     such function, or the function needs an argument that it would not get.
     """
     module_name, _, function_name = name.partition(":")
-    function = getattr(_module(module_name, name, field), function_name, None)
+    module = _module(module_name, name, field)
+    function = getattr(module, function_name, None)
     if not callable(function):
         found = sorted(
             each
-            for each, value in vars(sys.modules[module_name]).items()
+            for each, value in vars(module).items()
             if inspect.isfunction(value) and value.__module__ == module_name
         )
+        functions = f"; its functions are {', '.join(found)}" if found else ""
+        if hasattr(module, function_name):
+            kind = type(function).__name__
+            raise SpecError(
+                field,
+                f"is not a function: {function_name} in the module {module_name} has the type "
+                f"{kind}{functions}",
+                value=name,
+                fix="name one of its functions" if found else "name a function",
+            )
         close = get_close_matches(function_name, found, 1)
         raise SpecError(
             field,
-            f"has no function {function_name} in the module {module_name}"
-            + (f"; its functions are {', '.join(found)}" if found else ""),
+            f"has no function {function_name} in the module {module_name}{functions}",
             value=name,
             fix=f"write {module_name}:{close[0]}" if close else "define it there",
         )
@@ -59,7 +72,7 @@ def load(name: str, field: str) -> Reward:
         try:
             values = function(**{keyword: arguments[keyword] for keyword in keywords})
             return _checked(values, len(answers), name, field)
-        except (SpecError, MemoryError):
+        except SpecError:
             raise
         except (Exception, SystemExit) as error:
             raise _failed(error, "raised", name, field) from error
@@ -78,20 +91,57 @@ def digest(name: str) -> str | None:
 
 def _module(module_name: str, name: str, field: str) -> ModuleType:
     try:
-        return importlib.import_module(module_name)
+        with _without_working_directory():
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        unsearched = _in_working_directory(error.name)
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(
                 field,
-                f"imports {error.name}, which is not installed",
+                f"imports {error.name}, which is not installed{unsearched}",
                 value=name,
                 fix=f"install {error.name} in the image, or add its folder to PYTHONPATH",
             ) from error
         raise InputError(
-            field, f"no module {error.name} can be imported", value=name, fix=_PATH
+            field, f"no module {error.name} can be imported{unsearched}", value=name, fix=_PATH
         ) from error
     except (Exception, SystemExit) as error:  # whatever it does
         raise _failed(error, "cannot be imported:", name, field) from error
+
+
+@contextmanager
+def _without_working_directory() -> Iterator[None]:
+    """Takes the working directory out of the search path unless `PYTHONPATH` names it.
+
+    `python -m job` in its own checkout needs that folder for the processes that it starts, and a
+    checkout that is installed for development is in the path of every process.
+    """
+    named = {
+        os.path.realpath(each)
+        for each in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if each
+    }
+    here = os.path.realpath(Path.cwd())
+    before = sys.path[:]
+    if here not in named:
+        sys.path[:] = [each for each in before if os.path.realpath(each) != here]
+    try:
+        yield
+    finally:
+        added = [each for each in sys.path if each not in before]  # by the module itself
+        sys.path[:] = [*added, *before]
+
+
+def _in_working_directory(module_name: str | None) -> str:
+    """Says where modules are looked for if the working directory has the one that was not found."""
+    top = (module_name or "").partition(".")[0]
+    here = Path.cwd()
+    if not top or not ((here / f"{top}.py").is_file() or (here / top).is_dir()):
+        return ""
+    return (
+        ": it is looked for among the installed packages and in the folders of PYTHONPATH, and not "
+        "in the working directory, which has it"
+    )
 
 
 def _keywords(function: Callable[..., object], name: str, field: str) -> tuple[str, ...]:
@@ -141,7 +191,8 @@ def _checked(values: object, count: int, name: str, field: str) -> list[float]:
         )
     for number, value in enumerate(given):
         try:
-            given[number] = float(value)
+            # Text is refused: TRL would not take it either, and a number in it is an oversight.
+            given[number] = math.nan if isinstance(value, str | bytes) else float(value)
         except (TypeError, ValueError):
             given[number] = math.nan
         if not 0 <= given[number] <= 1:  # NaN is not, either
@@ -160,7 +211,7 @@ def _failed(error: BaseException, what: str, name: str, field: str) -> SpecError
     place = f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return SpecError(
         field,
-        f"{what} {type(error).__name__}: {error}{place}",
+        f"{what} {type(error).__name__}{f': {error}' if str(error) else ''}{place}",
         value=name,
         fix="correct the code, and try it on a few answers before the next run",
     )

@@ -87,6 +87,9 @@ def _put(values: dict[str, Any], path: Path, value: Json) -> None:
             if not isinstance(target, list) or part >= len(target):
                 held = f"a list of {len(target)}" if isinstance(target, list) else quoted(target)
                 raise ValueError(f"has no item {part} in {above}, which is {held}")
+        elif isinstance(target, list) and part.isdecimal():
+            item = json_path((*path[:depth], int(part), *path[depth + 1 :])).removeprefix("$.")
+            raise ValueError(f"must name an item of the list in brackets, as in {item}")
         elif isinstance(target, list) and all(isinstance(item, dict) for item in target):
             raise ValueError(f"must name an item of the list, as in {above}[0].{part}")
         elif not isinstance(target, dict):

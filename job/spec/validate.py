@@ -62,6 +62,8 @@ _MAIN_KEYS = {
     "data.validation": "uri",
     "output": "uri",
 }
+# An item of a list that is mappings of keys.
+_ITEMS = {"data.train": "- {uri: data/train.jsonl}", "reinforce.rewards": "- {name: exact_match}"}
 _TEXTS: tuple[Path, ...] = (("data", "instruction"), ("data", "system"))
 """Values that may have several lines."""
 _UNTIDY = re.compile(r"^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
@@ -184,6 +186,8 @@ def _fix(error: ValidationError, node: Schema) -> str | None:
     if "object" in kinds:
         if dotted in _MAIN_KEYS and isinstance(value, str) and value:
             return f"write it as {dotted}.{_MAIN_KEYS[dotted]}"
+        if dotted in _ITEMS:
+            return f"list its items under it, for example {_ITEMS[dotted]}"
         if keys.values_of(node) is not None:
             return f"for example {quoted(node['examples'][0])}"
         return "indent its keys under it"

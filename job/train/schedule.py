@@ -1,6 +1,13 @@
 """Learning rate schedules, and whether two of different lengths begin with the same rates."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
+LENGTH_KEYS: Mapping[str, tuple[str, ...]] = {
+    "train": ("max_steps", "num_train_epochs"),
+    "reinforce": ("max_steps",),
+}
+"""The keys that set the number of steps, by section of the spec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +35,15 @@ class Schedule:
         [factor] = schedule.lr_lambdas
         return [float(factor(step)) for step in range(count)]
 
-    def conflict(self, steps: int, until: int) -> str | None:
+    def conflict(self, steps: int, until: int, section: str = "train") -> str | None:
         """Why a training of `steps` steps has other learning rates in its first `until` steps.
 
-        None if they are equal.
+        None if they are equal. `section` is the one of the spec with the schedule's settings.
         """
         if steps == self.steps or replace(self, steps=steps).rates(until) == self.rates(until):
             return None
+        lengths = ", ".join(f"{section}.{key}" for key in LENGTH_KEYS[section])
         return (
-            f"train.lr_scheduler_type {self.lr_scheduler_type} depends on the number of steps, "
-            f"which was {steps} and is {self.steps} (train.max_steps, train.num_train_epochs)"
+            f"{section}.lr_scheduler_type {self.lr_scheduler_type} depends on the number of steps, "
+            f"which was {steps} and is {self.steps} ({lengths})"
         )

@@ -62,6 +62,43 @@ def test_processes_that_it_starts_import_nothing_from_there_either(full_of_names
     assert "is of the folder" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("command", [("-m", "job"), ("bin/finetune-job",)])
+def test_a_reward_is_not_imported_from_the_working_directory(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Not even in the job's own checkout, where Python itself would find it."""
+    checkout = tmp_path / "checkout"
+    (checkout / "bin").mkdir(parents=True)
+    (checkout / "job").symlink_to(ROOT / "job")
+    (checkout / "bin" / "finetune-job").write_text(
+        # The path as an installation for development makes it.
+        f"import sys; sys.path.insert(1, {str(checkout)!r})\n"
+        "from job.__main__ import main; main()\n"
+    )
+    source = "raise SystemExit('own_rewards is imported')\n"
+    (checkout / "own_rewards.py").write_text(source)
+    (checkout / "spec.yaml").write_text(
+        "version: 1\nname: test\nmodel: {model_name_or_path: 'builtin://ernie-vl-tiny'}\n"
+        "data: {train: {uri: 'builtin://formulas', limit: 20}}\noutput: {uri: out}\n"
+        "runtime: {cache_dir: cache, accelerator: cpu}\n"
+        "reinforce: {allow_code: true, rewards: {name: 'own_rewards:reward'}}\n"
+    )
+    unnamed = {k: v for k, v in ENVIRON.items() if k != "PYTHONPATH"}
+    for environ, kind, message in (
+        (unnamed, errors.InputError,
+         "no module own_rewards can be imported: it is looked for among the installed packages and "
+         "in the folders of PYTHONPATH, and not in the working directory, which has it"),
+        ({**unnamed, "PYTHONPATH": str(checkout)}, errors.SpecError,
+         "cannot be imported: SystemExit: own_rewards is imported"),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *command, "run", "spec.yaml"],
+            cwd=checkout, env=environ, capture_output=True, text=True,
+        )  # fmt: skip
+        told = " ".join((done.stdout + done.stderr).split())
+        assert (done.returncode, message in told) == (kind.exit_code, True), told
+
+
 def test_a_python_without_the_packages_says_so_in_one_line(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     bare = tmp_path / "bare" / "bin" / "python"

@@ -1,5 +1,6 @@
 """Checks of the reinforce section; all of them pass if it is absent."""
 
+import math
 from collections.abc import Iterator
 
 from job.spec import keys
@@ -7,10 +8,10 @@ from job.spec.answer_kinds import LOSS, METRICS, REWARDS, bare_metric
 from job.spec.foreign_names import nearest
 from job.spec.problems import Finding
 from job.spec.rules.validation import DEPENDENT as TRAIN_DEPENDENT
+from job.spec.rules.validation import REINFORCE_STRATEGY as STRATEGY
 from job.spec.rules.validation import STRATEGY as TRAIN_STRATEGY
+from job.spec.rules.validation import and_rows
 from job.spec.rules.view import Rule, View, finding
-
-STRATEGY = "reinforce.eval_strategy"
 
 
 def _is_present(at: View) -> bool:
@@ -76,14 +77,21 @@ def _answers_fill_groups(at: View) -> Iterator[Finding]:
         return
     group = at("reinforce.num_generations")
     passes = at("reinforce.gradient_accumulation_steps")
-    answers = at("reinforce.per_device_train_batch_size") * passes
+    batch = at("reinforce.per_device_train_batch_size")
+    answers = batch * passes
     if answers % group:
+        unit = group // math.gcd(group, passes)  # batches of its multiples fill groups
         yield finding(
             "reinforce.num_generations",
             "must divide per_device_train_batch_size × gradient_accumulation_steps, the answers "
             f"of a step, which are {answers}",
-            f"set reinforce.per_device_train_batch_size: {group}",
+            f"set reinforce.per_device_train_batch_size: {_nearest_multiple(batch, unit)}",
         )
+
+
+def _nearest_multiple(number: int, unit: int) -> int:
+    """The lower one if two are as near, but never 0."""
+    return max(1, (number + (unit - 1) // 2) // unit) * unit
 
 
 def _warmup_ends(at: View) -> Iterator[Finding]:
@@ -169,7 +177,7 @@ def _settings_require_validation(at: View) -> Iterator[Finding]:
             yield finding(
                 f"reinforce.{name}",
                 f"requires {STRATEGY}: nothing is validated without it",
-                f"set {STRATEGY}: steps, or remove the line",
+                f"set {STRATEGY}: steps{and_rows(at)}, or remove the line",
             )
 
 
@@ -192,7 +200,7 @@ def _training_may_be_left_out(at: View) -> Iterator[Finding]:
     """`train.max_steps: 0` trains nothing: `reinforce` starts from the adapter as it is."""
     if not _is_present(at) or at("train.max_steps") != 0:
         return
-    for dotted in (TRAIN_STRATEGY, *TRAIN_DEPENDENT):
+    for dotted in (TRAIN_STRATEGY, *TRAIN_DEPENDENT, "train.early_stopping_threshold"):
         if at(dotted) != keys.default(dotted):
             yield finding(
                 dotted,

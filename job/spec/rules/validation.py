@@ -8,7 +8,7 @@ from job.spec.foreign_names import nearest
 from job.spec.problems import Finding
 from job.spec.rules.view import Rule, View, finding
 
-STRATEGY = "train.eval_strategy"
+STRATEGY, REINFORCE_STRATEGY = "train.eval_strategy", "reinforce.eval_strategy"
 DEPENDENT = (
     "train.eval_steps",
     "train.predict_with_generate",
@@ -23,7 +23,18 @@ def _validates(at: View) -> bool:
     return bool(at(STRATEGY) != "no")
 
 
+def _is_left_out(at: View) -> bool:
+    """Whether `reinforce` starts without training, so that no setting of its validation applies.
+
+    The rules of `reinforce` then refuse each of these settings: another finding here would advise
+    what they refuse.
+    """
+    return bool(at("train.max_steps") == 0 and at("reinforce") is not None)
+
+
 def _validation_has_rows(at: View) -> Iterator[Finding]:
+    if _is_left_out(at):
+        return
     if _validates(at) and at("data.validation") is None and not at("data.validation_fraction"):
         yield finding(
             STRATEGY,
@@ -33,43 +44,54 @@ def _validation_has_rows(at: View) -> Iterator[Finding]:
 
 
 def _reinforce_validates(at: View) -> bool:
-    return at("reinforce") is not None and bool(at("reinforce.eval_strategy") != "no")
+    return at("reinforce") is not None and bool(at(REINFORCE_STRATEGY) != "no")
 
 
 def _validation_rows_are_used(at: View) -> Iterator[Finding]:
     if _validates(at) or _reinforce_validates(at):
         return
+    stages = [STRATEGY] if at("reinforce") is None else [REINFORCE_STRATEGY]
+    if stages == [REINFORCE_STRATEGY] and not _is_left_out(at):
+        stages.append(STRATEGY)
+    required = " or ".join(stages)
     for dotted, none in (("data.validation", None), ("data.validation_fraction", 0)):
         if at(dotted) != none:
             yield finding(
                 dotted,
-                f"requires {STRATEGY}: without it these rows would neither be trained nor "
+                f"requires {required}: without it these rows would neither be trained nor "
                 "validated on",
-                f"set {STRATEGY}: steps, or remove the line",
+                f"set {stages[0]}: steps, or remove the line",
             )
     if at("eval.validation_samples") != keys.default("eval.validation_samples"):
         yield finding(
             "eval.validation_samples",
-            f"requires {STRATEGY}: nothing is validated without it",
-            f"set {STRATEGY}: steps, or remove the line; eval.max_samples limits the evaluation",
+            f"requires {required}: nothing is validated without it",
+            f"set {stages[0]}: steps{and_rows(at)}, or remove the line; eval.max_samples limits "
+            "the evaluation",
         )
 
 
-def _settings_require_validation(at: View) -> Iterator[Finding]:
-    if _validates(at):
-        return
+def and_rows(at: View) -> str:
+    """What a fix that turns validation on has to add for there to be rows to validate on."""
     rows = at("data.validation") is not None or at("data.validation_fraction")
-    more = "" if rows else " and data.validation_fraction: 0.05"
+    return "" if rows else " and data.validation_fraction: 0.05"
+
+
+def _settings_require_validation(at: View) -> Iterator[Finding]:
+    if _validates(at) or _is_left_out(at):
+        return
     for dotted in DEPENDENT:
         if at(dotted):
             yield finding(
                 dotted,
                 f"requires {STRATEGY}: nothing is validated without it",
-                f"set {STRATEGY}: steps{more}, or remove the line",
+                f"set {STRATEGY}: steps{and_rows(at)}, or remove the line",
             )
 
 
 def _eval_steps_count_steps(at: View) -> Iterator[Finding]:
+    if _is_left_out(at):
+        return
     if at(STRATEGY) == "epoch" and at("train.eval_steps") is not None:
         yield finding(
             "train.eval_steps",
@@ -82,7 +104,7 @@ def _metric_is_measured(at: View) -> Iterator[Finding]:
     dotted, answer = "train.metric_for_best_model", at("eval.answer")
     named = at(dotted)
     measured = (LOSS, *(METRICS[answer] if at("eval.metrics") is None else at("eval.metrics")))
-    if named is None or bare_metric(named) in measured:
+    if named is None or bare_metric(named) in measured or _is_left_out(at):
         return
     name = bare_metric(named)
     if name in METRICS[answer]:
@@ -101,7 +123,7 @@ def _metric_is_measured(at: View) -> Iterator[Finding]:
 
 def _metric_is_generated(at: View) -> Iterator[Finding]:
     named, generate = at("train.metric_for_best_model"), at("train.predict_with_generate")
-    if bare_metric(named) != LOSS and generate is False:
+    if bare_metric(named) != LOSS and generate is False and not _is_left_out(at):
         yield finding(
             "train.predict_with_generate",
             f"must not be false if train.metric_for_best_model is {named}, which compares "
@@ -130,6 +152,8 @@ def _sharded_models_do_not_generate(at: View) -> Iterator[Finding]:
 
 
 def _threshold_requires_patience(at: View) -> Iterator[Finding]:
+    if _is_left_out(at):
+        return
     if at("train.early_stopping_threshold") and at("train.early_stopping_patience") is None:
         yield finding(
             "train.early_stopping_threshold",

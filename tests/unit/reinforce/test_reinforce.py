@@ -28,7 +28,7 @@ from job.families.token_scores import token_scores
 from job.prep.rows import Message, Part, Row
 from job.reinforce import trainer
 from job.reinforce.answer_scores import answered
-from job.reinforce.progress import read_history
+from job.reinforce.progress import history_of, read_history
 from job.reinforce.prompts import Prompts, RolloutOrder
 from job.reinforce.result import ReinforceResult
 from job.reinforce.settings import as_training
@@ -443,3 +443,11 @@ def test_a_resumed_stage_keeps_the_best_of_the_checkpoints_that_are_still_stored
     result, _ = run("again", longer, equal, store="first")
     assert result.resumed_from_step == 2
     assert "the checkpoint of the best validation is not stored" in capsys.readouterr().err
+
+
+def test_the_history_of_a_resumed_stage_names_what_is_measured_in_the_same_order() -> None:
+    measured = {"eval_loss": 1.0, "eval_exact_match": 0.5, "step": 2}
+    stored = dict(sorted(measured.items()))  # as a checkpoint has it
+    assert [*stored] != [*measured]
+    [first], [again] = history_of([measured]), history_of([stored])
+    assert [*first.items()] == [*again.items()]

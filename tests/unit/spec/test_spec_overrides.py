@@ -127,7 +127,8 @@ def test_an_override_without_equals_is_a_usage_error(item: str) -> None:
         ),
         (
             "train.report_to.0=mlflow",
-            '--set $.train.report_to["0"]: has no keys in train.report_to, which is ["wandb"]',
+            '--set $.train.report_to["0"]: must name an item of the list in brackets, as in '
+            "train.report_to[0] (found train.report_to.0=mlflow)",
         ),
         (
             "train.report_to[1]=mlflow",
@@ -148,6 +149,10 @@ def test_an_override_that_makes_no_sense_is_a_spec_error(item: str, message: str
 def test_a_key_of_a_list_of_sources_asks_which_one() -> None:
     error = _error("data.train=[{uri: a}, {uri: b}]", "data.train.limit=5")
     assert "must name an item of the list, as in data.train[0].limit" in error
+    error = _error("data.train=[{uri: a}, {uri: b}]", "data.train.1.limit=5")
+    assert "must name an item of the list in brackets, as in data.train[1].limit" in error
+    error = _error("reinforce.rewards=[{name: length}]", "reinforce.rewards.0.name=exact_match")
+    assert "must name an item of the list in brackets, as in reinforce.rewards[0].name" in error
 
 
 def test_every_override_that_makes_no_sense_is_told_at_once() -> None:

@@ -797,8 +797,8 @@ REFUSED += [
         ("eval.validation_samples=9",),
         "eval.validation_samples",
         NOT_VALIDATED,
-        "set train.eval_strategy: steps, or remove the line; eval.max_samples limits the "
-        "evaluation",
+        "set train.eval_strategy: steps and data.validation_fraction: 0.05, or remove the line; "
+        "eval.max_samples limits the evaluation",
     ),
     (
         ("data.validation_fraction=0.4", "train.eval_strategy=epoch", "train.eval_steps=5"),
@@ -889,7 +889,27 @@ REFUSED += [
         "reinforce.num_generations",
         "must divide per_device_train_batch_size × gradient_accumulation_steps, the answers of a "
         "step, which are 8",
-        "set reinforce.per_device_train_batch_size: 3",
+        "set reinforce.per_device_train_batch_size: 9",
+    ),
+    *(
+        (
+            (
+                GRPO,
+                f"reinforce.num_generations={group}",
+                f"reinforce.per_device_train_batch_size={batch}",
+                f"reinforce.gradient_accumulation_steps={passes}",
+            ),
+            "reinforce.num_generations",
+            "must divide per_device_train_batch_size × gradient_accumulation_steps, the answers of "
+            f"a step, which are {batch * passes}",
+            f"set reinforce.per_device_train_batch_size: {nearest}",
+        )
+        for group, batch, passes, nearest in (
+            (7, 128, 1, 126),
+            (8, 12, 1, 8),  # the lower one if two are as near
+            (8, 1, 1, 8),
+            (6, 5, 4, 6),  # any multiple of 3
+        )
     ),
     (
         (GRPO, "reinforce.max_steps=20", "reinforce.warmup_steps=30"),
@@ -946,7 +966,7 @@ REFUSED += [
         (GRPO, "reinforce.load_best_model_at_end=true"),
         "reinforce.load_best_model_at_end",
         "requires reinforce.eval_strategy: nothing is validated without it",
-        "set reinforce.eval_strategy: steps, or remove the line",
+        "set reinforce.eval_strategy: steps and data.validation_fraction: 0.05, or remove the line",
     ),
     (
         (
@@ -1082,6 +1102,61 @@ def test_without_training_all_that_validates_it_is_refused_at_once() -> None:
     assert sorted(problem.field for problem in problems) == [
         f"--set $.train.{key}" for key in refused
     ]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.eval_strategy=steps",
+        "train.eval_strategy=epoch",
+        "train.eval_steps=5",
+        "train.predict_with_generate=true",
+        "train.predict_with_generate=false",
+        "train.metric_for_best_model=cer",
+        "train.metric_for_best_model=eval_cerr",
+        "train.load_best_model_at_end=true",
+        "train.early_stopping_patience=3",
+        "train.early_stopping_threshold=0.1",
+    ],
+)
+def test_without_training_each_setting_of_its_validation_has_one_finding(override: str) -> None:
+    [problem] = _problems(GRPO, "train.max_steps=0", override)
+    assert problem.field == f"--set $.{override.partition('=')[0]}"
+    assert str(problem.fix).startswith("remove the line")
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides"),
+    [
+        (stage, overrides)
+        for stage in ((), (GRPO,), (GRPO, "train.max_steps=0"))
+        for overrides in (
+            ("data.validation_fraction=0.1",),
+            ("data.validation={uri: v.jsonl}",),
+            ("eval.validation_samples=9",),
+            ("eval.validation_samples=9", "data.validation_fraction=0.1"),
+            ("train.eval_steps=5",),
+            ("train.load_best_model_at_end=true",),
+            ("reinforce.eval_steps=5",),
+            ("reinforce.metric_for_best_model=eval_cer",),
+            ("reinforce.eval_strategy=steps",),
+        )
+        if stage or not overrides[0].startswith("reinforce.")
+    ],
+)
+def test_a_spec_that_obeys_what_is_said_of_validation_is_valid(
+    stage: tuple[str, ...], overrides: tuple[str, ...]
+) -> None:
+    problems = _problems(*stage, *overrides)
+    [fix] = {str(problem.fix).partition(",")[0].partition(";")[0] for problem in problems}
+    if fix == "remove the line":
+        assert _load(*stage)
+        return
+    if stage:
+        keys = "train.eval_strategy" if "train." in overrides[0] else "reinforce.eval_strategy"
+        assert keys in fix or "data." in fix
+    settings = fix.removeprefix("set ").split(" and ")
+    assert _load(*stage, *overrides, *(each.replace(": ", "=") for each in settings))
 
 
 def test_a_few_steps_of_a_longer_training_need_no_shorter_warm_up() -> None:

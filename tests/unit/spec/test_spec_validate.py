@@ -10,6 +10,7 @@ METRICS = [
     "render_match", "valid_json", "exact_object", "field_precision", "field_recall", "field_f1",
     "accuracy", "macro_f1",
 ]  # fmt: skip
+MAPPINGS = "must be a mapping of keys or a non-empty list of mappings of keys"
 MINIMAL = """
 version: 1
 name: sample
@@ -176,6 +177,20 @@ def test_a_problem_reads_as_place_path_reason_value_fix_and_entry() -> None:
         ("runtime: {cache_dir: 12}", "must be text", "12", "put it in quotes"),
         ("runtime: {cache_dir: ''}", "must not be empty", '""', "the default is ~/.cache/finetune"),
         ("lora: 5", "must be a mapping of keys", "5", "indent its keys under it"),
+        *(
+            (
+                f"reinforce: {{rewards: {given}}}",
+                message,
+                found,
+                "list its items under it, for example - {name: exact_match}",
+            )
+            for given, found, message in (
+                ("[]", "[]", "must not be empty"),
+                ("null", "null", MAPPINGS),
+                ("exact_match", "exact_match", MAPPINGS),
+                ("[exact_match]", "exact_match", "must be a mapping of keys"),
+            )
+        ),
         ("lora:", "must be a mapping of keys", "null", "remove the line to use the default, {}"),
         (
             "lora: {target_modules: 5}",

@@ -327,6 +327,18 @@ class TestCheckpoints:
             assert f"train.lr_scheduler_type {kind} depends on the number of steps" in logged
             assert "which was 10 and is 20" in logged
 
+    def test_reinforcement_of_another_length_names_its_own_keys(
+        self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        schedule = Schedule(lr_scheduler_type="linear", warmup_steps=0, learning_rate=0.1, steps=10)
+        store = replace(store, schedule=schedule, section="reinforce")
+        self.save(store, tmp_path, 5)
+        assert self.newest(replace(store, schedule=replace(schedule, steps=20)), tmp_path) is None
+        logged = capsys.readouterr().err
+        assert "reinforce.lr_scheduler_type linear depends on the number of steps" in logged
+        assert "which was 10 and is 20 (reinforce.max_steps)" in logged
+        assert "train." not in logged
+
     def test_pruning_a_shorter_training_leaves_what_a_longer_one_stored(
         self, store: CheckpointStore, tmp_path: Path
     ) -> None:

@@ -2,12 +2,14 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from job import __version__
 from job.artifacts.records import StageRecord
+from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import (
     COMPUTING_KEYS,
     LENGTH_KEYS,
@@ -212,6 +214,15 @@ def test_keys_of_a_base_in_4_bits_count_only_if_it_is_in_4_bits(spec: JobSpec) -
     assert not {*of(load_in_4bit=True, bnb_4bit_quant_type="fp4")[1:]} & {*packed[1:]}
 
 
+def test_the_permission_to_run_code_trains_nothing_again() -> None:
+    spec = load_spec(Path("specs/latex-grpo.yaml").read_text(), "spec", environ={}).spec
+    assert spec.reinforce is not None
+    allowed = replace(spec, reinforce=replace(spec.reinforce, allow_code=True))
+    before, after = StageInputs(spec, 1), StageInputs(allowed, 1)
+    assert before.fingerprint("reinforce", {}) == after.fingerprint("reinforce", {})
+    assert before.reinforcement_identity({}) == after.reinforcement_identity({})
+
+
 def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> None:
     inputs = StageInputs(spec, 1)
     settings = {**asdict(spec), "model": inputs._model_keys, "lora": inputs._lora_settings}
@@ -225,3 +236,13 @@ def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> N
         for own in (None, reinforced.reinforce)
     }
     assert len(reports) == 2
+
+
+def test_checkpoints_of_reinforcement_belong_to_its_section() -> None:
+    spec = load_spec(Path("specs/latex-grpo.yaml").read_text(), "spec", environ={}).spec
+    run: Any = SimpleNamespace(
+        inputs=StageInputs(spec, 1),
+        record=SimpleNamespace(stages={}),
+        output=SimpleNamespace(at=str, writer=SimpleNamespace(inside=lambda folder: None)),
+    )
+    assert RunContext.reinforcement_checkpoints(run).section == "reinforce"
