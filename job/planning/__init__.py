@@ -1,6 +1,6 @@
 """`job plan`: what a run would do and require. Reads headers and a few rows, no weights.
 
-Imports: spec, storage, prep, families, engines, train, evaluation, pipeline.
+Imports: spec, storage, prep, families, engines, train, evaluation, pipeline, reinforce.
 """
 
 from job.planning.name_patterns import patterns

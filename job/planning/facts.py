@@ -229,6 +229,16 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswersFit:
+    """Peak memory of a training pass of reinforcement on a device."""
+
+    accelerator: str
+    total: int
+    memory: int
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reinforcement:
     """The reinforce stage."""
 
@@ -245,6 +255,8 @@ class Reinforcement:
     """Logits of the answers of a pass in fp32 with their gradient, at most."""
     copied_bytes: int
     """The copies of the adapter that the divergence (`beta`) needs; 0 without."""
+    fits: tuple[AnswersFit, ...]
+    """With answers as long as they may be, on each device; none if the family cannot tell."""
     shortest: float | None
     """Seconds, with answers as long as the sample's; None if no similar job was measured."""
     longest: float | None

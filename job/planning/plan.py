@@ -104,11 +104,13 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         work=None if quantities is None else asdict(quantities),
         validation=validation(spec, data_facts, steps, time),
         reinforcement=reinforcement(
+            family,
             spec,
             skeleton,
             data_facts,
+            survey.sizes,
             quantities,
-            _only(devices),
+            devices,
             answer_tokens=answer_tokens(survey),
             trainable=measured.trainable,
         ),
@@ -328,13 +330,6 @@ def _job_time(
         skipped=[stage for stage, state in stages.items() if state != WILL_RUN],
         price_per_hour=options.price_per_hour,
     )
-
-
-def _only(devices: Mapping[str, Accelerator]) -> Accelerator | None:
-    """This machine, or the accelerator that the user names; None if there are several."""
-    if THIS_MACHINE in devices:
-        return devices[THIS_MACHINE]
-    return next(iter(devices.values())) if len(devices) == 1 else None
 
 
 def _stages(job: RunContext) -> Iterator[tuple[str, str]]:

@@ -4,15 +4,22 @@ Its time is that of generating the answers and of training on them, each by the 
 jobs; generation in such a job is greedy, so sampling is not in it.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from job.engines.device import Accelerator
+from job.engines.memory import estimate, longest
 from job.evaluation.rows_at_once import MOST_ON_CPU, cache_bytes
 from job.evaluation.sampling import ROWS_ON_GPU
+from job.families.base import Family
+from job.families.encoded import RowSize
 from job.planning import facts
 from job.planning.cost_model import CostModel, measured_jobs
+from job.planning.devices import THIS_MACHINE
+from job.planning.sample import worst_batch
 from job.planning.stage_work import Work
+from job.reinforce.settings import as_training
 from job.spec.types import JobSpec, ReinforceSpec
 
 if TYPE_CHECKING:
@@ -23,28 +30,39 @@ LOGITS_COPIES = 3
 
 
 def reinforcement(
+    family: type[Family],
     spec: JobSpec,
     model: "PreTrainedModel",
     data: facts.Data,
+    sampled: Sequence[RowSize],
     work: Work | None,
-    device: Accelerator | None,
+    devices: Mapping[str, Accelerator],
     *,
     answer_tokens: float | None,
     trainable: int,
 ) -> facts.Reinforcement | None:
-    """The stage on the device; without one, or a similar measured job, its time is None.
+    """The stage on the devices.
 
-    `work` has the quantities of the whole job, None if the rows are unknown.
+    Its time is that on this machine, or on the only device; None if no similar job was measured.
+
+    `sampled` are sizes of training rows; if there are none, rows are taken to be as long as
+    allowed. `work` has the quantities of the whole job, None if the rows are unknown.
     """
     own = spec.reinforce
     if own is None:
         return None
+    alone = next(iter(devices.values())) if len(devices) == 1 else None
+    device = devices.get(THIS_MACHINE, alone)
     answers = own.rollouts * own.answers_a_step
     on_cpu = device is not None and device.kind == "cpu"
     at_once = min(own.answers_a_step, MOST_ON_CPU if on_cpu else ROWS_ON_GPU)
     row = None if data.tokens_a_row is None else data.tokens_a_row + own.max_completion_length
     vocabulary = model.config.get_text_config().vocab_size
     seconds = _seconds(own, answers, row, work, device, answer_tokens)
+    logits = (
+        LOGITS_COPIES * 4 * own.per_device_train_batch_size * own.max_completion_length * vocabulary
+    )
+    copied = 2 * 4 * trainable if own.beta else 0
     return facts.Reinforcement(
         steps=own.max_steps,
         rows_a_step=own.rows_a_step,
@@ -52,16 +70,44 @@ def reinforcement(
         answers=answers,
         tokens=None if row is None else int(answers * row),
         cache_bytes=None if row is None else int(at_once * row * cache_bytes(model)),
-        logits_bytes=LOGITS_COPIES
-        * 4
-        * own.per_device_train_batch_size
-        * own.max_completion_length
-        * vocabulary,
-        copied_bytes=2 * 4 * trainable if own.beta else 0,
+        logits_bytes=logits,
+        copied_bytes=copied,
+        fits=tuple(_fits(family, spec, model, sampled, devices, logits + copied)),
         shortest=None if seconds is None else round(seconds[0], 1),
         longest=None if seconds is None else round(seconds[1], 1),
         generating=None if seconds is None else round(seconds[2], 2),
     )
+
+
+def _fits(
+    family: type[Family],
+    spec: JobSpec,
+    model: "PreTrainedModel",
+    sampled: Sequence[RowSize],
+    devices: Mapping[str, Accelerator],
+    of_answers: int,
+) -> Iterator[facts.AnswersFit]:
+    """Whether a pass fits; `of_answers` are the bytes of their logits and of copied weights."""
+    own = spec.reinforce
+    assert own is not None
+    length = own.max_completion_length
+    answered = [
+        replace(row, tokens=row.tokens - row.supervised_tokens + length, supervised_tokens=length)
+        for row in sampled or (longest(model, spec),)
+    ]
+    for name, device in devices.items():
+        training = as_training(spec, on_gpu=device.kind != "cpu")
+        batch = worst_batch(answered, own.per_device_train_batch_size)
+        memory = estimate(family, model, training, batch, device)
+        if memory is None:
+            return
+        memory = replace(memory, logits=of_answers)
+        yield facts.AnswersFit(
+            accelerator=name,
+            total=memory.total,
+            memory=device.memory_bytes,
+            fits=memory.fits(device.memory_bytes),
+        )
 
 
 def _seconds(

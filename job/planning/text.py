@@ -282,6 +282,13 @@ def _reinforcement(stage: Reinforcement) -> Iterator[tuple[str, str]]:
     if stage.copied_bytes:
         extra.append(f"copies of the adapter {log.size(stage.copied_bytes)}")
     yield "memory", f"beside weights, optimizer and activations at most: {', '.join(extra)}"
+    if len(stage.fits) == 1:
+        [fit] = stage.fits
+        verdict = "fits" if fit.fits else "does not fit"
+        yield "a pass", f"{log.size(fit.total)} of {log.size(fit.memory)}: {verdict}"
+    elif stage.fits:
+        lacking = [fit.accelerator for fit in stage.fits if not fit.fits]
+        yield "a pass", f"does not fit {', '.join(lacking)}" if lacking else "fits all of these"
     if stage.shortest is None or stage.longest is None or stage.generating is None:
         yield "time", "unknown: no similar job was measured, or for several accelerators"
         return

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from job import families, planning, storage
+from job import families, log, planning, storage
 from job.engines import cpu, device, memory
 from job.engines.device import Accelerator
 from job.errors import InputError, OutOfMemoryError, UsageError
@@ -406,6 +406,32 @@ def of(path: Path, *more: str) -> planning.PlanOptions:
     output = f"output.uri={path.parent / 'output'}"
     sets = (f"data.train.uri={path}", "data.eval=null", output, *more)
     return planning.PlanOptions(loaded=loaded("im2latex", *sets), accelerator="mi300x")
+
+
+def test_a_plan_tells_whether_a_pass_of_reinforcement_fits() -> None:
+    def plan(name: str | None, *settings: str) -> tuple[facts.Plan, str]:
+        options = planning.PlanOptions(loaded=loaded("latex-grpo", *settings), accelerator=name)
+        made = planning.make_plan(options)
+        return made, " ".join(planning.text(made).split())
+
+    made, text = plan("rtx-4090")
+    assert made.reinforcement is not None
+    [fit] = made.reinforcement.fits
+    assert fit.fits
+    assert f"a pass {log.size(fit.total)} of {log.size(fit.memory)}: fits" in text
+    stored = made.disk.checkpoints
+    long = ("reinforce.max_completion_length=16384",)
+    larger, text = plan("rtx-4090", *long)
+    assert larger.reinforcement is not None
+    [other] = larger.reinforcement.fits
+    assert other.total - fit.total > larger.reinforcement.logits_bytes / 2
+    assert not other.fits
+    assert ": does not fit" in text
+    assert "reinforced/ " in text
+    assert "a pass does not fit " in plan(None, *long)[1]
+    alone = "train.max_steps=0", "train.eval_strategy=no", "train.eval_steps=null"
+    started, _ = plan("rtx-4090", *alone, "train.load_best_model_at_end=false")
+    assert stored == 2 * started.disk.checkpoints, "of training and of reinforcement"
 
 
 def test_a_large_list_is_not_read_through(made: facts.Plan, tmp_path: Path) -> None:
