@@ -132,6 +132,8 @@ class Stages:
         )
         if not result.learned:
             run.record.warnings.append("reinforce: nothing was learned: no rewards differed")
+        elif result.reward_fell:
+            run.record.warnings.append("reinforce: the reward fell to less than half")
         return result.to_json()
 
     def eval(self, directory: Path) -> Summary:

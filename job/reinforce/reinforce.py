@@ -107,6 +107,14 @@ def reinforce(
             reward=result.last_reward,
             fix=NOTHING_LEARNED,
         )
+    elif result.reward_fell:
+        log.warn(
+            "the reward fell to less than half of what it was at first",
+            first_reward=result.first_reward,
+            last_reward=result.last_reward,
+            fix="lower reinforce.learning_rate, or keep the best step: "
+            "reinforce.load_best_model_at_end: true with reinforce.eval_strategy: steps",
+        )
     return trained, result
 
 

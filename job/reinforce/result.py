@@ -51,6 +51,14 @@ class ReinforceResult:
     validation: dict[str, Any] | None
     """The metric, the best and the last validation, and the step whose weights are kept."""
 
+    @property
+    def reward_fell(self) -> bool:
+        """Whether the weights are those of a last step whose reward is less than half of the
+        first's: more than chance does."""
+        first, last = self.first_reward, self.last_reward
+        kept = self.steps if self.validation is None else self.validation["exported_step"]
+        return kept == self.steps and first is not None and last is not None and last < first / 2
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

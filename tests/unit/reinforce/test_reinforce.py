@@ -312,6 +312,20 @@ def test_a_stage_that_diverges_in_its_last_step_ends_and_stores_nothing(
     assert not [*tmp_path.glob("diverged/checkpoints/*")]
 
 
+def test_a_reward_that_falls_is_told(
+    run: Callable[..., tuple[ReinforceResult, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+
+    def less_each_time(answers: Sequence[Scored]) -> list[float]:
+        calls.append(1)
+        return [(1 - number / len(answers)) / 3 ** len(calls) for number in range(len(answers))]
+
+    result, _ = run("falls", spec_of("reinforce.max_steps=2"), less_each_time)
+    assert result.reward_fell
+    assert "the reward fell to less than half" in capsys.readouterr().err
+
+
 def test_a_stage_of_which_nothing_is_left_still_has_samples(
     run: Callable[..., tuple[ReinforceResult, Path]],
 ) -> None:
