@@ -189,6 +189,18 @@ CLAIMS: list[tuple[Path, str, Callable[[], float]]] = [
     (RECEIPTS, r"([\d.]+) GiB of memory", lambda: read("job-receipts-cpu.json")["peak_gib"]),
     (PLAN, r"each estimated within (\d+)%", farthest_off),
     (PLAN, r"92 rows took (\d+) GiB", lambda: ways()["train stage"]["peak_gib"]),
+    (
+        DOCS / "26-reinforcement.md",
+        r"takes ([\d.]+) seconds packed",
+        lambda: read("answer-passes.json")["seconds"]["packed"],
+    ),
+    (
+        DOCS / "26-reinforcement.md",
+        r"generate ([\d,]+) tokens a second",
+        lambda: read("reinforcement-28b-h200.json")["summaries"]["reinforce"][
+            "generated_tokens_per_second"
+        ],
+    ),
     *(
         (DOCS / "26-reinforcement.md", rf"\| {row} \| ([\d.]+)%", partial(matches, name))
         for row, name in (
