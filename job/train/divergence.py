@@ -1,10 +1,10 @@
 """Ends a training that has diverged: weights that are not finite stay so in all further steps."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from job.distributed import process_group
 from job.errors import SpecError
+from job.families.four_bit.tensor import FourBitTensor
 
 if TYPE_CHECKING:
     import torch
@@ -12,19 +12,22 @@ if TYPE_CHECKING:
 
 
 def require_finite(
-    weights: "Iterable[torch.Tensor]", args: "TrainingArguments", *, step: int, section: str
+    model: "torch.nn.Module", args: "TrainingArguments", *, step: int, section: str
 ) -> None:
-    """Raises SpecError if any of the trained weights is not finite after this step.
+    """Raises SpecError if any trained weight is not finite after this step.
 
-    `section` is the part of the spec that `args` come from. All processes of a group have to call
-    it; each may have shards.
+    If the model that it started from has such weights, it is the cause. `section` is the part of
+    the spec that `args` come from. All processes of a group have to call it; each may have shards.
     """
-    import torch
-
-    own = [each.to_local() if hasattr(each, "to_local") else each for each in weights]
-    finite = torch.stack([each.isfinite().all() for each in own]).all() if own else True
-    if not process_group.any_rank(not finite):
+    if not process_group.any_rank(_not_finite(model, trained=True) is not None):
         return
+    damaged = process_group.all_gather(_not_finite(model, trained=False))
+    if name := next(filter(None, damaged), None):
+        raise SpecError(
+            "$.model.model_name_or_path",
+            f"the model's {name} has values that are not finite, so nothing can be trained",
+            fix="download or copy the model again; if it is so at its source, name another one",
+        )
     constant = args.lr_scheduler_type == "constant"  # has no warm-up
     raise SpecError(
         f"$.{section}.learning_rate",
@@ -32,3 +35,18 @@ def require_finite(
         value=args.learning_rate,
         fix="lower it" if constant else f"lower it, or raise {section}.warmup_steps",
     )
+
+
+def _not_finite(model: "torch.nn.Module", *, trained: bool) -> str | None:
+    """A trained, or a frozen, weight with a value that is not finite, by its name."""
+    import torch
+
+    weights = {
+        name: each.to_local() if hasattr(each, "to_local") else each
+        for name, each in model.named_parameters()
+        if each.requires_grad == trained and not isinstance(each, FourBitTensor)
+    }
+    if not weights:
+        return None
+    finite = torch.stack([each.isfinite().all() for each in weights.values()]).tolist()
+    return next((name for name, good in zip(weights, finite, strict=True) if not good), None)

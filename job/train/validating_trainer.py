@@ -131,12 +131,7 @@ class ValidatingTrainer(SafetensorsTrainer):
 
     def require_finite(self) -> None:
         """Raises SpecError if the training has diverged; all processes have to call it."""
-        require_finite(
-            (each for each in self.model.parameters() if each.requires_grad),
-            self.args,
-            step=self.state.global_step,
-            section=self.section,
-        )
+        require_finite(self.model, self.args, step=self.state.global_step, section=self.section)
 
     def _save_checkpoint(self, model: "torch.nn.Module", trial: None) -> None:
         self.require_finite()

@@ -1,6 +1,7 @@
 """Validation during training: it changes nothing that is trained, and says what to keep."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from job.cli.app import app
 from job.errors import SpecError, StorageError
 from job.families.model_source import MODELS
+from job.train.validation import Validator
 from tests.jobs import FULL, read_json, sets, small_run
 
 # Nine rows to train on, seen over and over: the loss of others soon rises.
@@ -197,7 +199,21 @@ def test_validation_changes_nothing_that_is_trained(
 
 
 def test_a_training_of_which_no_validation_is_finite_keeps_no_model(
-    overfit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    overfit: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Validator, "_loss", lambda *_: math.nan)
+    with pytest.raises(SpecError, match="no validation gave a finite eval_loss") as refused:
+        run("train", tmp_path / "out", overfit / "cache", {"train.max_steps": 1})
+    assert refused.value.problems[0].field == "$.train.load_best_model_at_end"
+    assert "the validation loss is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_damaged_base_is_named_instead_of_the_learning_rate(
+    overfit: Path, tmp_path: Path
 ) -> None:
     model = shutil.copytree(MODELS / "ernie-vl-tiny", tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
@@ -205,10 +221,9 @@ def test_a_training_of_which_no_validation_is_finite_keeps_no_model(
     tensors[name][:] = float("nan")
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     settings = {"model.model_name_or_path": model, "train.max_steps": 1}
-    with pytest.raises(SpecError, match="no validation gave a finite eval_loss") as refused:
+    with pytest.raises(SpecError, match=r"norm\.weight has values that are not finite") as refused:
         run("train", tmp_path / "out", overfit / "cache", settings)
-    assert refused.value.problems[0].field == "$.train.load_best_model_at_end"
-    assert "the validation loss is not finite" in capsys.readouterr().err
+    assert refused.value.problems[0].field == "$.model.model_name_or_path"
     assert not (tmp_path / "out" / "adapter").exists()
 
 
