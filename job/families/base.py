@@ -215,7 +215,8 @@ class PackedTraining(Protocol):
         `use_packed_step` was called.
 
         Without a bucket, `images_once` lets rows share an image that is the same object: the vision
-        tower computes it once, and the gradient of its weights is the sum over its uses.
+        tower computes it once, and the gradient of its weights is the sum over its uses. Not by
+        default: a batch of one row several times also measures what different rows would take.
         """
 
     def bucket(self, shapes: Sequence[PackedShape]) -> PackedShape:

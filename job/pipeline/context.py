@@ -318,7 +318,6 @@ class RunContext:
             fingerprint=identity.fingerprint,
             parts=identity.to_json(),
             writer=self.output.writer.inside(folder),
-            section="reinforce",
         )
 
     def checkpoints(self, identity: Identity | None) -> "CheckpointStore":

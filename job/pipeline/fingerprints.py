@@ -22,6 +22,7 @@ from job.spec.answer_kinds import LOSS
 from job.spec.types import JobSpec
 from job.storage.digests import fingerprint
 from job.train.identity import Identity
+from job.train.schedule import LENGTH_KEYS
 
 if TYPE_CHECKING:
     from job.rewards.named import NamedReward
@@ -79,8 +80,6 @@ SELECTING_KEYS = (
     "early_stopping_patience",
     "early_stopping_threshold",
 )
-# Keys for the length of a training; whether its schedule depends on them is in job.train.schedule.
-LENGTH_KEYS = ("max_steps", "num_train_epochs")
 # Keys of the reinforce section that affect neither its weights nor which of them are kept, or are
 # there by another name.
 UNREINFORCED_KEYS = ("allow_code", "logging_steps", "save_steps", "metric_for_best_model")
@@ -221,7 +220,7 @@ class StageInputs:
             "data": self._preparing(validation=True),
             "model": self._model_settings,
             "lora": self._lora_settings,
-            "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS},
+            "train": {k: v for k, v in trained.items() if k not in LENGTH_KEYS["train"]},
         }
         parts = {f"{name}.{k}": v for name, section in sections.items() for k, v in section.items()}
         parts |= {f"the validation's {k}": v for k, v in self._comparing.items()}
@@ -248,7 +247,7 @@ class StageInputs:
 
     def reinforcement_identity(self, completed: Mapping[str, StageRecord]) -> Identity:
         """What must be equal to resume reinforcement: not how many steps it takes."""
-        skipped = (*UNREINFORCED_KEYS, *REINFORCE_SELECTING_KEYS, "max_steps")
+        skipped = (*UNREINFORCED_KEYS, *REINFORCE_SELECTING_KEYS, *LENGTH_KEYS["reinforce"])
         own = {k: v for k, v in self._reinforcing.items() if k not in skipped}
         parts = {f"reinforce.{key}": value for key, value in own.items()}
         parts["the adapter that train made"] = self.fingerprint("train", completed)

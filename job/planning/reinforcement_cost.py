@@ -95,9 +95,9 @@ def _fits(
         replace(row, tokens=row.tokens - row.supervised_tokens + length, supervised_tokens=length)
         for row in sampled or (longest(model, spec),)
     ]
+    batch = worst_batch(answered, own.per_device_train_batch_size)
     for name, device in devices.items():
         training = as_training(spec, on_gpu=device.kind != "cpu")
-        batch = worst_batch(answered, own.per_device_train_batch_size)
         memory = estimate(family, model, training, batch, device)
         if memory is None:
             return

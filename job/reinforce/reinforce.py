@@ -218,6 +218,7 @@ def _schedule(own: ReinforceSpec) -> Schedule:
         warmup_steps=own.warmup_steps,
         learning_rate=own.learning_rate,
         steps=own.max_steps,
+        section="reinforce",
     )
 
 

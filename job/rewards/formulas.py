@@ -26,12 +26,12 @@ def valid_latex(answer: str, reference: str) -> float:
     columns, unless the reference has it elsewhere too.
     """
     answer = _COMMENT.sub(r"\1", answer)
-    tokens = latex.tokenize(answer)
+    tokens, expected = latex.tokenize(answer), latex.tokenize(reference)
     if "#" in tokens or not _middles_are_paired(tokens):
         return 0.0
-    if not _tabs_are_aligned(tokens) and _tabs_are_aligned(latex.tokenize(reference)):
+    if not _tabs_are_aligned(tokens) and _tabs_are_aligned(expected):
         return 0.0
-    used = set(latex.tokenize(reference))
+    used = set(expected)
     if not all(item in used or _known(item) for item in set(tokens)):
         return 0.0
     if tokens.count("$") % 2 or not _paired(tokens) or not _single_scripts(tokens):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from job.distributed import process_group
+from job.engines import sharding
 from job.errors import SpecError
 from job.families.four_bit.tensor import FourBitTensor
 
@@ -42,7 +43,7 @@ def _not_finite(model: "torch.nn.Module", *, trained: bool) -> str | None:
     import torch
 
     weights = {
-        name: each.to_local() if hasattr(each, "to_local") else each
+        name: sharding.local_shard(each)
         for name, each in model.named_parameters()
         if each.requires_grad == trained and not isinstance(each, FourBitTensor)
     }

@@ -19,6 +19,8 @@ class Schedule:
     learning_rate: float
     steps: int
     """Number of steps of the whole training."""
+    section: str = "train"
+    """The part of the spec with these settings."""
 
     def rates(self, count: int) -> list[float]:
         """The learning rates of the first `count` steps, relative to the peak."""
@@ -35,13 +37,14 @@ class Schedule:
         [factor] = schedule.lr_lambdas
         return [float(factor(step)) for step in range(count)]
 
-    def conflict(self, steps: int, until: int, section: str = "train") -> str | None:
+    def conflict(self, steps: int, until: int) -> str | None:
         """Why a training of `steps` steps has other learning rates in its first `until` steps.
 
-        None if they are equal. `section` is the one of the spec with the schedule's settings.
+        None if they are equal.
         """
         if steps == self.steps or replace(self, steps=steps).rates(until) == self.rates(until):
             return None
+        section = self.section
         lengths = ", ".join(f"{section}.{key}" for key in LENGTH_KEYS[section])
         return (
             f"{section}.lr_scheduler_type {self.lr_scheduler_type} depends on the number of steps, "

@@ -89,6 +89,13 @@ class Validation:
     text: str
 
 
+def kept_step(summary: Mapping[str, Any]) -> str:
+    """The step whose weights a validated training, or reinforcement, has kept, in words."""
+    kept, best = summary["validation"]["exported_step"], summary["validation"]["best_step"]
+    which = "best" if kept == best else "last" if kept == summary["steps"] else "kept"
+    return f"{which} step, {kept:,}"
+
+
 def validation(train: Mapping[str, Any], *, reinforced: bool = False) -> Validation | None:
     """From the summary of the train stage; None if nothing was validated, or nothing finite.
 
@@ -107,14 +114,12 @@ def validation(train: Mapping[str, Any], *, reinforced: bool = False) -> Validat
     ]
     if found["stopped_early"]:
         parts.append(f"Training stopped early at step {int(train['steps']):,}: no improvement.")
-    kept, best = int(found["exported_step"]), int(found["best_step"])
-    which = "best" if kept == best else "last" if kept == int(train["steps"]) else "kept"
     what = "Reinforcement starts from" if reinforced else "The results are those of"
-    parts.append(f"{what} the {which} step, {kept:,}.")
+    parts.append(f"{what} the {kept_step(train)}.")
     return Validation(
         name=name if name.isupper() else name[0].lower() + name[1:],
         best=amount(float(found["best"]), unit),
-        best_step=best,
+        best_step=int(found["best_step"]),
         last="not finite" if found["last"] is None else amount(float(found["last"]), unit),
         last_step=int(found["last_step"]),
         text=" ".join(parts),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from job.evaluation.report.charts import points, validation_curve
+from job.evaluation.report.facts import kept_step
 from job.evaluation.report.figure import RUN_COLORS, Chart, Curve, draw
 from job.evaluation.report.generated_text import plain
 from job.evaluation.report.headline import METRICS
@@ -19,6 +20,8 @@ class Reinforcement:
 
     summary: Mapping[str, Any]
     """The stage's summary in `run.json`."""
+    kept: str | None
+    """The step whose weights were kept, in words; None without validation."""
     charts: tuple[Chart, ...]
     steps: tuple[tuple[int, tuple[Mapping[str, Any], ...]], ...]
     """The first and the last step with samples of their answers: `id`, `reward`, and `reference`
@@ -37,6 +40,7 @@ def reinforcement(
     shown = tuple(dict.fromkeys([*known[:1], *known[-1:]]))
     return Reinforcement(
         summary=summary,
+        kept=kept_step(summary) if summary.get("validation") else None,
         charts=reward_charts(history, summary.get("validation")),
         steps=tuple(
             (step, tuple(_shown(e) for e in [e for e in samples if e["step"] == step][:_ANSWERS]))

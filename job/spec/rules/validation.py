@@ -1,5 +1,6 @@
 """Checks of validation during training: its rows, its metric, and what depends on it."""
 
+import functools
 from collections.abc import Iterator
 
 from job.spec import keys
@@ -24,17 +25,27 @@ def _validates(at: View) -> bool:
 
 
 def _is_left_out(at: View) -> bool:
-    """Whether `reinforce` starts without training, so that no setting of its validation applies.
-
-    The rules of `reinforce` then refuse each of these settings: another finding here would advise
-    what they refuse.
-    """
+    """Whether `reinforce` starts without training, so that no setting of its validation applies."""
     return bool(at("train.max_steps") == 0 and at("reinforce") is not None)
 
 
+def _of_training(rule: Rule) -> Rule:
+    """The rule, unless training is left out.
+
+    The rules of `reinforce` then refuse each setting of its validation: another finding would
+    advise what they refuse.
+    """
+
+    @functools.wraps(rule)
+    def checked(at: View) -> Iterator[Finding]:
+        if not _is_left_out(at):
+            yield from rule(at)
+
+    return checked
+
+
+@_of_training
 def _validation_has_rows(at: View) -> Iterator[Finding]:
-    if _is_left_out(at):
-        return
     if _validates(at) and at("data.validation") is None and not at("data.validation_fraction"):
         yield finding(
             STRATEGY,
@@ -77,8 +88,9 @@ def and_rows(at: View) -> str:
     return "" if rows else " and data.validation_fraction: 0.05"
 
 
+@_of_training
 def _settings_require_validation(at: View) -> Iterator[Finding]:
-    if _validates(at) or _is_left_out(at):
+    if _validates(at):
         return
     for dotted in DEPENDENT:
         if at(dotted):
@@ -89,9 +101,8 @@ def _settings_require_validation(at: View) -> Iterator[Finding]:
             )
 
 
+@_of_training
 def _eval_steps_count_steps(at: View) -> Iterator[Finding]:
-    if _is_left_out(at):
-        return
     if at(STRATEGY) == "epoch" and at("train.eval_steps") is not None:
         yield finding(
             "train.eval_steps",
@@ -100,11 +111,12 @@ def _eval_steps_count_steps(at: View) -> Iterator[Finding]:
         )
 
 
+@_of_training
 def _metric_is_measured(at: View) -> Iterator[Finding]:
     dotted, answer = "train.metric_for_best_model", at("eval.answer")
     named = at(dotted)
     measured = (LOSS, *(METRICS[answer] if at("eval.metrics") is None else at("eval.metrics")))
-    if named is None or bare_metric(named) in measured or _is_left_out(at):
+    if named is None or bare_metric(named) in measured:
         return
     name = bare_metric(named)
     if name in METRICS[answer]:
@@ -121,9 +133,10 @@ def _metric_is_measured(at: View) -> Iterator[Finding]:
     )
 
 
+@_of_training
 def _metric_is_generated(at: View) -> Iterator[Finding]:
     named, generate = at("train.metric_for_best_model"), at("train.predict_with_generate")
-    if bare_metric(named) != LOSS and generate is False and not _is_left_out(at):
+    if bare_metric(named) != LOSS and generate is False:
         yield finding(
             "train.predict_with_generate",
             f"must not be false if train.metric_for_best_model is {named}, which compares "
@@ -151,9 +164,8 @@ def _sharded_models_do_not_generate(at: View) -> Iterator[Finding]:
         )
 
 
+@_of_training
 def _threshold_requires_patience(at: View) -> Iterator[Finding]:
-    if _is_left_out(at):
-        return
     if at("train.early_stopping_threshold") and at("train.early_stopping_patience") is None:
         yield finding(
             "train.early_stopping_threshold",

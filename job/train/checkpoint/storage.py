@@ -44,8 +44,6 @@ class CheckpointStore:
     """None until the training's length is known; until then any length is accepted."""
     writer: Writer | None = None
     """Writes under the output's lease; None if no other job writes to `uri`."""
-    section: str = "train"
-    """The spec's section with the settings of the schedule, for messages."""
 
     def save(
         self,
@@ -260,7 +258,7 @@ class CheckpointStore:
         total = manifest.get("total_steps")
         if self.schedule is None or not isinstance(total, int):
             return None
-        return self.schedule.conflict(total, step, self.section)
+        return self.schedule.conflict(total, step)
 
     @staticmethod
     def _manifest(source: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from job.families.encoded import IGNORED, Encoded
 from job.prep import formulas
 from job.prep.images import inspect
 from job.prep.rows import Message, Part, Row
+from job.reinforce.reinforce import _schedule
 from job.spec.load import load_spec
 from job.spec.types import JobSpec
 from job.train import length_filter
@@ -330,8 +331,11 @@ class TestCheckpoints:
     def test_reinforcement_of_another_length_names_its_own_keys(
         self, store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        schedule = Schedule(lr_scheduler_type="linear", warmup_steps=0, learning_rate=0.1, steps=10)
-        store = replace(store, schedule=schedule, section="reinforce")
+        text = Path("specs/latex-grpo.yaml").read_text()
+        own = load_spec(text, "spec", environ={}).spec.reinforce
+        assert own is not None
+        schedule = _schedule(replace(own, lr_scheduler_type="linear", max_steps=10))
+        store = replace(store, schedule=schedule)
         self.save(store, tmp_path, 5)
         assert self.newest(replace(store, schedule=replace(schedule, steps=20)), tmp_path) is None
         logged = capsys.readouterr().err

@@ -2,17 +2,14 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from job import __version__
 from job.artifacts.records import StageRecord
-from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import (
     COMPUTING_KEYS,
-    LENGTH_KEYS,
     SELECTING_KEYS,
     UNTRAINED_KEYS,
     Stage,
@@ -22,6 +19,7 @@ from job.spec.load import load_spec
 from job.spec.types import JobSpec, TrainSpec
 from job.storage.digests import fingerprint
 from job.train.identity import Identity, changes
+from job.train.schedule import LENGTH_KEYS
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def test_every_key_that_decides_the_weights_is_a_part_and_its_change_is_named(
     for key in (field.name for field in fields(TrainSpec)):
         changed = identity(spec, **{key: another(getattr(spec.train, key))})
         said = changes(whole.to_json(), changed.to_json())
-        same = UNTRAINED_KEYS + LENGTH_KEYS + SELECTING_KEYS
+        same = UNTRAINED_KEYS + LENGTH_KEYS["train"] + SELECTING_KEYS
         how = ("group_by_length", "gradient_checkpointing", "torch_compile", "cuda_graphs")
         if key in same or key in how:
             assert changed.fingerprint == whole.fingerprint, key
@@ -236,13 +234,3 @@ def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> N
         for own in (None, reinforced.reinforce)
     }
     assert len(reports) == 2
-
-
-def test_checkpoints_of_reinforcement_belong_to_its_section() -> None:
-    spec = load_spec(Path("specs/latex-grpo.yaml").read_text(), "spec", environ={}).spec
-    run: Any = SimpleNamespace(
-        inputs=StageInputs(spec, 1),
-        record=SimpleNamespace(stages={}),
-        output=SimpleNamespace(at=str, writer=SimpleNamespace(inside=lambda folder: None)),
-    )
-    assert RunContext.reinforcement_checkpoints(run).section == "reinforce"

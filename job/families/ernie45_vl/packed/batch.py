@@ -92,7 +92,9 @@ def _concatenated(
         supervised=supervised,
         targets=targets,
         image_tokens=is_image.nonzero()[:, 0],
-        image_sources=_merged_patches(grids, numbers, merge) if images_once and images else None,
+        image_sources=_merged_patches(grids, numbers, merge)
+        if len(computed) < len(images)
+        else None,
         lengths=lengths,
         longest=max(lengths),
         pixels=pixels,
