@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 BROUGHT = Path(sys.prefix) / "chromium"
 """Where `make test-slow` puts the one that it brings."""
@@ -45,3 +47,19 @@ def opened(chromium: Chromium) -> Iterator["Browser"]:
             yield browser
         finally:
             browser.close()
+
+
+def picture(page: "Page", path: Path) -> None:
+    """The whole page as a PNG file.
+
+    Chromium sometimes refuses a picture of a long page, and takes the same one when it is
+    asked again: on a busy machine 15 of 72 of a page 17,000 pixels tall, at most twice in a row.
+    """
+    for attempt in Retrying(
+        retry=retry_if_exception_message(match=r"(?s).*Unable to capture screenshot"),
+        wait=wait_fixed(0.2),
+        stop=stop_after_delay(60),
+        reraise=True,
+    ):
+        with attempt:
+            page.screenshot(path=path, full_page=True)

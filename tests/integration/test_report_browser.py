@@ -223,7 +223,7 @@ def test_a_picture_of_the_page_holds_paper_and_ink(seen: Seen, tmp_path: Path) -
     from PIL import Image
 
     path = tmp_path / "page.png"
-    seen.page.screenshot(path=path, full_page=True)
+    browser.picture(seen.page, path)
     with Image.open(path) as image:
         histogram = image.convert("L").histogram()
         assert image.height > 1_500
