@@ -81,7 +81,7 @@ def facts(output: str) -> dict[str, Any]:
     weights = ("adapter/", "adapter-vllm/", "weights/")
     return {
         "history": [
-            {key: value for key, value in json.loads(line).items() if key in HISTORY}
+            [(key, value) for key, value in json.loads(line).items() if key in HISTORY]
             for line in lines
         ],
         "validation": validation and {k: v for k, v in validation.items() if k not in TIMES},

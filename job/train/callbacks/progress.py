@@ -1,6 +1,5 @@
 """Shows and records progress: loss, learning rate, tokens per second, memory, time left."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from job import log, telemetry
 from job.engines.data_timer import DataTimer
 from job.engines.device import Accelerator
 from job.engines.trainer import RATE_PREFIX
+from job.redaction import as_json
 from job.train.selection import Log, Measured, Selection
 from job.train.throughput import Throughput, shown_throughput
 
@@ -87,7 +87,7 @@ class ProgressCallback(TrainerCallback):
         # Steps before a resume are restored from the Trainer's log: this may be another machine.
         with self._history.open("w", encoding="utf-8") as lines:
             for entry in filter(None, map(_of_history, state.log_history)):
-                lines.write(json.dumps({**entry, "epoch": round(entry["epoch"], 4)}) + "\n")
+                lines.write(as_json({**entry, "epoch": round(entry["epoch"], 4)}) + "\n")
         left = state.max_steps - state.global_step
         self._bar = self._stack.enter_context(log.progress("train", left, "steps"))
         self._started = time.monotonic()
@@ -113,8 +113,7 @@ class ProgressCallback(TrainerCallback):
             for key, value in asdict(step).items()
             if key not in NOT_IN_HISTORY and value is not None
         }
-        with self._history.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+        self._append(record)
         self._report_step(step)
         self._show(step, state.log_history)
         self._warn_of_slow_data(mark, args.dataloader_num_workers)
@@ -133,9 +132,7 @@ class ProgressCallback(TrainerCallback):
         validation = validation_of(
             {"step": state.global_step, "epoch": state.epoch or 0.0, **metrics}, best
         )
-        record = {"step": validation.step, "epoch": validation.epoch, **metrics}
-        with self._history.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+        self._append({"step": validation.step, "epoch": validation.epoch, **_measured(metrics)})
         # Speeds are those of training.
         self._validating += seconds
         self._logged = replace(self._logged, at=self._logged.at + seconds)
@@ -151,6 +148,10 @@ class ProgressCallback(TrainerCallback):
             share=f"{self._validating / max(elapsed, 1e-9):.1%}",
         )
         self._shown |= self._shown_validation(state.log_history)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with self._history.open("a", encoding="utf-8") as lines:
+            lines.write(as_json(record) + "\n")
 
     def _report_earlier(self, history: Log) -> None:
         """Reports the best and the last validation before a resume, for those who watch."""
@@ -275,5 +276,10 @@ def _of_history(entry: dict[str, Any]) -> dict[str, Any] | None:
     if "loss" in entry:
         known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
         return {**{key: entry[key] for key in known if key in entry}, **_learning_rates(entry)}
-    measured = {key: value for key, value in entry.items() if key.startswith("eval_")}
+    measured = _measured(entry)
     return {"step": entry["step"], "epoch": entry["epoch"], **measured} if measured else None
+
+
+def _measured(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A validation's values, in the order in which a resume reads them back."""
+    return {key: value for key, value in sorted(entry.items()) if key.startswith("eval_")}
