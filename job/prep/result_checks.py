@@ -66,12 +66,14 @@ def check_shares(shares: Sequence[SourceShare]) -> None:
 def _check_rejects(spec: DataSpec, totals: Totals, rejects: str) -> None:
     rejected = totals.rejected
     if rejected > spec.max_bad_rows:
+        # If they leave a split empty, allowing them would only lead to the next error.
+        can_do_without = all(totals.rows(split) for split in totals.statistics)
+        allow = f", or allow them: --set data.max_bad_rows={rejected}"
         summary = Problem(
             "$.data.max_bad_rows",
             f"{rejected} of {rejected + totals.all_rows} rows cannot be used, "
             f"more than the {spec.max_bad_rows} allowed",
-            fix=f"fix the rows listed in {rejects}, or allow them: "
-            f"--set data.max_bad_rows={rejected}",
+            fix=f"fix the rows listed in {rejects}{allow if can_do_without else ''}",
         )
         raise TooManyBadRows.from_problems([summary, *_first_rejects(totals)])
 

@@ -240,7 +240,19 @@ def test_more_bad_rows_than_allowed_end_prep_and_are_all_listed(
     assert "2 of 14 rows cannot be used, more than the 1 allowed" in str(caught.value)
     assert "rows.jsonl:13" in str(caught.value)
     assert list(rejects(tmp_path)) == ["rows.jsonl:13", "rows.jsonl:14"]
-    assert f"fix the rows listed in {tmp_path}/prepared/rejects.jsonl, or" in str(caught.value)
+    allow = "or allow them: --set data.max_bad_rows=2"
+    assert f"fix the rows listed in {tmp_path}/prepared/rejects.jsonl, {allow}" in str(caught.value)
+
+
+@pytest.mark.parametrize("good", [[], [pair(0)]], ids=["no row at all", "no row to evaluate on"])
+def test_bad_rows_are_not_to_be_allowed_if_the_others_do_not_suffice(
+    folder: Path, tmp_path: Path, good: list[dict[str, str]]
+) -> None:
+    rows = [*good, pair(997), pair(998)]
+    with pytest.raises(TooManyBadRows) as caught:
+        run(data_spec(write_jsonl(folder, rows), eval_fraction=0.1), tmp_path)
+    assert f"fix the rows listed in {tmp_path}/prepared/rejects.jsonl" in str(caught.value)
+    assert "allow" not in str(caught.value).replace("the 0 allowed", "")
 
 
 def test_the_held_out_rows_stay_the_same_when_rows_are_appended(
