@@ -19,6 +19,7 @@ from job.families.encoded import Encoded
 from job.families.ernie45_vl import Ernie45VL
 from job.families.ernie45_vl.packed.decoder import PackedDecoder
 from job.families.ernie45_vl.packed.model import PackedErnie, packed_base
+from job.families.packed_shape import PackedShape
 from job.prep.images import inspect
 from job.prep.rows import EncodedImage, Message, Part
 from job.spec.load import load_spec
@@ -137,6 +138,31 @@ def test_steps_of_fixed_shapes_read_late_change_no_answer(family: Ernie45VL, mod
     assert found == expected
     assert {rows for rows, _ in shapes} == {3, 1}
     assert {length for _, length in shapes} == {320}  # half of the capacity, and aligned
+
+
+def test_an_image_that_is_asked_about_several_times_is_computed_once(
+    family: Ernie45VL, model: Any
+) -> None:
+    """As in reinforcement, which generates several answers to each question."""
+    first, second = prompts(family)[:2]
+    expected = [generate(model, family, [prompt], GREEDY)[0] for prompt in (first, second)]
+    base = packed_base(model)
+    assert base is not None
+    built = PackedDecoder(base, family.processor, slots=6, capacity=600)
+    computed: list[int] = []
+    model.model.vision_tower.blocks[0].register_forward_pre_hook(
+        lambda module, given: computed.append(len(given[0]))
+    )
+    found = decode_prompts(
+        built,
+        [first, first, second, first, second, second],
+        max_new_tokens=NEW_TOKENS,
+        end_tokens=family.end_tokens,
+        read_every=8,
+    )
+    assert found == [expected[n] for n in (0, 0, 1, 0, 1, 1)]
+    patches = [PackedShape.of([family.row_size(each)]).patches for each in (first, second)]
+    assert computed == [sum(patches)]
 
 
 @pytest.mark.parametrize(

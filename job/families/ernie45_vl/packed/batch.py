@@ -51,10 +51,14 @@ def pack(
 def pack_prompts(prompts: Sequence[Encoded], processor: "Ernie4_5_VLMoeProcessor") -> PackedBatch:
     """The concatenated prompts; the last token of each is the "supervised" one, without a target.
 
-    So the model computes the hidden states that predict the answers' first tokens.
+    So the model computes the hidden states that predict the answers' first tokens. The vision tower
+    computes an image once that several prompts have, as the same object: those of one question that
+    is to be answered several times.
     """
     last = torch.tensor([len(prompt.input_ids) for prompt in prompts]).cumsum(0) - 1  # (N,)
-    together = _concatenated(prompts, processor, last, torch.full_like(last, IGNORED))
+    together = _concatenated(
+        prompts, processor, last, torch.full_like(last, IGNORED), images_once=True
+    )
     return _batch(together, processor)
 
 
@@ -64,7 +68,7 @@ def _concatenated(
     supervised: torch.Tensor,
     targets: torch.Tensor,
     *,
-    images_once: bool = False,
+    images_once: bool,
 ) -> Concatenated:
     ids = torch.tensor([token for row in rows for token in row.input_ids])  # (T,)
     lengths = [len(row.input_ids) for row in rows]
