@@ -6,8 +6,9 @@
 Every run is `job train` of specs/ernie-4.5-vl-28b-latex.yaml, as a user starts it. `--base` is a
 folder that `benchmarks.reference_inputs` has written. One process trains the rows of one GPU, and
 the rows of all; several train them together by DDP, and by FSDP2, which can train all weights too:
-on two GPUs, of a base with at most 16 layers. Runs of one process have a GPU each, side by side.
-Each result is stored as soon as it is known.
+on two GPUs, of a base with at most 16 layers. Runs that do not need all GPUs have some of their
+own, side by side: 1, 2, 4, … processes, fewer than `--processes`. Each result is stored as soon as
+it is known.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,11 @@ class Variant:
 
 
 def variants(processes: int) -> list[list[Variant]]:
-    """Those of a list may run side by side. In order of interest."""
-    alone = Variant(processes=1, rows=4)
+    """Those of a list run side by side, each on GPUs of its own. In order of interest."""
+    whole = Variant(processes=1, rows=4 * processes)
+    counts = [2**n for n in range(processes.bit_length() - 1)]  # 1, 2, 4, …
     return [
-        [alone, Variant(processes=1, rows=4 * processes)],
+        [*(Variant(processes=count, rows=4) for count in counts), whole],
         [Variant(processes=processes, rows=4)],
         [Variant(processes=processes, rows=4, kind="fsdp2")],
         [Variant(processes=1, rows=16, compiled=True)],
@@ -93,8 +96,9 @@ def main() -> None:
         for number, group in enumerate(variants(arguments.processes)):
             if arguments.only and number not in arguments.only:
                 continue
+            first_gpus = accumulate((variant.processes for variant in group), initial=0)
             with ThreadPoolExecutor(len(group)) as pool:
-                list(pool.map(benchmark.measure, group, range(len(group))))
+                list(pool.map(benchmark.measure, group, first_gpus))
 
 
 class Benchmark:
@@ -113,9 +117,8 @@ class Benchmark:
         self._gpu = gpu_name()
         self._runs: dict[Variant, dict[str, Any]] = {}
 
-    def measure(self, variant: Variant, index: int) -> None:
-        """Trains it; one process uses the GPU of that index, several use the first ones."""
-        gpus = range(variant.processes) if variant.processes > 1 else (index,)
+    def measure(self, variant: Variant, first_gpu: int) -> None:
+        """Trains it on as many GPUs as it has processes, from that one on."""
         output = self._work / str(variant).replace(" ", "-").replace(",", "")
         output.mkdir()
         run = Run(
@@ -123,7 +126,7 @@ class Benchmark:
             spec=SPEC,
             settings=[
                 *self._settings,
-                f"runtime.cache_dir={self._work / f'cache-{index}'}",
+                f"runtime.cache_dir={self._work / f'cache-{first_gpu}'}",
                 *variant.settings(self._arguments.steps),
             ],
             output=output / "output",
@@ -131,7 +134,7 @@ class Benchmark:
             planned=None,
             hidden={str(self._arguments.base): "BASE", str(self._work): "WORK"},
             processes=variant.processes,
-            gpus=None if self._gpu is None else gpus,
+            gpus=None if self._gpu is None else range(first_gpu, first_gpu + variant.processes),
         )
         print(variant, flush=True)
         watched = measure(run, lambda _: None)

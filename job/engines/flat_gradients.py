@@ -52,5 +52,4 @@ class FlatGradients:
         if process_group.size() == 1:
             return
         for buffer in self._buffers:
-            dist.all_reduce(buffer)
-            buffer /= process_group.size()
+            dist.all_reduce(buffer, op=dist.ReduceOp.AVG)
