@@ -104,6 +104,9 @@ python -m job plan specs/latex.yaml
 # Does training fit an MI300X, and what would it cost there?
 python -m job plan specs/latex.yaml --accelerator mi300x --price-per-hour 3
 
+# And by four processes that train together, on a GPU each?
+python -m job plan my.yaml --accelerator h200 --processes 4
+
 # What would a larger rank change?
 python -m job plan specs/receipts.yaml --set lora.r=64
 """,

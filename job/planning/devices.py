@@ -54,24 +54,27 @@ def memory_fit(
     spec: JobSpec,
     sampled: Sequence[RowSize],
     devices: Mapping[str, Accelerator],
+    processes: int | None = None,
 ) -> facts.MemoryFit | None:
-    """Peak memory of training on each device; None if the family cannot estimate it."""
+    """Peak memory of training on each device; None if the family cannot estimate it.
+
+    Sharded weights are divided by `processes`; if None, by the fewest with which they fit.
+    """
     longest_row = longest(skeleton, spec)
     rows = sampled or (longest_row,)
+    tried = (1,) if not spec.shards_trained_weights else (processes,) if processes else PROCESSES
     fits, batches = [], []
     for name, device in devices.items():
-        found = _fewest_processes(family, skeleton, spec, rows, device)
+        found = _fewest_processes(family, skeleton, spec, rows, device, tried)
         if found is None:
             return None
-        planned, processes = found
+        planned, shards = found
         batches.append(planned.batch)
-        fits.append(
-            _device_fit(family, skeleton, spec, planned, longest_row, name, device, processes)
-        )
+        fits.append(_device_fit(family, skeleton, spec, planned, longest_row, name, device, shards))
     change = None
     if not any(fit.fits for fit in fits):
         largest = max(devices.values(), key=lambda device: device.memory_bytes)
-        change = nearest_change(family, skeleton, spec, rows, largest, PROCESSES[-1])
+        change = nearest_change(family, skeleton, spec, rows, largest, tried[-1])
     batch = max(batches, key=len)
     return facts.MemoryFit(
         batch_rows=len(batch),
@@ -91,11 +94,12 @@ def _fewest_processes(
     spec: JobSpec,
     rows: Sequence[RowSize],
     device: Accelerator,
+    tried: Sequence[int],
 ) -> tuple[PlannedPass, int] | None:
-    """The planned pass, with the fewest processes over which sharded weights fit, or the most that
-    are tried; None if the family cannot estimate memory."""
+    """The planned pass, with the fewest processes over which sharded weights fit, or the most of
+    those that are tried; None if the family cannot estimate memory."""
     found = None
-    for processes in PROCESSES if spec.shards_trained_weights else (1,):
+    for processes in tried:
         planned = planned_pass(family, skeleton, spec, rows, device, processes)
         if planned is None:
             return None

@@ -70,6 +70,8 @@ class Data:
 class Steps:
     rows_a_step: int
     """Per process."""
+    processes: int
+    """That train together; 1 if the user named none."""
     total: int | None
     an_epoch: int | None
     epochs: float | None
@@ -116,8 +118,8 @@ class DeviceFit:
     parts: Mapping[str, int]
     total: int
     processes: int | None
-    """The fewest with which sharded weights fit, or the most that were tried; None if they are not
-    sharded."""
+    """Those that the user names, or else the fewest with which sharded weights fit, or the most
+    that were tried; None if they are not sharded."""
     loading: int
     """Before the peak: what a process holds while it loads its shards of the weights, or, if they
     are random, all of them; 0 if they are not sharded."""

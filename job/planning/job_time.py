@@ -9,6 +9,7 @@ from job.engines.device import Accelerator
 from job.planning import facts
 from job.planning.cost_model import ERROR_BEYOND, CostModel, MeasuredJob, StageEstimate
 from job.planning.data import DataSurvey
+from job.planning.scaling import Scaling
 from job.planning.sizes import BYTES, Sizes
 from job.planning.stage_work import MAX_SLOTS, STAGES, Work
 from job.spec.types import JobSpec
@@ -69,11 +70,14 @@ def job_time(
     answer_tokens: float | None,
     skipped: Collection[str],
     price_per_hour: float | None,
+    processes: int = 1,
+    scaling: Scaling | None = None,
 ) -> facts.JobTime | None:
     """The time of the stages that will run; None if no similar job was measured.
 
     At the shortest, answers are as long as the sample's (`answer_tokens`); at the longest, none
-    ends before `max_new_tokens`.
+    ends before `max_new_tokens`. `work` is that of each of the processes, whose devices cost
+    `price_per_hour` each; `scaling` is what was measured of several.
     """
     model = CostModel.of(known, device.name, device.cores, work)
     if model is None:
@@ -82,18 +86,32 @@ def job_time(
     brief = min(work.new_tokens, answer_tokens or work.new_tokens)
     longest = model.estimate(work, ran)
     shortest = model.estimate(_with_answers(work, brief), ran)
-    stages = tuple(
-        _stage_time(stage, shortest[stage], longest[stage], price_per_hour) for stage in longest
-    )
+    sources = model.sources
+    if scaling is not None:
+        sources += (scaling.source,)
+        for estimates in (longest, shortest):
+            if "train" in estimates:
+                estimates["train"] = _together(estimates["train"], scaling, processes)
+    price = None if price_per_hour is None else processes * price_per_hour
+    stages = tuple(_stage_time(stage, shortest[stage], longest[stage], price) for stage in longest)
     whole = sum(stage.longest for stage in stages)
     error = sum(stage.longest * stage.error for stage in stages) / max(whole, 1e-9)
     total = _stage_time(
         "total",
         StageEstimate(seconds=sum(stage.shortest for stage in stages), error=error),
         StageEstimate(seconds=whole, error=error),
-        price_per_hour,
+        price,
     )
-    return facts.JobTime(accelerator=name, stages=stages, total=total, sources=model.sources)
+    return facts.JobTime(accelerator=name, stages=stages, total=total, sources=sources)
+
+
+def _together(alone: StageEstimate, scaling: Scaling, processes: int) -> StageEstimate:
+    """The time of a training by several processes, each of which would take `alone`."""
+    measured = scaling.processes == processes
+    return StageEstimate(
+        seconds=alone.seconds / scaling.efficiency,
+        error=alone.error if measured else max(alone.error, ERROR_BEYOND),
+    )
 
 
 def _with_answers(work: Work, new_tokens: float) -> Work:

@@ -24,6 +24,7 @@ from job.planning.name_patterns import patterns
 from job.planning.passes import compile_choice
 from job.planning.reinforcement_cost import reinforcement
 from job.planning.requirements import needs
+from job.planning.scaling import Scaling, measured_scalings, require_possible, scaling_of
 from job.planning.stage_work import Work
 from job.planning.validation_cost import validation
 from job.spec.keys import path_of
@@ -50,16 +51,24 @@ class PlanOptions:
     accelerator: str | None = None
     """A name of ACCELERATORS; None for this machine's own, or for all if it has none."""
     price_per_hour: float | None = None
+    """Of one accelerator."""
+    processes: int | None = None
+    """That train together, on an accelerator each. None for one, or for the fewest over which
+    sharded weights fit."""
 
 
 def make_plan(options: PlanOptions) -> facts.Plan:
     """The plan.
 
-    Raises UsageError for an unknown accelerator, and InputError if the model is missing or access
+    Raises UsageError for an unknown accelerator, or for a number of processes that the spec does
+    not allow, and InputError if the model is missing or access
     to it is denied. Missing data, and whatever is unreachable, is left unknown.
     """
     spec = options.loaded.spec
     uri = spec.model.model_name_or_path
+    if options.processes is not None:
+        require_possible(spec, options.processes)
+    processes = options.processes or 1
     devices = planned_devices(options.accelerator, spec)
     job = RunContext(options.loaded, "plan")
     with retry.at_most(1):
@@ -72,9 +81,9 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     if start is not None:
         require_fit(start, spec.lora, lambda lora: family.lora_targets(skeleton, lora))
     data_facts = data.data_facts(spec, survey)
-    steps = _steps(job, data_facts)
+    steps = _steps(job, data_facts, processes)
     measured = sizes.measure(spec)
-    memory = memory_fit(family, skeleton, spec, survey.sizes, devices)
+    memory = memory_fit(family, skeleton, spec, survey.sizes, devices, options.processes)
     compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
     work = _Work(data=data_facts, steps=steps, sizes=measured, memory=memory, compiling=compiling)
     quantities, whole = _job_time(options, devices, work, skeleton, survey, stages or {})
@@ -97,7 +106,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
             adapter=measured.adapter,
             merged=measured.merged,
         ),
-        pods=tuple(_pods(spec, measured)),
+        pods=tuple(_pods(spec, measured, processes)),
         time=time,
         time_unknown=no_time,
         job_time=whole,
@@ -160,15 +169,17 @@ def _family(job: RunContext) -> families.Family:
     return job.bind_headers()
 
 
-def _steps(job: RunContext, data: facts.Data) -> facts.Steps:
+def _steps(job: RunContext, data: facts.Data, processes: int) -> facts.Steps:
     train, rows = job.spec.train, job.inputs.rows_per_step
     total: int | None = train.max_steps if train.max_steps >= 0 else None
     per_epoch = epochs = None
     if data.train_rows is not None:
-        per_epoch = math.ceil(data.train_rows / rows)
+        per_epoch = math.ceil(data.train_rows / (rows * processes))
         total = math.ceil(per_epoch * train.num_train_epochs) if total is None else total
         epochs = round(total / max(1, per_epoch), 2)
-    return facts.Steps(rows_a_step=rows, total=total, an_epoch=per_epoch, epochs=epochs)
+    return facts.Steps(
+        rows_a_step=rows, processes=processes, total=total, an_epoch=per_epoch, epochs=epochs
+    )
 
 
 def _model(
@@ -216,8 +227,9 @@ def _model(
     )
 
 
-def _pods(spec: JobSpec, measured: sizes.Sizes) -> Iterator[facts.Pod]:
-    for name, gpus in (("with a GPU", 1), ("on CPUs", 0)):
+def _pods(spec: JobSpec, measured: sizes.Sizes, processes: int) -> Iterator[facts.Pod]:
+    of_gpus = "with a GPU" if processes == 1 else f"with {processes} GPUs"
+    for name, gpus in ((of_gpus, processes), ("on CPUs", 0)):
         pod = needs(spec, measured, gpus=gpus)
         yield facts.Pod(
             name=name,
@@ -264,6 +276,9 @@ def _time(
     [name] = own or devices
     device = devices[name]
     spec = options.loaded.spec
+    scaling, unmeasured = _scaling(options, device)
+    if unmeasured is not None:
+        return None, unmeasured
     span = speed.training_time(
         speed.measurements(),
         speed.Training(
@@ -281,16 +296,31 @@ def _time(
     if span is None:
         kind = "accelerator" if device.cores is None else f"CPU of {device.cores} cores"
         return None, f"no measurement for this {kind} ({device.name}) with a model of this size"
-    price = options.price_per_hour
+    efficiency = 1.0 if scaling is None else scaling.efficiency
+    low, high = span.shortest / efficiency, span.longest / efficiency
+    price = options.price_per_hour and steps.processes * options.price_per_hour
     return facts.TrainingTime(
         accelerator=name,
-        shortest=round(span.shortest, 1),
-        longest=round(span.longest, 1),
-        cost_from=None if price is None else round(span.shortest / 3600 * price, 2),
-        cost_to=None if price is None else round(span.longest / 3600 * price, 2),
-        sources=span.sources,
+        shortest=round(low, 1),
+        longest=round(high, 1),
+        cost_from=None if price is None else round(low / 3600 * price, 2),
+        cost_to=None if price is None else round(high / 3600 * price, 2),
+        sources=(*span.sources, *(() if scaling is None else (scaling.source,))),
         beyond=span.beyond,
     ), None
+
+
+def _scaling(options: PlanOptions, device: Accelerator) -> tuple[Scaling | None, str | None]:
+    """What was measured of several processes, if there are to be some; if nothing, why not."""
+    processes, kind = options.processes or 1, options.loaded.spec.runtime.distributed
+    if kind == "fsdp2":
+        return None, "no training with fsdp2 was measured"
+    if processes == 1:
+        return None, None
+    found = (
+        None if device.kind == "cpu" else scaling_of(measured_scalings(), device.name, processes)
+    )
+    return found, None if found else f"several processes were not measured on {device.name}"
 
 
 def _job_time(
@@ -317,10 +347,13 @@ def _job_time(
         work.steps,
         passes_a_step=work.passes_a_step(name, spec),
         compiled=work.compiling.compiled and devices[name].kind != "cpu",
-        validated_rows=validated.rows * (validated.times or 0) if validated else 0,
+        validated_rows=validated.rows * (validated.times or 0) // work.steps.processes
+        if validated
+        else 0,
     )
-    if quantities is None:
-        return None, None
+    scaling, unmeasured = _scaling(options, devices[name])
+    if quantities is None or unmeasured is not None:
+        return quantities, None
     return quantities, job_time(
         measured_jobs(),
         devices[name],
@@ -329,6 +362,8 @@ def _job_time(
         answer_tokens=answer_tokens(survey),
         skipped=[stage for stage, state in stages.items() if state != WILL_RUN],
         price_per_hour=options.price_per_hour,
+        processes=work.steps.processes,
+        scaling=scaling,
     )
 
 

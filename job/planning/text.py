@@ -39,7 +39,11 @@ def text(plan: Plan) -> str:
         "data": _data(plan),
         "model": _model(plan),
         _memory_title(plan): _memory(plan),
-        **({"training time": _time(plan)} if plan.job_time is None else _job_time(plan.job_time)),
+        **(
+            {"training time": _time(plan)}
+            if plan.job_time is None
+            else _job_time(plan.job_time, plan.steps.processes)
+        ),
         **({"validation": _validation(plan.validation)} if plan.validation else {}),
         **({"reinforcement": _reinforcement(plan.reinforcement)} if plan.reinforcement else {}),
         "disk": _disk(plan),
@@ -120,7 +124,12 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     if data.unknown is not None:
         yield "unknown", data.unknown
-    yield "rows per step", f"{steps.rows_a_step} per process"
+    rows = f"{steps.rows_a_step} per process"
+    if steps.processes > 1:
+        rows = f"{steps.rows_a_step * steps.processes}: {steps.rows_a_step} of each process"
+    yield "rows per step", rows
+    if steps.processes > 1:
+        yield "processes", f"{steps.processes}, on an accelerator each"
     if steps.total is not None and steps.an_epoch is not None:
         yield (
             "steps",
@@ -223,7 +232,7 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
         return
     low, high = log.duration(time.shortest), log.duration(time.longest)
     span = low if low == high else f"{low} to {high}"
-    yield "training only", f"{span} on {time.accelerator}"
+    yield "training only", f"{span} on {_devices(time.accelerator, plan.steps.processes)}"
     if time.cost_from is not None and time.cost_to is not None:
         low, high = f"{time.cost_from:,.2f}", f"{time.cost_to:,.2f}"
         yield "cost", (low if low == high else f"{low} to {high}") + " at the given price"
@@ -239,11 +248,15 @@ def _time(plan: Plan) -> Iterator[tuple[str, str]]:
     )
 
 
-def _job_time(time: JobTime) -> dict[str, Lines]:
+def _job_time(time: JobTime, processes: int) -> dict[str, Lines]:
     lines = [(each.stage, _stage_time(each)) for each in (*time.stages, time.total)]
     lines += [("measured", source) for source in time.sources]
     lines.append(("not counted", "downloads and uploads, and reinforcement if there is any"))
-    return {f"time and cost on {time.accelerator}": lines}
+    return {f"time and cost on {_devices(time.accelerator, processes)}": lines}
+
+
+def _devices(accelerator: str, processes: int) -> str:
+    return accelerator if processes == 1 else f"{processes} × {accelerator}"
 
 
 def _stage_time(time: StageTime) -> str:

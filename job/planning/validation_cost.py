@@ -20,7 +20,8 @@ def validation(
     share: float | None = None
     seconds: tuple[float, float] | None = None
     if times and steps.total is not None:
-        share = FORWARD_SHARE * times * rows / (steps.total * steps.rows_a_step)
+        step_rows = steps.rows_a_step * steps.processes  # which share the rows to validate on too
+        share = FORWARD_SHARE * times * rows / (steps.total * step_rows)
         if time is not None:
             shortest, longest = (
                 round(share * whole / times, 1) for whole in (time.shortest, time.longest)

@@ -43,7 +43,13 @@ def plan(
     ] = None,
     price_per_hour: Annotated[
         float | None,
-        typer.Option(min=0, help="The accelerator's price, to estimate the cost of training."),
+        typer.Option(min=0, help="The price of one accelerator, to estimate what the job costs."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that train together, on an accelerator each; default: one."
+        ),
     ] = None,
     format: Annotated[str, typer.Option(help="text or json.")] = "text",
     set: Overrides = None,
@@ -65,7 +71,12 @@ def plan(
     from job import planning
 
     result = planning.make_plan(
-        planning.PlanOptions(loaded=loaded, accelerator=accelerator, price_per_hour=price_per_hour)
+        planning.PlanOptions(
+            loaded=loaded,
+            accelerator=accelerator,
+            price_per_hour=price_per_hour,
+            processes=processes,
+        )
     )
     print(planning.text(result) if format == "text" else planning.as_json(result))
     planning.refuse_missing_data(result)
