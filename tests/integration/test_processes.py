@@ -78,11 +78,17 @@ def arguments(output: Path, rows: int, passes: int, **more: object) -> list[str]
     return small_run(str(output), *sets(settings), cache=output.parent / f"cache-{output.name}")
 
 
-def torchrun(command: str, given: list[str]) -> subprocess.Popen[str]:
+def torchrun(
+    command: str,
+    given: list[str],
+    *,
+    processes: int = 2,
+    program: Sequence[str] = ("-m", "job"),
+) -> subprocess.Popen[str]:
     [port] = free_ports(1)
-    launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    launcher = ["torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
     return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "-m", "job", command, *given[1:]],
+        [sys.executable, "-m", *launcher, *program, command, *given[1:]],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,

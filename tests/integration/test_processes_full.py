@@ -10,18 +10,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
+from job import storage
 from job.cli.app import app
+from tests.conftest import S3
 from tests.integration.test_processes import (
+    SECONDS,
     SETTINGS,
     Pair,
     arguments,
     of_torchrun,
+    torchrun,
     trained_steps,
     validations,
 )
 from tests.jobs import FULL, UNVALIDATED, read_json, sets
 
-pytestmark = pytest.mark.slow(minutes=3)
+pytestmark = pytest.mark.slow(minutes=4)
 
 WEIGHTS = {
     **FULL,
@@ -40,16 +44,18 @@ between have none."""
 
 DIES_IN_THE_SECOND_CHECKPOINT = """
 import os, signal
+import torch.distributed as dist
 from job.train.checkpoint import shard_files
 store = shard_files.store_optimizer
 def dying(model, optimizer, checkpoint):
-    if checkpoint.name == "checkpoint-4":
+    if checkpoint.name == "checkpoint-4" and dist.get_rank() == dist.get_world_size() - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return store(model, optimizer, checkpoint)
 shard_files.store_optimizer = dying
 from job.__main__ import main
 main()
 """
+"""In the process with the last rank."""
 
 COUNTS_WEIGHTS = """
 import gc, json, os
@@ -203,6 +209,37 @@ def test_a_process_that_dies_in_a_checkpoint_leaves_the_one_before_to_resume_fro
     assert weights(output).keys() == weights(together).keys()
     for name, tensor in weights(output).items():
         assert tensor.equal(weights(together)[name]), name
+
+
+def test_four_processes_go_on_from_shards_in_a_bucket_and_export_what_they_trained(
+    s3: S3, alone: Path, tmp_path: Path
+) -> None:
+    """The last of four that torchrun started dies in a checkpoint."""
+    dying = tmp_path / "dying.py"
+    dying.write_text(DIES_IN_THE_SECOND_CHECKPOINT)
+    given = arguments(tmp_path / "out", 1, 1, **WEIGHTS, **SHARDED)
+    given[given.index("--output") + 1] = s3.uri("out")
+
+    process = torchrun("run", given, processes=4, program=[str(dying)])
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode != 0
+    stored = {entry.path for entry in storage.list_files(s3.uri("out/checkpoints"))}
+    assert {path for path in stored if path.endswith("/manifest.json")} == {"step-2/manifest.json"}
+    for rank in range(4):
+        for folder in ("weights", "states"):
+            assert f"step-2/{folder}/rank-{rank}/model.safetensors" in stored, said
+
+    process = torchrun("run", given, processes=4)
+    said = process.communicate(timeout=SECONDS)[1]
+    assert process.returncode == 0, said
+    assert said.count("resuming step=2") == 1
+    kept = storage.read_text(s3.uri("out/train/history.jsonl")).splitlines()
+    steps = [entry for entry in map(json.loads, kept) if "loss" in entry]
+    for mine, other in zip(steps, trained_steps(alone), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=2e-5)
+    proof = json.loads(storage.read_text(s3.uri("out/merged/export.json")))
+    assert proof["tensors"] == proof["tensors_checked"] > 0
+    assert storage.exists(s3.uri("out/_SUCCESS"))
 
 
 def test_rows_without_images_train_as_in_one_process(tmp_path: Path) -> None:
