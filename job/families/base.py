@@ -198,8 +198,8 @@ class RowEncoding(Protocol):
 
 
 class PackedTraining(Protocol):
-    """Computing without padding. Called by training if the spec sets `train.padding_free`, and by
-    evaluation."""
+    """Computing without padding. Called by training and reinforcement if the spec sets
+    `train.padding_free`, and by evaluation."""
 
     supports_packing: bool
     """Whether the family has a packed step; if not, nothing else of this protocol is called."""
@@ -269,7 +269,8 @@ class Decoder(Protocol):
 
 
 class Generation(Protocol):
-    """Generation faster than Transformers' `generate`. Called by evaluation."""
+    """Generation faster than Transformers' `generate`. Called by evaluation, reinforcement and the
+    export proof."""
 
     @staticmethod
     def has_decoder(model: "PreTrainedModel | PeftModel") -> bool:
