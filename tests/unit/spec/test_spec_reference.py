@@ -26,8 +26,8 @@ def test_a_key_is_shown_with_what_it_takes_its_default_meaning_and_example() -> 
     assert reference("train.max_steps") == (
         "train.max_steps\n"
         "    a whole number of at least -1; default -1; since 0.1.0\n"
-        "    Optimizer steps to take; -1 leaves it to num_train_epochs. With the section reinforce, 0\n"
-        "    trains nothing before it.\n"
+        "    Optimizer steps to take; -1 leaves it to num_train_epochs. With the section "
+        "reinforce, 0\n    trains nothing before it.\n"
         "    example: max_steps: 60"
     )
 
