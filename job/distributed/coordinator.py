@@ -34,8 +34,10 @@ SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
 POLL_SECONDS = 0.2
 EXIT_SECONDS = 10.0
 """How long rank 0 waits at the end for the others to notice."""
+STOP_EXIT_SECONDS = 2.0
+"""The same after a signal, which leaves only a few seconds to report it."""
 
-END, ERROR, STOP = "end", "error", "stop"
+END, ERROR, LOST, STOP = "end", "error", "lost", "stop"
 CONNECTION_ERRORS = (RuntimeError, OSError)
 """What the store raises if its connection is lost."""
 
@@ -55,6 +57,8 @@ class Coordinator:
         self._closed = threading.Event()
         self._heartbeats: dict[int, tuple[int, float]] = {}
         """By rank, the last heartbeat and when it arrived."""
+        self._lost = threading.Event()
+        """Set once this process has noticed by itself that a connection is broken."""
 
     def join(self, identity: str) -> None:
         """Waits for all processes, which must have the same `identity`: spec and version.
@@ -153,9 +157,9 @@ class Coordinator:
                 fix="start the same command in the same environment on every node",
             )
 
-    def _wait_for_count(self, counter: str, absent: int = 0) -> None:
-        """Waits up to EXIT_SECONDS until all but `absent` processes have incremented `counter`."""
-        deadline = time.monotonic() + EXIT_SECONDS
+    def _wait_for_count(self, counter: str, absent: int = 0, seconds: float = EXIT_SECONDS) -> None:
+        """Waits up to `seconds` until all but `absent` processes have incremented `counter`."""
+        deadline = time.monotonic() + seconds
         expected = self.world.size - absent
         while self._store.add(counter, 0) < expected and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 4)
@@ -169,9 +173,11 @@ class Coordinator:
         # Dead ranks never leave. Once another rank has left, a launcher soon asks rank 0 to stop,
         # whose error must have been reported by then.
         dead = self._silent_ranks(SILENT_SECONDS) if code != OK else []
+        # The signal may be that of a launcher, because a rank has died just now.
+        seconds = STOP_EXIT_SECONDS if code == STOPPED else EXIT_SECONDS
         with suppress(*CONNECTION_ERRORS):
             self.publish(END, code)
-            self._wait_for_count("left", absent=1 + len(dead))
+            self._wait_for_count("left", absent=1 + len(dead), seconds=seconds)
         self._closed.set()
 
     def wait_for_end(self) -> NoReturn:
@@ -183,18 +189,32 @@ class Coordinator:
         """On other ranks: reports the error to rank 0, and exits when rank 0 does."""
         failure = reported(error)
         with suppress(*CONNECTION_ERRORS):
-            if not isinstance(failure, PeerLost) and failure.exit_code != STOPPED:
+            if isinstance(failure, PeerLost):  # rank 0 knows which ranks are silent
+                self.publish(LOST, str(error.__cause__ or failure))
+            elif failure.exit_code != STOPPED:
                 self.publish(ERROR, _to_json(failure, self.world.rank))
         # The monitor exits as soon as rank 0 has ended, or is dead.
         if failure.exit_code == STOPPED:
             self.wait_for_end()  # rank 0 may still be storing the checkpoint
+        if isinstance(failure, PeerLost) and self._silent_ranks(SILENT_SECONDS):
+            # Rank 0 is dead. A launcher that hosts the store keeps that from the monitor, and kills
+            # this process before it has been silent for LOST_SECONDS.
+            signals.abandon(failure)
         time.sleep(2 * LOST_SECONDS)
         signals.abandon(failure)
 
     def connection_lost(self, error: BaseException) -> PeerLost:
-        """The error for a broken connection; names the ranks that are silent."""
-        # A dead rank's last heartbeat is read up to one heartbeat later, and on a busy node two.
-        time.sleep(SILENT_SECONDS + 2 * HEARTBEAT_SECONDS)
+        """The error for a broken connection; names the ranks that are silent.
+
+        The work has failed by then: torchrun, which stops the others once a rank has died, must not
+        have it reported as stopped.
+        """
+        self._lost.set()
+        with signals.deferred():
+            # A dead rank's last heartbeat is read up to one heartbeat later, and on a busy node
+            # two.
+            time.sleep(SILENT_SECONDS + 2 * HEARTBEAT_SECONDS)
+            signals.mark_work_ended()
         return _peer_lost(self._silent_ranks(SILENT_SECONDS), str(error))
 
     # --- the monitor thread ------------------------------------------------------------------
@@ -240,6 +260,9 @@ class Coordinator:
     def _check_workers(self) -> None:
         if self._has(ERROR):
             signals.abandon(_from_json(self._get(ERROR, dict)))
+        if self._has(LOST) and not self._lost.is_set():
+            # Rank 0 itself waits for a rank that is alive, and waits for the dead one.
+            signals.abandon(_peer_lost(self._silent_ranks(SILENT_SECONDS), self._get(LOST, str)))
         if silent := self._silent_ranks(LOST_SECONDS):
             signals.abandon(_peer_lost(silent, f"silent for {log.duration(LOST_SECONDS)}"))
 

@@ -1,11 +1,14 @@
 """Describes what the next run can reuse of a stopped one."""
 
+import os
 import shlex
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
+from job.distributed.world import World
 from job.errors import JobError
 from job.train.checkpoint.storage import CheckpointStore
 
@@ -25,8 +28,28 @@ def describe_kept(complete: Sequence[str], checkpoints: CheckpointStore | None) 
 
 
 def same_command() -> str:
-    """The command that started this process, quoted for a shell."""
-    return shlex.join(sys.orig_argv)
+    """What starts the job again, with its command quoted for a shell.
+
+    Of several processes it is their launcher's: one process alone takes fewer rows a step, so it
+    could use neither their checkpoints nor the adapter that they have trained.
+    """
+    world = World.from_environment(os.environ)
+    if world.is_single:
+        return shlex.join(sys.orig_argv)
+    if (launcher := _launcher()) is None:
+        return f"{shlex.join(sys.orig_argv)}, in {world.size} processes again"
+    on_one_node = os.environ.get("LOCAL_WORLD_SIZE") == f"{world.size}"
+    return shlex.join(launcher) + ("" if on_one_node else ", and as before on the other nodes")
+
+
+def _launcher() -> list[str] | None:
+    """The command line of torchrun, if it is this process's parent and can be read."""
+    arguments = sys.argv[1:]
+    with suppress(OSError, UnicodeDecodeError):
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text("utf-8").split("\0")[:-1]
+        if "TORCHELASTIC_RUN_ID" in os.environ and words[-len(arguments) :] == arguments:
+            return words
+    return None
 
 
 def _newest_step(checkpoints: CheckpointStore) -> int | None:

@@ -386,6 +386,29 @@ def test_a_process_that_dies_ends_the_other_with_its_name(pair: Any, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_launcher_that_stops_the_others_does_not_hide_which_process_died(
+    pair: Any, tmp_path: Path, dead: int
+) -> None:
+    """torchrun sends SIGTERM at once, its store stays, and it kills after 30 seconds."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = arguments(tmp_path / "out", 1, 2, **LONG)
+    both = pair(given, given, port=store.port, variables=of_torchrun)
+    both.wait_for("train step=2/")
+    both.processes[dead].kill()
+    time.sleep(0.2)
+    both.processes[1 - dead].send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    codes = both.end()
+    assert codes[dead] == -9
+    assert codes[1 - dead] == 70, both.said
+    assert time.monotonic() - sent < 25
+    assert f"rank {dead}: has died or is unreachable" in both.said[1 - dead]
+    if dead:
+        assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
+
+
+@pytest.mark.slow
 def test_rank_0_that_dies_ends_the_other(pair: Any, tmp_path: Path) -> None:
     given = arguments(tmp_path / "out", 1, 2, **LONG)
     both = pair(given, given)
