@@ -83,6 +83,28 @@ class RunContext:
     def fingerprint(self, stage: Stage) -> str:
         return self.inputs.fingerprint(stage, self.record.stages)
 
+    def keep_trained(self) -> None:
+        """Keeps a complete training of this spec that another number of processes made.
+
+        Its steps had another number of rows, but its result is what the spec asks for: one process
+        that evaluates or exports it must not replace it by a training of its own. From then on,
+        fingerprints are those of its processes.
+        """
+        record = self.output.stages.markers.read("train")
+        made_by = record.summary.get("processes") if record is not None else None
+        if not isinstance(made_by, int) or made_by == self.inputs.processes:
+            return
+        others = self.inputs.of_processes(made_by)
+        fingerprint = others.fingerprint("train", self.record.stages)
+        if self.output.stages.completed("train", fingerprint, quiet=True) is None:
+            return
+        log.info(
+            "the training is kept, though another number of processes made it",
+            made_by=made_by,
+            now=self.processes,
+        )
+        self.inputs = others
+
     def start_hashing(self) -> None:
         """Starts to hash a local model, which takes seconds, beside the start of the run.
 

@@ -4,6 +4,7 @@ Equal fingerprints mean equal results: a stage is skipped if its stored result h
 fingerprint.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
@@ -100,6 +101,16 @@ class StageInputs:
         self._spec, self._processes = spec, processes
         self._cache_dir = Path(spec.runtime.cache_dir).expanduser()
         self._local_digests = FileDigests(self._cache_dir)
+
+    @property
+    def processes(self) -> int:
+        return self._processes
+
+    def of_processes(self, processes: int) -> "StageInputs":
+        """The same inputs, of another number of processes; what is known of them is shared."""
+        other = copy.copy(self)
+        other._processes = processes
+        return other
 
     @cached_property
     def model(self) -> model_source.ModelInput:

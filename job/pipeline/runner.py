@@ -112,6 +112,8 @@ class Pipeline:
         self.record.stage = stage
         self._status.start_stage(stage)
         with log.stage(stage):
+            if stage == "train":
+                self._context.keep_trained()
             fingerprint = self._context.fingerprint(stage)
             log.debug("fingerprint", of=stage, is_now=fingerprint)
             complete = self._output.stages.completed(stage, fingerprint)

@@ -377,6 +377,8 @@ def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
         if stage == "push" and not job.spec.export.push_to_hub:
             yield stage, "off (export.push_to_hub: false)"
             continue
+        if stage == "train":
+            job.keep_trained()
         # Without a marker it will run; computing the fingerprint would read all data for nothing.
         marked = job.output.stages.markers.exists(stage)
         record = job.output.stages.completed(stage, job.fingerprint(stage)) if marked else None

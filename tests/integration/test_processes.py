@@ -299,6 +299,38 @@ def test_rank_0_alone_speaks_and_writes_a_whole_job(together: tuple[Path, str]) 
     assert run["throughput"]["rows_a_step"] == 4
 
 
+def test_a_complete_training_of_two_is_not_made_again_by_one(
+    together: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same spec in one process takes half the rows a step, but asks for the same result."""
+    output = Path(shutil.copytree(together[0], tmp_path / "out"))
+    (output / ".stages" / "eval.json").unlink()
+    app(["plan", *arguments(output, 1, 2)[1:], "--format", "json"], standalone_mode=False)
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert "will be skipped" in stages["train"]
+    assert "will be skipped" in stages["export"]
+    assert stages["eval"] == "will run"
+
+    app(["run", *arguments(output, 1, 2)[1:]], standalone_mode=False)
+    said = capsys.readouterr().err
+    assert "made_by=2 now=1" in said
+    assert "train: complete, skipped" in said
+    assert "export: complete, skipped" in said
+    assert "eval: done" in said
+    for name, tensor in adapter(together[0]).items():
+        assert adapter(output)[name].equal(tensor), name
+
+    # Damaged, or of other settings, it is made again, with the rows of this start.
+    app(["train", *arguments(output, 2, 2)[1:]], standalone_mode=False)
+    assert "now=1" not in capsys.readouterr().err
+    (output / "adapter" / "adapter_model.safetensors").unlink()
+    app(["train", *arguments(output, 1, 2)[1:]], standalone_mode=False)
+    said = capsys.readouterr().err
+    assert "now=1" not in said
+    summary = read_json(output / ".stages" / "train.json")["summary"]
+    assert (summary["processes"], summary["rows_a_step"]) == (1, 2)
+
+
 @pytest.mark.slow(minutes=1)
 def test_a_resumed_training_of_two_is_bit_equal_and_one_process_may_go_on_with_it(
     together: tuple[Path, str], pair: Any, tmp_path: Path
