@@ -84,26 +84,28 @@ class RunContext:
         return self.inputs.fingerprint(stage, self.record.stages)
 
     def keep_trained(self) -> None:
-        """Keeps a complete training of this spec that another number of processes made.
+        """Keeps a complete training of this spec that other processes made.
 
-        Its steps had another number of rows, but its result is what the spec asks for: one process
-        that evaluates or exports it must not replace it by a training of its own. From then on,
-        fingerprints are those of its processes.
+        Another number of them took other rows a step, and they may have sharded the model; but the
+        result is what the spec asks for: one process that evaluates or exports it must not replace
+        it by a training of its own. From then on, fingerprints are those of its processes.
         """
+        completed, trained = self.output.stages.completed, self.record.stages
         record = self.output.stages.markers.read("train")
         made_by = record.summary.get("processes") if record is not None else None
-        if not isinstance(made_by, int) or made_by == self.inputs.processes:
+        if record is None or not isinstance(made_by, int):
             return
-        others = self.inputs.of_processes(made_by)
-        fingerprint = others.fingerprint("train", self.record.stages)
-        if self.output.stages.completed("train", fingerprint, quiet=True) is None:
+        if record.fingerprint == self.fingerprint("train"):
             return
-        log.info(
-            "the training is kept, though another number of processes made it",
-            made_by=made_by,
-            now=self.processes,
-        )
-        self.inputs = others
+        for others in self.inputs.trained_by_others(made_by):
+            if completed("train", others.fingerprint("train", trained), quiet=True) is not None:
+                log.info(
+                    "the training is kept, though other processes made it",
+                    made_by=made_by,
+                    now=self.processes,
+                )
+                self.inputs = others
+                return
 
     def start_hashing(self) -> None:
         """Starts to hash a local model, which takes seconds, beside the start of the run.

@@ -5,8 +5,8 @@ fingerprint.
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,15 +102,19 @@ class StageInputs:
         self._cache_dir = Path(spec.runtime.cache_dir).expanduser()
         self._local_digests = FileDigests(self._cache_dir)
 
-    @property
-    def processes(self) -> int:
-        return self._processes
+    def trained_by_others(self, processes: int) -> "Iterator[StageInputs]":
+        """The same inputs of a training by so many processes, with a model sharded as in this one,
+        and not as in this one; what is known of the inputs is shared."""
+        runtime = self._spec.runtime
+        for distributed in (runtime.distributed, "ddp" if self._sharded else "fsdp2"):
+            other = copy.copy(self)
+            other._processes = processes
+            other._spec = replace(self._spec, runtime=replace(runtime, distributed=distributed))
+            yield other
 
-    def of_processes(self, processes: int) -> "StageInputs":
-        """The same inputs, of another number of processes; what is known of them is shared."""
-        other = copy.copy(self)
-        other._processes = processes
-        return other
+    @property
+    def _sharded(self) -> bool:
+        return self._spec.runtime.distributed == "fsdp2"
 
     @cached_property
     def model(self) -> model_source.ModelInput:
@@ -318,7 +322,7 @@ class StageInputs:
         trained["rows_a_step"] = self.rows_per_step
         if self._spec.data.streaming:
             trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
-        trained["sharded"] = self._spec.runtime.distributed == "fsdp2"
+        trained["sharded"] = self._sharded
         return trained
 
     @property

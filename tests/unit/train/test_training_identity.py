@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -234,3 +234,18 @@ def test_a_finished_run_without_reinforcement_stays_finished(spec: JobSpec) -> N
         for own in (None, reinforced.reinforce)
     }
     assert len(reports) == 2
+
+
+def test_a_training_of_other_processes_is_known_by_their_number_and_how_they_held_the_model(
+    spec: JobSpec,
+) -> None:
+    """One process may not ask for fsdp2, so it cannot name a complete training of it itself."""
+
+    def trained(distributed: Literal["auto", "ddp", "fsdp2"], processes: int) -> str:
+        runtime = replace(spec.runtime, distributed=distributed)
+        return StageInputs(replace(spec, runtime=runtime), processes).fingerprint("train", {})
+
+    others = StageInputs(spec, 1).trained_by_others(8)
+    found = [each.fingerprint("train", {}) for each in others]
+    assert found == [trained("ddp", 8), trained("fsdp2", 8)]
+    assert trained("auto", 1) not in found
