@@ -14,6 +14,13 @@ from job.storage.digests import fingerprint
 _SHOWN = 60
 """Maximum number of characters of a value that is shown."""
 
+_HINTS = {
+    "train.rows_a_step": "per_device_train_batch_size × gradient_accumulation_steps × processes; "
+    "to resume, keep the product",
+    "train.sharded": "as runtime.distributed: fsdp2 does; to resume, leave it as it was",
+}
+"""What decides parts that are no keys of the spec."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
@@ -49,4 +56,5 @@ def _change(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     before, after = (json.dumps(parts.get(name), ensure_ascii=False) for parts in (then, now))
     if max(len(before), len(after)) > _SHOWN:
         return f"{name} changed"
-    return f"{name} was {before} and is {after}"
+    hint = f" ({_HINTS[name]})" if name in _HINTS else ""
+    return f"{name} was {before} and is {after}{hint}"

@@ -67,6 +67,18 @@ from job.__main__ import main
 main()
 """
 
+NO_SPACE_IN_THE_SECOND_STEP = """
+from job.engines.trainer import StepTrainer
+step = StepTrainer.training_step
+def failing(trainer, *given):
+    if trainer.state.global_step == 1:
+        raise OSError(28, "No space left on device")
+    return step(trainer, *given)
+StepTrainer.training_step = failing
+from job.__main__ import main
+main()
+"""
+
 
 def arguments(output: Path, rows: int, passes: int, **more: object) -> list[str]:
     settings = {
@@ -471,6 +483,14 @@ def test_an_error_of_another_rank_is_told_by_rank_0(pair: Any, tmp_path: Path) -
     assert "$.runtime.accelerator" in both.said[0]
     assert both.said[1] == ""
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
+
+
+def test_a_full_disk_of_another_rank_is_told_with_its_folder(pair: Any, tmp_path: Path) -> None:
+    given = arguments(tmp_path / "out", 1, 2)
+    both = pair(given, given, codes=(None, NO_SPACE_IN_THE_SECOND_STEP))
+    assert both.end() == (21, 21), both.said
+    assert "storage failed, in rank 1" in both.said[0]
+    assert f"{tmp_path / 'cache-out' / 'work'}/" in both.said[0]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])

@@ -55,6 +55,14 @@ def test_every_key_that_decides_the_weights_is_a_part_and_its_change_is_named(
             assert said.startswith(f"train.{key} "), key
 
 
+def test_fewer_processes_are_told_how_to_resume(spec: JobSpec) -> None:
+    """The rows of a step are no key of the spec."""
+    eight, four = (StageInputs(spec, count).checkpoint_identity() for count in (8, 4))
+    said = changes(eight.to_json(), four.to_json())
+    assert said.startswith("train.rows_a_step was 256 and is 128 (per_device_train_batch_size × ")
+    assert said.endswith("to resume, keep the product)")
+
+
 def test_the_metric_by_which_reinforcement_keeps_a_step_is_a_part() -> None:
     path = "specs/latex-grpo.yaml"
 
