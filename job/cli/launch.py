@@ -4,19 +4,42 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from job import __version__, log, storage
+from job import __version__, log, signals, storage
 from job.artifacts.records import PREDICTIONS
 from job.distributed import coordinator
 from job.distributed.world import World
-from job.errors import JobError, UsageError
+from job.errors import JobError, Stopped, UsageError
 from job.spec.answer_kinds import ALL_METRICS
 
 if TYPE_CHECKING:
     from job.spec.load import LoadedSpec
+
+LAUNCHER_SECONDS = 3.0
+"""How long a launcher may take to stop the other processes, once one has ended with an error."""
+
+
+@contextmanager
+def reported_once() -> Iterator[None]:
+    """Context for what all processes of a machine find out alike: only the first one reports an
+    error, unless it has none.
+
+    The others wait until the launcher stops them, because it would stop the first if they ended
+    before it.
+    """
+    try:
+        yield
+    except JobError as error:
+        if World.from_environment(os.environ).local_rank > 0:
+            try:
+                time.sleep(LAUNCHER_SECONDS)
+            except Stopped:
+                signals.exit_now(error.exit_code)
+        raise
 
 
 def silence_other_ranks() -> None:
@@ -32,7 +55,8 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     the spec.
     """
     world = World.from_environment(os.environ)
-    _require_processes(loaded.spec.runtime.distributed, world)
+    with reported_once():
+        _require_processes(loaded.spec.runtime.distributed, world)
     world.export(os.environ)
     # Only now: torch reads its environment variables on import.
     from job.pipeline import runner, worker

@@ -242,7 +242,18 @@ class Coordinator:
                     return
                 if signals.received() is not None:
                     signals.exit_now(STOPPED)
-                signals.abandon(_peer_lost([0], str(error)))
+                signals.abandon(self._store_lost(error))
+
+    def _store_lost(self, error: BaseException) -> PeerLost:
+        """The error for a lost store, which the launcher hosts, or else rank 0."""
+        if not self.world.launcher_hosts_store:
+            return _peer_lost([0], str(error))
+        return PeerLost(
+            "the launcher",
+            f"has died or is unreachable ({error})",
+            value=f"{self.world.address}:{self.world.port}",
+            fix="run the job again, by its launcher; it resumes from the last checkpoint",
+        )
 
     def _read_heartbeats(self) -> None:
         now = time.monotonic()

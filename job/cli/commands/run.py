@@ -85,6 +85,7 @@ def _start(
     from job.families import model_source
 
     launch.silence_other_ranks()
-    loaded = load(spec, overrides, output)
-    model_source.require_hub(loaded.spec)
+    with launch.reported_once():
+        loaded = load(spec, overrides, output)
+        model_source.require_hub(loaded.spec)
     launch.launch(loaded, command)

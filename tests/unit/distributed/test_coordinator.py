@@ -105,3 +105,12 @@ def test_a_stopped_job_does_not_wait_long_for_a_rank_that_never_leaves(
     started = time.monotonic()
     joined(0).finish(STOPPED)
     assert time.monotonic() - started < coordinator.EXIT_SECONDS / 2
+
+
+@pytest.mark.parametrize(("launched", "named"), [(True, "the launcher"), (False, "rank 0")])
+def test_the_process_whose_store_is_lost_is_named(launched: bool, named: str) -> None:
+    """torchrun hosts it itself: rank 0 must not call itself dead."""
+    world = World(rank=0, size=2, launcher_hosts_store=launched)
+    lost = Coordinator(world)._store_lost(RuntimeError("Connection reset by peer"))
+    assert lost.problems[0].field == named
+    assert "Connection reset by peer" in lost.problems[0].message
