@@ -24,7 +24,8 @@ def require_one_process(run: RunContext) -> None:
         raise SpecError(
             "$.reinforce",
             f"runs in one process, but this job has {run.processes}",
-            fix="set runtime.distributed: none, or run it on one GPU: CUDA_VISIBLE_DEVICES=0",
+            fix="start one process, without torchrun; several can train before, by the same spec "
+            "without this section and with the same output, and that training is kept",
         )
 
 
