@@ -28,13 +28,16 @@ def run(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> NoReturn:
 
 
 def _train(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> None:
+    context = RunContext(loaded, command, coordinator)
+    # Now, because rank 0 prepares and evaluates first, for hours perhaps: a process more than this
+    # machine has GPUs, or one that sees none, ends the job at once.
+    _ = context.accelerator
     # While rank 0 prepares the rows: it takes seconds.
     import peft  # noqa: F401
 
     import job.train.train  # noqa: F401
 
     start = coordinator.wait_for("train", dict)
-    context = RunContext(loaded, command, coordinator)
     prep = StageRecord.from_json(start["prep"])
     context.record.add(prep)
     world = coordinator.world

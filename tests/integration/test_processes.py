@@ -481,6 +481,7 @@ def test_an_error_of_another_rank_is_told_by_rank_0(pair: Any, tmp_path: Path) -
     assert both.end() == (10, 10), both.said
     assert "invalid spec, in rank 1" in both.said[0]
     assert "$.runtime.accelerator" in both.said[0]
+    assert "train: started" not in both.said[0]  # before rank 0 has prepared and evaluated
     assert both.said[1] == ""
     assert read_json(tmp_path / "out" / "run.json")["status"] == "failed"
 

@@ -12,7 +12,7 @@ from job.spec.load import load_spec
 
 
 def test_several_processes_are_told_to_start_one() -> None:
-    """Not to set runtime.distributed: none, which refuses the same start, and names the way back."""
+    """Not to set runtime.distributed: none, which refuses the same start and names auto."""
     spec = load_spec(Path("specs/latex-grpo.yaml").read_text(), "spec", environ={}).spec
     run: Any = SimpleNamespace(processes=1, spec=spec)
     require_one_process(run)
