@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from job import families
+from job import families, log
 from job.errors import DataError, InputError
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
@@ -32,6 +32,7 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         pushing.prepare(spec)
     if "train" in stages:
         run.choose_engine()
+        log_idle_gpus(run)
         run.begin_trials()  # while libraries are imported
         from job.pipeline import whole_model
         from job.train import adapting, trackers
@@ -57,6 +58,22 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
                 import peft  # noqa: F401
 
         run.begin_model_check(check)
+
+
+def log_idle_gpus(run: RunContext) -> None:
+    """Logs how all GPUs of the machine would train, if one of several will and the spec allows all.
+
+    A user with eight would otherwise pay for seven that idle, and see nothing of it.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if run.accelerator.kind == "cpu" or run.processes > 1 or gpus < 2:
+        return
+    one_process = run.engine_name == "unsloth" or run.spec.reinforce is not None
+    if not one_process and run.spec.runtime.distributed != "none":
+        command = f"torchrun --nproc-per-node {gpus} -m job {run.command} SPEC"
+        log.info("one GPU of several trains", gpus=gpus, command_for_all=command)
 
 
 def require_images(
