@@ -103,6 +103,7 @@ class RunContext:
                     "the training is kept, though other processes made it",
                     made_by=made_by,
                     now=self.processes,
+                    to_train_again="use another output",
                 )
                 self.inputs = others
                 return

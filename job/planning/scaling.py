@@ -70,7 +70,7 @@ def require_possible(spec: JobSpec, processes: int) -> None:
             "--processes",
             "is more than one, but reinforce runs in one process",
             value=processes,
-            fix="plan for one, or without the section reinforce",
+            fix="plan for one; several can train before, without the section reinforce",
         )
     if processes == 1 and kind in ("ddp", "fsdp2"):
         raise UsageError(
