@@ -53,6 +53,7 @@ class _State:
     lost: bool = False
     deferred: bool = False
     ended: bool = False
+    abandoned: bool = False
     callbacks: list[Callable[[ReportedError], object]] = field(default_factory=list)
 
 
@@ -112,8 +113,12 @@ def check() -> None:
 def cause_of(error: BaseException) -> BaseException:
     """The error that ended the work: `Stopped` if one was raised, else `error`.
 
-    Libraries, and Python's imports, replace exceptions that pass through them by their own.
+    Libraries, and Python's imports, replace exceptions that pass through them by their own. If the
+    work has been abandoned, this does not return: another error is being reported, and what it gave
+    back, as the lease, may be why this one was raised.
     """
+    while _state.abandoned:
+        time.sleep(REPORT_SECONDS)
     if _state.raised and _state.received and not isinstance(error, Stopped):
         stopped = _stopped(_state.received)
         stopped.__cause__ = error
@@ -158,6 +163,7 @@ def exit_now(code: int) -> NoReturn:
 
 def abandon(error: ReportedError) -> NoReturn:
     """Abandons the work, from any thread: runs the callbacks with `error` and exits."""
+    _state.abandoned = True
     for callback in _state.callbacks:
         # In a thread with a timeout: the store that the callback writes to may hang.
         thread = threading.Thread(target=callback, args=(error,), daemon=True)

@@ -300,7 +300,7 @@ def ending_workers(coordinator: Coordinator | None) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            code = reported(error).exit_code
+            code = reported(signals.cause_of(error)).exit_code
             raise
         finally:
             coordinator.finish(code)
