@@ -44,10 +44,18 @@ if TYPE_CHECKING:
 
 
 class RunContext:
-    """The state of a run in this process; `coordinator` is None if there is only one process."""
+    """The state of a run in this process; `coordinator` is None if there is only one process.
+
+    `processes` is how many a plan is for.
+    """
 
     def __init__(
-        self, loaded: LoadedSpec, command: str, coordinator: Coordinator | None = None
+        self,
+        loaded: LoadedSpec,
+        command: str,
+        coordinator: Coordinator | None = None,
+        *,
+        processes: int = 1,
     ) -> None:
         self.loaded, self.spec = loaded, loaded.spec
         self.command, self.coordinator = command, coordinator
@@ -57,7 +65,7 @@ class RunContext:
         self.status = telemetry.Status(self.spec.name, __version__)
         self.work = self._work_folder()
         self.output = Output(uri=self.spec.output.uri, workdir=self.work, run=self.record)
-        self.processes = 1 if coordinator is None else coordinator.world.size
+        self.processes = processes if coordinator is None else coordinator.world.size
         self.inputs = StageInputs(self.spec, processes=self.processes)
         self.engine_name: engines.EngineName = "transformers"
         self._end_trials: Callable[[], Ways] | None = None

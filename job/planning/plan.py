@@ -61,8 +61,8 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     """The plan.
 
     Raises UsageError for an unknown accelerator, or for a number of processes that the spec does
-    not allow, and InputError if the model is missing or access
-    to it is denied. Missing data, and whatever is unreachable, is left unknown.
+    not allow, and InputError if the model is missing or access to it is denied. Missing data, and
+    whatever is unreachable, is left unknown.
     """
     spec = options.loaded.spec
     uri = spec.model.model_name_or_path
@@ -70,7 +70,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         require_possible(spec, options.processes)
     processes = options.processes or 1
     devices = planned_devices(options.accelerator, spec)
-    job = RunContext(options.loaded, "plan")
+    job = RunContext(options.loaded, "plan", processes=processes)
     with retry.at_most(1):
         survey = _survey_data(job)
         # The user may lack credentials for the output here; fingerprints also need the data.
@@ -81,7 +81,7 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     if start is not None:
         require_fit(start, spec.lora, lambda lora: family.lora_targets(skeleton, lora))
     data_facts = data.data_facts(spec, survey)
-    steps = _steps(job, data_facts, processes)
+    steps = _steps(spec, data_facts, processes)
     measured = sizes.measure(spec)
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices, options.processes)
     compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
@@ -169,8 +169,9 @@ def _family(job: RunContext) -> families.Family:
     return job.bind_headers()
 
 
-def _steps(job: RunContext, data: facts.Data, processes: int) -> facts.Steps:
-    train, rows = job.spec.train, job.inputs.rows_per_step
+def _steps(spec: JobSpec, data: facts.Data, processes: int) -> facts.Steps:
+    train = spec.train
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
     total: int | None = train.max_steps if train.max_steps >= 0 else None
     per_epoch = epochs = None
     if data.train_rows is not None:

@@ -317,8 +317,15 @@ def test_a_complete_training_of_two_is_not_made_again_by_one(
     """The same spec in one process takes half the rows a step, but asks for the same result."""
     output = Path(shutil.copytree(together[0], tmp_path / "out"))
     (output / ".stages" / "eval.json").unlink()
-    app(["plan", *arguments(output, 1, 2)[1:], "--format", "json"], standalone_mode=False)
-    stages = json.loads(capsys.readouterr().out)["stages"]
+    plan = ["plan", *arguments(output, 1, 2)[1:], "--format", "json"]
+    app([*plan, "--processes", "2"], standalone_mode=False)
+    said = capsys.readouterr()
+    assert "will be skipped" in json.loads(said.out)["stages"]["train"]
+    assert "made_by" not in said.err
+    app(plan, standalone_mode=False)
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["steps"]["rows_a_step"] == 2  # of this start, not of the training that is kept
+    stages = planned["stages"]
     assert "will be skipped" in stages["train"]
     assert "will be skipped" in stages["export"]
     assert stages["eval"] == "will run"
