@@ -7,7 +7,8 @@ other exception is a bug in this project and exits with 70.
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -193,6 +194,19 @@ def is_disk_full(error: BaseException) -> bool:
     """Whether a disk is full or a quota exceeded; safetensors and Arrow only put it in the text."""
     number = getattr(error, "errno", None)
     return number in _DISK_FULL or any(os.strerror(each) in str(error) for each in _DISK_FULL)
+
+
+@contextmanager
+def naming_full_disk(path: object) -> Iterator[None]:
+    """Context in which a full disk is reported as such; `path` is named if the error names none."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_full(error, path) from error
+        raise
 
 
 def disk_full(error: BaseException, path: object) -> StorageError:

@@ -17,7 +17,7 @@ from job.artifacts import provenance, sbom
 from job.artifacts.lease_wait import LeaseWait
 from job.artifacts.records import RunRecord, StageRecord
 from job.distributed.coordinator import Coordinator
-from job.errors import JobError, SpecError, Stopped, disk_full, is_disk_full, reported
+from job.errors import JobError, SpecError, Stopped, naming_full_disk, reported
 from job.local.process_identity import utc_now
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import MEASURED_STAGES, Stage
@@ -178,12 +178,11 @@ class Pipeline:
         if stage in ("train", "reinforce", "export"):  # no card may describe other weights
             store.withdraw("card")
         try:
-            summary = execute(store.local.create(stage))
+            with naming_full_disk(self.work):
+                summary = execute(store.local.create(stage))
         except JobError:
             raise
         except Exception as error:
-            if is_disk_full(error):
-                raise disk_full(error, self.work) from error
             if stage not in OPTIONAL_STAGES:
                 raise
             self._continue_without(stage, error)

@@ -10,7 +10,7 @@ from typing import NoReturn
 from job import signals
 from job.artifacts.records import StageRecord
 from job.distributed.coordinator import Coordinator
-from job.errors import JobError, disk_full, is_disk_full
+from job.errors import naming_full_disk
 from job.pipeline import training
 from job.pipeline.context import RunContext
 from job.spec.load import LoadedSpec
@@ -51,11 +51,7 @@ def _train(loaded: LoadedSpec, command: str, coordinator: Coordinator) -> None:
         folder = coordinator.wait_for(f"fetched/{node}", str) if node > 0 else start["work"]
         context.work.share(Path(folder))
         context.output.stages.local.mark_complete(prep.name)
-    try:
+    with naming_full_disk(context.work):
         training.train(context, context.work.path)
-    except Exception as error:
-        if not isinstance(error, JobError) and is_disk_full(error):
-            raise disk_full(error, context.work) from error
-        raise
     if world.local_rank == 0:  # the training's files on this machine are no longer needed
         context.work.remove()

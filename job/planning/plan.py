@@ -85,7 +85,17 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     measured = sizes.measure(spec)
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices, options.processes)
     compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
-    work = _Work(data=data_facts, steps=steps, sizes=measured, memory=memory, compiling=compiling)
+    timed = _timed(devices)
+    scaling, unmeasured = (None, None) if timed is None else _scaling(options, devices[timed])
+    work = _Work(
+        data=data_facts,
+        steps=steps,
+        sizes=measured,
+        memory=memory,
+        compiling=compiling,
+        scaling=scaling,
+        unmeasured=unmeasured,
+    )
     quantities, whole = _job_time(options, devices, work, skeleton, survey, stages or {})
     time, no_time = _time(options, devices, work)
     if whole is not None:
@@ -250,6 +260,10 @@ class _Work:
     sizes: sizes.Sizes
     memory: facts.MemoryFit | None
     compiling: CompileChoice
+    scaling: Scaling | None
+    """What was measured of several processes, if there are to be some."""
+    unmeasured: str | None
+    """Why no time is known of the processes."""
 
     def rows_a_pass(self, device: str, spec: JobSpec) -> int:
         """As chosen for the device, or the spec's if that is unknown."""
@@ -264,22 +278,27 @@ class _Work:
         return next(chosen, spec.train.gradient_accumulation_steps)
 
 
+def _timed(devices: Mapping[str, Accelerator]) -> str | None:
+    """The device whose times are told: this machine, or the only one; None if there is neither."""
+    if THIS_MACHINE in devices:
+        return THIS_MACHINE
+    return next(iter(devices)) if len(devices) == 1 else None
+
+
 def _time(
     options: PlanOptions, devices: Mapping[str, Accelerator], work: _Work
 ) -> tuple[facts.TrainingTime | None, str | None]:
     """The time and cost of training; if unknown, why."""
-    data, steps = work.data, work.steps
-    own = [name for name in devices if name == THIS_MACHINE]
-    if len(devices) > 1 and not own:
+    data, steps, scaling = work.data, work.steps, work.scaling
+    name = _timed(devices)
+    if name is None:
         return None, NAME_ONE
     if steps.total is None or data.tokens_a_row is None:
         return None, "the tokens per row are unknown"
-    [name] = own or devices
+    if work.unmeasured is not None:
+        return None, work.unmeasured
     device = devices[name]
     spec = options.loaded.spec
-    scaling, unmeasured = _scaling(options, device)
-    if unmeasured is not None:
-        return None, unmeasured
     span = speed.training_time(
         speed.measurements(),
         speed.Training(
@@ -299,7 +318,8 @@ def _time(
         return None, f"no measurement for this {kind} ({device.name}) with a model of this size"
     efficiency = 1.0 if scaling is None else scaling.efficiency
     low, high = span.shortest / efficiency, span.longest / efficiency
-    price = options.price_per_hour and steps.processes * options.price_per_hour
+    each = options.price_per_hour
+    price = None if each is None else steps.processes * each
     return facts.TrainingTime(
         accelerator=name,
         shortest=round(low, 1),
@@ -334,10 +354,9 @@ def _job_time(
 ) -> tuple[Work | None, facts.JobTime | None]:
     """What the stages have to do on this machine, or on the accelerator that the user names, and
     how long that takes; None if that is not known."""
-    own = [name for name in devices if name == THIS_MACHINE]
-    if len(devices) > 1 and not own:
+    name = _timed(devices)
+    if name is None:
         return None, None
-    [name] = own or devices
     spec = options.loaded.spec
     validated = validation(spec, work.data, work.steps, None)
     quantities = work_of(
@@ -352,8 +371,7 @@ def _job_time(
         if validated
         else 0,
     )
-    scaling, unmeasured = _scaling(options, devices[name])
-    if quantities is None or unmeasured is not None:
+    if quantities is None or work.unmeasured is not None:
         return quantities, None
     return quantities, job_time(
         measured_jobs(),
@@ -364,7 +382,7 @@ def _job_time(
         skipped=[stage for stage, state in stages.items() if state != WILL_RUN],
         price_per_hour=options.price_per_hour,
         processes=work.steps.processes,
-        scaling=scaling,
+        scaling=work.scaling,
     )
 
 

@@ -124,11 +124,11 @@ def _data(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     if data.unknown is not None:
         yield "unknown", data.unknown
-    rows = f"{steps.rows_a_step} per process"
-    if steps.processes > 1:
-        rows = f"{steps.rows_a_step * steps.processes}: {steps.rows_a_step} of each process"
-    yield "rows per step", rows
-    if steps.processes > 1:
+    if steps.processes == 1:
+        yield "rows per step", f"{steps.rows_a_step} per process"
+    else:
+        rows = steps.rows_a_step * steps.processes
+        yield "rows per step", f"{rows}: {steps.rows_a_step} of each process"
         yield "processes", f"{steps.processes}, on an accelerator each"
     if steps.total is not None and steps.an_epoch is not None:
         yield (

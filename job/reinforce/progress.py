@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from job import log, telemetry
 from job.engines.device import Accelerator
 from job.redaction import as_json
-from job.train.callbacks.progress import validation_of
+from job.train.callbacks.progress import validated, validation_of
 from job.train.selection import Selection
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def history_of(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for entry in entries:
         if "loss" in entry:
             found.append(step_of(entry))
-        elif measured := {k: v for k, v in sorted(entry.items()) if k.startswith("eval_")}:
+        elif measured := validated(entry):
             found.append({"step": entry["step"], **measured})
     return found
 

@@ -132,7 +132,7 @@ class ProgressCallback(TrainerCallback):
         validation = validation_of(
             {"step": state.global_step, "epoch": state.epoch or 0.0, **metrics}, best
         )
-        self._append({"step": validation.step, "epoch": validation.epoch, **_measured(metrics)})
+        self._append({"step": validation.step, "epoch": validation.epoch, **validated(metrics)})
         # Speeds are those of training.
         self._validating += seconds
         self._logged = replace(self._logged, at=self._logged.at + seconds)
@@ -276,10 +276,10 @@ def _of_history(entry: dict[str, Any]) -> dict[str, Any] | None:
     if "loss" in entry:
         known = ("step", "epoch", "loss", "learning_rate", "grad_norm")
         return {**{key: entry[key] for key in known if key in entry}, **_learning_rates(entry)}
-    measured = _measured(entry)
+    measured = validated(entry)
     return {"step": entry["step"], "epoch": entry["epoch"], **measured} if measured else None
 
 
-def _measured(entry: Mapping[str, Any]) -> dict[str, Any]:
+def validated(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A validation's values, in the order in which a resume reads them back."""
     return {key: value for key, value in sorted(entry.items()) if key.startswith("eval_")}
