@@ -319,9 +319,9 @@ def test_a_complete_training_of_two_is_not_made_again_by_one(
     (output / ".stages" / "eval.json").unlink()
     plan = ["plan", *arguments(output, 1, 2)[1:], "--format", "json"]
     app([*plan, "--processes", "2"], standalone_mode=False)
-    said = capsys.readouterr()
-    assert "will be skipped" in json.loads(said.out)["stages"]["train"]
-    assert "made_by" not in said.err
+    printed = capsys.readouterr()
+    assert "will be skipped" in json.loads(printed.out)["stages"]["train"]
+    assert "made_by" not in printed.err
     app(plan, standalone_mode=False)
     planned = json.loads(capsys.readouterr().out)
     assert planned["steps"]["rows_a_step"] == 2  # of this start, not of the training that is kept
