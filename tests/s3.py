@@ -128,6 +128,9 @@ class S3Server:
                     "-master.volumeSizeLimitMB=64",
                     "-master.telemetry=false",
                     "-volume.max=2000",  # every bucket takes several
+                    # Unless told, it refuses every write while 99% of the disk is full, and a
+                    # hundredth of a large disk is more than all tests need.
+                    "-volume.minFreeSpace=64MiB",
                     "-s3",
                     # Both would take one fixed port, of which a machine has one.
                     "-s3.port.iceberg=0",
