@@ -56,7 +56,7 @@ def launch(loaded: "LoadedSpec", command: str) -> None:
     """
     world = World.from_environment(os.environ)
     with reported_once():
-        _require_processes(loaded.spec.runtime.distributed, world)
+        _require_processes(loaded.spec.runtime.distributed, world, command)
     world.export(os.environ)
     # Only now: torch reads its environment variables on import.
     from job.pipeline import runner, worker
@@ -118,17 +118,18 @@ def _log_validation(chosen: Mapping[str, Any] | None) -> None:
     )
 
 
-def _require_processes(distributed: str, world: World) -> None:
+def _require_processes(distributed: str, world: World, command: str) -> None:
     if distributed == "none" and not world.is_single:
         raise UsageError(
             "$.runtime.distributed",
             f"is none, but the job was started as one of {world.size} processes",
             fix="set it to auto, ddp or fsdp2, or start one process",
         )
-    if distributed in ("ddp", "fsdp2") and world.is_single:
+    if distributed in ("ddp", "fsdp2") and world.is_single and command != "prep":
         raise UsageError(
             "$.runtime.distributed",
             "needs several processes, but the job was started as one",
             value=distributed,
-            fix="start it with, say, `torchrun --nproc-per-node 2 -m job run SPEC`, or set auto",
+            fix=f"start it with, say, `torchrun --nproc-per-node 2 -m job {command} SPEC`, or set "
+            "auto",
         )

@@ -142,8 +142,11 @@ def estimate(
     saved = family.activation_memory(model.config, trained, rows, step)
     if saved is None:
         return None
-    sharded = spec.shards_trained_weights
+    sharded = spec.shards_weights
     shards = processes if sharded else 1
+    reduced = shards
+    if not full and spec.train.gradient_accumulation_steps > 1:
+        reduced = 1  # an adapter's gradients wait, whole, for the last micro-batch of the step
     weights = weight_bytes(family, model, dtype.itemsize, spec)
     copies = 0
     if step.autocast and dtype.itemsize == FP32 and not (sharded and step.checkpointing):
@@ -151,17 +154,17 @@ def estimate(
         copies = BF16 * sum(parameter.numel() for parameter in model.parameters())
     working = saved.workspace + saved.recomputed + _unpacked_bytes(model, dtype.itemsize, spec)
     context = PROCESS if accelerator.kind == "cpu" else CONTEXT
-    copied = step.lora_linear and step.itemsize != FP32  # LoRA layers compute with a copy
+    # LoRA layers compute with a copy.
+    copy = count * step.itemsize if step.lora_linear and step.itemsize != FP32 else 0
     return MemoryEstimate(
         weights=math.ceil(weights / shards) + copies,
-        adapter=0 if full else count * (FP32 + (step.itemsize if copied else 0)),
-        gradients=math.ceil(count * (dtype.itemsize if full else FP32) / shards),
+        adapter=0 if full else math.ceil(count * FP32 / shards) + copy,
+        gradients=math.ceil(count * (dtype.itemsize if full else FP32) / reduced),
         optimizer=math.ceil(count * OPTIMIZER_STATE_BYTES[spec.train.optim] / shards),
         activations=saved.activations,
         attention=saved.attention,
         logits=saved.logits,
-        working=working
-        + (_gathered_bytes(model, dtype.itemsize, autocast=step.autocast) if sharded else 0),
+        working=working + (_gathered_bytes(model, dtype.itemsize, spec, step) if sharded else 0),
         context=context,
         loading=_loading_bytes(model, dtype.itemsize, weights, shards, spec) + context
         if sharded
@@ -241,17 +244,20 @@ def _unpacked_bytes(model: "PreTrainedModel", width: int, spec: JobSpec) -> int:
     return int(max(sizes, default=0) * (width + FP32 / BLOCK))
 
 
-def _gathered_bytes(model: "PreTrainedModel", width: int, *, autocast: bool) -> int:
-    """What FSDP2 holds of whole layers: of a block that is computed, the weights and gradients, and
-    the gradients once more as they are reduced; the weights of the next, which are gathered
-    meanwhile; and what is in no block."""
+def _gathered_bytes(model: "PreTrainedModel", width: int, spec: JobSpec, step: StepSettings) -> int:
+    """What FSDP2 holds of whole layers: the weights of a block that is computed, and of the next,
+    which are gathered meanwhile; if they are trained, the gradients, and once more as they are
+    reduced; and what is in no block. An adapter's are small beside them."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     blocks = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
     outside = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
-    copies = BF16 if autocast else 0
-    return max(sizes, default=0) * (4 * width + copies) + outside * 2 * width
+    block = max(sizes, default=0)
+    if spec.lora.method != "full":
+        return block * 2 * width + outside * width
+    copies = BF16 if step.autocast else 0
+    return block * (4 * width + copies) + outside * 2 * width
 
 
 def _loading_bytes(

@@ -106,15 +106,11 @@ class StageInputs:
         """The same inputs of a training by so many processes, with a model sharded as in this one,
         and not as in this one; what is known of the inputs is shared."""
         runtime = self._spec.runtime
-        for distributed in (runtime.distributed, "ddp" if self._sharded else "fsdp2"):
+        for distributed in (runtime.distributed, "ddp" if self._spec.shards_weights else "fsdp2"):
             other = copy.copy(self)
             other._processes = processes
             other._spec = replace(self._spec, runtime=replace(runtime, distributed=distributed))
             yield other
-
-    @property
-    def _sharded(self) -> bool:
-        return self._spec.runtime.distributed == "fsdp2"
 
     @cached_property
     def model(self) -> model_source.ModelInput:
@@ -322,7 +318,7 @@ class StageInputs:
         trained["rows_a_step"] = self.rows_per_step
         if self._spec.data.streaming:
             trained["shuffle_buffer_size"] = self._spec.data.shuffle_buffer_size
-        trained["sharded"] = self._sharded
+        trained["sharded"] = self._spec.shards_weights
         return trained
 
     @property

@@ -31,9 +31,7 @@ def wanted(
         },
         ways.CAPTURED: trains and captures and not patches_forward,
         ways.COMPILED: trains and (compiles or train.torch_compile is True),
-        ways.EIGHT_BIT: trains
-        and train.optim in ("auto", *EIGHT_BIT)
-        and spec.runtime.distributed != "fsdp2",
+        ways.EIGHT_BIT: trains and train.optim in ("auto", *EIGHT_BIT) and not spec.shards_weights,
         ways.FOUR_BIT: spec.model.load_in_4bit,
     }
     return tuple(name for name in ways.TRAINING if wants.get(name, True))

@@ -22,7 +22,7 @@ def require_room(run: RunContext, stages: Sequence[Stage]) -> None:
     from job.engines.memory import weight_bytes
 
     spec, device = run.spec, run.accelerator
-    if spec.runtime.distributed != "fsdp2":
+    if not spec.shards_weights:
         return
     needing = [
         stage

@@ -62,7 +62,7 @@ def memory_fit(
     """
     longest_row = longest(skeleton, spec)
     rows = sampled or (longest_row,)
-    tried = (1,) if not spec.shards_trained_weights else (processes,) if processes else PROCESSES
+    tried = (1,) if not spec.shards_weights else (processes,) if processes else PROCESSES
     fits, batches = [], []
     for name, device in devices.items():
         found = _fewest_processes(family, skeleton, spec, rows, device, tried)
@@ -134,7 +134,7 @@ def _device_fit(
         dtype=str(resolve_dtype(spec.model, spec.lora, device)).removeprefix("torch."),
         parts=memory.parts,
         total=memory.total,
-        processes=processes if spec.shards_trained_weights else None,
+        processes=processes if spec.shards_weights else None,
         loading=memory.loading,
         at_max_length=at_longest.total,
         pass_rows=settings.per_device_train_batch_size,

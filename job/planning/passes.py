@@ -101,7 +101,7 @@ def _ways(
     processes: int,
 ) -> Sequence[BatchSettings]:
     train, on_gpu = spec.train, device.kind != "cpu"
-    sharded = spec.runtime.distributed == "fsdp2"
+    sharded = spec.shards_weights
     if searches(train, on_gpu=on_gpu, sharded=sharded):
         mean = fmean(row.tokens for row in rows)
         return candidates(

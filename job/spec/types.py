@@ -397,9 +397,14 @@ class JobSpec:
         return next(iter(self.eval.measured), LOSS)
 
     @property
+    def shards_weights(self) -> bool:
+        """Whether the weights of a training are divided among its processes."""
+        return self.runtime.distributed == "fsdp2"
+
+    @property
     def shards_trained_weights(self) -> bool:
         """Whether the model's own weights are trained, and divided among the processes."""
-        return self.runtime.distributed == "fsdp2" and self.lora.method == "full"
+        return self.shards_weights and self.lora.method == "full"
 
     @property
     def reads_shards_only(self) -> bool:
@@ -411,7 +416,7 @@ class JobSpec:
         """
         made_of_weights = self.lora.use_dora or self.lora.bias != "none"
         return (
-            self.runtime.distributed == "fsdp2"
+            self.shards_weights
             and self.model.init == "pretrained"
             and (self.lora.method == "full" or not made_of_weights)
         )

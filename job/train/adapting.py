@@ -156,6 +156,6 @@ def loss_of_supervised_tokens(
     from job.families.supervised_logits import supervised_logits_only
 
     # An engine may have its own loss; a sharded head is gathered only in its own forward pass.
-    if engine.patches_forward or spec.runtime.distributed == "fsdp2":
+    if engine.patches_forward or spec.shards_weights:
         return nullcontext()
     return supervised_logits_only(base)

@@ -37,7 +37,7 @@ def find_batch_size(
     Raises OutOfMemoryError if nothing fits.
     """
     train, on_gpu = spec.train, accelerator.kind != "cpu"
-    sharded = spec.runtime.distributed == "fsdp2"
+    sharded = spec.shards_weights
     if not searches(train, on_gpu=on_gpu, sharded=sharded):
         settings = _without_search(train, accelerator, trial, sharded=sharded)
         return _resolved(spec, settings, trial), None

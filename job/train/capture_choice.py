@@ -16,7 +16,7 @@ def why_eager(
         "a CPU has no graphs": not on_gpu,
         "train.cuda_graphs is false": not train.cuda_graphs,
         "only the padding-free step can be captured": not padding_free,
-        "FSDP2 communicates within a pass": spec.runtime.distributed == "fsdp2",
+        "FSDP2 communicates within a pass": spec.shards_weights,
         "only plain LoRA can be captured, without dropout or DoRA": trains_weights(lora)
         or not is_plain(lora),
         "train.neftune_noise_alpha draws noise in each pass": train.neftune_noise_alpha is not None,

@@ -88,7 +88,7 @@ def why_uncompiled(spec: JobSpec, *, on_gpu: bool, patches_forward: bool = False
         "there is no GPU": not on_gpu,
         "the engine has forward passes of its own": patches_forward,
         "weights in 4 bits are unpacked outside of compiled code": spec.model.load_in_4bit,
-        "sharded blocks are not compiled in this version": spec.runtime.distributed == "fsdp2",
+        "sharded blocks are not compiled in this version": spec.shards_weights,
         "gradient checkpointing excludes it": train.gradient_checkpointing is True,
         "train.fit is off, so no trial shows that they compile": train.fit == "off",
     }

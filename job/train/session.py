@@ -105,7 +105,7 @@ def start_session(
     plan = None
     if validator is not None and selection is not None:
         plan = ValidationPlan(spec=spec.train, validator=validator, selection=selection)
-    fsdp = sharding.config(adapted.base) if spec.runtime.distributed == "fsdp2" else None
+    fsdp = sharding.config(adapted.base) if spec.shards_weights else None
     remove_scratch(context)  # of a killed run
     trainer = ValidatingTrainer(
         plan=plan,

@@ -95,7 +95,7 @@ def _optim(context: TrainContext) -> str:
     """The optimizer, the same in all processes: each updates a copy of the same weights, or a shard
     of them."""
     obstacle = context.ways.obstacle(EIGHT_BIT)
-    if context.spec.runtime.distributed == "fsdp2":
+    if context.spec.shards_weights:
         obstacle = "it does not update sharded weights"
     found = resolve_optim(context.spec.train, context.accelerator, obstacle)
     if len(set(process_group.all_gather(found))) > 1:

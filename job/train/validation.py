@@ -75,7 +75,7 @@ class Validator:
         self._batch_size = rows_of_a_batch(context.spec.train.per_device_eval_batch_size)
         # A process that shards the model must not run out of memory between two collectives.
         large = adapted.padding_free and context.engine.device.type != "cpu"
-        sharded = context.spec.runtime.distributed == "fsdp2"
+        sharded = context.spec.shards_weights
         self._tokens = LOSS_TOKENS if large and not sharded else 0
         self._sharded = sharded
         self._cached: dict[tuple[int, ...], MicroBatch] = {}

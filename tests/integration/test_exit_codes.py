@@ -69,6 +69,15 @@ def test_2_processes_that_are_not_what_the_spec_wants(
     assert not (tmp_path / "out").exists()
 
 
+def test_one_process_prepares_the_rows_of_several(tmp_path: Path, cache: Path) -> None:
+    several = ("--set", "runtime.distributed=ddp")
+    prepared = job("prep", *small_run(str(tmp_path / "out"), *several, cache=cache)[1:])
+    assert prepared.code == 0, prepared.err
+    assert (tmp_path / "out" / "data" / "stats.json").exists()
+    alone = job("eval", *small_run(str(tmp_path / "out"), *several, cache=cache)[1:])
+    one_error(alone, 2, "needs several processes", "-m job eval SPEC")
+
+
 def test_10_an_optimizer_that_this_machine_lacks(tmp_path: Path, cache: Path) -> None:
     bad = ("--set", "train.optim=adamw_8bit")
     done = job(*small_run(str(tmp_path), *bad, cache=cache))

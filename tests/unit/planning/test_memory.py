@@ -365,6 +365,33 @@ def test_processes_divide_weights_gradients_and_states_that_are_sharded() -> Non
         assert found.fits(H200.memory_bytes) == (processes > 1)
 
 
+def test_processes_divide_the_frozen_weights_and_the_adapter_that_are_sharded() -> None:
+    text = (ROOT / "specs/ernie-4.5-vl-28b-latex.yaml").read_text()
+    model, rows, processes = published(), [SHORT], 8
+    given = ["train.optim=auto", "train.gradient_accumulation_steps=1"]
+    whole = estimate(model, load_spec(text, "ernie", given, environ={}).spec, rows, H200)
+
+    def found(*more: str) -> memory.MemoryEstimate:
+        settings = [*given, "runtime.distributed=fsdp2", *more]
+        spec = load_spec(text, "ernie", settings, environ={}).spec
+        result = memory.estimate(Ernie45VL, model, spec, rows, H200, processes=processes)
+        assert result is not None
+        return result
+
+    sharded = found()
+    assert sharded.weights == pytest.approx(whole.weights / processes, rel=1e-6)
+    assert sharded.gradients == pytest.approx(whole.gradients / processes, rel=1e-6)
+    assert sharded.optimizer == pytest.approx(whole.optimizer / processes, rel=1e-6)
+    copy = whole.gradients // 2  # in bf16, which layers compute with
+    assert sharded.adapter == pytest.approx((whole.adapter - copy) / processes + copy, rel=1e-6)
+    assert sharded.activations == whole.activations
+    gathered = sharded.working - whole.working
+    assert whole.weights / 28 < gathered < whole.weights / 8
+    assert sharded.total < whole.total - whole.weights / 2
+    # Until the last of several passes, an adapter's gradients are not divided.
+    assert found("train.gradient_accumulation_steps=2").gradients == whole.gradients
+
+
 def test_a_process_loads_its_shards_and_stacks_experts_or_loads_all_random_weights() -> None:
     text = (ROOT / "specs/ernie-4.5-vl-28b-latex.yaml").read_text()
     given = ["lora={method: full}", "model.dtype=auto", "train.optim=auto"]
