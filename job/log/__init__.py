@@ -7,7 +7,6 @@ anything is written.
 
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -177,13 +176,11 @@ def metrics(changes: Mapping[str, tuple[float | None, float]]) -> None:
 
 
 def _numbers(fields: Mapping[str, object]) -> dict[str, object]:
-    """Fields as JSON values; NaN and infinity, which JSON lacks, become null."""
+    """Fields as JSON values; a quantity's name ends in its unit."""
     record: dict[str, object] = {}
     for key, value in fields.items():
         numbers = value.numbers if isinstance(value, Quantity) else {"": value}
-        for suffix, each in numbers.items():
-            finite = not isinstance(each, float) or math.isfinite(each)
-            record[key + suffix] = each if finite else None
+        record |= {key + suffix: each for suffix, each in numbers.items()}
     return record
 
 

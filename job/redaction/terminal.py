@@ -6,8 +6,10 @@ rendering, such as the ideographic space or the joiners of emoji, stay.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar, cast
 
 T = TypeVar("T")
@@ -33,11 +35,29 @@ def _escaped(character: str) -> str:
 def json_text(
     value: object, *, indent: int | None = None, default: Callable[[object], object] | None = None
 ) -> str:
-    """`value` as readable JSON, with control characters escaped as `\\u009b`."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False, default=default)
+    """`value` as readable JSON, with control characters escaped as `\\u009b`.
+
+    NaN and infinity, which JSON lacks, become null.
+    """
+    dump = partial(json.dumps, indent=indent, ensure_ascii=False, default=default, allow_nan=False)
+    try:
+        text = dump(value)
+    except ValueError:
+        text = dump(_without_nan(value))
     if text.isprintable():
         return text
     return CONTROL.sub(lambda match: match[0] if match[0] == "\n" else _in_json(match[0]), text)
+
+
+def _without_nan(value: object) -> object:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _without_nan(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_without_nan(inner) for inner in value]
+    return value
 
 
 def _in_json(character: str) -> str:

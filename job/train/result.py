@@ -139,8 +139,8 @@ def summarize(
         epochs=round(state.epoch or 0.0, 4),
         rows=len(rows.dataset),
         dropped_rows=rows.filtered.dropped,
-        first_loss=_finite(losses[0]) if losses else None,
-        final_loss=_finite(losses[-1]) if losses else None,
+        first_loss=losses[0] if losses else None,
+        final_loss=losses[-1] if losses else None,
         tokens=state.num_input_tokens_seen,
         seconds=round(seconds, 3),
         tokens_per_second=round(speed, 1),
@@ -202,7 +202,7 @@ def _validation(session: Session, seconds: float, kept: int) -> dict[str, Any] |
             best_step=best.step if best else None,
             best=best.value if best else None,
             last_step=last.step if last else None,
-            last=_finite(last.value) if last else None,
+            last=last.value if last and math.isfinite(last.value) else None,
             best_metrics=dict(best.metrics) if best else {},
             last_metrics={k: v for k, v in last.metrics.items() if math.isfinite(v)}
             if last
@@ -216,11 +216,6 @@ def _validation(session: Session, seconds: float, kept: int) -> dict[str, Any] |
             share=round(validator.seconds / max(seconds, 1e-9), 4),
         )
     )
-
-
-def _finite(value: float) -> float | None:
-    """The value as JSON can hold it."""
-    return value if math.isfinite(value) else None
 
 
 def rows_per_step(spec: JobSpec) -> int:

@@ -1,6 +1,7 @@
 """Secrets out of whatever is written, in every spelling, wherever the text goes."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -18,7 +19,7 @@ from job.artifacts.records import RunRecord
 from job.errors import JobError, Problem, SpecError
 from job.evaluation.evaluate import Evaluation, Prediction, write
 from job.prep.workers import worker_pool
-from job.redaction import redact, redacted
+from job.redaction import as_json, redact, redacted
 from tests.jobs import ROOT
 
 CONTROLS = (*("\x00-\x08\x0b-\x1f\x7f-\x9f", "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"),)
@@ -73,6 +74,13 @@ def test_other_variables_are_left_as_they_are(name: str, monkeypatch: pytest.Mon
 def test_a_secret_is_known_in_every_spelling(spelled: str) -> None:
     assert "pl4nted" not in redact(f"x {spelled} y")
     assert redact(f"x {spelled} y").count("${WANDB_API_KEY}") == 1
+
+
+def test_what_json_lacks_is_null() -> None:
+    given = {"loss": math.nan, "lr": 0.5, "all": [1, (math.inf, {"x": -math.inf})], "s": "NaN"}
+    expected = {"loss": None, "lr": 0.5, "all": [1, [None, {"x": None}]], "s": "NaN"}
+    assert json.loads(as_json(given)) == expected
+    assert "NaN" not in as_json({"loss": math.nan}, indent=2)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Reads only small files, and the held-out images of the rows that the page shows.
 unfinished, failed or from another version: what one lacks is named, and the rest is compared.
 """
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,12 +100,9 @@ class Comparison:
         return {each.key: self._by_run(each.values) for each in found}
 
     def _by_run(self, values: Sequence[object]) -> dict[str, object]:
-        """Null for a run without a value, also for NaN and infinity, which JSON lacks.
-
-        A run without the key has no entry.
-        """
+        """Null for a run without a value; a run without the key has no entry."""
         return {
-            run.letter: None if isinstance(value, float) and not math.isfinite(value) else value
+            run.letter: value
             for run, value in zip(self.runs, values, strict=True)
             if value is not ABSENT
         }
