@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from transformers.models.auto.auto_factory import _BaseAutoModelClass as AutoClass
 
 _WRAPPER = re.compile(r"\.base_layer\b")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_CONVERSION = "automatic conversion of the weights"
+"""What Transformers' error says if it could not stack a layer's experts, for example."""
+_COPY = "check that the checkpoint was copied whole and belongs to its config.json"
 
 
 def configuration(auto: "type[AutoClass]", uri: str, config: dict[str, Any]) -> "PreTrainedConfig":
@@ -69,7 +74,7 @@ def load(
     """
     from job.families.four_bit.quantizer import as_loaded_plainly, quantization_arguments
 
-    weight_files.shapes(uri, directory)  # raises if a file is missing or truncated
+    stored = weight_files.shapes(uri, directory)  # raises if a file is missing or truncated
     try:
         model, loading = auto.from_pretrained(
             directory,
@@ -84,6 +89,13 @@ def load(
         )
     except ValueError as error:  # for example, an unsupported attention implementation
         raise InputError(uri, f"Transformers cannot load it: {error}") from error
+    except RuntimeError as error:
+        if _CONVERSION not in str(error):
+            raise
+        report_differences(uri, misshapen=_unlike_other_experts(stored))
+        raise InputError(
+            uri, "Transformers cannot convert its tensors to those of its config.json", fix=_COPY
+        ) from error
     as_loaded_plainly(model)
     misshapen = [name for name, *_ in loading["mismatched_keys"]]
     if four_bit is not None:  # Transformers does not compare shapes if weights are quantized
@@ -122,7 +134,7 @@ def report_differences(
                 uri,
                 f"{len(names)} tensors of its config.json {what}: "
                 f"{weight_files.shortened(sorted(names))}",
-                fix="check that the checkpoint was copied whole and belongs to its config.json",
+                fix=_COPY,
             )
     if unexpected:
         log.warn(
@@ -130,6 +142,16 @@ def report_differences(
             count=len(unexpected),
             names=weight_files.shortened(sorted(unexpected)),
         )
+
+
+def _unlike_other_experts(stored: weight_files.Shapes) -> list[str]:
+    """The tensors of experts that have another shape than those of most in their layer."""
+    shapes: dict[str, Counter[tuple[int, ...]]] = defaultdict(Counter)
+    layers = {name: _EXPERT.sub(".experts.", name) for name in stored if _EXPERT.search(name)}
+    for name, layer in layers.items():
+        shapes[layer][stored[name]] += 1
+    usual = {layer: counted.most_common(1)[0][0] for layer, counted in shapes.items()}
+    return [name for name, layer in layers.items() if stored[name] != usual[layer]]
 
 
 def _misshapen(auto: "type[AutoClass]", model: "PreTrainedModel") -> list[str]:

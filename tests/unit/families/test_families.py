@@ -8,13 +8,14 @@ from typing import Any, cast
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 from job import engines, families, kubernetes
 from job.engines.device import Accelerator
 from job.engines.transformers import TransformersEngine
 from job.errors import DataError, InputError, SpecError
 from job.export.merge import Merge
-from job.families import FAMILIES, Family, chat
+from job.families import FAMILIES, Family, chat, transformers_format
 from job.families.batches import host_keys
 from job.families.encoded import IGNORED, Encoded
 from job.families.lora.parameter_counts import adapter_parameters
@@ -140,6 +141,37 @@ def test_a_checkpoint_with_a_tensor_missing_or_misshapen_is_refused(
         safetensors.torch.save_file(kept, weights, metadata={"format": "pt"})
         with pytest.raises(InputError, match=f"1 tensors of its config.json are {what}: .*q_proj"):
             engines.create(spec.model, spec.lora, CPU).load(family)
+
+
+def test_experts_that_cannot_be_stacked_are_refused_by_name(tmp_path: Path) -> None:
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("experts.1.up_proj.weight"))
+    said = (f"1 tensors of its config.json are misshapen: {name}", "cannot convert its tensors")
+    for wrong, problem in zip((tensors.pop(name)[:-1].clone(), None), said, strict=True):
+        kept = {k: v for k, v in {**tensors, name: wrong}.items() if v is not None}
+        weights = tmp_path / "model.safetensors"
+        safetensors.torch.save_file(kept, weights, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=problem) as refused:
+            transformers_format.load(
+                transformers.AutoModelForCausalLM,
+                "m",
+                tmp_path,
+                dtype=torch.float32,
+                device=torch.device("cpu"),
+                attn_implementation=None,
+            )
+        assert "was copied whole" in str(refused.value)
 
 
 def test_a_model_without_experts_is_prepared_for_a_gpu_and_has_no_choice_of_theirs(
