@@ -70,7 +70,7 @@ COMPUTING_KEYS = (
     "torch_compile",
     "cuda_graphs",
 )
-# Keys of the model section for a base in 4 bits, without which they say nothing.
+# Keys of the model section that have an effect only if the base is loaded in 4 bits.
 FOUR_BIT_KEYS = ("load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant")
 # Keys that choose when to stop and what to keep, but do not affect the weights after a step.
 SELECTING_KEYS = (
@@ -81,8 +81,8 @@ SELECTING_KEYS = (
     "early_stopping_patience",
     "early_stopping_threshold",
 )
-# Keys of the reinforce section that affect neither its weights nor which of them are kept, or are
-# there by another name.
+# Keys of the reinforce section that affect neither its weights nor which of them are kept, or that
+# the identity has under another name.
 UNREINFORCED_KEYS = ("allow_code", "logging_steps", "save_steps", "metric_for_best_model")
 # Its keys that select which step is kept, and do not affect how steps are compared.
 REINFORCE_SELECTING_KEYS = ("eval_strategy", "eval_steps", "load_best_model_at_end")
@@ -103,8 +103,8 @@ class StageInputs:
         self._local_digests = FileDigests(self._cache_dir)
 
     def trained_by_others(self, processes: int) -> "Iterator[StageInputs]":
-        """The same inputs of a training by so many processes, with a model sharded as in this one,
-        and not as in this one; what is known of the inputs is shared."""
+        """The inputs if this many processes trained: with the model sharded as the spec says, then
+        the other way. Inputs that are located already are not located again."""
         runtime = self._spec.runtime
         for distributed in (runtime.distributed, "ddp" if self._spec.shards_weights else "fsdp2"):
             other = copy.copy(self)
@@ -171,55 +171,44 @@ class StageInputs:
         Those of the cards, the report and the push depend on `completed`, so they are final only
         once all stages before them are.
         """
-        spec = {**asdict(self._spec), "model": self._model_keys}
         if stage == "prep":
             return self._prepared_rows(validation=True)
-        parts: list[Any]
-        if stage == "baseline":
-            generation = self.model.generation_digest
-            parts = [
-                self._prepared_rows(validation=False),
-                self._initial_model,
-                generation,
-                self._evaluating,
-            ]
-        elif stage == "train":
-            parts = [
-                *self._training_inputs(completed),
-                *(self._computing[key] for key in COMPUTING_KEYS),
-                self._selecting,
-            ]
-        elif stage == "eval":
-            parts = [
-                self.fingerprint(self.trained_by, completed),
-                self.model.generation_digest,
-                self._evaluating,
-            ]
-        elif stage == "reinforce":
-            parts = [self.fingerprint("train", completed), self._reinforcing]
-        elif stage in ("card", "report"):
-            # The report shows when stages ran and for how long, so rerunning one changes it.
-            runs = [
-                (record.fingerprint, record.started)
-                for record in completed.values()
-                if record.name in MEASURED_STAGES
-            ]
-            shown = {k: v for k, v in spec.items() if k not in ("output", "runtime")}
-            if self._spec.reinforce is None:  # outputs of before had no such section
-                del shown["reinforce"]
-            parts = [runs, {**shown, "lora": self._lora_settings}]
-        elif stage == "push":
-            pushed = [
-                (record.name, [(file.path, file.sha256) for file in record.files])
-                for record in completed.values()
-                if record.name in PUSHED_STAGES
-            ]
-            parts = [pushed, {key: spec["export"][key] for key in HUB_KEYS}]
-        else:  # the generation settings of servers are written beside the weights
-            exported = {k: v for k, v in spec["export"].items() if k not in HUB_KEYS}
-            trained = self.fingerprint(self.trained_by, completed)
-            parts = [trained, self.model.generation_digest, exported]
-        return fingerprint(__version__, stage, parts)
+        return fingerprint(__version__, stage, self._parts(stage, completed))
+
+    def _parts(self, stage: Stage, completed: Mapping[str, StageRecord]) -> list[Any]:
+        """The inputs of a stage after prep."""
+        match stage:
+            case "baseline":
+                generation = self.model.generation_digest
+                rows = self._prepared_rows(validation=False)
+                return [rows, self._initial_model, generation, self._evaluating]
+            case "train":
+                computing = (self._computing[key] for key in COMPUTING_KEYS)
+                return [*self._training_inputs(completed), *computing, self._selecting]
+            case "reinforce":
+                return [self.fingerprint("train", completed), self._reinforcing]
+            case "eval":
+                trained = self.fingerprint(self.trained_by, completed)
+                return [trained, self.model.generation_digest, self._evaluating]
+            case "export":  # servers' generation settings are written beside the weights
+                trained = self.fingerprint(self.trained_by, completed)
+                return [trained, self.model.generation_digest, self._exporting]
+            case "card" | "report":
+                # The report shows when stages ran and for how long, so rerunning one changes it.
+                runs = [
+                    (record.fingerprint, record.started)
+                    for record in completed.values()
+                    if record.name in MEASURED_STAGES
+                ]
+                return [runs, self._described]
+            case "push":
+                pushed = [
+                    (record.name, [(file.path, file.sha256) for file in record.files])
+                    for record in completed.values()
+                    if record.name in PUSHED_STAGES
+                ]
+                return [pushed, {key: getattr(self._spec.export, key) for key in HUB_KEYS}]
+        raise AssertionError(f"{stage} has a fingerprint of its own")
 
     def checkpoint_identity(self) -> Identity:
         """What must be equal to resume a training: not how steps are computed, nor their number.
@@ -296,7 +285,7 @@ class StageInputs:
 
     @property
     def _model_settings(self) -> dict[str, Any]:
-        """The model section, with the digest of a chat template instead of its place or text."""
+        """The model section, with the digest of a chat template instead of its path or text."""
         text = self.chat_template
         return {
             **self._model_keys,
@@ -305,7 +294,7 @@ class StageInputs:
 
     @property
     def _model_keys(self) -> dict[str, Any]:
-        """The model section, without keys that say nothing."""
+        """The model section, without keys that have no effect."""
         model = self._spec.model
         skipped = () if model.load_in_4bit else FOUR_BIT_KEYS
         return {key: value for key, value in asdict(model).items() if key not in skipped}
@@ -341,7 +330,7 @@ class StageInputs:
     @property
     def _comparing(self) -> dict[str, Any]:
         """What the compared values of validations depend on, other than the model and the data: if
-        it changes, earlier ones are no measure of later ones. Empty without validation."""
+        it changes, earlier values cannot be compared with later ones. Empty without validation."""
         train = self._spec.train
         if not train.validates:
             return {}
@@ -377,6 +366,19 @@ class StageInputs:
     def _evaluating(self) -> dict[str, Any]:
         """The settings of the evaluations before and after training."""
         return {k: v for k, v in asdict(self._spec)["eval"].items() if k != "validation_samples"}
+
+    @property
+    def _exporting(self) -> dict[str, Any]:
+        """The settings of the exported files."""
+        return {k: v for k, v in asdict(self._spec)["export"].items() if k not in HUB_KEYS}
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        """The settings that the model cards and the report show."""
+        shown = {k: v for k, v in asdict(self._spec).items() if k not in ("output", "runtime")}
+        if self._spec.reinforce is None:  # specs of earlier versions had no such section
+            del shown["reinforce"]
+        return {**shown, "model": self._model_keys, "lora": self._lora_settings}
 
     @cached_property
     def _images(self) -> dict[str, str]:
