@@ -1,7 +1,7 @@
 """Checks before the expensive work of a run: software, and that model and data fit together."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +14,8 @@ from job.spec.types import JobSpec
 
 
 def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
-    """Requires the packages that the stages need; chooses the engine if the run trains."""
+    """Requires the packages that the stages need, a chat template that fits, and access to the hub
+    if the export is pushed."""
     spec = run.spec
     if {*stages} & {"baseline", "train", "eval", "export"}:
         from job.engines.device import require_four_bit
@@ -30,34 +31,48 @@ def require_software(run: RunContext, stages: Sequence[Stage]) -> None:
         from job.pipeline import pushing
 
         pushing.prepare(spec)
-    if "train" in stages:
-        run.choose_engine()
-        log_idle_gpus(run)
-        run.begin_trials()  # while libraries are imported
-        from job.pipeline import whole_model
-        from job.train import adapting, trackers
 
-        trackers.require(spec.train.report_to)
-        if spec.reinforce is not None:
-            from job.pipeline import reinforcing
 
-            reinforcing.require_one_process(run)
-            reinforcing.require_optimizer(run)
-            assert run.inputs.rewards, "the schema requires one"
-        if spec.train.torch_compile is True:
-            from job.engines import compiling
+def require_trainable(run: RunContext, stages: Sequence[Stage]) -> None:
+    """Chooses the engine, and requires what the training needs.
 
-            compiling.require(run.accelerator.device)
-        start, loads = run.start_adapter, not run.output.holds_finished_run
+    Starts what takes seconds, to run beside prep: trials of the device and the check of the model.
+    """
+    spec = run.spec
+    run.choose_engine()
+    log_idle_gpus(run)
+    run.begin_trials()  # while libraries are imported
+    from job.train import trackers
 
-        def check() -> None:
-            adapting.require(spec, start)
-            if loads:
-                whole_model.require_room(run, stages)
-                # With bitsandbytes and torch's compiler: the first model would wait for seconds.
-                import peft  # noqa: F401
+    trackers.require(spec.train.report_to)
+    if spec.reinforce is not None:
+        from job.pipeline import reinforcing
 
-        run.begin_model_check(check)
+        reinforcing.require_one_process(run)
+        reinforcing.require_optimizer(run)
+        assert run.inputs.rewards, "the schema requires one"
+    if spec.train.torch_compile is True:
+        from job.engines import compiling
+
+        compiling.require(run.accelerator.device)
+    run.begin_model_check(_model_check(run, stages))
+
+
+def _model_check(run: RunContext, stages: Sequence[Stage]) -> Callable[[], None]:
+    """The check that the spec fits the model's architecture, and the whole model its device."""
+    from job.pipeline import whole_model
+    from job.train import adapting
+
+    start, loads = run.start_adapter, not run.output.holds_finished_run
+
+    def check() -> None:
+        adapting.require(run.spec, start)
+        if loads:
+            whole_model.require_room(run, stages)
+            # With bitsandbytes and torch's compiler: the first model would wait for seconds.
+            import peft  # noqa: F401
+
+    return check
 
 
 def log_idle_gpus(run: RunContext) -> None:

@@ -21,7 +21,7 @@ from job.errors import JobError, SpecError, Stopped, naming_full_disk, reported
 from job.local.process_identity import utc_now
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import MEASURED_STAGES, Stage
-from job.pipeline.requirements import require_software
+from job.pipeline.requirements import require_software, require_trainable
 from job.pipeline.stages import Stages
 from job.prep.result_checks import TooManyBadRows
 from job.spec.load import LoadedSpec, dump_resolved
@@ -81,7 +81,7 @@ class Pipeline:
     # --- the run -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Acquires the output's lease, and checks software and inputs before any work is done."""
+        """Acquires the output's lease; checks software and inputs, and chooses the engine."""
         wait = self._spec.runtime.lease_wait
         seconds = None if wait == "auto" else float(wait)
         self._output.acquire(LeaseWait(seconds=seconds, on_wait=self._report_waiting))
@@ -89,7 +89,10 @@ class Pipeline:
         self._context.start_hashing()  # while libraries are imported
         self._found_finished_run = self._output.holds_finished_run
         self._output.write_sbom(sbom.to_text())
-        require_software(self._context, COMMANDS[self._command])
+        stages = COMMANDS[self._command]
+        require_software(self._context, stages)
+        if "train" in stages:
+            require_trainable(self._context, stages)
         if self._reporter is None:
             self._reporter = telemetry.StatusReporter(self._status, self._spec.runtime)
         self._record_provenance()
