@@ -37,18 +37,18 @@ def prepare(spec: JobSpec) -> None:
 def push(run: RunContext) -> dict[str, Any]:
     """Pushes the export; returns the stage's summary."""
     spec, stages = run.spec, run.record.stages
-    by, below = run.inputs.trained_by, run.trained_folder
+    trained, prefix = run.inputs.trained_by, run.trained_folder
     adapter = [
-        (path.removeprefix(below), file)
-        for stage, folder in ((by, "adapter"), ("card", "adapter"), (by, "adapter-vllm"))
-        for path, file in _files(run, stage, f"{below}{folder}")
+        (path.removeprefix(prefix), file)
+        for stage, folder in ((trained, "adapter"), ("card", "adapter"), (trained, "adapter-vllm"))
+        for path, file in _files(run, stage, f"{prefix}{folder}")
     ]
     merged = [*_files(run, "export", "merged"), *_files(run, "card", "merged")]
     metrics = run.record.metrics
     title = commit_title(spec.name, metrics.get("baseline", {}), metrics.get("final", {}))
     description = (
         f"Made by finetune-job {run.record.versions['job']} "
-        f"(training {stages[by].fingerprint[:12]})."
+        f"(training {stages[trained].fingerprint[:12]})."
     )
     repository = HubRepository(HubTarget.of(spec.export))
     files = layout(content(spec), adapter, merged)
