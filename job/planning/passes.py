@@ -44,17 +44,9 @@ def planned_pass(
     If none fits, those that need the least memory; if training does not search, the spec's. None if
     the family cannot estimate memory. `processes` divide what the spec shards.
     """
-    planned = None
-    ways = _ways(family, model, spec, rows, device, processes)
-    for settings in ways:
-        if settings != ways[-1] and not _fits_on_average(
-            family, model, spec, rows, device, settings, processes
-        ):
-            continue
-        planned = _planned(family, model, spec, rows, device, settings, processes)
-        if planned is None or planned.memory.fits(device.memory_bytes):
-            return planned
-    return planned
+    return _Search(
+        family=family, model=model, spec=spec, rows=rows, device=device, processes=processes
+    ).planned()
 
 
 def compile_choice(
@@ -92,60 +84,64 @@ def _may_capture(family: type[Family], spec: JobSpec, *, on_gpu: bool) -> bool:
     return why_eager(spec, on_gpu=on_gpu, padding_free=padded is None) is None
 
 
-def _ways(
-    family: type[Family],
-    model: "PreTrainedModel",
-    spec: JobSpec,
-    rows: Sequence[RowSize],
-    device: Accelerator,
-    processes: int,
-) -> Sequence[BatchSettings]:
-    train, on_gpu = spec.train, device.kind != "cpu"
-    sharded = spec.shards_weights
-    if searches(train, on_gpu=on_gpu, sharded=sharded):
-        mean = fmean(row.tokens for row in rows)
-        return candidates(
-            train,
-            lambda each: each.per_device_train_batch_size * mean,
-            on_gpu=on_gpu,
-            captured=_may_capture(family, spec, on_gpu=on_gpu),
-        )
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """The search for passes of a training on a device, by the estimate."""
 
-    def is_safe(kept: BatchSettings) -> bool:
-        planned = None if sharded else _planned(family, model, spec, rows, device, kept, processes)
-        return planned is not None and planned.memory.is_safe(device.memory_bytes)
+    family: type[Family]
+    model: "PreTrainedModel"
+    """The architecture on the meta device."""
+    spec: JobSpec
+    rows: Sequence[RowSize]
+    """A sample of the training's."""
+    device: Accelerator
+    processes: int
 
-    return [without_search(train, is_safe)]
+    def planned(self) -> PlannedPass | None:
+        """See `planned_pass`."""
+        planned, tried = None, self._tried()
+        for settings in tried:
+            if settings != tried[-1] and not self._fits_on_average(settings):
+                continue
+            planned = self._with_heaviest(settings)
+            if planned is None or planned.memory.fits(self.device.memory_bytes):
+                return planned
+        return planned
 
+    def _tried(self) -> Sequence[BatchSettings]:
+        """The passes that training tries, in order; without a search, those that it takes."""
+        train, on_gpu = self.spec.train, self.device.kind != "cpu"
+        sharded = self.spec.shards_weights
+        if searches(train, on_gpu=on_gpu, sharded=sharded):
+            mean = fmean(row.tokens for row in self.rows)
+            return candidates(
+                train,
+                lambda each: each.per_device_train_batch_size * mean,
+                on_gpu=on_gpu,
+                captured=_may_capture(self.family, self.spec, on_gpu=on_gpu),
+            )
 
-def _planned(
-    family: type[Family],
-    model: "PreTrainedModel",
-    spec: JobSpec,
-    rows: Sequence[RowSize],
-    device: Accelerator,
-    settings: BatchSettings,
-    processes: int,
-) -> PlannedPass | None:
-    batch = worst_batch(rows, settings.per_device_train_batch_size)
-    memory = estimate(family, model, _with(spec, settings), batch, device, processes=processes)
-    return None if memory is None else PlannedPass(settings=settings, batch=batch, memory=memory)
+        def is_safe(kept: BatchSettings) -> bool:
+            planned = None if sharded else self._with_heaviest(kept)
+            return planned is not None and planned.memory.is_safe(self.device.memory_bytes)
 
+        return [without_search(train, is_safe)]
 
-def _fits_on_average(
-    family: type[Family],
-    model: "PreTrainedModel",
-    spec: JobSpec,
-    rows: Sequence[RowSize],
-    device: Accelerator,
-    settings: BatchSettings,
-    processes: int,
-) -> bool:
-    """Whether a micro-batch like the sample fits, which takes less than the heaviest."""
-    batch = tuple(itertools.islice(itertools.cycle(rows), settings.per_device_train_batch_size))
-    memory = estimate(family, model, _with(spec, settings), batch, device, processes=processes)
-    return memory is None or memory.fits(device.memory_bytes)
+    def _with_heaviest(self, settings: BatchSettings) -> PlannedPass | None:
+        """The passes with their heaviest micro-batch; None if the family cannot estimate memory."""
+        batch = worst_batch(self.rows, settings.per_device_train_batch_size)
+        memory = self._memory(settings, batch)
+        if memory is None:
+            return None
+        return PlannedPass(settings=settings, batch=batch, memory=memory)
 
+    def _fits_on_average(self, settings: BatchSettings) -> bool:
+        """Whether a micro-batch like the sample fits, which takes less than the heaviest."""
+        size = settings.per_device_train_batch_size
+        batch = tuple(itertools.islice(itertools.cycle(self.rows), size))
+        memory = self._memory(settings, batch)
+        return memory is None or memory.fits(self.device.memory_bytes)
 
-def _with(spec: JobSpec, settings: BatchSettings) -> JobSpec:
-    return replace(spec, train=settings.of_spec(spec.train))
+    def _memory(self, settings: BatchSettings, batch: tuple[RowSize, ...]) -> MemoryEstimate | None:
+        spec = replace(self.spec, train=settings.of_spec(self.spec.train))
+        return estimate(self.family, self.model, spec, batch, self.device, processes=self.processes)
