@@ -15,24 +15,22 @@ from job.families.lora.selection import trained_in_full
 from job.families.lora.target_groups import SAVED
 from job.pipeline.context import RunContext
 from job.pipeline.runner import COMMANDS
-from job.planning import data, facts, sizes, speed
-from job.planning.cost_model import measured_jobs
-from job.planning.devices import THIS_MACHINE, memory_fit, planned_devices
+from job.planning import data, facts, sizes
+from job.planning.devices import memory_fit, planned_devices
 from job.planning.engine import engine_of
-from job.planning.job_time import answer_tokens, job_time, training_of, work_of
+from job.planning.job_time import answer_tokens, training_of
 from job.planning.name_patterns import patterns
 from job.planning.passes import compile_choice
 from job.planning.reinforcement_cost import reinforcement
 from job.planning.requirements import needs
-from job.planning.scaling import Scaling, measured_scalings, require_possible, scaling_of
-from job.planning.stage_work import Work
+from job.planning.scaling import require_possible
+from job.planning.time_estimates import TimeEstimates
 from job.planning.validation_cost import validation
 from job.spec.keys import path_of
 from job.spec.load import LoadedSpec
 from job.spec.types import JobSpec
 from job.storage import retry
 from job.storage.backends.hub import hub_offline_variable
-from job.train.compile_choice import CompileChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WILL_RUN = "will run"
-NAME_ONE = "name one accelerator to see it: --accelerator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +62,6 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     whatever is unreachable, is left unknown.
     """
     spec = options.loaded.spec
-    uri = spec.model.model_name_or_path
     if options.processes is not None:
         require_possible(spec, options.processes)
     processes = options.processes or 1
@@ -85,21 +81,23 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     measured = sizes.measure(spec)
     memory = memory_fit(family, skeleton, spec, survey.sizes, devices, options.processes)
     compiling = compile_choice(family, spec, skeleton, data_facts, steps, devices)
-    timed = _timed(devices)
-    scaling, unmeasured = (None, None) if timed is None else _scaling(options, devices[timed])
-    work = _Work(
+    estimates = TimeEstimates(
+        spec=spec,
         data=data_facts,
         steps=steps,
         sizes=measured,
         memory=memory,
         compiling=compiling,
-        scaling=scaling,
-        unmeasured=unmeasured,
+        devices=devices,
+        price_per_hour=options.price_per_hour,
     )
-    quantities, whole = _job_time(options, devices, work, skeleton, survey, stages or {})
-    time, no_time = _time(options, devices, work)
-    if whole is not None:
-        time, no_time = training_of(whole) or time, None
+    sampled_answers = answer_tokens(survey)
+    skipped = [stage for stage, state in (stages or {}).items() if state != WILL_RUN]
+    work = estimates.work(skeleton.config)
+    whole_job = estimates.job(work, answer_tokens=sampled_answers, skipped=skipped)
+    time, no_time = estimates.training()
+    if whole_job is not None:
+        time, no_time = training_of(whole_job) or time, None
     return facts.Plan(
         name=spec.name,
         output=spec.output.uri,
@@ -109,18 +107,12 @@ def make_plan(options: PlanOptions) -> facts.Plan:
         model=_model(family, skeleton, spec, measured, devices, str(compiling)),
         memory=memory,
         memory_unknown=None if memory else f"the activation memory of the family {family.name}",
-        disk=facts.Disk(
-            download=0 if storage.is_local(uri) else measured.download,
-            prepared=data.prepared_bytes(spec.data, data_facts, survey),
-            checkpoints=_trainings(spec) * (spec.train.save_total_limit + 1) * measured.checkpoint,
-            adapter=measured.adapter,
-            merged=measured.merged,
-        ),
+        disk=_disk(spec, measured, data.prepared_bytes(spec.data, data_facts, survey)),
         pods=tuple(_pods(spec, measured, processes)),
         time=time,
         time_unknown=no_time,
-        job_time=whole,
-        work=None if quantities is None else asdict(quantities),
+        job_time=whole_job,
+        work=None if work is None else asdict(work),
         validation=validation(spec, data_facts, steps, time),
         reinforcement=reinforcement(
             family,
@@ -128,9 +120,9 @@ def make_plan(options: PlanOptions) -> facts.Plan:
             skeleton,
             data_facts,
             survey.sizes,
-            quantities,
+            work,
             devices,
-            answer_tokens=answer_tokens(survey),
+            answer_tokens=sampled_answers,
             trainable=measured.trainable,
         ),
         stages=stages or {},
@@ -138,9 +130,15 @@ def make_plan(options: PlanOptions) -> facts.Plan:
     )
 
 
-def _trainings(spec: JobSpec) -> int:
-    """The number of stages that store checkpoints."""
-    return (spec.train.max_steps != 0) + (spec.reinforce is not None)
+def _disk(spec: JobSpec, measured: sizes.Sizes, prepared: int | None) -> facts.Disk:
+    storing = (spec.train.max_steps != 0) + (spec.reinforce is not None)  # stages with checkpoints
+    return facts.Disk(
+        download=0 if storage.is_local(spec.model.model_name_or_path) else measured.download,
+        prepared=prepared,
+        checkpoints=storing * (spec.train.save_total_limit + 1) * measured.checkpoint,
+        adapter=measured.adapter,
+        merged=measured.merged,
+    )
 
 
 def _survey_data(job: RunContext) -> data.DataSurvey:
@@ -148,7 +146,7 @@ def _survey_data(job: RunContext) -> data.DataSurvey:
     uri = job.spec.model.model_name_or_path
     # A model known by name can be planned for even in the hub's offline mode.
     offline = hub_offline_variable(uri) is not None and families.is_known(uri)
-    family, no_family = _try(lambda: _family(job), *((InputError,) if offline else ()))
+    family, no_family = _try(job.bind_headers, *((InputError,) if offline else ()))
     counts, no_counts = _try(lambda: data.count_rows(job), InputError)
     samples, splits, no_samples = None, None, no_family or no_counts
     if family is not None and counts is not None:
@@ -172,11 +170,6 @@ def _try(ask: Callable[[], T], *also: type[JobError]) -> tuple[T | None, JobErro
         return ask(), None
     except expected as error:
         return None, error
-
-
-def _family(job: RunContext) -> families.Family:
-    """The family with its tokenizer, from the checkpoint's small files."""
-    return job.bind_headers()
 
 
 def _steps(spec: JobSpec, data: facts.Data, processes: int) -> facts.Steps:
@@ -249,141 +242,6 @@ def _pods(spec: JobSpec, measured: sizes.Sizes, processes: int) -> Iterator[fact
             scratch=pod.ephemeral,
             cache=pod.cache,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What the time of training depends on, other than the device."""
-
-    data: facts.Data
-    steps: facts.Steps
-    sizes: sizes.Sizes
-    memory: facts.MemoryFit | None
-    compiling: CompileChoice
-    scaling: Scaling | None
-    """What was measured of several processes, if there are to be some."""
-    unmeasured: str | None
-    """Why no time is known of the processes."""
-
-    def rows_a_pass(self, device: str, spec: JobSpec) -> int:
-        """As chosen for the device, or the spec's if that is unknown."""
-        fits = self.memory.fits if self.memory else ()
-        chosen = (fit.pass_rows for fit in fits if fit.accelerator == device)
-        return next(chosen, spec.train.per_device_train_batch_size)
-
-    def passes_a_step(self, device: str, spec: JobSpec) -> int:
-        """The same of the passes of a step."""
-        fits = self.memory.fits if self.memory else ()
-        chosen = (fit.passes for fit in fits if fit.accelerator == device)
-        return next(chosen, spec.train.gradient_accumulation_steps)
-
-
-def _timed(devices: Mapping[str, Accelerator]) -> str | None:
-    """The device whose times are told: this machine, or the only one; None if there is neither."""
-    if THIS_MACHINE in devices:
-        return THIS_MACHINE
-    return next(iter(devices)) if len(devices) == 1 else None
-
-
-def _time(
-    options: PlanOptions, devices: Mapping[str, Accelerator], work: _Work
-) -> tuple[facts.TrainingTime | None, str | None]:
-    """The time and cost of training; if unknown, why."""
-    data, steps, scaling = work.data, work.steps, work.scaling
-    name = _timed(devices)
-    if name is None:
-        return None, NAME_ONE
-    if steps.total is None or data.tokens_a_row is None:
-        return None, "the tokens per row are unknown"
-    if work.unmeasured is not None:
-        return None, work.unmeasured
-    device = devices[name]
-    spec = options.loaded.spec
-    span = speed.training_time(
-        speed.measurements(),
-        speed.Training(
-            device=device.name,
-            cores=device.cores,
-            parameters=work.sizes.parameters,
-            method=spec.lora.method,
-            compiled=work.compiling.compiled and device.kind != "cpu",
-            tokens=steps.total * steps.rows_a_step * data.tokens_a_row,
-            batch_tokens=work.rows_a_pass(name, spec) * data.tokens_a_row,
-        ),
-    )
-    if span is None and len(devices) > 1:
-        return None, NAME_ONE
-    if span is None:
-        kind = "accelerator" if device.cores is None else f"CPU of {device.cores} cores"
-        return None, f"no measurement for this {kind} ({device.name}) with a model of this size"
-    efficiency = 1.0 if scaling is None else scaling.efficiency
-    low, high = span.shortest / efficiency, span.longest / efficiency
-    each = options.price_per_hour
-    price = None if each is None else steps.processes * each
-    return facts.TrainingTime(
-        accelerator=name,
-        shortest=round(low, 1),
-        longest=round(high, 1),
-        cost_from=None if price is None else round(low / 3600 * price, 2),
-        cost_to=None if price is None else round(high / 3600 * price, 2),
-        sources=(*span.sources, *(() if scaling is None else (scaling.source,))),
-        beyond=span.beyond,
-    ), None
-
-
-def _scaling(options: PlanOptions, device: Accelerator) -> tuple[Scaling | None, str | None]:
-    """What was measured of several processes, if there are to be some; if nothing, why not."""
-    processes, kind = options.processes or 1, options.loaded.spec.runtime.distributed
-    if kind == "fsdp2":
-        return None, "no training with fsdp2 was measured"
-    if processes == 1:
-        return None, None
-    found = (
-        None if device.kind == "cpu" else scaling_of(measured_scalings(), device.name, processes)
-    )
-    return found, None if found else f"several processes were not measured on {device.name}"
-
-
-def _job_time(
-    options: PlanOptions,
-    devices: Mapping[str, Accelerator],
-    work: _Work,
-    model: "PreTrainedModel",
-    survey: data.DataSurvey,
-    stages: Mapping[str, str],
-) -> tuple[Work | None, facts.JobTime | None]:
-    """What the stages have to do on this machine, or on the accelerator that the user names, and
-    how long that takes; None if that is not known."""
-    name = _timed(devices)
-    if name is None:
-        return None, None
-    spec = options.loaded.spec
-    validated = validation(spec, work.data, work.steps, None)
-    quantities = work_of(
-        spec,
-        model.config,
-        work.sizes,
-        work.data,
-        work.steps,
-        passes_a_step=work.passes_a_step(name, spec),
-        compiled=work.compiling.compiled and devices[name].kind != "cpu",
-        validated_rows=validated.rows * (validated.times or 0) // work.steps.processes
-        if validated
-        else 0,
-    )
-    if quantities is None or work.unmeasured is not None:
-        return quantities, None
-    return quantities, job_time(
-        measured_jobs(),
-        devices[name],
-        name,
-        quantities,
-        answer_tokens=answer_tokens(survey),
-        skipped=[stage for stage, state in stages.items() if state != WILL_RUN],
-        price_per_hour=options.price_per_hour,
-        processes=work.steps.processes,
-        scaling=work.scaling,
-    )
 
 
 def _stages(job: RunContext) -> Iterator[tuple[str, str]]:
