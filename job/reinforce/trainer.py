@@ -30,7 +30,7 @@ from job.engines.trainer import attach_gradient
 from job.errors import OutOfMemoryError
 from job.evaluation.sampling import AtOnce, Sampling, sample_answers
 from job.families.base import Family
-from job.reinforce.advantages import share_alike, teaching, without_rounding
+from job.reinforce.advantages import affecting_gradient, equal_group_share, without_rounding_errors
 from job.reinforce.answer_scores import Answers, AnswerScores
 from job.reinforce.prompts import Prompts
 from job.reinforce.scoring import Sample, Scorer
@@ -99,7 +99,7 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         self._start = {name: p.detach().clone() for name, p in self._trained()} if beta else {}
         self._rows: Sequence[int] = ()
         # Of a pass: flags of the answers that are computed, and how likely all were when sampled.
-        self._learned: torch.Tensor | None = None
+        self._computed: torch.Tensor | None = None
         self._sampled: torch.Tensor | None = None
         self._scores = AnswerScores(
             adapted=adapted,
@@ -169,9 +169,9 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         batch: Tensors = super()._generate_and_score_completions(inputs)
         self._skip_frozen_inputs()
         self.samples = self._scorer.samples(self.state.global_step + 1)
-        advantages = without_rounding(batch["advantages"], self.num_generations)
+        advantages = without_rounding_errors(batch["advantages"], self.num_generations)
         # TRL's share is that of deviations near 0, and with scale_rewards: batch, of the step's.
-        self._metrics["train"]["frac_reward_zero_std"][-1] = share_alike(
+        self._metrics["train"]["frac_reward_zero_std"][-1] = equal_group_share(
             advantages, self.num_generations
         )
         return {**batch, "advantages": advantages, "rows": torch.tensor(self._rows)}
@@ -238,13 +238,13 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         """
         assert not return_outputs
         self._rows = inputs["rows"].tolist()
-        self._learned = learned = teaching(inputs, self.beta)
+        self._computed = computed = affecting_gradient(inputs, self.beta)
         self._sampled = inputs.get("old_per_token_logps")
         try:
             loss = GRPOTrainer._compute_loss(self, model, inputs)
         finally:
-            self._learned = self._sampled = None
-        return attach_gradient(loss, model, all_weights=not learned.all())
+            self._computed = self._sampled = None
+        return attach_gradient(loss, model, all_weights=not computed.all())
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -259,8 +259,8 @@ class ReinforceTrainer(ValidatingTrainer, GRPOTrainer):
         auxiliary loss. `self._rows` are the rows of the B answers."""
         tokens, present = (x[:, -logits_to_keep:] for x in (input_ids, attention_mask))
         answers = Answers(rows=self._rows, tokens=tokens, present=present)
-        if self._learned is not None:
-            return *self._scores.of_some(answers, self._learned, self._sampled), None
+        if self._computed is not None:
+            return *self._scores.of_some(answers, self._computed, self._sampled), None
         with self._reference() if model is self.ref_model else nullcontext():
             return *self._scores.of_all(answers, batch_size or len(answers)), None
 

@@ -17,7 +17,7 @@ from job.families.packed_shape import PackedShape
 from job.families.token_scores import token_scores
 from job.prep.rows import Row
 from job.reinforce import trainer
-from job.reinforce.advantages import share_alike, teaching, without_rounding
+from job.reinforce.advantages import affecting_gradient, equal_group_share, without_rounding_errors
 from job.reinforce.answer_scores import Answers, AnswerScores, answered
 from job.reinforce.progress import read_history
 from job.reinforce.result import ReinforceResult
@@ -155,7 +155,9 @@ def test_a_step_that_teaches_nothing_keeps_its_momentum(
     assert "entropy" not in steps[1]
     rollouts = 0
     monkeypatch.setattr(
-        trainer, "teaching", lambda inputs, beta: torch.ones_like(inputs["advantages"]).bool()
+        trainer,
+        "affecting_gradient",
+        lambda inputs, beta: torch.ones_like(inputs["advantages"]).bool(),
     )
     _, everything = run("everything", spec_of(*settings), first_only)
     for one, other in zip(_adapter(folder), _adapter(everything), strict=True):
@@ -168,9 +170,9 @@ def _adapter(folder: Path) -> list[torch.Tensor]:
 
 def test_equal_rewards_have_no_advantage_whatever_their_mean_was_rounded_to() -> None:
     rounded = torch.tensor([3e-4, 3e-4, 3e-4, 1.0, 0.0, -1.0])
-    advantages = without_rounding(rounded, 3)
+    advantages = without_rounding_errors(rounded, 3)
     assert advantages.tolist() == [0, 0, 0, 1, 0, -1]
-    assert share_alike(advantages, 3) == 0.5
+    assert equal_group_share(advantages, 3) == 0.5
 
 
 def test_an_answer_teaches_by_its_advantage_or_by_its_divergence() -> None:
@@ -178,8 +180,8 @@ def test_an_answer_teaches_by_its_advantage_or_by_its_divergence() -> None:
         "advantages": torch.tensor([0.5, 0.0, -0.5]),
         "completion_mask": torch.tensor([[1, 0], [1, 1], [0, 0]]),  # the last one is masked
     }
-    assert teaching(inputs, 0.0).tolist() == [True, False, False]
-    assert teaching(inputs, 0.1).tolist() == [True, True, False]
+    assert affecting_gradient(inputs, 0.0).tolist() == [True, False, False]
+    assert affecting_gradient(inputs, 0.1).tolist() == [True, True, False]
 
 
 def test_each_image_is_computed_once(rows: list[Row], family: families.Family) -> None:
