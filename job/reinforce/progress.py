@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from job.reinforce.trainer import ReinforceTrainer
 
 HISTORY, SAMPLES = "history.jsonl", "samples.jsonl"
-SILENT_STEPS = 20
-"""Steps without any difference between rewards after which the log warns."""
+EQUAL_STEPS = 20
+"""Steps without any difference between the rewards of a row's answers before the log warns."""
+NOTHING_LEARNED = (
+    "add a reward that tells degrees, such as character_accuracy; raise "
+    "reinforce.temperature or reinforce.num_generations; or train longer before"
+)
+"""How to fix a training in which no rewards differ."""
 
 # Names in the history, by TRL's.
 _NAMES = {
@@ -88,7 +93,8 @@ class ReinforceProgress(TrainerCallback):
         self._first_step = 0
         self._tokens = 0
         self._logged = 0.0
-        self._silent = 0
+        self._equal_steps = 0
+        """Steps since rewards last differed."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -126,7 +132,8 @@ class ReinforceProgress(TrainerCallback):
                 memory=log.byte_count(step.memory_bytes),
                 left=log.seconds(step.left_seconds),
             )
-        self._warn_if_nothing_is_learned(args, entry)
+        self._warn_if_nothing_is_learned(entry, args.logging_steps)
+        _warn_if_not_finite(entry)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -211,36 +218,31 @@ class ReinforceProgress(TrainerCallback):
             left_seconds=round(left, 3),
         )
 
-    def _warn_if_nothing_is_learned(
-        self, args: TrainingArguments, entry: Mapping[str, Any]
-    ) -> None:
-        equal = entry.get("equal_groups")
-        if equal is not None and equal < 1:
-            self._silent = 0
-        elif equal is not None:
-            self._silent += args.logging_steps
-        if (
-            equal is not None
-            and self._silent >= SILENT_STEPS
-            and self._silent - args.logging_steps < SILENT_STEPS
-        ):
+    def _warn_if_nothing_is_learned(self, entry: Mapping[str, Any], steps: int) -> None:
+        """Warns once rewards have been equal for `EQUAL_STEPS`; `entry` is that of the last `steps`
+        steps."""
+        equal_groups = entry.get("equal_groups")
+        if equal_groups is None:
+            return
+        if equal_groups < 1:
+            self._equal_steps = 0
+            return
+        before, self._equal_steps = self._equal_steps, self._equal_steps + steps
+        if before < EQUAL_STEPS <= self._equal_steps:
             log.warn(
                 "nothing is learned: all answers to a row have the same reward",
-                steps=self._silent,
+                steps=self._equal_steps,
                 reward=entry.get("reward"),
                 fix=NOTHING_LEARNED,
             )
-        if not math.isfinite(entry["loss"]):
-            log.warn(
-                "the loss is not finite: the training has probably diverged",
-                fix="lower reinforce.learning_rate, or raise reinforce.warmup_steps",
-            )
 
 
-NOTHING_LEARNED = (
-    "add a reward that tells degrees, such as character_accuracy; raise "
-    "reinforce.temperature or reinforce.num_generations; or train longer before"
-)
+def _warn_if_not_finite(entry: Mapping[str, Any]) -> None:
+    if not math.isfinite(entry["loss"]):
+        log.warn(
+            "the loss is not finite: the training has probably diverged",
+            fix="lower reinforce.learning_rate, or raise reinforce.warmup_steps",
+        )
 
 
 def read_history(directory: Path) -> list[dict[str, Any]]:
