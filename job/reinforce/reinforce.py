@@ -40,7 +40,7 @@ from job.train.validation_rows import select_validation_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainerCallback
 
     from job.reinforce.trainer import ReinforceTrainer
 
@@ -94,8 +94,9 @@ def reinforce(
     order = RolloutOrder.of(own, prompts, spec.train.seed)
     _log_start(own, prompts, rewards, adapted)
     context.accelerator.reset_peak_memory()
-    session = _start(context, own, adapted, Scorer(prompts=prompts, rewards=rewards), order)
-    seconds = _run(session, context, adapted)
+    scorer = Scorer(prompts=prompts, rewards=rewards)
+    session = _start_session(context, own, adapted, scorer, order)
+    seconds = _run_session(session, context, adapted)
     kept = load_best(session, context.scratch, "reinforce")
     trained = store_trained(spec, context.family, session.trainer, context.directory / REINFORCED)
     assert trained is not None, "this stage runs in one process"
@@ -135,7 +136,7 @@ def _log_start(
     )
 
 
-def _start(
+def _start_session(
     context: TrainContext,
     own: ReinforceSpec,
     adapted: AdaptedModel,
@@ -149,7 +150,8 @@ def _start(
     spec, uploads = context.spec, BackgroundUploads()
     validation = select_validation_rows(context)
     validator = None if validation is None else Validator(context, validation, adapted, None)
-    selection = None if validator is None else Selection.of(spec.train)
+    plan = ValidationPlan.of(spec.train, validator)
+    selection = None if plan is None else plan.selection
     checkpoints = replace(context.checkpoints, schedule=_schedule(own))
     progress = ReinforceProgress(
         context.accelerator,
@@ -158,15 +160,6 @@ def _start(
         context.report_validation,
         selection,
     )
-    store = CheckpointCallback(
-        checkpoints, spec.train.save_total_limit, uploads, context.check_lease, selection
-    )
-    plan = None
-    schedule = []
-    if validator is not None and selection is not None:
-        plan = ValidationPlan(spec=spec.train, validator=validator, selection=selection)
-        schedule = [ValidationSchedule(spec.train)]
-    context.trackers.set_environment()
     remove_scratch(context)  # of a killed run
     obstacle = context.ways.obstacle(EIGHT_BIT)
     optim = resolve_optim(spec.train, context.accelerator, obstacle, section="reinforce")
@@ -186,7 +179,7 @@ def _start(
         data_timer=DataTimer(),
         learning_rates=LearningRates.of(spec.train),
         args=grpo_config(spec, own, optim, context.engine, context.scratch),
-        callbacks=[*schedule, StopCallback(), store, progress],
+        callbacks=_callbacks(context, checkpoints, uploads, progress, selection),
     )
     progress.trainer = trainer
     remove_default_callbacks(trainer)
@@ -212,6 +205,23 @@ def _start(
     )
 
 
+def _callbacks(
+    context: TrainContext,
+    checkpoints: CheckpointStore,
+    uploads: BackgroundUploads,
+    progress: ReinforceProgress,
+    selection: Selection | None,
+) -> "list[TrainerCallback]":
+    """The trainer's callbacks, in the order of their calls."""
+    context.trackers.set_environment()
+    train = context.spec.train
+    schedule = [] if selection is None else [ValidationSchedule(train)]
+    store = CheckpointCallback(
+        checkpoints, train.save_total_limit, uploads, context.check_lease, selection
+    )
+    return [*schedule, StopCallback(), store, progress]
+
+
 def _schedule(own: ReinforceSpec) -> Schedule:
     return Schedule(
         lr_scheduler_type=own.lr_scheduler_type,
@@ -222,7 +232,7 @@ def _schedule(own: ReinforceSpec) -> Schedule:
     )
 
 
-def _run(session: ReinforceSession, context: TrainContext, adapted: AdaptedModel) -> float:
+def _run_session(session: ReinforceSession, context: TrainContext, adapted: AdaptedModel) -> float:
     """Trains to the last step; returns the seconds it took."""
     trainer, resumed = session.trainer, session.resumed_from
     started = time.monotonic()

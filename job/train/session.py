@@ -89,7 +89,8 @@ def start_session(
 ) -> Session:
     """Builds the trainer, and fetches the checkpoint to resume from, if there is one."""
     uploads, data_timer = BackgroundUploads(), DataTimer()
-    selection = None if validator is None else Selection.of(spec.train)
+    plan = ValidationPlan.of(spec.train, validator)
+    selection = None if plan is None else plan.selection
     computed = throughput(context, rows, adapted)
     progress = ProgressCallback(
         context.accelerator,
@@ -102,9 +103,6 @@ def start_session(
     )
     batches = batch_sampler(spec, rows, padding_free=adapted.padding_free)
     checkpoints = replace(context.checkpoints, schedule=schedule_of(spec.train, batches))
-    plan = None
-    if validator is not None and selection is not None:
-        plan = ValidationPlan(spec=spec.train, validator=validator, selection=selection)
     fsdp = sharding.config(adapted.base) if spec.shards_weights else None
     remove_scratch(context)  # of a killed run
     trainer = ValidatingTrainer(

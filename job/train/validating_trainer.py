@@ -36,6 +36,13 @@ class ValidationPlan:
     validator: Validator
     selection: Selection
 
+    @classmethod
+    def of(cls, spec: TrainSpec, validator: Validator | None) -> "ValidationPlan | None":
+        """The plan of the spec; None without a validator, if the spec does not validate."""
+        if validator is None:
+            return None
+        return cls(spec=spec, validator=validator, selection=Selection.of(spec))
+
 
 class ValidatingTrainer(SafetensorsTrainer):
     """Validates, saves the best model so far, and stops early; without a plan, does none of it.
