@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from job import storage
 from job.errors import JobError, SpecError
-from job.spec.rules.locations import FOLDERS
+from job.spec.output_folders import FOLDERS
 from job.storage import retry
 
 RUN, RESOLVED = "run.json", "spec.resolved.yaml"

@@ -21,6 +21,7 @@ from job.artifacts.writer import LEASES, SUCCESS, Writer
 from job.errors import JobError, MissingInputError, StorageError
 from job.local.process_identity import utc_now
 from job.local.work_folder import WorkFolder
+from job.spec.output_folders import ADAPTER, MERGED, REINFORCED, WEIGHTS
 from job.spec.rules.locations import canonical
 
 __all__ = ["LEASES", "RESOLVED", "RUN", "SBOM", "STAGES", "SUCCESS", "SUMS", "Output"]
@@ -28,7 +29,7 @@ __all__ = ["LEASES", "RESOLVED", "RUN", "SBOM", "STAGES", "SUCCESS", "SUMS", "Ou
 SBOM, SUMS = "sbom.cdx.json", "SHA256SUMS"
 
 # The folders whose files may be large enough for multipart uploads.
-LARGE = ("data", "adapter", "weights", "reinforced", "merged", "checkpoints")
+LARGE = ("data", ADAPTER, WEIGHTS, REINFORCED, MERGED, "checkpoints")
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from job.artifacts.nesting import run_containing
 from job.artifacts.output import SUCCESS, SUMS
 from job.errors import InputError
 from job.local import lock as locks
+from job.spec.output_folders import ADAPTER, REINFORCED, SERVED_ADAPTER
 from job.storage import local
 from job.storage.digests import sha256_file
 from job.storage.uri import safe_relative
@@ -27,9 +28,8 @@ RECORD = "fetched.json"
 """The files of earlier downloads, with their digests."""
 LOST_AND_FOUND = "lost+found"
 """The folder that some file systems have at their root."""
-ADAPTERS = ("adapter", "adapter-vllm")
+ADAPTERS = (ADAPTER, SERVED_ADAPTER)
 """Parts that, of a reinforced run, are those of the reinforced adapter."""
-REINFORCED = "reinforced"
 SHOWN = 5
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _LOADED_FIRST = (re.compile(r"\.index\.json$"), re.compile(r"(^|/)(adapter_)?config\.json$"))

@@ -12,7 +12,7 @@ from job.artifacts.output import LEASES, RUN, STAGES, SUCCESS, SUMS
 from job.artifacts.records import StageRecord
 from job.artifacts.unfinished import SUFFIX
 from job.errors import DataError, InputError, MissingInputError, Problem, StorageError
-from job.spec.rules.locations import FOLDERS, LOGS
+from job.spec.output_folders import FOLDERS, LOGS
 from job.storage.digests import FileDigest
 from job.train.checkpoint.storage import MANIFEST
 

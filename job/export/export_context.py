@@ -10,6 +10,7 @@ from job.engines.base import Engine
 from job.export.proof import PROBES
 from job.families.base import Family
 from job.prep.rows import Row
+from job.spec.output_folders import MERGED
 from job.spec.types import JobSpec
 from job.storage.digests import FileDigest, digest_tree
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-MERGED = "merged"
 """The folder of the merged weights."""
 
 

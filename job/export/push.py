@@ -17,6 +17,7 @@ from job import log
 from job.errors import InputError, MissingInputError
 from job.export.push_failures import PushExplainer
 from job.redaction import redact
+from job.spec.output_folders import ADAPTER, SERVED_ADAPTER
 from job.spec.types import ExportSpec
 from job.storage import retry
 from job.storage.backends.hub import hub_offline_variable, offline
@@ -38,7 +39,7 @@ _PROCESSOR = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
     *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.json"),
 )
-_FOLDERS = ("adapter", "adapter-vllm")
+_FOLDERS = (ADAPTER, SERVED_ADAPTER)
 """Folders of a repository that a push writes."""
 
 

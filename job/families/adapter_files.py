@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from job import storage
 from job.errors import InputError, JobError
+from job.spec.output_folders import ADAPTER, REINFORCED
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _MAX_CONFIG_BYTES = 2**20
@@ -39,7 +40,7 @@ def require_model(uri: str, paths: Collection[str]) -> None:
 
 def folder_in_run(paths: Collection[str]) -> str | None:
     """The folder of the adapter in a run's output, of the reinforced one if there is one."""
-    folders = ("reinforced/adapter", "adapter")
+    folders = (f"{REINFORCED}/{ADAPTER}", ADAPTER)
     return next((folder for folder in folders if f"{folder}/{CONFIG}" in paths), None)
 
 

@@ -29,10 +29,11 @@ from job.prep import cache
 from job.prep.prepared_data import PreparedData
 from job.prep.streaming import FullShards
 from job.spec.load import LoadedSpec
+from job.spec.output_folders import ADAPTER, REINFORCED
 from job.train.identity import Identity
 
-ADAPTER, REINFORCED, REINFORCE = "adapter", "reinforced", "reinforce"
-"""Folders at the output: of an adapter, of the reinforced one, and of its checkpoints."""
+REINFORCE = "reinforce"
+"""The folder among the checkpoints that has those of the stage `reinforce`."""
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -6,6 +6,7 @@ from typing import Any
 from job import log
 from job.export.push import HubRepository, HubTarget, commit_title, layout
 from job.pipeline.context import RunContext
+from job.spec.output_folders import ADAPTER, MERGED, SERVED_ADAPTER
 from job.spec.types import JobSpec
 
 _SHOWN = 3  # names in a warning
@@ -40,10 +41,10 @@ def push(run: RunContext) -> dict[str, Any]:
     trained, prefix = run.inputs.trained_by, run.trained_folder
     adapter = [
         (path.removeprefix(prefix), file)
-        for stage, folder in ((trained, "adapter"), ("card", "adapter"), (trained, "adapter-vllm"))
+        for stage, folder in ((trained, ADAPTER), ("card", ADAPTER), (trained, SERVED_ADAPTER))
         for path, file in _files(run, stage, f"{prefix}{folder}")
     ]
-    merged = [*_files(run, "export", "merged"), *_files(run, "card", "merged")]
+    merged = [*_files(run, "export", MERGED), *_files(run, "card", MERGED)]
     metrics = run.record.metrics
     title = commit_title(spec.name, metrics.get("baseline", {}), metrics.get("final", {}))
     description = (

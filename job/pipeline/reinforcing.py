@@ -9,7 +9,7 @@ from job.engines.device import resolve_optim
 from job.errors import SpecError
 from job.pipeline.context import REINFORCE, RunContext
 from job.pipeline.training import training_context
-from job.spec.rules.locations import LOGS
+from job.spec.output_folders import LOGS
 
 if TYPE_CHECKING:
     from peft import PeftModel

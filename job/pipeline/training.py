@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from job.pipeline.context import RunContext
 from job.pipeline.fingerprints import Stage
-from job.spec.rules.locations import LOGS
+from job.spec.output_folders import LOGS
 from job.spec.types import JobSpec
 from job.train.identity import Identity
 

@@ -18,6 +18,7 @@ from job.reinforce.scoring import Scorer
 from job.reinforce.settings import as_training, grpo_config
 from job.reinforce.special_tokens import special_tokens_kept
 from job.rewards.named import NamedReward
+from job.spec.output_folders import REINFORCED
 from job.spec.types import JobSpec, ReinforceSpec
 from job.train.adapting import AdaptedModel, adapt
 from job.train.best_model import load_best
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
 
     from job.reinforce.trainer import ReinforceTrainer
-
-REINFORCED = "reinforced"
-"""The folder of the stage's files at the output."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from job.families.base import Family
 from job.families.weight_files import Weights
 from job.redaction import redact, redacted
+from job.spec.output_folders import ADAPTER, SERVED_ADAPTER, WEIGHTS
 from job.spec.types import JobSpec
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, Trainer
 
-ADAPTER, SERVED_ADAPTER, WEIGHTS = "adapter", "adapter-vllm", "weights"
 
 _FORWARDS: tuple[str, ...] = ("forward", "_original_forward")
 """Attributes that Accelerate sets on an instance."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 
 from job.spec.hub_output import HUB
+from job.spec.output_folders import FOLDERS, LOGS
 from job.spec.problems import Finding
 from job.spec.rules.view import Rule, Unavailable, View, finding, unknown_builtin
 
@@ -17,12 +18,6 @@ INPUTS = (
     "model.adapter_name_or_path",
     "model.chat_template",
 )
-LOGS = "logs"
-FOLDERS = (
-    *("data", "checkpoints", "train", "eval", "adapter", "adapter-vllm", "weights", "reinforced"),
-    *("merged", LOGS, ".stages", ".lease"),
-)
-"""The folders that a run writes in its output."""
 _UNUSABLE = ("", ".", "..")
 _READ_ONLY = ("hf://", "builtin://", "http://", "https://")
 _URIS = (
