@@ -19,7 +19,7 @@ Names = Mapping[str, StoredName]
 """The parts of each stored tensor's name, by that name."""
 
 
-def described(
+def describe(
     config: AdapterConfig,
     shapes: Shapes,
     stored: Names,
@@ -31,20 +31,13 @@ def described(
 
     `gate_up` are the parameters for which it stores an adapter each of gate and up, as one.
     """
-    parameters = dict(skeleton.named_parameters(remove_duplicate=False))
     original = {
         rename(plain): plain
         for each in stored.values()
         if each.part is not None and (plain := each.module.replace(BASE_LAYER, ""))
     }
-    wanted = {*config.target_parameters, *map(rename, config.target_parameters)}
-    adapted = tuple(
-        name
-        for name in parameters
-        if name.rpartition(".")[0] in original
-        and any(name == ending or name.endswith(f".{ending}") for ending in wanted)
-    )
-    owners = {name.rpartition(".")[0] for name in adapted}
+    parameters = _adapted_parameters(config, rename, skeleton, original)
+    owners = {name.rpartition(".")[0] for name in parameters}
     modules = tuple(name for name in original if name not in owners)
     ranks = {
         rename(each.module): shapes[name][0]
@@ -52,40 +45,70 @@ def described(
         if each.part == "lora_A" and rename(each.module) in modules
     }
     alphas = {name: config.alpha_of(original[name]) for name in modules}
-    for name in adapted:  # of several parameters of one module, the tensors do not tell which
+    for name in parameters:  # of several parameters of one module, the tensors do not tell which
         owner, _, leaf = name.rpartition(".")
         each = ADAPTERS if name in gate_up else 1
         ranks[name] = config.rank_of(f"{original[owner]}.{leaf}") // each
         alphas[name] = config.alpha_of(f"{original[owner]}.{leaf}", each)
     saved, tied = _saved(config, stored, rename, skeleton)
+    use_dora = any(each.part == "lora_magnitude_vector" for each in stored.values())
+    group = TargetGroup(
+        name="adapter",
+        modules=modules,
+        parameters=parameters,
+        gate_up=tuple(name for name in parameters if name in gate_up),
+    )
+    targets = LoraTargets(groups=(group,), saved_modules=saved, ties_embeddings=tied)
+    return _as_spec(config, targets, ranks, alphas, use_dora=use_dora), targets
+
+
+def _adapted_parameters(
+    config: AdapterConfig,
+    rename: Callable[[str], str],
+    skeleton: "PreTrainedModel",
+    modules: Collection[str],
+) -> tuple[str, ...]:
+    """The parameters that have adapters of their own; `modules` have tensors of the adapter."""
+    wanted = {*config.target_parameters, *map(rename, config.target_parameters)}
+    return tuple(
+        name
+        for name, _ in skeleton.named_parameters(remove_duplicate=False)
+        if name.rpartition(".")[0] in modules
+        and any(name == ending or name.endswith(f".{ending}") for ending in wanted)
+    )
+
+
+def _as_spec(
+    config: AdapterConfig,
+    targets: LoraTargets,
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, int],
+    *,
+    use_dora: bool,
+) -> LoraSpec:
+    """The section `lora` that describes the adapter; `ranks` and `alphas` are by full name."""
+    [group] = targets.groups
     r, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
-    lora = LoraSpec(
+    return LoraSpec(
         method="lora",
         r=r,
         lora_alpha=alpha,
         lora_dropout=0,
         bias=config.bias,
-        target_modules=modules,
-        target_parameters=adapted or None,
+        target_modules=group.modules,
+        target_parameters=group.parameters or None,
         layers_to_transform=None,
         rank_pattern=exact({name: rank for name, rank in ranks.items() if rank != r}),
         alpha_pattern=exact({name: each for name, each in alphas.items() if each != alpha}),
-        modules_to_save=saved or None,
+        modules_to_save=targets.saved_modules or None,
         use_rslora=config.use_rslora,
-        use_dora=any(each.part == "lora_magnitude_vector" for each in stored.values()),
+        use_dora=use_dora,
         finetune_vision_layers=True,
         finetune_language_layers=True,
         finetune_attention_modules=None,
         finetune_mlp_modules=True,
         finetune_experts=None,
     )
-    group = TargetGroup(
-        name="adapter",
-        modules=modules,
-        parameters=adapted,
-        gate_up=tuple(name for name in adapted if name in gate_up),
-    )
-    return lora, LoraTargets(groups=(group,), saved_modules=saved, ties_embeddings=tied)
 
 
 def _saved(

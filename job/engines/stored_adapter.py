@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.engines.adapter_config import AdapterConfig
-from job.engines.adapter_description import Names, described
+from job.engines.adapter_description import Names, describe
 from job.engines.base import Engine
 from job.engines.gate_up_adapter import stored_gate_up
 from job.engines.lora_config import lora_config, without_pattern_warnings
@@ -63,7 +63,7 @@ def read_adapter(uri: str, directory: Path, skeleton: "PreTrainedModel") -> Stor
         raise _not_of_this_model(uri, config, stored, modules, parameters)
     naming, rename = found
     gate_up = stored_gate_up(config, directory / WEIGHTS, stored, rename, parameters)
-    lora, targets = described(config, shapes, stored, rename, skeleton, gate_up)
+    lora, targets = describe(config, shapes, stored, rename, skeleton, gate_up)
     expected = _expected_shapes(skeleton, targets, lora)
     renamed = _renamed(stored, rename, expected)
     _require_distinct(uri, renamed)
